@@ -1,0 +1,1 @@
+"""mf, the command line of the deployments API: HTTP only."""

@@ -1,0 +1,1 @@
+"""What a push fires: branches to environments, builds, deployments, and the jobs behind them."""

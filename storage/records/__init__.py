@@ -1,0 +1,1 @@
+"""The records: one sqlite database, one file per table."""
