@@ -1,0 +1,110 @@
+"""The steps that make the database, in order; each runs once, in a transaction.
+
+Columns keep to what PostgreSQL also has. Times are integers: milliseconds since 1970, UTC.
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+MIGRATIONS = Migrations("gitd")
+
+
+def _run(db: Database, script: str) -> None:
+    # Not executescript(): that would commit the migration's own transaction.
+    for statement in script.split(";"):
+        if statement.strip():
+            db.conn.execute(statement)
+
+
+@MIGRATIONS()
+def sites(db: Database) -> None:
+    _run(
+        db,
+        """
+        CREATE TABLE site(
+          id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, default_branch TEXT NOT NULL,
+          created_at BIGINT NOT NULL);
+        CREATE TABLE branch_route(
+          site_id TEXT NOT NULL REFERENCES site(id) ON DELETE CASCADE, position INTEGER NOT NULL,
+          pattern TEXT NOT NULL, target TEXT NOT NULL, PRIMARY KEY(site_id, position));
+        CREATE TABLE environment(
+          id TEXT PRIMARY KEY, site_id TEXT NOT NULL REFERENCES site(id) ON DELETE CASCADE,
+          slug TEXT NOT NULL, kind TEXT NOT NULL, branch TEXT, ephemeral INTEGER NOT NULL,
+          status TEXT NOT NULL, hostname TEXT NOT NULL UNIQUE, created_at BIGINT NOT NULL,
+          UNIQUE(site_id, slug));
+        CREATE INDEX environment_branch ON environment(site_id, branch);
+        CREATE TABLE api_key(
+          id TEXT PRIMARY KEY, family TEXT NOT NULL, label TEXT NOT NULL,
+          secret_sha256 BLOB NOT NULL UNIQUE, hint TEXT NOT NULL, scopes TEXT NOT NULL,
+          site_id TEXT REFERENCES site(id) ON DELETE CASCADE,
+          env_id TEXT REFERENCES environment(id) ON DELETE CASCADE,
+          cidrs TEXT NOT NULL, created_at BIGINT NOT NULL, expires_at BIGINT NOT NULL,
+          revoked_at BIGINT, last_used_at BIGINT);
+        """,
+    )
+
+
+@MIGRATIONS()
+def pipeline(db: Database) -> None:
+    _run(
+        db,
+        """
+        CREATE TABLE job(
+          id TEXT PRIMARY KEY, type TEXT NOT NULL, status TEXT NOT NULL, progress INTEGER NOT NULL,
+          resource_type TEXT NOT NULL, resource_id TEXT NOT NULL, site_id TEXT NOT NULL,
+          env_id TEXT NOT NULL, result TEXT, error TEXT, version INTEGER NOT NULL,
+          owner TEXT, attempts INTEGER NOT NULL, created_at BIGINT NOT NULL, started_at BIGINT,
+          finished_at BIGINT);
+        CREATE INDEX job_unfinished ON job(status, id) WHERE finished_at IS NULL;
+        CREATE INDEX job_site ON job(site_id, id);
+        CREATE INDEX job_status ON job(status, id);
+        CREATE INDEX job_env ON job(env_id, id);
+        CREATE TABLE push(
+          id TEXT PRIMARY KEY, site_id TEXT NOT NULL REFERENCES site(id) ON DELETE CASCADE,
+          actor_type TEXT NOT NULL, actor_id TEXT NOT NULL, actor_label TEXT NOT NULL,
+          updates TEXT NOT NULL, options TEXT NOT NULL, created_at BIGINT NOT NULL,
+          landed_at BIGINT);
+        CREATE INDEX push_open ON push(id) WHERE landed_at IS NULL;
+        CREATE TABLE build(
+          id TEXT PRIMARY KEY, site_id TEXT NOT NULL, env_id TEXT NOT NULL, job_id TEXT NOT NULL,
+          ref TEXT, commit_id TEXT NOT NULL, status TEXT NOT NULL, clean INTEGER NOT NULL,
+          deploys INTEGER NOT NULL, pushed INTEGER NOT NULL, cached INTEGER NOT NULL, profile TEXT,
+          artifact_id TEXT, deployment_id TEXT, error TEXT, timings TEXT NOT NULL,
+          actor_type TEXT NOT NULL, actor_id TEXT NOT NULL, actor_label TEXT NOT NULL,
+          created_at BIGINT NOT NULL, started_at BIGINT, finished_at BIGINT);
+        CREATE INDEX build_env ON build(env_id, id);
+        CREATE INDEX build_job ON build(job_id);
+        CREATE TABLE artifact(
+          id TEXT PRIMARY KEY, digest TEXT NOT NULL UNIQUE, manifest_sha256 TEXT NOT NULL,
+          files INTEGER NOT NULL, size_bytes BIGINT NOT NULL, created_at BIGINT NOT NULL);
+        CREATE TABLE attestation(
+          envelope_sha256 TEXT PRIMARY KEY, artifact_id TEXT NOT NULL REFERENCES artifact(id),
+          site_id TEXT NOT NULL, build_id TEXT NOT NULL UNIQUE, key_id TEXT NOT NULL,
+          signature TEXT NOT NULL, profile TEXT NOT NULL, ref TEXT, commit_id TEXT NOT NULL,
+          created_at BIGINT NOT NULL);
+        CREATE INDEX attestation_artifact ON attestation(site_id, artifact_id, build_id);
+        CREATE INDEX attestation_site ON attestation(site_id, build_id);
+        CREATE TABLE deployment(
+          id TEXT PRIMARY KEY, site_id TEXT NOT NULL, env_id TEXT NOT NULL, job_id TEXT NOT NULL,
+          artifact_id TEXT NOT NULL REFERENCES artifact(id), envelope_sha256 TEXT NOT NULL,
+          trigger_kind TEXT NOT NULL, status TEXT NOT NULL, runs_release_command INTEGER NOT NULL,
+          release_id TEXT, error TEXT, ref TEXT, commit_id TEXT,
+          actor_type TEXT NOT NULL, actor_id TEXT NOT NULL, actor_label TEXT NOT NULL,
+          created_at BIGINT NOT NULL, started_at BIGINT, finished_at BIGINT);
+        CREATE INDEX deployment_env ON deployment(env_id, id);
+        CREATE INDEX deployment_job ON deployment(job_id);
+        CREATE TABLE release(
+          id TEXT PRIMARY KEY, site_id TEXT NOT NULL, env_id TEXT NOT NULL,
+          deployment_id TEXT NOT NULL UNIQUE, artifact_id TEXT NOT NULL, ref TEXT, commit_id TEXT,
+          actor_type TEXT NOT NULL, actor_id TEXT NOT NULL, actor_label TEXT NOT NULL,
+          deployed_at BIGINT NOT NULL, is_current INTEGER NOT NULL);
+        CREATE INDEX release_env ON release(env_id, id);
+        CREATE UNIQUE INDEX release_current ON release(env_id) WHERE is_current = 1;
+        CREATE TABLE idempotency(
+          owner_id TEXT NOT NULL, idempotency_key TEXT NOT NULL, request_sha256 BLOB NOT NULL,
+          status INTEGER NOT NULL, resource_type TEXT NOT NULL, resource_id TEXT NOT NULL,
+          created_at BIGINT NOT NULL, PRIMARY KEY(owner_id, idempotency_key));
+        CREATE INDEX idempotency_age ON idempotency(created_at);
+        """,
+    )

@@ -1,0 +1,117 @@
+"""Records: durable, grouped, isolated changes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+
+from storage.errors import RecordConflictError, RecordsError
+from storage.records.db import Records
+
+
+@pytest.fixture
+def records(tmp_path: Path):
+    opened = Records.open(tmp_path / "gitd.db")
+    yield opened
+    opened.close()
+
+
+def add_site(name: str):
+    def change(db: sqlite3.Connection) -> str:
+        db.execute("INSERT INTO site VALUES(?,?,?,?)", (f"site_{name}", name, "main", 0))
+        return name
+
+    return change
+
+
+def names(records: Records) -> list[str]:
+    return [row["name"] for row in records.reader().execute("SELECT name FROM site ORDER BY name")]
+
+
+def test_reader_sees_a_change_whose_write_returned(records: Records) -> None:
+    assert records.write(add_site("a")) == "a"
+    assert names(records) == ["a"]
+
+
+def test_failing_change_takes_nothing_else_of_its_group_with_it(records: Records) -> None:
+    def fails_halfway(db: sqlite3.Connection) -> None:
+        add_site("half")(db)
+        raise ValueError("no")
+
+    changes = [add_site("a"), fails_halfway, add_site("b"), add_site("a"), add_site("c")]
+    futures = [records.submit(change) for change in changes]
+    wait(futures)
+    assert [type(f.exception()).__name__ for f in futures] == [
+        "NoneType",
+        "ValueError",
+        "NoneType",
+        "RecordConflictError",
+        "NoneType",
+    ]
+    assert names(records) == ["a", "b", "c"]
+
+
+def test_reader_cannot_write(records: Records) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        records.reader().execute("DELETE FROM site")
+
+
+def test_foreign_keys_are_kept(records: Records) -> None:
+    with pytest.raises(RecordConflictError):
+        records.write(
+            lambda db: db.execute("INSERT INTO branch_route VALUES('site_x', 0, '*', 'live')")
+        )
+
+
+def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:
+    first = Records.open(tmp_path / "gitd.db")
+    first.write(add_site("a"))
+    second = Records.open(tmp_path / "gitd.db")
+    assert names(second) == ["a"]
+    first.close()
+    second.close()
+    with pytest.raises(RecordsError, match="closed"):
+        second.write(add_site("b"))
+
+
+def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "gitd.db").write_bytes(b"not a database, and long enough to be one" * 40)
+    with pytest.raises(RecordsError):
+        Records.open(tmp_path / "gitd.db")
+
+
+WRITER = """
+import sqlite3, sys
+from pathlib import Path
+from storage.records.db import Records
+records = Records.open(Path(sys.argv[1]))
+for n in range(100000):
+    row = (f"s{n}", f"{n}", "main", 0)
+    records.write(lambda db: db.execute("INSERT INTO site VALUES(?,?,?,?)", row))
+    print(n, flush=True)
+"""
+
+
+def test_acknowledged_changes_survive_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "gitd.db"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout
+    for _ in range(20):
+        writer.stdout.readline()
+    os.kill(writer.pid, signal.SIGKILL)
+    acknowledged = 19 + len(writer.stdout.read().split())
+    writer.stdout.close()
+    writer.wait()
+    records = Records.open(path)
+    kept = {int(name) for name in names(records)}
+    records.close()
+    assert set(range(acknowledged + 1)) <= kept
