@@ -1,0 +1,143 @@
+"""Job logs: one append-only file per job with its log lines and its states, in order.
+
+An entry is one line of JSON. Its id is the offset, in bytes, behind its end: a reader that gives
+the last id it saw goes on exactly there. The log is a file first and a stream second: what was
+written before a crash is there after it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from storage.errors import JobLogPositionError
+from storage.ids import is_id
+from storage.model import Failure, JobStatus
+
+ENTRY_BYTES_MAX = 256 * 1024
+READ_BYTES = 1024 * 1024  # at least the largest entry
+
+
+class LogLine(msgspec.Struct, frozen=True, tag="log", tag_field="kind"):
+    """A line of a build or roll. `index` counts the lines of one `source`, for repeated batches."""
+
+    line: str
+    at: str
+    stage: str
+    source: str = ""
+    index: int = -1
+
+
+class StateChange(msgspec.Struct, frozen=True, tag="job", tag_field="kind"):
+    """What of the job had changed: the rest of it never does."""
+
+    version: int
+    status: JobStatus
+    progress: int
+    result: dict[str, str] | None = None
+    error: Failure | None = None
+
+
+Entry = LogLine | StateChange
+_ENCODER = msgspec.json.Encoder()
+_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Positioned:
+    """An entry and its id."""
+
+    id: int
+    entry: Entry
+
+
+class JobLogs:
+    """The logs of all jobs, below one folder. Blocking, but each call touches few kilobytes."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def path(self, job_id: str) -> Path:
+        if not is_id(job_id, "job"):
+            raise ValueError(f"not a job id: {job_id!r}")
+        return self._root / job_id[-2:] / f"{job_id}.ndjson"
+
+    def append(self, job_id: str, entries: Sequence[Entry]) -> int:
+        """Add entries and return the last one's id.
+
+        Survives a kill of this process when it returns; a power cut may cost the newest lines. A
+        line that a crash left half written is cut off first.
+        """
+        path = self.path(job_id)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            end = os.fstat(fd).st_size
+            if end and os.pread(fd, 1, end - 1) != b"\n":
+                end = _cut_torn_line(fd, end)
+            data = memoryview(b"".join(_ENCODER.encode(entry) + b"\n" for entry in entries))
+            size = len(data)
+            while data:
+                data = data[os.write(fd, data) :]
+            return end + size
+        finally:
+            os.close(fd)
+
+    def read(self, job_id: str, after: int = 0) -> list[Positioned]:
+        """Return some entries behind the id `after`, oldest first; none when there are no more.
+
+        Raises:
+            JobLogPositionError: `after` is no id of an entry of this job.
+        """
+        try:
+            fd = os.open(self.path(job_id), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if after:
+                raise JobLogPositionError(job_id, after) from None
+            return []
+        try:
+            if after and (after < 0 or os.pread(fd, 1, after - 1) != b"\n"):
+                raise JobLogPositionError(job_id, after)
+            data = os.pread(fd, READ_BYTES, after)
+        finally:
+            os.close(fd)
+        found = []
+        for line in data.split(b"\n")[:-1]:
+            after += len(line) + 1
+            found.append(Positioned(after, _DECODER.decode(line)))
+        return found
+
+    def lines_seen(self, job_id: str, source: str) -> int:
+        """How many lines of `source` the log has: what its next batch may repeat."""
+        seen, after = 0, 0
+        while entries := self.read(job_id, after):
+            for item in entries:
+                if isinstance(item.entry, LogLine) and item.entry.source == source:
+                    seen = max(seen, item.entry.index + 1)
+            after = entries[-1].id
+        return seen
+
+    def last_version(self, job_id: str) -> int:
+        """The version of the newest state in the log, 0 without one."""
+        version, after = 0, 0
+        while entries := self.read(job_id, after):
+            for item in entries:
+                if isinstance(item.entry, StateChange):
+                    version = max(version, item.entry.version)
+            after = entries[-1].id
+        return version
+
+
+def _cut_torn_line(fd: int, end: int) -> int:
+    start = max(0, end - READ_BYTES)
+    kept = start + os.pread(fd, end - start, start).rfind(b"\n") + 1
+    os.ftruncate(fd, kept)
+    return kept

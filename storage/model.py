@@ -1,0 +1,261 @@
+"""The rows of the records, as values. Times are milliseconds since 1970, UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class EnvironmentKind(StrEnum):
+    PRODUCTION = "production"
+    STAGING = "staging"
+    PREVIEW = "preview"
+
+
+class EnvironmentStatus(StrEnum):
+    ACTIVE = "active"
+    PROVISIONING = "provisioning"
+    SUSPENDED = "suspended"
+
+
+class RouteTarget(StrEnum):
+    LIVE = "live"
+    STAGING = "staging"
+    PREVIEW = "preview"
+    IGNORE = "ignore"
+
+
+class JobType(StrEnum):
+    BUILD_RUN = "build.run"
+    DEPLOYMENT_ROLL = "deployment.roll"
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+class Trigger(StrEnum):
+    PUSH = "push"
+    DEPLOY = "deploy"
+    PROMOTE = "promote"
+    ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class ActorRef:
+    """Who did it: `type` is `api_key`, `service_key` or `system`."""
+
+    type: str
+    id: str
+    label: str
+
+
+SYSTEM = ActorRef("system", "system", "gitd")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job ended badly: a dotted code that never changes, and a sentence for people."""
+
+    code: str
+    message: str
+    exit_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    id: str
+    name: str
+    default_branch: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRoute:
+    """One rule of a site: branches that match `pattern` go to `target`; the first match wins."""
+
+    pattern: str
+    target: RouteTarget
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """`hostname` is one label, without the domain: the router adds that."""
+
+    id: str
+    site_id: str
+    slug: str
+    kind: EnvironmentKind
+    branch: str | None
+    ephemeral: bool
+    status: EnvironmentStatus
+    hostname: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """`hint` is the secret's public head and tail; the secret itself is never kept."""
+
+    id: str
+    family: str
+    label: str
+    secret_sha256: bytes = field(repr=False)
+    hint: str
+    scopes: tuple[str, ...]
+    site_id: str | None
+    env_id: str | None
+    cidrs: tuple[str, ...]
+    created_at: int
+    expires_at: int
+    revoked_at: int | None
+    last_used_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`version` grows with every change; `owner` is the builder slot that holds the lease."""
+
+    id: str
+    type: JobType
+    status: JobStatus
+    progress: int
+    resource_type: str
+    resource_id: str
+    site_id: str
+    env_id: str
+    result: dict[str, str] | None
+    error: Failure | None
+    version: int
+    owner: str | None
+    attempts: int
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RefMove:
+    """A ref that a push moves. `old` and `new` are object ids; all zeros mean absent."""
+
+    ref: str
+    old: str
+    new: str
+
+    @property
+    def is_delete(self) -> bool:
+        return set(self.new) == {"0"}
+
+
+@dataclass(frozen=True, slots=True)
+class PushRecord:
+    """A push: written before its refs move, so that a crash between them loses nothing."""
+
+    id: str
+    site_id: str
+    actor: ActorRef
+    moves: tuple[RefMove, ...]
+    options: tuple[str, ...]
+    created_at: int
+    landed_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    id: str
+    site_id: str
+    env_id: str
+    job_id: str
+    ref: str | None
+    commit: str
+    status: JobStatus
+    clean: bool
+    deploys: bool
+    pushed: bool
+    cached: bool
+    profile: str | None
+    artifact_id: str | None
+    deployment_id: str | None
+    error: Failure | None
+    timings: dict[str, float]
+    actor: ActorRef
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    id: str
+    digest: str
+    manifest_sha256: str
+    files: int
+    size_bytes: int
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """One signed statement that a build of a site gave an artifact."""
+
+    envelope_sha256: str
+    artifact_id: str
+    site_id: str
+    build_id: str
+    key_id: str
+    signature: str
+    profile: str
+    ref: str | None
+    commit: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class SiteArtifact:
+    """An artifact as one site sees it: with the newest statement that a build of it made."""
+
+    artifact: Artifact
+    attestation: Attestation
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    id: str
+    site_id: str
+    env_id: str
+    job_id: str
+    artifact_id: str
+    envelope_sha256: str
+    trigger: Trigger
+    status: JobStatus
+    runs_release_command: bool
+    release_id: str | None
+    error: Failure | None
+    ref: str | None
+    commit: str | None
+    actor: ActorRef
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    id: str
+    site_id: str
+    env_id: str
+    deployment_id: str
+    artifact_id: str
+    ref: str | None
+    commit: str | None
+    actor: ActorRef
+    deployed_at: int
+    is_current: bool

@@ -1,0 +1,74 @@
+"""API keys: who may do what, known by the SHA-256 of their secret."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from storage.model import ApiKey
+from storage.records.statements import insert, texts_of, to_text
+
+
+def _api_key(row: sqlite3.Row) -> ApiKey:
+    return ApiKey(
+        id=row["id"],
+        family=row["family"],
+        label=row["label"],
+        secret_sha256=row["secret_sha256"],
+        hint=row["hint"],
+        scopes=texts_of(row["scopes"]),
+        site_id=row["site_id"],
+        env_id=row["env_id"],
+        cidrs=texts_of(row["cidrs"]),
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        revoked_at=row["revoked_at"],
+        last_used_at=row["last_used_at"],
+    )
+
+
+def add(db: sqlite3.Connection, key: ApiKey) -> None:
+    insert(
+        db,
+        "api_key",
+        {
+            "id": key.id,
+            "family": key.family,
+            "label": key.label,
+            "secret_sha256": key.secret_sha256,
+            "hint": key.hint,
+            "scopes": to_text(key.scopes),
+            "site_id": key.site_id,
+            "env_id": key.env_id,
+            "cidrs": to_text(key.cidrs),
+            "created_at": key.created_at,
+            "expires_at": key.expires_at,
+            "revoked_at": key.revoked_at,
+            "last_used_at": key.last_used_at,
+        },
+    )
+
+
+def get(db: sqlite3.Connection, key_id: str) -> ApiKey | None:
+    row = db.execute("SELECT * FROM api_key WHERE id = ?", (key_id,)).fetchone()
+    return None if row is None else _api_key(row)
+
+
+def by_secret(db: sqlite3.Connection, secret_sha256: bytes) -> ApiKey | None:
+    row = db.execute("SELECT * FROM api_key WHERE secret_sha256 = ?", (secret_sha256,)).fetchone()
+    return None if row is None else _api_key(row)
+
+
+def every(db: sqlite3.Connection) -> list[ApiKey]:
+    return [_api_key(row) for row in db.execute("SELECT * FROM api_key ORDER BY id")]
+
+
+def revoke(db: sqlite3.Connection, key_id: str, at: int) -> bool:
+    """Return whether there is such a key. Revoking again keeps the first time."""
+    cursor = db.execute(
+        "UPDATE api_key SET revoked_at = COALESCE(revoked_at, ?) WHERE id = ?", (at, key_id)
+    )
+    return cursor.rowcount > 0
+
+
+def touch(db: sqlite3.Connection, key_id: str, at: int) -> None:
+    db.execute("UPDATE api_key SET last_used_at = ? WHERE id = ?", (at, key_id))

@@ -1,0 +1,141 @@
+"""Artifacts, and the signed statements that say which build made them."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from storage.model import Artifact, Attestation, SiteArtifact
+from storage.records.statements import insert
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactPage:
+    """`newest` and `last` place the next page: builds newer than `newest` stay out of it."""
+
+    items: tuple[SiteArtifact, ...]
+    newest: str | None
+    last: str | None
+    has_more: bool
+
+
+def _artifact(row: sqlite3.Row) -> Artifact:
+    return Artifact(
+        row["id"],
+        row["digest"],
+        row["manifest_sha256"],
+        row["files"],
+        row["size_bytes"],
+        row["created_at"],
+    )
+
+
+def _attestation(row: sqlite3.Row) -> Attestation:
+    return Attestation(
+        envelope_sha256=row["envelope_sha256"],
+        artifact_id=row["artifact_id"],
+        site_id=row["site_id"],
+        build_id=row["build_id"],
+        key_id=row["key_id"],
+        signature=row["signature"],
+        profile=row["profile"],
+        ref=row["ref"],
+        commit=row["commit_id"],
+        created_at=row["created_at"],
+    )
+
+
+def add(db: sqlite3.Connection, artifact: Artifact) -> None:
+    """Keep the artifact; one that is there already stays as it is."""
+    db.execute(
+        "INSERT INTO artifact(id, digest, manifest_sha256, files, size_bytes, created_at)"
+        " VALUES(?,?,?,?,?,?) ON CONFLICT(id) DO NOTHING",
+        (
+            artifact.id,
+            artifact.digest,
+            artifact.manifest_sha256,
+            artifact.files,
+            artifact.size_bytes,
+            artifact.created_at,
+        ),
+    )
+
+
+def get(db: sqlite3.Connection, artifact_id: str) -> Artifact | None:
+    row = db.execute("SELECT * FROM artifact WHERE id = ?", (artifact_id,)).fetchone()
+    return None if row is None else _artifact(row)
+
+
+def attest(db: sqlite3.Connection, attestation: Attestation) -> None:
+    insert(
+        db,
+        "attestation",
+        {
+            "envelope_sha256": attestation.envelope_sha256,
+            "artifact_id": attestation.artifact_id,
+            "site_id": attestation.site_id,
+            "build_id": attestation.build_id,
+            "key_id": attestation.key_id,
+            "signature": attestation.signature,
+            "profile": attestation.profile,
+            "ref": attestation.ref,
+            "commit_id": attestation.commit,
+            "created_at": attestation.created_at,
+        },
+    )
+
+
+def of_site(db: sqlite3.Connection, site_id: str, artifact_id: str) -> SiteArtifact | None:
+    """The artifact with the newest statement of this site, or None when no build here made it."""
+    row = db.execute(
+        "SELECT * FROM attestation WHERE site_id = ? AND artifact_id = ?"
+        " ORDER BY build_id DESC LIMIT 1",
+        (site_id, artifact_id),
+    ).fetchone()
+    return None if row is None else _with_artifact(db, row)
+
+
+def by_envelope(db: sqlite3.Connection, envelope_sha256: str) -> SiteArtifact | None:
+    row = db.execute(
+        "SELECT * FROM attestation WHERE envelope_sha256 = ?", (envelope_sha256,)
+    ).fetchone()
+    return None if row is None else _with_artifact(db, row)
+
+
+def page(
+    db: sqlite3.Connection,
+    site_id: str,
+    *,
+    newest: str | None,
+    last: str | None,
+    limit_count: int,
+) -> ArtifactPage:
+    """The site's artifacts by their newest build, as the list stood when `newest` was newest.
+
+    A first page has neither bound. An artifact that is built again between two pages keeps its
+    place in the walk, so that nothing is missed or seen twice.
+    """
+    if newest is None:
+        row = db.execute(
+            "SELECT MAX(build_id) AS newest FROM attestation WHERE site_id = ?", (site_id,)
+        ).fetchone()
+        newest = row["newest"]
+    if newest is None:
+        return ArtifactPage((), None, None, has_more=False)
+    rows = db.execute(
+        "SELECT * FROM attestation a WHERE site_id = ? AND build_id <= ? AND build_id < ?"
+        " AND NOT EXISTS(SELECT 1 FROM attestation b WHERE b.site_id = a.site_id"
+        " AND b.artifact_id = a.artifact_id AND b.build_id > a.build_id AND b.build_id <= ?)"
+        " ORDER BY build_id DESC LIMIT ?",
+        (site_id, newest, last or "build_~", newest, limit_count + 1),
+    ).fetchall()
+    items = tuple(_with_artifact(db, row) for row in rows[:limit_count])
+    end = items[-1].attestation.build_id if items else None
+    return ArtifactPage(items, newest, end, has_more=len(rows) > limit_count)
+
+
+def _with_artifact(db: sqlite3.Connection, row: sqlite3.Row) -> SiteArtifact:
+    attestation = _attestation(row)
+    artifact = get(db, attestation.artifact_id)
+    assert artifact is not None, "kept by a foreign key"
+    return SiteArtifact(artifact, attestation)

@@ -1,0 +1,141 @@
+"""Builds: runs that turn a commit into an artifact."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from storage.model import Build, Failure, JobStatus
+from storage.records.statements import (
+    Page,
+    actor_columns,
+    actor_of,
+    failure_of,
+    insert,
+    newest_first,
+    to_text,
+    update,
+)
+
+
+def _build(row: sqlite3.Row) -> Build:
+    return Build(
+        id=row["id"],
+        site_id=row["site_id"],
+        env_id=row["env_id"],
+        job_id=row["job_id"],
+        ref=row["ref"],
+        commit=row["commit_id"],
+        status=JobStatus(row["status"]),
+        clean=bool(row["clean"]),
+        deploys=bool(row["deploys"]),
+        pushed=bool(row["pushed"]),
+        cached=bool(row["cached"]),
+        profile=row["profile"],
+        artifact_id=row["artifact_id"],
+        deployment_id=row["deployment_id"],
+        error=failure_of(row["error"]),
+        timings=msgspec.json.decode(row["timings"], type=dict[str, float]),
+        actor=actor_of(row),
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+    )
+
+
+def add(db: sqlite3.Connection, build: Build) -> None:
+    insert(
+        db,
+        "build",
+        {
+            "id": build.id,
+            "site_id": build.site_id,
+            "env_id": build.env_id,
+            "job_id": build.job_id,
+            "ref": build.ref,
+            "commit_id": build.commit,
+            "status": build.status.value,
+            "clean": int(build.clean),
+            "deploys": int(build.deploys),
+            "pushed": int(build.pushed),
+            "cached": int(build.cached),
+            "profile": build.profile,
+            "artifact_id": build.artifact_id,
+            "deployment_id": build.deployment_id,
+            "error": to_text(build.error),
+            "timings": to_text(build.timings),
+            **actor_columns(build.actor),
+            "created_at": build.created_at,
+            "started_at": build.started_at,
+            "finished_at": build.finished_at,
+        },
+    )
+
+
+def get(db: sqlite3.Connection, build_id: str) -> Build | None:
+    row = db.execute("SELECT * FROM build WHERE id = ?", (build_id,)).fetchone()
+    return None if row is None else _build(row)
+
+
+def page(
+    db: sqlite3.Connection, env_id: str, *, before: str | None, limit_count: int
+) -> Page[Build]:
+    rows, has_more = newest_first(
+        db, "build", {"env_id": env_id}, before=before, limit_count=limit_count
+    )
+    return Page(tuple(map(_build, rows)), has_more)
+
+
+def queued_by_push(db: sqlite3.Connection, env_id: str, ref: str) -> list[Build]:
+    """Builds that pushes to `ref` queued and that no slot has taken yet."""
+    rows = db.execute(
+        "SELECT * FROM build WHERE env_id = ? AND ref = ? AND pushed = 1 AND status = 'queued'"
+        " ORDER BY id",
+        (env_id, ref),
+    )
+    return [_build(row) for row in rows]
+
+
+def start(db: sqlite3.Connection, build_id: str, at: int) -> None:
+    update(db, "build", build_id, {"status": "running", "started_at": at})
+
+
+def requeue(db: sqlite3.Connection, build_id: str) -> None:
+    update(db, "build", build_id, {"status": "queued"})
+
+
+def succeed(
+    db: sqlite3.Connection,
+    build_id: str,
+    *,
+    artifact_id: str,
+    deployment_id: str | None,
+    profile: str,
+    timings: dict[str, float],
+    at: int,
+) -> None:
+    update(
+        db,
+        "build",
+        build_id,
+        {
+            "status": "succeeded",
+            "artifact_id": artifact_id,
+            "deployment_id": deployment_id,
+            "profile": profile,
+            "timings": to_text(timings),
+            "finished_at": at,
+        },
+    )
+
+
+def end(
+    db: sqlite3.Connection, build_id: str, status: JobStatus, error: Failure | None, at: int
+) -> None:
+    update(
+        db,
+        "build",
+        build_id,
+        {"status": status.value, "error": to_text(error), "finished_at": at},
+    )

@@ -1,0 +1,113 @@
+"""Deployments: requests to roll one artifact onto one environment."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from storage.model import Deployment, Failure, JobStatus, Trigger
+from storage.records.statements import (
+    Page,
+    actor_columns,
+    actor_of,
+    failure_of,
+    insert,
+    newest_first,
+    to_text,
+    update,
+)
+
+
+def _deployment(row: sqlite3.Row) -> Deployment:
+    return Deployment(
+        id=row["id"],
+        site_id=row["site_id"],
+        env_id=row["env_id"],
+        job_id=row["job_id"],
+        artifact_id=row["artifact_id"],
+        envelope_sha256=row["envelope_sha256"],
+        trigger=Trigger(row["trigger_kind"]),
+        status=JobStatus(row["status"]),
+        runs_release_command=bool(row["runs_release_command"]),
+        release_id=row["release_id"],
+        error=failure_of(row["error"]),
+        ref=row["ref"],
+        commit=row["commit_id"],
+        actor=actor_of(row),
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+    )
+
+
+def add(db: sqlite3.Connection, deployment: Deployment) -> None:
+    insert(
+        db,
+        "deployment",
+        {
+            "id": deployment.id,
+            "site_id": deployment.site_id,
+            "env_id": deployment.env_id,
+            "job_id": deployment.job_id,
+            "artifact_id": deployment.artifact_id,
+            "envelope_sha256": deployment.envelope_sha256,
+            "trigger_kind": deployment.trigger.value,
+            "status": deployment.status.value,
+            "runs_release_command": int(deployment.runs_release_command),
+            "release_id": deployment.release_id,
+            "error": to_text(deployment.error),
+            "ref": deployment.ref,
+            "commit_id": deployment.commit,
+            **actor_columns(deployment.actor),
+            "created_at": deployment.created_at,
+            "started_at": deployment.started_at,
+            "finished_at": deployment.finished_at,
+        },
+    )
+
+
+def get(db: sqlite3.Connection, deployment_id: str) -> Deployment | None:
+    row = db.execute("SELECT * FROM deployment WHERE id = ?", (deployment_id,)).fetchone()
+    return None if row is None else _deployment(row)
+
+
+def page(
+    db: sqlite3.Connection, env_id: str, *, before: str | None, limit_count: int
+) -> Page[Deployment]:
+    rows, has_more = newest_first(
+        db, "deployment", {"env_id": env_id}, before=before, limit_count=limit_count
+    )
+    return Page(tuple(map(_deployment, rows)), has_more)
+
+
+def unfinished(db: sqlite3.Connection, env_id: str | None = None) -> list[Deployment]:
+    """Queued and running deployments, oldest first."""
+    rows = db.execute(
+        "SELECT * FROM deployment WHERE finished_at IS NULL AND (? IS NULL OR env_id = ?)"
+        " ORDER BY id",
+        (env_id, env_id),
+    )
+    return [_deployment(row) for row in rows]
+
+
+def start(db: sqlite3.Connection, deployment_id: str, at: int) -> None:
+    update(db, "deployment", deployment_id, {"status": "running", "started_at": at})
+
+
+def succeed(db: sqlite3.Connection, deployment_id: str, release_id: str, at: int) -> None:
+    update(
+        db,
+        "deployment",
+        deployment_id,
+        {"status": "succeeded", "release_id": release_id, "finished_at": at},
+    )
+
+
+def end(
+    db: sqlite3.Connection, deployment_id: str, status: JobStatus, error: Failure | None, at: int
+) -> None:
+    update(
+        db,
+        "deployment",
+        deployment_id,
+        {"status": status.value, "error": to_text(error), "finished_at": at},
+    )

@@ -1,0 +1,109 @@
+"""Environments of sites."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from storage.model import Environment, EnvironmentKind, EnvironmentStatus
+from storage.records.statements import Page, Value, insert, newest_first
+
+
+def _environment(row: sqlite3.Row) -> Environment:
+    return Environment(
+        id=row["id"],
+        site_id=row["site_id"],
+        slug=row["slug"],
+        kind=EnvironmentKind(row["kind"]),
+        branch=row["branch"],
+        ephemeral=bool(row["ephemeral"]),
+        status=EnvironmentStatus(row["status"]),
+        hostname=row["hostname"],
+        created_at=row["created_at"],
+    )
+
+
+def add(db: sqlite3.Connection, environment: Environment) -> None:
+    """Raises RecordConflictError when the slug (in its site) or the hostname is taken."""
+    insert(
+        db,
+        "environment",
+        {
+            "id": environment.id,
+            "site_id": environment.site_id,
+            "slug": environment.slug,
+            "kind": environment.kind.value,
+            "branch": environment.branch,
+            "ephemeral": int(environment.ephemeral),
+            "status": environment.status.value,
+            "hostname": environment.hostname,
+            "created_at": environment.created_at,
+        },
+    )
+
+
+def get(db: sqlite3.Connection, env_id: str) -> Environment | None:
+    row = db.execute("SELECT * FROM environment WHERE id = ?", (env_id,)).fetchone()
+    return None if row is None else _environment(row)
+
+
+def find(db: sqlite3.Connection, site_id: str, id_or_slug: str) -> Environment | None:
+    row = db.execute(
+        "SELECT * FROM environment WHERE site_id = ? AND (id = ? OR slug = ?)",
+        (site_id, id_or_slug, id_or_slug),
+    ).fetchone()
+    return None if row is None else _environment(row)
+
+
+def of_kind(db: sqlite3.Connection, site_id: str, kind: EnvironmentKind) -> list[Environment]:
+    rows = db.execute(
+        "SELECT * FROM environment WHERE site_id = ? AND kind = ? ORDER BY id",
+        (site_id, kind.value),
+    )
+    return [_environment(row) for row in rows]
+
+
+def preview_of(db: sqlite3.Connection, site_id: str, branch: str) -> Environment | None:
+    row = db.execute(
+        "SELECT * FROM environment WHERE site_id = ? AND branch = ? AND kind = 'preview'",
+        (site_id, branch),
+    ).fetchone()
+    return None if row is None else _environment(row)
+
+
+def slug_is_free(db: sqlite3.Connection, site_id: str, slug: str) -> bool:
+    row = db.execute(
+        "SELECT 1 FROM environment WHERE site_id = ? AND slug = ?", (site_id, slug)
+    ).fetchone()
+    return row is None
+
+
+def page(
+    db: sqlite3.Connection,
+    site_id: str,
+    *,
+    branch: str | None,
+    only: str | None,
+    before: str | None,
+    limit_count: int,
+) -> Page[Environment]:
+    """Newest first; `only` narrows the list to one environment id, `branch` to its branch."""
+    where: dict[str, Value] = {"site_id": site_id}
+    if branch is not None:
+        where["branch"] = branch
+    if only is not None:
+        where["id"] = only
+    rows, has_more = newest_first(db, "environment", where, before=before, limit_count=limit_count)
+    return Page(tuple(map(_environment, rows)), has_more)
+
+
+def every(db: sqlite3.Connection) -> list[Environment]:
+    return [_environment(row) for row in db.execute("SELECT * FROM environment ORDER BY id")]
+
+
+def of_site(db: sqlite3.Connection, site_id: str) -> list[Environment]:
+    rows = db.execute("SELECT * FROM environment WHERE site_id = ? ORDER BY id", (site_id,))
+    return [_environment(row) for row in rows]
+
+
+def delete(db: sqlite3.Connection, env_id: str) -> None:
+    db.execute("DELETE FROM environment WHERE id = ?", (env_id,))

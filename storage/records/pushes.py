@@ -1,0 +1,51 @@
+"""Pushes: written before refs move, ended with the builds that they made."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from storage.model import PushRecord, RefMove
+from storage.records.statements import actor_columns, actor_of, insert, texts_of, to_text
+
+
+def _push(row: sqlite3.Row) -> PushRecord:
+    return PushRecord(
+        id=row["id"],
+        site_id=row["site_id"],
+        actor=actor_of(row),
+        moves=msgspec.json.decode(row["updates"], type=tuple[RefMove, ...]),
+        options=texts_of(row["options"]),
+        created_at=row["created_at"],
+        landed_at=row["landed_at"],
+    )
+
+
+def add(db: sqlite3.Connection, push: PushRecord) -> None:
+    insert(
+        db,
+        "push",
+        {
+            "id": push.id,
+            "site_id": push.site_id,
+            **actor_columns(push.actor),
+            "updates": to_text(push.moves),
+            "options": to_text(push.options),
+            "created_at": push.created_at,
+            "landed_at": push.landed_at,
+        },
+    )
+
+
+def land(db: sqlite3.Connection, push_id: str, at: int) -> bool:
+    """Mark the push as dealt with. False when it was already."""
+    cursor = db.execute(
+        "UPDATE push SET landed_at = ? WHERE id = ? AND landed_at IS NULL", (at, push_id)
+    )
+    return cursor.rowcount > 0
+
+
+def open_ones(db: sqlite3.Connection) -> list[PushRecord]:
+    """Pushes that began and were not dealt with: what a crash left, oldest first."""
+    return [_push(r) for r in db.execute("SELECT * FROM push WHERE landed_at IS NULL ORDER BY id")]
