@@ -1,0 +1,100 @@
+"""What control and the site host say to each other, over HTTP on a Unix socket.
+
+| call | body | answer |
+|---|---|---|
+| `GET /v1/desired` | | NDJSON without end: a `Snapshot`, then `Changed`, `Removed`, `Ping` |
+| `POST /v1/reports` | `Report` | `{}` |
+| `POST /v1/log` | `RollLog` | `{}` |
+
+Each call may be repeated. Times are RFC 3339 in UTC with milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PING_EVERY_S = 5.0
+"""Control sends a `Ping` this often, so that a host can tell a quiet control from a dead one."""
+
+
+class ArtifactPin(msgspec.Struct, frozen=True):
+    """The very artifact to run: `digest` is `blake3:<hex>`, `envelope` the SHA-256 in hex of the
+    signed statement that speaks for it.
+    """
+
+    id: str
+    digest: str
+    envelope: str
+
+
+class Desired(msgspec.Struct, frozen=True):
+    """What an environment should serve. Without an artifact it has nothing to run yet.
+
+    `release_command`: run the release's `release` command, if it has one, before the switch.
+    """
+
+    env_id: str
+    site: str
+    slug: str
+    kind: Literal["production", "staging", "preview"]
+    hostnames: tuple[str, ...]
+    deployment_id: str | None
+    artifact: ArtifactPin | None
+    release_command: bool = False
+
+
+class Snapshot(msgspec.Struct, frozen=True, tag_field="type", tag="snapshot"):
+    """Every environment there is: what is not in it is gone."""
+
+    environments: tuple[Desired, ...]
+
+
+class Changed(msgspec.Struct, frozen=True, tag_field="type", tag="environment"):
+    environment: Desired
+
+
+class Removed(msgspec.Struct, frozen=True, tag_field="type", tag="removed"):
+    env_id: str
+
+
+class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
+    pass
+
+
+DesiredMessage = Snapshot | Changed | Removed | Ping
+
+
+class RollFailure(msgspec.Struct, frozen=True):
+    """Why a roll failed: a dotted code that never changes, and a sentence for people."""
+
+    code: str
+    message: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How a deployment stands at the host. `timings`: seconds by phase of the roll."""
+
+    env_id: str
+    deployment_id: str
+    status: Literal["serving", "failed"]
+    error: RollFailure | None = None
+    timings: dict[str, float] = {}
+
+
+class RollLogLine(msgspec.Struct, frozen=True):
+    line: str
+    at: str
+    stage: str
+
+
+class RollLog(msgspec.Struct, frozen=True):
+    """Lines of a roll's log. `first` is the index, from 0, of the first of them in the whole roll,
+    so that a batch sent twice is kept once. `progress` is 0 to 100.
+    """
+
+    deployment_id: str
+    first: int
+    progress: int
+    lines: tuple[RollLogLine, ...]
