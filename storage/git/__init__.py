@@ -1,0 +1,1 @@
+"""Git repositories on disk, read and written by this product's own engine."""

@@ -1,0 +1,72 @@
+"""What a git repository on disk can fail with.
+
+StorageError
+└── RepositoryError               root of this package
+    ├── RepositoryNotFoundError   no repository there
+    ├── RepositoryCorruptError    a file of the repository is not what its format says
+    │   └── ObjectMissingError    an object that must be there is not
+    ├── RefNotFoundError          no branch, tag, ref or commit of that name
+    ├── PackInvalidError          a received pack was refused; the message is for the pusher
+    │   └── PackTooLargeError     ... because a bound was exceeded
+    └── RefUpdateError            a ref could not be changed; carries git's two wordings
+"""
+
+from __future__ import annotations
+
+from storage.errors import StorageError
+
+
+class RepositoryError(StorageError):
+    """Root of all that a git repository fails with."""
+
+
+class RepositoryNotFoundError(RepositoryError):
+    """No repository there."""
+
+
+class RepositoryCorruptError(RepositoryError):
+    """A file of the repository is not what its format says."""
+
+
+class ObjectMissingError(RepositoryCorruptError):
+    """An object that must be there is not."""
+
+    def __init__(self, oid: bytes) -> None:
+        super().__init__(f"object {oid.hex()} is missing")
+        self.oid = oid
+
+
+class RefNotFoundError(RepositoryError):
+    """No branch, tag, full ref or commit of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no branch, tag, ref or commit is named '{name}'")
+        self.name = name
+
+
+class PackInvalidError(RepositoryError):
+    """A received pack was refused.
+
+    `str(error)` is what the pusher reads as `remote:` line; `unpack_status` is the reason behind
+    `unpack` in the report.
+    """
+
+    def __init__(self, message: str, *, unpack_status: str = "index-pack abnormal exit") -> None:
+        super().__init__(message)
+        self.unpack_status = unpack_status
+
+
+class PackTooLargeError(PackInvalidError):
+    """A received pack exceeds a bound."""
+
+
+class RefUpdateError(RepositoryError):
+    """A ref could not be changed.
+
+    `reason` is the word of the report (`ng <ref> <reason>`); `str(error)` is the sentence for the
+    side band.
+    """
+
+    def __init__(self, message: str, *, reason: str = "failed to update ref") -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,0 +1,72 @@
+"""The four kinds of git object, and what is inside their bytes.
+
+An object id (`oid`) is the 20 raw bytes of its SHA-1 everywhere below the protocol's edge.
+Source: gitformat-pack(5), "Object types"; gitdatamodel(7).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from storage.git.errors import RepositoryCorruptError
+
+COMMIT, TREE, BLOB, TAG, OFS_DELTA, REF_DELTA = 1, 2, 3, 4, 6, 7
+TYPE_NAMES = {COMMIT: b"commit", TREE: b"tree", BLOB: b"blob", TAG: b"tag"}
+TYPE_NUMBERS = {name: number for number, name in TYPE_NAMES.items()}
+
+OID_BYTES = 20
+NULL_OID = bytes(OID_BYTES)
+MODE_TREE, MODE_LINK, MODE_SUBMODULE = b"40000", b"120000", b"160000"
+
+TREE_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0([\s\S]{20})")
+_COMMIT = re.compile(
+    rb"tree ([0-9a-f]{40})\n((?:parent [0-9a-f]{40}\n)*)(?:author [^\n]*\n)?"
+    rb"(?:committer [^\n]*?(?:> (\d+)[^\n]*)?\n)?"
+)
+_TAG = re.compile(rb"object ([0-9a-f]{40})\ntype (commit|tree|blob|tag)\n")
+_PARENT_LINE_BYTES = len(b"parent ") + 40 + 1
+
+
+class Commit(NamedTuple):
+    """The links of a commit; `time` is the committer's, in seconds, 0 when unreadable."""
+
+    tree: bytes
+    parents: tuple[bytes, ...]
+    time: int
+
+
+def unhex(digits: bytes) -> bytes:
+    """Turn 40 hexadecimal digits into 20 bytes."""
+    return bytes.fromhex(digits.decode("ascii"))
+
+
+def parse_commit(data: bytes) -> Commit:
+    """Read the links of a commit.
+
+    Raises:
+        RepositoryCorruptError: the bytes do not begin as a commit does.
+    """
+    found = _COMMIT.match(data)
+    if found is None:
+        raise RepositoryCorruptError("bad commit object")
+    tree, lines, time = found.groups()
+    parents = tuple(unhex(lines[at : at + 40]) for at in range(7, len(lines), _PARENT_LINE_BYTES))
+    return Commit(unhex(tree), parents, int(time or 0))
+
+
+def tree_entries(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """List a tree's entries as (mode, name, oid), in the tree's own order."""
+    return TREE_ENTRY.findall(data)
+
+
+def parse_tag(data: bytes) -> tuple[bytes, int]:
+    """Read what an annotated tag points at: its oid and type number.
+
+    Raises:
+        RepositoryCorruptError: the bytes do not begin as a tag does.
+    """
+    found = _TAG.match(data)
+    if found is None:
+        raise RepositoryCorruptError("bad tag object")
+    return unhex(found[1]), TYPE_NUMBERS[found[2]]

@@ -1,0 +1,437 @@
+"""The objects of a repository: packs, loose objects and alternates, behind one lookup.
+
+Reading is safe from any thread. What is on disk may be changed by others at any moment (a push,
+`git gc`): a pack that is mapped stays readable after its deletion, and a miss looks again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from dulwich.errors import ApplyDeltaError
+from dulwich.pack import apply_delta
+
+from storage.git.errors import ObjectMissingError, RepositoryCorruptError
+from storage.git.object_formats import (
+    OFS_DELTA,
+    REF_DELTA,
+    TAG,
+    TYPE_NUMBERS,
+    Commit,
+    parse_commit,
+    parse_tag,
+)
+from storage.git.pack import CHUNK_BYTES, Pack
+
+RACY_NS = 100_000_000  # a time stamp this young may still change without looking changed
+DELTA_DEPTH_MAX = 4096  # git's own limit is 4095
+ALTERNATE_DEPTH_MAX = 5  # as git's
+COMMITS_REMEMBERED_MAX = 100_000  # about 40 MB
+CACHED_OBJECT_BYTES_MAX = 1 << 20  # larger objects are read again
+_LOOSE_HEAD_BYTES = 64
+
+
+class ContentCache:
+    """Recently used delta bases, shared by all stores of a process.
+
+    Two generations: what is used survives the turn of the generation, the rest goes. Its size
+    stays below `bytes_max`.
+    """
+
+    def __init__(self, bytes_max: int = 64 << 20) -> None:
+        self._half_bytes_max = bytes_max // 2
+        self._young: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self._old: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self._young_bytes = 0
+
+    def get(self, key: tuple[int, int]) -> tuple[int, bytes] | None:
+        """Return (type, content) of an entry, keyed by (serial of the pack, offset)."""
+        found = self._young.get(key)
+        if found is None:
+            found = self._old.get(key)
+            if found is not None:
+                self.put(key, found)
+        return found
+
+    def put(self, key: tuple[int, int], value: tuple[int, bytes]) -> None:
+        """Remember an entry for a while."""
+        size = len(value[1])
+        if size > CACHED_OBJECT_BYTES_MAX:
+            return
+        if self._young_bytes > self._half_bytes_max:
+            self._old, self._young, self._young_bytes = self._young, {}, 0
+        self._young[key] = value
+        self._young_bytes += size
+
+
+class ObjectStore:
+    """All objects of one `objects` directory and its alternates."""
+
+    def __init__(
+        self, directory: Path, cache: ContentCache | None = None, *, alternate_depth: int = 0
+    ) -> None:
+        self.directory = directory
+        self._cache = cache or ContentCache()
+        self._alternate_depth = alternate_depth
+        self._packs: dict[str, Pack] = {}
+        self._packs_seen_ns = 0
+        self._packs_stamp: tuple[int, int] | None = None
+        self._alternates_stamp: tuple[int, int, int] | None = None
+        self._alternates: list[ObjectStore] = []
+        self._commits: dict[bytes, Commit] = {}
+        self.refresh()
+
+    # what is there
+
+    def refresh(self) -> None:
+        """See the packs and alternates that came or went since. Cheap when none did."""
+        self._refresh_packs()
+        self._refresh_alternates()
+
+    def _refresh_packs(self) -> bool:
+        pack_directory = self.directory / "pack"
+        now_ns = time.time_ns()
+        try:
+            status = pack_directory.stat()
+        except FileNotFoundError:
+            self._packs, self._packs_stamp = {}, None
+            return False
+        stamp = (status.st_mtime_ns, status.st_ino)
+        if stamp == self._packs_stamp and self._packs_seen_ns - status.st_mtime_ns > RACY_NS:
+            return False
+        names = {entry.name for entry in os.scandir(pack_directory)}
+        indexes = {name for name in names if name.endswith(".idx") and name[:-4] + ".pack" in names}
+        packs = {}
+        for name in indexes:
+            pack = self._packs.get(name)
+            if pack is None:
+                with contextlib.suppress(FileNotFoundError):  # gone since the listing
+                    pack = Pack(pack_directory / name)
+            if pack is not None:
+                packs[name] = pack
+        changed = packs.keys() != self._packs.keys()
+        if not self._packs.keys() <= packs.keys():
+            self._commits = {}
+        self._packs = packs
+        self._packs_stamp, self._packs_seen_ns = stamp, now_ns
+        return changed
+
+    def _refresh_alternates(self) -> None:
+        path = self.directory / "info" / "alternates"
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            self._alternates, self._alternates_stamp = [], None
+            return
+        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+        if stamp != self._alternates_stamp:
+            self._alternates = [
+                ObjectStore(directory, self._cache, alternate_depth=self._alternate_depth + 1)
+                for directory in self._alternate_directories(path)
+            ]
+            self._alternates_stamp = stamp
+        else:
+            for store in self._alternates:
+                store.refresh()
+
+    def _alternate_directories(self, path: Path) -> Iterator[Path]:
+        if self._alternate_depth >= ALTERNATE_DEPTH_MAX:
+            return
+        for line in path.read_bytes().split(b"\n"):
+            if line and not line.startswith(b"#"):
+                yield self.directory / os.fsdecode(line)
+
+    def add_alternate(self, store: ObjectStore) -> None:
+        """Look into `store` too, after this store's own objects (a quarantine's way out)."""
+        self._alternates.append(store)
+        self._alternates_stamp = None
+
+    @property
+    def alternates(self) -> list[ObjectStore]:
+        return self._alternates
+
+    def packs(self) -> list[Pack]:
+        """List the packs, those of alternates too."""
+        return [*self._packs.values(), *(p for store in self._alternates for p in store.packs())]
+
+    # lookup
+
+    def locate(self, oid: bytes) -> tuple[Pack, int] | None:
+        """Find the packed form of an object, without looking at the disk again."""
+        for pack in self._packs.values():
+            offset = pack.find(oid)
+            if offset is not None:
+                return pack, offset
+        for store in self._alternates:
+            place = store.locate(oid)
+            if place is not None:
+                return place
+        return None
+
+    def contains(self, oid: bytes) -> bool:
+        """Say whether the object exists, packed or loose."""
+        return (
+            self.locate(oid) is not None
+            or self._loose_path(oid) is not None
+            or (self._look_again() and self.locate(oid) is not None)
+        )
+
+    def _look_again(self) -> bool:
+        changed = self._refresh_packs()
+        for store in self._alternates:
+            changed |= store._look_again()  # noqa: SLF001 -- the same class
+        return changed
+
+    def _loose_path(self, oid: bytes) -> str | None:
+        digits = oid.hex()
+        path = f"{self.directory}/{digits[:2]}/{digits[2:]}"
+        if os.path.exists(path):  # noqa: PTH110 -- ten times as fast as pathlib, and it is hot
+            return path
+        for store in self._alternates:
+            found = store._loose_path(oid)  # noqa: SLF001 -- the same class
+            if found is not None:
+                return found
+        return None
+
+    def with_prefix(self, digits: str, *, limit_count: int = 2) -> set[bytes]:
+        """List ids that begin with these hex digits (at least 2), `limit_count` or a few more."""
+        low = bytes.fromhex(digits.ljust(40, "0"))
+        high = bytes.fromhex(digits.ljust(40, "f"))
+        found: set[bytes] = set()
+        for pack in self.packs():
+            for oid in pack.between(low, high):
+                found.add(oid)
+                if len(found) >= limit_count:
+                    return found
+        for directory in (self.directory, *(store.directory for store in self._alternates)):
+            with contextlib.suppress(FileNotFoundError):
+                for path in (directory / digits[:2]).iterdir():
+                    name = path.name
+                    if len(name) == 38 and name.startswith(digits[2:]):
+                        found.add(bytes.fromhex(digits[:2] + name))
+        return found
+
+    # content
+
+    def get(self, oid: bytes) -> tuple[int, bytes]:
+        """Return an object's type and content, whole.
+
+        Raises:
+            ObjectMissingError: it is not there.
+            RepositoryCorruptError: its stored form is damaged.
+        """
+        place = self.locate(oid)
+        if place is None:
+            loose = self._loose_path(oid)
+            if loose is not None:
+                return _read_loose(loose)
+            if self._look_again():
+                place = self.locate(oid)
+            if place is None:
+                raise ObjectMissingError(oid)
+        return self.at(*place)
+
+    def get_typed(self, oid: bytes, kind: int) -> bytes:
+        """Return the content of an object of a known type.
+
+        Raises:
+            RepositoryCorruptError: it is of another type.
+        """
+        found, data = self.get(oid)
+        if found != kind:
+            raise RepositoryCorruptError(f"object {oid.hex()} is of another type than expected")
+        return data
+
+    def at(self, pack: Pack, offset: int) -> tuple[int, bytes]:
+        """Return type and content of the entry at `offset`, its deltas applied."""
+        cached = self._cache.get((pack.serial, offset))
+        if cached is not None:
+            return cached
+        deltas: list[tuple[int, int, int]] = []
+        at = offset
+        while True:
+            kind, size, base, data_at = pack.header(at)
+            if base is None:
+                found = kind, pack.inflate(data_at, size)
+                self._cache.put((pack.serial, at), found)
+                break
+            deltas.append((at, data_at, size))
+            if len(deltas) > DELTA_DEPTH_MAX:
+                raise RepositoryCorruptError(f"{pack.path.name}: a chain of deltas is too long")
+            if isinstance(base, bytes):
+                inside = pack.find(base)
+                if inside is None:
+                    found = self.get(base)
+                    break
+                base = inside
+            at = base
+            earlier = self._cache.get((pack.serial, at))
+            if earlier is not None:
+                found = earlier
+                break
+        for at, data_at, size in reversed(deltas):
+            found = found[0], patched(found[1], pack.inflate(data_at, size))
+            self._cache.put((pack.serial, at), found)
+        return found
+
+    def kind_and_size(self, oid: bytes) -> tuple[int, int]:
+        """Return an object's type and size without reading all of it.
+
+        Raises:
+            ObjectMissingError: it is not there.
+        """
+        place = self.locate(oid)
+        if place is None:
+            loose = self._loose_path(oid)
+            if loose is not None:
+                return _read_loose_head(loose)
+            if self._look_again():
+                place = self.locate(oid)
+            if place is None:
+                raise ObjectMissingError(oid)
+        pack, offset = place
+        kind, size, base, data_at = pack.header(offset)
+        if base is not None:
+            size = delta_sizes(pack.beginning(data_at))[1]
+        for _ in range(DELTA_DEPTH_MAX):
+            if base is None:
+                return kind, size
+            if isinstance(base, bytes):
+                inside = pack.find(base)
+                if inside is None:
+                    return self.kind_and_size(base)[0], size
+                base = inside
+            kind, _, base, _ = pack.header(base)
+        raise RepositoryCorruptError(f"{pack.path.name}: a chain of deltas is too long")
+
+    def stream(self, oid: bytes) -> Iterator[bytes]:
+        """Yield an object's content in pieces; only a delta's is held in memory whole."""
+        place = self.locate(oid)
+        if place is not None:
+            pack, offset = place
+            kind, _, base, data_at = pack.header(offset)
+            if base is None and kind not in (OFS_DELTA, REF_DELTA):
+                yield from pack.chunks(data_at)
+                return
+        else:
+            loose = self._loose_path(oid)
+            if loose is not None:
+                yield from _loose_chunks(loose)
+                return
+        yield self.get(oid)[1]
+
+    # links, remembered
+
+    def commit(self, oid: bytes) -> Commit:
+        """Return the links of a commit.
+
+        Raises:
+            RepositoryCorruptError: it is missing, damaged or no commit.
+        """
+        found = self._commits.get(oid)
+        if found is None:
+            kind, data = self.get(oid)
+            if kind != 1:
+                raise RepositoryCorruptError(f"object {oid.hex()} is not a commit")
+            if len(self._commits) >= COMMITS_REMEMBERED_MAX:
+                self._commits = {}
+            found = self._commits[oid] = parse_commit(data)
+        return found
+
+    def peel(self, oid: bytes) -> tuple[int, bytes]:
+        """Follow annotated tags to what they name in the end: (type, oid).
+
+        Raises:
+            RepositoryCorruptError: an object on the way is missing or damaged.
+        """
+        kind = self.kind_and_size(oid)[0]
+        while kind == TAG:
+            oid, kind = parse_tag(self.get_typed(oid, TAG))
+            if kind != TAG:
+                kind = self.kind_and_size(oid)[0]
+        return kind, oid
+
+
+def delta_sizes(delta: bytes) -> tuple[int, int]:
+    """Read the two sizes at the head of a delta: of its base and of its result."""
+    sizes = []
+    at = 0
+    try:
+        for _ in range(2):
+            size = shift = 0
+            while True:
+                byte = delta[at]
+                at += 1
+                size |= (byte & 127) << shift
+                shift += 7
+                if not byte & 128:
+                    break
+            sizes.append(size)
+    except IndexError as error:
+        raise RepositoryCorruptError("a delta is too short") from error
+    return sizes[0], sizes[1]
+
+
+def patched(base: bytes, delta: bytes) -> bytes:
+    """Apply a delta to its base.
+
+    Raises:
+        RepositoryCorruptError: the delta does not fit the base.
+    """
+    try:
+        pieces = apply_delta(base, delta)
+    except ApplyDeltaError as error:
+        raise RepositoryCorruptError(f"a delta does not apply: {error}") from error
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _read_loose(path: str) -> tuple[int, bytes]:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 -- hot
+            data = zlib.decompress(file.read())
+    except zlib.error as error:
+        raise RepositoryCorruptError(f"loose object {path[-41:]} is damaged") from error
+    kind, size, start = _loose_head(data[:_LOOSE_HEAD_BYTES], path)
+    if len(data) - start != size:
+        raise RepositoryCorruptError(f"loose object {path[-41:]} has the wrong size")
+    return kind, data[start:]
+
+
+def _loose_head(head: bytes, path: str) -> tuple[int, int, int]:
+    stop = head.find(b"\0")
+    name, _, size = head[: max(stop, 0)].partition(b" ")
+    if name not in TYPE_NUMBERS or not size.isdigit():
+        raise RepositoryCorruptError(f"loose object {path[-41:]} has no valid head")
+    return TYPE_NUMBERS[name], int(size), stop + 1
+
+
+def _read_loose_head(path: str) -> tuple[int, int]:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 -- hot
+            head = zlib.decompressobj().decompress(file.read(4096), _LOOSE_HEAD_BYTES)
+    except zlib.error as error:
+        raise RepositoryCorruptError(f"loose object {path[-41:]} is damaged") from error
+    return _loose_head(head, path)[:2]
+
+
+def _loose_chunks(path: str) -> Iterator[bytes]:
+    inflater = zlib.decompressobj()
+    is_first = True
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 -- hot
+            while rest := file.read(CHUNK_BYTES):
+                while rest and not inflater.eof:
+                    piece = inflater.decompress(rest, CHUNK_BYTES)
+                    rest = inflater.unconsumed_tail
+                    if is_first and piece:
+                        piece = piece[_loose_head(piece[:_LOOSE_HEAD_BYTES], path)[2] :]
+                        is_first = False
+                    if piece:
+                        yield piece
+    except zlib.error as error:
+        raise RepositoryCorruptError(f"loose object {path[-41:]} is damaged") from error

@@ -1,0 +1,252 @@
+"""One pack with its index, mapped into memory and read where it lies.
+
+Source: gitformat-pack(5). Only index version 2 is read, which git writes since 1.6.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import struct
+import sys
+import zlib
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.git.errors import RepositoryCorruptError
+from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA
+
+PACK_HEADER_BYTES, TRAILER_BYTES = 12, 20
+CHUNK_BYTES = 256 * 1024
+_INDEX_MAGIC = b"\377tOc\0\0\0\2"
+_FANOUT_BYTES = 256 * 4
+_OIDS_AT = len(_INDEX_MAGIC) + _FANOUT_BYTES
+_FAR_OFFSET = 1 << 31  # this bit of an offset says: look into the table of 64-bit offsets
+_SCAN_COUNT_MAX = 512  # ids in one fan-out bucket up to which a memory search beats bisection
+_serials = itertools.count(1)
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError as error:  # an empty file cannot be mapped
+        raise RepositoryCorruptError(f"{path.name} is empty") from error
+
+
+class Pack:
+    """A pack and its index. Reading is safe from any thread; the maps live as long as the object.
+
+    Attributes:
+        serial: unique among the packs of this process, a key for caches.
+        count: objects in the pack.
+        end: offset at which the trailer begins.
+    """
+
+    def __init__(self, index_path: Path) -> None:
+        self.path = index_path.with_suffix(".pack")
+        self.serial = next(_serials)
+        self._index = _map(index_path)
+        self.bytes_map = _map(self.path)
+        self.view = memoryview(self.bytes_map)
+        self.end = len(self.bytes_map) - TRAILER_BYTES
+        if self._index[:8] != _INDEX_MAGIC or self.bytes_map[:4] != b"PACK":
+            raise RepositoryCorruptError(f"{index_path.name}: not a version 2 index with its pack")
+        self._fanout = struct.unpack_from(">256L", self._index, len(_INDEX_MAGIC))
+        self.count = self._fanout[255]
+        self._crcs_at = _OIDS_AT + OID_BYTES * self.count
+        self._offsets_at = self._crcs_at + 4 * self.count
+        self._far_at = self._offsets_at + 4 * self.count
+        if len(self._index) < self._far_at + 2 * TRAILER_BYTES:
+            raise RepositoryCorruptError(f"{index_path.name} is too short")
+        self._offsets: array[int] | None = None
+        self._sorted_offsets: array[int] | None = None
+        self._oids_by_offset: dict[int, bytes] | None = None
+
+    # lookup
+
+    def find(self, oid: bytes) -> int | None:
+        """Return the offset of an object in this pack, or None."""
+        rank = self._rank(oid)
+        return None if rank is None else self._offset(rank)
+
+    def _rank(self, oid: bytes) -> int | None:
+        first = oid[0]
+        low, high = self._fanout[first - 1] if first else 0, self._fanout[first]
+        if high - low > _SCAN_COUNT_MAX:
+            low, high = self._narrow(oid, low, high)
+        at, stop = _OIDS_AT + OID_BYTES * low, _OIDS_AT + OID_BYTES * high
+        while True:
+            at = self._index.find(oid, at, stop)
+            if at < 0:
+                return None
+            if (at - _OIDS_AT) % OID_BYTES == 0:
+                return (at - _OIDS_AT) // OID_BYTES
+            at += 1
+
+    def _narrow(self, oid: bytes, low: int, high: int) -> tuple[int, int]:
+        while high - low > 16:
+            middle = (low + high) // 2
+            if self._oid_at(middle) <= oid:
+                low = middle
+            else:
+                high = middle
+        return low, high
+
+    def _oid_at(self, rank: int) -> bytes:
+        at = _OIDS_AT + OID_BYTES * rank
+        return self._index[at : at + OID_BYTES]
+
+    def _offset(self, rank: int) -> int:
+        at = self._offsets_at + 4 * rank
+        offset: int = struct.unpack_from(">L", self._index, at)[0]
+        return self._far(offset) if offset & _FAR_OFFSET else offset
+
+    def _far(self, offset: int) -> int:
+        at = self._far_at + 8 * (offset & (_FAR_OFFSET - 1))
+        far: int = struct.unpack_from(">Q", self._index, at)[0]
+        return far
+
+    def oids(self) -> Iterator[bytes]:
+        """Yield every id in the pack, ascending."""
+        table = self._index[_OIDS_AT : self._crcs_at]
+        return (table[at : at + OID_BYTES] for at in range(0, len(table), OID_BYTES))
+
+    def between(self, low: bytes, high: bytes) -> Iterator[bytes]:
+        """Yield the ids from `low` to `high`, both included, ascending."""
+        rank, stop = 0, self.count
+        while rank < stop:
+            middle = (rank + stop) // 2
+            if self._oid_at(middle) < low:
+                rank = middle + 1
+            else:
+                stop = middle
+        while rank < self.count and (oid := self._oid_at(rank)) <= high:
+            yield oid
+            rank += 1
+
+    # entries
+
+    def header(self, offset: int) -> tuple[int, int, int | bytes | None, int]:
+        """Read an entry's head: (type, inflated size, base, offset of the deflated bytes).
+
+        `base` is an offset for an OFS_DELTA, an oid for a REF_DELTA, else None.
+
+        Raises:
+            RepositoryCorruptError: the offsets lie outside of the pack.
+        """
+        data, at = self.bytes_map, offset
+        try:
+            byte = data[at]
+            at += 1
+            kind, size, shift = (byte >> 4) & 7, byte & 15, 4
+            while byte & 128:
+                byte = data[at]
+                at += 1
+                size |= (byte & 127) << shift
+                shift += 7
+            if kind == OFS_DELTA:
+                byte = data[at]
+                at += 1
+                distance = byte & 127
+                while byte & 128:
+                    byte = data[at]
+                    at += 1
+                    distance = ((distance + 1) << 7) | (byte & 127)
+                if not 0 < distance <= offset - PACK_HEADER_BYTES:
+                    raise RepositoryCorruptError(f"{self.path.name}: delta base out of bounds")
+                return kind, size, offset - distance, at
+            if kind == REF_DELTA:
+                return kind, size, data[at : at + OID_BYTES], at + OID_BYTES
+        except IndexError as error:
+            raise RepositoryCorruptError(f"{self.path.name}: entry out of bounds") from error
+        return kind, size, None, at
+
+    def inflate(self, at: int, size: int) -> bytes:
+        """Inflate the `size` bytes whose deflated form begins at `at`, whole.
+
+        Raises:
+            RepositoryCorruptError: they do not inflate to exactly that many.
+        """
+        inflater = zlib.decompressobj()
+        take = size + 64
+        try:
+            data = inflater.decompress(self.view[at : at + take], size + 1)
+            while not inflater.eof:
+                rest = inflater.unconsumed_tail
+                if not rest:
+                    at, take = at + take, CHUNK_BYTES
+                    rest = self.view[at : at + take]  # type: ignore[assignment]
+                    if not rest:
+                        break
+                more = inflater.decompress(rest, size + 1 - len(data))
+                data += more
+                if len(data) > size:
+                    break
+        except zlib.error as error:
+            raise RepositoryCorruptError(f"{self.path.name}: {error}") from error
+        if len(data) != size or not inflater.eof:
+            raise RepositoryCorruptError(f"{self.path.name}: an entry has the wrong size")
+        return data
+
+    def beginning(self, at: int) -> bytes:
+        """Inflate some 32 bytes of an entry, or all if it has fewer."""
+        try:
+            return zlib.decompressobj().decompress(self.view[at : at + 1024], 32)
+        except zlib.error as error:
+            raise RepositoryCorruptError(f"{self.path.name}: {error}") from error
+
+    def chunks(self, at: int) -> Iterator[bytes]:
+        """Inflate the entry whose deflated bytes begin at `at` in bounded pieces."""
+        inflater = zlib.decompressobj()
+        try:
+            while not inflater.eof and at < self.end:
+                rest: bytes | memoryview = self.view[at : at + CHUNK_BYTES]
+                at += CHUNK_BYTES
+                while rest and not inflater.eof:
+                    piece = inflater.decompress(rest, CHUNK_BYTES)
+                    rest = inflater.unconsumed_tail
+                    if piece:
+                        yield piece
+        except zlib.error as error:
+            raise RepositoryCorruptError(f"{self.path.name}: {error}") from error
+
+    # the order of the entries, for copying
+
+    def offsets(self) -> array[int]:
+        """Return all offsets by rank of oid. Built once, 8 bytes each."""
+        if self._offsets is None:
+            near = array("I", self._index[self._offsets_at : self._far_at])
+            if sys.byteorder == "little":
+                near.byteswap()
+            self._offsets = array(
+                "Q", (self._far(offset) if offset & _FAR_OFFSET else offset for offset in near)
+            )
+        return self._offsets
+
+    def next_offset(self, offset: int) -> int:
+        """Return where the entry at `offset` ends."""
+        if self._sorted_offsets is None:
+            self._sorted_offsets = array("Q", sorted(self.offsets()))
+        rank = bisect_right(self._sorted_offsets, offset)
+        return self._sorted_offsets[rank] if rank < self.count else self.end
+
+    def oid_of(self, offset: int) -> bytes:
+        """Return the id of the entry at `offset`."""
+        if self._oids_by_offset is None:
+            self._oids_by_offset = dict(zip(self.offsets(), self.oids(), strict=True))
+        return self._oids_by_offset[offset]
+
+    def crc(self, oid: bytes) -> int:
+        """Return the CRC-32 of an object's entry as the index has it."""
+        rank = self._rank(oid)
+        assert rank is not None
+        crc: int = struct.unpack_from(">L", self._index, self._crcs_at + 4 * rank)[0]
+        return crc
+
+    @property
+    def trailer(self) -> bytes:
+        """Return the pack's own checksum."""
+        return self.bytes_map[self.end :]

@@ -1,0 +1,277 @@
+"""The refs of a repository: HEAD, loose files and `packed-refs`, read as one sorted whole.
+
+Names are bytes, as in git. Files are read again only when their stat data changed; a file or
+directory touched within the last tenth of a second is never trusted to be unchanged.
+Source: gitrepository-layout(5); git's refs/files-backend.c and refs/packed-backend.c.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.git.errors import RefUpdateError
+from storage.git.object_formats import unhex
+from storage.git.objects import RACY_NS
+
+SYMREF_DEPTH_MAX = 5  # as git's
+HEAD = b"HEAD"
+_OID_LINE = re.compile(rb"([0-9a-f]{40})\s*")
+_PACKED = re.compile(rb"^([0-9a-f]{40}) ([^\n]+)(?:\n\^([0-9a-f]{40}))?$", re.MULTILINE)
+_BAD_NAME = re.compile(rb"\.\.|//|@\{|[\0-\x20\x7f~^:?*\[\\]|(?:^|/)\.|\.lock(?:/|$)|\.$|/$|^/|^@$")
+NAME_COMPONENT_BYTES_MAX = 255 - len(".lock")
+
+Stamp = tuple[int, int, int]
+
+
+def is_valid_name(name: bytes) -> bool:
+    """Say whether git would take this as a full name of a ref.
+
+    Source: git-check-ref-format(1).
+    """
+    return bool(name) and _BAD_NAME.search(name) is None
+
+
+def is_writable_name(name: bytes) -> bool:
+    """Say whether a push may create a ref of this name: valid, and two levels below `refs/`."""
+    return name.startswith(b"refs/") and name.count(b"/") > 1 and is_valid_name(name)
+
+
+@dataclass(frozen=True, slots=True)
+class RefSnapshot:
+    """All refs at one moment.
+
+    Attributes:
+        values: name -> oid, ascending by name; broken and dangling refs are not in it.
+        symrefs: name -> name that it points at, for symbolic refs below `refs/`.
+        peeled: oid of an annotated tag -> what it names in the end, where `packed-refs` says so.
+        unpeelable: oids of which `packed-refs` says that they are no annotated tags.
+        head_target: the ref that HEAD points at, or None when HEAD is detached or broken.
+        head: oid of HEAD, or None when its branch is unborn.
+    """
+
+    values: dict[bytes, bytes]
+    symrefs: dict[bytes, bytes] = field(default_factory=dict)
+    peeled: dict[bytes, bytes] = field(default_factory=dict)
+    unpeelable: frozenset[bytes] = frozenset()
+    head_target: bytes | None = None
+    head: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    values: dict[bytes, bytes]
+    peeled: dict[bytes, bytes]
+    unpeelable: frozenset[bytes]
+
+
+_NONE_PACKED = _Packed({}, {}, frozenset())
+
+
+class RefStore:
+    """Reads refs below one git directory. Safe from any thread."""
+
+    def __init__(self, git_directory: Path) -> None:
+        self.directory = git_directory
+        self._root = os.fsencode(git_directory) + b"/"
+        self._packed_stamp: Stamp | None = None
+        self._packed = _NONE_PACKED
+        self._loose: dict[bytes, tuple[Stamp, bytes]] = {}
+        self._snapshot_key: tuple[_Packed, bytes | None, dict[bytes, bytes]] | None = None
+        self._snapshot: RefSnapshot | None = None
+
+    def snapshot(self) -> RefSnapshot:
+        """Return all refs as they are now; the same object as before if nothing changed."""
+        # Loose before packed: a ref that `git pack-refs` moves meanwhile is then seen twice, where
+        # the other order could miss it.
+        loose = self._read_loose()
+        packed = self._read_packed()
+        head = self._read_file(HEAD)
+        key = (packed, head, loose)
+        if self._snapshot is None or self._snapshot_key != key:
+            self._snapshot, self._snapshot_key = _joined(loose, packed, head), key
+        return self._snapshot
+
+    def resolve(self, name: bytes) -> bytes | None:
+        """Return the oid that a ref (or HEAD) comes to, or None."""
+        return self.resolve_symbolic(name)[1]
+
+    def resolve_symbolic(self, name: bytes) -> tuple[bytes, bytes | None]:
+        """Follow symbolic refs: the name at the end, and its oid or None."""
+        for _ in range(SYMREF_DEPTH_MAX):
+            content = self._read_file(name)
+            if content is None:
+                return name, self._read_packed().values.get(name)
+            target = symref_target(content)
+            if target is None:
+                oid = _OID_LINE.match(content)
+                return name, unhex(oid[1]) if oid else None
+            if not is_valid_name(target):
+                return name, None
+            name = target
+        return name, None
+
+    def packed_value(self, name: bytes) -> bytes | None:
+        """Return what `packed-refs` has for a name."""
+        return self._read_packed().values.get(name)
+
+    def packed(self) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+        """Return `packed-refs` as it is now: name -> oid, and oid of a tag -> what it names."""
+        found = self._read_packed()
+        return found.values, found.peeled
+
+    def names_below(self, name: bytes) -> list[bytes]:
+        """List refs of which `name` is a leading directory."""
+        prefix = name + b"/"
+        return [other for other in self.snapshot().values if other.startswith(prefix)]
+
+    # files
+
+    def _read_file(self, name: bytes) -> bytes | None:
+        try:
+            with open(self._root + name, "rb") as file:  # noqa: PTH123 -- hot
+                return file.read(4096)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise RefUpdateError(f"cannot read '{show(name)}': {error.strerror}") from error
+
+    def _read_packed(self) -> _Packed:
+        path = self._root + b"packed-refs"
+        try:
+            status = os.stat(path)  # noqa: PTH116 -- hot
+        except FileNotFoundError:
+            self._packed_stamp = None
+            return _NONE_PACKED
+        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+        if stamp != self._packed_stamp:
+            now_ns = time.time_ns()
+            with open(path, "rb") as file:  # noqa: PTH123 -- hot
+                packed = _parse_packed(file.read())
+            if packed != self._packed:
+                self._packed = packed
+            self._packed_stamp = stamp if now_ns - status.st_mtime_ns > RACY_NS else None
+        return self._packed
+
+    def _read_loose(self) -> dict[bytes, bytes]:
+        now_ns = time.time_ns()
+        known = self._loose
+        found: dict[bytes, bytes] = {}
+        fresh: dict[bytes, tuple[Stamp, bytes]] = {}
+        directories = [b"refs"]
+        while directories:
+            directory = directories.pop()
+            try:
+                entries = list(os.scandir(self._root + directory))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for entry in entries:
+                name = directory + b"/" + entry.name
+                if entry.is_dir():
+                    directories.append(name)
+                elif not name.endswith(b".lock"):
+                    self._read_loose_file(entry, name, known, now_ns, found, fresh)
+        self._loose = fresh
+        return found
+
+    def _read_loose_file(
+        self,
+        entry: os.DirEntry[bytes],
+        name: bytes,
+        known: dict[bytes, tuple[Stamp, bytes]],
+        now_ns: int,
+        found: dict[bytes, bytes],
+        fresh: dict[bytes, tuple[Stamp, bytes]],
+    ) -> None:
+        try:
+            status = entry.stat()
+        except FileNotFoundError:
+            status = None
+        if status is not None:
+            stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+            earlier = known.get(name)
+            if earlier is not None and earlier[0] == stamp:
+                found[name] = earlier[1]
+                fresh[name] = earlier
+                return
+        content = self._read_file(name)
+        if content is not None:
+            found[name] = content
+            if status is not None and now_ns - status.st_mtime_ns > RACY_NS:
+                fresh[name] = (stamp, content)
+
+
+def show(name: bytes) -> str:
+    """Return a name for people; what is not UTF-8 becomes a replacement sign."""
+    return name.decode("utf-8", "replace")
+
+
+def symref_target(content: bytes) -> bytes | None:
+    """Return the name in `ref: <name>`, or None when it is no symbolic ref."""
+    return content[4:].strip() if content.startswith(b"ref:") else None
+
+
+def _parse_packed(content: bytes) -> _Packed:
+    values: dict[bytes, bytes] = {}
+    peeled: dict[bytes, bytes] = {}
+    head = content[: content.find(b"\n") + 1] if content.startswith(b"#") else b""
+    is_fully_peeled = b" fully-peeled" in head
+    for oid, name, target in _PACKED.findall(content):
+        values[name] = value = unhex(oid)
+        if target:
+            peeled[value] = unhex(target)
+    unpeelable = frozenset(set(values.values()) - peeled.keys()) if is_fully_peeled else frozenset()
+    return _Packed(values, peeled, unpeelable)
+
+
+def _joined(loose: dict[bytes, bytes], packed: _Packed, head: bytes | None) -> RefSnapshot:
+    values = dict(packed.values)
+    symrefs: dict[bytes, bytes] = {}
+    for name, content in loose.items():
+        oid = _OID_LINE.match(content)
+        if oid:
+            values[name] = unhex(oid[1])
+        elif target := symref_target(content):
+            symrefs[name] = target
+            values.pop(name, None)
+        else:
+            values.pop(name, None)  # broken
+    for name in symrefs:
+        oid_there = _follow(name, symrefs, values)
+        if oid_there is not None:
+            values[name] = oid_there
+    head_target = symref_target(head) if head else None
+    detached = _OID_LINE.match(head) if head and head_target is None else None
+    head_oid = unhex(detached[1]) if detached else None
+    if head_target is not None:
+        head_oid = values.get(head_target)
+    return RefSnapshot(
+        values=_sorted_valid(values, loose),
+        symrefs=symrefs,
+        peeled=packed.peeled,
+        unpeelable=packed.unpeelable,
+        head_target=head_target,
+        head=head_oid,
+    )
+
+
+def _follow(name: bytes, symrefs: dict[bytes, bytes], values: dict[bytes, bytes]) -> bytes | None:
+    for _ in range(SYMREF_DEPTH_MAX):
+        target = symrefs.get(name)
+        if target is None:
+            return values.get(name)
+        name = target
+    return None
+
+
+def _sorted_valid(values: dict[bytes, bytes], loose: Iterable[bytes]) -> dict[bytes, bytes]:
+    for name in loose:
+        if not is_valid_name(name):
+            values.pop(name, None)
+    names = list(values)
+    in_order = sorted(names)
+    return values if names == in_order else {name: values[name] for name in in_order}

@@ -1,0 +1,126 @@
+"""One git repository on disk: its objects, refs, config and places."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+from storage.git.config import GitConfig
+from storage.git.errors import RepositoryCorruptError, RepositoryNotFoundError
+from storage.git.object_formats import unhex
+from storage.git.objects import RACY_NS, ContentCache, ObjectStore
+from storage.git.refs import RefStore
+
+OPEN_COUNT_MAX = 64  # repositories kept open; each holds two file descriptors per pack
+
+
+class Repository:
+    """An open repository. Cheap to ask again and again; call `refresh` when a request begins.
+
+    Attributes:
+        path: the git directory (`x.git`, or `x/.git`).
+    """
+
+    def __init__(self, path: Path, cache: ContentCache | None = None) -> None:
+        self.path = path
+        self.objects = ObjectStore(path / "objects", cache)
+        self.refs = RefStore(path)
+        self._config = GitConfig()
+        self._config_stamp: tuple[int, int, int] | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what others changed since: packs, alternates, config.
+
+        Raises:
+            RepositoryNotFoundError: it is gone.
+            RepositoryCorruptError: its config does not parse, or asks for what is not supported.
+        """
+        try:
+            status = (self.path / "config").stat()
+        except FileNotFoundError:
+            if not is_repository(self.path):
+                raise RepositoryNotFoundError(self.path.name) from None
+            self._config, self._config_stamp = GitConfig(), None
+        else:
+            stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if stamp != self._config_stamp:
+                self._config = GitConfig.read(self.path / "config")
+                is_settled = time.time_ns() - status.st_mtime_ns > RACY_NS
+                self._config_stamp = stamp if is_settled else None
+                _require_supported(self._config)
+        self.objects.refresh()
+
+    @property
+    def config(self) -> GitConfig:
+        return self._config
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it has no work tree."""
+        return bool(self._config.flag("core.bare", default=self.path.name != ".git"))
+
+    def shallow(self) -> frozenset[bytes]:
+        """Return the commits whose parents this repository does not have on purpose."""
+        try:
+            lines = (self.path / "shallow").read_bytes().split()
+        except FileNotFoundError:
+            return frozenset()
+        return frozenset(unhex(line) for line in lines if len(line) == 40)
+
+
+class RepositoryCache:
+    """Keeps recently used repositories open. Safe from any thread."""
+
+    def __init__(self, count_max: int = OPEN_COUNT_MAX) -> None:
+        self._count_max = count_max
+        self._content = ContentCache()
+        self._open: OrderedDict[Path, Repository] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, path: Path) -> Repository:
+        """Return the repository at a git directory, refreshed.
+
+        Raises:
+            RepositoryNotFoundError: there is none.
+            RepositoryCorruptError: its config cannot be honoured.
+        """
+        with self._lock:
+            repository = self._open.get(path)
+        if repository is None:
+            if not is_repository(path):
+                raise RepositoryNotFoundError(path.name)
+            repository = Repository(path, self._content)
+        else:
+            repository.refresh()
+        with self._lock:
+            self._open[path] = repository
+            self._open.move_to_end(path)
+            while len(self._open) > self._count_max:
+                self._open.popitem(last=False)
+        return repository
+
+
+def is_repository(path: Path) -> bool:
+    """Say whether this directory is a git directory: `objects/`, `refs/` and a HEAD."""
+    text = os.fspath(path)
+    return (
+        os.path.isdir(text + "/objects")  # noqa: PTH112 -- asked at every request
+        and os.path.isdir(text + "/refs")  # noqa: PTH112
+        and os.path.lexists(text + "/HEAD")
+    )
+
+
+def _require_supported(config: GitConfig) -> None:
+    version = config.number("core.repositoryformatversion", default=0)
+    if version not in (0, 1):
+        raise RepositoryCorruptError(f"repository format version {version} is not supported")
+    if version == 1:
+        for name, value in config.section("extensions.").items():
+            is_known = name in ("noop", "partialclone", "worktreeconfig", "preciousobjects")
+            is_usual = (name, value.lower()) in (("objectformat", "sha1"), ("refstorage", "files"))
+            if not is_known and not is_usual:
+                raise RepositoryCorruptError(f"extension {name}={value} is not supported")

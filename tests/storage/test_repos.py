@@ -1,0 +1,240 @@
+"""storage.repos against what the system's git made."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from storage.git.errors import RefNotFoundError, RepositoryCorruptError
+from storage.repos import EntryKind, Repositories, ResolvedRef, RootEntry
+
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "Ada",
+    "GIT_AUTHOR_EMAIL": "ada@example.org",
+    "GIT_COMMITTER_NAME": "Ada",
+    "GIT_COMMITTER_EMAIL": "ada@example.org",
+    "GIT_AUTHOR_DATE": "1700000000 +0000",
+    "GIT_COMMITTER_DATE": "1700000000 +0000",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+}
+
+
+def git(*arguments: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        ["git", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **IDENTITY},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repositories(tmp_path: Path) -> Repositories:
+    return Repositories(tmp_path / "repos")
+
+
+@pytest.fixture
+def work(tmp_path: Path, repositories: Repositories) -> Path:
+    """A clone whose every kind of entry is pushed to site_1."""
+    bare = repositories.create("site_1", "main")
+    work = tmp_path / "work"
+    git("init", "-q", "-b", "main", work, cwd=tmp_path)
+    (work / "index.html").write_text("<h1>hello</h1>")
+    (work / "bin").mkdir()
+    (work / "bin" / "run").write_text("#!/bin/sh\n")
+    (work / "bin" / "run").chmod(0o755)
+    (work / "deep" / "er").mkdir(parents=True)
+    (work / "deep" / "er" / "b.txt").write_bytes(b"b" * 300_000)
+    (work / "link").symlink_to("index.html")
+    git("add", "-A", cwd=work)
+    git("update-index", "--add", "--cacheinfo", f"160000,{'12' * 20},sub", cwd=work)
+    git("commit", "-q", "-m", "one", cwd=work)
+    git("tag", "-a", "v1", "-m", "v1", cwd=work)
+    git("branch", "feature/checkout", cwd=work)
+    git("push", "-q", "--all", bare, cwd=work)
+    git("push", "-q", "--tags", bare, cwd=work)
+    return work
+
+
+def test_a_new_repository_is_one_that_git_accepts(repositories: Repositories) -> None:
+    path = repositories.create("site_1", "trunk")
+    assert repositories.exists("site_1")
+    assert git("symbolic-ref", "HEAD", cwd=path) == "refs/heads/trunk"
+    assert git("config", "receive.advertisePushOptions", cwd=path) == "true"
+    assert git("fsck", cwd=path) == ""
+    assert repositories.default_branch("site_1") == "trunk"
+    assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_creating_twice_keeps_the_first(repositories: Repositories) -> None:
+    first = repositories.create("site_1", "main")
+    assert repositories.create("site_1", "other") == first
+    assert repositories.default_branch("site_1") == "main"
+    assert [path.name for path in repositories.root.iterdir()] == ["site_1.git"]
+
+
+@pytest.mark.parametrize("branch", ["", "a..b", "x.lock", "sp ace", "-\n"])
+def test_a_default_branch_must_be_a_valid_name(repositories: Repositories, branch: str) -> None:
+    with pytest.raises(ValueError, match="branch"):
+        repositories.create("site_1", branch)
+
+
+@pytest.mark.parametrize("site_id", ["", "..", "../x", "a/b", "-x" * 60])
+def test_a_site_id_never_leaves_the_root(repositories: Repositories, site_id: str) -> None:
+    with pytest.raises(ValueError, match="id"):
+        repositories.path(site_id)
+
+
+def test_removing_takes_all_of_it(repositories: Repositories, work: Path) -> None:
+    repositories.remove("site_1")
+    assert not repositories.exists("site_1")
+    assert list(repositories.root.iterdir()) == []
+    repositories.remove("site_1")
+
+
+@pytest.mark.parametrize("form", ["loose", "packed"])
+def test_names_resolve_as_git_resolves_them(
+    repositories: Repositories, work: Path, form: str
+) -> None:
+    if form == "packed":
+        git("gc", "-q", cwd=repositories.path("site_1"))
+    commit = git("rev-parse", "HEAD", cwd=work)
+    tag = git("rev-parse", "v1", cwd=work)
+    expected = {
+        "main": "refs/heads/main",
+        "HEAD": "refs/heads/main",
+        "refs/heads/main": "refs/heads/main",
+        "feature/checkout": "refs/heads/feature/checkout",
+        "v1": "refs/tags/v1",
+        "refs/tags/v1": "refs/tags/v1",
+        commit: None,
+        commit[:7]: None,
+        commit[:13]: None,
+        tag: None,
+    }
+    for name, ref in expected.items():
+        assert repositories.resolve("site_1", name) == ResolvedRef(ref, commit), name
+    assert repositories.branches("site_1") == {"feature/checkout": commit, "main": commit}
+
+
+@pytest.mark.parametrize(
+    "name", ["nope", "", "refs/heads/../x", "0" * 40, "0000000", "a\0b", "refs/heads/main/x"]
+)
+def test_what_is_not_there_does_not_resolve(
+    repositories: Repositories, work: Path, name: str
+) -> None:
+    with pytest.raises(RefNotFoundError):
+        repositories.resolve("site_1", name)
+
+
+def test_a_blob_is_no_commit(repositories: Repositories, work: Path) -> None:
+    with pytest.raises(RefNotFoundError):
+        repositories.resolve("site_1", git("rev-parse", "HEAD:index.html", cwd=work))
+
+
+def test_the_root_lists_every_kind(repositories: Repositories, work: Path) -> None:
+    commit = git("rev-parse", "HEAD", cwd=work)
+    assert repositories.root_listing("site_1", commit) == [
+        RootEntry("bin", EntryKind.DIR),
+        RootEntry("deep", EntryKind.DIR),
+        RootEntry("index.html", EntryKind.FILE),
+        RootEntry("link", EntryKind.LINK),
+        RootEntry("sub", EntryKind.SUBMODULE),
+    ]
+
+
+def test_one_file_reads_within_its_bound(repositories: Repositories, work: Path) -> None:
+    commit = git("rev-parse", "HEAD", cwd=work)
+    read = lambda path, limit: repositories.read_file("site_1", commit, path, limit)  # noqa: E731
+    assert read("index.html", 14) == b"<h1>hello</h1>"
+    assert read("index.html", 13) is None
+    assert read("bin/run", 100) == b"#!/bin/sh\n"
+    for path in ("link", "bin", "absent", "index.html/x", "../x", "/index.html"):
+        assert read(path, 100) is None, path
+
+
+@pytest.mark.parametrize("form", ["loose", "packed"])
+def test_a_walk_yields_what_ls_tree_lists(
+    repositories: Repositories, work: Path, form: str
+) -> None:
+    if form == "packed":
+        git("gc", "-q", cwd=repositories.path("site_1"))
+    commit = git("rev-parse", "HEAD", cwd=work)
+    files = list(repositories.walk_tree("site_1", commit))
+    lines = git("ls-tree", "-r", "-l", "HEAD", cwd=work).splitlines()
+    assert [f.path for f in files] == [line.split("\t")[1] for line in lines]
+    assert [f.oid for f in files] == [line.split()[2] for line in lines]
+    assert [f.size for f in files] == [int(s) if (s := x.split()[3]) != "-" else 0 for x in lines]
+    by_path = {f.path: f for f in files}
+    assert by_path["bin/run"].is_executable
+    assert not by_path["index.html"].is_executable
+    assert by_path["link"].read() == b"index.html"
+    assert b"".join(by_path["deep/er/b.txt"].chunks()) == b"b" * 300_000
+    assert [f.path for f in repositories.walk_tree("site_1", commit, "deep/er")] == ["b.txt"]
+    assert list(repositories.walk_tree("site_1", commit, "absent")) == []
+
+
+def test_the_tar_unpacks_to_the_work_tree(
+    repositories: Repositories, work: Path, tmp_path: Path
+) -> None:
+    commit = git("rev-parse", "HEAD", cwd=work)
+    out = io.BytesIO()
+    repositories.write_tar("site_1", commit, ".", out)
+    out.seek(0)
+    target = tmp_path / "unpacked"
+    with tarfile.open(fileobj=out) as tar:
+        members = {member.name: member for member in tar}
+        tar.extractall(target, filter="tar")
+    assert (target / "link").readlink() == Path("index.html")
+    assert (target / "bin" / "run").stat().st_mode & 0o777 == 0o755
+    assert (target / "deep" / "er" / "b.txt").read_bytes() == b"b" * 300_000
+    assert (target / "sub").is_dir()
+    assert members["index.html"].mtime == 1700000000
+    assert members["index.html"].uid == 0
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".git", ".GIT"])
+def test_a_tree_that_would_leave_its_folder_is_refused(
+    repositories: Repositories, work: Path, name: str
+) -> None:
+    bare = repositories.path("site_1")
+    blob = git("rev-parse", "HEAD:index.html", cwd=work)
+    content = f"100644 {name}\0".encode() + bytes.fromhex(blob)
+    tree = subprocess.run(
+        ["git", "hash-object", "-t", "tree", "-w", "--literally", "--stdin"],
+        cwd=bare,
+        input=content,
+        check=True,
+        capture_output=True,
+    ).stdout.decode()
+    commit = git("commit-tree", "-m", "bad", tree.strip(), cwd=bare)
+    with pytest.raises(RepositoryCorruptError):
+        list(repositories.walk_tree("site_1", commit))
+
+
+def test_two_hundred_files_are_walked_and_read_in_milliseconds(
+    repositories: Repositories, work: Path
+) -> None:
+    for number in range(200):
+        (work / f"page-{number}.html").write_text(f"<h1>{number}</h1>" * 50)
+    git("add", "-A", cwd=work)
+    git("commit", "-q", "-m", "many", cwd=work)
+    git("push", "-q", repositories.path("site_1"), "main", cwd=work)
+    git("gc", "-q", cwd=repositories.path("site_1"))
+    commit = git("rev-parse", "HEAD", cwd=work)
+    start = time.perf_counter()
+    total = sum(len(file.read()) for file in repositories.walk_tree("site_1", commit))
+    took_ms = (time.perf_counter() - start) * 1e3
+    print(f"walked and read in {took_ms:.1f} ms")
+    assert total > 200_000
+    assert took_ms < 100  # 4 ms on a quiet machine
