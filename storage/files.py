@@ -1,0 +1,213 @@
+"""Files: the one place that maps the operating system's errors, and how bytes become durable."""
+# Plain strings: a push has thousands of files, and a Path costs as much as the call.
+# ruff: noqa: PTH102, PTH106, PTH108, PTH208
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.errors import StorageFullError, StorageIoError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def mapped_errors(doing: str) -> Iterator[None]:
+    """Turn `OSError` into ours; `doing` says what was tried, for people."""
+    try:
+        yield
+    except OSError as error:
+        raise mapped(error, doing) from error
+
+
+def mapped(error: OSError, doing: str) -> StorageFullError | StorageIoError:
+    if error.errno in _FULL:
+        return StorageFullError(f"{doing}: the disk is full ({error.strerror})")
+    return StorageIoError(f"{doing}: {error}", code=error.errno)
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def open_regular(path: str | Path, *, dir_fd: int | None = None) -> int:
+    """Open a regular file for reading; never follows a link there, never waits for a pipe.
+
+    Raises:
+        OSError: Not there, a link (ELOOP), or not a regular file (EINVAL).
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags, dir_fd=dir_fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd
+
+
+def read_bounded(path: str | Path, *, size_bytes_max: int) -> bytes:
+    """Read a small regular file whole.
+
+    Raises:
+        OSError: As `open_regular`, or EFBIG when it is longer than the bound.
+    """
+    fd = open_regular(path)
+    try:
+        data = read_up_to(fd, size_bytes_max + 1)
+    finally:
+        os.close(fd)
+    if len(data) > size_bytes_max:
+        raise OSError(errno.EFBIG, "longer than it may be", str(path))
+    return data
+
+
+def read_up_to(fd: int, count: int) -> bytes:
+    """Read until `count` bytes or the end of the file."""
+    data = os.read(fd, count)
+    if len(data) == count or not data:
+        return data
+    parts = [data]
+    missing = count - len(data)
+    while missing and (data := os.read(fd, missing)):
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    written = os.write(fd, data)
+    if written == len(data):
+        return
+    rest = memoryview(data)[written:]
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int, replace: bool = True) -> bool:
+    """Put a whole file in place, or nothing. Durable when it returns.
+
+    Returns:
+        False when `replace` is false and the name was taken; the file there is left alone.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            write_all(fd, data)
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if replace:
+            draft.rename(path)
+        else:
+            os.link(draft, path)
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()
+    sync_directory(path.parent)
+    return True
+
+
+def sync_directory(path: str | Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: str | Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_filesystem(fd: int) -> None:
+    """Write out the whole filesystem that `fd` lies on.
+
+    Errors of writes made since `fd` was opened are reported, so open it before writing.
+    After an error never try again: the kernel may have dropped what it could not write.
+
+    Source: syncfs(2), Linux 5.8 and later.
+    """
+    if _LIBC.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), "syncfs")
+
+
+# -- leases --------------------------------------------------------------------------------------
+
+
+class Lease:
+    """A scratch directory that lives as long as its owner: the lease is a lock on the directory.
+
+    The kernel drops the lock when the owner dies, so nobody needs a clock to know. A directory
+    whose lock is free is rubbish.
+    """
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    @classmethod
+    def take(cls, parent: Path) -> Lease:
+        path = f"{parent}/{secrets.token_hex(8)}"
+        os.mkdir(path, 0o700)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            os.rmdir(path)
+            raise
+        # Should a recovery run in this very moment it may remove the still unlocked directory:
+        # then the first file cannot be made in it, and the owner fails cleanly.
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return cls(path, fd)
+
+    def release(self) -> None:
+        """Remove the directory and all in it. A second call does nothing."""
+        if self.fd < 0:
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self.fd)
+        self.fd = -1
+
+
+def remove_dead_leases(parent: Path) -> int:
+    """Remove the scratch directories whose owners are gone; return how many there were."""
+    count = 0
+    for name in os.listdir(parent):
+        path = f"{parent}/{name}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except NotADirectoryError:
+            os.unlink(path)
+            continue
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            count += 1
+        finally:
+            os.close(fd)
+    return count

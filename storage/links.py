@@ -1,0 +1,55 @@
+"""Links: whether the symbolic links of a tree stay in it, however they are followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from storage.manifest import Entry, LinkEntry
+
+HOP_COUNT_MAX = 40
+# What the virtual environments of Python point at.
+HOST_PREFIXES = (b"/usr/bin/python3",)
+
+
+def escaping_link(entries: Iterable[Entry]) -> LinkEntry | None:
+    """Return the first link that may lead out of the tree, or None.
+
+    Links are followed through one another, as the kernel would: `a/up -> ..` and then `m ->
+    a/up/../x` leaves the tree although neither seems to. Links to nothing and loops stay in.
+    """
+    links = {entry.path: entry.target for entry in entries if isinstance(entry, LinkEntry)}
+    return next(
+        (LinkEntry(path, target) for path, target in links.items() if _escapes(path, links)), None
+    )
+
+
+def is_host_target(target: bytes) -> bool:
+    """Say whether an absolute target is one of the few files of the host that links may name."""
+    return target.startswith(HOST_PREFIXES) and b"/" not in target.removeprefix(b"/usr/bin/")
+
+
+def _escapes(path: bytes, links: Mapping[bytes, bytes]) -> bool:
+    here: list[bytes] = []
+    todo = path.split(b"/")[::-1]
+    hops = 0
+    while todo:
+        name = todo.pop()
+        if name in (b"", b"."):
+            continue
+        if name == b"..":
+            if not here:
+                return True
+            here.pop()
+            continue
+        here.append(name)
+        target = links.get(b"/".join(here))
+        if target is None:
+            continue
+        if target.startswith(b"/"):
+            return not is_host_target(target)
+        hops += 1
+        if hops > HOP_COUNT_MAX:
+            return False  # the kernel gives up as well (ELOOP)
+        here.pop()
+        todo += target.split(b"/")[::-1]
+    return False
