@@ -1,0 +1,401 @@
+"""The sandbox: a process tree of its own that sees nothing of the machine but what it is given.
+
+Made by bubblewrap: namespaces of its own for users, processes, mounts, IPC, host name and (unless
+asked for) network; the runtimes below /usr read-only; a filter of system calls; limits per process.
+Builds run in it, and so do the web processes of sites.
+
+Source: bwrap(1), version 0.8.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from hooks.builds import seccomp
+from hooks.builds.errors import SandboxUnavailableError
+from hooks.process import Process
+
+BWRAP = Path("/usr/bin/bwrap")
+PRLIMIT = "/usr/bin/prlimit"  # from util-linux; runs inside, see _limited
+APP_DIR = "/app"  # where a build finds its source, and a site its release: paths stay true
+HOME_DIR = "/home/app"
+INNER_UID = 1000  # what the program believes to be, whatever its uid on the machine
+
+_BASE_ENVIRON = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": HOME_DIR,
+    "USER": "app",
+    "LOGNAME": "app",
+    "SHELL": "/bin/sh",
+    "LANG": "C.UTF-8",
+    "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
+    "TZ": "UTC",
+}
+_ETC_FILES = {
+    "passwd": b"root:x:0:0:root:/root:/bin/sh\n"
+    b"app:x:1000:1000:app:/home/app:/bin/sh\n"
+    b"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    "group": b"root:x:0:\napp:x:1000:\nnogroup:x:65534:\n",
+    "nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
+}
+_HOSTS = b"127.0.0.1 localhost\n::1 localhost\n"
+_ETC_OF_THE_MACHINE = (
+    "ssl",
+    "ca-certificates",
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+)
+_ETC_FOR_NETWORK = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
+_OUTPUT_TAIL_BYTES = 2_000  # kept for the message when the sandbox itself fails
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one process, or the sandbox as a whole, may use. None: no limit of ours.
+
+    `process_count` counts the threads of this sandbox alone, whatever else its uid runs.
+    `data_bytes` is private writable memory (not address space, of which node and go reserve much).
+    `tmp_bytes` bounds /tmp and /dev/shm each, which are memory.
+    """
+
+    data_bytes: int | None = 2 << 30
+    process_count: int | None = 512
+    file_bytes: int | None = 2 << 30
+    open_file_count: int | None = 4096
+    cpu_s: int | None = None
+    tmp_bytes: int = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A file or folder of the machine, and where the sandbox sees it."""
+
+    source: Path
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What to run, and what it may see.
+
+    `argv[0]` is looked up in the sandbox's PATH. `environ` is added to a small base (PATH, HOME,
+    LANG, ...) and wins over it. `binds` are made in their order. Without a bind at `HOME_DIR` the
+    home is a folder in memory, of at most `limits.tmp_bytes`. `network`: share the machine's.
+    """
+
+    argv: tuple[str, ...]
+    binds: tuple[Bind, ...] = ()
+    cwd: str = APP_DIR
+    environ: Mapping[str, str] = field(default_factory=dict)
+    network: bool = False
+    hostname: str = "build"
+    limits: Limits = field(default_factory=Limits)
+
+
+class Sandbox:
+    """A running sandbox. Made by `start`; always `wait` for its end.
+
+    It ends with this process, and it never outlives `wait`.
+    """
+
+    def __init__(self, outer: Process, init_pid: int | None, status: _Status) -> None:
+        self._outer = outer
+        self._init = _Init.open(init_pid, parent_pid=outer.pid)
+        self._status = status
+        self._was_killed = False
+
+    @classmethod
+    async def start(cls, spec: SandboxSpec, *, on_output: Callable[[bytes], None]) -> Sandbox:
+        """Start `spec` and return once its namespaces exist. Call it in the main thread.
+
+        `on_output` gets what is written to output and error, as it comes, in the loop.
+
+        Raises:
+            SandboxUnavailableError: bubblewrap is not there, or this process is root.
+        """
+        if os.geteuid() == 0:
+            raise SandboxUnavailableError(
+                "the sandbox is never run as root: root inside could change the machine's kernel"
+            )
+        status = _Status(on_output)
+        with contextlib.ExitStack() as files:
+            args, pass_fds = _arguments(spec, files)
+            pass_fds.append(status.open(files))
+            args += ["--json-status-fd", str(pass_fds[-1])]
+            args_fd = _memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
+            argv = [str(BWRAP), "--args", str(args_fd), "--", *_limited(spec)]
+            try:
+                # bwrap's own environment is empty: the sandbox can read it in /proc/1/environ
+                outer = Process.start(
+                    argv, environ={}, on_output=status.on_output, pass_fds=[args_fd, *pass_fds]
+                )
+            except OSError as error:
+                status.close()
+                raise SandboxUnavailableError(f"cannot run {BWRAP}: {error.strerror}") from error
+        return cls(outer, await status.started(), status)
+
+    async def wait(self) -> int:
+        """Return the exit status (128 + n after signal n) once every process inside is dead.
+
+        May be called again, and canceled.
+
+        Raises:
+            SandboxUnavailableError: The sandbox failed before the program began.
+        """
+        await self._outer.ended()
+        self._init.kill()
+        await self._init.gone()
+        await self._outer.drained()
+        self._status.close()
+        if self._status.exit_code is not None:
+            return self._status.exit_code
+        if self._was_killed:
+            return 128 + signal.SIGKILL
+        raise SandboxUnavailableError(f"the sandbox did not start: {self._status.tail}")
+
+    def kill(self) -> None:
+        """End everything inside at once. Does nothing when it has ended."""
+        self._was_killed = True
+        self._init.kill()
+        self._outer.signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask every process inside to end (SIGTERM). Does nothing when they have."""
+        for pid in self._init.descendants():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+
+
+def bwrap_arguments(spec: SandboxSpec) -> list[str]:
+    """Return bubblewrap's arguments for `spec`, without those that name open files."""
+    network = ["--share-net"] if spec.network else []
+    environ = {**_BASE_ENVIRON, **spec.environ}
+    tmp_bytes = str(spec.limits.tmp_bytes)
+    etc = (*_ETC_OF_THE_MACHINE, *(_ETC_FOR_NETWORK if spec.network else ()))
+    args = ["--unshare-all", *network, "--unshare-user", "--disable-userns"]
+    args += ["--uid", str(INNER_UID), "--gid", str(INNER_UID)]
+    args += ["--die-with-parent", "--new-session", "--hostname", spec.hostname, "--clearenv"]
+    for name, value in environ.items():
+        args += ["--setenv", name, value]
+    args += ["--ro-bind", "/usr", "/usr", *_top_level_folders()]
+    for name in etc:
+        args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    args += ["--proc", "/proc", "--dev", "/dev"]
+    args += ["--perms", "1777", "--size", tmp_bytes, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108 - the sandbox's own
+    args += ["--perms", "1777", "--size", tmp_bytes, "--tmpfs", "/tmp"]  # noqa: S108 - likewise
+    args += ["--dir", "/run", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108 - likewise
+    if all(bind.target != HOME_DIR for bind in spec.binds):
+        args += ["--size", tmp_bytes, "--tmpfs", HOME_DIR]
+    for bind in spec.binds:
+        args += ["--bind" if bind.writable else "--ro-bind", str(bind.source), bind.target]
+    return [*args, "--chdir", spec.cwd, "--remount-ro", "/"]
+
+
+def _arguments(spec: SandboxSpec, files: contextlib.ExitStack) -> tuple[list[str], list[int]]:
+    contents = dict(_ETC_FILES)
+    if not spec.network:
+        contents["hosts"] = _HOSTS
+    args: list[str] = []
+    pass_fds: list[int] = []
+    for name, content in contents.items():
+        pass_fds.append(_memory_file(files, content))
+        args += ["--perms", "0444", "--file", str(pass_fds[-1]), f"/etc/{name}"]
+    try:
+        pass_fds.append(_memory_file(files, seccomp.program()))
+    except seccomp.UnknownArchitectureError as error:
+        raise SandboxUnavailableError(str(error)) from error
+    return [*args, *bwrap_arguments(spec), "--seccomp", str(pass_fds[-1])], pass_fds
+
+
+def _memory_file(files: contextlib.ExitStack, content: bytes) -> int:
+    """Return a descriptor that reads `content`; it is closed with `files`."""
+    fd = os.memfd_create("sandbox", os.MFD_CLOEXEC)
+    files.callback(os.close, fd)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _top_level_folders() -> Iterator[str]:
+    """Show /bin, /lib, ... as the machine has them: links into /usr, or folders of their own."""
+    for path in (Path("/bin"), Path("/sbin"), Path("/lib"), Path("/lib32"), Path("/lib64")):
+        if path.is_symlink():
+            yield from ("--symlink", str(path.readlink()), str(path))
+        elif path.is_dir():
+            yield from ("--ro-bind", str(path), str(path))
+
+
+def _limited(spec: SandboxSpec) -> list[str]:
+    """Return the program's argv behind its limits.
+
+    They are set inside, after the namespaces exist: so the count of processes is the sandbox's own
+    and not that of everything which runs with the same uid outside.
+    """
+    limits = spec.limits
+    wanted = {
+        "data": (resource.RLIMIT_DATA, limits.data_bytes),
+        "nproc": (resource.RLIMIT_NPROC, limits.process_count),
+        "fsize": (resource.RLIMIT_FSIZE, limits.file_bytes),
+        "nofile": (resource.RLIMIT_NOFILE, limits.open_file_count),
+        "cpu": (resource.RLIMIT_CPU, limits.cpu_s),
+        "core": (resource.RLIMIT_CORE, 0),
+    }
+    options = []
+    for name, (kind, value) in wanted.items():
+        if value is not None:
+            hard = resource.getrlimit(kind)[1]
+            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            options.append(f"--{name}={bound}")
+    return [PRLIMIT, *options, "--", *spec.argv]
+
+
+class _Status:
+    """What bubblewrap tells of its sandbox: the first process's pid, then the exit code."""
+
+    def __init__(self, on_output: Callable[[bytes], None]) -> None:
+        self.exit_code: int | None = None
+        self._init_pid: int | None = None
+        self._on_output = on_output
+        self._tail = b""
+        self._heard = b""
+        self._fd = -1
+        self._told = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def open(self, files: contextlib.ExitStack) -> int:
+        """Return the end that bubblewrap writes to; it is closed here with `files`."""
+        self._fd, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        files.callback(os.close, writing)
+        self._loop.add_reader(self._fd, self._read)
+        return writing
+
+    async def started(self) -> int | None:
+        """Return the pid of the sandbox's first process, or None when there will be none."""
+        await self._told.wait()
+        return self._init_pid
+
+    def on_output(self, chunk: bytes) -> None:
+        if self.exit_code is None:
+            self._tail = (self._tail + chunk)[-_OUTPUT_TAIL_BYTES:]
+        self._on_output(chunk)
+
+    @property
+    def tail(self) -> str:
+        return self._tail.decode(errors="replace").strip() or "it said nothing"
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._read()
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read(self) -> None:
+        while True:
+            try:
+                chunk = os.read(self._fd, 4096)
+            except BlockingIOError:
+                return
+            if not chunk:
+                break
+            *lines, self._heard = (self._heard + chunk).split(b"\n")
+            for line in lines:
+                self._hear(msgspec.json.decode(line, type=dict[str, int]))
+        self._told.set()
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+
+    def _hear(self, told: dict[str, int]) -> None:
+        if "child-pid" in told:
+            self._init_pid = told["child-pid"]
+            self._told.set()
+        if "exit-code" in told:
+            self.exit_code = told["exit-code"]
+
+
+class _Init:
+    """The sandbox's process 1: when it is gone, the kernel has ended every process beside it."""
+
+    def __init__(self, pid: int, pidfd: int | None) -> None:
+        self._pid = pid
+        self._pidfd = pidfd
+
+    @classmethod
+    def open(cls, pid: int | None, *, parent_pid: int) -> _Init:
+        if pid is None:
+            return cls(0, None)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return cls(pid, None)
+        if not _is_init_of_a_namespace(pid, parent_pid):
+            os.close(pidfd)  # it ended already, and the number belongs to somebody else
+            return cls(pid, None)
+        return cls(pid, pidfd)
+
+    def kill(self) -> None:
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def gone(self) -> None:
+        if self._pidfd is None:
+            return
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(self._pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = None
+
+    def descendants(self) -> list[int]:
+        """Return the pids of all processes below it: orphans too, as it adopts them."""
+        if self._pidfd is None:
+            return []
+        children: dict[int, list[int]] = {}
+        for pid, parent_pid in _parents():
+            children.setdefault(parent_pid, []).append(pid)
+        found = list(children.get(self._pid, ()))
+        for pid in found:
+            found += children.get(pid, ())
+        return found
+
+
+def _is_init_of_a_namespace(pid: int, parent_pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    if facts.get("PPid") == str(parent_pid):
+        return True
+    inner_pids = facts.get("NSpid", "").split()
+    return len(inner_pids) > 1 and inner_pids[-1] == "1"
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    """Yield (pid, parent's pid) of every process that can be seen."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                stat = Path(entry.path, "stat").read_bytes()
+                yield int(entry.name), int(stat.rpartition(b")")[2].split()[1])
