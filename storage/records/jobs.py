@@ -72,6 +72,24 @@ def unfinished(db: sqlite3.Connection, job_type: JobType) -> list[Job]:
     return [_job(row) for row in rows]
 
 
+def unfinished_of(db: sqlite3.Connection, env_id: str) -> list[Job]:
+    """Queued and running jobs of one environment, oldest first."""
+    rows = db.execute(
+        "SELECT * FROM job WHERE finished_at IS NULL AND env_id = ? ORDER BY id", (env_id,)
+    )
+    return [_job(row) for row in rows]
+
+
+def unfinished_or_last(db: sqlite3.Connection, *, within_ms: int) -> list[Job]:
+    """Jobs that are not over, and those that ended within `within_ms` of the last end."""
+    rows = db.execute(
+        "SELECT * FROM job WHERE finished_at IS NULL OR finished_at >="
+        " (SELECT MAX(finished_at) FROM job) - ? ORDER BY id",
+        (within_ms,),
+    )
+    return [_job(row) for row in rows]
+
+
 def page(
     db: sqlite3.Connection,
     *,

@@ -57,6 +57,7 @@ def pipeline(db: Database) -> None:
           owner TEXT, attempts INTEGER NOT NULL, created_at BIGINT NOT NULL, started_at BIGINT,
           finished_at BIGINT);
         CREATE INDEX job_unfinished ON job(status, id) WHERE finished_at IS NULL;
+        CREATE INDEX job_finished ON job(finished_at);
         CREATE INDEX job_site ON job(site_id, id);
         CREATE INDEX job_status ON job(status, id);
         CREATE INDEX job_env ON job(env_id, id);

@@ -1,0 +1,258 @@
+"""Jobs: changed in transactions, logged in order, followed by whoever waits.
+
+Each change of a job is committed first, then written to the job's log, then told to followers.
+What a crash left between the first two is made good by `Jobs.recover`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from hooks.clock import Clock, now_ms, rfc3339
+from storage.ids import new_id
+from storage.joblog import JobLogs, LogLine, Positioned, StateChange
+from storage.model import Failure, Job, JobStatus, JobType
+from storage.records import jobs as job_rows
+from storage.records.db import Records
+
+T = TypeVar("T")
+LINE_CHARS_MAX = 8192
+RECOVERED_MS = 60_000
+CONTROL = "control"  # the source of the lines that control itself writes
+
+
+class JobChanges:
+    """A transaction's hand on jobs: it keeps what it touched, to be published after the commit."""
+
+    def __init__(self, db: sqlite3.Connection, clock: Clock) -> None:
+        self.db = db
+        self.now = clock()
+        self.touched: list[Job] = []
+
+    def add(
+        self,
+        job_type: JobType,
+        *,
+        resource_type: str,
+        resource_id: str,
+        site_id: str,
+        env_id: str,
+    ) -> Job:
+        """Queue a new job."""
+        job = Job(
+            id=new_id("job"),
+            type=job_type,
+            status=JobStatus.QUEUED,
+            progress=0,
+            resource_type=resource_type,
+            resource_id=resource_id,
+            site_id=site_id,
+            env_id=env_id,
+            result=None,
+            error=None,
+            version=1,
+            owner=None,
+            attempts=0,
+            created_at=self.now,
+            started_at=None,
+            finished_at=None,
+        )
+        job_rows.add(self.db, job)
+        self.touched.append(job)
+        return job
+
+    def start(self, job_id: str, *, owner: str | None = None) -> Job | None:
+        return self._keep(job_rows.start(self.db, job_id, owner=owner, at=self.now))
+
+    def requeue(self, job_id: str) -> Job | None:
+        return self._keep(job_rows.requeue(self.db, job_id))
+
+    def advance(self, job_id: str, progress: int) -> Job | None:
+        return self._keep(job_rows.advance(self.db, job_id, progress))
+
+    def succeed(self, job_id: str, result: dict[str, str]) -> Job | None:
+        return self._finish(job_id, JobStatus.SUCCEEDED, result=result)
+
+    def fail(self, job_id: str, error: Failure) -> Job | None:
+        return self._finish(job_id, JobStatus.FAILED, error=error)
+
+    def cancel(self, job_id: str, error: Failure | None = None) -> Job | None:
+        return self._finish(job_id, JobStatus.CANCELED, error=error)
+
+    def _finish(
+        self,
+        job_id: str,
+        status: JobStatus,
+        *,
+        result: dict[str, str] | None = None,
+        error: Failure | None = None,
+    ) -> Job | None:
+        return self._keep(
+            job_rows.finish(self.db, job_id, status, result=result, error=error, at=self.now)
+        )
+
+    def _keep(self, job: Job | None) -> Job | None:
+        if job is not None:
+            self.touched.append(job)
+        return job
+
+
+def as_of(job: Job, change: StateChange) -> Job:
+    """The job as it was at `change`."""
+    return replace(
+        job,
+        status=change.status,
+        progress=change.progress,
+        result=change.result,
+        error=change.error,
+        version=change.version,
+    )
+
+
+class Jobs:
+    """All jobs of this server. Belongs to one event loop."""
+
+    def __init__(self, records: Records, joblogs: JobLogs, clock: Clock = now_ms) -> None:
+        self.records = records
+        self.joblogs = joblogs
+        self.clock = clock
+        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._published: dict[str, int] = {}
+        self._watchers: list[Callable[[Job], None]] = []
+
+    def watch(self, react: Callable[[Job], None]) -> None:
+        """Call `react` with each job after each of its changes: how the runners hear of work."""
+        self._watchers.append(react)
+
+    async def commit(self, change: Callable[[JobChanges], T]) -> T:
+        """Run `change` in one transaction and publish the jobs that it touched. Durable."""
+
+        def run(db: sqlite3.Connection) -> tuple[T, JobChanges]:
+            changes = JobChanges(db, self.clock)
+            return change(changes), changes
+
+        answer, changes = await asyncio.wrap_future(self.records.submit(run))
+        self.publish(changes)
+        return answer
+
+    def changes_in(self, db: sqlite3.Connection) -> JobChanges:
+        """For a transaction that is run elsewhere; `publish` what it touched after its commit."""
+        return JobChanges(db, self.clock)
+
+    def publish(self, changes: JobChanges) -> None:
+        for job in changes.touched:
+            if job.version <= self._published.get(job.id, 0):
+                continue
+            self._published[job.id] = job.version
+            self._append_state(job)
+            for react in self._watchers:
+                react(job)
+            if job.status.is_final:
+                self._published.pop(job.id, None)
+
+    def log(self, job_id: str, lines: Sequence[str], *, stage: str, source: str = CONTROL) -> None:
+        """Add lines of this server's own to the job's log."""
+        at = rfc3339(self.clock())
+        self.joblogs.append(
+            job_id, [LogLine(line[:LINE_CHARS_MAX], at, stage, source) for line in lines]
+        )
+        self._wake(job_id)
+
+    def log_batch(
+        self, job_id: str, lines: Sequence[LogLine], *, first: int, source: str, seen: int
+    ) -> int:
+        """Add a batch that `source` may be repeating; return how many of its lines there are now.
+
+        `first` is the index of the batch's first line, `seen` how many the log has already.
+        """
+        fresh = [
+            LogLine(line.line[:LINE_CHARS_MAX], line.at, line.stage, source, first + offset)
+            for offset, line in enumerate(lines)
+            if first + offset >= seen
+        ]
+        if fresh:
+            self.joblogs.append(job_id, fresh)
+            self._wake(job_id)
+        return seen + len(fresh)
+
+    def get(self, job_id: str) -> Job | None:
+        return job_rows.get(self.records.reader(), job_id)
+
+    async def follow(
+        self, job_id: str, *, after: int = 0, heartbeat_s: float
+    ) -> AsyncIterator[Positioned | None]:
+        """Yield the log's entries behind `after`, past and to come, up to the final state.
+
+        None stands for a silence of `heartbeat_s`. Any number may follow, from anywhere.
+
+        Raises:
+            JobLogPositionError: `after` is no id of an entry.
+        """
+        with self._listening(job_id) as changed:
+            while True:
+                changed.clear()
+                entries = self.joblogs.read(job_id, after)
+                for item in entries:
+                    yield item
+                    after = item.id
+                    if isinstance(item.entry, StateChange) and item.entry.status.is_final:
+                        return
+                if not entries and not await _within(heartbeat_s, changed):
+                    yield None
+
+    async def wait_for_change(self, job_id: str, version: int, timeout_s: float) -> None:
+        """Return when the job has a version other than `version`, is over, or time is up."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        with self._listening(job_id) as changed:
+            while True:
+                changed.clear()
+                job = self.get(job_id)
+                if job is None or job.version != version or job.status.is_final:
+                    return
+                if not await _within(end - loop.time(), changed):
+                    return
+
+    def recover(self) -> None:
+        """After a start: log the states that were committed and did not reach the log.
+
+        Only the last commits before a crash can be missing there.
+        """
+        for job in job_rows.unfinished_or_last(self.records.reader(), within_ms=RECOVERED_MS):
+            if self.joblogs.last_version(job.id) < job.version:
+                self._append_state(job)
+
+    def _append_state(self, job: Job) -> None:
+        change = StateChange(job.version, job.status, job.progress, job.result, job.error)
+        self.joblogs.append(job.id, [change])
+        self._wake(job.id)
+
+    def _wake(self, job_id: str) -> None:
+        for event in self._waiting.get(job_id, ()):
+            event.set()
+
+    @contextlib.contextmanager
+    def _listening(self, job_id: str) -> Iterator[asyncio.Event]:
+        event = asyncio.Event()
+        self._waiting[job_id].add(event)
+        try:
+            yield event
+        finally:
+            self._waiting[job_id].discard(event)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
+
+
+async def _within(timeout_s: float, event: asyncio.Event) -> bool:
+    try:
+        async with asyncio.timeout(max(0, timeout_s)):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

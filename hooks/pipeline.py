@@ -1,0 +1,518 @@
+"""The use cases: what a client may ask of the pipeline, each told as one story.
+
+Every one commits its records in one transaction, together with the outcome that its idempotency
+key names, and answers with the job that does the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from hooks import branches
+from hooks.errors import (
+    AmbiguousEnvironmentError,
+    IdempotencyKeyReusedError,
+    InvalidRequestError,
+    NotFoundError,
+    RefusedError,
+)
+from hooks.jobs import JobChanges, Jobs
+from hooks.queueing import (
+    BuildOrder,
+    DeploymentOrder,
+    cancel_work,
+    queue_build,
+    queue_deployment,
+)
+from storage.git.errors import RefNotFoundError
+from storage.ids import new_id
+from storage.model import (
+    ActorRef,
+    BranchRoute,
+    Environment,
+    EnvironmentKind,
+    EnvironmentStatus,
+    Job,
+    Release,
+    RouteTarget,
+    Site,
+    Trigger,
+)
+from storage.records import (
+    artifacts,
+    deployments,
+    environments,
+    idempotency,
+    releases,
+    sites,
+)
+from storage.records import jobs as job_rows
+from storage.records.idempotency import Claim
+from storage.records.statements import update
+from storage.repos import Repositories
+
+
+class Identified(Protocol):
+    """What a request can make: it has an id."""
+
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Identified)
+ROUTES_COUNT_MAX = 100
+PATTERN_CHARS_MAX = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Made(Generic[T]):
+    """What a request made; `replayed` when an earlier one with the same key had made it."""
+
+    value: T
+    replayed: bool
+
+
+class Pipeline:
+    """The use cases over one server's records, repositories and jobs."""
+
+    def __init__(self, jobs: Jobs, repositories: Repositories) -> None:
+        self._jobs = jobs
+        self._records = jobs.records
+        self._repositories = repositories
+
+    # -- sites and environments -----------------------------------------------------------------
+
+    async def create_site(
+        self, name: str, default_branch: str = "main", *, claim: Claim | None = None
+    ) -> Made[Site]:
+        """Make a site with its repository, its production and staging environments, its routes.
+
+        Raises:
+            InvalidRequestError: The name or the branch cannot be one.
+            RefusedError: `site.name_taken`.
+        """
+        if fault := branches.site_name_fault(name):
+            raise InvalidRequestError(f"{fault}, such as acme-store.", param="name")
+        if fault := branches.branch_fault(default_branch):
+            raise InvalidRequestError(f"{fault}.", param="default_branch")
+        site_id = new_id("site")
+
+        def change(changes: JobChanges) -> Site:
+            if sites.find(changes.db, name) is not None:
+                raise RefusedError("site.name_taken", f"There is a site {name!r} already.")
+            site = Site(site_id, name, default_branch, changes.now)
+            sites.add(changes.db, site)
+            sites.replace_routes(changes.db, site.id, branches.default_routes(default_branch))
+            for environment in first_environments(site, changes.now):
+                environments.add(changes.db, environment)
+            return site
+
+        # The repository first: a site without one would refuse its first push, and one that a
+        # crash leaves without a site is found by nobody but `gitd check`.
+        await asyncio.to_thread(self._repositories.create, site_id, default_branch)
+        is_new = False
+        try:
+            made = await self._once(claim, "site", 201, change, _site)
+            is_new = not made.replayed
+        finally:
+            if not is_new:
+                await asyncio.to_thread(self._repositories.remove, site_id)
+        return made
+
+    async def delete_site(self, site: Site) -> None:
+        """Remove the site, its environments and its repository. What runs on them stops."""
+        await self._jobs.commit(lambda changes: _delete_site(changes, site))
+        await asyncio.to_thread(self._repositories.remove, site.id)
+
+    async def create_environment(
+        self, site: Site, kind: str, branch: str, *, ephemeral: bool, claim: Claim | None = None
+    ) -> Made[Environment]:
+        """Make a preview for a branch before its first push.
+
+        Raises:
+            InvalidRequestError: The branch cannot be one, or the kind is not `preview`.
+            RefusedError: `environment.exists`.
+        """
+        if kind != EnvironmentKind.PREVIEW:
+            raise InvalidRequestError(
+                "Only previews are made by hand: a site has its production and staging from the "
+                "start. Send kind 'preview'.",
+                param="kind",
+            )
+        if fault := branches.branch_fault(branch):
+            raise InvalidRequestError(f"{fault}.", param="branch")
+
+        def change(changes: JobChanges) -> Environment:
+            if there := environments.preview_of(changes.db, site.id, branch):
+                raise RefusedError(
+                    "environment.exists", f"The branch {branch!r} has a preview: {there.slug}."
+                )
+            return add_preview(changes, site, branch, ephemeral=ephemeral)
+
+        return await self._once(claim, "environment", 201, change, _environment)
+
+    async def delete_environment(self, environment: Environment) -> None:
+        """Tear a preview down.
+
+        Raises:
+            RefusedError: `environment.permanent`, for production and staging.
+        """
+        if environment.kind is not EnvironmentKind.PREVIEW:
+            raise RefusedError(
+                "environment.permanent",
+                f"{environment.slug} lives as long as its site: only previews can be deleted.",
+            )
+        await self._jobs.commit(lambda changes: remove_environment(changes, environment))
+
+    async def replace_routes(self, site: Site, wanted: Sequence[BranchRoute]) -> None:
+        """Replace the site's branch routes. The first match wins, top to bottom."""
+        if len(wanted) > ROUTES_COUNT_MAX:
+            raise InvalidRequestError(f"At most {ROUTES_COUNT_MAX} routes.", param="routes")
+        for route in wanted:
+            if not 0 < len(route.pattern) <= PATTERN_CHARS_MAX:
+                raise InvalidRequestError(
+                    f"A pattern has 1 to {PATTERN_CHARS_MAX} characters.", param="pattern"
+                )
+
+        def change(changes: JobChanges) -> None:
+            sites.replace_routes(changes.db, site.id, wanted)
+            live, staging = mapped_branches(wanted, site.default_branch)
+            for environment in environments.of_site(changes.db, site.id):
+                if environment.kind is EnvironmentKind.PRODUCTION:
+                    update(changes.db, "environment", environment.id, {"branch": live})
+                elif environment.kind is EnvironmentKind.STAGING:
+                    update(changes.db, "environment", environment.id, {"branch": staging})
+
+        await self._jobs.commit(change)
+
+    # -- builds and deployments -----------------------------------------------------------------
+
+    async def start_build(
+        self,
+        environment: Environment,
+        actor: ActorRef,
+        *,
+        ref: str | None = None,
+        clean: bool = False,
+        deploy: bool = False,
+        claim: Claim | None = None,
+    ) -> Made[Job]:
+        """Queue a build of `ref`: a branch, tag, full name or commit; the mapped branch without.
+
+        Raises:
+            NotFoundError: No such ref in the site's repository.
+        """
+        if claim and (earlier := _replay(self._records.reader(), claim, self._jobs.clock(), _job)):
+            return earlier
+        wanted = ref or environment.branch
+        if wanted is None:
+            raise InvalidRequestError("No branch is mapped here: name a ref.", param="ref")
+        try:
+            resolved = await asyncio.to_thread(
+                self._repositories.resolve, environment.site_id, wanted
+            )
+        except RefNotFoundError as error:
+            raise NotFoundError("ref", wanted) from error
+        order = BuildOrder(
+            environment, resolved.ref, resolved.commit, actor, clean=clean, deploys=deploy
+        )
+        return await self._once(
+            claim, "job", 202, lambda changes: queue_build(changes, order)[1], _job
+        )
+
+    async def start_deployment(
+        self,
+        environment: Environment,
+        artifact_id: str,
+        actor: ActorRef,
+        *,
+        claim: Claim | None = None,
+    ) -> Made[Job]:
+        """Queue a roll of an artifact that a build of this site made.
+
+        Raises:
+            NotFoundError: No build of this site made it.
+        """
+
+        def change(changes: JobChanges) -> Job:
+            found = artifacts.of_site(changes.db, environment.site_id, artifact_id)
+            if found is None:
+                raise NotFoundError("artifact", artifact_id)
+            made_by = found.attestation
+            order = DeploymentOrder(
+                environment,
+                artifact_id,
+                made_by.envelope_sha256,
+                Trigger.DEPLOY,
+                actor,
+                made_by.ref,
+                made_by.commit,
+            )
+            return queue_deployment(changes, order)[1]
+
+        return await self._once(claim, "job", 202, change, _job)
+
+    async def start_promotion(
+        self,
+        source: Environment,
+        to_env: str,
+        actor: ActorRef,
+        *,
+        only_env: str | None = None,
+        claim: Claim | None = None,
+    ) -> Made[Job]:
+        """Queue a roll of what runs on `source` onto `to_env`: an id, a slug, or a kind.
+
+        `only_env` is the one environment that the caller may know of, if it is bound to one.
+
+        Raises:
+            NotFoundError: No such target.
+            RefusedError: `environment.nothing_running`.
+            AmbiguousEnvironmentError: Several environments have that kind.
+            InvalidRequestError: The target is the source.
+        """
+
+        def change(changes: JobChanges) -> Job:
+            target = _target(changes.db, source.site_id, to_env)
+            if only_env is not None and target.id != only_env:
+                raise NotFoundError("environment", to_env)
+            if target.id == source.id:
+                raise InvalidRequestError(
+                    f"{source.slug} cannot be promoted onto itself.", param="to_env"
+                )
+            running = releases.current(changes.db, source.id)
+            if running is None:
+                raise RefusedError(
+                    "environment.nothing_running",
+                    f"Nothing runs on {source.slug} yet: push to it or deploy an artifact first.",
+                )
+            order = _again(changes.db, running, target, Trigger.PROMOTE, actor)
+            return queue_deployment(changes, order)[1]
+
+        return await self._once(claim, "job", 202, change, _job)
+
+    async def start_rollback(
+        self,
+        environment: Environment,
+        deployment_or_release: str,
+        actor: ActorRef,
+        *,
+        claim: Claim | None = None,
+    ) -> Made[Job]:
+        """Queue a roll back: to the release before a deployment, or to that very release.
+
+        Raises:
+            NotFoundError: No such deployment or release on this environment.
+            RefusedError: `release.no_previous`, `release.already_current`.
+        """
+
+        def change(changes: JobChanges) -> Job:
+            wanted = _rollback_target(changes.db, environment, deployment_or_release)
+            if wanted.is_current:
+                raise RefusedError(
+                    "release.already_current",
+                    f"{wanted.id} is what runs on {environment.slug} now.",
+                )
+            order = _again(changes.db, wanted, environment, Trigger.ROLLBACK, actor)
+            return queue_deployment(changes, order)[1]
+
+        return await self._once(claim, "job", 202, change, _job)
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """Cancel a queued or running job; one that is over stays as it is, and is returned so."""
+
+        def change(changes: JobChanges) -> Job:
+            job = job_rows.get(changes.db, job_id)
+            if job is None:
+                raise NotFoundError("job", job_id)
+            return cancel_work(changes, job) or job
+
+        return await self._jobs.commit(change)
+
+    # -- idempotency ----------------------------------------------------------------------------
+
+    async def _once(
+        self,
+        claim: Claim | None,
+        resource_type: str,
+        status: int,
+        make: Callable[[JobChanges], T],
+        load: Callable[[sqlite3.Connection, str], T | None],
+    ) -> Made[T]:
+        """Run `make` unless the claim's request has run: then load what that one made."""
+
+        def change(changes: JobChanges) -> Made[T]:
+            if claim and (earlier := _replay(changes.db, claim, changes.now, load)):
+                return earlier
+            value = make(changes)
+            if claim:
+                outcome = idempotency.Outcome(
+                    claim.request_sha256,
+                    status,
+                    resource_type,
+                    value.id,
+                )
+                idempotency.keep(changes.db, claim, outcome, changes.now)
+            return Made(value, replayed=False)
+
+        return await self._jobs.commit(change)
+
+
+def _replay(
+    db: sqlite3.Connection,
+    claim: Claim,
+    now: int,
+    load: Callable[[sqlite3.Connection, str], T | None],
+) -> Made[T] | None:
+    outcome = idempotency.find(db, claim, now)
+    if outcome is None:
+        return None
+    if outcome.request_sha256 != claim.request_sha256:
+        raise IdempotencyKeyReusedError
+    value = load(db, outcome.resource_id)
+    if value is None:
+        raise NotFoundError(outcome.resource_type, outcome.resource_id)
+    return Made(value, replayed=True)
+
+
+def _job(db: sqlite3.Connection, job_id: str) -> Job | None:
+    return job_rows.get(db, job_id)
+
+
+def _site(db: sqlite3.Connection, site_id: str) -> Site | None:
+    return sites.find(db, site_id)
+
+
+def _environment(db: sqlite3.Connection, env_id: str) -> Environment | None:
+    return environments.get(db, env_id)
+
+
+def mapped_branches(routes: Sequence[BranchRoute], default_branch: str) -> tuple[str, str | None]:
+    """The branches that production and staging stand for: their first exact patterns."""
+    exact = [route for route in routes if not any(c in route.pattern for c in "*?[")]
+    live = next((r.pattern for r in exact if r.target is RouteTarget.LIVE), default_branch)
+    staging = next((r.pattern for r in exact if r.target is RouteTarget.STAGING), None)
+    return live, staging
+
+
+def first_environments(site: Site, now: int) -> tuple[Environment, Environment]:
+    """A new site's production and staging."""
+    production = Environment(
+        id=new_id("env"),
+        site_id=site.id,
+        slug="production",
+        kind=EnvironmentKind.PRODUCTION,
+        branch=site.default_branch,
+        ephemeral=False,
+        status=EnvironmentStatus.ACTIVE,
+        hostname=branches.production_hostname(site.name),
+        created_at=now,
+    )
+    staging = Environment(
+        id=new_id("env"),
+        site_id=site.id,
+        slug="staging",
+        kind=EnvironmentKind.STAGING,
+        branch="staging",
+        ephemeral=False,
+        status=EnvironmentStatus.ACTIVE,
+        hostname=branches.staging_hostname(site.name),
+        created_at=now,
+    )
+    return production, staging
+
+
+def add_preview(
+    changes: JobChanges, site: Site, branch: str, *, ephemeral: bool = True
+) -> Environment:
+    """Add the preview of a branch, in the caller's transaction."""
+    plain = branches.preview_slug(site.id, branch, is_taken=False)
+    is_taken = not environments.slug_is_free(changes.db, site.id, plain)
+    environment = Environment(
+        id=new_id("env"),
+        site_id=site.id,
+        slug=branches.preview_slug(site.id, branch, is_taken=is_taken),
+        kind=EnvironmentKind.PREVIEW,
+        branch=branch,
+        ephemeral=ephemeral,
+        status=EnvironmentStatus.ACTIVE,
+        hostname=branches.preview_hostname(site.name, site.id, branch),
+        created_at=changes.now,
+    )
+    environments.add(changes.db, environment)
+    return environment
+
+
+def remove_environment(changes: JobChanges, environment: Environment) -> None:
+    """Remove an environment, and cancel the work that waits for it."""
+    for job in job_rows.unfinished_of(changes.db, environment.id):
+        cancel_work(changes, job)
+    environments.delete(changes.db, environment.id)
+
+
+def _delete_site(changes: JobChanges, site: Site) -> None:
+    for environment in environments.of_site(changes.db, site.id):
+        remove_environment(changes, environment)
+    sites.delete(changes.db, site.id)
+
+
+def _target(db: sqlite3.Connection, site_id: str, named: str) -> Environment:
+    found = environments.find(db, site_id, named)
+    if found is not None:
+        return found
+    if named in set(EnvironmentKind):
+        of_kind = environments.of_kind(db, site_id, EnvironmentKind(named))
+        if len(of_kind) > 1:
+            raise AmbiguousEnvironmentError(named, [e.slug for e in of_kind])
+        if of_kind:
+            return of_kind[0]
+    raise NotFoundError("environment", named)
+
+
+def _rollback_target(db: sqlite3.Connection, environment: Environment, named: str) -> Release:
+    if named.startswith("rel_"):
+        release = releases.get(db, named)
+        if release is None or release.env_id != environment.id:
+            raise NotFoundError("release", named)
+        return release
+    deployment = deployments.get(db, named)
+    if deployment is None or deployment.env_id != environment.id:
+        raise NotFoundError("deployment", named)
+    made = releases.of_deployment(db, deployment.id)
+    previous = (
+        releases.before(db, made)
+        if made is not None
+        else releases.newest_at(db, environment.id, deployment.id)
+    )
+    if previous is None:
+        raise RefusedError(
+            "release.no_previous",
+            f"Nothing ran on {environment.slug} before {deployment.id}: there is nothing to go "
+            "back to.",
+        )
+    return previous
+
+
+def _again(
+    db: sqlite3.Connection,
+    release: Release,
+    target: Environment,
+    trigger: Trigger,
+    actor: ActorRef,
+) -> DeploymentOrder:
+    """The order to roll what `release` ran, by the statement that it was rolled with."""
+    made_by = deployments.get(db, release.deployment_id)
+    assert made_by is not None, "a release has its deployment"
+    return DeploymentOrder(
+        target,
+        release.artifact_id,
+        made_by.envelope_sha256,
+        trigger,
+        actor,
+        release.ref,
+        release.commit,
+    )

@@ -1,0 +1,154 @@
+"""A push, from its refs to the work that they ask for.
+
+The push is recorded before its refs move and ended in the transaction that queues its builds: a
+crash between the two is found at the next start, and what the refs ask for is done then.
+
+Source: contract §5 "Branch routes", §6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from hooks import branches
+from hooks.jobs import JobChanges, Jobs
+from hooks.pipeline import add_preview, remove_environment
+from hooks.queueing import BuildOrder, queue_build
+from storage.ids import new_id
+from storage.model import (
+    ActorRef,
+    Build,
+    Environment,
+    EnvironmentKind,
+    PushRecord,
+    RefMove,
+    RouteTarget,
+    Site,
+)
+from storage.records import environments, pushes, sites
+from storage.repos import Repositories
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Building:
+    """The ref's branch has an environment: a build was queued for it, to be deployed."""
+
+    ref: str
+    environment: Environment
+    build: Build
+    is_new_environment: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TornDown:
+    """The ref's branch is gone, and its preview with it."""
+
+    ref: str
+    environment: Environment
+
+
+@dataclass(frozen=True, slots=True)
+class NotDeployed:
+    """The ref is kept, and that is all: `why` is a clause for people."""
+
+    ref: str
+    why: str
+
+
+Effect = Building | TornDown | NotDeployed
+
+
+class PushHooks:
+    """What happens around a push to a site's repository."""
+
+    def __init__(self, jobs: Jobs, repositories: Repositories) -> None:
+        self._jobs = jobs
+        self._repositories = repositories
+
+    async def begin(
+        self, site_id: str, actor: ActorRef, moves: Sequence[RefMove], options: Sequence[str]
+    ) -> PushRecord:
+        """Record that the push is about to move refs. Durable when it returns."""
+        push = PushRecord(
+            id=new_id("push"),
+            site_id=site_id,
+            actor=actor,
+            moves=tuple(moves),
+            options=tuple(options),
+            created_at=self._jobs.clock(),
+            landed_at=None,
+        )
+        await self._jobs.commit(lambda changes: pushes.add(changes.db, push))
+        return push
+
+    async def land(self, push: PushRecord, moved: Iterable[RefMove]) -> list[Effect]:
+        """End the push: queue what the refs that did move ask for. A second call does nothing."""
+        landed = tuple(moved)
+
+        def change(changes: JobChanges) -> list[Effect]:
+            site = sites.find(changes.db, push.site_id)
+            if site is None or not pushes.land(changes.db, push.id, changes.now):
+                return []
+            return [_effect(changes, site, push.actor, move) for move in landed]
+
+        return await self._jobs.commit(change)
+
+    async def recover(self) -> None:
+        """After a start: end the pushes that a crash left open, by what their refs are now."""
+        for push in pushes.open_ones(self._jobs.records.reader()):
+            tips = await asyncio.to_thread(self._repositories.branches, push.site_id)
+            moved = [move for move in push.moves if _has_moved(move, tips)]
+            effects = await self.land(push, moved)
+            log.info("push_recovered", push_id=push.id, refs=len(moved), effects=len(effects))
+
+
+def _has_moved(move: RefMove, tips: dict[str, str]) -> bool:
+    branch = branches.branch_of(move.ref)
+    if branch is None:
+        return False
+    tip = tips.get(branch)
+    return tip is None if move.is_delete else tip == move.new
+
+
+def _effect(changes: JobChanges, site: Site, actor: ActorRef, move: RefMove) -> Effect:
+    branch = branches.branch_of(move.ref)
+    if branch is None:
+        return NotDeployed(move.ref, "only branches are deployed")
+    if move.is_delete:
+        return _on_deleted(changes, site, move.ref, branch)
+    if move.old == move.new:
+        return NotDeployed(move.ref, "nothing changed")
+    target = branches.target_of(sites.routes(changes.db, site.id), branch)
+    if target is RouteTarget.IGNORE:
+        return NotDeployed(move.ref, "its branch route says ignore")
+    environment, is_new = _environment_for(changes, site, branch, target)
+    order = BuildOrder(environment, move.ref, move.new, actor, deploys=True, pushed=True)
+    build, _ = queue_build(changes, order)
+    return Building(move.ref, environment, build, is_new)
+
+
+def _on_deleted(changes: JobChanges, site: Site, ref: str, branch: str) -> Effect:
+    preview = environments.preview_of(changes.db, site.id, branch)
+    if preview is None:
+        return NotDeployed(ref, "the branch is deleted; what it deployed stays")
+    remove_environment(changes, preview)
+    return TornDown(ref, preview)
+
+
+def _environment_for(
+    changes: JobChanges, site: Site, branch: str, target: RouteTarget
+) -> tuple[Environment, bool]:
+    if target is RouteTarget.PREVIEW:
+        preview = environments.preview_of(changes.db, site.id, branch)
+        if preview is not None:
+            return preview, False
+        return add_preview(changes, site, branch), True
+    kind = EnvironmentKind.PRODUCTION if target is RouteTarget.LIVE else EnvironmentKind.STAGING
+    (environment,) = environments.of_kind(changes.db, site.id, kind)
+    return environment, False
