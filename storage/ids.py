@@ -1,0 +1,68 @@
+"""Ids: a prefix, an underscore and 26 characters of Crockford's base 32."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from typing import NewType
+
+from storage.digest import Digest
+
+ArtifactId = NewType("ArtifactId", str)
+
+ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+ID_CHARS = 26
+ARTIFACT_PREFIX = "art"
+_RANDOM_BITS = 80
+_ALPHABET_SET = frozenset(ALPHABET)
+
+
+class _Clock:
+    """The last ULID given out: within a process ids only grow, whatever the wall clock does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def next(self) -> int:
+        now = time.time_ns() // 1_000_000
+        with self._lock:
+            if now > self._last >> _RANDOM_BITS:
+                # The top bit stays free, so that a millisecond never runs out of successors.
+                self._last = (now << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS - 1)
+            else:
+                self._last += 1 + secrets.randbits(32)
+            return self._last
+
+
+_CLOCK = _Clock()
+
+
+def new_id(prefix: str) -> str:
+    """Return a new id, such as `job_01J9...`: a ULID, later ids of this process sort higher.
+
+    Source: contract section 1; the ULID specification, "Monotonicity".
+    """
+    return f"{prefix}_{_encode(_CLOCK.next())}"
+
+
+def artifact_id(digest: Digest) -> ArtifactId:
+    """Return the id of the artifact with this digest: equal content has an equal id.
+
+    It is the first 130 bits of the digest.
+    """
+    return ArtifactId(f"{ARTIFACT_PREFIX}_{_encode(int.from_bytes(digest[:17], 'big') >> 6)}")
+
+
+def is_id(text: str, prefix: str) -> bool:
+    """Say whether `text` has the form of an id with this prefix. Lower case is refused."""
+    head, _, tail = text.partition("_")
+    if head != prefix or len(tail) != ID_CHARS or not _ALPHABET_SET.issuperset(tail):
+        return False
+    # 26 characters hold 130 bits and a ULID has 128: its first character is at most 7.
+    return prefix == ARTIFACT_PREFIX or tail[0] <= "7"
+
+
+def _encode(number: int) -> str:
+    return "".join(ALPHABET[(number >> shift) & 31] for shift in range(125, -5, -5))

@@ -1,0 +1,75 @@
+"""The layout of an artifact store: which bytes lie where. Paths only, no effects.
+
+    FORMAT                        "cas-store 1", then the store's own id
+    gate  turnstile               locks between those who publish and those who collect
+    blobs/<2 hex>/<62 hex>[.x]    contents of files, by BLAKE3; .x when executable
+    trees/<2 hex>/<62 hex>        manifests, by BLAKE3
+    attest/<2 hex>/<64 hex>.dsse.json   signed statements, by SHA-256 of the file
+    trust/root.<N>.json           which keys are trusted, generation by generation
+    tmp/<lease>/                  what is being written
+
+Blobs and manifests lie apart: contents that look like a manifest can never be read as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.digest import Digest
+
+FORMAT_LINE = b"cas-store 1\n"
+SHARDS = tuple(f"{number:02x}" for number in range(256))
+SHARDED = ("blobs", "trees", "attest")
+BLOB_MODE = 0o444
+EXECUTABLE_MODE = 0o555
+STATEMENT_MODE = 0o444
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    root: Path
+
+    @property
+    def format(self) -> Path:
+        return self.root / "FORMAT"
+
+    @property
+    def gate(self) -> Path:
+        return self.root / "gate"
+
+    @property
+    def turnstile(self) -> Path:
+        return self.root / "turnstile"
+
+    @property
+    def trust(self) -> Path:
+        return self.root / "trust"
+
+    @property
+    def tmp(self) -> Path:
+        return self.root / "tmp"
+
+    def blob(self, digest: Digest, *, executable: bool) -> str:
+        name = digest.hex()
+        return f"{self.root}/blobs/{name[:2]}/{name[2:]}{'.x' if executable else ''}"
+
+    def tree(self, digest: Digest) -> str:
+        name = digest.hex()
+        return f"{self.root}/trees/{name[:2]}/{name[2:]}"
+
+    def envelope(self, sha256: str) -> str:
+        return f"{self.root}/attest/{sha256[:2]}/{sha256}.dsse.json"
+
+
+def blob_mode(*, executable: bool) -> int:
+    return EXECUTABLE_MODE if executable else BLOB_MODE
+
+
+def blob_mtime(digest: Digest) -> int:
+    """Return the time, in seconds, that every copy of a blob bears: it follows from its digest.
+
+    Equal trees look equal to `stat`, unequal contents of one size do not (so that a cache or a
+    `.pyc` which goes by time and size is right), and a write by accident shows.
+    """
+    return 1_000_000_000 + (int.from_bytes(digest[:4], "big") & 0x1FFFFFFF)
