@@ -109,3 +109,24 @@ def pipeline(db: Database) -> None:
         CREATE INDEX idempotency_age ON idempotency(created_at);
         """,
     )
+
+
+@MIGRATIONS()
+def blobs(db: Database) -> None:
+    _run(
+        db,
+        """
+        CREATE TABLE blob(
+          id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE CHECK(length(key) = 33),
+          size_bytes BIGINT NOT NULL, state INTEGER NOT NULL DEFAULT 0, verified_at BIGINT);
+        CREATE INDEX blob_state ON blob(state) WHERE state <> 0;
+        CREATE TABLE tree(
+          id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, sha256 BLOB NOT NULL,
+          files INTEGER NOT NULL, size_bytes BIGINT NOT NULL, manifest_bytes INTEGER NOT NULL);
+        CREATE TABLE ref(
+          blob_id INTEGER NOT NULL REFERENCES blob(id),
+          tree_id INTEGER NOT NULL REFERENCES tree(id),
+          PRIMARY KEY(blob_id, tree_id)) WITHOUT ROWID;
+        CREATE INDEX ref_tree ON ref(tree_id);
+        """,
+    )

@@ -1,0 +1,397 @@
+"""The artifact store, control's side: takes trees in, durably, each blob once.
+
+The order of an ingest is what makes it safe against crashes: bytes are staged and synced, then
+placed under their final names and the names synced, then one commit of the records makes them
+count. A crash before the commit leaves rubbish that `recover` removes; never half an artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import sqlite3
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from storage.blobs import (
+    ENVELOPE_NAME,
+    MANIFEST_NAME,
+    BlobKey,
+    Staging,
+    blob_key,
+    blob_path,
+    entry_key,
+)
+from storage.digest import Digest
+from storage.envelope import ENVELOPE_BYTES_MAX, Envelope
+from storage.errors import (
+    ManifestInvalidError,
+    StorageError,
+    StorageFullError,
+    StoreChangedError,
+    StoreUnusableError,
+    TreeInvalidError,
+)
+from storage.files import (
+    Lease,
+    mapped_errors,
+    read_bounded,
+    sync_directory,
+    sync_filesystem,
+    write_atomic,
+)
+from storage.gate import Gate
+from storage.ids import ArtifactId, artifact_id
+from storage.layout import FORMAT_LINE, SHARDED, SHARDS, Layout
+from storage.manifest import MANIFEST_BYTES_MAX, FileEntry, Manifest
+from storage.records import blobs as rows
+from storage.records.db import Records
+from storage.source import Draft, Limits, SourceEntry, SourceFile
+
+R = TypeVar("R")
+
+FREE_BYTES_MIN = 256 << 20
+FREE_INODES_MIN = 4096
+TRIES_MAX = 5
+_CHUNK_COUNT = 512  # files looked up at once
+_CHUNK_BYTES = 32 << 20  # contents kept in memory at once
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """An artifact that the store holds.
+
+    Attributes:
+        manifest_sha256: In hexadecimal.
+        files: How many files it has; `size_bytes` is their size together.
+        envelope_sha256: Name of the statement that was signed for this ingest, in hexadecimal.
+        key_id: The key that signed it; `signature` is in base 64.
+        new_blobs: How many contents the store did not have before; `new_bytes` is their size.
+    """
+
+    artifact_id: ArtifactId
+    digest: Digest
+    manifest_sha256: str
+    files: int
+    size_bytes: int
+    envelope_sha256: str
+    key_id: str
+    signature: str
+    new_blobs: int
+    new_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a start found to clean up: dead leases, files that no row knows, begun deletions."""
+
+    leases: int
+    files: int
+    deletions: int
+
+
+class ArtifactStore:
+    """A store open for writing. Any thread may use it, also several processes at once."""
+
+    def __init__(self, layout: Layout, records: Records) -> None:
+        self.layout = layout
+        self._records = records
+        self._gate = Gate(layout)
+
+    @classmethod
+    def open(cls, root: Path, records: Records, *, group: int | None) -> ArtifactStore:
+        """Open the store at `root`, making it first where there is none.
+
+        `group`: the group (gid) whose members may read the store; None keeps it to its owner.
+
+        Raises:
+            StoreUnusableError: It has a format that this program does not know.
+            StorageIoError: It cannot be made or read.
+        """
+        layout = Layout(root)
+        with mapped_errors(f"open the store {root}"):
+            if not layout.format.exists():
+                _make(layout)
+            if not read_bounded(layout.format, size_bytes_max=4096).startswith(FORMAT_LINE):
+                raise StoreUnusableError(f"{layout.format} names an unknown format")
+            _share(layout, group)
+        return cls(layout, records)
+
+    def ingest(
+        self,
+        tree: Iterable[SourceEntry],
+        *,
+        limits: Limits,
+        attest: Callable[[Manifest], Envelope],
+        record: Callable[[sqlite3.Connection, Ingested], R],
+    ) -> tuple[Ingested, R]:
+        """Take a tree in. Durable when it returns, together with what `record` wrote.
+
+        Equal trees give equal artifacts; a repeat costs little and is always right, also after
+        an error. `tree`: entries in any order; each file is read before the next entry is asked
+        for. `attest` seals the provenance, once, when the manifest is known. `record` runs
+        inside the transaction that makes the artifact count; its answer is handed on.
+        Blocking: call it from a thread.
+
+        Raises:
+            TreeInvalidError: The tree holds what no artifact may hold.
+            TreeTooLargeError: It is beyond the limits.
+            StorageFullError: No room; what was written is removed again.
+            StoreChangedError: Blobs were collected meanwhile, again and again: repeat it.
+            StorageError: Whatever else failed; what was written is removed again.
+        """
+        with mapped_errors("take in a tree"), self._lease() as lease:
+            ingest = _Ingest(self.layout, self._records, Staging(self.layout, lease), limits)
+            ingest.stage(tree)
+            manifest = ingest.draft.manifest()
+            envelope = attest(manifest)
+            staging = ingest.staging
+            staging.add_statement(MANIFEST_NAME, manifest.data, self.layout.tree(manifest.digest))
+            staging.add_statement(
+                ENVELOPE_NAME, envelope.data, self.layout.envelope(envelope.sha256)
+            )
+            for _ in range(TRIES_MAX):
+                staging.sync()
+                with self._gate.publishing():
+                    live = ingest.live_keys()
+                    missing = ingest.missing_keys(live)
+                    if not missing:
+                        return self._publish(ingest, manifest, envelope, live, record)
+                ingest.stage_again(missing)
+        raise StoreChangedError("blobs were collected while a tree was taken in: repeat it")
+
+    def recover(self) -> Recovered:
+        """Remove what crashes left: staged files, placed files that no row knows, begun deletions.
+
+        Safe while others use the store, since a living ingest's lease is locked. An envelope counts
+        as known when there is an `attestation` of it.
+        """
+        with mapped_errors("recover the store"):
+            leases = files = 0
+            for name in os.listdir(self.layout.tmp):  # noqa: PTH208 - plain names are wanted
+                lease = Lease.seize(self.layout.tmp / name)
+                if lease is None:
+                    continue
+                files += self._remove_unknown(lease)
+                lease.release()
+                leases += 1
+            return Recovered(leases, files, self._finish_deletions())
+
+    # -- ingest ----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[Lease]:
+        self._check_room()
+        lease = Lease.take(self.layout.tmp)
+        try:
+            yield lease
+        except BaseException:
+            # Should this fail as well, the first error is the one to tell; the rest is harmless.
+            with contextlib.suppress(StorageError, OSError):
+                self._remove_unknown(lease)
+            raise
+        finally:
+            lease.release()
+
+    def _publish(
+        self,
+        ingest: _Ingest,
+        manifest: Manifest,
+        envelope: Envelope,
+        live: set[BlobKey],
+        record: Callable[[sqlite3.Connection, Ingested], R],
+    ) -> tuple[Ingested, R]:
+        placed = {
+            key: blob.size_bytes for key, blob in ingest.staging.blobs.items() if key not in live
+        }
+        ingested = Ingested(
+            artifact_id=artifact_id(manifest.digest),
+            digest=manifest.digest,
+            manifest_sha256=manifest.sha256,
+            files=manifest.files,
+            size_bytes=manifest.size_bytes,
+            envelope_sha256=envelope.sha256,
+            key_id=envelope.key_id,
+            signature=envelope.signature,
+            new_blobs=len(placed),
+            new_bytes=sum(placed.values()),
+        )
+        tree = rows.TreeRow(
+            digest=manifest.digest,
+            sha256=bytes.fromhex(manifest.sha256),
+            files=manifest.files,
+            size_bytes=manifest.size_bytes,
+            manifest_bytes=len(manifest.data),
+        )
+        ingest.staging.place(live)
+
+        def commit(db: sqlite3.Connection) -> R:
+            rows.publish(db, tree, list(ingest.files), placed)
+            return record(db, ingested)
+
+        try:
+            return ingested, self._records.write(commit)
+        except rows.BlobsMissingError as error:
+            raise StoreChangedError("blobs went away behind the gate: repeat it") from error
+
+    def _check_room(self) -> None:
+        room = os.statvfs(self.layout.root)
+        if room.f_bavail * room.f_frsize < FREE_BYTES_MIN:
+            raise StorageFullError(f"less than {FREE_BYTES_MIN >> 20} MiB are free for artifacts")
+        # Some filesystems have no fixed number of inodes and say 0.
+        if room.f_files and room.f_favail < FREE_INODES_MIN:
+            raise StorageFullError(f"fewer than {FREE_INODES_MIN} files can be made")
+
+    # -- recovery --------------------------------------------------------------------------------
+
+    def _remove_unknown(self, lease: Lease) -> int:
+        """Remove what this lease's ingest placed and no row knows; return how many files."""
+        manifest, envelope_sha256 = _statements(lease)
+        if manifest is None:
+            return 0
+        with self._gate.collecting():
+            db = self._records.reader()
+            keys = {entry_key(e) for e in manifest.entries if isinstance(e, FileEntry)}
+            paths = [blob_path(self.layout, key) for key in keys - rows.known(db, keys)]
+            if not rows.has_tree(db, manifest.digest):
+                paths.append(self.layout.tree(manifest.digest))
+            if envelope_sha256 is not None and not rows.is_attested(db, envelope_sha256):
+                paths.append(self.layout.envelope(envelope_sha256))
+            return sum(_unlink(path) for path in paths)
+
+    def _finish_deletions(self) -> int:
+        if not rows.deleting(self._records.reader()):
+            return 0
+        with self._gate.collecting():
+            keys = rows.deleting(self._records.reader())
+            for key in keys:
+                _unlink(blob_path(self.layout, key))
+            self._records.write(lambda db: rows.forget(db, keys))
+        return len(keys)
+
+
+class _Ingest:
+    """One tree on its way in.
+
+    Attributes:
+        files: The distinct blobs of the tree, each with one file that it can be read from again.
+    """
+
+    def __init__(self, layout: Layout, records: Records, staging: Staging, limits: Limits) -> None:
+        self.layout = layout
+        self.staging = staging
+        self.draft = Draft(limits)
+        self.files: dict[BlobKey, SourceFile] = {}
+        self._records = records
+        self._pending: dict[BlobKey, bytes] = {}
+        self._pending_bytes = 0
+
+    def stage(self, tree: Iterable[SourceEntry]) -> None:
+        """Read the tree; write those of its contents that the store does not have."""
+        for entry in tree:
+            self.draft.admit(entry)
+            if isinstance(entry, SourceFile):
+                self.draft.add_file(entry, self._read(entry))
+        self._stage_pending()
+
+    def live_keys(self) -> set[BlobKey]:
+        return rows.live(self._records.reader(), self.files)
+
+    def missing_keys(self, live: set[BlobKey]) -> list[BlobKey]:
+        """Return what is neither in the store any more nor staged."""
+        return [key for key in self.files if key not in live and key not in self.staging.blobs]
+
+    def stage_again(self, keys: list[BlobKey]) -> None:
+        for key in keys:
+            entry = self.files[key]
+            if not entry.is_repeatable:
+                raise StoreChangedError("blobs were collected while a stream was taken in")
+            if blob_key(self._read(entry), executable=entry.executable) != key:
+                raise TreeInvalidError(entry.path, "changed while it was read")
+        self._stage_pending()
+
+    def _read(self, entry: SourceFile) -> Digest:
+        contents = entry.read()
+        if not isinstance(contents, bytes):
+            digest = self.staging.add_pieces(
+                contents,
+                path=entry.path,
+                size_bytes=entry.size_bytes,
+                executable=entry.executable,
+            )
+            self.files.setdefault(blob_key(digest, executable=entry.executable), entry)
+            return digest
+        if len(contents) != entry.size_bytes:
+            raise TreeInvalidError(entry.path, "changed while it was read")
+        digest = Digest.of(contents)
+        key = blob_key(digest, executable=entry.executable)
+        self.files.setdefault(key, entry)
+        if key not in self.staging.blobs and key not in self._pending:
+            self._pending[key] = contents
+            self._pending_bytes += len(contents)
+            if len(self._pending) >= _CHUNK_COUNT or self._pending_bytes >= _CHUNK_BYTES:
+                self._stage_pending()
+        return digest
+
+    def _stage_pending(self) -> None:
+        live = rows.live(self._records.reader(), self._pending)
+        for key, contents in self._pending.items():
+            if key not in live:
+                self.staging.add(key, contents)
+        self._pending.clear()
+        self._pending_bytes = 0
+
+
+def _make(layout: Layout) -> None:
+    """Make the folders of a store; its FORMAT comes last, so that a store with one is whole."""
+    layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    layout.tmp.mkdir(mode=0o700, exist_ok=True)
+    folders = [layout.trust, *(layout.root / name for name in SHARDED)]
+    folders += [layout.root / name / shard for name in SHARDED for shard in SHARDS]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+    fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_filesystem(fd)
+    finally:
+        os.close(fd)
+    name = secrets.token_hex(16).encode()
+    write_atomic(layout.format, FORMAT_LINE + name + b"\n", mode=0o444, replace=False)
+    sync_directory(layout.root.parent)
+
+
+def _share(layout: Layout, group: int | None) -> None:
+    """Let the group in at the root; below it nobody else can pass."""
+    mode = 0o700 if group is None else 0o750
+    status = layout.root.stat()
+    if group is not None and status.st_gid != group:
+        os.chown(layout.root, -1, group)
+    if stat.S_IMODE(status.st_mode) != mode:
+        layout.root.chmod(mode)
+
+
+def _statements(lease: Lease) -> tuple[Manifest | None, str | None]:
+    """Return what a lease was about to publish, as far as it came."""
+    try:
+        manifest = Manifest.parse(
+            read_bounded(f"{lease.path}/{MANIFEST_NAME}", size_bytes_max=MANIFEST_BYTES_MAX)
+        )
+        envelope = read_bounded(f"{lease.path}/{ENVELOPE_NAME}", size_bytes_max=ENVELOPE_BYTES_MAX)
+    except (FileNotFoundError, ManifestInvalidError):
+        # Without both, nothing had been placed yet.
+        return None, None
+    return manifest, hashlib.sha256(envelope).hexdigest()
+
+
+def _unlink(path: str) -> int:
+    try:
+        os.unlink(path)  # noqa: PTH108 - a plain string
+    except FileNotFoundError:
+        return 0
+    return 1

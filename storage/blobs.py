@@ -1,0 +1,171 @@
+"""Blobs on their way in: staged in a lease of one ingest, synced, then placed under their names."""
+# Plain strings: a push has thousands of files, and a Path costs as much as the call.
+# ruff: noqa: PTH104, PTH108
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NewType
+
+from blake3 import blake3
+
+from storage.digest import DIGEST_BYTES, Digest
+from storage.errors import TreeInvalidError
+from storage.files import Lease, sync_directory, sync_file, sync_filesystem, write_all
+from storage.layout import Layout, blob_mode, blob_mtime
+from storage.manifest import FileEntry
+
+# A blob's key in the records: its digest, then `x` or `f`. Whether it may be executed is a
+# property of the file on disk, so that one content may lie there twice.
+BlobKey = NewType("BlobKey", bytes)
+
+# Up to so many files (or directories) each is synced alone, which leaves other people's dirty
+# pages alone; beyond it one sync of the filesystem is much cheaper.
+SYNC_EACH_COUNT_MAX = 16
+MANIFEST_NAME = "manifest"
+ENVELOPE_NAME = "envelope"
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+def blob_key(digest: Digest, *, executable: bool) -> BlobKey:
+    return BlobKey(digest + (b"x" if executable else b"f"))
+
+
+def entry_key(entry: FileEntry) -> BlobKey:
+    return blob_key(entry.digest, executable=entry.executable)
+
+
+def blob_path(layout: Layout, key: bytes) -> str:
+    return layout.blob(Digest(key[:DIGEST_BYTES]), executable=is_executable(key))
+
+
+def is_executable(key: bytes) -> bool:
+    return key[DIGEST_BYTES:] == b"x"
+
+
+@dataclass(frozen=True, slots=True)
+class StagedBlob:
+    path: str
+    size_bytes: int
+
+
+class Staging:
+    """What one ingest has written. Nothing of it has its final name before `place`."""
+
+    def __init__(self, layout: Layout, lease: Lease) -> None:
+        self._layout = layout
+        self._lease = lease
+        self._count = 0
+        self._unsynced: list[str] = []
+        self._statements: list[tuple[str, str]] = []
+        self.blobs: dict[BlobKey, StagedBlob] = {}
+
+    def add(self, key: BlobKey, data: bytes) -> None:
+        """Write the whole contents of a blob."""
+        with self._new_file() as (fd, path):
+            write_all(fd, data)
+            _finish(fd, key)
+        self._add(key, path, len(data))
+
+    def add_pieces(
+        self, pieces: Iterator[bytes], *, path: bytes, size_bytes: int, executable: bool
+    ) -> Digest:
+        """Write a blob whose digest comes out on the way. `path` and `size_bytes` are its source's.
+
+        Raises:
+            TreeInvalidError: The pieces are not `size_bytes` long together.
+        """
+        hasher = blake3()
+        count = 0
+        with self._new_file() as (fd, staged):
+            for piece in pieces:
+                count += len(piece)
+                if count > size_bytes:
+                    break
+                hasher.update(piece)
+                write_all(fd, piece)
+            if count != size_bytes:
+                raise TreeInvalidError(path, "changed while it was read")
+            digest = Digest(hasher.digest())
+            key = blob_key(digest, executable=executable)
+            _finish(fd, key)
+        if key in self.blobs:
+            os.unlink(staged)
+        else:
+            self._add(key, staged, count)
+        return digest
+
+    def add_statement(self, name: str, data: bytes, final: str) -> None:
+        """Write a manifest or an envelope that will lie at `final`.
+
+        It keeps its name here beside, so that whoever finds the lease dead knows what was meant.
+        """
+        path = f"{self._lease.path}/{name}"
+        fd = os.open(path, _CREATE, 0o600)
+        try:
+            write_all(fd, data)
+            os.fchmod(fd, 0o444)
+        finally:
+            os.close(fd)
+        self._unsynced.append(path)
+        self._statements.append((path, final))
+
+    def sync(self) -> None:
+        """Make the bytes durable; after an error nothing staged may be used.
+
+        The lease was opened before the first write, so the kernel reports errors of all writes.
+        """
+        if len(self._unsynced) > SYNC_EACH_COUNT_MAX:
+            sync_filesystem(self._lease.fd)
+        else:
+            for path in self._unsynced:
+                sync_file(path)
+        self._unsynced.clear()
+
+    def place(self, live: set[BlobKey]) -> None:
+        """Give everything its final name, durably. The caller holds the gate.
+
+        A live blob keeps its file. One that is not live is put over whatever lies there: a file
+        without a row may be torn by a crash, and is never trusted.
+        """
+        folders = set()
+        for key, blob in self.blobs.items():
+            if key in live:
+                os.unlink(blob.path)
+                continue
+            final = blob_path(self._layout, key)
+            os.rename(blob.path, final)
+            folders.add(final.rpartition("/")[0])
+        for path, final in self._statements:
+            os.link(path, f"{path}.place")
+            os.rename(f"{path}.place", final)
+            folders.add(final.rpartition("/")[0])
+        # The names too: without this an acknowledged artifact did not survive a power cut on btrfs.
+        if len(folders) > SYNC_EACH_COUNT_MAX:
+            sync_filesystem(self._lease.fd)
+        else:
+            for folder in folders:
+                sync_directory(folder)
+
+    def _add(self, key: BlobKey, path: str, size_bytes: int) -> None:
+        self.blobs[key] = StagedBlob(path, size_bytes)
+        self._unsynced.append(path)
+
+    @contextlib.contextmanager
+    def _new_file(self) -> Iterator[tuple[int, str]]:
+        path = f"{self._lease.path}/{self._count}"
+        self._count += 1
+        fd = os.open(path, _CREATE, 0o600)
+        try:
+            yield fd, path
+        finally:
+            os.close(fd)
+
+
+def _finish(fd: int, key: BlobKey) -> None:
+    os.fchmod(fd, blob_mode(executable=is_executable(key)))
+    mtime = blob_mtime(Digest(key[:DIGEST_BYTES]))
+    os.utime(fd, (mtime, mtime))

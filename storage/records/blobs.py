@@ -1,0 +1,128 @@
+"""Blobs and trees: which contents the store holds, and which trees refer to them.
+
+A blob's `state` is 0 when it is live, 2 while it is being deleted, 3 when it was found corrupt.
+Only live blobs count as there.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+LIVE = 0
+DELETING = 2
+CORRUPT = 3
+_CHUNK_COUNT = 500  # keys in one statement
+
+K = TypeVar("K", bound=bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRow:
+    """A tree as the records know it: digests as raw bytes."""
+
+    digest: bytes
+    sha256: bytes
+    files: int
+    size_bytes: int
+    manifest_bytes: int
+
+
+class BlobsMissingError(Exception):
+    """Some of a tree's blobs are not live; the change must not be committed."""
+
+
+def live(db: sqlite3.Connection, keys: Iterable[K]) -> set[K]:
+    """Return those of the keys that are live."""
+    wanted = {bytes(key): key for key in keys}
+    found: set[K] = set()
+    for chunk in _chunks(list(wanted)):
+        rows = db.execute(
+            f"SELECT key FROM blob WHERE state = 0 AND key IN ({_marks(chunk)})",  # noqa: S608 - question marks
+            chunk,
+        )
+        found.update(wanted[row[0]] for row in rows)
+    return found
+
+
+def publish(
+    db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes], placed: Mapping[K, int]
+) -> None:
+    """Make the placed blobs live, and the tree with its references known.
+
+    `keys`: all distinct blobs of the tree; `placed`: sizes of those put in place for it.
+
+    Raises:
+        BlobsMissingError: Not all blobs are live now.
+    """
+    db.executemany(
+        "INSERT INTO blob(key, size_bytes, state) VALUES(?,?,0) ON CONFLICT(key) DO UPDATE"
+        " SET state = 0, size_bytes = excluded.size_bytes WHERE blob.state <> 0",
+        list(placed.items()),
+    )
+    known = db.execute("SELECT id FROM tree WHERE digest = ?", (tree.digest,)).fetchone()
+    if known is not None:
+        if len(live(db, keys)) != len(keys):
+            raise BlobsMissingError
+        return
+    row = db.execute(
+        "INSERT INTO tree(digest, sha256, files, size_bytes, manifest_bytes) VALUES(?,?,?,?,?)"
+        " RETURNING id",
+        (tree.digest, tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes),
+    ).fetchone()
+    count = 0
+    for chunk in _chunks(keys):
+        count += db.execute(
+            "INSERT INTO ref(blob_id, tree_id) SELECT id, ? FROM blob"  # noqa: S608 - question marks
+            f" WHERE state = 0 AND key IN ({_marks(chunk)})",
+            (row[0], *chunk),
+        ).rowcount
+    if count != len(keys):
+        raise BlobsMissingError
+
+
+def has_tree(db: sqlite3.Connection, digest: bytes) -> bool:
+    return db.execute("SELECT 1 FROM tree WHERE digest = ?", (digest,)).fetchone() is not None
+
+
+def is_attested(db: sqlite3.Connection, envelope_sha256: str) -> bool:
+    return (
+        db.execute(
+            "SELECT 1 FROM attestation WHERE envelope_sha256 = ?", (envelope_sha256,)
+        ).fetchone()
+        is not None
+    )
+
+
+def known(db: sqlite3.Connection, keys: Iterable[K]) -> set[K]:
+    """Return those of the keys that have a row, whatever its state."""
+    return {
+        key
+        for key in keys
+        if db.execute("SELECT 1 FROM blob WHERE key = ?", (bytes(key),)).fetchone()
+    }
+
+
+def deleting(db: sqlite3.Connection) -> list[bytes]:
+    """Return the keys of blobs whose deletion was begun."""
+    return [row[0] for row in db.execute("SELECT key FROM blob WHERE state = ?", (DELETING,))]
+
+
+def forget(db: sqlite3.Connection, keys: Iterable[bytes]) -> None:
+    """Drop the rows of blobs whose deletion was begun."""
+    db.executemany(
+        "DELETE FROM blob WHERE key = ? AND state = ?", [(key, DELETING) for key in keys]
+    )
+
+
+def _chunks(keys: Iterable[bytes]) -> Iterable[list[bytes]]:
+    rest = iter(keys)
+    while chunk := list(islice(rest, _CHUNK_COUNT)):
+        yield chunk
+
+
+def _marks(chunk: list[bytes]) -> str:
+    return ",".join("?" * len(chunk))

@@ -1,0 +1,146 @@
+"""Scanning: a folder on disk as the entries of a source, read without following a link."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from storage.errors import TreeInvalidError
+from storage.files import read_up_to
+from storage.manifest import DEPTH_MAX
+from storage.source import (
+    WHOLE_BYTES_MAX,
+    SourceDirectory,
+    SourceEntry,
+    SourceFile,
+    SourceLink,
+    check_path,
+)
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CAPABILITY = "security.capability"
+
+
+def scan_directory(root: Path, *, owner_uid: int | None) -> Iterator[SourceEntry]:
+    """Give what is in a folder; whoever wrote it must be gone.
+
+    `owner_uid`: everything must belong to it, so that a hard link to a stranger's file is not
+    taken in; None does not look. Devices, pipes, sockets, set-id files and files with
+    capabilities are refused; other attributes and times are not part of a tree.
+
+    Raises:
+        TreeInvalidError: While iterating or reading: something may not be in an artifact,
+            cannot be read, or changed while it was read.
+    """
+    top = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)
+    try:
+        yield from _scan(root, top, b"", owner_uid)
+    finally:
+        os.close(top)
+
+
+def _scan(root: Path, folder: int, prefix: bytes, owner_uid: int | None) -> Iterator[SourceEntry]:
+    if prefix.count(b"/") > DEPTH_MAX:
+        raise TreeInvalidError(prefix, "lies too deep")
+    for name in sorted(os.listdir(folder)):
+        path = prefix + os.fsencode(name)
+        check_path(path)
+        try:
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            yield _entry(root, folder, name, path, status, owner_uid)
+            if not stat.S_ISDIR(status.st_mode):
+                continue
+            child = os.open(name, _DIRECTORY, dir_fd=folder)
+        except OSError as error:
+            raise TreeInvalidError(path, f"cannot be read: {error.strerror}") from error
+        try:
+            yield from _scan(root, child, path + b"/", owner_uid)
+        finally:
+            os.close(child)
+
+
+def _entry(
+    root: Path,
+    folder: int,
+    name: str,
+    path: bytes,
+    status: os.stat_result,
+    owner_uid: int | None,
+) -> SourceEntry:
+    mode = status.st_mode
+    if owner_uid is not None and status.st_uid != owner_uid:
+        raise TreeInvalidError(path, "belongs to another user")
+    if stat.S_ISREG(mode):
+        if mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX):
+            raise TreeInvalidError(path, "has a set-uid, set-gid or sticky bit")
+        read = partial(_read, root, path, status)
+        return SourceFile(path, status.st_size, bool(mode & 0o111), read)
+    if stat.S_ISDIR(mode):
+        return SourceDirectory(path)
+    if stat.S_ISLNK(mode):
+        return SourceLink(path, os.fsencode(os.readlink(name, dir_fd=folder)))
+    raise TreeInvalidError(path, "is neither a file, a directory nor a symbolic link")
+
+
+def _read(root: Path, path: bytes, scanned: os.stat_result) -> bytes | Iterator[bytes]:
+    try:
+        fd = _open_beneath(root, path)
+    except OSError as error:
+        raise TreeInvalidError(path, f"cannot be read: {error.strerror}") from error
+    if scanned.st_size > WHOLE_BYTES_MAX:
+        return _pieces(fd, path, scanned)
+    try:
+        _expect_same(fd, path, scanned)
+        if _CAPABILITY in os.listxattr(fd):
+            raise TreeInvalidError(path, "has capabilities")
+        data = read_up_to(fd, scanned.st_size + 1)
+        _expect_same(fd, path, scanned)
+        return data
+    finally:
+        os.close(fd)
+
+
+def _pieces(fd: int, path: bytes, scanned: os.stat_result) -> Iterator[bytes]:
+    try:
+        _expect_same(fd, path, scanned)
+        if _CAPABILITY in os.listxattr(fd):
+            raise TreeInvalidError(path, "has capabilities")
+        while data := os.read(fd, WHOLE_BYTES_MAX):
+            yield data
+        _expect_same(fd, path, scanned)
+    finally:
+        os.close(fd)
+
+
+def _open_beneath(root: Path, path: bytes) -> int:
+    """Open a file without following a link anywhere below the root."""
+    *parents, name = path.split(b"/")
+    folder = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)
+    try:
+        for parent in parents:
+            child = os.open(parent, _DIRECTORY, dir_fd=folder)
+            os.close(folder)
+            folder = child
+        return os.open(name, _FILE, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _expect_same(fd: int, path: bytes, scanned: os.stat_result) -> None:
+    if _identity(os.fstat(fd)) != _identity(scanned):
+        raise TreeInvalidError(path, "changed while it was read")
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_mode,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )

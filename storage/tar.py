@@ -1,0 +1,230 @@
+"""Tar streams: an archive from a stranger as the entries of a source, in one pass.
+
+Read strictly and with bounds: POSIX ustar, pax headers for long names and sizes, GNU's long
+names. Hard links, devices, sparse files and names that leave the tree are refused.
+
+Source: pax(1), "ustar Interchange Format" and "pax Interchange Format"; the GNU tar manual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from storage.errors import TreeInvalidError
+from storage.source import WHOLE_BYTES_MAX, SourceDirectory, SourceEntry, SourceFile, SourceLink
+
+BLOCK_BYTES = 512
+HEADER_BYTES_MAX = 64 << 10  # of one pax header or long name
+_ZERO = bytes(BLOCK_BYTES)
+_SET_ID = 0o7000
+# Keys of a pax header that mean nothing to a tree.
+_IGNORED_KEYS = (b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment")
+
+
+def scan_tar(stream: BinaryIO) -> Iterator[SourceEntry]:
+    """Give what is in an uncompressed tar stream, in its order; reads to the archive's end.
+
+    A file's contents can be read once, before the next entry is asked for. Names may begin with
+    `./`; `./` itself is left out.
+
+    Raises:
+        TreeInvalidError: While iterating or reading: the archive is malformed or cut short, or
+            something in it may not be in an artifact.
+    """
+    while (header := _next_header(stream)) is not None:
+        if header.name == b"":
+            continue
+        if header.kind == b"0":
+            contents = _Contents(stream, header)
+            yield SourceFile(
+                header.name,
+                header.size_bytes,
+                bool(header.mode & 0o111),
+                contents.read,
+                is_repeatable=False,
+            )
+            contents.skip()
+        elif header.kind == b"5":
+            yield SourceDirectory(header.name)
+        else:
+            yield SourceLink(header.name, header.target)
+
+
+@dataclass(slots=True)
+class _Header:
+    name: bytes
+    target: bytes
+    kind: bytes
+    mode: int
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class _Extended:
+    """What the headers before the next entry say of it."""
+
+    name: bytes | None = None
+    target: bytes | None = None
+    size_bytes: int | None = None
+
+
+class _Contents:
+    """The bytes of the entry that the stream stands at."""
+
+    def __init__(self, stream: BinaryIO, header: _Header) -> None:
+        self._stream = stream
+        self._path = header.name
+        self._left = header.size_bytes
+        self._padding = -header.size_bytes % BLOCK_BYTES
+
+    def read(self) -> bytes | Iterator[bytes]:
+        if self._left <= WHOLE_BYTES_MAX:
+            data = _read_exactly(self._stream, self._left, self._path)
+            self._left = 0
+            return data
+        return self._pieces()
+
+    def skip(self) -> None:
+        for _ in self._pieces():
+            pass
+        _read_exactly(self._stream, self._padding, self._path)
+
+    def _pieces(self) -> Iterator[bytes]:
+        while self._left:
+            data = _read_exactly(self._stream, min(self._left, WHOLE_BYTES_MAX), self._path)
+            self._left -= len(data)
+            yield data
+
+
+def _next_header(stream: BinaryIO) -> _Header | None:
+    extended = _Extended()
+    while True:
+        block = _read_exactly(stream, BLOCK_BYTES, b"")
+        if block == _ZERO:
+            _read_to_end(stream)
+            return None
+        _check_sum(block)
+        kind = block[156:157]
+        size_bytes = _number(block[124:136])
+        if kind in (b"x", b"g", b"L", b"K"):
+            if size_bytes > HEADER_BYTES_MAX:
+                raise TreeInvalidError(b"", "the archive has too long a header")
+            data = _read_exactly(stream, size_bytes, b"")
+            _read_exactly(stream, -size_bytes % BLOCK_BYTES, b"")
+            _extend(extended, kind, data)
+            continue
+        return _entry_header(block, kind, size_bytes, extended)
+
+
+def _entry_header(block: bytes, kind: bytes, size_bytes: int, extended: _Extended) -> _Header:
+    name = extended.name if extended.name is not None else _name(block)
+    target = extended.target if extended.target is not None else _text(block[157:257])
+    mode = _number(block[100:108])
+    if kind in (b"\0", b"7"):
+        kind = b"0"
+    if kind == b"0" and name.endswith(b"/"):
+        kind = b"5"  # how archives before POSIX wrote directories
+    path = _plain(name)
+    if kind not in (b"0", b"2", b"5"):
+        what = "a hard link" if kind == b"1" else "neither a file, a directory nor a symbolic link"
+        raise TreeInvalidError(path, f"is {what}")
+    if kind == b"0" and mode & _SET_ID:
+        raise TreeInvalidError(path, "has a set-uid, set-gid or sticky bit")
+    if kind == b"0" and extended.size_bytes is not None:
+        size_bytes = extended.size_bytes
+    if kind != b"0" and size_bytes:
+        raise TreeInvalidError(path, "has contents although it is no file")
+    if path == b"" and kind != b"5":
+        raise TreeInvalidError(name, "is no name")
+    return _Header(path, target, kind, mode, size_bytes)
+
+
+def _extend(extended: _Extended, kind: bytes, data: bytes) -> None:
+    if kind == b"L":
+        extended.name = _text(data)
+    elif kind == b"K":
+        extended.target = _text(data)
+    else:
+        for key, value in _records(data):
+            _apply(extended, key, value, is_global=kind == b"g")
+
+
+def _apply(extended: _Extended, key: bytes, value: bytes, *, is_global: bool) -> None:
+    if key in _IGNORED_KEYS or key.startswith((b"LIBARCHIVE.", b"SCHILY.dev", b"SCHILY.ino")):
+        return
+    if is_global or key not in (b"path", b"linkpath", b"size"):
+        raise TreeInvalidError(b"", f"the archive has the header {key.decode('utf-8', 'replace')}")
+    if key == b"path":
+        extended.name = value
+    elif key == b"linkpath":
+        extended.target = value
+    else:
+        if not value.isdigit() or len(value) > 18:
+            raise TreeInvalidError(b"", "the archive has a malformed size")
+        extended.size_bytes = int(value)
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    r"""Give the records `<length> <key>=<value>\n` of a pax header."""
+    while data:
+        digits, space, _ = data[:20].partition(b" ")
+        length = int(digits) if digits.isdigit() and space else 0
+        record = data[len(digits) + 1 : length]
+        key, equals, value = record.partition(b"=")
+        if not length or length > len(data) or not equals or not value.endswith(b"\n"):
+            raise TreeInvalidError(b"", "the archive has a malformed header")
+        yield key, value[:-1]
+        data = data[length:]
+
+
+def _name(block: bytes) -> bytes:
+    name = _text(block[:100])
+    prefix = _text(block[345:500]) if block[257:263] == b"ustar\0" else b""
+    return prefix + b"/" + name if prefix else name
+
+
+def _plain(name: bytes) -> bytes:
+    """Strip the `./` that archives of `.` begin with, and a directory's last slash."""
+    while name.startswith(b"./"):
+        name = name[2:]
+    return b"" if name == b"." else name.removesuffix(b"/")
+
+
+def _text(data: bytes) -> bytes:
+    return data.partition(b"\0")[0]
+
+
+def _number(data: bytes) -> int:
+    if data[0] & 0x80:  # GNU's base 256, for what octal digits cannot hold
+        return int.from_bytes(data, "big") & ((1 << (8 * len(data) - 1)) - 1)
+    digits = data.strip(b" \0")
+    if not all(digit in b"01234567" for digit in digits):
+        raise TreeInvalidError(b"", "the archive has a malformed number")
+    return int(digits or b"0", 8)
+
+
+def _check_sum(block: bytes) -> None:
+    if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        raise TreeInvalidError(b"", "the archive is damaged")
+
+
+def _read_exactly(stream: BinaryIO, count: int, path: bytes) -> bytes:
+    data = stream.read(count) if count else b""
+    if len(data) == count:
+        return data
+    parts = [data]
+    missing = count - len(data)
+    while missing and (data := stream.read(missing)):
+        parts.append(data)
+        missing -= len(data)
+    if missing:
+        raise TreeInvalidError(path, "the archive is cut short")
+    return b"".join(parts)
+
+
+def _read_to_end(stream: BinaryIO) -> None:
+    """Read the padding behind the end; whoever sends waits for it to be taken."""
+    while stream.read(WHOLE_BYTES_MAX):
+        pass
