@@ -34,6 +34,11 @@ class JobChanges:
         self.db = db
         self.now = clock()
         self.touched: list[Job] = []
+        self.environments: list[str] = []
+
+    def environment_changed(self, env_id: str) -> None:
+        """Say that an environment came, went, or is to be served otherwise."""
+        self.environments.append(env_id)
 
     def add(
         self,
@@ -125,10 +130,15 @@ class Jobs:
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._published: dict[str, int] = {}
         self._watchers: list[Callable[[Job], None]] = []
+        self._environment_watchers: list[Callable[[str], None]] = []
 
     def watch(self, react: Callable[[Job], None]) -> None:
         """Call `react` with each job after each of its changes: how the runners hear of work."""
         self._watchers.append(react)
+
+    def watch_environments(self, react: Callable[[str], None]) -> None:
+        """Call `react` with the id of each environment that came, went or changed."""
+        self._environment_watchers.append(react)
 
     async def commit(self, change: Callable[[JobChanges], T]) -> T:
         """Run `change` in one transaction and publish the jobs that it touched. Durable."""
@@ -151,10 +161,13 @@ class Jobs:
                 continue
             self._published[job.id] = job.version
             self._append_state(job)
-            for react in self._watchers:
-                react(job)
+            for watcher in self._watchers:
+                watcher(job)
             if job.status.is_final:
                 self._published.pop(job.id, None)
+        for env_id in changes.environments:
+            for react in self._environment_watchers:
+                react(env_id)
 
     def log(self, job_id: str, lines: Sequence[str], *, stage: str, source: str = CONTROL) -> None:
         """Add lines of this server's own to the job's log."""

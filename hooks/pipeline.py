@@ -109,6 +109,7 @@ class Pipeline:
             sites.replace_routes(changes.db, site.id, branches.default_routes(default_branch))
             for environment in first_environments(site, changes.now):
                 environments.add(changes.db, environment)
+                changes.environment_changed(environment.id)
             return site
 
         # The repository first: a site without one would refuse its first push, and one that a
@@ -444,6 +445,7 @@ def add_preview(
         created_at=changes.now,
     )
     environments.add(changes.db, environment)
+    changes.environment_changed(environment.id)
     return environment
 
 
@@ -452,6 +454,7 @@ def remove_environment(changes: JobChanges, environment: Environment) -> None:
     for job in job_rows.unfinished_of(changes.db, environment.id):
         cancel_work(changes, job)
     environments.delete(changes.db, environment.id)
+    changes.environment_changed(environment.id)
 
 
 def _delete_site(changes: JobChanges, site: Site) -> None:

@@ -87,8 +87,7 @@ class Records:
     def submit(self, change: Change[T]) -> Future[T]:
         """Queue `change` for the writer. The future ends when the change is durable, or raised.
 
-        A change may run a second time when the group that it was in could not be committed; it
-        must not do anything but read and write records.
+        A change reads and writes records and does nothing else: its group may fail to commit.
         """
         future: Future[T] = Future()
         with self._closing:

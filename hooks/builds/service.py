@@ -1,0 +1,150 @@
+"""The builders' socket: what slots ask of control, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import BinaryIO, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from hooks.builds.runner import BuildRunner, LeaseLostError
+from hooks.builds.wire import Finish, Heartbeat, LeaseRequest, LogBatch
+from hooks.peers import only_from, peer_uid
+
+T = TypeVar("T")
+BODY_BYTES_MAX = 16 * 1024 * 1024
+PIPE_BYTES = 1024 * 1024
+CHUNK_BYTES = 256 * 1024
+JobHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(runner: BuildRunner, *, slots: Mapping[str, int]) -> web.Application:
+    """The application behind `builders.sock`, for the processes that run as a slot's uid.
+
+    A process may speak for the slots of its own uid alone: a build that broke out of its sandbox
+    holds nothing of its neighbours.
+    """
+    service = _BuilderService(runner, slots)
+    uids = frozenset(slots.values())
+    app = web.Application(middlewares=[only_from(uids)], client_max_size=BODY_BYTES_MAX)
+    app.router.add_post("/v1/lease", service.lease)
+    app.router.add_get("/v1/jobs/{job_id}/source", service.held(service.source))
+    app.router.add_post("/v1/jobs/{job_id}/log", service.held(service.log))
+    app.router.add_post("/v1/jobs/{job_id}/heartbeat", service.held(service.heartbeat))
+    app.router.add_put("/v1/jobs/{job_id}/output", service.held(service.output))
+    app.router.add_post("/v1/jobs/{job_id}/finish", service.held(service.finish))
+    return app
+
+
+class _BuilderService:
+    def __init__(self, runner: BuildRunner, slots: Mapping[str, int]) -> None:
+        self._runner = runner
+        self._slots = slots
+
+    def held(self, handle: JobHandler) -> JobHandler:
+        """Wrap a call about a job: only the process that holds its lease may make it."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            slot = self._runner.slot_of(request.match_info["job_id"])
+            if slot is not None:
+                self._check_slot(request, slot)
+            try:
+                return await handle(request)
+            except LeaseLostError:
+                raise web.HTTPGone(text="the lease is lost\n") from None
+
+        return handler
+
+    def _check_slot(self, request: web.Request, slot: str) -> None:
+        if self._slots.get(slot) != peer_uid(request):
+            raise web.HTTPForbidden(text=f"{slot} is not a slot of this process\n")
+
+    async def lease(self, request: web.Request) -> web.Response:
+        asked = await _body(request, LeaseRequest)
+        self._check_slot(request, asked.slot)
+        lease = await self._runner.lease(asked.slot, asked.wait_s)
+        if lease is None:
+            return web.Response(status=204)
+        if request.transport is None:  # the slot left while it waited: the job is not its
+            await self._runner.give_back(lease.job_id)
+        return _json(lease)
+
+    async def source(self, request: web.Request) -> web.StreamResponse:
+        write = self._runner.source_of(request.match_info["job_id"])
+        response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
+        await response.prepare(request)
+        await _stream_from_thread(write, response)
+        return response
+
+    async def log(self, request: web.Request) -> web.Response:
+        batch = await _body(request, LogBatch)
+        self._runner.take_log(request.match_info["job_id"], batch)
+        return _json({})
+
+    async def heartbeat(self, request: web.Request) -> web.Response:
+        beat = await _body(request, Heartbeat)
+        return _json(self._runner.heartbeat(request.match_info["job_id"], beat))
+
+    async def output(self, request: web.Request) -> web.Response:
+        """Keep the tar beside, whole or not at all: `finish` reads it."""
+        path = self._runner.output_path(request.match_info["job_id"])
+        size_max = self._runner.limits.output_bytes_max * 2  # tar's own headers and padding
+        partial = path.with_suffix(f".{os.getpid()}-{threading.get_native_id()}")
+        received = 0
+        try:
+            with partial.open("wb") as out:
+                async for chunk in request.content.iter_chunked(CHUNK_BYTES):
+                    received += len(chunk)
+                    if received > size_max:
+                        raise web.HTTPRequestEntityTooLarge(max_size=size_max, actual_size=received)
+                    await asyncio.to_thread(out.write, chunk)
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return _json({})
+
+    async def finish(self, request: web.Request) -> web.Response:
+        outcome = await _body(request, Finish)
+        await self._runner.finish(request.match_info["job_id"], outcome)
+        return _json({})
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(await request.read(), type=kind)
+    except msgspec.DecodeError as error:
+        raise web.HTTPBadRequest(text=f"{error}\n") from error
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+
+async def _stream_from_thread(
+    write: Callable[[BinaryIO], None], response: web.StreamResponse
+) -> None:
+    """Send what `write` writes, from a thread, through a pipe that holds it back."""
+    read_fd, write_fd = os.pipe()
+    loop = asyncio.get_running_loop()
+
+    def produce() -> None:
+        with os.fdopen(write_fd, "wb") as out:
+            write(out)
+
+    reader = asyncio.StreamReader(limit=PIPE_BYTES)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb", buffering=0)
+    )
+    producing = asyncio.ensure_future(asyncio.to_thread(produce))
+    try:
+        while chunk := await reader.read(CHUNK_BYTES):
+            await response.write(chunk)
+        await producing
+        await response.write_eof()
+    finally:
+        transport.close()
+        await asyncio.wait([producing])

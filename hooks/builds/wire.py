@@ -1,0 +1,99 @@
+"""What control and a builder slot say to each other, over HTTP on a Unix socket.
+
+| call | body | answer |
+|---|---|---|
+| `POST /v1/lease` | `LeaseRequest` | 200 `Lease`, or 204 after `wait_s` without work |
+| `GET /v1/jobs/{job_id}/source` | | tar of the commit's tree, uncompressed |
+| `POST /v1/jobs/{job_id}/log` | `LogBatch` | `{}` |
+| `POST /v1/jobs/{job_id}/heartbeat` | `Heartbeat` | `HeartbeatAnswer` |
+| `PUT /v1/jobs/{job_id}/output` | tar of the output tree | `{}` |
+| `POST /v1/jobs/{job_id}/finish` | `Finish` | `{}` |
+
+410 on any call about a job: the lease is lost, end the build and forget it. Every call may be
+repeated. Times are RFC 3339 in UTC with milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+CONFIG_FILES = ("managed.toml", "Procfile", "package.json")
+"""The files of a commit's root whose text travels with the lease, when they are there."""
+CONFIG_FILE_BYTES_MAX = 64 * 1024
+
+
+class LeaseRequest(msgspec.Struct, frozen=True):
+    slot: str
+    wait_s: float = 30
+
+
+class RootEntry(msgspec.Struct, frozen=True):
+    name: str
+    kind: Literal["file", "dir", "link", "submodule"]
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A build to run. Heartbeats keep the lease for `lease_s` seconds each."""
+
+    job_id: str
+    build_id: str
+    site: str
+    environment: str
+    ref: str | None
+    commit: str
+    clean: bool
+    timeout_s: int
+    lease_s: float
+    output_bytes_max: int
+    root_entries: tuple[RootEntry, ...]
+    files: dict[str, str]
+
+
+class BatchLine(msgspec.Struct, frozen=True):
+    line: str
+    at: str
+    stage: str
+
+
+class LogBatch(msgspec.Struct, frozen=True):
+    """`first` is the index, from 0, of the first of these lines in the whole build's log."""
+
+    first: int
+    lines: tuple[BatchLine, ...]
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    slot: str
+    phase: str = ""
+    progress: int = 0
+
+
+class HeartbeatAnswer(msgspec.Struct, frozen=True):
+    canceled: bool
+
+
+class RunCommands(msgspec.Struct, frozen=True):
+    web: str | None = None
+    release: str | None = None
+    health: str | None = None
+
+
+class BuildError(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+    exit_status: int | None = None
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """How the build ended. `output` says where the tree is: sent before, or a source folder."""
+
+    slot: str
+    status: Literal["succeeded", "failed"]
+    profile: str | None = None
+    run: RunCommands = RunCommands()
+    output: Literal["source", "tar"] = "tar"
+    folder: str = "."
+    timings: dict[str, float] = {}
+    error: BuildError | None = None

@@ -1,0 +1,323 @@
+"""Control's side of rolls: what each environment should serve, and what the site host says of it.
+
+An environment should serve its deployment under way, or else its current release. The host hears
+of every change, makes it so, and reports; a report ends the deployment and makes its release, in
+one transaction. Deployments of one environment go one after the other, in the order of their ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import dataclass
+
+import structlog
+
+from hooks.deploys.wire import (
+    PING_EVERY_S,
+    ArtifactPin,
+    Changed,
+    Desired,
+    DesiredMessage,
+    Ping,
+    Removed,
+    Report,
+    RollLog,
+    Snapshot,
+)
+from hooks.jobs import JobChanges, Jobs
+from storage.ids import new_id
+from storage.joblog import LogLine
+from storage.model import (
+    Deployment,
+    Environment,
+    Failure,
+    Job,
+    JobStatus,
+    JobType,
+    Release,
+)
+from storage.records import artifacts, deployments, environments, releases, sites
+
+log = structlog.get_logger(__name__)
+
+REAP_EVERY_S = 0.5
+PROGRESS_EVERY_S = 1.0
+HOST = "host"  # the source of the site host's lines in the job's log
+
+
+@dataclass(frozen=True, slots=True)
+class RollLimits:
+    """How long control waits, in seconds: for a roll as a whole, and for a site host to appear."""
+
+    roll_timeout_s: float = 900.0
+    host_timeout_s: float = 30.0
+
+
+@dataclass(slots=True)
+class _Rolling:
+    """The deployment under way on an environment. Times are loop times."""
+
+    deployment: Deployment
+    since: float
+    lines_seen: int
+    progress: int = 0
+    progress_at: float = 0.0
+    is_ending: bool = False
+
+
+class RollRunner:
+    """The rolls of one server. Belongs to one event loop."""
+
+    def __init__(self, jobs: Jobs, *, limits: RollLimits, domain: str) -> None:
+        self._jobs = jobs
+        self._records = jobs.records
+        self._limits = limits
+        self._domain = domain
+        self._rolling: dict[str, _Rolling] = {}
+        self._hosts: set[asyncio.Queue[DesiredMessage]] = set()
+        self._hostless_since: float | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        jobs.watch(self._on_job)
+        jobs.watch_environments(self._on_environment)
+
+    @property
+    def has_host(self) -> bool:
+        return bool(self._hosts)
+
+    def recover(self) -> None:
+        """After a start: go on with the deployments that were queued or under way."""
+        for deployment in deployments.unfinished(self._records.reader()):
+            self._advance(deployment.env_id)
+
+    async def reap(self) -> None:
+        """End rolls that take too long, for ever."""
+        while True:
+            await asyncio.sleep(REAP_EVERY_S)
+            now = self._now()
+            if self._hosts:
+                self._hostless_since = None
+            elif self._hostless_since is None:
+                self._hostless_since = now
+            for rolling in list(self._rolling.values()):
+                if failure := self._overdue(rolling, now):
+                    await self._fail(rolling, failure)
+
+    # -- what the host asks and says ------------------------------------------------------------
+
+    async def desired(self) -> AsyncGenerator[DesiredMessage]:
+        """Yield everything once, then every change, with pings between. One reader per host."""
+        queue: asyncio.Queue[DesiredMessage] = asyncio.Queue()
+        self._hosts.add(queue)
+        try:
+            yield self._snapshot()
+            while True:
+                try:
+                    async with asyncio.timeout(PING_EVERY_S):
+                        message = await queue.get()
+                except TimeoutError:
+                    message = Ping()
+                yield message
+        finally:
+            self._hosts.discard(queue)
+
+    async def report(self, report: Report) -> None:
+        """Take in how a deployment stands at the host. Repeatable.
+
+        A deployment that is over stays as it is: the host is told again what it should serve.
+        """
+        rolling = self._rolling.get(report.env_id)
+        if rolling is None or rolling.deployment.id != report.deployment_id:
+            if report.status == "serving" and not self._is_desired(report):
+                self._tell(report.env_id)
+            return
+        if rolling.is_ending:
+            return
+        if report.status == "serving":
+            await self._succeed(rolling)
+        else:
+            error = report.error
+            assert error is not None, "a failed roll says why"
+            await self._fail(rolling, Failure(error.code, error.message))
+
+    def take_log(self, batch: RollLog) -> None:
+        """Keep the lines of a roll in its job's log; those it has already are dropped."""
+        deployment = deployments.get(self._records.reader(), batch.deployment_id)
+        if deployment is None:
+            return
+        rolling = self._rolling.get(deployment.env_id)
+        if rolling is None or rolling.deployment.id != deployment.id:
+            return
+        lines = [LogLine(line.line, line.at, line.stage) for line in batch.lines]
+        rolling.lines_seen = self._jobs.log_batch(
+            deployment.job_id, lines, first=batch.first, source=HOST, seen=rolling.lines_seen
+        )
+        self._note_progress(rolling, batch.progress)
+
+    # -- the course of a roll -------------------------------------------------------------------
+
+    def _on_job(self, job: Job) -> None:
+        if job.type is not JobType.DEPLOYMENT_ROLL:
+            return
+        if job.status is JobStatus.QUEUED:
+            self._advance(job.env_id)
+        elif job.status.is_final:
+            rolling = self._rolling.get(job.env_id)
+            if rolling is not None and rolling.deployment.job_id == job.id:
+                del self._rolling[job.env_id]
+                self._advance(job.env_id)
+                if job.status is not JobStatus.SUCCEEDED and job.env_id not in self._rolling:
+                    self._tell(job.env_id)
+
+    def _on_environment(self, env_id: str) -> None:
+        self._tell(env_id)
+
+    def _advance(self, env_id: str) -> None:
+        """Begin the environment's next deployment, unless one is under way."""
+        if env_id in self._rolling:
+            return
+        waiting = deployments.unfinished(self._records.reader(), env_id)
+        if not waiting:
+            return
+        deployment = waiting[0]
+        seen = self._jobs.joblogs.lines_seen(deployment.job_id, HOST)
+        self._rolling[env_id] = _Rolling(deployment, self._now(), seen)
+        self._tell(env_id)
+        if deployment.status is JobStatus.QUEUED:
+            self._spawn(self._mark_running(deployment))
+
+    async def _mark_running(self, deployment: Deployment) -> None:
+        def change(changes: JobChanges) -> None:
+            if changes.start(deployment.job_id) is not None:
+                deployments.start(changes.db, deployment.id, changes.now)
+
+        await self._jobs.commit(change)
+
+    async def _succeed(self, rolling: _Rolling) -> None:
+        rolling.is_ending = True
+        deployment = rolling.deployment
+
+        def change(changes: JobChanges) -> None:
+            release = Release(
+                id=new_id("rel"),
+                site_id=deployment.site_id,
+                env_id=deployment.env_id,
+                deployment_id=deployment.id,
+                artifact_id=deployment.artifact_id,
+                ref=deployment.ref,
+                commit=deployment.commit,
+                actor=deployment.actor,
+                deployed_at=changes.now,
+                is_current=True,
+            )
+            result = {"deployment_id": deployment.id, "release_id": release.id}
+            if changes.succeed(deployment.job_id, result) is not None:
+                releases.add_current(changes.db, release)
+                deployments.succeed(changes.db, deployment.id, release.id, changes.now)
+
+        try:
+            await self._jobs.commit(change)
+        finally:
+            rolling.is_ending = False
+
+    async def _fail(self, rolling: _Rolling, failure: Failure) -> None:
+        rolling.is_ending = True
+        deployment = rolling.deployment
+
+        def change(changes: JobChanges) -> None:
+            if changes.fail(deployment.job_id, failure) is not None:
+                deployments.end(changes.db, deployment.id, JobStatus.FAILED, failure, changes.now)
+
+        try:
+            await self._jobs.commit(change)
+        finally:
+            rolling.is_ending = False
+
+    def _overdue(self, rolling: _Rolling, now: float) -> Failure | None:
+        if rolling.is_ending:
+            return None
+        if now - rolling.since > self._limits.roll_timeout_s:
+            return Failure(
+                "deployment.timed_out",
+                f"The roll took longer than {self._limits.roll_timeout_s:.0f} s.",
+            )
+        hostless = self._hostless_since
+        if hostless is not None and now - max(hostless, rolling.since) > (
+            self._limits.host_timeout_s
+        ):
+            return Failure(
+                "deployment.host_unavailable",
+                "No site host is connected: is `gitd host` running? Look at the server's log.",
+            )
+        return None
+
+    def _note_progress(self, rolling: _Rolling, progress: int) -> None:
+        now = self._now()
+        if progress <= rolling.progress or now - rolling.progress_at < PROGRESS_EVERY_S:
+            return
+        rolling.progress, rolling.progress_at = progress, now
+        job_id = rolling.deployment.job_id
+
+        async def advance() -> None:
+            await self._jobs.commit(lambda changes: changes.advance(job_id, min(progress, 99)))
+
+        self._spawn(advance())
+
+    # -- what should be served ------------------------------------------------------------------
+
+    def _snapshot(self) -> Snapshot:
+        reader = self._records.reader()
+        return Snapshot(tuple(self._wanted(reader, e) for e in environments.every(reader)))
+
+    def _tell(self, env_id: str) -> None:
+        if not self._hosts:
+            return
+        reader = self._records.reader()
+        environment = environments.get(reader, env_id)
+        message: DesiredMessage = (
+            Removed(env_id) if environment is None else Changed(self._wanted(reader, environment))
+        )
+        for queue in self._hosts:
+            queue.put_nowait(message)
+
+    def _wanted(self, reader: sqlite3.Connection, environment: Environment) -> Desired:
+        site = sites.find(reader, environment.site_id)
+        assert site is not None, "kept by a foreign key"
+        deployment = self._wanted_deployment(reader, environment.id)
+        return Desired(
+            env_id=environment.id,
+            site=site.name,
+            slug=environment.slug,
+            kind=environment.kind.value,
+            hostnames=(f"{environment.hostname}.{self._domain}",),
+            deployment_id=deployment.id if deployment else None,
+            artifact=_pin(reader, deployment) if deployment else None,
+            release_command=deployment.runs_release_command if deployment else False,
+        )
+
+    def _wanted_deployment(self, reader: sqlite3.Connection, env_id: str) -> Deployment | None:
+        rolling = self._rolling.get(env_id)
+        if rolling is not None:
+            return rolling.deployment
+        current = releases.current(reader, env_id)
+        return deployments.get(reader, current.deployment_id) if current else None
+
+    def _is_desired(self, report: Report) -> bool:
+        wanted = self._wanted_deployment(self._records.reader(), report.env_id)
+        return wanted is not None and wanted.id == report.deployment_id
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _pin(reader: sqlite3.Connection, deployment: Deployment) -> ArtifactPin:
+    artifact = artifacts.get(reader, deployment.artifact_id)
+    assert artifact is not None, "kept by a foreign key"
+    return ArtifactPin(artifact.id, artifact.digest, deployment.envelope_sha256)
