@@ -83,9 +83,9 @@ class StoreReader:
         """
         self._check_format()
         keyring = self.keyring()
-        manifest = self._manifest(digest)
+        manifest = self.manifest(digest)
         opened = unseal(
-            self._envelope(envelope_sha256),
+            self.envelope(envelope_sha256),
             payload_type=IN_TOTO_TYPE,
             public_key=keyring.provenance_key,
         )
@@ -101,16 +101,13 @@ class StoreReader:
         """Unpack the artifact as the new folder `dest`. See `storage.materialise`."""
         materialise.materialise(self.layout, verified.manifest, dest)
 
-    def _check_format(self) -> None:
-        path = self.layout.format
-        try:
-            data = read_bounded(path, size_bytes_max=4096)
-        except OSError as error:
-            raise StoreUnusableError(f"{path}: {error.strerror}") from error
-        if not data.startswith(FORMAT_LINE):
-            raise StoreUnusableError(f"{path} names a format that this program does not know")
+    def manifest(self, digest: Digest) -> Manifest:
+        """Read a manifest and hold it against its digest; who vouches for it is not asked.
 
-    def _manifest(self, digest: Digest) -> Manifest:
+        Raises:
+            ArtifactMissingError: It is not there.
+            ArtifactCorruptError: It is not what its digest says, or is none.
+        """
         try:
             data = read_bounded(self.layout.tree(digest), size_bytes_max=MANIFEST_BYTES_MAX)
         except FileNotFoundError as error:
@@ -124,7 +121,13 @@ class StoreReader:
             raise ArtifactCorruptError(link.path, "the link leads out of the tree")
         return manifest
 
-    def _envelope(self, sha256: str) -> bytes:
+    def envelope(self, sha256: str) -> bytes:
+        """Read the file of an envelope and hold it against its name; signatures are not checked.
+
+        Raises:
+            ArtifactMissingError: It is not there.
+            SignatureInvalidError: It is not what its name says.
+        """
         if not _SHA256.fullmatch(sha256):
             raise SignatureInvalidError("not the name of an envelope")
         try:
@@ -136,6 +139,15 @@ class StoreReader:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise SignatureInvalidError(f"the envelope is not what {sha256} names")
         return data
+
+    def _check_format(self) -> None:
+        path = self.layout.format
+        try:
+            data = read_bounded(path, size_bytes_max=4096)
+        except OSError as error:
+            raise StoreUnusableError(f"{path}: {error.strerror}") from error
+        if not data.startswith(FORMAT_LINE):
+            raise StoreUnusableError(f"{path} names a format that this program does not know")
 
 
 def _state(folder: Path) -> object:

@@ -118,6 +118,41 @@ def forget(db: sqlite3.Connection, keys: Iterable[bytes]) -> None:
     )
 
 
+def each_live(db: sqlite3.Connection) -> list[tuple[bytes, int]]:
+    """Return key and size of all live blobs."""
+    rows = db.execute("SELECT key, size_bytes FROM blob WHERE state = ?", (LIVE,))
+    return [(row[0], row[1]) for row in rows]
+
+
+def each_key(db: sqlite3.Connection) -> set[bytes]:
+    """Return the keys of all blobs, whatever their state."""
+    return {row[0] for row in db.execute("SELECT key FROM blob")}
+
+
+def each_tree(db: sqlite3.Connection) -> list[bytes]:
+    """Return the digests of all trees."""
+    return [row[0] for row in db.execute("SELECT digest FROM tree")]
+
+
+def referred(db: sqlite3.Connection, digest: bytes) -> set[bytes]:
+    """Return the keys of the live blobs that a tree refers to."""
+    rows = db.execute(
+        "SELECT blob.key FROM tree JOIN ref ON ref.tree_id = tree.id"
+        " JOIN blob ON blob.id = ref.blob_id WHERE tree.digest = ? AND blob.state = ?",
+        (digest, LIVE),
+    )
+    return {row[0] for row in rows}
+
+
+def each_attestation(db: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Return the name of each envelope, and the digest that it is about in text form."""
+    rows = db.execute(
+        "SELECT envelope_sha256, digest FROM attestation JOIN artifact"
+        " ON artifact.id = attestation.artifact_id"
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
 def _chunks(keys: Iterable[bytes]) -> Iterable[list[bytes]]:
     rest = iter(keys)
     while chunk := list(islice(rest, _CHUNK_COUNT)):
