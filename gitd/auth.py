@@ -1,0 +1,368 @@
+"""API keys: how their secrets look, what they allow, and who presents one.
+
+Source: contract §2 "Authentication", "Scopes", "404 before 403".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from functools import lru_cache
+from ipaddress import ip_network
+
+import structlog
+
+from gitd.addresses import Network, is_within, parse_address
+from gitd.errors import (
+    AddressRefusedError,
+    AuthenticationError,
+    KeyBoundError,
+    KeyInvalidError,
+    ScopeInsufficientError,
+)
+from hooks.clock import Clock, now_ms, rfc3339
+from storage.ids import new_id
+from storage.model import ActorRef, ApiKey, Environment, Job
+from storage.records import api_keys
+from storage.records.db import Records
+
+log = structlog.get_logger(__name__)
+
+DAY_MS = 24 * 60 * 60 * 1000
+TTL_DEFAULT_MS = 90 * DAY_MS
+TTL_MS_MAX = 365 * DAY_MS
+LABEL_CHARS_MAX = 100
+CIDRS_COUNT_MAX = 50
+USE_NOTED_EVERY_MS = 60_000
+
+RANDOM_CHARS = 30  # 178 bits
+CHECKSUM_CHARS = 6  # a CRC-32 in base 62: a mistyped secret is known without a look-up
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_SECRET = re.compile(r"(?:mfk_live|mfk_test|mfs_live)_[0-9A-Za-z]{36}")
+
+
+class Family(StrEnum):
+    PERSONAL = "mfk_live"
+    PERSONAL_TEST = "mfk_test"
+    SERVICE = "mfs_live"
+
+
+SCOPES: dict[str, str] = {
+    "sites:read": "see sites and their branch routes",
+    "sites:write": "make sites, change their branch routes",
+    "sites:admin": "delete sites",
+    "environments:read": "see environments",
+    "environments:write": "make and delete previews",
+    "environments:admin": "all of environments",
+    "deployments:read": "see builds, artifacts, deployments and releases; fetch by git",
+    "deployments:write": "build, deploy, promote, roll back, cancel; push by git",
+    "deployments:admin": "all of deployments",
+    "domains:read": "see custom domains",
+    "domains:write": "change custom domains",
+    "domains:admin": "all of domains",
+    "jobs:read": "see and follow every job",
+    "webhooks:read": "see webhook endpoints and their deliveries",
+    "webhooks:write": "change webhook endpoints",
+    "webhooks:admin": "all of webhooks",
+    "observability:read": "see logs and metrics of what runs",
+    "keys:write": "make, change and revoke API keys (isolated)",
+    "credentials:read": "see credentials (isolated)",
+    "credentials:write": "change credentials (isolated)",
+    "exec:raw": "run commands in an environment (isolated)",
+    "*": "everything that is not isolated",
+}
+ISOLATED = frozenset({"keys:write", "credentials:read", "credentials:write", "exec:raw"})
+PRESETS: dict[str, tuple[str, ...]] = {
+    "read-only": (
+        "sites:read",
+        "environments:read",
+        "deployments:read",
+        "domains:read",
+        "jobs:read",
+        "webhooks:read",
+        "observability:read",
+    ),
+    "deploy-bot": (
+        "sites:read",
+        "deployments:write",
+        "environments:write",
+        "domains:read",
+        "jobs:read",
+        "observability:read",
+    ),
+    "ci-terraform": (
+        "sites:write",
+        "environments:write",
+        "deployments:read",
+        "domains:write",
+        "webhooks:write",
+        "jobs:read",
+    ),
+}
+_IMPLIED = {"admin": ("write", "read"), "write": ("read",)}
+
+
+class Secret:
+    """A key's secret, shown once. It prints as `***`."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+# -- scopes ---------------------------------------------------------------------------------------
+
+
+def expand_scopes(scopes: Iterable[str] = (), *, preset: str | None = None) -> tuple[str, ...]:
+    """Return the scopes that a key is made with: a preset's and those named, each once, sorted.
+
+    `sites:*` is another spelling of `sites:admin`.
+
+    Raises:
+        KeyInvalidError: A scope or the preset is unknown, or there is none at all.
+    """
+    wanted: list[str] = []
+    if preset is not None:
+        if preset not in PRESETS:
+            raise KeyInvalidError(_unknown("preset", preset, PRESETS), param="preset")
+        wanted += PRESETS[preset]
+    for scope in scopes:
+        name = f"{scope[:-2]}:admin" if scope.endswith(":*") else scope
+        if name not in SCOPES:
+            raise KeyInvalidError(_unknown("scope", scope, SCOPES), param="scopes")
+        wanted.append(name)
+    if not wanted:
+        raise KeyInvalidError("A key needs a scope or a preset.", param="scopes")
+    return tuple(sorted(set(wanted)))
+
+
+@lru_cache(maxsize=1024)
+def granted_by(scopes: tuple[str, ...]) -> frozenset[str]:
+    """All that these scopes allow, with what they imply. An isolated scope is never implied."""
+    granted = set(scopes)
+    if "*" in granted:
+        granted |= SCOPES.keys() - ISOLATED
+    for scope in tuple(granted):
+        resource, _, action = scope.partition(":")
+        granted |= {f"{resource}:{lesser}" for lesser in _IMPLIED.get(action, ())} - ISOLATED
+    return frozenset(granted)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+    return f"There is no {what} {name!r}: {hint}"
+
+
+# -- keys -----------------------------------------------------------------------------------------
+
+
+def mint(
+    label: str,
+    scopes: Iterable[str],
+    *,
+    site_id: str | None = None,
+    env_id: str | None = None,
+    ttl_ms: int = TTL_DEFAULT_MS,
+    cidrs: Iterable[str] = (),
+    family: Family = Family.PERSONAL,
+    now: int | None = None,
+) -> tuple[Secret, ApiKey]:
+    """Return a new secret and the key to keep for it (`storage.records.api_keys.add`).
+
+    `scopes` are checked and expanded here; a preset's come from `expand_scopes`.
+    `env_id` binds the key to an environment and then wants that environment's `site_id` too.
+    `ttl_ms` is at most a year. `cidrs` are the networks it may be used from; all when empty.
+
+    Raises:
+        KeyInvalidError: A field cannot be so; `param` names it.
+    """
+    if not 0 < len(label) <= LABEL_CHARS_MAX or not label.isprintable():
+        raise KeyInvalidError(
+            f"A label has 1 to {LABEL_CHARS_MAX} printable characters.", param="label"
+        )
+    if not 0 < ttl_ms <= TTL_MS_MAX:
+        raise KeyInvalidError("A key lives at least a moment and at most 365 days.", param="ttl")
+    if env_id is not None and site_id is None:
+        raise KeyInvalidError("A key for an environment names its site too.", param="site_id")
+    created_at = now_ms() if now is None else now
+    secret = _new_secret(family)
+    return Secret(secret), ApiKey(
+        id=new_id("key"),
+        family=family.value,
+        label=label,
+        secret_sha256=_sha256(secret),
+        hint=f"{secret[: len(family) + 5]}…{secret[-4:]}",
+        scopes=expand_scopes(scopes),
+        site_id=site_id,
+        env_id=env_id,
+        cidrs=_checked_cidrs(cidrs),
+        created_at=created_at,
+        expires_at=created_at + ttl_ms,
+        revoked_at=None,
+        last_used_at=None,
+    )
+
+
+def is_well_formed(secret: str) -> bool:
+    """Say whether `secret` could be one of ours: its form and its checksum hold."""
+    if not _SECRET.fullmatch(secret):
+        return False
+    return _checksum(secret[:-CHECKSUM_CHARS]) == secret[-CHECKSUM_CHARS:]
+
+
+def _new_secret(family: Family) -> str:
+    head = f"{family}_{''.join(secrets.choice(BASE62) for _ in range(RANDOM_CHARS))}"
+    return head + _checksum(head)
+
+
+def _checksum(head: str) -> str:
+    number, digits = zlib.crc32(head.encode()), ""
+    for _ in range(CHECKSUM_CHARS):
+        number, digit = divmod(number, len(BASE62))
+        digits = BASE62[digit] + digits
+    return digits
+
+
+def _sha256(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def _checked_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
+    checked = []
+    for text in cidrs:
+        try:
+            checked.append(str(ip_network(text)))
+        except ValueError as error:
+            raise KeyInvalidError(f"{error}.", param="cidrs") from error
+    if len(checked) > CIDRS_COUNT_MAX:
+        raise KeyInvalidError(f"At most {CIDRS_COUNT_MAX} networks.", param="cidrs")
+    return tuple(checked)
+
+
+@lru_cache(maxsize=1024)
+def _networks(cidrs: tuple[str, ...]) -> tuple[Network, ...]:
+    return tuple(ip_network(text) for text in cidrs)
+
+
+# -- actors ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who makes a request, and how far it may go.
+
+    Attributes:
+        ref: The actor as records keep it.
+        granted: Every scope that it has, those that are implied too.
+        site_id: The one site that it may know of, or None for all.
+        env_id: The one environment that it may know of, or None for all of its sites.
+    """
+
+    ref: ActorRef
+    granted: frozenset[str]
+    site_id: str | None = None
+    env_id: str | None = None
+
+    def may(self, scope: str) -> bool:
+        return scope in self.granted
+
+    def require(self, scope: str) -> None:
+        """Raises ScopeInsufficientError when the key lacks `scope`."""
+        if scope not in self.granted:
+            raise ScopeInsufficientError(scope)
+
+    def require_unbound(self) -> None:
+        """Raises KeyBoundError for a key that is bound to a site or an environment."""
+        if self.site_id is not None:
+            raise KeyBoundError(self.env_id or self.site_id)
+
+    def require_whole_site(self) -> None:
+        """Raises KeyBoundError for a key that is bound to one environment of its site."""
+        if self.env_id is not None:
+            raise KeyBoundError(self.env_id)
+
+    def sees_site(self, site_id: str) -> bool:
+        return self.site_id is None or self.site_id == site_id
+
+    def sees_environment(self, environment: Environment) -> bool:
+        return self._sees(environment.site_id, environment.id)
+
+    def sees_job(self, job: Job) -> bool:
+        return self._sees(job.site_id, job.env_id)
+
+    def _sees(self, site_id: str, env_id: str) -> bool:
+        return self.sees_site(site_id) and self.env_id in (None, env_id)
+
+
+class Authenticator:
+    """Knows actors by their secrets. Belongs to one event loop: a look-up is one point read."""
+
+    def __init__(self, records: Records, clock: Clock = now_ms) -> None:
+        self._records = records
+        self._clock = clock
+        self._noted: dict[str, int] = {}
+
+    def authenticate(self, secret: str, remote_ip: str | None) -> Actor:
+        """Return whose secret this is. `remote_ip` is the client's address, if it has one.
+
+        Raises:
+            AuthenticationError: The secret is unknown, revoked or expired.
+            AddressRefusedError: The key may not be used from there.
+        """
+        key = (
+            api_keys.by_secret(self._records.reader(), _sha256(secret))
+            if is_well_formed(secret)
+            else None
+        )
+        if key is None or key.revoked_at is not None:
+            raise AuthenticationError("This is no API key of this server, or no longer one.")
+        now = self._clock()
+        if key.expires_at <= now:
+            raise AuthenticationError(f"This API key expired at {rfc3339(key.expires_at)}.")
+        if key.cidrs:
+            address = parse_address(remote_ip or "")
+            if address is None or not is_within(address, _networks(key.cidrs)):
+                raise AddressRefusedError(remote_ip)
+        self._note_use(key, now)
+        return _actor(key)
+
+    def _note_use(self, key: ApiKey, now: int) -> None:
+        """Record the use, at most once a minute; nobody waits for it."""
+        last = max(key.last_used_at or 0, self._noted.get(key.id, 0))
+        if now - last < USE_NOTED_EVERY_MS:
+            return
+        self._noted[key.id] = now
+        noted = self._records.submit(lambda db: api_keys.touch(db, key.id, now))
+        noted.add_done_callback(_complain)
+
+
+def _complain(noted: Future[None]) -> None:
+    if not noted.cancelled() and (error := noted.exception()) is not None:
+        log.warning("key_use_not_recorded", error=str(error))
+
+
+@lru_cache(maxsize=1024)
+def _actor_of(
+    family: str, key_id: str, label: str, scopes: tuple[str, ...], bound: tuple[str | None, ...]
+) -> Actor:
+    kind = "service_key" if family == Family.SERVICE else "api_key"
+    return Actor(ActorRef(kind, key_id, label), granted_by(scopes), *bound)
+
+
+def _actor(key: ApiKey) -> Actor:
+    return _actor_of(key.family, key.id, key.label, key.scopes, (key.site_id, key.env_id))

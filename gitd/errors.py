@@ -1,0 +1,80 @@
+"""What the outer layer refuses, and why.
+
+GitdError
+├── AuthenticationError           nobody that we know: `code` says how far it got
+├── AccessDeniedError             somebody we know, who may not: `code` says why
+│   ├── ScopeInsufficientError    the key lacks a scope: `scope` names it
+│   ├── AddressRefusedError       the key may not be used from this address
+│   └── KeyBoundError             the key is bound to less than the request touches
+├── KeyInvalidError               an API key cannot be made like that: `param` names the field
+└── RequestError                  the request cannot be understood: `code`, `param`
+"""
+
+from __future__ import annotations
+
+
+class GitdError(Exception):
+    """Root of all that gitd raises on purpose."""
+
+
+class AuthenticationError(GitdError):
+    """There is no key, or none that we know, or it is no longer good."""
+
+    def __init__(self, message: str, *, code: str = "authentication.invalid_key") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class AccessDeniedError(GitdError):
+    """The key is good, and does not allow this."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ScopeInsufficientError(AccessDeniedError):
+    """The key lacks a scope."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__("scope.insufficient", f"This API key lacks the scope {scope}.")
+        self.scope = scope
+
+
+class AddressRefusedError(AccessDeniedError):
+    """The key has a list of networks, and the client is in none of them."""
+
+    def __init__(self, address: str | None) -> None:
+        super().__init__(
+            "permission.address_refused",
+            f"This API key may not be used from {address or 'an unknown address'}.",
+        )
+        self.address = address
+
+
+class KeyBoundError(AccessDeniedError):
+    """The key is bound to a site or an environment, and the request reaches beyond it."""
+
+    def __init__(self, bound_to: str) -> None:
+        super().__init__(
+            "permission.key_bound",
+            f"This API key is bound to {bound_to}, and the request reaches beyond it.",
+        )
+        self.bound_to = bound_to
+
+
+class KeyInvalidError(GitdError):
+    """An API key cannot be made like that."""
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class RequestError(GitdError):
+    """A request cannot be understood. `param` names the field at fault, if one is."""
+
+    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
