@@ -1,0 +1,169 @@
+"""The builder slots and the site host as children of control: started, watched, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+FIRST_DELAY_S = 0.05
+DELAY_S_MAX = 5.0
+STEADY_S = 10.0  # a child that lived this long starts again at once
+STOP_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A child: `arguments` follow `gitd`. One that `survives` control is taken over by the next.
+
+    Builders die with control: their leases do. The site host goes on serving.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    survives: bool
+
+
+class Children:
+    """Control's children. `run` keeps them alive until it is canceled, then ends them."""
+
+    def __init__(self, specs: Sequence[ChildSpec], *, run_folder: Path) -> None:
+        self._specs = tuple(specs)
+        self._run_folder = run_folder
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for spec in self._specs:
+                tasks.create_task(self._keep_alive(spec))
+
+    async def _keep_alive(self, spec: ChildSpec) -> None:
+        loop = asyncio.get_running_loop()
+        delay_s = FIRST_DELAY_S
+        while True:
+            child = self._survivor(spec) or self._start(spec)
+            began = loop.time()
+            try:
+                await child.gone()
+            except asyncio.CancelledError:
+                await child.stop()
+                raise
+            log.warning("child_ended", child=spec.name, pid=child.pid)
+            delay_s = FIRST_DELAY_S if loop.time() - began > STEADY_S else delay_s * 2
+            await asyncio.sleep(min(delay_s, DELAY_S_MAX))
+
+    def _start(self, spec: ChildSpec) -> _Child:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gitd", *spec.arguments],
+            stdin=subprocess.DEVNULL,
+            env=_child_environ(),
+            start_new_session=True,
+        )
+        child = _Child.open(process.pid, process)
+        self._note(spec, child)
+        log.info("child_started", child=spec.name, pid=child.pid)
+        return child
+
+    def _note(self, spec: ChildSpec, child: _Child) -> None:
+        if spec.survives:
+            note = {"pid": child.pid, "born": child.born, "arguments": spec.arguments}
+            path = self._note_path(spec)
+            path.with_suffix(".new").write_text(json.dumps(note))
+            path.with_suffix(".new").rename(path)
+
+    def _survivor(self, spec: ChildSpec) -> _Child | None:
+        """The child of an earlier control that was killed, if it is the one wanted now."""
+        if not spec.survives:
+            return None
+        try:
+            note = json.loads(self._note_path(spec).read_text())
+            child = _Child.open(note["pid"], None)
+        except (OSError, ValueError, KeyError):
+            return None
+        if child.born != note["born"]:
+            child.close()
+            return None
+        if tuple(note["arguments"]) != spec.arguments:
+            log.info("child_replaced", child=spec.name, pid=child.pid)
+            child.send(signal.SIGTERM)
+        else:
+            log.info("child_taken_over", child=spec.name, pid=child.pid)
+        return child
+
+    def _note_path(self, spec: ChildSpec) -> Path:
+        return self._run_folder / f"{spec.name}.json"
+
+
+class _Child:
+    """A process held by a pidfd: its number cannot come to mean another one."""
+
+    def __init__(
+        self, pid: int, pidfd: int, born: int, process: subprocess.Popen[bytes] | None
+    ) -> None:
+        self.pid = pid
+        self.born = born
+        self._pidfd = pidfd
+        self._process = process
+
+    @classmethod
+    def open(cls, pid: int, process: subprocess.Popen[bytes] | None) -> _Child:
+        pidfd = os.pidfd_open(pid)
+        try:
+            return cls(pid, pidfd, _born(pid), process)
+        except OSError:
+            os.close(pidfd)
+            raise
+
+    def send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    async def gone(self) -> None:
+        """Return when the process has ended."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(self._pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._pidfd)
+        if self._process is not None:
+            self._process.wait()
+        self.close()
+
+    async def stop(self) -> None:
+        """Ask the process to end, and see to it."""
+        self.send(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self.gone()
+        except TimeoutError:
+            log.warning("child_killed", pid=self.pid)
+            self.send(signal.SIGKILL)
+            await self.gone()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._pidfd)
+
+
+def _born(pid: int) -> int:
+    """When the process started, in clock ticks since boot. Source: proc(5), stat field 22."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def _child_environ() -> dict[str, str]:
+    """What a child may know of this process's environment: no setting, no credential."""
+    kept = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV")
+    return {name: os.environ[name] for name in kept if name in os.environ}

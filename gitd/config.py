@@ -1,0 +1,201 @@
+"""Settings: defaults, then a TOML file, then `GITD_*` of the process's environment.
+
+A key stands in a section: `[server] listen` is `GITD_SERVER_LISTEN` there. A key that is not
+known is an error that names the nearest one that is. This module and the mains alone read the
+process's environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gitd.errors import ConfigError
+
+ENVIRON_PREFIX = "GITD_"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Where git and the API answer."""
+
+    listen: str = "127.0.0.1:8080"
+    public_url: str = ""
+    trusted_proxies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SitesConfig:
+    """Where environments answer."""
+
+    listen: str = "127.0.0.1:8081"
+    domain: str = "localhost"
+    public_scheme: str = "http"
+    public_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BuildersConfig:
+    """The builder slots and what one build may use."""
+
+    slots: int = 2
+    first_uid: int = 60610
+    timeout_s: int = 900
+    lease_s: float = 4.0
+    output_bytes_max: int = 2 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """The site host, and how long a roll may take."""
+
+    uid: int = 60600
+    roll_timeout_s: float = 900.0
+    missing_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class GitConfig:
+    """Bounds of the git endpoint."""
+
+    pack_bytes_max: int = 4 * 1024**3
+    object_bytes_max: int = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """The server's own log, on its standard error."""
+
+    level: str = "info"
+    format: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings of one server."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    sites: SitesConfig = field(default_factory=SitesConfig)
+    builders: BuildersConfig = field(default_factory=BuildersConfig)
+    host: HostConfig = field(default_factory=HostConfig)
+    git: GitConfig = field(default_factory=GitConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+SECTIONS: dict[str, type[Any]] = {f.name: f.default_factory for f in fields(Config)}  # type: ignore[misc]
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """Read the settings.
+
+    Raises:
+        ConfigError: The file cannot be read, a key is unknown, or a value is not of its kind.
+    """
+    values: dict[str, dict[str, object]] = {name: {} for name in SECTIONS}
+    if path is not None:
+        _merge(values, _read(path), str(path))
+    _merge_environ(values, environ)
+    try:
+        config = msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        raise ConfigError(f"{where.rstrip('`')}: {what}") from error
+    _check(config)
+    return config
+
+
+def parse_address(text: str, what: str) -> tuple[str, int]:
+    """Split `HOST:PORT`; an IPv6 host stands in brackets.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{what}: {text!r} is no address such as 127.0.0.1:8080")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _merge(values: dict[str, dict[str, object]], given: dict[str, Any], source: str) -> None:
+    for section, keys in given.items():
+        if section not in SECTIONS:
+            raise ConfigError(f"{source}: unknown section [{section}]{_nearest(section, SECTIONS)}")
+        if not isinstance(keys, dict):
+            raise ConfigError(f"{source}: {section} is a section: write [{section}]")
+        for key, value in keys.items():
+            if key not in _keys(section):
+                known = [f"{section}.{name}" for name in _keys(section)]
+                raise ConfigError(
+                    f"{source}: unknown key {section}.{key}{_nearest(f'{section}.{key}', known)}"
+                )
+            values[section][key] = value
+
+
+def _merge_environ(values: dict[str, dict[str, object]], environ: Mapping[str, str]) -> None:
+    known = {
+        f"{ENVIRON_PREFIX}{section}_{key}".upper(): (section, key)
+        for section in SECTIONS
+        for key in _keys(section)
+    }
+    for name, value in environ.items():
+        if not name.startswith(ENVIRON_PREFIX):
+            continue
+        if name not in known:
+            raise ConfigError(f"environment: unknown setting {name}{_nearest(name, known)}")
+        section, key = known[name]
+        is_list = isinstance(getattr(SECTIONS[section](), key), tuple)
+        values[section][key] = (
+            [item.strip() for item in value.split(",") if item.strip()] if is_list else value
+        )
+
+
+def _check(config: Config) -> None:
+    parse_address(config.server.listen, "server.listen")
+    parse_address(config.sites.listen, "sites.listen")
+    for proxy in config.server.trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError as error:
+            raise ConfigError(f"server.trusted_proxies: {error}") from error
+    _choose("sites.public_scheme", config.sites.public_scheme, ("http", "https"))
+    _choose("log.level", config.log.level, ("debug", "info", "warning", "error"))
+    _choose("log.format", config.log.format, ("auto", "json", "console"))
+    if config.builders.slots < 1:
+        raise ConfigError("builders.slots: at least 1")
+
+
+def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name}: {value!r} is none of {', '.join(known)}")
+
+
+def _keys(section: str) -> list[str]:
+    return [item.name for item in fields(SECTIONS[section])]
+
+
+def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,103 @@
+"""The data folder: what lies where, and who may read it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from gitd.errors import StartError
+
+
+@dataclass(frozen=True, slots=True)
+class DataFolder:
+    """The folder that a server keeps everything in."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        return self.root / "gitd.db"
+
+    @property
+    def repositories(self) -> Path:
+        return self.root / "repos"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys"
+
+    @property
+    def joblogs(self) -> Path:
+        return self.root / "joblogs"
+
+    @property
+    def scratch(self) -> Path:
+        return self.root / "tmp"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def host(self) -> Path:
+        return self.root / "host"
+
+    @property
+    def builders_socket(self) -> Path:
+        return self.run / "builders.sock"
+
+    @property
+    def hosts_socket(self) -> Path:
+        return self.run / "hosts.sock"
+
+    def slot(self, name: str) -> Path:
+        return self.root / "builder" / name
+
+    def prepare(self) -> None:
+        """Make what is missing. Control alone may read it, but for what children work with."""
+        for path, mode in (
+            (self.root, 0o711),
+            (self.repositories, 0o700),
+            (self.keys, 0o700),
+            (self.joblogs, 0o700),
+            (self.scratch, 0o700),
+            (self.run, 0o711),
+            (self.root / "builder", 0o711),
+        ):
+            _make(path, mode)
+
+    def give(self, path: Path, uid: int) -> None:
+        """Make `path` a folder of `uid` alone."""
+        _make(path, 0o700)
+        if os.geteuid() == 0:
+            os.chown(path, uid, uid)
+
+    def check_reachable(self) -> None:
+        """Children with uids of their own must be able to walk to this folder.
+
+        Raises:
+            StartError: A folder on the way is closed to others.
+        """
+        for folder in (self.root, *self.root.parents):
+            if not folder.stat().st_mode & stat.S_IXOTH:
+                raise StartError(
+                    f"The builders and the site host run as users of their own and cannot reach "
+                    f"{self.root}: {folder} is closed to others. Choose another --data, such as "
+                    f"/var/lib/gitd, or open the way with: chmod o+x {folder}"
+                )
+
+
+def _make(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        status = path.stat()
+        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != mode:
+            path.chmod(mode)
+    except OSError as error:
+        raise StartError(f"cannot make {path}: {error.strerror}") from error

@@ -1,0 +1,123 @@
+"""A pipeline over real records, real repositories and a real store, without processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hooks.builds.runner import BuildLimits, BuildRunner
+from hooks.deploys.runner import RollLimits, RollRunner
+from hooks.jobs import Jobs
+from hooks.pipeline import Pipeline
+from hooks.push import PushHooks
+from storage import trust
+from storage.artifacts import ArtifactStore
+from storage.joblog import JobLogs
+from storage.model import ActorRef, Environment, Site
+from storage.records import environments
+from storage.records.db import Records
+from storage.repos import Repositories
+from storage.signing import SigningKey
+
+ACTOR = ActorRef("api_key", "key_00000000000000000000000001", "tests")
+
+
+@dataclass
+class World:
+    """Control's parts over one folder. `reopen` gives what a restart would build."""
+
+    root: Path
+    records: Records
+    jobs: Jobs
+    repositories: Repositories
+    store: ArtifactStore
+    pipeline: Pipeline
+    push_hooks: PushHooks
+    builds: BuildRunner
+    rolls: RollRunner
+
+    @classmethod
+    def open(cls, root: Path) -> World:
+        records = Records.open(root / "gitd.db")
+        jobs = Jobs(records, JobLogs(root / "joblogs"))
+        repositories = Repositories(root / "repos")
+        (root / "repos").mkdir(exist_ok=True)
+        store = ArtifactStore.open(root / "store", records, group=None)
+        key = SigningKey.load_or_create(root / "signing.key")
+        root_key = SigningKey.load_or_create(root / "root.key")
+        trust.establish(store.layout.trust, root=root_key, signing=key)
+        (root / "tmp").mkdir(exist_ok=True)
+        limits = BuildLimits(lease_s=0.8)
+        builds = BuildRunner(jobs, repositories, store, key, scratch=root / "tmp", limits=limits)
+        rolls = RollRunner(
+            jobs, limits=RollLimits(roll_timeout_s=5, host_timeout_s=2), domain="localhost"
+        )
+        return cls(
+            root,
+            records,
+            jobs,
+            repositories,
+            store,
+            Pipeline(jobs, repositories),
+            PushHooks(jobs, repositories),
+            builds,
+            rolls,
+        )
+
+    def reopen(self) -> World:
+        """What a kill and a restart give: nothing is told to the old parts."""
+        self.records.close()
+        return World.open(self.root)
+
+    async def site(self, name: str = "acme-store") -> Site:
+        return (await self.pipeline.create_site(name)).value
+
+    def environment(self, site: Site, slug: str = "production") -> Environment:
+        found = environments.find(self.records.reader(), site.id, slug)
+        assert found is not None, slug
+        return found
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    opened = World.open(tmp_path)
+    yield opened
+    opened.records.close()
+
+
+@pytest.fixture
+def commit(tmp_path: Path) -> Callable[..., str]:
+    """Write a commit straight into a site's repository with the real git; returns its id."""
+
+    def run(repository: Path, *arguments: str, stdin: bytes = b"") -> str:
+        environ = {
+            **os.environ,
+            "GIT_DIR": str(repository),
+            "GIT_INDEX_FILE": str(tmp_path / "index"),
+            "GIT_AUTHOR_NAME": "A",
+            "GIT_AUTHOR_EMAIL": "a@example.com",
+            "GIT_COMMITTER_NAME": "A",
+            "GIT_COMMITTER_EMAIL": "a@example.com",
+        }
+        done = subprocess.run(
+            ["git", *arguments], env=environ, input=stdin, capture_output=True, check=True
+        )
+        return done.stdout.decode().strip()
+
+    def make(repository: Path, files: Mapping[str, bytes], *, branch: str | None = "main") -> str:
+        (tmp_path / "index").unlink(missing_ok=True)
+        for path, content in files.items():
+            blob = run(repository, "hash-object", "-w", "--stdin", stdin=content)
+            run(repository, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
+        tree = run(repository, "write-tree")
+        made = run(repository, "commit-tree", tree, "-m", "a commit")
+        if branch:
+            run(repository, "update-ref", f"refs/heads/{branch}", made)
+        return made
+
+    return make

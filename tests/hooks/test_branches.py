@@ -1,0 +1,93 @@
+"""Branches to environments: contract §5."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooks import branches
+from storage.model import BranchRoute, RouteTarget
+
+ROUTES = branches.default_routes("main")
+
+
+@pytest.mark.parametrize(
+    ("branch", "target"),
+    [
+        ("main", RouteTarget.LIVE),
+        ("staging", RouteTarget.STAGING),
+        ("feature/checkout", RouteTarget.PREVIEW),
+        ("Main", RouteTarget.PREVIEW),
+        ("main/sub", RouteTarget.PREVIEW),
+    ],
+)
+def test_default_routes(branch: str, target: RouteTarget) -> None:
+    assert branches.target_of(ROUTES, branch) is target
+
+
+def test_first_matching_route_wins() -> None:
+    routes = (
+        BranchRoute("release/*", RouteTarget.STAGING),
+        BranchRoute("release/1.0", RouteTarget.LIVE),
+        BranchRoute("wip/*", RouteTarget.IGNORE),
+    )
+    assert branches.target_of(routes, "release/1.0") is RouteTarget.STAGING
+    assert branches.target_of(routes, "wip/deep/er") is RouteTarget.IGNORE
+
+
+def test_branch_that_no_route_matches_is_ignored() -> None:
+    assert branches.target_of((), "main") is RouteTarget.IGNORE
+
+
+@pytest.mark.parametrize("name", ["acme-store", "a", "0", "a" * 40])
+def test_good_site_names(name: str) -> None:
+    assert branches.site_name_fault(name) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-a", "a-", "A", "a_b", "a.b", "a--b", "a" * 41, "site_01", "é", "a/b", "a b"]
+)
+def test_bad_site_names(name: str) -> None:
+    assert branches.site_name_fault(name)
+
+
+@pytest.mark.parametrize("name", ["main", "feature/x", "été", "a.b", "release/1.0"])
+def test_good_branch_names(name: str) -> None:
+    assert branches.branch_fault(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "@", "-x", "a..b", "a.lock", "a/.b", "a//b", "/a", "a/", "a b", "a~1", "a^", "a:b", "a@{"],
+)
+def test_bad_branch_names(name: str) -> None:
+    assert branches.branch_fault(name)
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_preview_hostname_is_one_valid_label(branch: str) -> None:
+    label = branches.preview_hostname("a" * 40, "site_01", branch)
+    assert 0 < len(label) <= 63
+    assert set(label) <= set(string.ascii_lowercase + string.digits + "-")
+    assert not label.startswith("-")
+    assert not label.endswith("-")
+
+
+def test_preview_hostname_is_stable_and_tells_branches_apart() -> None:
+    one = branches.preview_hostname("shop", "site_01", "feature/x")
+    assert one == branches.preview_hostname("shop", "site_01", "feature/x")
+    assert one.startswith("shop-feature-x-")
+    assert one != branches.preview_hostname("shop", "site_01", "feature-x")
+
+
+@pytest.mark.parametrize("branch", ["production", "staging", "Preview"])
+def test_preview_never_takes_the_slug_of_a_kind(branch: str) -> None:
+    slug = branches.preview_slug("site_01", branch, is_taken=False)
+    assert slug not in branches.RESERVED_SLUGS
+
+
+def test_staging_host_cannot_be_a_site_name() -> None:
+    assert branches.site_name_fault(branches.staging_hostname("shop"))

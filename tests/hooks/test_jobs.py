@@ -1,0 +1,142 @@
+"""Jobs: every change once, in order, also across a crash. Contract §3."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hooks.jobs import Jobs
+from storage.errors import JobLogPositionError
+from storage.joblog import LogLine, StateChange
+from storage.model import Failure, Job, JobStatus, JobType
+
+ENDED = Failure("build.command_failed", "no", 2)
+
+
+async def add(jobs: Jobs) -> Job:
+    return await jobs.commit(
+        lambda c: c.add(
+            JobType.BUILD_RUN,
+            resource_type="build",
+            resource_id="build_1",
+            site_id="site_1",
+            env_id="env_1",
+        )
+    )
+
+
+async def seen(jobs: Jobs, job_id: str, after: int = 0) -> list[str]:
+    found = []
+    async with asyncio.timeout(5):
+        async for item in jobs.follow(job_id, after=after, heartbeat_s=10):
+            assert item is not None
+            entry = item.entry
+            found.append(entry.status.value if isinstance(entry, StateChange) else entry.line)
+    return found
+
+
+async def test_follower_sees_states_and_lines_in_order_to_the_end(world) -> None:
+    jobs = world.jobs
+    job = await add(jobs)
+    follower = asyncio.create_task(seen(jobs, job.id))
+    await jobs.commit(lambda c: c.start(job.id, owner="slot-0"))
+    jobs.log(job.id, ["one", "two"], stage="build")
+    await jobs.commit(lambda c: c.succeed(job.id, {"artifact_id": "art_1"}))
+    wanted = ["queued", "running", "one", "two", "succeeded"]
+    assert await follower == wanted
+    assert await seen(jobs, job.id) == wanted
+
+
+async def test_follower_resumes_exactly_where_it_was(world) -> None:
+    jobs = world.jobs
+    job = await add(jobs)
+    jobs.log(job.id, [f"line {n}\r with \u2028 breaks" for n in range(50)], stage="build")
+    await jobs.commit(lambda c: c.fail(job.id, ENDED))
+    whole = [item async for item in jobs.follow(job.id, heartbeat_s=1)]
+    for at, item in enumerate(whole[:-1]):
+        rest = [i async for i in jobs.follow(job.id, after=item.id, heartbeat_s=1)]
+        assert rest == whole[at + 1 :]
+
+
+async def test_place_that_is_no_entry_is_refused(world) -> None:
+    job = await add(world.jobs)
+    with pytest.raises(JobLogPositionError):
+        await seen(world.jobs, job.id, after=3)
+
+
+async def test_terminal_status_never_changes(world) -> None:
+    jobs = world.jobs
+    job = await add(jobs)
+    await jobs.commit(lambda c: c.cancel(job.id))
+    assert await jobs.commit(lambda c: c.succeed(job.id, {})) is None
+    assert await jobs.commit(lambda c: c.start(job.id)) is None
+    assert jobs.get(job.id).status is JobStatus.CANCELED
+
+
+async def test_progress_never_decreases(world) -> None:
+    jobs = world.jobs
+    job = await add(jobs)
+    await jobs.commit(lambda c: c.start(job.id))
+    for progress in (10, 60, 30, 60):
+        await jobs.commit(lambda c, p=progress: c.advance(job.id, p))
+    assert jobs.get(job.id).progress == 60
+    await jobs.commit(lambda c: c.succeed(job.id, {}))
+    assert jobs.get(job.id).progress == 100
+
+
+async def test_state_that_did_not_reach_the_log_is_there_after_a_restart(world) -> None:
+    job = await add(world.jobs)
+    # What a kill between the commit and the log leaves.
+    world.records.write(lambda db: world.jobs.changes_in(db).succeed(job.id, {"a": "b"}))
+    again = world.reopen()
+    again.jobs.recover()
+    assert await seen(again.jobs, job.id) == ["queued", "succeeded"]
+    again.jobs.recover()
+    assert await seen(again.jobs, job.id) == ["queued", "succeeded"]
+    again.records.close()
+
+
+async def test_line_that_a_crash_tore_is_cut_off(world) -> None:
+    job = await add(world.jobs)
+    world.jobs.log(job.id, ["whole"], stage="build")
+    with world.jobs.joblogs.path(job.id).open("ab") as log:
+        log.write(b'{"kind":"log","line":"hal')
+    world.jobs.log(job.id, ["next"], stage="build")
+    await world.jobs.commit(lambda c: c.cancel(job.id))
+    assert await seen(world.jobs, job.id) == ["queued", "whole", "next", "canceled"]
+
+
+async def test_repeated_batches_leave_each_line_once(world) -> None:
+    job = await add(world.jobs)
+    jobs = world.jobs
+    lines = [LogLine(f"{n}", "", "build") for n in range(6)]
+    count = jobs.log_batch(job.id, lines[:3], first=0, source="b", seen=0)
+    count = jobs.log_batch(job.id, lines[:3], first=0, source="b", seen=count)
+    count = jobs.log_batch(job.id, lines[1:6], first=1, source="b", seen=count)
+    assert count == 6 == jobs.joblogs.lines_seen(job.id, "b")
+    await jobs.commit(lambda c: c.cancel(job.id))
+    assert await seen(jobs, job.id) == ["queued", "0", "1", "2", "3", "4", "5", "canceled"]
+
+
+async def test_long_poll_returns_on_a_change_and_on_time(world) -> None:
+    jobs = world.jobs
+    job = await add(jobs)
+    waiting = asyncio.create_task(jobs.wait_for_change(job.id, job.version, 5))
+    await asyncio.sleep(0)
+    await jobs.commit(lambda c: c.start(job.id))
+    async with asyncio.timeout(2):
+        await waiting
+    began = asyncio.get_running_loop().time()
+    await jobs.wait_for_change(job.id, jobs.get(job.id).version, 0.1)
+    assert asyncio.get_running_loop().time() - began >= 0.09
+
+
+async def test_silence_gives_heartbeats(world) -> None:
+    job = await add(world.jobs)
+    items = world.jobs.follow(job.id, heartbeat_s=0.02)
+    first = await anext(items)
+    assert first is not None
+    assert await anext(items) is None
+    assert await anext(items) is None
+    await items.aclose()
