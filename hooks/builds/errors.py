@@ -2,7 +2,10 @@
 
 PipelineError
 ├── BuildFailedError            theirs: the commit cannot be built; `code` says why
-└── SandboxUnavailableError     ours: this machine cannot run the sandbox
+└── BuilderError                ours
+    ├── SandboxUnavailableError     this machine cannot run the sandbox
+    ├── ControlUnreachableError     control does not answer the slot
+    └── LeaseLostError              the job is not this slot's any more
 """
 
 from __future__ import annotations
@@ -19,5 +22,17 @@ class BuildFailedError(PipelineError):
         self.exit_status = exit_status
 
 
-class SandboxUnavailableError(PipelineError):
+class BuilderError(PipelineError):
+    """The build could not go on, through no fault of the commit."""
+
+
+class SandboxUnavailableError(BuilderError):
     """The sandbox could not be set up here: nothing of the commit was run."""
+
+
+class ControlUnreachableError(BuilderError):
+    """Control does not answer, or not in the words of `wire`."""
+
+
+class LeaseLostError(BuilderError):
+    """The job was taken away, or control was away for longer than the lease lasts."""

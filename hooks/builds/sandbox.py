@@ -146,7 +146,13 @@ class Sandbox:
             except OSError as error:
                 status.close()
                 raise SandboxUnavailableError(f"cannot run {BWRAP}: {error.strerror}") from error
-        return cls(outer, await status.started(), status)
+        telling = asyncio.ensure_future(status.started())
+        try:
+            return cls(outer, await asyncio.shield(telling), status)
+        except asyncio.CancelledError:
+            outer.signal(signal.SIGKILL)
+            await cls(outer, await telling, status).close()
+            raise
 
     async def wait(self) -> int:
         """Return the exit status (128 + n after signal n) once every process inside is dead.
@@ -166,6 +172,11 @@ class Sandbox:
         if self._was_killed:
             return 128 + signal.SIGKILL
         raise SandboxUnavailableError(f"the sandbox did not start: {self._status.tail}")
+
+    async def close(self) -> None:
+        """Kill what runs, and return once every process inside is dead. May be called again."""
+        self.kill()
+        await self.wait()
 
     def kill(self) -> None:
         """End everything inside at once. Does nothing when it has ended."""
@@ -335,6 +346,11 @@ class _Init:
     def __init__(self, pid: int, pidfd: int | None) -> None:
         self._pid = pid
         self._pidfd = pidfd
+        self._gone = asyncio.Event()
+        if pidfd is None:
+            self._gone.set()
+        else:
+            asyncio.get_running_loop().add_reader(pidfd, self._on_end)
 
     @classmethod
     def open(cls, pid: int | None, *, parent_pid: int) -> _Init:
@@ -355,17 +371,14 @@ class _Init:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def gone(self) -> None:
-        if self._pidfd is None:
-            return
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        loop.add_reader(self._pidfd, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(self._pidfd)
+        await self._gone.wait()
+
+    def _on_end(self) -> None:
+        assert self._pidfd is not None
+        asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = None
+        self._gone.set()
 
     def descendants(self) -> list[int]:
         """Return the pids of all processes below it: orphans too, as it adopts them."""

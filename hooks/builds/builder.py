@@ -1,0 +1,279 @@
+"""A builder slot: leases one build after the other from control, runs it, and reports.
+
+It keeps nothing: whatever happens to it, control leases the build to another slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures.thread  # noqa: F401 - once privileges are dropped nothing can be loaded
+import contextlib
+import encodings.idna  # noqa: F401 - likewise
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from hooks.builds import phases
+from hooks.builds.build_log import BuildLog
+from hooks.builds.control import Control, LeasedJob
+from hooks.builds.errors import (
+    BuildFailedError,
+    ControlUnreachableError,
+    LeaseLostError,
+    SandboxUnavailableError,
+)
+from hooks.builds.phases import PROGRESS, Phase, Workspace
+from hooks.builds.sandbox import Sandbox, SandboxSpec
+from hooks.builds.tree import remove_tree
+from hooks.builds.wire import BuildError, Finish, Lease
+from hooks.process import die_with_parent, drop_privileges
+
+log = structlog.get_logger(__name__)
+
+LEASE_WAIT_S = 30.0
+BEATS_PER_LEASE = 3.3  # heartbeats in the time that a lease lasts
+RETRY_FIRST_S = 0.05
+RETRY_MAX_S = 1.0
+SCRATCH_MODE = 0o700
+
+
+@dataclass(frozen=True, slots=True)
+class BuilderConfig:
+    """A slot. `scratch` is its own folder, emptied at each start.
+
+    `uid` and `gid`: what to become, when started as root.
+    """
+
+    socket: Path
+    scratch: Path
+    slot: str = "slot-0"
+    uid: int | None = None
+    gid: int | None = None
+    die_with_parent: bool = False
+
+
+def main(config: BuilderConfig) -> None:
+    """Give up root, then build until SIGTERM or SIGINT.
+
+    Raises:
+        SystemExit: Started as root, with no other ids to become.
+    """
+    parent_pid = os.getppid()
+    os.umask(0o022)
+    config.scratch.mkdir(mode=SCRATCH_MODE, parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        if not config.uid or not config.gid:
+            raise SystemExit("gitd builder: builds never run as root: give --uid and --gid")
+        os.chown(config.scratch, config.uid, config.gid)
+        config.scratch.chmod(SCRATCH_MODE)
+        drop_privileges(config.uid, config.gid)
+    if config.die_with_parent:
+        die_with_parent(parent_pid)
+    asyncio.run(run_builder(config))
+
+
+async def run_builder(config: BuilderConfig) -> None:
+    """Build until SIGTERM or SIGINT; a build that runs then is killed and left to others."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    building = asyncio.create_task(_build_for_ever(config))
+    stopping = asyncio.create_task(stopped.wait())
+    await asyncio.wait([building, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    building.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await building
+    log.info("builder_stopped", slot=config.slot)
+
+
+async def _build_for_ever(config: BuilderConfig) -> None:
+    await asyncio.to_thread(_empty, config.scratch)
+    await _try_sandbox()
+    pause_s = RETRY_FIRST_S
+    async with Control(config.socket, config.slot) as control:
+        log.info("builder_started", slot=config.slot)
+        while True:
+            try:
+                lease = await control.lease(LEASE_WAIT_S)
+            except ControlUnreachableError as error:
+                log.debug("control_unreachable", slot=config.slot, reason=str(error))
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_MAX_S)
+                continue
+            pause_s = RETRY_FIRST_S
+            if lease is not None:
+                await run_build(control.job(lease), config)
+
+
+async def run_build(job: LeasedJob, config: BuilderConfig) -> None:
+    """Run one leased build and report its end, unless the lease is lost or the job canceled."""
+    build = _Build(job, config.slot, config.scratch / job.lease.job_id)
+    facts = {"job_id": job.lease.job_id, "site": job.lease.site, "slot": config.slot}
+    started = time.monotonic()
+    try:
+        outcome = await build.run()
+        if outcome is not None:
+            await job.finish(outcome)
+    except LeaseLostError as error:
+        log.warning("build_lost", reason=str(error), **facts)
+    else:
+        log.info(
+            "build_finished",
+            status="canceled" if outcome is None else outcome.status,
+            code=outcome.error.code if outcome is not None and outcome.error else None,
+            duration_s=round(time.monotonic() - started, 3),
+            **facts,
+        )
+    finally:
+        await build.clean_up()
+
+
+class _Build:
+    """One build on its way: the phase it is in, its log, its heartbeats."""
+
+    def __init__(self, job: LeasedJob, slot: str, folder: Path) -> None:
+        self._job = job
+        self._slot = slot
+        self._workspace = Workspace(folder)
+        self._log = BuildLog()
+        self._phase = Phase.DETECT
+        self._advanced = asyncio.Event()
+        self._timings: dict[str, float] = {}
+
+    async def run(self) -> Finish | None:
+        """Return the outcome, or None when the job was canceled.
+
+        Raises:
+            LeaseLostError: The outcome is nobody's business any more.
+        """
+        work = asyncio.create_task(self._work())
+        helpers = [
+            asyncio.create_task(self._beat()),
+            asyncio.create_task(self._log.run(self._job.log)),
+        ]
+        try:
+            await asyncio.wait([work, *helpers], return_when=asyncio.FIRST_COMPLETED)
+            for helper in helpers:
+                if helper.done():
+                    helper.result()
+            return work.result() if work.done() else None
+        finally:
+            await _end_tasks([work, *helpers])
+
+    async def clean_up(self) -> None:
+        """Remove what the build left in the slot's scratch folder."""
+        if self._workspace.root.exists():
+            await asyncio.to_thread(remove_tree, self._workspace.root)
+
+    async def _work(self) -> Finish:
+        lease = self._job.lease
+        try:
+            async with asyncio.timeout(lease.timeout_s):
+                outcome = await self._phases(lease)
+        except TimeoutError:
+            outcome = self._failed(
+                "build.timed_out", f"The build did not end within {lease.timeout_s} s."
+            )
+        except BuildFailedError as error:
+            outcome = self._failed(error.code, str(error), error.exit_status)
+        except SandboxUnavailableError as error:
+            log.error("sandbox_unavailable", reason=str(error))  # noqa: TRY400 - a fact, no bug
+            outcome = self._failed("build.sandbox_unavailable", f"This builder cannot run: {error}")
+        except LeaseLostError:
+            raise
+        except Exception as error:
+            log.exception("build_crashed", job_id=lease.job_id)
+            outcome = self._failed("build.internal", f"The builder failed: {error!r}.")
+        await self._log.flush()
+        return outcome
+
+    async def _phases(self, lease: Lease) -> Finish:
+        with self._entered(Phase.DETECT):
+            plan = phases.detect(lease, self._log)
+        if plan.command is not None:
+            self._workspace.root.mkdir(mode=SCRATCH_MODE)
+            with self._entered(Phase.SOURCE):
+                await phases.fetch_source(self._job, self._workspace, self._log)
+            with self._entered(Phase.BUILD):
+                await phases.run_command(plan, lease, self._workspace, self._log)
+            with self._entered(Phase.COLLECT):
+                await phases.collect(plan, self._job, self._workspace, self._log)
+        return Finish(
+            slot=self._slot,
+            status="succeeded",
+            profile=plan.profile,
+            run=plan.run,
+            output="source" if plan.is_source else "tar",
+            folder=plan.folder,
+            timings=self._timings,
+        )
+
+    def _failed(self, code: str, message: str, exit_status: int | None = None) -> Finish:
+        self._log.line(self._phase, message.partition("\n")[0])
+        return Finish(
+            slot=self._slot,
+            status="failed",
+            timings=self._timings,
+            error=BuildError(code, message, exit_status),
+        )
+
+    async def _beat(self) -> None:
+        """Keep the lease, and tell each phase as it begins; return when the job is canceled."""
+        every_s = self._job.lease.lease_s / BEATS_PER_LEASE
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._advanced.wait(), every_s)
+            self._advanced.clear()
+            if await self._job.heartbeat(self._phase, PROGRESS[self._phase]):
+                return
+
+    @contextlib.contextmanager
+    def _entered(self, phase: Phase) -> Iterator[None]:
+        self._phase = phase
+        if phase is not Phase.DETECT:
+            self._advanced.set()
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._timings[phase] = round(time.monotonic() - started, 6)
+
+
+async def _end_tasks(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and return when they have ended, each with its own cleaning up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen, so that nothing is said of it at exit
+
+
+async def _try_sandbox() -> None:
+    """Say at the start, and not at the first build, when this machine cannot run the sandbox."""
+    spec = SandboxSpec(argv=("true",), cwd="/")
+    try:
+        sandbox = await Sandbox.start(spec, on_output=lambda _: None)
+        try:
+            await sandbox.wait()
+        finally:
+            await sandbox.close()
+    except SandboxUnavailableError as error:
+        log.error("sandbox_unavailable", reason=str(error))  # noqa: TRY400 - a fact, no bug
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a slot that was killed left behind."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,184 @@
+"""Control, as a builder slot sees it: HTTP on a Unix socket, repeated until it answers.
+
+A call that fails is repeated while the lease may still be held. When control stays away for longer
+than that, or says that the lease is lost, `LeaseLostError` ends the build.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Self, TypeVar
+
+import aiohttp
+import msgspec
+
+from hooks.builds.errors import ControlUnreachableError, LeaseLostError
+from hooks.builds.wire import (
+    BatchLine,
+    Finish,
+    Heartbeat,
+    HeartbeatAnswer,
+    Lease,
+    LeaseRequest,
+    LogBatch,
+)
+
+T = TypeVar("T")
+
+SLOT_HEADER = "Gitd-Slot"  # on calls whose body does not name the slot
+CONNECT_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 2.0  # of the small calls
+FINISH_TIMEOUT_S = 600.0  # control packs, signs and stores meanwhile
+LEASE_SLACK_S = 10.0  # how much longer than asked for an empty lease may take
+RETRY_FIRST_S = 0.02
+RETRY_MAX_S = 0.5
+READ_BYTES = 1 << 20
+
+_GONE = 410
+_NO_CONTENT = 204
+
+
+class Control:
+    """The connection of one slot. Use it as a context manager, in one event loop."""
+
+    def __init__(self, socket: Path, slot: str) -> None:
+        self._slot = slot
+        self._session = aiohttp.ClientSession(
+            base_url="http://control",
+            connector=aiohttp.UnixConnector(str(socket)),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            headers={SLOT_HEADER: slot},
+            auto_decompress=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def lease(self, wait_s: float) -> Lease | None:
+        """Wait up to `wait_s` for a build, and return None when there was none.
+
+        Raises:
+            ControlUnreachableError: Nobody answers, or not sensibly.
+        """
+        request = LeaseRequest(self._slot, wait_s)
+        timeout = aiohttp.ClientTimeout(total=wait_s + LEASE_SLACK_S)
+        try:
+            async with self._session.post(
+                "/v1/lease", data=msgspec.json.encode(request), headers=_JSON, timeout=timeout
+            ) as response:
+                response.raise_for_status()
+                if response.status == _NO_CONTENT:
+                    return None
+                return msgspec.json.decode(await response.read(), type=Lease)
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
+            raise ControlUnreachableError(f"no lease: {error!r}") from error
+
+    def job(self, lease: Lease) -> LeasedJob:
+        return LeasedJob(self._session, self._slot, lease)
+
+
+class LeasedJob:
+    """The calls about one leased job. Each raises `LeaseLostError` once the lease is lost."""
+
+    def __init__(self, session: aiohttp.ClientSession, slot: str, lease: Lease) -> None:
+        self.lease = lease
+        self._session = session
+        self._slot = slot
+        self._path = f"/v1/jobs/{lease.job_id}"
+        self._heard_at = _now()
+
+    async def heartbeat(self, phase: str, progress: int) -> bool:
+        """Keep the lease, and return whether the job was canceled."""
+        beat = Heartbeat(self._slot, phase, progress)
+        return (await self._post("heartbeat", beat, HeartbeatAnswer)).canceled
+
+    async def log(self, first: int, lines: Sequence[BatchLine]) -> None:
+        await self._post("log", LogBatch(first, tuple(lines)), dict)
+
+    async def finish(self, outcome: Finish) -> None:
+        """Tell the end. Control has taken it, and kept the output, when this returns."""
+        await self._post("finish", outcome, dict, timeout_s=FINISH_TIMEOUT_S)
+
+    async def fetch_source(self, out: BinaryIO) -> None:
+        """Write the tar of the commit's tree to the seekable `out`, and go back to its start."""
+
+        async def fetch() -> None:
+            await asyncio.to_thread(_empty, out)
+            async with self._session.get(f"{self._path}/source") as response:
+                _check(response)
+                async for chunk in response.content.iter_chunked(READ_BYTES):
+                    await asyncio.to_thread(out.write, chunk)
+
+        await self._repeat(fetch)
+        out.seek(0)
+
+    async def send_output(self, chunks: Callable[[], AsyncIterator[bytes]]) -> None:
+        """Send a tar; `chunks` gives it, from its start, as often as it is called."""
+
+        async def send() -> None:
+            async with self._session.put(f"{self._path}/output", data=chunks()) as response:
+                _check(response)
+
+        await self._repeat(send)
+
+    async def _post(
+        self,
+        call: str,
+        body: msgspec.Struct,
+        answer: type[T],
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> T:
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        data = msgspec.json.encode(body)
+
+        async def post() -> T:
+            async with self._session.post(
+                f"{self._path}/{call}", data=data, headers=_JSON, timeout=timeout
+            ) as response:
+                _check(response)
+                return msgspec.json.decode(await response.read(), type=answer)
+
+        return await self._repeat(post)
+
+    async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
+        pause_s = RETRY_FIRST_S
+        failing_since: float | None = None
+        while True:
+            try:
+                answer = await call()
+            except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
+                now = _now()
+                failing_since = now if failing_since is None else failing_since
+                if now - max(self._heard_at, failing_since) > self.lease.lease_s:
+                    raise LeaseLostError(f"control is away: {error!r}") from error
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_MAX_S)
+            else:
+                self._heard_at = _now()
+                return answer
+
+
+_JSON = {"Content-Type": "application/json"}
+
+
+def _check(response: aiohttp.ClientResponse) -> None:
+    if response.status == _GONE:
+        raise LeaseLostError("control says that the lease is lost")
+    if 400 <= response.status < 500:
+        raise LeaseLostError(f"control refuses {response.url.path}: {response.status}")
+    response.raise_for_status()
+
+
+def _empty(out: BinaryIO) -> None:
+    out.seek(0)
+    out.truncate()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,251 @@
+"""A build's tree of files: unpacked from the commit, and packed again as the output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from hooks.builds.errors import BuildFailedError
+from hooks.builds.profiles import OUTPUT_INVALID, OUTPUT_MISSING
+from storage.errors import TreeError, TreeTooLargeError
+from storage.links import escaping_link
+from storage.manifest import LinkEntry
+from storage.scan import scan_directory
+from storage.source import Draft, Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
+from storage.tar import scan_tar
+
+OUTPUT_TOO_LARGE = "build.output_too_large"
+CHUNK_BYTES = 1 << 20
+_REMOVE_TIMEOUT_S = 600.0
+
+
+class StoppedError(Exception):
+    """The work in a thread was told to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeSize:
+    files: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        files = f"{self.files:,} file" if self.files == 1 else f"{self.files:,} files"
+        for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+            if self.size_bytes >= size:
+                return f"{files}, {self.size_bytes / size:.1f} {unit}"
+        return f"{files}, {self.size_bytes} bytes"
+
+
+def unpack(stream: BinaryIO, folder: Path, *, is_stopped: Callable[[], bool]) -> TreeSize:
+    """Unpack a commit's tar into the new folder `folder`. Blocking: call it in a thread.
+
+    Nothing is written outside `folder`: every parent is a directory made here. Not synced.
+
+    Raises:
+        BuildFailedError: `build.output_invalid`, when a name cannot be in any artifact.
+        StoppedError: `is_stopped` said so.
+    """
+    folder.mkdir(mode=0o755)
+    draft = Draft(Limits())
+    made = {b""}
+    files = size_bytes = 0
+    with _mapped_errors():
+        for entry in scan_tar(stream):
+            if is_stopped():
+                raise StoppedError
+            draft.admit(entry)
+            _make_parents(folder, entry, made)
+            _write(folder, entry)
+            if isinstance(entry, SourceFile):
+                files += 1
+                size_bytes += entry.size_bytes
+    return TreeSize(files, size_bytes)
+
+
+@dataclass(slots=True)
+class Output:
+    """The part of the tree that becomes the artifact, found fit to be one. `size` in `chunks`."""
+
+    size: TreeSize
+    _root: Path
+    _entries: list[SourceEntry] = field(default_factory=list)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Give the output as a tar, in chunks of about a megabyte; as often as wanted. Blocking.
+
+        Raises:
+            BuildFailedError: `build.output_invalid`, when something cannot be read.
+        """
+        waiting: list[bytes] = []
+        waiting_bytes = 0
+        with _mapped_errors():
+            for entry in self._entries:
+                for piece in _tar_pieces(entry):
+                    waiting.append(piece)
+                    waiting_bytes += len(piece)
+                    if waiting_bytes >= CHUNK_BYTES:
+                        yield b"".join(waiting)
+                        waiting, waiting_bytes = [], 0
+        yield b"".join([*waiting, bytes(2 * tarfile.BLOCKSIZE)])
+
+
+def find_output(
+    tree: Path,
+    folder: str,
+    *,
+    size_bytes_max: int,
+    is_shown: Callable[[str], bool],
+    is_stopped: Callable[[], bool],
+) -> Output:
+    """Look through the output folder of a finished build. Blocking: call it in a thread.
+
+    Everything that could write to `tree` must be dead. `is_shown`: which paths are part of it.
+
+    Raises:
+        BuildFailedError: `build.output_missing`; `build.output_too_large`; or
+            `build.output_invalid`, naming the path that cannot be in an artifact.
+        StoppedError: `is_stopped` said so.
+    """
+    root = _output_root(tree, folder)
+    draft = Draft(Limits(size_bytes_max=size_bytes_max, file_bytes_max=size_bytes_max))
+    kept: list[SourceEntry] = []
+    files = size_bytes = 0
+    with _mapped_errors():
+        for entry in scan_directory(root, owner_uid=os.geteuid()):
+            if is_stopped():
+                raise StoppedError
+            if not is_shown(os.fsdecode(entry.path)):
+                continue
+            draft.admit(entry)
+            kept.append(entry)
+            if isinstance(entry, SourceFile):
+                files += 1
+                size_bytes += entry.size_bytes
+    links = (LinkEntry(each.path, each.target) for each in kept if isinstance(each, SourceLink))
+    if link := escaping_link(links):
+        raise BuildFailedError(
+            OUTPUT_INVALID,
+            f"{os.fsdecode(link.path)}: the link to {os.fsdecode(link.target)!r} leads out of the"
+            " output; make it relative, to something inside.",
+        )
+    if not files:
+        raise BuildFailedError(OUTPUT_MISSING, f"The output {folder!r} has no files in it.")
+    return Output(TreeSize(files, size_bytes), root, kept)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and everything in it, however deep and whatever its modes. Blocking.
+
+    Nothing is done when there is no such folder. The owner of the files, or root, must call.
+    """
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except (OSError, RecursionError):
+        for argv in (["/bin/chmod", "-R", "u+rwX"], ["/bin/rm", "-rf", "--one-file-system"]):
+            subprocess.run(
+                [*argv, "--", str(path)],
+                env={},
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=_REMOVE_TIMEOUT_S,
+            )
+
+
+def _make_parents(folder: Path, entry: SourceEntry, made: set[bytes]) -> None:
+    """Make the directories that `entry` lies in; the draft knows that nothing else is there."""
+    path = entry.path if isinstance(entry, SourceDirectory) else entry.path.rpartition(b"/")[0]
+    if path in made:
+        return
+    (folder / os.fsdecode(path)).mkdir(mode=0o755, parents=True, exist_ok=True)
+    while path:
+        made.add(path)
+        path = path.rpartition(b"/")[0]
+
+
+def _write(folder: Path, entry: SourceEntry) -> None:
+    path = folder / os.fsdecode(entry.path)
+    if isinstance(entry, SourceLink):
+        path.symlink_to(os.fsdecode(entry.target))
+    elif isinstance(entry, SourceFile):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o755 if entry.executable else 0o644)
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            for piece in _contents(entry):
+                file.write(piece)
+
+
+def _contents(entry: SourceFile) -> Iterator[bytes]:
+    data = entry.read()
+    if isinstance(data, bytes):
+        yield data
+    else:
+        yield from data
+
+
+def _tar_pieces(entry: SourceEntry) -> Iterator[bytes]:
+    member = tarfile.TarInfo(os.fsdecode(entry.path))
+    if isinstance(entry, SourceFile):
+        member.mode = 0o755 if entry.executable else 0o644
+        member.size = entry.size_bytes
+        yield _tar_header(member)
+        yield from _contents(entry)
+        yield bytes(-entry.size_bytes % tarfile.BLOCKSIZE)
+        return
+    if isinstance(entry, SourceLink):
+        member.type = tarfile.SYMTYPE
+        member.linkname = os.fsdecode(entry.target)
+    else:
+        member.type, member.mode = tarfile.DIRTYPE, 0o755
+    yield _tar_header(member)
+
+
+def _tar_header(member: tarfile.TarInfo) -> bytes:
+    return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _output_root(tree: Path, folder: str) -> Path:
+    """Find the output folder without following a link, which could lead anywhere."""
+    root = tree
+    for part in folder.split("/") if folder != "." else ():
+        root = root / part
+        try:
+            mode = root.lstat().st_mode
+        except FileNotFoundError as error:
+            raise BuildFailedError(
+                OUTPUT_MISSING,
+                f"The build made no folder {folder!r}: build.output in managed.toml must name the"
+                " folder that the command writes.",
+            ) from error
+        except OSError as error:
+            raise BuildFailedError(
+                OUTPUT_INVALID, f"The output {folder!r} cannot be read: {error.strerror}."
+            ) from error
+        if not stat.S_ISDIR(mode):
+            what = "a link" if stat.S_ISLNK(mode) else "no folder"
+            raise BuildFailedError(
+                OUTPUT_INVALID, f"The output {folder!r} is not taken: {root.name!r} is {what}."
+            )
+    return root
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[None]:
+    """Tell the author of the commit what storage refuses of their tree."""
+    try:
+        yield
+    except TreeTooLargeError as error:
+        raise BuildFailedError(OUTPUT_TOO_LARGE, f"{error}.") from error
+    except TreeError as error:
+        raise BuildFailedError(OUTPUT_INVALID, f"{error}.") from error
