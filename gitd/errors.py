@@ -1,6 +1,8 @@
 """What the outer layer refuses, and why.
 
 GitdError
+├── ConfigError                   the settings cannot be used
+├── StartError                    this machine, or the data folder, does not let it start
 ├── AuthenticationError           nobody that we know: `code` says how far it got
 ├── AccessDeniedError             somebody we know, who may not: `code` says why
 │   ├── ScopeInsufficientError    the key lacks a scope: `scope` names it
@@ -15,6 +17,14 @@ from __future__ import annotations
 
 class GitdError(Exception):
     """Root of all that gitd raises on purpose."""
+
+
+class ConfigError(GitdError):
+    """A setting is unknown, unreadable, or not of its kind. The message names it."""
+
+
+class StartError(GitdError):
+    """The data folder or the machine does not let gitd start. The message says what to do."""
 
 
 class AuthenticationError(GitdError):
