@@ -74,6 +74,10 @@ def bad_request(text: str) -> web.Response:
     return page(400, "Bad request", text)
 
 
+def internal_error() -> web.Response:
+    return page(500, "Something went wrong", "This is our fault, and it has been logged.")
+
+
 def damaged_file() -> web.Response:
     return page(500, "This file is damaged", "It is not what was released, so it is not served.")
 

@@ -27,17 +27,19 @@ class Router(Generic[T]):
 
     def __init__(self) -> None:
         self._owners: dict[str, tuple[str, T]] = {}
+        self._names: dict[str, list[str]] = {}
 
     def put(self, env_id: str, hostnames: Iterable[str], environment: T) -> None:
         """Make `hostnames` the names of an environment, and no others."""
         self.remove(env_id)
-        for hostname in hostnames:
-            name = host_name(hostname)
-            if name is not None:
-                self._owners[name] = (env_id, environment)
+        names = [name for hostname in hostnames if (name := host_name(hostname)) is not None]
+        self._names[env_id] = names
+        self._owners.update((name, (env_id, environment)) for name in names)
 
     def remove(self, env_id: str) -> None:
-        self._owners = {name: owner for name, owner in self._owners.items() if owner[0] != env_id}
+        for name in self._names.pop(env_id, ()):
+            if name in self._owners and self._owners[name][0] == env_id:
+                del self._owners[name]
 
     def find(self, host: str) -> T | None:
         """Return the environment for a `Host` value, or None."""

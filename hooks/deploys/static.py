@@ -7,7 +7,6 @@ a file that stands there is opened.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -49,19 +48,24 @@ class StaticSite:
     Args:
         root: The verified release folder.
         manifest: Its manifest.
-        since_s: When, in seconds since 1970, the environment began to serve this release.
-            `Last-Modified` is the next whole second: the files' own times follow from their
+        modified_s: `Last-Modified` of every file, in seconds since 1970: a whole second after the
+            environment began to serve this release. The files' own times follow from their
             digests, and a rollback brings older ones back.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, *, since_s: float) -> None:
+    def __init__(self, root: Path, manifest: Manifest, *, modified_s: int) -> None:
         self._index = StaticIndex(manifest)
-        self._last_modified_s = math.ceil(since_s)
-        self._last_modified = http_date(self._last_modified_s)
+        self._modified_s = modified_s
+        self._last_modified = http_date(modified_s)
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
+    def hurry(self) -> None:
+        """Do nothing: every answer has an end."""
+
     async def close(self) -> None:
-        """Let go of the folder. Only when no request is in flight."""
+        """Let go of the folder. A request in flight has opened its file already: nothing here
+        waits before that.
+        """
         os.close(self._root_fd)
 
     async def respond(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
@@ -93,9 +97,9 @@ class StaticSite:
     async def _file(self, request: web.BaseRequest, file: StaticFile) -> web.StreamResponse:
         headers = {**_BASE_HEADERS, "ETag": file.etag, "Accept-Ranges": "bytes"}
         last_modified = None
-        if time.time() >= self._last_modified_s:  # never a time in the future
+        if time.time() >= self._modified_s:  # never a time in the future
             headers["Last-Modified"] = last_modified = self._last_modified
-        status = precondition_status(request.headers, file.etag, self._last_modified_s)
+        status = precondition_status(request.headers, file.etag, self._modified_s)
         if status is not None:
             return web.Response(status=status, headers=headers)
         try:

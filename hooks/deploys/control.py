@@ -1,0 +1,192 @@
+"""The line to control: what it desires comes in, what the host has to say goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import msgspec
+import structlog
+
+from hooks.clock import now_ms, rfc3339
+from hooks.deploys.wire import PING_EVERY_S, DesiredMessage, Report, RollLog, RollLogLine
+
+BACK_OFF_FIRST_S: Final = 0.05
+BACK_OFF_MAX_S: Final = 1.0
+MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
+ROLL_LINES_MAX: Final = 5_000
+"""A roll's log ends here, with a line that says so."""
+POST_TIMEOUT_S: Final = 10.0
+
+_log = structlog.get_logger()
+_DECODER: msgspec.json.Decoder[DesiredMessage] = msgspec.json.Decoder(DesiredMessage)
+
+
+class ControlUnreachableError(Exception):
+    """Control did not take a message: it is away, or in trouble. Try again."""
+
+
+class ControlLine:
+    """A line that is dialled again, for ever, whenever it breaks."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._session: aiohttp.ClientSession | None = None
+        self._is_up = asyncio.Event()
+
+    async def follow(self, on_message: Callable[[DesiredMessage], None]) -> None:
+        """Pass on what control desires, until canceled."""
+        pause_s = BACK_OFF_FIRST_S
+        async with self._connected():
+            while True:
+                try:
+                    async for message in self._messages():
+                        pause_s = BACK_OFF_FIRST_S
+                        self._is_up.set()
+                        on_message(message)
+                    reason = "control ended it"
+                except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
+                    reason = str(error) or type(error).__name__
+                if self._is_up.is_set():
+                    _log.info("control_lost", reason=reason)
+                self._is_up.clear()
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, BACK_OFF_MAX_S)
+
+    async def post(self, path: str, message: Report | RollLog) -> None:
+        """Hand over a message once the line is up.
+
+        Raises:
+            ControlUnreachableError: It may have arrived, or not.
+        """
+        await self._is_up.wait()
+        if self._session is None:
+            raise ControlUnreachableError
+        try:
+            async with self._session.post(
+                f"http://control{path}",
+                data=msgspec.json.encode(message),
+                headers={"Content-Type": "application/json"},
+                timeout=aiohttp.ClientTimeout(total=POST_TIMEOUT_S),
+            ) as answer:
+                text = (await answer.read())[:200].decode(errors="replace")
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ControlUnreachableError from error
+        if answer.status >= 500:
+            raise ControlUnreachableError
+        if answer.status >= 400:  # it will not like it better the next time
+            _log.warning("control_refused", path=path, status=answer.status, answer=text)
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[None]:
+        connector = aiohttp.UnixConnector(path=str(self._socket), limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            self._session = session
+            try:
+                yield
+            finally:
+                self._is_up.clear()
+                self._session = None
+
+    async def _messages(self) -> AsyncIterator[DesiredMessage]:
+        assert self._session is not None, "called within _connected"
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=3 * PING_EVERY_S)
+        async with self._session.get(
+            "http://control/v1/desired", timeout=timeout, raise_for_status=True
+        ) as answer:
+            rest = b""
+            while chunk := await answer.content.readany():
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > MESSAGE_BYTES_MAX:
+                    raise aiohttp.ClientPayloadError("a message is too long")
+                for line in lines:
+                    yield _DECODER.decode(line)
+
+
+class Outbox:
+    """What one environment has to tell control: in order, each until it was taken."""
+
+    def __init__(self, line: ControlLine) -> None:
+        self._line = line
+        self._waiting: deque[Report | RollLog] = deque()
+        self._filled = asyncio.Event()
+        self._sender = asyncio.get_running_loop().create_task(self._send())
+
+    def put(self, message: Report | RollLog) -> None:
+        """Add a message; one that waits already is not doubled, log lines are put together."""
+        if message in self._waiting:
+            return
+        last = self._waiting[-1] if self._waiting else None
+        if (
+            isinstance(message, RollLog)
+            and isinstance(last, RollLog)
+            and last.deployment_id == message.deployment_id
+        ):
+            self._waiting[-1] = msgspec.structs.replace(
+                last, progress=message.progress, lines=last.lines + message.lines
+            )
+        else:
+            self._waiting.append(message)
+        self._filled.set()
+
+    async def close(self) -> None:
+        """Stop; what was not taken is lost (and said again after the next start)."""
+        self._sender.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._sender
+
+    async def _send(self) -> None:
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            while self._waiting:
+                await self._deliver(self._waiting.popleft())
+
+    async def _deliver(self, message: Report | RollLog) -> None:
+        path = "/v1/reports" if isinstance(message, Report) else "/v1/log"
+        pause_s = BACK_OFF_FIRST_S
+        while True:
+            try:
+                await self._line.post(path, message)
+            except ControlUnreachableError:
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, BACK_OFF_MAX_S)
+            else:
+                return
+
+
+class RollJournal:
+    """The log of one roll, as its job's followers read it."""
+
+    def __init__(self, outbox: Outbox, deployment_id: str) -> None:
+        self._outbox = outbox
+        self._deployment_id = deployment_id
+        self._count = 0
+        self._progress = 0
+
+    def say(self, line: str, *, stage: str, progress: int | None = None) -> None:
+        self.say_all((line,), stage=stage, progress=progress)
+
+    def say_all(self, lines: tuple[str, ...], *, stage: str, progress: int | None = None) -> None:
+        """Add lines; `progress`, 0 to 100, holds until the next that is given."""
+        self._progress = progress if progress is not None else self._progress
+        room = ROLL_LINES_MAX - self._count
+        if room < 0:
+            return
+        if len(lines) > room:
+            lines = (*lines[:room], "log truncated")
+        at = rfc3339(now_ms())
+        self._outbox.put(
+            RollLog(
+                deployment_id=self._deployment_id,
+                first=self._count,
+                progress=self._progress,
+                lines=tuple(RollLogLine(line=line, at=at, stage=stage) for line in lines),
+            )
+        )
+        self._count += len(lines)

@@ -1,0 +1,92 @@
+"""Forwarding: which headers of a message pass a proxy, and which it adds. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Final
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "expect",  # answered here
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers of one connection. Source: RFC 9110, 7.6.1."""
+ORIGIN: Final = frozenset(
+    {
+        "forwarded",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-real-ip",
+    }
+)
+"""What a proxy in front says of the visitor: believed only from a trusted address."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class TrustedProxies:
+    """The addresses whose word on the visitor's address and scheme is taken."""
+
+    def __init__(self, networks: Iterable[str] = ()) -> None:
+        self._networks: list[Network] = [ipaddress.ip_network(text) for text in networks]
+
+    def __contains__(self, address: str) -> bool:
+        try:
+            parsed = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+            parsed = parsed.ipv4_mapped
+        return any(parsed in network for network in self._networks)
+
+
+def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """Return the headers that go further: none that `Connection` names, none of one hop."""
+    named = {
+        token.strip().lower()
+        for value in headers.getall("Connection", ())
+        for token in value.split(",")
+    }
+    return CIMultiDict(
+        (name, value)
+        for name, value in headers.items()
+        if (lower := name.lower()) not in HOP_BY_HOP and lower not in named
+    )
+
+
+def request_headers(
+    headers: CIMultiDictProxy[str], *, peer: str, scheme: str, trusted: TrustedProxies
+) -> CIMultiDict[str]:
+    """Return a request's headers as the web process gets them: `Host` as the visitor sent it, and
+    `X-Forwarded-For`, `-Proto` and `-Host` that can be relied on.
+
+    An underscore in a header's name becomes a dash in many an application's eyes, so that
+    `X_Forwarded_For` would pass for the header it is not: such names are dropped.
+    """
+    passed = end_to_end(headers)
+    is_trusted = peer in trusted
+    for name in list(passed):
+        lower = name.lower()
+        if ("_" in lower and lower.replace("_", "-") in ORIGIN) or (
+            not is_trusted and lower in ORIGIN
+        ):
+            passed.popall(name, None)
+    before = ", ".join(passed.popall("X-Forwarded-For", ()))
+    passed["X-Forwarded-For"] = f"{before}, {peer}" if before else peer
+    passed.setdefault("X-Forwarded-Proto", scheme)
+    passed.setdefault("X-Forwarded-Host", headers.get("Host", ""))
+    return passed

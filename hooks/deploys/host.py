@@ -1,0 +1,160 @@
+"""The site host: serves the environments of this machine, and keeps them as control desires.
+
+It needs control only for news. What it serves it has verified itself, keeps in its own folder and
+serves again after a start, whether control is there or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import encodings.idna  # noqa: F401 - imported late otherwise, when it may not be readable any more
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from hooks.deploys.control import ControlLine
+from hooks.deploys.forwarding import TrustedProxies
+from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
+from hooks.deploys.reconcile import Reconciler
+from hooks.deploys.rollout import (
+    DRAIN_S,
+    RELEASE_COMMAND_TIMEOUT_S,
+    THREADS,
+    UNPACK_COUNT_MAX,
+    RolloutTools,
+)
+from hooks.deploys.router import Router
+from hooks.deploys.serving import Serving
+from hooks.deploys.state import HostFolder
+from hooks.deploys.traffic import make_server
+from hooks.process import die_with_parent, drop_privileges
+from storage.reader import StoreReader
+
+BACKLOG: Final = 1024
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """How to run a site host.
+
+    Attributes:
+        socket: Control's Unix socket. It need not be there yet.
+        directory: Where the host keeps what it serves; made if need be.
+        store: The artifact store, read only.
+        listen: Address and port for visitors. Not used with `listen_fd`.
+        listen_fd: A listening socket that was inherited.
+        uid: Become this user once everything is imported and bound; with `gid`.
+        parent_pid: End with this parent process.
+        trusted_proxies: Networks whose `X-Forwarded-*` is believed.
+        root_key_ids: The root keys that trust begins with; None believes the store's own.
+    """
+
+    socket: Path
+    directory: Path
+    store: Path
+    listen: tuple[str, int] = ("127.0.0.1", 8081)
+    listen_fd: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    parent_pid: int | None = None
+    trusted_proxies: tuple[str, ...] = ()
+    root_key_ids: frozenset[str] | None = None
+    health_timeout_s: float = HEALTH_TIMEOUT_S
+    release_command_timeout_s: float = RELEASE_COMMAND_TIMEOUT_S
+    drain_s: float = DRAIN_S
+
+
+def main(config: HostConfig) -> None:
+    """Run a site host until SIGTERM or SIGINT.
+
+    With a `uid` it is started as root: it binds, prepares its folder, and gives up every right
+    before it reads the first byte of anybody's.
+    """
+    listener = _listener(config)
+    _prepare_folder(config)
+    if config.uid is not None:
+        drop_privileges(config.uid, config.gid if config.gid is not None else config.uid)
+    if config.parent_pid is not None:
+        die_with_parent(config.parent_pid)
+    asyncio.run(run_host(config, listener=listener))
+
+
+async def run_host(config: HostConfig, *, listener: socket.socket | None = None) -> None:
+    """Serve until SIGTERM or SIGINT: then stop accepting, let requests finish for at most
+    `drain_s`, and stop the web processes.
+    """
+    stop = _stop_signal()
+    router: Router[Serving] = Router()
+    line = ControlLine(config.socket)
+    with ThreadPoolExecutor(THREADS, "rollout") as threads:
+        tools = RolloutTools(
+            reader=StoreReader(config.store, root_key_ids=config.root_key_ids),
+            threads=threads,
+            unpacking=asyncio.Semaphore(UNPACK_COUNT_MAX),
+            trusted=TrustedProxies(config.trusted_proxies),
+            health_timeout_s=config.health_timeout_s,
+            release_command_timeout_s=config.release_command_timeout_s,
+            drain_s=config.drain_s,
+        )
+        reconciler = Reconciler(HostFolder(config.directory), tools=tools, router=router, line=line)
+        reconciler.resume()
+        try:
+            async with _traffic(router, listener or _listener(config), config.drain_s):
+                following = asyncio.get_running_loop().create_task(line.follow(reconciler.take))
+                stopped = asyncio.get_running_loop().create_task(stop.wait())
+                await asyncio.wait({following, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                following.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await following
+                reconciler.hurry()
+        finally:
+            await reconciler.close()
+    _log.info("host_stopped")
+
+
+@contextlib.asynccontextmanager
+async def _traffic(
+    router: Router[Serving], listener: socket.socket, drain_s: float
+) -> AsyncIterator[None]:
+    runner = web.ServerRunner(make_server(router), shutdown_timeout=drain_s)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        address = listener.getsockname()
+        _log.info("host_ready", address=f"{address[0]}:{address[1]}", pid=os.getpid())
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _listener(config: HostConfig) -> socket.socket:
+    if config.listen_fd is not None:
+        return socket.socket(fileno=config.listen_fd)
+    host, port = config.listen
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def _prepare_folder(config: HostConfig) -> None:
+    config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if config.uid is not None and os.geteuid() == 0:
+        gid = config.gid if config.gid is not None else config.uid
+        os.chown(config.directory, config.uid, gid, follow_symlinks=False)

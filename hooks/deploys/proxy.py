@@ -1,0 +1,166 @@
+"""A proxy: passes requests on to a web process of this machine, and its answers back."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import aiohttp
+import structlog
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from hooks.deploys import pages
+from hooks.deploys.forwarding import TrustedProxies, end_to_end, request_headers
+from hooks.deploys.tunnel import Tunnel
+
+CONNECT_TIMEOUT_S: Final = 5.0
+SILENCE_TIMEOUT_S: Final = 600.0
+"""How long a process may say nothing, before its answer or within it."""
+REUSE_WITHIN_S: Final = 2.0
+"""How long an idle connection is kept: less than the servers of the common languages do (Node: 5),
+so that a request never meets a connection that is just being closed."""
+HEADER_BYTES_MAX: Final = 64 * 1024
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_OWN_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+_log = structlog.get_logger()
+
+
+class NotListeningError(Exception):
+    """Nobody accepts connections at the port: nothing of the request was sent."""
+
+
+class WebProxy:
+    """Passes requests on to 127.0.0.1:`port`; bodies stream both ways, WebSockets too.
+
+    Requests that can be repeated share connections; any other gets its own, because nobody can
+    tell whether a request on a connection that broke was carried out.
+    """
+
+    def __init__(self, port: int, *, trusted: TrustedProxies) -> None:
+        self._base = f"http://127.0.0.1:{port}"
+        self._trusted = trusted
+        self._shared = _session(
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=REUSE_WITHIN_S, use_dns_cache=False)
+        )
+        self._single = _session(aiohttp.TCPConnector(limit=0, force_close=True))
+        self._tunnels: set[Tunnel] = set()
+
+    async def close(self) -> None:
+        self.end_tunnels()
+        await self._shared.close()
+        await self._single.close()
+
+    def end_tunnels(self) -> None:
+        """End upgraded connections: they would outlast any drain."""
+        for tunnel in self._tunnels:
+            tunnel.end()
+
+    async def forward(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
+        """Answer `request` with what the process says to it. The answer is sent when it returns.
+
+        Raises:
+            NotListeningError: The process does not accept connections.
+        """
+        headers = request_headers(
+            request.headers,
+            peer=request.remote or "",
+            scheme=request.scheme,
+            trusted=self._trusted,
+        )
+        upgrade = _upgrade(request)
+        if upgrade is not None:
+            headers["Connection"] = "Upgrade"
+            headers["Upgrade"] = upgrade
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await _ask_for_body(request)
+        is_repeatable = request.method in _SAFE_METHODS and not request.can_read_body
+        session = self._shared if is_repeatable and upgrade is None else self._single
+        try:
+            async with session.request(
+                request.method,
+                URL(self._base + target, encoded=True),
+                headers=headers,
+                data=request.content if request.can_read_body else None,
+                skip_auto_headers=_OWN_HEADERS,
+                allow_redirects=False,
+            ) as answer:
+                if answer.status == 101:
+                    return await self._tunnel(request, answer)
+                return await _relay(request, answer)
+        except aiohttp.ClientConnectorError as error:
+            raise NotListeningError from error
+        except TimeoutError:
+            return pages.gateway_timeout()
+        except aiohttp.ClientConnectionResetError:
+            raise  # the visitor left
+        except aiohttp.ClientError as error:
+            _log.info("web_process_broke_off", target=self._base, reason=repr(error))
+            return pages.bad_gateway()
+
+    async def _tunnel(
+        self, request: web.BaseRequest, answer: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        headers = end_to_end(answer.headers)
+        headers["Connection"] = "Upgrade"
+        headers["Upgrade"] = answer.headers.get("Upgrade", "websocket")
+        response = web.StreamResponse(status=101, reason=answer.reason, headers=headers)
+        response.force_close()
+        connection = answer.connection
+        if connection is None or connection.protocol is None:
+            return pages.bad_gateway()
+        await response.prepare(request)
+        tunnel = Tunnel(request.protocol, connection.protocol)
+        self._tunnels.add(tunnel)
+        try:
+            connection.protocol.set_parser(tunnel.to_visitor, tunnel.to_visitor)
+            request.protocol.set_parser(tunnel.to_process)  # type: ignore[arg-type] # duck-typed
+            await tunnel.run()
+        finally:
+            self._tunnels.discard(tunnel)
+        return response
+
+
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        timeout=aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
+        ),
+        max_line_size=HEADER_BYTES_MAX,
+        max_field_size=HEADER_BYTES_MAX,
+    )
+
+
+def _upgrade(request: web.BaseRequest) -> str | None:
+    """Return the protocol that the visitor wants to switch to, if it is one that we tunnel."""
+    wanted = request.headers.get("Upgrade", "")
+    named = request.headers.get("Connection", "").lower()
+    return wanted if wanted.lower() == "websocket" and "upgrade" in named else None
+
+
+async def _ask_for_body(request: web.BaseRequest) -> None:
+    """Source: RFC 9110, 10.1.1."""
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # of the answer itself nothing is out yet
+
+
+async def _relay(request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    headers: CIMultiDict[str] = end_to_end(answer.headers)
+    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+    await response.prepare(request)
+    while chunk := await _next_chunk(answer):
+        await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
+async def _next_chunk(answer: aiohttp.ClientResponse) -> bytes:
+    try:
+        return await answer.content.readany()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        _log.info("web_process_broke_off", target=str(answer.url), reason=repr(error))
+        raise ConnectionResetError("the answer is incomplete") from error

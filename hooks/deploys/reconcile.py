@@ -1,0 +1,252 @@
+"""Reconciling: what an environment serves follows what control desires of it, for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from hooks.deploys.control import ControlLine, Outbox, RollJournal
+from hooks.deploys.errors import RollFailedError
+from hooks.deploys.rollout import Rollout, RolloutTools
+from hooks.deploys.router import Router
+from hooks.deploys.serving import Serving
+from hooks.deploys.state import EnvironmentFolder, EnvironmentState, HostFolder
+from hooks.deploys.wire import (
+    Changed,
+    Desired,
+    DesiredMessage,
+    Ping,
+    Removed,
+    Report,
+    RollFailure,
+    Snapshot,
+)
+
+_log = structlog.get_logger()
+
+
+class EnvironmentKeeper:
+    """Keeps one environment as desired. The newest desire wins: a roll for an older one is
+    abandoned, unless it has switched already.
+    """
+
+    def __init__(
+        self,
+        folder: EnvironmentFolder,
+        state: EnvironmentState,
+        *,
+        tools: RolloutTools,
+        router: Router[Serving],
+        line: ControlLine,
+        predecessor: EnvironmentKeeper | None = None,
+    ) -> None:
+        self._rollout = Rollout(folder, state, tools=tools)
+        self._env_id = state.env_id
+        self._router = router
+        self._outbox = Outbox(line)
+        self._desired: Desired | None = None
+        self._failed: Report | None = None
+        self._is_removed = False
+        self._is_new = asyncio.Event()
+        self._predecessor = predecessor
+        router.put(state.env_id, state.hostnames, self._rollout.serving)
+        self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    def want(self, desired: Desired) -> None:
+        self._desired = desired
+        self._router.put(self._env_id, desired.hostnames, self._rollout.serving)
+        self._is_new.set()
+
+    def remove(self) -> None:
+        """Stop serving at once; the folder goes as soon as it can."""
+        self._is_removed = True
+        self._router.remove(self._env_id)
+        self._is_new.set()
+
+    def hurry(self) -> None:
+        self._rollout.hurry()
+
+    @property
+    def is_running(self) -> bool:
+        return not self._task.done()
+
+    async def removed(self) -> None:
+        """Wait until the environment is gone, after `remove`."""
+        await asyncio.wait({self._task})
+
+    async def close(self) -> None:
+        """Stop; what was served is served again after the next start."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        await self._rollout.close()
+        await self._outbox.close()
+
+    async def _keep(self) -> None:
+        if self._predecessor is not None:
+            await self._predecessor.removed()
+            self._predecessor = None
+        await self._rollout.resume()
+        while True:
+            await self._is_new.wait()
+            self._is_new.clear()
+            if self._is_removed:
+                await self._rollout.remove()
+                await self._outbox.close()
+                return
+            assert self._desired is not None, "something new is wanted"
+            await self._reach_unless_obsolete(self._desired)
+
+    async def _reach_unless_obsolete(self, desired: Desired) -> None:
+        loop = asyncio.get_running_loop()
+        reaching = loop.create_task(self._reach(desired))
+        try:
+            while not reaching.done():
+                news = loop.create_task(self._is_new.wait())
+                await asyncio.wait({reaching, news}, return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
+                if self._is_obsolete(desired):
+                    reaching.cancel()
+                    break
+                if self._is_new.is_set() and not reaching.done():
+                    self._is_new.clear()  # only names differ: they are looked at afterwards
+        finally:
+            reaching.cancel()
+            await asyncio.wait({reaching})
+        if not reaching.cancelled():
+            reaching.result()
+        if self._desired is not desired or self._is_removed:
+            self._is_new.set()
+
+    def _is_obsolete(self, desired: Desired) -> bool:
+        newest = self._desired
+        return self._is_removed or (
+            newest is not None
+            and (newest.deployment_id, newest.artifact) != (desired.deployment_id, desired.artifact)
+        )
+
+    async def _reach(self, desired: Desired) -> None:
+        """Make the environment what is desired, and tell control how that went."""
+        try:
+            await self._rollout.name(desired)
+            if desired.artifact is None or desired.deployment_id is None:
+                await self._rollout.withdraw()
+                return
+            current = self._rollout.serving.current
+            if (
+                current is not None
+                and current.deployment_id == desired.deployment_id
+                and current.artifact == desired.artifact
+            ):
+                self._outbox.put(Report(self._env_id, desired.deployment_id, "serving"))
+                return
+            if self._failed is not None and self._failed.deployment_id == desired.deployment_id:
+                self._outbox.put(self._failed)
+                return
+            await self._roll(desired, desired.deployment_id)
+        except Exception:  # noqa: BLE001 - the ring around an environment: others go on
+            _log.exception("environment_failed", env_id=self._env_id)
+
+    async def _roll(self, desired: Desired, deployment_id: str) -> None:
+        journal = RollJournal(self._outbox, deployment_id)
+        log = _log.bind(env_id=self._env_id, deployment_id=deployment_id)
+        try:
+            timings = await self._rollout.roll(desired, journal)
+        except RollFailedError as error:
+            log.warning("roll_failed", code=error.code, reason=str(error))
+            report = Report(
+                self._env_id, deployment_id, "failed", RollFailure(error.code, str(error))
+            )
+            self._failed = report
+        except asyncio.CancelledError:
+            log.info("roll_abandoned")
+            raise
+        else:
+            log.info("rolled", **timings)
+            report = Report(self._env_id, deployment_id, "serving", timings=timings)
+            self._failed = None
+        self._outbox.put(report)
+
+
+class Reconciler:
+    """All environments of the host, by id."""
+
+    def __init__(
+        self,
+        folder: HostFolder,
+        *,
+        tools: RolloutTools,
+        router: Router[Serving],
+        line: ControlLine,
+    ) -> None:
+        self._folder = folder
+        self._tools = tools
+        self._router = router
+        self._line = line
+        self._keepers: dict[str, EnvironmentKeeper] = {}
+        self._leaving: dict[str, EnvironmentKeeper] = {}
+
+    def resume(self) -> None:
+        """Begin to serve what was served before this start, without asking control."""
+        for folder, state in self._folder.known():
+            self._keepers[state.env_id] = self._keeper(folder, state)
+
+    def take(self, message: DesiredMessage) -> None:
+        """Take in what control desires."""
+        match message:
+            case Snapshot(environments=environments):
+                for desired in environments:
+                    self._want(desired)
+                for env_id in self._keepers.keys() - {desired.env_id for desired in environments}:
+                    self._remove(env_id)
+            case Changed(environment=desired):
+                self._want(desired)
+            case Removed(env_id=env_id):
+                self._remove(env_id)
+            case Ping():
+                pass
+
+    def hurry(self) -> None:
+        """End the visits that have no end of their own: the host is about to stop."""
+        for keeper in self._keepers.values():
+            keeper.hurry()
+
+    async def close(self) -> None:
+        """Stop all that is served; removals are finished first."""
+        await asyncio.gather(
+            *(keeper.removed() for keeper in self._leaving.values()),
+            *(keeper.close() for keeper in self._keepers.values()),
+        )
+
+    def _want(self, desired: Desired) -> None:
+        keeper = self._keepers.get(desired.env_id)
+        if keeper is None:
+            folder = self._folder.environment(desired.env_id)
+            state = EnvironmentState(
+                env_id=desired.env_id,
+                site=desired.site,
+                slug=desired.slug,
+                kind=desired.kind,
+                hostnames=desired.hostnames,
+            )
+            keeper = self._keepers[desired.env_id] = self._keeper(folder, state)
+        keeper.want(desired)
+
+    def _remove(self, env_id: str) -> None:
+        keeper = self._keepers.pop(env_id, None)
+        if keeper is not None:
+            keeper.remove()
+            self._leaving = {key: gone for key, gone in self._leaving.items() if gone.is_running}
+            self._leaving[env_id] = keeper
+
+    def _keeper(self, folder: EnvironmentFolder, state: EnvironmentState) -> EnvironmentKeeper:
+        return EnvironmentKeeper(
+            folder,
+            state,
+            tools=self._tools,
+            router=self._router,
+            line=self._line,
+            predecessor=self._leaving.pop(state.env_id, None),
+        )

@@ -1,0 +1,383 @@
+"""A rollout: a release is put in place on an environment.
+
+Verify, unpack, run the release command, start, check health, switch, drain the old one. Until the
+switch the old release is not touched; when anything fails it goes on serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, ParamSpec, TypeVar
+
+import msgspec
+import structlog
+
+from hooks.deploys.control import RollJournal
+from hooks.deploys.errors import RollFailedError
+from hooks.deploys.forwarding import TrustedProxies
+from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
+from hooks.deploys.health import HealthCheck
+from hooks.deploys.runtime import Program, WebProcess, WebSite, run_release_command
+from hooks.deploys.serving import Absence, Responder, ServedRelease, Serving
+from hooks.deploys.state import EnvironmentFolder, EnvironmentState, ServedState
+from hooks.deploys.static import StaticSite
+from hooks.deploys.wire import ArtifactPin, Desired
+from storage.digest import Digest
+from storage.errors import (
+    ArtifactCorruptError,
+    ArtifactMissingError,
+    DigestInvalidError,
+    SignatureInvalidError,
+    StorageError,
+)
+from storage.materialise import verify_tree
+from storage.reader import StoreReader, VerifiedArtifact
+
+DRAIN_S: Final = 10.0
+RELEASE_COMMAND_TIMEOUT_S: Final = 600.0
+UNPACK_COUNT_MAX: Final = 4
+"""So many environments unpack at once; the others wait their turn."""
+THREADS: Final = 2 * UNPACK_COUNT_MAX
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutTools:
+    """What every environment's rollout works with."""
+
+    reader: StoreReader
+    threads: ThreadPoolExecutor
+    unpacking: asyncio.Semaphore
+    trusted: TrustedProxies
+    health_timeout_s: float = HEALTH_TIMEOUT_S
+    release_command_timeout_s: float = RELEASE_COMMAND_TIMEOUT_S
+    drain_s: float = DRAIN_S
+
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work to its end: a cancellation waits for it, and then counts."""
+        call = functools.partial(function, *args, **kwargs)
+        return await _to_the_end(asyncio.get_running_loop().run_in_executor(self.threads, call))
+
+
+class Rollout:
+    """The releases of one environment: the one that is served, and the next.
+
+    One call at a time, but for `close`.
+    """
+
+    def __init__(
+        self, folder: EnvironmentFolder, state: EnvironmentState, *, tools: RolloutTools
+    ) -> None:
+        self.state = state
+        absence = Absence.STARTING if state.served else Absence.NOTHING_RELEASED
+        self.serving = Serving(absence)
+        self._folder = folder
+        self._tools = tools
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._folders = asyncio.Lock()  # one at a time makes or removes release folders
+
+    # -- the stories ----------------------------------------------------------------------------
+
+    async def roll(self, desired: Desired, journal: RollJournal) -> dict[str, float]:
+        """Put the desired artifact in place and switch to it; return the seconds each step took.
+
+        May be canceled until the switch. What was begun is undone then, as after a failure.
+
+        Raises:
+            RollFailedError: The release before goes on serving.
+        """
+        assert desired.artifact is not None, "there is something to roll"
+        assert desired.deployment_id is not None, "a roll has a deployment"
+        timings = Timings()
+        async with self._folders:
+            try:
+                with _as_roll_failures():
+                    await self._put_in_place(
+                        desired, desired.deployment_id, desired.artifact, journal, timings
+                    )
+            except BaseException:
+                await self._tools.in_thread(self._folder.prune, self.state)
+                raise
+        return timings.seconds
+
+    async def _put_in_place(
+        self,
+        desired: Desired,
+        deployment_id: str,
+        artifact: ArtifactPin,
+        journal: RollJournal,
+        timings: Timings,
+    ) -> None:
+        with timings.of("verify"):
+            verified = await self._verify(desired.site, artifact)
+        journal.say(_verified_line(verified), stage="verify", progress=20)
+        with timings.of("unpack"):
+            folder = await self._unpack(verified)
+        journal.say(f"release folder {folder} is complete", stage="unpack", progress=50)
+        if self._wants_release_command(desired, verified):
+            with timings.of("release"):
+                await self._run_release_command(desired, verified, folder, journal)
+        served = self._next_served(deployment_id, artifact, folder)
+        with timings.of("start"):
+            responder = await self._start(desired, verified, served, journal)
+        with timings.of("switch"):
+            await _to_the_end(self._switch(served, responder))
+        journal.say("switched", stage="switch", progress=100)
+
+    async def resume(self) -> None:
+        """After a start of the host: verify what the environment served, and serve it again.
+
+        Never raises for what it finds: an environment whose release does not hold serves nothing,
+        and says why.
+        """
+        served = self.state.served
+        if served is None:
+            return
+        try:
+            with _as_roll_failures():
+                verified = await self._verify(self.state.site, served.artifact)
+                folder = await self._unpack(verified)
+                served = msgspec.structs.replace(served, folder=folder)
+                responder = self._responder(self.state, verified, served)
+                await _to_the_end(self._switch(served, responder))
+        except RollFailedError as error:
+            _log.error("release_refused", env_id=self.state.env_id, code=error.code, why=str(error))
+            self.serving.take_down(Absence.REFUSED, code=error.code)
+
+    async def withdraw(self) -> None:
+        """Serve nothing any more; the data stays."""
+        if self.state.served is not None:
+            await self._write(msgspec.structs.replace(self.state, served=None))
+        self._retire(self.serving.take_down(Absence.NOTHING_RELEASED))
+
+    async def name(self, desired: Desired) -> None:
+        """Take over the environment's names."""
+        state = self.state.named_as(desired)
+        if state != self.state:
+            await self._write(state)
+
+    def hurry(self) -> None:
+        """End what is served and has no end of its own, such as WebSockets."""
+        if self.serving.current is not None:
+            self.serving.current.responder.hurry()
+
+    async def close(self) -> None:
+        """Stop what is served and what is still draining."""
+        self._retire(self.serving.take_down(Absence.STARTING), drain_s=0)
+        for task in list(self._retiring):
+            await asyncio.wait({task})
+
+    async def remove(self) -> None:
+        """Stop everything and delete the environment's folder."""
+        await self.close()
+        await self._tools.in_thread(self._folder.remove)
+
+    # -- verify and unpack ----------------------------------------------------------------------
+
+    async def _verify(self, site: str, artifact: ArtifactPin) -> VerifiedArtifact:
+        digest = Digest.parse(artifact.digest)
+        return await self._tools.in_thread(
+            self._tools.reader.verify, digest, artifact.envelope, site=site
+        )
+
+    async def _unpack(self, verified: VerifiedArtifact) -> str:
+        """Return the name of a folder that holds exactly the artifact, byte by byte."""
+        async with self._tools.unpacking:
+            return await self._tools.in_thread(self._unpack_blocking, verified)
+
+    def _unpack_blocking(self, verified: VerifiedArtifact) -> str:
+        self._folder.create()
+        kept = self.state.folder_of(verified.digest)
+        if kept is not None:
+            try:
+                verify_tree(self._folder.releases / kept, verified.manifest)
+            except (ArtifactCorruptError, ArtifactMissingError) as error:
+                _log.warning("release_folder_damaged", folder=kept, reason=str(error))
+                self.state = self.state.without_folder(kept)
+            else:
+                return kept
+        sequence = self.state.sequence + 1
+        self.state = msgspec.structs.replace(self.state, sequence=sequence)
+        folder = f"{sequence:06d}-{verified.digest.hex()[:8]}"
+        self._tools.reader.materialise(verified, self._folder.releases / folder)
+        return folder
+
+    # -- run ------------------------------------------------------------------------------------
+
+    def _wants_release_command(self, desired: Desired, verified: VerifiedArtifact) -> bool:
+        """Say whether to run it: once per deployment, so not for one that was switched to."""
+        served = self.state.served
+        return (
+            desired.release_command
+            and verified.provenance.run.release is not None
+            and (served is None or served.deployment_id != desired.deployment_id)
+        )
+
+    async def _run_release_command(
+        self, desired: Desired, verified: VerifiedArtifact, folder: str, journal: RollJournal
+    ) -> None:
+        command = verified.provenance.run.release
+        assert command is not None, "asked for only when there is one"
+        journal.say(f"$ {command}", stage="release")
+        await run_release_command(
+            self._program(command, verified, folder, self.state.named_as(desired)),
+            timeout_s=self._tools.release_command_timeout_s,
+            on_line=lambda line: journal.say(line, stage="release"),
+        )
+
+    async def _start(
+        self,
+        desired: Desired,
+        verified: VerifiedArtifact,
+        served: ServedState,
+        journal: RollJournal,
+    ) -> Responder:
+        if verified.provenance.profile == "static":
+            return self._static_site(verified, served)
+        process = self._web_process(self.state.named_as(desired), verified, served)
+        journal.say(f"$ {verified.provenance.run.web}", stage="start", progress=70)
+        try:
+            await process.start(timeout_s=self._tools.health_timeout_s)
+        except RollFailedError as error:
+            journal.say_all(error.output, stage="start")
+            raise
+        journal.say("healthy", stage="start", progress=90)
+        return WebSite(process, trusted=self._tools.trusted)
+
+    def _responder(
+        self, state: EnvironmentState, verified: VerifiedArtifact, served: ServedState
+    ) -> Responder:
+        """Make what answers for a release that was healthy once."""
+        if verified.provenance.profile == "static":
+            return self._static_site(verified, served)
+        process = self._web_process(state, verified, served)
+        process.keep()
+        return WebSite(process, trusted=self._tools.trusted)
+
+    def _static_site(self, verified: VerifiedArtifact, served: ServedState) -> StaticSite:
+        root = self._folder.releases / served.folder
+        return StaticSite(root, verified.manifest, modified_s=served.modified_s)
+
+    def _web_process(
+        self, state: EnvironmentState, verified: VerifiedArtifact, served: ServedState
+    ) -> WebProcess:
+        run = verified.provenance.run
+        if run.web is None:
+            raise RollFailedError("deployment.start_failed", "the release has no web process")
+        check = HealthCheck(run.health, host=next(iter(state.hostnames), "localhost"))
+        program = self._program(run.web, verified, served.folder, state)
+        return WebProcess(program, check, web_log=self._folder.web_log)
+
+    def _program(
+        self, command: str, verified: VerifiedArtifact, folder: str, state: EnvironmentState
+    ) -> Program:
+        provenance = verified.provenance
+        return Program(
+            command=command,
+            release_dir=self._folder.releases / folder,
+            data_dir=self._folder.data,
+            hostname=state.slug,
+            environ={
+                "GITD_SITE": state.site,
+                "GITD_ENVIRONMENT": state.slug,
+                "GITD_REF": provenance.ref or "",
+                "GITD_COMMIT": provenance.commit,
+            },
+        )
+
+    # -- switch and drain -----------------------------------------------------------------------
+
+    def _next_served(self, deployment_id: str, artifact: ArtifactPin, folder: str) -> ServedState:
+        before = self.state.served
+        # A whole second that has not begun when the switch happens: who fetched the release before
+        # can hold no time as late as this.
+        modified_s = max(int(time.time()) + 2, before.modified_s + 1 if before else 0)
+        return ServedState(deployment_id, artifact, folder, modified_s)
+
+    async def _switch(self, served: ServedState, responder: Responder) -> None:
+        """Make it so on the disk, then for the next request."""
+        release = ServedRelease(served.deployment_id, served.artifact, responder)
+        try:
+            after = self.state.serving(served)
+            if after != self.state:
+                await self._write(after)
+        except BaseException:
+            await responder.close()
+            raise
+        self._retire(self.serving.switch(release))
+
+    async def _write(self, state: EnvironmentState) -> None:
+        await self._tools.in_thread(self._folder.write, state)
+        self.state = state
+
+    def _retire(self, release: ServedRelease | None, *, drain_s: float | None = None) -> None:
+        """Let a release that gets no more requests finish those it has, then stop it."""
+        if release is None:
+            return
+        drain_s = self._tools.drain_s if drain_s is None else drain_s
+        task = asyncio.get_running_loop().create_task(self._drain(release, drain_s))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _drain(self, release: ServedRelease, drain_s: float) -> None:
+        if not await release.drain(timeout_s=drain_s):
+            _log.info("drain_cut_short", deployment_id=release.deployment_id, seconds=drain_s)
+        await release.responder.close()
+        async with self._folders:
+            await self._tools.in_thread(self._folder.prune, self.state)
+
+
+class Timings:
+    """How long the steps of a roll took, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def of(self, step: str) -> Iterator[None]:
+        started_at = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = round(time.perf_counter() - started_at, 5)
+
+
+def _verified_line(verified: VerifiedArtifact) -> str:
+    files = verified.manifest.files
+    return f"verified {files} file{'' if files == 1 else 's'}, key {verified.key_id[:16]}…"
+
+
+@contextlib.contextmanager
+def _as_roll_failures() -> Iterator[None]:
+    """Say of storage's errors what they mean for a roll."""
+    try:
+        yield
+    except SignatureInvalidError as error:
+        raise RollFailedError("artifact.signature_invalid", str(error)) from error
+    except ArtifactMissingError as error:
+        raise RollFailedError("artifact.missing", str(error)) from error
+    except (ArtifactCorruptError, DigestInvalidError) as error:
+        raise RollFailedError("artifact.corrupt", str(error)) from error
+    except (StorageError, OSError) as error:
+        raise RollFailedError("deployment.host_failed", str(error)) from error
+
+
+async def _to_the_end(work: asyncio.Future[T] | Coroutine[None, None, T]) -> T:
+    """Await work that must not stop half way: a cancellation counts once it is done."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+        raise

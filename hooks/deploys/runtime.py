@@ -1,0 +1,277 @@
+"""A web process: the program of a release, in its sandbox, kept running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from hooks.builds.errors import SandboxUnavailableError
+from hooks.builds.sandbox import APP_DIR, Bind, Limits, Sandbox, SandboxSpec
+from hooks.deploys import pages
+from hooks.deploys.errors import RollFailedError
+from hooks.deploys.forwarding import TrustedProxies
+from hooks.deploys.health import HealthCheck, wait_until_healthy
+from hooks.deploys.proxy import NotListeningError, WebProxy
+from hooks.deploys.weblog import Lines, LineSink, WebLog
+
+DATA_DIR: Final = "/data"
+PORTS: Final = range(20_000, 30_000)
+"""Below the range from which the kernel takes ports for outgoing connections."""
+STOP_TIMEOUT_S: Final = 10.0
+HOLD_S: Final = 5.0
+"""How long a request waits for a process that is being started again."""
+BACK_OFF_FIRST_S: Final = 0.1
+BACK_OFF_MAX_S: Final = 30.0
+STEADY_AFTER_S: Final = 60.0
+"""A process that ran this long starts again at once, as if it had never failed."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run for a release, and with what around it.
+
+    `command` goes through `/bin/sh -c`, in the release's folder, which it cannot write to.
+    """
+
+    command: str
+    release_dir: Path
+    data_dir: Path
+    hostname: str
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def sandbox(self, **environ: str) -> SandboxSpec:
+        # Everything inside gets SIGTERM. A shell would die of it at once and take the sandbox with
+        # it; this one waits for the program that it runs.
+        script = f"trap 'exit 143' TERM\n{self.command}\n"
+        return SandboxSpec(
+            argv=("/bin/sh", "-c", script),
+            binds=(Bind(self.release_dir, APP_DIR), Bind(self.data_dir, DATA_DIR, writable=True)),
+            environ={
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "DATA_DIR": DATA_DIR,
+                **self.environ,
+                **environ,
+            },
+            network=True,
+            hostname=self.hostname,
+            limits=Limits(),
+        )
+
+
+class WebProcess:
+    """A program that listens on $PORT. It is started again, with growing pauses, when it ends.
+
+    It ends with this process, whatever happens to it.
+    """
+
+    def __init__(self, program: Program, check: HealthCheck, *, web_log: Path) -> None:
+        self.port = free_port()
+        self._program = program
+        self._check = check
+        self._log = WebLog(web_log)
+        self._sandbox: Sandbox | None = None
+        self._exit: asyncio.Task[int] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._healthy = asyncio.Event()
+
+    async def start(self, *, timeout_s: float) -> None:
+        """Start it and wait until it is healthy. It is not started again if that fails.
+
+        Raises:
+            RollFailedError: It ended, or was not healthy in time.
+        """
+        try:
+            await self._begin()
+            trouble = await self._become_healthy(timeout_s)
+        except SandboxUnavailableError as error:
+            raise RollFailedError("deployment.start_failed", str(error)) from error
+        except BaseException:
+            await self._end(grace_s=0)
+            raise
+        if trouble is not None:
+            await self._end(grace_s=0)
+            raise RollFailedError(trouble[0], trouble[1], output=self._log.tail())
+        self.keep()
+
+    def keep(self) -> None:
+        """From now on start it whenever it is not running."""
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def healthy(self, *, timeout_s: float) -> bool:
+        """Wait until it can take requests; False when time ran out."""
+        if not self._healthy.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._healthy.wait(), timeout_s)
+        return self._healthy.is_set()
+
+    async def stop(self) -> None:
+        """Ask it to end (SIGTERM); end it after 10 s. May be called again."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+            self._keeper = None
+        await self._end(grace_s=STOP_TIMEOUT_S)
+        self._log.close()
+
+    async def _begin(self) -> None:
+        spec = self._program.sandbox(PORT=str(self.port))
+        self._sandbox = await _start(spec, self._log.write)
+        self._exit = asyncio.get_running_loop().create_task(self._sandbox.wait())
+
+    async def _become_healthy(self, timeout_s: float) -> tuple[str, str] | None:
+        """Wait for health or the end, whichever is first; return what went wrong: code, message."""
+        assert self._exit is not None, "it was begun"
+        check = asyncio.get_running_loop().create_task(
+            wait_until_healthy(self.port, self._check, timeout_s=timeout_s)
+        )
+        try:
+            await asyncio.wait({check, self._exit}, return_when=asyncio.FIRST_COMPLETED)
+            if self._exit.done():
+                status = self._exit.result()
+                return "deployment.start_failed", f"the web process ended with status {status}"
+            trouble = check.result()
+        finally:
+            check.cancel()
+        if trouble is None:
+            self._healthy.set()
+            return None
+        return (
+            "deployment.health_check_failed",
+            f"the web process was not healthy within {timeout_s:g} s: {trouble}",
+        )
+
+    async def _end(self, *, grace_s: float) -> None:
+        self._healthy.clear()
+        if self._sandbox is None or self._exit is None:
+            return
+        if grace_s:
+            self._sandbox.terminate()
+            await asyncio.wait({self._exit}, timeout=grace_s)
+        self._sandbox.kill()
+        with contextlib.suppress(SandboxUnavailableError):
+            await self._exit
+        self._sandbox = self._exit = None
+
+    async def _keep(self) -> None:
+        pause_s = BACK_OFF_FIRST_S
+        while True:
+            began_at = time.monotonic()
+            try:
+                await self._live_once()
+            except SandboxUnavailableError as error:
+                _log.error("web_process_not_started", reason=str(error))
+            if time.monotonic() - began_at > STEADY_AFTER_S:
+                pause_s = BACK_OFF_FIRST_S
+            self._log.note(f"starting again in {pause_s:g} s")
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, BACK_OFF_MAX_S)
+
+    async def _live_once(self) -> None:
+        """Start it unless it runs, and return when it has ended."""
+        if self._exit is None:
+            await self._begin()
+            trouble = await self._become_healthy(float("inf"))
+            if trouble is not None:
+                self._log.note(trouble[1])
+        assert self._exit is not None, "it was begun"
+        status = await asyncio.shield(self._exit)
+        self._healthy.clear()
+        self._sandbox = self._exit = None
+        self._log.note(f"the web process ended with status {status}")
+        _log.info("web_process_ended", exit_status=status, port=self.port)
+
+
+class WebSite:
+    """A release that answers by its web process."""
+
+    def __init__(self, process: WebProcess, *, trusted: TrustedProxies) -> None:
+        self._process = process
+        self._proxy = WebProxy(process.port, trusted=trusted)
+
+    async def respond(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
+        deadline = time.monotonic() + HOLD_S
+        while await self._process.healthy(timeout_s=max(0.0, deadline - time.monotonic())):
+            try:
+                return await self._proxy.forward(request, target)
+            except NotListeningError:  # nothing was sent yet, so it may be tried again
+                if time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(0.02)
+        return pages.starting()
+
+    def hurry(self) -> None:
+        self._proxy.end_tunnels()
+
+    async def close(self) -> None:
+        await self._proxy.close()
+        await self._process.stop()
+
+
+async def run_release_command(program: Program, *, timeout_s: float, on_line: LineSink) -> None:
+    """Run a release's `release` command once, to its end.
+
+    Raises:
+        RollFailedError: It failed, or took too long; everything it started is dead.
+    """
+    lines = Lines(on_line)
+    try:
+        sandbox = await _start(program.sandbox(), lines.write)
+    except SandboxUnavailableError as error:
+        raise RollFailedError("deployment.start_failed", str(error)) from error
+    try:
+        async with asyncio.timeout(timeout_s):
+            status = await sandbox.wait()
+    except TimeoutError as error:
+        raise RollFailedError(
+            "deployment.timed_out", f"the release command ran longer than {timeout_s:g} s"
+        ) from error
+    except SandboxUnavailableError as error:
+        raise RollFailedError("deployment.start_failed", str(error)) from error
+    finally:
+        sandbox.kill()
+        with contextlib.suppress(SandboxUnavailableError):
+            await asyncio.shield(sandbox.wait())
+        lines.close()
+    if status != 0:
+        raise RollFailedError(
+            "deployment.release_command_failed", f"the release command ended with status {status}"
+        )
+
+
+async def _start(spec: SandboxSpec, on_output: Callable[[bytes], None]) -> Sandbox:
+    """Start a sandbox; when canceled meanwhile, leave none behind."""
+    starting = asyncio.get_running_loop().create_task(Sandbox.start(spec, on_output=on_output))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(SandboxUnavailableError):
+            sandbox = await starting
+            sandbox.kill()
+            await sandbox.wait()
+        raise
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on just now."""
+    for port in random.sample(PORTS, k=200):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RollFailedError("deployment.start_failed", "no port is free")

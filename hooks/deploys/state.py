@@ -1,0 +1,181 @@
+"""The site host's state: what each environment serves and which release folders it keeps.
+
+environments/<env_id>/
+state.json            the truth; replaced atomically
+releases/<seq>-<8 hex of the digest>/    unpacked artifacts
+current -> releases/…                    for people and tools
+data/                 the web process's own, writable
+logs/web.log          what it says
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from hooks.deploys.wire import ArtifactPin, Desired
+from storage.digest import Digest
+from storage.files import mapped_errors, write_atomic
+from storage.materialise import remove_partials
+
+KEEP_COUNT: Final = 5
+"""Release folders kept per environment: those used last, so that a rollback has nothing to copy."""
+
+_ENV_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_log = structlog.get_logger()
+
+
+class KeptRelease(msgspec.Struct, frozen=True):
+    """An unpacked artifact in the folder `releases/<folder>`."""
+
+    folder: str
+    digest: str
+
+
+class ServedState(msgspec.Struct, frozen=True):
+    """What is served, and from which folder.
+
+    `modified_s`: what static files have as `Last-Modified`, in seconds since 1970.
+    """
+
+    deployment_id: str
+    artifact: ArtifactPin
+    folder: str
+    modified_s: int
+
+
+class EnvironmentState(msgspec.Struct, frozen=True):
+    """`kept`: the release folders, the one used last at the end. `sequence`: the last number given
+    to one.
+    """
+
+    env_id: str
+    site: str
+    slug: str
+    kind: str
+    hostnames: tuple[str, ...]
+    served: ServedState | None = None
+    kept: tuple[KeptRelease, ...] = ()
+    sequence: int = 0
+    format: int = 1
+
+    def named_as(self, desired: Desired) -> EnvironmentState:
+        return msgspec.structs.replace(
+            self,
+            site=desired.site,
+            slug=desired.slug,
+            kind=desired.kind,
+            hostnames=desired.hostnames,
+        )
+
+    def serving(self, served: ServedState) -> EnvironmentState:
+        """Return the state after the switch to `served`, with the folders that are kept then."""
+        used = KeptRelease(served.folder, served.artifact.digest)
+        others = tuple(kept for kept in self.kept if kept.folder != served.folder)
+        return msgspec.structs.replace(self, served=served, kept=(*others, used)[-KEEP_COUNT:])
+
+    def folder_of(self, digest: Digest) -> str | None:
+        """Return the folder that holds this artifact, if one is kept."""
+        text = str(digest)
+        return next((kept.folder for kept in self.kept if kept.digest == text), None)
+
+    def without_folder(self, folder: str) -> EnvironmentState:
+        return msgspec.structs.replace(
+            self, kept=tuple(kept for kept in self.kept if kept.folder != folder)
+        )
+
+
+class EnvironmentFolder:
+    """An environment's folder. Its methods block; one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.releases = path / "releases"
+        self.data = path / "data"
+        self.web_log = path / "logs" / "web.log"
+
+    def create(self) -> None:
+        """Make what is missing, and remove what a crash left half made."""
+        with mapped_errors(f"prepare {self.path}"):
+            for folder in (self.path, self.releases, self.data, self.web_log.parent):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            remove_partials(self.releases)
+
+    def read(self) -> EnvironmentState | None:
+        """Return the state; None when there is none that can be read: nothing was served yet."""
+        try:
+            data = (self.path / "state.json").read_bytes()
+            state = msgspec.json.decode(data, type=EnvironmentState)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            _log.error("environment_state_unreadable", path=str(self.path), reason=str(error))
+            return None
+        return state if state.env_id == self.path.name else None
+
+    def write(self, state: EnvironmentState) -> None:
+        """Replace the state, durably, and let `current` point at what it says is served."""
+        with mapped_errors(f"write the state of {self.path}"):
+            write_atomic(self.path / "state.json", msgspec.json.encode(state), mode=0o600)
+            self._point(state.served)
+
+    def _point(self, served: ServedState | None) -> None:
+        current = self.path / "current"
+        target = f"releases/{served.folder}" if served is not None else None
+        with contextlib.suppress(OSError):
+            if str(current.readlink()) == target:
+                return
+        if target is None:
+            current.unlink(missing_ok=True)
+            return
+        draft = self.path / f".current.{secrets.token_hex(6)}"
+        draft.symlink_to(target)
+        draft.rename(current)
+
+    def prune(self, state: EnvironmentState) -> None:
+        """Remove the release folders that the state neither keeps nor serves."""
+        kept = {kept.folder for kept in state.kept}
+        if state.served is not None:
+            kept.add(state.served.folder)
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.releases):  # noqa: PTH208 - names alone are wanted
+                if name not in kept:
+                    shutil.rmtree(self.releases / name, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the environment with its data. Its state goes first: nothing half removed is
+        ever served again.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / "state.json").unlink()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class HostFolder:
+    """The site host's folder: one folder per environment."""
+
+    def __init__(self, root: Path) -> None:
+        self._environments = root / "environments"
+        self._environments.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def environment(self, env_id: str) -> EnvironmentFolder:
+        if not _ENV_ID.fullmatch(env_id):
+            raise ValueError(f"not the id of an environment: {env_id!r}")
+        return EnvironmentFolder(self._environments / env_id)
+
+    def known(self) -> Iterator[tuple[EnvironmentFolder, EnvironmentState]]:
+        """Yield the environments that have a state; folders without one are leftovers."""
+        for path in sorted(self._environments.iterdir()):
+            folder = EnvironmentFolder(path)
+            state = folder.read()
+            if state is not None:
+                yield folder, state

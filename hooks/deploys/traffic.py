@@ -1,0 +1,113 @@
+"""Traffic: visitors' requests, from the listening socket to the release that answers them."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+from urllib.parse import urlsplit
+
+import structlog
+from aiohttp import web
+
+from hooks.deploys import pages
+from hooks.deploys.router import Router
+from hooks.deploys.serving import Absence, Serving
+
+HOLD_S: Final = 10.0
+"""How long a request waits for an environment that is only just starting with its host."""
+KEEP_ALIVE_S: Final = 75.0
+HEADER_BYTES_MAX: Final = 32 * 1024
+
+_log = structlog.get_logger()
+
+
+def make_server(router: Router[Serving]) -> web.Server:
+    """Make the HTTP server. Call it in the loop."""
+    traffic = Traffic(router)
+    return web.Server(
+        traffic.handle,
+        access_log=None,
+        auto_decompress=False,  # bodies pass as they are
+        keepalive_timeout=KEEP_ALIVE_S,
+        max_line_size=HEADER_BYTES_MAX,
+        max_field_size=HEADER_BYTES_MAX,
+    )
+
+
+class Traffic:
+    """Finds who answers a request, and counts it in that release while it is answered."""
+
+    def __init__(self, router: Router[Serving]) -> None:
+        self._router = router
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        started_at = time.perf_counter()
+        try:
+            response = await self._answer(request)
+        except ConnectionError:
+            response = _broken_off(request)
+        except Exception:  # noqa: BLE001 - the ring around a request
+            _log.exception("request_failed", target=request.message.path)
+            started = request.writer.output_size > 0
+            response = _broken_off(request) if started else pages.internal_error()
+        _log.debug(
+            "request_served",
+            host=request.headers.get("Host"),
+            method=request.method,
+            target=request.message.path,
+            status=response.status,
+            seconds=round(time.perf_counter() - started_at, 4),
+        )
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        hosts = request.headers.getall("Host", [])
+        if len(hosts) > 1:
+            return pages.bad_request("A request names one host.")
+        host, target = _destination(request.message.path, hosts[0] if hosts else "")
+        if not target.startswith("/"):
+            return pages.bad_request("A request names a path.")
+        serving = self._router.find(host)
+        if serving is None:
+            return pages.unknown_host()
+        await serving.decided(timeout_s=HOLD_S)
+        release = serving.current
+        if release is None:
+            return _absent(serving)
+        with release.in_flight():
+            response = await release.responder.respond(request, target)
+            await response.prepare(request)
+            await response.write_eof()
+            return response
+
+
+def _broken_off(request: web.BaseRequest) -> web.StreamResponse:
+    """End the connection: the visitor left, or the answer cannot be finished.
+
+    When its head is out, that is the one way left to say "incomplete".
+    """
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=499)  # for the log; nobody gets it
+
+
+def _destination(target: str, host: str) -> tuple[str, str]:
+    """Return the host and the raw path with query; a whole URL as target names both itself.
+
+    Source: RFC 9112, 3.2.2.
+    """
+    if target.lower().startswith(("http://", "https://")):
+        parts = urlsplit(target)
+        path = parts.path or "/"
+        return parts.netloc.rpartition("@")[2], path + (f"?{parts.query}" if parts.query else "")
+    return host, target
+
+
+def _absent(serving: Serving) -> web.StreamResponse:
+    match serving.absence:
+        case Absence.NOTHING_RELEASED:
+            return pages.nothing_released()
+        case Absence.REFUSED:
+            return pages.unavailable(serving.code)
+        case Absence.STARTING:
+            return pages.starting()
