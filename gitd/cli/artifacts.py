@@ -1,0 +1,73 @@
+"""mf artifacts: signed build outputs, and the proof that they are what they say."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from gitd.cli.answers import as_fields
+from gitd.cli.options import ListGroup, Place, json_option, list_options, place_options
+from gitd.cli.session import Session
+from gitd.cli.tables import Column, Kind, print_fields, print_page
+
+COLUMNS = (
+    Column("ARTIFACT", "id", Kind.ID),
+    Column("REF", "ref"),
+    Column("COMMIT", "commit"),
+    Column("FILES", "files"),
+    Column("SIZE", "size", Kind.SIZE),
+    Column("CREATED", "created_at", Kind.TIME),
+)
+
+
+@click.group(cls=ListGroup)
+def artifacts() -> None:
+    """Artifacts that can be deployed onto an environment."""
+
+
+@artifacts.command("list")
+@place_options
+@list_options
+@click.pass_obj
+def list_artifacts(session: Session, place: Place, limit: int | None) -> None:
+    """List artifacts, newest first."""
+    page = session.api.some(place.endpoint("artifacts"), limit)
+    session.show(page.items, lambda: print_page(page, COLUMNS, what="artifacts"))
+
+
+@artifacts.command("show")
+@place_options
+@click.argument("artifact")
+@json_option
+@click.pass_obj
+def show_artifact(session: Session, place: Place, artifact: str) -> None:
+    """Show one artifact, with its digest and signature."""
+    path = place.endpoint("artifacts", artifact)
+    found = as_fields(session.api.get(path), "artifact")
+    session.show(found, lambda: print_fields(found))
+
+
+@artifacts.command("manifest")
+@place_options
+@click.argument("artifact")
+@json_option
+@click.pass_obj
+def show_manifest(session: Session, place: Place, artifact: str) -> None:
+    """Print the manifest of files, byte for byte: its digest is the artifact's."""
+    _print_content(session, place, artifact, "manifest")
+
+
+@artifacts.command("provenance")
+@place_options
+@click.argument("artifact")
+@json_option
+@click.pass_obj
+def show_provenance(session: Session, place: Place, artifact: str) -> None:
+    """Print the signed envelope of the artifact's provenance, byte for byte."""
+    _print_content(session, place, artifact, "provenance")
+
+
+def _print_content(session: Session, place: Place, artifact: str, name: str) -> None:
+    path = place.endpoint("artifacts", artifact, name)
+    click.echo(session.api.content(path), nl=sys.stdout.isatty())

@@ -1,0 +1,143 @@
+"""mf deploy, mf promote, mf rollback, mf deployments: artifacts onto environments."""
+
+from __future__ import annotations
+
+import click
+
+from gitd.cli.answers import Job, as_fields, text_at
+from gitd.cli.client import Api
+from gitd.cli.exits import ExitCode, NothingToDoError
+from gitd.cli.options import (
+    Following,
+    ListGroup,
+    Place,
+    json_option,
+    list_options,
+    place_options,
+    starting_options,
+)
+from gitd.cli.releases import current_release
+from gitd.cli.session import Session
+from gitd.cli.tables import Column, Kind, print_fields, print_page
+from gitd.cli.waiting import started
+
+COLUMNS = (
+    Column("DEPLOYMENT", "id", Kind.ID),
+    Column("STATUS", "status", Kind.STATUS),
+    Column("TRIGGER", "trigger"),
+    Column("ARTIFACT", "artifact_id", Kind.ID),
+    Column("BY", "actor.label"),
+    Column("CREATED", "created_at", Kind.TIME),
+)
+
+
+@click.command("deploy")
+@click.argument("artifact")
+@place_options
+@starting_options
+@click.pass_obj
+def deploy(
+    session: Session,
+    artifact: str,
+    place: Place,
+    following: Following,
+    idempotency_key: str,
+    *,
+    wait: bool,
+) -> ExitCode:
+    """Roll an artifact onto an environment, without a build."""
+    path = place.endpoint("deployments")
+    body = {"artifact_id": artifact}
+    job = Job.of(session.api.post(path, body, idempotency_key=idempotency_key))
+    return started(session, job, wait=wait, following=following)
+
+
+@click.command("promote")
+@place_options
+@click.option("--to", "to_env", required=True, metavar="ENV", help="A slug, an id, or a kind.")
+@starting_options
+@click.pass_obj
+def promote(
+    session: Session,
+    place: Place,
+    following: Following,
+    to_env: str,
+    idempotency_key: str,
+    *,
+    wait: bool,
+) -> ExitCode:
+    """Roll what runs on one environment onto another, without a build."""
+    path = place.endpoint("promote")
+    body = {"to_env": to_env}
+    job = Job.of(session.api.post(path, body, idempotency_key=idempotency_key))
+    return started(session, job, wait=wait, following=following)
+
+
+@click.command("rollback")
+@click.argument("back_from", required=False, metavar="[DEPLOYMENT|RELEASE]")
+@place_options
+@starting_options
+@click.pass_obj
+def rollback(
+    session: Session,
+    back_from: str | None,
+    place: Place,
+    following: Following,
+    idempotency_key: str,
+    *,
+    wait: bool,
+) -> ExitCode:
+    """Go back to an earlier release, without a build.
+
+    Without an id, back to the release before the one that runs now. With a deployment's id, back to
+    the release before that deployment. With a release's id, back to that very release.
+    """
+    named = back_from or _current_deployment(session.api, place)
+    path = place.endpoint("deployments", named, "rollback")
+    job = Job.of(session.api.post(path, idempotency_key=idempotency_key))
+    return started(session, job, wait=wait, following=following)
+
+
+def _current_deployment(api: Api, place: Place) -> str:
+    """The deployment that made the current release."""
+    release = current_release(api, place)
+    if release is None:
+        raise NothingToDoError("environment.nothing_running", f"Nothing runs on {place.env} yet.")
+    named = text_at(release, "deployment_id")
+    if named:
+        return named
+    path = place.endpoint("deployments")
+    for page in api.pages(path):
+        for deployment in page.items:
+            if text_at(deployment, "release_id") == text_at(release, "id"):
+                return text_at(deployment, "id")
+    raise NothingToDoError(
+        "release.no_previous", f"No deployment of {text_at(release, 'id')} is to be seen."
+    )
+
+
+@click.group(cls=ListGroup)
+def deployments() -> None:
+    """Deployments: requests to roll an artifact onto an environment."""
+
+
+@deployments.command("list")
+@place_options
+@list_options
+@click.pass_obj
+def list_deployments(session: Session, place: Place, limit: int | None) -> None:
+    """List deployments, newest first."""
+    page = session.api.some(place.endpoint("deployments"), limit)
+    session.show(page.items, lambda: print_page(page, COLUMNS, what="deployments"))
+
+
+@deployments.command("show")
+@place_options
+@click.argument("deployment")
+@json_option
+@click.pass_obj
+def show_deployment(session: Session, place: Place, deployment: str) -> None:
+    """Show one deployment."""
+    path = place.endpoint("deployments", deployment)
+    found = as_fields(session.api.get(path), "deployment")
+    session.show(found, lambda: print_fields(found))

@@ -1,0 +1,119 @@
+"""mf env, mf url: where a site's releases run."""
+
+from __future__ import annotations
+
+import click
+
+from gitd.cli.answers import Fields, as_fields, text_at
+from gitd.cli.client import endpoint
+from gitd.cli.confirmation import confirm, yes_option
+from gitd.cli.exits import NothingToDoError
+from gitd.cli.options import (
+    ListGroup,
+    Place,
+    idempotency_option,
+    json_option,
+    list_options,
+    place_options,
+    site_option,
+)
+from gitd.cli.screen import printable
+from gitd.cli.session import Session
+from gitd.cli.tables import Column, Kind, print_fields, print_page
+
+COLUMNS = (
+    Column("ENV", "slug"),
+    Column("KIND", "kind"),
+    Column("BRANCH", "branch"),
+    Column("STATUS", "status", Kind.STATUS),
+    Column("URL", "preview_url", Kind.ID),
+    Column("ID", "id", Kind.ID),
+)
+
+
+@click.group(cls=ListGroup)
+def env() -> None:
+    """Environments: production, staging, and a preview per branch."""
+
+
+@env.command("list")
+@site_option
+@click.option("--branch", metavar="BRANCH", help="Only the environment of this branch.")
+@list_options
+@click.pass_obj
+def list_environments(session: Session, site: str, branch: str | None, limit: int | None) -> None:
+    """List a site's environments."""
+    query = {"branch": branch} if branch else {}
+    page = session.api.some(endpoint("sites", site, "environments"), limit, query)
+    session.show(page.items, lambda: print_page(page, COLUMNS, what="environments"))
+
+
+@env.command("show")
+@site_option
+@click.argument("env")
+@json_option
+@click.pass_obj
+def show_environment(session: Session, site: str, env: str) -> None:
+    """Show one environment."""
+    found = _environment(session, Place(site, env))
+    session.show(found, lambda: print_fields(found))
+
+
+@env.command("create")
+@site_option
+@click.option("--branch", required=True, metavar="BRANCH", help="The branch that it shows.")
+@click.option("--kind", default="preview", show_default=True, help="The environment's kind.")
+@click.option("--ephemeral", is_flag=True, help="It may be removed when it is not used.")
+@idempotency_option
+@json_option
+@click.pass_obj
+def create_environment(
+    session: Session, site: str, branch: str, kind: str, idempotency_key: str, *, ephemeral: bool
+) -> None:
+    """Make a preview for a branch, before its first push."""
+    body: dict[str, object] = {"kind": kind, "branch": branch}
+    if ephemeral:
+        body["ephemeral"] = True
+    path = endpoint("sites", site, "environments")
+    made = as_fields(session.api.post(path, body, idempotency_key=idempotency_key), "environment")
+
+    def for_people() -> None:
+        slug, preview_url = text_at(made, "slug"), text_at(made, "preview_url")
+        click.echo(printable(f"{slug or text_at(made, 'id')} is made: {preview_url}"))
+
+    session.show(made, for_people)
+
+
+@env.command("delete")
+@site_option
+@click.argument("env")
+@yes_option
+@json_option
+@click.pass_obj
+def delete_environment(session: Session, site: str, env: str, *, yes: bool) -> None:
+    """Tear a preview down."""
+    found = _environment(session, Place(site, env))
+    name = text_at(found, "slug") or env
+    confirm(f"Tear {name} of {site} down?", yes=yes)
+    session.api.delete(Place(site, text_at(found, "id") or env).endpoint())
+    session.show(found, lambda: click.echo(printable(f"{name} is torn down")))
+
+
+@click.command("url")
+@place_options
+@click.option("--browser", is_flag=True, help="Open it in a browser too.")
+@json_option
+@click.pass_obj
+def url(session: Session, place: Place, *, browser: bool) -> None:
+    """Print the address of an environment."""
+    found = _environment(session, place)
+    address = text_at(found, "preview_url")
+    if not address:
+        raise NothingToDoError("environment.no_url", f"{place.env} has no address.")
+    session.show(found, lambda: click.echo(printable(address)))
+    if browser and address.startswith(("http://", "https://")):
+        click.launch(address)
+
+
+def _environment(session: Session, place: Place) -> Fields:
+    return as_fields(session.api.get(place.endpoint()), "environment")

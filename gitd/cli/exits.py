@@ -1,0 +1,141 @@
+"""Exits: how `mf` ends when it does not end well, as a code for programs and words for people.
+
+CliError
+├── RefusedError        3  the server said no: its code, its message, what to do, its request id
+├── NothingToDoError    3  the server's answers show that it would say no
+└── UnreachableError    4  no answer, or none of this API's
+    └── StrangeAnswerError
+A failed job is a result and no error: the command that waited for it returns `ExitCode.FAILED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+
+import click
+
+from gitd.cli.screen import printable
+
+
+class ExitCode(IntEnum):
+    """Source: contract section 7; 130 is the shell's 128 + SIGINT."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    REFUSED = 3
+    UNREACHABLE = 4
+    INTERRUPTED = 130
+
+
+ADVICE = {
+    "authentication.": (
+        "Set FORGE_TOKEN to an API key that is valid here. On the server's machine "
+        "`gitd key create --label NAME --preset deploy-bot` makes one."
+    ),
+    "scope.insufficient": "Use a key that has this scope: keys are never widened, make a new one.",
+    "site.not_found": "`mf sites list` shows the sites that this key may see.",
+    "environment.not_found": "`mf env list --site SITE` shows the environments of a site.",
+    "environment.ambiguous": "Name one of them by its slug.",
+    "environment.nothing_running": "Push to it, or `mf deploy` an artifact onto it, first.",
+    "artifact.not_found": "`mf artifacts --site SITE --env ENV` shows what can be deployed.",
+    "release.no_previous": "`mf releases --site SITE --env ENV` shows what there is to go back to.",
+    "release.already_current": "`mf releases --site SITE --env ENV` shows the other releases.",
+    "idempotency.key_reused": "Send each new request with a new --idempotency-key, or with none.",
+    "rate_limit.": "Try again later.",
+}
+
+
+class CliError(click.ClickException):
+    """Ends the command: `message` for people, `advice` is what they can do, one line each."""
+
+    def __init__(self, message: str, *advice: str) -> None:
+        super().__init__(message)
+        self.advice: Sequence[str] = advice
+
+    def lines(self) -> list[str]:
+        return [f"mf: {self.message}", *self.advice]
+
+    def fields(self) -> dict[str, object]:
+        """What `--json` prints of it: shaped like the API's error envelope."""
+        return {"error": {"type": "client", "code": self.code(), "message": self.message}}
+
+    def code(self) -> str:
+        return "client.failed"
+
+
+class RefusedError(CliError):
+    """The server answered with an error envelope."""
+
+    exit_code = ExitCode.REFUSED
+
+    def __init__(
+        self, envelope: Mapping[str, object], error: Mapping[str, object], *, status: int
+    ) -> None:
+        self.envelope = envelope
+        self.status = status
+        self.error_code = str(error.get("code") or f"http.{status}")
+        param = f" ({error['param']})" if error.get("param") else ""
+        said = str(error.get("message") or "no reason given")
+        super().__init__(f"{self.error_code}{param}: {said}", *_advice(envelope, error))
+
+    def code(self) -> str:
+        return self.error_code
+
+    def fields(self) -> dict[str, object]:
+        return dict(self.envelope)
+
+
+class NothingToDoError(CliError):
+    """What was asked makes no sense as things stand: no request was needed to know it."""
+
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}", *_known_advice(code))
+        self._code = code
+
+    def code(self) -> str:
+        return self._code
+
+
+class UnreachableError(CliError):
+    """No answer came, after all tries."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+    def code(self) -> str:
+        return "client.unreachable"
+
+
+class StrangeAnswerError(UnreachableError):
+    """Something answered, but not this API."""
+
+    def code(self) -> str:
+        return "client.strange_answer"
+
+
+def _advice(envelope: Mapping[str, object], error: Mapping[str, object]) -> list[str]:
+    advice = _known_advice(str(error.get("code") or ""))
+    if not advice and error.get("doc_url"):
+        advice = [f"See {error['doc_url']}"]
+    if envelope.get("request_id"):
+        advice.append(f"Request id: {envelope['request_id']}")
+    return advice
+
+
+def _known_advice(code: str) -> list[str]:
+    return [
+        advice
+        for known, advice in ADVICE.items()
+        if code == known or (known.endswith(".") and code.startswith(known))
+    ]
+
+
+def report(error: click.ClickException) -> None:
+    """Say on standard error why the command ends."""
+    if not isinstance(error, CliError):
+        error.show()
+        return
+    click.echo("\n".join(printable(line) for line in error.lines()), err=True)

@@ -1,0 +1,77 @@
+"""mf jobs: the async handles of builds and rolls."""
+
+from __future__ import annotations
+
+import click
+
+from gitd.cli.answers import Job
+from gitd.cli.client import endpoint
+from gitd.cli.exits import ExitCode
+from gitd.cli.options import Following, ListGroup, following_options, json_option, list_options
+from gitd.cli.screen import printable
+from gitd.cli.session import Session
+from gitd.cli.tables import Column, Kind, print_fields, print_page
+from gitd.cli.waiting import follow
+
+COLUMNS = (
+    Column("JOB", "id", Kind.ID),
+    Column("TYPE", "type"),
+    Column("STATUS", "status", Kind.STATUS),
+    Column("DONE", "progress", Kind.PERCENT),
+    Column("FOR", "resource.id", Kind.ID),
+    Column("CREATED", "created_at", Kind.TIME),
+)
+
+
+@click.group(cls=ListGroup)
+def jobs() -> None:
+    """Jobs: what works on builds and rolls."""
+
+
+@jobs.command("list")
+@click.option("--status", metavar="STATUS", help="Only those queued, running, succeeded, ...")
+@click.option("--resource-type", metavar="TYPE", help="Only those of a `build` or a `deployment`.")
+@list_options
+@click.pass_obj
+def list_jobs(
+    session: Session, status: str | None, resource_type: str | None, limit: int | None
+) -> None:
+    """List jobs, newest first."""
+    asked = (("status", status), ("resource_type", resource_type))
+    query = {name: value for name, value in asked if value}
+    page = session.api.some(endpoint("jobs"), limit, query)
+    session.show(page.items, lambda: print_page(page, COLUMNS, what="jobs"))
+
+
+@jobs.command("show")
+@click.argument("job_id", metavar="JOB")
+@json_option
+@click.pass_obj
+def show_job(session: Session, job_id: str) -> None:
+    """Show one job."""
+    job = Job.of(session.api.get(endpoint("jobs", job_id)))
+    session.show(job.fields, lambda: print_fields(job.fields))
+
+
+@jobs.command("cancel")
+@click.argument("job_id", metavar="JOB")
+@json_option
+@click.pass_obj
+def cancel_job(session: Session, job_id: str) -> None:
+    """Cancel a queued or running job. One that is over stays as it is."""
+    job = Job.of(session.api.post(endpoint("jobs", job_id, "cancel")))
+    session.show(job.fields, lambda: click.echo(printable(f"{job.id} is {job.status}")))
+
+
+@jobs.command("wait")
+@click.argument("job_id", metavar="JOB")
+@following_options
+@json_option
+@click.pass_obj
+def wait_for_job(session: Session, job_id: str, following: Following) -> ExitCode:
+    """Follow a job to its end, and end as it ends: 0 when it succeeded, else 1.
+
+    A build that goes on to deploy is followed until its release is live.
+    """
+    job = Job.of(session.api.get(endpoint("jobs", job_id)))
+    return follow(session, job, following)

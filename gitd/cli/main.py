@@ -1,0 +1,96 @@
+"""mf: the command line of the deployments API, over HTTP.
+
+Start-up time counts for a command in a script's loop: what takes long to import (httpx, rich) is
+imported where it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from gitd.cli.artifacts import artifacts
+from gitd.cli.builds import build, builds
+from gitd.cli.deployments import deploy, deployments, promote, rollback
+from gitd.cli.environments import env, url
+from gitd.cli.exits import ExitCode
+from gitd.cli.jobs import jobs
+from gitd.cli.logs import logs
+from gitd.cli.releases import releases
+from gitd.cli.routes import routes
+from gitd.cli.session import Session
+from gitd.cli.sites import sites
+from gitd.cli.version import version
+
+DEFAULT_URL = "http://127.0.0.1:8080"  # where an embedded `gitd serve` listens
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--url",
+    "server",
+    metavar="URL",
+    envvar="FORGE_URL",
+    default=DEFAULT_URL,
+    show_default=True,
+    show_envvar=True,
+    help="The server.",
+)
+@click.pass_obj
+def mf(session: Session, server: str) -> None:
+    """Build, deploy, promote and roll back on a gitd server.
+
+    The key comes from the environment variable FORGE_TOKEN.
+
+    Exit codes: 0 done, 1 the job failed, 2 wrong usage, 3 the server refused, 4 the server cannot
+    be reached.
+    """
+    session.url = server
+
+
+for command in (
+    sites,
+    env,
+    url,
+    routes,
+    build,
+    builds,
+    artifacts,
+    deploy,
+    promote,
+    rollback,
+    deployments,
+    releases,
+    jobs,
+    logs,
+    version,
+):
+    mf.add_command(command)
+
+
+def main() -> None:
+    """Run `mf` with this process's arguments and environment."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names in scripts the locale cannot show must not end a command half way.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    session = Session(DEFAULT_URL, os.environ.get("FORGE_TOKEN"))
+    sys.exit(run(session))
+
+
+def run(session: Session) -> int:
+    try:
+        return int(mf.main(prog_name="mf", obj=session, standalone_mode=False) or ExitCode.OK)
+    except click.ClickException as error:
+        session.report(error)
+        return error.exit_code
+    except click.Abort:
+        click.echo("Interrupted.", err=True)
+        return ExitCode.INTERRUPTED
+    finally:
+        session.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Waiting: a started job followed to its end, and the exit code that its end means."""
+
+from __future__ import annotations
+
+import click
+
+from gitd.cli.answers import Fields, Job, as_fields, at, text_at
+from gitd.cli.client import Api, endpoint
+from gitd.cli.exits import CliError, ExitCode
+from gitd.cli.options import Following
+from gitd.cli.progress import Display, display
+from gitd.cli.screen import printable
+from gitd.cli.session import Session
+from gitd.cli.stream import JobStream
+
+
+def started(session: Session, job: Job, *, wait: bool, following: Following) -> ExitCode:
+    """End a command that started a job: say where it is, or follow it."""
+    if wait:
+        return follow(session, job, following)
+    session.show(job.fields, lambda: _say_started(job))
+    return ExitCode.OK
+
+
+def follow(session: Session, job: Job, following: Following) -> ExitCode:
+    """Follow a job, and the deployment that a build goes on to. The last of them decides."""
+    newest = job
+    try:
+        with display(quiet=following.is_quiet) as shown:
+            newest = _to_its_end(session.api, newest, shown, following)
+            if newest.has_succeeded and newest.type == "build.run":
+                rolls = _next_job(session.api, newest)
+                if rolls is not None:
+                    newest = rolls
+                    newest = _to_its_end(session.api, newest, shown, following)
+    except KeyboardInterrupt:
+        _say_detached(newest)
+        return ExitCode.INTERRUPTED
+    session.show(newest.fields, lambda: _say_outcome(session.api, newest))
+    return ExitCode.OK if newest.has_succeeded else ExitCode.FAILED
+
+
+def _to_its_end(api: Api, job: Job, shown: Display, following: Following) -> Job:
+    stream = JobStream(api, job, patience_s=following.patience_s)
+    shown.show([job])
+    for batch in stream.batches():
+        shown.show(batch)
+    return stream.job
+
+
+def _next_job(api: Api, build_job: Job) -> Job | None:
+    """The job of the deployment that a finished build went on to, if any."""
+    deployment_id = build_job.result("deployment_id")
+    if not deployment_id:
+        return None
+    deployment = as_fields(
+        api.get(environment_endpoint(build_job, "deployments", deployment_id)), "deployment"
+    )
+    job_id = text_at(deployment, "job_id")
+    return Job.of(api.get(endpoint("jobs", job_id))) if job_id else None
+
+
+def environment_endpoint(job: Job, *names: str) -> str:
+    """A path below the environment that the job works for."""
+    site, env = job.resource("site_id"), job.resource("env_id")
+    return endpoint("sites", site, "environments", env, *names)
+
+
+def _say_started(job: Job) -> None:
+    resource = job.resource("id")
+    click.echo(printable(f"{resource or job.id} {job.status} as {job.id}"))
+    click.echo(printable(f"Follow it: mf jobs wait {job.id}"), err=True)
+
+
+def _say_detached(job: Job) -> None:
+    click.echo(
+        printable(f"Left alone: {job.id} goes on without this command.")
+        + "\n"
+        + printable(f"Follow it again: mf jobs wait {job.id}")
+        + "\n"
+        + printable(f"End it:          mf jobs cancel {job.id}"),
+        err=True,
+    )
+
+
+def _say_outcome(api: Api, job: Job) -> None:
+    if job.has_succeeded:
+        click.echo(printable(_success(api, job)))
+        return
+    click.echo(printable(f"{job.resource('id') or job.id} {job.status}{_why(job)}"))
+    for line in _after_failure(job):
+        click.echo(printable(line), err=True)
+
+
+def _success(api: Api, job: Job) -> str:
+    if job.type == "build.run":
+        return f"{job.resource('id')} made {job.result('artifact_id')}"
+    if job.type == "deployment.roll":
+        environment = _environment(api, job)
+        slug, url = text_at(environment, "slug"), text_at(environment, "preview_url")
+        where = f"{slug or job.resource('env_id')}{f': {url}' if url else ''}"
+        return f"{job.result('release_id') or job.resource('id')} is live on {where}"
+    return f"{job.id} {job.status}"
+
+
+def _environment(api: Api, job: Job) -> Fields:
+    """The job's environment. It only adds to what is said: without it the roll went well too."""
+    try:
+        return as_fields(api.get(environment_endpoint(job)), "environment")
+    except (CliError, click.UsageError):
+        return {}
+
+
+def _why(job: Job) -> str:
+    message = text_at(job.fields, "error.message")
+    code = text_at(job.fields, "error.code")
+    exit_status = at(job.fields, "error.exit_status")
+    left = f" (exit status {exit_status})" if isinstance(exit_status, int) else ""
+    said = ": ".join(part for part in (code, message) if part)
+    return f": {said}{left}" if said else ""
+
+
+def _after_failure(job: Job) -> list[str]:
+    lines = [f"Its log: mf logs {job.id}"]
+    if job.status == "failed" and job.type == "deployment.roll":
+        lines.insert(0, "The environment goes on serving the release that it had.")
+    return lines
