@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import concurrent.futures.thread  # noqa: F401 - for what the interpreter loads late, see below
 import contextlib
 import ctypes
 import os
@@ -14,6 +16,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
 
+# What the interpreter loads when it is first used, and can not any more without privileges.
+_LATE_CODECS = ("ascii", "idna", "latin-1", "punycode", "unicode_escape", "utf-8", "utf-16")
+
 READ_BYTES_MAX = 65_536  # one read of a pipe: its whole capacity
 STRAGGLERS_S = 1.0  # how long output may stay open after the process and its group were ended
 
@@ -21,12 +26,15 @@ STRAGGLERS_S = 1.0  # how long output may stay open after the process and its gr
 def drop_privileges(uid: int, gid: int) -> None:
     """Become `uid` and `gid` for good, with no other group and no way back.
 
-    Import everything first: the interpreter may live where `uid` cannot read. The signal that
-    `die_with_parent` asked for is forgotten by the kernel here, so call that one afterwards.
+    Import everything first: the interpreter may live where `uid` cannot read; only the codecs of
+    the standard library are seen to here. The signal that `die_with_parent` asked for is forgotten
+    by the kernel, so call that one afterwards.
 
     Raises:
         PermissionError: This process may not change its ids.
     """
+    for name in _LATE_CODECS:
+        codecs.lookup(name)
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

@@ -6,9 +6,7 @@ It keeps nothing: whatever happens to it, control leases the build to another sl
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401 - once privileges are dropped nothing can be loaded
 import contextlib
-import encodings.idna  # noqa: F401 - likewise
 import os
 import signal
 import time

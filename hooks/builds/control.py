@@ -14,7 +14,7 @@ from typing import BinaryIO, Self, TypeVar
 import aiohttp
 import msgspec
 
-from hooks.builds.errors import ControlUnreachableError, LeaseLostError
+from hooks.builds.errors import BuildFailedError, ControlUnreachableError, LeaseLostError
 from hooks.builds.wire import (
     BatchLine,
     Finish,
@@ -118,11 +118,29 @@ class LeasedJob:
         out.seek(0)
 
     async def send_output(self, chunks: Callable[[], AsyncIterator[bytes]]) -> None:
-        """Send a tar; `chunks` gives it, from its start, as often as it is called."""
+        """Send a tar; `chunks` gives it, from its start, as often as it is called.
+
+        Raises:
+            BuildFailedError: As `chunks` does.
+        """
+        failures: list[BuildFailedError] = []
+
+        async def watched() -> AsyncIterator[bytes]:
+            try:
+                async for chunk in chunks():
+                    yield chunk
+            except BuildFailedError as error:
+                failures.append(error)
+                raise
 
         async def send() -> None:
-            async with self._session.put(f"{self._path}/output", data=chunks()) as response:
-                _check(response)
+            try:
+                async with self._session.put(f"{self._path}/output", data=watched()) as response:
+                    _check(response)
+            except aiohttp.ClientError:
+                if failures:  # the connection broke because there was nothing more to send
+                    raise failures[0] from None
+                raise
 
         await self._repeat(send)
 

@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from hooks.builds.wire import CONFIG_FILES
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+UID = 60690 if os.geteuid() == 0 else None
+
+
+@pytest.fixture(scope="session")
+def sandbox_uid():
+    """The uid that sandboxes run with here: None for this very user."""
+    return UID
+
+
+@pytest.fixture
+def open_dir():
+    """A folder that the sandboxes' uid can pass through, as the data folder is."""
+    path = Path(tempfile.mkdtemp(prefix="gitd-test-"))
+    path.chmod(0o711)
+    yield path
+    for folder in [path, *(each for each in path.rglob("*") if each.is_dir())]:
+        folder.chmod(0o700)
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def own_dir(open_dir):
+    """A folder of the sandboxes' uid."""
+    path = open_dir / "own"
+    path.mkdir(mode=0o700)
+    if UID is not None:
+        os.chown(path, UID, UID)
+    return path
+
+
+@dataclass
+class Ran:
+    status: int = -1
+    output: str = ""
+    output_bytes: int = 0
+    seconds: float = 0
+    started_s: float = 0
+    survivors: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+def order_for(command, *, uid=UID, kill_after_s=None, terminate_after_s=None, **spec):
+    spec["argv"] = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+    return json.dumps(
+        {
+            "uid": uid,
+            "spec": spec,
+            "kill_after_s": kill_after_s,
+            "terminate_after_s": terminate_after_s,
+        }
+    )
+
+
+SANDBOXED = [sys.executable, str(HERE / "sandboxed.py")]
+
+
+@pytest.fixture
+def in_sandbox():
+    """Run a shell command in a sandbox, in a process of its own, and wait for its end."""
+
+    def run(command, *, env=None, pass_fds=(), **rest):
+        done = subprocess.run(
+            SANDBOXED,
+            input=order_for(command, **rest),
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+            pass_fds=pass_fds,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return Ran(**json.loads(done.stdout))
+
+    return run
+
+
+@pytest.fixture
+def start_sandboxed():
+    """Start a sandbox's process and return it, still running."""
+    started = []
+
+    def start(command, **rest):
+        process = subprocess.Popen(
+            SANDBOXED,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            text=True,
+        )
+        started.append(process)
+        process.stdin.write(order_for(command, **rest))
+        process.stdin.close()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def tar_of(files):
+    """A tar as control sends it. Values: bytes, (bytes, mode) or a link's target as text."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        folders = {
+            str(parent) for name in files for parent in Path(name).parents if str(parent) != "."
+        }
+        for name in sorted(folders):
+            member = tarfile.TarInfo(name)
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(member)
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content
+                tar.addfile(member)
+                continue
+            data, member.mode = content if isinstance(content, tuple) else (content, 0o644)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def files_of(tar_bytes):
+    """What a tar holds: text for links, bytes for files, None for folders."""
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(tar_bytes), mode="r:") as tar:
+        for member in tar:
+            if member.issym():
+                found[member.name] = member.linkname
+            elif member.isdir():
+                found[member.name] = None
+            else:
+                found[member.name] = tar.extractfile(member).read()
+    return found
+
+
+@dataclass
+class Job:
+    """What control knows of a leased build."""
+
+    id: str
+    lease: dict
+    tar: bytes
+    lines: list = field(default_factory=list)
+    beats: list = field(default_factory=list)
+    output: bytes | None = None
+    outcome: dict | None = None
+    is_canceled: bool = False
+    is_lost: bool = False
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+    beaten: asyncio.Event = field(default_factory=asyncio.Event)
+    spoken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def text(self):
+        return [line["line"] for line in self.lines]
+
+    def stage(self, name):
+        return [line["line"] for line in self.lines if line["stage"] == name]
+
+    async def said(self, text, timeout_s=10):
+        async with asyncio.timeout(timeout_s):
+            while not any(text in line for line in self.text):
+                self.spoken.clear()
+                await self.spoken.wait()
+
+
+class ControlPeer:
+    """Control's side of the wire protocol, as a builder slot meets it."""
+
+    def __init__(self, socket):
+        self.socket = socket
+        self.jobs = {}
+        self.leased = []
+        self.slots = set()
+        self.log_calls = []
+        self.failing = {}  # call -> how many times it answers 500 first
+        self._queue = asyncio.Queue()
+        self._runner = None
+
+    async def start(self):
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_post("/v1/lease", self._lease)
+        app.router.add_get("/v1/jobs/{id}/source", self._source)
+        app.router.add_post("/v1/jobs/{id}/log", self._log)
+        app.router.add_post("/v1/jobs/{id}/heartbeat", self._heartbeat)
+        app.router.add_put("/v1/jobs/{id}/output", self._output)
+        app.router.add_post("/v1/jobs/{id}/finish", self._finish)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(self.socket)).start()
+        self.socket.chmod(0o666)
+
+    async def stop(self):
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def queue(self, files, **changes):
+        """Queue a build of `files` (see `tar_of`)."""
+        number = len(self.jobs)
+        kinds = {}
+        for name, content in files.items():
+            first, _, rest = name.partition("/")
+            kind = "dir" if rest else "link" if isinstance(content, str) else "file"
+            kinds[first] = kind
+        lease = {
+            "job_id": f"job_{number:026d}",
+            "build_id": f"build_{number:026d}",
+            "site": "acme-store",
+            "environment": "production",
+            "ref": "refs/heads/main",
+            "commit": "8c1f" * 10,
+            "clean": False,
+            "timeout_s": 30,
+            "lease_s": 5.0,
+            "output_bytes_max": 1 << 28,
+            "root_entries": [{"name": name, "kind": kind} for name, kind in kinds.items()],
+            "files": {
+                name: files[name].decode()
+                for name in CONFIG_FILES
+                if isinstance(files.get(name), bytes)
+            },
+            **changes,
+        }
+        job = Job(lease["job_id"], lease, tar_of(files))
+        self.jobs[job.id] = job
+        self._queue.put_nowait(job)
+        return job
+
+    async def build(self, files, **changes):
+        """Queue a build and wait for its end."""
+        job = self.queue(files, **changes)
+        await asyncio.wait_for(job.finished.wait(), 30)
+        return job
+
+    async def _lease(self, request):
+        asked = await request.json()
+        self.slots.add(asked["slot"])
+        try:
+            job = await asyncio.wait_for(self._queue.get(), asked["wait_s"])
+        except TimeoutError:
+            return web.Response(status=204)
+        self.leased.append(job.id)
+        return web.json_response(job.lease)
+
+    def _held(self, request, call):
+        if self.failing.get(call, 0) > 0:
+            self.failing[call] -= 1
+            raise web.HTTPInternalServerError
+        job = self.jobs[request.match_info["id"]]
+        if job.is_lost:
+            raise web.HTTPGone
+        return job
+
+    async def _source(self, request):
+        return web.Response(body=self._held(request, "source").tar)
+
+    async def _log(self, request):
+        batch = await request.json()
+        job = self.jobs[request.match_info["id"]]
+        assert batch["first"] <= len(job.lines), "a gap in the log"
+        self.log_calls.append((batch["first"], len(batch["lines"])))
+        job.lines += batch["lines"][len(job.lines) - batch["first"] :]
+        job.spoken.set()
+        self._held(request, "log")
+        return web.json_response({})
+
+    async def _heartbeat(self, request):
+        job = self._held(request, "heartbeat")
+        job.beats.append(await request.json())
+        job.beaten.set()
+        return web.json_response({"canceled": job.is_canceled})
+
+    async def _output(self, request):
+        job = self._held(request, "output")
+        job.output = await request.read()
+        return web.json_response({})
+
+    async def _finish(self, request):
+        job = self._held(request, "finish")
+        job.outcome = await request.json()
+        job.finished.set()
+        return web.json_response({})
+
+
+@pytest.fixture
+async def control(open_dir):
+    peer = ControlPeer(open_dir / "builders.sock")
+    await peer.start()
+    yield peer
+    await peer.stop()
+
+
+SLOT = """
+import sys
+from pathlib import Path
+from hooks.builds.builder import BuilderConfig, main
+socket, scratch, uid = sys.argv[1:]
+ids = int(uid) if uid else None
+main(BuilderConfig(Path(socket), Path(scratch), uid=ids, gid=ids))
+"""
+
+
+class Slot:
+    """A builder slot: the real process."""
+
+    def __init__(self, control, scratch):
+        self.scratch = scratch
+        uid = "" if UID is None else str(UID)
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                SLOT,
+                str(control.socket),
+                str(scratch),
+                uid,
+            ],
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": str(ROOT), "SECRET_OF_CONTROL": "leakme"},
+            stdout=subprocess.DEVNULL,
+        )
+
+    @property
+    def leftovers(self):
+        return sorted(path.name for path in self.scratch.iterdir())
+
+    async def cleaned(self):
+        """Wait until the scratch folder is empty."""
+        async with asyncio.timeout(5):
+            while self.leftovers:
+                await asyncio.sleep(0.01)
+
+    def stop(self, number=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(10)
+
+
+@pytest.fixture
+def start_slot(control, open_dir):
+    slots = []
+
+    def start(name="slot-0"):
+        slot = Slot(control, open_dir / name)
+        slots.append(slot)
+        return slot
+
+    yield start
+    for slot in slots:
+        slot.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def slot(start_slot):
+    return start_slot()
+
+
+def processes_with(text):
+    """The pids of processes whose command line has `text` in it."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                line = Path(entry.path, "cmdline").read_bytes()
+            except OSError:
+                continue
+            if text.encode() in line:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def alive():
+    return processes_with
+
+
+@pytest.fixture
+def gone():
+    """Wait until no process has `text` in its command line."""
+
+    def wait(text, timeout_s=5):
+        deadline = time.monotonic() + timeout_s
+        while found := processes_with(text):
+            assert time.monotonic() < deadline, f"still alive: {found}"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def unpacked():
+    return files_of
+
+
+@pytest.fixture
+def packed():
+    return tar_of

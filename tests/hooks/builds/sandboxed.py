@@ -1,0 +1,75 @@
+"""Run one sandbox as a user that is not root, and tell how it went. Started by the tests.
+
+Reads a JSON object: uid (or null), spec, and optionally kill_after_s / terminate_after_s.
+Writes a JSON object: status or error, output, seconds, started_s, survivors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from hooks.builds.errors import SandboxUnavailableError
+from hooks.builds.sandbox import Bind, Limits, Sandbox, SandboxSpec
+from hooks.process import drop_privileges
+
+
+def main() -> None:
+    order = json.load(sys.stdin)
+    if order["uid"] is not None:
+        drop_privileges(order["uid"], order["uid"])
+    print(json.dumps(asyncio.run(run(order))))
+
+
+async def run(order):
+    raw = order["spec"]
+    spec = SandboxSpec(
+        argv=tuple(raw.pop("argv")),
+        binds=tuple(Bind(Path(a), b, writable=c) for a, b, c in raw.pop("binds", ())),
+        limits=Limits(**raw.pop("limits", {})),
+        cwd=raw.pop("cwd", "/"),
+        **raw,
+    )
+    output = bytearray()
+    began = time.perf_counter()
+    loop = asyncio.get_running_loop()
+    try:
+        sandbox = await Sandbox.start(spec, on_output=output.extend)
+        started_s = time.perf_counter() - began
+        if (after_s := order.get("kill_after_s")) is not None:
+            loop.call_later(after_s, sandbox.kill)
+        if (after_s := order.get("terminate_after_s")) is not None:
+            loop.call_later(after_s, sandbox.terminate)
+        status = await sandbox.wait()
+    except SandboxUnavailableError as error:
+        return {"error": str(error)}
+    return {
+        "status": status,
+        "output": output.decode(errors="replace"),
+        "output_bytes": len(output),
+        "seconds": time.perf_counter() - began,
+        "started_s": started_s,
+        "survivors": survivors(),
+    }
+
+
+def survivors():
+    """What still runs below this process: nothing may."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                stat = Path(entry.path, "stat").read_text()
+            except OSError:
+                continue
+            name, _, rest = stat.partition(" (")[2].rpartition(") ")
+            if int(rest.split()[1]) == os.getpid():
+                found.append(name)
+    return found
+
+
+main()

@@ -1,0 +1,319 @@
+"""A builder slot as a process, against control's side of the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+SLOT = """
+import sys
+from pathlib import Path
+from hooks.builds.builder import BuilderConfig, main
+socket, scratch, uid, dies = sys.argv[1:]
+ids = int(uid) if uid else None
+main(BuilderConfig(Path(socket), Path(scratch), uid=ids, gid=ids, die_with_parent=bool(dies)))
+"""
+STATIC = {"index.html": b"<h1>hi</h1>\n", "style.css": b"body{}"}
+
+
+def site(command, output="dist", **files):
+    text = f"[build]\ncommand = '''{command}'''\noutput = \"{output}\"\n"
+    return {"managed.toml": text.encode(), **files}
+
+
+async def test_static_site_without_command_is_finished_without_fetching_its_source(control, slot):
+    job = await control.build(STATIC)
+    assert job.outcome["status"] == "succeeded"
+    assert job.outcome["profile"] == "static"
+    assert (job.outcome["output"], job.outcome["folder"]) == ("source", ".")
+    assert job.output is None
+    assert job.text == ["static site; the whole tree, as committed"]
+
+
+async def test_build_command_turns_the_source_into_the_output(control, slot, unpacked):
+    job = await control.build(
+        site("mkdir -p dist/css && cp page.html dist/index.html && ln -s index.html dist/home"),
+    )
+    assert job.outcome["error"]["code"] == "build.command_failed"
+    job = await control.build(
+        {
+            **site("mkdir -p dist/css && cp page.html dist/index.html && ln -s index.html dist/h"),
+            "page.html": b"<p>",
+        }
+    )
+    assert job.outcome["status"] == "succeeded", job.outcome
+    assert job.outcome["output"] == "tar"
+    assert unpacked(job.output) == {"css": None, "index.html": b"<p>", "h": "index.html"}
+
+
+async def test_build_log_has_the_command_its_output_and_every_stage(control, slot):
+    job = await control.build(site("echo one; echo two >&2; mkdir dist; echo x > dist/a"))
+    assert job.stage("build") == [
+        "$ echo one; echo two >&2; mkdir dist; echo x > dist/a",
+        "one",
+        "two",
+    ]
+    assert job.stage("source") == ["1 file, 92 bytes, commit 8c1f8c1f8c1f"]
+    assert job.stage("collect") == ["1 file, 2 bytes, from dist"]
+    assert set(job.outcome["timings"]) == {"detect", "source", "build", "collect"}
+
+
+async def test_failing_command_reports_its_exit_status_and_last_lines(control, slot):
+    job = await control.build(site("for i in $(seq 30); do echo line $i; done; exit 7"))
+    error = job.outcome["error"]
+    assert (error["code"], error["exit_status"]) == ("build.command_failed", 7)
+    assert error["message"].splitlines()[1:] == [f"line {n}" for n in range(11, 31)]
+    assert job.text[-1] == "The build command ended with exit status 7. Its last lines:"
+
+
+async def test_commit_that_nothing_detects_fails_with_what_was_looked_for(control, slot):
+    job = await control.build({"main.c": b"int main;"})
+    assert job.outcome["error"]["code"] == "build.undetected"
+    assert "Procfile" in job.outcome["error"]["message"]
+
+
+async def test_procfile_with_command_keeps_the_whole_tree_after_it(control, slot, unpacked):
+    job = await control.build(
+        {
+            **site("echo made > made.txt", output="."),
+            "Procfile": b"web: ./run\nrelease: ./migrate\n",
+            "run": (b"#!/bin/sh\n", 0o755),
+            ".hidden/x": b"1",
+        }
+    )
+    assert job.outcome["profile"] == "procfile"
+    assert job.outcome["run"] == {"web": "./run", "release": "./migrate", "health": None}
+    assert {"made.txt", ".hidden/x", "managed.toml", "run"} <= set(unpacked(job.output))
+
+
+async def test_static_output_leaves_out_what_is_not_published(control, slot, unpacked):
+    job = await control.build(
+        site("mkdir -p dist/.well-known dist/.git; cd dist; touch a .env .well-known/b .git/c")
+    )
+    assert set(unpacked(job.output)) == {"a", ".well-known", ".well-known/b"}
+
+
+async def test_build_sees_what_is_promised_and_nothing_of_the_parents(control, slot):
+    job = await control.build(site("env | sort; pwd; id -u; cat /proc/1/environ; false"))
+    lines = job.stage("build")
+    for expected in (
+        "CI=true",
+        "GITD_SITE=acme-store",
+        "GITD_ENVIRONMENT=production",
+        "GITD_REF=refs/heads/main",
+        f"GITD_COMMIT={'8c1f' * 10}",
+        "HOME=/home/app",
+        "/app",
+        "1000",
+    ):
+        assert expected in lines
+    assert not any("leakme" in line for line in lines)
+
+
+async def test_build_that_takes_too_long_is_ended_with_all_its_processes(control, slot, gone):
+    job = await control.build(
+        site("echo begun; setsid sleep 4711 & nohup setsid sleep 4711 & sleep 4711"), timeout_s=1
+    )
+    assert job.outcome["error"]["code"] == "build.timed_out"
+    assert "begun" in job.text
+    gone("4711", timeout_s=0)
+    await slot.cleaned()
+
+
+async def test_what_a_build_leaves_running_is_dead_before_its_output_is_read(
+    control, slot, gone, unpacked
+):
+    job = await control.build(
+        site("mkdir dist; echo 1 > dist/a; (setsid sh -c 'sleep 4712; echo 2 > dist/a') & true")
+    )
+    assert unpacked(job.output) == {"a": b"1\n"}
+    gone("4712", timeout_s=0)
+
+
+async def test_canceled_build_is_killed_and_not_reported(control, slot, gone):
+    job = control.queue(site("echo begun; sleep 4713"), lease_s=0.5)
+    await job.said("begun")
+    job.is_canceled = True
+    await asyncio.to_thread(gone, "4713")
+    after = await control.build(STATIC)
+    assert after.outcome["status"] == "succeeded"
+    assert job.outcome is None
+
+
+async def test_lost_lease_ends_the_build_and_the_slot_goes_on(control, slot, gone):
+    job = control.queue(site("echo begun; sleep 4714"), lease_s=0.5)
+    await job.said("begun")
+    job.is_lost = True
+    await asyncio.to_thread(gone, "4714")
+    assert (await control.build(STATIC)).outcome["status"] == "succeeded"
+    assert job.outcome is None
+
+
+async def test_build_outlives_a_short_absence_of_control(control, slot, unpacked):
+    job = control.queue(site("echo begun; sleep 1; mkdir dist; echo 1 > dist/a"), lease_s=3)
+    await job.said("begun")
+    await control.stop()
+    await asyncio.sleep(1.2)
+    await control.start()
+    await asyncio.wait_for(job.finished.wait(), 10)
+    assert unpacked(job.output) == {"a": b"1\n"}
+    assert job.stage("collect") == ["1 file, 2 bytes, from dist"]
+
+
+async def test_build_is_ended_when_control_stays_away_longer_than_the_lease(control, slot, gone):
+    job = control.queue(site("echo begun; sleep 4715"), lease_s=0.6)
+    await job.said("begun")
+    await control.stop()
+    await asyncio.to_thread(gone, "4715")
+    await control.start()
+    assert (await control.build(STATIC)).outcome["status"] == "succeeded"
+
+
+async def test_failed_calls_are_repeated_and_no_log_line_is_lost_or_doubled(
+    control, slot, unpacked
+):
+    control.failing = {"log": 2, "source": 1, "output": 1, "finish": 2, "heartbeat": 1}
+    job = await control.build(
+        site("for i in $(seq 3000); do echo $i; done; mkdir dist; echo 1 > dist/a")
+    )
+    assert job.stage("build")[1:] == [str(n) for n in range(1, 3001)]
+    assert unpacked(job.output) == {"a": b"1\n"}
+    assert control.failing == {"log": 0, "source": 0, "output": 0, "finish": 0, "heartbeat": 0}
+
+
+async def test_huge_log_is_truncated_and_keeps_the_last_lines(control, slot):
+    job = await control.build(site("seq 400000; echo last words; exit 3"))
+    lines = job.stage("build")
+    assert sum(map(len, lines)) < 5 << 20
+    assert any("log truncated" in line for line in lines)
+    assert lines[-2] == "last words"
+    assert lines[1:1001] == [str(n) for n in range(1, 1001)]
+    assert "last words" in job.outcome["error"]["message"]
+
+
+async def test_endless_log_of_a_build_does_not_starve_its_heartbeats(control, slot):
+    job = await control.build(site("yes"), timeout_s=2, lease_s=1)
+    assert job.outcome["error"]["code"] == "build.timed_out"
+    assert len(job.beats) >= 4
+
+
+async def test_missing_output_folder_is_named(control, slot):
+    job = await control.build(site("true", output="public/site"))
+    assert job.outcome["error"]["code"] == "build.output_missing"
+    assert "public/site" in job.outcome["error"]["message"]
+
+
+async def test_output_that_cannot_be_an_artifact_is_refused_by_name(control, slot):
+    cases = {
+        "mkdir dist; mkfifo dist/pipe": ("build.output_invalid", "pipe"),
+        "mkdir dist; touch dist/x; chmod u+s dist/x": ("build.output_invalid", "x"),
+        "mkdir dist; touch dist/x; ln -s /etc/passwd dist/l": ("build.output_invalid", "l"),
+        "mkdir dist; touch dist/x; ln -s ../../.. dist/l": ("build.output_invalid", "l"),
+        "mkdir dist; touch dist/x; chmod 0 dist/x": ("build.output_invalid", "x"),
+        "ln -s /etc dist": ("build.output_invalid", "dist"),
+        "ln -s .. dist": ("build.output_invalid", "dist"),
+        "touch dist": ("build.output_invalid", "dist"),
+        "mkdir dist": ("build.output_missing", "dist"),
+        r"""mkdir dist; touch "dist/$(printf 'a\nb')" """: ("build.output_invalid", "a"),
+        "mkdir dist; head -c 3000000 /dev/zero > dist/x": ("build.output_too_large", "x"),
+    }
+    for command, expected in cases.items():
+        job = await control.build(site(command), output_bytes_max=2_000_000)
+        code, name = expected
+        assert job.outcome["error"]["code"] == code, command
+        assert name in job.outcome["error"]["message"], command
+
+
+async def test_leftovers_of_a_killed_slot_are_removed_at_the_next_start(control, start_slot, gone):
+    first = start_slot()
+    deep = "for i in $(seq 2000); do mkdir d && cd d; done"
+    job = control.queue(site(f"mkdir -p k/l && chmod 0 k/l k; {deep}; echo begun; sleep 4716"))
+    await job.said("begun")
+    assert first.leftovers == [job.id]
+    first.stop(signal.SIGKILL)
+    await asyncio.to_thread(gone, "4716", 0.5)
+    second = start_slot()
+    assert (await control.build(STATIC)).outcome["status"] == "succeeded"
+    assert second.leftovers == []
+
+
+async def test_sigterm_ends_the_running_build_and_the_slot_with_status_0(control, start_slot, gone):
+    slot = start_slot()
+    job = control.queue(site("echo begun; setsid sleep 4717"))
+    await job.said("begun")
+    assert await asyncio.to_thread(slot.stop) == 0
+    gone("4717", timeout_s=0)
+    assert slot.leftovers == []
+
+
+async def test_idle_slot_ends_at_sigterm_at_once(control, slot):
+    await control.build(STATIC)
+    began = asyncio.get_running_loop().time()
+    assert await asyncio.to_thread(slot.stop) == 0
+    assert asyncio.get_running_loop().time() - began < 1
+
+
+async def test_slot_and_its_build_die_with_the_parent_when_asked_to(control, open_dir, gone):
+    """A parent between: a process that starts a slot and is then killed."""
+    uid = "" if os.geteuid() else "60690"
+    argv = [sys.executable, "-c", SLOT, str(control.socket), str(open_dir / "dies"), uid, "1"]
+    code = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)"
+    parent = subprocess.Popen([sys.executable, "-c", code, *argv])
+    job = control.queue(site("echo begun; setsid sleep 4718"))
+    await job.said("begun")
+    parent.kill()
+    parent.wait()
+    await asyncio.to_thread(gone, "4718", 1)
+    await asyncio.to_thread(gone, str(open_dir / "dies"), 1)
+
+
+async def test_slot_finds_control_that_starts_after_it(control, start_slot):
+    await control.stop()
+    start_slot()
+    await asyncio.sleep(0.5)
+    await control.start()
+    assert (await control.build(STATIC)).outcome["status"] == "succeeded"
+
+
+async def test_two_slots_share_the_work(control, start_slot):
+    start_slot("slot-0")
+    start_slot("slot-1")
+    command = "echo begun; sleep 1; mkdir dist; touch dist/a"
+    jobs = [control.queue(site(command)) for _ in range(2)]
+    await asyncio.gather(*(job.said("begun") for job in jobs))
+    await asyncio.gather(*(asyncio.wait_for(job.finished.wait(), 10) for job in jobs))
+
+
+async def test_source_arrives_with_its_links_and_executable_bits(control, slot):
+    job = await control.build(
+        {
+            **site("./bin/run && readlink link && test ! -x data && exit 5"),
+            "bin/run": (b"#!/bin/sh\necho ran\n", 0o755),
+            "link": "bin/run",
+            "data": b"",
+        }
+    )
+    assert job.stage("build")[1:3] == ["ran", "bin/run"]
+    assert job.outcome["error"]["exit_status"] == 5
+
+
+async def test_source_that_would_be_written_outside_is_refused(control, slot, open_dir):
+    job = await control.build({**site("true"), "../../escaped": b"x"})
+    assert job.outcome["error"]["code"] == "build.output_invalid"
+    job = await control.build({**site("true"), "up": "../..", "up/escaped": b"x"})
+    assert job.outcome["error"]["code"] == "build.output_invalid"
+    assert not list(open_dir.rglob("escaped"))
+
+
+async def test_static_build_is_answered_within_milliseconds(control, slot):
+    await control.build(STATIC)
+    loop = asyncio.get_running_loop()
+    times = []
+    for _ in range(10):
+        began = loop.time()
+        await control.build(STATIC)
+        times.append(loop.time() - began)
+    assert sorted(times)[5] < 0.05, times
