@@ -182,10 +182,10 @@ class Lease:
 
     @classmethod
     def seize(cls, path: Path) -> Lease | None:
-        """Take over a dead owner's lease; None when its owner lives or it is gone."""
+        """Take over a dead owner's lease; None when its owner lives, or it is gone or no lease."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

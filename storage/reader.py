@@ -63,6 +63,8 @@ class StoreReader:
         seen = _state(self.layout.trust)
         if self._keyring is None or self._keyring[0] != seen:
             keyring = trust.load_keyring(self.layout.trust, root_key_ids=self._root_key_ids)
+            if self._keyring is not None and keyring.version < self._keyring[1].version:
+                raise SignatureInvalidError("trust: a newer generation was taken away")
             self._keyring = (seen, keyring)
         return self._keyring[1]
 

@@ -1,0 +1,151 @@
+"""A real store in a temporary folder, real keys, and small trees to put into it."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from storage.artifacts import ArtifactStore, Ingested
+from storage.envelope import Envelope, seal
+from storage.manifest import Manifest
+from storage.model import Artifact, Attestation
+from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
+from storage.reader import StoreReader, VerifiedArtifact
+from storage.records import artifacts
+from storage.records.db import Records
+from storage.signing import SigningKey
+from storage.source import Limits, SourceEntry, SourceFile
+from storage.trust import establish
+
+
+@dataclass
+class Shop:
+    """A store with its records and keys, as control has them, and a reader, as a host has it."""
+
+    folder: Path
+    records: Records
+    store: ArtifactStore
+    reader: StoreReader
+    root_key: SigningKey
+    signing_key: SigningKey
+    builds: Iterator[int] = field(default_factory=itertools.count)
+
+    def ingest(
+        self,
+        tree: Iterable[SourceEntry] | dict[str, bytes],
+        *,
+        limits: Limits | None = None,
+        **facts: object,
+    ) -> Ingested:
+        entries = files(tree) if isinstance(tree, dict) else tree
+        build_id = f"build_{next(self.builds)}"
+        ingested, _ = self.store.ingest(
+            entries,
+            limits=limits or Limits(),
+            attest=lambda manifest: self.attest(manifest, build_id, **facts),
+            record=lambda db, ingested: record(db, ingested, build_id),
+        )
+        return ingested
+
+    def attest(self, manifest: Manifest, build_id: str, **facts: object) -> Envelope:
+        return seal(build_provenance(provenance(build_id, **facts), manifest), self.signing_key)
+
+    def verify(self, ingested: Ingested, **how: str) -> VerifiedArtifact:
+        return self.reader.verify(ingested.digest, ingested.envelope_sha256, **how)
+
+    def blob(self, contents: bytes, *, executable: bool = False) -> Path:
+        from storage.digest import Digest
+
+        return Path(self.store.layout.blob(Digest.of(contents), executable=executable))
+
+
+def provenance(build_id: str, **facts: object) -> Provenance:
+    stated = {
+        "site": "acme-store",
+        "ref": "refs/heads/main",
+        "commit": "7fd1a60b01f91b314f59955a4e4d4e80d8edf11d",
+        "profile": "static",
+        "run": RunCommands(),
+        "build_id": build_id,
+        "builder": SOURCE_BUILDER,
+        "started_at": "2026-01-01T00:00:00.000Z",
+        "finished_at": "2026-01-01T00:00:05.000Z",
+    }
+    return Provenance(**{**stated, **facts})  # type: ignore[arg-type]
+
+
+def record(db: sqlite3.Connection, ingested: Ingested, build_id: str) -> None:
+    artifacts.add(
+        db,
+        Artifact(
+            ingested.artifact_id,
+            str(ingested.digest),
+            ingested.manifest_sha256,
+            ingested.files,
+            ingested.size_bytes,
+            0,
+        ),
+    )
+    artifacts.attest(
+        db,
+        Attestation(
+            envelope_sha256=ingested.envelope_sha256,
+            artifact_id=ingested.artifact_id,
+            site_id="site_1",
+            build_id=build_id,
+            key_id=ingested.key_id,
+            signature=ingested.signature,
+            profile="static",
+            ref=None,
+            commit="7fd1a60b01f91b314f59955a4e4d4e80d8edf11d",
+            created_at=0,
+        ),
+    )
+
+
+def files(tree: dict[str, bytes]) -> list[SourceEntry]:
+    return [
+        SourceFile(name.rstrip("*").encode(), len(data), name.endswith("*"), lambda data=data: data)
+        for name, data in tree.items()
+    ]
+
+
+def make_shop(folder: Path) -> Shop:
+    folder.mkdir(exist_ok=True)
+    records = Records.open(folder / "gitd.db")
+    store = ArtifactStore.open(folder / "store", records, group=None)
+    root_key = SigningKey.load_or_create(folder / "root.key")
+    signing_key = SigningKey.load_or_create(folder / "signing.key")
+    establish(store.layout.trust, root=root_key, signing=signing_key)
+    return Shop(folder, records, store, StoreReader(folder / "store"), root_key, signing_key)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    made = make_shop(tmp_path / "shop")
+    yield made
+    made.records.close()
+
+
+@pytest.fixture
+def shop_at() -> Iterator[Callable[[Path], Shop]]:
+    """Opens the shop in a folder, also one that another process made."""
+    opened: list[Shop] = []
+
+    def open_shop(folder: Path) -> Shop:
+        opened.append(make_shop(folder))
+        return opened[-1]
+
+    yield open_shop
+    for one in opened:
+        one.records.close()
+
+
+@pytest.fixture
+def source_files() -> Callable[[dict[str, bytes]], list[SourceEntry]]:
+    return files

@@ -1,0 +1,545 @@
+"""Ingest: one artifact per tree, each content once, all of it or nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.artifacts import ArtifactStore, Ingested
+from storage.check import check_store
+from storage.digest import Digest
+from storage.errors import (
+    StorageError,
+    StorageFullError,
+    StorageIoError,
+    StoreChangedError,
+    StoreUnusableError,
+    TreeInvalidError,
+    TreeTooLargeError,
+)
+from storage.files import Lease
+from storage.gate import Gate
+from storage.layout import blob_mtime
+from storage.materialise import verify_tree
+from storage.records.db import Records
+from storage.scan import scan_directory
+from storage.source import Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
+from storage.tar import scan_tar
+
+SITE = {"index.html": b"<h1>hello</h1>", "bin/run*": b"#!/bin/sh\n", "empty": b""}
+VECTOR = {
+    "bin/app*": b"#!/bin/sh\necho hi\n",
+    "share/empty": b"",
+    "share/hello.txt": b"hello world\n",
+}
+
+
+def vector(files: Callable[[dict[str, bytes]], list[SourceEntry]]) -> list[SourceEntry]:
+    return [*files(VECTOR), SourceLink(b"share/link", b"hello.txt")]
+
+
+def is_clean(shop) -> bool:
+    report = check_store(shop.folder / "store", shop.records)
+    return report.is_sound and not report.leftovers and not list(shop.store.layout.tmp.iterdir())
+
+
+# -- identity ----------------------------------------------------------------------------------
+
+
+def test_vector_has_its_published_digest_and_id(shop, source_files) -> None:
+    ingested = shop.ingest(vector(source_files))
+    assert str(ingested.digest) == (
+        "blake3:51d45b24c3c7f752017426dca62b3cc54cc1fd7cc6155d5f74f05f365750437f"
+    )
+    assert ingested.artifact_id == "art_A7A5P963RZVN40BM4VEACASWRN"
+    assert (ingested.files, ingested.size_bytes, ingested.new_blobs) == (3, 30, 3)
+
+
+def write_tree(folder: Path, order: random.Random) -> None:
+    names = [*VECTOR, "share/link"]
+    order.shuffle(names)
+    for name in names:
+        path = folder / name.rstrip("*")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name == "share/link":
+            path.symlink_to("hello.txt")
+        else:
+            path.write_bytes(VECTOR[name])
+            if name.endswith("*"):
+                path.chmod(0o700)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_same_tree_is_the_same_artifact_whatever_its_order_umask_and_times(
+    shop, tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        folder = tmp_path / "tree"
+        folder.mkdir()
+        write_tree(folder, random.Random(umask))
+        os.utime(folder / "bin/app", (umask, umask))
+        ingested = shop.ingest(scan_directory(folder, owner_uid=os.getuid()))
+    finally:
+        os.umask(before)
+    assert ingested.artifact_id == "art_A7A5P963RZVN40BM4VEACASWRN"
+    blob = shop.blob(b"#!/bin/sh\necho hi\n", executable=True)
+    assert blob.stat().st_mode & 0o7777 == 0o555
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="gives files away")
+def test_same_tree_of_another_user_is_the_same_artifact(shop, tmp_path: Path) -> None:
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    write_tree(folder, random.Random(1))
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, 60999, 60999, follow_symlinks=False)
+    ingested = shop.ingest(scan_directory(folder, owner_uid=60999))
+    assert ingested.artifact_id == "art_A7A5P963RZVN40BM4VEACASWRN"
+    assert shop.blob(b"hello world\n").stat().st_uid == 0
+
+
+def test_same_tree_from_an_archive_is_the_same_artifact(shop, tmp_path: Path) -> None:
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    write_tree(folder, random.Random(2))
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.add(folder, arcname=".")
+    out.seek(0)
+    ingested = shop.ingest(scan_tar(out))
+    assert ingested.artifact_id == "art_A7A5P963RZVN40BM4VEACASWRN"
+
+
+def test_empty_directory_and_executable_bit_make_another_artifact(shop, source_files) -> None:
+    plain = shop.ingest({"a": b"x"})
+    executable = shop.ingest({"a*": b"x"})
+    with_folder = shop.ingest([*source_files({"a": b"x"}), SourceDirectory(b"empty")])
+    assert len({plain.digest, executable.digest, with_folder.digest}) == 3
+    assert (executable.new_blobs, with_folder.new_blobs) == (1, 0)
+
+
+# -- what is kept ------------------------------------------------------------------------------
+
+
+def test_content_lies_there_once_and_keeps_its_file(shop) -> None:
+    shop.ingest(SITE)
+    inode = shop.blob(b"<h1>hello</h1>").stat().st_ino
+    again = shop.ingest({**SITE, "copy.html": b"<h1>hello</h1>", "new": b"new"})
+    assert (again.files, again.new_blobs, again.new_bytes) == (5, 1, 3)
+    assert shop.blob(b"<h1>hello</h1>").stat().st_ino == inode
+    assert is_clean(shop)
+
+
+def test_blob_bears_mode_and_time_that_follow_from_its_content(shop) -> None:
+    shop.ingest(SITE)
+    status = shop.blob(b"<h1>hello</h1>").stat()
+    assert status.st_mode & 0o7777 == 0o444
+    assert int(status.st_mtime) == blob_mtime(Digest.of(b"<h1>hello</h1>"))
+    assert shop.blob(b"#!/bin/sh\n", executable=True).stat().st_mode & 0o7777 == 0o555
+
+
+def test_same_tree_by_two_builds_is_one_artifact_with_two_statements(shop) -> None:
+    one, two = shop.ingest(SITE), shop.ingest(SITE, site="other-site")
+    assert one.artifact_id == two.artifact_id
+    assert one.envelope_sha256 != two.envelope_sha256
+    assert (two.new_blobs, two.new_bytes) == (0, 0)
+    assert shop.verify(one).provenance.site == "acme-store"
+    assert shop.verify(two).provenance.site == "other-site"
+
+
+def test_leftover_without_a_row_is_overwritten_and_not_trusted(shop) -> None:
+    path = shop.blob(b"<h1>hello</h1>")
+    path.write_bytes(b"<h1>torn!</h1>")
+    ingested = shop.ingest(SITE)
+    assert path.read_bytes() == b"<h1>hello</h1>"
+    assert shop.verify(ingested)
+    assert is_clean(shop)
+
+
+def test_blob_that_was_found_corrupt_is_replaced(shop) -> None:
+    shop.ingest(SITE)
+    path = shop.blob(b"<h1>hello</h1>")
+    path.chmod(0o644)
+    path.write_bytes(b"<h1>rotten</h1")
+    shop.records.write(lambda db: db.execute("UPDATE blob SET state = 3"))
+    assert shop.ingest(SITE).new_blobs == 3
+    assert is_clean(shop)
+
+
+def test_large_file_comes_in_in_pieces_and_once(shop, tmp_path: Path) -> None:
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    (folder / "large").write_bytes(os.urandom(1 << 20) * 5)
+    os.link(folder / "large", folder / "again")
+    first = shop.ingest(scan_directory(folder, owner_uid=None))
+    second = shop.ingest(scan_directory(folder, owner_uid=None))
+    assert (first.files, first.new_blobs, second.new_blobs) == (2, 1, 0)
+    assert is_clean(shop)
+
+
+def test_many_files_come_in_in_several_chunks(shop) -> None:
+    tree = {f"d{n % 7}/f{n}": b"%d" % n for n in range(1300)}
+    ingested = shop.ingest(tree)
+    assert (ingested.files, ingested.new_blobs) == (1300, 1300)
+    assert shop.verify(ingested).manifest.files == 1300
+
+
+def test_what_record_wrote_and_the_artifact_are_one_commit(shop) -> None:
+    def refuse(db: sqlite3.Connection, ingested: Ingested) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        shop.store.ingest(
+            [SourceFile(b"a", 1, executable=False, read=lambda: b"x")],
+            limits=Limits(),
+            attest=lambda manifest: shop.attest(manifest, "build_x"),
+            record=refuse,
+        )
+    assert not shop.blob(b"x").exists()
+    assert is_clean(shop)
+    assert shop.records.reader().execute("SELECT COUNT(*) FROM tree").fetchone()[0] == 0
+
+
+def test_answer_of_record_is_handed_on(shop) -> None:
+    ingested, answer = shop.store.ingest(
+        [SourceFile(b"a", 1, executable=False, read=lambda: b"x")],
+        limits=Limits(),
+        attest=lambda manifest: shop.attest(manifest, "build_x"),
+        record=lambda db, ingested: (ingested.artifact_id, ingested.key_id),
+    )
+    assert answer == (ingested.artifact_id, shop.signing_key.key_id)
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [],
+        [SourceDirectory(b"a")],
+        [SourceFile(b"../a", 0, executable=False, read=lambda: b"")],
+        [SourceFile(b"a", 3, executable=False, read=lambda: b"four")],
+        [SourceFile(b"a", 3, executable=False, read=lambda: b"to")],
+        [SourceFile(b"a", 3, executable=False, read=lambda: iter([b"fo", b"ur"]))],
+        [SourceFile(b"a", 3, executable=False, read=lambda: iter([b"to"]))],
+        [
+            SourceFile(b"a", 1, executable=False, read=lambda: b"x"),
+            SourceLink(b"l", b"../../etc/passwd"),
+        ],
+    ],
+)
+def test_bad_tree_is_refused_and_leaves_nothing(shop, tree: list[SourceEntry]) -> None:
+    with pytest.raises(TreeInvalidError):
+        shop.ingest(tree)
+    assert is_clean(shop)
+
+
+def test_tree_beyond_its_limits_is_refused_and_leaves_nothing(shop) -> None:
+    with pytest.raises(TreeTooLargeError):
+        shop.ingest({"a": b"x" * 60, "b": b"x" * 60}, limits=Limits(size_bytes_max=100))
+    assert is_clean(shop)
+
+
+def test_source_that_fails_leaves_nothing(shop) -> None:
+    def broken() -> Iterator[SourceEntry]:
+        yield SourceFile(b"a", 1, executable=False, read=lambda: b"x")
+        raise OSError(5, "the disk under the source is broken")
+
+    with pytest.raises(StorageIoError, match="broken"):
+        shop.ingest(broken())
+    assert is_clean(shop)
+
+
+def test_attest_that_fails_leaves_nothing(shop) -> None:
+    with pytest.raises(ZeroDivisionError):
+        shop.store.ingest(
+            [SourceFile(b"a", 1, executable=False, read=lambda: b"x")],
+            limits=Limits(),
+            attest=lambda manifest: 1 / 0,  # type: ignore[arg-type,return-value]
+            record=lambda db, ingested: None,
+        )
+    assert is_clean(shop)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a filesystem")
+def test_full_disk_is_said_and_leaves_nothing(shop, tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", shop.store.layout.tmp],
+        capture_output=True,
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        big = [
+            SourceFile(b"%d" % n, 100 << 20, executable=False, read=lambda n=n: pieces(n, 100))
+            for n in range(5)
+        ]
+        with pytest.raises(StorageFullError):
+            shop.ingest(big)
+        assert not list(shop.store.layout.tmp.iterdir())
+    finally:
+        subprocess.run(["umount", shop.store.layout.tmp], check=True)
+    assert is_clean(shop)
+
+
+def pieces(seed: int, count: int) -> Iterator[bytes]:
+    for n in range(count):
+        yield random.Random(seed * 1000 + n).randbytes(1 << 20)
+
+
+# -- opening -----------------------------------------------------------------------------------
+
+
+def test_unknown_format_is_refused(shop, tmp_path: Path) -> None:
+    path = shop.store.layout.format
+    path.chmod(0o644)
+    path.write_text("cas-store 2\n")
+    with pytest.raises(StoreUnusableError):
+        ArtifactStore.open(shop.folder / "store", shop.records, group=None)
+
+
+def test_opening_again_keeps_the_store(shop) -> None:
+    name = shop.store.layout.format.read_bytes()
+    ingested = shop.ingest(SITE)
+    ArtifactStore.open(shop.folder / "store", shop.records, group=None)
+    assert shop.store.layout.format.read_bytes() == name
+    assert shop.verify(ingested)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="gives the store to a group")
+def test_group_may_read_the_store_and_others_may_not(shop, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        store = ArtifactStore.open(tmp_path / "open", shop.records, group=60600)
+    finally:
+        os.umask(before)
+    status = store.layout.root.stat()
+    assert (status.st_mode & 0o7777, status.st_gid) == (0o750, 60600)
+    assert store.layout.tmp.stat().st_mode & 0o7777 == 0o700
+    assert (store.layout.root / "blobs" / "00").stat().st_mode & 0o7777 == 0o755
+
+
+# -- several at once ---------------------------------------------------------------------------
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import make_shop
+shop = make_shop(Path(sys.argv[2]))
+print("ready", flush=True)
+sys.stdin.readline()
+shop.builds = iter(range(int(sys.argv[3]), 10**9, 10))
+for turn in range(5):
+    tree = {f"f{n}": b"%d of %d" % (n, turn) * 50 for n in range(60)}
+    print(shop.ingest(tree).artifact_id, flush=True)
+shop.records.close()
+"""
+
+
+def test_processes_that_take_in_the_same_trees_get_the_same_artifacts(shop, shop_at) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, Path(__file__).parent, shop.folder, str(n)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in (1, 2, 3)
+    ]
+    for writer in writers:
+        assert writer.stdout
+        assert writer.stdout.readline() == "ready\n"
+    ids = set()
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        out, _ = writer.communicate()
+        assert writer.returncode == 0
+        ids.add(tuple(out.split()))
+    assert len(ids) == 1
+    assert is_clean(shop)
+    count = shop.records.reader().execute("SELECT COUNT(*) FROM blob").fetchone()[0]
+    assert count == 300
+
+
+def test_threads_that_take_in_overlapping_trees_do_not_disturb_each_other(shop) -> None:
+    errors: list[Exception] = []
+
+    def work(seed: int) -> None:
+        pick = random.Random(seed)
+        try:
+            for _ in range(8):
+                tree = {f"f{n}": b"%d" % n * 100 for n in pick.sample(range(80), 30)}
+                shop.verify(shop.ingest(tree))
+        except Exception as error:  # noqa: BLE001 - told by the thread that waits
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert is_clean(shop)
+
+
+def sweep(shop, *, keep: set[bytes] = frozenset()) -> int:  # type: ignore[assignment]
+    """What a collector does, in its order: forget trees, mark, unlink, drop the rows."""
+
+    def mark(db: sqlite3.Connection) -> list[bytes]:
+        db.execute("DELETE FROM ref")
+        db.execute("DELETE FROM tree")
+        db.execute("UPDATE blob SET state = 2")
+        return [row[0] for row in db.execute("SELECT key FROM blob")]
+
+    with Gate(shop.store.layout).collecting():
+        keys = shop.records.write(mark)
+        for key in keys:
+            digest = Digest(key[:32])
+            Path(shop.store.layout.blob(digest, executable=key[32:] == b"x")).unlink()
+        shop.records.write(lambda db: db.execute("DELETE FROM blob"))
+    return len(keys)
+
+
+def test_blobs_that_are_collected_meanwhile_are_taken_in_again(shop) -> None:
+    shop.ingest(SITE)
+
+    def tree() -> Iterator[SourceEntry]:
+        for name, data in SITE.items():
+            yield SourceFile(
+                name.rstrip("*").encode(), len(data), name.endswith("*"), lambda data=data: data
+            )
+        # All of it is known by now, and is looked up before this is asked for: too early.
+        yield from (
+            SourceFile(b"more%d" % n, 1, executable=False, read=lambda: b"x") for n in range(600)
+        )
+        assert sweep(shop) == 3
+
+    ingested = shop.ingest(tree())
+    assert (ingested.new_blobs, is_clean_but_statements(shop)) == (4, True)
+    assert shop.verify(ingested)
+
+
+def test_stream_whose_blobs_were_collected_asks_to_be_repeated(shop) -> None:
+    shop.ingest({"a": b"y" * (1 << 20)})
+
+    def attest(manifest):
+        sweep(shop)
+        return shop.attest(manifest, "build_x")
+
+    entry = SourceFile(
+        b"a", 1 << 20, executable=False, read=lambda: b"y" * (1 << 20), is_repeatable=False
+    )
+    with pytest.raises(StoreChangedError):
+        shop.store.ingest([entry], limits=Limits(), attest=attest, record=lambda db, i: None)
+
+
+def is_clean_but_statements(shop) -> bool:
+    """The sweep above forgot a tree and left its manifest and its artifact's row."""
+    report = check_store(shop.folder / "store", shop.records)
+    return not [name for name in report.leftovers if name.startswith("blobs")]
+
+
+# -- recovery ----------------------------------------------------------------------------------
+
+
+def test_recovery_leaves_living_leases_alone(shop) -> None:
+    lease = Lease.take(shop.store.layout.tmp)
+    (Path(lease.path) / "0").write_text("being written")
+    assert shop.store.recover().leases == 0
+    assert (Path(lease.path) / "0").exists()
+    lease.release()
+    assert not Path(lease.path).exists()
+
+
+def test_recovery_removes_what_dead_leases_left(shop) -> None:
+    dead = shop.store.layout.tmp / "dead"
+    dead.mkdir()
+    (dead / "0").write_text("half")
+    (shop.store.layout.tmp / "stray").write_text("")
+    assert shop.store.recover().leases == 1
+    assert not dead.exists()
+
+
+def test_recovery_finishes_begun_deletions(shop) -> None:
+    shop.ingest(SITE)
+    key = Digest.of(b"") + b"f"
+    shop.records.write(lambda db: db.execute("DELETE FROM ref"))
+    shop.records.write(lambda db: db.execute("UPDATE blob SET state = 2 WHERE key = ?", (key,)))
+    assert shop.store.recover().deletions == 1
+    assert not shop.blob(b"").exists()
+    rows = shop.records.reader().execute("SELECT 1 FROM blob WHERE key = ?", (key,)).fetchall()
+    assert rows == []
+
+
+def test_collector_gets_its_turn_among_many_publishers(shop) -> None:
+    gate = Gate(shop.store.layout)
+    stop = threading.Event()
+
+    def publish() -> None:
+        while not stop.is_set():
+            with gate.publishing():
+                time.sleep(0.005)
+
+    threads = [threading.Thread(target=publish) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        started = time.monotonic()
+        for _ in range(5):
+            with gate.collecting():
+                pass
+        assert time.monotonic() - started < 5
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+# -- time --------------------------------------------------------------------------------------
+
+
+def test_200_small_files_go_in_and_out_in_good_time(shop, tmp_path: Path) -> None:
+    took = []
+    for turn in range(3):
+        tree = {f"d{n % 20}/page{n}.html": b"%d %d" % (turn, n) * 300 for n in range(200)}
+        started = time.perf_counter()
+        ingested = shop.ingest(tree)
+        verified = shop.verify(ingested)
+        shop.reader.materialise(verified, tmp_path / f"release{turn}")
+        took.append(time.perf_counter() - started)
+        verify_tree(tmp_path / f"release{turn}", verified.manifest)
+    # 20 ms on a quiet machine; the bound is for the busiest.
+    assert min(took) < 0.5
+
+
+def test_records_that_are_closed_fail_the_ingest_cleanly(shop, tmp_path: Path) -> None:
+    records = Records.open(tmp_path / "other.db")
+    store = ArtifactStore.open(tmp_path / "store", records, group=None)
+    records.close()
+    with pytest.raises(StorageError):
+        store.ingest(
+            [SourceFile(b"a", 1, executable=False, read=lambda: b"x")],
+            limits=Limits(),
+            attest=lambda manifest: shop.attest(manifest, "build_x"),
+            record=lambda db, ingested: None,
+        )

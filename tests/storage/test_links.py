@@ -1,0 +1,77 @@
+"""Links that lead out of a tree, alone or together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage.links import escaping_link
+from storage.manifest import LinkEntry
+
+ESCAPING = {
+    "absolute": {"a": "/etc/passwd"},
+    "root itself": {"a": "/"},
+    "up": {"a": "../x"},
+    "up from below": {"a/b": "../../x"},
+    "up and back in": {"a": "../output/x"},
+    "through another": {"a/up": "..", "m": "a/up/../x"},
+    "through a chain": {"a": "b", "b": "c", "c": "../x"},
+    "through a deep link to the root": {"a/b/l": "../..", "a/b/m": "l/../x"},
+    "host file with dots": {"a": "/usr/bin/python3/../../../etc/passwd"},
+    "below a host file": {"a": "/usr/bin/python3/x"},
+    "other host file": {"a": "/usr/bin/perl"},
+    "host file through up": {"a": "/usr/bin/../../etc/passwd"},
+}
+STAYING = {
+    "sibling": {"a": "b"},
+    "from below": {"a/b": "../c"},
+    "to the root": {"a/b": ".."},
+    "nowhere": {"a": "gone/gone"},
+    "loop": {"a": "b", "b": "a"},
+    "itself": {"a": "a"},
+    "endless": {"a": "a/a"},
+    "dots and slashes": {"a": ".//./b/"},
+    "interpreter": {"venv/bin/python3": "/usr/bin/python3", "venv/bin/python": "python3"},
+    "interpreter with a version": {"python": "/usr/bin/python3.11"},
+}
+
+
+def first(links: dict[str, str]) -> LinkEntry | None:
+    return escaping_link(LinkEntry(k.encode(), v.encode()) for k, v in links.items())
+
+
+@pytest.mark.parametrize("links", ESCAPING.values(), ids=ESCAPING)
+def test_escaping_link_is_found(links: dict[str, str]) -> None:
+    assert first(links) is not None
+
+
+@pytest.mark.parametrize("links", STAYING.values(), ids=STAYING)
+def test_link_that_stays_is_let_be(links: dict[str, str]) -> None:
+    assert first(links) is None
+
+
+PARTS = st.sampled_from(["..", "a", "b", ".", "c"])
+TARGETS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(links=st.dictionaries(st.sampled_from(["l", "m", "a/l", "a/m", "a/b/l"]), TARGETS))
+def test_what_is_let_be_stays_in_for_the_kernel_too(
+    tmp_path_factory: pytest.TempPathFactory, links: dict[str, str]
+) -> None:
+    if first(links) is not None:
+        return
+    root = tmp_path_factory.mktemp("tree") / "root"
+    (root / "a" / "b").mkdir(parents=True)
+    for path, target in links.items():
+        (root / path).symlink_to(target)
+    for path in links:
+        try:
+            real = os.path.realpath(root / path, strict=True)
+        except OSError:
+            continue
+        assert Path(real).is_relative_to(root.resolve())

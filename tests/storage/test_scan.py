@@ -1,0 +1,300 @@
+"""What may be in a folder that becomes an artifact, and what may not."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storage.digest import Digest
+from storage.errors import TreeInvalidError, TreeTooLargeError
+from storage.scan import scan_directory
+from storage.source import Draft, Limits, SourceDirectory, SourceFile, SourceLink
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "output"
+    path.mkdir()
+    (path / "index.html").write_text("hello")
+    return path
+
+
+def scan(folder: Path, *, owner_uid: int | None = None) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for entry in scan_directory(folder, owner_uid=owner_uid):
+        name = entry.path.decode()
+        if isinstance(entry, SourceFile):
+            contents = entry.read()
+            data = contents if isinstance(contents, bytes) else b"".join(contents)
+            assert len(data) == entry.size_bytes
+            found[name] = ("x" if entry.executable else "f", data)
+        elif isinstance(entry, SourceLink):
+            found[name] = ("l", entry.target)
+        else:
+            assert isinstance(entry, SourceDirectory)
+            found[name] = "d"
+    return found
+
+
+def test_files_directories_and_links_are_given_as_they_are(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "b" / "run").write_bytes(b"#!/bin/sh\n")
+    (folder / "a" / "b" / "run").chmod(0o710)
+    (folder / "large").write_bytes(b"x" * (3 << 20))
+    (folder / "home").symlink_to("index.html")
+    assert scan(folder) == {
+        "a": "d",
+        "a/b": "d",
+        "a/b/run": ("x", b"#!/bin/sh\n"),
+        "empty": "d",
+        "home": ("l", b"index.html"),
+        "index.html": ("f", b"hello"),
+        "large": ("f", b"x" * (3 << 20)),
+    }
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o400, 0o666, 0o444])
+def test_mode_without_an_x_bit_is_a_plain_file(folder: Path, mode: int) -> None:
+    (folder / "index.html").chmod(mode)
+    assert scan(folder) == {"index.html": ("f", b"hello")}
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o100, 0o610, 0o601])
+def test_mode_with_any_x_bit_is_executable(folder: Path, mode: int) -> None:
+    if os.getuid() and not mode & 0o400:
+        pytest.skip("only root reads a file without the bit for it")
+    (folder / "index.html").chmod(mode)
+    assert scan(folder) == {"index.html": ("x", b"hello")}
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+REFUSED: dict[str, Callable[[Path], object]] = {
+    "fifo": os.mkfifo,
+    "socket": make_socket,
+    "set-uid": lambda path: (path.write_text("x"), path.chmod(0o4755)),
+    "set-gid": lambda path: (path.write_text("x"), path.chmod(0o2755)),
+    "sticky": lambda path: (path.write_text("x"), path.chmod(0o1755)),
+}
+
+
+@pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
+def test_what_no_artifact_may_hold_is_refused_at_once(
+    folder: Path, make: Callable[[Path], object]
+) -> None:
+    make(folder / "bad")
+    started = time.monotonic()
+    with pytest.raises(TreeInvalidError) as caught:
+        scan(folder)
+    assert caught.value.path == "bad"
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="makes a device")
+def test_device_is_refused(folder: Path) -> None:
+    os.mknod(folder / "bad", 0o600 | 0o020000, os.makedev(1, 5))
+    with pytest.raises(TreeInvalidError, match="bad"):
+        scan(folder)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="sets a capability")
+def test_file_with_capabilities_is_refused(folder: Path) -> None:
+    # Revision 2, CAP_NET_BIND_SERVICE, permitted and effective.
+    value = bytes.fromhex("0100000200040000000000000000000000000000")
+    os.setxattr(folder / "index.html", "security.capability", value)
+    with pytest.raises(TreeInvalidError, match="capabilities"):
+        scan(folder)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="gives files away")
+def test_strangers_file_is_refused_when_the_owner_is_given(folder: Path) -> None:
+    os.chown(folder / "index.html", 60998, 60998)
+    with pytest.raises(TreeInvalidError, match="another user"):
+        scan(folder, owner_uid=0)
+    assert scan(folder, owner_uid=None)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_unreadable_entry_is_named(folder: Path, what: str) -> None:
+    path = folder / "closed"
+    path.mkdir() if what == "folder" else path.write_text("x")
+    path.chmod(0)
+    with pytest.raises(TreeInvalidError, match="closed: cannot be read"):
+        scan(folder)
+
+
+def test_set_gid_directory_is_a_directory(folder: Path) -> None:
+    (folder / "shared").mkdir()
+    (folder / "shared").chmod(0o2775)
+    assert scan(folder)["shared"] == "d"
+
+
+def test_hard_links_are_two_files(folder: Path) -> None:
+    os.link(folder / "index.html", folder / "again")
+    assert scan(folder) == {"index.html": ("f", b"hello"), "again": ("f", b"hello")}
+
+
+@pytest.mark.parametrize("name", [b"a\nb", b"a\tb", b"\x7f", b"\x01", b"\xff\xfe"])
+def test_name_with_control_bytes_or_not_utf8_is_refused(folder: Path, name: bytes) -> None:
+    (folder / os.fsdecode(name)).write_text("x")
+    with pytest.raises(TreeInvalidError):
+        scan(folder)
+
+
+@pytest.mark.parametrize("name", ["-rf", " ", "a b", "😀", "\u202etxt.exe", "n" * 255, "~", "*"])
+def test_odd_but_honest_name_is_taken(folder: Path, name: str) -> None:
+    (folder / name).write_text("x")
+    assert scan(folder)[name] == ("f", b"x")
+
+
+def test_names_that_differ_in_case_or_composition_only_are_two_files(folder: Path) -> None:
+    for name in ("A", "a", "\u00e9", "e\u0301"):
+        (folder / name).write_text("x")
+    assert len(scan(folder)) == 5
+
+
+def test_depth_of_64_is_taken_and_65_refused(folder: Path) -> None:
+    path = folder.joinpath(*["d"] * 63)
+    path.mkdir(parents=True)
+    (path / "f").write_text("x")
+    assert len(scan(folder)) == 65
+    (path / "d").mkdir()
+    (path / "d" / "f").write_text("x")
+    with pytest.raises(TreeInvalidError):
+        scan(folder)
+
+
+@pytest.mark.parametrize("size_bytes", [100, 3 << 20])
+def test_file_that_grows_while_it_is_read_is_refused(folder: Path, size_bytes: int) -> None:
+    path = folder / "index.html"
+    path.write_bytes(b"x" * size_bytes)
+    (entry,) = scan_directory(folder, owner_uid=None)
+    assert isinstance(entry, SourceFile)
+    with path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(TreeInvalidError, match="changed"):
+        b"".join(piece for piece in entry.read() if isinstance(piece, bytes))
+
+
+@pytest.mark.parametrize("what", ["link", "fifo", "nothing", "folder"])
+def test_file_that_becomes_something_else_is_refused(folder: Path, what: str) -> None:
+    (entry,) = scan_directory(folder, owner_uid=None)
+    assert isinstance(entry, SourceFile)
+    path = folder / "index.html"
+    path.unlink()
+    match what:
+        case "link":
+            path.symlink_to("/etc/passwd")
+        case "fifo":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+    with pytest.raises(TreeInvalidError):
+        entry.read()
+
+
+def test_folder_that_becomes_a_link_leads_nowhere(folder: Path, tmp_path: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "a" / "passwd").write_text("mine")
+    entry = next(e for e in scan_directory(folder, owner_uid=None) if e.path == b"a/passwd")
+    assert isinstance(entry, SourceFile)
+    (folder / "a").rename(tmp_path / "elsewhere")
+    (folder / "a").symlink_to("/etc")
+    with pytest.raises(TreeInvalidError):
+        entry.read()
+
+
+def test_folder_under_change_is_refused_or_read_whole(folder: Path) -> None:
+    stop = threading.Event()
+
+    def churn() -> None:
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            for n in range(20):
+                path = folder / f"f{n}"
+                path.write_text(f"{turn}" * 100)
+                if turn % 3 == 0:
+                    path.unlink()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(30):
+            try:
+                found = scan(folder)
+            except TreeInvalidError:
+                continue
+            assert "index.html" in found
+    finally:
+        stop.set()
+        thread.join()
+
+
+# -- limits and names, whatever the source -----------------------------------------------------
+
+
+def admit(*entries: object, limits: Limits | None = None) -> None:
+    draft = Draft(limits or Limits())
+    for entry in entries:
+        draft.admit(entry)  # type: ignore[arg-type]
+        if isinstance(entry, SourceFile):
+            draft.add_file(entry, Digest.of(b""))
+
+
+def file(path: bytes, size_bytes: int = 0) -> SourceFile:
+    return SourceFile(path, size_bytes, executable=False, read=lambda: bytes(size_bytes))
+
+
+@pytest.mark.parametrize(
+    "path", [b"", b"/a", b"a/", b"a//b", b"..", b"a/../b", b".", b"./a", b"n" * 256, b"a\0b"]
+)
+def test_path_that_is_not_plain_is_refused(path: bytes) -> None:
+    with pytest.raises(TreeInvalidError):
+        admit(file(path))
+
+
+def test_limits_are_enforced_before_anything_is_read() -> None:
+    limits = Limits(size_bytes_max=100, file_bytes_max=60, files_max=2)
+    admit(file(b"a", 60), file(b"b", 40), limits=limits)
+    for entries in (
+        [file(b"a", 61)],
+        [file(b"a", 60), file(b"b", 41)],
+        [file(b"a"), file(b"b"), file(b"c")],
+    ):
+        with pytest.raises(TreeTooLargeError):
+            admit(*entries, limits=limits)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [file(b"a"), file(b"a")],
+        [file(b"a"), SourceDirectory(b"a")],
+        [SourceDirectory(b"a"), SourceLink(b"a", b"b")],
+        [SourceLink(b"a", b"/tmp"), file(b"a/b")],
+        [file(b"a/b"), SourceLink(b"a", b"/tmp")],
+        [file(b"a/b/c"), file(b"a/b")],
+    ],
+)
+def test_two_entries_that_cannot_both_be_there_are_refused(entries: list[object]) -> None:
+    with pytest.raises(TreeInvalidError):
+        admit(*entries)
+
+
+def test_directory_may_be_given_after_what_lies_in_it_and_twice() -> None:
+    admit(file(b"a/b"), SourceDirectory(b"a"), SourceDirectory(b"a"))

@@ -1,0 +1,222 @@
+"""Archives from strangers: what honest tools write is read, what attacks is refused."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.errors import TreeInvalidError
+from storage.source import Draft, Limits, SourceDirectory, SourceFile, SourceLink
+from storage.tar import scan_tar
+
+
+def read(data: bytes, *, dribble: bool = False) -> dict[bytes, object]:
+    found: dict[bytes, object] = {}
+    stream = io.BytesIO(data)
+    for entry in scan_tar(Dribble(stream) if dribble else stream):  # type: ignore[arg-type]
+        if isinstance(entry, SourceFile):
+            contents = entry.read()
+            body = contents if isinstance(contents, bytes) else b"".join(contents)
+            assert len(body) == entry.size_bytes
+            found[entry.path] = ("x" if entry.executable else "f", body)
+        elif isinstance(entry, SourceLink):
+            found[entry.path] = ("l", entry.target)
+        else:
+            assert isinstance(entry, SourceDirectory)
+            found[entry.path] = "d"
+    return found
+
+
+class Dribble:
+    """A stream that gives less than it is asked for, as sockets do."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        self._stream = stream
+
+    def read(self, count: int) -> bytes:
+        return self._stream.read(min(count, 100))
+
+
+def member(name: str, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info
+
+
+def archive(
+    *members: tarfile.TarInfo | tuple[tarfile.TarInfo, bytes], kind: int = tarfile.PAX_FORMAT
+) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=kind) as tar:
+        for item in members:
+            info, data = item if isinstance(item, tuple) else (item, b"")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+LONG = "d" * 60 + "/" + "é" * 60 + "/" + "f" * 90
+ALL = [
+    member("dir", type=tarfile.DIRTYPE, mode=0o755),
+    (member("dir/plain", mode=0o644), b"hello"),
+    (member("dir/run", mode=0o755), b"#!/bin/sh\n"),
+    (member("dir/empty", mode=0o644), b""),
+    (member("large", mode=0o644), b"x" * (5 << 20)),
+    (member(LONG, mode=0o644, mtime=1.5), b"long"),
+    member("link", type=tarfile.SYMTYPE, linkname="dir/plain"),
+    member("longlink", type=tarfile.SYMTYPE, linkname="t/" * 90 + "x"),
+]
+READ = {
+    b"dir": "d",
+    b"dir/plain": ("f", b"hello"),
+    b"dir/run": ("x", b"#!/bin/sh\n"),
+    b"dir/empty": ("f", b""),
+    b"large": ("f", b"x" * (5 << 20)),
+    LONG.encode(): ("f", b"long"),
+    b"link": ("l", b"dir/plain"),
+    b"longlink": ("l", b"t/" * 90 + b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("dribble", [False, True])
+def test_what_python_writes_is_read(kind: int, *, dribble: bool) -> None:
+    assert read(archive(*ALL, kind=kind), dribble=dribble) == READ
+
+
+def test_ustar_prefix_is_joined_to_the_name() -> None:
+    name = "p" * 80 + "/" + "n" * 80
+    assert read(archive((member(name), b"x"), kind=tarfile.USTAR_FORMAT)) == {
+        name.encode(): ("f", b"x")
+    }
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax", "ustar", "v7"])
+def test_what_gnu_tar_writes_of_a_folder_is_read(tmp_path: Path, form: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run").write_text("x")
+    (tmp_path / "a" / "run").chmod(0o755)
+    (tmp_path / "l").symlink_to("a/run")
+    data = subprocess.run(
+        ["tar", "-C", tmp_path, f"--format={form}", "-c", "."], capture_output=True, check=True
+    ).stdout
+    assert read(data) == {b"a": "d", b"a/run": ("x", b"x"), b"l": ("l", b"a/run")}
+
+
+def test_what_git_archive_writes_is_read(tmp_path: Path) -> None:
+    def git(*words: str) -> bytes:
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.invalid"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *who, *words], capture_output=True, check=True
+        ).stdout
+
+    git("init", "-q")
+    (tmp_path / "f").write_text("x")
+    git("add", "f")
+    git("commit", "-qm", "one")
+    assert read(git("archive", "HEAD")) == {b"f": ("f", b"x")}
+
+
+def test_file_that_was_not_read_is_passed_over() -> None:
+    data = archive((member("a"), b"x" * 1000), (member("b"), b"y" * (3 << 20)), (member("c"), b"z"))
+    assert [entry.path for entry in scan_tar(io.BytesIO(data))] == [b"a", b"b", b"c"]
+
+
+REFUSED = {
+    "hard link": archive(member("bad", type=tarfile.LNKTYPE, linkname="/etc/passwd")),
+    "fifo": archive(member("bad", type=tarfile.FIFOTYPE)),
+    "character device": archive(member("bad", type=tarfile.CHRTYPE)),
+    "block device": archive(member("bad", type=tarfile.BLKTYPE)),
+    "set-uid": archive((member("bad", mode=0o4755), b"x")),
+    "set-gid": archive((member("bad", mode=0o2755), b"x")),
+    "sparse": archive(member("bad", type=tarfile.GNUTYPE_SPARSE), kind=tarfile.GNU_FORMAT),
+    "sparse by pax": archive(member("bad", pax_headers={"GNU.sparse.major": "1"})),
+    "capabilities": archive(member("bad", pax_headers={"SCHILY.xattr.security.capability": "x"})),
+    "link with contents": archive((member("bad", type=tarfile.SYMTYPE, linkname="a"), b"x")),
+    "nul in a pax path": archive(member("bad", pax_headers={"path": "a\0b"})),
+}
+
+
+@pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
+def test_what_no_artifact_may_hold_is_refused(data: bytes) -> None:
+    with pytest.raises(TreeInvalidError):
+        admit_all(data)
+
+
+def admit_all(data: bytes) -> None:
+    draft = Draft(Limits())
+    for entry in scan_tar(io.BytesIO(data)):
+        draft.admit(entry)
+
+
+def block(name: bytes = b"f", *, size: bytes = b"00000000001\0", kind: bytes = b"0") -> bytes:
+    head = bytearray(name.ljust(100, b"\0") + b"0000644\0" * 3 + size + b"00000000000\0")
+    head += b" " * 8 + kind + bytes(100) + b"ustar\x0000"
+    head += bytes(512 - len(head))
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head)
+
+
+MALFORMED = {
+    "nothing": b"",
+    "half a block": bytes(100),
+    "no end": archive((member("a"), b"x" * 600))[:1536],
+    "cut in a file": archive((member("a"), b"x" * 6000))[:3000],
+    "bad sum": block()[:-1] + b"\1",
+    "rubbish": b"rubbish!" * 64,
+    "size with letters": block(size=b"0000000zz01\0"),
+    "negative size": block(size=b"-0000000001\0"),
+    "gigantic header": block(kind=b"x", size=b"77777777777\0"),
+    "gigantic long name": block(kind=b"L", size=b"77777777777\0"),
+    "gigantic file": block(size=b"77777777777\0"),
+    "base 256 giant": block(size=b"\xff" * 12),
+}
+
+
+@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_archive_is_refused_quickly(data: bytes) -> None:
+    started = time.monotonic()
+    with pytest.raises(TreeInvalidError):
+        read(data)
+    assert time.monotonic() - started < 1
+
+
+def pax(records: bytes) -> bytes:
+    head = block(b"x", kind=b"x", size=b"%011o\0" % len(records))
+    return head + records.ljust(-(-len(records) // 512) * 512, b"\0") + block() + bytes(1024)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [b"x", b"5 a\n", b"9999 path=a\n", b"0 path=a\n", b"-9 path=a\n", b"8 path=a", b"9 size=x\n"],
+)
+def test_malformed_pax_header_is_refused(records: bytes) -> None:
+    with pytest.raises(TreeInvalidError):
+        read(pax(records))
+
+
+def test_stream_is_read_to_its_end() -> None:
+    stream = io.BytesIO(archive((member("a"), b"x")) + bytes(20_000))
+    list(scan_tar(stream))
+    assert not stream.read()
+
+
+@given(st.data())
+def test_damaged_archive_is_refused_or_read_within_bounds(data: st.DataObject) -> None:
+    damaged = bytearray(archive(ALL[0], ALL[1], ALL[5], ALL[6]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    reader: Callable[[bytes], object] = read
+    try:
+        reader(bytes(damaged))
+    except TreeInvalidError:
+        return

@@ -1,0 +1,160 @@
+"""Trusted keys: generations that sign each other, rotation, revocation, tampering."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from storage.envelope import encode_json, seal
+from storage.errors import SignatureInvalidError
+from storage.provenance import SANDBOX_BUILDER, SOURCE_BUILDER
+from storage.signing import SigningKey
+from storage.trust import TRUST_TYPE, Keyring, TrustedKey, establish, load_keyring, revoke
+
+ROOT, KEY, NEXT, THIEF = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3, 4))
+PIN = frozenset({ROOT.key_id})
+
+
+def resign(folder: Path, version: int, key: SigningKey, /, **fields: object) -> None:
+    """Write a generation as a thief would: changed, and signed by `key`."""
+    path = folder / f"root.{version}.json"
+    newest = max(folder.glob("root.*.json"))
+    body = json.loads(base64.b64decode(json.loads(newest.read_bytes())["payload"]))
+    sealed = seal(encode_json({**body, **fields}), key, payload_type=TRUST_TYPE)
+    if path.exists():
+        path.unlink()
+    path.write_bytes(sealed.data)
+
+
+def test_first_generation_trusts_the_signing_key(tmp_path: Path) -> None:
+    keyring = establish(tmp_path, root=ROOT, signing=KEY)
+    assert load_keyring(tmp_path, root_key_ids=PIN) == keyring
+    assert keyring.provenance_key(KEY.key_id) == KEY.public
+    assert keyring.provenance_key(ROOT.key_id) is None
+    assert keyring.provenance_key(THIEF.key_id) is None
+
+
+def test_establishing_again_changes_nothing(tmp_path: Path) -> None:
+    assert establish(tmp_path, root=ROOT, signing=KEY) == establish(
+        tmp_path, root=ROOT, signing=KEY
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["root.1.json"]
+
+
+def test_rotation_keeps_what_the_old_key_signed(tmp_path: Path) -> None:
+    establish(tmp_path, root=ROOT, signing=KEY)
+    keyring = establish(tmp_path, root=ROOT, signing=NEXT)
+    assert keyring == load_keyring(tmp_path, root_key_ids=PIN)
+    assert keyring.version == 2
+    assert keyring.provenance_key(KEY.key_id) == KEY.public
+    assert keyring.keys[KEY.key_id].retired
+    assert keyring.provenance_key(NEXT.key_id) == NEXT.public
+
+
+def test_retired_key_is_not_taken_into_use_again(tmp_path: Path) -> None:
+    establish(tmp_path, root=ROOT, signing=KEY)
+    establish(tmp_path, root=ROOT, signing=NEXT)
+    with pytest.raises(SignatureInvalidError, match="retired"):
+        establish(tmp_path, root=ROOT, signing=KEY)
+
+
+def test_revoked_key_vouches_for_nothing(tmp_path: Path) -> None:
+    establish(tmp_path, root=ROOT, signing=KEY)
+    keyring = revoke(tmp_path, root=ROOT, key_id=KEY.key_id, reason="was on a lost disk")
+    assert load_keyring(tmp_path, root_key_ids=PIN) == keyring
+    assert keyring.provenance_key(KEY.key_id) is None
+    assert keyring.keys[KEY.key_id].reason == "was on a lost disk"
+    with pytest.raises(SignatureInvalidError, match="no key"):
+        revoke(tmp_path, root=ROOT, key_id=THIEF.key_id, reason="")
+
+
+def test_only_a_root_key_writes_a_generation(tmp_path: Path) -> None:
+    establish(tmp_path, root=ROOT, signing=KEY)
+    with pytest.raises(SignatureInvalidError):
+        establish(tmp_path, root=THIEF, signing=THIEF)
+    with pytest.raises(SignatureInvalidError):
+        revoke(tmp_path, root=THIEF, key_id=KEY.key_id, reason="")
+
+
+def test_key_speaks_for_its_builders_and_sites_only() -> None:
+    key = TrustedKey(KEY.public, builders=(SOURCE_BUILDER,), sites=("acme-store",))
+    keyring = Keyring(1, {}, {KEY.key_id: key})
+    allowed = keyring.authorize({KEY.key_id}, builder=SOURCE_BUILDER, site="acme-store")
+    assert allowed == KEY.key_id
+    for builder, site in ((SANDBOX_BUILDER, "acme-store"), (SOURCE_BUILDER, "other")):
+        with pytest.raises(SignatureInvalidError):
+            keyring.authorize({KEY.key_id}, builder=builder, site=site)
+
+
+def test_key_without_the_role_vouches_for_no_provenance() -> None:
+    keyring = Keyring(1, {}, {KEY.key_id: TrustedKey(KEY.public, roles=("release",))})
+    assert keyring.provenance_key(KEY.key_id) is None
+
+
+def test_folder_without_a_generation_trusts_nobody(tmp_path: Path) -> None:
+    with pytest.raises(SignatureInvalidError, match="no trusted keys"):
+        load_keyring(tmp_path, root_key_ids=None)
+
+
+@pytest.mark.parametrize("at", range(0, 1000, 37))
+def test_flipped_bit_is_refused(tmp_path: Path, at: int) -> None:
+    establish(tmp_path, root=ROOT, signing=KEY)
+    path = tmp_path / "root.1.json"
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    with pytest.raises(SignatureInvalidError):
+        load_keyring(tmp_path, root_key_ids=PIN)
+
+
+def test_thief_cannot_sign_a_generation(tmp_path: Path) -> None:
+    establish(tmp_path, root=ROOT, signing=KEY)
+    resign(tmp_path, 1, THIEF)
+    with pytest.raises(SignatureInvalidError):
+        load_keyring(tmp_path, root_key_ids=None)
+
+
+def test_thief_cannot_begin_anew_with_a_root_of_his_own(tmp_path: Path) -> None:
+    establish(tmp_path, root=THIEF, signing=THIEF)
+    with pytest.raises(SignatureInvalidError, match="other root keys"):
+        load_keyring(tmp_path, root_key_ids=PIN)
+
+
+def test_thief_cannot_append_a_generation_with_a_root_of_his_own(tmp_path: Path) -> None:
+    establish(tmp_path, root=ROOT, signing=KEY)
+    roots = {THIEF.key_id: base64.b64encode(THIEF.public).decode()}
+    resign(tmp_path, 2, THIEF, version=2, rootKeys=roots)
+    with pytest.raises(SignatureInvalidError):
+        load_keyring(tmp_path, root_key_ids=PIN)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"version": 1},
+        {"version": 3},
+        {"version": "2"},
+        {"keys": []},
+        {"keys": {KEY.key_id: {}}},
+        {"rootKeys": None},
+        {"rootKeys": {KEY.key_id: base64.b64encode(ROOT.public).decode()}},
+    ],
+)
+def test_malformed_generation_is_refused(tmp_path: Path, fields: dict[str, object]) -> None:
+    establish(tmp_path, root=ROOT, signing=KEY)
+    resign(tmp_path, 2, ROOT, **{"version": 2, **fields})
+    with pytest.raises(SignatureInvalidError):
+        load_keyring(tmp_path, root_key_ids=PIN)
+
+
+def test_generation_left_out_is_refused(tmp_path: Path) -> None:
+    establish(tmp_path, root=ROOT, signing=KEY)
+    establish(tmp_path, root=ROOT, signing=NEXT)
+    revoke(tmp_path, root=ROOT, key_id=KEY.key_id, reason="stolen")
+    (tmp_path / "root.2.json").unlink()
+    with pytest.raises(SignatureInvalidError, match="missing"):
+        load_keyring(tmp_path, root_key_ids=PIN)
