@@ -47,14 +47,14 @@ class Traffic:
         except ConnectionError:
             response = _broken_off(request)
         except Exception:  # noqa: BLE001 - the ring around a request
-            _log.exception("request_failed", target=request.message.path)
+            _log.exception("request_failed", target=request.raw_path)
             started = request.writer.output_size > 0
             response = _broken_off(request) if started else pages.internal_error()
         _log.debug(
             "request_served",
             host=request.headers.get("Host"),
             method=request.method,
-            target=request.message.path,
+            target=request.raw_path,
             status=response.status,
             seconds=round(time.perf_counter() - started_at, 4),
         )
@@ -64,7 +64,7 @@ class Traffic:
         hosts = request.headers.getall("Host", [])
         if len(hosts) > 1:
             return pages.bad_request("A request names one host.")
-        host, target = _destination(request.message.path, hosts[0] if hosts else "")
+        host, target = _destination(request.raw_path, hosts[0] if hosts else "")
         if not target.startswith("/"):
             return pages.bad_request("A request names a path.")
         serving = self._router.find(host)

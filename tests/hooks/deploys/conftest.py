@@ -1,0 +1,401 @@
+"""A real store with real keys, a real site host process, and a peer that speaks control's side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from hooks.deploys.wire import (
+    ArtifactPin,
+    Changed,
+    Desired,
+    Ping,
+    Removed,
+    Report,
+    RollLog,
+    Snapshot,
+)
+from storage import trust
+from storage.artifacts import ArtifactStore
+from storage.envelope import seal
+from storage.ids import new_id
+from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
+from storage.records.db import Records
+from storage.signing import SigningKey
+from storage.source import Limits, SourceFile, SourceLink
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+UID = 60680 if os.geteuid() == 0 else None
+WAIT_S = 20
+
+
+@pytest.fixture
+def open_dir():
+    """A folder that the host's uid can pass through, as the data folder is."""
+    path = Path(tempfile.mkdtemp(prefix="gitd-test-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
+
+
+class Shelf:
+    """A store as control keeps it: artifacts come in by `put`, signed."""
+
+    def __init__(self, root: Path) -> None:
+        self._records = Records.open(root / "gitd.db")
+        self.store = ArtifactStore.open(root / "store", self._records, group=UID)
+        self.layout = self.store.layout
+        self.key = SigningKey.load_or_create(root / "signing.key")
+        self.root_key = SigningKey.load_or_create(root / "root.key")
+        trust.establish(self.layout.trust, root=self.root_key, signing=self.key)
+        if UID is not None:
+            for path in self.layout.trust.iterdir():
+                os.chown(path, -1, UID)
+                path.chmod(0o640)
+
+    def put(
+        self, tree, *, site="acme-store", profile="static", web=None, release=None, health=None
+    ) -> ArtifactPin:
+        """Take in a tree: {path: text or bytes, or ("link", target)}."""
+        entries = [_entry(path, content) for path, content in tree.items()]
+
+        def attest(manifest):
+            facts = Provenance(
+                site=site,
+                ref="refs/heads/main",
+                commit="7fd1a60b01f91b314f59955a4e4d4e80d8edf11d",
+                profile=profile,
+                run=RunCommands(web=web, release=release, health=health),
+                build_id=new_id("build"),
+                builder=SOURCE_BUILDER,
+                started_at="2026-01-01T00:00:00.000Z",
+                finished_at="2026-01-01T00:00:05.000Z",
+            )
+            return seal(build_provenance(facts, manifest), self.key)
+
+        ingested, _ = self.store.ingest(
+            entries, limits=Limits(), attest=attest, record=lambda _db, _ingested: None
+        )
+        return ArtifactPin(ingested.artifact_id, str(ingested.digest), ingested.envelope_sha256)
+
+    def put_web(self, source: str, **run) -> ArtifactPin:
+        """Take in a Python program as `app.py`, to be run as the web process."""
+        run = {"web": "python3 app.py", **run}
+        return self.put({"app.py": source}, profile="procfile", **run)
+
+    def blob_of(self, pin: ArtifactPin, name: str) -> Path:
+        from storage.digest import Digest
+        from storage.manifest import FileEntry, Manifest
+
+        manifest = Manifest.parse(Path(self.layout.tree(Digest.parse(pin.digest))).read_bytes())
+        for entry in manifest.entries:
+            if isinstance(entry, FileEntry) and entry.path == name.encode():
+                return Path(self.layout.blob(entry.digest, executable=entry.executable))
+        raise AssertionError(name)
+
+    def close(self) -> None:
+        self._records.close()
+
+
+def _entry(path, content):
+    if isinstance(content, tuple):
+        return SourceLink(path.encode(), content[1].encode())
+    data = content.encode() if isinstance(content, str) else content
+    return SourceFile(path.encode(), len(data), False, lambda: data)
+
+
+@pytest.fixture
+def shelf(open_dir):
+    made = Shelf(open_dir)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def wanted():
+    return desired
+
+
+def desired(env="env_1", pin=None, deployment=None, *, hostnames=None, **more) -> Desired:
+    return Desired(
+        **{
+            "env_id": env,
+            "site": "acme-store",
+            "slug": env.replace("_", "-"),
+            "kind": "production",
+            "hostnames": hostnames or (f"{env.replace('_', '-')}.localhost",),
+            "deployment_id": deployment or (new_id("dep") if pin is not None else None),
+            "artifact": pin,
+            **more,
+        }
+    )
+
+
+class ControlPeer:
+    """Speaks control's side on a Unix socket: desires, and hears reports and logs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.desired: dict[str, Desired] = {}
+        self.reports: list[Report] = []
+        self.lines: dict[str, list] = defaultdict(list)
+        self.progress: dict[str, int] = {}
+        self.connections = 0
+        self.fail_posts = 0
+        self.ping_s = 5.0
+        self._queues: set[asyncio.Queue] = set()
+        self._news = asyncio.Condition()
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_get("/v1/desired", self._desired)
+        app.router.add_post("/v1/reports", self._report)
+        app.router.add_post("/v1/log", self._log)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(self.path)).start()
+        self.path.chmod(0o666)
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            for queue in self._queues:
+                queue.put_nowait(None)
+            await self._runner.cleanup()
+            self._runner = None
+            self.path.unlink(missing_ok=True)
+
+    def want(self, wanted: Desired) -> Desired:
+        self.desired[wanted.env_id] = wanted
+        self._tell(Changed(wanted))
+        return wanted
+
+    def remove(self, env_id: str) -> None:
+        del self.desired[env_id]
+        self._tell(Removed(env_id))
+
+    async def reported(self, deployment_id: str, *, since: int = 0) -> Report:
+        """Wait for the host's word on a deployment, counting from report number `since`."""
+
+        def found():
+            return next(
+                (one for one in self.reports[since:] if one.deployment_id == deployment_id), None
+            )
+
+        async with self._news, asyncio.timeout(WAIT_S):
+            await self._news.wait_for(lambda: found() is not None)
+            return found()
+
+    async def roll(self, wanted: Desired) -> Report:
+        """Want it, and wait for the host's word."""
+        since = len(self.reports)
+        self.want(wanted)
+        return await self.reported(wanted.deployment_id, since=since)
+
+    def log_of(self, deployment_id: str) -> list[str]:
+        return [line.line for line in self.lines[deployment_id]]
+
+    def _tell(self, message) -> None:
+        for queue in self._queues:
+            queue.put_nowait(message)
+
+    async def _desired(self, request):
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        queue: asyncio.Queue = asyncio.Queue()
+        self._queues.add(queue)
+        self.connections += 1
+        message = Snapshot(tuple(self.desired.values()))
+        try:
+            while message is not None:
+                await response.write(msgspec.json.encode(message) + b"\n")
+                try:
+                    message = await asyncio.wait_for(queue.get(), self.ping_s)
+                except TimeoutError:
+                    message = Ping()
+        except ConnectionError:
+            pass
+        finally:
+            self._queues.discard(queue)
+        return response
+
+    async def _report(self, request):
+        report = msgspec.json.decode(await request.read(), type=Report)
+        if self.fail_posts:
+            self.fail_posts -= 1
+            raise web.HTTPServiceUnavailable
+        async with self._news:
+            self.reports.append(report)
+            self._news.notify_all()
+        return web.json_response({})
+
+    async def _log(self, request):
+        batch = msgspec.json.decode(await request.read(), type=RollLog)
+        if self.fail_posts:
+            self.fail_posts -= 1
+            raise web.HTTPServiceUnavailable
+        kept = self.lines[batch.deployment_id]
+        assert batch.first <= len(kept), "a gap in the log"
+        kept.extend(batch.lines[len(kept) - batch.first :])
+        assert batch.progress >= self.progress.get(batch.deployment_id, 0)
+        self.progress[batch.deployment_id] = batch.progress
+        return web.json_response({})
+
+
+@pytest.fixture
+async def control(open_dir):
+    peer = ControlPeer(open_dir / "hosts.sock")
+    await peer.start()
+    yield peer
+    await peer.stop()
+
+
+@dataclass
+class HostProcess:
+    """`gitd host` as a process of its own, with a socket that outlives it."""
+
+    root: Path
+    settings: dict = field(default_factory=dict)
+    process: subprocess.Popen | None = None
+
+    def __post_init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port = self.listener.getsockname()[1]
+        self.directory = self.root / "host"
+        self.log = self.root / "host.log"
+
+    def start(self, **settings) -> None:
+        config = {
+            "socket": str(self.root / "hosts.sock"),
+            "directory": str(self.directory),
+            "store": str(self.root / "store"),
+            "listen_fd": self.listener.fileno(),
+            **({"uid": UID, "gid": UID} if UID is not None else {}),
+            **self.settings,
+            **settings,
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / "run_host.py"), json.dumps(config)],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+                pass_fds=[self.listener.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        """As a crash does it."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    async def stop(self) -> int:
+        """Ask it to end, and return its status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return await asyncio.to_thread(self.process.wait, 30)
+
+    def events(self) -> list[dict]:
+        if not self.log.exists():
+            return []
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        self.listener.close()
+
+
+@pytest.fixture
+def host(open_dir):
+    made = HostProcess(open_dir)
+    made.start()
+    yield made
+    made.close()
+    text = made.log.read_text()
+    print(text)
+    assert "Traceback" not in text, text
+
+
+class Visitor:
+    """A browser of sorts: asks the host for a path of a host name."""
+
+    def __init__(self, port: int) -> None:
+        self.base = f"http://127.0.0.1:{port}"
+        self.session = aiohttp.ClientSession(
+            auto_decompress=False, timeout=aiohttp.ClientTimeout(total=WAIT_S)
+        )
+
+    async def ask(self, path="/", *, host="env-1.localhost", method="GET", headers=None, **more):
+        from yarl import URL
+
+        async with self.session.request(
+            method,
+            URL(self.base + path, encoded=True),
+            headers={"Host": host, **(headers or {})},
+            allow_redirects=False,
+            **more,
+        ) as answer:
+            return Answer(answer.status, answer.headers, await answer.read())
+
+    async def text(self, path="/", **more) -> str:
+        answer = await self.ask(path, **more)
+        return answer.body.decode()
+
+    async def until(self, wanted, path="/", **more) -> None:
+        """Ask again and again until the answer has this status or text."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                with contextlib.suppress(aiohttp.ClientError):
+                    answer = await self.ask(path, **more)
+                    if wanted in (answer.status, answer.body.decode()):
+                        return
+                await asyncio.sleep(0.02)
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: object
+    body: bytes
+
+
+@pytest.fixture
+async def visitor(host):
+    made = Visitor(host.port)
+    yield made
+    await made.session.close()
+
+
+@pytest.fixture
+def numbers():
+    return itertools.count(1)
+
+
+def wait_for(condition, *, seconds=WAIT_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)

@@ -1,0 +1,22 @@
+"""Runs a site host as `gitd host` does: python run_host.py '{"socket": ..., ...}'."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import structlog
+
+from hooks.deploys.host import HostConfig, main
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    paths = {name: Path(given.pop(name)) for name in ("socket", "directory", "store")}
+    level = given.pop("log_level", 20)
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    main(HostConfig(**paths, **given))

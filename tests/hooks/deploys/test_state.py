@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from hooks.deploys.state import (
+    KEEP_COUNT,
+    EnvironmentFolder,
+    EnvironmentState,
+    HostFolder,
+    ServedState,
+)
+from hooks.deploys.wire import ArtifactPin
+from storage.digest import Digest
+
+
+def pin(number: int) -> ArtifactPin:
+    return ArtifactPin(f"art_{number}", str(Digest.of(b"%d" % number)), "00" * 32)
+
+
+def served(number: int) -> ServedState:
+    return ServedState(f"dep_{number}", pin(number), f"{number:06d}-abcdef00", 1_700_000_000)
+
+
+@pytest.fixture
+def state():
+    return EnvironmentState("env_1", "acme-store", "production", "production", ("a.localhost",))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = HostFolder(tmp_path).environment("env_1")
+    made.create()
+    return made
+
+
+def test_state_is_read_as_it_was_written(folder, state):
+    written = state.serving(served(1))
+    folder.write(written)
+    assert folder.read() == written
+    assert (folder.path / "current").readlink().as_posix() == "releases/000001-abcdef00"
+
+
+def test_current_follows_what_is_served(folder, state):
+    folder.write(state.serving(served(1)))
+    folder.write(state.serving(served(2)))
+    assert (folder.path / "current").readlink().name == "000002-abcdef00"
+    folder.write(state)
+    assert not (folder.path / "current").is_symlink()
+
+
+def test_the_folders_used_last_are_kept(state):
+    for number in range(1, 8):
+        state = state.serving(served(number))
+    state = state.serving(served(4))
+    kept = [kept.folder[:6] for kept in state.kept]
+    assert kept == ["000003", "000005", "000006", "000007", "000004"]
+    assert len(kept) == KEEP_COUNT
+    assert state.folder_of(Digest.parse(pin(5).digest)) == "000005-abcdef00"
+    assert state.folder_of(Digest.parse(pin(2).digest)) is None
+
+
+def test_folders_that_are_neither_kept_nor_served_are_pruned(folder, state):
+    for name in ("000001-abcdef00", "000002-abcdef00", ".000003-abcdef00.partial-11"):
+        (folder.releases / name).mkdir()
+    state = state.serving(served(2)).without_folder("000002-abcdef00")
+    folder.prune(state)
+    assert [path.name for path in folder.releases.iterdir()] == ["000002-abcdef00"]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b'{"env_id": "env_1"}', b"\0" * 300])
+def test_a_state_that_cannot_be_read_is_no_state(folder, text):
+    (folder.path / "state.json").write_bytes(text)
+    assert folder.read() is None
+
+
+def test_a_state_in_the_wrong_folder_is_no_state(folder, state):
+    other = msgspec.structs.replace(state, env_id="env_2")
+    (folder.path / "state.json").write_bytes(msgspec.json.encode(other))
+    assert folder.read() is None
+
+
+@pytest.mark.parametrize("env_id", ["", ".", "..", "../x", "a/b", "a" * 65, "env\n"])
+def test_an_id_is_never_a_path(tmp_path, env_id):
+    with pytest.raises(ValueError, match="not the id"):
+        HostFolder(tmp_path).environment(env_id)
+
+
+def test_known_environments_are_those_with_a_state(tmp_path, state):
+    host = HostFolder(tmp_path)
+    for env_id in ("env_2", "env_1"):
+        made = host.environment(env_id)
+        made.create()
+        made.write(msgspec.structs.replace(state, env_id=env_id))
+    host.environment("env_3").create()
+    assert [state.env_id for _, state in host.known()] == ["env_1", "env_2"]
+    EnvironmentFolder(tmp_path / "environments" / "env_2").remove()
+    assert [state.env_id for _, state in host.known()] == ["env_1"]
