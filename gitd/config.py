@@ -11,7 +11,7 @@ import difflib
 import ipaddress
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class BuildersConfig:
     """The builder slots and what one build may use."""
 
     slots: int = 2
+    users: tuple[str, ...] = ()
     first_uid: int = 60610
     timeout_s: int = 900
     lease_s: float = 4.0
@@ -56,6 +57,7 @@ class BuildersConfig:
 class HostConfig:
     """The site host, and how long a roll may take."""
 
+    user: str = ""
     uid: int = 60600
     roll_timeout_s: float = 900.0
     missing_timeout_s: float = 30.0
@@ -109,6 +111,15 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         raise ConfigError(f"{where.rstrip('`')}: {what}") from error
     _check(config)
     return config
+
+
+def replace_addresses(config: Config, *, listen: str | None, sites: str | None) -> Config:
+    """The settings with the addresses that the command line gives, where it gives them."""
+    server = replace(config.server, listen=listen) if listen else config.server
+    site_host = replace(config.sites, listen=sites) if sites else config.sites
+    changed = replace(config, server=server, sites=site_host)
+    _check(changed)
+    return changed
 
 
 def parse_address(text: str, what: str) -> tuple[str, int]:

@@ -85,7 +85,11 @@ class PushNarrator:
                 return None
             if item is not None and isinstance(item.entry, LogLine):
                 await listener.say(f"  {item.entry.stage:<8} {item.entry.line}")
-        return self._jobs.get(job_id)
+        job = self._jobs.get(job_id)
+        if job is not None and not job.status.is_final:
+            await listener.say(f"  gitd is being stopped; go on with: mf logs --follow {job_id}")
+            return None
+        return job
 
     async def _tell_artifact(self, effect: Building, job: Job, listener: Listener) -> None:
         artifact_id = (job.result or {}).get("artifact_id", "")

@@ -129,6 +129,7 @@ class Jobs:
         self.clock = clock
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._published: dict[str, int] = {}
+        self._is_closing = False
         self._watchers: list[Callable[[Job], None]] = []
         self._environment_watchers: list[Callable[[str], None]] = []
 
@@ -202,7 +203,8 @@ class Jobs:
     ) -> AsyncIterator[Positioned | None]:
         """Yield the log's entries behind `after`, past and to come, up to the final state.
 
-        None stands for a silence of `heartbeat_s`. Any number may follow, from anywhere.
+        None stands for a silence of `heartbeat_s`. Any number may follow, from anywhere. It ends
+        before the final state when this server stops.
 
         Raises:
             JobLogPositionError: `after` is no id of an entry.
@@ -216,6 +218,8 @@ class Jobs:
                     after = item.id
                     if isinstance(item.entry, StateChange) and item.entry.status.is_final:
                         return
+                if self._is_closing:
+                    return
                 if not entries and not await _within(heartbeat_s, changed):
                     yield None
 
@@ -227,10 +231,17 @@ class Jobs:
             while True:
                 changed.clear()
                 job = self.get(job_id)
-                if job is None or job.version != version or job.status.is_final:
+                is_over = job is None or job.version != version or job.status.is_final
+                if is_over or self._is_closing:
                     return
                 if not await _within(end - loop.time(), changed):
                     return
+
+    def close(self) -> None:
+        """Let everyone go who follows or waits: the server stops. The jobs go on later."""
+        self._is_closing = True
+        for job_id in list(self._waiting):
+            self._wake(job_id)
 
     def recover(self) -> None:
         """After a start: log the states that were committed and did not reach the log.

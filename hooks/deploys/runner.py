@@ -76,7 +76,7 @@ class RollRunner:
         self._limits = limits
         self._domain = domain
         self._rolling: dict[str, _Rolling] = {}
-        self._hosts: set[asyncio.Queue[DesiredMessage]] = set()
+        self._hosts: set[asyncio.Queue[DesiredMessage | None]] = set()
         self._hostless_since: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         jobs.watch(self._on_job)
@@ -104,11 +104,16 @@ class RollRunner:
                 if failure := self._overdue(rolling, now):
                     await self._fail(rolling, failure)
 
+    def close(self) -> None:
+        """Let the hosts go: the server stops. They serve on, and come back."""
+        for queue in self._hosts:
+            queue.put_nowait(None)
+
     # -- what the host asks and says ------------------------------------------------------------
 
     async def desired(self) -> AsyncGenerator[DesiredMessage]:
         """Yield everything once, then every change, with pings between. One reader per host."""
-        queue: asyncio.Queue[DesiredMessage] = asyncio.Queue()
+        queue: asyncio.Queue[DesiredMessage | None] = asyncio.Queue()
         self._hosts.add(queue)
         try:
             yield self._snapshot()
@@ -118,6 +123,8 @@ class RollRunner:
                         message = await queue.get()
                 except TimeoutError:
                     message = Ping()
+                if message is None:
+                    return
                 yield message
         finally:
             self._hosts.discard(queue)

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from sqlite_utils import Database
 
@@ -99,6 +99,12 @@ class Records:
     def write(self, change: Change[T]) -> T:
         """Run `change` on the writer's thread and return its answer. Durable when it returns."""
         return self.submit(change).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Finish what is queued, then close. A second call does nothing."""

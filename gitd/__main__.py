@@ -1,0 +1,381 @@
+"""The `gitd` command: the server, its helpers, and the commands beside it.
+
+Commands import what they need when they run: the small ones start fast, and the helper processes
+load no more than they use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import click
+
+from gitd.errors import GitdError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gitd.config import Config
+    from gitd.layout import DataFolder
+    from storage.records.db import Records
+
+F = TypeVar("F", bound="Callable[..., object]")
+_DURATION = re.compile(r"([1-9]\d*)([hdw])")
+_HOURS = {"h": 1, "d": 24, "w": 24 * 7}
+
+
+def data_option(command: F) -> F:
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False),
+        required=True,
+        envvar="GITD_DATA",
+        help="The data folder of the server.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(command)
+
+
+@click.group()
+@click.version_option(package_name="gitd")
+def cli() -> None:
+    """A git-push receiving server: push, build, sign, roll, promote, roll back."""
+
+
+@cli.command()
+@data_option
+@click.option("--listen", metavar="HOST:PORT", help="Where git and the API answer.")
+@click.option("--sites", metavar="HOST:PORT", help="Where environments answer.")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
+@click.option("--children/--no-children", default=True, help="Start builders and site host too.")
+def serve(
+    data: Path, listen: str | None, sites: str | None, config: Path | None, *, children: bool
+) -> None:
+    """Run the server. Makes the data folder at its first start."""
+    from gitd import app, log
+
+    settings = _settings(data, config, listen=listen, sites=sites)
+    as_json = {"auto": None, "json": True, "console": False}[settings.log.format]
+    log.configure(level=settings.log.level, as_json=as_json)
+    asyncio.run(app.serve(_folder(data), settings, with_children=children))
+
+
+@cli.command()
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), required=True)
+@click.option("--scratch", type=click.Path(path_type=Path), required=True)
+@click.option("--slot", default="slot-0", show_default=True)
+@click.option("--uid", type=click.IntRange(1), help="Become this user, when started as root.")
+@click.option("--gid", type=click.IntRange(1))
+@click.option("--die-with-parent", is_flag=True, help="End with the process that started this.")
+def builder(
+    socket_path: Path,
+    scratch: Path,
+    slot: str,
+    uid: int | None,
+    gid: int | None,
+    *,
+    die_with_parent: bool,
+) -> None:
+    """Run one builder slot: lease builds from control and run them in a sandbox."""
+    from gitd import log
+    from hooks.builds.builder import BuilderConfig, main
+
+    log.configure()
+    main(BuilderConfig(socket_path, scratch, slot, uid, gid, die_with_parent))
+
+
+@cli.command()
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), required=True)
+@click.option("--dir", "directory", type=click.Path(path_type=Path), required=True)
+@click.option("--store", type=click.Path(path_type=Path), required=True)
+@click.option("--listen", default="127.0.0.1:8081", show_default=True)
+@click.option("--listen-fd", type=int, help="A listening socket that this process inherited.")
+@click.option("--root-key", multiple=True, help="Trust begins with this key id alone.")
+@click.option("--trusted-proxy", multiple=True, help="A network that may set X-Forwarded-*.")
+@click.option("--uid", type=click.IntRange(1), help="Become this user, when started as root.")
+@click.option("--gid", type=click.IntRange(1))
+def host(  # noqa: PLR0913 - one parameter per option
+    *,
+    socket_path: Path,
+    directory: Path,
+    store: Path,
+    listen: str,
+    listen_fd: int | None,
+    root_key: tuple[str, ...],
+    trusted_proxy: tuple[str, ...],
+    uid: int | None,
+    gid: int | None,
+) -> None:
+    """Run the site host: verify releases, serve them, and keep them as control desires."""
+    from gitd import log
+    from gitd.config import parse_address
+    from gitd.systemd import inherited_sockets
+    from hooks.deploys.host import HostConfig, main
+
+    log.configure()
+    inherited = inherited_sockets().get("sites")
+    main(
+        HostConfig(
+            socket_path,
+            directory,
+            store,
+            listen=parse_address(listen, "--listen"),
+            listen_fd=inherited.detach() if inherited is not None else listen_fd,
+            uid=uid,
+            gid=gid,
+            trusted_proxies=trusted_proxy,
+            root_key_ids=frozenset(root_key) or None,
+        )
+    )
+
+
+# -- sites and keys: beside a running server ------------------------------------------------------
+
+
+@cli.group()
+def site() -> None:
+    """Sites, without the API."""
+
+
+@site.command("create")
+@click.argument("name")
+@data_option
+@click.option("--default-branch", default="main", show_default=True)
+@json_option
+def site_create(name: str, data: Path, default_branch: str, *, as_json: bool) -> None:
+    """Make a site: a repository to push to, its production and its staging."""
+    from hooks.jobs import Jobs
+    from hooks.pipeline import Pipeline
+    from storage.joblog import JobLogs
+    from storage.repos import Repositories
+
+    folder = _beside(data)
+    with _records(folder) as records:
+        jobs = Jobs(records, JobLogs(folder.joblogs))
+        pipeline = Pipeline(jobs, Repositories(folder.repositories))
+        made = asyncio.run(pipeline.create_site(name, default_branch)).value
+    if as_json:
+        _print_json({"id": made.id, "name": made.name, "default_branch": made.default_branch})
+    else:
+        click.echo(f"{made.name} is there ({made.id}). Push to it:")
+        click.echo(f"  git remote add managed http://HOST:PORT/{made.name}.git")
+        click.echo(f"  git push managed {made.default_branch}")
+
+
+@cli.group()
+def key() -> None:
+    """API keys, without the API."""
+
+
+@key.command("create")
+@data_option
+@click.option("--label", required=True, help="What the key is for, for people.")
+@click.option("--preset", help="A usual set of scopes: read-only, deploy-bot, ci-terraform.")
+@click.option("--scope", "scopes", multiple=True, help="A scope such as deployments:write.")
+@click.option("--site", "site_name", help="Bind the key to this site.")
+@click.option("--env", "env_name", help="Bind the key to this environment of the site.")
+@click.option("--cidr", "cidrs", multiple=True, help="Only from this network.")
+@click.option("--expires-in", default="90d", show_default=True, help="Such as 12h, 90d or 4w.")
+@json_option
+def key_create(  # noqa: PLR0913 - one parameter per option
+    *,
+    data: Path,
+    label: str,
+    preset: str | None,
+    scopes: tuple[str, ...],
+    site_name: str | None,
+    env_name: str | None,
+    cidrs: tuple[str, ...],
+    expires_in: str,
+    as_json: bool,
+) -> None:
+    """Make an API key and print its secret, once."""
+    from gitd import auth
+    from hooks.clock import rfc3339
+    from storage.records import api_keys
+
+    folder = _beside(data)
+    with _records(folder) as records:
+        site_id, env_id = _binding(records, site_name, env_name)
+        secret, made = auth.mint(
+            label,
+            auth.expand_scopes(scopes, preset=preset),
+            site_id=site_id,
+            env_id=env_id,
+            ttl_ms=_duration_ms(expires_in),
+            cidrs=cidrs,
+        )
+        records.write(lambda db: api_keys.add(db, made))
+    expires_at = rfc3339(made.expires_at)
+    if as_json:
+        facts = {"id": made.id, "label": label, "scopes": made.scopes, "expires_at": expires_at}
+        _print_json({**facts, "secret": secret.reveal()})
+    else:
+        click.echo(secret.reveal())
+        click.echo(f"{made.id}, until {expires_at}. The secret is not shown again.", err=True)
+
+
+@key.command("revoke")
+@click.argument("key_id")
+@data_option
+@json_option
+def key_revoke(key_id: str, data: Path, *, as_json: bool) -> None:
+    """End an API key at once."""
+    from hooks.clock import now_ms
+    from storage.records import api_keys
+
+    with _records(_beside(data)) as records:
+        if not records.write(lambda db: api_keys.revoke(db, key_id, now_ms())):
+            _fail(f"there is no key {key_id}; their ids begin with key_")
+    if as_json:
+        _print_json({"id": key_id, "revoked": True})
+    else:
+        click.echo(f"{key_id} is revoked.")
+
+
+@key.command("list")
+@data_option
+@json_option
+def key_list(data: Path, *, as_json: bool) -> None:
+    """Show the keys; never a secret."""
+    from hooks.clock import now_ms, rfc3339
+    from storage.records import api_keys
+
+    with _records(_beside(data)) as records:
+        keys = api_keys.every(records.reader())
+    rows = [
+        {
+            "id": item.id,
+            "label": item.label,
+            "hint": item.hint,
+            "scopes": item.scopes,
+            "expires_at": rfc3339(item.expires_at),
+            "is_active": item.revoked_at is None and item.expires_at > now_ms(),
+        }
+        for item in keys
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        state = f"until {row['expires_at']}" if row["is_active"] else "ended"
+        click.echo(f"{row['id']}  {row['hint']}  {state}  {row['label']}")
+
+
+@cli.command()
+@data_option
+@json_option
+def check(data: Path, *, as_json: bool) -> None:
+    """Prove that what is stored is what it says. Exits 1 when something is wrong."""
+    from gitd.checking import check_data
+
+    folder = _beside(data)
+    with _records(folder) as records:
+        report = check_data(folder, records)
+    if as_json:
+        _print_json({"ok": not report.faults, "counts": report.counts, "faults": report.faults})
+    else:
+        for name, count in report.counts.items():
+            click.echo(f"{count:>8} {name}")
+        for fault in report.faults:
+            click.echo(f"WRONG: {fault}")
+        click.echo("all well" if not report.faults else f"{len(report.faults)} faults")
+    if report.faults:
+        sys.exit(1)
+
+
+# -- shared pieces --------------------------------------------------------------------------------
+
+
+def _folder(data: Path) -> DataFolder:
+    from gitd.layout import DataFolder
+
+    return DataFolder(data.absolute())
+
+
+def _beside(data: Path) -> DataFolder:
+    """The folder of a server that may be running: as its owner, whose files all of it stays."""
+    from hooks.process import drop_privileges
+
+    folder = _folder(data)
+    if folder.root.exists():
+        owner = folder.root.stat()
+        if os.geteuid() == 0 and owner.st_uid != 0:
+            drop_privileges(owner.st_uid, owner.st_gid)
+    folder.prepare()
+    return folder
+
+
+def _records(folder: DataFolder) -> Records:
+    from storage.records.db import Records
+
+    return Records.open(folder.database)
+
+
+def _settings(data: Path, path: Path | None, *, listen: str | None, sites: str | None) -> Config:
+    from gitd.config import load, replace_addresses
+
+    default = data / "gitd.toml"
+    chosen = path or (default if default.exists() else None)
+    environ = {name: value for name, value in os.environ.items() if name != "GITD_DATA"}
+    return replace_addresses(load(chosen, environ), listen=listen, sites=sites)
+
+
+def _binding(
+    records: Records, site_name: str | None, env_name: str | None
+) -> tuple[str | None, str | None]:
+    from storage.records import environments, sites
+
+    if site_name is None:
+        if env_name is not None:
+            _fail("--env names an environment of a site: give --site too")
+        return None, None
+    found = sites.find(records.reader(), site_name)
+    if found is None:
+        _fail(f"there is no site {site_name}; make it with: gitd site create {site_name}")
+    if env_name is None:
+        return found.id, None
+    environment = environments.find(records.reader(), found.id, env_name)
+    if environment is None:
+        _fail(f"{site_name} has no environment {env_name}")
+    return found.id, environment.id
+
+
+def _duration_ms(text: str) -> int:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        _fail(f"--expires-in: {text!r} is no duration such as 12h, 90d or 4w")
+    return int(match[1]) * _HOURS[match[2]] * 3_600_000
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(value))
+
+
+def _fail(message: str) -> NoReturn:
+    raise GitdError(message)
+
+
+def main() -> None:
+    """Run the command; what is refused on purpose is one line on standard error and exit 1."""
+    from hooks.errors import PipelineError
+    from storage.errors import StorageError
+
+    try:
+        cli(prog_name="gitd")
+    except (GitdError, PipelineError, StorageError) as error:
+        click.echo(f"gitd: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

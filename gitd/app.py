@@ -1,0 +1,321 @@
+"""The composition root: builds control's parts in order, starts them, and ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import pwd
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import web
+
+from gitd.addresses import TrustedProxies
+from gitd.auth import Authenticator
+from gitd.children import Children, ChildSpec
+from gitd.config import Config, is_loopback, parse_address
+from gitd.errors import StartError
+from gitd.layout import DataFolder
+from gitd.log import request_lines
+from gitd.site_git import SiteAccess, SiteReceiver
+from gitd.systemd import inherited_sockets, notify
+from hooks.builds import service as builder_service
+from hooks.builds.runner import BuildLimits, BuildRunner
+from hooks.deploys import service as host_service
+from hooks.deploys.runner import RollLimits, RollRunner
+from hooks.follow import Addresses, PushNarrator
+from hooks.jobs import Jobs
+from hooks.pipeline import Pipeline
+from hooks.push import PushHooks
+from storage import trust
+from storage.artifacts import ArtifactStore
+from storage.joblog import JobLogs
+from storage.model import Environment
+from storage.records.db import Records
+from storage.repos import Repositories
+from storage.signing import SigningKey
+
+log = structlog.get_logger(__name__)
+
+DRAIN_S = 10.0
+BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Uids:
+    """Whose processes the slots and the site host are.
+
+    Named users where the settings name them; else numbers of their own when this process is root,
+    and its own number when it is not. `group` may read the store; None keeps it to this process.
+    """
+
+    host: int
+    slots: dict[str, int]
+    group: int | None
+
+    @classmethod
+    def choose(cls, config: Config) -> Uids:
+        own = os.geteuid()
+        users = config.builders.users
+        names = [f"slot-{number}" for number in range(len(users) or config.builders.slots)]
+        first = config.builders.first_uid
+        if users:
+            slots = {name: _user(user)[0] for name, user in zip(names, users, strict=True)}
+        elif own == 0:
+            slots = {name: first + number for number, name in enumerate(names)}
+        else:
+            slots = dict.fromkeys(names, own)
+        if config.host.user:
+            host, group = _user(config.host.user)
+            return cls(host, slots, group)
+        return cls(config.host.uid, slots, config.host.uid) if own == 0 else cls(own, slots, None)
+
+
+def _user(name: str) -> tuple[int, int]:
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError:
+        raise StartError(f"there is no user {name!r} on this machine") from None
+    return found.pw_uid, found.pw_gid
+
+
+class Control:
+    """Everything that `gitd serve` is, built and not yet started."""
+
+    def __init__(self, folder: DataFolder, config: Config) -> None:
+        self.folder = folder
+        self.config = config
+        self.uids = Uids.choose(config)
+        self.records = Records.open(folder.database)
+        self.jobs = Jobs(self.records, JobLogs(folder.joblogs))
+        self.repositories = Repositories(folder.repositories)
+        self.signing_key = SigningKey.load_or_create(folder.keys / "signing.key")
+        self.root_key = SigningKey.load_or_create(folder.keys / "root.key")
+        self.store = ArtifactStore.open(folder.store, self.records, group=self.uids.group)
+        trust.establish(self.store.layout.trust, root=self.root_key, signing=self.signing_key)
+        self.builds = BuildRunner(
+            self.jobs,
+            self.repositories,
+            self.store,
+            self.signing_key,
+            scratch=folder.scratch,
+            limits=BuildLimits(
+                timeout_s=config.builders.timeout_s,
+                lease_s=config.builders.lease_s,
+                output_bytes_max=config.builders.output_bytes_max,
+            ),
+        )
+        self.rolls = RollRunner(
+            self.jobs,
+            limits=RollLimits(config.host.roll_timeout_s, config.host.missing_timeout_s),
+            domain=config.sites.domain,
+        )
+        self.pipeline = Pipeline(self.jobs, self.repositories)
+        self.push_hooks = PushHooks(self.jobs, self.repositories)
+        self.addresses = Addresses(of_environment=self.url_of, server=self.server_url)
+        self.narrator = PushNarrator(self.jobs, self.addresses)
+        self.authenticator = Authenticator(self.records)
+        self.proxies = TrustedProxies(config.server.trusted_proxies)
+
+    @property
+    def server_url(self) -> str:
+        return self.config.server.public_url.rstrip("/") or f"http://{self.config.server.listen}"
+
+    def url_of(self, environment: Environment) -> str:
+        """Where an environment answers."""
+        sites = self.config.sites
+        port = sites.public_port or parse_address(sites.listen, "sites.listen")[1]
+        is_usual = port == {"http": 80, "https": 443}[sites.public_scheme]
+        suffix = "" if is_usual else f":{port}"
+        return f"{sites.public_scheme}://{environment.hostname}.{sites.domain}{suffix}"
+
+    async def recover(self) -> None:
+        """Take up what an earlier run left, however it ended."""
+        self.jobs.recover()
+        recovered = await asyncio.to_thread(self.store.recover)
+        log.debug("store_recovered", leases=recovered.leases, files=recovered.files)
+        await self.push_hooks.recover()
+        self.builds.recover()
+        self.rolls.recover()
+
+    def children(self) -> Children:
+        """The slots and the site host, as processes of their own."""
+        is_root = os.geteuid() == 0
+        specs = []
+        for name, uid in self.uids.slots.items():
+            scratch = self.folder.slot(name)
+            self.folder.give(scratch, uid)
+            arguments = ["builder", "--socket", str(self.folder.builders_socket)]
+            arguments += ["--scratch", str(scratch), "--slot", name, "--die-with-parent"]
+            if is_root:
+                arguments += ["--uid", str(uid), "--gid", str(uid)]
+            specs.append(ChildSpec(f"builder-{name}", tuple(arguments), survives=False))
+        self.folder.give(self.folder.host, self.uids.host)
+        arguments = ["host", "--socket", str(self.folder.hosts_socket)]
+        arguments += ["--dir", str(self.folder.host), "--store", str(self.folder.store)]
+        arguments += ["--listen", self.config.sites.listen, "--root-key", self.root_key.key_id]
+        for proxy in self.config.server.trusted_proxies:
+            arguments += ["--trusted-proxy", proxy]
+        if is_root:
+            arguments += ["--uid", str(self.uids.host), "--gid", str(self.uids.host)]
+        specs.append(ChildSpec("host", tuple(arguments), survives=True))
+        return Children(specs, run_folder=self.folder.run)
+
+    def web_app(self) -> web.Application:
+        """Git and the API, on one port."""
+        app = web.Application(middlewares=[request_lines])
+        add_api(app, self.api_parts())
+        git = GitService(
+            SiteAccess(self.records, self.repositories, self.authenticator, self.proxies),
+            SiteReceiver(self.records, self.push_hooks, self.narrator),
+        )
+        app.router.add_route("*", "/{path:.+}", git.handler)
+        return app
+
+    def close(self) -> None:
+        self.records.close()
+
+
+async def serve(folder: DataFolder, config: Config, *, with_children: bool) -> None:
+    """Run control until SIGTERM or SIGINT; then drain and return.
+
+    Raises:
+        StartError: The address is taken, another gitd has the folder, or nobody can reach it.
+    """
+    stopped = _stop_event()
+    folder.prepare()
+    if os.geteuid() == 0 and with_children:
+        folder.check_reachable()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_only_one(folder))
+        listener = _listener(config)
+        control = Control(folder, config)
+        stack.callback(control.close)
+        await control.recover()
+        await stack.enter_async_context(_sockets(control))
+        await stack.enter_async_context(_front(control, listener))
+        stack.callback(control.rolls.close)
+        stack.callback(control.jobs.close)
+        await stack.enter_async_context(_background(control, with_children=with_children))
+        _say_ready(config)
+        notify("READY=1")
+        await stopped.wait()
+        notify("STOPPING=1")
+        log.info("stopping")
+
+
+def _stop_event() -> asyncio.Event:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    return stopped
+
+
+@contextlib.contextmanager
+def _only_one(folder: DataFolder) -> Iterator[None]:
+    """Hold the folder: a second gitd on it would write what the first one keeps in memory."""
+    fd = os.open(folder.run / "control.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StartError(
+            f"Another gitd serves {folder.root}. Stop it first, or choose another --data."
+        ) from None
+    finally:
+        os.close(fd)
+
+
+def _listener(config: Config) -> socket.socket:
+    inherited = inherited_sockets().get("http")
+    if inherited is not None:
+        return inherited
+    host, port = parse_address(config.server.listen, "server.listen")
+    if not is_loopback(host) and not config.server.trusted_proxies:
+        log.warning(
+            "plain_http_beyond_this_machine",
+            listen=config.server.listen,
+            advice="put a TLS proxy in front and name it in server.trusted_proxies",
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"cannot listen on {config.server.listen}: {error.strerror}. "
+            "Stop what has that address, or choose another with --listen."
+        ) from error
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def _sockets(control: Control) -> AsyncIterator[None]:
+    """The builders' and the hosts' sockets: anyone may connect, and the kernel says who it is."""
+    slots = control.uids.slots
+    builders = builder_service.make_app(control.builds, slots=slots)
+    hosts = host_service.make_app(control.rolls, uids={control.uids.host})
+    async with contextlib.AsyncExitStack() as stack:
+        for app, path in (
+            (builders, control.folder.builders_socket),
+            (hosts, control.folder.hosts_socket),
+        ):
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            path.unlink(missing_ok=True)
+            await web.UnixSite(runner, str(path)).start()
+            path.chmod(0o666)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _front(control: Control, listener: socket.socket) -> AsyncIterator[None]:
+    runner = web.AppRunner(control.web_app(), access_log=None, shutdown_timeout=DRAIN_S)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def _background(control: Control, *, with_children: bool) -> AsyncIterator[None]:
+    loops = [control.builds.reap(), control.rolls.reap()]
+    if with_children:
+        loops.append(control.children().run())
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    for task in tasks:
+        task.add_done_callback(_end_on_failure)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _end_on_failure(task: asyncio.Task[None]) -> None:
+    """A loop that should run for ever has failed: end the process, to be started afresh."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("loop_failed", exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _say_ready(config: Config) -> None:
+    sites = config.sites
+    sys.stdout.write(
+        f"git and API at http://{config.server.listen}\n"
+        f"sites at http://NAME.{sites.domain} on {sites.listen}\n"
+    )
+    sys.stdout.flush()

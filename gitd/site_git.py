@@ -1,0 +1,182 @@
+"""Sites behind the git endpoint: who may fetch and push, and what a push sets off.
+
+Source: contract §6; "404 before 403" in contract §2.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from gitd.addresses import TrustedProxies
+from gitd.auth import Actor, Authenticator
+from gitd.errors import AddressRefusedError, AuthenticationError
+from gitd.git.access import Opened, Service
+from gitd.git.errors import NotAllowedError, NotAuthenticatedError, NotFoundError
+from gitd.git.push import Push, RefOutcome, Remote
+from hooks import branches
+from hooks.follow import PushNarrator
+from hooks.push import PushHooks
+from storage.model import PushRecord, RefMove, RouteTarget, Site
+from storage.records import environments, sites
+from storage.records.db import Records
+from storage.repos import Repositories
+
+CHALLENGE = 'Basic realm="gitd: any user name, an API key as the password", charset="UTF-8"'
+NO_WAIT = "nowait"
+_SCOPES = {
+    Service.RECEIVE_PACK: "deployments:write",
+    Service.UPLOAD_PACK: "deployments:read",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SiteActor:
+    """Who pushes, to which site."""
+
+    actor: Actor
+    site: Site
+
+
+class SiteAccess:
+    """Finds the repository of a site for those who hold a key to it."""
+
+    def __init__(
+        self,
+        records: Records,
+        repositories: Repositories,
+        authenticator: Authenticator,
+        proxies: TrustedProxies,
+    ) -> None:
+        self._records = records
+        self._repositories = repositories
+        self._authenticator = authenticator
+        self._proxies = proxies
+
+    async def open(self, request: web.Request, path: str, service: Service) -> Opened:
+        """See `gitd.git.access.GitAccess`."""
+        actor = self._authenticate(request)
+        name = path.removesuffix(".git")
+        site = sites.find(self._records.reader(), name)
+        if site is None or not actor.sees_site(site.id):
+            raise NotFoundError(
+                f"There is no site {name!r} here, or this key may not know of it.\n"
+                "List the sites that it knows with: mf sites list\n"
+            )
+        if not actor.may(_SCOPES[service]):
+            raise NotAllowedError(
+                f"This key lacks the scope {_SCOPES[service]}: use one that has it.\n"
+            )
+        return Opened(
+            self._repositories.path(site.id),
+            SiteActor(actor, site),
+            remote_user=actor.ref.label,
+            path=f"{site.name}.git",
+            is_ours=True,
+        )
+
+    def _authenticate(self, request: web.Request) -> Actor:
+        secret = _presented_secret(request.headers.get("Authorization", ""))
+        if secret is None:
+            raise NotAuthenticatedError(
+                "Log in with any user name and an API key as the password.\n",
+                challenges=(CHALLENGE,),
+            )
+        client = self._proxies.client_ip(request.remote, request.headers.get("X-Forwarded-For"))
+        try:
+            return self._authenticator.authenticate(secret, client)
+        except AuthenticationError as error:
+            raise NotAuthenticatedError(f"{error}\n", challenges=(CHALLENGE,)) from error
+        except AddressRefusedError as error:
+            raise NotAllowedError(f"{error}\n") from error
+
+
+class SiteReceiver:
+    """Records pushes before their refs move, and follows what they set off."""
+
+    def __init__(self, records: Records, push_hooks: PushHooks, narrator: PushNarrator) -> None:
+        self._records = records
+        self._push_hooks = push_hooks
+        self._narrator = narrator
+        self._begun: dict[int, PushRecord] = {}
+
+    async def accept(self, push: Push) -> Mapping[str, str]:
+        """See `gitd.git.push.PushReceiver`."""
+        who = _who(push)
+        refused = self._beyond_its_environment(who, push)
+        moves = [
+            RefMove(update.name, update.old, update.new)
+            for update in push.updates
+            if update.name not in refused
+        ]
+        if moves:
+            self._begun[id(push)] = await self._push_hooks.begin(
+                who.site.id, who.actor.ref, moves, push.options
+            )
+        return refused
+
+    async def landed(self, push: Push, outcomes: Sequence[RefOutcome], remote: Remote) -> None:
+        """See `gitd.git.push.PushReceiver`."""
+        record = self._begun.pop(id(push), None)
+        if record is None:
+            return
+        moved = [
+            RefMove(outcome.update.name, outcome.update.old, outcome.update.new)
+            for outcome in outcomes
+            if outcome.is_ok
+        ]
+        effects = await self._push_hooks.land(record, moved)
+        if push.is_quiet:
+            return
+        for effect in effects:
+            await self._narrator.announce(effect, remote)
+        for effect in effects:
+            if NO_WAIT in push.options:
+                await self._narrator.tell_how_to_follow(effect, remote)
+            elif not remote.is_gone:
+                await self._narrator.follow(effect, remote)
+
+    def _beyond_its_environment(self, who: SiteActor, push: Push) -> dict[str, str]:
+        """A key bound to an environment moves the branches that deploy there, and no other ref."""
+        bound_to = who.actor.env_id
+        if bound_to is None:
+            return {}
+        reader = self._records.reader()
+        routes = sites.routes(reader, who.site.id)
+        bound = environments.get(reader, bound_to)
+        refused = {}
+        for update in push.updates:
+            branch = branches.branch_of(update.name)
+            target = branches.target_of(routes, branch) if branch is not None else None
+            reaches_it = bound is not None and (
+                (target is RouteTarget.LIVE and bound.slug == "production")
+                or (target is RouteTarget.STAGING and bound.slug == "staging")
+                or (target is RouteTarget.PREVIEW and bound.branch == branch)
+            )
+            if not reaches_it:
+                name = bound.slug if bound is not None else bound_to
+                refused[update.name] = f"this key is bound to {name}"
+        return refused
+
+
+def _who(push: Push) -> SiteActor:
+    assert isinstance(push.actor, SiteActor), "SiteAccess gave it"
+    return push.actor
+
+
+def _presented_secret(header: str) -> str | None:
+    """The secret of a Basic or Bearer header. Source: RFC 7617 §2, RFC 6750 §2.1."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip() or None
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user_and_password = base64.b64decode(value, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return user_and_password.partition(":")[2] or None

@@ -1,0 +1,32 @@
+"""What a service manager hands to us and hears from us. Source: sd_listen_fds(3), sd_notify(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+_FIRST_FD = 3
+
+
+def inherited_sockets() -> dict[str, socket.socket]:
+    """The listening sockets that the service manager opened for this process, by name."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    found = {}
+    for index in range(count):
+        os.set_inheritable(_FIRST_FD + index, False)
+        name = names[index] if index < len(names) and names[index] else f"fd{index}"
+        found[name] = socket.socket(fileno=_FIRST_FD + index)
+    return found
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if there is one, such as `READY=1` or `STOPPING=1`."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    path = "\0" + address[1:] if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+        out.sendto(state.encode(), path)
