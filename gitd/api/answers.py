@@ -1,0 +1,337 @@
+"""The objects of the API: what a record looks like to a client.
+
+Source: contract §1, §3, §4, §5.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import msgspec
+
+from hooks.clock import rfc3339
+from hooks.follow import Addresses
+from storage import model
+from storage.model import (
+    EnvironmentKind,
+    EnvironmentStatus,
+    JobStatus,
+    JobType,
+    RouteTarget,
+    Trigger,
+)
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a job ended badly. `exit_status` is that of the user's command, if one failed."""
+
+    code: str
+    message: str
+    exit_status: int | None = None
+
+
+class Actor(msgspec.Struct, frozen=True):
+    type: str
+    id: str
+    label: str
+
+
+class JobResource(msgspec.Struct, frozen=True):
+    """What the job works on."""
+
+    type: str
+    id: str
+    site_id: str
+    env_id: str
+
+
+class JobLinks(msgspec.Struct, frozen=True):
+    self: str
+    stream: str
+
+
+class Job(msgspec.Struct, frozen=True):
+    """The handle of work that goes on. `progress` is 0 to 100 and never falls."""
+
+    id: str
+    type: JobType
+    status: JobStatus
+    progress: int
+    created_at: str
+    resource: JobResource
+    result: dict[str, str] | None
+    error: Failure | None
+    links: JobLinks
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """The data of a stream's `log` event."""
+
+    line: str
+    at: str
+    stage: str
+
+
+class BuildLinks(msgspec.Struct, frozen=True):
+    self: str
+    log: str
+    job: str
+
+
+class Build(msgspec.Struct, frozen=True):
+    """A run that turns a commit into an artifact. `timings` are seconds by phase."""
+
+    id: str
+    site_id: str
+    env_id: str
+    job_id: str
+    status: JobStatus
+    ref: str | None
+    commit: str
+    profile: str | None
+    clean: bool
+    cached: bool
+    artifact_id: str | None
+    deployment_id: str | None
+    error: Failure | None
+    timings: dict[str, float]
+    actor: Actor
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    links: BuildLinks
+
+
+class ArtifactLinks(msgspec.Struct, frozen=True):
+    self: str
+    manifest: str
+    provenance: str
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """A build's signed output. `size` is in bytes; the same content always has the same id."""
+
+    id: str
+    digest: str
+    signature: str
+    key_id: str
+    size: int
+    files: int
+    profile: str
+    ref: str | None
+    commit: str
+    build_id: str
+    created_at: str
+    links: ArtifactLinks
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """A request to roll one artifact onto one environment."""
+
+    id: str
+    site_id: str
+    env_id: str
+    job_id: str
+    status: JobStatus
+    trigger: Trigger
+    artifact_id: str
+    release_id: str | None
+    ref: str | None
+    commit: str | None
+    error: Failure | None
+    actor: Actor
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class Release(msgspec.Struct, frozen=True):
+    """What ran on an environment, and since when."""
+
+    id: str
+    artifact_id: str
+    deployment_id: str
+    ref: str | None
+    commit: str | None
+    deployed_at: str
+    actor: Actor
+    current: bool
+
+
+class Site(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    default_branch: str
+    git_url: str
+    created_at: str
+
+
+class Environment(msgspec.Struct, frozen=True):
+    id: str
+    site_id: str
+    slug: str
+    kind: EnvironmentKind
+    branch: str | None
+    ephemeral: bool
+    status: EnvironmentStatus
+    preview_url: str
+    created_at: str
+
+
+class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Branches that match `pattern` (a name, or a glob such as `release/*`) go to `target`."""
+
+    pattern: str
+    target: RouteTarget
+
+
+class Routes(msgspec.Struct, frozen=True):
+    """The first route that matches wins; a branch that matches none is ignored."""
+
+    routes: list[Route]
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    id: str
+    deleted: bool = True
+
+
+# -- from records ---------------------------------------------------------------------------------
+
+
+def time_of(at_ms: int | None) -> str | None:
+    return None if at_ms is None else rfc3339(at_ms)
+
+
+def failure(error: model.Failure | None) -> Failure | None:
+    return None if error is None else Failure(error.code, error.message, error.exit_status)
+
+
+def actor(ref: model.ActorRef) -> Actor:
+    return Actor(ref.type, ref.id, ref.label)
+
+
+def job_path(job_id: str) -> str:
+    return f"/v1/jobs/{job_id}"
+
+
+def job(row: model.Job) -> Job:
+    path = job_path(row.id)
+    return Job(
+        id=row.id,
+        type=row.type,
+        status=row.status,
+        progress=row.progress,
+        created_at=rfc3339(row.created_at),
+        resource=JobResource(row.resource_type, row.resource_id, row.site_id, row.env_id),
+        result=row.result,
+        error=failure(row.error),
+        links=JobLinks(path, f"{path}/stream"),
+    )
+
+
+def environment_path(site: model.Site, environment: model.Environment) -> str:
+    return f"/v1/sites/{site.name}/environments/{environment.slug}"
+
+
+def build(site: model.Site, environment: model.Environment, row: model.Build) -> Build:
+    path = f"{environment_path(site, environment)}/builds/{row.id}"
+    return Build(
+        id=row.id,
+        site_id=row.site_id,
+        env_id=row.env_id,
+        job_id=row.job_id,
+        status=row.status,
+        ref=row.ref,
+        commit=row.commit,
+        profile=row.profile,
+        clean=row.clean,
+        cached=row.cached,
+        artifact_id=row.artifact_id,
+        deployment_id=row.deployment_id,
+        error=failure(row.error),
+        timings=row.timings,
+        actor=actor(row.actor),
+        created_at=rfc3339(row.created_at),
+        started_at=time_of(row.started_at),
+        finished_at=time_of(row.finished_at),
+        links=BuildLinks(path, f"{path}/log", job_path(row.job_id)),
+    )
+
+
+def artifact(
+    site: model.Site, environment: model.Environment, found: model.SiteArtifact
+) -> Artifact:
+    row, made_by = found.artifact, found.attestation
+    path = f"{environment_path(site, environment)}/artifacts/{row.id}"
+    return Artifact(
+        id=row.id,
+        digest=row.digest,
+        signature=made_by.signature,
+        key_id=made_by.key_id,
+        size=row.size_bytes,
+        files=row.files,
+        profile=made_by.profile,
+        ref=made_by.ref,
+        commit=made_by.commit,
+        build_id=made_by.build_id,
+        created_at=rfc3339(row.created_at),
+        links=ArtifactLinks(path, f"{path}/manifest", f"{path}/provenance"),
+    )
+
+
+def deployment(row: model.Deployment) -> Deployment:
+    return Deployment(
+        id=row.id,
+        site_id=row.site_id,
+        env_id=row.env_id,
+        job_id=row.job_id,
+        status=row.status,
+        trigger=row.trigger,
+        artifact_id=row.artifact_id,
+        release_id=row.release_id,
+        ref=row.ref,
+        commit=row.commit,
+        error=failure(row.error),
+        actor=actor(row.actor),
+        created_at=rfc3339(row.created_at),
+        started_at=time_of(row.started_at),
+        finished_at=time_of(row.finished_at),
+    )
+
+
+def release(row: model.Release) -> Release:
+    return Release(
+        id=row.id,
+        artifact_id=row.artifact_id,
+        deployment_id=row.deployment_id,
+        ref=row.ref,
+        commit=row.commit,
+        deployed_at=rfc3339(row.deployed_at),
+        actor=actor(row.actor),
+        current=row.is_current,
+    )
+
+
+def site(addresses: Addresses, row: model.Site) -> Site:
+    return Site(
+        id=row.id,
+        name=row.name,
+        default_branch=row.default_branch,
+        git_url=f"{addresses.server}/{quote(row.name)}.git",
+        created_at=rfc3339(row.created_at),
+    )
+
+
+def environment(addresses: Addresses, row: model.Environment) -> Environment:
+    return Environment(
+        id=row.id,
+        site_id=row.site_id,
+        slug=row.slug,
+        kind=row.kind,
+        branch=row.branch,
+        ephemeral=row.ephemeral,
+        status=row.status,
+        preview_url=addresses.of_environment(row),
+        created_at=rfc3339(row.created_at),
+    )

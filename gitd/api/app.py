@@ -1,0 +1,134 @@
+"""The API, put together: its parts, its table, and the routes to mount."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from aiohttp import web
+
+from gitd.addresses import TrustedProxies
+from gitd.api import error_pages, openapi
+from gitd.api.artifacts import Artifacts
+from gitd.api.builds import Builds
+from gitd.api.deployments import Deployments
+from gitd.api.dispatch import Dispatch, Gate
+from gitd.api.endpoint import Call, Endpoint, Form
+from gitd.api.endpoints import (
+    artifacts_table,
+    builds_table,
+    deployments_table,
+    environments_table,
+    jobs_table,
+    sites_table,
+)
+from gitd.api.envelope import ENCODER, answer_headers
+from gitd.api.environments import Environments
+from gitd.api.jobs import Jobs
+from gitd.api.reading import NoBody, NoQuery
+from gitd.api.sites import Sites
+from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds
+from gitd.auth import Authenticator
+from hooks.follow import Addresses
+from hooks.jobs import Jobs as AllJobs
+from hooks.pipeline import Pipeline
+from storage.records.db import Records
+
+
+@dataclass(frozen=True, slots=True)
+class ApiDeps:
+    """What the API stands on.
+
+    Attributes:
+        manifest_bytes: Reads a manifest by its digest (`blake3:...`); blocks.
+        envelope_bytes: Reads a signed statement by its SHA-256 in hexadecimal; blocks.
+    """
+
+    records: Records
+    jobs: AllJobs
+    pipeline: Pipeline
+    authenticator: Authenticator
+    addresses: Addresses
+    manifest_bytes: Callable[[str], bytes]
+    envelope_bytes: Callable[[str], bytes]
+    proxies: TrustedProxies = field(default_factory=TrustedProxies)
+    heartbeat_s: float = HEARTBEAT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The routes to mount below `gitd.log.request_lines`, and what to do at the end.
+
+    `close` ends the streams and long polls that are open: call it when the server stops
+    (`app.on_shutdown`), or it waits for them.
+    """
+
+    routes: list[web.RouteDef]
+    endpoints: tuple[Endpoint, ...]
+    open_ends: OpenEnds
+
+    async def close(self) -> None:
+        await self.open_ends.close()
+
+
+class Description:
+    """Serves the OpenAPI document, to anybody."""
+
+    def __init__(self, server_url: str) -> None:
+        self._server_url = server_url
+        self._data = b""
+        self._etag = ""
+
+    def describe(self, endpoints: tuple[Endpoint, ...]) -> None:
+        described = openapi.document(
+            endpoints, server_url=self._server_url, version=version("gitd")
+        )
+        self._data = ENCODER.encode(described)
+        self._etag = f'"{hashlib.sha256(self._data).hexdigest()[:32]}"'
+
+    async def show(self, call: Call[NoQuery, NoBody]) -> web.Response:
+        headers = answer_headers(call.request_id, version=call.version)
+        headers |= {"Cache-Control": "no-cache", "ETag": self._etag}
+        if call.request.headers.get("If-None-Match") == self._etag:
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=self._data, headers=headers)
+
+
+def build_api(deps: ApiDeps) -> Api:
+    """Return the API's routes: everything below /v1, and /errors."""
+    open_ends = OpenEnds()
+    streams = JobStreams(deps.jobs, open_ends, heartbeat_s=deps.heartbeat_s)
+    description = Description(deps.addresses.server)
+    endpoints = (
+        *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends)),
+        *sites_table(Sites(deps.pipeline, deps.addresses)),
+        *environments_table(Environments(deps.pipeline, deps.addresses)),
+        *builds_table(Builds(deps.pipeline, streams)),
+        *artifacts_table(Artifacts(deps.manifest_bytes, deps.envelope_bytes)),
+        *deployments_table(Deployments(deps.pipeline)),
+        Endpoint(
+            "GET",
+            "/v1/openapi.json",
+            description.show,
+            "Describe this API",
+            form=Form.RAW,
+            is_public=True,
+        ),
+    )
+    description.describe(endpoints)
+    gate = Gate(deps.records, deps.authenticator, deps.proxies)
+    dispatch = Dispatch(gate, server_url=deps.addresses.server)
+    routes = [_route(endpoint, dispatch) for endpoint in endpoints]
+    fallback = dispatch.fallback(endpoints)
+    routes += [web.route("*", "/v1", fallback), web.route("*", "/v1/{path:.*}", fallback)]
+    routes += [web.get("/errors", error_pages.index), web.get("/errors/{code}", error_pages.show)]
+    return Api(routes, endpoints, open_ends)
+
+
+def _route(endpoint: Endpoint, dispatch: Dispatch) -> web.RouteDef:
+    handler = dispatch.handler(endpoint)
+    if endpoint.method == "GET":
+        return web.get(endpoint.path, handler)  # HEAD too
+    return web.route(endpoint.method, endpoint.path, handler)

@@ -1,0 +1,71 @@
+"""Artifacts that can be deployed onto an environment. Source: contract §4."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+
+from gitd.api import answers
+from gitd.api.endpoint import Call, ListReply, Reply
+from gitd.api.envelope import answer_headers
+from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.reading import NoBody, NoQuery
+from hooks.errors import NotFoundError
+from storage.model import SiteArtifact
+from storage.records import artifacts
+
+MANIFEST_TYPE = "application/vnd.cas-tree.v1"
+ENVELOPE_TYPE = "application/vnd.dsse.envelope.v1+json"
+
+
+class Artifacts:
+    """`manifest_bytes` reads a manifest by its digest, `envelope_bytes` a signed statement by its
+    SHA-256 in hexadecimal. Both block, and raise an ArtifactError.
+    """
+
+    def __init__(
+        self, manifest_bytes: Callable[[str], bytes], envelope_bytes: Callable[[str], bytes]
+    ) -> None:
+        self._manifest_bytes = manifest_bytes
+        self._envelope_bytes = envelope_bytes
+
+    async def list(self, call: Call[PageQuery, NoBody]) -> ListReply:
+        name = list_name("artifacts", call.site.id)
+        newest, last = read_cursor(call.query.cursor, name, 2)
+        page = artifacts.page(
+            call.db, call.site.id, newest=newest, last=last, limit_count=call.query.limit
+        )
+        cursor = None
+        if page.has_more:
+            cursor = write_cursor(name, page.newest or "", page.last or "")
+        items = [answers.artifact(call.site, call.environment, found) for found in page.items]
+        return ListReply(items, cursor)
+
+    async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
+        return Reply(answers.artifact(call.site, call.environment, _named(call)))
+
+    async def manifest(self, call: Call[NoQuery, NoBody]) -> web.Response:
+        """The list of files whose digest is the artifact's."""
+        artifact = _named(call).artifact
+        data = await asyncio.to_thread(self._manifest_bytes, artifact.digest)
+        return _raw(call, data, MANIFEST_TYPE)
+
+    async def provenance(self, call: Call[NoQuery, NoBody]) -> web.Response:
+        """The signed statement, byte for byte: a DSSE envelope."""
+        attestation = _named(call).attestation
+        data = await asyncio.to_thread(self._envelope_bytes, attestation.envelope_sha256)
+        return _raw(call, data, ENVELOPE_TYPE)
+
+
+def _named(call: Call[NoQuery, NoBody]) -> SiteArtifact:
+    found = artifacts.of_site(call.db, call.site.id, call.named("artifact"))
+    if found is None:
+        raise NotFoundError("artifact", call.named("artifact"))
+    return found
+
+
+def _raw(call: Call[NoQuery, NoBody], data: bytes, content_type: str) -> web.Response:
+    headers = answer_headers(call.request_id, version=call.version, content_type=content_type)
+    return web.Response(body=data, headers=headers)

@@ -1,0 +1,83 @@
+"""Deployments, promotions, rollbacks, and the releases that they left. Source: contract §4."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from gitd.api import answers
+from gitd.api.endpoint import Call, ListReply, Reply, accepted
+from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.reading import NoBody, NoQuery
+from hooks.errors import NotFoundError
+from hooks.pipeline import Pipeline
+from storage.records import deployments, releases
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Target = Annotated[
+    str,
+    msgspec.Meta(min_length=1, max_length=255, description="An id, a slug, or a kind."),
+]
+
+
+class DeploymentBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    artifact_id: Name
+
+
+class PromotionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    to_env: Target
+
+
+class Deployments:
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def start(self, call: Call[NoQuery, DeploymentBody]) -> Reply:
+        return accepted(
+            await self._pipeline.start_deployment(
+                call.environment, call.body.artifact_id, call.actor.ref, claim=call.claim
+            )
+        )
+
+    async def roll_back(self, call: Call[NoQuery, NoBody]) -> Reply:
+        return accepted(
+            await self._pipeline.start_rollback(
+                call.environment, call.named("deployment"), call.actor.ref, claim=call.claim
+            )
+        )
+
+    async def promote(self, call: Call[NoQuery, PromotionBody]) -> Reply:
+        return accepted(
+            await self._pipeline.start_promotion(
+                call.environment,
+                call.body.to_env,
+                call.actor.ref,
+                only_env=call.actor.env_id,
+                claim=call.claim,
+            )
+        )
+
+    async def list(self, call: Call[PageQuery, NoBody]) -> ListReply:
+        name = list_name("deployments", call.environment.id)
+        (before,) = read_cursor(call.query.cursor, name)
+        page = deployments.page(
+            call.db, call.environment.id, before=before, limit_count=call.query.limit
+        )
+        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        return ListReply([answers.deployment(d) for d in page.items], cursor)
+
+    async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
+        deployment = deployments.get(call.db, call.named("deployment"))
+        if deployment is None or deployment.env_id != call.environment.id:
+            raise NotFoundError("deployment", call.named("deployment"))
+        return Reply(answers.deployment(deployment))
+
+    async def list_releases(self, call: Call[PageQuery, NoBody]) -> ListReply:
+        name = list_name("releases", call.environment.id)
+        (before,) = read_cursor(call.query.cursor, name)
+        page = releases.page(
+            call.db, call.environment.id, before=before, limit_count=call.query.limit
+        )
+        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        return ListReply([answers.release(release) for release in page.items], cursor)

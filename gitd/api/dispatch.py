@@ -1,0 +1,219 @@
+"""The ring of a request to the API: who asks, may they, what do they say; then the answer.
+
+The order is the contract's: what a key may not know of is 404 before anything is 403, and nothing
+of a body is looked at before it is clear that its sender may send it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from gitd.addresses import TrustedProxies
+from gitd.api.endpoint import Call, Endpoint, ListReply, Reach, Reply
+from gitd.api.envelope import (
+    VERSION,
+    ErrorAnswer,
+    ErrorDetail,
+    Many,
+    One,
+    Pagination,
+    json_answer,
+)
+from gitd.api.errors import CODES, Refusal, refusal_of
+from gitd.api.idempotency import claim_of
+from gitd.api.reading import Reader, version_of
+from gitd.auth import Actor, Authenticator
+from gitd.errors import AuthenticationError
+from gitd.log import ACTOR, REQUEST_ID
+from hooks.errors import NotFoundError
+from storage.model import SYSTEM, Environment, Site
+from storage.records import environments, sites
+from storage.records.db import Records
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+NOBODY = Actor(SYSTEM, frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Lets a request in: knows its key, and finds what its path names."""
+
+    records: Records
+    authenticator: Authenticator
+    proxies: TrustedProxies
+
+    def actor_of(self, request: web.Request) -> Actor:
+        """Raises AuthenticationError, AddressRefusedError."""
+        kind, _, secret = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not secret:
+            raise AuthenticationError(
+                "Send an API key: Authorization: Bearer mfk_live_... .",
+                code="authentication.required",
+            )
+        address = self.proxies.client_ip(request.remote, request.headers.get("X-Forwarded-For"))
+        actor = self.authenticator.authenticate(secret.strip(), address)
+        request[ACTOR] = actor.ref.id
+        return actor
+
+    def site_of(self, request: web.Request, actor: Actor) -> Site | None:
+        name = request.match_info.get("site")
+        if name is None:
+            return None
+        site = sites.find(self.records.reader(), name)
+        if site is None or not actor.sees_site(site.id):
+            raise NotFoundError("site", name)
+        return site
+
+    def environment_of(
+        self, request: web.Request, actor: Actor, site: Site | None
+    ) -> Environment | None:
+        name = request.match_info.get("env")
+        if name is None or site is None:
+            return None
+        environment = environments.find(self.records.reader(), site.id, name)
+        if environment is None or not actor.sees_environment(environment):
+            raise NotFoundError("environment", name)
+        return environment
+
+
+class Dispatch:
+    """Makes aiohttp handlers of endpoints."""
+
+    def __init__(self, gate: Gate, *, server_url: str) -> None:
+        self._gate = gate
+        self._server_url = server_url
+
+    def handler(self, endpoint: Endpoint) -> Handler:
+        body, query = Reader(endpoint.body), Reader(endpoint.query)
+        has_body = endpoint.method in ("POST", "PUT", "PATCH")
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            request_id, version = request[REQUEST_ID], VERSION
+            try:
+                version = version_of(request)
+                actor = NOBODY if endpoint.is_public else self._gate.actor_of(request)
+                site = self._gate.site_of(request, actor)
+                environment = self._gate.environment_of(request, actor, site)
+                _require(endpoint, actor)
+                said: Any = await body.body(request) if has_body else None
+                target = _target(endpoint, request, site, environment)
+                call = Call(
+                    request=request,
+                    request_id=request_id,
+                    version=version,
+                    actor=actor,
+                    db=self._gate.records.reader(),
+                    found_site=site,
+                    found_environment=environment,
+                    query=query.query(request),
+                    body=said,
+                    claim=claim_of(request, actor.ref.id, target, said)
+                    if endpoint.is_creating
+                    else None,
+                )
+                answered = await endpoint.handler(call)
+            except ConnectionError:
+                raise  # nobody is there to be answered
+            except Exception as error:  # noqa: BLE001 - the ring of a request
+                return self.refuse(request, error, version=version)
+            if isinstance(answered, Reply):
+                return json_answer(
+                    One(answered.data, request_id),
+                    status=answered.status,
+                    version=version,
+                    headers=answered.headers,
+                )
+            if isinstance(answered, ListReply):
+                pagination = Pagination(answered.next_cursor, answered.next_cursor is not None)
+                return json_answer(Many(answered.items, pagination, request_id), version=version)
+            return answered
+
+        return handle
+
+    def refuse(
+        self, request: web.Request, error: Exception, *, version: str = VERSION
+    ) -> web.Response:
+        """Answer with what the client may know of `error`; log it when the fault is ours."""
+        refusal = refusal_of(error)
+        if refusal.row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("request_failed", method=request.method, path=request.path, exc_info=error)
+        return self.refusal(request, refusal, version=version)
+
+    def refusal(
+        self,
+        request: web.Request,
+        refusal: Refusal,
+        *,
+        version: str = VERSION,
+        headers: dict[str, str] | None = None,
+    ) -> web.Response:
+        row = refusal.row
+        detail = ErrorDetail(
+            row.type,
+            row.code,
+            refusal.message,
+            f"{self._server_url}/errors/{row.code}",
+            refusal.param,
+        )
+        more = dict(headers or {})
+        if row.status == HTTPStatus.UNAUTHORIZED:
+            more["WWW-Authenticate"] = 'Bearer realm="gitd"'
+        answer = json_answer(
+            ErrorAnswer(detail, request[REQUEST_ID]),
+            status=row.status,
+            version=version,
+            headers=more,
+        )
+        if row.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            answer.force_close()  # what is left of the body is not read
+        return answer
+
+    def fallback(self, endpoints: Sequence[Endpoint]) -> Handler:
+        """Answer what is below /v1 and matches no endpoint: 405 or 404."""
+        paths = [(_pattern(endpoint.path), endpoint.method) for endpoint in endpoints]
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            methods = {method for pattern, method in paths if pattern.fullmatch(request.path)}
+            if methods:
+                allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+                message = f"{request.method} is not for {request.path[:200]}: use {allowed}."
+                refusal = Refusal(CODES["request.method_not_allowed"], message)
+                return self.refusal(request, refusal, headers={"Allow": allowed})
+            message = f"There is no path {request.path[:200]}."
+            return self.refusal(request, Refusal(CODES["route.not_found"], message))
+
+        return handle
+
+
+def _require(endpoint: Endpoint, actor: Actor) -> None:
+    if endpoint.scope is not None:
+        actor.require(endpoint.scope)
+    if endpoint.reach is Reach.SERVER:
+        actor.require_unbound()
+    elif endpoint.reach is Reach.WHOLE_SITE:
+        actor.require_whole_site()
+
+
+def _target(
+    endpoint: Endpoint, request: web.Request, site: Site | None, environment: Environment | None
+) -> list[str]:
+    """What a request is about, however its path spells it."""
+    named = {**request.match_info}
+    if site is not None:
+        named["site"] = site.id
+    if environment is not None:
+        named["env"] = environment.id
+    return [endpoint.path, *(f"{name}={value}" for name, value in sorted(named.items()))]
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)))

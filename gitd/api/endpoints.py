@@ -1,0 +1,324 @@
+"""The table of the API: what there is, who may, what goes in, what comes out.
+
+The router and `/v1/openapi.json` are both made from it.
+"""
+
+from __future__ import annotations
+
+from gitd.api import answers
+from gitd.api.artifacts import ENVELOPE_TYPE, MANIFEST_TYPE, Artifacts
+from gitd.api.builds import BuildBody, Builds, LogQuery
+from gitd.api.deployments import DeploymentBody, Deployments, PromotionBody
+from gitd.api.endpoint import Endpoint, Form, Reach
+from gitd.api.environments import EnvironmentBody, Environments, EnvironmentsQuery
+from gitd.api.jobs import JobQuery, Jobs, JobsQuery, StreamQuery
+from gitd.api.paging import PageQuery
+from gitd.api.sites import RoutesBody, SiteBody, Sites
+from gitd.api.stream import EVENT_STREAM
+
+SITES = "/v1/sites"
+SITE = SITES + "/{site}"
+ENVIRONMENTS = SITE + "/environments"
+ENVIRONMENT = ENVIRONMENTS + "/{env}"
+JOBS = "/v1/jobs"
+JOB = JOBS + "/{job}"
+
+
+def jobs_table(jobs: Jobs) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "GET",
+            JOBS,
+            jobs.list,
+            "List jobs, newest first",
+            scope="jobs:read",
+            query=JobsQuery,
+            answer=answers.Job,
+            form=Form.LIST,
+        ),
+        Endpoint(
+            "GET",
+            JOB,
+            jobs.show,
+            "Show a job, or wait for it to change",
+            scope_note="jobs:read, or deployments:read for a job of the key's own",
+            query=JobQuery,
+            answer=answers.Job,
+        ),
+        Endpoint(
+            "GET",
+            JOB + "/stream",
+            jobs.stream,
+            "Follow a job as Server-Sent Events",
+            scope_note="jobs:read, or deployments:read for a job of the key's own",
+            query=StreamQuery,
+            form=Form.RAW,
+            media_type=EVENT_STREAM,
+            errors=("stream.position_invalid",),
+        ),
+        Endpoint(
+            "POST",
+            JOB + "/cancel",
+            jobs.cancel,
+            "Cancel a queued or running job",
+            scope_note="deployments:write",
+            answer=answers.Job,
+        ),
+    )
+
+
+def sites_table(sites: Sites) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "GET",
+            SITES,
+            sites.list,
+            "List sites, newest first",
+            scope="sites:read",
+            query=PageQuery,
+            answer=answers.Site,
+            form=Form.LIST,
+        ),
+        Endpoint(
+            "POST",
+            SITES,
+            sites.create,
+            "Make a site with its repository, production and staging",
+            scope="sites:write",
+            body=SiteBody,
+            answer=answers.Site,
+            status=201,
+            is_creating=True,
+            reach=Reach.SERVER,
+            errors=("site.name_taken",),
+        ),
+        Endpoint("GET", SITE, sites.show, "Show a site", scope="sites:read", answer=answers.Site),
+        Endpoint(
+            "DELETE",
+            SITE,
+            sites.delete,
+            "Delete a site with its repository and environments",
+            scope="sites:admin",
+            answer=answers.Deleted,
+            reach=Reach.WHOLE_SITE,
+        ),
+        Endpoint(
+            "GET",
+            SITE + "/branch-routes",
+            sites.show_routes,
+            "Show which branch goes where",
+            scope="sites:read",
+            answer=answers.Routes,
+        ),
+        Endpoint(
+            "PUT",
+            SITE + "/branch-routes",
+            sites.replace_routes,
+            "Replace all branch routes",
+            scope="sites:write",
+            body=RoutesBody,
+            answer=answers.Routes,
+            reach=Reach.WHOLE_SITE,
+        ),
+    )
+
+
+def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "GET",
+            ENVIRONMENTS,
+            environments.list,
+            "List a site's environments, newest first",
+            scope="environments:read",
+            query=EnvironmentsQuery,
+            answer=answers.Environment,
+            form=Form.LIST,
+        ),
+        Endpoint(
+            "POST",
+            ENVIRONMENTS,
+            environments.create,
+            "Make a preview for a branch",
+            scope="environments:write",
+            body=EnvironmentBody,
+            answer=answers.Environment,
+            status=201,
+            is_creating=True,
+            reach=Reach.WHOLE_SITE,
+            errors=("environment.exists",),
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT,
+            environments.show,
+            "Show an environment",
+            scope="environments:read",
+            answer=answers.Environment,
+        ),
+        Endpoint(
+            "DELETE",
+            ENVIRONMENT,
+            environments.delete,
+            "Tear a preview down",
+            scope="environments:write",
+            answer=answers.Deleted,
+            errors=("environment.permanent",),
+        ),
+    )
+
+
+def builds_table(builds: Builds) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "POST",
+            ENVIRONMENT + "/builds",
+            builds.start,
+            "Build a ref",
+            scope="deployments:write",
+            body=BuildBody,
+            answer=answers.Job,
+            status=202,
+            is_creating=True,
+            errors=("ref.not_found",),
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/builds",
+            builds.list,
+            "List builds, newest first",
+            scope="deployments:read",
+            query=PageQuery,
+            answer=answers.Build,
+            form=Form.LIST,
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/builds/{build}",
+            builds.show,
+            "Show a build",
+            scope="deployments:read",
+            answer=answers.Build,
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/builds/{build}/log",
+            builds.log,
+            "Read a build's log as text, or follow it",
+            scope="deployments:read",
+            query=LogQuery,
+            form=Form.RAW,
+            media_type="text/plain",
+        ),
+    )
+
+
+def artifacts_table(artifacts: Artifacts) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/artifacts",
+            artifacts.list,
+            "List the artifacts that can be deployed here, newest build first",
+            scope="deployments:read",
+            query=PageQuery,
+            answer=answers.Artifact,
+            form=Form.LIST,
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/artifacts/{artifact}",
+            artifacts.show,
+            "Show an artifact",
+            scope="deployments:read",
+            answer=answers.Artifact,
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/artifacts/{artifact}/manifest",
+            artifacts.manifest,
+            "Read the list of files that the artifact's digest is of",
+            scope="deployments:read",
+            form=Form.RAW,
+            media_type=MANIFEST_TYPE,
+            errors=("artifact.missing",),
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/artifacts/{artifact}/provenance",
+            artifacts.provenance,
+            "Read the signed statement of what made the artifact",
+            scope="deployments:read",
+            form=Form.RAW,
+            media_type=ENVELOPE_TYPE,
+            errors=("artifact.missing",),
+        ),
+    )
+
+
+def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "POST",
+            ENVIRONMENT + "/deployments",
+            deployments.start,
+            "Roll an artifact onto the environment",
+            scope="deployments:write",
+            body=DeploymentBody,
+            answer=answers.Job,
+            status=202,
+            is_creating=True,
+            errors=("artifact.not_found",),
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/deployments",
+            deployments.list,
+            "List deployments, newest first",
+            scope="deployments:read",
+            query=PageQuery,
+            answer=answers.Deployment,
+            form=Form.LIST,
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/deployments/{deployment}",
+            deployments.show,
+            "Show a deployment",
+            scope="deployments:read",
+            answer=answers.Deployment,
+        ),
+        Endpoint(
+            "POST",
+            ENVIRONMENT + "/deployments/{deployment}/rollback",
+            deployments.roll_back,
+            "Roll back: before a deployment, or to a release",
+            scope="deployments:write",
+            answer=answers.Job,
+            status=202,
+            is_creating=True,
+            errors=("release.not_found", "release.no_previous", "release.already_current"),
+        ),
+        Endpoint(
+            "POST",
+            ENVIRONMENT + "/promote",
+            deployments.promote,
+            "Roll what runs here onto another environment",
+            scope="deployments:write",
+            body=PromotionBody,
+            answer=answers.Job,
+            status=202,
+            is_creating=True,
+            errors=("environment.nothing_running", "environment.ambiguous"),
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/releases",
+            deployments.list_releases,
+            "List what ran here, newest first",
+            scope="deployments:read",
+            query=PageQuery,
+            answer=answers.Release,
+            form=Form.LIST,
+        ),
+    )

@@ -1,0 +1,68 @@
+"""Environments of a site. Source: contract §5."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gitd.api import answers
+from gitd.api.endpoint import Call, ListReply, Reply, created
+from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, read_cursor, write_cursor
+from gitd.api.reading import NoBody, NoQuery
+from gitd.api.sites import BranchText
+from hooks.follow import Addresses
+from hooks.pipeline import Pipeline
+from storage.records import environments
+
+
+class EnvironmentsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    branch: BranchText | None = None
+    limit: Limit = LIMIT_DEFAULT
+    cursor: Cursor | None = None
+
+
+class EnvironmentBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    kind: str
+    branch: BranchText
+    ephemeral: bool = True
+
+
+class Environments:
+    def __init__(self, pipeline: Pipeline, addresses: Addresses) -> None:
+        self._pipeline = pipeline
+        self._addresses = addresses
+
+    async def list(self, call: Call[EnvironmentsQuery, NoBody]) -> ListReply:
+        query = call.query
+        name = list_name("environments", call.site.id, query.branch, call.actor.env_id)
+        (before,) = read_cursor(query.cursor, name)
+        page = environments.page(
+            call.db,
+            call.site.id,
+            branch=query.branch,
+            only=call.actor.env_id,
+            before=before,
+            limit_count=query.limit,
+        )
+        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        return ListReply([answers.environment(self._addresses, e) for e in page.items], cursor)
+
+    async def create(self, call: Call[NoQuery, EnvironmentBody]) -> Reply:
+        made = await self._pipeline.create_environment(
+            call.site,
+            call.body.kind,
+            call.body.branch,
+            ephemeral=call.body.ephemeral,
+            claim=call.claim,
+        )
+        return created(
+            answers.environment(self._addresses, made.value),
+            answers.environment_path(call.site, made.value),
+            replayed=made.replayed,
+        )
+
+    async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
+        return Reply(answers.environment(self._addresses, call.environment))
+
+    async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
+        await self._pipeline.delete_environment(call.environment)
+        return Reply(answers.Deleted(call.environment.id))

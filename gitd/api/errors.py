@@ -1,0 +1,400 @@
+"""The errors of the API: one table of codes, one table from exceptions to codes.
+
+A code never changes its meaning. Its type fixes the status, but for the few that HTTP has a status
+of its own for. The tables also make the pages that `doc_url` points at.
+
+Source: contract §2 "Errors".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gitd.errors import AccessDeniedError, AuthenticationError, KeyInvalidError, RequestError
+from hooks.errors import (
+    IdempotencyKeyReusedError,
+    InvalidRequestError,
+    NotFoundError,
+    RefusedError,
+)
+from storage.errors import (
+    ArtifactCorruptError,
+    ArtifactMissingError,
+    JobLogPositionError,
+    RecordConflictError,
+    SignatureInvalidError,
+    StorageError,
+    StorageFullError,
+)
+
+INVALID = "invalid_request"
+AUTHENTICATION = "authentication"
+PERMISSION = "permission"
+NOT_FOUND = "not_found"
+CONFLICT = "conflict"
+OURS = "api_error"
+JOB = "job"  # not an answer of ours: the `error` of a job that failed
+
+STATUS_OF_TYPE = {
+    INVALID: 400,
+    AUTHENTICATION: 401,
+    "quota_exceeded": 402,
+    PERMISSION: 403,
+    NOT_FOUND: 404,
+    CONFLICT: 409,
+    "rate_limit": 429,
+    OURS: 500,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCode:
+    """A row of the table: what has happened, and what to do about it."""
+
+    type: str
+    code: str
+    meaning: str
+    remedy: str
+    own_status: int | None = None
+
+    @property
+    def status(self) -> int:
+        return self.own_status or STATUS_OF_TYPE.get(self.type, 0)
+
+
+_ROWS = (
+    ErrorCode(
+        INVALID,
+        "request.invalid",
+        "A field of the request is unknown, missing, or has a value that it cannot have.",
+        "Correct the field that param names. Unknown fields are refused, so that a typing error "
+        "is never taken for a default.",
+    ),
+    ErrorCode(
+        INVALID,
+        "request.json_invalid",
+        "The body is not one JSON object.",
+        "Send one JSON object in UTF-8.",
+    ),
+    ErrorCode(
+        INVALID,
+        "request.media_type_unsupported",
+        "The body is declared to be something other than JSON.",
+        "Send Content-Type: application/json.",
+        own_status=415,
+    ),
+    ErrorCode(
+        INVALID,
+        "request.too_large",
+        "The body is larger than any request of this API needs to be.",
+        "Send less. Sources travel by git push, not through the API.",
+        own_status=413,
+    ),
+    ErrorCode(
+        INVALID,
+        "request.method_not_allowed",
+        "The path exists, and has no such method.",
+        "Use one of the methods that the Allow header lists.",
+        own_status=405,
+    ),
+    ErrorCode(
+        INVALID,
+        "request.version_invalid",
+        "Forge-Version is not a date.",
+        "Send a date such as 2026-06-23, or leave the header out.",
+    ),
+    ErrorCode(
+        INVALID,
+        "idempotency.key_invalid",
+        "The Idempotency-Key is empty, too long, or not printable.",
+        "Send 1 to 255 printable ASCII characters, such as a UUID.",
+    ),
+    ErrorCode(
+        INVALID,
+        "idempotency.key_reused",
+        "The Idempotency-Key belongs to another request of the last 24 hours.",
+        "Send a new key with every new request, and the same one only to repeat a request.",
+    ),
+    ErrorCode(
+        INVALID,
+        "pagination.cursor_invalid",
+        "The cursor is damaged, or belongs to another list or other filters.",
+        "Send next_cursor exactly as the last page gave it, to the same list with the same "
+        "filters; or begin again without a cursor.",
+    ),
+    ErrorCode(
+        INVALID,
+        "stream.position_invalid",
+        "Last-Event-ID is no id of an event of this stream.",
+        "Send the id of the last event that was seen; or begin again without one.",
+    ),
+    ErrorCode(
+        INVALID,
+        "environment.ambiguous",
+        "Several environments have the kind that to_env names.",
+        "Name one of them by its slug or id; the message lists them.",
+    ),
+    ErrorCode(
+        AUTHENTICATION,
+        "authentication.required",
+        "The request carries no API key.",
+        "Send Authorization: Bearer mfk_live_... .",
+    ),
+    ErrorCode(
+        AUTHENTICATION,
+        "authentication.invalid_key",
+        "The API key is unknown, revoked or expired.",
+        "Check that the secret was copied whole, or ask for a new key.",
+    ),
+    ErrorCode(
+        PERMISSION,
+        "scope.insufficient",
+        "The API key lacks the scope that the message names.",
+        "Use a key that has the scope. Scopes of a key never change: make a new one.",
+    ),
+    ErrorCode(
+        PERMISSION,
+        "permission.address_refused",
+        "The API key may be used only from certain networks, and this client is in none of them.",
+        "Call from one of the key's networks.",
+    ),
+    ErrorCode(
+        PERMISSION,
+        "permission.key_bound",
+        "The API key is bound to a site or an environment, and the request reaches beyond it.",
+        "Use a key that is bound to nothing, or to the whole site.",
+    ),
+    ErrorCode(NOT_FOUND, "route.not_found", "There is no such path.", "See /v1/openapi.json."),
+    *(
+        ErrorCode(
+            NOT_FOUND,
+            f"{kind}.not_found",
+            f"There is no such {kind}, or this API key may not know of it.",
+            f"Check the id{names}, and which site the API key is bound to.",
+        )
+        for kind, names in (
+            ("site", " or the name"),
+            ("environment", " or the slug"),
+            ("build", ""),
+            ("artifact", ""),
+            ("deployment", ""),
+            ("release", ""),
+            ("job", ""),
+        )
+    ),
+    ErrorCode(
+        NOT_FOUND,
+        "ref.not_found",
+        "The site's repository has no such branch, tag or commit.",
+        "Push it first, or name one that is there.",
+    ),
+    ErrorCode(CONFLICT, "site.name_taken", "Another site has this name.", "Choose another name."),
+    ErrorCode(
+        CONFLICT,
+        "environment.exists",
+        "The branch has a preview already.",
+        "Use that one: GET the environments with ?branch= finds it.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "environment.permanent",
+        "Production and staging live as long as their site.",
+        "Delete previews only, or the site.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "environment.nothing_running",
+        "Nothing runs on the environment that was to be promoted.",
+        "Push to it or deploy an artifact onto it first.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "release.no_previous",
+        "Nothing ran on the environment before: there is nothing to go back to.",
+        "Name a release of this environment to bring that very one back.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "release.already_current",
+        "The release that was asked for is what runs now.",
+        "Nothing needs to be done.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "request.conflict",
+        "Another request changed the same thing at the same moment.",
+        "Look at how things stand now, then try again.",
+    ),
+    ErrorCode(
+        OURS,
+        "api.internal",
+        "The server failed. It is not the request's fault, and it is in the server's log.",
+        "Try again with the same Idempotency-Key. If it stays so, report the request_id.",
+    ),
+    ErrorCode(
+        OURS,
+        "storage.full",
+        "The server's disk has no room. Nothing was changed.",
+        "Make room on the server, then try again.",
+    ),
+    ErrorCode(
+        OURS,
+        "artifact.missing",
+        "A part of the artifact is not in the store.",
+        "Run gitd check on the server; build the commit again.",
+    ),
+    ErrorCode(
+        OURS,
+        "artifact.corrupt",
+        "A part of the artifact is not what its digest says. It is never deployed.",
+        "Run gitd check on the server; build the commit again.",
+    ),
+    ErrorCode(
+        OURS,
+        "artifact.signature_invalid",
+        "No key that is trusted here vouches for the artifact. It is never deployed.",
+        "Find out who changed the store; build the commit again.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.undetected",
+        "Nothing in the commit says how to build it.",
+        "Add one of the files that the message names.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.config_invalid",
+        "managed.toml cannot be used as it is.",
+        "Correct the key that the message names.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.command_failed",
+        "The build command ended with an error.",
+        "Read the build's log; exit_status is the command's.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.timed_out",
+        "The build took longer than it may.",
+        "Make it faster, or ask for more time in the server's settings.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.output_missing",
+        "The build command ended well, and its output folder is not there.",
+        "Set build.output in managed.toml to the folder that the command writes.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.output_invalid",
+        "The output holds what no artifact may hold, such as a link that leads out of it.",
+        "Remove the entry that the message names.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.output_too_large",
+        "The output has too many files or bytes.",
+        "Leave out what a visitor does not need.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.sandbox_unavailable",
+        "The server could not make a sandbox for the build. It is not the commit's fault.",
+        "See the server's log; then build again.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.builder_lost",
+        "The builder went away in the middle of the build, more than once.",
+        "See the server's log; then build again.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.superseded",
+        "A newer push to the same branch took the place of this build while it waited.",
+        "Nothing: the newer build is on its way. The message names it.",
+    ),
+    ErrorCode(
+        JOB,
+        "deployment.release_command_failed",
+        "The release command ended with an error. The prior release goes on serving.",
+        "Read the job's log.",
+    ),
+    ErrorCode(
+        JOB,
+        "deployment.start_failed",
+        "The web process did not start, or ended at once. The prior release goes on serving.",
+        "Read the job's log; the process must listen on $PORT.",
+    ),
+    ErrorCode(
+        JOB,
+        "deployment.health_check_failed",
+        "The web process never answered its health check. The prior release goes on serving.",
+        "Read the job's log; see run.health in managed.toml.",
+    ),
+    ErrorCode(
+        JOB,
+        "deployment.timed_out",
+        "The roll took longer than it may. The prior release goes on serving.",
+        "Try again; see the server's log.",
+    ),
+)
+CODES: dict[str, ErrorCode] = {row.code: row for row in _ROWS}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a client is told."""
+
+    row: ErrorCode
+    message: str
+    param: str | None = None
+
+
+Told = Callable[[Any], tuple[str, str | None]]
+
+
+def _own_code(error: Any) -> tuple[str, str | None]:
+    return error.code, getattr(error, "param", None)
+
+
+def _always(code: str) -> Told:
+    return lambda _: (code, None)
+
+
+# The most specific first. What has no row, a client may not know: it reads as api.internal.
+EXCEPTIONS: tuple[tuple[type[Exception], Told], ...] = (
+    (AuthenticationError, _own_code),
+    (AccessDeniedError, _own_code),
+    (KeyInvalidError, lambda e: ("request.invalid", e.param)),
+    (RequestError, _own_code),
+    (NotFoundError, lambda e: (f"{e.kind}.not_found", None)),
+    (RefusedError, _own_code),
+    (InvalidRequestError, _own_code),
+    (IdempotencyKeyReusedError, _always("idempotency.key_reused")),
+    (JobLogPositionError, _always("stream.position_invalid")),
+)
+OUR_FAULTS: tuple[tuple[type[StorageError], str], ...] = (
+    (RecordConflictError, "request.conflict"),
+    (StorageFullError, "storage.full"),
+    (ArtifactMissingError, "artifact.missing"),
+    (ArtifactCorruptError, "artifact.corrupt"),
+    (SignatureInvalidError, "artifact.signature_invalid"),
+)
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """What to tell a client that met `error`. The message of a fault of ours stays here."""
+    for kind, told in EXCEPTIONS:
+        if isinstance(error, kind):
+            code, param = told(error)
+            if code in CODES:
+                return Refusal(CODES[code], str(error), param)
+    for fault, code in OUR_FAULTS:
+        if isinstance(error, fault):
+            return Refusal(CODES[code], CODES[code].meaning)
+    row = CODES["api.internal"]
+    return Refusal(row, row.meaning)

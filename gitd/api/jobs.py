@@ -1,0 +1,134 @@
+"""Jobs: the handle behind every 202. Source: contract §3."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Annotated, Literal
+
+import msgspec
+from aiohttp import web
+
+from gitd.api import answers
+from gitd.api.endpoint import Call, ListReply, Reply
+from gitd.api.envelope import answer_headers
+from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, read_cursor, write_cursor
+from gitd.api.reading import NoBody, NoQuery
+from gitd.api.stream import JobStreams, OpenEnds
+from gitd.auth import Actor
+from hooks.errors import NotFoundError
+from hooks.jobs import Jobs as AllJobs
+from hooks.pipeline import Pipeline
+from storage.model import Job, JobStatus
+from storage.records import builds, deployments
+from storage.records import jobs as job_rows
+
+WAIT_S_MAX = 60
+
+Wait = Annotated[
+    float,
+    msgspec.Meta(ge=0, le=WAIT_S_MAX, description="Seconds to wait for a change of the job."),
+]
+Position = Annotated[str, msgspec.Meta(description="As the header Last-Event-ID.")]
+
+
+class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    status: JobStatus | None = None
+    resource_type: Literal["build", "deployment"] | None = None
+    limit: Limit = LIMIT_DEFAULT
+    cursor: Cursor | None = None
+
+
+class JobQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    wait: Wait = 0
+
+
+class StreamQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    last_event_id: Position | None = None
+
+
+class Jobs:
+    def __init__(
+        self, jobs: AllJobs, pipeline: Pipeline, streams: JobStreams, open_ends: OpenEnds
+    ) -> None:
+        self._jobs = jobs
+        self._pipeline = pipeline
+        self._streams = streams
+        self._open_ends = open_ends
+
+    async def list(self, call: Call[JobsQuery, NoBody]) -> ListReply:
+        query, actor = call.query, call.actor
+        name = list_name("jobs", query.status, query.resource_type, actor.site_id, actor.env_id)
+        (before,) = read_cursor(query.cursor, name)
+        page = job_rows.page(
+            call.db,
+            status=query.status,
+            resource_type=query.resource_type,
+            site_id=actor.site_id,
+            env_id=actor.env_id,
+            before=before,
+            limit_count=query.limit,
+        )
+        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        return ListReply([answers.job(job) for job in page.items], cursor)
+
+    async def show(self, call: Call[JobQuery, NoBody]) -> Reply | web.Response:
+        """The job; with `wait`, once it is another than the caller's `If-None-Match`, or now."""
+        job = _readable(call.db, call.actor, call.named("job"))
+        seen = call.request.headers.get("If-None-Match")
+        if call.query.wait and (seen is None or _matches(seen, job)):
+            await self._open_ends.run(
+                self._jobs.wait_for_change(job.id, job.version, call.query.wait)
+            )
+            job = job_rows.get(call.db, job.id) or job
+        headers = {"ETag": _etag(job)}
+        if seen is not None and _matches(seen, job):
+            return web.Response(status=304, headers={**_headers(call), **headers})
+        return Reply(answers.job(job), headers=headers)
+
+    async def stream(self, call: Call[StreamQuery, NoBody]) -> web.StreamResponse:
+        job = _readable(call.db, call.actor, call.named("job"))
+        after = call.request.headers.get("Last-Event-ID", call.query.last_event_id)
+        return await self._streams.events(call.request, job, after=after, headers=_headers(call))
+
+    async def cancel(self, call: Call[NoQuery, NoBody]) -> Reply:
+        job = _visible(call.db, call.actor, call.named("job"))
+        call.actor.require("deployments:write")
+        return Reply(answers.job(await self._pipeline.cancel_job(job.id)))
+
+
+def _headers(call: Call[JobQuery, NoBody] | Call[StreamQuery, NoBody]) -> dict[str, str]:
+    headers = answer_headers(call.request_id, version=call.version)
+    del headers["Content-Type"]
+    return headers
+
+
+def _visible(db: sqlite3.Connection, actor: Actor, job_id: str) -> Job:
+    job = job_rows.get(db, job_id)
+    if job is None or not actor.sees_job(job):
+        raise NotFoundError("job", job_id)
+    return job
+
+
+def _readable(db: sqlite3.Connection, actor: Actor, job_id: str) -> Job:
+    """The job, for a key that may read jobs, or may read deployments and made this one."""
+    job = _visible(db, actor, job_id)
+    if not (actor.may("deployments:read") and _made_by(db, job) == actor.ref.id):
+        actor.require("jobs:read")
+    return job
+
+
+def _made_by(db: sqlite3.Connection, job: Job) -> str | None:
+    find = builds.get if job.resource_type == "build" else deployments.get
+    made = find(db, job.resource_id)
+    return made.actor.id if made else None
+
+
+def _etag(job: Job) -> str:
+    # Weak: the request's id differs from answer to answer.
+    return f'W/"{job.version}"'
+
+
+def _matches(if_none_match: str, job: Job) -> bool:
+    """Source: RFC 9110 §13.1.2, with weak comparison."""
+    tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return "*" in tags or f'"{job.version}"' in tags

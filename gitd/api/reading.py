@@ -1,0 +1,137 @@
+"""Reading requests: bodies and queries become values, or an error that names the field."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from gitd.api.envelope import JSON, VERSION, VERSION_HEADER
+from gitd.errors import RequestError
+
+BODY_BYTES_MAX = 64 * 1024
+_DATE = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])", re.ASCII)
+_AT = re.compile(r" - at `(.*)`$", re.DOTALL)
+_FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`")
+
+
+class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request that has no parameters: none, or an empty object."""
+
+
+class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query of a path that has no parameters."""
+
+
+class Reader:
+    """Reads one type of struct from bodies and queries. Made once per endpoint."""
+
+    def __init__(self, shape: type[msgspec.Struct]) -> None:
+        self._shape = shape
+        self._decoder = msgspec.json.Decoder(shape)
+        fields = msgspec.structs.fields(shape)
+        self._names = [field.encode_name for field in fields]
+        self._empty = None if any(field.required for field in fields) else shape()
+
+    async def body(self, request: web.Request) -> msgspec.Struct:
+        """Return the body as a value; where every field is optional, no body is one too.
+
+        Raises:
+            RequestError: It is too large, no JSON, or a field is wrong.
+        """
+        data = await _bytes_of(request)
+        if not data:
+            if self._empty is None:
+                raise RequestError(
+                    "request.invalid",
+                    f"A body is needed, with {', '.join(self._names)}.",
+                    param=self._names[0],
+                )
+            return self._empty
+        if request.content_type != JSON:
+            raise RequestError(
+                "request.media_type_unsupported",
+                f"The body is {request.content_type}: send {JSON}.",
+            )
+        try:
+            value: msgspec.Struct = self._decoder.decode(data)
+        except msgspec.ValidationError as error:
+            raise self._fault(error) from error
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise RequestError("request.json_invalid", f"The body: {error}.") from error
+        return value
+
+    def query(self, request: web.Request) -> msgspec.Struct:
+        """Return the query as a value.
+
+        Raises:
+            RequestError: A parameter is unknown, given twice, or wrong.
+        """
+        if not request.query_string and self._empty is not None:
+            return self._empty
+        parameters: dict[str, Any] = {}
+        for name, value in request.query.items():
+            if name in parameters:
+                raise RequestError("request.invalid", f"{name} is given twice.", param=name)
+            parameters[name] = value
+        try:
+            return msgspec.convert(parameters, self._shape, strict=False)
+        except msgspec.ValidationError as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: msgspec.ValidationError) -> RequestError:
+        """Word what msgspec says, and name the field: `routes[0].target`, or `ref`."""
+        text = str(error)
+        at = _AT.search(text)
+        where = at[1].removeprefix("$").removeprefix(".") if at else ""
+        what = text[: at.start()] if at else text
+        if field := _FIELD.match(what):
+            name = field["name"][:100]
+            param = f"{where}.{name}" if where else name
+            if field["fault"].startswith("missing"):
+                return RequestError("request.invalid", f"{param} is missing.", param=param)
+            near = get_close_matches(name, self._names, n=1) if not where else []
+            hint = f": did you mean {near[0]}?" if near else "."
+            return RequestError(
+                "request.invalid",
+                f"There is no field {param[:100]!r} here{hint}",
+                param=param[:100],
+            )
+        message = f"{where}: {what[0].lower()}{what[1:]}." if where else f"{what}."
+        return RequestError("request.invalid", message[:500], param=where or None)
+
+
+async def _bytes_of(request: web.Request) -> bytes:
+    if not request.body_exists:
+        return b""
+    data = bytearray()
+    if (request.content_length or 0) <= BODY_BYTES_MAX:
+        try:
+            async for chunk in request.content.iter_any():
+                data += chunk
+                if len(data) > BODY_BYTES_MAX:
+                    break
+            else:
+                return bytes(data)
+        except web.RequestPayloadError as error:
+            raise RequestError("request.json_invalid", f"The body: {error}.") from error
+    raise RequestError("request.too_large", f"The body has more than {BODY_BYTES_MAX // 1024} KiB.")
+
+
+def version_of(request: web.Request) -> str:
+    """The version that the client pins, or the current one.
+
+    Raises:
+        RequestError: `request.version_invalid`.
+    """
+    version = request.headers.get(VERSION_HEADER)
+    if version is None:
+        return VERSION
+    if not _DATE.fullmatch(version):
+        raise RequestError(
+            "request.version_invalid", f"{VERSION_HEADER} is a date, such as {VERSION}."
+        )
+    return version

@@ -1,0 +1,72 @@
+"""Sites and their branch routes. Source: contract §5."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from gitd.api import answers
+from gitd.api.endpoint import Call, ListReply, Reply, created
+from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.reading import NoBody, NoQuery
+from hooks.follow import Addresses
+from hooks.pipeline import Pipeline
+from storage.model import BranchRoute
+from storage.records import sites
+
+NameText = Annotated[str, msgspec.Meta(max_length=255, description="A label of a host name.")]
+BranchText = Annotated[str, msgspec.Meta(max_length=255)]
+
+
+class SiteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: NameText
+    default_branch: BranchText = "main"
+
+
+class RoutesBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    routes: list[answers.Route]
+
+
+class Sites:
+    def __init__(self, pipeline: Pipeline, addresses: Addresses) -> None:
+        self._pipeline = pipeline
+        self._addresses = addresses
+
+    async def list(self, call: Call[PageQuery, NoBody]) -> ListReply:
+        name = list_name("sites", call.actor.site_id)
+        (before,) = read_cursor(call.query.cursor, name)
+        page = sites.page(
+            call.db, only=call.actor.site_id, before=before, limit_count=call.query.limit
+        )
+        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        return ListReply([answers.site(self._addresses, site) for site in page.items], cursor)
+
+    async def create(self, call: Call[NoQuery, SiteBody]) -> Reply:
+        made = await self._pipeline.create_site(
+            call.body.name, call.body.default_branch, claim=call.claim
+        )
+        return created(
+            answers.site(self._addresses, made.value),
+            f"/v1/sites/{made.value.id}",
+            replayed=made.replayed,
+        )
+
+    async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
+        return Reply(answers.site(self._addresses, call.site))
+
+    async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
+        await self._pipeline.delete_site(call.site)
+        return Reply(answers.Deleted(call.site.id))
+
+    async def show_routes(self, call: Call[NoQuery, NoBody]) -> Reply:
+        return _routes(sites.routes(call.db, call.site.id))
+
+    async def replace_routes(self, call: Call[NoQuery, RoutesBody]) -> Reply:
+        wanted = tuple(BranchRoute(route.pattern, route.target) for route in call.body.routes)
+        await self._pipeline.replace_routes(call.site, wanted)
+        return _routes(wanted)
+
+
+def _routes(routes: tuple[BranchRoute, ...]) -> Reply:
+    return Reply(answers.Routes([answers.Route(r.pattern, r.target) for r in routes]))
