@@ -62,64 +62,74 @@ class Ran:
     error: str | None = None
 
 
-def order_for(command, *, uid=UID, kill_after_s=None, terminate_after_s=None, **spec):
+def order_for(command, *, kill_after_s=None, terminate_after_s=None, **spec):
     spec["argv"] = ["/bin/sh", "-c", command] if isinstance(command, str) else command
-    return json.dumps(
-        {
-            "uid": uid,
-            "spec": spec,
-            "kill_after_s": kill_after_s,
-            "terminate_after_s": terminate_after_s,
-        }
+    order = {"spec": spec, "kill_after_s": kill_after_s, "terminate_after_s": terminate_after_s}
+    return json.dumps(order) + "\n"
+
+
+def start_runner(*, uid=UID, env=None, pass_fds=()):
+    return subprocess.Popen(
+        [sys.executable, str(HERE / "sandboxed.py"), "" if uid is None else str(uid)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        pass_fds=pass_fds,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
-SANDBOXED = [sys.executable, str(HERE / "sandboxed.py")]
+def end_runner(process):
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def runner():
+    process = start_runner()
+    yield process
+    end_runner(process)
 
 
 @pytest.fixture
-def in_sandbox():
-    """Run a shell command in a sandbox, in a process of its own, and wait for its end."""
+def in_sandbox(runner):
+    """Run a command in a sandbox and wait for its end; text is for the shell."""
 
-    def run(command, *, env=None, pass_fds=(), **rest):
-        done = subprocess.run(
-            SANDBOXED,
-            input=order_for(command, **rest),
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-            pass_fds=pass_fds,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        return Ran(**json.loads(done.stdout))
+    def run(command, *, starter=runner, **rest):
+        starter.stdin.write(order_for(command, **rest))
+        starter.stdin.flush()
+        return Ran(**json.loads(starter.stdout.readline()))
 
     return run
 
 
 @pytest.fixture
-def start_sandboxed():
-    """Start a sandbox's process and return it, still running."""
+def start_starter():
+    """Start a process that starts sandboxes, for tests about what it has or how it ends."""
     started = []
 
-    def start(command, **rest):
-        process = subprocess.Popen(
-            SANDBOXED,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            text=True,
-        )
-        started.append(process)
-        process.stdin.write(order_for(command, **rest))
-        process.stdin.close()
-        return process
+    def start(**options):
+        started.append(start_runner(**options))
+        return started[-1]
 
     yield start
     for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        end_runner(process)
+
+
+@pytest.fixture
+def start_sandboxed(start_starter):
+    """Start a sandbox and return the process that started it, both still running."""
+
+    def start(command, **rest):
+        process = start_starter()
+        process.stdin.write(order_for(command, **rest))
+        process.stdin.flush()
+        return process
+
+    return start
 
 
 def tar_of(files):
@@ -318,8 +328,13 @@ async def control(open_dir):
 
 
 SLOT = """
-import sys
+import os, sys
 from pathlib import Path
+def on_event(event, args):  # what is loaded too late cannot be loaded at all without privileges
+    if event == "import" and os.geteuid() != 0 and IS_ROOT:
+        os.write(2, f"late import: {args[0]}\\n".encode())
+IS_ROOT = os.geteuid() == 0
+sys.addaudithook(on_event)
 from hooks.builds.builder import BuilderConfig, main
 socket, scratch, uid = sys.argv[1:]
 ids = int(uid) if uid else None
@@ -333,6 +348,7 @@ class Slot:
     def __init__(self, control, scratch):
         self.scratch = scratch
         uid = "" if UID is None else str(UID)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -345,7 +361,20 @@ class Slot:
             cwd="/",
             env={**os.environ, "PYTHONPATH": str(ROOT), "SECRET_OF_CONTROL": "leakme"},
             stdout=subprocess.DEVNULL,
+            stderr=self._errors,
         )
+
+    @property
+    def errors(self):
+        """What it wrote to its standard error."""
+        self._errors.seek(0)
+        return self._errors.read().decode()
+
+    def close(self):
+        self.stop(signal.SIGKILL)
+        errors = self.errors
+        self._errors.close()
+        assert errors == ""
 
     @property
     def leftovers(self):
@@ -374,7 +403,7 @@ def start_slot(control, open_dir):
 
     yield start
     for slot in slots:
-        slot.stop(signal.SIGKILL)
+        slot.close()
 
 
 @pytest.fixture

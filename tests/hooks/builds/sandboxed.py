@@ -1,7 +1,8 @@
-"""Run one sandbox as a user that is not root, and tell how it went. Started by the tests.
+"""Run sandboxes as a user that is not root, and tell how they went. Started by the tests.
 
-Reads a JSON object: uid (or null), spec, and optionally kill_after_s / terminate_after_s.
-Writes a JSON object: status or error, output, seconds, started_s, survivors.
+The argument is the uid to become, or nothing. Each line of input is a JSON object: spec, and
+kill_after_s and terminate_after_s, which may be null. Each is answered by a JSON object in a line:
+status or error, output, seconds, started_s, survivors.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from hooks.process import drop_privileges
 
 
 def main() -> None:
-    order = json.load(sys.stdin)
-    if order["uid"] is not None:
-        drop_privileges(order["uid"], order["uid"])
-    print(json.dumps(asyncio.run(run(order))))
+    if sys.argv[1]:
+        drop_privileges(int(sys.argv[1]), int(sys.argv[1]))
+    for line in sys.stdin:
+        print(json.dumps(asyncio.run(run(json.loads(line)))), flush=True)
 
 
 async def run(order):
