@@ -1,0 +1,40 @@
+"""A process that takes one tree in, to be killed or failed at any system call of it.
+
+Usage: ingest_child.py SHOP. Exits 0 when the tree is in, 3 when the store said why not.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from conftest import make_shop
+
+from storage.errors import StorageError
+from storage.source import SourceFile
+
+TREE = {"a/page.html": b"two" * 50, "a/shared": b"one" * 50, "b/run": b"#!/bin/sh\n", "c": b"c"}
+
+
+def main() -> int:
+    # More of them than are synced one by one, when there are more.
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    more = {f"more/{n}": b"%d" % n for n in range(count)}
+    try:
+        shop = make_shop(Path(sys.argv[1]))
+        shop.builds = iter([1000])
+        shop.ingest(
+            SourceFile(name.encode(), len(data), name == "b/run", lambda data=data: data)
+            for name, data in {**TREE, **more}.items()
+        )
+        shop.records.close()
+    except StorageError as error:
+        print(f"{type(error).__name__}: {error}")
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Crashes: a real process, killed or failed by the kernel at system calls of an ingest.
+
+After each: whatever was acknowledged is whole, nothing half is visible, a start removes the
+rubbish, and doing it again works.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.check import check_store
+from storage.digest import Digest
+from storage.materialise import verify_tree
+
+CHILD = Path(__file__).with_name("ingest_child.py")
+CALLS = (
+    *("write", "pwrite64", "ftruncate", "fchmod", "utimensat", "mkdir", "rename", "link"),
+    *("unlink", "unlinkat", "rmdir", "fsync", "fdatasync", "syncfs", "flock", "statvfs"),
+)
+    "write",
+    "pwrite64",
+    "rename",
+    "link",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "mkdir",
+    "fsync",
+    "fdatasync",
+    "syncfs",
+    "fchmod",
+    "utimensat",
+    "ftruncate",
+    "flock",
+    "statvfs",
+]
+BEFORE = {"f": b"before", "a/shared": b"one" * 50}
+BRIEF_COUNT = 8
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("strace")
+    or subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True).returncode
+    != 0,
+    reason="strace cannot trace here",
+)
+
+
+@pytest.fixture(scope="module")
+def before() -> Iterator[Path]:
+    """A shop with one artifact in it, to be copied for each crash."""
+    sys.path.insert(0, str(CHILD.parent))
+    try:
+        from conftest import make_shop
+    finally:
+        sys.path.pop(0)
+    with tempfile.TemporaryDirectory() as folder:
+        shop = make_shop(Path(folder) / "shop")
+        shop.ingest(BEFORE)
+        shop.records.close()
+        yield Path(folder) / "shop"
+
+
+def run(shop: Path, count: int, *strace: str) -> subprocess.CompletedProcess[str]:
+    trace = shop.parent / "trace"
+    return subprocess.run(
+        ["strace", "-f", "-qq", "-o", trace, *strace, sys.executable, CHILD, shop, str(count)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+
+
+def points(before: Path, tmp_path: Path, count: int) -> list[tuple[str, int]]:
+    """Every system call that changes something, each time that it is made."""
+    shutil.copytree(before, tmp_path / "count", symlinks=True)
+    names = ",".join(f"?{name}" for name in CALLS)
+    assert run(tmp_path / "count", count, "-e", f"trace={names}").returncode == 0
+    made: collections.Counter[str] = collections.Counter()
+    for line in (tmp_path / "trace").read_text().splitlines():
+        words = line.split(maxsplit=1)
+        if len(words) == 2 and "(" in words[1] and not words[1].startswith(("<", "+", "-")):
+            made[words[1].partition("(")[0]] += 1
+    return [(name, n) for name in CALLS for n in range(1, made[name] + 1)]
+
+
+def expect_whole(shop_at, shop: Path, *, recovers: bool) -> None:
+    opened = shop_at(shop)
+    if recovers:
+        opened.store.recover()
+    report = check_store(shop / "store", opened.records)
+    assert (report.problems, report.leftovers) == ((), ())
+    assert list(opened.store.layout.tmp.iterdir()) == []
+    assert opened.records.reader().execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    rows = opened.records.reader().execute(
+        "SELECT envelope_sha256, digest FROM attestation JOIN artifact"
+        " ON artifact.id = attestation.artifact_id"
+    )
+    found = rows.fetchall()
+    assert len(found) in (1, 2)
+    for number, row in enumerate(found):
+        verified = opened.reader.verify(Digest.parse(row["digest"]), row["envelope_sha256"])
+        opened.reader.materialise(verified, shop / f"release{number}")
+        verify_tree(shop / f"release{number}", verified.manifest)
+
+
+def expect_repeatable(shop_at, shop: Path) -> None:
+    opened = shop_at(shop)
+    opened.builds = iter([2000])
+    opened.ingest({"a/page.html": b"two" * 50, "f": b"before", "more/1": b"1", "c": b"c"})
+    report = check_store(shop / "store", opened.records)
+    assert (report.problems, report.leftovers) == ((), ())
+
+
+def crash(
+    shop_at: Callable[[Path], object],
+    before: Path,
+    folder: Path,
+    where: tuple[str, int],
+    *,
+    how: str,
+    count: int,
+) -> bool:
+    """Crash once; return whether the point was reached."""
+    shop = folder / "shop"
+    shutil.copytree(before, shop, symlinks=True)
+    call, number = where
+    done = run(shop, count, "-e", f"trace=?{call}", "-e", f"inject=?{call}:{how}:when={number}")
+    trace = (folder / "trace").read_text()
+    if how.startswith("signal"):
+        reached = "killed by SIGKILL" in trace
+        assert reached == (done.returncode != 0), done.stderr
+    else:
+        reached = "INJECTED" in trace
+        # Either the store said what failed, or it could do without that call.
+        assert done.returncode in (0, 3), done.stdout + done.stderr
+    expect_whole(shop_at, shop, recovers=True)
+    expect_repeatable(shop_at, shop)
+    shutil.rmtree(shop)
+    return reached
+
+
+HOWS = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", HOWS)
+def test_ingest_is_whole_or_nothing_at_some_system_calls(
+    shop_at, before: Path, tmp_path: Path, how: str
+) -> None:
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    pick = random.Random(seed)
+    every = points(before, tmp_path, 0)
+    assert len(every) > 50
+    for where in pick.sample(every, BRIEF_COUNT):
+        crash(shop_at, before, tmp_path, where, how=how, count=0)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [0, 20])
+@pytest.mark.parametrize("how", HOWS)
+def test_ingest_is_whole_or_nothing_at_every_system_call(
+    shop_at, before: Path, tmp_path: Path, how: str, count: int
+) -> None:
+    every = points(before, tmp_path, count)
+    reached = sum(crash(shop_at, before, tmp_path, where, how=how, count=count) for where in every)
+    print(f"{how}: {reached} of {len(every)} points reached")
+    assert reached > len(every) // 2
