@@ -27,23 +27,6 @@ CALLS = (
     *("write", "pwrite64", "ftruncate", "fchmod", "utimensat", "mkdir", "rename", "link"),
     *("unlink", "unlinkat", "rmdir", "fsync", "fdatasync", "syncfs", "flock", "statvfs"),
 )
-    "write",
-    "pwrite64",
-    "rename",
-    "link",
-    "unlink",
-    "unlinkat",
-    "rmdir",
-    "mkdir",
-    "fsync",
-    "fdatasync",
-    "syncfs",
-    "fchmod",
-    "utimensat",
-    "ftruncate",
-    "flock",
-    "statvfs",
-]
 BEFORE = {"f": b"before", "a/shared": b"one" * 50}
 BRIEF_COUNT = 8
 
