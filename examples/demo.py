@@ -28,7 +28,7 @@ START_S = 20.0
 CREDENTIALS = "!f() { echo username=demo; echo password=$FORGE_TOKEN; }; f"
 
 
-class Failed(Exception):
+class DemoError(Exception):
     """A step did not have the effect that it should have."""
 
 
@@ -68,7 +68,7 @@ class Demo:
             if shown:
                 say(f"  {line.rstrip()}")
         if process.wait() != 0:
-            raise Failed(f"`{command}` exited with {process.returncode}: {''.join(printed)}")
+            raise DemoError(f"`{command}` exited with {process.returncode}: {''.join(printed)}")
         return "".join(printed)
 
     def look(self, host: str) -> tuple[int, str]:
@@ -82,14 +82,14 @@ class Demo:
     def expect(self, host: str, text: str) -> None:
         status, body = self.look(host)
         if status != 200 or text not in body:
-            raise Failed(f"{host} answered {status} without {text!r}")
+            raise DemoError(f"{host} answered {status} without {text!r}")
         say(f"  checked: http://{host}:{self.sites} answers with “{text}”")
 
     def edit(self, old: str, new: str) -> None:
         page = self.work / "index.html"
         text = page.read_text()
         if old not in text:
-            raise Failed(f"{page} has no {old!r}")
+            raise DemoError(f"{page} has no {old!r}")
         page.write_text(text.replace(old, new))
         say(f"$ sed -i 's/{old}/{new}/' index.html")
 
@@ -115,7 +115,7 @@ class Demo:
                 for _ in range(2):
                     line = process.stdout.readline()
                     if not line:
-                        raise Failed(f"gitd ended: {(self.root / 'gitd.log').read_text()}")
+                        raise DemoError(f"gitd ended: {(self.root / 'gitd.log').read_text()}")
                     say(f"  {line.rstrip()}")
                 yield
             finally:
@@ -137,7 +137,7 @@ def main(*, once: bool) -> None:
             say(f"All of it took {time.monotonic() - began:.1f} s.")
             if not once:
                 wait(demo)
-    except (Failed, subprocess.TimeoutExpired, OSError) as error:
+    except (DemoError, subprocess.TimeoutExpired, OSError) as error:
         kept = True
         say(f"\nThe demo failed: {error}\nEverything is kept in {root}; the log is gitd.log there.")
         sys.exit(1)
@@ -173,7 +173,7 @@ def show(demo: Demo) -> None:
     demo.run("mf promote --site acme-store --env staging --to production --wait")
     demo.expect("acme-store.localhost", "Version two")
     if demo.count("mf builds --site acme-store --env production --json") != builds:
-        raise Failed("the promotion built something")
+        raise DemoError("the promotion built something")
 
     title("Roll production back")
     demo.run("mf rollback --site acme-store --env production --wait")
@@ -219,7 +219,7 @@ def free_port(wanted: int) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
-    raise Failed("no free port on 127.0.0.1")
+    raise DemoError("no free port on 127.0.0.1")
 
 
 def title(text: str) -> None:

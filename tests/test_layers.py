@@ -1,0 +1,118 @@
+"""The arrows of the code: gitd -> hooks -> storage, never up, and no cycle of modules."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("gitd", "hooks", "storage")
+MAY_IMPORT = {
+    "gitd": {"gitd", "hooks", "storage"},
+    "hooks": {"hooks", "storage"},
+    "storage": {"storage"},
+}
+# The command line speaks HTTP alone; the git room knows nothing of sites.
+CLOSED = {"gitd.cli": {"gitd.cli"}, "gitd.git": {"gitd.git", "gitd.errors", "storage"}}
+# The only places that know a foreign library's errors, or the environment of the process.
+ONLY_IN = {
+    "nacl": {"storage.signing", "storage.envelope"},
+    "sqlite_utils": {"storage.records.db", "storage.records.migrations"},
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = ast.parse(path.read_text())
+    return found
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def top_level_imports(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imports(ast.Module([node], []))
+
+
+def test_packages_import_downwards_only() -> None:
+    wrong = [
+        f"{name} imports {target}"
+        for name, tree in modules().items()
+        for target in imports(tree)
+        if target.split(".")[0] in PACKAGES
+        and target.split(".")[0] not in MAY_IMPORT[name.split(".")[0]]
+    ]
+    assert wrong == []
+
+
+def test_closed_rooms_import_nothing_else_of_ours() -> None:
+    wrong = []
+    for name, tree in modules().items():
+        for room, allowed in CLOSED.items():
+            if not f"{name}.".startswith(f"{room}."):
+                continue
+            for target in imports(tree):
+                inside = any(f"{target}.".startswith(f"{known}.") for known in allowed)
+                if target.split(".")[0] in PACKAGES and target != "gitd" and not inside:
+                    wrong.append(f"{name} imports {target}")
+    assert wrong == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    trees = modules()
+    graph = {
+        name: {t for t in top_level_imports(tree) if t in trees and t != name}
+        for name, tree in trees.items()
+    }
+    done: set[str] = set()
+
+    def walk(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name in done:
+            return
+        for target in sorted(graph[name]):
+            walk(target, (*path, name))
+        done.add(name)
+
+    for name in graph:
+        walk(name, ())
+
+
+def test_foreign_libraries_stay_in_their_rooms() -> None:
+    wrong = [
+        f"{name} imports {library}"
+        for name, tree in modules().items()
+        for target in imports(tree)
+        for library, rooms in ONLY_IN.items()
+        if target.split(".")[0] == library and name not in rooms
+    ]
+    assert wrong == []
+
+
+def test_storage_is_synchronous() -> None:
+    wrong = [
+        name
+        for name, tree in modules().items()
+        if name.startswith("storage")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AsyncFunctionDef | ast.Await)
+    ]
+    assert wrong == []
+
+
+def test_no_module_is_named_for_nothing() -> None:
+    names = {name.rpartition(".")[2] for name in modules()}
+    assert names.isdisjoint({"utils", "util", "helpers", "common", "base", "manager", "misc"})
