@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ KEEP_ALIVE_S: Final = 75.0
 HEADER_BYTES_MAX: Final = 32 * 1024
 
 _log = structlog.get_logger()
+_silent = logging.Logger("hooks.deploys.traffic")  # noqa: LOG001 - nobody is to configure it
+_silent.addHandler(logging.NullHandler())  # aiohttp's: it would write a traceback per bad request
 
 
 def make_server(router: Router[Serving]) -> web.Server:
@@ -27,6 +30,7 @@ def make_server(router: Router[Serving]) -> web.Server:
     return web.Server(
         traffic.handle,
         access_log=None,
+        logger=_silent,
         auto_decompress=False,  # bodies pass as they are
         keepalive_timeout=KEEP_ALIVE_S,
         max_line_size=HEADER_BYTES_MAX,

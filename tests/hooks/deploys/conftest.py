@@ -48,13 +48,19 @@ UID = 60680 if os.geteuid() == 0 else None
 WAIT_S = 20
 
 
-@pytest.fixture
-def open_dir():
-    """A folder that the host's uid can pass through, as the data folder is."""
+@contextlib.contextmanager
+def a_folder():
     path = Path(tempfile.mkdtemp(prefix="gitd-test-"))
     path.chmod(0o711)
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def open_dir():
+    """A folder that the host's uid can pass through, as the data folder is."""
+    with a_folder() as path:
+        yield path
 
 
 class Shelf:
@@ -328,15 +334,55 @@ class HostProcess:
         self.listener.close()
 
 
-@pytest.fixture
-def host(open_dir):
-    made = HostProcess(open_dir)
+@contextlib.contextmanager
+def a_host(root):
+    made = HostProcess(root)
     made.start()
     yield made
     made.close()
     text = made.log.read_text()
     print(text)
     assert "Traceback" not in text, text
+
+
+@pytest.fixture
+def host(open_dir):
+    with a_host(open_dir) as made:
+        yield made
+
+
+@dataclass
+class Served:
+    """A host that serves one release, with control gone: tests share it and change nothing."""
+
+    host: HostProcess
+    shelf: Shelf
+
+
+@pytest.fixture(scope="module")
+def served(request):
+    """The module's `RELEASE` (arguments of `Shelf.put`), served as env-1.localhost."""
+
+    async def roll(root, pin):
+        control = ControlPeer(root / "hosts.sock")
+        await control.start()
+        report = await control.roll(desired(pin=pin))
+        await control.stop()
+        assert report.status == "serving", report
+
+    with a_folder() as root, a_host(root) as host:
+        shelf = Shelf(root)
+        asyncio.run(roll(root, shelf.put(**request.module.RELEASE)))
+        yield Served(host, shelf)
+        shelf.close()
+
+
+@pytest.fixture
+async def guest(served):
+    """A visitor of the module's host."""
+    made = Visitor(served.host.port)
+    yield made
+    await made.session.close()
 
 
 class Visitor:
