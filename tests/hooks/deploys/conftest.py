@@ -73,6 +73,9 @@ class Shelf:
         self.key = SigningKey.load_or_create(root / "signing.key")
         self.root_key = SigningKey.load_or_create(root / "root.key")
         trust.establish(self.layout.trust, root=self.root_key, signing=self.key)
+        self.share_trust()
+
+    def share_trust(self) -> None:
         if UID is not None:
             for path in self.layout.trust.iterdir():
                 os.chown(path, -1, UID)
