@@ -12,7 +12,7 @@ from gitd.cli.answers import Job, LogLine
 from gitd.cli.client import Api, endpoint
 from gitd.cli.exits import ExitCode, NothingToDoError
 from gitd.cli.options import json_option
-from gitd.cli.screen import colourful, is_live, printable
+from gitd.cli.screen import colourful, printable, shows_colours
 from gitd.cli.session import Session, print_json
 from gitd.cli.stream import PATIENCE_S, Item, JobStream, Outage
 from gitd.cli.waiting import environment_endpoint
@@ -100,12 +100,12 @@ def _print_so_far(session: Session, job: Job, *, stages: bool) -> None:
         print_json([{"line": line} for line in lines])
         return
     for line in lines:
-        _write(colourful(line) if is_live(sys.stdout) else printable(line))
+        _write(colourful(line) if shows_colours(sys.stdout) else printable(line))
 
 
 def _text(line: LogLine, *, stages: bool) -> str:
     text = f"[{line.stage}] {line.line}" if stages and line.stage else line.line
-    return f"{colourful(text)}\x1b[0m" if is_live(sys.stdout) else printable(text)
+    return f"{colourful(text)}\x1b[0m" if shows_colours(sys.stdout) else printable(text)
 
 
 def _write(text: str) -> None:

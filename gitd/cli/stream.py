@@ -97,13 +97,13 @@ class JobStream:
                 raise StrangeAnswerError(f"the job's stream answers with {kind or 'no type'}")
             for piece in response.iter_bytes():
                 self._heard_at = time.monotonic()
-                self._failures = 0
                 try:
                     events = decoder.feed(piece)
                 except EventTooLargeError as error:
                     raise StrangeAnswerError("the job's stream has an endless line") from error
                 batch = [item for event in events for item in self._read(event)]
                 if batch:
+                    self._failures = 0
                     yield batch
                 if self._has_ended:
                     return

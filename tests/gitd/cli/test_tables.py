@@ -1,0 +1,87 @@
+"""Lists and objects as people see them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from gitd.cli.answers import Page
+from gitd.cli.tables import Column, Kind, age, print_fields, print_page, size
+
+NOW = datetime(2026, 6, 23, 12, 0, tzinfo=UTC)
+COLUMNS = (Column("NAME", "name"), Column("BY", "actor.label"), Column("NOW", "current"))
+
+
+@pytest.mark.parametrize(
+    ("at", "words"),
+    [
+        ("2026-06-23T11:59:57.120Z", "2 s ago"),
+        ("2026-06-23T11:58:00Z", "2 min ago"),
+        ("2026-06-23T09:00:00Z", "3 h ago"),
+        ("2026-06-01T12:00:00Z", "22 d ago"),
+        ("2026-06-23T12:00:09Z", "0 s ago"),
+        ("2026-06-23", "2026-06-23"),
+        ("soon", "soon"),
+    ],
+)
+def test_times_are_told_by_their_age(at: str, words: str) -> None:
+    assert age(at, NOW) == words
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "words"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1_250_000, "1.2 MB"),
+        (3 * 10**12, "3000.0 GB"),
+    ],
+)
+def test_sizes_are_told_in_powers_of_1000(size_bytes: int, words: str) -> None:
+    assert size(size_bytes) == words
+
+
+def test_table_off_a_terminal_is_aligned_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 200
+    page = Page([{"name": long, "actor": {"label": "ci"}, "current": True}, {"name": "b"}], False)
+    print_page(page, COLUMNS, what="things")
+    assert capsys.readouterr().out.splitlines() == [
+        f"{'NAME':<200}  BY  NOW",
+        f"{long}  ci  yes",
+        f"{'b':<200}  -   -",
+    ]
+
+
+def test_empty_list_says_so_beside_the_output(capsys: pytest.CaptureFixture[str]) -> None:
+    print_page(Page([], has_more=False), COLUMNS, what="things")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "No things.\n")
+
+
+def test_cut_list_says_that_there_is_more(capsys: pytest.CaptureFixture[str]) -> None:
+    print_page(Page([{"name": "a"}], has_more=True), COLUMNS, what="things")
+    assert capsys.readouterr().err == "There are more things: --limit N or --all shows them.\n"
+
+
+def test_object_shows_its_inner_fields_by_dotted_names(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields({"id": "x", "links": {"log": "/l"}, "no": None, "scopes": ["a", "b"]})
+    assert capsys.readouterr().out.splitlines() == [
+        "id         x",
+        "links.log  /l",
+        "no         -",
+        "scopes     a, b",
+    ]
+
+
+def test_cells_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_page(Page([{"name": "\x1b[2Jx\n"}], has_more=False), COLUMNS, what="things")
+    print_fields({"\x1bc": "\x1b]0;title\x07y"})
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_kinds_that_shorten_leave_odd_values_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [Column(kind.name, "v", kind) for kind in Kind]
+    print_page(Page([{"v": {"odd": 1}}, {"v": 3}, {}], has_more=False), columns, what="things")
+    assert len(capsys.readouterr().out.splitlines()) == 4
