@@ -12,18 +12,19 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 from aiohttp import web
 
 from gitd.addresses import TrustedProxies
+from gitd.api.app import ApiDeps, build_api
 from gitd.auth import Authenticator
 from gitd.children import Children, ChildSpec
 from gitd.config import Config, is_loopback, parse_address
 from gitd.errors import StartError
 from gitd.layout import DataFolder
 from gitd.log import request_lines
-from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.systemd import inherited_sockets, notify
 from hooks.builds import service as builder_service
 from hooks.builds.runner import BuildLimits, BuildRunner
@@ -35,6 +36,7 @@ from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
 from storage import trust
 from storage.artifacts import ArtifactStore
+from storage.digest import Digest
 from storage.joblog import JobLogs
 from storage.model import Environment
 from storage.records.db import Records
@@ -170,12 +172,25 @@ class Control:
     def web_app(self) -> web.Application:
         """Git and the API, on one port."""
         app = web.Application(middlewares=[request_lines])
-        add_api(app, self.api_parts())
-        git = GitService(
-            SiteAccess(self.records, self.repositories, self.authenticator, self.proxies),
-            SiteReceiver(self.records, self.push_hooks, self.narrator),
+        layout = self.store.layout
+        api = build_api(
+            ApiDeps(
+                records=self.records,
+                jobs=self.jobs,
+                pipeline=self.pipeline,
+                authenticator=self.authenticator,
+                addresses=self.addresses,
+                manifest_bytes=lambda digest: Path(layout.tree(Digest.parse(digest))).read_bytes(),
+                envelope_bytes=lambda sha256: Path(layout.envelope(sha256)).read_bytes(),
+                proxies=self.proxies,
+            )
         )
-        app.router.add_route("*", "/{path:.+}", git.handler)
+        app.add_routes(api.routes)
+
+        async def end_streams(_: web.Application) -> None:
+            await api.close()
+
+        app.on_shutdown.append(end_streams)
         return app
 
     def close(self) -> None:

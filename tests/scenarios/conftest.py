@@ -1,0 +1,295 @@
+"""Scenarios: the installed daemon, the real git, real kills."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+EXAMPLES = Path(__file__).parents[2] / "examples"
+WAIT_S = 30.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(is_so: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> object:
+    """Poll until `is_so` gives something true, and return that."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if found := is_so():
+                return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+def fetch(
+    port: int,
+    path: str,
+    *,
+    method: str = "GET",
+    host: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+) -> Answer:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        sent = {**(headers or {}), **({"Host": host} if host else {})}
+        connection.request(method, path, body=body, headers=sent)
+        response = connection.getresponse()
+        return Answer(response.status, dict(response.getheaders()), response.read())
+
+
+@dataclass
+class Server:
+    """A `gitd serve` in a folder of its own, as an operator would start it."""
+
+    root: Path
+    port: int = field(default_factory=free_port)
+    sites_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[str] | None = None
+    token: str = ""
+    config: str = ""
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("GITD_", "FORGE_"))}
+        return {
+            **kept,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "FORGE_URL": self.url,
+            "FORGE_TOKEN": self.token,
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "NO_COLOR": "1",
+        }
+
+    def start(self) -> float:
+        """Start it and wait until it says that it is ready; returns the seconds that took."""
+        began = time.monotonic()
+        if self.config:
+            (self.root / "gitd.toml").write_text(self.config)
+        arguments = ["--config", str(self.root / "gitd.toml")] if self.config else []
+        with (self.root / "gitd.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *("gitd", "serve", "--data", str(self.data)),
+                    *("--listen", f"127.0.0.1:{self.port}"),
+                    *("--sites", f"127.0.0.1:{self.sites_port}"),
+                    *arguments,
+                ],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self.environ,
+            )
+        assert self.process.stdout
+        said = [self.process.stdout.readline() for _ in range(2)]
+        assert all(said), self.log()
+        return time.monotonic() - began
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        assert self.process
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(30)
+        self._close()
+        return status
+
+    def kill(self) -> None:
+        """SIGKILL to control alone."""
+        assert self.process
+        self.process.kill()
+        self.process.wait(10)
+        self._close()
+
+    def _close(self) -> None:
+        if self.process and self.process.stdout:
+            self.process.stdout.close()
+        self.process = None
+
+    def end(self) -> None:
+        """Leave no process behind, whatever the test did."""
+        if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired, AssertionError):
+                self.stop()
+        if self.process is not None:
+            self.kill()
+        for pid in self.children("host") + self.children("builder"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def children(self, kind: str) -> list[int]:
+        """Pids of this server's `gitd builder` or `gitd host` processes."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                mine = any(str(self.data).encode() in word for word in words)
+                if mine and b"gitd" in words and kind.encode() in words:
+                    found.append(int(entry.name))
+        return sorted(found)
+
+    def log(self) -> str:
+        return (self.root / "gitd.log").read_text()
+
+    # -- as its users ---------------------------------------------------------------------------
+
+    def gitd(self, *arguments: str) -> str:
+        return subprocess.run(
+            ["gitd", *arguments, "--data", str(self.data)],
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    def mf(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["mf", *arguments], env=self.environ, capture_output=True, text=True, timeout=60
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def new_site(self, name: str = "acme-store") -> None:
+        self.gitd("site", "create", name)
+        if not self.token:
+            made = self.gitd("key", "create", "--label", "tests", "--scope", "*", "--json")
+            self.token = json.loads(made)["secret"]
+
+    def api(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
+        sent = {"Authorization": f"Bearer {self.token}", **headers}
+        data = None
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+            data = json.dumps(body).encode()
+        return fetch(self.port, f"/v1{path}", method=method, headers=sent, body=data)
+
+    def visit(self, name: str = "acme-store", path: str = "/", **headers: str) -> Answer:
+        host = f"{name}.localhost:{self.sites_port}"
+        return fetch(self.sites_port, path, host=host, headers=headers)
+
+    def serves(self, text: str, name: str = "acme-store") -> bool:
+        answer = self.visit(name)
+        return answer.status == 200 and text.encode() in answer.body
+
+    def wait_for(self, text: str, name: str = "acme-store", timeout_s: float = WAIT_S) -> None:
+        wait_until(lambda: self.serves(text, name), f"{name} serves {text!r}", timeout_s)
+
+    def work(self, name: str = "acme-store", folder: str = "work") -> WorkTree:
+        return WorkTree(self, self.root / folder, name)
+
+
+@dataclass
+class WorkTree:
+    """A developer's clone, pushed with the real git."""
+
+    server: Server
+    path: Path
+    site: str
+
+    def __post_init__(self) -> None:
+        self.path.mkdir()
+        self.git("init", "--quiet", "--initial-branch", "main")
+        self.git("config", "user.name", "A Developer")
+        self.git("config", "user.email", "dev@example.com")
+        self.git("remote", "add", "managed", f"{self.server.url}/{self.site}.git")
+        helper = "!f() { echo username=x; echo password=$FORGE_TOKEN; }; f"
+        self.git("config", "credential.helper", helper)
+
+    def git(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=self.path,
+            env=self.server.environ,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def commit(self, files: Mapping[str, str | bytes], message: str = "change") -> str:
+        for name, content in files.items():
+            path = self.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", message)
+        return self.git("rev-parse", "HEAD").stdout.strip()
+
+    def use(self, example: str) -> None:
+        shutil.copytree(EXAMPLES / example, self.path, dirs_exist_ok=True)
+        self.commit({})
+
+    def push(self, *arguments: str, check: bool = True) -> str:
+        """Push and return all that git printed."""
+        done = self.git("push", "managed", *(arguments or ("main",)), check=check)
+        return done.stdout + done.stderr
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that builders and site host, users of their own, can walk through."""
+    path = Path(tempfile.mkdtemp(prefix="gitd-scenario-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def stopped(folder: Path) -> Iterator[Server]:
+    """A server that was not started yet."""
+    server = Server(folder)
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def server(stopped: Server) -> Server:
+    """A running server with the site acme-store and a key for everything."""
+    stopped.start()
+    stopped.new_site()
+    return stopped
