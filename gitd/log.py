@@ -19,8 +19,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from storage.ids import new_id
 
-REQUEST_ID = "gitd.request_id"
-ACTOR = "gitd.actor"
+REQUEST_ID = web.RequestKey("request_id", str)
+ACTOR = web.RequestKey("actor", str)
 REQUEST_ID_HEADER = "X-Request-Id"
 HIDDEN = "***"
 _SECRET_NAMES = frozenset(

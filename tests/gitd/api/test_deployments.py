@@ -1,0 +1,284 @@
+"""Contract §4, "The deployments API", from the outside."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from hooks.builds.wire import BuildError
+from hooks.deploys.wire import RollFailure
+from storage.digest import Digest
+from storage.envelope import IN_TOTO_TYPE, unseal
+from storage.ids import artifact_id
+
+JOB = re.compile(r"job_[0-7][0-9A-HJKMNP-TV-Z]{25}")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+async def test_build_answers_202_with_its_job_and_location(service, acme) -> None:
+    heard = await service.post(f"{acme.production}/builds", {"ref": "main"})
+    assert heard.status == 202
+    job = heard.data
+    assert JOB.fullmatch(job["id"])
+    assert heard.headers["Location"] == f"/v1/jobs/{job['id']}"
+    env_id = await acme.env_id("production")
+    assert job == {
+        "id": job["id"],
+        "type": "build.run",
+        "status": "queued",
+        "progress": 0,
+        "created_at": job["created_at"],
+        "resource": {
+            "type": "build",
+            "id": job["resource"]["id"],
+            "site_id": acme.id,
+            "env_id": env_id,
+        },
+        "result": None,
+        "error": None,
+        "links": {
+            "self": f"/v1/jobs/{job['id']}",
+            "stream": f"/v1/jobs/{job['id']}/stream",
+        },
+    }
+    assert TIME.fullmatch(job["created_at"])
+
+
+async def test_build_defaults_to_the_mapped_branch_and_deploys_nothing(service, acme) -> None:
+    heard = await service.post(f"{acme.production}/builds")
+    await service.build("hello")
+    job = (await service.get(heard.headers["Location"])).data
+    assert (job["status"], job["progress"]) == ("succeeded", 100)
+    assert set(job["result"]) == {"artifact_id", "build_id"}
+    build = (await service.get(f"{acme.production}/builds/{job['resource']['id']}")).data
+    assert build["ref"] == "refs/heads/main"
+    assert build["commit"] == acme.commit
+    assert build["status"] == "succeeded"
+    assert build["artifact_id"] == job["result"]["artifact_id"]
+    assert build["profile"] == "static"
+    assert build["actor"]["label"] == "the owner"
+    assert (await service.get(f"{acme.production}/deployments")).data == []
+    log = await service.get(build["links"]["log"])
+    assert log.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert b"hello\n" in log.raw
+
+
+async def test_build_takes_branch_tag_full_name_or_commit(service, acme) -> None:
+    for ref in ("main", "refs/heads/main", acme.commit, acme.commit[:10]):
+        heard = await service.post(f"{acme.staging}/builds", {"ref": ref, "clean": True})
+        build = await service.get(f"{acme.staging}/builds/{heard.data['resource']['id']}")
+        assert (build.data["commit"], build.data["clean"]) == (acme.commit, True)
+    missing = await service.post(f"{acme.staging}/builds", {"ref": "nowhere"})
+    assert (missing.status, missing.code) == (404, "ref.not_found")
+
+
+async def test_failed_build_tells_code_and_exit_status_on_job_and_build(service, acme) -> None:
+    heard = await service.post(f"{acme.production}/builds")
+    await service.build(error=BuildError("build.command_failed", "make ended with 2", 2))
+    job = (await service.get(heard.headers["Location"])).data
+    assert job["status"] == "failed"
+    error = {"code": "build.command_failed", "message": "make ended with 2", "exit_status": 2}
+    assert job["error"] == error
+    build = (await service.get(f"{acme.production}/builds/{job['resource']['id']}")).data
+    assert build["error"] == error
+
+
+async def test_build_with_deploy_names_the_deployment_in_its_result(service, acme) -> None:
+    heard = await service.post(f"{acme.production}/builds", {"deploy": True})
+    await service.build()
+    await service.serve(await acme.env_id("production"))
+    result = (await service.get(heard.headers["Location"])).data["result"]
+    shown = await service.get(f"{acme.production}/deployments/{result['deployment_id']}")
+    assert shown.data["status"] == "succeeded"
+    assert shown.data["trigger"] == "deploy"
+    (release,) = (await service.get(f"{acme.production}/releases")).data
+    assert release["id"] == shown.data["release_id"]
+
+
+async def test_artifact_is_listed_for_every_environment_and_deploys_onto_it(service, acme) -> None:
+    await service.post(f"{acme.staging}/builds", {"ref": "main"})
+    await service.build()
+    (artifact,) = (await service.get(f"{acme.production}/artifacts")).data
+    assert artifact["digest"].startswith("blake3:")
+    assert artifact["id"] == artifact_id(Digest.parse(artifact["digest"]))
+    assert artifact["files"] == 1
+    assert artifact["size"] == 3
+    assert artifact["commit"] == acme.commit
+    heard = await service.post(f"{acme.production}/deployments", {"artifact_id": artifact["id"]})
+    assert heard.status == 202
+    assert heard.data["type"] == "deployment.roll"
+    await service.serve(await acme.env_id("production"))
+    job = (await service.get(heard.headers["Location"])).data
+    assert set(job["result"]) == {"deployment_id", "release_id"}
+    (release,) = (await service.get(f"{acme.production}/releases")).data
+    assert release["id"] == job["result"]["release_id"]
+    assert release["artifact_id"] == artifact["id"]
+    assert release["current"] is True
+    assert set(release["actor"]) == {"type", "id", "label"}
+    assert TIME.fullmatch(release["deployed_at"])
+
+
+async def test_manifest_and_provenance_let_anyone_verify_offline(service, acme) -> None:
+    await service.post(f"{acme.production}/builds")
+    await service.build()
+    (artifact,) = (await service.get(f"{acme.production}/artifacts")).data
+    manifest = await service.get(artifact["links"]["manifest"])
+    assert str(Digest.of(manifest.raw)) == artifact["digest"]
+    provenance = await service.get(artifact["links"]["provenance"])
+    opened = unseal(
+        provenance.raw,
+        payload_type=IN_TOTO_TYPE,
+        public_key=service.reader.keyring().provenance_key,
+    )
+    assert artifact["key_id"] in opened.key_ids
+    shown = await service.get(artifact["links"]["self"])
+    assert shown.data == artifact
+
+
+async def test_manifest_that_the_store_lost_is_our_fault_and_says_so(service, acme) -> None:
+    await service.post(f"{acme.production}/builds")
+    await service.build()
+    (artifact,) = (await service.get(f"{acme.production}/artifacts")).data
+    for path in (service.root / "store" / "trees").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    heard = await service.get(artifact["links"]["manifest"])
+    assert (heard.status, heard.code) == (500, "artifact.missing")
+
+
+async def test_unknown_artifact_is_404(service, acme) -> None:
+    unknown = "art_00000000000000000000000000"
+    heard = await service.post(f"{acme.production}/deployments", {"artifact_id": unknown})
+    assert (heard.status, heard.code) == (404, "artifact.not_found")
+    for part in ("", "/manifest", "/provenance"):
+        heard = await service.get(f"{acme.production}/artifacts/{unknown}{part}")
+        assert (heard.status, heard.code) == (404, "artifact.not_found")
+
+
+async def test_artifact_of_another_site_cannot_be_deployed(service, acme) -> None:
+    await service.post(f"{acme.production}/builds")
+    await service.build()
+    (artifact,) = (await service.get(f"{acme.production}/artifacts")).data
+    await service.post("/v1/sites", {"name": "other"})
+    heard = await service.post(
+        "/v1/sites/other/environments/production/deployments", {"artifact_id": artifact["id"]}
+    )
+    assert (heard.status, heard.code) == (404, "artifact.not_found")
+
+
+async def test_rollback_by_deployment_brings_the_release_before_it_back(service, acme) -> None:
+    first = await acme.release(b"one")
+    second = await acme.release(b"two")
+    heard = await service.post(
+        f"{acme.production}/deployments/{second['deployment_id']}/rollback"
+    )
+    assert (heard.status, heard.data["type"]) == (202, "deployment.roll")
+    await service.serve(await acme.env_id("production"))
+    releases = (await service.get(f"{acme.production}/releases")).data
+    assert [r["current"] for r in releases] == [True, False, False]
+    assert releases[0]["artifact_id"] == first["artifact_id"]
+    rolled = await service.get(f"{acme.production}/deployments/{releases[0]['deployment_id']}")
+    assert rolled.data["trigger"] == "rollback"
+    assert len((await service.get(f"{acme.production}/builds")).data) == 2
+
+
+async def test_rollback_by_release_id_brings_that_very_release_back(service, acme) -> None:
+    first = await acme.release(b"one")
+    await acme.release(b"two")
+    third = await acme.release(b"three")
+    heard = await service.post(f"{acme.production}/deployments/{first['id']}/rollback")
+    assert heard.status == 202
+    await service.serve(await acme.env_id("production"))
+    now = (await service.get(f"{acme.production}/releases")).data[0]
+    assert now["artifact_id"] == first["artifact_id"]
+    assert now["id"] not in (first["id"], third["id"])
+
+
+async def test_rollback_refusals_have_their_codes(service, acme) -> None:
+    first = await acme.release(b"one")
+    deployments = f"{acme.production}/deployments"
+    heard = await service.post(f"{deployments}/{first['deployment_id']}/rollback")
+    assert (heard.status, heard.code) == (409, "release.no_previous")
+    heard = await service.post(f"{deployments}/{first['id']}/rollback")
+    assert (heard.status, heard.code) == (409, "release.already_current")
+    heard = await service.post(f"{deployments}/dep_00000000000000000000000000/rollback")
+    assert (heard.status, heard.code) == (404, "deployment.not_found")
+    heard = await service.post(f"{deployments}/rel_00000000000000000000000000/rollback")
+    assert (heard.status, heard.code) == (404, "release.not_found")
+    heard = await service.post(f"{acme.staging}/deployments/{first['id']}/rollback")
+    assert (heard.status, heard.code) == (404, "release.not_found")
+
+
+async def test_promotion_by_kind_slug_and_id_rolls_the_running_artifact(service, acme) -> None:
+    running = await acme.release(b"one", "staging")
+    preview = await service.post(
+        f"{acme.path}/environments", {"kind": "preview", "branch": "feature/checkout"}
+    )
+    targets = {
+        "production": await acme.env_id("production"),
+        "feature-checkout": preview.data["id"],
+        preview.data["id"]: preview.data["id"],
+    }
+    for to_env, env_id in targets.items():
+        heard = await service.post(f"{acme.staging}/promote", {"to_env": to_env})
+        assert heard.status == 202, heard.raw
+        assert heard.data["resource"]["env_id"] == env_id
+        await service.serve(env_id)
+    release = (await service.get(f"{acme.production}/releases")).data[0]
+    assert release["artifact_id"] == running["artifact_id"]
+    assert (await service.get(f"{acme.production}/builds")).data == []
+
+
+async def test_promotion_refusals_have_their_codes(service, acme) -> None:
+    promote = f"{acme.staging}/promote"
+    heard = await service.post(promote, {"to_env": "production"})
+    assert (heard.status, heard.code) == (409, "environment.nothing_running")
+    await acme.release(b"one", "staging")
+    heard = await service.post(promote, {"to_env": "nowhere"})
+    assert (heard.status, heard.code) == (404, "environment.not_found")
+    for branch in ("one", "two"):
+        body = {"kind": "preview", "branch": branch}
+        await service.post(f"{acme.path}/environments", body)
+    heard = await service.post(promote, {"to_env": "preview"})
+    assert (heard.status, heard.code) == (400, "environment.ambiguous")
+    assert heard.body["error"]["param"] == "to_env"
+    assert "one, two" in heard.body["error"]["message"]
+    heard = await service.post(promote, {"to_env": "staging"})
+    assert (heard.status, heard.code) == (400, "request.invalid")
+
+
+async def test_failed_roll_leaves_the_prior_release_current(service, acme) -> None:
+    first = await acme.release(b"one")
+    service.commit(acme.id, {"index.html": b"two"})
+    await service.post(f"{acme.production}/builds", {"deploy": True})
+    await service.build()
+    failure = RollFailure("deployment.health_check_failed", "no answer in 30 s")
+    await service.serve(await acme.env_id("production"), failure)
+    deployment = (await service.get(f"{acme.production}/deployments")).data[0]
+    assert deployment["status"] == "failed"
+    assert deployment["error"]["code"] == "deployment.health_check_failed"
+    assert deployment["release_id"] is None
+    (current,) = [r for r in (await service.get(f"{acme.production}/releases")).data if r["current"]]
+    assert current["id"] == first["id"]
+
+
+async def test_things_of_another_environment_are_404(service, acme) -> None:
+    release = await acme.release(b"one")
+    build = (await service.get(f"{acme.production}/builds")).data[0]
+    heard = await service.get(f"{acme.staging}/builds/{build['id']}")
+    assert (heard.status, heard.code) == (404, "build.not_found")
+    heard = await service.get(f"{acme.staging}/builds/{build['id']}/log")
+    assert (heard.status, heard.code) == (404, "build.not_found")
+    heard = await service.get(f"{acme.staging}/deployments/{release['deployment_id']}")
+    assert (heard.status, heard.code) == (404, "deployment.not_found")
+
+
+async def test_log_with_follow_ends_with_the_build(service, acme) -> None:
+    heard = await service.post(f"{acme.production}/builds")
+    log = f"{acme.production}/builds/{heard.data['resource']['id']}/log?follow=1"
+    following = asyncio.create_task(service.get(log))
+    await asyncio.sleep(0.05)
+    assert not following.done()
+    await service.build("first", "second")
+    text = (await asyncio.wait_for(following, 5)).raw.decode()
+    assert "first\nsecond\n" in text
