@@ -122,7 +122,7 @@ class OutputLines:
             text = self._without_middle(text)
         *lines, partial = (self._partial + text).split("\n")
         done = [piece for line in lines for piece in _pieces(_shown(line))]
-        self._partial = _shown(partial)
+        self._partial = _unfinished(partial)
         if len(self._partial) > LINE_CHARS_MAX:
             *more, self._partial = _pieces(self._partial)
             done += more
@@ -163,6 +163,12 @@ class OutputLines:
 def _shown(line: str) -> str:
     line = line.removesuffix("\r")
     return line.rpartition("\r")[2].replace("\0", "\ufffd")
+
+
+def _unfinished(line: str) -> str:
+    """Drop what a carriage return has overwritten; one at the end may belong to the line's end."""
+    ending = "\r" if line.endswith("\r") else ""
+    return _shown(line) + ending
 
 
 def _pieces(line: str) -> list[str]:

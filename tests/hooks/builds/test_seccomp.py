@@ -1,0 +1,94 @@
+"""The filter of system calls, run by an interpreter of its programs: both architectures."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooks.builds import seccomp
+
+ALLOW, KILL = "allow", "kill"
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+
+def judge(architecture, number, args=(), audit=None):
+    """Run the program on one call, as the kernel does. Source: Documentation/networking/filter."""
+    steps = list(struct.iter_unpack("=HBBI", seccomp.program(architecture)))
+    audit = ARCHITECTURES[architecture] if audit is None else audit
+    padded = [*args, *[0] * (6 - len(args))]
+    data = struct.pack("=iIQ6Q", number - (number >> 31 << 32), audit, 0, *padded)
+    accumulator = place = 0
+    while True:
+        code, when_true, when_false, operand = steps[place]
+        place += 1
+        if code == 0x20:
+            [accumulator] = struct.unpack_from("=I", data, operand)
+        elif code == 0x06:
+            action, value = operand & 0xFFFF0000, operand & 0xFFFF
+            return {0x7FFF0000: ALLOW, 0x80000000: KILL}.get(action) or errno.errorcode[value]
+        else:
+            matches = {
+                0x15: accumulator == operand,
+                0x35: accumulator >= operand,
+                0x45: bool(accumulator & operand),
+            }[code]
+            place += when_true if matches else when_false
+
+
+@pytest.mark.parametrize(
+    ("call", "numbers", "args", "answer"),
+    [
+        ("read", (0, 63), (), ALLOW),
+        ("execve", (59, 221), (), ALLOW),
+        ("futex_requeue", (456, 456), (), ALLOW),
+        ("what comes after", (457, 457), (), "ENOSYS"),
+        ("mount", (165, 40), (), "EPERM"),
+        ("ptrace", (101, 117), (), "EPERM"),
+        ("setns", (308, 268), (), "EPERM"),
+        ("clone3", (435, 435), (), "ENOSYS"),
+        ("fork", (56, 220), (17,), ALLOW),
+        ("thread", (56, 220), (0x3D0F00,), ALLOW),
+        *[(f"clone {bit:#x}", (56, 220), (bit | 17,), "EPERM") for bit in (1 << 17, 1 << 28)],
+        *[(f"clone {bit:#x}", (56, 220), (bit | 17,), "EPERM") for bit in (1 << 29, 1 << 30)],
+        ("TIOCSTI", (16, 29), (0, 0x5412), "EPERM"),
+        ("TIOCSTI with high bits", (16, 29), (0, (1 << 40) | 0x5412), "EPERM"),
+        ("TIOCLINUX", (16, 29), (0, 0x541C), "EPERM"),
+        ("TCGETS", (16, 29), (0, 0x5401), ALLOW),
+        *[(f"family {n}", (41, 198), (n,), ALLOW) for n in (1, 2, 10, 16)],
+        *[(f"family {n}", (41, 198), (n,), "EAFNOSUPPORT") for n in (0, 3, 17, 38, 40, 44)],
+        ("personality 0", (135, 92), (0,), ALLOW),
+        ("personality ?", (135, 92), (0xFFFFFFFF,), ALLOW),
+        ("personality other", (135, 92), (0x0040000,), "EPERM"),
+    ],
+)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_call_is_judged(architecture, call, numbers, args, answer):
+    number = numbers[list(ARCHITECTURES).index(architecture)]
+    assert judge(architecture, number, args) == answer, call
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_programs_of_another_architecture_are_killed(architecture):
+    assert judge(architecture, 0, audit=0x40000003) == KILL
+
+
+def test_calls_of_x32_are_not_there():
+    assert judge("x86_64", 0x40000000 | 165) == "ENOSYS"
+
+
+@given(st.sampled_from(list(ARCHITECTURES)), st.integers(0, 0xFFFFFFFF), st.integers(0, 2**64 - 1))
+def test_every_call_gets_an_answer(architecture, number, arg):
+    assert judge(architecture, number, (arg, arg)) in (*(ALLOW, "EPERM", "ENOSYS", "EAFNOSUPPORT"),)
+
+
+def test_program_fits_the_kernels_bound():
+    assert all(len(seccomp.program(name)) // 8 < 4096 for name in ARCHITECTURES)
+
+
+def test_unknown_architecture_is_refused():
+    with pytest.raises(seccomp.UnknownArchitectureError, match="riscv64"):
+        seccomp.program("riscv64")
