@@ -147,7 +147,7 @@ class Rollout:
                 verified = await self._verify(self.state.site, served.artifact)
                 folder = await self._unpack(verified)
                 served = msgspec.structs.replace(served, folder=folder)
-                responder = self._responder(self.state, verified, served)
+                responder = await self._resumed(verified, served)
                 await _to_the_end(self._switch(served, responder))
         except RollFailedError as error:
             _log.error("release_refused", env_id=self.state.env_id, code=error.code, why=str(error))
@@ -242,7 +242,7 @@ class Rollout:
         journal: RollJournal,
     ) -> Responder:
         if verified.provenance.profile == "static":
-            return self._static_site(verified, served)
+            return await self._tools.in_thread(self._static_site, verified, served)
         process = self._web_process(self.state.named_as(desired), verified, served)
         journal.say(f"$ {verified.provenance.run.web}", stage="start", progress=70)
         try:
@@ -253,13 +253,11 @@ class Rollout:
         journal.say("healthy", stage="start", progress=90)
         return WebSite(process, trusted=self._tools.trusted)
 
-    def _responder(
-        self, state: EnvironmentState, verified: VerifiedArtifact, served: ServedState
-    ) -> Responder:
+    async def _resumed(self, verified: VerifiedArtifact, served: ServedState) -> Responder:
         """Make what answers for a release that was healthy once."""
         if verified.provenance.profile == "static":
-            return self._static_site(verified, served)
-        process = self._web_process(state, verified, served)
+            return await self._tools.in_thread(self._static_site, verified, served)
+        process = self._web_process(self.state, verified, served)
         process.keep()
         return WebSite(process, trusted=self._tools.trusted)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -381,11 +379,23 @@ def served(request):
 
 
 @pytest.fixture
-async def guest(served):
+async def visitors():
+    """Makes visitors of any port."""
+    made = []
+
+    def make(port):
+        made.append(Visitor(port))
+        return made[-1]
+
+    yield make
+    for visitor in made:
+        await visitor.session.close()
+
+
+@pytest.fixture
+async def guest(served, visitors):
     """A visitor of the module's host."""
-    made = Visitor(served.host.port)
-    yield made
-    await made.session.close()
+    return visitors(served.host.port)
 
 
 class Visitor:
@@ -432,19 +442,5 @@ class Answer:
 
 
 @pytest.fixture
-async def visitor(host):
-    made = Visitor(host.port)
-    yield made
-    await made.session.close()
-
-
-@pytest.fixture
-def numbers():
-    return itertools.count(1)
-
-
-def wait_for(condition, *, seconds=WAIT_S) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
+async def visitor(host, visitors):
+    return visitors(host.port)
