@@ -198,6 +198,17 @@ class ObjectStore:
                 return found
         return None
 
+    def loose_directories(self) -> frozenset[int]:
+        """Return the first bytes of ids that loose objects may have, alternates' too."""
+        found: set[int] = set()
+        for store in (self, *self._alternates):
+            with contextlib.suppress(FileNotFoundError):
+                for path in store.directory.iterdir():
+                    if len(path.name) == 2:
+                        with contextlib.suppress(ValueError):
+                            found.add(int(path.name, 16))
+        return frozenset(found)
+
     def with_prefix(self, digits: str, *, limit_count: int = 2) -> set[bytes]:
         """List ids that begin with these hex digits (at least 2), `limit_count` or a few more."""
         low = bytes.fromhex(digits.ljust(40, "0"))

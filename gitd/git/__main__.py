@@ -1,0 +1,69 @@
+"""Serve ordinary git repositories over smart HTTP.
+
+python -m gitd.git --root DIR --listen ADDR:PORT [--remote-user-header NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from pathlib import Path
+
+from aiohttp import web
+
+from gitd.git.limits import GitLimits
+from gitd.git.plain import PlainAccess
+from gitd.git.push import SilentReceiver
+from gitd.git.service import GitService
+
+HEADER_BYTES_MAX = 64 << 10
+
+
+def main() -> None:
+    """Run until a signal says to stop."""
+    parser = argparse.ArgumentParser(prog="python -m gitd.git", description=__doc__)
+    parser.add_argument("--root", type=Path, required=True, help="serve what is below this")
+    parser.add_argument("--listen", required=True, metavar="ADDR:PORT", help="port 0 picks one")
+    parser.add_argument(
+        "--remote-user-header",
+        metavar="NAME",
+        help="the header in which a front tells who is logged in",
+    )
+    arguments = parser.parse_args()
+    host, _, port = arguments.listen.rpartition(":")
+    if not arguments.root.is_dir() or not host or not port.isdigit():
+        parser.error("--root must be a directory and --listen ADDR:PORT")
+    access = PlainAccess(arguments.root, arguments.remote_user_header)
+    asyncio.run(_serve(access, host.strip("[]"), int(port)))
+
+
+async def _serve(access: PlainAccess, host: str, port: int) -> None:
+    service = GitService(access, SilentReceiver(), GitLimits())
+    runner = make_runner(service)
+    await runner.setup()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    site = web.TCPSite(runner, host, port)
+    await site.start()
+    for address in runner.addresses:
+        print(f"serving git on http://{address[0]}:{address[1]}/", flush=True)  # noqa: T201
+    await service.warm()
+    await stop.wait()
+    await runner.cleanup()
+    await service.close()
+
+
+def make_runner(service: GitService) -> web.AppRunner:
+    """Return a runner that sends every request to the service."""
+    app = web.Application(client_max_size=0)
+    app.router.add_route("*", "/{path:.*}", service.handler)
+    return web.AppRunner(
+        app, access_log=None, handle_signals=False, max_field_size=HEADER_BYTES_MAX
+    )
+
+
+if __name__ == "__main__":
+    main()

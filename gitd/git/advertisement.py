@@ -1,0 +1,260 @@
+"""What a server says first: its refs, and what it can do.
+
+Source: gitprotocol-pack(5), "Reference Discovery"; gitprotocol-capabilities(5);
+gitprotocol-v2(5), "Capability Advertisement".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+from gitd.git.access import Service
+from gitd.git.pkt_line import FLUSH, pkt_line
+from storage.git.errors import RepositoryCorruptError
+from storage.git.object_formats import TAG
+from storage.git.refs import RefSnapshot, RefStore
+from storage.git.repository import Repository
+
+AGENT = b"agent=git/gitd-" + version_of("gitd").encode()
+_REMEMBERED_MAX = 64
+_VERSION = re.compile(r"version=(\d+)")
+
+
+def protocol_version(header: str) -> int:
+    """Return the highest version (0, 1, 2) that a `Git-Protocol` header asks for."""
+    wished = [int(part[8:]) for part in header.split(":") if _VERSION.fullmatch(part)]
+    return max((number for number in wished if number in (1, 2)), default=0)
+
+
+# which refs
+
+
+class HiddenRefs:
+    """`transfer.hideRefs` and its like: the last pattern that matches a ref decides."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self._patterns = [
+            (pattern.startswith("!"), pattern.lstrip("!").lstrip("^").rstrip("/").encode())
+            for pattern in patterns
+        ]
+
+    @classmethod
+    def of(cls, repository: Repository, service: Service) -> HiddenRefs:
+        section = "uploadpack" if service is Service.UPLOAD_PACK else "receive"
+        return cls(repository.config.texts("transfer.hiderefs", f"{section}.hiderefs"))
+
+    def hides(self, name: bytes) -> bool:
+        for is_shown, prefix in reversed(self._patterns):
+            if name == prefix or name.startswith(prefix + b"/"):
+                return not is_shown
+        return False
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._patterns
+
+    @property
+    def key(self) -> tuple[tuple[bool, bytes], ...]:
+        return tuple(self._patterns)
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleRefs:
+    """The refs that a client may see, all of them pointing at objects that exist.
+
+    Attributes:
+        values: name -> oid, ascending.
+        peeled: oid of an annotated tag -> what it names in the end.
+    """
+
+    snapshot: RefSnapshot
+    values: dict[bytes, bytes]
+    peeled: dict[bytes, bytes]
+    head: bytes | None
+
+
+class RefViews:
+    """Visible refs and rendered advertisements, remembered while the refs stay as they are."""
+
+    def __init__(self) -> None:
+        self._views: OrderedDict[tuple[object, ...], tuple[RefSnapshot, VisibleRefs]] = (
+            OrderedDict()
+        )
+        self._rendered: OrderedDict[tuple[object, ...], tuple[VisibleRefs, bytes]] = OrderedDict()
+
+    def visible(self, repository: Repository, service: Service) -> VisibleRefs:
+        """Return the refs to show. Blocking."""
+        snapshot = repository.refs.snapshot()
+        hidden = HiddenRefs.of(repository, service)
+        key = (repository.path, hidden.key)
+        found = self._views.get(key)
+        if found is None or found[0] is not snapshot:
+            found = (snapshot, _visible(repository, snapshot, hidden))
+            _remember(self._views, key, found)
+        return found[1]
+
+    def refs_advertisement(
+        self, repository: Repository, service: Service, capabilities: list[bytes], version: int
+    ) -> bytes:
+        """Render the v0 or v1 advertisement of a service. Blocking."""
+        view = self.visible(repository, service)
+        key = (repository.path, service, tuple(capabilities), version)
+        found = self._rendered.get(key)
+        is_sending = service is Service.UPLOAD_PACK
+        if found is None or found[0] is not view or not is_sending:
+            lines = _upload_lines(view) if is_sending else _receive_lines(view, repository)
+            body = _rendered(service, lines, capabilities, version)
+            found = (view, body)
+            if is_sending:
+                _remember(self._rendered, key, found)
+        shallow = repository.shallow() if is_sending else frozenset()
+        cuts = b"".join(pkt_line(b"shallow " + oid.hex().encode()) for oid in sorted(shallow))
+        return found[1] + cuts + FLUSH
+
+
+def _remember(
+    memory: OrderedDict[tuple[object, ...], tuple[RefSnapshot, VisibleRefs]]
+    | OrderedDict[tuple[object, ...], tuple[VisibleRefs, bytes]],
+    key: tuple[object, ...],
+    value: tuple[RefSnapshot, VisibleRefs] | tuple[VisibleRefs, bytes],
+) -> None:
+    memory[key] = value  # type: ignore[assignment]
+    memory.move_to_end(key)
+    while len(memory) > _REMEMBERED_MAX:
+        memory.popitem(last=False)
+
+
+def _visible(repository: Repository, snapshot: RefSnapshot, hidden: HiddenRefs) -> VisibleRefs:
+    objects = repository.objects
+    values: dict[bytes, bytes] = {}
+    peeled: dict[bytes, bytes] = {}
+    existing: dict[bytes, bool] = {}
+    for name, oid in snapshot.values.items():
+        if not hidden.is_empty and hidden.hides(name):
+            continue
+        is_there = existing.get(oid)
+        if is_there is None:
+            is_there = existing[oid] = objects.contains(oid)
+            if is_there and oid not in snapshot.unpeelable:
+                target = snapshot.peeled.get(oid) or _peeled(repository, oid)
+                if target != oid:
+                    peeled[oid] = target
+        if is_there:
+            values[name] = oid
+    head = snapshot.head
+    if head is not None and (hidden.hides(b"HEAD") or not objects.contains(head)):
+        head = None
+    return VisibleRefs(snapshot, values, peeled, head)
+
+
+def _peeled(repository: Repository, oid: bytes) -> bytes:
+    try:
+        if repository.objects.kind_and_size(oid)[0] != TAG:
+            return oid
+        return repository.objects.peel(oid)[1]
+    except RepositoryCorruptError:
+        return oid
+
+
+# rendering
+
+
+def _upload_lines(view: VisibleRefs) -> list[bytes]:
+    lines = [b"%s HEAD" % view.head.hex().encode()] if view.head is not None else []
+    for name, oid in view.values.items():
+        lines.append(b"%s %s" % (oid.hex().encode(), name))
+        target = view.peeled.get(oid)
+        if target is not None:
+            lines.append(b"%s %s^{}" % (target.hex().encode(), name))
+    return lines
+
+
+def _receive_lines(view: VisibleRefs, repository: Repository) -> list[bytes]:
+    lines = [b"%s %s" % (oid.hex().encode(), name) for name, oid in view.values.items()]
+    seen = set(view.values.values())
+    for store in repository.objects.alternates:
+        for oid in RefStore(Path(store.directory).parent).snapshot().values.values():
+            if oid not in seen and repository.objects.contains(oid):
+                seen.add(oid)
+                lines.append(b"%s .have" % oid.hex().encode())
+    return lines
+
+
+def _rendered(
+    service: Service, lines: list[bytes], capabilities: list[bytes], version: int
+) -> bytes:
+    head = pkt_line(b"# service=%s\n" % service.value.encode()) + FLUSH
+    if version == 1:
+        head += pkt_line(b"version 1\n")
+    first = lines[0] if lines else b"0" * 40 + b" capabilities^{}"
+    packets = [head, pkt_line(first + b"\0" + b" ".join(capabilities) + b"\n")]
+    packets += [b"%04x%b\n" % (len(line) + 5, line) for line in lines[1:]]
+    return b"".join(packets)
+
+
+def upload_capabilities(repository: Repository) -> list[bytes]:
+    """List what upload-pack offers in v0 and v1."""
+    config = repository.config
+    found = [
+        b"multi_ack",
+        b"thin-pack",
+        b"side-band",
+        b"side-band-64k",
+        b"ofs-delta",
+        b"shallow",
+        b"deepen-since",
+        b"deepen-not",
+        b"deepen-relative",
+        b"no-progress",
+        b"include-tag",
+        b"multi_ack_detailed",
+    ]
+    if config.flag("uploadpack.allowtipsha1inwant") or config.flag("uploadpack.allowanysha1inwant"):
+        found.append(b"allow-tip-sha1-in-want")
+    if config.flag("uploadpack.allowreachablesha1inwant") or config.flag(
+        "uploadpack.allowanysha1inwant"
+    ):
+        found.append(b"allow-reachable-sha1-in-want")
+    found.append(b"no-done")
+    head_target = repository.refs.snapshot().head_target
+    if head_target is not None and repository.refs.snapshot().head is not None:
+        found.append(b"symref=HEAD:" + head_target)
+    if config.flag("uploadpack.allowfilter"):
+        found.append(b"filter")
+    return [*found, b"object-format=sha1", AGENT]
+
+
+def v2_advertisement(repository: Repository) -> bytes:
+    """Render what upload-pack offers in v2."""
+    config = repository.config
+    fetch = [b"shallow", b"wait-for-done"]
+    if config.flag("uploadpack.allowfilter"):
+        fetch.append(b"filter")
+    if config.flag("uploadpack.allowrefinwant"):
+        fetch.append(b"ref-in-want")
+    if config.flag("uploadpack.allowsidebandall"):
+        fetch.append(b"sideband-all")
+    unborn = config.text("lsrefs.unborn") or "advertise"
+    ls_refs = b"ls-refs=unborn" if unborn == "advertise" else b"ls-refs"
+    lines = [b"version 2", AGENT, ls_refs, b"fetch=" + b" ".join(fetch), b"server-option"]
+    lines.append(b"object-format=sha1")
+    if config.flag("transfer.advertiseobjectinfo"):
+        lines.append(b"object-info")
+    return b"".join(pkt_line(line + b"\n") for line in lines) + FLUSH
+
+
+def receive_capabilities(repository: Repository) -> list[bytes]:
+    """List what receive-pack offers."""
+    config = repository.config
+    found = [b"report-status", b"report-status-v2", b"delete-refs", b"side-band-64k", b"quiet"]
+    if config.flag("receive.advertiseatomic", default=True):
+        found.append(b"atomic")
+    found.append(b"ofs-delta")
+    if config.flag("receive.advertisepushoptions"):
+        found.append(b"push-options")
+    return [*found, b"object-format=sha1", AGENT]

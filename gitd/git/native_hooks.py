@@ -1,0 +1,131 @@
+"""The operator's own hooks in a repository: run as git runs them.
+
+Source: githooks(5); git's builtin/receive-pack.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from storage.git.repository import Repository
+
+Say = Callable[[bytes], Awaitable[None]]
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "USER", "LOGNAME", "TMPDIR")
+
+
+def hook_path(repository: Repository, name: str) -> Path | None:
+    """Return the executable of a hook, or None."""
+    configured = repository.config.text("core.hookspath")
+    directory = repository.path / "hooks"
+    if configured:
+        directory = repository.path / Path(configured).expanduser()
+    path = directory / name
+    return path if path.is_file() and os.access(path, os.X_OK) else None
+
+
+class HookRunner:
+    """Runs the hooks of one push.
+
+    Args:
+        environ: what the push adds: who, from where, with which options.
+        say: gets what hooks print, both streams as one.
+        timeout_s: a hook that takes longer is killed and has failed.
+    """
+
+    def __init__(
+        self, repository: Repository, environ: Mapping[str, str], say: Say, *, timeout_s: float
+    ) -> None:
+        self._repository = repository
+        self._environ = environ
+        self._say = say
+        self._timeout_s = timeout_s
+
+    def has(self, name: str) -> bool:
+        return hook_path(self._repository, name) is not None
+
+    async def run(
+        self,
+        name: str,
+        *arguments: bytes,
+        stdin: bytes = b"",
+        environ: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Run a hook to its end; true when it succeeded or does not exist."""
+        path = hook_path(self._repository, name)
+        if path is None:
+            return True
+        try:
+            process = await asyncio.create_subprocess_exec(
+                os.fspath(path.absolute()),
+                *map(os.fsdecode, arguments),
+                cwd=self._repository.path,
+                env=self._whole_environ(environ or {}),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            await self._say(f"error: cannot run {name}: {error.strerror}\n".encode())
+            return False
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.gather(_feed(process, stdin), self._relay(process))
+                return await process.wait() == 0
+        except TimeoutError:
+            await self._say(f"error: {name} took longer than {self._timeout_s:g} s\n".encode())
+            return False
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+
+    def _whole_environ(self, more: Mapping[str, str]) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        return {**kept, "GIT_DIR": ".", **self._environ, **more}
+
+    async def _relay(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        pending = b""
+        while chunk := await process.stdout.read(8192):
+            pending += chunk
+            cut = max(pending.rfind(b"\n"), pending.rfind(b"\r")) + 1
+            if cut or len(pending) > 8192:
+                cut = cut or len(pending)
+                await self._say(pending[:cut])
+                pending = pending[cut:]
+        if pending:
+            await self._say(pending)
+
+
+async def _feed(process: asyncio.subprocess.Process, stdin: bytes) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(ConnectionError):  # a hook need not read
+        process.stdin.write(stdin)
+        await process.stdin.drain()
+    process.stdin.close()
+    with contextlib.suppress(ConnectionError):
+        await process.stdin.wait_closed()
+
+
+def quarantine_environ(repository: Repository, quarantine: Path) -> dict[str, str]:
+    """Return what lets git commands of a pre-receive hook see the incoming objects."""
+    return {
+        "GIT_QUARANTINE_PATH": os.fspath(quarantine.absolute()),
+        "GIT_OBJECT_DIRECTORY": os.fspath(quarantine.absolute()),
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.fspath((repository.path / "objects").absolute()),
+    }
+
+
+def option_environ(options: Sequence[str] | None) -> dict[str, str]:
+    """Return `GIT_PUSH_OPTION_*`; nothing at all when the client sent none with the capability."""
+    if options is None:
+        return {}
+    numbered = {f"GIT_PUSH_OPTION_{at}": option for at, option in enumerate(options)}
+    return {"GIT_PUSH_OPTION_COUNT": str(len(options)), **numbered}

@@ -1,0 +1,108 @@
+"""A push as its receiver sees it: the product's end of receive-pack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+NO_OBJECT = "0" * 40
+
+
+@dataclass(frozen=True, slots=True)
+class RefUpdate:
+    """One wish of the pusher. `old` and `new` are 40 hex digits, all zero for absence.
+
+    Attributes:
+        name: the full name; bytes that are not UTF-8 are escaped (`os.fsencode` gives them back).
+    """
+
+    name: str
+    old: str
+    new: str
+
+    @property
+    def is_create(self) -> bool:
+        return self.old == NO_OBJECT
+
+    @property
+    def is_delete(self) -> bool:
+        return self.new == NO_OBJECT
+
+
+@dataclass(frozen=True, slots=True)
+class RefOutcome:
+    """What became of one update: `reason` is None when it was made."""
+
+    update: RefUpdate
+    reason: str | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        return self.reason is None
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One `git push`, as far as it concerns who receives it.
+
+    Attributes:
+        path: the repository's path in the URL, as the access saw it.
+        repository: its git directory.
+        actor: whatever the access returned for who pushes.
+        options: `git push -o` values, in order.
+        is_quiet: the client asked for no progress.
+        agent: the client's own name, unverified.
+    """
+
+    path: str
+    repository: Path
+    actor: object
+    updates: tuple[RefUpdate, ...]
+    options: tuple[str, ...]
+    is_quiet: bool
+    remote_addr: str
+    agent: str
+
+
+class Remote(Protocol):
+    """The way back to the person who pushes."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has left; true for ever then."""
+
+    async def say(self, line: str) -> None:
+        """Show `remote: line`. Raises nothing when the client is gone."""
+
+
+class PushReceiver(Protocol):
+    """What happens around the moment at which refs move."""
+
+    async def accept(self, push: Push, /) -> Mapping[str, str]:
+        """Judge a push before any ref moves, perhaps while its pack is still being indexed.
+
+        Returns:
+            Refused refs, name -> reason; the others go on (none does in an atomic push).
+
+        Raises:
+            PushRefusedError: all of it is refused.
+        """
+
+    async def landed(self, push: Push, outcomes: Sequence[RefOutcome], remote: Remote, /) -> None:
+        """Act on a push whose refs are durable and whose report was sent.
+
+        Runs also when every ref was refused and when the client is gone. The request ends when it
+        returns.
+        """
+
+
+class SilentReceiver:
+    """Takes every push and does nothing with it."""
+
+    async def accept(self, _push: Push) -> Mapping[str, str]:
+        return {}
+
+    async def landed(self, _push: Push, _outcomes: Sequence[RefOutcome], _remote: Remote) -> None:
+        return

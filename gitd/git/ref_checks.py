@@ -1,0 +1,140 @@
+"""What a repository's own rules say about each ref of a push.
+
+Source: git-config(1), `receive.*`; git's builtin/receive-pack.c, update().
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from storage.git.errors import RepositoryCorruptError
+from storage.git.object_formats import COMMIT, NULL_OID
+from storage.git.refs import is_valid_name, is_writable_name, show
+from storage.git.repository import Repository
+from storage.git.walk import is_ancestor
+
+if TYPE_CHECKING:
+    from gitd.git.receive import Command
+
+HEADS = b"refs/heads/"
+
+
+class RefChecks:
+    """Judges the commands of one push, before any of them is applied."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._config = repository.config
+        self._inconsistent: set[bytes] = set()
+
+    def look_at(self, commands: list[Command]) -> None:
+        """Find names that are wished for twice, directly or behind symbolic refs. Blocking."""
+        refs = self._repository.refs
+        counts = Counter(command.name for command in commands)
+        for command in commands:
+            if counts[command.name] > 1:
+                command.error = command.error or "multiple updates for ref not allowed"
+        symbolic = refs.snapshot().symrefs
+        wished = {command.name: command for command in commands}
+        for command in commands:
+            target = symbolic.get(command.name)
+            other = wished.get(target) if target is not None else None
+            if other is not None and (other.new, other.old) != (command.new, command.old):
+                self._inconsistent |= {command.name, other.name}
+            elif other is not None:
+                command.is_skipped = True  # its target's own update does it
+
+    def judge(self, command: Command) -> tuple[str, str | None]:
+        """Return words for the user and, if the ref is refused, the report's reason. Blocking."""
+        name, shown = command.name, show(command.name)
+        if name in self._inconsistent:
+            return (
+                f"error: refusing inconsistent update between symref '{shown}' and its target",
+                "inconsistent aliased update",
+            )
+        if not self._is_good_name(command):
+            return f"error: refusing to update funny ref '{shown}' remotely", "funny refname"
+        current = self._repository.refs.resolve(name)
+        if command.is_delete:
+            return self._judge_delete(command, shown, current)
+        try:
+            return self._judge_update(command, shown, current)
+        except RepositoryCorruptError as error:
+            return f"error: {error}", "bad ref"
+
+    def _is_good_name(self, command: Command) -> bool:
+        if command.is_delete:
+            return command.name.startswith(b"refs/") and is_valid_name(command.name)
+        return is_writable_name(command.name)
+
+    def _judge_delete(
+        self, command: Command, shown: str, current: bytes | None
+    ) -> tuple[str, str | None]:
+        if self._config.flag("receive.denydeletes") and command.name.startswith(HEADS):
+            return f"error: denying ref deletion for {shown}", "deletion prohibited"
+        if current is None and command.old == NULL_OID:
+            command.is_skipped = True
+            return f"warning: deleting a non-existent ref {shown}", None
+        if command.name == self._repository.refs.snapshot().head_target:
+            return self._judge_delete_current(shown)
+        return "", None
+
+    def _judge_delete_current(self, shown: str) -> tuple[str, str | None]:
+        match (self._config.text("receive.denydeletecurrent") or "refuse").lower():
+            case "ignore" | "false" | "no" | "off":
+                return "", None
+            case "warn":
+                return "warning: deleting the current branch", None
+            case _:
+                return (
+                    f"error: refusing to delete the current branch: {shown}",
+                    "deletion of the current branch prohibited",
+                )
+
+    def _judge_update(
+        self, command: Command, shown: str, current: bytes | None
+    ) -> tuple[str, str | None]:
+        if command.new == command.old and current == command.new:
+            return "", None
+        if not command.name.startswith(HEADS):
+            return "", None
+        objects = self._repository.objects
+        if objects.kind_and_size(command.new)[0] != COMMIT:
+            return (
+                (
+                    f"error: cannot update ref '{shown}': trying to write non-commit object "
+                    f"{command.new.hex()} to branch '{shown}'"
+                ),
+                "invalid new value provided",
+            )
+        refused = self._judge_checked_out(command, shown)
+        if refused[1] is not None:
+            return refused
+        is_rewind = (
+            command.old != NULL_OID
+            and not is_ancestor(objects, command.old, command.new, cut=self._repository.shallow())
+            if self._config.flag("receive.denynonfastforwards")
+            else False
+        )
+        if is_rewind:
+            return (
+                f"error: denying non-fast-forward {shown} (you should pull first)",
+                "non-fast-forward",
+            )
+        return refused
+
+    def _judge_checked_out(self, command: Command, shown: str) -> tuple[str, str | None]:
+        is_current = command.name == self._repository.refs.snapshot().head_target
+        if self._repository.is_bare or not is_current:
+            return "", None
+        match (self._config.text("receive.denycurrentbranch") or "refuse").lower():
+            case "ignore" | "false" | "no" | "off":
+                return "", None
+            case "warn":
+                return "warning: updating the current branch", None
+            case _:
+                return (
+                    f"error: refusing to update checked out branch: {shown}",
+                    "branch is currently checked out",
+                )

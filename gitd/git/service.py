@@ -1,0 +1,298 @@
+"""The git room's door: smart HTTP on aiohttp.
+
+Register `GitService.handler` for every method and path that may be a repository's
+(`app.router.add_route("*", "/{path:.+}", service.handler)`) and call `close` at the end.
+Source: gitprotocol-http(5); git's http-backend.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aiohttp import ClientConnectionError, hdrs, web
+
+from gitd.git.access import GitAccess, Opened, Service
+from gitd.git.advertisement import (
+    RefViews,
+    protocol_version,
+    receive_capabilities,
+    upload_capabilities,
+    v2_advertisement,
+)
+from gitd.git.body import BodyReader
+from gitd.git.errors import (
+    BodyInvalidError,
+    BodyStalledError,
+    BodyTooLargeError,
+    GitRequestError,
+    NotAllowedError,
+    NotAuthenticatedError,
+    NotFoundError,
+    UnsupportedBodyError,
+)
+from gitd.git.fetch import FetchRefusedError, PackSender, error_packet
+from gitd.git.limits import GitLimits
+from gitd.git.pkt_line import SIDE_BAND_64K_BYTES_MAX
+from gitd.git.push import PushReceiver
+from gitd.git.receive import ReceivePack, body_drained
+from gitd.git.side_band import SideBandAnswer
+from gitd.git.upload import UploadV0
+from gitd.git.upload_v2 import UploadV2
+from gitd.git.workers import PackWorkers
+from storage.git.errors import RepositoryCorruptError, RepositoryError, RepositoryNotFoundError
+from storage.git.repository import Repository, RepositoryCache
+
+NO_CACHE = {
+    "Expires": "Fri, 01 Jan 1980 00:00:00 GMT",
+    "Pragma": "no-cache",
+    "Cache-Control": "no-cache, max-age=0, must-revalidate",
+}
+DUMB_REFUSAL = "Dumb HTTP is not supported; use git >= 1.6.6\n"
+_GET_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD)
+_FORBIDDEN_IN_PATH = re.compile(r"%(?:2f|5c|00)", re.IGNORECASE)
+_DUMB_FILE = re.compile(
+    r"(?P<path>.+)/(?:HEAD|objects/(?:info/[^/]+|[0-9a-f]{2}/[0-9a-f]{38,62}"
+    r"|pack/pack-[0-9a-f]{40,64}\.(?:pack|idx)))"
+)
+_WRITE_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a URL asks for: `service` is None for info/refs, where the query names it."""
+
+    path: str
+    service: Service | None
+
+
+class GitService:
+    """Answers smart HTTP for whatever repositories its access opens.
+
+    Args:
+        access: finds repositories and says who may use them.
+        receiver: judges pushes, and acts on those that landed.
+        limits: bounds on everything that a client can make grow or wait.
+        repositories: open repositories; share it with whoever else reads the same ones.
+    """
+
+    def __init__(
+        self,
+        access: GitAccess,
+        receiver: PushReceiver,
+        limits: GitLimits | None = None,
+        *,
+        repositories: RepositoryCache | None = None,
+    ) -> None:
+        self._access = access
+        self._limits = limits or GitLimits()
+        self._repositories = repositories or RepositoryCache()
+        self._views = RefViews()
+        self._workers = PackWorkers(self._limits.worker_count_max)
+        self._sender = PackSender(self._views, self._limits, self._workers)
+        self._receive = ReceivePack(receiver, self._limits, self._workers)
+
+    async def warm(self) -> None:
+        """Start what the first large push would wait for. Optional."""
+        await self._workers.warm()
+
+    async def close(self) -> None:
+        """End the worker processes and drop kept packs."""
+        await self._workers.close()
+        self._sender.close()
+
+    async def handler(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request; never raises for what a client can do."""
+        try:
+            asked = _asked(request)
+            if asked.service is None:
+                return await self._info_refs(request, asked.path)
+            return await self._service(request, asked.path, asked.service)
+        except GitRequestError as error:
+            return _refusal(error)
+        except RepositoryNotFoundError:
+            return _text(404)
+        except RepositoryError as error:
+            return _text(500, f"{error}\n")
+
+    async def _open(
+        self, request: web.Request, path: str, service: Service
+    ) -> tuple[Opened, Repository]:
+        opened = await self._access.open(request, path, service)
+        repository = await asyncio.to_thread(self._repositories.open, opened.repository)
+        wish = repository.config.flag(f"http.{service.value.removeprefix('git-').replace('-', '')}")
+        is_pushing = service is Service.RECEIVE_PACK
+        if wish is False or (wish is None and is_pushing and opened.remote_user is None):
+            raise NotAllowedError(f"Service not enabled: '{service.value}'\n")
+        return opened, repository
+
+    # info/refs
+
+    async def _info_refs(self, request: web.Request, path: str) -> web.StreamResponse:
+        name = request.query.get("service")
+        if name is None:
+            await self._access.open(request, path, Service.UPLOAD_PACK)
+            raise NotAllowedError(DUMB_REFUSAL)
+        try:
+            service = Service(name)
+        except ValueError:
+            raise NotAllowedError(f"Unsupported service: '{name[:100]}'\n") from None
+        _, repository = await self._open(request, path, service)
+        version = protocol_version(request.headers.get("Git-Protocol", ""))
+        body = await asyncio.to_thread(self._advertisement, repository, service, version)
+        content_type = f"application/x-{service.value}-advertisement"
+        if request.method == hdrs.METH_HEAD:
+            return web.Response(headers={**NO_CACHE, hdrs.CONTENT_TYPE: content_type})
+        return await _send_whole(request, body, content_type, self._limits.idle_s)
+
+    def _advertisement(self, repository: Repository, service: Service, version: int) -> bytes:
+        if service is Service.RECEIVE_PACK:
+            capabilities = receive_capabilities(repository)
+        elif version == 2:
+            return v2_advertisement(repository)
+        else:
+            capabilities = upload_capabilities(repository)
+        # Version 2 has no push: its clients are answered in version 0.
+        version = 1 if version == 1 else 0
+        return self._views.refs_advertisement(repository, service, capabilities, version)
+
+    # the two services
+
+    async def _service(
+        self, request: web.Request, path: str, service: Service
+    ) -> web.StreamResponse:
+        opened, repository = await self._open(request, path, service)
+        _require_type(request, service)
+        response = web.StreamResponse(
+            headers={**NO_CACHE, hdrs.CONTENT_TYPE: f"application/x-{service.value}-result"}
+        )
+        if service is Service.RECEIVE_PACK:
+            return await self._receive.answer(request, opened, repository, response)
+        return await self._upload(request, repository, response)
+
+    async def _upload(
+        self, request: web.Request, repository: Repository, response: web.StreamResponse
+    ) -> web.StreamResponse:
+        limits = self._limits
+        body = BodyReader(request, idle_s=limits.idle_s, bytes_max=limits.request_bytes_max)
+        is_v2 = protocol_version(request.headers.get("Git-Protocol", "")) == 2
+        answer = SideBandAnswer(
+            request,
+            response,
+            bytes_max=SIDE_BAND_64K_BYTES_MAX if is_v2 else 0,
+            keepalive_s=float(repository.config.number("uploadpack.keepalive") or 5),
+            stall_s=limits.idle_s,
+        )
+        upload = (UploadV2 if is_v2 else UploadV0)(repository, self._views, self._sender, limits)
+        async with answer:
+            try:
+                await upload.run(body, answer)
+            except FetchRefusedError as error:
+                await body_drained(body, limits.request_bytes_max, None)
+                await answer.write(error_packet(error.message))
+                await answer.finish()
+            except BodyInvalidError as error:
+                if response.prepared or "damaged" not in error.message:
+                    await answer.write(error_packet(f"upload-pack: {error.message}"))
+                    await answer.finish()
+                else:
+                    raise
+            except RepositoryCorruptError as error:
+                await answer.write(error_packet(f"upload-pack: {error}"))
+                await answer.finish()
+        return response
+
+
+def _asked(request: web.Request) -> _Asked:
+    """Take a URL apart.
+
+    Raises:
+        NotFoundError: it is none of git's, or could mean a place outside of its repository.
+        NotAllowedError: it is the dumb protocol's, or an archive's.
+    """
+    path = request.path.removeprefix("/")
+    if (
+        _FORBIDDEN_IN_PATH.search(request.rel_url.raw_path)
+        or "\0" in path
+        or any(part in ("", ".", "..") for part in path.split("/"))
+    ):
+        raise NotFoundError
+    if path.endswith("/info/refs"):
+        _require_method(request, _GET_METHODS)
+        return _Asked(path.removesuffix("/info/refs"), None)
+    for service in Service:
+        if path.endswith(f"/{service.value}"):
+            _require_method(request, (hdrs.METH_POST,))
+            return _Asked(path.removesuffix(f"/{service.value}"), service)
+    if path.endswith("/git-upload-archive"):
+        raise NotAllowedError("Unsupported service: 'git-upload-archive'\n")
+    if _DUMB_FILE.fullmatch(path):
+        raise NotAllowedError(DUMB_REFUSAL)
+    raise NotFoundError
+
+
+class _WrongMethodError(GitRequestError):
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        super().__init__()
+        self.allowed = allowed
+
+
+def _require_method(request: web.Request, allowed: tuple[str, ...]) -> None:
+    if request.method not in allowed:
+        raise _WrongMethodError(allowed)
+
+
+def _require_type(request: web.Request, service: Service) -> None:
+    wanted = f"application/x-{service.value}-request"
+    got = request.headers.get(hdrs.CONTENT_TYPE, "")
+    if got != wanted:
+        raise UnsupportedBodyError(
+            f"Expected POST with Content-Type '{wanted}', but received '{got[:200]}' instead.\n"
+        )
+
+
+def _refusal(error: GitRequestError) -> web.Response:
+    if isinstance(error, NotAuthenticatedError):
+        response = _text(401, error.message)
+        for challenge in error.challenges:
+            response.headers.add(hdrs.WWW_AUTHENTICATE, challenge)
+        return response
+    if isinstance(error, _WrongMethodError):
+        return _text(405, headers={hdrs.ALLOW: ", ".join(error.allowed)})
+    statuses: dict[type[GitRequestError], int] = {
+        NotAllowedError: 403,
+        NotFoundError: 404,
+        UnsupportedBodyError: 415,
+        BodyTooLargeError: 413,
+        BodyStalledError: 408,
+    }
+    return _text(statuses.get(type(error), 400), error.message)
+
+
+def _text(status: int, text: str = "", headers: Mapping[str, str] | None = None) -> web.Response:
+    """Make a plain answer; git shows the lines of a text/plain one to its user."""
+    if text and not text.endswith("\n"):
+        text += "\n"
+    response = web.Response(status=status, text=text, headers={**NO_CACHE, **(headers or {})})
+    if status in (408, 413):
+        response.force_close()
+    return response
+
+
+async def _send_whole(
+    request: web.Request, body: bytes, content_type: str, stall_s: float
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={**NO_CACHE, hdrs.CONTENT_TYPE: content_type})
+    response.content_length = len(body)
+    try:
+        async with asyncio.timeout(stall_s + len(body) / 10_000):
+            await response.prepare(request)
+            view = memoryview(body)
+            for at in range(0, len(view), _WRITE_BYTES):
+                await response.write(bytes(view[at : at + _WRITE_BYTES]))
+            await response.write_eof()
+    except (ConnectionError, ClientConnectionError, TimeoutError):
+        response.force_close()
+    return response

@@ -1,0 +1,147 @@
+"""The answer of a push or fetch: data on band 1, words for the user on band 2, kept alive.
+
+Source: gitprotocol-pack(5), "Packfile Data"; git's receive.keepAlive and uploadpack.keepAlive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from types import TracebackType
+from typing import Self
+
+from aiohttp import ClientConnectionError, web
+
+from gitd.git.pkt_line import FLUSH, side_band
+
+DATA, PROGRESS, FATAL = 1, 2, 3
+_ERRORS = (ConnectionError, ClientConnectionError, TimeoutError)
+
+
+class SideBandAnswer:
+    """A streamed answer that may have side bands.
+
+    Writing never raises for a client that left: `is_gone` turns true and the rest is dropped.
+
+    Args:
+        response: prepared on the first write.
+        bytes_max: data in one packet; 0 when the client asked for no side band.
+        keepalive_s: an empty packet is sent after that much silence, once `keep_alive` was called.
+        stall_s: a client that takes nothing for so long is gone.
+    """
+
+    def __init__(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        *,
+        bytes_max: int,
+        keepalive_s: float,
+        stall_s: float,
+    ) -> None:
+        self._request = request
+        self._response = response
+        self._bytes_max = bytes_max
+        self._keepalive_s = keepalive_s
+        self._stall_s = stall_s
+        self._lock = asyncio.Lock()
+        self._written_at = time.monotonic()
+        self._keeper: asyncio.Task[None] | None = None
+        self._partial = ""
+        self.is_gone = False
+
+    @property
+    def has_bands(self) -> bool:
+        return self._bytes_max > 0
+
+    def use_bands(self, bytes_max: int) -> None:
+        """From now on, data goes on bands of that packet size (version 0 begins without)."""
+        self._bytes_max = bytes_max
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+
+    # raw and bands
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        async with self._lock:
+            if self.is_gone:
+                return
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    if not self._response.prepared:
+                        await self._response.prepare(self._request)
+                    await self._response.write(data)
+            except _ERRORS:
+                self.is_gone = True
+            self._written_at = time.monotonic()
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Send data: on band 1, or raw for a client without side bands."""
+        if not self.has_bands:
+            await self.write(bytes(data))
+            return
+        await self.write(b"".join(side_band(DATA, data, bytes_max=self._bytes_max)))
+
+    async def progress(self, text: bytes) -> None:
+        """Send words to the user as they are: a line ends with LF, or CR to be overwritten."""
+        if self.has_bands and text:
+            await self.write(b"".join(side_band(PROGRESS, text, bytes_max=self._bytes_max)))
+
+    async def say(self, line: str) -> None:
+        """Show one line to the user, `remote: ` before it."""
+        await self.progress(line.encode("utf-8", "replace") + b"\n")
+
+    async def fail(self, message: str) -> None:
+        """Tell the user why this ends here (band 3); nothing may follow."""
+        if self.has_bands:
+            text = message.encode("utf-8", "replace")
+            await self.write(b"".join(side_band(FATAL, text, bytes_max=self._bytes_max)))
+
+    async def end(self) -> None:
+        """Close the side band and the answer."""
+        if self.has_bands:
+            await self.write(FLUSH)
+        await self.finish()
+
+    async def finish(self) -> None:
+        """Close the answer."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        async with self._lock:
+            if self.is_gone:
+                return
+            try:
+                if not self._response.prepared:
+                    await self._response.prepare(self._request)
+                await self._response.write_eof()
+            except _ERRORS:
+                self.is_gone = True
+
+    # silence
+
+    def keep_alive(self, *, band: int = PROGRESS) -> None:
+        """From now on, never be silent for long."""
+        if self.has_bands and self._keeper is None and self._keepalive_s > 0:
+            self._keeper = asyncio.create_task(self._keep_alive(b"0005%c" % band))
+
+    async def _keep_alive(self, packet: bytes) -> None:
+        while not self.is_gone:
+            silent_s = time.monotonic() - self._written_at
+            if silent_s >= self._keepalive_s:
+                await self.write(packet)
+            else:
+                await asyncio.sleep(self._keepalive_s - silent_s)

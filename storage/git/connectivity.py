@@ -1,0 +1,201 @@
+"""May a ref point there: is everything that a new tip reaches in the repository?
+
+Existing refs are taken to be complete, as `git rev-list --objects --not --all` takes them. What a
+received pack links to outside of itself must be reachable from them, or be walked to its end.
+Source: git's connected.c.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterable
+
+from storage.git.errors import ObjectMissingError, RepositoryCorruptError
+from storage.git.indexer import IndexedPack
+from storage.git.object_formats import (
+    BLOB,
+    COMMIT,
+    MODE_SUBMODULE,
+    MODE_TREE,
+    TAG,
+    TREE,
+    parse_tag,
+    tree_entries,
+)
+from storage.git.objects import ObjectStore
+
+
+class Connectivity:
+    """Checks new tips of one push.
+
+    Args:
+        store: quarantine and repository together.
+        trusted: oids of the refs before the push.
+        shallow: commits whose parents are absent on purpose.
+    """
+
+    def __init__(
+        self, store: ObjectStore, trusted: Iterable[bytes], shallow: Collection[bytes] = ()
+    ) -> None:
+        self._store = store
+        self._trusted = set(trusted)
+        self._shallow = shallow
+        self._whole: set[bytes] = set()  # objects found to be there with all that they reach
+
+    def broken_tips(self, tips: Iterable[bytes], pack: IndexedPack | None) -> dict[bytes, str]:
+        """Return the tips that lack something, each with what they lack."""
+        tips = set(tips)
+        if self._is_closed(tips, pack):
+            return {}
+        broken = {}
+        for tip in tips:
+            try:
+                self._require_whole(tip)
+            except ObjectMissingError as error:
+                broken[tip] = f"missing object {error.oid.hex()}"
+            except RepositoryCorruptError as error:
+                broken[tip] = str(error)
+        return broken
+
+    # the quick way: only what leaves the pack is looked at
+
+    def _is_closed(self, tips: set[bytes], pack: IndexedPack | None) -> bool:
+        commits, others = set[bytes](), set[bytes]()
+        inside: Collection[bytes] = ()
+        if pack is not None:
+            inside = pack.oids
+            commits |= pack.outside_commits
+            others |= pack.outside_objects
+        try:
+            for tip in tips - self._trusted:
+                if tip not in inside:
+                    kind = self._store.kind_and_size(tip)[0]
+                    (commits if kind == COMMIT else others).add(tip)
+            commits -= self._absent_on_purpose(pack)
+            stray = commits - self._reachable(commits)
+            if pack is not None and pack.is_linked and others:
+                others -= _vouched(self._store, pack, others)
+            for oid in stray | others:
+                self._require_whole(oid)
+        except RepositoryCorruptError:
+            return False
+        return True
+
+    def _absent_on_purpose(self, pack: IndexedPack | None) -> set[bytes]:
+        if not self._shallow or pack is None:
+            return set()
+        cut = [pack.commits[oid] for oid in self._shallow if oid in pack.commits]
+        return {parent for commit in cut for parent in commit.parents}
+
+    def _reachable(self, wanted: set[bytes]) -> set[bytes]:
+        """Return those of some commits that the trusted refs reach, newest first."""
+        found = wanted & self._trusted
+        missing = wanted - found
+        if not missing:
+            return found
+        store = self._store
+        oldest = min(store.commit(oid).time for oid in missing)
+        queue: list[tuple[int, bytes]] = []
+        seen: set[bytes] = set()
+
+        def add(oid: bytes) -> None:
+            if oid not in seen:
+                seen.add(oid)
+                heapq.heappush(queue, (-store.commit(oid).time, oid))
+
+        for oid in self._trusted:
+            try:
+                kind, oid = store.peel(oid)  # noqa: PLW2901 -- tags are followed
+                if kind == COMMIT:
+                    add(oid)
+            except RepositoryCorruptError:
+                continue
+        # Clocks lie a little: go on for a day below the oldest wanted commit before giving up.
+        while queue and missing and -queue[0][0] >= oldest - 86_400:
+            oid = heapq.heappop(queue)[1]
+            missing.discard(oid)
+            for parent in store.commit(oid).parents if oid not in self._shallow else ():
+                try:
+                    add(parent)
+                except RepositoryCorruptError:
+                    continue
+        return wanted - missing
+
+    # the thorough way: walk to the end
+
+    def _require_whole(self, root: bytes) -> None:
+        """Walk all that an object reaches.
+
+        Raises:
+            ObjectMissingError: something is not there.
+            RepositoryCorruptError: something is not what it is linked as.
+        """
+        store, whole = self._store, self._whole
+        stack: list[tuple[bytes, int | None]] = [(root, None)]
+        seen: set[bytes] = set()
+        while stack:
+            oid, expected = stack.pop()
+            if oid in whole or oid in seen or oid in self._trusted:
+                continue
+            seen.add(oid)
+            if expected == BLOB:
+                if not store.contains(oid):
+                    raise ObjectMissingError(oid)
+                continue
+            kind, data = store.get(oid) if expected else self._get_unless_blob(oid)
+            if expected not in (None, kind):
+                raise RepositoryCorruptError(f"object {oid.hex()} is of another type than linked")
+            if kind == COMMIT:
+                commit = store.commit(oid)
+                stack.append((commit.tree, TREE))
+                if oid not in self._shallow:
+                    stack += [(parent, COMMIT) for parent in commit.parents]
+            elif kind == TREE:
+                stack += [
+                    (child, TREE if mode == MODE_TREE else BLOB)
+                    for mode, _, child in tree_entries(data)
+                    if mode != MODE_SUBMODULE
+                ]
+            elif kind == TAG:
+                stack.append(parse_tag(data))
+        whole |= seen
+
+    def _get_unless_blob(self, oid: bytes) -> tuple[int, bytes]:
+        kind = self._store.kind_and_size(oid)[0]
+        return (kind, b"") if kind == BLOB else self._store.get(oid)
+
+
+def _vouched(store: ObjectStore, pack: IndexedPack, wanted: set[bytes]) -> set[bytes]:
+    """Return those of some objects that stand in a parent's tree where the pack's trees stood.
+
+    The parent is outside of the pack, and so either reachable or walked in full by the caller.
+    """
+    missing = set(wanted)
+    visited: set[tuple[bytes, tuple[bytes, ...]]] = set()
+    stack: list[tuple[bytes, tuple[bytes, ...]]] = []
+    for commit in pack.commits.values():
+        olds = []
+        for parent in commit.parents:
+            inside_commit = pack.commits.get(parent)
+            olds.append((inside_commit or store.commit(parent)).tree)
+            if inside_commit is None:
+                missing.discard(olds[-1])
+        stack.append((commit.tree, tuple(olds)))
+    while stack and missing:
+        pair = stack.pop()
+        new, olds_here = pair
+        if new not in pack.trees or not olds_here or pair in visited:
+            continue
+        visited.add(pair)
+        subtrees: dict[bytes, list[bytes]] = {}
+        for old in olds_here:
+            inside = pack.trees.get(old)
+            for mode, name, oid in tree_entries(inside or store.get_typed(old, TREE)):
+                if inside is None:
+                    missing.discard(oid)
+                if mode == MODE_TREE:
+                    subtrees.setdefault(name, []).append(oid)
+        for mode, name, oid in tree_entries(pack.trees[new]):
+            if mode == MODE_TREE and name in subtrees:
+                stack.append((oid, tuple(subtrees[name])))
+    return wanted - missing

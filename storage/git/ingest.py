@@ -1,0 +1,192 @@
+"""Take in a push's objects: quarantined, indexed, checked, and only then part of the store.
+
+Source: git's tmp-objdir.c; builtin/receive-pack.c, "unpack" and "check connected".
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from storage.git.connectivity import Connectivity
+from storage.git.errors import PackInvalidError, RepositoryError
+from storage.git.fsck import FsckRules, Severity
+from storage.git.indexer import IndexedPack, PackLimits, index_pack
+from storage.git.objects import ObjectStore
+from storage.git.refs import RefStore
+from storage.git.repository import Repository
+from storage.git.transaction import QUARANTINE_PREFIX
+
+SPOOL_NAME = "tmp_pack_incoming"
+
+
+class IngestTask(msgspec.Struct, frozen=True, kw_only=True):
+    """What to take in; can travel to another process.
+
+    Attributes:
+        repository: its git directory.
+        quarantine: the quarantine's directory, with the spooled pack in it; None when nothing but
+            known objects are to be checked.
+        tips: raw oids that refs are to point at.
+        shallow: raw oids that the pusher has no parents of.
+        fsck: message id -> severity, or None to check only links.
+    """
+
+    repository: str
+    quarantine: str | None
+    tips: list[bytes]
+    shallow: list[bytes] = []
+    fsck: dict[str, str] | None = None
+    fsck_skip: list[bytes] = []
+    objects_max: int = 5_000_000
+    object_bytes_max: int = 2 << 30
+
+
+class Ingested(msgspec.Struct, frozen=True, kw_only=True):
+    """How it went.
+
+    Attributes:
+        error, unpack_status: why the pack was refused as a whole, for the side band and for the
+            report; None when it was not.
+        broken: raw oid of a tip -> what it lacks.
+        warnings: fsck's findings that do not refuse.
+        object_count, delta_count, completed_count: of the pack.
+        needs_shallow: of `shallow`, those that the repository lacks the parents of.
+    """
+
+    error: str | None = None
+    unpack_status: str = "ok"
+    broken: dict[bytes, str] = {}
+    warnings: list[str] = []
+    object_count: int = 0
+    delta_count: int = 0
+    completed_count: int = 0
+    needs_shallow: list[bytes] = []
+
+
+def make_quarantine(repository: Path) -> Path:
+    """Make a place for incoming objects that nothing else looks into."""
+    quarantine = repository / "objects" / f"{QUARANTINE_PREFIX}{os.urandom(6).hex()}"
+    quarantine.mkdir(mode=0o700)
+    (quarantine / "pack").mkdir()
+    return quarantine
+
+
+def discard_quarantine(quarantine: Path) -> None:
+    """Drop incoming objects; a second call is fine."""
+    shutil.rmtree(quarantine, ignore_errors=True)
+
+
+def migrate_quarantine(quarantine: Path) -> None:
+    """Make incoming objects part of the store. Durable when it returns; the place is gone then."""
+    objects = quarantine.parent
+    touched = set()
+    # An index makes its pack visible, so it moves last; loose objects have no such order.
+    names = sorted(path for path in quarantine.rglob("*") if path.is_file())
+    for path in sorted(names, key=lambda path: path.suffix == ".idx"):
+        if path.name.startswith("tmp_"):
+            continue
+        target = objects / path.relative_to(quarantine)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists() and target.parent.name != "pack":
+            continue
+        path.rename(target)
+        touched.add(target.parent)
+    for directory in touched:
+        _sync(directory)
+    shutil.rmtree(quarantine, ignore_errors=True)
+
+
+def ingest(task: IngestTask, repository: Repository | None = None) -> Ingested:
+    """Index and check what is in a quarantine, and sync it. Blocking, and heavy for large packs."""
+    repository = repository or Repository(Path(task.repository))
+    try:
+        return _ingest(task, repository)
+    except PackInvalidError as error:
+        return Ingested(error=str(error), unpack_status=error.unpack_status)
+    except RepositoryError as error:
+        return Ingested(error=str(error), unpack_status="index-pack abnormal exit")
+    except OSError as error:
+        reason = error.strerror or "input/output error"
+        return Ingested(error=f"cannot store the pack: {reason}", unpack_status=reason)
+    except MemoryError:
+        return Ingested(error="out of memory", unpack_status="index-pack abnormal exit")
+
+
+def _ingest(task: IngestTask, repository: Repository) -> Ingested:
+    store, pack = repository.objects, None
+    if task.quarantine is not None:
+        quarantine = Path(task.quarantine)
+        pack = _index(task, quarantine, store)
+        if pack is not None:
+            store = ObjectStore(quarantine)
+            store.add_alternate(repository.objects)
+    shallow = repository.shallow()
+    needs_shallow = [oid for oid in task.shallow if oid not in shallow]
+    checker = Connectivity(store, trusted_oids(repository), {*shallow, *task.shallow})
+    broken = checker.broken_tips(task.tips, pack)
+    if pack is None:
+        return Ingested(broken=broken, needs_shallow=needs_shallow)
+    return Ingested(
+        broken=broken,
+        needs_shallow=_lacking_parents(store, needs_shallow),
+        warnings=pack.warnings,
+        object_count=len(pack.oids),
+        delta_count=pack.delta_count,
+        completed_count=pack.completed_count,
+    )
+
+
+def _index(task: IngestTask, quarantine: Path, bases: ObjectStore) -> IndexedPack | None:
+    spool = quarantine / "pack" / SPOOL_NAME
+    rules = None
+    if task.fsck is not None:
+        severities = {name: Severity(value) for name, value in task.fsck.items()}
+        rules = FsckRules(severities, frozenset(task.fsck_skip))
+    limits = PackLimits(objects_max=task.objects_max, object_bytes_max=task.object_bytes_max)
+    pack = index_pack(spool, bases=bases, limits=limits, rules=rules)
+    index = pack.path.with_suffix(".idx")
+    if not pack.oids:
+        pack.path.unlink()
+        index.unlink()
+        return None
+    with ThreadPoolExecutor(1) as beside:  # one commit of the file system's journal for both
+        done = beside.submit(_sync, pack.path)
+        _sync(index)
+        done.result()
+    return pack
+
+
+def _lacking_parents(store: ObjectStore, commits: Iterable[bytes]) -> list[bytes]:
+    lacking = []
+    for oid in commits:
+        if store.contains(oid):
+            if not all(store.contains(parent) for parent in store.commit(oid).parents):
+                lacking.append(oid)
+        else:
+            lacking.append(oid)
+    return lacking
+
+
+def trusted_oids(repository: Repository) -> set[bytes]:
+    """Return what all refs point at, those of alternates too: complete histories."""
+    snapshot = repository.refs.snapshot()
+    trusted = set(snapshot.values.values())
+    if snapshot.head is not None:
+        trusted.add(snapshot.head)
+    for store in repository.objects.alternates:
+        trusted.update(RefStore(store.directory.parent).snapshot().values.values())
+    return trusted
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,111 @@
+"""Make the pack that answers a fetch: in memory when it is small, else as a file.
+
+A clone that wants all of a stored pack, and nothing else, gets that very file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from storage.git.object_filter import parse_filter
+from storage.git.pack_writer import PackWriter, find_verbatim
+from storage.git.repository import Repository
+from storage.git.selection import Selection, select_objects
+
+MEMORY_BYTES_MAX = 1 << 20
+_BUFFER_BYTES = 1 << 20
+
+
+class PackTask(msgspec.Struct, frozen=True, kw_only=True):
+    """What to send; can travel to another process. Oids are raw.
+
+    Attributes:
+        out_path: where to write it; None keeps it in memory.
+        tags: (annotated tag, what it names), sent when what they name is sent.
+        filter_spec: what to leave out, as the client wrote it.
+    """
+
+    repository: str
+    wants: list[bytes]
+    haves: list[bytes] = []
+    cut: list[bytes] = []
+    tags: list[tuple[bytes, bytes]] = []
+    filter_spec: str | None = None
+    may_thin: bool = False
+    may_offset: bool = True
+    out_path: str | None = None
+
+
+class BuiltPack(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole pack: in `data`, or at `path`.
+
+    Attributes:
+        is_temporary: the file was made for this fetch.
+    """
+
+    data: bytes = b""
+    path: str | None = None
+    size_bytes: int = 0
+    is_temporary: bool = False
+    object_count: int = 0
+    delta_count: int = 0
+    reused_count: int = 0
+
+
+def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPack:
+    """Choose the objects and write the pack. Blocking, and heavy for large repositories.
+
+    Raises:
+        FilterError: the filter is not understood.
+        RepositoryCorruptError: an object is missing or damaged.
+    """
+    repository = repository or Repository(Path(task.repository))
+    objects = repository.objects
+    selection = select_objects(
+        objects,
+        wants=task.wants,
+        haves=task.haves,
+        cut=frozenset(task.cut),
+        object_filter=parse_filter(task.filter_spec) if task.filter_spec else None,
+        tags=task.tags,
+    )
+    count = len(selection.oids)
+    if not task.haves and task.may_offset and count:
+        pack = find_verbatim(objects, selection.oids)
+        if pack is not None:
+            return BuiltPack(
+                path=os.fspath(pack.path),
+                size_bytes=len(pack.bytes_map),
+                object_count=count,
+                reused_count=count,
+            )
+    return _written(task, repository, selection)
+
+
+def _written(task: PackTask, repository: Repository, selection: Selection) -> BuiltPack:
+    def write(sink: object) -> BuiltPack:
+        writer = PackWriter(
+            repository.objects,
+            selection,
+            sink,  # type: ignore[arg-type]
+            may_thin=task.may_thin,
+            may_offset=task.may_offset,
+        )
+        result = writer.write()
+        return BuiltPack(
+            size_bytes=result.size_bytes,
+            object_count=result.object_count,
+            delta_count=result.delta_count,
+            reused_count=result.reused_count,
+        )
+
+    if task.out_path is None:
+        buffer = bytearray()
+        built = write(buffer.extend)
+        return msgspec.structs.replace(built, data=bytes(buffer))
+    with open(task.out_path, "wb", buffering=_BUFFER_BYTES) as file:  # noqa: PTH123
+        built = write(file.write)
+    return msgspec.structs.replace(built, path=task.out_path, is_temporary=True)

@@ -1,0 +1,331 @@
+"""Which objects answer a fetch: all that the wants reach, less what the client has.
+
+What the client has is known by commits: their trees are compared path by path, so that the work
+grows with the changes and not with the repository.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from storage.git.errors import ObjectMissingError, RepositoryCorruptError
+from storage.git.object_filter import ObjectFilter
+from storage.git.object_formats import (
+    BLOB,
+    COMMIT,
+    MODE_SUBMODULE,
+    MODE_TREE,
+    TAG,
+    TREE,
+    TREE_ENTRY,
+    Commit,
+    parse_tag,
+)
+from storage.git.objects import ObjectStore
+
+_WANTED, _HAD = 1, 2
+# Of a mode only the beginning counts: 4 is a tree, 16 a submodule, any other 1 a blob.
+_KIND_AND_OID = re.compile(rb"0*(4|16|1)[0-7]+ [^\0]+\0([\s\S]{20})")
+
+
+@dataclass(slots=True)
+class Selection:
+    """Objects to send, in an order that puts commits first.
+
+    Attributes:
+        oids: each once.
+        twins: oid -> an object that stands at the same path and that the client has.
+        had: trees and blobs known to be with the client already.
+    """
+
+    oids: list[bytes] = field(default_factory=list)
+    twins: dict[bytes, bytes] = field(default_factory=dict)
+    had: set[bytes] = field(default_factory=set)
+
+
+def select_objects(
+    objects: ObjectStore,
+    *,
+    wants: Iterable[bytes],
+    haves: Iterable[bytes] = (),
+    cut: Collection[bytes] = (),
+    object_filter: ObjectFilter | None = None,
+    tags: Iterable[tuple[bytes, bytes]] = (),
+) -> Selection:
+    """Choose what to send.
+
+    Args:
+        objects: where all of it is.
+        wants: objects of any type.
+        haves: objects that the client has with all that they reach.
+        cut: commits whose parents are not followed, the client's borders and the server's.
+        object_filter: what to leave out; the wants themselves stay.
+        tags: (annotated tag, what it names): sent too when what they name is sent.
+
+    Raises:
+        ObjectMissingError, RepositoryCorruptError: an object on the way is missing or damaged.
+    """
+    return _Selector(objects, cut, object_filter).run(wants, haves, tags)
+
+
+class _Selector:
+    def __init__(
+        self, objects: ObjectStore, cut: Collection[bytes], object_filter: ObjectFilter | None
+    ) -> None:
+        self._objects = objects
+        self._cut = cut
+        self._filter = object_filter or ObjectFilter()
+        self._selection = Selection()
+        self._seen: set[bytes] = set()
+        self._explicit: dict[bytes, None] = {}  # sent whatever the filter says
+        self._depths: dict[bytes, int] = {}
+
+    def run(
+        self,
+        wants: Iterable[bytes],
+        haves: Iterable[bytes],
+        tags: Iterable[tuple[bytes, bytes]],
+    ) -> Selection:
+        commits, others = self._peel_wants(wants)
+        had_commits = self._peel_haves(haves)
+        new = self._new_commits(commits, had_commits)
+        for oid, _ in new:
+            self._add(oid, COMMIT)
+        if not self._has_no_trees():
+            if had_commits or self._filter.tree_depth is not None:
+                self._add_changed_trees(new)
+            else:
+                self._add_whole_trees([commit.tree for _, commit in new])
+            for kind, oid in others:
+                if kind == TREE:
+                    self._add_wanted_tree(oid)
+        self._add_tags(tags)
+        return self._finished()
+
+    def _finished(self) -> Selection:
+        found = self._selection
+        if self._explicit:
+            chosen = set(found.oids)
+            found.oids += [oid for oid in self._explicit if oid not in chosen]
+            self._seen.update(self._explicit)
+        # What is sent is no base that the client has: a delta on it could come full circle. And
+        # whoever filters lacks objects that its commits reach.
+        found.had = found.had - self._seen if self._filter == ObjectFilter() else set()
+        return found
+
+    # the ends
+
+    def _peel_wants(self, wants: Iterable[bytes]) -> tuple[list[bytes], list[tuple[int, bytes]]]:
+        commits: dict[bytes, None] = {}
+        others: dict[tuple[int, bytes], None] = {}
+        for want in wants:
+            oid = want
+            kind = self._objects.kind_and_size(oid)[0]
+            while kind == TAG:
+                self._explicit[oid] = None
+                oid, kind = parse_tag(self._objects.get_typed(oid, TAG))
+            self._explicit[oid] = None
+            if kind == COMMIT:
+                commits[oid] = None
+            else:
+                others[kind, oid] = None
+        return list(commits), list(others)
+
+    def _peel_haves(self, haves: Iterable[bytes]) -> set[bytes]:
+        found = set()
+        for have in haves:
+            try:
+                kind, oid = self._objects.peel(have)
+            except RepositoryCorruptError:
+                continue
+            if kind == COMMIT:
+                found.add(oid)
+            else:
+                self._selection.had.add(oid)
+        return found
+
+    def _new_commits(self, wants: list[bytes], haves: set[bytes]) -> list[tuple[bytes, Commit]]:
+        if not haves:
+            return self._whole_history(wants)
+        return self._history_since(wants, haves)
+
+    def _whole_history(self, wants: list[bytes]) -> list[tuple[bytes, Commit]]:
+        commit, cut = self._objects.commit, self._cut
+        seen = set(wants)
+        queue = list(wants)
+        found = []
+        while queue:
+            oid = queue.pop()
+            links = commit(oid)
+            if oid in cut:
+                links = Commit(links.tree, (), links.time)
+            found.append((oid, links))
+            for parent in links.parents:
+                if parent not in seen:
+                    seen.add(parent)
+                    queue.append(parent)
+        return found
+
+    def _history_since(self, wants: list[bytes], haves: set[bytes]) -> list[tuple[bytes, Commit]]:
+        """Paint wanted and had commits downwards, newest first, until no wanted one is left."""
+        commit, cut = self._objects.commit, self._cut
+        paint: dict[bytes, int] = dict.fromkeys(haves, _HAD)
+        for oid in wants:
+            paint.setdefault(oid, _WANTED)
+        queue = [(-commit(oid).time, oid) for oid in paint]
+        heapq.heapify(queue)
+        open_wants = {oid for oid, color in paint.items() if color == _WANTED}
+        order = []
+        while queue and open_wants:
+            _, oid = heapq.heappop(queue)
+            color = paint[oid]
+            open_wants.discard(oid)
+            if color == _WANTED:
+                order.append(oid)
+            for parent in commit(oid).parents if oid not in cut else ():
+                before = paint.get(parent)
+                if before is None:
+                    try:
+                        time = commit(parent).time
+                    except ObjectMissingError:
+                        if color == _WANTED:
+                            raise
+                        continue
+                    paint[parent] = color
+                    heapq.heappush(queue, (-time, parent))
+                    if color == _WANTED:
+                        open_wants.add(parent)
+                elif color & ~before:
+                    paint[parent] = before | color
+                    open_wants.discard(parent)
+                    heapq.heappush(queue, (-commit(parent).time, parent))
+        found = []
+        for oid in order:
+            if paint[oid] == _WANTED:
+                links = commit(oid)
+                parents = () if oid in cut else links.parents
+                found.append((oid, Commit(links.tree, parents, links.time)))
+        return found
+
+    # adding
+
+    def _add(self, oid: bytes, kind: int) -> None:
+        if oid in self._seen:
+            return
+        self._seen.add(oid)
+        if self._filter.kind in (None, kind):
+            self._selection.oids.append(oid)
+
+    def _has_no_trees(self) -> bool:
+        depth, kind = self._filter.tree_depth, self._filter.kind
+        return depth == 0 or kind in (COMMIT, TAG)
+
+    def _takes_blob(self, oid: bytes) -> bool:
+        limit = self._filter.blob_bytes_limit
+        if self._filter.kind not in (None, BLOB) or limit == 0:
+            return False
+        return limit is None or self._objects.kind_and_size(oid)[1] < limit
+
+    def _add_whole_trees(self, roots: list[bytes]) -> None:
+        seen, oids = self._seen, self._selection.oids
+        find, get = _KIND_AND_OID.findall, self._objects.get_typed
+        takes_all = self._filter == ObjectFilter()
+        takes_trees = self._filter.kind in (None, TREE)
+        for root in roots:
+            queue = [root]
+            while queue:
+                tree = queue.pop()
+                if tree in seen:
+                    continue
+                seen.add(tree)
+                if takes_trees:
+                    oids.append(tree)
+                for kind, oid in find(get(tree, TREE)):
+                    if oid in seen or kind == b"16":
+                        continue
+                    if kind == b"4":
+                        queue.append(oid)
+                    else:
+                        seen.add(oid)
+                        if takes_all or self._takes_blob(oid):
+                            oids.append(oid)
+
+    def _add_changed_trees(self, new: list[tuple[bytes, Commit]]) -> None:
+        trees = {oid: commit.tree for oid, commit in new}
+        for _, commit in reversed(new):
+            olds = tuple(
+                trees.get(parent) or self._objects.commit(parent).tree for parent in commit.parents
+            )
+            self._compare(commit.tree, olds)
+
+    def _compare(self, root: bytes, root_olds: tuple[bytes, ...]) -> None:
+        """Add what a tree has beyond trees that the client has, or is being sent."""
+        depth_max = self._filter.tree_depth
+        stack = [(root, root_olds, 0)]
+        while stack:
+            tree, olds, depth = stack.pop()
+            if tree in olds or (depth_max is not None and depth >= depth_max):
+                continue
+            if not self._enter(tree, olds, depth):
+                continue
+            before = self._entries_by_name(olds)
+            for mode, name, oid in TREE_ENTRY.findall(self._objects.get_typed(tree, TREE)):
+                twins = before.get(name, ())
+                if mode == MODE_SUBMODULE or any(oid == twin for _, twin in twins):
+                    continue
+                if mode == MODE_TREE:
+                    subtrees = tuple(twin for kind, twin in twins if kind == MODE_TREE)
+                    stack.append((oid, subtrees, depth + 1))
+                elif depth_max is None or depth + 1 < depth_max:
+                    self._add_blob(oid, [twin for kind, twin in twins if kind != MODE_TREE])
+
+    def _enter(self, tree: bytes, olds: tuple[bytes, ...], depth: int) -> bool:
+        earlier = self._depths.get(tree)
+        if tree in self._seen:
+            # Seen before, but perhaps where less of it was below the depth limit.
+            if self._filter.tree_depth is None or earlier is None or earlier <= depth:
+                return False
+        elif olds:
+            self._selection.twins.setdefault(tree, olds[0])
+        self._depths[tree] = depth
+        self._add(tree, TREE)
+        return True
+
+    def _entries_by_name(self, trees: tuple[bytes, ...]) -> dict[bytes, list[tuple[bytes, bytes]]]:
+        found: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        seen, had = self._seen, self._selection.had
+        for tree in trees:
+            try:
+                entries = TREE_ENTRY.findall(self._objects.get_typed(tree, TREE))
+            except ObjectMissingError:
+                continue  # a partial repository: what is not compared is sent
+            for mode, name, oid in entries:
+                found.setdefault(name, []).append((mode, oid))
+                if oid not in seen:
+                    had.add(oid)
+        return found
+
+    def _add_blob(self, oid: bytes, twins: list[bytes]) -> None:
+        if oid not in self._seen and self._takes_blob(oid):
+            self._seen.add(oid)
+            self._selection.oids.append(oid)
+            if twins:
+                self._selection.twins[oid] = twins[0]
+
+    def _add_wanted_tree(self, oid: bytes) -> None:
+        """Add a tree that was wanted by its own id, with all below it."""
+        if self._filter.tree_depth is None:
+            self._add_whole_trees([oid])
+        else:
+            self._compare(oid, ())
+
+    def _add_tags(self, tags: Iterable[tuple[bytes, bytes]]) -> None:
+        for tag, target in tags:
+            if target in self._seen:
+                oid, kind = tag, TAG
+                while kind == TAG:
+                    self._explicit[oid] = None
+                    oid, kind = parse_tag(self._objects.get_typed(oid, TAG))

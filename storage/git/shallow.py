@@ -1,0 +1,211 @@
+"""The borders of shallow clones: where they are, and where a fetch moves them.
+
+Source: gitprotocol-pack(5), "shallow"; git's shallow.c and upload-pack.c, deepen().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from storage.git.errors import RepositoryCorruptError
+from storage.git.object_formats import COMMIT
+from storage.git.objects import ObjectStore
+from storage.git.walk import reachable_among
+
+INFINITE_DEPTH = 0x7FFFFFFF
+
+
+class DeepenError(ValueError):
+    """A wish for depth that nothing can satisfy; the message is git's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How deep a client wants to be: by number, or by what to leave out.
+
+    Attributes:
+        commits: so many from each tip, or from its present border if `is_relative`.
+        since: only commits at least so young, in seconds since 1970.
+        without: only commits that these do not reach.
+    """
+
+    commits: int | None = None
+    is_relative: bool = False
+    since: int | None = None
+    without: tuple[bytes, ...] = ()
+
+    @property
+    def is_by_selection(self) -> bool:
+        return self.since is not None or bool(self.without)
+
+
+@dataclass(frozen=True, slots=True)
+class Borders:
+    """Where a client's history ends after a fetch.
+
+    Attributes:
+        shallow: its new borders.
+        unshallow: borders that it had and that are none any longer.
+        cut: commits whose parents neither side may assume the client to have.
+        more_wants: parents behind the former borders.
+    """
+
+    shallow: tuple[bytes, ...] = ()
+    unshallow: tuple[bytes, ...] = ()
+    cut: frozenset[bytes] = frozenset()
+    more_wants: tuple[bytes, ...] = ()
+
+
+def borders_after(
+    objects: ObjectStore,
+    *,
+    wants: Iterable[bytes],
+    depth: Depth,
+    client: Collection[bytes],
+    server: Collection[bytes],
+) -> Borders:
+    """Find where a fetch of `wants` moves the borders of a client.
+
+    Args:
+        objects: the repository's.
+        wants: tips that the client asks for.
+        depth: how deep it wants to be; nothing set means as deep as the server is.
+        client: the borders that it has.
+        server: the repository's own.
+
+    Raises:
+        DeepenError: no commit is left.
+    """
+    tips = _commits(objects, wants)
+    known = {oid for oid in client if objects.contains(oid)}
+    if depth.is_by_selection:
+        borders, inside = _by_selection(objects, tips, depth, server)
+    else:
+        commits = INFINITE_DEPTH if depth.commits is None else depth.commits
+        if depth.is_relative and commits != INFINITE_DEPTH:
+            tips = sorted(reachable_among(known, tips, objects, cut=server))
+            commits += 1
+        borders, inside = _by_depth(objects, tips, commits, server)
+        if commits == INFINITE_DEPTH and not server:
+            inside |= known
+    unshallow = tuple(sorted(oid for oid in known if oid in inside))
+    return Borders(
+        shallow=tuple(sorted(oid for oid in borders if oid not in known)),
+        unshallow=unshallow,
+        cut=frozenset({*client, *borders, *server}),
+        more_wants=tuple(
+            parent
+            for oid in unshallow
+            for parent in objects.commit(oid).parents
+            if oid not in server
+        ),
+    )
+
+
+def _commits(objects: ObjectStore, oids: Iterable[bytes]) -> list[bytes]:
+    found = []
+    for oid in oids:
+        kind, target = objects.peel(oid)
+        if kind == COMMIT:
+            found.append(target)
+    return found
+
+
+def _by_depth(
+    objects: ObjectStore, tips: Iterable[bytes], depth: int, server: Collection[bytes]
+) -> tuple[set[bytes], set[bytes]]:
+    """Return (commits at exactly that depth, or the server's own ends; commits above)."""
+    borders, inside = set[bytes](), set[bytes]()
+    row = set(tips)
+    seen = set(row)
+    level = 1
+    while row:
+        below = set[bytes]()
+        for oid in row:
+            if (depth != INFINITE_DEPTH and level >= depth) or oid in server:
+                borders.add(oid)
+                continue
+            inside.add(oid)
+            below.update(objects.commit(oid).parents)
+        row = below - seen
+        seen |= row
+        level += 1
+    return borders, inside
+
+
+def _by_selection(
+    objects: ObjectStore, tips: list[bytes], depth: Depth, server: Collection[bytes]
+) -> tuple[set[bytes], set[bytes]]:
+    excluded = _history(objects, _commits(objects, depth.without), server)
+    chosen = set[bytes]()
+    queue = [oid for oid in tips if oid not in excluded]
+    while queue:
+        oid = queue.pop()
+        links = objects.commit(oid)
+        if oid in chosen or oid in excluded or links.time < (depth.since or 0):
+            continue
+        chosen.add(oid)
+        if oid not in server:
+            queue.extend(links.parents)
+    if not chosen:
+        raise DeepenError("no commits selected for shallow requests")
+    borders = {
+        oid
+        for oid in chosen
+        if oid in server or any(parent not in chosen for parent in objects.commit(oid).parents)
+    }
+    return borders, chosen - borders
+
+
+def _history(objects: ObjectStore, tips: Iterable[bytes], server: Collection[bytes]) -> set[bytes]:
+    seen = set[bytes]()
+    queue = list(tips)
+    while queue:
+        oid = queue.pop()
+        if oid not in seen:
+            seen.add(oid)
+            if oid not in server:
+                queue.extend(objects.commit(oid).parents)
+    return seen
+
+
+def all_reach_some(
+    objects: ObjectStore,
+    wants: Iterable[bytes],
+    common: Collection[bytes],
+    *,
+    cut: Collection[bytes] = (),
+) -> bool:
+    """Say whether from every wanted commit some common one is reached.
+
+    Then nothing that the client could still say would make the answer much smaller.
+    """
+    if not common:
+        return False
+    try:
+        goals = set(_commits(objects, common))
+        tips = _commits(objects, wants)
+        oldest = min((objects.commit(oid).time for oid in goals), default=0)
+        order: list[bytes] = []
+        seen = set[bytes]()
+        stack: list[tuple[bytes, bool]] = [(oid, False) for oid in tips]
+        while stack:
+            oid, is_done = stack.pop()
+            if is_done:
+                order.append(oid)
+                continue
+            if oid in seen:
+                continue
+            seen.add(oid)
+            stack.append((oid, True))
+            links = objects.commit(oid)
+            if oid not in goals and oid not in cut and links.time >= oldest:
+                stack += [(parent, False) for parent in links.parents]
+        reaching = set[bytes]()
+        for oid in order:  # parents before children
+            if oid in goals or any(p in reaching for p in objects.commit(oid).parents):
+                reaching.add(oid)
+        return all(oid in reaching for oid in tips)
+    except RepositoryCorruptError:
+        return False

@@ -1,0 +1,85 @@
+"""A process that does heavy pack work for a server: `python -m storage.git.worker`.
+
+It reads tasks from standard input and writes answers to standard output, each a MessagePack value
+behind its length in four bytes. It ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from storage.git.errors import RepositoryError
+from storage.git.ingest import Ingested, IngestTask, ingest
+from storage.git.object_filter import FilterError
+from storage.git.pack_builder import BuiltPack, PackTask, build_pack
+from storage.git.repository import RepositoryCache
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One piece of work; exactly one field is set."""
+
+    ingest: IngestTask | None = None
+    pack: PackTask | None = None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One message about a task; `is_last` ends it.
+
+    Attributes:
+        error: the task failed as a whole.
+    """
+
+    is_last: bool = True
+    ingested: Ingested | None = None
+    built: BuiltPack | None = None
+    error: str | None = None
+
+
+def encode_frame(value: Task | Answer) -> bytes:
+    """Encode a value behind its length."""
+    data = msgspec.msgpack.encode(value)
+    return len(data).to_bytes(4, "big") + data
+
+
+def main() -> None:
+    """Serve tasks until standard input ends."""
+    # Whatever writes to standard output by mistake must not end up between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    cache = RepositoryCache()
+    while (task := _read(sys.stdin.buffer)) is not None:
+        answers.write(encode_frame(_done(task, cache)))
+        answers.flush()
+
+
+def _done(task: Task, cache: RepositoryCache) -> Answer:
+    try:
+        if task.ingest is not None:
+            repository = cache.open(Path(task.ingest.repository))
+            return Answer(ingested=ingest(task.ingest, repository))
+        if task.pack is not None:
+            repository = cache.open(Path(task.pack.repository))
+            return Answer(built=build_pack(task.pack, repository))
+    except (RepositoryError, FilterError) as error:
+        return Answer(error=str(error))
+    except OSError as error:
+        return Answer(error=error.strerror or "input/output error")
+    except MemoryError:
+        return Answer(error="out of memory")
+    return Answer(error="unknown task")
+
+
+def _read(source: BinaryIO) -> Task | None:
+    head = source.read(4)
+    if len(head) < 4:
+        return None
+    return msgspec.msgpack.decode(source.read(int.from_bytes(head, "big")), type=Task)
+
+
+if __name__ == "__main__":
+    main()
