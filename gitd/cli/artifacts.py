@@ -13,11 +13,11 @@ from gitd.cli.tables import Column, Kind, print_fields, print_page
 
 COLUMNS = (
     Column("ARTIFACT", "id", Kind.ID),
-    Column("REF", "ref"),
-    Column("COMMIT", "commit"),
-    Column("FILES", "files"),
-    Column("SIZE", "size", Kind.SIZE),
-    Column("CREATED", "created_at", Kind.TIME),
+    Column("REF", "ref", Kind.REF),
+    Column("COMMIT", "commit", Kind.COMMIT, rank=2),
+    Column("FILES", "files", rank=3),
+    Column("SIZE", "size", Kind.SIZE, rank=2),
+    Column("CREATED", "created_at", Kind.TIME, rank=1),
 )
 
 

@@ -22,10 +22,10 @@ from gitd.cli.waiting import started
 COLUMNS = (
     Column("BUILD", "id", Kind.ID),
     Column("STATUS", "status", Kind.STATUS),
-    Column("REF", "ref"),
-    Column("COMMIT", "commit"),
-    Column("ARTIFACT", "artifact_id", Kind.ID),
-    Column("CREATED", "created_at", Kind.TIME),
+    Column("REF", "ref", Kind.REF),
+    Column("COMMIT", "commit", Kind.COMMIT, rank=2),
+    Column("ARTIFACT", "artifact_id", Kind.ID, rank=4),
+    Column("CREATED", "created_at", Kind.TIME, rank=1),
 )
 
 

@@ -25,9 +25,9 @@ COLUMNS = (
     Column("DEPLOYMENT", "id", Kind.ID),
     Column("STATUS", "status", Kind.STATUS),
     Column("TRIGGER", "trigger"),
-    Column("ARTIFACT", "artifact_id", Kind.ID),
-    Column("BY", "actor.label"),
-    Column("CREATED", "created_at", Kind.TIME),
+    Column("ARTIFACT", "artifact_id", Kind.ID, rank=4),
+    Column("BY", "actor.label", rank=2),
+    Column("CREATED", "created_at", Kind.TIME, rank=1),
 )
 
 

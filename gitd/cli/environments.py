@@ -23,11 +23,11 @@ from gitd.cli.tables import Column, Kind, print_fields, print_page
 
 COLUMNS = (
     Column("ENV", "slug"),
-    Column("KIND", "kind"),
+    Column("KIND", "kind", rank=2),
     Column("BRANCH", "branch"),
-    Column("STATUS", "status", Kind.STATUS),
+    Column("STATUS", "status", Kind.STATUS, rank=1),
     Column("URL", "preview_url", Kind.ID),
-    Column("ID", "id", Kind.ID),
+    Column("ID", "id", Kind.ID, rank=4),
 )
 
 
@@ -95,8 +95,8 @@ def delete_environment(session: Session, site: str, env: str, *, yes: bool) -> N
     found = _environment(session, Place(site, env))
     name = text_at(found, "slug") or env
     confirm(f"Tear {name} of {site} down?", yes=yes)
-    session.api.delete(Place(site, text_at(found, "id") or env).endpoint())
-    session.show(found, lambda: click.echo(printable(f"{name} is torn down")))
+    deleted = session.api.delete(Place(site, text_at(found, "id") or env).endpoint())
+    session.show(deleted or found, lambda: click.echo(printable(f"{name} is torn down")))
 
 
 @click.command("url")

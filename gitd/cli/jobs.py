@@ -17,9 +17,9 @@ COLUMNS = (
     Column("JOB", "id", Kind.ID),
     Column("TYPE", "type"),
     Column("STATUS", "status", Kind.STATUS),
-    Column("DONE", "progress", Kind.PERCENT),
-    Column("FOR", "resource.id", Kind.ID),
-    Column("CREATED", "created_at", Kind.TIME),
+    Column("DONE", "progress", Kind.PERCENT, rank=2),
+    Column("FOR", "resource.id", Kind.ID, rank=4),
+    Column("CREATED", "created_at", Kind.TIME, rank=1),
 )
 
 

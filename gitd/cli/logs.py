@@ -8,31 +8,35 @@ from collections.abc import Iterator
 
 import click
 
-from gitd.cli.answers import Job, LogLine
+from gitd.cli.answers import Job, LogLine, as_fields, text_at
 from gitd.cli.client import Api, endpoint
 from gitd.cli.exits import ExitCode, NothingToDoError
-from gitd.cli.options import json_option
+from gitd.cli.options import Place, json_option
 from gitd.cli.screen import colourful, printable, shows_colours
 from gitd.cli.session import Session, print_json
 from gitd.cli.stream import PATIENCE_S, Item, JobStream, Outage
 from gitd.cli.waiting import environment_endpoint
 
-RESOURCE_TYPES = {"build_": "build", "dep_": "deployment"}
+RESOURCE_TYPES = {"build": "build", "dep": "deployment"}
 PAGES_MAX = 20
 
 
 @click.command("logs")
 @click.argument("of", metavar="BUILD|DEPLOYMENT|JOB")
+@click.option("--site", metavar="SITE", envvar="FORGE_SITE", help="Where the build or deployment")
+@click.option("--env", metavar="ENV", help="is, if known: without, it is looked for.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job is over.")
 @click.option("--stages", is_flag=True, help="Begin each line with its stage.")
 @json_option
 @click.pass_obj
-def logs(session: Session, of: str, *, follow: bool, stages: bool) -> ExitCode:
+def logs(
+    session: Session, of: str, site: str | None, env: str | None, *, follow: bool, stages: bool
+) -> ExitCode:
     """Print the log of a build, a deployment or a job.
 
     With --json an array of lines, or with --follow too an object per line as it comes.
     """
-    job = find_job(session.api, of)
+    job = find_job(session.api, of, Place(site, env) if site and env else None)
     try:
         if job.is_over or follow:
             _print_stream(session, job, follow=follow, stages=stages)
@@ -43,12 +47,15 @@ def logs(session: Session, of: str, *, follow: bool, stages: bool) -> ExitCode:
     return ExitCode.OK
 
 
-def find_job(api: Api, name: str) -> Job:
+def find_job(api: Api, name: str, place: Place | None) -> Job:
     """The job with this id, or the one that works for the build or deployment with it."""
-    for prefix, resource_type in RESOURCE_TYPES.items():
-        if name.startswith(prefix):
-            return _job_for(api, resource_type, name)
-    return Job.of(api.get(endpoint("jobs", name)))
+    resource_type = RESOURCE_TYPES.get(name.partition("_")[0])
+    if resource_type is None:
+        return Job.of(api.get(endpoint("jobs", name)))
+    if place is None:
+        return _job_for(api, resource_type, name)
+    found = as_fields(api.get(place.endpoint(f"{resource_type}s", name)), resource_type)
+    return Job.of(api.get(endpoint("jobs", text_at(found, "job_id"))))
 
 
 def _job_for(api: Api, resource_type: str, resource_id: str) -> Job:
@@ -60,7 +67,7 @@ def _job_for(api: Api, resource_type: str, resource_id: str) -> Job:
                 return job
     raise NothingToDoError(
         f"{resource_type}.not_found",
-        f"No job of {resource_id} is to be seen: look for it with `mf jobs`, and give its job id.",
+        f"No job of {resource_id} is to be seen: name its --site and --env, or its job.",
     )
 
 

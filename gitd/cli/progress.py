@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 WORDS = {"build.run": "build", "deployment.roll": "roll"}
+STAGE_CHARS = 8
 
 
 class Display(Protocol):
@@ -141,4 +142,5 @@ class LiveDisplay:
         line = Text.from_ansi(colourful(item.line), overflow="fold")
         if not item.stage:
             return line
-        return Text.assemble((f"{printable(item.stage)} ", "dim"), line, overflow="fold")
+        stage = f"{printable(item.stage):<{STAGE_CHARS}} "
+        return Text.assemble((stage, "dim"), line, overflow="fold")

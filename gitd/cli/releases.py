@@ -13,10 +13,10 @@ from gitd.cli.tables import Column, Kind, print_page
 COLUMNS = (
     Column("RELEASE", "id", Kind.ID),
     Column("NOW", "current", Kind.STATUS),
-    Column("REF", "ref"),
-    Column("ARTIFACT", "artifact_id", Kind.ID),
-    Column("BY", "actor.label"),
-    Column("DEPLOYED", "deployed_at", Kind.TIME),
+    Column("REF", "ref", Kind.REF),
+    Column("ARTIFACT", "artifact_id", Kind.ID, rank=4),
+    Column("BY", "actor.label", rank=2),
+    Column("DEPLOYED", "deployed_at", Kind.TIME, rank=1),
 )
 
 

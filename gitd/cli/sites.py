@@ -15,8 +15,8 @@ from gitd.cli.tables import Column, Kind, print_fields, print_page
 COLUMNS = (
     Column("NAME", "name"),
     Column("ID", "id", Kind.ID),
-    Column("DEFAULT BRANCH", "default_branch"),
-    Column("CREATED", "created_at", Kind.TIME),
+    Column("DEFAULT BRANCH", "default_branch", rank=1),
+    Column("CREATED", "created_at", Kind.TIME, rank=2),
 )
 
 
@@ -81,5 +81,5 @@ def delete_site(session: Session, site: str, *, yes: bool) -> None:
     name = text_at(found, "name") or site
     confirm(f"Delete {name}, its repository and its environments?", yes=yes)
     # By id: what was asked about is what is deleted, whatever has the name by now.
-    api.delete(endpoint("sites", text_at(found, "id") or site))
-    session.show(found, lambda: click.echo(printable(f"{name} is deleted")))
+    deleted = api.delete(endpoint("sites", text_at(found, "id") or site))
+    session.show(deleted or found, lambda: click.echo(printable(f"{name} is deleted")))

@@ -1,11 +1,12 @@
 """Tables: lists and objects for people.
 
-On a terminal they fit its width and have colours; elsewhere each cell is whole, so that `grep`
-and `awk` find what they look for.
+On a terminal they fit its width: values are shortened, and the columns that matter least are left
+out. Elsewhere every value is whole, so that `grep` and `awk` find what they look for.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from enum import Enum, auto
 import click
 
 from gitd.cli.answers import Fields, Page, at
-from gitd.cli.screen import is_live, printable
+from gitd.cli.screen import is_live, printable, shows_colours
 
-STATUS_STYLES = {
+STATUS_COLOURS = {
     "succeeded": "green",
     "active": "green",
     "current": "green",
@@ -27,6 +28,9 @@ STATUS_STYLES = {
     "provisioning": "cyan",
 }
 NOTHING = "-"
+GAP = "  "
+TEXT_CHARS_MIN = 8
+COMMIT_CHARS = 12
 
 
 class Kind(Enum):
@@ -34,6 +38,8 @@ class Kind(Enum):
 
     ID = auto()  # whole, for copying
     TEXT = auto()
+    REF = auto()
+    COMMIT = auto()
     STATUS = auto()
     TIME = auto()
     SIZE = auto()
@@ -42,11 +48,15 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its title and the dotted path of its value in each object."""
+    """A column: its title and the dotted path of its value in each object.
+
+    `rank`: where there is no room the highest goes first; 0 stays.
+    """
 
     title: str
     path: str
     kind: Kind = Kind.TEXT
+    rank: int = 0
 
 
 def print_page(page: Page, columns: Sequence[Column], *, what: str) -> None:
@@ -55,9 +65,9 @@ def print_page(page: Page, columns: Sequence[Column], *, what: str) -> None:
         click.echo(f"No {what}.", err=True)
         return
     if is_live(sys.stdout):
-        _print_rich(page.items, columns)
+        _print_fitting(page.items, columns, shutil.get_terminal_size().columns)
     else:
-        _print_plain(page.items, columns)
+        _print_whole(page.items, columns)
     if page.has_more:
         click.echo(f"There are more {what}: --limit N or --all shows them.", err=True)
 
@@ -90,40 +100,88 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def _print_plain(items: Sequence[Fields], columns: Sequence[Column]) -> None:
+def _print_whole(items: Sequence[Fields], columns: Sequence[Column]) -> None:
     rows = [[column.title for column in columns]]
     rows += [[printable(_plain(at(item, column.path))) for column in columns] for item in items]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    widths = [max(map(_width, cells)) for cells in zip(*rows, strict=True)]
     for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        click.echo(_line(row, widths))
 
 
-def _print_rich(items: Sequence[Fields], columns: Sequence[Column]) -> None:
-    # rich takes 60 ms to import, and only a terminal needs it.
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        is_text = column.kind is Kind.TEXT
-        table.add_column(column.title, no_wrap=not is_text, overflow="fold")
+def _print_fitting(items: Sequence[Fields], columns: Sequence[Column], width: int) -> None:
     now = datetime.now(UTC)
-    for item in items:
-        cells = []
-        for column in columns:
-            cell = printable(_short(at(item, column.path), column.kind, now))
-            style = STATUS_STYLES.get(cell, "") if column.kind is Kind.STATUS else ""
-            cells.append(Text(cell, style=style))
-        table.add_row(*cells)
-    Console(highlight=False).print(table)
+    cells = {
+        column: [
+            column.title,
+            *(printable(_short(at(item, column.path), column.kind, now)) for item in items),
+        ]
+        for column in columns
+    }
+    widths = fitting_widths({column: max(map(_width, cells[column])) for column in columns}, width)
+    for index in range(len(items) + 1):
+        row = [_cut(cells[column][index], widths[column]) for column in widths]
+        styles = [_style(column, row[at], is_title=index == 0) for at, column in enumerate(widths)]
+        click.echo(_line(row, list(widths.values()), styles))
+
+
+def fitting_widths(wanted: dict[Column, int], width: int) -> dict[Column, int]:
+    """The columns that fit into `width`, each with its own. Ids are never cut."""
+    widths = dict(wanted)
+
+    def lacks() -> int:
+        return sum(widths.values()) + len(GAP) * (len(widths) - 1) - width
+
+    while lacks() > 0 and (last := max(widths, key=lambda column: column.rank)).rank:
+        del widths[last]
+    for column in sorted(widths, key=widths.__getitem__, reverse=True):
+        if column.kind in (Kind.TEXT, Kind.REF) and lacks() > 0:
+            widths[column] = max(min(TEXT_CHARS_MIN, widths[column]), widths[column] - lacks())
+    return widths
+
+
+def _line(row: Sequence[str], widths: Sequence[int], styles: Sequence[str] = ()) -> str:
+    parts = []
+    for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        padding = " " * (width - _width(cell)) if index < len(row) - 1 else ""
+        parts.append((_styled(cell, styles[index]) if styles else cell) + padding)
+    return GAP.join(parts)
+
+
+def _style(column: Column, cell: str, *, is_title: bool) -> str:
+    if is_title:
+        return "bold"
+    return STATUS_COLOURS.get(cell, "") if column.kind is Kind.STATUS else ""
+
+
+def _styled(cell: str, style: str) -> str:
+    if not style or not shows_colours(sys.stdout):
+        return cell
+    return click.style(cell, bold=True) if style == "bold" else click.style(cell, fg=style)
+
+
+def _cut(cell: str, width: int) -> str:
+    while _width(cell) > width:
+        cell = cell[:-2] + "…"
+    return cell
+
+
+def _width(cell: str) -> int:
+    """How many places of a terminal the text takes: some letters take two."""
+    if cell.isascii():
+        return len(cell)
+    from rich.cells import cell_len
+
+    return cell_len(cell)
 
 
 def _short(value: object, kind: Kind, now: datetime) -> str:
     match kind, value:
         case Kind.TIME, str():
             return age(value, now)
+        case Kind.REF, str():
+            return value.removeprefix("refs/heads/").removeprefix("refs/tags/")
+        case Kind.COMMIT, str():
+            return value[:COMMIT_CHARS]
         case Kind.SIZE, int():
             return size(value)
         case Kind.PERCENT, int():

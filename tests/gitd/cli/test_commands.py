@@ -155,9 +155,10 @@ DELETES = [
 @pytest.mark.parametrize("is_empty", [True, False])
 def test_delete_by_id_after_a_yes(mf, peer, arguments, path, thing, id_path, is_empty) -> None:
     peer.on("GET", path, peer.one(thing))
-    peer.on("DELETE", id_path, peer.raw("", status=204) if is_empty else peer.one(thing))
+    deleted = {"id": thing["id"], "deleted": True}
+    peer.on("DELETE", id_path, peer.raw("", status=204) if is_empty else peer.one(deleted))
     assert mf(*arguments, "--yes").code == 0
-    assert mf(*arguments, "-y", "--json").json == thing
+    assert mf(*arguments, "-y", "--json").json == (thing if is_empty else deleted)
 
 
 @pytest.mark.parametrize(("arguments", "path", "thing", "id_path"), DELETES)

@@ -335,7 +335,17 @@ def test_build_is_looked_for_among_the_jobs_of_builds(mf, peer, stream_of) -> No
     assert peer.seen[0].query == {"resource_type": "build", "limit": "100"}
     ran = mf("logs", "build_99")
     assert ran.code == 3
-    assert "mf jobs" in ran.err
+    assert "--site" in ran.err
+
+
+@pytest.mark.parametrize(("name", "kind"), [("build_01", "builds"), ("dep_01", "deployments")])
+def test_build_or_deployment_is_found_where_it_is_said_to_be(
+    mf, peer, stream_of, name, kind
+) -> None:
+    finished(peer, stream_of)
+    peer.on("GET", f"{HERE}/{kind}/{name}", peer.one({"id": name, "job_id": "job_01"}))
+    assert mf("logs", name, *PLACE).out.startswith("Cloning")
+    assert "/v1/jobs" not in [seen.path for seen in peer.seen]
 
 
 def test_log_of_a_running_build_is_printed_so_far(mf, peer, stream_of) -> None:
@@ -472,12 +482,14 @@ def test_terminal_is_asked_before_a_site_is_deleted(mf, peer, answer, code) -> N
     assert ("DELETE" in [seen.method for seen in peer.seen]) == (code == 0)
 
 
-def test_table_on_a_terminal_keeps_ids_whole(mf, peer) -> None:
+@pytest.mark.parametrize("columns", ["20", "55", "100", "200"])
+def test_table_on_a_terminal_keeps_ids_whole(mf, peer, columns) -> None:
     job_id = "job_01J9ZZZZZZZZZZZZZZZZZZZZZZ"
     job = {"id": job_id, "status": "failed", "type": "[red]x", "created_at": "2020-01-01T00:00:00Z"}
     peer.on("GET", "/v1/jobs", peer.many([job]))
-    terminal = Terminal(mf, "jobs", COLUMNS="100")
+    terminal = Terminal(mf, "jobs", COLUMNS=columns)
     assert terminal.end() == 0
     assert job_id in terminal.shown
     assert "[red]x" in terminal.shown
-    assert " d ago" in terminal.shown
+    assert (" d ago" in terminal.shown) == (int(columns) > 60)
+    assert "\x1b[31mfailed" in terminal.shown

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from gitd.cli.answers import Page
-from gitd.cli.tables import Column, Kind, age, print_fields, print_page, size
+from gitd.cli.tables import Column, Kind, age, fitting_widths, print_fields, print_page, size
 
 NOW = datetime(2026, 6, 23, 12, 0, tzinfo=UTC)
 COLUMNS = (Column("NAME", "name"), Column("BY", "actor.label"), Column("NOW", "current"))
@@ -85,3 +85,27 @@ def test_kinds_that_shorten_leave_odd_values_alone(capsys: pytest.CaptureFixture
     columns = [Column(kind.name, "v", kind) for kind in Kind]
     print_page(Page([{"v": {"odd": 1}}, {"v": 3}, {}], has_more=False), columns, what="things")
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+ID, REF, WHEN = Column("ID", "id", Kind.ID), Column("REF", "ref"), Column("WHEN", "when", rank=1)
+WANTED = {ID: 30, REF: 40, WHEN: 10}
+
+
+@pytest.mark.parametrize(
+    ("width", "widths"),
+    [
+        (200, {ID: 30, REF: 40, WHEN: 10}),
+        (84, {ID: 30, REF: 40, WHEN: 10}),
+        (83, {ID: 30, REF: 40}),
+        (60, {ID: 30, REF: 28}),
+        (10, {ID: 30, REF: 8}),
+    ],
+)
+def test_columns_are_left_out_before_values_are_cut(width: int, widths: dict[Column, int]) -> None:
+    assert fitting_widths(WANTED, width) == widths
+
+
+def test_wide_letters_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Page([{"name": "日本", "actor": {"label": "x"}}, {"name": "ab"}], has_more=False)
+    print_page(page, COLUMNS[:2], what="things")
+    assert capsys.readouterr().out.splitlines() == ["NAME  BY", "日本  x", "ab    -"]
