@@ -169,9 +169,7 @@ async def test_artifact_of_another_site_cannot_be_deployed(service, acme) -> Non
 async def test_rollback_by_deployment_brings_the_release_before_it_back(service, acme) -> None:
     first = await acme.release(b"one")
     second = await acme.release(b"two")
-    heard = await service.post(
-        f"{acme.production}/deployments/{second['deployment_id']}/rollback"
-    )
+    heard = await service.post(f"{acme.production}/deployments/{second['deployment_id']}/rollback")
     assert (heard.status, heard.data["type"]) == (202, "deployment.roll")
     await service.serve(await acme.env_id("production"))
     releases = (await service.get(f"{acme.production}/releases")).data
@@ -258,7 +256,9 @@ async def test_failed_roll_leaves_the_prior_release_current(service, acme) -> No
     assert deployment["status"] == "failed"
     assert deployment["error"]["code"] == "deployment.health_check_failed"
     assert deployment["release_id"] is None
-    (current,) = [r for r in (await service.get(f"{acme.production}/releases")).data if r["current"]]
+    (current,) = [
+        r for r in (await service.get(f"{acme.production}/releases")).data if r["current"]
+    ]
     assert current["id"] == first["id"]
 
 

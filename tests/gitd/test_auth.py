@@ -1,0 +1,263 @@
+"""API keys: contract §2 "Authentication", "Scopes"."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gitd import auth
+from gitd.auth import Authenticator, Family, expand_scopes, granted_by, is_well_formed, mint
+from gitd.errors import (
+    AddressRefusedError,
+    AuthenticationError,
+    KeyBoundError,
+    KeyInvalidError,
+    ScopeInsufficientError,
+)
+from storage.ids import is_id
+from storage.records import api_keys
+from storage.records.db import Records
+
+NOW = 1_780_000_000_000
+
+
+@pytest.fixture
+def records(tmp_path: Path):
+    opened = Records.open(tmp_path / "gitd.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def clock():
+    times = [NOW]
+
+    def now() -> int:
+        return times[0]
+
+    now.times = times
+    return now
+
+
+def keep(records, key) -> None:
+    records.write(lambda db: api_keys.add(db, key))
+
+
+def test_secret_has_its_family_30_random_characters_and_a_checksum() -> None:
+    for family in Family:
+        secret, key = mint("ci", ["jobs:read"], family=family, now=NOW)
+        text = secret.reveal()
+        assert text.startswith(f"{family}_")
+        assert len(text) == len(family) + 1 + 36
+        assert is_well_formed(text)
+        assert is_id(key.id, "key")
+
+
+def test_only_the_sha256_of_a_secret_is_kept() -> None:
+    secret, key = mint("ci", ["jobs:read"], now=NOW)
+    assert key.secret_sha256 == hashlib.sha256(secret.reveal().encode()).digest()
+    assert secret.reveal() not in repr((secret, key))
+    assert repr(secret) == str(secret) == "***"
+    assert len(key.hint) < 20
+
+
+@given(st.integers(0, 44), st.sampled_from(auth.BASE62))
+def test_one_wrong_character_breaks_the_checksum(at: int, char: str) -> None:
+    secret = mint("ci", ["jobs:read"], now=NOW)[0].reveal()
+    changed = secret[:at] + char + secret[at + 1 :]
+    assert is_well_formed(changed) == (changed == secret)
+
+
+def test_key_lives_90_days_by_default_and_a_year_at_most() -> None:
+    assert mint("ci", ["*"], now=NOW)[1].expires_at == NOW + 90 * auth.DAY_MS
+    assert mint("ci", ["*"], ttl_ms=auth.TTL_MS_MAX, now=NOW)[1].expires_at == (
+        NOW + 365 * auth.DAY_MS
+    )
+    for ttl_ms in (0, -1, auth.TTL_MS_MAX + 1):
+        with pytest.raises(KeyInvalidError) as refused:
+            mint("ci", ["*"], ttl_ms=ttl_ms, now=NOW)
+        assert refused.value.param == "ttl"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"label": ""}, "label"),
+        ({"label": "a\nb"}, "label"),
+        ({"label": "x" * 101}, "label"),
+        ({"scopes": []}, "scopes"),
+        ({"scopes": ["deployments:raed"]}, "scopes"),
+        ({"cidrs": ["10.0.0.1/8"]}, "cidrs"),
+        ({"cidrs": ["nonsense"]}, "cidrs"),
+        ({"cidrs": ["10.0.0.0/8"] * 51}, "cidrs"),
+        ({"env_id": "env_1"}, "site_id"),
+    ],
+)
+def test_key_that_cannot_be_names_the_field(fields, param: str) -> None:
+    asked = {"label": "ci", "scopes": ["*"], **fields}
+    with pytest.raises(KeyInvalidError) as refused:
+        mint(asked.pop("label"), asked.pop("scopes"), **asked)
+    assert refused.value.param == param
+
+
+def test_mistyped_scope_and_preset_name_the_nearest() -> None:
+    with pytest.raises(KeyInvalidError, match="did you mean deployments:read"):
+        expand_scopes(["deployments:raed"])
+    with pytest.raises(KeyInvalidError, match="did you mean deploy-bot"):
+        expand_scopes(preset="deploybot")
+
+
+def test_preset_is_expanded_when_the_key_is_made() -> None:
+    assert set(expand_scopes(preset="deploy-bot")) == {
+        "sites:read",
+        "deployments:write",
+        "environments:write",
+        "domains:read",
+        "jobs:read",
+        "observability:read",
+    }
+    assert "keys:write" in expand_scopes(["keys:write"], preset="read-only")
+    assert expand_scopes(["sites:*"]) == ("sites:admin",)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "wanted", "may"),
+    [
+        (("deployments:write",), "deployments:read", True),
+        (("deployments:admin",), "deployments:write", True),
+        (("deployments:admin",), "deployments:read", True),
+        (("deployments:read",), "deployments:write", False),
+        (("deployments:write",), "deployments:admin", False),
+        (("deployments:write",), "sites:read", False),
+        (("*",), "sites:admin", True),
+        (("*",), "jobs:read", True),
+        (("*",), "keys:write", False),
+        (("*",), "credentials:read", False),
+        (("*",), "credentials:write", False),
+        (("*",), "exec:raw", False),
+        (("credentials:write",), "credentials:read", False),
+        (("keys:write",), "keys:write", True),
+        (("*", "exec:raw"), "exec:raw", True),
+    ],
+)
+def test_wider_scopes_imply_narrower_and_isolated_ones_are_never_implied(
+    scopes, wanted: str, may: bool
+) -> None:
+    assert (wanted in granted_by(scopes)) is may
+
+
+def test_actor_is_known_by_its_secret(records, clock) -> None:
+    secret, key = mint("the bot", ["deployments:write"], family=Family.SERVICE, now=NOW)
+    keep(records, key)
+    actor = Authenticator(records, clock).authenticate(secret.reveal(), "127.0.0.1")
+    assert (actor.ref.type, actor.ref.id, actor.ref.label) == ("service_key", key.id, "the bot")
+    actor.require("deployments:read")
+    with pytest.raises(ScopeInsufficientError) as refused:
+        actor.require("sites:read")
+    assert refused.value.scope == "sites:read"
+
+
+def test_unknown_revoked_and_malformed_secrets_read_the_same(records, clock) -> None:
+    authenticator = Authenticator(records, clock)
+    revoked, key = mint("ci", ["*"], now=NOW)
+    keep(records, key)
+    authenticator.authenticate(revoked.reveal(), None)
+    records.write(lambda db: api_keys.revoke(db, key.id, NOW))
+    unknown = mint("ci", ["*"], now=NOW)[0]
+    said = set()
+    for secret in (revoked.reveal(), unknown.reveal(), "", "mfk_live_x", "é" * 45, "\ud800"):
+        with pytest.raises(AuthenticationError) as refused:
+            authenticator.authenticate(secret, None)
+        said.add((refused.value.code, str(refused.value)))
+    assert len(said) == 1
+
+
+def test_key_stops_at_the_moment_that_it_expires(records, clock) -> None:
+    secret, key = mint("ci", ["*"], ttl_ms=1000, now=NOW)
+    keep(records, key)
+    authenticator = Authenticator(records, clock)
+    clock.times[0] = NOW + 999
+    authenticator.authenticate(secret.reveal(), None)
+    clock.times[0] = NOW + 1000
+    with pytest.raises(AuthenticationError, match="expired") as refused:
+        authenticator.authenticate(secret.reveal(), None)
+    assert refused.value.code == "authentication.invalid_key"
+
+
+@pytest.mark.parametrize(
+    ("address", "may"),
+    [
+        ("10.1.2.3", True),
+        ("::ffff:10.1.2.3", True),
+        ("2001:db8::1", True),
+        ("11.0.0.1", False),
+        ("2001:db9::1", False),
+        ("nonsense", False),
+        (None, False),
+    ],
+)
+def test_key_with_networks_works_only_from_them(records, clock, address, may: bool) -> None:
+    secret, key = mint("ci", ["*"], cidrs=["10.0.0.0/8", "2001:db8::/32"], now=NOW)
+    keep(records, key)
+    authenticator = Authenticator(records, clock)
+    if may:
+        authenticator.authenticate(secret.reveal(), address)
+    else:
+        with pytest.raises(AddressRefusedError):
+            authenticator.authenticate(secret.reveal(), address)
+
+
+def test_last_use_is_recorded_at_most_once_a_minute(records, clock) -> None:
+    secret, key = mint("ci", ["*"], now=NOW)
+    keep(records, key)
+    authenticator = Authenticator(records, clock)
+    seen = []
+    for offset in (0, 1, 59_999, 60_000, 60_001):
+        clock.times[0] = NOW + offset
+        authenticator.authenticate(secret.reveal(), None)
+        records.write(lambda db: None)  # behind what was submitted
+        seen.append(api_keys.get(records.reader(), key.id).last_used_at - NOW)
+    assert seen == [0, 0, 0, 60_000, 60_000]
+
+
+def test_authentication_is_quick_enough_for_every_request(records, clock) -> None:
+    secret, key = mint("ci", ["*"], now=NOW)
+    keep(records, key)
+    authenticator = Authenticator(records, clock)
+    text = secret.reveal()
+    authenticator.authenticate(text, "127.0.0.1")
+    began = time.perf_counter()
+    for _ in range(200):
+        authenticator.authenticate(text, "127.0.0.1")
+    assert (time.perf_counter() - began) / 200 < 0.002
+
+
+def test_bound_actor_reaches_no_further_than_it_is_bound(records, clock) -> None:
+    def add_site(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO site VALUES('site_1', 'a', 'main', 0)")
+        db.execute(
+            "INSERT INTO environment VALUES('env_1','site_1','p','production',NULL,0,'active','a',0)"
+        )
+
+    records.write(add_site)
+    authenticator = Authenticator(records, clock)
+    site_secret, site_key = mint("ci", ["*"], site_id="site_1", now=NOW)
+    env_secret, env_key = mint("ci", ["*"], site_id="site_1", env_id="env_1", now=NOW)
+    keep(records, site_key)
+    keep(records, env_key)
+    of_site = authenticator.authenticate(site_secret.reveal(), None)
+    of_env = authenticator.authenticate(env_secret.reveal(), None)
+    of_site.require_whole_site()
+    for actor in (of_site, of_env):
+        assert actor.sees_site("site_1")
+        assert not actor.sees_site("site_2")
+        with pytest.raises(KeyBoundError):
+            actor.require_unbound()
+    with pytest.raises(KeyBoundError):
+        of_env.require_whole_site()

@@ -1,0 +1,106 @@
+"""Our own log: one line per request, and never a secret."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+import structlog
+from aiohttp import ClientSession, web
+
+from gitd.auth import mint
+from gitd.log import REQUEST_ID, configure, request_lines
+from storage.ids import is_id
+
+
+@pytest.fixture
+def lines():
+    out = io.BytesIO()
+    handlers = logging.root.handlers[:]
+    configure(stream=out, level="debug", as_json=True)
+    yield lambda: [json.loads(line) for line in out.getvalue().splitlines()]
+    logging.root.handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+def test_secrets_are_hidden_by_name_and_by_look_at_any_depth(lines) -> None:
+    secret = mint("ci", ["*"])[0].reveal()
+    structlog.get_logger().info(
+        "event",
+        authorization=f"Bearer {secret}",
+        Password="hunter2",
+        token=["a"],
+        note=f"the key {secret} was sent",
+        headers={"Authorization": "Basic eA==", "X": [secret.encode()]},
+        kept="mfk_live",
+    )
+    (line,) = lines()
+    text = json.dumps(line)
+    assert secret not in text
+    assert "hunter2" not in text
+    assert "eA==" not in text
+    assert line["note"] == "the key *** was sent"
+    assert line["kept"] == "mfk_live"
+
+
+def test_traceback_tells_where_and_not_which_values(lines) -> None:
+    secret = mint("ci", ["*"])[0].reveal()
+
+    def fails(held: str) -> None:
+        raise ValueError(f"broken for {held}")
+
+    try:
+        fails(secret)
+    except ValueError:
+        structlog.get_logger().exception("broke")
+    (line,) = lines()
+    assert "test_log.py" in line["exception"]
+    assert secret not in line["exception"]
+
+
+def test_libraries_speak_through_the_same_log(lines) -> None:
+    logging.getLogger("aiohttp.server").warning("odd %s", "thing")
+    logging.getLogger("aiohttp.server").info("chatter")
+    (line,) = lines()
+    assert (line["event"], line["message"]) == ("library_message", "odd thing")
+    assert line["level"] == "warning"
+
+
+async def test_every_request_has_one_line_with_the_id_that_it_was_answered_with(lines) -> None:
+    async def fine(request: web.Request) -> web.Response:
+        structlog.get_logger().info("inside")
+        return web.Response(text=request[REQUEST_ID])
+
+    async def breaks(request: web.Request) -> web.Response:
+        raise RuntimeError("no")
+
+    app = web.Application(middlewares=[request_lines])
+    app.router.add_get("/fine", fine)
+    app.router.add_get("/breaks", breaks)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = site._server.sockets[0].getsockname()
+    async with ClientSession(f"http://{host}:{port}") as client:
+        ids = []
+        for path, status in (("/fine?token=x", 200), ("/breaks", 500), ("/none", 404)):
+            async with client.get(path) as answer:
+                assert answer.status == status
+                ids.append(answer.headers["X-Request-Id"])
+                if status == 200:
+                    assert await answer.text() == ids[0]
+    await runner.cleanup()
+    assert len(set(ids)) == 3
+    assert all(is_id(request_id, "req") for request_id in ids)
+    requests = [line for line in lines() if line["event"] == "request"]
+    assert [(r["path"], r["status"], r["request_id"]) for r in requests] == [
+        ("/fine", 200, ids[0]),
+        ("/breaks", 500, ids[1]),
+        ("/none", 404, ids[2]),
+    ]
+    assert next(x for x in lines() if x["event"] == "inside")["request_id"] == ids[0]
+    (broke,) = [line for line in lines() if line["event"] == "request_broke"]
+    assert "RuntimeError: no" in broke["exception"]
