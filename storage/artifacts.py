@@ -31,6 +31,7 @@ from storage.digest import Digest
 from storage.envelope import ENVELOPE_BYTES_MAX, Envelope
 from storage.errors import (
     ManifestInvalidError,
+    RecordsError,
     StorageError,
     StorageFullError,
     StoreChangedError,
@@ -51,6 +52,7 @@ from storage.layout import FORMAT_LINE, SHARDED, SHARDS, Layout
 from storage.manifest import MANIFEST_BYTES_MAX, FileEntry, Manifest
 from storage.records import blobs as rows
 from storage.records.db import Records
+from storage.records.db import mapped_errors as mapped_record_errors
 from storage.source import Draft, Limits, SourceEntry, SourceFile
 
 R = TypeVar("R")
@@ -102,6 +104,7 @@ class ArtifactStore:
         self.layout = layout
         self._records = records
         self._gate = Gate(layout)
+        self._is_doubtful = False
 
     @classmethod
     def open(cls, root: Path, records: Records, *, group: int | None) -> ArtifactStore:
@@ -143,9 +146,10 @@ class ArtifactStore:
             TreeTooLargeError: It is beyond the limits.
             StorageFullError: No room; what was written is removed again.
             StoreChangedError: Blobs were collected meanwhile, again and again: repeat it.
-            StorageError: Whatever else failed; what was written is removed again.
+            StorageError: Whatever else failed; what was written is removed again. Only when the
+                commit itself failed is its outcome unknown until `recover` after the next start.
         """
-        with mapped_errors("take in a tree"), self._lease() as lease:
+        with mapped_errors("take in a tree"), mapped_record_errors(), self._lease() as lease:
             ingest = _Ingest(self.layout, self._records, Staging(self.layout, lease), limits)
             ingest.stage(tree)
             manifest = ingest.draft.manifest()
@@ -171,7 +175,7 @@ class ArtifactStore:
         Safe while others use the store, since a living ingest's lease is locked. An envelope counts
         as known when there is an `attestation` of it.
         """
-        with mapped_errors("recover the store"):
+        with mapped_errors("recover the store"), mapped_record_errors():
             leases = files = 0
             for name in os.listdir(self.layout.tmp):  # noqa: PTH208 - plain names are wanted
                 lease = Lease.seize(self.layout.tmp / name)
@@ -191,6 +195,9 @@ class ArtifactStore:
         try:
             yield lease
         except BaseException:
+            if self._is_doubtful:
+                lease.is_abandoned = True
+                raise
             # Should this fail as well, the first error is the one to tell; the rest is harmless.
             with contextlib.suppress(StorageError, OSError):
                 self._remove_unknown(lease)
@@ -230,14 +237,27 @@ class ArtifactStore:
         )
         ingest.staging.place(live)
 
+        is_written = False
+
         def commit(db: sqlite3.Connection) -> R:
+            nonlocal is_written
+            is_written = False
             rows.publish(db, tree, list(ingest.files), placed)
-            return record(db, ingested)
+            answer = record(db, ingested)
+            is_written = True
+            return answer
 
         try:
             return ingested, self._records.write(commit)
         except rows.BlobsMissingError as error:
             raise StoreChangedError("blobs went away behind the gate: repeat it") from error
+        except RecordsError:
+            if is_written:
+                # The commit itself failed. The database may still find it in its log when it is
+                # opened again: only the next start knows what is rubbish, so nothing is removed
+                # until then, neither after this failure nor after later ones.
+                self._is_doubtful = True
+            raise
 
     def _check_room(self) -> None:
         room = os.statvfs(self.layout.root)

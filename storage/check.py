@@ -22,6 +22,7 @@ from storage.manifest import FileEntry
 from storage.reader import StoreReader
 from storage.records import blobs as rows
 from storage.records.db import Records
+from storage.records.db import mapped_errors as mapped_record_errors
 
 _PIECE_BYTES = 1 << 20
 
@@ -57,7 +58,13 @@ def check_store(root: Path, records: Records) -> Report:
 
     Raises:
         StorageIoError: The system refused to list a folder.
+        RecordsError: The database refused.
     """
+    with mapped_errors(f"check the store {root}"), mapped_record_errors():
+        return _check(root, records)
+
+
+def _check(root: Path, records: Records) -> Report:
     layout = Layout(root)
     reader = StoreReader(root)
     db = records.reader()
@@ -65,11 +72,10 @@ def check_store(root: Path, records: Records) -> Report:
     live = rows.each_live(db)
     trees = [Digest(digest) for digest in rows.each_tree(db)]
     attestations = rows.each_attestation(db)
-    with mapped_errors(f"check the store {root}"):
-        problems = [p for key, size in live if (p := _blob_problem(layout, key, size))]
-        problems += [p for digest in trees if (p := _tree_problem(reader, records, digest))]
-        problems += [p for item in attestations if (p := _envelope_problem(reader, *item))]
-        leftovers = _leftovers(layout, records)
+    problems = [p for key, size in live if (p := _blob_problem(layout, key, size))]
+    problems += [p for digest in trees if (p := _tree_problem(reader, records, digest))]
+    problems += [p for item in attestations if (p := _envelope_problem(reader, *item))]
+    leftovers = _leftovers(layout, records)
     return Report(
         blobs=len(live),
         trees=len(trees),

@@ -165,6 +165,7 @@ class Lease:
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.fd = fd
+        self.is_abandoned = False
 
     @classmethod
     def take(cls, parent: Path) -> Lease:
@@ -195,9 +196,13 @@ class Lease:
         return cls(str(path), fd)
 
     def release(self) -> None:
-        """Remove the directory and all in it. A second call does nothing."""
+        """Remove the directory and all in it, unless it is abandoned: then whoever seizes it does.
+
+        A second call does nothing.
+        """
         if self.fd < 0:
             return
-        shutil.rmtree(self.path, ignore_errors=True)
+        if not self.is_abandoned:
+            shutil.rmtree(self.path, ignore_errors=True)
         os.close(self.fd)
         self.fd = -1

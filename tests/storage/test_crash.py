@@ -149,6 +149,17 @@ def test_ingest_is_whole_or_nothing_at_some_system_calls(
         crash(shop_at, before, tmp_path, where, how=how, count=0)
 
 
+@pytest.mark.timeout(300)
+def test_commit_that_failed_is_left_to_the_next_start(
+    shop_at, before: Path, tmp_path: Path
+) -> None:
+    # The database says "disk I/O error", and finds the commit in its log when it is opened again.
+    syncs = [where for where in points(before, tmp_path, 0) if where[0] == "fdatasync"]
+    assert syncs
+    for where in syncs:
+        crash(shop_at, before, tmp_path, where, how="error=EIO", count=0)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [0, 20])
