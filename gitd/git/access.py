@@ -37,7 +37,7 @@ class Opened:
 class GitAccess(Protocol):
     """Resolver and authoriser in one."""
 
-    async def open(self, request: web.Request, path: str, service: Service) -> Opened:
+    async def open(self, request: web.Request, path: str, service: Service, /) -> Opened:
         """Find the repository of a URL's path (`acme-store.git`), if the asker may use it.
 
         `path` is percent-decoded, has no leading slash, and is relative with no empty, `.` or

@@ -1,0 +1,212 @@
+"""A real server process over real repositories, and the real git client."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+REPOSITORY_ROOT = Path(__file__).parents[3]
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "Ada",
+    "GIT_AUTHOR_EMAIL": "ada@example.org",
+    "GIT_COMMITTER_NAME": "Ada",
+    "GIT_COMMITTER_EMAIL": "ada@example.org",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C",
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished git command; `text` is both of its streams."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+
+def run_git(
+    *arguments: str | Path, cwd: Path, check: bool = True, stdin: bytes = b"", **environ: str
+) -> Done:
+    done = subprocess.run(
+        ["git", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **IDENTITY, **environ},
+        capture_output=True,
+        input=stdin,
+        timeout=100,
+        check=False,
+    )
+    found = Done(
+        done.returncode,
+        done.stdout.decode("utf-8", "replace").strip(),
+        done.stderr.decode("utf-8", "replace").strip(),
+    )
+    if check and done.returncode:
+        raise AssertionError(f"git {arguments} failed: {found.text}")
+    return found
+
+
+@dataclass
+class Server:
+    """The server: where its repositories are, and how they are reached."""
+
+    root: Path
+    url: str
+    process: subprocess.Popen[str]
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60))
+
+    def create(self, name: str, *, push: bool = True, **config: str) -> Path:
+        """Make a bare repository; config keys have `__` for dots."""
+        path = self.root / name
+        run_git("init", "-q", "--bare", "-b", "main", path, cwd=self.root)
+        if push:
+            run_git("config", "http.receivepack", "true", cwd=path)
+        for key, value in config.items():
+            run_git("config", key.replace("__", "."), value, cwd=path)
+        return path
+
+    def url_of(self, path: Path) -> str:
+        return f"{self.url}/{path.relative_to(self.root)}"
+
+    def post(self, path: Path, service: str, body: bytes, **headers: str) -> httpx.Response:
+        return self.client.post(
+            f"{self.url_of(path)}/{service}",
+            content=body,
+            headers={
+                "Content-Type": f"application/x-{service}-request",
+                **{name.replace("_", "-"): value for name, value in headers.items()},
+            },
+        )
+
+
+def start_server(root: Path, *arguments: str) -> Server:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "gitd.git",
+            "--root",
+            str(root),
+            "--listen",
+            "127.0.0.1:0",
+            *arguments,
+        ],
+        cwd=REPOSITORY_ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.search(r"http://\S+:\d+", line)
+    assert found, line
+    return Server(root, found[0], process)
+
+
+def stop_server(server: Server) -> None:
+    server.client.close()
+    server.process.terminate()
+    assert server.process.wait(10) == 0
+    assert server.process.stdout is not None
+    server.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = start_server(
+        tmp_path_factory.mktemp("served"), "--remote-user-header", "X-Remote-User"
+    )
+    yield server
+    stop_server(server)
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    return shared_server
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A name for a repository that no other test has."""
+    digits = re.sub(r"\W+", "-", request.node.name)[:60]
+    return f"{digits}-{os.urandom(3).hex()}.git"
+
+
+@pytest.fixture
+def bare(server: Server, name: str) -> Path:
+    """An empty served repository that takes pushes."""
+    return server.create(name)
+
+
+@pytest.fixture
+def work(server: Server, bare: Path, tmp_path: Path) -> Path:
+    """A clone with one commit, pushed as main to the served repository."""
+    work = tmp_path / "work"
+    run_git("init", "-q", "-b", "main", work, cwd=tmp_path)
+    run_git("remote", "add", "origin", server.url_of(bare), cwd=work)
+    commit(work, "one")
+    run_git("push", "-q", "origin", "main", cwd=work)
+    return work
+
+
+def commit(work: Path, message: str, **files: str) -> str:
+    """Commit files (by default one that is named for the message); return the commit's id."""
+    for file, content in (files or {message: f"{message}\n"}).items():
+        path = work / file.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    run_git("add", "-A", cwd=work)
+    run_git("commit", "-q", "--allow-empty", "-m", message, cwd=work)
+    return head(work)
+
+
+def head(path: Path, ref: str = "HEAD") -> str:
+    return run_git("rev-parse", ref, cwd=path).out
+
+
+@pytest.fixture
+def git() -> Callable[..., Done]:
+    return run_git
+
+
+@pytest.fixture(name="commit")
+def commit_fixture() -> Callable[..., str]:
+    return commit
+
+
+@pytest.fixture(name="head")
+def head_fixture() -> Callable[..., str]:
+    return head
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., Server]]:
+    """Start servers of one's own, stopped at the end."""
+    servers: list[Server] = []
+
+    def start(root: Path, *arguments: str) -> Server:
+        servers.append(start_server(root, *arguments))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            stop_server(server)
+        else:
+            server.client.close()
+            assert server.process.stdout is not None
+            server.process.stdout.close()
