@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import encodings.idna  # noqa: F401 - imported late otherwise, when it may not be readable any more
 import os
 import signal
 import socket

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Final
 
 import aiohttp
@@ -76,6 +78,7 @@ class WebProxy:
         if request.headers.get("Expect", "").lower() == "100-continue":
             await _ask_for_body(request)
         is_repeatable = request.method in _SAFE_METHODS and not request.can_read_body
+        attempt = _Attempt()
         session = self._shared if is_repeatable and upgrade is None else self._single
         try:
             async with session.request(
@@ -85,11 +88,14 @@ class WebProxy:
                 data=request.content if request.can_read_body else None,
                 skip_auto_headers=_OWN_HEADERS,
                 allow_redirects=False,
+                trace_request_ctx=attempt,
             ) as answer:
                 if answer.status == 101:
                     return await self._tunnel(request, answer)
                 return await _relay(request, answer)
         except aiohttp.ClientConnectorError as error:
+            if attempt.has_reused_connection:
+                return pages.bad_gateway()
             raise NotListeningError from error
         except TimeoutError:
             return pages.gateway_timeout()
@@ -122,9 +128,31 @@ class WebProxy:
         return response
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """Whether the request was sent on a connection that had served others.
+
+    The session sends it once more, on a new one, when that broke. If nobody listens then, the
+    first sending may have been what ended the process: it must not be sent a third time.
+    """
+
+    has_reused_connection: bool = False
+
+
+async def _on_reuse(
+    _session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    _params: aiohttp.TraceConnectionReuseconnParams,
+) -> None:
+    context.trace_request_ctx.has_reused_connection = True
+
+
 def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_on_reuse)
     return aiohttp.ClientSession(
         connector=connector,
+        trace_configs=[trace],
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         timeout=aiohttp.ClientTimeout(

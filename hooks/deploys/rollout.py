@@ -140,10 +140,11 @@ class Rollout:
         and says why.
         """
         served = self.state.served
-        if served is None:
-            return
         try:
             with _as_roll_failures():
+                await self._tools.in_thread(self._folder.prepare, self.state)
+                if served is None:
+                    return
                 verified = await self._verify(self.state.site, served.artifact)
                 folder = await self._unpack(verified)
                 served = msgspec.structs.replace(served, folder=folder)
@@ -195,7 +196,6 @@ class Rollout:
             return await self._tools.in_thread(self._unpack_blocking, verified)
 
     def _unpack_blocking(self, verified: VerifiedArtifact) -> str:
-        self._folder.create()
         kept = self.state.folder_of(verified.digest)
         if kept is not None:
             try:

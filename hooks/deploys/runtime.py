@@ -184,9 +184,7 @@ class WebProcess:
         """Start it unless it runs, and return when it has ended."""
         if self._exit is None:
             await self._begin()
-            trouble = await self._become_healthy(float("inf"))
-            if trouble is not None:
-                self._log.note(trouble[1])
+            await self._become_healthy(float("inf"))
         assert self._exit is not None, "it was begun"
         status = await asyncio.shield(self._exit)
         self._healthy.clear()

@@ -25,7 +25,6 @@ import structlog
 from hooks.deploys.wire import ArtifactPin, Desired
 from storage.digest import Digest
 from storage.files import mapped_errors, write_atomic
-from storage.materialise import remove_partials
 
 KEEP_COUNT: Final = 5
 """Release folders kept per environment: those used last, so that a rollback has nothing to copy."""
@@ -103,12 +102,12 @@ class EnvironmentFolder:
         self.data = path / "data"
         self.web_log = path / "logs" / "web.log"
 
-    def create(self) -> None:
-        """Make what is missing, and remove what a crash left half made."""
+    def prepare(self, state: EnvironmentState) -> None:
+        """Make what is missing, and remove what a crash left: half made, or not in the state."""
         with mapped_errors(f"prepare {self.path}"):
             for folder in (self.path, self.releases, self.data, self.web_log.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            remove_partials(self.releases)
+        self.prune(state)
 
     def read(self) -> EnvironmentState | None:
         """Return the state; None when there is none that can be read: nothing was served yet."""

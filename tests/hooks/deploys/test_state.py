@@ -30,7 +30,7 @@ def state():
 @pytest.fixture
 def folder(tmp_path):
     made = HostFolder(tmp_path).environment("env_1")
-    made.create()
+    made.prepare(EnvironmentState("env_1", "", "", "", ()))
     return made
 
 
@@ -90,9 +90,9 @@ def test_known_environments_are_those_with_a_state(tmp_path, state):
     host = HostFolder(tmp_path)
     for env_id in ("env_2", "env_1"):
         made = host.environment(env_id)
-        made.create()
+        made.prepare(state)
         made.write(msgspec.structs.replace(state, env_id=env_id))
-    host.environment("env_3").create()
+    host.environment("env_3").prepare(state)
     assert [state.env_id for _, state in host.known()] == ["env_1", "env_2"]
     EnvironmentFolder(tmp_path / "environments" / "env_2").remove()
     assert [state.env_id for _, state in host.known()] == ["env_1"]

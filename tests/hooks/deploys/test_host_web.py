@@ -1,0 +1,391 @@
+"""Web processes: real programs in the real sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+APP = """
+import http.server, os, sys, json, signal, threading, time
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        if self.path == "/die":
+            os._exit(3)
+        if self.path == "/slow":
+            time.sleep(1)
+        body = VERSION.encode()
+        if self.path == "/facts":
+            body = json.dumps({"environ": dict(os.environ), "cwd": os.getcwd(),
+                               "uid": os.getuid(), "pid": os.getpid()}).encode()
+        if self.path.startswith("/write"):
+            try:
+                with open(self.path.removeprefix("/write"), "a") as f:
+                    f.write("x")
+                body = open(self.path.removeprefix("/write")).read().encode()
+            except OSError as error:
+                body = str(error).encode()
+        if self.path.startswith("/read"):
+            try:
+                body = open(self.path.removeprefix("/read"), "rb").read()
+            except OSError as error:
+                body = str(error).encode()
+        self.send_response(int(os.environ.get("STATUS", 200)) if self.path == "/up" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args): print("asked", self.path, flush=True)
+
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+    daemon_threads = False
+    block_on_close = True
+
+BEFORE
+server = Server(("127.0.0.1", int(os.environ["PORT"])), Handler)
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+print("listening", flush=True)
+server.serve_forever()
+server.server_close()
+print("stopped cleanly", flush=True)
+"""
+
+
+def app(version: str, before: str = "") -> str:
+    return APP.replace("VERSION", repr(version)).replace("BEFORE", before)
+
+
+def web_log(host, env="env_1") -> str:
+    path = host.directory / "environments" / env / "logs/web.log"
+    return path.read_text() if path.exists() else ""
+
+
+def sandboxes_of(host) -> list[int]:
+    """The pids of bwrap processes that this host started."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                status = (path / "status").read_text()
+            except OSError:
+                continue
+            facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+            if facts["Name"] == "bwrap" and int(facts["PPid"]) == host.process.pid:
+                found.append(int(path.name))
+    return found
+
+
+async def eventually(condition, seconds=10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_web_release_is_started_and_served(shelf, control, host, visitor, wanted):
+    roll = wanted(pin=shelf.put_web(app("one")))
+    report = await control.roll(roll)
+    assert report.status == "serving", report
+    assert await visitor.text() == "one"
+    assert [line.stage for line in control.lines[roll.deployment_id]] == [
+        "verify",
+        "unpack",
+        "start",
+        "start",
+        "switch",
+    ]
+    print(report.timings)
+
+
+async def test_a_web_process_sees_its_release_its_data_and_nothing_else(
+    shelf, control, host, visitor, wanted
+):
+    await control.roll(wanted(pin=shelf.put_web(app("one"))))
+    facts = json.loads(await visitor.text("/facts"))
+    environ = facts["environ"]
+    assert facts["cwd"] == "/app"
+    assert facts["uid"] != 0
+    assert environ["GITD_SITE"] == "acme-store"
+    assert environ["GITD_ENVIRONMENT"] == "env-1"
+    assert environ["GITD_COMMIT"] == "7fd1a60b01f91b314f59955a4e4d4e80d8edf11d"
+    assert "PYTHONPATH" not in environ
+    assert "Permission denied" in await visitor.text("/write/app/app.py")
+    assert "Read-only" in await visitor.text("/write/app/new.txt")
+    assert await visitor.text("/write/data/note") == "x"
+    for path in (host.directory, host.root / "store", host.root / "signing.key", "/etc/shadow"):
+        assert "No such file" in await visitor.text(f"/read{path}")
+
+
+async def test_data_outlives_releases(shelf, control, host, visitor, wanted):
+    for version in ("one", "two"):
+        await control.roll(wanted(pin=shelf.put_web(app(version))))
+        data = await visitor.text("/write/data/note")
+    assert data == "xx"
+
+
+async def test_the_old_process_is_stopped_after_the_switch(shelf, control, host, visitor, wanted):
+    await control.roll(wanted(pin=shelf.put_web(app("one"))))
+    slow = asyncio.create_task(visitor.text("/slow"))
+    await asyncio.sleep(0.2)
+    await control.roll(wanted(pin=shelf.put_web(app("two"))))
+    assert await visitor.text() == "two"
+    assert await slow == "one"
+    await eventually(lambda: len(sandboxes_of(host)) == 1)
+    assert "stopped cleanly" in web_log(host)
+
+
+@pytest.mark.parametrize(
+    ("source", "run", "code", "said"),
+    [
+        ("import sys; print('no luck'); sys.exit(7)", {}, "deployment.start_failed", "no luck"),
+        ("raise ValueError('broken')", {}, "deployment.start_failed", "ValueError: broken"),
+        (
+            "import time; print('idle'); time.sleep(60)",
+            {},
+            "deployment.health_check_failed",
+            "idle",
+        ),
+        (
+            app("x", "os.environ['STATUS'] = '500'"),
+            {"health": "/up"},
+            "deployment.health_check_failed",
+            "asked /up",
+        ),
+        ("", {"web": "no-such-program"}, "deployment.start_failed", "not found"),
+        ("", {"web": None}, "deployment.start_failed", None),
+    ],
+)
+async def test_a_release_that_is_not_healthy_gets_no_traffic(
+    shelf, control, host, visitor, wanted, source, run, code, said
+):
+    host.kill()
+    host.start(health_timeout_s=1.0)
+    await control.roll(wanted(pin=shelf.put_web(app("old"))))
+    answers = []
+
+    async def visit():
+        while True:
+            answers.append(await visitor.text("/"))
+            await asyncio.sleep(0.005)
+
+    visiting = asyncio.create_task(visit())
+    failing = wanted(pin=shelf.put_web(source, **run))
+    report = await control.roll(failing)
+    visiting.cancel()
+    assert (report.status, report.error.code) == ("failed", code), report
+    assert set(answers) <= {"old"}
+    assert await visitor.text() == "old"
+    if said is not None:
+        await eventually(lambda: said in "\n".join(control.log_of(failing.deployment_id)))
+    await eventually(lambda: len(sandboxes_of(host)) == 1)
+
+
+async def test_a_health_path_is_asked_with_the_environments_host_name(
+    shelf, control, host, visitor, wanted
+):
+    source = """
+import http.server, os
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        ok = self.path != "/up" or self.headers["Host"] == "env-1.localhost"
+        self.send_response(302 if ok else 400)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+    report = await control.roll(wanted(pin=shelf.put_web(source, health="/up")))
+    assert report.status == "serving"
+
+
+async def test_a_web_process_that_ends_is_started_again_and_requests_wait(
+    shelf, control, host, visitor, wanted
+):
+    await control.roll(wanted(pin=shelf.put_web(app("one"))))
+    for _ in range(2):
+        assert (await visitor.ask("/die")).status == 502
+        assert await visitor.text() == "one"
+    assert web_log(host).count("ended with status 3") == 2
+
+
+async def test_a_process_that_keeps_ending_is_started_with_growing_pauses(
+    shelf, control, host, visitor, wanted
+):
+    source = app("one", "import random; os.path.exists('/data/broken') and sys.exit(4)")
+    await control.roll(wanted(pin=shelf.put_web(source)))
+    await visitor.text("/write/data/broken")
+    await visitor.ask("/die")
+    answer = await visitor.ask("/")
+    assert answer.status == 503
+    assert answer.headers["Retry-After"]
+    tries = web_log(host).count("ended with status 4")
+    assert 3 <= tries <= 8
+    (host.directory / "environments/env_1/data/broken").unlink()
+    await visitor.until("one")
+
+
+async def test_a_release_command_runs_once_before_the_switch(shelf, control, host, visitor, wanted):
+    pin = shelf.put_web(app("one"), release="echo migrating $GITD_SITE; echo x >> /data/migrated")
+    roll = wanted(pin=pin, release_command=True)
+    await control.roll(roll)
+    assert "migrating acme-store" in control.log_of(roll.deployment_id)
+    assert await visitor.text("/read/data/migrated") == "x\n"
+    await control.roll(wanted(pin=pin, release_command=False))
+    host.kill()
+    host.start()
+    await visitor.until("one")
+    assert await visitor.text("/read/data/migrated") == "x\n"
+
+
+async def test_a_failing_release_command_leaves_the_old_release(
+    shelf, control, host, visitor, wanted
+):
+    await control.roll(wanted(pin=shelf.put_web(app("old"))))
+    pin = shelf.put_web(app("new"), release="echo so not; exit 9")
+    failing = wanted(pin=pin, release_command=True)
+    report = await control.roll(failing)
+    assert report.error.code == "deployment.release_command_failed"
+    assert "status 9" in report.error.message
+    assert "so not" in control.log_of(failing.deployment_id)
+    assert await visitor.text() == "old"
+
+
+async def test_a_release_command_has_its_time(shelf, control, host, wanted):
+    host.kill()
+    host.start(release_command_timeout_s=0.5)
+    pin = shelf.put_web(app("new"), release="setsid sleep 300 & sleep 300")
+    report = await control.roll(wanted(pin=pin, release_command=True))
+    assert report.error.code == "deployment.timed_out"
+    await eventually(lambda: not sandboxes_of(host))
+
+
+async def test_a_chatty_release_command_has_a_bounded_log(shelf, control, host, wanted):
+    pin = shelf.put_web(app("new"), release="seq 1 20000")
+    roll = wanted(pin=pin, release_command=True)
+    assert (await control.roll(roll)).status == "serving"
+    lines = control.log_of(roll.deployment_id)
+    assert len(lines) == 5_001
+    assert lines[-1] == "log truncated"
+
+
+async def test_a_release_command_is_abandoned_with_its_roll(shelf, control, host, visitor, wanted):
+    await control.roll(wanted(pin=shelf.put_web(app("old"))))
+    pin = shelf.put_web(app("slow"), release="sleep 300")
+    abandoned = control.want(wanted(pin=pin, release_command=True))
+    await eventually(lambda: "$ sleep 300" in control.log_of(abandoned.deployment_id))
+    report = await control.roll(wanted(pin=shelf.put_web(app("new"))))
+    assert report.status == "serving"
+    assert await visitor.text() == "new"
+    await eventually(lambda: len(sandboxes_of(host)) == 1)
+    assert abandoned.deployment_id not in [one.deployment_id for one in control.reports]
+
+
+async def test_static_and_web_releases_replace_each_other(shelf, control, host, visitor, wanted):
+    pins = [shelf.put_web(app("web")), shelf.put({"index.html": "static"})]
+    for pin, text in zip(pins * 2, ["web", "static"] * 2, strict=True):
+        await control.roll(wanted(pin=pin))
+        assert await visitor.text() == text
+    await eventually(lambda: not sandboxes_of(host))
+
+
+async def test_web_processes_end_with_a_killed_host_and_start_again_with_it(
+    shelf, control, host, visitor, wanted
+):
+    await control.roll(wanted(pin=shelf.put_web(app("one"))))
+    pids = sandboxes_of(host)
+    assert len(pids) == 1
+    host.kill()
+    await control.stop()
+    await eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 3)
+    host.start()
+    assert await visitor.text() == "one"
+
+
+@pytest.mark.parametrize("delay_ms", [5, 30, 80, 120, 200])
+async def test_a_host_killed_during_a_web_roll_finishes_it_after_its_start(
+    shelf, control, host, visitor, wanted, delay_ms
+):
+    await control.roll(wanted(pin=shelf.put_web(app("old"))))
+    pin = shelf.put_web(app("new"), release="echo x >> /data/migrated")
+    newer = control.want(wanted(pin=pin, release_command=True))
+    await asyncio.sleep(delay_ms / 1000)
+    host.kill()
+    host.start()
+    assert await visitor.text() in ("old", "new")
+    assert (await control.reported(newer.deployment_id)).status == "serving"
+    assert await visitor.text() == "new"
+    await eventually(lambda: len(sandboxes_of(host)) == 1)
+
+
+async def test_a_host_asked_to_end_stops_its_processes_cleanly(
+    shelf, control, host, visitor, wanted
+):
+    await control.roll(wanted(pin=shelf.put_web(app("one"))))
+    slow = asyncio.create_task(visitor.text("/slow"))
+    await asyncio.sleep(0.2)
+    pids = sandboxes_of(host)
+    assert await host.stop() == 0
+    assert await slow == "one"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert "stopped cleanly" in web_log(host)
+
+
+async def test_a_shell_that_runs_several_commands_stops_cleanly_too(
+    shelf, control, host, visitor, wanted
+):
+    await control.roll(wanted(pin=shelf.put_web(app("one"), web="true && cd . && python3 app.py")))
+    assert await visitor.text() == "one"
+    assert await host.stop() == 0
+    assert "stopped cleanly" in web_log(host)
+
+
+async def test_a_removed_environment_leaves_no_process_and_no_data(
+    shelf, control, host, visitor, wanted
+):
+    await control.roll(wanted(pin=shelf.put_web(app("one"))))
+    await visitor.text("/write/data/note")
+    control.remove("env_1")
+    await visitor.until(404)
+    await eventually(lambda: not sandboxes_of(host))
+    await eventually(lambda: not (host.directory / "environments/env_1").exists())
+
+
+async def test_fifty_web_rolls_fail_no_request(shelf, control, host, visitor, wanted):
+    pins = [shelf.put_web(app("a")), shelf.put_web(app("b"))]
+    await control.roll(wanted(pin=pins[0]))
+    rolling = True
+    answered = itertools.count()
+
+    async def visit(**how):
+        while rolling:
+            answer = await visitor.ask("/", **how)
+            assert answer.status == 200
+            assert answer.body in (b"a", b"b")
+            next(answered)
+
+    visits = [asyncio.create_task(visit()) for _ in range(3)]
+    try:
+        for number in range(50):
+            report = await control.roll(wanted(pin=pins[(number + 1) % 2]))
+            assert report.status == "serving"
+    finally:
+        rolling = False
+        await asyncio.gather(*visits)
+    print("requests answered:", next(answered))
+
+
+async def test_the_host_has_given_up_every_right(shelf, control, host, wanted):
+    if os.geteuid() != 0:
+        pytest.skip("needs root: otherwise there are no rights to give up")
+    await control.roll(wanted(pin=shelf.put({"index.html": "x"})))
+    status = Path(f"/proc/{host.process.pid}/status").read_text()
+    facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert facts["Uid"].split() == ["60680"] * 4
+    assert facts["Gid"].split() == ["60680"] * 4
+    assert facts["Groups"].split() == []
+    assert int(facts["CapEff"], 16) == int(facts["CapPrm"], 16) == 0
+    assert facts["NoNewPrivs"] == "1"
