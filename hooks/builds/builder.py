@@ -120,7 +120,7 @@ async def run_build(job: LeasedJob, config: BuilderConfig) -> None:
         outcome = await build.run()
         if outcome is not None:
             await job.finish(outcome)
-    except LeaseLostError as error:
+    except (LeaseLostError, ControlUnreachableError) as error:
         log.warning("build_lost", reason=str(error), **facts)
     else:
         log.info(

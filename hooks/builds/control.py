@@ -1,7 +1,8 @@
 """Control, as a builder slot sees it: HTTP on a Unix socket, repeated until it answers.
 
 A call that fails is repeated while the lease may still be held. When control stays away for longer
-than that, or says that the lease is lost, `LeaseLostError` ends the build.
+than that, or says that the lease is lost, `LeaseLostError` ends the build. One call that keeps
+failing while others are answered ends it too, after `GIVE_UP_LEASES`: `ControlUnreachableError`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import aiohttp
 import msgspec
 
 from hooks.builds.errors import BuildFailedError, ControlUnreachableError, LeaseLostError
+from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import (
     BatchLine,
     Finish,
@@ -27,16 +29,17 @@ from hooks.builds.wire import (
 
 T = TypeVar("T")
 
-SLOT_HEADER = "Gitd-Slot"  # on calls whose body does not name the slot
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 2.0  # of the small calls
 FINISH_TIMEOUT_S = 600.0  # control packs, signs and stores meanwhile
 LEASE_SLACK_S = 10.0  # how much longer than asked for an empty lease may take
 RETRY_FIRST_S = 0.02
 RETRY_MAX_S = 0.5
+GIVE_UP_LEASES = 6  # how many leases long one call may keep failing while others are answered
 READ_BYTES = 1 << 20
 
 _GONE = 410
+_TOO_LARGE = 413
 _NO_CONTENT = 204
 
 
@@ -49,7 +52,6 @@ class Control:
             base_url="http://control",
             connector=aiohttp.UnixConnector(str(socket)),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-            headers={SLOT_HEADER: slot},
             auto_decompress=False,
         )
 
@@ -83,7 +85,11 @@ class Control:
 
 
 class LeasedJob:
-    """The calls about one leased job. Each raises `LeaseLostError` once the lease is lost."""
+    """The calls about one leased job.
+
+    Each raises `LeaseLostError` once the lease is lost, and `ControlUnreachableError` when it keeps
+    failing although the lease holds.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, slot: str, lease: Lease) -> None:
         self.lease = lease
@@ -175,6 +181,8 @@ class LeasedJob:
                 failing_since = now if failing_since is None else failing_since
                 if now - max(self._heard_at, failing_since) > self.lease.lease_s:
                     raise LeaseLostError(f"control is away: {error!r}") from error
+                if now - failing_since > GIVE_UP_LEASES * self.lease.lease_s:
+                    raise ControlUnreachableError(f"control keeps failing: {error!r}") from error
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, RETRY_MAX_S)
             else:
@@ -188,6 +196,8 @@ _JSON = {"Content-Type": "application/json"}
 def _check(response: aiohttp.ClientResponse) -> None:
     if response.status == _GONE:
         raise LeaseLostError("control says that the lease is lost")
+    if response.status == _TOO_LARGE:
+        raise BuildFailedError(OUTPUT_TOO_LARGE, "The output is larger than the server takes.")
     if 400 <= response.status < 500:
         raise LeaseLostError(f"control refuses {response.url.path}: {response.status}")
     response.raise_for_status()

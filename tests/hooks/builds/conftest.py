@@ -210,6 +210,7 @@ class ControlPeer:
         self.slots = set()
         self.log_calls = []
         self.failing = {}  # call -> how many times it answers 500 first
+        self.refusing = set()  # calls that answer 413
         self._queue = asyncio.Queue()
         self._runner = None
 
@@ -269,6 +270,12 @@ class ControlPeer:
         await asyncio.wait_for(job.finished.wait(), 30)
         return job
 
+    async def taken(self, job):
+        """Wait until a slot has leased it."""
+        async with asyncio.timeout(5):
+            while job.id not in self.leased:
+                await asyncio.sleep(0.01)
+
     async def _lease(self, request):
         asked = await request.json()
         self.slots.add(asked["slot"])
@@ -284,6 +291,8 @@ class ControlPeer:
             self.failing[call] -= 1
             raise web.HTTPInternalServerError
         job = self.jobs[request.match_info["id"]]
+        if call in self.refusing:
+            raise web.HTTPRequestEntityTooLarge(1, 2)
         if job.is_lost:
             raise web.HTTPGone
         return job
@@ -330,11 +339,14 @@ async def control(open_dir):
 SLOT = """
 import os, sys
 from pathlib import Path
+import structlog
 def on_event(event, args):  # what is loaded too late cannot be loaded at all without privileges
     if event == "import" and os.geteuid() != 0 and IS_ROOT:
         os.write(2, f"late import: {args[0]}\\n".encode())
 IS_ROOT = os.geteuid() == 0
 sys.addaudithook(on_event)
+to_text = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+structlog.configure(processors=to_text)
 from hooks.builds.builder import BuilderConfig, main
 socket, scratch, uid = sys.argv[1:]
 ids = int(uid) if uid else None

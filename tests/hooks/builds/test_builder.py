@@ -184,6 +184,26 @@ async def test_failed_calls_are_repeated_and_no_log_line_is_lost_or_doubled(
     assert control.failing == {"log": 0, "source": 0, "output": 0, "finish": 0, "heartbeat": 0}
 
 
+async def test_call_that_never_succeeds_fails_the_build_and_not_the_slot(control, slot):
+    control.failing = {"source": 1 << 30}
+    job = await control.build(site("true"), lease_s=0.3)
+    assert job.outcome["error"]["code"] == "build.internal"
+    control.failing = {"finish": 1 << 30}
+    lost = control.queue(STATIC, lease_s=0.3)
+    await control.taken(lost)
+    await asyncio.sleep(1)
+    control.failing = {}
+    after = await control.build(STATIC)
+    assert after.outcome["status"] == "succeeded"
+    assert lost.outcome is None
+
+
+async def test_output_that_control_finds_too_large_fails_the_build(control, slot):
+    control.refusing = {"output"}
+    job = await control.build(site("mkdir dist; touch dist/a"))
+    assert job.outcome["error"]["code"] == "build.output_too_large"
+
+
 async def test_huge_log_is_truncated_and_keeps_the_last_lines(control, slot):
     job = await control.build(site("seq 400000; echo last words; exit 3"))
     lines = job.stage("build")
@@ -305,6 +325,7 @@ async def test_source_that_would_be_written_outside_is_refused(control, slot, op
     assert job.outcome["error"]["code"] == "build.output_invalid"
     job = await control.build({**site("true"), "up": "../..", "up/escaped": b"x"})
     assert job.outcome["error"]["code"] == "build.output_invalid"
+    await slot.cleaned()
     assert not list(open_dir.rglob("escaped"))
 
 
