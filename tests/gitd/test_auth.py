@@ -147,7 +147,7 @@ def test_preset_is_expanded_when_the_key_is_made() -> None:
     ],
 )
 def test_wider_scopes_imply_narrower_and_isolated_ones_are_never_implied(
-    scopes, wanted: str, may: bool
+    scopes, wanted, may
 ) -> None:
     assert (wanted in granted_by(scopes)) is may
 
@@ -202,7 +202,7 @@ def test_key_stops_at_the_moment_that_it_expires(records, clock) -> None:
         (None, False),
     ],
 )
-def test_key_with_networks_works_only_from_them(records, clock, address, may: bool) -> None:
+def test_key_with_networks_works_only_from_them(records, clock, address, may) -> None:
     secret, key = mint("ci", ["*"], cidrs=["10.0.0.0/8", "2001:db8::/32"], now=NOW)
     keep(records, key)
     authenticator = Authenticator(records, clock)
@@ -242,7 +242,8 @@ def test_bound_actor_reaches_no_further_than_it_is_bound(records, clock) -> None
     def add_site(db: sqlite3.Connection) -> None:
         db.execute("INSERT INTO site VALUES('site_1', 'a', 'main', 0)")
         db.execute(
-            "INSERT INTO environment VALUES('env_1','site_1','p','production',NULL,0,'active','a',0)"
+            "INSERT INTO environment"
+            " VALUES('env_1', 'site_1', 'p', 'production', NULL, 0, 'active', 'a', 0)"
         )
 
     records.write(add_site)

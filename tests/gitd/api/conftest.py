@@ -158,9 +158,8 @@ class Service:
         headers: Mapping[str, str] | None = None,
         **more: Any,
     ) -> Heard:
-        sent = {"Authorization": f"Bearer {secret or self.secret}", **(headers or {})}
-        if secret == "":
-            del sent["Authorization"]
+        sent = {} if secret == "" else {"Authorization": f"Bearer {secret or self.secret}"}
+        sent |= headers or {}
         if body is not None:
             more["json"] = body
         async with self.client.request(method, path, headers=sent, **more) as answer:
@@ -173,6 +172,18 @@ class Service:
 
     async def post(self, path: str, body: Any = None, **more: Any) -> Heard:
         return await self.call("POST", path, body, **more)
+
+    async def until(self, path: str, **wanted: Any) -> Heard:
+        """Poll a job by its ETag until it has the fields that are wanted."""
+        heard = await self.get(path)
+        for _ in range(20):
+            if all(heard.data[name] == value for name, value in wanted.items()):
+                return heard
+            seen = {"If-None-Match": heard.headers["ETag"]}
+            changed = await self.get(f"{path}?wait=5", headers=seen)
+            assert changed.status == 200, f"{heard.data} stays so"
+            heard = changed
+        raise AssertionError(heard.data)
 
     async def every(self, path: str, *, limit: int = 100, **more: Any) -> list[Any]:
         """All items of a list, page by page."""

@@ -219,7 +219,8 @@ async def test_strange_refs_are_not_found(service, acme, ref: str) -> None:
 
 
 async def test_client_that_breaks_off_a_body_harms_nobody(service, acme) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
+    port = int(service.url.rpartition(":")[2])
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST {acme.production}/builds HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n"
     head += f"Content-Type: application/json\r\nAuthorization: Bearer {service.secret}\r\n\r\n"
     writer.write(head.encode() + b'{"ref":')

@@ -1,0 +1,194 @@
+"""Who may what: contract §2 "Authentication", "Scopes", "404 before 403"."""
+
+from __future__ import annotations
+
+import pytest
+
+from storage.records import api_keys
+
+
+async def test_request_without_a_good_key_is_401_with_a_challenge(service, acme) -> None:
+    for headers, code in (
+        ({}, "authentication.required"),
+        ({"Authorization": "Basic eDp5"}, "authentication.required"),
+        ({"Authorization": "Bearer"}, "authentication.required"),
+        ({"Authorization": "Bearer nonsense"}, "authentication.invalid_key"),
+        ({"Authorization": f"Bearer {service.secret}x"}, "authentication.invalid_key"),
+    ):
+        heard = await service.get(acme.path, secret="", headers=headers)
+        assert (heard.status, heard.code) == (401, code)
+        assert heard.headers["WWW-Authenticate"].startswith("Bearer")
+    heard = await service.get(
+        acme.path, secret="", headers={"Authorization": f"bearer {service.secret}"}
+    )
+    assert heard.status == 200
+
+
+async def test_secret_in_a_query_or_cookie_is_no_key(service, acme) -> None:
+    heard = await service.get(f"{acme.path}?token={service.secret}", secret="")
+    assert heard.status == 401
+    heard = await service.get(acme.path, secret="", headers={"Cookie": f"token={service.secret}"})
+    assert heard.status == 401
+
+
+async def test_revoked_and_expired_keys_stop_at_once(service, acme, clock) -> None:
+    secret, key = service.minted("*")
+    assert (await service.get(acme.path, secret=secret)).status == 200
+    service.records.write(lambda db: api_keys.revoke(db, key.id, clock()))
+    heard = await service.get(acme.path, secret=secret)
+    assert (heard.status, heard.code) == (401, "authentication.invalid_key")
+    short = service.key("*", ttl_ms=1000)
+    clock.now += 1000
+    heard = await service.get(acme.path, secret=short)
+    assert (heard.status, heard.code) == (401, "authentication.invalid_key")
+
+
+async def test_key_of_other_networks_is_403(service, acme) -> None:
+    secret = service.key("*", cidrs=["192.0.2.0/24"])
+    heard = await service.get(acme.path, secret=secret, headers={"X-Forwarded-For": "192.0.2.1"})
+    assert (heard.status, heard.code) == (403, "permission.address_refused")
+
+
+async def test_forwarded_address_counts_from_a_trusted_proxy(service, acme) -> None:
+    secret = service.key("*", cidrs=["192.0.2.0/24"])
+    await service.stop()
+    service.proxies = ("127.0.0.0/8",)
+    await service.start()
+    heard = await service.get(acme.path, secret=secret, headers={"X-Forwarded-For": "192.0.2.1"})
+    assert heard.status == 200
+    heard = await service.get(acme.path, secret=secret, headers={"X-Forwarded-For": "198.51.100.1"})
+    assert heard.status == 403
+
+
+# Every endpoint, the scope that it needs, and one that is not enough. Source: contract §3, §4.
+@pytest.mark.parametrize(
+    ("method", "path", "enough", "not_enough"),
+    [
+        ("GET", "/v1/sites", "sites:read", "environments:admin"),
+        ("POST", "/v1/sites", "sites:write", "sites:read"),
+        ("GET", "/v1/sites/acme-store", "sites:read", "deployments:admin"),
+        ("DELETE", "/v1/sites/acme-store", "sites:admin", "sites:write"),
+        ("GET", "/v1/sites/acme-store/branch-routes", "sites:read", "jobs:read"),
+        ("PUT", "/v1/sites/acme-store/branch-routes", "sites:write", "sites:read"),
+        ("GET", "{site}/environments", "environments:read", "sites:admin"),
+        ("POST", "{site}/environments", "environments:write", "environments:read"),
+        ("GET", "{env}", "environments:read", "deployments:admin"),
+        ("DELETE", "{env}", "environments:write", "environments:read"),
+        ("POST", "{env}/builds", "deployments:write", "deployments:read"),
+        ("GET", "{env}/builds", "deployments:read", "jobs:read"),
+        ("GET", "{env}/builds/x", "deployments:read", "jobs:read"),
+        ("GET", "{env}/builds/x/log", "deployments:read", "jobs:read"),
+        ("GET", "{env}/artifacts", "deployments:read", "jobs:read"),
+        ("GET", "{env}/artifacts/x", "deployments:read", "jobs:read"),
+        ("GET", "{env}/artifacts/x/manifest", "deployments:read", "jobs:read"),
+        ("GET", "{env}/artifacts/x/provenance", "deployments:read", "jobs:read"),
+        ("POST", "{env}/deployments", "deployments:write", "deployments:read"),
+        ("GET", "{env}/deployments", "deployments:read", "jobs:read"),
+        ("GET", "{env}/deployments/x", "deployments:read", "jobs:read"),
+        ("POST", "{env}/deployments/x/rollback", "deployments:write", "deployments:read"),
+        ("POST", "{env}/promote", "deployments:write", "deployments:read"),
+        ("GET", "{env}/releases", "deployments:read", "jobs:read"),
+        ("GET", "/v1/jobs", "jobs:read", "deployments:admin"),
+        ("POST", "/v1/jobs/{job}/cancel", "deployments:write", "jobs:read"),
+    ],
+)
+async def test_endpoint_needs_its_scope_and_names_it(
+    service, acme, method, path, enough, not_enough
+) -> None:
+    job = (await service.post(f"{acme.production}/builds")).data["id"]
+    path = path.replace("{site}", acme.path).replace("{env}", acme.production)
+    path = path.replace("{job}", job)
+    heard = await service.call(method, path, secret=service.key(not_enough))
+    assert (heard.status, heard.code) == (403, "scope.insufficient")
+    assert enough in heard.body["error"]["message"]
+    heard = await service.call(method, path, secret=service.key(enough))
+    assert heard.status not in (401, 403), heard.raw
+
+
+async def test_refused_request_changes_nothing(service, acme) -> None:
+    reader = service.key("sites:read", "environments:read", "deployments:read")
+    assert (await service.call("DELETE", acme.path, secret=reader)).status == 403
+    assert (await service.post(f"{acme.production}/builds", secret=reader)).status == 403
+    assert (await service.get(f"{acme.production}/builds")).data == []
+    assert (await service.get(acme.path)).status == 200
+
+
+async def test_body_is_not_looked_at_before_the_scope(service, acme) -> None:
+    reader = service.key("deployments:read")
+    heard = await service.post(f"{acme.production}/builds", {"reff": 1}, secret=reader)
+    assert heard.status == 403
+
+
+async def test_what_the_constraint_hides_is_the_same_404_as_what_is_not(service, acme) -> None:
+    other = (await service.post("/v1/sites", {"name": "other"})).data
+    weak = service.key("webhooks:read", site_id=other["id"])
+    said = []
+    for name in ("acme-store", acme.id, "nowhere"):
+        for part in ("", "/environments", "/environments/production/builds"):
+            heard = await service.get(f"/v1/sites/{name}{part}", secret=weak)
+            assert heard.status == 404
+            error = heard.body["error"]
+            said.append((error["type"], error["code"], error["message"].replace(name, "NAME")))
+    assert len(set(said)) == 1
+    heard = await service.get("/v1/sites/other", secret=weak)
+    assert (heard.status, heard.code) == (403, "scope.insufficient")
+
+
+async def test_key_of_a_site_sees_nothing_of_another(service, acme) -> None:
+    other = (await service.post("/v1/sites", {"name": "other"})).data
+    job = (await service.post(f"{acme.production}/builds")).data
+    bound = service.key("*", site_id=other["id"])
+    assert [s["name"] for s in (await service.get("/v1/sites", secret=bound)).data] == ["other"]
+    assert (await service.get("/v1/jobs", secret=bound)).data == []
+    for path in (job["links"]["self"], job["links"]["stream"]):
+        heard = await service.get(path, secret=bound)
+        assert (heard.status, heard.code) == (404, "job.not_found")
+    heard = await service.post(f"{job['links']['self']}/cancel", secret=bound)
+    assert (heard.status, heard.code) == (404, "job.not_found")
+    heard = await service.post("/v1/sites", {"name": "third"}, secret=bound)
+    assert (heard.status, heard.code) == (403, "permission.key_bound")
+
+
+async def test_key_of_an_environment_sees_nothing_of_another(service, acme) -> None:
+    await acme.release(b"one")
+    staging = await acme.env_id("staging")
+    bound = service.key("*", site_id=acme.id, env_id=staging)
+    listed = await service.get(f"{acme.path}/environments", secret=bound)
+    assert [e["slug"] for e in listed.data] == ["staging"]
+    for part in ("", "/builds", "/releases", "/artifacts", "/deployments"):
+        heard = await service.get(f"{acme.production}{part}", secret=bound)
+        assert (heard.status, heard.code) == (404, "environment.not_found")
+    assert (await service.get("/v1/jobs", secret=bound)).data == []
+    await acme.release(b"two", "staging")
+    heard = await service.post(f"{acme.staging}/promote", {"to_env": "production"}, secret=bound)
+    assert (heard.status, heard.code) == (404, "environment.not_found")
+    for method, path in (
+        ("DELETE", acme.path),
+        ("PUT", f"{acme.path}/branch-routes"),
+        ("POST", f"{acme.path}/environments"),
+    ):
+        heard = await service.call(method, path, secret=bound)
+        assert (heard.status, heard.code) == (403, "permission.key_bound")
+
+
+async def test_deployments_key_reads_the_jobs_that_it_made_and_no_others(service, acme) -> None:
+    mine = service.key("deployments:write")
+    own = (await service.post(f"{acme.production}/builds", secret=mine)).data
+    others = (await service.post(f"{acme.production}/builds")).data
+    assert (await service.get(own["links"]["self"], secret=mine)).status == 200
+    heard = await service.get(others["links"]["self"], secret=mine)
+    assert (heard.status, heard.code) == (403, "scope.insufficient")
+    assert "jobs:read" in heard.body["error"]["message"]
+
+
+async def test_actor_of_what_a_key_did_is_the_key(service, acme) -> None:
+    secret, key = service.minted("deployments:write", label="ci")
+    heard = await service.post(f"{acme.production}/builds", secret=secret)
+    build = await service.get(f"{acme.production}/builds/{heard.data['resource']['id']}")
+    assert build.data["actor"] == {"type": "api_key", "id": key.id, "label": "ci"}
+
+
+async def test_key_of_a_deleted_site_is_gone_with_it(service, acme) -> None:
+    secret = service.key("*", site_id=acme.id)
+    assert (await service.call("DELETE", acme.path, secret=secret)).status == 200
+    assert (await service.get("/v1/sites", secret=secret)).status == 401

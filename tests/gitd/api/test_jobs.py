@@ -1,0 +1,252 @@
+"""Contract §3: jobs, their long polls, streams and cancels."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+from aiohttp import ClientSession
+
+from hooks.builds.wire import BatchLine, Finish, Heartbeat, LogBatch
+
+AT = "2026-06-23T00:00:00.000Z"
+DONE = Finish("slot-0", "succeeded", profile="static", output="source", folder=".")
+
+
+def events_of(raw: bytes) -> list[dict[str, str]]:
+    """The events of a stream, comments left out. Source: HTML Standard §9.2.6."""
+    events = []
+    for block in raw.decode().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and line[0] != ":")
+        if fields:
+            events.append(fields)
+    return events
+
+
+async def started(service, acme) -> dict:
+    return (await service.post(f"{acme.production}/builds")).data
+
+
+async def test_job_moves_from_queued_to_running_to_succeeded(service, acme) -> None:
+    job = await started(service, acme)
+    path = job["links"]["self"]
+    assert job["status"] == "queued"
+    lease = await service.builds.lease("slot-0", 5)
+    await service.until(path, status="running")
+    service.builds.heartbeat(lease.job_id, Heartbeat("slot-0", "build", 40))
+    await service.until(path, progress=40)
+    await service.builds.finish(lease.job_id, DONE)
+    done = (await service.get(path)).data
+    assert (done["status"], done["progress"]) == ("succeeded", 100)
+    assert done["error"] is None
+
+
+async def test_job_has_an_etag_and_answers_304_while_it_stays_the_same(service, acme) -> None:
+    path = (await started(service, acme))["links"]["self"]
+    etag = (await service.get(path)).headers["ETag"]
+    for tag in (etag, etag.removeprefix("W/"), f'"x", {etag}', "*"):
+        heard = await service.get(path, headers={"If-None-Match": tag})
+        assert (heard.status, heard.raw) == (304, b"")
+        assert heard.headers["ETag"] == etag
+        assert heard.headers["X-Request-Id"]
+    await service.build()
+    heard = await service.get(path, headers={"If-None-Match": etag})
+    assert heard.status == 200
+    assert heard.headers["ETag"] != etag
+
+
+async def test_wait_answers_as_soon_as_the_job_changes(service, acme) -> None:
+    path = (await started(service, acme))["links"]["self"]
+    etag = (await service.get(path)).headers["ETag"]
+    waiting = asyncio.create_task(service.get(f"{path}?wait=20", headers={"If-None-Match": etag}))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    lease = await service.builds.lease("slot-0", 5)
+    heard = await asyncio.wait_for(waiting, 2)
+    assert (heard.status, heard.data["status"]) == (200, "running")
+    waiting = asyncio.create_task(service.get(f"{path}?wait=20"))
+    await asyncio.sleep(0.05)
+    await service.builds.finish(lease.job_id, DONE)
+    assert (await asyncio.wait_for(waiting, 2)).data["status"] == "succeeded"
+
+
+async def test_wait_with_an_old_etag_or_a_final_job_answers_at_once(service, acme) -> None:
+    path = (await started(service, acme))["links"]["self"]
+    etag = (await service.get(path)).headers["ETag"]
+    await service.builds.lease("slot-0", 5)
+    await service.until(path, status="running")
+    began = time.monotonic()
+    heard = await service.get(f"{path}?wait=20", headers={"If-None-Match": etag})
+    assert heard.data["status"] == "running"
+    await service.post(f"{path}/cancel")
+    assert (await service.get(f"{path}?wait=20")).data["status"] == "canceled"
+    assert time.monotonic() - began < 5
+
+
+async def test_wait_that_nothing_ends_answers_what_is(service, acme) -> None:
+    path = (await started(service, acme))["links"]["self"]
+    heard = await service.get(f"{path}?wait=0.1")
+    assert (heard.status, heard.data["status"]) == (200, "queued")
+    etag = heard.headers["ETag"]
+    heard = await service.get(f"{path}?wait=0.1", headers={"If-None-Match": etag})
+    assert heard.status == 304
+    for wait in ("-1", "61", "x", "inf", "nan"):
+        heard = await service.get(f"{path}?wait={wait}")
+        assert (heard.status, heard.body["error"]["param"]) == (400, "wait"), wait
+
+
+async def test_stream_tells_every_state_and_line_in_order_and_closes(service, acme) -> None:
+    job = await started(service, acme)
+    await service.build("one", "two")
+    heard = await service.get(job["links"]["stream"])
+    assert heard.status == 200
+    assert heard.headers["Content-Type"] == "text/event-stream"
+    assert heard.headers["Cache-Control"] == "no-store"
+    events = events_of(heard.raw)
+    assert events[-1]["event"] == "end"
+    states = [json.loads(e["data"]) for e in events if e["event"] == "job"]
+    assert [s["status"] for s in states] == ["queued", "running", "succeeded"]
+    assert states[-1] == (await service.get(job["links"]["self"])).data
+    lines = [json.loads(e["data"]) for e in events if e["event"] == "log"]
+    assert [x["line"] for x in lines if x["stage"] == "build"][:2] == ["one", "two"]
+    assert all(set(x) == {"line", "at", "stage"} for x in lines)
+    ids = [e["id"] for e in events]
+    assert len(ids) == len(set(ids)) == len(events)
+
+
+async def test_stream_resumes_behind_any_event_without_a_gap_or_a_repeat(service, acme) -> None:
+    job = await started(service, acme)
+    await service.build(*(f"line {n}" for n in range(20)))
+    path = job["links"]["stream"]
+    whole = events_of((await service.get(path)).raw)
+    for at, event in enumerate(whole[:-1]):
+        by_header = await service.get(path, headers={"Last-Event-ID": event["id"]})
+        assert events_of(by_header.raw) == whole[at + 1 :]
+    by_query = await service.get(f"{path}?last_event_id={whole[3]['id']}")
+    assert events_of(by_query.raw) == whole[4:]
+    over = await service.get(path, headers={"Last-Event-ID": whole[-1]["id"]})
+    assert (over.status, over.raw) == (204, b"")
+
+
+async def test_stream_refuses_ids_that_are_none_of_its_own(service, acme) -> None:
+    job = await started(service, acme)
+    await service.build("one")
+    for wrong in ("7", "nonsense", "-1", "1e3", "٣", "9" * 30, "999999", "x.end"):
+        heard = await service.get(f"{job['links']['stream']}?last_event_id={wrong}")
+        assert (heard.status, heard.code) == (400, "stream.position_invalid"), wrong
+
+
+async def test_stream_follows_while_the_job_goes_on(service, acme) -> None:
+    job = await started(service, acme)
+    seen: list[dict[str, str]] = []
+
+    async def listen(url: str, headers: dict[str, str]) -> None:
+        sent = {"Authorization": f"Bearer {service.secret}", **headers}
+        async with service.client.get(url, headers=sent) as answer:
+            block = b""
+            async for line in answer.content:
+                block += line
+                if line == b"\n":
+                    seen.extend(events_of(block))
+                    block = b""
+
+    listener = asyncio.create_task(listen(job["links"]["stream"], {}))
+    lease = await service.builds.lease("slot-0", 5)
+    for number in range(5):
+        line = BatchLine(f"line {number}", AT, "build")
+        service.builds.take_log(lease.job_id, LogBatch(number, (line,)))
+        await asyncio.sleep(0.02)
+        if number == 2:  # the connection breaks, and is taken up again
+            listener.cancel()
+            last = seen[-1]["id"]
+            listener = asyncio.create_task(listen(job["links"]["stream"], {"Last-Event-ID": last}))
+    await service.builds.finish(lease.job_id, DONE)
+    await asyncio.wait_for(listener, 5)
+    whole = events_of((await service.get(job["links"]["stream"])).raw)
+    assert seen == whole
+
+
+async def test_stream_survives_a_restart_of_the_server(service, acme) -> None:
+    job = await started(service, acme)
+    lease = await service.builds.lease("slot-0", 5)
+    service.builds.take_log(lease.job_id, LogBatch(0, (BatchLine("before", AT, "build"),)))
+    sent = {"Authorization": f"Bearer {service.secret}"}
+    async with ClientSession(service.url) as client:
+        first = await client.get(job["links"]["stream"], headers=sent)
+        await asyncio.sleep(0.05)
+        await service.restart()
+        early = events_of(await asyncio.wait_for(first.read(), 5))
+    assert early[-1]["event"] != "end"
+    service.builds.recover()
+    await service.builds.finish(lease.job_id, DONE)
+    rest = await service.get(job["links"]["stream"], headers={"Last-Event-ID": early[-1]["id"]})
+    whole = events_of((await service.get(job["links"]["stream"])).raw)
+    assert early + events_of(rest.raw) == whole
+
+
+async def test_silent_stream_sends_heartbeats(service, acme) -> None:
+    await service.stop()
+    service.heartbeat_s = 0.05
+    await service.start()
+    job = await started(service, acme)
+    sent = {"Authorization": f"Bearer {service.secret}"}
+    async with service.client.get(job["links"]["stream"], headers=sent) as answer:
+        comments = 0
+        async for line in answer.content:
+            comments += line.startswith(b":")
+            if comments == 3:
+                break
+
+
+async def test_stop_of_the_server_waits_for_no_stream_and_no_poll(service, acme) -> None:
+    job = await started(service, acme)
+    sent = {"Authorization": f"Bearer {service.secret}"}
+    stream = await service.client.get(job["links"]["stream"], headers=sent)
+    polling = asyncio.create_task(service.get(f"{job['links']['self']}?wait=60"))
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    await service.runner.cleanup()
+    assert time.monotonic() - began < 1
+    assert (await polling).data["status"] == "queued"
+    assert (await stream.read()).startswith(b"id: ")
+
+
+async def test_client_that_leaves_its_stream_is_forgotten(service, acme) -> None:
+    await service.stop()
+    service.heartbeat_s = 0.02
+    await service.start()
+    job = await started(service, acme)
+    sent = {"Authorization": f"Bearer {service.secret}"}
+    for _ in range(5):
+        answer = await service.client.get(job["links"]["stream"], headers=sent)
+        await answer.content.readline()
+        answer.close()
+    await asyncio.sleep(0.3)
+    assert not service.api.open_ends._tasks
+
+
+async def test_cancel_ends_a_queued_or_running_job_for_good(service, acme) -> None:
+    queued = await started(service, acme)
+    heard = await service.post(f"{queued['links']['self']}/cancel")
+    assert (heard.status, heard.data["status"]) == (200, "canceled")
+    running = await started(service, acme)
+    lease = await service.builds.lease("slot-0", 5)
+    assert lease.job_id == running["id"]
+    await service.post(f"{running['links']['self']}/cancel")
+    assert service.builds.heartbeat(lease.job_id, Heartbeat("slot-0")).canceled
+    await service.builds.finish(lease.job_id, DONE)
+    for job in (queued, running):
+        assert (await service.get(job["links"]["self"])).data["status"] == "canceled"
+        build = f"{acme.production}/builds/{job['resource']['id']}"
+        assert (await service.get(build)).data["status"] == "canceled"
+        assert events_of((await service.get(job["links"]["stream"])).raw)[-1]["event"] == "end"
+
+
+async def test_cancel_of_a_job_that_is_over_leaves_it_as_it_is(service, acme) -> None:
+    job = await started(service, acme)
+    await service.build()
+    heard = await service.post(f"{job['links']['self']}/cancel")
+    assert (heard.status, heard.data["status"]) == (200, "succeeded")
+    heard = await service.post("/v1/jobs/job_00000000000000000000000000/cancel")
+    assert (heard.status, heard.code) == (404, "job.not_found")
