@@ -66,10 +66,11 @@ def materialise(layout: Layout, manifest: Manifest, dest: Path) -> None:
             finally:
                 os.close(root)
             os.rename(partial, dest)
+            partial = str(dest)
+            sync_directory(dest.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        sync_directory(dest.parent)
 
 
 def remove_partials(folder: Path) -> int:

@@ -20,7 +20,7 @@ import pytest
 
 from storage.check import check_store
 from storage.digest import Digest
-from storage.materialise import verify_tree
+from storage.materialise import remove_partials, verify_tree
 
 CHILD = Path(__file__).with_name("ingest_child.py")
 CALLS = (
@@ -158,6 +158,39 @@ def test_commit_that_failed_is_left_to_the_next_start(
     assert syncs
     for where in syncs:
         crash(shop_at, before, tmp_path, where, how="error=EIO", count=0)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("count", [3, 30])
+@pytest.mark.parametrize("how", HOWS)
+def test_unpacking_is_whole_or_nothing_at_some_system_calls(
+    shop, tmp_path: Path, how: str, count: int
+) -> None:
+    ingested = shop.ingest({f"d/f{n}": b"%d" % n for n in range(count)})
+    verified = shop.verify(ingested)
+    folder = tmp_path / "releases"
+    trace = tmp_path / "trace"
+    child = [sys.executable, CHILD.with_name("unpack_child.py"), shop.folder / "store"]
+    child += [str(ingested.digest), ingested.envelope_sha256, folder / "r1"]
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    pick = random.Random(seed)
+    wheres = [("rename", 1), ("syncfs", 1), ("fsync", 1)]
+    wheres += [(pick.choice(["write", "mkdir", "fchmod", "utimensat"]), 1 + pick.randrange(3))]
+    for call, number in wheres:
+        folder.mkdir()
+        inject = ["-e", f"trace={call}", "-e", f"inject={call}:{how}:when={number}"]
+        done = subprocess.run(
+            ["strace", "-f", "-qq", "-o", trace, *inject, *child], capture_output=True
+        )
+        assert done.returncode in (0, 3, -9, 137), done.stderr
+        if done.returncode == 0 or (folder / "r1").exists():
+            verify_tree(folder / "r1", verified.manifest)
+        if done.returncode == 3:
+            assert list(folder.iterdir()) == []
+        remove_partials(folder)
+        assert [p.name for p in folder.iterdir() if p.name != "r1"] == []
+        shutil.rmtree(folder)
 
 
 @pytest.mark.soak
