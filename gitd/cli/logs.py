@@ -23,8 +23,10 @@ PAGES_MAX = 20
 
 @click.command("logs")
 @click.argument("of", metavar="BUILD|DEPLOYMENT|JOB")
-@click.option("--site", metavar="SITE", envvar="FORGE_SITE", help="Where the build or deployment")
-@click.option("--env", metavar="ENV", help="is, if known: without, it is looked for.")
+@click.option(
+    "--site", metavar="SITE", envvar="FORGE_SITE", help="The site of the build or deployment."
+)
+@click.option("--env", metavar="ENV", help="Its environment. Without both it is looked for.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job is over.")
 @click.option("--stages", is_flag=True, help="Begin each line with its stage.")
 @json_option

@@ -42,7 +42,6 @@ def follow(session: Session, job: Job, following: Following) -> ExitCode:
 
 def _to_its_end(api: Api, job: Job, shown: Display, following: Following) -> Job:
     stream = JobStream(api, job, patience_s=following.patience_s)
-    shown.show([job])
     for batch in stream.batches():
         shown.show(batch)
     return stream.job

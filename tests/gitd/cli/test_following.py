@@ -121,7 +121,7 @@ def test_build_that_goes_on_to_deploy_is_followed_until_live(mf, peer, stream_of
     assert ran.code == 0
     assert ran.out == "rel_01 is live on production: http://acme-store.localhost:8081\n"
     assert ran.err.splitlines()[-4:] == [
-        "roll job_02 queued",
+        "build job_01 succeeded",
         "roll job_02 running",
         "[verify] verified",
         "roll job_02 succeeded",
