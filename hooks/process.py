@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 
 # What the interpreter loads when it is first used, and can not any more without privileges.
@@ -55,6 +56,14 @@ def die_with_parent(parent_pid: int, *, number: int = signal.SIGKILL) -> None:
     _prctl(_PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """From here on descendants whose parent ends become children of this process, to be reaped.
+
+    Otherwise they go to the system's first process, which in a container may never reap.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _prctl(option: int, value: int) -> None:

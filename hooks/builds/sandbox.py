@@ -22,7 +22,7 @@ import msgspec
 
 from hooks.builds import seccomp
 from hooks.builds.errors import SandboxUnavailableError
-from hooks.process import Process
+from hooks.process import Process, adopt_orphans
 
 BWRAP = Path("/usr/bin/bwrap")
 PRLIMIT = "/usr/bin/prlimit"  # from util-linux; runs inside, see _limited
@@ -131,6 +131,7 @@ class Sandbox:
             raise SandboxUnavailableError(
                 "the sandbox is never run as root: root inside could change the machine's kernel"
             )
+        adopt_orphans()
         status = _Status(on_output)
         with contextlib.ExitStack() as files:
             args, pass_fds = _arguments(spec, files)
@@ -165,6 +166,7 @@ class Sandbox:
         await self._outer.ended()
         self._init.kill()
         await self._init.gone()
+        self._init.reap()
         await self._outer.drained()
         self._status.close()
         if self._status.exit_code is not None:
@@ -373,11 +375,17 @@ class _Init:
     async def gone(self) -> None:
         await self._gone.wait()
 
+    def reap(self) -> None:
+        """Once it and bubblewrap have ended: take its exit, if bubblewrap ended without."""
+        if self._pidfd is not None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            os.close(self._pidfd)
+            self._pidfd = None
+
     def _on_end(self) -> None:
         assert self._pidfd is not None
         asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = None
         self._gone.set()
 
     def descendants(self) -> list[int]:
