@@ -80,7 +80,12 @@ def main(config: HostConfig) -> None:
     With a `uid` it is started as root: it binds, prepares its folder, and gives up every right
     before it reads the first byte of anybody's.
     """
-    listener = _listener(config)
+    try:
+        listener = _listener(config)
+    except OSError as error:
+        raise SystemExit(
+            f"cannot listen on {config.listen[0]}:{config.listen[1]}: {error}"
+        ) from error
     _prepare_folder(config)
     if config.uid is not None:
         drop_privileges(config.uid, config.gid if config.gid is not None else config.uid)

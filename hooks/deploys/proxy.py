@@ -94,7 +94,7 @@ class WebProxy:
                     return await self._tunnel(request, answer)
                 return await _relay(request, answer)
         except aiohttp.ClientConnectorError as error:
-            if attempt.has_reused_connection:
+            if attempt.was_connected:
                 return pages.bad_gateway()
             raise NotListeningError from error
         except TimeoutError:
@@ -130,26 +130,25 @@ class WebProxy:
 
 @dataclass(slots=True)
 class _Attempt:
-    """Whether the request was sent on a connection that had served others.
+    """Whether the request may have been sent.
 
-    The session sends it once more, on a new one, when that broke. If nobody listens then, the
-    first sending may have been what ended the process: it must not be sent a third time.
+    The session repeats a request that can be repeated, once, when its connection broke. If nobody
+    listens then, the request may be what ended the process: it must not be sent a third time.
     """
 
-    has_reused_connection: bool = False
+    was_connected: bool = False
 
 
-async def _on_reuse(
-    _session: aiohttp.ClientSession,
-    context: SimpleNamespace,
-    _params: aiohttp.TraceConnectionReuseconnParams,
+async def _on_connection(
+    _session: aiohttp.ClientSession, context: SimpleNamespace, _params: object
 ) -> None:
-    context.trace_request_ctx.has_reused_connection = True
+    context.trace_request_ctx.was_connected = True
 
 
 def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
-    trace.on_connection_reuseconn.append(_on_reuse)
+    trace.on_connection_reuseconn.append(_on_connection)
+    trace.on_connection_create_end.append(_on_connection)
     return aiohttp.ClientSession(
         connector=connector,
         trace_configs=[trace],
@@ -176,9 +175,19 @@ async def _ask_for_body(request: web.BaseRequest) -> None:
     request.writer.output_size = 0  # of the answer itself nothing is out yet
 
 
+class _PassedOn(web.StreamResponse):
+    """A response with the process's headers alone: no media type is made up for it."""
+
+    async def _prepare_headers(self) -> None:
+        absent = [name for name in ("Content-Type", "Server") if name not in self.headers]
+        await super()._prepare_headers()
+        for name in absent:
+            self.headers.popall(name, None)
+
+
 async def _relay(request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.StreamResponse:
     headers: CIMultiDict[str] = end_to_end(answer.headers)
-    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+    response = _PassedOn(status=answer.status, reason=answer.reason, headers=headers)
     await response.prepare(request)
     while chunk := await _next_chunk(answer):
         await response.write(chunk)

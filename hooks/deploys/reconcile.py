@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Final
 
 import structlog
 
@@ -23,6 +24,8 @@ from hooks.deploys.wire import (
     RollFailure,
     Snapshot,
 )
+
+HOST_FAILED: Final = "deployment.host_failed"
 
 _log = structlog.get_logger()
 
@@ -88,7 +91,11 @@ class EnvironmentKeeper:
         if self._predecessor is not None:
             await self._predecessor.removed()
             self._predecessor = None
-        await self._rollout.resume()
+        try:
+            await self._rollout.resume()
+        except Exception:  # noqa: BLE001 - the ring around an environment: others go on
+            _log.exception("environment_failed", env_id=self._env_id)
+            self._rollout.refuse(HOST_FAILED)
         while True:
             await self._is_new.wait()
             self._is_new.clear()
@@ -142,12 +149,32 @@ class EnvironmentKeeper:
             ):
                 self._outbox.put(Report(self._env_id, desired.deployment_id, "serving"))
                 return
-            if self._failed is not None and self._failed.deployment_id == desired.deployment_id:
-                self._outbox.put(self._failed)
+            if self._has_failed_for_good(desired):
                 return
             await self._roll(desired, desired.deployment_id)
-        except Exception:  # noqa: BLE001 - the ring around an environment: others go on
+        except Exception as error:  # noqa: BLE001 - as above
             _log.exception("environment_failed", env_id=self._env_id)
+            if desired.deployment_id is not None:
+                self._fail(desired.deployment_id, HOST_FAILED, repr(error))
+
+    def _has_failed_for_good(self, desired: Desired) -> bool:
+        """Say whether a roll failed already, and tell control again if so.
+
+        What was wrong with the artifact may have been mended. That is looked at again where
+        nothing is served that could go on.
+        """
+        failed = self._failed
+        if failed is None or failed.error is None or failed.deployment_id != desired.deployment_id:
+            return False
+        if self._rollout.serving.current is None and failed.error.code.startswith("artifact."):
+            return False
+        self._outbox.put(failed)
+        return True
+
+    def _fail(self, deployment_id: str, code: str, message: str) -> None:
+        failure = RollFailure(code, message)
+        self._failed = Report(self._env_id, deployment_id, "failed", failure)
+        self._outbox.put(self._failed)
 
     async def _roll(self, desired: Desired, deployment_id: str) -> None:
         journal = RollJournal(self._outbox, deployment_id)
@@ -156,18 +183,14 @@ class EnvironmentKeeper:
             timings = await self._rollout.roll(desired, journal)
         except RollFailedError as error:
             log.warning("roll_failed", code=error.code, reason=str(error))
-            report = Report(
-                self._env_id, deployment_id, "failed", RollFailure(error.code, str(error))
-            )
-            self._failed = report
+            self._fail(deployment_id, error.code, str(error))
         except asyncio.CancelledError:
             log.info("roll_abandoned")
             raise
         else:
             log.info("rolled", **timings)
-            report = Report(self._env_id, deployment_id, "serving", timings=timings)
             self._failed = None
-        self._outbox.put(report)
+            self._outbox.put(Report(self._env_id, deployment_id, "serving", timings=timings))
 
 
 class Reconciler:
@@ -201,6 +224,7 @@ class Reconciler:
                     self._want(desired)
                 for env_id in self._keepers.keys() - {desired.env_id for desired in environments}:
                     self._remove(env_id)
+                self._remove_strangers()
             case Changed(environment=desired):
                 self._want(desired)
             case Removed(env_id=env_id):
@@ -219,6 +243,13 @@ class Reconciler:
             *(keeper.removed() for keeper in self._leaving.values()),
             *(keeper.close() for keeper in self._keepers.values()),
         )
+
+    def _remove_strangers(self) -> None:
+        """Remove the folders of environments that a crash left half removed."""
+        known = self._keepers.keys() | self._leaving.keys()
+        for folder in self._folder.strangers(known):
+            _log.info("stranger_removed", path=str(folder.path))
+            self._tools.threads.submit(folder.remove)
 
     def _want(self, desired: Desired) -> None:
         keeper = self._keepers.get(desired.env_id)

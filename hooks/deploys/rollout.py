@@ -40,6 +40,10 @@ from storage.materialise import verify_tree
 from storage.reader import StoreReader, VerifiedArtifact
 
 DRAIN_S: Final = 10.0
+STOP_GRACE_S: Final = 10.0
+"""What a process of a release that is over gets between SIGTERM and SIGKILL."""
+SHUTDOWN_GRACE_S: Final = 3.0
+"""The same when the host ends: with the drain before it less than who stops services waits."""
 RELEASE_COMMAND_TIMEOUT_S: Final = 600.0
 UNPACK_COUNT_MAX: Final = 4
 """So many environments unpack at once; the others wait their turn."""
@@ -136,8 +140,7 @@ class Rollout:
     async def resume(self) -> None:
         """After a start of the host: verify what the environment served, and serve it again.
 
-        Never raises for what it finds: an environment whose release does not hold serves nothing,
-        and says why.
+        An environment whose release does not hold serves nothing, and says why.
         """
         served = self.state.served
         try:
@@ -152,7 +155,11 @@ class Rollout:
                 await _to_the_end(self._switch(served, responder))
         except RollFailedError as error:
             _log.error("release_refused", env_id=self.state.env_id, code=error.code, why=str(error))
-            self.serving.take_down(Absence.REFUSED, code=error.code)
+            self.refuse(error.code)
+
+    def refuse(self, code: str) -> None:
+        """Serve nothing, because what should be served does not hold."""
+        self._retire(self.serving.take_down(Absence.REFUSED, code=code))
 
     async def withdraw(self) -> None:
         """Serve nothing any more; the data stays."""
@@ -173,7 +180,7 @@ class Rollout:
 
     async def close(self) -> None:
         """Stop what is served and what is still draining."""
-        self._retire(self.serving.take_down(Absence.STARTING), drain_s=0)
+        self._retire(self.serving.take_down(Absence.STARTING), is_shutdown=True)
         for task in list(self._retiring):
             await asyncio.wait({task})
 
@@ -309,7 +316,7 @@ class Rollout:
             if after != self.state:
                 await self._write(after)
         except BaseException:
-            await responder.close()
+            await responder.close(grace_s=0)
             raise
         self._retire(self.serving.switch(release))
 
@@ -317,19 +324,23 @@ class Rollout:
         await self._tools.in_thread(self._folder.write, state)
         self.state = state
 
-    def _retire(self, release: ServedRelease | None, *, drain_s: float | None = None) -> None:
+    def _retire(self, release: ServedRelease | None, *, is_shutdown: bool = False) -> None:
         """Let a release that gets no more requests finish those it has, then stop it."""
         if release is None:
             return
-        drain_s = self._tools.drain_s if drain_s is None else drain_s
-        task = asyncio.get_running_loop().create_task(self._drain(release, drain_s))
+        draining = (
+            self._drain(release, 0, SHUTDOWN_GRACE_S)
+            if is_shutdown
+            else self._drain(release, self._tools.drain_s, STOP_GRACE_S)
+        )
+        task = asyncio.get_running_loop().create_task(draining)
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _drain(self, release: ServedRelease, drain_s: float) -> None:
+    async def _drain(self, release: ServedRelease, drain_s: float, grace_s: float) -> None:
         if not await release.drain(timeout_s=drain_s):
             _log.info("drain_cut_short", deployment_id=release.deployment_id, seconds=drain_s)
-        await release.responder.close()
+        await release.responder.close(grace_s=grace_s)
         async with self._folders:
             await self._tools.in_thread(self._folder.prune, self.state)
 

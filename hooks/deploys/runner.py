@@ -78,13 +78,10 @@ class RollRunner:
         self._rolling: dict[str, _Rolling] = {}
         self._hosts: set[asyncio.Queue[DesiredMessage | None]] = set()
         self._hostless_since: float | None = None
+        self.host_connected = asyncio.Event()  # set with the first one, and for good
         self._tasks: set[asyncio.Task[None]] = set()
         jobs.watch(self._on_job)
         jobs.watch_environments(self._on_environment)
-
-    @property
-    def has_host(self) -> bool:
-        return bool(self._hosts)
 
     def recover(self) -> None:
         """After a start: go on with the deployments that were queued or under way."""
@@ -115,6 +112,7 @@ class RollRunner:
         """Yield everything once, then every change, with pings between. One reader per host."""
         queue: asyncio.Queue[DesiredMessage | None] = asyncio.Queue()
         self._hosts.add(queue)
+        self.host_connected.set()
         try:
             yield self._snapshot()
             while True:

@@ -25,9 +25,9 @@ from hooks.deploys.proxy import NotListeningError, WebProxy
 from hooks.deploys.weblog import Lines, LineSink, WebLog
 
 DATA_DIR: Final = "/data"
+HOSTNAME_CHARS_MAX: Final = 64  # sethostname(2)
 PORTS: Final = range(20_000, 30_000)
 """Below the range from which the kernel takes ports for outgoing connections."""
-STOP_TIMEOUT_S: Final = 10.0
 HOLD_S: Final = 5.0
 """How long a request waits for a process that is being started again."""
 BACK_OFF_FIRST_S: Final = 0.1
@@ -66,7 +66,7 @@ class Program:
                 **environ,
             },
             network=True,
-            hostname=self.hostname,
+            hostname=self.hostname[:HOSTNAME_CHARS_MAX],
             limits=Limits(),
         )
 
@@ -117,14 +117,14 @@ class WebProcess:
                 await asyncio.wait_for(self._healthy.wait(), timeout_s)
         return self._healthy.is_set()
 
-    async def stop(self) -> None:
-        """Ask it to end (SIGTERM); end it after 10 s. May be called again."""
+    async def stop(self, *, grace_s: float) -> None:
+        """Ask it to end (SIGTERM); end it after `grace_s`. May be called again."""
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
             self._keeper = None
-        await self._end(grace_s=STOP_TIMEOUT_S)
+        await self._end(grace_s=grace_s)
         self._log.close()
 
     async def _begin(self) -> None:
@@ -214,9 +214,9 @@ class WebSite:
     def hurry(self) -> None:
         self._proxy.end_tunnels()
 
-    async def close(self) -> None:
+    async def close(self, *, grace_s: float) -> None:
         await self._proxy.close()
-        await self._process.stop()
+        await self._process.stop(grace_s=grace_s)
 
 
 async def run_release_command(program: Program, *, timeout_s: float, on_line: LineSink) -> None:

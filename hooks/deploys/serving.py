@@ -23,8 +23,10 @@ class Responder(Protocol):
     def hurry(self) -> None:
         """End what has no end of its own, such as WebSockets: the release is going."""
 
-    async def close(self) -> None:
-        """Stop it; nothing is in flight any more, or has had its time."""
+    async def close(self, *, grace_s: float) -> None:
+        """Stop it; nothing is in flight any more, or has had its time. A process gets `grace_s`
+        to end by itself.
+        """
 
 
 @dataclass(eq=False, slots=True)

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -170,6 +170,11 @@ class HostFolder:
         if not _ENV_ID.fullmatch(env_id):
             raise ValueError(f"not the id of an environment: {env_id!r}")
         return EnvironmentFolder(self._environments / env_id)
+
+    def strangers(self, known: Collection[str]) -> list[EnvironmentFolder]:
+        """Return the folders that belong to none of the `known` environments."""
+        paths = sorted(self._environments.iterdir())
+        return [EnvironmentFolder(path) for path in paths if path.name not in known]
 
     def known(self) -> Iterator[tuple[EnvironmentFolder, EnvironmentState]]:
         """Yield the environments that have a state; folders without one are leftovers."""

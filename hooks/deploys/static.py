@@ -62,7 +62,7 @@ class StaticSite:
     def hurry(self) -> None:
         """Do nothing: every answer has an end."""
 
-    async def close(self) -> None:
+    async def close(self, *, grace_s: float) -> None:  # noqa: ARG002 - nothing runs here
         """Let go of the folder. A request in flight has opened its file already: nothing here
         waits before that.
         """

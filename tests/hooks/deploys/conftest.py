@@ -346,6 +346,14 @@ def a_host(root):
 
 
 @pytest.fixture
+def another_host(open_dir):
+    """A second host over the same folder, not started."""
+    made = HostProcess(open_dir)
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def host(open_dir):
     with a_host(open_dir) as made:
         yield made

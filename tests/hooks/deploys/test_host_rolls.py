@@ -257,6 +257,26 @@ async def test_an_artifact_that_is_no_artifact_fails_its_roll(shelf, control, ho
         assert report.error.code.startswith("artifact.")
 
 
+async def test_a_release_that_was_refused_is_tried_again_once_mended(
+    shelf, control, host, visitor, wanted
+):
+    pin = shelf.put({"index.html": "good"})
+    roll = wanted(pin=pin)
+    await control.roll(roll)
+    host.kill()
+    blob = shelf.blob_of(pin, "index.html")
+    flip(blob)
+    rewrite((host.directory / "environments/env_1/current").resolve() / "index.html", b"evil")
+    host.start()
+    assert (await visitor.ask()).status == 503
+    report = await control.reported(roll.deployment_id, since=1)
+    assert report.error.code == "artifact.corrupt"
+    flip(blob)
+    report = await control.roll(roll)
+    assert report.status == "serving"
+    assert await visitor.text() == "good"
+
+
 # -- restarts ------------------------------------------------------------------------------------
 
 
@@ -440,3 +460,27 @@ async def test_fifty_rolls_fail_no_request(shelf, control, host, visitor, wanted
     rolling = False
     await asyncio.gather(*visits)
     print("requests answered:", next(answered))
+
+
+async def test_folders_of_nobody_are_removed_once_control_says_what_there_is(
+    shelf, control, host, wanted
+):
+    await control.roll(wanted(pin=shelf.put(page("x"))))
+    stranger = host.directory / "environments/env_9"
+    (stranger / "data").mkdir(parents=True)
+    if os.geteuid() == 0:
+        for path in (stranger, stranger / "data"):
+            os.chown(path, host.directory.stat().st_uid, -1)
+    host.kill()
+    host.start()
+    async with asyncio.timeout(10):
+        while stranger.exists():
+            await asyncio.sleep(0.02)
+    assert len(release_folders(host)) == 1
+
+
+async def test_a_host_that_cannot_listen_says_why(host, another_host):
+    taken = another_host
+    taken.start(listen_fd=None, listen=["127.0.0.1", host.port])
+    assert await asyncio.to_thread(taken.process.wait, 10) == 1
+    assert f"cannot listen on 127.0.0.1:{host.port}" in taken.log.read_text()

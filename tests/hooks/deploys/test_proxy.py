@@ -36,7 +36,7 @@ class Passing:
     def hurry(self):
         self.proxy.end_tunnels()
 
-    async def close(self):
+    async def close(self, *, grace_s):
         await self.proxy.close()
 
 
@@ -494,3 +494,83 @@ async def test_a_release_that_goes_ends_its_websockets(app):
         assert not await visitor.release.drain(timeout_s=0.05)
         visitor.release.responder.hurry()
         assert await visitor.release.drain(timeout_s=5)
+
+
+# -- what two parsers could read differently -----------------------------------------------------
+
+
+async def exchange(visitor, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", visitor.port)
+    writer.write(request)
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length: 4\r\nContent-Length: 5\r\n",
+        b"Content-Length: +4\r\n",
+        b"Content-Length : 4\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"X: a\r\n b\r\n",
+        b"X: a\x00b\r\n",
+    ],
+)
+async def test_ambiguous_requests_are_refused(app, head):
+    visitor = await app(mirror)
+    answer = await exchange(
+        visitor,
+        b"POST / HTTP/1.1\r\nHost: env-1.localhost\r\nConnection: close\r\n" + head
+        + b"\r\n0\r\n\r\n",
+    )  # fmt: skip
+    assert answer.split()[1] == b"400"
+
+
+async def test_an_empty_body_stays_empty(app):
+    told = await ask_json(await app(mirror), method="POST", data=b"")
+    assert told["body"] == ""
+    assert told["headers"].get("content-length") == "0"
+    assert "transfer-encoding" not in told["headers"]
+
+
+async def test_headers_in_utf8_pass_unchanged(raw, app):
+    told = await ask_json(await app(mirror), headers={"X-Name": "é"})
+    assert told["headers"]["x-name"] == "é"
+    visitor = await raw("HTTP/1.1 200 OK\r\nX-Name: é\r\nContent-Length: 0\r\n\r\n".encode())
+    answer = await exchange(
+        visitor, b"GET / HTTP/1.1\r\nHost: env-1.localhost\r\nConnection: close\r\n\r\n"
+    )
+    assert "X-Name: é\r\n".encode() in answer
+
+
+async def test_large_headers_pass(app):
+    told = await ask_json(await app(mirror), headers={"X-Large": "x" * 8_000})
+    assert told["headers"]["x-large"] == "x" * 8_000
+
+
+async def test_no_header_is_made_up_for_an_answer(raw):
+    visitor = await raw(b"HTTP/1.0 200 OK\r\n\r\n<h1>hello</h1>")
+    answer = await visitor.ask("/")
+    assert set(answer.headers) <= {"Date", "Transfer-Encoding"}
+
+
+async def test_a_request_that_ends_the_process_is_not_sent_a_third_time(front):
+    asked = 0
+    server = None
+
+    async def die(reader, writer):
+        nonlocal asked
+        await reader.readuntil(b"\r\n\r\n")
+        asked += 1
+        if asked == 2:
+            server.close()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(die, "127.0.0.1", 0)
+    visitor = await front(server.sockets[0].getsockname()[1])
+    assert (await visitor.ask("/")).status == 502
+    assert asked == 2
+    server.close()
