@@ -227,6 +227,7 @@ class _OnePush:
         self._answer = answer
         self._remote_addr = request.remote or "unknown"
         self._quarantine: Path | None = None
+        self._new_borders: list[bytes] = []
         self._unpack_status = "ok"
         self._push = Push(
             path=opened.path,
@@ -356,12 +357,16 @@ class _OnePush:
         for command in self._commands:
             if command.new in ingested.broken:
                 command.error = "missing necessary objects"
-        if ingested.needs_shallow:
-            # Which refs need the missing parents is not worth a walk: a shallow push is refused
-            # whole, as long as the repository is not to become shallow itself.
-            for command in self._commands:
-                if not command.is_delete:
-                    command.error = command.error or "shallow update not allowed"
+        if not ingested.needs_shallow:
+            return
+        if self._repository.config.flag("receive.shallowupdate"):
+            self._new_borders = ingested.needs_shallow
+            return
+        # Which refs need the missing parents is not worth a walk: a push that would make the
+        # repository shallow is refused whole.
+        for command in self._commands:
+            if not command.is_delete:
+                command.error = command.error or "shallow update not allowed"
 
     # before refs move
 
@@ -375,6 +380,8 @@ class _OnePush:
         await self._run_pre_receive()
         if self._quarantine is not None and any(not command.error for command in self._commands):
             await asyncio.to_thread(migrate_quarantine, self._quarantine)
+            if self._new_borders:
+                await asyncio.to_thread(self._repository.extend_shallow, self._new_borders)
             self._repository.objects.refresh()
 
     async def _ask_receiver(self) -> None:

@@ -7,6 +7,7 @@ Source: gitrepository-layout(5); git's refs/files-backend.c and refs/packed-back
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -138,6 +139,8 @@ class RefStore:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                return None
             raise RefUpdateError(f"cannot read '{show(name)}': {error.strerror}") from error
 
     def _read_packed(self) -> _Packed:

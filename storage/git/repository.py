@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 from storage.git.config import GitConfig
@@ -70,6 +71,25 @@ class Repository:
         except FileNotFoundError:
             return frozenset()
         return frozenset(unhex(line) for line in lines if len(line) == 40)
+
+    def extend_shallow(self, oids: Iterable[bytes]) -> None:
+        """Let the history end at some more commits. Durable when it returns.
+
+        Raises:
+            OSError: another process is changing the borders, or the disk is full.
+        """
+        path = self.path / "shallow"
+        lock = self.path / "shallow.lock"
+        with lock.open("xb") as file:
+            try:
+                lines = sorted(oid.hex() for oid in self.shallow() | set(oids))
+                file.write("".join(f"{line}\n" for line in lines).encode())
+                file.flush()
+                os.fsync(file.fileno())
+                lock.rename(path)
+            except OSError:
+                lock.unlink(missing_ok=True)
+                raise
 
 
 class RepositoryCache:

@@ -25,6 +25,7 @@ from storage.git.repository import Repository
 LOCK_TIMEOUT_S = 0.1  # git's core.filesRefLockTimeout
 PACKED_LOCK_TIMEOUT_S = 1.0  # git's core.packedRefsTimeout
 LOOSE_COUNT_MAX = 24  # more changes than this are written into packed-refs together
+PATH_BYTES_MAX = 4096 - len("logs/") - len(".lock") - 1
 PACKED_HEADER = b"# pack-refs with: peeled fully-peeled sorted \n"
 QUARANTINE_PREFIX = "tmp_objdir-incoming-"  # git's own name for it
 _LOGGED = (b"refs/heads/", b"refs/remotes/", b"refs/notes/")
@@ -119,7 +120,8 @@ class _Transaction:
         return one
 
     def _require_short(self, name: bytes) -> None:
-        if any(len(part) > NAME_COMPONENT_BYTES_MAX for part in name.split(b"/")):
+        is_long = len(self._root) + len(name) > PATH_BYTES_MAX
+        if is_long or any(len(part) > NAME_COMPONENT_BYTES_MAX for part in name.split(b"/")):
             raise RefUpdateError(f"cannot lock ref '{show(name)}': File name too long")
 
     def _require_no_conflict(self, change: RefChange, name: bytes, gone: set[bytes]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,3 +213,161 @@ def launch() -> Iterator[Callable[..., Server]]:
             server.client.close()
             assert server.process.stdout is not None
             server.process.stdout.close()
+
+
+# raw requests
+
+
+def pkt(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return b"%04x%b" % (len(data) + 4, data)
+
+
+def unpkt(data: bytes) -> list[bytes | None]:
+    """Take pkt-lines apart; None is a flush (or delim)."""
+    found: list[bytes | None] = []
+    while data:
+        length = int(data[:4], 16)
+        if length < 4:
+            found.append(None)
+            data = data[4:]
+        else:
+            assert length <= len(data), "a packet is cut off"
+            found.append(data[4:length])
+            data = data[length:]
+    return found
+
+
+@dataclass
+class Answer:
+    """The answer of a push: what the user reads, and the report."""
+
+    status: int
+    words: str = ""
+    fatal: str = ""
+    report: list[str] = field(default_factory=list)
+    bands: list[int] = field(default_factory=list)
+    raw: bytes = b""
+
+    @property
+    def unpack(self) -> str:
+        return self.report[0].removeprefix("unpack ")
+
+    @property
+    def refs(self) -> dict[str, str]:
+        """Ref -> `ok`, or the reason."""
+        found = {}
+        for line in self.report[1:]:
+            word, _, rest = line.partition(" ")
+            name, _, reason = rest.partition(" ")
+            found[name] = "ok" if word == "ok" else reason
+        return found
+
+
+def parse_push_answer(response: httpx.Response, *, has_bands: bool = True) -> Answer:
+    answer = Answer(response.status_code, raw=response.content)
+    if response.status_code != 200:
+        return answer
+    if not has_bands:
+        answer.report = [line.decode().strip() for line in unpkt(response.content) if line]
+        return answer
+    report = b""
+    for packet in unpkt(response.content):
+        if packet is None:
+            continue
+        answer.bands.append(packet[0])
+        if packet[0] == 1:
+            report += packet[1:]
+        elif packet[0] == 2:
+            answer.words += packet[1:].decode("utf-8", "replace")
+        else:
+            answer.fatal += packet[1:].decode("utf-8", "replace")
+    answer.report = [line.decode("utf-8", "replace").strip() for line in unpkt(report) if line]
+    return answer
+
+
+CAPS = "report-status side-band-64k agent=test"
+
+
+@dataclass
+class Wire:
+    """Pushes by hand to one repository."""
+
+    server: Server
+    bare: Path
+    work: Path
+
+    def pack(self, *revisions: str, thin: bool = False) -> bytes:
+        """Pack what `git rev-list --objects` lists for some revisions of the clone."""
+        done = subprocess.run(
+            ["git", "pack-objects", "--stdout", "-q", "--revs", *(["--thin"] if thin else [])],
+            input="".join(f"{revision}\n" for revision in revisions).encode(),
+            cwd=self.work,
+            env={**os.environ, **IDENTITY},
+            capture_output=True,
+            check=True,
+        )
+        return done.stdout
+
+    def push(
+        self,
+        *commands: tuple[str, str, str],
+        pack: bytes = b"",
+        caps: str = CAPS,
+        before: list[str] | None = None,
+        options: list[str] | None = None,
+        **headers: str,
+    ) -> Answer:
+        """Push (old, new, ref) triples; `pack` follows the flush."""
+        body = b"".join(pkt(line) for line in before or [])
+        for number, (old, new, ref) in enumerate(commands):
+            body += pkt(f"{old} {new} {ref}" + (f"\0{caps}" if number == 0 else ""))
+        body += b"0000"
+        if options is not None:
+            body += b"".join(pkt(option) for option in options) + b"0000"
+        response = self.server.post(self.bare, "git-receive-pack", body + pack, **headers)
+        return parse_push_answer(response, has_bands="side-band-64k" in caps)
+
+
+def make_pack(*objects: tuple[str, bytes], count: int | None = None, version: int = 2) -> bytes:
+    """Make a pack of whole objects by hand."""
+    kinds = {"commit": 1, "tree": 2, "blob": 3, "tag": 4}
+    out = b"PACK" + struct.pack(">LL", version, len(objects) if count is None else count)
+    for kind, data in objects:
+        out += pack_entry(kinds[kind], len(data)) + zlib.compress(data)
+    return out + hashlib.sha1(out).digest()
+
+
+def pack_entry(kind: int, size: int) -> bytes:
+    byte, size = (kind << 4) | (size & 15), size >> 4
+    head = bytearray()
+    while size:
+        head.append(byte | 128)
+        byte, size = size & 127, size >> 7
+    head.append(byte)
+    return bytes(head)
+
+
+def oid_of(kind: str, data: bytes) -> str:
+    return hashlib.sha1(f"{kind} {len(data)}\0".encode() + data).hexdigest()
+
+
+@pytest.fixture
+def wire(server: Server, bare: Path, work: Path) -> Wire:
+    return Wire(server, bare, work)
+
+
+class RawTools:
+    """What tests of raw bytes share."""
+
+    pkt = staticmethod(pkt)
+    unpkt = staticmethod(unpkt)
+    make_pack = staticmethod(make_pack)
+    pack_entry = staticmethod(pack_entry)
+    oid_of = staticmethod(oid_of)
+    parse_push_answer = staticmethod(parse_push_answer)
+
+
+@pytest.fixture
+def raw() -> type[RawTools]:
+    return RawTools
