@@ -341,6 +341,13 @@ _ROWS = (
         "The roll took longer than it may. The prior release goes on serving.",
         "Try again; see the server's log.",
     ),
+    ErrorCode(
+        JOB,
+        "deployment.host_failed",
+        "The site host could not carry out the roll: its disk is full, for instance. The prior "
+        "release goes on serving.",
+        "See the site host's log; then deploy again.",
+    ),
 )
 CODES: dict[str, ErrorCode] = {row.code: row for row in _ROWS}
 
