@@ -24,6 +24,10 @@ def main() -> int:
     more = {f"more/{n}": b"%d" % n for n in range(count)}
     try:
         shop = make_shop(Path(sys.argv[1]))
+    except (StorageError, OSError) as error:
+        print(f"not opened: {error}")
+        return 3
+    try:
         shop.builds = iter([1000])
         shop.ingest(
             SourceFile(name.encode(), len(data), name == "b/run", lambda data=data: data)
