@@ -24,7 +24,7 @@ from hooks.builds.control import LeasedJob
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.managed_toml import Profile
 from hooks.builds.profiles import Plan
-from hooks.builds.sandbox import APP_DIR, HOME_DIR, Bind, Limits, Sandbox, SandboxSpec
+from hooks.builds.sandbox import APP_DIR, HOME_DIR, Bind, Sandbox, SandboxSpec
 from hooks.builds.tree import Output, find_output, unpack
 from hooks.builds.wire import Lease
 
@@ -131,7 +131,7 @@ def build_spec(command: str, lease: Lease, workspace: Workspace) -> SandboxSpec:
             "GITD_REF": lease.ref or "",
             "GITD_COMMIT": lease.commit,
         },
-        limits=Limits(),
+        is_background=True,
     )
 
 

@@ -26,6 +26,7 @@ from hooks.process import Process, adopt_orphans
 
 BWRAP = Path("/usr/bin/bwrap")
 PRLIMIT = "/usr/bin/prlimit"  # from util-linux; runs inside, see _limited
+IN_BACKGROUND = ("/usr/bin/nice", "-n", "10", "/usr/bin/choom", "-n", "500", "--")
 APP_DIR = "/app"  # where a build finds its source, and a site its release: paths stay true
 HOME_DIR = "/home/app"
 INNER_UID = 1000  # what the program believes to be, whatever its uid on the machine
@@ -95,6 +96,7 @@ class SandboxSpec:
     `argv[0]` is looked up in the sandbox's PATH. `environ` is added to a small base (PATH, HOME,
     LANG, ...) and wins over it. `binds` are made in their order. Without a bind at `HOME_DIR` the
     home is a folder in memory, of at most `limits.tmp_bytes`. `network`: share the machine's.
+    `is_background`: others come first, for the processor and when memory runs out.
     """
 
     argv: tuple[str, ...]
@@ -102,6 +104,7 @@ class SandboxSpec:
     cwd: str = APP_DIR
     environ: Mapping[str, str] = field(default_factory=dict)
     network: bool = False
+    is_background: bool = False
     hostname: str = "build"
     limits: Limits = field(default_factory=Limits)
 
@@ -273,7 +276,8 @@ def _limited(spec: SandboxSpec) -> list[str]:
             hard = resource.getrlimit(kind)[1]
             bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
             options.append(f"--{name}={bound}")
-    return [PRLIMIT, *options, "--", *spec.argv]
+    background = IN_BACKGROUND if spec.is_background else ()
+    return [PRLIMIT, *options, "--", *background, *spec.argv]
 
 
 class _Status:

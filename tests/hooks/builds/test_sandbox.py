@@ -252,6 +252,12 @@ def test_time_of_the_processor_is_bounded_when_asked(in_sandbox):
     assert ran.seconds < 8
 
 
+def test_program_in_the_background_comes_last_for_processor_and_memory(in_sandbox):
+    command = "nice; cat /proc/self/oom_score_adj"
+    assert in_sandbox(command).output == "0\n0\n"
+    assert in_sandbox(command, is_background=True).output == "10\n500\n"
+
+
 def test_no_core_dump_is_written(in_sandbox, own_dir):
     in_sandbox("cd /app; kill -SEGV $$", binds=[[str(own_dir), APP_DIR, True]])
     assert list(own_dir.iterdir()) == []
