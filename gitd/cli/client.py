@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
@@ -70,6 +71,17 @@ def server_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def is_loopback(url: str) -> bool:
+    """Say whether the server is on this machine, so that no network sees what is sent."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Api:
     """A server's API. Paths come from `endpoint`. Not to be shared between threads."""
 
@@ -90,6 +102,8 @@ class Api:
             },
             timeout=httpx.Timeout(ANSWER_S_MAX, connect=CONNECT_S_MAX),
             verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else True,
+            # No proxy leads back to this machine.
+            trust_env=not (is_plain and is_loopback(url)),
         )
 
     def close(self) -> None:

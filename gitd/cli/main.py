@@ -38,6 +38,7 @@ DEFAULT_URL = "http://127.0.0.1:8080"  # where an embedded `gitd serve` listens
     show_envvar=True,
     help="The server.",
 )
+@click.version_option(package_name="gitd", message="%(prog)s %(version)s")
 @click.pass_obj
 def mf(session: Session, server: str) -> None:
     """Build, deploy, promote and roll back on a gitd server.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import click
 
-from gitd.cli.client import Api, server_url
+from gitd.cli.client import Api, is_loopback, server_url
 from gitd.cli.exits import CliError, report
 
 
@@ -30,7 +30,10 @@ class Session:
             click.UsageError: The address or the token cannot be one, or there is none.
         """
         if self._api is None:
-            self._api = Api(server_url(self.url), _checked_token(self.token))
+            url, token = server_url(self.url), _checked_token(self.token)
+            if url.startswith("http:") and not is_loopback(url) and sys.stderr.isatty():
+                click.echo(f"Warning: the key travels to {url} unencrypted.", err=True)
+            self._api = Api(url, token)
         return self._api
 
     def close(self) -> None:

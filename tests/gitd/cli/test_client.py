@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from gitd.cli.client import endpoint, server_url
+from gitd.cli.client import endpoint, is_loopback, server_url
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,20 @@ def test_what_is_no_address_of_a_server_is_refused(url: str) -> None:
         server_url(url)
     if "secret" in url:
         assert "secret" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("url", "is_here"),
+    [
+        ("http://127.0.0.1:8080", True),
+        ("http://127.9.9.9", True),
+        ("http://[::1]:8080", True),
+        ("http://localhost", True),
+        ("http://acme.localhost:1", True),
+        ("http://localhost.example", False),
+        ("http://10.0.0.1", False),
+        ("https://forge.example", False),
+    ],
+)
+def test_this_machine_is_told_from_others(url: str, *, is_here: bool) -> None:
+    assert is_loopback(url) == is_here

@@ -235,3 +235,12 @@ def test_imports_nothing_else_of_ours(mf) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_proxy_is_not_asked_for_a_server_on_this_machine(mf, peer) -> None:
+    peer.on("GET", "/v1/sites", peer.many([]))
+    assert mf("sites", HTTP_PROXY="http://127.0.0.1:1", NO_PROXY=None).code == 0
+
+
+def test_version_option_is_as_usual(mf) -> None:
+    assert mf("--version").out.startswith("mf ")
