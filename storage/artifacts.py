@@ -23,7 +23,6 @@ from storage.blobs import (
     MANIFEST_NAME,
     BlobKey,
     Staging,
-    blob_key,
     blob_path,
     entry_key,
 )
@@ -36,7 +35,6 @@ from storage.errors import (
     StorageFullError,
     StoreChangedError,
     StoreUnusableError,
-    TreeInvalidError,
 )
 from storage.files import (
     Lease,
@@ -48,20 +46,19 @@ from storage.files import (
 )
 from storage.gate import Gate
 from storage.ids import ArtifactId, artifact_id
+from storage.ingest import Ingest
 from storage.layout import FORMAT_LINE, SHARDED, SHARDS, Layout
 from storage.manifest import MANIFEST_BYTES_MAX, FileEntry, Manifest
 from storage.records import blobs as rows
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
-from storage.source import Draft, Limits, SourceEntry, SourceFile
+from storage.source import Limits, SourceEntry
 
 R = TypeVar("R")
 
 FREE_BYTES_MIN = 256 << 20
 FREE_INODES_MIN = 4096
 TRIES_MAX = 5
-_CHUNK_COUNT = 512  # files looked up at once
-_CHUNK_BYTES = 32 << 20  # contents kept in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +147,7 @@ class ArtifactStore:
                 commit itself failed is its outcome unknown until `recover` after the next start.
         """
         with mapped_errors("take in a tree"), mapped_record_errors(), self._lease() as lease:
-            ingest = _Ingest(self.layout, self._records, Staging(self.layout, lease), limits)
+            ingest = Ingest(self._records, Staging(self.layout, lease), limits)
             ingest.stage(tree)
             manifest = ingest.draft.manifest()
             envelope = attest(manifest)
@@ -207,7 +204,7 @@ class ArtifactStore:
 
     def _publish(
         self,
-        ingest: _Ingest,
+        ingest: Ingest,
         manifest: Manifest,
         envelope: Envelope,
         live: set[BlobKey],
@@ -293,78 +290,6 @@ class ArtifactStore:
                 _unlink(blob_path(self.layout, key))
             self._records.write(lambda db: rows.forget(db, keys))
         return len(keys)
-
-
-class _Ingest:
-    """One tree on its way in.
-
-    Attributes:
-        files: The distinct blobs of the tree, each with one file that it can be read from again.
-    """
-
-    def __init__(self, layout: Layout, records: Records, staging: Staging, limits: Limits) -> None:
-        self.layout = layout
-        self.staging = staging
-        self.draft = Draft(limits)
-        self.files: dict[BlobKey, SourceFile] = {}
-        self._records = records
-        self._pending: dict[BlobKey, bytes] = {}
-        self._pending_bytes = 0
-
-    def stage(self, tree: Iterable[SourceEntry]) -> None:
-        """Read the tree; write those of its contents that the store does not have."""
-        for entry in tree:
-            self.draft.admit(entry)
-            if isinstance(entry, SourceFile):
-                self.draft.add_file(entry, self._read(entry))
-        self._stage_pending()
-
-    def live_keys(self) -> set[BlobKey]:
-        return rows.live(self._records.reader(), self.files)
-
-    def missing_keys(self, live: set[BlobKey]) -> list[BlobKey]:
-        """Return what is neither in the store any more nor staged."""
-        return [key for key in self.files if key not in live and key not in self.staging.blobs]
-
-    def stage_again(self, keys: list[BlobKey]) -> None:
-        for key in keys:
-            entry = self.files[key]
-            if not entry.is_repeatable:
-                raise StoreChangedError("blobs were collected while a stream was taken in")
-            if blob_key(self._read(entry), executable=entry.executable) != key:
-                raise TreeInvalidError(entry.path, "changed while it was read")
-        self._stage_pending()
-
-    def _read(self, entry: SourceFile) -> Digest:
-        contents = entry.read()
-        if not isinstance(contents, bytes):
-            digest = self.staging.add_pieces(
-                contents,
-                path=entry.path,
-                size_bytes=entry.size_bytes,
-                executable=entry.executable,
-            )
-            self.files.setdefault(blob_key(digest, executable=entry.executable), entry)
-            return digest
-        if len(contents) != entry.size_bytes:
-            raise TreeInvalidError(entry.path, "changed while it was read")
-        digest = Digest.of(contents)
-        key = blob_key(digest, executable=entry.executable)
-        self.files.setdefault(key, entry)
-        if key not in self.staging.blobs and key not in self._pending:
-            self._pending[key] = contents
-            self._pending_bytes += len(contents)
-            if len(self._pending) >= _CHUNK_COUNT or self._pending_bytes >= _CHUNK_BYTES:
-                self._stage_pending()
-        return digest
-
-    def _stage_pending(self) -> None:
-        live = rows.live(self._records.reader(), self._pending)
-        for key, contents in self._pending.items():
-            if key not in live:
-                self.staging.add(key, contents)
-        self._pending.clear()
-        self._pending_bytes = 0
 
 
 def _make(layout: Layout) -> None:

@@ -1,0 +1,86 @@
+"""An ingest: one tree on its way in, from its source into the staging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from storage.blobs import BlobKey, Staging, blob_key
+from storage.digest import Digest
+from storage.errors import StoreChangedError, TreeInvalidError
+from storage.records import blobs as rows
+from storage.records.db import Records
+from storage.source import Draft, Limits, SourceEntry, SourceFile
+
+_CHUNK_COUNT = 512  # files looked up at once
+_CHUNK_BYTES = 32 << 20  # contents kept in memory at once
+
+
+class Ingest:
+    """One tree on its way in.
+
+    Attributes:
+        files: The distinct blobs of the tree, each with one file that it can be read from again.
+    """
+
+    def __init__(self, records: Records, staging: Staging, limits: Limits) -> None:
+        self.staging = staging
+        self.draft = Draft(limits)
+        self.files: dict[BlobKey, SourceFile] = {}
+        self._records = records
+        self._pending: dict[BlobKey, bytes] = {}
+        self._pending_bytes = 0
+
+    def stage(self, tree: Iterable[SourceEntry]) -> None:
+        """Read the tree; write those of its contents that the store does not have."""
+        for entry in tree:
+            self.draft.admit(entry)
+            if isinstance(entry, SourceFile):
+                self.draft.add_file(entry, self._read(entry))
+        self._stage_pending()
+
+    def live_keys(self) -> set[BlobKey]:
+        return rows.live(self._records.reader(), self.files)
+
+    def missing_keys(self, live: set[BlobKey]) -> list[BlobKey]:
+        """Return what is neither in the store any more nor staged."""
+        return [key for key in self.files if key not in live and key not in self.staging.blobs]
+
+    def stage_again(self, keys: list[BlobKey]) -> None:
+        for key in keys:
+            entry = self.files[key]
+            if not entry.is_repeatable:
+                raise StoreChangedError("blobs were collected while a stream was taken in")
+            if blob_key(self._read(entry), executable=entry.executable) != key:
+                raise TreeInvalidError(entry.path, "changed while it was read")
+        self._stage_pending()
+
+    def _read(self, entry: SourceFile) -> Digest:
+        contents = entry.read()
+        if not isinstance(contents, bytes):
+            digest = self.staging.add_pieces(
+                contents,
+                path=entry.path,
+                size_bytes=entry.size_bytes,
+                executable=entry.executable,
+            )
+            self.files.setdefault(blob_key(digest, executable=entry.executable), entry)
+            return digest
+        if len(contents) != entry.size_bytes:
+            raise TreeInvalidError(entry.path, "changed while it was read")
+        digest = Digest.of(contents)
+        key = blob_key(digest, executable=entry.executable)
+        self.files.setdefault(key, entry)
+        if key not in self.staging.blobs and key not in self._pending:
+            self._pending[key] = contents
+            self._pending_bytes += len(contents)
+            if len(self._pending) >= _CHUNK_COUNT or self._pending_bytes >= _CHUNK_BYTES:
+                self._stage_pending()
+        return digest
+
+    def _stage_pending(self) -> None:
+        live = rows.live(self._records.reader(), self._pending)
+        for key, contents in self._pending.items():
+            if key not in live:
+                self.staging.add(key, contents)
+        self._pending.clear()
+        self._pending_bytes = 0
