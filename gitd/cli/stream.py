@@ -70,8 +70,7 @@ class JobStream:
                 if error.status in (400, 416) and self._last_id:
                     # The log is not what it was (a power cut can cost its newest lines).
                     self._start_over()
-                    continue
-                if error.status != 429 and error.status < 500:
+                elif error.status != 429 and error.status < 500:
                     raise
                 trouble = error
             except UnreachableError as error:
@@ -105,25 +104,25 @@ class JobStream:
                 if batch:
                     self._failures = 0
                     yield batch
-                if self._has_ended:
+                if any(event.type == "end" for event in events):
+                    if not self._saw_final:
+                        self.job = Job.of(self._api.get(endpoint("jobs", self.job.id)))
+                        yield [self.job]
+                    self._has_ended = self.job.is_over
                     return
 
     def _read(self, event: Event) -> Iterator[Item]:
+        """Yield what the event says. One that makes no sense is passed over: the next may."""
         self._last_id = event.last_id
-        if event.type == "end":
-            if not self._saw_final:
-                self.job = Job.of(self._api.get(endpoint("jobs", self.job.id)))
-                yield self.job
-            self._has_ended = self.job.is_over
-            return
         try:
             fields = json.loads(event.data)
-        except (ValueError, RecursionError):
+            job = Job.of(fields) if event.type == "job" else self.job
+        except (ValueError, RecursionError, StrangeAnswerError):
             return
         if event.type == "job":
-            self.job = Job.of(fields)
-            self._saw_final = self.job.is_over
-            yield self.job
+            self.job = job
+            self._saw_final = job.is_over
+            yield job
         elif event.type == "log" and isinstance(fields, dict):
             self._lines_seen += 1
             if self._lines_to_skip:

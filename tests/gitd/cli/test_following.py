@@ -203,6 +203,7 @@ def test_log_that_lost_its_newest_lines_is_read_again(mf, peer, stream_of) -> No
 def test_garbage_between_events_is_passed_over(mf, peer, stream_of) -> None:
     async def garbled(request):
         lines = "data: not json\n\nevent: job\ndata: nope\n\nevent: log\ndata: 3\n\n"
+        lines += 'event: log\ndata: {"line": "kept"}\n\nevent: job\ndata: {"id": 3}\n\n'
         lines += "event: news\ndata: {}\n\n"
         for kind, data in GOOD:
             lines += f"event: {kind}\ndata: {json.dumps(data)}\n\n"
@@ -210,7 +211,10 @@ def test_garbage_between_events_is_passed_over(mf, peer, stream_of) -> None:
 
     build_of(peer, stream_of(GOOD))
     peer.on("GET", "/v1/jobs/job_01/stream", garbled)
-    assert mf("jobs", "wait", "job_01").code == 0
+    ran = mf("jobs", "wait", "job_01")
+    assert ran.code == 0
+    assert ran.err.splitlines()[0] == "kept"
+    assert len([seen for seen in peer.seen if seen.path.endswith("/stream")]) == 1
 
 
 def test_proxy_page_instead_of_the_stream_is_tried_again(mf, peer, stream_of) -> None:
