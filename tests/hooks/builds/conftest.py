@@ -21,6 +21,7 @@ from hooks.builds.wire import CONFIG_FILES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
+IMPORTS = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 UID = 60690 if os.geteuid() == 0 else None
 
 
@@ -71,7 +72,7 @@ def order_for(command, *, kill_after_s=None, terminate_after_s=None, **spec):
 def start_runner(*, uid=UID, env=None, pass_fds=()):
     return subprocess.Popen(
         [sys.executable, str(HERE / "sandboxed.py"), "" if uid is None else str(uid)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        env={**os.environ, "PYTHONPATH": IMPORTS, **(env or {})},
         pass_fds=pass_fds,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -371,7 +372,7 @@ class Slot:
                 uid,
             ],
             cwd="/",
-            env={**os.environ, "PYTHONPATH": str(ROOT), "SECRET_OF_CONTROL": "leakme"},
+            env={**os.environ, "PYTHONPATH": IMPORTS, "SECRET_OF_CONTROL": "leakme"},
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
         )
