@@ -32,6 +32,7 @@ from storage.ids import new_id
 from storage.model import ActorRef, ApiKey, Environment, Job
 from storage.records import api_keys
 from storage.records.db import Records
+from storage.records.recall import Recall
 
 log = structlog.get_logger(__name__)
 
@@ -314,6 +315,7 @@ class Authenticator:
 
     def __init__(self, records: Records, clock: Clock = now_ms) -> None:
         self._records = records
+        self._recall = Recall(records)
         self._clock = clock
         self._noted: dict[str, int] = {}
 
@@ -324,11 +326,7 @@ class Authenticator:
             AuthenticationError: The secret is unknown, revoked or expired.
             AddressRefusedError: The key may not be used from there.
         """
-        key = (
-            api_keys.by_secret(self._records.reader(), _sha256(secret))
-            if is_well_formed(secret)
-            else None
-        )
+        key = self._find(secret)
         if key is None or key.revoked_at is not None:
             raise AuthenticationError("This is no API key of this server, or no longer one.")
         now = self._clock()
@@ -340,6 +338,14 @@ class Authenticator:
                 raise AddressRefusedError(remote_ip)
         self._note_use(key, now)
         return _actor(key)
+
+    def _find(self, secret: str) -> ApiKey | None:
+        if not _SECRET.fullmatch(secret):
+            return None
+        sha256 = _sha256(secret)
+        return self._recall.get(
+            sha256, lambda db: api_keys.by_secret(db, sha256) if is_well_formed(secret) else None
+        )
 
     def _note_use(self, key: ApiKey, now: int) -> None:
         """Record the use, at most once a minute; nobody waits for it."""

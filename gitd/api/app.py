@@ -35,6 +35,7 @@ from hooks.follow import Addresses
 from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
 from storage.records.db import Records
+from storage.records.recall import Recall
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,12 @@ class Description:
 
 def build_api(deps: ApiDeps) -> Api:
     """Return the API's routes: everything below /v1, and /errors."""
+    recall = Recall(deps.records)
     open_ends = OpenEnds()
     streams = JobStreams(deps.jobs, open_ends, heartbeat_s=deps.heartbeat_s)
     description = Description(deps.addresses.server)
     endpoints = (
-        *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends)),
+        *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall)),
         *sites_table(Sites(deps.pipeline, deps.addresses)),
         *environments_table(Environments(deps.pipeline, deps.addresses)),
         *builds_table(Builds(deps.pipeline, streams)),
@@ -118,8 +120,8 @@ def build_api(deps: ApiDeps) -> Api:
         ),
     )
     description.describe(endpoints)
-    gate = Gate(deps.records, deps.authenticator, deps.proxies)
-    dispatch = Dispatch(gate, server_url=deps.addresses.server)
+    gate = Gate(recall, deps.authenticator, deps.proxies)
+    dispatch = Dispatch(gate, deps.records, server_url=deps.addresses.server)
     routes = [_route(endpoint, dispatch) for endpoint in endpoints]
     fallback = dispatch.fallback(endpoints)
     routes += [web.route("*", "/v1", fallback), web.route("*", "/v1/{path:.*}", fallback)]

@@ -13,6 +13,7 @@ from gitd.api.envelope import answer_headers
 from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from hooks.errors import NotFoundError
+from storage.errors import ArtifactMissingError
 from storage.model import SiteArtifact
 from storage.records import artifacts
 
@@ -22,7 +23,7 @@ ENVELOPE_TYPE = "application/vnd.dsse.envelope.v1+json"
 
 class Artifacts:
     """`manifest_bytes` reads a manifest by its digest, `envelope_bytes` a signed statement by its
-    SHA-256 in hexadecimal. Both block, and raise an ArtifactError.
+    SHA-256 in hexadecimal. Both block, and raise an ArtifactError or FileNotFoundError.
     """
 
     def __init__(
@@ -49,14 +50,21 @@ class Artifacts:
     async def manifest(self, call: Call[NoQuery, NoBody]) -> web.Response:
         """The list of files whose digest is the artifact's."""
         artifact = _named(call).artifact
-        data = await asyncio.to_thread(self._manifest_bytes, artifact.digest)
+        data = await asyncio.to_thread(_read, self._manifest_bytes, artifact.digest)
         return _raw(call, data, MANIFEST_TYPE)
 
     async def provenance(self, call: Call[NoQuery, NoBody]) -> web.Response:
         """The signed statement, byte for byte: a DSSE envelope."""
         attestation = _named(call).attestation
-        data = await asyncio.to_thread(self._envelope_bytes, attestation.envelope_sha256)
+        data = await asyncio.to_thread(_read, self._envelope_bytes, attestation.envelope_sha256)
         return _raw(call, data, ENVELOPE_TYPE)
+
+
+def _read(read: Callable[[str], bytes], name: str) -> bytes:
+    try:
+        return read(name)
+    except FileNotFoundError as error:
+        raise ArtifactMissingError(f"{name} is not in the store") from error
 
 
 def _named(call: Call[NoQuery, NoBody]) -> SiteArtifact:

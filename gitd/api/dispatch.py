@@ -36,6 +36,7 @@ from hooks.errors import NotFoundError
 from storage.model import SYSTEM, Environment, Site
 from storage.records import environments, sites
 from storage.records.db import Records
+from storage.records.recall import Recall
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +48,7 @@ NOBODY = Actor(SYSTEM, frozenset())
 class Gate:
     """Lets a request in: knows its key, and finds what its path names."""
 
-    records: Records
+    recall: Recall
     authenticator: Authenticator
     proxies: TrustedProxies
 
@@ -68,7 +69,7 @@ class Gate:
         name = request.match_info.get("site")
         if name is None:
             return None
-        site = sites.find(self.records.reader(), name)
+        site = self.recall.get(("site", name), lambda db: sites.find(db, name))
         if site is None or not actor.sees_site(site.id):
             raise NotFoundError("site", name)
         return site
@@ -79,7 +80,9 @@ class Gate:
         name = request.match_info.get("env")
         if name is None or site is None:
             return None
-        environment = environments.find(self.records.reader(), site.id, name)
+        environment = self.recall.get(
+            ("environment", site.id, name), lambda db: environments.find(db, site.id, name)
+        )
         if environment is None or not actor.sees_environment(environment):
             raise NotFoundError("environment", name)
         return environment
@@ -88,8 +91,9 @@ class Gate:
 class Dispatch:
     """Makes aiohttp handlers of endpoints."""
 
-    def __init__(self, gate: Gate, *, server_url: str) -> None:
+    def __init__(self, gate: Gate, records: Records, *, server_url: str) -> None:
         self._gate = gate
+        self._records = records
         self._server_url = server_url
 
     def handler(self, endpoint: Endpoint) -> Handler:
@@ -111,7 +115,7 @@ class Dispatch:
                     request_id=request_id,
                     version=version,
                     actor=actor,
-                    db=self._gate.records.reader(),
+                    db=self._records.reader(),
                     found_site=site,
                     found_environment=environment,
                     query=query.query(request),

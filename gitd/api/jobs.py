@@ -14,13 +14,13 @@ from gitd.api.envelope import answer_headers
 from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.stream import JobStreams, OpenEnds
-from gitd.auth import Actor
 from hooks.errors import NotFoundError
 from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
 from storage.model import Job, JobStatus
 from storage.records import builds, deployments
 from storage.records import jobs as job_rows
+from storage.records.recall import Recall
 
 WAIT_S_MAX = 60
 
@@ -46,10 +46,19 @@ class StreamQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last_event_id: Position | None = None
 
 
+AnyCall = Call[JobQuery, NoBody] | Call[StreamQuery, NoBody] | Call[NoQuery, NoBody]
+
+
 class Jobs:
     def __init__(
-        self, jobs: AllJobs, pipeline: Pipeline, streams: JobStreams, open_ends: OpenEnds
+        self,
+        jobs: AllJobs,
+        pipeline: Pipeline,
+        streams: JobStreams,
+        open_ends: OpenEnds,
+        recall: Recall,
     ) -> None:
+        self._recall = recall
         self._jobs = jobs
         self._pipeline = pipeline
         self._streams = streams
@@ -73,7 +82,7 @@ class Jobs:
 
     async def show(self, call: Call[JobQuery, NoBody]) -> Reply | web.Response:
         """The job; with `wait`, once it is another than the caller's `If-None-Match`, or now."""
-        job = _readable(call.db, call.actor, call.named("job"))
+        job = self._readable(call)
         seen = call.request.headers.get("If-None-Match")
         if call.query.wait and (seen is None or _matches(seen, job)):
             await self._open_ends.run(
@@ -86,35 +95,36 @@ class Jobs:
         return Reply(answers.job(job), headers=headers)
 
     async def stream(self, call: Call[StreamQuery, NoBody]) -> web.StreamResponse:
-        job = _readable(call.db, call.actor, call.named("job"))
+        job = self._readable(call)
         after = call.request.headers.get("Last-Event-ID", call.query.last_event_id)
         return await self._streams.events(call.request, job, after=after, headers=_headers(call))
 
     async def cancel(self, call: Call[NoQuery, NoBody]) -> Reply:
-        job = _visible(call.db, call.actor, call.named("job"))
+        job = self._visible(call)
         call.actor.require("deployments:write")
         return Reply(answers.job(await self._pipeline.cancel_job(job.id)))
 
+    def _visible(self, call: AnyCall) -> Job:
+        job_id = call.named("job")
+        job = self._recall.get(("job", job_id), lambda db: job_rows.get(db, job_id))
+        if job is None or not call.actor.sees_job(job):
+            raise NotFoundError("job", job_id)
+        return job
 
-def _headers(call: Call[JobQuery, NoBody] | Call[StreamQuery, NoBody]) -> dict[str, str]:
+    def _readable(self, call: AnyCall) -> Job:
+        """The job, for a key that may read jobs, or may read deployments and made this one."""
+        job = self._visible(call)
+        if not call.actor.may("jobs:read") and not (
+            call.actor.may("deployments:read") and _made_by(call.db, job) == call.actor.ref.id
+        ):
+            call.actor.require("jobs:read")
+        return job
+
+
+def _headers(call: AnyCall) -> dict[str, str]:
     headers = answer_headers(call.request_id, version=call.version)
     del headers["Content-Type"]
     return headers
-
-
-def _visible(db: sqlite3.Connection, actor: Actor, job_id: str) -> Job:
-    job = job_rows.get(db, job_id)
-    if job is None or not actor.sees_job(job):
-        raise NotFoundError("job", job_id)
-    return job
-
-
-def _readable(db: sqlite3.Connection, actor: Actor, job_id: str) -> Job:
-    """The job, for a key that may read jobs, or may read deployments and made this one."""
-    job = _visible(db, actor, job_id)
-    if not (actor.may("deployments:read") and _made_by(db, job) == actor.ref.id):
-        actor.require("jobs:read")
-    return job
 
 
 def _made_by(db: sqlite3.Connection, job: Job) -> str | None:
