@@ -10,9 +10,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator
 
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_exceptions import HTTPException
+from aiohttp import ClientConnectionError, web
 
 from gitd.git.errors import (
     BodyInvalidError,
@@ -79,8 +77,10 @@ class BodyReader:
                 return await self._content.readany()
         except TimeoutError as error:
             raise BodyStalledError("the client sent nothing for too long") from error
-        except (HttpProcessingError, HTTPException, zlib.error, ValueError) as error:
-            raise BodyInvalidError(f"the request's body is damaged: {error}") from error
+        except web.RequestPayloadError as error:
+            raise BodyInvalidError("the request's body is damaged") from error
+        except (ConnectionError, ClientConnectionError) as error:
+            raise BodyInvalidError("the client left in the middle of its request") from error
 
     def _inflate(self, raw: bytes) -> bytes:
         assert self._inflater is not None

@@ -276,7 +276,7 @@ def _text(status: int, text: str = "", headers: Mapping[str, str] | None = None)
     if text and not text.endswith("\n"):
         text += "\n"
     response = web.Response(status=status, text=text, headers={**NO_CACHE, **(headers or {})})
-    if status in (408, 413):
+    if status in (400, 408, 413):
         response.force_close()
     return response
 
