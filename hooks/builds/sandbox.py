@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from hooks.builds import seccomp
 from hooks.builds.errors import SandboxUnavailableError
+from hooks.builds.namespace import Init, Status
 from hooks.process import Process, adopt_orphans
 
 BWRAP = Path("/usr/bin/bwrap")
@@ -60,7 +59,6 @@ _ETC_OF_THE_MACHINE = (
     "mime.types",
 )
 _ETC_FOR_NETWORK = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
-_OUTPUT_TAIL_BYTES = 2_000  # kept for the message when the sandbox itself fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +113,9 @@ class Sandbox:
     It ends with this process, and it never outlives `wait`.
     """
 
-    def __init__(self, outer: Process, init_pid: int | None, status: _Status) -> None:
+    def __init__(self, outer: Process, init_pid: int | None, status: Status) -> None:
         self._outer = outer
-        self._init = _Init.open(init_pid, parent_pid=outer.pid)
+        self._init = Init.open(init_pid, parent_pid=outer.pid)
         self._status = status
         self._was_killed = False
 
@@ -135,7 +133,7 @@ class Sandbox:
                 "the sandbox is never run as root: root inside could change the machine's kernel"
             )
         adopt_orphans()
-        status = _Status(on_output)
+        status = Status(on_output)
         with contextlib.ExitStack() as files:
             args, pass_fds = _arguments(spec, files)
             pass_fds.append(status.open(files))
@@ -278,149 +276,3 @@ def _limited(spec: SandboxSpec) -> list[str]:
             options.append(f"--{name}={bound}")
     background = IN_BACKGROUND if spec.is_background else ()
     return [PRLIMIT, *options, "--", *background, *spec.argv]
-
-
-class _Status:
-    """What bubblewrap tells of its sandbox: the first process's pid, then the exit code."""
-
-    def __init__(self, on_output: Callable[[bytes], None]) -> None:
-        self.exit_code: int | None = None
-        self._init_pid: int | None = None
-        self._on_output = on_output
-        self._tail = b""
-        self._heard = b""
-        self._fd = -1
-        self._told = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def open(self, files: contextlib.ExitStack) -> int:
-        """Return the end that bubblewrap writes to; it is closed here with `files`."""
-        self._fd, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        files.callback(os.close, writing)
-        self._loop.add_reader(self._fd, self._read)
-        return writing
-
-    async def started(self) -> int | None:
-        """Return the pid of the sandbox's first process, or None when there will be none."""
-        await self._told.wait()
-        return self._init_pid
-
-    def on_output(self, chunk: bytes) -> None:
-        if self.exit_code is None:
-            self._tail = (self._tail + chunk)[-_OUTPUT_TAIL_BYTES:]
-        self._on_output(chunk)
-
-    @property
-    def tail(self) -> str:
-        return self._tail.decode(errors="replace").strip() or "it said nothing"
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            self._read()
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-
-    def _read(self) -> None:
-        while True:
-            try:
-                chunk = os.read(self._fd, 4096)
-            except BlockingIOError:
-                return
-            if not chunk:
-                break
-            *lines, self._heard = (self._heard + chunk).split(b"\n")
-            for line in lines:
-                self._hear(msgspec.json.decode(line, type=dict[str, int]))
-        self._told.set()
-        self._loop.remove_reader(self._fd)
-        os.close(self._fd)
-        self._fd = -1
-
-    def _hear(self, told: dict[str, int]) -> None:
-        if "child-pid" in told:
-            self._init_pid = told["child-pid"]
-            self._told.set()
-        if "exit-code" in told:
-            self.exit_code = told["exit-code"]
-
-
-class _Init:
-    """The sandbox's process 1: when it is gone, the kernel has ended every process beside it."""
-
-    def __init__(self, pid: int, pidfd: int | None) -> None:
-        self._pid = pid
-        self._pidfd = pidfd
-        self._gone = asyncio.Event()
-        if pidfd is None:
-            self._gone.set()
-        else:
-            asyncio.get_running_loop().add_reader(pidfd, self._on_end)
-
-    @classmethod
-    def open(cls, pid: int | None, *, parent_pid: int) -> _Init:
-        if pid is None:
-            return cls(0, None)
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return cls(pid, None)
-        if not _is_init_of_a_namespace(pid, parent_pid):
-            os.close(pidfd)  # it ended already, and the number belongs to somebody else
-            return cls(pid, None)
-        return cls(pid, pidfd)
-
-    def kill(self) -> None:
-        if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-    async def gone(self) -> None:
-        await self._gone.wait()
-
-    def reap(self) -> None:
-        """Once it and bubblewrap have ended: take its exit, if bubblewrap ended without."""
-        if self._pidfd is not None:
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-            os.close(self._pidfd)
-            self._pidfd = None
-
-    def _on_end(self) -> None:
-        assert self._pidfd is not None
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        self._gone.set()
-
-    def descendants(self) -> list[int]:
-        """Return the pids of all processes below it: orphans too, as it adopts them."""
-        if self._pidfd is None:
-            return []
-        children: dict[int, list[int]] = {}
-        for pid, parent_pid in _parents():
-            children.setdefault(parent_pid, []).append(pid)
-        found = list(children.get(self._pid, ()))
-        for pid in found:
-            found += children.get(pid, ())
-        return found
-
-
-def _is_init_of_a_namespace(pid: int, parent_pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    if facts.get("PPid") == str(parent_pid):
-        return True
-    inner_pids = facts.get("NSpid", "").split()
-    return len(inner_pids) > 1 and inner_pids[-1] == "1"
-
-
-def _parents() -> Iterator[tuple[int, int]]:
-    """Yield (pid, parent's pid) of every process that can be seen."""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                stat = Path(entry.path, "stat").read_bytes()
-                yield int(entry.name), int(stat.rpartition(b")")[2].split()[1])
