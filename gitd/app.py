@@ -10,7 +10,7 @@ import pwd
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,11 @@ from gitd.auth import Authenticator
 from gitd.children import Children, ChildSpec
 from gitd.config import Config, is_loopback, parse_address
 from gitd.errors import StartError
+from gitd.git.limits import GitLimits
+from gitd.git.service import GitService
 from gitd.layout import DataFolder
 from gitd.log import request_lines
+from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.systemd import inherited_sockets, notify
 from hooks.builds import service as builder_service
 from hooks.builds.runner import BuildLimits, BuildRunner
@@ -37,6 +40,7 @@ from hooks.push import PushHooks
 from storage import trust
 from storage.artifacts import ArtifactStore
 from storage.digest import Digest
+from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
 from storage.model import Environment
 from storage.records.db import Records
@@ -47,6 +51,7 @@ log = structlog.get_logger(__name__)
 
 DRAIN_S = 10.0
 BACKLOG = 1024
+HOST_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,8 @@ class Control:
         self.uids = Uids.choose(config)
         self.records = Records.open(folder.database)
         self.jobs = Jobs(self.records, JobLogs(folder.joblogs))
-        self.repositories = Repositories(folder.repositories)
+        self.repository_cache = RepositoryCache()
+        self.repositories = Repositories(folder.repositories, self.repository_cache)
         self.signing_key = SigningKey.load_or_create(folder.keys / "signing.key")
         self.root_key = SigningKey.load_or_create(folder.keys / "root.key")
         self.store = ArtifactStore.open(folder.store, self.records, group=self.uids.group)
@@ -185,13 +191,31 @@ class Control:
                 proxies=self.proxies,
             )
         )
+        git = self.git_service()
         app.add_routes(api.routes)
+        app.router.add_route("*", "/{path:.+}", git.handler)
 
         async def end_streams(_: web.Application) -> None:
+            self.jobs.close()
             await api.close()
 
+        async def end_git(_: web.Application) -> None:
+            await git.close()
+
         app.on_shutdown.append(end_streams)
+        app.on_cleanup.append(end_git)
         return app
+
+    def git_service(self) -> GitService:
+        bounds = self.config.git
+        return GitService(
+            SiteAccess(self.records, self.repositories, self.authenticator, self.proxies),
+            SiteReceiver(self.records, self.push_hooks, self.narrator),
+            GitLimits(
+                pack_bytes_max=bounds.pack_bytes_max, object_bytes_max=bounds.object_bytes_max
+            ),
+            repositories=self.repository_cache,
+        )
 
     def close(self) -> None:
         self.records.close()
@@ -212,12 +236,15 @@ async def serve(folder: DataFolder, config: Config, *, with_children: bool) -> N
         listener = _listener(config)
         control = Control(folder, config)
         stack.callback(control.close)
+        if with_children:  # at once: they take as long to start as all of the rest
+            await stack.enter_async_context(_kept_running(control.children().run()))
         await control.recover()
         await stack.enter_async_context(_sockets(control))
         await stack.enter_async_context(_front(control, listener))
         stack.callback(control.rolls.close)
-        stack.callback(control.jobs.close)
-        await stack.enter_async_context(_background(control, with_children=with_children))
+        await stack.enter_async_context(_kept_running(control.builds.reap(), control.rolls.reap()))
+        if with_children:
+            await _wait_for_host(control)
         _say_ready(config)
         notify("READY=1")
         await stopped.wait()
@@ -305,10 +332,7 @@ async def _front(control: Control, listener: socket.socket) -> AsyncIterator[Non
 
 
 @contextlib.asynccontextmanager
-async def _background(control: Control, *, with_children: bool) -> AsyncIterator[None]:
-    loops = [control.builds.reap(), control.rolls.reap()]
-    if with_children:
-        loops.append(control.children().run())
+async def _kept_running(*loops: Coroutine[None, None, None]) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(loop) for loop in loops]
     for task in tasks:
         task.add_done_callback(_end_on_failure)
@@ -318,6 +342,15 @@ async def _background(control: Control, *, with_children: bool) -> AsyncIterator
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _wait_for_host(control: Control) -> None:
+    """Ready means that sites answer. A host that does not come is waited for in vain, not long."""
+    try:
+        async with asyncio.timeout(HOST_WAIT_S):
+            await control.rolls.host_connected.wait()
+    except TimeoutError:
+        log.warning("host_not_connected", advice="sites do not answer; look for its own errors")
 
 
 def _end_on_failure(task: asyncio.Task[None]) -> None:

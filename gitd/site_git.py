@@ -130,12 +130,12 @@ class SiteReceiver:
             if outcome.is_ok
         ]
         effects = await self._push_hooks.land(record, moved)
-        if push.is_quiet:
-            return
         for effect in effects:
             await self._narrator.announce(effect, remote)
+        # git asks for quiet with --quiet, and also when nobody watches its progress.
+        is_waiting = NO_WAIT not in push.options and not push.is_quiet
         for effect in effects:
-            if NO_WAIT in push.options:
+            if not is_waiting:
                 await self._narrator.tell_how_to_follow(effect, remote)
             elif not remote.is_gone:
                 await self._narrator.follow(effect, remote)

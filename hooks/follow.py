@@ -55,7 +55,10 @@ class PushNarrator:
     async def tell_how_to_follow(self, effect: Effect, listener: Listener) -> None:
         """For a client that does not wait: where its build can be watched."""
         if isinstance(effect, Building):
-            await listener.say(f"  queued; follow it with: mf logs --follow {effect.build.job_id}")
+            await listener.say(
+                f"  not waiting; watch it with: mf logs --follow {effect.build.job_id}"
+            )
+            await listener.say("  (git push --progress waits where there is no terminal)")
 
     async def follow(self, effect: Effect, listener: Listener) -> None:
         """Tell the build and the roll line by line, to the URL or to the reason why not."""

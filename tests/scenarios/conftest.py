@@ -265,8 +265,8 @@ class WorkTree:
         self.commit({})
 
     def push(self, *arguments: str, check: bool = True) -> str:
-        """Push and return all that git printed."""
-        done = self.git("push", "managed", *(arguments or ("main",)), check=check)
+        """Push as at a terminal, waiting until it is live; return all that git printed."""
+        done = self.git("push", "--progress", "managed", *(arguments or ("main",)), check=check)
         return done.stdout + done.stderr
 
 

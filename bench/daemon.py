@@ -1,0 +1,103 @@
+"""The installed daemon, started for a benchmark and ended after it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Daemon:
+    """`gitd serve` on free ports, with a key for everything."""
+
+    def __init__(self, root: Path) -> None:
+        self.data = root / "data"
+        self.port, self.sites_port = free_port(), free_port()
+        root.mkdir(mode=0o711)
+        root.chmod(0o711)
+        self._log = (root / "gitd.log").open("wb")
+        self.environ = {
+            **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_TERMINAL_PROMPT": "0",
+        }
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [
+                *("gitd", "serve", "--data", str(self.data)),
+                *("--listen", f"127.0.0.1:{self.port}"),
+                *("--sites", f"127.0.0.1:{self.sites_port}"),
+            ],
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        assert self._process.stdout
+        for _ in range(2):
+            self._process.stdout.readline()
+        made = self.gitd("key", "create", "--label", "bench", "--scope", "*", "--json")
+        self.token = json.loads(made)["secret"]
+        self.environ["FORGE_TOKEN"] = self.token
+        self._api = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        self._sites = http.client.HTTPConnection("127.0.0.1", self.sites_port, timeout=60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process
+        self._api.close()
+        self._sites.close()
+        self._process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(30)
+        self._log.close()
+
+    def gitd(self, *arguments: str) -> str:
+        return subprocess.run(
+            ["gitd", *arguments, "--data", str(self.data)],
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    def new_site(self, name: str) -> str:
+        """Make a site; returns the URL to push to."""
+        self.gitd("site", "create", name)
+        return f"http://127.0.0.1:{self.port}/{name}.git"
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        """Call the API on a kept connection; returns `data`."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        payload = None if body is None else json.dumps(body).encode()
+        self._api.request(method, f"/v1{path}", body=payload, headers=headers)
+        answer = self._api.getresponse()
+        data = answer.read()
+        assert answer.status < 300, data
+        return json.loads(data)["data"]
+
+    def look(self, name: str, path: str = "/") -> bytes:
+        """What a visitor of the environment gets."""
+        self._sites.request("GET", path, headers={"Host": f"{name}.localhost"})
+        answer = self._sites.getresponse()
+        return answer.read()

@@ -1,0 +1,378 @@
+"""Push to live with the installed daemon and the real git: contract §4, §6."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+PAGE = "<!doctype html><title>t</title><p>{}</p>"
+
+
+def current(server, env="production", site="acme-store"):
+    rows = server.api("GET", f"/sites/{site}/environments/{env}/releases").json["data"]
+    return next((row for row in rows if row["current"]), None)
+
+
+def releases(server, env="production", site="acme-store"):
+    return server.api("GET", f"/sites/{site}/environments/{env}/releases").json["data"]
+
+
+def builds(server, env="production", site="acme-store"):
+    return server.api("GET", f"/sites/{site}/environments/{env}/builds").json["data"]
+
+
+def finish(server, answer):
+    """Wait for the job of a 202 and return it."""
+    assert answer.status == 202, answer.body
+    job_id = answer.json["data"]["id"]
+    assert answer.headers["Location"] == f"/v1/jobs/{job_id}"
+    while True:
+        job = server.api("GET", f"/jobs/{job_id}?wait=10").json["data"]
+        if job["status"] not in ("queued", "running"):
+            return job
+
+
+def test_first_start_is_ready_at_once_and_stops_cleanly(stopped) -> None:
+    took = stopped.start()
+    assert took < 10, "some 0.5 s on a quiet machine"
+    assert stopped.process.poll() is None
+    children = stopped.children("builder") + stopped.children("host")
+    assert len(children) == 3
+    assert stopped.stop() == 0
+    assert stopped.children("builder") + stopped.children("host") == []
+
+
+def test_push_goes_live_then_second_push_then_rollback_brings_the_first_back(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("one")})
+    said = work.push()
+    assert "remote:" in said
+    assert f"http://acme-store.localhost:{server.sites_port}" in said
+    assert server.serves("one")
+    first = current(server)
+    work.commit({"index.html": PAGE.format("two")})
+    work.push()
+    assert server.serves("two")
+    second = current(server)
+    deployment = server.api("GET", "/sites/acme-store/environments/production/deployments").json[
+        "data"
+    ][0]
+    assert deployment["release_id"] == second["id"]
+    job = finish(
+        server,
+        server.api(
+            "POST",
+            f"/sites/acme-store/environments/production/deployments/{deployment['id']}/rollback",
+        ),
+    )
+    assert job["status"] == "succeeded"
+    assert server.serves("one")
+    assert current(server)["artifact_id"] == first["artifact_id"]
+    history = releases(server)
+    assert [row["current"] for row in history] == [True, False, False]
+    assert len(builds(server)) == 2, "a rollback builds nothing"
+
+
+def test_promotion_serves_the_same_artifact_with_no_build(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("staged")})
+    work.push("main:staging")
+    assert server.serves("staged", "acme-store--staging")
+    assert server.visit().status == 404, "nothing runs on production yet"
+    job = finish(
+        server,
+        server.api(
+            "POST",
+            "/sites/acme-store/environments/staging/promote",
+            {"to_env": "production"},
+        ),
+    )
+    assert job["status"] == "succeeded"
+    assert job["type"] == "deployment.roll"
+    assert server.serves("staged")
+    assert current(server)["artifact_id"] == current(server, "staging")["artifact_id"]
+    assert builds(server) == []
+
+
+def test_branch_gets_a_preview_that_goes_with_it(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("topic")})
+    said = work.push("main:feature/checkout")
+    (url,) = re.findall(r"http://(acme-store-feature-checkout-[0-9a-f]+)\.localhost:\d+", said)
+    assert server.serves("topic", url)
+    listed = server.api("GET", "/sites/acme-store/environments?branch=feature/checkout").json
+    assert [e["slug"] for e in listed["data"]] == ["feature-checkout"]
+    work.push("main:feature/checkout", "--force")
+    assert "preview feature-checkout" in work.push(":feature/checkout")
+    gone = server.api("GET", "/sites/acme-store/environments/feature-checkout")
+    assert gone.status == 404
+    end = time.monotonic() + 10
+    while server.visit(url).status == 200 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert server.visit(url).status == 404
+
+
+def test_ignored_branch_is_kept_and_says_so(server) -> None:
+    routes = {"routes": [{"pattern": "wip/*", "target": "ignore"}]}
+    answer = server.api("PUT", "/sites/acme-store/branch-routes", routes)
+    assert answer.status == 200, answer.body
+    work = server.work()
+    work.commit({"index.html": PAGE.format("wip")})
+    assert "ignore" in work.push("main:wip/x")
+    jobs = server.api("GET", "/jobs").json["data"]
+    assert jobs == []
+
+
+def test_failing_build_leaves_the_prior_release_and_tells_why(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("good")})
+    work.push()
+    before = current(server)
+    toml = '[build]\ncommand = "echo about to fail; exit 3"\noutput = "."\n'
+    work.commit({"managed.toml": toml, "index.html": PAGE.format("bad")})
+    done = work.git("push", "--progress", "managed", "main", check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, "a push never fails because a build fails"
+    assert "about to fail" in said
+    assert "exited with 3" in said or "status 3" in said
+    assert before["id"] in said
+    assert "full log" in said
+    assert server.serves("good")
+    assert current(server) == before
+    (failed, *_) = builds(server)
+    assert failed["status"] == "failed"
+    log = server.api("GET", f"/sites/acme-store/environments/production/builds/{failed['id']}/log")
+    assert b"about to fail" in log.body
+
+
+def test_commit_that_nothing_can_build_says_what_was_looked_for(server) -> None:
+    work = server.work()
+    work.commit({"README": "nothing here"})
+    said = work.push()
+    assert "index.html" in said
+    assert "Procfile" in said
+
+
+def test_build_command_and_output_folder(server) -> None:
+    work = server.work()
+    work.commit(
+        {
+            "managed.toml": '[build]\ncommand = "mkdir -p dist && ./make.sh"\noutput = "dist"\n',
+            "make.sh": "#!/bin/sh\nid -u > dist/uid.txt\necho built > dist/index.html\n",
+        }
+    )
+    work.git("update-index", "--chmod=+x", "make.sh")
+    work.git("commit", "--quiet", "--message", "executable")
+    work.push()
+    assert server.serves("built")
+    assert server.visit(path="/uid.txt").body.strip() != b"0"
+    assert server.visit(path="/make.sh").status == 404
+
+
+@pytest.mark.parametrize("example", ["python-web", "node-web"])
+def test_web_process_answers_and_is_replaced_without_a_gap(server, example) -> None:
+    work = server.work()
+    work.use(example)
+    said = work.push()
+    answer = server.visit()
+    assert answer.status == 200, said + server.log()
+    failures = []
+    done = []
+
+    def visit_all_the_time() -> None:
+        while not done:
+            try:
+                if (status := server.visit().status) != 200:
+                    failures.append(status)
+            except OSError as error:
+                failures.append(error)
+
+    import threading
+
+    visitor = threading.Thread(target=visit_all_the_time)
+    visitor.start()
+    work.commit({"NOTE": "second"})
+    work.push()
+    done.append(True)
+    visitor.join()
+    assert failures == []
+    assert len(releases(server)) == 2
+
+
+def test_web_release_that_fails_its_check_never_gets_traffic(server) -> None:
+    work = server.work()
+    work.use("python-web")
+    work.push()
+    before = current(server)
+    work.commit({"Procfile": "web: /usr/bin/python3 -c 'raise SystemExit(4)'\n"})
+    said = work.push()
+    assert "DEPLOYMENT FAILED" in said
+    assert before["id"] in said
+    assert server.visit().status == 200
+    assert current(server) == before
+    assert len(releases(server)) == 1
+
+
+def test_release_command_runs_once_before_the_switch_and_gates_it(server) -> None:
+    work = server.work()
+    work.use("python-web")
+    procfile = (work.path / "Procfile").read_text()
+    web = next(line for line in procfile.splitlines() if line.startswith("web:"))
+    work.commit({"Procfile": f"{web}\nrelease: python3 migrate.py && echo migrating now\n"})
+    assert work.push().count("migrating now") >= 1
+    work.commit({"Procfile": f"{web}\nrelease: echo it breaks; exit 7\n"})
+    said = work.push()
+    assert "it breaks" in said
+    assert "DEPLOYMENT FAILED" in said
+    assert len(releases(server)) == 1
+    assert server.visit().status == 200
+
+
+def test_nowait_and_quiet_return_at_once(server) -> None:
+    work = server.work()
+    toml = '[build]\ncommand = "sleep 3; mkdir o; echo {} > o/index.html"\noutput = "o"\n'
+    for arguments, text in ((("--progress", "-o", "nowait"), "slow"), (("--quiet",), "quiet")):
+        work.commit({"managed.toml": toml.format(text)})
+        done = work.git("push", *arguments, "managed", "main")
+        assert "mf logs --follow job_" in done.stderr
+        assert "live after" not in done.stderr
+        assert not server.serves(text)
+        server.wait_for(text)
+
+
+def test_interrupted_push_leaves_the_build_running(server) -> None:
+    work = server.work()
+    toml = '[build]\ncommand = "echo started; sleep 2; mkdir o; echo x > o/index.html"\n'
+    work.commit({"managed.toml": toml + 'output = "o"\n'})
+    push = subprocess.Popen(
+        ["git", "push", "--progress", "managed", "main"],
+        cwd=work.path,
+        env=server.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert push.stderr
+    for line in push.stderr:
+        if "started" in line:
+            break
+    os.killpg(push.pid, signal.SIGINT)
+    push.wait(10)
+    push.stderr.close()
+    server.wait_for("x")
+
+
+def test_rest_of_ordinary_git_work(server) -> None:
+    work = server.work()
+    first = work.commit({"index.html": PAGE.format("one"), "big.bin": os.urandom(3_000_000)})
+    work.push()
+    work.git("tag", "-a", "v1", "-m", "one")
+    work.push("v1")
+    second = work.commit({"index.html": PAGE.format("two")})
+    work.push("--atomic", "main", "main:other")
+    listed = work.git("ls-remote", "managed").stdout
+    assert f"{second}\trefs/heads/main" in listed
+    assert f"{first}\trefs/tags/v1^{{}}" in listed
+    clone = server.root / "clone"
+    helper = "credential.helper=!f() { echo username=x; echo password=$FORGE_TOKEN; }; f"
+    subprocess.run(
+        ["git", "-c", helper, "clone", "--quiet", f"{server.url}/acme-store.git", str(clone)],
+        env=server.environ,
+        check=True,
+    )
+    assert (clone / "big.bin").stat().st_size == 3_000_000
+    work.git("reset", "--quiet", "--hard", first)
+    assert "rejected" in work.push("main", check=False)
+    work.push("--force", "main")
+    assert server.serves("one")
+    subprocess.run(
+        ["git", "-c", helper, "fetch", "--quiet", "--prune"],
+        cwd=clone,
+        env=server.environ,
+        check=True,
+    )
+    subprocess.run(["git", "fsck", "--strict"], cwd=clone, env=server.environ, check=True)
+
+
+def test_wrong_key_and_missing_scope_are_told_apart(server) -> None:
+    work = server.work()
+    work.commit({"index.html": "x"})
+    good = server.token
+    server.token = "mfk_live_" + "0" * 36
+    refused = work.git("push", "managed", "main", check=False)
+    assert refused.returncode != 0
+    assert "Authentication failed" in refused.stderr
+    made = server.gitd("key", "create", "--label", "ro", "--preset", "read-only", "--json")
+    server.token = json.loads(made)["secret"]
+    refused = work.git("push", "managed", "main", check=False)
+    assert "deployments:write" in refused.stderr
+    server.gitd("key", "revoke", json.loads(made)["id"])
+    assert server.api("GET", "/sites").status == 401
+    server.token = good
+    work.push()
+
+
+def test_everything_serves_again_after_a_restart(server) -> None:
+    work = server.work()
+    work.use("python-web")
+    work.push()
+    work.commit({"Procfile": "", "index.html": PAGE.format("staged")})
+    (work.path / "Procfile").unlink()
+    work.commit({})
+    work.push("main:staging")
+    assert server.stop() == 0
+    server.start()
+    server.wait_for("staged", "acme-store--staging", 10)
+    end = time.monotonic() + 10
+    while server.visit().status != 200:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_check_finds_nothing_wrong_and_then_a_flipped_byte(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("one")})
+    work.push()
+    assert "all well" in server.gitd("check")
+    blob = next(p for p in (server.data / "store" / "blobs").rglob("*") if p.is_file())
+    blob.chmod(0o644)
+    blob.write_bytes(b"x" * blob.stat().st_size)
+    done = subprocess.run(
+        ["gitd", "check", "--json", "--data", str(server.data)],
+        env=server.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["ok"] is False
+
+
+@pytest.mark.parametrize("part", ["blobs", "trees", "attest"])
+def test_tampered_store_stops_the_roll_and_the_prior_release_serves_on(server, part) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("one")})
+    work.push("main:staging")
+    work.commit({"index.html": PAGE.format("two")})
+    work.push("main")
+    files = [p for p in (server.data / "store" / part).rglob("*") if p.is_file()]
+    for path in files:
+        path.chmod(0o644)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    job = finish(
+        server,
+        server.api(
+            "POST", "/sites/acme-store/environments/staging/promote", {"to_env": "production"}
+        ),
+    )
+    assert job["status"] == "failed"
+    assert job["error"]["code"] in ("artifact.corrupt", "artifact.signature_invalid")
+    assert server.serves("two")
+    assert server.serves("one", "acme-store--staging")
