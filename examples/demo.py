@@ -11,6 +11,8 @@ import contextlib
 import http.client
 import json
 import os
+import pty
+import re
 import shlex
 import shutil
 import signal
@@ -21,10 +23,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 BIN = Path(sys.executable).parent
 SITE = Path(__file__).parent / "static"
-START_S = 20.0
+CONTROL_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 CREDENTIALS = "!f() { echo username=demo; echo password=$FORGE_TOKEN; }; f"
 
 
@@ -70,6 +73,21 @@ class Demo:
         if process.wait() != 0:
             raise DemoError(f"`{command}` exited with {process.returncode}: {''.join(printed)}")
         return "".join(printed)
+
+    def push(self, branch: str) -> None:
+        """Push as at a terminal: git then shows progress, and waits until the release is live."""
+        command = f"git push managed {branch}"
+        say(f"$ {command}")
+        ours, theirs = pty.openpty()
+        with os.fdopen(ours, "rb", buffering=0) as screen:
+            process = subprocess.Popen(
+                shlex.split(command), env=self.environ, cwd=self.work, stdout=theirs, stderr=theirs
+            )
+            os.close(theirs)
+            for line in lines_of(screen):
+                say(f"  {line}")
+        if process.wait() != 0:
+            raise DemoError(f"`{command}` exited with {process.returncode}")
 
     def look(self, host: str) -> tuple[int, str]:
         """What a visitor of `host` gets at /."""
@@ -157,14 +175,14 @@ def show(demo: Demo) -> None:
 
     title("Push main: it goes live")
     copy_site(demo)
-    demo.run("git push managed main")
+    demo.push("main")
     demo.expect("acme-store.localhost", "Version one")
 
     title("Push staging: a second environment")
     demo.run("git checkout --quiet -b staging")
     demo.edit("Version one", "Version two")
     demo.run("git commit --quiet --all --message two")
-    demo.run("git push managed staging")
+    demo.push("staging")
     demo.expect("acme-store--staging.localhost", "Version two")
     demo.expect("acme-store.localhost", "Version one")
 
@@ -210,6 +228,23 @@ def wait(demo: Demo) -> None:
     say("Ctrl-C ends it and removes everything.")
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
+
+
+def lines_of(screen: BinaryIO) -> Iterator[str]:
+    """The lines that stay on a screen: the last state of each, without its control codes."""
+    pending = b""
+    while True:
+        try:
+            chunk = screen.read(4096)
+        except OSError:  # how a terminal says that nobody has it open any more
+            break
+        if not chunk:
+            break
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            states = [part for part in line.split(b"\r") if part.strip()]
+            text = CONTROL_CODES.sub(b"", states[-1] if states else b"").decode(errors="replace")
+            yield text.rstrip()
 
 
 def free_port(wanted: int) -> int:
