@@ -38,8 +38,12 @@ _DIRECTORY_MODE = 0o755
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def materialise(layout: Layout, manifest: Manifest, dest: Path) -> None:
-    """Unpack a tree as the new folder `dest`: whole, verified and durable, or not at all.
+def materialise(layout: Layout, manifest: Manifest, dest: Path, *, durable: bool = True) -> None:
+    """Unpack a tree as the new folder `dest`: whole and verified, or not at all.
+
+    It survives the end of this process. `durable`: it survives a power cut too; without that, a
+    folder that was there before the machine went down is held against its manifest
+    (`verify_tree`) before it is used, and unpacked anew when it does not hold.
 
     Files are 0444 or 0555 and bear `blob_mtime`; folders are 0755. Until it is complete the
     folder is named `.<name>.partial-<hex>` beside `dest` and only its owner can enter; a crash
@@ -62,12 +66,14 @@ def materialise(layout: Layout, manifest: Manifest, dest: Path) -> None:
                 for entry in manifest.entries:
                     _unpack(layout, entry, partial)
                 os.fchmod(root, _DIRECTORY_MODE)
-                _sync(root, partial, manifest)
+                if durable:
+                    _sync(root, partial, manifest)
             finally:
                 os.close(root)
             os.rename(partial, dest)
             partial = str(dest)
-            sync_directory(dest.parent)
+            if durable:
+                sync_directory(dest.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -100,8 +100,12 @@ class StoreReader:
         )
 
     def materialise(self, verified: VerifiedArtifact, dest: Path) -> None:
-        """Unpack the artifact as the new folder `dest`. See `storage.materialise`."""
-        materialise.materialise(self.layout, verified.manifest, dest)
+        """Unpack the artifact as the new folder `dest`; not durable. See `storage.materialise`.
+
+        The store has the bytes durably: a site host verifies each folder again before it uses it
+        after a start, and has no reason to wait for the disk before it switches.
+        """
+        materialise.materialise(self.layout, verified.manifest, dest, durable=False)
 
     def manifest(self, digest: Digest) -> Manifest:
         """Read a manifest and hold it against its digest; who vouches for it is not asked.
