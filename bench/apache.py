@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import http.client
 import shutil
 import socket
@@ -21,6 +23,10 @@ Listen 127.0.0.1:{port}
 ServerName 127.0.0.1
 LoadModule mpm_event_module {modules}/mod_mpm_event.so
 LoadModule authz_core_module {modules}/mod_authz_core.so
+LoadModule authz_user_module {modules}/mod_authz_user.so
+LoadModule authn_core_module {modules}/mod_authn_core.so
+LoadModule authn_file_module {modules}/mod_authn_file.so
+LoadModule auth_basic_module {modules}/mod_auth_basic.so
 LoadModule alias_module {modules}/mod_alias.so
 LoadModule env_module {modules}/mod_env.so
 LoadModule cgid_module {modules}/mod_cgid.so
@@ -29,12 +35,14 @@ User {user}
 Group {group}
 SetEnv GIT_PROJECT_ROOT {repositories}
 SetEnv GIT_HTTP_EXPORT_ALL 1
-SetEnv REMOTE_USER bench
 PassEnv PATH
 SetEnvIf Git-Protocol ".*" GIT_PROTOCOL=$0
 ScriptAlias / {backend}/
 <Directory "{backend_folder}">
-  Require all granted
+  AuthType Basic
+  AuthName git
+  AuthUserFile "{root}/users"
+  Require valid-user
 </Directory>
 """
 
@@ -44,8 +52,11 @@ class ApacheMissingError(Exception):
 
 
 @contextlib.contextmanager
-def http_backend(root: Path, repositories: Path) -> Iterator[str]:
-    """Serve the repositories; yields the URL below which they are. Pushes need no password."""
+def http_backend(root: Path, repositories: Path, *, password: str) -> Iterator[str]:
+    """Serve the repositories to the user `x`; yields the URL below which they are.
+
+    The password is kept as Apache's cheapest hash, so that the peer does not pay for a slow one.
+    """
     program = shutil.which("apache2") or shutil.which("apache2", path="/usr/sbin")
     exec_path = subprocess.run(
         ["git", "--exec-path"], capture_output=True, text=True, check=True
@@ -74,6 +85,8 @@ def http_backend(root: Path, repositories: Path) -> Iterator[str]:
         f"LoadModule setenvif_module {MODULES}/mod_setenvif.so\nLoadModule cgid_module",
     )
     (root / "apache.conf").write_text(text)
+    hashed = base64.b64encode(hashlib.sha1(password.encode(), usedforsecurity=False).digest())
+    (root / "users").write_text(f"x:{{SHA}}{hashed.decode()}\n")
     process = subprocess.Popen(
         [program, "-f", str(root / "apache.conf"), "-D", "FOREGROUND"],
         stdout=subprocess.DEVNULL,

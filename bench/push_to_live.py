@@ -1,7 +1,8 @@
 """Push to live, rollback and promote, with a static site of 200 files.
 
 The peer is the classic: a bare repository whose post-receive hook checks the files out, over git's
-http-backend behind Apache. Needs root (builders and site host are users of their own) and apache2.
+http-backend behind Apache, with a password as ours has. Needs apache2, and root: builders and site
+host are users of their own.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def main() -> int:
         (root / "repositories").mkdir()
         with (
             Daemon(root / "daemon") as daemon,
-            http_backend(root / "apache", root / "repositories") as url,
+            http_backend(root / "apache", root / "repositories", password=daemon.token) as url,
         ):
             pairs = [first_pushes(root, daemon, url), next_pushes(root, daemon, url)]
             report("push to live (target: at most x1.5)", pairs)

@@ -4,7 +4,7 @@ Files are copied, never linked: the folder's owner is not the store's, and whoev
 a linked file would write to the store. Each byte is hashed on its way.
 """
 # Plain strings: a push has thousands of files, and a Path costs as much as the call.
-# ruff: noqa: PTH101, PTH102, PTH104, PTH115, PTH208, PTH211
+# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH115, PTH208, PTH211
 
 from __future__ import annotations
 
@@ -38,12 +38,22 @@ _DIRECTORY_MODE = 0o755
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def materialise(layout: Layout, manifest: Manifest, dest: Path, *, durable: bool = True) -> None:
+def materialise(
+    layout: Layout,
+    manifest: Manifest,
+    dest: Path,
+    *,
+    durable: bool = True,
+    beside: Path | None = None,
+) -> None:
     """Unpack a tree as the new folder `dest`: whole and verified, or not at all.
 
     It survives the end of this process. `durable`: it survives a power cut too; without that, a
     folder that was there before the machine went down is held against its manifest
     (`verify_tree`) before it is used, and unpacked anew when it does not hold.
+
+    `beside`: a folder that was unpacked before, by the same user. A file that it has under the
+    same path is linked instead of copied, after it was read and found to be what it must be.
 
     Files are 0444 or 0555 and bear `blob_mtime`; folders are 0755. Until it is complete the
     folder is named `.<name>.partial-<hex>` beside `dest` and only its owner can enter; a crash
@@ -63,8 +73,9 @@ def materialise(layout: Layout, manifest: Manifest, dest: Path, *, durable: bool
         try:
             root = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
+                previous = None if beside is None else os.fsencode(beside)
                 for entry in manifest.entries:
-                    _unpack(layout, entry, partial)
+                    _unpack(layout, entry, partial, previous)
                 os.fchmod(root, _DIRECTORY_MODE)
                 if durable:
                     _sync(root, partial, manifest)
@@ -116,15 +127,37 @@ def verify_tree(root: Path, manifest: Manifest) -> None:
 # -- unpacking -----------------------------------------------------------------------------------
 
 
-def _unpack(layout: Layout, entry: Entry, partial: str) -> None:
+def _unpack(layout: Layout, entry: Entry, partial: str, previous: bytes | None) -> None:
     path = os.fsencode(partial) + b"/" + entry.path
     if isinstance(entry, FileEntry):
-        _copy(layout, entry, path)
+        if previous is None or not _link(entry, previous + b"/" + entry.path, path):
+            _copy(layout, entry, path)
     elif isinstance(entry, DirectoryEntry):
         os.mkdir(path)
         os.chmod(path, _DIRECTORY_MODE)
     else:
         os.symlink(entry.target, path)
+
+
+def _link(entry: FileEntry, source: bytes, path: bytes) -> bool:
+    """Link the file that an earlier folder has, and say whether it is what `entry` wants.
+
+    What is linked is what was read: the name is checked, then its inode.
+    """
+    try:
+        status = os.lstat(source)
+        wanted = (entry.size_bytes, blob_mtime(entry.digest))
+        if not entry.size_bytes or (status.st_size, int(status.st_mtime)) != wanted:
+            return False
+        os.link(source, path, follow_symlinks=False)
+    except OSError:  # not there, not ours to link, too many links: it is copied then
+        return False
+    try:
+        _verify_file(path, entry)
+    except (ArtifactCorruptError, OSError):
+        os.unlink(path)
+        return False
+    return True
 
 
 def _copy(layout: Layout, entry: FileEntry, path: bytes) -> None:

@@ -99,13 +99,15 @@ class StoreReader:
             digest, manifest, provenance, envelope_sha256, key_id, keyring.version
         )
 
-    def materialise(self, verified: VerifiedArtifact, dest: Path) -> None:
+    def materialise(
+        self, verified: VerifiedArtifact, dest: Path, *, beside: Path | None = None
+    ) -> None:
         """Unpack the artifact as the new folder `dest`; not durable. See `storage.materialise`.
 
         The store has the bytes durably: a site host verifies each folder again before it uses it
         after a start, and has no reason to wait for the disk before it switches.
         """
-        materialise.materialise(self.layout, verified.manifest, dest, durable=False)
+        materialise.materialise(self.layout, verified.manifest, dest, durable=False, beside=beside)
 
     def manifest(self, digest: Digest) -> Manifest:
         """Read a manifest and hold it against its digest; who vouches for it is not asked.

@@ -471,3 +471,39 @@ assert subject["digest"]["sha256"] == hashlib.sha256(manifest).hexdigest()
     paths = (layout.envelope(site.envelope_sha256), layout.tree(site.digest))
     public = shop.signing_key.public.hex()
     subprocess.run([sys.executable, "-I", "-c", code, *paths, public], check=True, cwd=tmp_path)
+
+
+def test_unchanged_files_are_linked_from_the_folder_before(shop, tmp_path: Path) -> None:
+    one = shop.verify(shop.ingest({"same": b"same", "dir/other": b"one", "gone": b"x"}))
+    two = shop.verify(shop.ingest({"same": b"same", "dir/other": b"two", "empty": b""}))
+    shop.reader.materialise(one, tmp_path / "one")
+    shop.reader.materialise(two, tmp_path / "two", beside=tmp_path / "one")
+    verify_tree(tmp_path / "two", two.manifest)
+    assert (tmp_path / "one/same").samefile(tmp_path / "two/same")
+    assert (tmp_path / "two/dir/other").read_bytes() == b"two"
+    assert (tmp_path / "one/dir/other").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("how", ["bytes", "mode", "link", "gone"])
+def test_damaged_folder_before_is_not_believed(shop, tmp_path: Path, how: str) -> None:
+    one = shop.verify(shop.ingest({"same": b"same", "dir/other": b"one"}))
+    two = shop.verify(shop.ingest({"same": b"same", "dir/other": b"two"}))
+    shop.reader.materialise(one, tmp_path / "one")
+    file = tmp_path / "one" / "same"
+    status = file.stat()
+    if how == "bytes":
+        file.chmod(0o644)
+        file.write_bytes(b"evil")
+        file.chmod(0o444)
+        os.utime(file, (status.st_mtime, status.st_mtime))
+    elif how == "mode":
+        file.chmod(0o666)
+    else:
+        file.unlink()
+    if how == "link":
+        (tmp_path / "evil").write_bytes(b"same")
+        file.symlink_to(tmp_path / "evil")
+    shop.reader.materialise(two, tmp_path / "two", beside=tmp_path / "one")
+    verify_tree(tmp_path / "two", two.manifest)
+    assert (tmp_path / "two/same").read_bytes() == b"same"
+    assert not (tmp_path / "two/same").is_symlink()
