@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from gitd.git.push import SilentReceiver
 from gitd.git.service import GitService
 
 HEADER_BYTES_MAX = 64 << 10
+THREAD_COUNT_MAX = 32  # most of them wait for the disk
 
 
 def main() -> None:
@@ -44,6 +46,7 @@ async def _serve(access: PlainAccess, host: str, port: int) -> None:
     await runner.setup()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(THREAD_COUNT_MAX, thread_name_prefix="git"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     site = web.TCPSite(runner, host, port)

@@ -399,7 +399,9 @@ class PackSender:
             may_offset=fetch.may_offset,
         )
 
-    async def _build(self, repository: Repository, task: PackTask) -> tuple[BuiltPack, int | None]:
+    async def _build(
+        self, repository: Repository, task: PackTask, *, is_retry: bool = False
+    ) -> tuple[BuiltPack, int | None]:
         is_clone = not task.haves
         key = clone_key(task) if is_clone else b""
         if is_clone and (found := self._clones.find(key)) is not None:
@@ -411,7 +413,12 @@ class PackSender:
             built = await self._workers.pack(task)
         if built.path is None:
             return built, None
-        descriptor = os.open(built.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(built.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # a stored pack that was joined with others meanwhile
+            if is_retry:
+                raise
+            return await self._build(repository, task, is_retry=True)
         if is_clone:
             self._clones.keep(key, built)
         else:

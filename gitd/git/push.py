@@ -52,7 +52,8 @@ class Push:
         repository: its git directory.
         actor: whatever the access returned for who pushes.
         options: `git push -o` values, in order.
-        is_quiet: the client asked for no progress.
+        is_quiet: the client asked for no progress. git does so for `--quiet`, and also whenever
+            its standard error is no terminal: the wire does not tell the two apart.
         agent: the client's own name, unverified.
     """
 

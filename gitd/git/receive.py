@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -41,6 +41,7 @@ from gitd.git.push import Push, PushReceiver, RefOutcome, RefUpdate
 from gitd.git.ref_checks import RefChecks
 from gitd.git.side_band import SideBandAnswer
 from gitd.git.workers import PackWorkers, WorkerLostError, ingest_here
+from storage.git.errors import RepositoryError
 from storage.git.ingest import (
     SPOOL_NAME,
     Ingested,
@@ -49,6 +50,7 @@ from storage.git.ingest import (
     make_quarantine,
     migrate_quarantine,
 )
+from storage.git.maintenance import needs_care
 from storage.git.object_formats import NULL_OID
 from storage.git.repository import Repository
 from storage.git.transaction import RefChange, ReflogEntry, change_refs, forget_locks
@@ -109,6 +111,8 @@ class ReceivePack:
         self._workers = workers
         self._locks: dict[Path, asyncio.Lock] = {}
         self._tidied: set[Path] = set()
+        self._in_care: set[Path] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer(
         self,
@@ -131,10 +135,40 @@ class ReceivePack:
             await answer.finish()
             return response
         await self._tidy_once(opened, repository)
+        one = _OnePush(self, request, opened, repository, wish, answer)
         async with answer:
-            one = _OnePush(self, request, opened, repository, wish, answer)
-            await one.run(body)
+            await one.take_objects(body)
+            # From here on the push ends, whatever becomes of its request: refs that moved must
+            # not go unnoticed.
+            await asyncio.shield(self._in_background(one.conclude()))
+        if opened.is_ours and one.is_landed:
+            self._in_background(self._take_care(repository))
         return response
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _take_care(self, repository: Repository) -> None:
+        if repository.path in self._in_care:
+            return
+        self._in_care.add(repository.path)
+        try:
+            if await asyncio.to_thread(needs_care, repository):
+                await self._workers.care(repository.path)
+        except (WorkerLostError, RepositoryError, OSError):
+            return  # the next push tries again; `gitd check` tells what is wrong
+        finally:
+            self._in_care.discard(repository.path)
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Wait for pushes that are being concluded, for a while."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
 
     def _keepalive_s(self, repository: Repository) -> float:
         configured = repository.config.number("receive.keepalive")
@@ -227,6 +261,7 @@ class _OnePush:
         self._answer = answer
         self._remote_addr = request.remote or "unknown"
         self._quarantine: Path | None = None
+        self._is_migrated = False
         self._new_borders: list[bytes] = []
         self._unpack_status = "ok"
         self._push = Push(
@@ -243,19 +278,36 @@ class _OnePush:
             repository, self._environ(), answer.progress, timeout_s=self._limits.hook_s
         )
 
-    async def run(self, body: BodyReader) -> None:
+    async def take_objects(self, body: BodyReader) -> None:
+        """Read the pack and check it; nothing outside of the quarantine changes."""
         try:
             await self._receive_objects(body)
-            self._answer.keep_alive()
+        except BaseException:
+            await self._tidy()
+            raise
+        self._answer.keep_alive()
+
+    async def conclude(self) -> None:
+        """Ask, move refs, report, and act on it."""
+        try:
             if self._unpack_status == "ok":
                 await self._ask_before()
                 await self._move_refs()
         finally:
-            if self._quarantine is not None:
-                await asyncio.to_thread(discard_quarantine, self._quarantine)
+            await self._tidy()
         await self._report()
         await self._act_after()
         await self._answer.end()
+
+    async def _tidy(self) -> None:
+        quarantine, self._quarantine = self._quarantine, None
+        if quarantine is not None and not self._is_migrated:
+            await asyncio.to_thread(discard_quarantine, quarantine)
+
+    @property
+    def is_landed(self) -> bool:
+        """Whether a ref has moved."""
+        return any(command.error is None for command in self._commands)
 
     def _environ(self) -> dict[str, str]:
         user = self._opened.remote_user or "anonymous"
@@ -379,10 +431,18 @@ class _OnePush:
         await self._ask_receiver()
         await self._run_pre_receive()
         if self._quarantine is not None and any(not command.error for command in self._commands):
-            await asyncio.to_thread(migrate_quarantine, self._quarantine)
-            if self._new_borders:
-                await asyncio.to_thread(self._repository.extend_shallow, self._new_borders)
-            self._repository.objects.refresh()
+            try:
+                await asyncio.to_thread(self._take_in, self._quarantine)
+            except OSError as error:
+                await self._answer.say(f"error: cannot keep the objects: {error.strerror}")
+                self._refuse_all("unable to migrate objects to permanent storage")
+
+    def _take_in(self, quarantine: Path) -> None:
+        migrate_quarantine(quarantine)
+        self._is_migrated = True
+        if self._new_borders:
+            self._repository.extend_shallow(self._new_borders)
+        self._repository.objects.refresh()
 
     async def _ask_receiver(self) -> None:
         try:

@@ -99,7 +99,8 @@ class GitService:
         await self._workers.warm()
 
     async def close(self) -> None:
-        """End the worker processes and drop kept packs."""
+        """Let pushes end that are being concluded, end the workers, drop kept packs."""
+        await self._receive.close()
         await self._workers.close()
         self._sender.close()
 

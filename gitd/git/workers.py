@@ -129,6 +129,17 @@ class PackWorkers:
             raise RepositoryError(answer.error or "a pack worker gave no answer")
         raise WorkerLostError("a pack worker gave no answer")
 
+    async def care(self, repository: Path) -> None:
+        """Consolidate a repository.
+
+        Raises:
+            WorkerLostError: the worker died of it.
+            RepositoryError: it is damaged.
+        """
+        async for answer in self.run(Task(care=os.fspath(repository))):
+            if answer.error is not None:
+                raise RepositoryError(answer.error)
+
     async def run(self, task: Task) -> AsyncIterator[Answer]:
         """Run a task in a worker; leaving early ends that worker.
 

@@ -98,7 +98,7 @@ def migrate_quarantine(quarantine: Path) -> None:
         path.rename(target)
         touched.add(target.parent)
     for directory in touched:
-        _sync(directory)
+        sync_file(directory)
     shutil.rmtree(quarantine, ignore_errors=True)
 
 
@@ -156,8 +156,8 @@ def _index(task: IngestTask, quarantine: Path, bases: ObjectStore) -> IndexedPac
         index.unlink()
         return None
     with ThreadPoolExecutor(1) as beside:  # one commit of the file system's journal for both
-        done = beside.submit(_sync, pack.path)
-        _sync(index)
+        done = beside.submit(sync_file, pack.path)
+        sync_file(index)
         done.result()
     return pack
 
@@ -184,7 +184,8 @@ def trusted_oids(repository: Repository) -> set[bytes]:
     return trusted
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Make a file or directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

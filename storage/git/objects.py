@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dulwich.errors import ApplyDeltaError
@@ -86,6 +86,13 @@ class ObjectStore:
         self._commits: dict[bytes, Commit] = {}
         self.refresh()
 
+    @classmethod
+    def over(cls, packs: Iterable[Pack]) -> ObjectStore:
+        """Return a store of just these packs, whatever happens to their files."""
+        store = cls(Path("/nonexistent"))
+        store._packs = {pack.path.name: pack for pack in packs}
+        return store
+
     # what is there
 
     def refresh(self) -> None:
@@ -99,7 +106,8 @@ class ObjectStore:
         try:
             status = pack_directory.stat()
         except FileNotFoundError:
-            self._packs, self._packs_stamp = {}, None
+            if self._packs_stamp is not None:
+                self._packs, self._packs_stamp = {}, None
             return False
         stamp = (status.st_mtime_ns, status.st_ino)
         if stamp == self._packs_stamp and self._packs_seen_ns - status.st_mtime_ns > RACY_NS:
@@ -154,6 +162,10 @@ class ObjectStore:
     @property
     def alternates(self) -> list[ObjectStore]:
         return self._alternates
+
+    def own_packs(self) -> list[Pack]:
+        """List the packs, without those of alternates."""
+        return list(self._packs.values())
 
     def packs(self) -> list[Pack]:
         """List the packs, those of alternates too."""

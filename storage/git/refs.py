@@ -97,6 +97,24 @@ class RefStore:
             self._snapshot, self._snapshot_key = _joined(loose, packed, head), key
         return self._snapshot
 
+    def loose_count(self) -> int:
+        """Return how many refs have a file of their own."""
+        return len(self._read_loose())
+
+    def loose_values(self) -> dict[bytes, bytes]:
+        """Return the refs that have a file of their own and are not symbolic: name -> oid."""
+        found = {}
+        for name, content in self._read_loose().items():
+            oid = _OID_LINE.match(content)
+            if oid and is_valid_name(name):
+                found[name] = unhex(oid[1])
+        return found
+
+    def loose_value(self, name: bytes) -> bytes | None:
+        """Return the oid in a ref's own file, or None."""
+        oid = _OID_LINE.match(self._read_file(name) or b"")
+        return unhex(oid[1]) if oid else None
+
     def resolve(self, name: bytes) -> bytes | None:
         """Return the oid that a ref (or HEAD) comes to, or None."""
         return self.resolve_symbolic(name)[1]

@@ -348,6 +348,39 @@ def write_packed_refs(
         os.fsync(file.fileno())
 
 
+def pack_loose_refs(repository: Repository) -> int:
+    """Move loose refs into `packed-refs`; return how many. What changes meanwhile stays loose."""
+    root = os.fsencode(repository.path) + b"/"
+    path = root + b"packed-refs"
+    try:
+        _lock_waiting(path + b".lock", PACKED_LOCK_TIMEOUT_S)
+    except OSError:
+        return 0
+    try:
+        values, peeled = repository.refs.packed()
+        loose = repository.refs.loose_values()
+        write_packed_refs(repository, path + b".lock", {**values, **loose}, peeled)
+        os.rename(path + b".lock", path)  # noqa: PTH104
+        _sync_directory(root)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + b".lock")  # noqa: PTH108
+    moved = 0
+    for name, oid in loose.items():
+        lock = root + name + b".lock"
+        try:
+            _create(lock)
+        except OSError:
+            continue  # somebody is at it
+        try:
+            if repository.refs.loose_value(name) == oid:
+                os.unlink(root + name)  # noqa: PTH108
+                moved += 1
+        finally:
+            os.unlink(lock)  # noqa: PTH108
+    return moved
+
+
 def forget_locks(repository_path: Path) -> list[str]:
     """Remove locks and quarantines that a process left which died; return their names.
 

@@ -15,6 +15,7 @@ import msgspec
 
 from storage.git.errors import RepositoryError
 from storage.git.ingest import Ingested, IngestTask, ingest
+from storage.git.maintenance import take_care
 from storage.git.object_filter import FilterError
 from storage.git.pack_builder import BuiltPack, PackTask, build_pack
 from storage.git.repository import RepositoryCache
@@ -25,6 +26,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ingest: IngestTask | None = None
     pack: PackTask | None = None
+    care: str | None = None  # the git directory of a repository to take care of
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -65,6 +67,9 @@ def _done(task: Task, cache: RepositoryCache) -> Answer:
         if task.pack is not None:
             repository = cache.open(Path(task.pack.repository))
             return Answer(built=build_pack(task.pack, repository))
+        if task.care is not None:
+            take_care(cache.open(Path(task.care)))
+            return Answer()
     except (RepositoryError, FilterError) as error:
         return Answer(error=str(error))
     except OSError as error:

@@ -1,0 +1,116 @@
+"""Keep a repository quick: few packs, few loose refs. Never in the way of a push.
+
+Every push adds a pack. When there are many, those of a kind are written together into one, so that
+each object is rewritten only as often as the repository doubles. Nothing that was stored is lost:
+unreachable objects move along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from storage.git.errors import PackInvalidError, RepositoryCorruptError
+from storage.git.indexer import PackLimits, index_pack
+from storage.git.ingest import (
+    SPOOL_NAME,
+    discard_quarantine,
+    make_quarantine,
+    migrate_quarantine,
+    sync_file,
+)
+from storage.git.objects import ObjectStore
+from storage.git.pack import Pack
+from storage.git.pack_writer import PackWriter
+from storage.git.repository import Repository
+from storage.git.selection import Selection
+from storage.git.transaction import pack_loose_refs
+
+PACK_COUNT_MAX = 16
+LOOSE_REF_COUNT_MAX = 64
+_BUFFER_BYTES = 1 << 20
+_SUFFIXES = (".idx", ".pack", ".rev", ".bitmap", ".mtimes")
+
+
+def needs_care(repository: Repository) -> bool:
+    """Say whether `take_care` would do something."""
+    own = repository.objects.own_packs()
+    return len(own) > PACK_COUNT_MAX or repository.refs.loose_count() > LOOSE_REF_COUNT_MAX
+
+
+def take_care(repository: Repository) -> int:
+    """Consolidate packs and refs where there are too many; return how many packs went.
+
+    Blocking, and heavy for large repositories. A crash leaves both the old packs and perhaps the
+    new one, which is only waste.
+
+    Raises:
+        RepositoryCorruptError: a stored object is damaged; everything stays as it was.
+    """
+    if repository.refs.loose_count() > LOOSE_REF_COUNT_MAX:
+        pack_loose_refs(repository)
+    own = repository.objects.own_packs()
+    if len(own) <= PACK_COUNT_MAX:
+        return 0
+    chosen = packs_to_join(own)
+    if len(chosen) < 2:
+        return 0
+    joined = _join(repository, chosen)
+    for pack in chosen:
+        if pack.path.name != joined:
+            _remove(pack.path)
+    repository.objects.refresh()
+    return len(chosen)
+
+
+def packs_to_join(packs: Sequence[Pack]) -> list[Pack]:
+    """Choose the small packs: each less than twice of all smaller ones together.
+
+    Packs with a `.keep` beside them stay.
+    """
+    by_size = sorted(
+        (pack for pack in packs if not pack.path.with_suffix(".keep").exists()),
+        key=lambda pack: pack.count,
+    )
+    total = 0
+    stop = 0
+    for number, pack in enumerate(by_size):
+        if number < PACK_COUNT_MAX // 2 or pack.count < 2 * total:
+            stop = number + 1
+        else:
+            break
+        total += pack.count
+    return by_size[:stop]
+
+
+def _join(repository: Repository, packs: list[Pack]) -> str:
+    """Write all objects of some packs into one, checked and durable; return its file name."""
+    store = ObjectStore.over(packs)
+    oids = list(dict.fromkeys(oid for pack in packs for oid in pack.oids()))
+    quarantine = make_quarantine(repository.path)
+    try:
+        spool = quarantine / "pack" / SPOOL_NAME
+        with spool.open("wb", buffering=_BUFFER_BYTES) as file:
+            PackWriter(store, Selection(oids=oids), file.write).write()
+        limits = PackLimits(objects_max=1 << 31, object_bytes_max=1 << 40)
+        nowhere = ObjectStore.over([])
+        indexed = index_pack(spool, bases=nowhere, limits=limits)
+        if indexed.oids != set(oids):
+            raise RepositoryCorruptError("joining packs lost an object")
+        sync_file(indexed.path)
+        sync_file(indexed.path.with_suffix(".idx"))
+        migrate_quarantine(quarantine)
+        return indexed.path.name
+    except PackInvalidError as error:
+        raise RepositoryCorruptError(f"a stored pack is damaged: {error}") from error
+    finally:
+        discard_quarantine(quarantine)
+
+
+def _remove(pack_path: Path) -> None:
+    # The index first: without it nobody looks for the pack.
+    for suffix in _SUFFIXES:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(pack_path.with_suffix(suffix))  # noqa: PTH108
