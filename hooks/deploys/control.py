@@ -22,6 +22,8 @@ MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
 ROLL_LINES_MAX: Final = 5_000
 """A roll's log ends here, with a line that says so."""
 POST_TIMEOUT_S: Final = 10.0
+CONNECTION_COUNT_MAX: Final = 16
+"""After a reconnect every environment has something to say: not all at once."""
 
 _log = structlog.get_logger()
 _DECODER: msgspec.json.Decoder[DesiredMessage] = msgspec.json.Decoder(DesiredMessage)
@@ -42,19 +44,23 @@ class ControlLine:
     async def follow(self, on_message: Callable[[DesiredMessage], None]) -> None:
         """Pass on what control desires, until canceled."""
         pause_s = BACK_OFF_FIRST_S
+        told = ""
         async with self._connected():
             while True:
                 try:
                     async for message in self._messages():
-                        pause_s = BACK_OFF_FIRST_S
-                        self._is_up.set()
+                        if not self._is_up.is_set():
+                            _log.info("control_reached")
+                            pause_s, told = BACK_OFF_FIRST_S, ""
+                            self._is_up.set()
                         on_message(message)
                     reason = "control ended it"
                 except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
                     reason = str(error) or type(error).__name__
-                if self._is_up.is_set():
-                    _log.info("control_lost", reason=reason)
                 self._is_up.clear()
+                if reason != told:
+                    told = reason
+                    _log.warning("control_lost", reason=reason)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, BACK_OFF_MAX_S)
 
@@ -72,7 +78,9 @@ class ControlLine:
                 f"http://control{path}",
                 data=msgspec.json.encode(message),
                 headers={"Content-Type": "application/json"},
-                timeout=aiohttp.ClientTimeout(total=POST_TIMEOUT_S),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=POST_TIMEOUT_S, sock_read=POST_TIMEOUT_S
+                ),
             ) as answer:
                 text = (await answer.read())[:200].decode(errors="replace")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -84,7 +92,7 @@ class ControlLine:
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[None]:
-        connector = aiohttp.UnixConnector(path=str(self._socket), limit=0)
+        connector = aiohttp.UnixConnector(path=str(self._socket), limit=CONNECTION_COUNT_MAX)
         async with aiohttp.ClientSession(connector=connector) as session:
             self._session = session
             try:

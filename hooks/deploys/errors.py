@@ -6,7 +6,12 @@ PipelineError
 
 from __future__ import annotations
 
+from typing import Final
+
 from hooks.errors import PipelineError
+
+HOST_FAILED: Final = "deployment.host_failed"
+"""The code for what is neither the artifact's fault nor the release's."""
 
 
 class RollFailedError(PipelineError):

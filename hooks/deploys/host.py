@@ -27,6 +27,7 @@ from hooks.deploys.reconcile import Reconciler
 from hooks.deploys.rollout import (
     DRAIN_S,
     RELEASE_COMMAND_TIMEOUT_S,
+    START_COUNT_MAX,
     THREADS,
     UNPACK_COUNT_MAX,
     RolloutTools,
@@ -106,6 +107,7 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
             reader=StoreReader(config.store, root_key_ids=config.root_key_ids),
             threads=threads,
             unpacking=asyncio.Semaphore(UNPACK_COUNT_MAX),
+            starting=asyncio.Semaphore(START_COUNT_MAX),
             trusted=TrustedProxies(config.trusted_proxies),
             health_timeout_s=config.health_timeout_s,
             release_command_timeout_s=config.release_command_timeout_s,

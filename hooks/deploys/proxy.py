@@ -48,9 +48,13 @@ class WebProxy:
         )
         self._single = _session(aiohttp.TCPConnector(limit=0, force_close=True))
         self._tunnels: set[Tunnel] = set()
+        self._answers: set[aiohttp.ClientResponse] = set()
 
     async def close(self) -> None:
+        """Break off what is still in flight, and let go of all connections."""
         self.end_tunnels()
+        for answer in self._answers:
+            answer.close()  # a reader of a session that is closed is not told, and waits for ever
         await self._shared.close()
         await self._single.close()
 
@@ -92,7 +96,11 @@ class WebProxy:
             ) as answer:
                 if answer.status == 101:
                     return await self._tunnel(request, answer)
-                return await _relay(request, answer)
+                self._answers.add(answer)
+                try:
+                    return await _relay(request, answer)
+                finally:
+                    self._answers.discard(answer)
         except aiohttp.ClientConnectorError as error:
             if attempt.was_connected:
                 return pages.bad_gateway()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Final
 
 import structlog
 
 from hooks.deploys.control import ControlLine, Outbox, RollJournal
-from hooks.deploys.errors import RollFailedError
+from hooks.deploys.errors import HOST_FAILED, RollFailedError
 from hooks.deploys.rollout import Rollout, RolloutTools
 from hooks.deploys.router import Router
 from hooks.deploys.serving import Serving
@@ -24,8 +23,6 @@ from hooks.deploys.wire import (
     RollFailure,
     Snapshot,
 )
-
-HOST_FAILED: Final = "deployment.host_failed"
 
 _log = structlog.get_logger()
 
@@ -254,7 +251,11 @@ class Reconciler:
     def _want(self, desired: Desired) -> None:
         keeper = self._keepers.get(desired.env_id)
         if keeper is None:
-            folder = self._folder.environment(desired.env_id)
+            try:
+                folder = self._folder.environment(desired.env_id)
+            except ValueError as error:
+                _log.error("environment_refused", reason=str(error))
+                return
             state = EnvironmentState(
                 env_id=desired.env_id,
                 site=desired.site,

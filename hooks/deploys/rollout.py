@@ -19,14 +19,20 @@ import msgspec
 import structlog
 
 from hooks.deploys.control import RollJournal
-from hooks.deploys.errors import RollFailedError
+from hooks.deploys.errors import HOST_FAILED, RollFailedError
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
 from hooks.deploys.health import HealthCheck
 from hooks.deploys.runtime import Program, WebProcess, WebSite, run_release_command
 from hooks.deploys.serving import Absence, Responder, ServedRelease, Serving
-from hooks.deploys.state import EnvironmentFolder, EnvironmentState, ServedState
+from hooks.deploys.state import (
+    EnvironmentFolder,
+    EnvironmentState,
+    ServedState,
+    remove_folders,
+)
 from hooks.deploys.static import StaticSite
+from hooks.deploys.static_index import StaticIndex
 from hooks.deploys.wire import ArtifactPin, Desired
 from storage.digest import Digest
 from storage.errors import (
@@ -47,6 +53,8 @@ SHUTDOWN_GRACE_S: Final = 3.0
 RELEASE_COMMAND_TIMEOUT_S: Final = 600.0
 UNPACK_COUNT_MAX: Final = 4
 """So many environments unpack at once; the others wait their turn."""
+START_COUNT_MAX: Final = 8
+"""So many web processes start at once after a start of the host."""
 THREADS: Final = 2 * UNPACK_COUNT_MAX
 
 P = ParamSpec("P")
@@ -61,6 +69,7 @@ class RolloutTools:
     reader: StoreReader
     threads: ThreadPoolExecutor
     unpacking: asyncio.Semaphore
+    starting: asyncio.Semaphore
     trusted: TrustedProxies
     health_timeout_s: float = HEALTH_TIMEOUT_S
     release_command_timeout_s: float = RELEASE_COMMAND_TIMEOUT_S
@@ -86,7 +95,8 @@ class Rollout:
         self.serving = Serving(absence)
         self._folder = folder
         self._tools = tools
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[ServedRelease, asyncio.Task[None]] = {}
+        self._tidying: set[asyncio.Task[None]] = set()
         self._folders = asyncio.Lock()  # one at a time makes or removes release folders
 
     # -- the stories ----------------------------------------------------------------------------
@@ -109,7 +119,7 @@ class Rollout:
                         desired, desired.deployment_id, desired.artifact, journal, timings
                     )
             except BaseException:
-                await self._tools.in_thread(self._folder.prune, self.state)
+                await self._prune()
                 raise
         return timings.seconds
 
@@ -174,15 +184,16 @@ class Rollout:
             await self._write(state)
 
     def hurry(self) -> None:
-        """End what is served and has no end of its own, such as WebSockets."""
-        if self.serving.current is not None:
-            self.serving.current.responder.hurry()
+        """End the visits that have no end of their own, such as WebSockets."""
+        current = [self.serving.current] if self.serving.current is not None else []
+        for release in (*current, *self._retiring):
+            release.responder.hurry()
 
     async def close(self) -> None:
         """Stop what is served and what is still draining."""
         self._retire(self.serving.take_down(Absence.STARTING), is_shutdown=True)
-        for task in list(self._retiring):
-            await asyncio.wait({task})
+        while tasks := {*self._retiring.values(), *self._tidying}:
+            await asyncio.wait(tasks)
 
     async def remove(self) -> None:
         """Stop everything and delete the environment's folder."""
@@ -215,7 +226,10 @@ class Rollout:
         sequence = self.state.sequence + 1
         self.state = msgspec.structs.replace(self.state, sequence=sequence)
         folder = f"{sequence:06d}-{verified.digest.hex()[:8]}"
-        self._tools.reader.materialise(verified, self._folder.releases / folder)
+        releases = self._folder.releases
+        served = self.state.served
+        beside = releases / served.folder if served is not None else None
+        self._tools.reader.materialise(verified, releases / folder, beside=beside)
         return folder
 
     # -- run ------------------------------------------------------------------------------------
@@ -249,7 +263,7 @@ class Rollout:
         journal: RollJournal,
     ) -> Responder:
         if verified.provenance.profile == "static":
-            return await self._tools.in_thread(self._static_site, verified, served)
+            return await self._static_site(verified, served)
         process = self._web_process(self.state.named_as(desired), verified, served)
         journal.say(f"$ {verified.provenance.run.web}", stage="start", progress=70)
         try:
@@ -263,14 +277,15 @@ class Rollout:
     async def _resumed(self, verified: VerifiedArtifact, served: ServedState) -> Responder:
         """Make what answers for a release that was healthy once."""
         if verified.provenance.profile == "static":
-            return await self._tools.in_thread(self._static_site, verified, served)
+            return await self._static_site(verified, served)
         process = self._web_process(self.state, verified, served)
         process.keep()
         return WebSite(process, trusted=self._tools.trusted)
 
-    def _static_site(self, verified: VerifiedArtifact, served: ServedState) -> StaticSite:
+    async def _static_site(self, verified: VerifiedArtifact, served: ServedState) -> StaticSite:
+        index = await self._tools.in_thread(StaticIndex, verified.manifest)
         root = self._folder.releases / served.folder
-        return StaticSite(root, verified.manifest, modified_s=served.modified_s)
+        return StaticSite(root, index, modified_s=served.modified_s)
 
     def _web_process(
         self, state: EnvironmentState, verified: VerifiedArtifact, served: ServedState
@@ -280,7 +295,9 @@ class Rollout:
             raise RollFailedError("deployment.start_failed", "the release has no web process")
         check = HealthCheck(run.health, host=next(iter(state.hostnames), "localhost"))
         program = self._program(run.web, verified, served.folder, state)
-        return WebProcess(program, check, web_log=self._folder.web_log)
+        return WebProcess(
+            program, check, web_log=self._folder.web_log, starting=self._tools.starting
+        )
 
     def _program(
         self, command: str, verified: VerifiedArtifact, folder: str, state: EnvironmentState
@@ -334,15 +351,24 @@ class Rollout:
             else self._drain(release, self._tools.drain_s, STOP_GRACE_S)
         )
         task = asyncio.get_running_loop().create_task(draining)
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[release] = task
+        task.add_done_callback(lambda _: self._retiring.pop(release))
 
     async def _drain(self, release: ServedRelease, drain_s: float, grace_s: float) -> None:
         if not await release.drain(timeout_s=drain_s):
             _log.info("drain_cut_short", deployment_id=release.deployment_id, seconds=drain_s)
         await release.responder.close(grace_s=grace_s)
         async with self._folders:
-            await self._tools.in_thread(self._folder.prune, self.state)
+            await self._prune()
+
+    async def _prune(self) -> None:
+        """Put aside the folders that are not kept; removing them waits for nobody."""
+        aside = await self._tools.in_thread(self._folder.put_aside, self.state)
+        if aside:
+            removing = self._tools.in_thread(remove_folders, aside)
+            task = asyncio.get_running_loop().create_task(removing)
+            self._tidying.add(task)
+            task.add_done_callback(self._tidying.discard)
 
 
 class Timings:
@@ -377,7 +403,7 @@ def _as_roll_failures() -> Iterator[None]:
     except (ArtifactCorruptError, DigestInvalidError) as error:
         raise RollFailedError("artifact.corrupt", str(error)) from error
     except (StorageError, OSError) as error:
-        raise RollFailedError("deployment.host_failed", str(error)) from error
+        raise RollFailedError(HOST_FAILED, str(error)) from error
 
 
 async def _to_the_end(work: asyncio.Future[T] | Coroutine[None, None, T]) -> T:

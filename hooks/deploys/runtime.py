@@ -30,6 +30,8 @@ PORTS: Final = range(20_000, 30_000)
 """Below the range from which the kernel takes ports for outgoing connections."""
 HOLD_S: Final = 5.0
 """How long a request waits for a process that is being started again."""
+STARTING_S: Final = 10.0
+"""A process that is not healthy by then no longer keeps others from starting."""
 BACK_OFF_FIRST_S: Final = 0.1
 BACK_OFF_MAX_S: Final = 30.0
 STEADY_AFTER_S: Final = 60.0
@@ -77,11 +79,19 @@ class WebProcess:
     It ends with this process, whatever happens to it.
     """
 
-    def __init__(self, program: Program, check: HealthCheck, *, web_log: Path) -> None:
+    def __init__(
+        self,
+        program: Program,
+        check: HealthCheck,
+        *,
+        web_log: Path,
+        starting: asyncio.Semaphore,
+    ) -> None:
         self.port = free_port()
         self._program = program
         self._check = check
         self._log = WebLog(web_log)
+        self._starting = starting
         self._sandbox: Sandbox | None = None
         self._exit: asyncio.Task[int] | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -97,17 +107,18 @@ class WebProcess:
             await self._begin()
             trouble = await self._become_healthy(timeout_s)
         except SandboxUnavailableError as error:
+            await self.stop(grace_s=0)
             raise RollFailedError("deployment.start_failed", str(error)) from error
         except BaseException:
-            await self._end(grace_s=0)
+            await self.stop(grace_s=0)
             raise
         if trouble is not None:
-            await self._end(grace_s=0)
+            await self.stop(grace_s=0)
             raise RollFailedError(trouble[0], trouble[1], output=self._log.tail())
         self.keep()
 
     def keep(self) -> None:
-        """From now on start it whenever it is not running."""
+        """From now on start it whenever it is not running. Not too many start at once."""
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     async def healthy(self, *, timeout_s: float) -> bool:
@@ -174,6 +185,8 @@ class WebProcess:
                 await self._live_once()
             except SandboxUnavailableError as error:
                 _log.error("web_process_not_started", reason=str(error))
+            finally:
+                self._healthy.clear()
             if time.monotonic() - began_at > STEADY_AFTER_S:
                 pause_s = BACK_OFF_FIRST_S
             self._log.note(f"starting again in {pause_s:g} s")
@@ -183,12 +196,16 @@ class WebProcess:
     async def _live_once(self) -> None:
         """Start it unless it runs, and return when it has ended."""
         if self._exit is None:
-            await self._begin()
-            await self._become_healthy(float("inf"))
+            async with self._starting:
+                await self._begin()
+                trouble = await self._become_healthy(STARTING_S)
+            if trouble is not None:
+                await self._become_healthy(float("inf"))
         assert self._exit is not None, "it was begun"
-        status = await asyncio.shield(self._exit)
-        self._healthy.clear()
+        await asyncio.wait({self._exit})
+        ended = self._exit
         self._sandbox = self._exit = None
+        status = ended.result()
         self._log.note(f"the web process ended with status {status}")
         _log.info("web_process_ended", exit_status=status, port=self.port)
 

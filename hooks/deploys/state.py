@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,7 @@ from storage.files import mapped_errors, write_atomic
 KEEP_COUNT: Final = 5
 """Release folders kept per environment: those used last, so that a rollback has nothing to copy."""
 
+_ASIDE = ".aside-"
 _ENV_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = structlog.get_logger()
 
@@ -107,7 +108,8 @@ class EnvironmentFolder:
         with mapped_errors(f"prepare {self.path}"):
             for folder in (self.path, self.releases, self.data, self.web_log.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.prune(state)
+            self.put_aside(state)
+            remove_folders(self.releases.glob(f"{_ASIDE}*"))
 
     def read(self) -> EnvironmentState | None:
         """Return the state; None when there is none that can be read: nothing was served yet."""
@@ -140,15 +142,24 @@ class EnvironmentFolder:
         draft.symlink_to(target)
         draft.rename(current)
 
-    def prune(self, state: EnvironmentState) -> None:
-        """Remove the release folders that the state neither keeps nor serves."""
+    def put_aside(self, state: EnvironmentState) -> list[Path]:
+        """Rename the release folders that the state neither keeps nor serves; return them.
+
+        Takes no time, however large they are. They are to be removed; the next `prepare` does it
+        otherwise.
+        """
         kept = {kept.folder for kept in state.kept}
         if state.served is not None:
             kept.add(state.served.folder)
+        aside = []
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.releases):  # noqa: PTH208 - names alone are wanted
-                if name not in kept:
-                    shutil.rmtree(self.releases / name, ignore_errors=True)
+                if name in kept or name.startswith(_ASIDE):
+                    continue
+                path = self.releases / f"{_ASIDE}{secrets.token_hex(8)}"
+                (self.releases / name).rename(path)
+                aside.append(path)
+        return aside
 
     def remove(self) -> None:
         """Remove the environment with its data. Its state goes first: nothing half removed is
@@ -157,6 +168,11 @@ class EnvironmentFolder:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "state.json").unlink()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def remove_folders(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class HostFolder:

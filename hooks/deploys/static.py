@@ -27,7 +27,6 @@ from hooks.deploys.preconditions import (
     wanted_range,
 )
 from hooks.deploys.static_index import Redirect, StaticFile, StaticIndex
-from storage.manifest import Manifest
 
 CACHE_CONTROL: Final = "public, max-age=0, must-revalidate"
 """A release may be replaced at any moment, so a cache asks each time; the ETag makes that cheap."""
@@ -47,14 +46,14 @@ class StaticSite:
 
     Args:
         root: The verified release folder.
-        manifest: Its manifest.
+        index: The files of its manifest.
         modified_s: `Last-Modified` of every file, in seconds since 1970: a whole second after the
             environment began to serve this release. The files' own times follow from their
             digests, and a rollback brings older ones back.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, *, modified_s: int) -> None:
-        self._index = StaticIndex(manifest)
+    def __init__(self, root: Path, index: StaticIndex, *, modified_s: int) -> None:
+        self._index = index
         self._modified_s = modified_s
         self._last_modified = http_date(modified_s)
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

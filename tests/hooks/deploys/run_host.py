@@ -15,7 +15,11 @@ if __name__ == "__main__":
     paths = {name: Path(given.pop(name)) for name in ("socket", "directory", "store")}
     level = given.pop("log_level", 20)
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

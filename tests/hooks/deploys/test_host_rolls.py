@@ -484,3 +484,11 @@ async def test_a_host_that_cannot_listen_says_why(host, another_host):
     taken.start(listen_fd=None, listen=["127.0.0.1", host.port])
     assert await asyncio.to_thread(taken.process.wait, 10) == 1
     assert f"cannot listen on 127.0.0.1:{host.port}" in taken.log.read_text()
+
+
+async def test_a_desire_with_a_bad_id_harms_no_other(shelf, control, host, visitor, wanted):
+    control.want(wanted("../../evil", shelf.put(page("evil"))))
+    await control.roll(wanted(pin=shelf.put(page("good"))))
+    assert await visitor.text() == "good"
+    assert not (host.directory / "evil").exists()
+    assert "environment_refused" in host.log.read_text()

@@ -51,7 +51,7 @@ BEFORE
 server = Server(("127.0.0.1", int(os.environ["PORT"])), Handler)
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 print("listening", flush=True)
-server.serve_forever()
+server.serve_forever(poll_interval=0.05)
 server.server_close()
 print("stopped cleanly", flush=True)
 """
@@ -389,3 +389,18 @@ async def test_the_host_has_given_up_every_right(shelf, control, host, wanted):
     assert facts["Groups"].split() == []
     assert int(facts["CapEff"], 16) == int(facts["CapPrm"], 16) == 0
     assert facts["NoNewPrivs"] == "1"
+
+
+async def test_many_web_processes_come_back_after_a_restart(shelf, control, host, visitor, wanted):
+    pin = shelf.put_web(app("one"))
+    names = [f"env_{number}" for number in range(12)]
+    rolls = [control.want(wanted(name, pin)) for name in names]
+    for roll in rolls:
+        assert (await control.reported(roll.deployment_id)).status == "serving"
+    host.kill()
+    host.start()
+    answers = await asyncio.gather(
+        *(visitor.text(host=f"{name.replace('_', '-')}.localhost") for name in names)
+    )
+    assert answers == ["one"] * 12
+    await eventually(lambda: len(sandboxes_of(host)) == 12)

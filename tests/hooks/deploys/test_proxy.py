@@ -73,7 +73,8 @@ async def app(front):
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(handler, **how):
-            runner = web.ServerRunner(web.Server(handler, auto_decompress=False))
+            server = web.Server(handler, auto_decompress=False)
+            runner = web.ServerRunner(server, shutdown_timeout=0.1)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -574,3 +575,28 @@ async def test_a_request_that_ends_the_process_is_not_sent_a_third_time(front):
     assert (await visitor.ask("/")).status == 502
     assert asked == 2
     server.close()
+
+
+async def test_a_release_that_is_closed_breaks_off_what_is_in_flight(app):
+    async def never_done(request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"begun")
+        await asyncio.sleep(60)
+        return response
+
+    async def never_begun(request):
+        await asyncio.sleep(60)
+        return web.Response()
+
+    begun = await app(never_done)
+    async with begun.session.get(begun.base, headers={"Host": "env-1.localhost"}) as answer:
+        assert await answer.content.readany() == b"begun"
+        await begun.release.responder.close(grace_s=0)
+        with pytest.raises(aiohttp.ClientError):
+            await asyncio.wait_for(answer.read(), 5)
+    waiting = await app(never_begun)
+    asking = asyncio.create_task(waiting.ask("/"))
+    await asyncio.sleep(0.1)
+    await waiting.release.responder.close(grace_s=0)
+    assert (await asyncio.wait_for(asking, 5)).status == 502

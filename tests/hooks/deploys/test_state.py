@@ -9,6 +9,7 @@ from hooks.deploys.state import (
     EnvironmentState,
     HostFolder,
     ServedState,
+    remove_folders,
 )
 from hooks.deploys.wire import ArtifactPin
 from storage.digest import Digest
@@ -64,7 +65,7 @@ def test_folders_that_are_neither_kept_nor_served_are_pruned(folder, state):
     for name in ("000001-abcdef00", "000002-abcdef00", ".000003-abcdef00.partial-11"):
         (folder.releases / name).mkdir()
     state = state.serving(served(2)).without_folder("000002-abcdef00")
-    folder.prune(state)
+    remove_folders(folder.put_aside(state))
     assert [path.name for path in folder.releases.iterdir()] == ["000002-abcdef00"]
 
 
