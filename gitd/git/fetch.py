@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from gitd.git.access import Service
 from gitd.git.advertisement import RefViews, VisibleRefs
 from gitd.git.errors import GitRequestError
@@ -409,8 +411,8 @@ class PackSender:
         if self._is_small(repository):
             built = await asyncio.to_thread(build_pack, task, repository)
         else:
-            task = _with_path(task, self._clones.new_path())
-            built = await self._workers.pack(task)
+            path = self._clones.new_path()
+            built = await self._workers.pack(replace(task, out_path=path))
         if built.path is None:
             return built, None
         try:
@@ -418,7 +420,7 @@ class PackSender:
         except FileNotFoundError:  # a stored pack that was joined with others meanwhile
             if is_retry:
                 raise
-            return await self._build(repository, task, is_retry=True)
+            return await self._build(repository, replace(task, may_verbatim=False), is_retry=True)
         if is_clone:
             self._clones.keep(key, built)
         else:
@@ -441,20 +443,6 @@ class PackSender:
                 return
             at += len(data)
             await answer.send(data)
-
-
-def _with_path(task: PackTask, path: str) -> PackTask:
-    return PackTask(
-        repository=task.repository,
-        wants=task.wants,
-        haves=task.haves,
-        cut=task.cut,
-        tags=task.tags,
-        filter_spec=task.filter_spec,
-        may_thin=task.may_thin,
-        may_offset=task.may_offset,
-        out_path=path,
-    )
 
 
 def _progress(built: BuiltPack) -> bytes:

@@ -52,6 +52,7 @@ from storage.git.ingest import (
 )
 from storage.git.maintenance import needs_care
 from storage.git.object_formats import NULL_OID
+from storage.git.refs import show
 from storage.git.repository import Repository
 from storage.git.transaction import RefChange, ReflogEntry, change_refs, forget_locks
 
@@ -479,28 +480,28 @@ class _OnePush:
     async def _move_refs(self) -> None:
         is_atomic = self._wish.can(b"atomic")
         async with self._service.ref_lock(self._repository):
-            checks = RefChecks(self._repository)
-            await asyncio.to_thread(checks.look_at, self._commands)
-            for command in self._commands:
-                if command.error is None:
-                    await self._check(checks, command)
+            words = await asyncio.to_thread(self._judge_refs)
+            if words:
+                await self._answer.progress("".join(f"{word}\n" for word in words).encode())
+            await self._run_update()
             if is_atomic and any(command.error for command in self._commands):
                 self._refuse_all("atomic push failure")
             await self._apply(is_atomic=is_atomic)
 
-    async def _check(self, checks: RefChecks, command: Command) -> None:
-        message, reason = await asyncio.to_thread(checks.judge, command)
-        if message:
-            await self._answer.say(message)
-        if reason is not None:
-            command.error = reason
+    def _judge_refs(self) -> list[str]:
+        return RefChecks(self._repository).judge_all(self._commands)
+
+    async def _run_update(self) -> None:
+        if not self._hooks.has("update"):
             return
-        if command.is_skipped or not self._hooks.has("update"):
-            return
-        arguments = (command.name, command.old.hex().encode(), command.new.hex().encode())
-        if not await self._hooks.run("update", *arguments):
-            await self._answer.say(f"error: hook declined to update {os.fsdecode(command.name)}")
-            command.error = "hook declined"
+        for command in self._commands:
+            if command.error is not None or command.is_skipped:
+                continue
+            arguments = (command.name, command.old.hex().encode(), command.new.hex().encode())
+            if not await self._hooks.run("update", *arguments):
+                name = show(command.name)
+                await self._answer.say(f"error: hook declined to update {name}")
+                command.error = "hook declined"
 
     async def _apply(self, *, is_atomic: bool) -> None:
         going = [c for c in self._commands if c.error is None and not c.is_skipped]

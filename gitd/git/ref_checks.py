@@ -27,15 +27,26 @@ class RefChecks:
         self._repository = repository
         self._config = repository.config
         self._inconsistent: set[bytes] = set()
+        self._snapshot = repository.refs.snapshot()
 
-    def look_at(self, commands: list[Command]) -> None:
-        """Find names that are wished for twice, directly or behind symbolic refs. Blocking."""
-        refs = self._repository.refs
+    def judge_all(self, commands: list[Command]) -> list[str]:
+        """Set the error of each command that is refused; return words for the user. Blocking."""
+        self._find_twins(commands)
+        words = []
+        for command in commands:
+            if command.error is None:
+                message, command.error = self._judge(command)
+                if message:
+                    words.append(message)
+        return words
+
+    def _find_twins(self, commands: list[Command]) -> None:
+        """Find names that are wished for twice, directly or behind symbolic refs."""
         counts = Counter(command.name for command in commands)
         for command in commands:
             if counts[command.name] > 1:
                 command.error = command.error or "multiple updates for ref not allowed"
-        symbolic = refs.snapshot().symrefs
+        symbolic = self._snapshot.symrefs
         wished = {command.name: command for command in commands}
         for command in commands:
             target = symbolic.get(command.name)
@@ -45,8 +56,8 @@ class RefChecks:
             elif other is not None:
                 command.is_skipped = True  # its target's own update does it
 
-    def judge(self, command: Command) -> tuple[str, str | None]:
-        """Return words for the user and, if the ref is refused, the report's reason. Blocking."""
+    def _judge(self, command: Command) -> tuple[str, str | None]:
+        """Return words for the user and, if the ref is refused, the report's reason."""
         name, shown = command.name, show(command.name)
         if name in self._inconsistent:
             return (
@@ -55,7 +66,7 @@ class RefChecks:
             )
         if not self._is_good_name(command):
             return f"error: refusing to update funny ref '{shown}' remotely", "funny refname"
-        current = self._repository.refs.resolve(name)
+        current = self._snapshot.values.get(name)
         if command.is_delete:
             return self._judge_delete(command, shown, current)
         try:
@@ -76,7 +87,7 @@ class RefChecks:
         if current is None and command.old == NULL_OID:
             command.is_skipped = True
             return f"warning: deleting a non-existent ref {shown}", None
-        if command.name == self._repository.refs.snapshot().head_target:
+        if command.name == self._snapshot.head_target:
             return self._judge_delete_current(shown)
         return "", None
 
@@ -125,7 +136,7 @@ class RefChecks:
         return refused
 
     def _judge_checked_out(self, command: Command, shown: str) -> tuple[str, str | None]:
-        is_current = command.name == self._repository.refs.snapshot().head_target
+        is_current = command.name == self._snapshot.head_target
         if self._repository.is_bare or not is_current:
             return "", None
         match (self._config.text("receive.denycurrentbranch") or "refuse").lower():

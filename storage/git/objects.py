@@ -11,6 +11,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dulwich.errors import ApplyDeltaError
@@ -29,6 +30,7 @@ from storage.git.object_formats import (
 from storage.git.pack import CHUNK_BYTES, Pack
 
 RACY_NS = 100_000_000  # a time stamp this young may still change without looking changed
+LISTING_TRIES_MAX = 20
 DELTA_DEPTH_MAX = 4096  # git's own limit is 4095
 ALTERNATE_DEPTH_MAX = 5  # as git's
 COMMITS_REMEMBERED_MAX = 100_000  # about 40 MB
@@ -69,6 +71,41 @@ class ContentCache:
         self._young_bytes += size
 
 
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """The packs of a directory, as they were at a moment: replaced as a whole."""
+
+    packs: dict[str, Pack] = field(default_factory=dict)
+    stamp: tuple[int, int] | None = None
+    seen_ns: int = 0
+
+
+def _directory_stamp(directory: Path) -> tuple[int, int] | None:
+    try:
+        status = directory.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino
+
+
+def _list_packs(directory: Path, known: dict[str, Pack]) -> tuple[dict[str, Pack], bool]:
+    """Open the packs of a directory; false when one was gone, or half replaced, meanwhile."""
+    try:
+        names = {entry.name for entry in os.scandir(directory)}
+    except FileNotFoundError:
+        return {}, False
+    packs: dict[str, Pack] = {}
+    is_whole = True
+    for name in names:
+        if name.endswith(".idx") and name[:-4] + ".pack" in names:
+            pack = known.get(name)
+            try:
+                packs[name] = Pack(directory / name) if pack is None else pack
+            except (FileNotFoundError, RepositoryCorruptError):
+                is_whole = False
+    return packs, is_whole
+
+
 class ObjectStore:
     """All objects of one `objects` directory and its alternates."""
 
@@ -78,9 +115,7 @@ class ObjectStore:
         self.directory = directory
         self._cache = cache or ContentCache()
         self._alternate_depth = alternate_depth
-        self._packs: dict[str, Pack] = {}
-        self._packs_seen_ns = 0
-        self._packs_stamp: tuple[int, int] | None = None
+        self._listing = _Listing()
         self._alternates_stamp: tuple[int, int, int] | None = None
         self._alternates: list[ObjectStore] = []
         self._commits: dict[bytes, Commit] = {}
@@ -90,7 +125,7 @@ class ObjectStore:
     def over(cls, packs: Iterable[Pack]) -> ObjectStore:
         """Return a store of just these packs, whatever happens to their files."""
         store = cls(Path("/nonexistent"))
-        store._packs = {pack.path.name: pack for pack in packs}
+        store._listing = _Listing({pack.path.name: pack for pack in packs})
         return store
 
     # what is there
@@ -101,33 +136,30 @@ class ObjectStore:
         self._refresh_alternates()
 
     def _refresh_packs(self) -> bool:
+        """List the packs again if their directory changed; true when others are there now."""
         pack_directory = self.directory / "pack"
-        now_ns = time.time_ns()
-        try:
-            status = pack_directory.stat()
-        except FileNotFoundError:
-            if self._packs_stamp is not None:
-                self._packs, self._packs_stamp = {}, None
-            return False
-        stamp = (status.st_mtime_ns, status.st_ino)
-        if stamp == self._packs_stamp and self._packs_seen_ns - status.st_mtime_ns > RACY_NS:
-            return False
-        names = {entry.name for entry in os.scandir(pack_directory)}
-        indexes = {name for name in names if name.endswith(".idx") and name[:-4] + ".pack" in names}
-        packs = {}
-        for name in indexes:
-            pack = self._packs.get(name)
-            if pack is None:
-                with contextlib.suppress(FileNotFoundError):  # gone since the listing
-                    pack = Pack(pack_directory / name)
-            if pack is not None:
-                packs[name] = pack
-        changed = packs.keys() != self._packs.keys()
-        if not self._packs.keys() <= packs.keys():
+        before = self._listing
+        names: frozenset[str] | None = None
+        for _ in range(LISTING_TRIES_MAX):
+            now_ns = time.time_ns()
+            stamp = _directory_stamp(pack_directory)
+            if stamp is None:
+                if before.stamp is not None:
+                    self._listing = _Listing()
+                return False
+            is_settled = now_ns - stamp[0] > RACY_NS
+            if stamp == before.stamp and before.seen_ns - stamp[0] > RACY_NS:
+                return False
+            packs, is_whole = _list_packs(pack_directory, before.packs)
+            # A directory that changes while it is read may show neither the old packs nor the
+            # new: one that was touched just now is read until it looks the same twice.
+            is_same, names = names == packs.keys(), frozenset(packs)
+            if is_whole and (is_settled or is_same):
+                break
+        if not before.packs.keys() <= packs.keys():
             self._commits = {}
-        self._packs = packs
-        self._packs_stamp, self._packs_seen_ns = stamp, now_ns
-        return changed
+        self._listing = _Listing(packs, stamp, now_ns)
+        return packs.keys() != before.packs.keys()
 
     def _refresh_alternates(self) -> None:
         path = self.directory / "info" / "alternates"
@@ -165,17 +197,20 @@ class ObjectStore:
 
     def own_packs(self) -> list[Pack]:
         """List the packs, without those of alternates."""
-        return list(self._packs.values())
+        return list(self._listing.packs.values())
 
     def packs(self) -> list[Pack]:
         """List the packs, those of alternates too."""
-        return [*self._packs.values(), *(p for store in self._alternates for p in store.packs())]
+        return [
+            *self._listing.packs.values(),
+            *(p for store in self._alternates for p in store.packs()),
+        ]
 
     # lookup
 
     def locate(self, oid: bytes) -> tuple[Pack, int] | None:
         """Find the packed form of an object, without looking at the disk again."""
-        for pack in self._packs.values():
+        for pack in self._listing.packs.values():
             offset = pack.find(oid)
             if offset is not None:
                 return pack, offset

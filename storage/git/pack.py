@@ -54,6 +54,9 @@ class Pack:
         self.end = len(self.bytes_map) - TRAILER_BYTES
         if self._index[:8] != _INDEX_MAGIC or self.bytes_map[:4] != b"PACK":
             raise RepositoryCorruptError(f"{index_path.name}: not a version 2 index with its pack")
+        if self._index[-2 * TRAILER_BYTES : -TRAILER_BYTES] != self.bytes_map[self.end :]:
+            # Seen for a moment when a repack replaces both files under one name.
+            raise RepositoryCorruptError(f"{index_path.name} is not of its pack")
         self._fanout = struct.unpack_from(">256L", self._index, len(_INDEX_MAGIC))
         self.count = self._fanout[255]
         self._crcs_at = _OIDS_AT + OID_BYTES * self.count

@@ -24,6 +24,7 @@ class PackTask(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         out_path: where to write it; None keeps it in memory.
+        may_verbatim: a stored pack's own file may be the answer.
         tags: (annotated tag, what it names), sent when what they name is sent.
         filter_spec: what to leave out, as the client wrote it.
     """
@@ -36,6 +37,7 @@ class PackTask(msgspec.Struct, frozen=True, kw_only=True):
     filter_spec: str | None = None
     may_thin: bool = False
     may_offset: bool = True
+    may_verbatim: bool = True
     out_path: str | None = None
 
 
@@ -73,7 +75,7 @@ def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPac
         tags=task.tags,
     )
     count = len(selection.oids)
-    if not task.haves and task.may_offset and count:
+    if task.may_verbatim and not task.haves and task.may_offset and count:
         pack = find_verbatim(objects, selection.oids)
         if pack is not None:
             return BuiltPack(

@@ -71,6 +71,7 @@ class _Packed:
 
 
 _NONE_PACKED = _Packed({}, {}, frozenset())
+_SnapshotKey = tuple[_Packed, bytes | None, dict[bytes, bytes]]
 
 
 class RefStore:
@@ -79,11 +80,10 @@ class RefStore:
     def __init__(self, git_directory: Path) -> None:
         self.directory = git_directory
         self._root = os.fsencode(git_directory) + b"/"
-        self._packed_stamp: Stamp | None = None
-        self._packed = _NONE_PACKED
+        # Each pair is replaced as one, so that threads never see halves of two.
+        self._packed: tuple[Stamp | None, _Packed] = (None, _NONE_PACKED)
         self._loose: dict[bytes, tuple[Stamp, bytes]] = {}
-        self._snapshot_key: tuple[_Packed, bytes | None, dict[bytes, bytes]] | None = None
-        self._snapshot: RefSnapshot | None = None
+        self._joined: tuple[_SnapshotKey, RefSnapshot] | None = None
 
     def snapshot(self) -> RefSnapshot:
         """Return all refs as they are now; the same object as before if nothing changed."""
@@ -93,9 +93,10 @@ class RefStore:
         packed = self._read_packed()
         head = self._read_file(HEAD)
         key = (packed, head, loose)
-        if self._snapshot is None or self._snapshot_key != key:
-            self._snapshot, self._snapshot_key = _joined(loose, packed, head), key
-        return self._snapshot
+        joined = self._joined
+        if joined is None or joined[0] != key:
+            joined = self._joined = (key, _joined(loose, packed, head))
+        return joined[1]
 
     def loose_count(self) -> int:
         """Return how many refs have a file of their own."""
@@ -166,17 +167,19 @@ class RefStore:
         try:
             status = os.stat(path)  # noqa: PTH116 -- hot
         except FileNotFoundError:
-            self._packed_stamp = None
             return _NONE_PACKED
         stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
-        if stamp != self._packed_stamp:
-            now_ns = time.time_ns()
-            with open(path, "rb") as file:  # noqa: PTH123 -- hot
-                packed = _parse_packed(file.read())
-            if packed != self._packed:
-                self._packed = packed
-            self._packed_stamp = stamp if now_ns - status.st_mtime_ns > RACY_NS else None
-        return self._packed
+        known_stamp, known = self._packed
+        if stamp == known_stamp:
+            return known
+        now_ns = time.time_ns()
+        with open(path, "rb") as file:  # noqa: PTH123 -- hot
+            packed = _parse_packed(file.read())
+        if packed == known:
+            packed = known
+        is_settled = now_ns - status.st_mtime_ns > RACY_NS
+        self._packed = (stamp if is_settled else None, packed)
+        return packed
 
     def _read_loose(self) -> dict[bytes, bytes]:
         now_ns = time.time_ns()

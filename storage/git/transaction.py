@@ -86,6 +86,10 @@ class _Transaction:
         self._log = log
         self._root = os.fsencode(repository.path) + b"/"
         self._directories: set[bytes] = set()
+        snapshot = self._refs.snapshot()
+        self._existing = snapshot.values
+        self._head_target = snapshot.head_target
+        self._names = list(self._existing)
 
     def run(self, changes: Sequence[RefChange], *, is_atomic: bool) -> list[RefUpdateError | None]:
         held: list[_Held] = []
@@ -127,13 +131,11 @@ class _Transaction:
     def _require_no_conflict(self, change: RefChange, name: bytes, gone: set[bytes]) -> None:
         if change.old != NULL_OID:
             return
-        values = self._refs.snapshot().values
         parts = name.split(b"/")
         others = [b"/".join(parts[:count]) for count in range(2, len(parts))]
-        found = next((other for other in others if other in values and other not in gone), None)
+        found = next((o for o in others if o in self._existing and o not in gone), None)
         if found is None:
-            names = list(values)
-            prefix = name + b"/"
+            names, prefix = self._names, name + b"/"
             at = bisect_left(names, prefix)
             while at < len(names) and names[at].startswith(prefix):
                 if names[at] not in gone:
@@ -187,7 +189,7 @@ class _Transaction:
         if packed:
             self._commit_packed(packed)
         for one in held:
-            if one.error is None and one not in packed:
+            if not is_batch and one.change.new != NULL_OID:
                 self._commit_loose(one)
         for one in held:
             if one.error is None:
@@ -280,8 +282,7 @@ class _Transaction:
         if self._log is None or one.current == one.change.new:
             return
         self._append_log(one.name, one)
-        head = self._refs.snapshot().head_target
-        if head == one.name:
+        if self._head_target == one.name:
             self._append_log(b"HEAD", one)
 
     def _append_log(self, name: bytes, one: _Held) -> None:

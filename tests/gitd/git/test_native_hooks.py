@@ -1,0 +1,117 @@
+"""The operator's own hooks, run as git runs them (end of checklist section 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Git = Callable[..., Any]
+
+
+def hook(bare: Path, name: str, script: str) -> None:
+    path = bare / "hooks" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_8_17_pre_receive_sees_the_objects_in_quarantine_and_declines(
+    work: Path, bare: Path, git: Git, commit: Git, head: Git
+) -> None:
+    before = head(bare, "main")
+    new = commit(work, "two")
+    hook(
+        bare,
+        "pre-receive",
+        'read old new ref; git cat-file -t $new; echo "$old $new $ref"; pwd\n'
+        'test -n "$GIT_QUARANTINE_PATH" && echo quarantined; git update-ref refs/heads/x $new\n'
+        "echo to stderr >&2; exit 1",
+    )
+    done = git("push", "origin", "main", cwd=work, check=False)
+    for line in (
+        "commit",
+        f"{before} {new} refs/heads/main",
+        str(bare),
+        "quarantined",
+        "to stderr",
+    ):
+        assert f"remote: {line}" in done.err
+    assert "ref updates forbidden inside quarantine environment" in done.err
+    assert "main -> main (pre-receive hook declined)" in done.err
+    assert head(bare, "main") == before
+    assert git("cat-file", "-e", new, cwd=bare, check=False).status != 0
+    assert not list((bare / "objects").glob("tmp_objdir*"))
+
+
+def test_8_18_the_update_hook_declines_single_refs(
+    work: Path, bare: Path, git: Git, head: Git
+) -> None:
+    hook(bare, "update", 'echo "$1 ${#2} $3"; test "$1" != refs/heads/bad')
+    done = git("push", "origin", "main:good", "main:bad", cwd=work, check=False)
+    assert f"remote: refs/heads/good 40 {head(work)}" in done.err
+    assert "remote: error: hook declined to update refs/heads/bad" in done.err
+    assert "main -> bad (hook declined)" in done.err
+    assert head(bare, "good") == head(work)
+    done = git("push", "--atomic", "origin", "main:good2", "main:bad", cwd=work, check=False)
+    assert "main -> good2 (atomic push failure)" in done.err
+
+
+def test_post_hooks_hear_of_what_landed_and_cannot_undo_it(
+    work: Path, bare: Path, git: Git, head: Git
+) -> None:
+    hook(bare, "update", 'test "$1" != refs/heads/bad')
+    hook(bare, "post-receive", "cat; exit 1")
+    hook(bare, "post-update", 'echo "post-update $*"')
+    done = git("push", "origin", "main:a", "main:bad", "main:b", cwd=work, check=False)
+    zero, new = "0" * 40, head(work)
+    assert f"remote: {zero} {new} refs/heads/a" in done.err
+    assert f"remote: {zero} {new} refs/heads/b" in done.err
+    assert "refs/heads/bad\n" not in done.err.replace("error: hook declined to update ", "@")
+    assert "remote: post-update refs/heads/a refs/heads/b" in done.err
+    assert head(bare, "b") == new
+
+
+def test_hooks_know_who_pushes(server: Any, name: str, work: Path, git: Git) -> None:
+    bare = server.create(f"other-{name}", push=False)
+    hook(bare, "pre-receive", 'echo "$REMOTE_USER $GIT_COMMITTER_NAME $GIT_COMMITTER_EMAIL"')
+    done = git(
+        "-c", "http.extraHeader=X-Remote-User: ada", "push", server.url_of(bare), "main", cwd=work
+    )
+    assert "remote: ada ada ada@http.127.0.0.1" in done.err
+
+
+def test_a_hooks_path_is_followed(work: Path, bare: Path, git: Git, tmp_path: Path) -> None:
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h/pre-receive").write_text("#!/bin/sh\necho elsewhere\n")
+    (tmp_path / "h/pre-receive").chmod(0o755)
+    git("config", "core.hooksPath", tmp_path / "h", cwd=bare)
+    assert "remote: elsewhere" in git("push", "origin", "main:x", cwd=work).err
+
+
+def test_a_hook_that_does_not_read_and_talks_much_is_fine(work: Path, bare: Path, git: Git) -> None:
+    hook(bare, "pre-receive", "yes word | head -c 300000")
+    hook(bare, "post-receive", "exec <&-; echo done")
+    refspecs = [f"main:refs/heads/b{number}" for number in range(300)]
+    done = git("push", "origin", *refspecs, cwd=work)
+    assert done.err.count("remote: word") > 50_000
+    assert "remote: done" in done.err
+
+
+def test_a_hook_that_cannot_run_declines(work: Path, bare: Path, git: Git) -> None:
+    hook(bare, "pre-receive", "")
+    (bare / "hooks/pre-receive").write_text("#!/nonexistent\n")
+    done = git("push", "origin", "main:x", cwd=work, check=False)
+    assert "pre-receive hook declined" in done.err
+
+
+@pytest.mark.parametrize("is_executable", [True, False])
+def test_only_executable_hooks_run(
+    work: Path, bare: Path, git: Git, *, is_executable: bool
+) -> None:
+    hook(bare, "pre-receive", "exit 1")
+    (bare / "hooks/pre-receive").chmod(0o755 if is_executable else 0o644)
+    done = git("push", "origin", "main:x", cwd=work, check=False)
+    assert (done.status == 0) is not is_executable
