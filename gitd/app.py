@@ -26,7 +26,7 @@ from gitd.errors import StartError
 from gitd.git.limits import GitLimits
 from gitd.git.service import GitService
 from gitd.layout import DataFolder
-from gitd.log import request_lines
+from gitd.log import logged
 from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.systemd import inherited_sockets, notify
 from hooks.builds import service as builder_service
@@ -177,7 +177,7 @@ class Control:
 
     def web_app(self) -> web.Application:
         """Git and the API, on one port."""
-        app = web.Application(middlewares=[request_lines])
+        app = web.Application()
         layout = self.store.layout
         api = build_api(
             ApiDeps(
@@ -193,7 +193,7 @@ class Control:
         )
         git = self.git_service()
         app.add_routes(api.routes)
-        app.router.add_route("*", "/{path:.+}", git.handler)
+        app.router.add_route("*", "/{path:.+}", logged(git.handler))
 
         async def end_streams(_: web.Application) -> None:
             self.jobs.close()
@@ -242,6 +242,7 @@ async def serve(folder: DataFolder, config: Config, *, with_children: bool) -> N
         await stack.enter_async_context(_sockets(control))
         await stack.enter_async_context(_front(control, listener))
         stack.callback(control.rolls.close)
+        stack.push_async_callback(control.builds.close)
         await stack.enter_async_context(_kept_running(control.builds.reap(), control.rolls.reap()))
         if with_children:
             await _wait_for_host(control)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -143,14 +143,26 @@ class Jobs:
 
     async def commit(self, change: Callable[[JobChanges], T]) -> T:
         """Run `change` in one transaction and publish the jobs that it touched. Durable."""
+        return await self.submit(change)
+
+    def submit(self, change: Callable[[JobChanges], T]) -> Awaitable[T]:
+        """Queue `change` now, before whatever is queued after this call, and commit it as above.
+
+        It runs whether or not the answer is awaited; what it touched is published when it is.
+        """
 
         def run(db: sqlite3.Connection) -> tuple[T, JobChanges]:
             changes = JobChanges(db, self.clock)
             return change(changes), changes
 
-        answer, changes = await asyncio.wrap_future(self.records.submit(run))
-        self.publish(changes)
-        return answer
+        committed = self.records.submit(run)
+
+        async def publish() -> T:
+            answer, changes = await asyncio.wrap_future(committed)
+            self.publish(changes)
+            return answer
+
+        return publish()
 
     def changes_in(self, db: sqlite3.Connection) -> JobChanges:
         """For a transaction that is run elsewhere; `publish` what it touched after its commit."""

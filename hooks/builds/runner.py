@@ -125,6 +125,7 @@ class BuildRunner:
         self._running: dict[str, _Running] = {}
         self._hungry: asyncio.Condition = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closing = False
         jobs.watch(self._on_job)
 
     # -- life -----------------------------------------------------------------------------------
@@ -155,24 +156,32 @@ class BuildRunner:
                 if running.deadline is not None and running.deadline < self._now():
                     await self._take_back(running.job.id)
 
+    async def close(self) -> None:
+        """Let the slots go that wait for work: the server stops."""
+        self._is_closing = True
+        await self._wake()
+
     # -- what slots ask -------------------------------------------------------------------------
 
-    async def lease(self, slot: str, wait_s: float) -> Lease | None:
+    async def lease(
+        self, slot: str, wait_s: float, *, is_gone: Callable[[], bool] = lambda: False
+    ) -> Lease | None:
         """Give the slot the next job, waiting up to `wait_s` for one.
 
-        A slot that asks holds nothing: a job that it had is taken back first.
+        A slot that asks holds nothing: a job that it had is taken back first. `is_gone` says
+        whether it still waits.
         """
         for job_id in [r.job.id for r in self._running.values() if r.slot == slot]:
             if self._running[job_id].finishing is None:
                 await self._take_back(job_id)
         end = self._now() + wait_s
-        while (job := self._next_job()) is None:
-            if not await self._woken(end - self._now()):
+        while is_gone() or self._is_closing or (job := self._next_job()) is None:
+            if is_gone() or self._is_closing or not await self._woken(end - self._now()):
                 return None
         running = _Running(job, slot, self._now() + self.limits.lease_s, 0)
         self._running[job.id] = running
         running.lines_seen = self._jobs.joblogs.lines_seen(job.id, BUILDER)
-        self._spawn(self._mark_running(job, slot))
+        self._spawn(self._run(job, slot))
         try:
             return self._make_lease(job)
         except (StorageError, RepositoryError) as error:
@@ -391,15 +400,22 @@ class BuildRunner:
                 files[name] = content.decode(errors="replace")
         return files
 
-    async def _mark_running(self, job: Job, slot: str) -> None:
+    def _run(self, job: Job, slot: str) -> Coroutine[None, None, None]:
+        """Write down that the job runs. Queued now: whatever ends the job is written after it."""
+
         def change(changes: JobChanges) -> Job | None:
             started = changes.start(job.id, owner=slot)
             if started is not None:
                 builds.start(changes.db, job.resource_id, changes.now)
             return started
 
-        if await self._jobs.commit(change) is None:
-            self._forget(job.id)
+        started = self._jobs.submit(change)
+
+        async def forget_unless_started() -> None:
+            if await started is None:
+                self._forget(job.id)
+
+        return forget_unless_started()
 
     async def _take_back(self, job_id: str) -> None:
         running = self._running.pop(job_id, None)

@@ -66,7 +66,9 @@ class _BuilderService:
     async def lease(self, request: web.Request) -> web.Response:
         asked = await _body(request, LeaseRequest)
         self._check_slot(request, asked.slot)
-        lease = await self._runner.lease(asked.slot, asked.wait_s)
+        lease = await self._runner.lease(
+            asked.slot, asked.wait_s, is_gone=lambda: request.transport is None
+        )
         if lease is None:
             return web.Response(status=204)
         if request.transport is None:  # the slot left while it waited: the job is not its
