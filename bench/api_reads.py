@@ -93,7 +93,7 @@ async def serve_api(root: Path) -> None:
                 absent,
             )
         )
-        app = web.Application(middlewares=[log.request_lines])
+        app = web.Application()
         app.add_routes(api.routes)
         await _until_told(app, f"{secret.reveal()} {job.id}")
         records.close()

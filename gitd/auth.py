@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import sqlite3
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
-from functools import lru_cache
 from ipaddress import ip_network
 
 import structlog
@@ -151,7 +151,6 @@ def expand_scopes(scopes: Iterable[str] = (), *, preset: str | None = None) -> t
     return tuple(sorted(set(wanted)))
 
 
-@lru_cache(maxsize=1024)
 def granted_by(scopes: tuple[str, ...]) -> frozenset[str]:
     """All that these scopes allow, with what they imply. An isolated scope is never implied."""
     granted = set(scopes)
@@ -240,7 +239,7 @@ def _checksum(head: str) -> str:
 
 
 def _sha256(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 def _checked_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
@@ -253,11 +252,6 @@ def _checked_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
     if len(checked) > CIDRS_COUNT_MAX:
         raise KeyInvalidError(f"At most {CIDRS_COUNT_MAX} networks.", param="cidrs")
     return tuple(checked)
-
-
-@lru_cache(maxsize=1024)
-def _networks(cidrs: tuple[str, ...]) -> tuple[Network, ...]:
-    return tuple(ip_network(text) for text in cidrs)
 
 
 # -- actors ---------------------------------------------------------------------------------------
@@ -310,6 +304,25 @@ class Actor:
         return self.sees_site(site_id) and self.env_id in (None, env_id)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A key, and what follows from it."""
+
+    key: ApiKey
+    actor: Actor
+    networks: tuple[Network, ...]
+
+    @classmethod
+    def find(cls, db: sqlite3.Connection, secret: str, sha256: bytes) -> _Known | None:
+        key = api_keys.by_secret(db, sha256) if is_well_formed(secret) else None
+        if key is None:
+            return None
+        kind = "service_key" if key.family == Family.SERVICE else "api_key"
+        ref = ActorRef(kind, key.id, key.label)
+        actor = Actor(ref, granted_by(key.scopes), key.site_id, key.env_id)
+        return cls(key, actor, tuple(ip_network(text) for text in key.cidrs))
+
+
 class Authenticator:
     """Knows actors by their secrets. Belongs to one event loop: a look-up is one point read."""
 
@@ -326,26 +339,19 @@ class Authenticator:
             AuthenticationError: The secret is unknown, revoked or expired.
             AddressRefusedError: The key may not be used from there.
         """
-        key = self._find(secret)
-        if key is None or key.revoked_at is not None:
+        sha256 = _sha256(secret)
+        known = self._recall.get(sha256, lambda db: _Known.find(db, secret, sha256))
+        if known is None or known.key.revoked_at is not None:
             raise AuthenticationError("This is no API key of this server, or no longer one.")
-        now = self._clock()
+        key, now = known.key, self._clock()
         if key.expires_at <= now:
             raise AuthenticationError(f"This API key expired at {rfc3339(key.expires_at)}.")
-        if key.cidrs:
+        if known.networks:
             address = parse_address(remote_ip or "")
-            if address is None or not is_within(address, _networks(key.cidrs)):
+            if address is None or not is_within(address, known.networks):
                 raise AddressRefusedError(remote_ip)
         self._note_use(key, now)
-        return _actor(key)
-
-    def _find(self, secret: str) -> ApiKey | None:
-        if not _SECRET.fullmatch(secret):
-            return None
-        sha256 = _sha256(secret)
-        return self._recall.get(
-            sha256, lambda db: api_keys.by_secret(db, sha256) if is_well_formed(secret) else None
-        )
+        return known.actor
 
     def _note_use(self, key: ApiKey, now: int) -> None:
         """Record the use, at most once a minute; nobody waits for it."""
@@ -360,15 +366,3 @@ class Authenticator:
 def _complain(noted: Future[None]) -> None:
     if not noted.cancelled() and (error := noted.exception()) is not None:
         log.warning("key_use_not_recorded", error=str(error))
-
-
-@lru_cache(maxsize=1024)
-def _actor_of(
-    family: str, key_id: str, label: str, scopes: tuple[str, ...], bound: tuple[str | None, ...]
-) -> Actor:
-    kind = "service_key" if family == Family.SERVICE else "api_key"
-    return Actor(ActorRef(kind, key_id, label), granted_by(scopes), *bound)
-
-
-def _actor(key: ApiKey) -> Actor:
-    return _actor_of(key.family, key.id, key.label, key.scopes, (key.site_id, key.env_id))

@@ -16,6 +16,7 @@ ID_CHARS = 26
 ARTIFACT_PREFIX = "art"
 _RANDOM_BITS = 80
 _ALPHABET_SET = frozenset(ALPHABET)
+_PAIRS = tuple(first + second for first in ALPHABET for second in ALPHABET)
 
 
 class _Clock:
@@ -47,6 +48,33 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{_encode(_CLOCK.next())}"
 
 
+class IdSequence:
+    """Ids for what is made by the thousands a second and kept nowhere, such as requests.
+
+    The time, 40 random bits of this sequence, and a count: a tenth of the price of `new_id`, and as
+    good as long as nothing rests on their being hard to guess. Belongs to one thread.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._random = "".join(_PAIRS[secrets.randbits(10)] for _ in range(4))
+        self._count = secrets.randbits(39)
+        self._ms = -1
+        self._head = ""
+
+    def next(self) -> str:
+        ms = time.time_ns() // 1_000_000
+        if ms != self._ms:
+            self._ms = ms
+            self._head = f"{self._prefix}_{_encode(ms)[-10:]}{self._random}"
+        count = self._count = (self._count + 1) & ((1 << 40) - 1)
+        low, high = count & 0xFFFFF, count >> 20
+        return (
+            f"{self._head}{_PAIRS[high >> 10]}{_PAIRS[high & 1023]}"
+            f"{_PAIRS[low >> 10]}{_PAIRS[low & 1023]}"
+        )
+
+
 def artifact_id(digest: Digest) -> ArtifactId:
     """Return the id of the artifact with this digest: equal content has an equal id.
 
@@ -65,4 +93,4 @@ def is_id(text: str, prefix: str) -> bool:
 
 
 def _encode(number: int) -> str:
-    return "".join(ALPHABET[(number >> shift) & 31] for shift in range(125, -5, -5))
+    return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(120, -10, -10)])

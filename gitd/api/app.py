@@ -31,6 +31,7 @@ from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import Sites
 from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds
 from gitd.auth import Authenticator
+from gitd.log import logged
 from hooks.follow import Addresses
 from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
@@ -60,7 +61,7 @@ class ApiDeps:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """The routes to mount below `gitd.log.request_lines`, and what to do at the end.
+    """The routes to mount, and what to do at the end.
 
     `close` ends the streams and long polls that are open: call it when the server stops
     (`app.on_shutdown`), or it waits for them.
@@ -91,7 +92,8 @@ class Description:
 
     async def show(self, call: Call[NoQuery, NoBody]) -> web.Response:
         headers = answer_headers(call.request_id, version=call.version)
-        headers |= {"Cache-Control": "no-cache", "ETag": self._etag}
+        headers["Cache-Control"] = "no-cache"
+        headers["ETag"] = self._etag
         if call.request.headers.get("If-None-Match") == self._etag:
             return web.Response(status=304, headers=headers)
         return web.Response(body=self._data, headers=headers)
@@ -105,8 +107,8 @@ def build_api(deps: ApiDeps) -> Api:
     description = Description(deps.addresses.server)
     endpoints = (
         *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall)),
-        *sites_table(Sites(deps.pipeline, deps.addresses)),
-        *environments_table(Environments(deps.pipeline, deps.addresses)),
+        *sites_table(Sites(deps.pipeline, deps.addresses, recall)),
+        *environments_table(Environments(deps.pipeline, deps.addresses, recall)),
         *builds_table(Builds(deps.pipeline, streams)),
         *artifacts_table(Artifacts(deps.manifest_bytes, deps.envelope_bytes)),
         *deployments_table(Deployments(deps.pipeline)),
@@ -123,14 +125,17 @@ def build_api(deps: ApiDeps) -> Api:
     gate = Gate(recall, deps.authenticator, deps.proxies)
     dispatch = Dispatch(gate, deps.records, server_url=deps.addresses.server)
     routes = [_route(endpoint, dispatch) for endpoint in endpoints]
-    fallback = dispatch.fallback(endpoints)
+    fallback = logged(dispatch.fallback(endpoints))
     routes += [web.route("*", "/v1", fallback), web.route("*", "/v1/{path:.*}", fallback)]
-    routes += [web.get("/errors", error_pages.index), web.get("/errors/{code}", error_pages.show)]
+    routes += [
+        web.get("/errors", logged(error_pages.index)),
+        web.get("/errors/{code}", logged(error_pages.show)),
+    ]
     return Api(routes, endpoints, open_ends)
 
 
 def _route(endpoint: Endpoint, dispatch: Dispatch) -> web.RouteDef:
-    handler = dispatch.handler(endpoint)
+    handler = logged(dispatch.handler(endpoint))
     if endpoint.method == "GET":
         return web.get(endpoint.path, handler)  # HEAD too
     return web.route(endpoint.method, endpoint.path, handler)

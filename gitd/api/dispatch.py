@@ -109,7 +109,10 @@ class Dispatch:
                 environment = self._gate.environment_of(request, actor, site)
                 _require(endpoint, actor)
                 said: Any = await body.body(request) if has_body else None
-                target = _target(endpoint, request, site, environment)
+                claim = None
+                if endpoint.is_creating:
+                    target = _target(endpoint, request, site, environment)
+                    claim = claim_of(request, actor.ref.id, target, said)
                 call = Call(
                     request=request,
                     request_id=request_id,
@@ -120,9 +123,7 @@ class Dispatch:
                     found_environment=environment,
                     query=query.query(request),
                     body=said,
-                    claim=claim_of(request, actor.ref.id, target, said)
-                    if endpoint.is_creating
-                    else None,
+                    claim=claim,
                 )
                 answered = await endpoint.handler(call)
             except ConnectionError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Generic, TypeVar
 
@@ -27,8 +27,7 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 B = TypeVar("B", bound=msgspec.Struct)
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[Q, B]):
+class Call(msgspec.Struct, Generic[Q, B], frozen=True):
     """A request that may be answered."""
 
     request: web.Request
@@ -57,17 +56,15 @@ class Call(Generic[Q, B]):
         return self.request.match_info[field]
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What a handler answers with: one object."""
 
     data: object
     status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class ListReply:
+class ListReply(msgspec.Struct, frozen=True):
     """What a handler answers with: a page of a list."""
 
     items: Sequence[object]

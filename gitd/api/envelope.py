@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 from aiohttp import web
+from multidict import CIMultiDict
 
 from gitd.log import REQUEST_ID_HEADER
 
@@ -52,16 +53,25 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
     request_id: str
 
 
+def written(answer: msgspec.Struct) -> msgspec.Raw:
+    """Return an answer as JSON, ready to be put into any number of envelopes."""
+    return msgspec.Raw(ENCODER.encode(answer))
+
+
+_HEADERS = CIMultiDict({"Content-Type": JSON, VERSION_HEADER: VERSION, **CLOSED_HEADERS})
+
+
 def answer_headers(
     request_id: str, *, version: str = VERSION, content_type: str = JSON
-) -> dict[str, str]:
+) -> CIMultiDict[str]:
     """The headers that every answer of the API has."""
-    return {
-        "Content-Type": content_type,
-        REQUEST_ID_HEADER: request_id,
-        VERSION_HEADER: version,
-        **CLOSED_HEADERS,
-    }
+    headers = _HEADERS.copy()
+    headers[REQUEST_ID_HEADER] = request_id
+    if version is not VERSION:
+        headers[VERSION_HEADER] = version
+    if content_type is not JSON:
+        headers["Content-Type"] = content_type
+    return headers
 
 
 def json_answer(

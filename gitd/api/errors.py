@@ -313,9 +313,51 @@ _ROWS = (
     ),
     ErrorCode(
         JOB,
+        "build.source_unreadable",
+        "The server could not read the commit from its repository. It is not the commit's fault.",
+        "See the server's log, and run gitd check; then build again.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.internal",
+        "The server failed in a way that it does not foresee. It is not the commit's fault.",
+        "See the server's log; then build again.",
+    ),
+    ErrorCode(
+        JOB,
+        "store.no_space",
+        "The disk of the server has no room for the output. Nothing was kept; sites serve on.",
+        "Make room on the server's disk; then build again.",
+    ),
+    ErrorCode(
+        JOB,
         "build.superseded",
         "A newer push to the same branch took the place of this build while it waited.",
         "Nothing: the newer build is on its way. The message names it.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.source_unreadable",
+        "The commit could not be read from the repository. It is not the commit's fault.",
+        "Run gitd check on the server; then build again.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.internal",
+        "gitd failed while it built, or while it kept the output.",
+        "See the server's log; then build again.",
+    ),
+    ErrorCode(
+        JOB,
+        "deployment.host_unavailable",
+        "No site host was there to roll the release. The prior release is what it last served.",
+        "See that gitd host runs; then deploy again.",
+    ),
+    ErrorCode(
+        JOB,
+        "deployment.host_failed",
+        "The site host could not unpack or keep the release. The prior release goes on serving.",
+        "See the host's log and its disk; then deploy again.",
     ),
     ErrorCode(
         JOB,
@@ -347,6 +389,12 @@ _ROWS = (
         "The site host could not carry out the roll: its disk is full, for instance. The prior "
         "release goes on serving.",
         "See the site host's log; then deploy again.",
+    ),
+    ErrorCode(
+        JOB,
+        "deployment.host_unavailable",
+        "No site host was connected for too long. What it serves, it serves on when it is back.",
+        "See whether gitd host runs, and its log; then deploy again.",
     ),
 )
 CODES: dict[str, ErrorCode] = {row.code: row for row in _ROWS}

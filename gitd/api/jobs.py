@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,7 +11,7 @@ from aiohttp import web
 
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply
-from gitd.api.envelope import answer_headers
+from gitd.api.envelope import answer_headers, written
 from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.stream import JobStreams, OpenEnds
@@ -92,7 +93,10 @@ class Jobs:
         headers = {"ETag": _etag(job)}
         if seen is not None and _matches(seen, job):
             return web.Response(status=304, headers={**_headers(call), **headers})
-        return Reply(answers.job(job), headers=headers)
+        shown = self._recall.get(
+            ("job shown", job.id, job.version), lambda _: written(answers.job(job))
+        )
+        return Reply(shown, headers=headers)
 
     async def stream(self, call: Call[StreamQuery, NoBody]) -> web.StreamResponse:
         job = self._readable(call)
@@ -121,7 +125,7 @@ class Jobs:
         return job
 
 
-def _headers(call: AnyCall) -> dict[str, str]:
+def _headers(call: AnyCall) -> Mapping[str, str]:
     headers = answer_headers(call.request_id, version=call.version)
     del headers["Content-Type"]
     return headers

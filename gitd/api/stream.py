@@ -8,7 +8,7 @@ Source: contract §3; HTML Standard §9.2 "Server-sent events".
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -70,7 +70,7 @@ class JobStreams:
         self._heartbeat_s = heartbeat_s
 
     async def events(
-        self, request: web.Request, job: Job, *, after: str | None, headers: dict[str, str]
+        self, request: web.Request, job: Job, *, after: str | None, headers: Mapping[str, str]
     ) -> web.StreamResponse:
         """Answer with the job's events behind the id `after`; 204 when there will be none.
 
@@ -92,7 +92,7 @@ class JobStreams:
         return response
 
     async def text(
-        self, request: web.Request, job: Job, *, follow: bool, headers: dict[str, str]
+        self, request: web.Request, job: Job, *, follow: bool, headers: Mapping[str, str]
     ) -> web.StreamResponse:
         """Answer with the job's log lines; go on until the job is over when `follow`."""
         response = web.StreamResponse(headers={**headers, "Content-Type": PLAIN_TEXT})

@@ -47,6 +47,7 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.commits = 0  # by this process; grows before the writers of a commit hear of it
         self._queue: queue.SimpleQueue[tuple[Change[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
@@ -157,6 +158,7 @@ class Records:
                     future.set_exception(error)
             with mapped_errors():
                 connection.execute("COMMIT")
+            self.commits += 1
         except Exception as error:  # noqa: BLE001 - the ring of a group: every caller gets it
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")

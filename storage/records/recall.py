@@ -1,8 +1,9 @@
-"""What was read since the last commit: the same read again costs a look at a counter."""
+"""What was read since the last commit: the same read again costs next to nothing."""
 
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Hashable
 from typing import TypeVar, cast
 
@@ -10,32 +11,45 @@ from storage.records.db import Records, mapped_errors
 
 T = TypeVar("T")
 ENTRIES_MAX = 10_000
+LOOK_EVERY_S = 0.005
 
 
 class Recall:
     """Answers of reads, kept until anybody commits anything. Belongs to one thread.
 
-    sqlite counts the commits of other connections, also those of other processes, and a reader
-    writes nothing itself: an answer that is kept is the answer that the read would give now.
+    What this process committed is seen at once: every read after a `write` that returned sees it.
+    What another process committed, such as a local command, is seen within `LOOK_EVERY_S`: sqlite
+    counts the commits of others, and that is how often the count is looked at.
 
     Source: sqlite.org "PRAGMA data_version".
     """
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._version = -1
         self._kept: dict[Hashable, object] = {}
+        self._commits = -1
+        self._version = -1
+        self._looked_at = 0.0
 
     def get(self, key: Hashable, load: Callable[[sqlite3.Connection], T]) -> T:
         """Return what `load` reads. `key` names the read, with all that it depends on."""
-        db = self._records.reader()
-        with mapped_errors():
-            (version,) = db.execute("PRAGMA data_version").fetchone()
-        if version != self._version or len(self._kept) >= ENTRIES_MAX:
-            self._kept.clear()
-            self._version = version
+        self._forget_what_is_old()
         if key in self._kept:
             return cast("T", self._kept[key])
-        answer = load(db)
+        answer = load(self._records.reader())
         self._kept[key] = answer
         return answer
+
+    def _forget_what_is_old(self) -> None:
+        commits, now = self._records.commits, time.monotonic()
+        if commits == self._commits and now - self._looked_at < LOOK_EVERY_S:
+            return
+        version = self._data_version()
+        if version != self._version or len(self._kept) >= ENTRIES_MAX:
+            self._kept.clear()
+        self._commits, self._version, self._looked_at = commits, version, now
+
+    def _data_version(self) -> int:
+        with mapped_errors():
+            (version,) = self._records.reader().execute("PRAGMA data_version").fetchone()
+        return cast("int", version)

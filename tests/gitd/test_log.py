@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 import structlog
 from aiohttp import ClientSession, web
 
 from gitd.auth import mint
-from gitd.log import REQUEST_ID, configure, request_lines
+from gitd.log import FLUSH_AFTER_S, REQUEST_ID, Lines, configure, logged
 from storage.ids import is_id
 
 
@@ -20,7 +23,13 @@ def lines():
     out = io.BytesIO()
     handlers = logging.root.handlers[:]
     configure(stream=out, level="debug", as_json=True)
-    yield lambda: [json.loads(line) for line in out.getvalue().splitlines()]
+    flush = structlog.get_config()["logger_factory"].__self__.flush
+
+    def written() -> list[dict]:
+        flush()
+        return [json.loads(line) for line in out.getvalue().splitlines()]
+
+    yield written
     logging.root.handlers[:] = handlers
     structlog.reset_defaults()
 
@@ -76,9 +85,13 @@ async def test_every_request_has_one_line_with_the_id_that_it_was_answered_with(
     async def breaks(request: web.Request) -> web.Response:
         raise RuntimeError("no")
 
-    app = web.Application(middlewares=[request_lines])
-    app.router.add_get("/fine", fine)
-    app.router.add_get("/breaks", breaks)
+    async def none(request: web.Request) -> web.Response:
+        raise web.HTTPNotFound
+
+    app = web.Application()
+    app.router.add_get("/fine", logged(fine))
+    app.router.add_get("/none", logged(none))
+    app.router.add_get("/breaks", logged(breaks))
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -104,3 +117,41 @@ async def test_every_request_has_one_line_with_the_id_that_it_was_answered_with(
     assert next(x for x in lines() if x["event"] == "inside")["request_id"] == ids[0]
     (broke,) = [line for line in lines() if line["event"] == "request_broke"]
     assert "RuntimeError: no" in broke["exception"]
+
+
+async def test_quiet_lines_wait_for_their_like_and_warnings_take_them_along() -> None:
+    out = io.BytesIO()
+    lines = Lines(out)
+    lines.info(b"one")
+    lines.info(b"two")
+    assert out.getvalue() == b""
+    lines.warning(b"three")
+    assert out.getvalue() == b"one\ntwo\nthree\n"
+    lines.info(b"four")
+    await asyncio.sleep(FLUSH_AFTER_S * 3)
+    assert out.getvalue().endswith(b"four\n")
+    lines.info(b"x" * 100_000)
+    lines.info(b"five")
+    assert out.getvalue().count(b"x") == 100_000
+
+
+def test_line_outside_of_a_loop_is_written_at_once_also_after_one() -> None:
+    out = io.BytesIO()
+    lines = Lines(out)
+
+    async def says() -> None:
+        lines.info(b"inside")
+
+    asyncio.run(says())
+    lines.info(b"outside")
+    assert out.getvalue() == b"inside\noutside\n"
+
+
+def test_everything_is_written_at_the_exit() -> None:
+    script = (
+        "import asyncio, structlog; from gitd.log import configure; configure(as_json=True)\n"
+        "async def main(): structlog.get_logger().info('last words')\n"
+        "asyncio.run(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert b"last words" in done.stderr

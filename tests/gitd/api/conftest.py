@@ -17,7 +17,6 @@ from aiohttp import ClientSession, ClientTimeout, web
 from gitd.addresses import TrustedProxies
 from gitd.api.app import Api, ApiDeps, build_api
 from gitd.auth import Authenticator, expand_scopes, mint
-from gitd.log import request_lines
 from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.builds.wire import BatchLine, BuildError, Finish, LogBatch
 from hooks.deploys.runner import RollLimits, RollRunner
@@ -118,7 +117,7 @@ class Service:
                 heartbeat_s=self.heartbeat_s,
             )
         )
-        app = web.Application(middlewares=[request_lines])
+        app = web.Application()
         app.add_routes(self.api.routes)
         app.on_shutdown.append(lambda _: self.api.close())
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)

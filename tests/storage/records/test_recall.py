@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_commit_of_another_process_is_seen(records, tmp_path: Path) -> None:
         "db.execute(\"INSERT INTO site VALUES('site_a', 'a', 'main', 0)\"); db.commit()"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "gitd.db")], check=True)
+    time.sleep(recall.LOOK_EVERY_S)
     assert kept.get("a", read).name == "a"
 
 
@@ -72,4 +74,5 @@ def test_what_is_kept_has_a_bound(records) -> None:
     kept = Recall(records)
     for number in range(recall.ENTRIES_MAX + 5):
         kept.get(number, lambda _: None)
+        kept._looked_at = 0.0
     assert len(kept._kept) <= recall.ENTRIES_MAX
