@@ -1,0 +1,73 @@
+"""What people rely on is written down: commands, error codes, pages, terms."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import click
+
+from gitd.__main__ import cli
+from gitd.api.errors import CODES
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+_CODE = re.compile(r"(?:build|deployment|artifact|store|release|environment)\.[a-z_]+")
+# Keys of managed.toml look like codes.
+NOT_CODES = {"build.command", "build.output", "build.profile"}
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found |= commands(command, (*path, name))
+        else:
+            found[" ".join((*path, name))] = command
+    return found
+
+
+def test_every_gitd_command_and_option_is_documented() -> None:
+    page = (DOCS / "gitd.md").read_text()
+    for name, command in commands(cli).items():
+        assert f"`gitd {name}" in page, name
+        section = page.partition(f"`gitd {name}")[2].partition("\n## ")[0]
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert any(flag in section for flag in parameter.opts), (name, parameter.opts)
+
+
+def test_every_code_that_a_job_can_end_with_has_its_page() -> None:
+    used = {
+        node.value
+        for path in (ROOT / "hooks").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and _CODE.fullmatch(node.value)
+    }
+    assert used - NOT_CODES <= set(CODES)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if not target.startswith(("http://", "https://")):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_decisions_are_numbered_once_and_listed() -> None:
+    files = sorted(p.name for p in (DOCS / "decisions").glob("[0-9]*.md"))
+    numbers = [name[:4] for name in files]
+    assert len(set(numbers)) == len(numbers), numbers
+    index = (DOCS / "decisions" / "README.md").read_text()
+    assert [name for name in files if name not in index] == []
+
+
+def test_nothing_speaks_of_how_it_was_made() -> None:
+    banned = re.compile(r"\.\./shared|/work/|\bsubagent|\bhelper-\d")
+    for folder in ("gitd", "hooks", "storage", "docs", "bench", "examples", "systemd", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".py", ".md", ".toml", ".service"} and path != Path(__file__):
+                assert not banned.search(path.read_text()), path
