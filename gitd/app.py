@@ -37,13 +37,14 @@ from hooks.follow import Addresses, PushNarrator
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
-from storage import trust
+from storage import ids, trust
 from storage.artifacts import ArtifactStore
 from storage.digest import Digest
 from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
 from storage.model import Environment
 from storage.records.db import Records
+from storage.records.statements import newest_ids
 from storage.repos import Repositories
 from storage.signing import SigningKey
 
@@ -100,6 +101,8 @@ class Control:
         self.config = config
         self.uids = Uids.choose(config)
         self.records = Records.open(folder.database)
+        for newest in newest_ids(self.records.reader()):
+            ids.advance_past(newest)
         self.jobs = Jobs(self.records, JobLogs(folder.joblogs))
         self.repository_cache = RepositoryCache()
         self.repositories = Repositories(folder.repositories, self.repository_cache)

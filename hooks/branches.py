@@ -16,6 +16,7 @@ from storage.model import BranchRoute, RouteTarget
 HEADS = "refs/heads/"
 LABEL_CHARS_MAX = 63  # Source: RFC 1035 §2.3.4
 HASH_CHARS = 7
+LONG_HASH_CHARS = 16  # for a name that somebody has already
 SITE_NAME_CHARS_MAX = 40
 SLUG_CHARS_MAX = 40
 _SITE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
@@ -74,8 +75,8 @@ def branch_fault(branch: str) -> str | None:
     return f"{branch!r} is not a valid branch name" if bad else None
 
 
-def short_hash(site_id: str, branch: str) -> str:
-    return blake3(f"{site_id}\0{branch}".encode()).hexdigest()[:HASH_CHARS]
+def short_hash(site_id: str, branch: str, chars: int = HASH_CHARS) -> str:
+    return blake3(f"{site_id}\0{branch}".encode()).hexdigest()[:chars]
 
 
 def label_of(branch: str, chars_max: int) -> str:
@@ -100,7 +101,9 @@ def staging_hostname(site_name: str) -> str:
     return f"{site_name}--staging"
 
 
-def preview_hostname(site_name: str, site_id: str, branch: str) -> str:
+def preview_hostname(
+    site_name: str, site_id: str, branch: str, *, hash_chars: int = HASH_CHARS
+) -> str:
     """`<site>-<branch>-<short hash>`, stable for the life of the branch, one label at most."""
-    room = LABEL_CHARS_MAX - len(site_name) - HASH_CHARS - 2
-    return f"{site_name}-{label_of(branch, room)}-{short_hash(site_id, branch)}"
+    room = LABEL_CHARS_MAX - len(site_name) - hash_chars - 2
+    return f"{site_name}-{label_of(branch, room)}-{short_hash(site_id, branch, hash_chars)}"

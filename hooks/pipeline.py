@@ -104,6 +104,8 @@ class Pipeline:
         def change(changes: JobChanges) -> Site:
             if sites.find(changes.db, name) is not None:
                 raise RefusedError("site.name_taken", f"There is a site {name!r} already.")
+            if not environments.hostname_is_free(changes.db, branches.production_hostname(name)):
+                raise RefusedError("site.name_taken", f"A preview has the address {name!r}.")
             site = Site(site_id, name, default_branch, changes.now)
             sites.add(changes.db, site)
             sites.replace_routes(changes.db, site.id, branches.default_routes(default_branch))
@@ -433,6 +435,11 @@ def add_preview(
     """Add the preview of a branch, in the caller's transaction."""
     plain = branches.preview_slug(site.id, branch, is_taken=False)
     is_taken = not environments.slug_is_free(changes.db, site.id, plain)
+    hostname = branches.preview_hostname(site.name, site.id, branch)
+    if not environments.hostname_is_free(changes.db, hostname):
+        hostname = branches.preview_hostname(
+            site.name, site.id, branch, hash_chars=branches.LONG_HASH_CHARS
+        )
     environment = Environment(
         id=new_id("env"),
         site_id=site.id,
@@ -441,7 +448,7 @@ def add_preview(
         branch=branch,
         ephemeral=ephemeral,
         status=EnvironmentStatus.ACTIVE,
-        hostname=branches.preview_hostname(site.name, site.id, branch),
+        hostname=hostname,
         created_at=changes.now,
     )
     environments.add(changes.db, environment)

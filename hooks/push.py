@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import structlog
 
 from hooks import branches
+from hooks.errors import PipelineError
 from hooks.jobs import JobChanges, Jobs
 from hooks.pipeline import add_preview, remove_environment
 from hooks.queueing import BuildOrder, queue_build
+from storage.errors import StorageError
 from storage.ids import new_id
 from storage.model import (
     ActorRef,
@@ -100,12 +102,19 @@ class PushHooks:
         return await self._jobs.commit(change)
 
     async def recover(self) -> None:
-        """After a start: end the pushes that a crash left open, by what their refs are now."""
+        """After a start: end the pushes that a crash left open, by what their refs are now.
+
+        One that cannot be ended is left for the next start, and logged: the others go on.
+        """
         for push in pushes.open_ones(self._jobs.records.reader()):
-            tips = await asyncio.to_thread(self._repositories.branches, push.site_id)
-            moved = [move for move in push.moves if _has_moved(move, tips)]
-            effects = await self.land(push, moved)
-            log.info("push_recovered", push_id=push.id, refs=len(moved), effects=len(effects))
+            try:
+                tips = await asyncio.to_thread(self._repositories.branches, push.site_id)
+                moved = [move for move in push.moves if _has_moved(move, tips)]
+                effects = await self.land(push, moved)
+            except (StorageError, PipelineError):
+                log.exception("push_not_recovered", push_id=push.id)
+            else:
+                log.info("push_recovered", push_id=push.id, refs=len(moved), effects=len(effects))
 
 
 def _has_moved(move: RefMove, tips: dict[str, str]) -> bool:

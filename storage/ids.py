@@ -36,6 +36,10 @@ class _Clock:
                 self._last += 1 + secrets.randbits(32)
             return self._last
 
+    def advance_past(self, last: int) -> None:
+        with self._lock:
+            self._last = max(self._last, last)
+
 
 _CLOCK = _Clock()
 
@@ -46,6 +50,17 @@ def new_id(prefix: str) -> str:
     Source: contract section 1; the ULID specification, "Monotonicity".
     """
     return f"{prefix}_{_encode(_CLOCK.next())}"
+
+
+def advance_past(text: str) -> None:
+    """Let every later id of this process sort behind `text`, a ULID with its prefix.
+
+    For a start: ids go on growing when the wall clock was set back meanwhile.
+    """
+    number = 0
+    for char in text.partition("_")[2]:
+        number = (number << 5) | ALPHABET.index(char)
+    _CLOCK.advance_past(number)
 
 
 class IdSequence:

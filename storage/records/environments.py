@@ -77,6 +77,11 @@ def slug_is_free(db: sqlite3.Connection, site_id: str, slug: str) -> bool:
     return row is None
 
 
+def hostname_is_free(db: sqlite3.Connection, hostname: str) -> bool:
+    row = db.execute("SELECT 1 FROM environment WHERE hostname = ?", (hostname,)).fetchone()
+    return row is None
+
+
 def page(
     db: sqlite3.Connection,
     site_id: str,

@@ -84,3 +84,13 @@ def failure_of(text: str | None) -> Failure | None:
 
 def texts_of(text: str) -> tuple[str, ...]:
     return msgspec.json.decode(text, type=tuple[str, ...])
+
+
+def newest_ids(db: sqlite3.Connection) -> list[str]:
+    """The newest id of each kind of row that lists are ordered by."""
+    tables = ("job", "push", "build", "deployment", "release")
+    found = [
+        db.execute(f"SELECT MAX(id) AS id FROM {table}").fetchone()["id"]  # noqa: S608 - ours
+        for table in tables
+    ]
+    return [row_id for row_id in found if row_id is not None]

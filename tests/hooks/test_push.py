@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
+
+from hooks.branches import preview_hostname
+from hooks.errors import RefusedError
 from hooks.push import Building, NotDeployed, TornDown
-from storage.model import ActorRef, BranchRoute, EnvironmentKind, JobStatus, RefMove, RouteTarget
+from storage.model import (
+    ActorRef,
+    BranchRoute,
+    EnvironmentKind,
+    JobStatus,
+    JobType,
+    RefMove,
+    RouteTarget,
+)
 from storage.records import builds, environments
 from storage.records import jobs as job_rows
 
@@ -114,3 +126,27 @@ async def test_landing_twice_queues_once(world, commit) -> None:
     record = await world.push_hooks.begin(site.id, ACTOR, moves, ())
     assert len(await world.push_hooks.land(record, moves)) == 1
     assert await world.push_hooks.land(record, moves) == []
+
+
+async def test_preview_whose_address_a_site_has_gets_another(world, commit) -> None:
+    site = await world.site("shop")
+    taken = preview_hostname("shop", site.id, "topic")
+    await world.site(taken)
+    tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
+    (effect,) = await push(world, site, branch("topic", tip))
+    assert effect.environment.hostname != taken
+    assert effect.environment.hostname.startswith("shop-topic-")
+    with pytest.raises(RefusedError, match="preview has the address"):
+        await world.site(effect.environment.hostname)
+
+
+async def test_push_that_cannot_be_recovered_does_not_stop_the_start(world, commit) -> None:
+    lost, site = await world.site("lost"), await world.site("kept")
+    tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
+    for one in (lost, site):
+        await world.push_hooks.begin(one.id, ACTOR, (branch("main", tip),), ())
+    world.repositories.remove(lost.id)
+    again = world.reopen()
+    await again.push_hooks.recover()
+    assert len(job_rows.unfinished(again.records.reader(), JobType.BUILD_RUN)) == 1
+    again.records.close()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 import time
 
@@ -79,3 +81,14 @@ def test_form_of_an_id(text: str, *, is_one: bool) -> None:
 
 def test_artifact_id_may_begin_with_any_character() -> None:
     assert is_id("art_Z1J9Z3Q4XWKQ5B8P7N6M5K4J3H", "art")
+
+
+def test_ids_go_on_growing_past_one_of_the_future() -> None:
+    """In a process of its own: it changes what every later id of the process is."""
+    future = "job_" + "6" + "Z" * 25
+    code = (
+        "from storage.ids import advance_past, new_id\n"
+        f"advance_past({future!r}); advance_past('rel_' + '0' * 26); print(new_id('job'))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() > future
