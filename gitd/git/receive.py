@@ -12,104 +12,40 @@ import asyncio
 import os
 import socket
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from aiohttp import web
 
 from gitd.git.access import Opened, Service
 from gitd.git.advertisement import HiddenRefs
 from gitd.git.body import BodyReader
-from gitd.git.errors import (
-    BodyInvalidError,
-    BodyStalledError,
-    BodyTooLargeError,
-    GitRequestError,
-    PushRefusedError,
-)
+from gitd.git.errors import PushRefusedError
+from gitd.git.incoming import Incoming
 from gitd.git.limits import GitLimits
 from gitd.git.native_hooks import HookRunner, option_environ, quarantine_environ
-from gitd.git.pkt_line import (
-    FLUSH,
-    SIDE_BAND_64K_BYTES_MAX,
-    Marker,
-    pkt_line,
-    pkt_lines,
-)
-from gitd.git.push import Push, PushReceiver, RefOutcome, RefUpdate
+from gitd.git.pkt_line import FLUSH, SIDE_BAND_64K_BYTES_MAX, pkt_lines
+from gitd.git.push import Push, PushReceiver, RefOutcome
+from gitd.git.push_request import Command, Wish, read_wish
 from gitd.git.ref_checks import RefChecks
 from gitd.git.side_band import SideBandAnswer
-from gitd.git.workers import PackWorkers, WorkerLostError, ingest_here
-from storage.git.errors import RepositoryError
-from storage.git.ingest import (
-    SPOOL_NAME,
-    Ingested,
-    IngestTask,
-    discard_quarantine,
-    make_quarantine,
-    migrate_quarantine,
-)
+from gitd.git.workers import PackWorkers, WorkerLostError
+from storage.git.errors import RefUpdateError, RepositoryError
+from storage.git.ingest import Ingested
 from storage.git.maintenance import needs_care
-from storage.git.object_formats import NULL_OID
 from storage.git.refs import show
 from storage.git.repository import Repository
 from storage.git.transaction import RefChange, ReflogEntry, change_refs, forget_locks
 
-SPOOL_BUFFER_BYTES = 1 << 20
-_KNOWN_WITH_VALUE = (b"agent=", b"object-format=", b"session-id=")
-
-
-@dataclass(slots=True)
-class Command:
-    """One line of a push, and what became of it."""
-
-    name: bytes
-    old: bytes
-    new: bytes
-    error: str | None = None
-    is_skipped: bool = False  # accepted, and nothing to do: hooks do not hear of it
-
-    @property
-    def update(self) -> RefUpdate:
-        return RefUpdate(os.fsdecode(self.name), self.old.hex(), self.new.hex())
-
-    @property
-    def is_delete(self) -> bool:
-        return self.new == NULL_OID
-
-
-@dataclass(slots=True)
-class Wish:
-    """A push as it was asked for, before any pack."""
-
-    commands: list[Command] = field(default_factory=list)
-    shallow: list[bytes] = field(default_factory=list)
-    capabilities: frozenset[bytes] = frozenset()
-    options: list[str] | None = None
-
-    def can(self, capability: bytes) -> bool:
-        return capability in self.capabilities
-
-    @property
-    def needs_pack(self) -> bool:
-        return any(not command.is_delete for command in self.commands)
-
-    @property
-    def agent(self) -> str:
-        for capability in self.capabilities:
-            if capability.startswith(b"agent="):
-                return capability[6:].decode("utf-8", "replace")
-        return ""
+NOT_KEPT = "unable to migrate objects to permanent storage"  # git's words
 
 
 class ReceivePack:
     """Answers pushes."""
 
     def __init__(self, receiver: PushReceiver, limits: GitLimits, workers: PackWorkers) -> None:
-        self._receiver = receiver
-        self._limits = limits
-        self._workers = workers
+        self.receiver = receiver
+        self.limits = limits
+        self.workers = workers
         self._locks: dict[Path, asyncio.Lock] = {}
         self._tidied: set[Path] = set()
         self._in_care: set[Path] = set()
@@ -123,14 +59,14 @@ class ReceivePack:
         response: web.StreamResponse,
     ) -> web.StreamResponse:
         """Take one push from its request, and answer it."""
-        body = BodyReader(request, idle_s=self._limits.idle_s, bytes_max=None)
-        wish = await self._read_wish(body)
+        body = BodyReader(request, idle_s=self.limits.idle_s, bytes_max=None)
+        wish = await read_wish(body, self.limits)
         answer = SideBandAnswer(
             request,
             response,
             bytes_max=SIDE_BAND_64K_BYTES_MAX if wish.can(b"side-band-64k") else 0,
             keepalive_s=self._keepalive_s(repository),
-            stall_s=self._limits.idle_s,
+            stall_s=self.limits.idle_s,
         )
         if not wish.commands:
             await answer.finish()
@@ -146,6 +82,23 @@ class ReceivePack:
             self._in_background(self._take_care(repository))
         return response
 
+    def _keepalive_s(self, repository: Repository) -> float:
+        configured = repository.config.number("receive.keepalive")
+        return self.limits.keepalive_s if configured is None else float(configured)
+
+    async def _tidy_once(self, opened: Opened, repository: Repository) -> None:
+        """Remove what a crash left, before the first push that this process takes."""
+        if not opened.is_ours or opened.repository in self._tidied:
+            return
+        async with self.ref_lock(repository):
+            if opened.repository not in self._tidied:
+                await asyncio.to_thread(forget_locks, repository.path)
+                self._tidied.add(opened.repository)
+
+    def ref_lock(self, repository: Repository) -> asyncio.Lock:
+        """Return the lock under which this process moves a repository's refs."""
+        return self._locks.setdefault(repository.path, asyncio.Lock())
+
     def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -158,7 +111,7 @@ class ReceivePack:
         self._in_care.add(repository.path)
         try:
             if await asyncio.to_thread(needs_care, repository):
-                await self._workers.care(repository.path)
+                await self.workers.care(repository.path)
         except (WorkerLostError, RepositoryError, OSError):
             return  # the next push tries again; `gitd check` tells what is wrong
         finally:
@@ -170,75 +123,6 @@ class ReceivePack:
             _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
             for task in late:
                 task.cancel()
-
-    def _keepalive_s(self, repository: Repository) -> float:
-        configured = repository.config.number("receive.keepalive")
-        return self._limits.keepalive_s if configured is None else float(configured)
-
-    async def _tidy_once(self, opened: Opened, repository: Repository) -> None:
-        """Remove what a crash left, before the first push that this process takes."""
-        if not opened.is_ours:
-            return
-        async with self.ref_lock(repository):
-            if opened.repository not in self._tidied:
-                await asyncio.to_thread(forget_locks, repository.path)
-                self._tidied.add(opened.repository)
-
-    def ref_lock(self, repository: Repository) -> asyncio.Lock:
-        """Return the lock under which this process moves a repository's refs."""
-        return self._locks.setdefault(repository.path, asyncio.Lock())
-
-    # the request
-
-    async def _read_wish(self, body: BodyReader) -> Wish:
-        wish = Wish()
-        is_certified = False
-        while not isinstance(line := await body.pkt(), Marker):
-            line = line.removesuffix(b"\n")
-            if line.startswith(b"shallow "):
-                wish.shallow.append(_oid(line[8:]))
-            elif line.startswith(b"push-cert\0"):
-                is_certified = True
-            elif not is_certified:
-                if not wish.commands:
-                    line, _, capabilities = line.partition(b"\0")
-                    wish.capabilities = frozenset(capabilities.split())
-                wish.commands.append(_command(line))
-            if len(wish.commands) > self._limits.refs_max:
-                raise BodyTooLargeError(f"a push may update {self._limits.refs_max} refs at most")
-        if line is Marker.END and wish.commands:
-            raise BodyInvalidError("the request ends before its first flush")
-        if is_certified:
-            return Wish()  # no nonce was offered, so that git itself ignores such a push
-        _require_sha1(wish.capabilities)
-        if wish.can(b"push-options") and wish.commands:
-            wish.options = await self._read_options(body)
-        return wish
-
-    async def _read_options(self, body: BodyReader) -> list[str]:
-        options: list[str] = []
-        total_bytes = 0
-        while not isinstance(line := await body.pkt(), Marker):
-            total_bytes += len(line)
-            options.append(line.removesuffix(b"\n").decode("utf-8", "replace"))
-            if (
-                len(options) > self._limits.push_options_max
-                or total_bytes > self._limits.push_options_bytes_max
-            ):
-                raise BodyTooLargeError("too many push options")
-        return options
-
-    @property
-    def limits(self) -> GitLimits:
-        return self._limits
-
-    @property
-    def receiver(self) -> PushReceiver:
-        return self._receiver
-
-    @property
-    def workers(self) -> PackWorkers:
-        return self._workers
 
 
 class _OnePush:
@@ -254,15 +138,13 @@ class _OnePush:
         answer: SideBandAnswer,
     ) -> None:
         self._service = service
-        self._limits = service.limits
         self._opened = opened
         self._repository = repository
         self._wish = wish
         self._commands = wish.commands
         self._answer = answer
         self._remote_addr = request.remote or "unknown"
-        self._quarantine: Path | None = None
-        self._is_migrated = False
+        self._incoming = Incoming(repository, wish, service.limits, service.workers)
         self._new_borders: list[bytes] = []
         self._unpack_status = "ok"
         self._push = Push(
@@ -276,34 +158,37 @@ class _OnePush:
             agent=wish.agent,
         )
         self._hooks = HookRunner(
-            repository, self._environ(), answer.progress, timeout_s=self._limits.hook_s
+            repository, self._environ(), answer.progress, timeout_s=service.limits.hook_s
         )
 
     async def take_objects(self, body: BodyReader) -> None:
         """Read the pack and check it; nothing outside of the quarantine changes."""
         try:
-            await self._receive_objects(body)
+            ingested = await self._incoming.receive(body)
         except BaseException:
-            await self._tidy()
+            await self._incoming.tidy()
             raise
         self._answer.keep_alive()
+        await self._tell(ingested)
+        if ingested.error is None:
+            self._judge_tips(ingested)
+        else:
+            self._unpack_status = ingested.unpack_status
+            self._refuse_all("unpacker error")
 
     async def conclude(self) -> None:
         """Ask, move refs, report, and act on it."""
         try:
             if self._unpack_status == "ok":
-                await self._ask_before()
+                self._refuse_hidden()
+                await self._ask_receiver()
+                await self._run_pre_receive()
                 await self._move_refs()
         finally:
-            await self._tidy()
+            await self._incoming.tidy()
         await self._report()
         await self._act_after()
         await self._answer.end()
-
-    async def _tidy(self) -> None:
-        quarantine, self._quarantine = self._quarantine, None
-        if quarantine is not None and not self._is_migrated:
-            await asyncio.to_thread(discard_quarantine, quarantine)
 
     @property
     def is_landed(self) -> bool:
@@ -327,71 +212,7 @@ class _OnePush:
         for command in self._commands:
             command.error = command.error or reason
 
-    # objects
-
-    async def _receive_objects(self, body: BodyReader) -> None:
-        try:
-            spooled_bytes = await self._spool(body) if self._wish.needs_pack else 0
-            ingested = await self._ingest(spooled_bytes)
-        except GitRequestError as error:
-            await body_drained(body, self._limits.drain_bytes_max, error)
-            ingested = Ingested(error=error.message, unpack_status=error.message)
-        except OSError as error:
-            await body_drained(body, self._limits.drain_bytes_max, None)
-            reason = error.strerror or "input/output error"
-            ingested = Ingested(error=f"cannot store the pack: {reason}", unpack_status=reason)
-        except WorkerLostError as error:
-            ingested = Ingested(error=str(error), unpack_status="index-pack abnormal exit")
-        await self._tell(ingested)
-        if ingested.error is not None:
-            self._unpack_status = ingested.unpack_status
-            self._refuse_all("unpacker error")
-            return
-        self._judge_tips(ingested)
-
-    async def _spool(self, body: BodyReader) -> int:
-        """Write the pack into quarantine as it comes; return its size in bytes."""
-        self._quarantine = await asyncio.to_thread(make_quarantine, self._repository.path)
-        configured = self._repository.config.number("receive.maxinputsize", default=0) or None
-        bytes_max = min(configured or self._limits.pack_bytes_max, self._limits.pack_bytes_max)
-        total_bytes = 0
-        waiting: list[bytes] = []
-        waiting_bytes = 0
-        with (self._quarantine / "pack" / SPOOL_NAME).open("wb", buffering=0) as file:
-            async for piece in body.rest():
-                total_bytes += len(piece)
-                if total_bytes > bytes_max:
-                    raise BodyTooLargeError("pack exceeds maximum allowed size")
-                waiting.append(piece)
-                waiting_bytes += len(piece)
-                if waiting_bytes >= SPOOL_BUFFER_BYTES:
-                    await asyncio.to_thread(_write_all, file, waiting)
-                    waiting, waiting_bytes = [], 0
-            _write_all(file, waiting)
-        return total_bytes
-
-    async def _ingest(self, spooled_bytes: int) -> Ingested:
-        config = self._repository.config
-        fsck = None
-        if config.flag("receive.fsckobjects", default=config.flag("transfer.fsckobjects")):
-            fsck = config.section("receive.fsck.")
-        skip = fsck.pop("skiplist", None) if fsck is not None else None
-        task = IngestTask(
-            repository=os.fspath(self._repository.path),
-            quarantine=os.fspath(self._quarantine) if self._quarantine is not None else None,
-            tips=[command.new for command in self._commands if not command.is_delete],
-            shallow=self._wish.shallow,
-            fsck=_severities(fsck) if fsck is not None else None,
-            fsck_skip=_read_skip_list(self._repository.path / skip) if skip else [],
-            objects_max=self._limits.objects_max,
-            object_bytes_max=self._limits.object_bytes_max,
-        )
-        if not task.tips:
-            return Ingested()
-        if spooled_bytes <= self._limits.thread_bytes_max:
-            return await ingest_here(task, self._repository)
-        self._answer.keep_alive()
-        return await self._service.workers.ingest(task)
+    # what became of the objects
 
     async def _tell(self, ingested: Ingested) -> None:
         lines = [f"warning: {warning}" for warning in ingested.warnings]
@@ -403,6 +224,9 @@ class _OnePush:
                 f"Resolving deltas: 100% ({count}/{count}), completed with {local} local "
                 f"{'object' if local == 1 else 'objects'}."
             )
+        await self._say(lines)
+
+    async def _say(self, lines: list[str]) -> None:
         if lines:
             await self._answer.progress("".join(f"{line}\n" for line in lines).encode())
 
@@ -423,27 +247,12 @@ class _OnePush:
 
     # before refs move
 
-    async def _ask_before(self) -> None:
+    def _refuse_hidden(self) -> None:
         hidden = HiddenRefs.of(self._repository, Service.RECEIVE_PACK)
         for command in self._commands:
             if hidden.hides(command.name):
                 action = "deleting" if command.is_delete else "updating"
                 command.error = f"deny {action} a hidden ref"
-        await self._ask_receiver()
-        await self._run_pre_receive()
-        if self._quarantine is not None and any(not command.error for command in self._commands):
-            try:
-                await asyncio.to_thread(self._take_in, self._quarantine)
-            except OSError as error:
-                await self._answer.say(f"error: cannot keep the objects: {error.strerror}")
-                self._refuse_all("unable to migrate objects to permanent storage")
-
-    def _take_in(self, quarantine: Path) -> None:
-        migrate_quarantine(quarantine)
-        self._is_migrated = True
-        if self._new_borders:
-            self._repository.extend_shallow(self._new_borders)
-        self._repository.objects.refresh()
 
     async def _ask_receiver(self) -> None:
         try:
@@ -457,14 +266,12 @@ class _OnePush:
                 command.error = command.error or reason
 
     async def _run_pre_receive(self) -> None:
-        if not self._hooks.has("pre-receive"):
-            return
         lines = self._hook_lines()
-        if not lines:
+        if not lines or not self._hooks.has("pre-receive"):
             return
         environ = option_environ(self._wish.options)
-        if self._quarantine is not None:
-            environ |= quarantine_environ(self._repository, self._quarantine)
+        if self._incoming.quarantine is not None:
+            environ |= quarantine_environ(self._repository, self._incoming.quarantine)
         if not await self._hooks.run("pre-receive", stdin=lines, environ=environ):
             self._refuse_all("pre-receive hook declined")
 
@@ -472,30 +279,40 @@ class _OnePush:
         return b"".join(
             b"%s %s %s\n" % (command.old.hex().encode(), command.new.hex().encode(), command.name)
             for command in self._commands
-            if command.error is None and not command.is_skipped
+            if command.is_going
         )
 
     # the refs
 
     async def _move_refs(self) -> None:
-        is_atomic = self._wish.can(b"atomic")
+        if not any(command.is_going for command in self._commands):
+            return
         async with self._service.ref_lock(self._repository):
-            words = await asyncio.to_thread(self._judge_refs)
-            if words:
-                await self._answer.progress("".join(f"{word}\n" for word in words).encode())
-            await self._run_update()
-            if is_atomic and any(command.error for command in self._commands):
-                self._refuse_all("atomic push failure")
-            await self._apply(is_atomic=is_atomic)
+            if self._hooks.has("update"):
+                words, touched = await asyncio.to_thread(self._take_in_and_judge)
+                await self._say(words)
+                await self._run_update()
+                words = await asyncio.to_thread(self._apply, touched)
+            else:
+                words = await asyncio.to_thread(self._do_all)
+            await self._say(words)
 
-    def _judge_refs(self) -> list[str]:
-        return RefChecks(self._repository).judge_all(self._commands)
+    def _do_all(self) -> list[str]:
+        """Keep the objects, judge the refs and move them, in one go."""
+        words, touched = self._take_in_and_judge()
+        return words + self._apply(touched)
+
+    def _take_in_and_judge(self) -> tuple[list[str], set[Path]]:
+        try:
+            touched = self._incoming.take_in(self._new_borders)
+        except OSError as error:
+            self._refuse_all(NOT_KEPT)
+            return [f"error: cannot keep the objects: {error.strerror}"], set()
+        return RefChecks(self._repository).judge_all(self._commands), touched
 
     async def _run_update(self) -> None:
-        if not self._hooks.has("update"):
-            return
         for command in self._commands:
-            if command.error is not None or command.is_skipped:
+            if not command.is_going:
                 continue
             arguments = (command.name, command.old.hex().encode(), command.new.hex().encode())
             if not await self._hooks.run("update", *arguments):
@@ -503,28 +320,27 @@ class _OnePush:
                 await self._answer.say(f"error: hook declined to update {name}")
                 command.error = "hook declined"
 
-    async def _apply(self, *, is_atomic: bool) -> None:
-        going = [c for c in self._commands if c.error is None and not c.is_skipped]
-        if not going:
-            return
+    def _apply(self, touched: set[Path]) -> list[str]:
+        """Move the refs; `touched` directories become durable before any of them moves."""
+        is_atomic = self._wish.can(b"atomic")
+        if is_atomic and any(command.error for command in self._commands):
+            self._refuse_all("atomic push failure")
+        going = [command for command in self._commands if command.is_going]
         user = self._opened.remote_user or "anonymous"
         log = ReflogEntry(f"{user} <{user}@http.{self._remote_addr}>".encode(), b"push")
-        changes = [RefChange(c.name, c.old, c.new) for c in going]
-        # Shielded: once begun, the transaction ends, whatever becomes of the client.
-        errors = await asyncio.shield(
-            asyncio.to_thread(change_refs, self._repository, changes, is_atomic=is_atomic, log=log)
+        errors = change_refs(
+            self._repository,
+            [RefChange(command.name, command.old, command.new) for command in going],
+            is_atomic=is_atomic,
+            log=log,
+            sync_first=touched,
         )
-        for command, error in zip(going, errors, strict=True):
-            if error is not None:
-                command.error = error.reason
-                if str(error):
-                    await self._answer.say(f"error: {error}")
+        return _noted(going, errors)
 
     # after
 
     async def _report(self) -> None:
-        is_v2 = self._wish.can(b"report-status-v2")
-        if not is_v2 and not self._wish.can(b"report-status"):
+        if not self._wish.can(b"report-status-v2") and not self._wish.can(b"report-status"):
             return
         lines = [f"unpack {self._unpack_status}\n".encode()]
         for command in self._commands:
@@ -541,68 +357,18 @@ class _OnePush:
             environ = option_environ(self._wish.options)
             await self._hooks.run("post-receive", stdin=lines, environ=environ)
             if self._hooks.has("post-update"):
-                names = [c.name for c in self._commands if c.error is None and not c.is_skipped]
+                names = [command.name for command in self._commands if command.is_going]
                 await self._hooks.run("post-update", *names)
         outcomes = [RefOutcome(command.update, command.error) for command in self._commands]
         await self._service.receiver.landed(self._push, outcomes, self._answer)
 
 
-def refusal(wish: Wish, reason: str) -> bytes:
-    """Render a report that refuses everything, for clients without a side band."""
-    lines = [f"unpack {reason}\n".encode()]
-    lines += [b"ng %s %s\n" % (c.name, reason.encode()) for c in wish.commands]
-    return b"".join(map(pkt_line, lines)) + FLUSH
-
-
-async def body_drained(body: BodyReader, bytes_max: int, error: GitRequestError | None) -> None:
-    """Read what the client still sends, so that it hears the answer; not when it stalls."""
-    if isinstance(error, (BodyStalledError, BodyInvalidError)):
-        return
-    try:
-        await body.drain(bytes_max)
-    except (GitRequestError, ConnectionError):
-        return
-
-
-def _command(line: bytes) -> Command:
-    old, _, rest = line.partition(b" ")
-    new, space, name = rest.partition(b" ")
-    if not space or not name:
-        raise BodyInvalidError(f"protocol error: expected old/new/ref, got {line!r}")
-    return Command(name=name, old=_oid(old), new=_oid(new))
-
-
-def _oid(digits: bytes) -> bytes:
-    try:
-        oid = bytes.fromhex(digits.decode("ascii"))
-    except ValueError as error:
-        raise BodyInvalidError(f"protocol error: expected an object id, got {digits!r}") from error
-    if len(oid) != len(NULL_OID):
-        raise BodyInvalidError(f"protocol error: expected an object id, got {digits!r}")
-    return oid
-
-
-def _require_sha1(capabilities: frozenset[bytes]) -> None:
-    for capability in capabilities:
-        if capability.startswith(b"object-format=") and capability != b"object-format=sha1":
-            raise BodyInvalidError("error: unsupported object format")
-
-
-def _write_all(file: BinaryIO, pieces: list[bytes]) -> None:
-    data = memoryview(b"".join(pieces))
-    while data:
-        data = data[file.write(data) :]
-
-
-def _severities(section: Mapping[str, str]) -> dict[str, str]:
-    known = {"error", "warn", "ignore"}
-    return {name: value.lower() for name, value in section.items() if value.lower() in known}
-
-
-def _read_skip_list(path: Path) -> list[bytes]:
-    found = []
-    for line in path.read_text("ascii", "replace").splitlines():
-        digits = line.split("#")[0].strip()
-        if len(digits) == 40:
-            found.append(bytes.fromhex(digits))
-    return found
+def _noted(commands: list[Command], errors: list[RefUpdateError | None]) -> list[str]:
+    """Write the errors of a transaction to its commands; return the words for the user."""
+    words = []
+    for command, error in zip(commands, errors, strict=True):
+        if error is not None:
+            command.error = error.reason
+            if str(error):
+                words.append(f"error: {error}")
+    return words

@@ -6,16 +6,13 @@ Source: git-config(1), `receive.*`; git's builtin/receive-pack.c, update().
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
+from gitd.git.push_request import Command
 from storage.git.errors import RepositoryCorruptError
 from storage.git.object_formats import COMMIT, NULL_OID
 from storage.git.refs import is_valid_name, is_writable_name, show
 from storage.git.repository import Repository
 from storage.git.walk import is_ancestor
-
-if TYPE_CHECKING:
-    from gitd.git.receive import Command
 
 HEADS = b"refs/heads/"
 

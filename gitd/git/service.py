@@ -34,10 +34,11 @@ from gitd.git.errors import (
     UnsupportedBodyError,
 )
 from gitd.git.fetch import FetchRefusedError, PackSender, error_packet
+from gitd.git.incoming import drain
 from gitd.git.limits import GitLimits
 from gitd.git.pkt_line import SIDE_BAND_64K_BYTES_MAX
 from gitd.git.push import PushReceiver
-from gitd.git.receive import ReceivePack, body_drained
+from gitd.git.receive import ReceivePack
 from gitd.git.side_band import SideBandAnswer
 from gitd.git.upload import UploadV0
 from gitd.git.upload_v2 import UploadV2
@@ -191,7 +192,7 @@ class GitService:
             try:
                 await upload.run(body, answer)
             except FetchRefusedError as error:
-                await body_drained(body, limits.request_bytes_max, None)
+                await drain(body, limits.request_bytes_max)
                 await answer.write(error_packet(error.message))
                 await answer.finish()
             except BodyInvalidError as error:

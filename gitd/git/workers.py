@@ -19,9 +19,8 @@ from pathlib import Path
 import msgspec
 
 from storage.git.errors import RepositoryError
-from storage.git.ingest import Ingested, IngestTask, ingest
+from storage.git.ingest import Ingested, IngestTask
 from storage.git.pack_builder import BuiltPack, PackTask
-from storage.git.repository import Repository
 from storage.git.worker import Answer, Task, encode_frame
 
 IDLE_S = 60.0
@@ -197,8 +196,3 @@ class PackWorkers:
         await asyncio.gather(*(worker.stop() for worker in workers))
         if self._stopping:
             await asyncio.gather(*self._stopping)
-
-
-async def ingest_here(task: IngestTask, repository: Repository) -> Ingested:
-    """Index and check a tiny pack in a thread of this process."""
-    return await asyncio.to_thread(ingest, task, repository)

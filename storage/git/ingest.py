@@ -82,24 +82,32 @@ def discard_quarantine(quarantine: Path) -> None:
     shutil.rmtree(quarantine, ignore_errors=True)
 
 
-def migrate_quarantine(quarantine: Path) -> None:
-    """Make incoming objects part of the store. Durable when it returns; the place is gone then."""
+def migrate_quarantine(quarantine: Path) -> set[Path]:
+    """Make incoming objects part of the store; the quarantine is gone then.
+
+    Returns:
+        The directories that have new entries: sync them before a ref may point there.
+
+    Raises:
+        OSError: the disk is full, or something like it.
+    """
     objects = quarantine.parent
     touched = set()
+    files = [
+        Path(directory) / name
+        for directory, _, names in os.walk(quarantine)
+        for name in names
+        if not name.startswith("tmp_")
+    ]
     # An index makes its pack visible, so it moves last; loose objects have no such order.
-    names = sorted(path for path in quarantine.rglob("*") if path.is_file())
-    for path in sorted(names, key=lambda path: path.suffix == ".idx"):
-        if path.name.startswith("tmp_"):
-            continue
+    for path in sorted(files, key=lambda path: path.suffix == ".idx"):
         target = objects / path.relative_to(quarantine)
-        target.parent.mkdir(exist_ok=True)
-        if target.exists() and target.parent.name != "pack":
-            continue
+        if target.parent not in touched:
+            target.parent.mkdir(exist_ok=True)
+            touched.add(target.parent)
         path.rename(target)
-        touched.add(target.parent)
-    for directory in touched:
-        sync_file(directory)
     shutil.rmtree(quarantine, ignore_errors=True)
+    return touched
 
 
 def ingest(task: IngestTask, repository: Repository | None = None) -> Ingested:

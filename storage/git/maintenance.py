@@ -101,7 +101,8 @@ def _join(repository: Repository, packs: list[Pack]) -> str:
             raise RepositoryCorruptError("joining packs lost an object")
         sync_file(indexed.path)
         sync_file(indexed.path.with_suffix(".idx"))
-        migrate_quarantine(quarantine)
+        for directory in migrate_quarantine(quarantine):
+            sync_file(directory)
         return indexed.path.name
     except PackInvalidError as error:
         raise RepositoryCorruptError(f"a stored pack is damaged: {error}") from error

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,18 +69,24 @@ def change_refs(
     *,
     is_atomic: bool = False,
     log: ReflogEntry | None = None,
+    sync_first: Iterable[Path] = (),
 ) -> list[RefUpdateError | None]:
     """Apply changes, each by itself or all or none. Durable when it returns.
+
+    `sync_first`: directories that must be durable before any ref points at what is in them.
 
     Returns for each change None, or why it was not made; with `is_atomic` one error stands for
     all: the others get `atomic transaction failed`. A process that dies in between leaves each ref
     old or new, and perhaps a `.lock` that `forget_locks` removes.
     """
-    return _Transaction(repository, log).run(changes, is_atomic=is_atomic)
+    return _Transaction(repository, log, sync_first).run(changes, is_atomic=is_atomic)
 
 
 class _Transaction:
-    def __init__(self, repository: Repository, log: ReflogEntry | None) -> None:
+    def __init__(
+        self, repository: Repository, log: ReflogEntry | None, sync_first: Iterable[Path]
+    ) -> None:
+        self._sync_first = sync_first
         self._repository = repository
         self._refs = repository.refs
         self._log = log
@@ -96,10 +102,9 @@ class _Transaction:
         try:
             gone = {change.name for change in changes if change.new == NULL_OID}
             held.extend(self._hold(change, gone) for change in changes)
-            if is_atomic and any(one.error for one in held):
-                for one in held:
-                    one.error = one.error or RefUpdateError("", reason="atomic transaction failed")
-            self._commit([one for one in held if one.error is None])
+            if is_atomic:
+                _fail_together(held)
+            self._commit([one for one in held if one.error is None], is_atomic=is_atomic)
         finally:
             for one in held:
                 self._let_go(one)
@@ -183,13 +188,21 @@ class _Transaction:
 
     # commit
 
-    def _commit(self, held: list[_Held]) -> None:
+    def _commit(self, held: list[_Held], *, is_atomic: bool) -> None:
         is_batch = len(held) > LOOSE_COUNT_MAX
         packed = [one for one in held if is_batch or one.change.new == NULL_OID]
+        loose = [] if is_batch else [one for one in held if one.change.new != NULL_OID]
+        for one in loose:
+            self._write_lock(one)
+        if is_atomic and _fail_together(held):
+            return
+        # After the locks: one commit of the file system's journal then makes both durable.
+        for place in self._sync_first:
+            _sync_directory(os.fsencode(place))
         if packed:
             self._commit_packed(packed)
-        for one in held:
-            if not is_batch and one.change.new != NULL_OID:
+        for one in loose:
+            if one.error is None:
                 self._commit_loose(one)
         for one in held:
             if one.error is None:
@@ -234,8 +247,7 @@ class _Transaction:
                 os.unlink(loose)  # noqa: PTH108
                 self._directories.add(os.path.dirname(loose))  # noqa: PTH120
 
-    def _commit_loose(self, one: _Held) -> None:
-        path = self._root + one.name
+    def _write_lock(self, one: _Held) -> None:
         if one.current == one.change.new:
             return
         try:
@@ -243,6 +255,14 @@ class _Transaction:
                 file.write(one.change.new.hex().encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
+        except OSError as error:
+            one.error = RefUpdateError(f"cannot update '{show(one.name)}': {error.strerror}")
+
+    def _commit_loose(self, one: _Held) -> None:
+        path = self._root + one.name
+        if one.current == one.change.new:
+            return
+        try:
             try:
                 os.rename(one.lock, path)  # noqa: PTH104
             except IsADirectoryError:
@@ -310,6 +330,15 @@ class _Transaction:
             return True
         is_on = config.flag("core.logallrefupdates", default=not self._repository.is_bare)
         return bool(is_on) and (name == b"HEAD" or name.startswith(_LOGGED))
+
+
+def _fail_together(held: list[_Held]) -> bool:
+    """Let all changes fail if one has; say whether one had."""
+    has_failed = any(one.error for one in held)
+    if has_failed:
+        for one in held:
+            one.error = one.error or RefUpdateError("", reason="atomic transaction failed")
+    return has_failed
 
 
 def _require_old(change: RefChange, current: bytes) -> None:

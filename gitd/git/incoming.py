@@ -1,0 +1,170 @@
+"""The objects of a push on their way in: spooled, indexed and checked in quarantine.
+
+A tiny pack stays in memory until one thread does all of it; a larger one is written to disk as it
+comes and indexed in a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from gitd.git.body import BodyReader
+from gitd.git.errors import (
+    BodyInvalidError,
+    BodyStalledError,
+    BodyTooLargeError,
+    GitRequestError,
+)
+from gitd.git.limits import GitLimits
+from gitd.git.push_request import Wish
+from gitd.git.workers import PackWorkers, WorkerLostError
+from storage.git.errors import RepositoryError
+from storage.git.ingest import (
+    SPOOL_NAME,
+    Ingested,
+    IngestTask,
+    discard_quarantine,
+    ingest,
+    make_quarantine,
+    migrate_quarantine,
+)
+from storage.git.repository import Repository
+
+SPOOL_BUFFER_BYTES = 1 << 20
+_ABNORMAL_EXIT = "index-pack abnormal exit"
+
+
+class Incoming:
+    """The pack of one push."""
+
+    def __init__(
+        self, repository: Repository, wish: Wish, limits: GitLimits, workers: PackWorkers
+    ) -> None:
+        self._repository = repository
+        self._wish = wish
+        self._limits = limits
+        self._workers = workers
+        self.quarantine: Path | None = None
+
+    async def receive(self, body: BodyReader) -> Ingested:
+        """Read and check the pack; nothing outside of the quarantine changes.
+
+        Never raises for what the client sent: then the answer has an error.
+        """
+        if not self._wish.needs_pack:
+            return Ingested()
+        try:
+            return await self._receive(body)
+        except GitRequestError as error:
+            await drain(body, self._limits.drain_bytes_max, error)
+            return Ingested(error=error.message, unpack_status=error.message)
+        except OSError as error:
+            await drain(body, self._limits.drain_bytes_max)
+            reason = error.strerror or "input/output error"
+            return Ingested(error=f"cannot store the pack: {reason}", unpack_status=reason)
+        except (WorkerLostError, RepositoryError) as error:
+            return Ingested(error=str(error), unpack_status=_ABNORMAL_EXIT)
+
+    async def _receive(self, body: BodyReader) -> Ingested:
+        configured = self._repository.config.number("receive.maxinputsize", default=0) or None
+        bytes_max = min(configured or self._limits.pack_bytes_max, self._limits.pack_bytes_max)
+        total_bytes = 0
+        waiting: list[bytes] = []
+        waiting_bytes = 0
+        with contextlib.ExitStack() as stack:
+            file: BinaryIO | None = None
+            async for piece in body.rest():
+                total_bytes += len(piece)
+                if total_bytes > bytes_max:
+                    raise BodyTooLargeError("pack exceeds maximum allowed size")
+                waiting.append(piece)
+                waiting_bytes += len(piece)
+                if total_bytes > self._limits.thread_bytes_max and file is None:
+                    file = stack.enter_context(await asyncio.to_thread(self._open_spool))
+                if file is not None and waiting_bytes >= SPOOL_BUFFER_BYTES:
+                    await asyncio.to_thread(_write_all, file, waiting)
+                    waiting, waiting_bytes = [], 0
+            if file is None:
+                return await asyncio.to_thread(self._ingest_here, waiting)
+            await asyncio.to_thread(_write_all, file, waiting)
+        return await self._workers.ingest(self._task())
+
+    def _open_spool(self) -> BinaryIO:
+        self.quarantine = make_quarantine(self._repository.path)
+        return (self.quarantine / "pack" / SPOOL_NAME).open("wb", buffering=0)
+
+    def _ingest_here(self, pieces: list[bytes]) -> Ingested:
+        with self._open_spool() as file:
+            _write_all(file, pieces)
+        return ingest(self._task(), self._repository)
+
+    def _task(self) -> IngestTask:
+        config = self._repository.config
+        fsck = None
+        if config.flag("receive.fsckobjects", default=config.flag("transfer.fsckobjects")):
+            fsck = config.section("receive.fsck.")
+        skip = fsck.pop("skiplist", None) if fsck is not None else None
+        return IngestTask(
+            repository=os.fspath(self._repository.path),
+            quarantine=os.fspath(self.quarantine) if self.quarantine is not None else None,
+            tips=[command.new for command in self._wish.commands if not command.is_delete],
+            shallow=self._wish.shallow,
+            fsck=_severities(fsck) if fsck is not None else None,
+            fsck_skip=_read_skip_list(self._repository.path / skip) if skip else [],
+            objects_max=self._limits.objects_max,
+            object_bytes_max=self._limits.object_bytes_max,
+        )
+
+    def take_in(self, new_borders: list[bytes]) -> set[Path]:
+        """Make the objects part of the store; return directories to sync. Blocking.
+
+        Raises:
+            OSError: the disk is full, or something like it.
+        """
+        if self.quarantine is None:
+            return set()
+        touched = migrate_quarantine(self.quarantine)
+        self.quarantine = None
+        if new_borders:
+            self._repository.extend_shallow(new_borders)
+        self._repository.objects.refresh()
+        return touched
+
+    async def tidy(self) -> None:
+        """Drop what was not taken in; a second call does nothing."""
+        quarantine, self.quarantine = self.quarantine, None
+        if quarantine is not None:
+            await asyncio.to_thread(discard_quarantine, quarantine)
+
+
+async def drain(body: BodyReader, bytes_max: int, error: GitRequestError | None = None) -> None:
+    """Read what the client still sends, so that it hears the answer; not when it stalls."""
+    if isinstance(error, (BodyStalledError, BodyInvalidError)):
+        return
+    with contextlib.suppress(GitRequestError, ConnectionError):
+        await body.drain(bytes_max)
+
+
+def _write_all(file: BinaryIO, pieces: list[bytes]) -> None:
+    data = memoryview(b"".join(pieces))
+    while data:
+        data = data[file.write(data) :]
+
+
+def _severities(section: Mapping[str, str]) -> dict[str, str]:
+    known = {"error", "warn", "ignore"}
+    return {name: value.lower() for name, value in section.items() if value.lower() in known}
+
+
+def _read_skip_list(path: Path) -> list[bytes]:
+    found = []
+    for line in path.read_text("ascii", "replace").splitlines():
+        digits = line.split("#")[0].strip()
+        if len(digits) == 40:
+            found.append(bytes.fromhex(digits))
+    return found

@@ -1,0 +1,142 @@
+"""What a push asks for, before any pack: its commands, capabilities and options.
+
+Source: gitprotocol-pack(5), "Reference Update Request and Packfile Transfer".
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from gitd.git.body import BodyReader
+from gitd.git.errors import BodyInvalidError, BodyTooLargeError
+from gitd.git.limits import GitLimits
+from gitd.git.pkt_line import Marker
+from gitd.git.push import RefUpdate
+from storage.git.object_formats import NULL_OID
+
+
+@dataclass(slots=True)
+class Command:
+    """One line of a push, and what became of it.
+
+    Attributes:
+        error: why it is refused, as the report says it.
+        is_skipped: accepted, and nothing to do: hooks do not hear of it.
+    """
+
+    name: bytes
+    old: bytes
+    new: bytes
+    error: str | None = None
+    is_skipped: bool = False
+
+    @property
+    def update(self) -> RefUpdate:
+        return RefUpdate(os.fsdecode(self.name), self.old.hex(), self.new.hex())
+
+    @property
+    def is_delete(self) -> bool:
+        return self.new == NULL_OID
+
+    @property
+    def is_going(self) -> bool:
+        """Whether there is still something to do."""
+        return self.error is None and not self.is_skipped
+
+
+@dataclass(slots=True)
+class Wish:
+    """A push as it was asked for.
+
+    Attributes:
+        shallow: raw oids of commits that the pusher has no parents of.
+        options: None when the capability was not used.
+    """
+
+    commands: list[Command] = field(default_factory=list)
+    shallow: list[bytes] = field(default_factory=list)
+    capabilities: frozenset[bytes] = frozenset()
+    options: list[str] | None = None
+
+    def can(self, capability: bytes) -> bool:
+        return capability in self.capabilities
+
+    @property
+    def needs_pack(self) -> bool:
+        return any(not command.is_delete for command in self.commands)
+
+    @property
+    def agent(self) -> str:
+        for capability in self.capabilities:
+            if capability.startswith(b"agent="):
+                return capability[6:].decode("utf-8", "replace")
+        return ""
+
+
+async def read_wish(body: BodyReader, limits: GitLimits) -> Wish:
+    """Read up to the pack.
+
+    Raises:
+        BodyInvalidError: it is no push.
+        BodyTooLargeError: too many commands or options.
+    """
+    wish = Wish()
+    is_certified = False
+    while not isinstance(line := await body.pkt(), Marker):
+        line = line.removesuffix(b"\n")
+        if line.startswith(b"shallow "):
+            wish.shallow.append(_oid(line[8:]))
+        elif line.startswith(b"push-cert\0"):
+            is_certified = True
+        elif not is_certified:
+            if not wish.commands:
+                line, _, capabilities = line.partition(b"\0")
+                wish.capabilities = frozenset(capabilities.split())
+            wish.commands.append(_command(line))
+        if len(wish.commands) > limits.refs_max:
+            raise BodyTooLargeError(f"a push may update {limits.refs_max} refs at most")
+    if line is Marker.END and wish.commands:
+        raise BodyInvalidError("the request ends before its first flush")
+    if is_certified:
+        return Wish()  # no nonce was offered, so that git itself ignores such a push
+    _require_sha1(wish.capabilities)
+    if wish.can(b"push-options") and wish.commands:
+        wish.options = await _read_options(body, limits)
+    return wish
+
+
+async def _read_options(body: BodyReader, limits: GitLimits) -> list[str]:
+    options: list[str] = []
+    total_bytes = 0
+    while not isinstance(line := await body.pkt(), Marker):
+        total_bytes += len(line)
+        options.append(line.removesuffix(b"\n").decode("utf-8", "replace"))
+        is_long = total_bytes > limits.push_options_bytes_max
+        if is_long or len(options) > limits.push_options_max:
+            raise BodyTooLargeError("too many push options")
+    return options
+
+
+def _command(line: bytes) -> Command:
+    old, _, rest = line.partition(b" ")
+    new, space, name = rest.partition(b" ")
+    if not space or not name:
+        raise BodyInvalidError(f"protocol error: expected old/new/ref, got {line!r}")
+    return Command(name=name, old=_oid(old), new=_oid(new))
+
+
+def _oid(digits: bytes) -> bytes:
+    try:
+        oid = bytes.fromhex(digits.decode("ascii"))
+    except ValueError as error:
+        raise BodyInvalidError(f"protocol error: expected an object id, got {digits!r}") from error
+    if len(oid) != len(NULL_OID):
+        raise BodyInvalidError(f"protocol error: expected an object id, got {digits!r}")
+    return oid
+
+
+def _require_sha1(capabilities: frozenset[bytes]) -> None:
+    for capability in capabilities:
+        if capability.startswith(b"object-format=") and capability != b"object-format=sha1":
+            raise BodyInvalidError("error: unsupported object format")
