@@ -67,7 +67,7 @@ async def serve_api(root: Path) -> None:
     from storage.repos import Repositories
 
     with (root / "log").open("wb", buffering=0) as out:
-        log.configure(stream=out, as_json=True)  # type: ignore[arg-type]
+        log.configure(stream=out, as_json=True)
         records = Records.open(root / "gitd.db")
         jobs = Jobs(records, JobLogs(root / "joblogs"))
         pipeline = Pipeline(jobs, Repositories(root / "repos"))
