@@ -128,12 +128,13 @@ class Incoming:
         """
         if self.quarantine is None:
             return set()
-        touched = migrate_quarantine(self.quarantine)
+        migrated = migrate_quarantine(self.quarantine)
         self.quarantine = None
         if new_borders:
             self._repository.extend_shallow(new_borders)
-        self._repository.objects.refresh()
-        return touched
+        for index in migrated.indexes:
+            self._repository.objects.note_pack(index)
+        return migrated.directories
 
     async def tidy(self) -> None:
         """Drop what was not taken in; a second call does nothing."""

@@ -78,7 +78,7 @@ class ReceivePack:
             # From here on the push ends, whatever becomes of its request: refs that moved must
             # not go unnoticed.
             await asyncio.shield(self._in_background(one.conclude()))
-        if opened.is_ours and one.is_landed:
+        if one.is_landed and (opened.is_ours or _wants_care(repository)):
             self._in_background(self._take_care(repository))
         return response
 
@@ -361,6 +361,12 @@ class _OnePush:
                 await self._hooks.run("post-update", *names)
         outcomes = [RefOutcome(command.update, command.error) for command in self._commands]
         await self._service.receiver.landed(self._push, outcomes, self._answer)
+
+
+def _wants_care(repository: Repository) -> bool:
+    """Say whether git itself would tidy up after a push to this repository."""
+    config = repository.config
+    return bool(config.flag("receive.autogc", default=True)) and config.number("gc.auto") != 0
 
 
 def _noted(commands: list[Command], errors: list[RefUpdateError | None]) -> list[str]:

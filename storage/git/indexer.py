@@ -81,6 +81,7 @@ class IndexedPack:
     Attributes:
         name: hex digits behind `pack-`; `path` is the pack's file.
         oids: its objects, unordered; `outside_*` are links that leave it.
+        roots: its objects that none of its others links to.
         commits: links of its commits; complete, and `trees` too, only if `is_linked`.
         warnings: findings of fsck that do not refuse.
         completed_count: bases added to make a thin pack whole.
@@ -91,6 +92,7 @@ class IndexedPack:
     oids: set[bytes]
     outside_commits: set[bytes]
     outside_objects: set[bytes]
+    roots: set[bytes]
     commits: dict[bytes, Commit]
     trees: dict[bytes, bytes]
     is_linked: bool
@@ -599,6 +601,7 @@ def _named(path: Path, reading: _Reading, trailer: bytes) -> IndexedPack:
         oids=oids,
         outside_commits=reading.commit_links - oids,
         outside_objects=reading.object_links - oids,
+        roots=oids - reading.object_links - reading.commit_links,
         commits=reading.commits,
         trees=reading.trees,
         is_linked=reading.linked_bytes <= LINKED_BYTES_MAX,

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,6 +19,7 @@ from storage.git.errors import PackInvalidError, RepositoryError
 from storage.git.fsck import FsckRules, Severity
 from storage.git.indexer import IndexedPack, PackLimits, index_pack
 from storage.git.objects import ObjectStore
+from storage.git.pack_links import write_links
 from storage.git.refs import RefStore
 from storage.git.repository import Repository
 from storage.git.transaction import QUARANTINE_PREFIX
@@ -82,17 +84,27 @@ def discard_quarantine(quarantine: Path) -> None:
     shutil.rmtree(quarantine, ignore_errors=True)
 
 
-def migrate_quarantine(quarantine: Path) -> set[Path]:
-    """Make incoming objects part of the store; the quarantine is gone then.
+class Migrated(NamedTuple):
+    """What a quarantine became.
 
-    Returns:
-        The directories that have new entries: sync them before a ref may point there.
+    Attributes:
+        directories: have new entries; sync them before a ref may point there.
+        indexes: of the packs that came.
+    """
+
+    directories: set[Path]
+    indexes: list[Path]
+
+
+def migrate_quarantine(quarantine: Path) -> Migrated:
+    """Make incoming objects part of the store; the quarantine is gone then.
 
     Raises:
         OSError: the disk is full, or something like it.
     """
     objects = quarantine.parent
-    touched = set()
+    touched: set[Path] = set()
+    indexes = []
     files = [
         Path(directory) / name
         for directory, _, names in os.walk(quarantine)
@@ -103,11 +115,13 @@ def migrate_quarantine(quarantine: Path) -> set[Path]:
     for path in sorted(files, key=lambda path: path.suffix == ".idx"):
         target = objects / path.relative_to(quarantine)
         if target.parent not in touched:
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             touched.add(target.parent)
         path.rename(target)
+        if target.suffix == ".idx":
+            indexes.append(target)
     shutil.rmtree(quarantine, ignore_errors=True)
-    return touched
+    return Migrated(touched, indexes)
 
 
 def ingest(task: IngestTask, repository: Repository | None = None) -> Ingested:
@@ -159,6 +173,8 @@ def _index(task: IngestTask, quarantine: Path, bases: ObjectStore) -> IndexedPac
     limits = PackLimits(objects_max=task.objects_max, object_bytes_max=task.object_bytes_max)
     pack = index_pack(spool, bases=bases, limits=limits, rules=rules)
     index = pack.path.with_suffix(".idx")
+    outside = pack.outside_commits | pack.outside_objects
+    write_links(quarantine, pack.path.stem, pack.roots, outside)
     if not pack.oids:
         pack.path.unlink()
         index.unlink()

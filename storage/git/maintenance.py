@@ -23,6 +23,7 @@ from storage.git.ingest import (
 )
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
+from storage.git.pack_links import forget_links, write_links
 from storage.git.pack_writer import PackWriter
 from storage.git.repository import Repository
 from storage.git.selection import Selection
@@ -99,9 +100,11 @@ def _join(repository: Repository, packs: list[Pack]) -> str:
         indexed = index_pack(spool, bases=nowhere, limits=limits)
         if indexed.oids != set(oids):
             raise RepositoryCorruptError("joining packs lost an object")
+        outside = indexed.outside_commits | indexed.outside_objects
+        write_links(quarantine, indexed.path.stem, indexed.roots, outside)
         sync_file(indexed.path)
         sync_file(indexed.path.with_suffix(".idx"))
-        for directory in migrate_quarantine(quarantine):
+        for directory in migrate_quarantine(quarantine).directories:
             sync_file(directory)
         return indexed.path.name
     except PackInvalidError as error:
@@ -115,3 +118,4 @@ def _remove(pack_path: Path) -> None:
     for suffix in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(pack_path.with_suffix(suffix))  # noqa: PTH108
+    forget_links(pack_path)

@@ -161,6 +161,12 @@ class ObjectStore:
         self._listing = _Listing(packs, stamp, now_ns)
         return packs.keys() != before.packs.keys()
 
+    def note_pack(self, index_path: Path) -> None:
+        """See a pack that was just put here, without listing all of them."""
+        listing = self._listing
+        packs = {index_path.name: Pack(index_path), **listing.packs}
+        self._listing = _Listing(packs, listing.stamp, 0)
+
     def _refresh_alternates(self) -> None:
         path = self.directory / "info" / "alternates"
         try:

@@ -11,6 +11,8 @@ from pathlib import Path
 import msgspec
 
 from storage.git.object_filter import parse_filter
+from storage.git.pack import Pack
+from storage.git.pack_links import all_packs_if_wanted, write_links
 from storage.git.pack_writer import PackWriter, find_verbatim
 from storage.git.repository import Repository
 from storage.git.selection import Selection, select_objects
@@ -66,6 +68,14 @@ def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPac
     """
     repository = repository or Repository(Path(task.repository))
     objects = repository.objects
+    is_plain_clone = not task.haves and not task.cut and task.filter_spec is None
+    if is_plain_clone and task.may_offset:
+        packs = all_packs_if_wanted(objects, task.wants)
+        if packs is not None and len(packs) == 1 and task.may_verbatim:
+            return _verbatim(packs[0])
+        if packs:
+            oids = list(dict.fromkeys(oid for pack in packs for oid in pack.oids()))
+            return _written(task, repository, Selection(oids=oids))
     selection = select_objects(
         objects,
         wants=task.wants,
@@ -74,17 +84,22 @@ def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPac
         object_filter=parse_filter(task.filter_spec) if task.filter_spec else None,
         tags=task.tags,
     )
-    count = len(selection.oids)
-    if task.may_verbatim and not task.haves and task.may_offset and count:
+    if task.may_verbatim and not task.haves and task.may_offset and selection.oids:
         pack = find_verbatim(objects, selection.oids)
         if pack is not None:
-            return BuiltPack(
-                path=os.fspath(pack.path),
-                size_bytes=len(pack.bytes_map),
-                object_count=count,
-                reused_count=count,
-            )
+            if is_plain_clone:  # now it is known that the wants reach all of it
+                write_links(pack.path.parents[1], pack.path.stem, set(task.wants), ())
+            return _verbatim(pack)
     return _written(task, repository, selection)
+
+
+def _verbatim(pack: Pack) -> BuiltPack:
+    return BuiltPack(
+        path=os.fspath(pack.path),
+        size_bytes=len(pack.bytes_map),
+        object_count=pack.count,
+        reused_count=pack.count,
+    )
 
 
 def _written(task: PackTask, repository: Repository, selection: Selection) -> BuiltPack:
