@@ -12,7 +12,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 from aiohttp import web
@@ -43,6 +42,7 @@ from storage.digest import Digest
 from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
 from storage.model import Environment
+from storage.reader import StoreReader
 from storage.records.db import Records
 from storage.records.statements import newest_ids
 from storage.repos import Repositories
@@ -181,7 +181,7 @@ class Control:
     def web_app(self) -> web.Application:
         """Git and the API, on one port."""
         app = web.Application()
-        layout = self.store.layout
+        store = StoreReader(self.folder.store)
         api = build_api(
             ApiDeps(
                 records=self.records,
@@ -189,8 +189,8 @@ class Control:
                 pipeline=self.pipeline,
                 authenticator=self.authenticator,
                 addresses=self.addresses,
-                manifest_bytes=lambda digest: Path(layout.tree(Digest.parse(digest))).read_bytes(),
-                envelope_bytes=lambda sha256: Path(layout.envelope(sha256)).read_bytes(),
+                manifest_bytes=lambda digest: store.manifest(Digest.parse(digest)).data,
+                envelope_bytes=store.envelope,
                 proxies=self.proxies,
             )
         )

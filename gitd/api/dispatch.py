@@ -7,7 +7,7 @@ of a body is looked at before it is clear that its sender may send it.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 
 from gitd.addresses import TrustedProxies
-from gitd.api.endpoint import Call, Endpoint, ListReply, Reach, Reply
+from gitd.api.endpoint import Answered, Call, Endpoint, ListReply, Reach, Reply
 from gitd.api.envelope import (
     VERSION,
     ErrorAnswer,
@@ -25,6 +25,7 @@ from gitd.api.envelope import (
     One,
     Pagination,
     json_answer,
+    written,
 )
 from gitd.api.errors import CODES, Refusal, refusal_of
 from gitd.api.idempotency import claim_of
@@ -41,6 +42,8 @@ from storage.records.recall import Recall
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+KEPT_BYTES_MAX = 64 * 1024  # of one answer
+KEPT_COUNT_MAX = 1000
 NOBODY = Actor(SYSTEM, frozenset())
 
 
@@ -94,6 +97,7 @@ class Dispatch:
     def __init__(self, gate: Gate, records: Records, *, server_url: str) -> None:
         self._gate = gate
         self._records = records
+        self._answers = Recall(records, entries_max=KEPT_COUNT_MAX)
         self._server_url = server_url
 
     def handler(self, endpoint: Endpoint) -> Handler:
@@ -108,6 +112,9 @@ class Dispatch:
                 site = self._gate.site_of(request, actor)
                 environment = self._gate.environment_of(request, actor, site)
                 _require(endpoint, actor)
+                kept_as = (request.raw_path, actor.ref.id) if endpoint.is_kept else None
+                if kept_as is not None and (kept := self._answers.peek(kept_as)) is not None:
+                    return _in_envelope(kept, request_id, version)
                 said: Any = await body.body(request) if has_body else None
                 claim = None
                 if endpoint.is_creating:
@@ -130,19 +137,25 @@ class Dispatch:
                 raise  # nobody is there to be answered
             except Exception as error:  # noqa: BLE001 - the ring of a request
                 return self.refuse(request, error, version=version)
-            if isinstance(answered, Reply):
-                return json_answer(
-                    One(answered.data, request_id),
-                    status=answered.status,
-                    version=version,
-                    headers=answered.headers,
-                )
-            if isinstance(answered, ListReply):
-                pagination = Pagination(answered.next_cursor, answered.next_cursor is not None)
-                return json_answer(Many(answered.items, pagination, request_id), version=version)
-            return answered
+            if kept_as is not None:
+                answered = self._keep(kept_as, answered)
+            return _in_envelope(answered, request_id, version)
 
         return handle
+
+    def _keep(self, key: Hashable, answered: Answered) -> Answered:
+        """Keep the answer of a read, as JSON, until something is committed."""
+        if isinstance(answered, Reply):
+            data = written(answered.data)
+            answered = Reply(data, answered.status, answered.headers)
+        elif isinstance(answered, ListReply):
+            data = written(answered.items)
+            answered = ListReply(data, answered.next_cursor)
+        else:
+            return answered
+        if len(bytes(data)) <= KEPT_BYTES_MAX:
+            self._answers.keep(key, answered)
+        return answered
 
     def refuse(
         self, request: web.Request, error: Exception, *, version: str = VERSION
@@ -197,6 +210,21 @@ class Dispatch:
             return self.refusal(request, Refusal(CODES["route.not_found"], message))
 
         return handle
+
+
+def _in_envelope(answered: object, request_id: str, version: str) -> web.StreamResponse:
+    if isinstance(answered, Reply):
+        return json_answer(
+            One(answered.data, request_id),
+            status=answered.status,
+            version=version,
+            headers=answered.headers,
+        )
+    if isinstance(answered, ListReply):
+        pagination = Pagination(answered.next_cursor, answered.next_cursor is not None)
+        return json_answer(Many(answered.items, pagination, request_id), version=version)
+    assert isinstance(answered, web.StreamResponse), "there is no other kind of answer"
+    return answered
 
 
 def _require(endpoint: Endpoint, actor: Actor) -> None:

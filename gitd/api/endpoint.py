@@ -67,7 +67,7 @@ class Reply(msgspec.Struct, frozen=True):
 class ListReply(msgspec.Struct, frozen=True):
     """What a handler answers with: a page of a list."""
 
-    items: Sequence[object]
+    items: Sequence[object] | msgspec.Raw
     next_cursor: str | None
 
 
@@ -129,3 +129,8 @@ class Endpoint:
     is_creating: bool = False
     is_public: bool = False
     errors: tuple[str, ...] = ()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its answers follow from the records, the path and the key alone."""
+        return self.method == "GET" and self.scope is not None and self.form is not Form.RAW

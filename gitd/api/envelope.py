@@ -53,7 +53,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
     request_id: str
 
 
-def written(answer: msgspec.Struct) -> msgspec.Raw:
+def written(answer: object) -> msgspec.Raw:
     """Return an answer as JSON, ready to be put into any number of envelopes."""
     return msgspec.Raw(ENCODER.encode(answer))
 

@@ -6,14 +6,12 @@ import msgspec
 
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, created
-from gitd.api.envelope import written
 from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import BranchText
 from hooks.follow import Addresses
 from hooks.pipeline import Pipeline
 from storage.records import environments
-from storage.records.recall import Recall
 
 
 class EnvironmentsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,8 +27,7 @@ class EnvironmentBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Environments:
-    def __init__(self, pipeline: Pipeline, addresses: Addresses, recall: Recall) -> None:
-        self._recall = recall
+    def __init__(self, pipeline: Pipeline, addresses: Addresses) -> None:
         self._pipeline = pipeline
         self._addresses = addresses
 
@@ -64,13 +61,7 @@ class Environments:
         )
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
-        environment = call.environment
-        return Reply(
-            self._recall.get(
-                ("environment shown", environment.id),
-                lambda _: written(answers.environment(self._addresses, environment)),
-            )
-        )
+        return Reply(answers.environment(self._addresses, call.environment))
 
     async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
         await self._pipeline.delete_environment(call.environment)

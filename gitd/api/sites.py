@@ -8,14 +8,12 @@ import msgspec
 
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, created
-from gitd.api.envelope import written
 from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from hooks.follow import Addresses
 from hooks.pipeline import Pipeline
 from storage.model import BranchRoute
 from storage.records import sites
-from storage.records.recall import Recall
 
 NameText = Annotated[str, msgspec.Meta(max_length=255, description="A label of a host name.")]
 BranchText = Annotated[str, msgspec.Meta(max_length=255)]
@@ -31,8 +29,7 @@ class RoutesBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sites:
-    def __init__(self, pipeline: Pipeline, addresses: Addresses, recall: Recall) -> None:
-        self._recall = recall
+    def __init__(self, pipeline: Pipeline, addresses: Addresses) -> None:
         self._pipeline = pipeline
         self._addresses = addresses
 
@@ -56,12 +53,7 @@ class Sites:
         )
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
-        site = call.site
-        return Reply(
-            self._recall.get(
-                ("site shown", site.id), lambda _: written(answers.site(self._addresses, site))
-            )
-        )
+        return Reply(answers.site(self._addresses, call.site))
 
     async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
         await self._pipeline.delete_site(call.site)

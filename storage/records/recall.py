@@ -24,8 +24,9 @@ class Recall:
     Source: sqlite.org "PRAGMA data_version".
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, *, entries_max: int = ENTRIES_MAX) -> None:
         self._records = records
+        self._entries_max = entries_max
         self._kept: dict[Hashable, object] = {}
         self._commits = -1
         self._version = -1
@@ -40,12 +41,21 @@ class Recall:
         self._kept[key] = answer
         return answer
 
+    def peek(self, key: Hashable) -> object | None:
+        """Return what was kept under `key`, or None."""
+        self._forget_what_is_old()
+        return self._kept.get(key)
+
+    def keep(self, key: Hashable, answer: object) -> None:
+        """Keep an answer that was read, without a pause, since `peek` found none."""
+        self._kept[key] = answer
+
     def _forget_what_is_old(self) -> None:
         commits, now = self._records.commits, time.monotonic()
         if commits == self._commits and now - self._looked_at < LOOK_EVERY_S:
             return
         version = self._data_version()
-        if version != self._version or len(self._kept) >= ENTRIES_MAX:
+        if version != self._version or len(self._kept) >= self._entries_max:
             self._kept.clear()
         self._commits, self._version, self._looked_at = commits, version, now
 
