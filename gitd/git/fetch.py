@@ -28,7 +28,7 @@ from gitd.git.workers import PackWorkers, WorkerLostError
 from storage.git.errors import RepositoryError
 from storage.git.object_filter import FilterError, parse_filter
 from storage.git.object_formats import NULL_OID
-from storage.git.pack_builder import BuiltPack, PackTask, build_pack
+from storage.git.pack_builder import BuiltPack, PackTask, build_pack, ready_pack
 from storage.git.repository import Repository
 from storage.git.shallow import Borders, DeepenError, Depth, all_reach_some, borders_after
 from storage.git.walk import reachable_among
@@ -408,7 +408,10 @@ class PackSender:
         key = clone_key(task) if is_clone else b""
         if is_clone and (found := self._clones.find(key)) is not None:
             return found
-        if self._is_small(repository):
+        ready = await asyncio.to_thread(ready_pack, task, repository) if is_clone else None
+        if ready is not None:
+            built = ready
+        elif self._is_small(repository):
             built = await asyncio.to_thread(build_pack, task, repository)
         else:
             path = self._clones.new_path()

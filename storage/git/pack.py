@@ -11,7 +11,7 @@ import struct
 import sys
 import zlib
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,13 +92,14 @@ class Pack:
     def _narrow(self, oid: bytes, low: int, high: int) -> tuple[int, int]:
         while high - low > 16:
             middle = (low + high) // 2
-            if self._oid_at(middle) <= oid:
+            if self.oid_at(middle) <= oid:
                 low = middle
             else:
                 high = middle
         return low, high
 
-    def _oid_at(self, rank: int) -> bytes:
+    def oid_at(self, rank: int) -> bytes:
+        """Return the id of a rank: the place among all ids, ascending."""
         at = _OIDS_AT + OID_BYTES * rank
         return self._index[at : at + OID_BYTES]
 
@@ -122,11 +123,11 @@ class Pack:
         rank, stop = 0, self.count
         while rank < stop:
             middle = (rank + stop) // 2
-            if self._oid_at(middle) < low:
+            if self.oid_at(middle) < low:
                 rank = middle + 1
             else:
                 stop = middle
-        while rank < self.count and (oid := self._oid_at(rank)) <= high:
+        while rank < self.count and (oid := self.oid_at(rank)) <= high:
             yield oid
             rank += 1
 
@@ -235,6 +236,12 @@ class Pack:
             self._sorted_offsets = array("Q", sorted(self.offsets()))
         rank = bisect_right(self._sorted_offsets, offset)
         return self._sorted_offsets[rank] if rank < self.count else self.end
+
+    def order_of(self, offset: int) -> int:
+        """Return which entry of the pack begins at `offset`, counted from 0."""
+        self.next_offset(offset)
+        assert self._sorted_offsets is not None
+        return bisect_left(self._sorted_offsets, offset)
 
     def oid_of(self, offset: int) -> bytes:
         """Return the id of the entry at `offset`."""

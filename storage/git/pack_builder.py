@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from storage.git.bitmap import reaches_all
 from storage.git.object_filter import parse_filter
 from storage.git.pack import Pack
 from storage.git.pack_links import all_packs_if_wanted, write_links
@@ -68,12 +69,12 @@ def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPac
     """
     repository = repository or Repository(Path(task.repository))
     objects = repository.objects
-    is_plain_clone = not task.haves and not task.cut and task.filter_spec is None
-    if is_plain_clone and task.may_offset:
+    ready = ready_pack(task, repository)
+    if ready is not None:
+        return ready
+    if _is_plain_clone(task):
         packs = all_packs_if_wanted(objects, task.wants)
-        if packs is not None and len(packs) == 1 and task.may_verbatim:
-            return _verbatim(packs[0])
-        if packs:
+        if packs is not None:
             oids = list(dict.fromkeys(oid for pack in packs for oid in pack.oids()))
             return _written(task, repository, Selection(oids=oids))
     selection = select_objects(
@@ -85,12 +86,28 @@ def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPac
         tags=task.tags,
     )
     if task.may_verbatim and not task.haves and task.may_offset and selection.oids:
-        pack = find_verbatim(objects, selection.oids)
-        if pack is not None:
-            if is_plain_clone:  # now it is known that the wants reach all of it
-                write_links(pack.path.parents[1], pack.path.stem, set(task.wants), ())
-            return _verbatim(pack)
+        stored = find_verbatim(objects, selection.oids)
+        if stored is not None:
+            if _is_plain_clone(task):  # now it is known that the wants reach all of it
+                write_links(stored.path.parents[1], stored.path.stem, set(task.wants), ())
+            return _verbatim(stored)
     return _written(task, repository, selection)
+
+
+def ready_pack(task: PackTask, repository: Repository) -> BuiltPack | None:
+    """Return a stored pack that is just what a clone wants, when bitmaps or records tell. Quick."""
+    if not task.may_verbatim or not _is_plain_clone(task):
+        return None
+    objects = repository.objects
+    for pack in objects.packs():
+        if reaches_all(objects, pack, task.wants):
+            return _verbatim(pack)
+    packs = all_packs_if_wanted(objects, task.wants)
+    return _verbatim(packs[0]) if packs is not None and len(packs) == 1 else None
+
+
+def _is_plain_clone(task: PackTask) -> bool:
+    return not task.haves and not task.cut and task.filter_spec is None and task.may_offset
 
 
 def _verbatim(pack: Pack) -> BuiltPack:
