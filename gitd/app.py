@@ -196,6 +196,7 @@ class Control:
         )
         git = self.git_service()
         app.add_routes(api.routes)
+        app.router.add_get("/", logged(_front_page))
         app.router.add_route("*", "/{path:.+}", logged(git.handler))
 
         async def end_streams(_: web.Application) -> None:
@@ -254,6 +255,12 @@ async def serve(folder: DataFolder, config: Config, *, with_children: bool) -> N
         await stopped.wait()
         notify("STOPPING=1")
         log.info("stopping")
+
+
+async def _front_page(_: web.Request) -> web.Response:
+    return web.Response(
+        text="gitd: push to /SITE.git; the API is below /v1, described by /v1/openapi.json\n"
+    )
 
 
 def _stop_event() -> asyncio.Event:

@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -175,7 +177,10 @@ def test_build_command_and_output_folder(server) -> None:
     assert server.visit(path="/make.sh").status == 404
 
 
-@pytest.mark.parametrize("example", ["python-web", "node-web"])
+NEEDS_NODE = pytest.mark.skipif(not Path("/usr/bin/node").exists(), reason="needs /usr/bin/node")
+
+
+@pytest.mark.parametrize("example", ["python-web", pytest.param("node-web", marks=NEEDS_NODE)])
 def test_web_process_answers_and_is_replaced_without_a_gap(server, example) -> None:
     work = server.work()
     work.use(example)
@@ -192,8 +197,6 @@ def test_web_process_answers_and_is_replaced_without_a_gap(server, example) -> N
                     failures.append(status)
             except OSError as error:
                 failures.append(error)
-
-    import threading
 
     visitor = threading.Thread(target=visit_all_the_time)
     visitor.start()
