@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -15,36 +16,81 @@ LINE_BYTES_MAX: Final = 8 * 1024
 FILE_BYTES_MAX: Final = 1024 * 1024
 """A log has two files of up to this size: the one being written and the one before."""
 TAIL_LINES: Final = 200
+LINES_PER_S: Final = 2_000
+BURST_LINES: Final = 4_000
+"""What a program may say in a second, and at once; about 5 µs of the loop for each."""
+TAIL_BYTES_MAX: Final = 64 * 1024
 
 LineSink = Callable[[str], None]
 
 
 class Lines:
-    """Cuts output into lines as it comes. A longer line than 8 KiB becomes several."""
+    """Cuts output into lines as it comes. A longer line than 8 KiB becomes several.
+
+    Every line costs time in the loop that serves all sites. A program that floods has what is too
+    much left out: a line of ours says how much, and the last ones are passed on all the same.
+    """
 
     def __init__(self, on_line: LineSink) -> None:
         self._on_line = on_line
         self._rest = b""
+        self._allowed = float(BURST_LINES)
+        self._refilled_at = time.monotonic()
+        self._left_out = 0
+        self._tail = b""  # the last bytes left out
 
     def write(self, chunk: bytes) -> None:
-        *whole, rest = (self._rest + chunk).split(b"\n")
-        for line in whole:
-            self._pass_on(line)
-        while len(rest) > LINE_BYTES_MAX:
-            self._pass_on(rest[:LINE_BYTES_MAX])
-            rest = rest[LINE_BYTES_MAX:]
-        self._rest = rest
+        room = self._room()
+        if room > 0:
+            self._tell_what_is_left_out()
+            *lines, self._rest = (self._rest + chunk).split(b"\n", room)
+            self._allowed -= sum(self._pass_on(line) for line in lines)
+            if b"\n" in self._rest:
+                chunk, self._rest = self._rest, b""
+            else:
+                self._cut_rest()
+                return
+        self._left_out += len(chunk)
+        self._tail = (self._tail + chunk)[-TAIL_BYTES_MAX:]
 
     def close(self) -> None:
-        """Pass on what came without a line's end."""
+        """Pass on what came without a line's end, and the last of what was left out."""
+        self._tell_what_is_left_out()
         if self._rest:
             self._pass_on(self._rest)
             self._rest = b""
 
-    def _pass_on(self, line: bytes) -> None:
-        for start in range(0, max(len(line), 1), LINE_BYTES_MAX):
+    def _room(self) -> int:
+        now = time.monotonic()
+        earned = (now - self._refilled_at) * LINES_PER_S
+        self._allowed = min(self._allowed + earned, BURST_LINES)
+        self._refilled_at = now
+        return int(self._allowed)
+
+    def _tell_what_is_left_out(self) -> None:
+        if not self._tail:
+            return
+        *last, self._rest = self._tail.split(b"\n")
+        shown = last[-TAIL_LINES:]
+        hidden = self._left_out - len(self._rest) - sum(len(line) + 1 for line in shown)
+        self._on_line(f"[gitd] {hidden:,} bytes left out: too much at once")
+        self._allowed -= 1 + sum(self._pass_on(line) for line in shown)
+        self._left_out, self._tail = 0, b""
+        self._cut_rest()
+
+    def _cut_rest(self) -> None:
+        whole = len(self._rest) - len(self._rest) % LINE_BYTES_MAX
+        if len(self._rest) > LINE_BYTES_MAX:
+            self._allowed -= self._pass_on(self._rest[:whole])
+            self._rest = self._rest[whole:]
+
+    def _pass_on(self, line: bytes) -> int:
+        """Pass on a line, in pieces if it is long, and return their number."""
+        starts = range(0, max(len(line), 1), LINE_BYTES_MAX)
+        for start in starts:
             part = line[start : start + LINE_BYTES_MAX]
             self._on_line(part.decode("utf-8", "replace").rstrip("\r"))
+        return len(starts)
 
 
 class WebLog:

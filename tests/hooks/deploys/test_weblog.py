@@ -1,6 +1,15 @@
 from __future__ import annotations
 
-from hooks.deploys.weblog import FILE_BYTES_MAX, LINE_BYTES_MAX, TAIL_LINES, Lines, WebLog
+import time
+
+from hooks.deploys.weblog import (
+    BURST_LINES,
+    FILE_BYTES_MAX,
+    LINE_BYTES_MAX,
+    TAIL_LINES,
+    Lines,
+    WebLog,
+)
 
 
 def lines_of(*chunks):
@@ -24,6 +33,29 @@ def test_a_line_without_end_is_passed_on_in_pieces():
     found = lines_of(b"x" * (2 * LINE_BYTES_MAX + 1))
     assert [len(line) for line in found] == [LINE_BYTES_MAX, LINE_BYTES_MAX, 1]
     assert [len(line) for line in lines_of(b"y" * LINE_BYTES_MAX + b"yy\n")] == [LINE_BYTES_MAX, 2]
+
+
+def test_of_a_flood_the_first_lines_and_the_last_are_kept_and_the_gap_is_told():
+    flood = [f"{number}\n".encode() for number in range(200_000)]
+    found = lines_of(*(b"".join(flood[i : i + 10_000]) for i in range(0, len(flood), 10_000)))
+    assert found[:3] == ["0", "1", "2"]
+    assert found[-2:] == ["199998", "199999"]
+    assert len(found) < 2 * BURST_LINES
+    assert any("bytes left out" in line for line in found)
+
+
+def test_a_flood_takes_little_time_of_the_loop_that_serves_all_sites(tmp_path):
+    log = WebLog(tmp_path / "web.log")
+    began = time.perf_counter()
+    for _ in range(100):
+        log.write(b"y\n" * 32_768)
+    log.close()
+    assert time.perf_counter() - began < 2  # a line for each would take about 15 s
+
+
+def test_a_flood_without_line_ends_is_bounded_too():
+    found = lines_of(*([b"x" * 65_536] * 2_000))
+    assert sum(map(len, found)) < (BURST_LINES + 200) * LINE_BYTES_MAX
 
 
 def test_a_log_never_outgrows_its_two_files(tmp_path):
