@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from typing import Final
+from urllib.parse import urlsplit
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -35,6 +36,9 @@ ORIGIN: Final = frozenset(
 )
 """What a proxy in front says of the visitor: believed only from a trusted address."""
 
+OF_THE_MESSAGE: Final = frozenset({"content-length", "host"})
+"""What `Connection` cannot name away: without them the message is another one."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -60,7 +64,7 @@ def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
         token.strip().lower()
         for value in headers.getall("Connection", ())
         for token in value.split(",")
-    }
+    } - OF_THE_MESSAGE
     return CIMultiDict(
         (name, value)
         for name, value in headers.items()
@@ -68,16 +72,30 @@ def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     )
 
 
+def destination(target: str, host: str) -> tuple[str, str]:
+    """Return the host and the raw path with query; a whole URL as target names both itself.
+
+    Source: RFC 9112, 3.2.2.
+    """
+    if target.lower().startswith(("http://", "https://")):
+        parts = urlsplit(target)
+        path = parts.path or "/"
+        return parts.netloc.rpartition("@")[2], path + (f"?{parts.query}" if parts.query else "")
+    return host, target
+
+
 def request_headers(
-    headers: CIMultiDictProxy[str], *, peer: str, scheme: str, trusted: TrustedProxies
+    headers: CIMultiDictProxy[str], *, host: str, peer: str, scheme: str, trusted: TrustedProxies
 ) -> CIMultiDict[str]:
-    """Return a request's headers as the web process gets them: `Host` as the visitor sent it, and
+    """Return a request's headers as the web process gets them: `Host` as the visitor meant it, and
     `X-Forwarded-For`, `-Proto` and `-Host` that can be relied on.
 
     An underscore in a header's name becomes a dash in many an application's eyes, so that
     `X_Forwarded_For` would pass for the header it is not: such names are dropped.
     """
     passed = end_to_end(headers)
+    if "Host" in passed:
+        passed["Host"] = host
     is_trusted = peer in trusted
     for name in list(passed):
         lower = name.lower()
@@ -88,5 +106,5 @@ def request_headers(
     before = ", ".join(passed.popall("X-Forwarded-For", ()))
     passed["X-Forwarded-For"] = f"{before}, {peer}" if before else peer
     passed.setdefault("X-Forwarded-Proto", scheme)
-    passed.setdefault("X-Forwarded-Host", headers.get("Host", ""))
+    passed.setdefault("X-Forwarded-Host", host)
     return passed

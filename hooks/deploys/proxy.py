@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from hooks.deploys import pages
-from hooks.deploys.forwarding import TrustedProxies, end_to_end, request_headers
+from hooks.deploys.forwarding import TrustedProxies, destination, end_to_end, request_headers
 from hooks.deploys.tunnel import Tunnel
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -71,6 +71,7 @@ class WebProxy:
         """
         headers = request_headers(
             request.headers,
+            host=destination(request.raw_path, request.headers.get("Host", ""))[0],
             peer=request.remote or "",
             scheme=request.scheme,
             trusted=self._trusted,
@@ -195,12 +196,18 @@ class _PassedOn(web.StreamResponse):
 
 async def _relay(request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.StreamResponse:
     headers: CIMultiDict[str] = end_to_end(answer.headers)
-    response = _PassedOn(status=answer.status, reason=answer.reason, headers=headers)
+    response = _PassedOn(status=answer.status, reason=_reason(answer), headers=headers)
     await response.prepare(request)
     while chunk := await _next_chunk(answer):
         await response.write(chunk)
     await response.write_eof()
     return response
+
+
+def _reason(answer: aiohttp.ClientResponse) -> str | None:
+    """The process's words beside the status, if they can stand in a status line; else the usual."""
+    reason = answer.reason
+    return reason if reason is not None and reason.isascii() and reason.isprintable() else None
 
 
 async def _next_chunk(answer: aiohttp.ClientResponse) -> bytes:

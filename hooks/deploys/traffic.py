@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from typing import Final
-from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
 
 from hooks.deploys import pages
+from hooks.deploys.forwarding import destination
 from hooks.deploys.router import Router
 from hooks.deploys.serving import Absence, Serving
 
@@ -68,7 +68,7 @@ class Traffic:
         hosts = request.headers.getall("Host", [])
         if len(hosts) > 1:
             return pages.bad_request("A request names one host.")
-        host, target = _destination(request.raw_path, hosts[0] if hosts else "")
+        host, target = destination(request.raw_path, hosts[0] if hosts else "")
         if not target.startswith("/"):
             return pages.bad_request("A request names a path.")
         serving = self._router.find(host)
@@ -93,18 +93,6 @@ def _broken_off(request: web.BaseRequest) -> web.StreamResponse:
     if request.transport is not None:
         request.transport.abort()
     return web.Response(status=499)  # for the log; nobody gets it
-
-
-def _destination(target: str, host: str) -> tuple[str, str]:
-    """Return the host and the raw path with query; a whole URL as target names both itself.
-
-    Source: RFC 9112, 3.2.2.
-    """
-    if target.lower().startswith(("http://", "https://")):
-        parts = urlsplit(target)
-        path = parts.path or "/"
-        return parts.netloc.rpartition("@")[2], path + (f"?{parts.query}" if parts.query else "")
-    return host, target
 
 
 def _absent(serving: Serving) -> web.StreamResponse:

@@ -8,7 +8,9 @@ from hooks.deploys.forwarding import TrustedProxies, end_to_end, request_headers
 
 def passed(headers, *, peer="203.0.113.9", trusted=()):
     given = CIMultiDictProxy(CIMultiDict([("Host", "shop.example"), *headers]))
-    return request_headers(given, peer=peer, scheme="http", trusted=TrustedProxies(trusted))
+    return request_headers(
+        given, host="shop.example", peer=peer, scheme="http", trusted=TrustedProxies(trusted)
+    )
 
 
 def test_headers_of_one_hop_stay_here():
@@ -41,6 +43,12 @@ def test_the_process_learns_who_asked_and_how():
     assert headers["X-Forwarded-For"] == "203.0.113.9"
     assert headers["X-Forwarded-Proto"] == "http"
     assert headers["X-Forwarded-Host"] == "shop.example"
+
+
+def test_no_connection_header_names_the_host_or_the_length_away():
+    headers = passed([("Connection", "close, Host, Content-Length"), ("Content-Length", "3")])
+    assert headers["Host"] == "shop.example"
+    assert headers["Content-Length"] == "3"
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,17 @@ async def test_the_process_sees_the_visitors_headers_and_no_others(app):
     }
 
 
+async def test_the_host_of_a_whole_url_as_target_is_the_host_that_the_process_sees(app):
+    visitor = await app(mirror)
+    reader, writer = await asyncio.open_connection("127.0.0.1", visitor.port)
+    head = "GET http://env-1.localhost/a?b HTTP/1.1\r\nHost: forged\r\nConnection: close\r\n\r\n"
+    writer.write(head.encode())
+    answer = await reader.read()
+    writer.close()
+    assert b'"/a?b"' in answer
+    assert b"forged" not in answer
+
+
 async def test_a_request_with_few_headers_gets_none_of_the_proxys(app):
     visitor = await app(mirror)
     reader, writer = await asyncio.open_connection("127.0.0.1", visitor.port)
@@ -311,6 +322,12 @@ async def test_nobody_listening_is_a_503_and_the_next_try_works(front):
 )
 async def test_nonsense_from_the_process_is_a_502(raw, answer):
     assert (await (await raw(answer)).ask("/")).status == 502
+
+
+async def test_a_reason_that_can_be_in_no_status_line_is_left_out(raw):
+    visitor = await raw(b"HTTP/1.1 200 \xff\x01bad\r\nContent-Length: 2\r\n\r\nok")
+    answer = await visitor.ask("/")
+    assert (answer.status, answer.body) == (200, b"ok")
 
 
 async def test_an_answer_that_breaks_off_breaks_off_for_the_visitor(raw):
