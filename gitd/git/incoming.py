@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,15 +51,17 @@ class Incoming:
         self._workers = workers
         self.quarantine: Path | None = None
 
-    async def receive(self, body: BodyReader) -> Ingested:
+    async def receive(self, body: BodyReader, on_arrival: Callable[[], None]) -> Ingested:
         """Read and check the pack; nothing outside of the quarantine changes.
 
-        Never raises for what the client sent: then the answer has an error.
+        Never raises for what the client sent: then the answer has an error. `on_arrival` is called
+        when the last byte is here and the checks begin.
         """
         if not self._wish.needs_pack:
+            on_arrival()
             return Ingested()
         try:
-            return await self._receive(body)
+            return await self._receive(body, on_arrival)
         except GitRequestError as error:
             await drain(body, self._limits.drain_bytes_max, error)
             return Ingested(error=error.message, unpack_status=error.message)
@@ -70,7 +72,7 @@ class Incoming:
         except (WorkerLostError, RepositoryError) as error:
             return Ingested(error=str(error), unpack_status=_ABNORMAL_EXIT)
 
-    async def _receive(self, body: BodyReader) -> Ingested:
+    async def _receive(self, body: BodyReader, on_arrival: Callable[[], None]) -> Ingested:
         configured = self._repository.config.number("receive.maxinputsize", default=0) or None
         bytes_max = min(configured or self._limits.pack_bytes_max, self._limits.pack_bytes_max)
         total_bytes = 0
@@ -89,6 +91,7 @@ class Incoming:
                 if file is not None and waiting_bytes >= SPOOL_BUFFER_BYTES:
                     await asyncio.to_thread(_write_all, file, waiting)
                     waiting, waiting_bytes = [], 0
+            on_arrival()
             if file is None:
                 return await asyncio.to_thread(self._ingest_here, waiting)
             await asyncio.to_thread(_write_all, file, waiting)

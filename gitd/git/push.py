@@ -82,7 +82,9 @@ class PushReceiver(Protocol):
     """What happens around the moment at which refs move."""
 
     async def accept(self, push: Push, /) -> Mapping[str, str]:
-        """Judge a push before any ref moves, perhaps while its pack is still being indexed.
+        """Judge a push before any ref moves, while its pack is still being checked.
+
+        Not called for a push whose pack did not arrive whole; `landed` is, even then.
 
         Returns:
             Refused refs, name -> reason; the others go on (none does in an atomic push).

@@ -146,6 +146,7 @@ class _OnePush:
         self._remote_addr = request.remote or "unknown"
         self._incoming = Incoming(repository, wish, service.limits, service.workers)
         self._new_borders: list[bytes] = []
+        self._asking: asyncio.Task[Mapping[str, str]] | None = None
         self._unpack_status = "ok"
         self._push = Push(
             path=opened.path,
@@ -164,8 +165,10 @@ class _OnePush:
     async def take_objects(self, body: BodyReader) -> None:
         """Read the pack and check it; nothing outside of the quarantine changes."""
         try:
-            ingested = await self._incoming.receive(body)
+            ingested = await self._incoming.receive(body, self._start_asking)
         except BaseException:
+            if self._asking is not None:
+                self._asking.cancel()
             await self._incoming.tidy()
             raise
         self._answer.keep_alive()
@@ -179,9 +182,9 @@ class _OnePush:
     async def conclude(self) -> None:
         """Ask, move refs, report, and act on it."""
         try:
+            self._refuse_hidden()
+            await self._hear_receiver()
             if self._unpack_status == "ok":
-                self._refuse_hidden()
-                await self._ask_receiver()
                 await self._run_pre_receive()
                 await self._move_refs()
         finally:
@@ -254,9 +257,18 @@ class _OnePush:
                 action = "deleting" if command.is_delete else "updating"
                 command.error = f"deny {action} a hidden ref"
 
-    async def _ask_receiver(self) -> None:
+    def _start_asking(self) -> None:
+        """Ask the receiver while the pack is being checked: what it records costs no time then."""
+        self._asking = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> Mapping[str, str]:
+        return await self._service.receiver.accept(self._push)
+
+    async def _hear_receiver(self) -> None:
+        if self._asking is None:  # the pack never arrived whole
+            return
         try:
-            refused: Mapping[str, str] = await self._service.receiver.accept(self._push)
+            refused = await self._asking
         except PushRefusedError as error:
             self._refuse_all(error.reason)
             return

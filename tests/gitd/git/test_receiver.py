@@ -174,9 +174,7 @@ async def test_a_refused_push_moves_nothing_and_says_why(room: Room, git: Git) -
     assert "(the site is suspended)" in done.err
     assert git("for-each-ref", cwd=room.bare).out == ""
     assert not list((room.bare / "objects/pack").iterdir())
-    assert [outcome.reason for outcome in room.receiver.outcomes[0]] == [
-        "the site is suspended"
-    ] * 2
+    assert {outcome.reason for outcome in room.receiver.outcomes[0]} == {"the site is suspended"}
 
 
 async def test_single_refs_are_refused(room: Room, git: Git) -> None:
