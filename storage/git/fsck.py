@@ -76,32 +76,37 @@ class FsckRules:
         return self.severities.get(lowered) or _SEVERITIES.get(lowered, Severity.ERROR)
 
 
+def is_clean(kind: int, data: bytes) -> bool:
+    """Say quickly whether an object is beyond doubt; if not, `findings` tells."""
+    if kind == TREE:
+        return (
+            _GOOD_TREE.fullmatch(data) is not None
+            and _NOTABLE_NAME.search(data) is None
+            and _is_sorted(data)
+        )
+    return (_GOOD_COMMIT if kind == COMMIT else _GOOD_TAG).fullmatch(data) is not None
+
+
 def findings(kind: int, data: bytes) -> Iterator[Finding]:
     """Yield what is wrong with an object, in the order of its bytes."""
-    if kind == TREE:
-        if _GOOD_TREE.fullmatch(data) and not _NOTABLE_NAME.search(data) and _is_sorted(data):
-            return
-        yield from _tree_findings(data)
-    elif kind == COMMIT:
-        if not _GOOD_COMMIT.fullmatch(data):
-            yield from _commit_findings(data)
-    elif kind == TAG and not _GOOD_TAG.fullmatch(data):
-        yield from _tag_findings(data)
+    if kind in (COMMIT, TREE, TAG) and not is_clean(kind, data):
+        match kind:
+            case 1:
+                yield from _commit_findings(data)
+            case 2:
+                yield from _tree_findings(data)
+            case _:
+                yield from _tag_findings(data)
 
 
 # trees
 
 
 def _is_sorted(data: bytes) -> bool:
-    earlier = b""
-    names = set()
-    for mode, name, oid in TREE_ENTRY.findall(data):
-        key = name + b"/" if mode == b"40000" else name
-        if key <= earlier or name in names or oid == NULL_OID:
-            return False
-        names.add(name)
-        earlier = key
-    return True
+    entries = TREE_ENTRY.findall(data)
+    keys = [name + b"/" if mode == b"40000" else name for mode, name, _ in entries]
+    names = {name for _, name, _ in entries}
+    return keys == sorted(keys) and len(names) == len(keys) and NULL_OID not in data
 
 
 def _tree_findings(data: bytes) -> Iterator[Finding]:
