@@ -101,8 +101,11 @@ class Process:
         environ: Mapping[str, str],
         on_output: Callable[[bytes], None],
         pass_fds: Collection[int] = (),
+        program: str | None = None,
     ) -> Process:
         """Start `argv` with exactly `environ`, nothing to read, and no open file but `pass_fds`.
+
+        `program`: the file to execute, where `argv[0]` is another name for it.
 
         `on_output` gets what the process writes to its output and error, as it comes, in the loop;
         it must not block.
@@ -112,6 +115,7 @@ class Process:
         """
         child = subprocess.Popen(
             argv,
+            executable=program,
             env=dict(environ),
             cwd="/",
             stdin=subprocess.DEVNULL,

@@ -27,7 +27,7 @@ from hooks.builds.errors import (
     SandboxUnavailableError,
 )
 from hooks.builds.phases import PROGRESS, Phase, Workspace
-from hooks.builds.sandbox import Sandbox, SandboxSpec
+from hooks.builds.sandbox import Sandbox, SandboxSpec, end_leftovers
 from hooks.builds.tree import remove_tree
 from hooks.builds.wire import BuildError, Finish, Lease
 from hooks.process import die_with_parent, drop_privileges
@@ -93,6 +93,7 @@ async def run_builder(config: BuilderConfig) -> None:
 
 
 async def _build_for_ever(config: BuilderConfig) -> None:
+    await asyncio.to_thread(end_leftovers, config.scratch)
     await asyncio.to_thread(_empty, config.scratch)
     await _try_sandbox()
     pause_s = RETRY_FIRST_S

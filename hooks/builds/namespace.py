@@ -93,9 +93,14 @@ class Status:
         self._loop.add_reader(self._fd, self._read)
         return writing
 
-    async def started(self) -> int | None:
-        """Return the pid of the sandbox's first process, or None when there will be none."""
+    async def started(self) -> None:
+        """Return once it told the pid of the first process, or that there will be none."""
         await self._told.wait()
+
+    def told(self) -> int | None:
+        """Return the pid of the sandbox's first process, None when it told none up to now."""
+        if self._fd >= 0:
+            self._read()
         return self._init_pid
 
     def on_output(self, chunk: bytes) -> None:
@@ -137,6 +142,24 @@ class Status:
             self._told.set()
         if "exit-code" in told:
             self.exit_code = told["exit-code"]
+
+
+def end_named(name: str) -> int:
+    """Kill this user's processes that are called `name`, and return how many there were."""
+    count = 0
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(int(entry.name))
+            try:
+                called = Path(entry.path, "cmdline").read_bytes().partition(b"\0")[0]
+                if called == name.encode() and entry.stat().st_uid == os.geteuid():
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    count += 1
+            finally:
+                os.close(pidfd)
+    return count
 
 
 def _is_init_of_a_namespace(pid: int, parent_pid: int) -> bool:

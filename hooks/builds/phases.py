@@ -179,6 +179,8 @@ async def _in_thread(work: Callable[[Callable[[], bool]], T]) -> T:
     except asyncio.CancelledError:
         stopped.set()
         await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen: that it was told to stop is no news
         raise
 
 

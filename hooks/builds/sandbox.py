@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from blake3 import blake3
+
 from hooks.builds import seccomp
 from hooks.builds.errors import SandboxUnavailableError
-from hooks.builds.namespace import Init, Status
+from hooks.builds.namespace import Init, Status, end_named
 from hooks.process import Process, adopt_orphans
 
 BWRAP = Path("/usr/bin/bwrap")
@@ -107,6 +109,21 @@ class SandboxSpec:
     limits: Limits = field(default_factory=Limits)
 
 
+_named = [BWRAP.name]  # what sandboxes of this process are called in its list of processes
+
+
+def end_leftovers(folder: Path) -> int:
+    """Kill the sandboxes that an earlier process with the same `folder` left, and return how many.
+
+    bubblewrap asks to die with its parent only when all is set up: whoever is killed while it
+    starts a sandbox leaves it running. From here on sandboxes bear a name made of `folder`, by
+    which the next process knows them.
+    """
+    name = f"{BWRAP.name}-{blake3(os.fsencode(folder.resolve())).hexdigest()[:16]}"
+    _named[0] = name
+    return end_named(name)
+
+
 class Sandbox:
     """A running sandbox. Made by `start`; always `wait` for its end.
 
@@ -139,21 +156,26 @@ class Sandbox:
             pass_fds.append(status.open(files))
             args += ["--json-status-fd", str(pass_fds[-1])]
             args_fd = _memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
-            argv = [str(BWRAP), "--args", str(args_fd), "--", *_limited(spec)]
+            argv = [_named[0], "--args", str(args_fd), "--", *_limited(spec)]
             try:
                 # bwrap's own environment is empty: the sandbox can read it in /proc/1/environ
                 outer = Process.start(
-                    argv, environ={}, on_output=status.on_output, pass_fds=[args_fd, *pass_fds]
+                    argv,
+                    program=str(BWRAP),
+                    environ={},
+                    on_output=status.on_output,
+                    pass_fds=[args_fd, *pass_fds],
                 )
             except OSError as error:
                 status.close()
                 raise SandboxUnavailableError(f"cannot run {BWRAP}: {error.strerror}") from error
-        telling = asyncio.ensure_future(status.started())
+        beginning = asyncio.ensure_future(_begun(outer, status))
         try:
-            return cls(outer, await asyncio.shield(telling), status)
+            return cls(outer, await asyncio.shield(beginning), status)
         except asyncio.CancelledError:
-            outer.signal(signal.SIGKILL)
-            await cls(outer, await telling, status).close()
+            # Killed before it has told its child, bubblewrap would leave it behind: the child
+            # waits for its word for ever, and holds the output open.
+            await cls(outer, await beginning, status).close()
             raise
 
     async def wait(self) -> int:
@@ -168,7 +190,7 @@ class Sandbox:
         self._init.kill()
         await self._init.gone()
         self._init.reap()
-        await self._outer.drained()
+        await self._outer.wait()  # not for whoever was handed the output and lives elsewhere
         self._status.close()
         if self._status.exit_code is not None:
             return self._status.exit_code
@@ -192,6 +214,18 @@ class Sandbox:
         for pid in self._init.descendants():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGTERM)
+
+
+async def _begun(outer: Process, status: Status) -> int | None:
+    """Return the pid of the sandbox's first process, or None when bubblewrap ended without one."""
+    telling = asyncio.ensure_future(status.started())
+    ending = asyncio.ensure_future(outer.ended())
+    try:
+        await asyncio.wait({telling, ending}, return_when=asyncio.FIRST_COMPLETED)
+        return status.told()
+    finally:
+        telling.cancel()
+        ending.cancel()
 
 
 def bwrap_arguments(spec: SandboxSpec) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from hooks.builds.sandbox import end_leftovers
 from hooks.deploys.control import ControlLine
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
@@ -100,6 +101,8 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
     `drain_s`, and stop the web processes.
     """
     stop = _stop_signal()
+    if left := end_leftovers(config.directory):
+        _log.warning("left_sandboxes_ended", count=left)
     router: Router[Serving] = Router()
     line = ControlLine(config.socket)
     with ThreadPoolExecutor(THREADS, "rollout") as threads:

@@ -63,15 +63,16 @@ class Ran:
     error: str | None = None
 
 
-def order_for(command, *, kill_after_s=None, terminate_after_s=None, **spec):
+def order_for(command, *, kill_after_s=None, terminate_after_s=None, cancel_after_s=None, **spec):
     spec["argv"] = ["/bin/sh", "-c", command] if isinstance(command, str) else command
     order = {"spec": spec, "kill_after_s": kill_after_s, "terminate_after_s": terminate_after_s}
+    order["cancel_after_s"] = cancel_after_s
     return json.dumps(order) + "\n"
 
 
-def start_runner(*, uid=UID, env=None, pass_fds=()):
+def start_runner(*, uid=UID, env=None, pass_fds=(), owner=()):
     return subprocess.Popen(
-        [sys.executable, str(HERE / "sandboxed.py"), "" if uid is None else str(uid)],
+        [sys.executable, str(HERE / "sandboxed.py"), "" if uid is None else str(uid), *owner],
         env={**os.environ, "PYTHONPATH": IMPORTS, **(env or {})},
         pass_fds=pass_fds,
         stdin=subprocess.PIPE,

@@ -1,7 +1,8 @@
 """Run sandboxes as a user that is not root, and tell how they went. Started by the tests.
 
-The argument is the uid to become, or nothing. Each line of input is a JSON object: spec, and
-kill_after_s and terminate_after_s, which may be null. Each is answered by a JSON object in a line:
+The arguments: the uid to become, or nothing; maybe the folder that sandboxes are named after.
+Each line of input is a JSON object: spec, and kill_after_s, terminate_after_s and cancel_after_s
+(the start), which may be null. Each is answered by a JSON object in a line:
 status or error, output, seconds, started_s, survivors.
 """
 
@@ -15,13 +16,15 @@ import time
 from pathlib import Path
 
 from hooks.builds.errors import SandboxUnavailableError
-from hooks.builds.sandbox import Bind, Limits, Sandbox, SandboxSpec
+from hooks.builds.sandbox import Bind, Limits, Sandbox, SandboxSpec, end_leftovers
 from hooks.process import drop_privileges
 
 
 def main() -> None:
     if sys.argv[1]:
         drop_privileges(int(sys.argv[1]), int(sys.argv[1]))
+    if len(sys.argv) > 2:
+        end_leftovers(Path(sys.argv[2]))
     for line in sys.stdin:
         print(json.dumps(asyncio.run(run(json.loads(line)))), flush=True)
 
@@ -38,14 +41,20 @@ async def run(order):
     output = bytearray()
     began = time.perf_counter()
     loop = asyncio.get_running_loop()
+    starting = asyncio.ensure_future(Sandbox.start(spec, on_output=output.extend))
+    if (after_s := order.get("cancel_after_s")) is not None:
+        await asyncio.wait({starting}, timeout=after_s)
+        starting.cancel()
     try:
-        sandbox = await Sandbox.start(spec, on_output=output.extend)
+        sandbox = await starting
         started_s = time.perf_counter() - began
         if (after_s := order.get("kill_after_s")) is not None:
             loop.call_later(after_s, sandbox.kill)
         if (after_s := order.get("terminate_after_s")) is not None:
             loop.call_later(after_s, sandbox.terminate)
         status = await sandbox.wait()
+    except asyncio.CancelledError:
+        return {"seconds": time.perf_counter() - began, "survivors": survivors()}
     except SandboxUnavailableError as error:
         return {"error": str(error)}
     return {

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from hooks.builds.sandbox import APP_DIR, HOME_DIR, Bind, SandboxSpec, bwrap_arguments
 
@@ -356,6 +357,66 @@ def test_kill_while_it_starts_leaves_nothing(in_sandbox, gone):
         ran = in_sandbox("sleep 4807", kill_after_s=after_s)
         assert (ran.status, ran.survivors) == (137, [])
     gone("4807", timeout_s=0)
+
+
+def test_start_canceled_at_any_moment_leaves_nothing_and_ends(in_sandbox, gone):
+    for after_ms in range(12):
+        ran = in_sandbox("sleep 4809", cancel_after_s=after_ms / 1000, kill_after_s=0)
+        assert (ran.seconds < 3, ran.survivors) == (True, [])
+    gone("4809", timeout_s=0)
+
+
+def test_output_handed_to_a_process_elsewhere_does_not_keep_the_end_waiting(in_sandbox):
+    address = f"@gitd-test-{os.getpid()}"
+    give = python(
+        "import socket, array; s = socket.socket(socket.AF_UNIX); "
+        f"s.connect({address!r}.replace('@', chr(0)));"
+        "s.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [1]))])"
+    )
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address.replace("@", "\0"))
+        server.listen()
+        keep = threading.Event()
+        got = threading.Event()
+
+        def take():
+            connection, _ = server.accept()
+            _, fds, _, _ = socket.recv_fds(connection, 1, 1)
+            got.set()
+            keep.wait(20)
+            for fd in fds:
+                os.close(fd)
+            connection.close()
+
+        taker = threading.Thread(target=take)
+        taker.start()
+        try:
+            ran = in_sandbox(give, network=True)
+        finally:
+            keep.set()
+            taker.join()
+    assert got.is_set()
+    assert ran.status == 0
+    assert ran.seconds < 5
+
+
+def test_sandbox_left_by_a_starter_that_was_killed_is_ended_by_the_next(
+    start_starter, in_sandbox, own_dir, sandbox_uid
+):
+    """A stand-in for the sandbox that bubblewrap leaves when it dies before its child asked to die
+    too: that takes a kill within some microseconds.
+    """
+    name = f"bwrap-{blake3(os.fsencode(own_dir.resolve())).hexdigest()[:16]}"
+    left = subprocess.Popen([name, "4810"], executable="/bin/sleep", user=sandbox_uid)
+    other = subprocess.Popen(["bwrap-other", "4811"], executable="/bin/sleep", user=sandbox_uid)
+    try:
+        assert in_sandbox("true", starter=start_starter(owner=[str(own_dir)])).status == 0
+        assert left.wait(5) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        left.kill()
+        other.kill()
+        other.wait()
 
 
 def test_terminate_asks_every_process_inside(in_sandbox):
