@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -98,23 +98,33 @@ class RefViews:
             _remember(self._views, key, found)
         return found[1]
 
+    def remembered(
+        self, key: tuple[object, ...], view: VisibleRefs, render: Callable[[], bytes]
+    ) -> bytes:
+        """Return what `render` made of this very view before, or what it makes now."""
+        found = self._rendered.get(key)
+        if found is None or found[0] is not view:
+            found = (view, render())
+            _remember(self._rendered, key, found)
+        return found[1]
+
     def refs_advertisement(
         self, repository: Repository, service: Service, capabilities: list[bytes], version: int
     ) -> bytes:
         """Render the v0 or v1 advertisement of a service. Blocking."""
         view = self.visible(repository, service)
         key = (repository.path, service, tuple(capabilities), version)
-        found = self._rendered.get(key)
         is_sending = service is Service.UPLOAD_PACK
-        if found is None or found[0] is not view or not is_sending:
+
+        def render() -> bytes:
             lines = _upload_lines(view) if is_sending else _receive_lines(view, repository)
-            body = _rendered(service, lines, capabilities, version)
-            found = (view, body)
-            if is_sending:
-                _remember(self._rendered, key, found)
+            return _rendered(service, lines, capabilities, version)
+
+        # What is offered to pushers has the tips of alternates in it, which may have moved.
+        body = self.remembered(key, view, render) if is_sending else render()
         shallow = repository.shallow() if is_sending else frozenset()
         cuts = b"".join(pkt_line(b"shallow " + oid.hex().encode()) for oid in sorted(shallow))
-        return found[1] + cuts + FLUSH
+        return body + cuts + FLUSH
 
 
 def _remember(

@@ -31,6 +31,8 @@ from storage.git.errors import RepositoryCorruptError
 from storage.git.repository import Repository
 
 PREFIXES_MAX = 65536
+REMEMBERED_REFS_MIN = 500  # fewer are rendered as fast as they are found
+REMEMBERED_PREFIXES_MAX = 16
 LINES_MAX = 1_500_000
 _CAPABILITIES = (b"agent", b"object-format", b"server-option", b"session-id")
 
@@ -126,19 +128,16 @@ class UploadV2:
                 raise FetchRefusedError(f"unexpected line: '{line.decode('utf-8', 'replace')}'")
         view = self._views.visible(self._repository, Service.UPLOAD_PACK)
         wanted = tuple(prefixes) if len(prefixes) <= PREFIXES_MAX else ()
-        lines = self._head_lines(view, wanted, symrefs=wants_symrefs, unborn=wants_unborn)
-        symrefs = view.snapshot.symrefs if wants_symrefs else {}
-        peeled = view.peeled if wants_peel else {}
-        for name, oid in view.values.items():
-            if wanted and not name.startswith(wanted):
-                continue
-            line = oid.hex().encode() + b" " + name
-            if name in symrefs:
-                line += b" symref-target:" + symrefs[name]
-            if oid in peeled:
-                line += b" peeled:" + peeled[oid].hex().encode()
-            lines.append(b"%04x%b\n" % (len(line) + 5, line))
-        return b"".join(lines) + FLUSH
+
+        def render() -> bytes:
+            head = self._head_lines(view, wanted, symrefs=wants_symrefs, unborn=wants_unborn)
+            lines = _ref_lines(view, wanted, symrefs=wants_symrefs, peel=wants_peel)
+            return b"".join([*head, *lines]) + FLUSH
+
+        if len(view.values) < REMEMBERED_REFS_MIN or len(prefixes) > REMEMBERED_PREFIXES_MAX:
+            return render()
+        key = (self._repository.path, wanted, wants_symrefs, wants_peel, wants_unborn)
+        return self._views.remembered(key, view, render)
 
     def _may_unborn(self) -> bool:
         wish = self._repository.config.text("lsrefs.unborn") or "advertise"
@@ -291,6 +290,24 @@ class UploadV2:
                 size = b""
             lines.append(pkt_line(oid.hex().encode() + (b" " + size if wants_size else b"")))
         return b"".join(lines) + FLUSH
+
+
+def _ref_lines(
+    view: VisibleRefs, wanted: tuple[bytes, ...], *, symrefs: bool, peel: bool
+) -> list[bytes]:
+    targets = view.snapshot.symrefs if symrefs else {}
+    peeled = view.peeled if peel else {}
+    lines = []
+    for name, oid in view.values.items():
+        if wanted and not name.startswith(wanted):
+            continue
+        line = oid.hex().encode() + b" " + name
+        if name in targets:
+            line += b" symref-target:" + targets[name]
+        if oid in peeled:
+            line += b" peeled:" + peeled[oid].hex().encode()
+        lines.append(b"%04x%b\n" % (len(line) + 5, line))
+    return lines
 
 
 def _format_message(value: bytes) -> str:
