@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/git.py [--objects 50000] [--rounds 5]
 
-Needs `git` and `apache2` (its modules mpm_event, cgid, alias, env, setenvif, authz_core). Both serve
-copies of the same repositories in the same run, taking turns; the figures are medians.
+Needs `git` and `apache2` (with mpm_event, cgid, alias, env, setenvif, authz_core). Both serve copies
+of the same repositories in the same run, taking turns; the figures are medians.
 """
 
 from __future__ import annotations
@@ -200,6 +200,10 @@ def timed(side: Side, what: str, work: Callable[[], object]) -> None:
     side.note(what, time.perf_counter() - start)
 
 
+def timed_git(side: Side, what: str, *arguments: str | Path, cwd: Path) -> None:
+    timed(side, what, lambda: git(*arguments, cwd=cwd))
+
+
 def commit_file(clone: Path, content: str) -> None:
     (clone / "d0").mkdir(exist_ok=True)
     (clone / "d0/bench").write_text(content)
@@ -220,13 +224,10 @@ def bench_single(sides: list[Side], folder: Path, history: Path, rounds: int) ->
         for side in sides:
             clone, reader = clones[side.name], folder / f"{side.name}-reader"
             commit_file(clone, "".join(f"{number} {line}\n" for line in range(50)))
-            timed(side, "push 1 commit", lambda: git("push", "-q", "origin", "main", cwd=clone))
+            timed_git(side, "push 1 commit", "push", "-q", "origin", "main", cwd=clone)
             before = {path.name for path in (reader / ".git/objects").rglob("*")}
-            timed(
-                side,
-                "fetch 1 commit",
-                lambda: git("-c", "fetch.unpackLimit=1", "fetch", "-q", cwd=reader),
-            )
+            keep = ("-c", "fetch.unpackLimit=1")
+            timed_git(side, "fetch 1 commit", *keep, "fetch", "-q", cwd=reader)
             packs = [p for p in (reader / ".git/objects").rglob("*.pack") if p.name not in before]
             sizes[side.name].append(sum(pack.stat().st_size for pack in packs))
     for side in sides:
@@ -271,11 +272,11 @@ def bench_whole(sides: list[Side], folder: Path, history: Path, rounds: int) -> 
             serve_copy(side, f"fresh{turn}.git", history)
             open_to_apache(side)
             url = f"{side.url}/empty.git"
-            timed(side, "push of the whole", lambda: git("push", "-q", url, "main", cwd=history))
+            timed_git(side, "push of the whole", "push", "-q", url, "main", cwd=history)
             for what in ("first clone", "repeated clone"):
                 target = folder / "cloned"
                 url = f"{side.url}/fresh{turn}.git"
-                timed(side, what, lambda: git("clone", "-q", "--bare", url, target, cwd=folder))
+                timed_git(side, what, "clone", "-q", "--bare", url, target, cwd=folder)
                 shutil.rmtree(target)
 
 
@@ -286,7 +287,7 @@ def bench_refs(sides: list[Side], folder: Path, history: Path, rounds: int) -> N
             open_to_apache(side)
         for _ in range(rounds * 3):
             for side in sides:
-                timed(side, what, lambda: git("ls-remote", f"{side.url}/refs.git", cwd=history))
+                timed_git(side, what, "ls-remote", f"{side.url}/refs.git", cwd=history)
 
 
 def main() -> None:

@@ -54,8 +54,6 @@ _HEADS = {kind: name + b" %d\0" for kind, name in TYPE_NAMES.items()}
 _TREE = re.compile(rb"(?:[0-7]+ [^\0]+\0[\s\S]{20})*")
 _LINK = re.compile(rb"(?!160000 )[0-7]+ [^\0]+\0([\s\S]{20})|160000 [^\0]+\0[\s\S]{20}")
 
-ABNORMAL_EXIT = "index-pack abnormal exit"
-
 
 @dataclass(frozen=True, slots=True)
 class PackLimits:

@@ -144,11 +144,6 @@ class RefStore:
         found = self._read_packed()
         return found.values, found.peeled
 
-    def names_below(self, name: bytes) -> list[bytes]:
-        """List refs of which `name` is a leading directory."""
-        prefix = name + b"/"
-        return [other for other in self.snapshot().values if other.startswith(prefix)]
-
     # files
 
     def _read_file(self, name: bytes) -> bytes | None:
