@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/git.py [--objects 50000] [--rounds 5]
 
-Needs `git` and `apache2` (with mpm_event, cgid, alias, env, setenvif, authz_core). Both serve copies
-of the same repositories in the same run, taking turns; the figures are medians.
+Needs `git` and `apache2` (with mpm_event, cgid, alias, env, setenvif, authz_core). Both serve
+copies of the same repositories in the same run, taking turns; the figures are medians.
 """
 
 from __future__ import annotations
