@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
@@ -53,6 +54,7 @@ log = structlog.get_logger(__name__)
 DRAIN_S = 10.0
 BACKLOG = 1024
 HOST_WAIT_S = 5.0
+THREADS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,14 +231,19 @@ async def serve(folder: DataFolder, config: Config, *, with_children: bool) -> N
     """Run control until SIGTERM or SIGINT; then drain and return.
 
     Raises:
-        StartError: The address is taken, another gitd has the folder, or nobody can reach it.
+        StartError: The address is taken, another gitd has the folder, nobody can reach it, or its
+            database is lost.
     """
     stopped = _stop_event()
+    # The default pool has as many threads as this machine has processors, and a few: slow disks
+    # would let pushes wait for each other.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "control"))
     folder.prepare()
     if os.geteuid() == 0 and with_children:
         folder.check_reachable()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_only_one(folder))
+        folder.check_whole()
         listener = _listener(config)
         control = Control(folder, config)
         stack.callback(control.close)

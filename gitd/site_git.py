@@ -107,7 +107,7 @@ class SiteReceiver:
     async def accept(self, push: Push) -> Mapping[str, str]:
         """See `gitd.git.push.PushReceiver`."""
         who = _who(push)
-        refused = self._beyond_its_environment(who, push)
+        refused = {**_not_in_text(push), **self._beyond_its_environment(who, push)}
         moves = [
             RefMove(update.name, update.old, update.new)
             for update in push.updates
@@ -163,9 +163,33 @@ class SiteReceiver:
         return refused
 
 
+def _not_in_text(push: Push) -> dict[str, str]:
+    """Records are text: a name that is not cannot be recorded, nor shown to anybody."""
+    return {
+        update.name: "the name is not UTF-8"
+        for update in push.updates
+        if any("\ud800" <= character <= "\udfff" for character in update.name)
+    }
+
+
 def _who(push: Push) -> SiteActor:
     assert isinstance(push.actor, SiteActor), "SiteAccess gave it"
     return push.actor
+
+
+def _unspeakable(push: Push) -> dict[str, str]:
+    """Names that are not UTF-8: they could stand in no record, log or answer."""
+    return {
+        update.name: "the name is not UTF-8" for update in push.updates if not _is_utf8(update.name)
+    }
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _presented_secret(header: str) -> str | None:

@@ -379,3 +379,18 @@ def test_tampered_store_stops_the_roll_and_the_prior_release_serves_on(server, p
     assert job["error"]["code"] in ("artifact.corrupt", "artifact.signature_invalid")
     assert server.serves("two")
     assert server.serves("one", "acme-store--staging")
+
+
+def test_branch_whose_name_is_not_utf8_is_refused_and_the_others_go_on(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("one")})
+    name = b"refs/heads/caf\xe9"
+    done = subprocess.run(
+        ["git", "push", "--progress", "managed", "main", b"main:" + name],
+        cwd=work.path,
+        env=server.environ,
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert b"not UTF-8" in done.stderr
+    assert server.serves("one")
