@@ -310,6 +310,7 @@ def _beside(data: Path) -> DataFolder:
         if os.geteuid() == 0 and owner.st_uid != 0:
             drop_privileges(owner.st_uid, owner.st_gid)
     folder.prepare()
+    folder.check_whole()
     return folder
 
 

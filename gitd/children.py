@@ -64,7 +64,8 @@ class Children:
 
     def _start(self, spec: ChildSpec) -> _Child:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gitd", *spec.arguments],
+            # -P: whatever lies in the folder that control was started in is not imported as root.
+            [sys.executable, "-P", "-m", "gitd", *spec.arguments],
             stdin=subprocess.DEVNULL,
             env=_child_environ(),
             start_new_session=True,

@@ -72,6 +72,22 @@ class DataFolder:
         ):
             _make(path, mode)
 
+    def check_whole(self) -> None:
+        """Never make a new database beside what a lost one knew of.
+
+        An empty one says that there are no environments, and the site host would remove all that
+        it has, with the data of their processes.
+
+        Raises:
+            StartError: The database is gone or empty, and there are repositories.
+        """
+        is_there = self.database.exists() and self.database.stat().st_size > 0
+        if not is_there and any(self.repositories.iterdir()):
+            raise StartError(
+                f"{self.database} is gone or empty, but {self.repositories} has repositories. "
+                "Put the database back from a copy; to begin anew, choose another --data."
+            )
+
     def give(self, path: Path, uid: int) -> None:
         """Make `path` a folder of `uid` alone."""
         _make(path, 0o700)

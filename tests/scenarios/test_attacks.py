@@ -1,0 +1,62 @@
+"""What hostile or unlucky users and operators do to the installed daemon."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+
+def test_lost_database_is_not_made_anew_and_no_site_loses_its_data(server) -> None:
+    work = server.work()
+    work.commit({"index.html": "kept"})
+    work.push()
+    assert server.stop() == 0
+    database = server.data / "gitd.db"
+    kept = {path: path.read_bytes() for path in server.data.glob("gitd.db*")}
+    for path in kept:
+        path.unlink()
+    for command in (["serve", "--listen", "127.0.0.1:0"], ["site", "create", "another"]):
+        refused = subprocess.run(
+            ["gitd", *command, "--data", str(server.data)],
+            env=server.environ,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert refused.returncode == 1
+        assert f"{database} is gone or empty" in refused.stderr
+    for path, content in kept.items():
+        path.write_bytes(content)
+    server.start()
+    assert server.serves("kept")
+
+
+def test_children_import_nothing_from_the_folder_that_control_is_started_in(
+    stopped, folder, monkeypatch
+) -> None:
+    hostile = folder / "hostile"
+    hostile.mkdir()
+    for name in ("structlog", "aiohttp", "gitd"):
+        (hostile / f"{name}.py").write_text(f"open({str(folder / 'taken')!r}, 'w')\n")
+    monkeypatch.chdir(hostile)
+    stopped.start()
+    stopped.new_site()
+    work = stopped.work()
+    work.commit({"index.html": "fine"})
+    assert "is live" in work.push()
+    assert not (folder / "taken").exists()
+
+
+def test_push_of_a_name_that_is_no_text_is_refused_and_the_others_land(server) -> None:
+    work = server.work()
+    work.commit({"index.html": "fine"})
+    strange = os.fsdecode(b"refs/heads/\xff\xfe")
+    pushed = subprocess.run(
+        ["git", "push", "managed", "main", f"main:{strange}"],
+        cwd=work.path,
+        env=server.environ,
+        capture_output=True,
+        timeout=60,
+    )
+    assert b"the name is not UTF-8" in pushed.stderr
+    server.wait_for("fine")
