@@ -36,7 +36,10 @@ def scan_directory(root: Path, *, owner_uid: int | None) -> Iterator[SourceEntry
         TreeInvalidError: While iterating or reading: something may not be in an artifact,
             cannot be read, or changed while it was read.
     """
-    top = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)
+    try:
+        top = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)
+    except PermissionError as error:
+        raise TreeInvalidError(b".", f"cannot be read: {error.strerror}") from error
     try:
         yield from _scan(root, top, b"", owner_uid)
     finally:

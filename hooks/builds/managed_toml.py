@@ -47,7 +47,7 @@ def parse(text: str) -> ManagedToml:
     """
     try:
         document = tomllib.loads(text.removeprefix("\ufeff"))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for a number beyond all bounds
         raise _invalid(f"is not TOML: {error}") from error
     _refuse_unknown(document, tuple(_TABLES), "")
     for name, keys in _TABLES.items():

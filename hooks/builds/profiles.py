@@ -98,7 +98,7 @@ def _procfile(
         if not line.strip("\ufeff \t") or line.lstrip("\ufeff \t").startswith("#"):
             continue
         match = _PROCFILE_LINE.fullmatch(line.strip("\ufeff \t"))
-        if match is None:
+        if match is None or "\0" in line:
             raise BuildFailedError(
                 CONFIG_INVALID, f"Procfile: line {number} is not `type: command`: {line[:80]!r}"
             )

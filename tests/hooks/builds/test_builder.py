@@ -133,6 +133,12 @@ async def test_what_a_build_leaves_running_is_dead_before_its_output_is_read(
     gone("4712", timeout_s=0)
 
 
+async def test_output_that_the_build_closed_to_everybody_is_the_commits_fault(control, slot):
+    job = await control.build(site("mkdir dist; echo 1 > dist/a; chmod 000 dist"))
+    assert job.outcome["error"]["code"] == "build.output_invalid"
+    await slot.cleaned()
+
+
 async def test_canceled_build_is_killed_and_not_reported(control, slot, gone):
     job = control.queue(site("echo begun; sleep 4713"), lease_s=0.5)
     await job.said("begun")

@@ -110,6 +110,7 @@ def test_what_is_left_out_is_said(found, note):
         ((), {"Procfile": "web: a\nnonsense"}, "build.config_invalid", ("line 2",)),
         ((), {"Procfile": "web: a\nweb: b"}, "build.config_invalid", ("line 2", "second")),
         ((), {"Procfile": "web:"}, "build.config_invalid", ("line 1",)),
+        ((), {"Procfile": "web: a\0b"}, "build.config_invalid", ("line 1",)),
         (("managed.toml",), {}, "build.config_invalid", ("managed.toml", "UTF-8")),
         (("Procfile/",), {}, "build.config_invalid", ("Procfile", "plain file")),
         (
@@ -150,6 +151,8 @@ def test_what_cannot_be_built_says_what_was_looked_for(names, texts, code, words
         ('[run]\nhealth = "up"', ("`run.health` must be a path",)),
         ('[run]\nhealth = "/a b"', ("`run.health` must be a path",)),
         ("[build\n", ("is not TOML", "line 1")),
+        (f"[build]\ncommand = {'9' * 10_000}", ("is not TOML",)),
+        (f"a = {'[' * 5_000}{']' * 5_000}", ("is not TOML",)),
     ],
 )
 def test_wrong_managed_toml_is_refused_with_the_key_and_the_nearest_known(text, words):
