@@ -30,6 +30,7 @@ from gitd.log import logged
 from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.systemd import inherited_sockets, notify
 from hooks.builds import service as builder_service
+from hooks.builds.packing import Packer
 from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.deploys import service as host_service
 from hooks.deploys.runner import RollLimits, RollRunner
@@ -112,12 +113,18 @@ class Control:
         self.root_key = SigningKey.load_or_create(folder.keys / "root.key")
         self.store = ArtifactStore.open(folder.store, self.records, group=self.uids.group)
         trust.establish(self.store.layout.trust, root=self.root_key, signing=self.signing_key)
-        self.builds = BuildRunner(
+        packer = Packer(
             self.jobs,
             self.repositories,
             self.store,
             self.signing_key,
             scratch=folder.scratch,
+            size_bytes_max=config.builders.output_bytes_max,
+        )
+        self.builds = BuildRunner(
+            self.jobs,
+            self.repositories,
+            packer,
             limits=BuildLimits(
                 timeout_s=config.builders.timeout_s,
                 lease_s=config.builders.lease_s,

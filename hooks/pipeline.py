@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Sequence
 
 from hooks import branches
+from hooks.environments import (
+    add_preview,
+    first_environments,
+    mapped_branches,
+    remove_environment,
+)
 from hooks.errors import (
     AmbiguousEnvironmentError,
-    IdempotencyKeyReusedError,
     InvalidRequestError,
     NotFoundError,
     RefusedError,
 )
 from hooks.jobs import JobChanges, Jobs
+from hooks.once import Made, once, replay
 from hooks.queueing import (
     BuildOrder,
     DeploymentOrder,
@@ -35,10 +39,8 @@ from storage.model import (
     BranchRoute,
     Environment,
     EnvironmentKind,
-    EnvironmentStatus,
     Job,
     Release,
-    RouteTarget,
     Site,
     Trigger,
 )
@@ -46,7 +48,6 @@ from storage.records import (
     artifacts,
     deployments,
     environments,
-    idempotency,
     releases,
     sites,
 )
@@ -55,25 +56,8 @@ from storage.records.idempotency import Claim
 from storage.records.statements import update
 from storage.repos import Repositories
 
-
-class Identified(Protocol):
-    """What a request can make: it has an id."""
-
-    @property
-    def id(self) -> str: ...
-
-
-T = TypeVar("T", bound=Identified)
 ROUTES_COUNT_MAX = 100
 PATTERN_CHARS_MAX = 255
-
-
-@dataclass(frozen=True, slots=True)
-class Made(Generic[T]):
-    """What a request made; `replayed` when an earlier one with the same key had made it."""
-
-    value: T
-    replayed: bool
 
 
 class Pipeline:
@@ -119,7 +103,7 @@ class Pipeline:
         await asyncio.to_thread(self._repositories.create, site_id, default_branch)
         is_new = False
         try:
-            made = await self._once(claim, "site", 201, change, _site)
+            made = await once(self._jobs, claim, "site", 201, change, _site)
             is_new = not made.replayed
         finally:
             if not is_new:
@@ -156,7 +140,7 @@ class Pipeline:
                 )
             return add_preview(changes, site, branch, ephemeral=ephemeral)
 
-        return await self._once(claim, "environment", 201, change, _environment)
+        return await once(self._jobs, claim, "environment", 201, change, _environment)
 
     async def delete_environment(self, environment: Environment) -> None:
         """Tear a preview down.
@@ -209,7 +193,7 @@ class Pipeline:
         Raises:
             NotFoundError: No such ref in the site's repository.
         """
-        if claim and (earlier := _replay(self._records.reader(), claim, self._jobs.clock(), _job)):
+        if claim and (earlier := replay(self._records.reader(), claim, self._jobs.clock(), _job)):
             return earlier
         wanted = ref or environment.branch
         if wanted is None:
@@ -223,8 +207,8 @@ class Pipeline:
         order = BuildOrder(
             environment, resolved.ref, resolved.commit, actor, clean=clean, deploys=deploy
         )
-        return await self._once(
-            claim, "job", 202, lambda changes: queue_build(changes, order)[1], _job
+        return await once(
+            self._jobs, claim, "job", 202, lambda changes: queue_build(changes, order)[1], _job
         )
 
     async def start_deployment(
@@ -257,7 +241,7 @@ class Pipeline:
             )
             return queue_deployment(changes, order)[1]
 
-        return await self._once(claim, "job", 202, change, _job)
+        return await once(self._jobs, claim, "job", 202, change, _job)
 
     async def start_promotion(
         self,
@@ -296,7 +280,7 @@ class Pipeline:
             order = _again(changes.db, running, target, Trigger.PROMOTE, actor)
             return queue_deployment(changes, order)[1]
 
-        return await self._once(claim, "job", 202, change, _job)
+        return await once(self._jobs, claim, "job", 202, change, _job)
 
     async def start_rollback(
         self,
@@ -323,7 +307,7 @@ class Pipeline:
             order = _again(changes.db, wanted, environment, Trigger.ROLLBACK, actor)
             return queue_deployment(changes, order)[1]
 
-        return await self._once(claim, "job", 202, change, _job)
+        return await once(self._jobs, claim, "job", 202, change, _job)
 
     async def cancel_job(self, job_id: str) -> Job:
         """Cancel a queued or running job; one that is over stays as it is, and is returned so."""
@@ -336,51 +320,6 @@ class Pipeline:
 
         return await self._jobs.commit(change)
 
-    # -- idempotency ----------------------------------------------------------------------------
-
-    async def _once(
-        self,
-        claim: Claim | None,
-        resource_type: str,
-        status: int,
-        make: Callable[[JobChanges], T],
-        load: Callable[[sqlite3.Connection, str], T | None],
-    ) -> Made[T]:
-        """Run `make` unless the claim's request has run: then load what that one made."""
-
-        def change(changes: JobChanges) -> Made[T]:
-            if claim and (earlier := _replay(changes.db, claim, changes.now, load)):
-                return earlier
-            value = make(changes)
-            if claim:
-                outcome = idempotency.Outcome(
-                    claim.request_sha256,
-                    status,
-                    resource_type,
-                    value.id,
-                )
-                idempotency.keep(changes.db, claim, outcome, changes.now)
-            return Made(value, replayed=False)
-
-        return await self._jobs.commit(change)
-
-
-def _replay(
-    db: sqlite3.Connection,
-    claim: Claim,
-    now: int,
-    load: Callable[[sqlite3.Connection, str], T | None],
-) -> Made[T] | None:
-    outcome = idempotency.find(db, claim, now)
-    if outcome is None:
-        return None
-    if outcome.request_sha256 != claim.request_sha256:
-        raise IdempotencyKeyReusedError
-    value = load(db, outcome.resource_id)
-    if value is None:
-        raise NotFoundError(outcome.resource_type, outcome.resource_id)
-    return Made(value, replayed=True)
-
 
 def _job(db: sqlite3.Connection, job_id: str) -> Job | None:
     return job_rows.get(db, job_id)
@@ -392,76 +331,6 @@ def _site(db: sqlite3.Connection, site_id: str) -> Site | None:
 
 def _environment(db: sqlite3.Connection, env_id: str) -> Environment | None:
     return environments.get(db, env_id)
-
-
-def mapped_branches(routes: Sequence[BranchRoute], default_branch: str) -> tuple[str, str | None]:
-    """The branches that production and staging stand for: their first exact patterns."""
-    exact = [route for route in routes if not any(c in route.pattern for c in "*?[")]
-    live = next((r.pattern for r in exact if r.target is RouteTarget.LIVE), default_branch)
-    staging = next((r.pattern for r in exact if r.target is RouteTarget.STAGING), None)
-    return live, staging
-
-
-def first_environments(site: Site, now: int) -> tuple[Environment, Environment]:
-    """A new site's production and staging."""
-    production = Environment(
-        id=new_id("env"),
-        site_id=site.id,
-        slug="production",
-        kind=EnvironmentKind.PRODUCTION,
-        branch=site.default_branch,
-        ephemeral=False,
-        status=EnvironmentStatus.ACTIVE,
-        hostname=branches.production_hostname(site.name),
-        created_at=now,
-    )
-    staging = Environment(
-        id=new_id("env"),
-        site_id=site.id,
-        slug="staging",
-        kind=EnvironmentKind.STAGING,
-        branch="staging",
-        ephemeral=False,
-        status=EnvironmentStatus.ACTIVE,
-        hostname=branches.staging_hostname(site.name),
-        created_at=now,
-    )
-    return production, staging
-
-
-def add_preview(
-    changes: JobChanges, site: Site, branch: str, *, ephemeral: bool = True
-) -> Environment:
-    """Add the preview of a branch, in the caller's transaction."""
-    plain = branches.preview_slug(site.id, branch, is_taken=False)
-    is_taken = not environments.slug_is_free(changes.db, site.id, plain)
-    hostname = branches.preview_hostname(site.name, site.id, branch)
-    if not environments.hostname_is_free(changes.db, hostname):
-        hostname = branches.preview_hostname(
-            site.name, site.id, branch, hash_chars=branches.LONG_HASH_CHARS
-        )
-    environment = Environment(
-        id=new_id("env"),
-        site_id=site.id,
-        slug=branches.preview_slug(site.id, branch, is_taken=is_taken),
-        kind=EnvironmentKind.PREVIEW,
-        branch=branch,
-        ephemeral=ephemeral,
-        status=EnvironmentStatus.ACTIVE,
-        hostname=hostname,
-        created_at=changes.now,
-    )
-    environments.add(changes.db, environment)
-    changes.environment_changed(environment.id)
-    return environment
-
-
-def remove_environment(changes: JobChanges, environment: Environment) -> None:
-    """Remove an environment, and cancel the work that waits for it."""
-    for job in job_rows.unfinished_of(changes.db, environment.id):
-        cancel_work(changes, job)
-    environments.delete(changes.db, environment.id)
-    changes.environment_changed(environment.id)
 
 
 def _delete_site(changes: JobChanges, site: Site) -> None:

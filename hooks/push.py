@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import structlog
 
 from hooks import branches
+from hooks.environments import add_preview, remove_environment
 from hooks.errors import PipelineError
 from hooks.jobs import JobChanges, Jobs
-from hooks.pipeline import add_preview, remove_environment
 from hooks.queueing import BuildOrder, queue_build
 from storage.errors import StorageError
 from storage.ids import new_id

@@ -19,7 +19,7 @@ from gitd.api import answers
 from gitd.api.idempotency import REPLAYED
 from gitd.api.reading import NoBody, NoQuery
 from gitd.auth import Actor
-from hooks.pipeline import Made
+from hooks.once import Made
 from storage.model import Environment, Job, Site
 from storage.records.idempotency import Claim
 

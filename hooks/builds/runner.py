@@ -1,4 +1,4 @@
-"""Control's side of builds: which job goes to which slot, and what its output becomes.
+"""Control's side of builds: which job goes to which slot, and how it ends.
 
 A lease lives in memory and as long as its heartbeats. A slot that falls silent loses the job, which
 is queued again; after a restart of control, jobs that a slot was running wait one lease for it to
@@ -8,16 +8,14 @@ speak up. The order of the queue is the order of the jobs, one build at a time p
 from __future__ import annotations
 
 import asyncio
-import os
-import sqlite3
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import structlog
 
-from hooks.builds.profiles import is_published
+from hooks.builds.packing import Packer
 from hooks.builds.wire import (
     CONFIG_FILE_BYTES_MAX,
     CONFIG_FILES,
@@ -28,45 +26,20 @@ from hooks.builds.wire import (
     LogBatch,
     RootEntry,
 )
-from hooks.clock import rfc3339
 from hooks.jobs import JobChanges, Jobs
-from hooks.queueing import DeploymentOrder, queue_deployment
-from storage.artifacts import ArtifactStore, Ingested
-from storage.envelope import Envelope, seal
 from storage.errors import StorageError, StorageFullError, TreeError
 from storage.git.errors import RepositoryError
 from storage.joblog import LogLine
-from storage.manifest import Manifest
 from storage.model import (
-    Artifact,
-    Attestation,
     Build,
     Failure,
     Job,
     JobStatus,
     JobType,
-    Trigger,
 )
-from storage.provenance import (
-    SANDBOX_BUILDER,
-    SOURCE_BUILDER,
-    Provenance,
-    RunCommands,
-    build_provenance,
-)
-from storage.records import artifacts, builds, environments, sites
+from storage.records import builds, environments, sites
 from storage.records import jobs as job_rows
-from storage.repos import EntryKind, Repositories, TreeFile
-from storage.signing import SigningKey
-from storage.source import (
-    WHOLE_BYTES_MAX,
-    Limits,
-    SourceDirectory,
-    SourceEntry,
-    SourceFile,
-    SourceLink,
-)
-from storage.tar import scan_tar
+from storage.repos import Repositories
 
 log = structlog.get_logger(__name__)
 
@@ -105,21 +78,12 @@ class BuildRunner:
     """The builds of one server. Belongs to one event loop."""
 
     def __init__(
-        self,
-        jobs: Jobs,
-        repositories: Repositories,
-        store: ArtifactStore,
-        signing_key: SigningKey,
-        *,
-        scratch: Path,
-        limits: BuildLimits,
+        self, jobs: Jobs, repositories: Repositories, packer: Packer, *, limits: BuildLimits
     ) -> None:
         self._jobs = jobs
         self._records = jobs.records
         self._repositories = repositories
-        self._store = store
-        self._signing_key = signing_key
-        self._scratch = scratch
+        self._packer = packer
         self.limits = limits
         self._queue: dict[str, Job] = {}
         self._running: dict[str, _Running] = {}
@@ -132,8 +96,7 @@ class BuildRunner:
 
     def recover(self) -> None:
         """After a start: queue what was queued, and wait one lease for what a slot was running."""
-        for path in self._scratch.glob("output-*"):
-            path.unlink()
+        self._packer.tidy()
         for job in job_rows.unfinished(self._records.reader(), JobType.BUILD_RUN):
             if job.status is JobStatus.QUEUED:
                 self._queue[job.id] = job
@@ -228,7 +191,7 @@ class BuildRunner:
     def output_path(self, job_id: str) -> Path:
         """Where the tar of the job's output is kept until the build is finished."""
         self._held(job_id)
-        return self._scratch / f"output-{job_id}.tar"
+        return self._packer.tar_of(job_id)
 
     async def finish(self, job_id: str, outcome: Finish) -> None:
         """End the build: keep its output as a signed artifact, or its failure. Repeatable.
@@ -268,7 +231,7 @@ class BuildRunner:
                     job_id, Failure(error.code, error.message, exit_status=error.exit_status)
                 )
             else:
-                await self._keep(running.job, outcome)
+                await self._packer.keep(self._build(running.job), outcome)
         except TreeError as error:
             await self._fail(job_id, Failure("build.output_invalid", str(error)))
         except StorageFullError as error:
@@ -280,62 +243,7 @@ class BuildRunner:
             )
         finally:
             self._forget(job_id)
-            (self._scratch / f"output-{job_id}.tar").unlink(missing_ok=True)
-
-    async def _keep(self, job: Job, outcome: Finish) -> None:
-        """Pack, sign and record the output, and queue its deployment: one commit for all."""
-        build = self._build(job)
-        site = sites.find(self._records.reader(), build.site_id)
-        assert site is not None, "a site that goes cancels its builds"
-        published: list[JobChanges] = []
-
-        def attest(manifest: Manifest) -> Envelope:
-            return self._attest(site.name, build, outcome, manifest)
-
-        def record(db: sqlite3.Connection, kept: Ingested) -> None:
-            changes = self._jobs.changes_in(db)
-            published[:] = [changes]  # a commit that raced with the collector runs again
-            _record_success(changes, build, outcome, kept)
-
-        await asyncio.to_thread(self._ingest, build, outcome, attest, record)
-        for changes in published:
-            self._jobs.publish(changes)
-
-    def _ingest(
-        self,
-        build: Build,
-        outcome: Finish,
-        attest: Callable[[Manifest], Envelope],
-        record: Callable[[sqlite3.Connection, Ingested], None],
-    ) -> None:
-        limits = Limits(size_bytes_max=self.limits.output_bytes_max)
-        if outcome.output == "tar":
-            with (self._scratch / f"output-{build.job_id}.tar").open("rb") as tar:
-                entries: Iterator[SourceEntry] = scan_tar(tar)
-                self._store.ingest(entries, limits=limits, attest=attest, record=record)
-            return
-        files = self._repositories.walk_tree(build.site_id, build.commit, outcome.folder)
-        if outcome.profile == "static" and outcome.folder == ".":
-            files = (file for file in files if is_published(file.path))
-        self._store.ingest(_entries(files), limits=limits, attest=attest, record=record)
-
-    def _attest(self, site: str, build: Build, outcome: Finish, manifest: Manifest) -> Envelope:
-        run = outcome.run
-        statement = build_provenance(
-            Provenance(
-                site=site,
-                ref=build.ref,
-                commit=build.commit,
-                profile=outcome.profile or "static",
-                run=RunCommands(run.web, run.release, run.health),
-                build_id=build.id,
-                builder=SOURCE_BUILDER if outcome.output == "source" else SANDBOX_BUILDER,
-                started_at=rfc3339(build.started_at or build.created_at),
-                finished_at=rfc3339(self._jobs.clock()),
-            ),
-            manifest,
-        )
-        return seal(statement, self._signing_key)
+            self._packer.tar_of(job_id).unlink(missing_ok=True)
 
     async def _fail(self, job_id: str, failure: Failure) -> None:
         def change(changes: JobChanges) -> None:
@@ -490,79 +398,3 @@ class BuildRunner:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _record_success(changes: JobChanges, build: Build, outcome: Finish, kept: Ingested) -> None:
-    profile = outcome.profile or "static"
-    artifacts.add(
-        changes.db,
-        Artifact(
-            kept.artifact_id,
-            str(kept.digest),
-            kept.manifest_sha256,
-            kept.files,
-            kept.size_bytes,
-            changes.now,
-        ),
-    )
-    artifacts.attest(
-        changes.db,
-        Attestation(
-            envelope_sha256=kept.envelope_sha256,
-            artifact_id=kept.artifact_id,
-            site_id=build.site_id,
-            build_id=build.id,
-            key_id=kept.key_id,
-            signature=kept.signature,
-            profile=profile,
-            ref=build.ref,
-            commit=build.commit,
-            created_at=changes.now,
-        ),
-    )
-    result = {"artifact_id": kept.artifact_id, "build_id": build.id}
-    deployment_id = None
-    if build.deploys and (job := job_rows.get(changes.db, build.job_id)) and not job.finished_at:
-        deployment_id = _queue_its_deployment(changes, build, kept)
-        result["deployment_id"] = deployment_id
-    if changes.succeed(build.job_id, result) is None:
-        return  # canceled meanwhile: the artifact is kept, and that is all
-    builds.succeed(
-        changes.db,
-        build.id,
-        artifact_id=kept.artifact_id,
-        deployment_id=deployment_id,
-        profile=profile,
-        timings=outcome.timings,
-        at=changes.now,
-    )
-
-
-def _queue_its_deployment(changes: JobChanges, build: Build, kept: Ingested) -> str:
-    environment = environments.get(changes.db, build.env_id)
-    assert environment is not None, "an environment that goes cancels its builds"
-    order = DeploymentOrder(
-        environment,
-        kept.artifact_id,
-        kept.envelope_sha256,
-        Trigger.PUSH if build.pushed else Trigger.DEPLOY,
-        build.actor,
-        build.ref,
-        build.commit,
-    )
-    deployment, _ = queue_deployment(changes, order)
-    return deployment.id
-
-
-def _entries(files: Iterator[TreeFile]) -> Iterator[SourceEntry]:
-    """The files of a commit as a tree to keep. A submodule is the empty folder that git makes."""
-    for file in files:
-        path = os.fsencode(file.path)
-        if file.kind is EntryKind.LINK:
-            yield SourceLink(path, file.read())
-        elif file.kind is EntryKind.SUBMODULE:
-            yield SourceDirectory(path)
-        else:
-            is_large = file.size > WHOLE_BYTES_MAX
-            read = file.chunks if is_large else file.read
-            yield SourceFile(path, file.size, file.is_executable, read)

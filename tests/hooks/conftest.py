@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hooks.builds.packing import Packer
 from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.jobs import Jobs
@@ -53,7 +54,15 @@ class World:
         trust.establish(store.layout.trust, root=root_key, signing=key)
         (root / "tmp").mkdir(exist_ok=True)
         limits = BuildLimits(lease_s=0.8)
-        builds = BuildRunner(jobs, repositories, store, key, scratch=root / "tmp", limits=limits)
+        packer = Packer(
+            jobs,
+            repositories,
+            store,
+            key,
+            scratch=root / "tmp",
+            size_bytes_max=limits.output_bytes_max,
+        )
+        builds = BuildRunner(jobs, repositories, packer, limits=limits)
         rolls = RollRunner(
             jobs, limits=RollLimits(roll_timeout_s=5, host_timeout_s=2), domain="localhost"
         )

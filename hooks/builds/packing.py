@@ -1,0 +1,208 @@
+"""Packing: the output of a build becomes a signed artifact, and the build a success.
+
+Artifact, statement, the end of the build and its deployment are one commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hooks.builds.profiles import is_published
+from hooks.builds.wire import Finish
+from hooks.clock import rfc3339
+from hooks.jobs import JobChanges, Jobs
+from hooks.queueing import DeploymentOrder, queue_deployment
+from storage.artifacts import ArtifactStore, Ingested
+from storage.envelope import Envelope, seal
+from storage.manifest import Manifest
+from storage.model import Artifact, Attestation, Build, Trigger
+from storage.provenance import (
+    SANDBOX_BUILDER,
+    SOURCE_BUILDER,
+    Provenance,
+    RunCommands,
+    build_provenance,
+)
+from storage.records import artifacts, builds, environments, sites
+from storage.records import jobs as job_rows
+from storage.repos import EntryKind, Repositories, TreeFile
+from storage.signing import SigningKey
+from storage.source import (
+    WHOLE_BYTES_MAX,
+    Limits,
+    SourceDirectory,
+    SourceEntry,
+    SourceFile,
+    SourceLink,
+)
+from storage.tar import scan_tar
+
+
+class Packer:
+    """Keeps outputs. `scratch` holds the tars that builders send, until they are packed."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        repositories: Repositories,
+        store: ArtifactStore,
+        signing_key: SigningKey,
+        *,
+        scratch: Path,
+        size_bytes_max: int,
+    ) -> None:
+        self._jobs = jobs
+        self._records = jobs.records
+        self._repositories = repositories
+        self._store = store
+        self._signing_key = signing_key
+        self._scratch = scratch
+        self._size_bytes_max = size_bytes_max
+
+    def tar_of(self, job_id: str) -> Path:
+        """Where the tar of the job's output is kept until the build is finished."""
+        return self._scratch / f"output-{job_id}.tar"
+
+    def tidy(self) -> None:
+        """After a start: remove the tars of builds that did not end."""
+        for path in self._scratch.glob("output-*"):
+            path.unlink()
+
+    async def keep(self, build: Build, outcome: Finish) -> None:
+        """Pack, sign and record the output, and queue its deployment: one commit for all.
+
+        Raises:
+            TreeError: The output holds what no artifact may hold, or too much of it.
+            StorageError: The store could not take it; nothing was kept.
+        """
+        site = sites.find(self._records.reader(), build.site_id)
+        assert site is not None, "a site that goes cancels its builds"
+        published: list[JobChanges] = []
+
+        def attest(manifest: Manifest) -> Envelope:
+            return self._attest(site.name, build, outcome, manifest)
+
+        def record(db: sqlite3.Connection, kept: Ingested) -> None:
+            changes = self._jobs.changes_in(db)
+            published[:] = [changes]  # a commit that raced with the collector runs again
+            _record_success(changes, build, outcome, kept)
+
+        await asyncio.to_thread(self._ingest, build, outcome, attest, record)
+        for changes in published:
+            self._jobs.publish(changes)
+
+    def _ingest(
+        self,
+        build: Build,
+        outcome: Finish,
+        attest: Callable[[Manifest], Envelope],
+        record: Callable[[sqlite3.Connection, Ingested], None],
+    ) -> None:
+        limits = Limits(size_bytes_max=self._size_bytes_max)
+        if outcome.output == "tar":
+            with self.tar_of(build.job_id).open("rb") as tar:
+                entries: Iterator[SourceEntry] = scan_tar(tar)
+                self._store.ingest(entries, limits=limits, attest=attest, record=record)
+            return
+        files = self._repositories.walk_tree(build.site_id, build.commit, outcome.folder)
+        if outcome.profile == "static" and outcome.folder == ".":
+            files = (file for file in files if is_published(file.path))
+        self._store.ingest(_entries(files), limits=limits, attest=attest, record=record)
+
+    def _attest(self, site: str, build: Build, outcome: Finish, manifest: Manifest) -> Envelope:
+        run = outcome.run
+        statement = build_provenance(
+            Provenance(
+                site=site,
+                ref=build.ref,
+                commit=build.commit,
+                profile=outcome.profile or "static",
+                run=RunCommands(run.web, run.release, run.health),
+                build_id=build.id,
+                builder=SOURCE_BUILDER if outcome.output == "source" else SANDBOX_BUILDER,
+                started_at=rfc3339(build.started_at or build.created_at),
+                finished_at=rfc3339(self._jobs.clock()),
+            ),
+            manifest,
+        )
+        return seal(statement, self._signing_key)
+
+
+def _record_success(changes: JobChanges, build: Build, outcome: Finish, kept: Ingested) -> None:
+    profile = outcome.profile or "static"
+    artifacts.add(
+        changes.db,
+        Artifact(
+            kept.artifact_id,
+            str(kept.digest),
+            kept.manifest_sha256,
+            kept.files,
+            kept.size_bytes,
+            changes.now,
+        ),
+    )
+    artifacts.attest(
+        changes.db,
+        Attestation(
+            envelope_sha256=kept.envelope_sha256,
+            artifact_id=kept.artifact_id,
+            site_id=build.site_id,
+            build_id=build.id,
+            key_id=kept.key_id,
+            signature=kept.signature,
+            profile=profile,
+            ref=build.ref,
+            commit=build.commit,
+            created_at=changes.now,
+        ),
+    )
+    result = {"artifact_id": kept.artifact_id, "build_id": build.id}
+    deployment_id = None
+    if build.deploys and (job := job_rows.get(changes.db, build.job_id)) and not job.finished_at:
+        deployment_id = _queue_its_deployment(changes, build, kept)
+        result["deployment_id"] = deployment_id
+    if changes.succeed(build.job_id, result) is None:
+        return  # canceled meanwhile: the artifact is kept, and that is all
+    builds.succeed(
+        changes.db,
+        build.id,
+        artifact_id=kept.artifact_id,
+        deployment_id=deployment_id,
+        profile=profile,
+        timings=outcome.timings,
+        at=changes.now,
+    )
+
+
+def _queue_its_deployment(changes: JobChanges, build: Build, kept: Ingested) -> str:
+    environment = environments.get(changes.db, build.env_id)
+    assert environment is not None, "an environment that goes cancels its builds"
+    order = DeploymentOrder(
+        environment,
+        kept.artifact_id,
+        kept.envelope_sha256,
+        Trigger.PUSH if build.pushed else Trigger.DEPLOY,
+        build.actor,
+        build.ref,
+        build.commit,
+    )
+    deployment, _ = queue_deployment(changes, order)
+    return deployment.id
+
+
+def _entries(files: Iterator[TreeFile]) -> Iterator[SourceEntry]:
+    """The files of a commit as a tree to keep. A submodule is the empty folder that git makes."""
+    for file in files:
+        path = os.fsencode(file.path)
+        if file.kind is EntryKind.LINK:
+            yield SourceLink(path, file.read())
+        elif file.kind is EntryKind.SUBMODULE:
+            yield SourceDirectory(path)
+        else:
+            is_large = file.size > WHOLE_BYTES_MAX
+            read = file.chunks if is_large else file.read
+            yield SourceFile(path, file.size, file.is_executable, read)

@@ -1,0 +1,90 @@
+"""Environments come and go: in the transaction of whoever makes or removes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hooks import branches
+from hooks.jobs import JobChanges
+from hooks.queueing import cancel_work
+from storage.ids import new_id
+from storage.model import (
+    BranchRoute,
+    Environment,
+    EnvironmentKind,
+    EnvironmentStatus,
+    RouteTarget,
+    Site,
+)
+from storage.records import environments
+from storage.records import jobs as job_rows
+
+
+def mapped_branches(routes: Sequence[BranchRoute], default_branch: str) -> tuple[str, str | None]:
+    """The branches that production and staging stand for: their first exact patterns."""
+    exact = [route for route in routes if not any(c in route.pattern for c in "*?[")]
+    live = next((r.pattern for r in exact if r.target is RouteTarget.LIVE), default_branch)
+    staging = next((r.pattern for r in exact if r.target is RouteTarget.STAGING), None)
+    return live, staging
+
+
+def first_environments(site: Site, now: int) -> tuple[Environment, Environment]:
+    """A new site's production and staging."""
+    production = Environment(
+        id=new_id("env"),
+        site_id=site.id,
+        slug="production",
+        kind=EnvironmentKind.PRODUCTION,
+        branch=site.default_branch,
+        ephemeral=False,
+        status=EnvironmentStatus.ACTIVE,
+        hostname=branches.production_hostname(site.name),
+        created_at=now,
+    )
+    staging = Environment(
+        id=new_id("env"),
+        site_id=site.id,
+        slug="staging",
+        kind=EnvironmentKind.STAGING,
+        branch="staging",
+        ephemeral=False,
+        status=EnvironmentStatus.ACTIVE,
+        hostname=branches.staging_hostname(site.name),
+        created_at=now,
+    )
+    return production, staging
+
+
+def add_preview(
+    changes: JobChanges, site: Site, branch: str, *, ephemeral: bool = True
+) -> Environment:
+    """Add the preview of a branch, in the caller's transaction."""
+    plain = branches.preview_slug(site.id, branch, is_taken=False)
+    is_taken = not environments.slug_is_free(changes.db, site.id, plain)
+    hostname = branches.preview_hostname(site.name, site.id, branch)
+    if not environments.hostname_is_free(changes.db, hostname):
+        hostname = branches.preview_hostname(
+            site.name, site.id, branch, hash_chars=branches.LONG_HASH_CHARS
+        )
+    environment = Environment(
+        id=new_id("env"),
+        site_id=site.id,
+        slug=branches.preview_slug(site.id, branch, is_taken=is_taken),
+        kind=EnvironmentKind.PREVIEW,
+        branch=branch,
+        ephemeral=ephemeral,
+        status=EnvironmentStatus.ACTIVE,
+        hostname=hostname,
+        created_at=changes.now,
+    )
+    environments.add(changes.db, environment)
+    changes.environment_changed(environment.id)
+    return environment
+
+
+def remove_environment(changes: JobChanges, environment: Environment) -> None:
+    """Remove an environment, and cancel the work that waits for it."""
+    for job in job_rows.unfinished_of(changes.db, environment.id):
+        cancel_work(changes, job)
+    environments.delete(changes.db, environment.id)
+    changes.environment_changed(environment.id)
