@@ -273,7 +273,7 @@ class WorkTree:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that builders and site host, users of their own, can walk through."""
-    path = Path(tempfile.mkdtemp(prefix="gitd-scenario-"))
+    path = Path(tempfile.mkdtemp(prefix="gitd-scenario-", dir="/tmp"))
     path.chmod(0o711)
     yield path
     shutil.rmtree(path, ignore_errors=True)
