@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -71,6 +71,16 @@ class Init:
         for pid in found:
             found += children.get(pid, ())
         return found
+
+    def holds(self, inodes: Collection[int]) -> bool:
+        """Say whether some process of the sandbox has each of these sockets open."""
+        missing = {f"socket:[{inode}]" for inode in inodes}
+        for pid in (self._pid, *self.descendants()):
+            with contextlib.suppress(OSError):
+                for entry in os.scandir(f"/proc/{pid}/fd"):
+                    with contextlib.suppress(OSError):
+                        missing.discard(str(Path(entry.path).readlink()))
+        return not missing
 
 
 class Status:

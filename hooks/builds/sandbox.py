@@ -14,7 +14,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -208,6 +208,10 @@ class Sandbox:
         self._was_killed = True
         self._init.kill()
         self._outer.signal(signal.SIGKILL)
+
+    def holds(self, inodes: Collection[int]) -> bool:
+        """Say whether each of these sockets is open in a process inside. Reads /proc: blocking."""
+        return self._init.holds(inodes)
 
     def terminate(self) -> None:
         """Ask every process inside to end (SIGTERM). Does nothing when they have."""

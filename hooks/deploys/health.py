@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
+
+
+def _as_the_kernel_writes(packed: bytes) -> str:
+    """Write an address as /proc/net does: words of four bytes in the machine's order."""
+    words = struct.unpack(f"={len(packed) // 4}I", packed)
+    return "".join(f"{word:08X}" for word in words)
+
 
 TIMEOUT_S: Final = 30.0
 FIRST_PAUSES_S: Final = (0.01,) * 50
@@ -13,6 +24,17 @@ FIRST_PAUSES_S: Final = (0.01,) * 50
 NEXT_PAUSES_S: Final = (0.05,) * 600
 PAUSE_S: Final = 0.5
 TRY_TIMEOUT_S: Final = 5.0
+
+_LISTEN: Final = "0A"
+_LOCAL: Final = frozenset(
+    _as_the_kernel_writes(packed)
+    for packed in (
+        socket.inet_aton("127.0.0.1"),
+        socket.inet_aton("0.0.0.0"),  # noqa: S104 - read, not bound
+        socket.inet_pton(socket.AF_INET6, "::ffff:127.0.0.1"),
+        socket.inet_pton(socket.AF_INET6, "::"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +49,18 @@ class HealthCheck:
     host: str
 
 
-async def wait_until_healthy(port: int, check: HealthCheck, *, timeout_s: float) -> str | None:
-    """Ask again and again. None once it is healthy; otherwise, after `timeout_s`, why not."""
+async def wait_until_healthy(
+    port: int,
+    check: HealthCheck,
+    *,
+    timeout_s: float,
+    is_own: Callable[[Collection[int]], bool] = lambda _: True,
+) -> str | None:
+    """Ask again and again. None once it is healthy; otherwise, after `timeout_s`, why not.
+
+    `is_own` says whether listening sockets, by their inodes, are those of the process that was
+    started: every site can listen on every port of the machine.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     pauses = iter(FIRST_PAUSES_S + NEXT_PAUSES_S)
@@ -37,12 +69,30 @@ async def wait_until_healthy(port: int, check: HealthCheck, *, timeout_s: float)
         try:
             async with asyncio.timeout(min(TRY_TIMEOUT_S, left_s)):
                 trouble = await _ask(port, check)
+                if not trouble and not await asyncio.to_thread(lambda: is_own(listeners(port))):
+                    trouble = f"another program of this machine listens on port {port} ($PORT)"
         except TimeoutError:
             trouble = "it did not answer in time"
         if not trouble:
             return None
         await asyncio.sleep(next(pauses, PAUSE_S))
     return trouble
+
+
+def listeners(port: int) -> set[int]:
+    """The inodes of the sockets that a connection to 127.0.0.1 and `port` can reach. Blocking.
+
+    Source: proc_net_tcp(5).
+    """
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), Path("/proc/net", table).open() as lines:
+            for line in lines:
+                fields = line.split()
+                address, _, number = fields[1].partition(":")
+                if fields[3] == _LISTEN and address in _LOCAL and int(number, 16) == port:
+                    found.add(int(fields[9]))
+    return found
 
 
 async def _ask(port: int, check: HealthCheck) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Final
@@ -34,14 +35,16 @@ class NotListeningError(Exception):
 
 
 class WebProxy:
-    """Passes requests on to 127.0.0.1:`port`; bodies stream both ways, WebSockets too.
+    """Passes requests on to 127.0.0.1, to the port that `port` gives now.
+
+    Bodies stream both ways, WebSockets too.
 
     Requests that can be repeated share connections; any other gets its own, because nobody can
     tell whether a request on a connection that broke was carried out.
     """
 
-    def __init__(self, port: int, *, trusted: TrustedProxies) -> None:
-        self._base = f"http://127.0.0.1:{port}"
+    def __init__(self, port: Callable[[], int], *, trusted: TrustedProxies) -> None:
+        self._port = port
         self._trusted = trusted
         self._shared = _session(
             aiohttp.TCPConnector(limit=0, keepalive_timeout=REUSE_WITHIN_S, use_dns_cache=False)
@@ -82,13 +85,14 @@ class WebProxy:
             headers["Upgrade"] = upgrade
         if request.headers.get("Expect", "").lower() == "100-continue":
             await _ask_for_body(request)
+        base = f"http://127.0.0.1:{self._port()}"
         is_repeatable = request.method in _SAFE_METHODS and not request.can_read_body
         attempt = _Attempt()
         session = self._shared if is_repeatable and upgrade is None else self._single
         try:
             async with session.request(
                 request.method,
-                URL(self._base + target, encoded=True),
+                URL(base + target, encoded=True),
                 headers=headers,
                 data=request.content if request.can_read_body else None,
                 skip_auto_headers=_OWN_HEADERS,
@@ -111,7 +115,7 @@ class WebProxy:
         except aiohttp.ClientConnectionResetError:
             raise  # the visitor left
         except aiohttp.ClientError as error:
-            _log.info("web_process_broke_off", target=self._base, reason=repr(error))
+            _log.info("web_process_broke_off", target=base, reason=repr(error))
             return pages.bad_gateway()
 
     async def _tunnel(

@@ -87,7 +87,8 @@ class WebProcess:
         web_log: Path,
         starting: asyncio.Semaphore,
     ) -> None:
-        self.port = free_port()
+        self.port = 0
+        """A new one at each start: who waits for an old one to be free gets nothing."""
         self._program = program
         self._check = check
         self._log = WebLog(web_log)
@@ -139,6 +140,7 @@ class WebProcess:
         self._log.close()
 
     async def _begin(self) -> None:
+        self.port = free_port()
         spec = self._program.sandbox(PORT=str(self.port))
         self._sandbox = await _start(spec, self._log.write)
         self._exit = asyncio.get_running_loop().create_task(self._sandbox.wait())
@@ -146,8 +148,11 @@ class WebProcess:
     async def _become_healthy(self, timeout_s: float) -> tuple[str, str] | None:
         """Wait for health or the end, whichever is first; return what went wrong: code, message."""
         assert self._exit is not None, "it was begun"
+        assert self._sandbox is not None, "it was begun"
         check = asyncio.get_running_loop().create_task(
-            wait_until_healthy(self.port, self._check, timeout_s=timeout_s)
+            wait_until_healthy(
+                self.port, self._check, timeout_s=timeout_s, is_own=self._sandbox.holds
+            )
         )
         try:
             await asyncio.wait({check, self._exit}, return_when=asyncio.FIRST_COMPLETED)
@@ -215,7 +220,7 @@ class WebSite:
 
     def __init__(self, process: WebProcess, *, trusted: TrustedProxies) -> None:
         self._process = process
-        self._proxy = WebProxy(process.port, trusted=trusted)
+        self._proxy = WebProxy(lambda: process.port, trusted=trusted)
 
     async def respond(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
         deadline = time.monotonic() + HOLD_S

@@ -293,6 +293,44 @@ async def test_static_and_web_releases_replace_each_other(shelf, control, host, 
     await eventually(lambda: not sandboxes_of(host))
 
 
+async def test_a_port_that_another_program_took_gets_no_visitor(
+    shelf, control, host, visitor, wanted
+):
+    before = (
+        'open("/data/port", "w").write(os.environ["PORT"])\n'
+        'while not os.path.exists("/data/go"): time.sleep(0.01)'
+    )
+    rolling = asyncio.ensure_future(
+        control.roll(wanted(pin=shelf.put_web(app("own", before=before))))
+    )
+    data = host.directory / "environments/env_1/data"
+    await eventually(lambda: (data / "port").exists() and (data / "port").read_text())
+
+    async def steal(_, writer):
+        writer.close()
+
+    thief = await asyncio.start_server(steal, "127.0.0.1", int((data / "port").read_text()))
+    await asyncio.sleep(0.5)
+    assert not rolling.done()
+    thief.close()
+    await thief.wait_closed()
+    (data / "go").touch()
+    assert (await rolling).status == "serving"
+    assert await visitor.text() == "own"
+
+
+async def test_each_start_of_a_web_process_has_a_port_of_its_own(
+    shelf, control, host, visitor, wanted
+):
+    await control.roll(wanted(pin=shelf.put_web(app("one"))))
+    ports = set()
+    for _ in range(2):
+        ports.add(json.loads(await visitor.text("/facts"))["environ"]["PORT"])
+        await visitor.ask("/die")
+    ports.add(json.loads(await visitor.text("/facts"))["environ"]["PORT"])
+    assert len(ports) == 3
+
+
 async def test_web_processes_end_with_a_killed_host_and_start_again_with_it(
     shelf, control, host, visitor, wanted
 ):

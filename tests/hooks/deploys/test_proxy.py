@@ -48,7 +48,7 @@ async def front(visitors):
         async def start(port, *, trusted=()):
             router: Router[Serving] = Router()
             serving = Serving(Absence.NOTHING_RELEASED)
-            proxy = WebProxy(port, trusted=TrustedProxies(trusted))
+            proxy = WebProxy(lambda: port, trusted=TrustedProxies(trusted))
             pin = ArtifactPin("art_x", "blake3:x", "x")
             release = ServedRelease("dep_1", pin, Passing(proxy))
             serving.switch(release)
