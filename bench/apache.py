@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import http.client
+import os
 import shutil
 import socket
 import subprocess
@@ -29,22 +30,24 @@ LoadModule authn_file_module {modules}/mod_authn_file.so
 LoadModule auth_basic_module {modules}/mod_auth_basic.so
 LoadModule alias_module {modules}/mod_alias.so
 LoadModule env_module {modules}/mod_env.so
+LoadModule setenvif_module {modules}/mod_setenvif.so
 LoadModule cgid_module {modules}/mod_cgid.so
 ScriptSock "{root}/cgid.sock"
-User {user}
-Group {group}
+{user}
 SetEnv GIT_PROJECT_ROOT {repositories}
 SetEnv GIT_HTTP_EXPORT_ALL 1
 PassEnv PATH
 SetEnvIf Git-Protocol ".*" GIT_PROTOCOL=$0
 ScriptAlias / {backend}/
 <Directory "{backend_folder}">
-  AuthType Basic
-  AuthName git
-  AuthUserFile "{root}/users"
-  Require valid-user
+{rule}
 </Directory>
 """
+ANYBODY = "Require all granted"
+USERS = """AuthType Basic
+AuthName git
+AuthUserFile "{root}/users"
+Require valid-user"""
 
 
 class ApacheMissingError(Exception):
@@ -52,10 +55,11 @@ class ApacheMissingError(Exception):
 
 
 @contextlib.contextmanager
-def http_backend(root: Path, repositories: Path, *, password: str) -> Iterator[str]:
+def http_backend(root: Path, repositories: Path, *, password: str | None) -> Iterator[str]:
     """Serve the repositories to the user `x`; yields the URL below which they are.
 
-    The password is kept as Apache's cheapest hash, so that the peer does not pay for a slow one.
+    Without a password it serves everybody; pushes need `http.receivepack` then. The password is
+    kept as Apache's cheapest hash, so that the peer does not pay for a slow one.
     """
     program = shutil.which("apache2") or shutil.which("apache2", path="/usr/sbin")
     exec_path = subprocess.run(
@@ -65,8 +69,10 @@ def http_backend(root: Path, repositories: Path, *, password: str) -> Iterator[s
     if program is None or not backend.exists():
         raise ApacheMissingError("apt-get install apache2 git")
     root.mkdir(parents=True)
-    user = "www-data"
-    shutil.chown(root, user, user)
+    user = ""
+    if os.getuid() == 0:
+        user = "User www-data\nGroup www-data"
+        shutil.chown(root, "www-data", "www-data")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -75,18 +81,15 @@ def http_backend(root: Path, repositories: Path, *, password: str) -> Iterator[s
         port=port,
         modules=MODULES,
         user=user,
-        group=user,
         repositories=repositories,
         backend=backend,
         backend_folder=backend.parent,
-    )
-    text = text.replace(
-        "LoadModule cgid_module",
-        f"LoadModule setenvif_module {MODULES}/mod_setenvif.so\nLoadModule cgid_module",
+        rule=ANYBODY if password is None else USERS.format(root=root),
     )
     (root / "apache.conf").write_text(text)
-    hashed = base64.b64encode(hashlib.sha1(password.encode(), usedforsecurity=False).digest())
-    (root / "users").write_text(f"x:{{SHA}}{hashed.decode()}\n")
+    if password is not None:
+        hashed = base64.b64encode(hashlib.sha1(password.encode(), usedforsecurity=False).digest())
+        (root / "users").write_text(f"x:{{SHA}}{hashed.decode()}\n")
     process = subprocess.Popen(
         [program, "-f", str(root / "apache.conf"), "-D", "FOREGROUND"],
         stdout=subprocess.DEVNULL,

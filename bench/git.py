@@ -1,16 +1,15 @@
 """The git room beside `git http-backend` behind Apache: wall times of the real client, as ratios.
 
-    .venv/bin/python bench/git.py [--objects 50000] [--rounds 5]
+    .venv/bin/python -m bench.git [--objects 50000] [--rounds 5] [--only push]
 
-Needs `git` and `apache2` (with mpm_event, cgid, alias, env, setenvif, authz_core). Both serve
-copies of the same repositories in the same run, taking turns; the figures are medians.
+Needs `git` and `apache2`. Both serve copies of the same repositories in the same run, taking
+turns; the figures are medians, the ratios medians of the ratios turn by turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import getpass
-import json
 import os
 import random
 import re
@@ -19,14 +18,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.apache import ApacheMissingError, http_backend
+from bench.measure import Pair, timed
+
 ROOT = Path(__file__).parents[1]
-MODULES = "/usr/lib/apache2/modules"
 ENVIRON = {
     **os.environ,
     "GIT_AUTHOR_NAME": "Ada",
@@ -66,14 +66,16 @@ class Side:
     name: str
     root: Path
     url: str
-    pid: int
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    noted: dict[str, list[float]] = field(default_factory=dict)
 
-    def note(self, what: str, seconds: float) -> None:
-        self.seconds.setdefault(what, []).append(seconds)
+    def note(self, what: str, value: float) -> None:
+        self.noted.setdefault(what, []).append(value)
 
-    def median(self, what: str) -> float:
-        return statistics.median(self.seconds[what])
+    def time(self, what: str, work: Callable[[], object]) -> None:
+        self.note(what, timed(work))
+
+    def time_git(self, what: str, *arguments: str | Path, cwd: Path) -> None:
+        self.time(what, lambda: git(*arguments, cwd=cwd))
 
 
 # what is served
@@ -124,49 +126,8 @@ def serve_copy(side: Side, name: str, source: Path | None, refs: int = 0) -> Pat
 
 
 @contextmanager
-def apache(folder: Path) -> Iterator[Side]:
-    root = folder / "apache-served"
-    root.mkdir()
-    port = 18_431
-    config = folder / "apache.conf"
-    user = getpass.getuser()
-    config.write_text(
-        f"""ServerRoot {folder}
-PidFile {folder}/apache.pid
-ServerName localhost
-Listen 127.0.0.1:{port}
-{"User www-data" if user == "root" else ""}
-LoadModule mpm_event_module {MODULES}/mod_mpm_event.so
-LoadModule authz_core_module {MODULES}/mod_authz_core.so
-LoadModule alias_module {MODULES}/mod_alias.so
-LoadModule env_module {MODULES}/mod_env.so
-LoadModule cgid_module {MODULES}/mod_cgid.so
-LoadModule setenvif_module {MODULES}/mod_setenvif.so
-ErrorLog {folder}/apache.log
-ScriptSock {folder}/cgid.sock
-SetEnv GIT_PROJECT_ROOT {root}
-SetEnv GIT_HTTP_EXPORT_ALL 1
-SetEnv GIT_CONFIG_NOSYSTEM 1
-SetEnv HOME {root}
-SetEnvIf Git-Protocol ".*" GIT_PROTOCOL=$0
-ScriptAlias / {git("--exec-path", cwd=folder).strip()}/git-http-backend/
-<Directory {git("--exec-path", cwd=folder).strip()}>
-Require all granted
-</Directory>
-"""
-    )
-    (root / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
-    process = subprocess.Popen(["apache2", "-f", str(config), "-D", "FOREGROUND"])
-    time.sleep(1)
-    yield Side("apache", root, f"http://127.0.0.1:{port}", process.pid)
-    process.terminate()
-    process.wait()
-
-
-@contextmanager
-def ours(folder: Path) -> Iterator[Side]:
-    root = folder / "ours-served"
-    root.mkdir()
+def ours(root: Path) -> Iterator[tuple[str, int]]:
+    """Serve the repositories; yields the URL below which they are, and the process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "gitd.git", "--root", str(root), "--listen", "127.0.0.1:0"],
         cwd=ROOT,
@@ -176,9 +137,11 @@ def ours(folder: Path) -> Iterator[Side]:
     assert process.stdout is not None
     found = re.search(r"http://\S+:\d+", process.stdout.readline())
     assert found
-    yield Side("gitd", root, found[0], process.pid)
-    process.terminate()
-    process.wait()
+    try:
+        yield found[0], process.pid
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def open_to_apache(side: Side) -> None:
@@ -194,16 +157,6 @@ def peak_mib(pid: int) -> float:
 # what is measured
 
 
-def timed(side: Side, what: str, work: Callable[[], object]) -> None:
-    start = time.perf_counter()
-    work()
-    side.note(what, time.perf_counter() - start)
-
-
-def timed_git(side: Side, what: str, *arguments: str | Path, cwd: Path) -> None:
-    timed(side, what, lambda: git(*arguments, cwd=cwd))
-
-
 def commit_file(clone: Path, content: str) -> None:
     (clone / "d0").mkdir(exist_ok=True)
     (clone / "d0/bench").write_text(content)
@@ -211,7 +164,7 @@ def commit_file(clone: Path, content: str) -> None:
     git("commit", "-q", "-m", "bench", cwd=clone)
 
 
-def bench_single(sides: list[Side], folder: Path, history: Path, rounds: int) -> None:
+def bench_single(sides: list[Side], folder: Path, history: Path, _small: Path, rounds: int) -> None:
     clones = {}
     for side in sides:
         serve_copy(side, "one.git", history)
@@ -224,19 +177,17 @@ def bench_single(sides: list[Side], folder: Path, history: Path, rounds: int) ->
         for side in sides:
             clone, reader = clones[side.name], folder / f"{side.name}-reader"
             commit_file(clone, "".join(f"{number} {line}\n" for line in range(50)))
-            timed_git(side, "push 1 commit", "push", "-q", "origin", "main", cwd=clone)
+            side.time_git("push 1 commit", "push", "-q", "origin", "main", cwd=clone)
             before = {path.name for path in (reader / ".git/objects").rglob("*")}
             keep = ("-c", "fetch.unpackLimit=1")
-            timed_git(side, "fetch 1 commit", *keep, "fetch", "-q", cwd=reader)
+            side.time_git("fetch 1 commit", *keep, "fetch", "-q", cwd=reader)
             packs = [p for p in (reader / ".git/objects").rglob("*.pack") if p.name not in before]
             sizes[side.name].append(sum(pack.stat().st_size for pack in packs))
     for side in sides:
-        side.note("fetch 1 commit, bytes", statistics.median(sizes[side.name]))
+        side.noted["fetch 1 commit, bytes"] = [float(size) for size in sizes[side.name]]
 
 
-def bench_crowd(sides: list[Side], folder: Path, rounds: int) -> None:
-    small = folder / "small.git"
-    make_history(small, 1000)
+def bench_crowd(sides: list[Side], folder: Path, _history: Path, small: Path, rounds: int) -> None:
     for side in sides:
         for number in range(20):
             serve_copy(side, f"crowd{number}.git", small)
@@ -262,73 +213,83 @@ def bench_crowd(sides: list[Side], folder: Path, rounds: int) -> None:
                 ]
                 assert all(process.wait() == 0 for process in running)
 
-            timed(side, "20 pushes at once", push_all)
+            side.time("20 pushes at once", push_all)
 
 
-def bench_whole(sides: list[Side], folder: Path, history: Path, rounds: int) -> None:
+def bench_whole(sides: list[Side], folder: Path, history: Path, _small: Path, rounds: int) -> None:
     for turn in range(rounds):
         for side in sides:
             serve_copy(side, "empty.git", None)
             serve_copy(side, f"fresh{turn}.git", history)
             open_to_apache(side)
             url = f"{side.url}/empty.git"
-            timed_git(side, "push of the whole", "push", "-q", url, "main", cwd=history)
+            side.time_git("push of the whole", "push", "-q", url, "main", cwd=history)
             for what in ("first clone", "repeated clone"):
                 target = folder / "cloned"
                 url = f"{side.url}/fresh{turn}.git"
-                timed_git(side, what, "clone", "-q", "--bare", url, target, cwd=folder)
+                side.time_git(what, "clone", "-q", "--bare", url, target, cwd=folder)
                 shutil.rmtree(target)
 
 
-def bench_refs(sides: list[Side], folder: Path, history: Path, rounds: int) -> None:
+def bench_refs(sides: list[Side], _folder: Path, history: Path, small: Path, rounds: int) -> None:
     for count, what in ((10, "ls-remote, 10 refs"), (50_000, "ls-remote, 50,000 refs")):
         for side in sides:
-            serve_copy(side, "refs.git", folder / "small.git", refs=count)
+            serve_copy(side, "refs.git", small, refs=count)
             open_to_apache(side)
         for _ in range(rounds * 3):
             for side in sides:
-                timed_git(side, what, "ls-remote", f"{side.url}/refs.git", cwd=history)
+                side.time_git(what, "ls-remote", f"{side.url}/refs.git", cwd=history)
 
 
-def main() -> None:
+BENCHES = {"one": bench_single, "crowd": bench_crowd, "whole": bench_whole, "refs": bench_refs}
+
+
+def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    parser.add_argument("--only", choices=BENCHES, action="append")
+    wished = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bench-git-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        history = folder / "history.git"
-        make_history(history, arguments.objects)
-        with apache(folder) as theirs, ours(folder) as mine:
-            sides = [theirs, mine]
-            bench_single(sides, folder, history, arguments.rounds)
-            bench_crowd(sides, folder, arguments.rounds)
-            bench_whole(sides, folder, history, arguments.rounds)
-            bench_refs(sides, folder, history, arguments.rounds)
-            peak = peak_mib(mine.pid)
-    report(theirs, mine, peak, as_json=arguments.json)
-
-
-def report(theirs: Side, mine: Side, peak: float, *, as_json: bool) -> None:
-    rows = []
-    for what, target in TARGETS.items():
-        ratio = mine.median(what) / theirs.median(what)
-        rows.append((what, theirs.median(what), mine.median(what), ratio, target))
-    if as_json:
-        print(json.dumps({"rows": rows, "peak_mib": peak}))
-        return
-    print(f"{'':26}{'apache':>10}{'gitd':>10}{'ratio':>8}{'target':>8}")
-    for what, one, other, ratio, target in rows:
-        mark = "" if ratio <= target else "  <- missed"
-        is_bytes = what.endswith("bytes")
-        shown = (
-            [f"{one:.0f} B", f"{other:.0f} B"] if is_bytes else [f"{one:.3f} s", f"{other:.3f} s"]
-        )
-        print(f"{what:26}{shown[0]:>10}{shown[1]:>10}{ratio:8.2f}{target:8.2f}{mark}")
+        history, small = folder / "history.git", folder / "small.git"
+        make_history(history, wished.objects)
+        make_history(small, 1000)
+        roots = [folder / "apache-served", folder / "ours-served"]
+        for root in roots:
+            root.mkdir()
+        try:
+            with (
+                http_backend(folder / "apache", roots[0], password=None) as their_url,
+                ours(roots[1]) as (url, pid),
+            ):
+                theirs, mine = Side("apache", roots[0], their_url), Side("gitd", roots[1], url)
+                for bench in wished.only or BENCHES:
+                    BENCHES[bench]([theirs, mine], folder, history, small, wished.rounds)
+                peak = peak_mib(pid)
+        except ApacheMissingError as error:
+            sys.stderr.write(f"needs: {error}\n")
+            return 1
+    report(theirs, mine)
     print(f"peak memory of the server process: {peak:.0f} MiB")
+    return 0
+
+
+def report(theirs: Side, mine: Side) -> None:
+    """Print each figure beside its target."""
+    print(f"{'':26}{'apache':>12}{'gitd':>12}{'ratio':>8}{'target':>8}")
+    for what, target in TARGETS.items():
+        if what not in mine.noted:
+            continue
+        pair = Pair(what, mine.noted[what], theirs.noted[what])
+        shown = [
+            f"{number:.0f} B" if what.endswith("bytes") else f"{number * 1000:.0f} ms"
+            for number in map(statistics.median, (pair.peer_s, pair.ours_s))
+        ]
+        mark = "" if pair.ratio <= target else "  <- missed"
+        print(f"{what:26}{shown[0]:>12}{shown[1]:>12}{pair.ratio:8.2f}{target:8.2f}{mark}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
