@@ -198,11 +198,20 @@ class _OnePush:
         """Whether a ref has moved."""
         return any(command.error is None for command in self._commands)
 
-    def _environ(self) -> dict[str, str]:
+    @property
+    def _committer(self) -> tuple[str, str]:
+        """The name and address for reflogs: the operator's own, if the environment has one."""
         user = self._opened.remote_user or "anonymous"
+        return (
+            os.environ.get("GIT_COMMITTER_NAME") or user,
+            os.environ.get("GIT_COMMITTER_EMAIL") or f"{user}@http.{self._remote_addr}",
+        )
+
+    def _environ(self) -> dict[str, str]:
+        name, email = self._committer
         environ = {
-            "GIT_COMMITTER_NAME": user,
-            "GIT_COMMITTER_EMAIL": f"{user}@http.{self._remote_addr}",
+            "GIT_COMMITTER_NAME": name,
+            "GIT_COMMITTER_EMAIL": email,
             "REMOTE_ADDR": self._remote_addr,
             "GATEWAY_INTERFACE": "CGI/1.1",
             "SERVER_NAME": socket.gethostname(),
@@ -338,8 +347,8 @@ class _OnePush:
         if is_atomic and any(command.error for command in self._commands):
             self._refuse_all("atomic push failure")
         going = [command for command in self._commands if command.is_going]
-        user = self._opened.remote_user or "anonymous"
-        log = ReflogEntry(f"{user} <{user}@http.{self._remote_addr}>".encode(), b"push")
+        name, email = self._committer
+        log = ReflogEntry(f"{name} <{email}>".encode(), b"push")
         errors = change_refs(
             self._repository,
             [RefChange(command.name, command.old, command.new) for command in going],

@@ -34,6 +34,7 @@ STALE = "incorrect old value provided"
 EXISTS = "reference already exists"
 ABSENT = "reference does not exist"
 CONFLICT = "refname conflict"
+ATOMIC = "atomic transaction failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,10 @@ def change_refs(
 
     `sync_first`: directories that must be durable before any ref points at what is in them.
 
-    Returns for each change None, or why it was not made; with `is_atomic` one error stands for
-    all: the others get `atomic transaction failed`. A process that dies in between leaves each ref
-    old or new, and perhaps a `.lock` that `forget_locks` removes.
+    Returns for each change None, or why it was not made; with `is_atomic` one error lets all fail
+    for the reason `atomic transaction failed`, and only its words tell which it was. A process
+    that dies in between leaves each ref old or new, and perhaps a `.lock` that `forget_locks`
+    removes.
     """
     return _Transaction(repository, log, sync_first).run(changes, is_atomic=is_atomic)
 
@@ -337,7 +339,7 @@ def _fail_together(held: list[_Held]) -> bool:
     has_failed = any(one.error for one in held)
     if has_failed:
         for one in held:
-            one.error = one.error or RefUpdateError("", reason="atomic transaction failed")
+            one.error = RefUpdateError(str(one.error or ""), reason=ATOMIC)
     return has_failed
 
 

@@ -115,3 +115,22 @@ def test_only_executable_hooks_run(
     (bare / "hooks/pre-receive").chmod(0o755 if is_executable else 0o644)
     done = git("push", "origin", "main:x", cwd=work, check=False)
     assert (done.status == 0) is not is_executable
+
+
+def test_the_operators_own_committer_stands_in_reflogs_and_hooks(
+    tmp_path: Path, launch: Callable[..., Any], git: Git, commit: Git, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("GIT_COMMITTER_NAME", "Git Room")
+    monkeypatch.setenv("GIT_COMMITTER_EMAIL", "git@example.org")
+    served = tmp_path / "served"
+    served.mkdir()
+    server = launch(served)
+    bare = server.create("one.git", core__logAllRefUpdates="true")
+    hook(bare, "post-receive", 'echo "by $GIT_COMMITTER_NAME <$GIT_COMMITTER_EMAIL>"')
+    work = tmp_path / "work"
+    git("init", "-q", "-b", "main", work, cwd=tmp_path)
+    commit(work, "one")
+    done = git("push", server.url_of(bare), "main", cwd=work)
+    assert "remote: by Git Room <git@example.org>" in done.err
+    entry = git("log", "-g", "-1", "--format=%gn <%ge>", "main", cwd=bare)
+    assert entry.out == "Git Room <git@example.org>"
