@@ -17,6 +17,7 @@ TYPE_NUMBERS = {name: number for number, name in TYPE_NAMES.items()}
 
 OID_BYTES = 20
 NULL_OID = bytes(OID_BYTES)
+EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")  # there without a file
 MODE_TREE, MODE_LINK, MODE_SUBMODULE = b"40000", b"120000", b"160000"
 
 TREE_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0([\s\S]{20})")

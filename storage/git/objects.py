@@ -19,9 +19,11 @@ from dulwich.pack import apply_delta
 
 from storage.git.errors import ObjectMissingError, RepositoryCorruptError
 from storage.git.object_formats import (
+    EMPTY_TREE,
     OFS_DELTA,
     REF_DELTA,
     TAG,
+    TREE,
     TYPE_NUMBERS,
     Commit,
     parse_commit,
@@ -231,6 +233,7 @@ class ObjectStore:
         return (
             self.locate(oid) is not None
             or self._loose_path(oid) is not None
+            or oid == EMPTY_TREE
             or (self._look_again() and self.locate(oid) is not None)
         )
 
@@ -294,6 +297,8 @@ class ObjectStore:
             loose = self._loose_path(oid)
             if loose is not None:
                 return _read_loose(loose)
+            if oid == EMPTY_TREE:
+                return TREE, b""
             if self._look_again():
                 place = self.locate(oid)
             if place is None:
@@ -354,6 +359,8 @@ class ObjectStore:
             loose = self._loose_path(oid)
             if loose is not None:
                 return _read_loose_head(loose)
+            if oid == EMPTY_TREE:
+                return TREE, 0
             if self._look_again():
                 place = self.locate(oid)
             if place is None:

@@ -429,3 +429,21 @@ def test_6_object_info_where_it_is_offered(
     body = v2(raw, "object-info", "size", f"oid {head(rich)}", f"oid {head(rich, 'HEAD:file')}")
     ours, theirs = ask("git-upload-pack", body, "version=2")
     assert ours == theirs
+
+
+def test_the_empty_tree_is_there_without_a_file(
+    server: Any, bare: Path, tmp_path: Path, git: Git, head: Git
+) -> None:
+    """git knows it by heart, and so lets commits point at it that nobody ever stored."""
+    empty = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+    first = git("commit-tree", "-m", "one", empty, cwd=bare).out
+    git("update-ref", "refs/heads/main", first, cwd=bare)
+    assert not (bare / "objects" / empty[:2]).exists()
+    for version in ("0", "2"):
+        protocol = f"protocol.version={version}"
+        clone = tmp_path / version
+        git("-c", protocol, "clone", "-q", server.url_of(bare), clone, cwd=tmp_path)
+        assert head(clone) == first
+        second = git("commit-tree", "-p", first, "-m", version, empty, cwd=clone).out
+        git("-c", protocol, "push", "-q", "origin", f"{second}:refs/heads/b{version}", cwd=clone)
+        assert head(bare, f"b{version}") == second
