@@ -249,12 +249,16 @@ def v2_advertisement(repository: Repository) -> bytes:
         fetch.append(b"ref-in-want")
     if config.flag("uploadpack.allowsidebandall"):
         fetch.append(b"sideband-all")
+    if config.texts("uploadpack.blobpackfileuri"):
+        fetch.append(b"packfile-uris")
     unborn = config.text("lsrefs.unborn") or "advertise"
     ls_refs = b"ls-refs=unborn" if unborn == "advertise" else b"ls-refs"
     lines = [b"version 2", AGENT, ls_refs, b"fetch=" + b" ".join(fetch), b"server-option"]
     lines.append(b"object-format=sha1")
     if config.flag("transfer.advertiseobjectinfo"):
         lines.append(b"object-info")
+    if config.flag("uploadpack.advertisebundleuris"):
+        lines.append(b"bundle-uri")
     return b"".join(pkt_line(line + b"\n") for line in lines) + FLUSH
 
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +50,9 @@ class FetchRequest:
         shallow: the client's own borders.
         want_refs: names wanted instead of ids.
         is_done: the client negotiates no further.
+        all_on_bands: every line of the answer goes on band 1 (`sideband-all`).
+        uri_protocols: packs may be named by URLs of these.
+        elsewhere: objects that a URL has -> `<pack hash> <url>`.
     """
 
     wants: list[bytes] = field(default_factory=list)
@@ -64,6 +67,9 @@ class FetchRequest:
     no_progress: bool = False
     with_tags: bool = False
     waits_for_done: bool = False
+    all_on_bands: bool = False
+    uri_protocols: list[str] = field(default_factory=list)
+    elsewhere: dict[bytes, str] = field(default_factory=dict)
 
     @property
     def deepens(self) -> bool:
@@ -331,6 +337,7 @@ def clone_key(task: PackTask) -> bytes:
     """Name a clone by all that decides what is in its pack."""
     parts = [task.repository.encode(), *sorted(task.wants), b"|", *sorted(task.cut), b"|"]
     parts += [tag + target for tag, target in sorted(task.tags)]
+    parts += [b"|", *task.leave_out, b"|"]
     parts += [(task.filter_spec or "").encode(), b"o" if task.may_offset else b""]
     return hashlib.sha256(b"\0".join(parts)).digest()
 
@@ -354,8 +361,13 @@ class PackSender:
         common: list[bytes],
         borders: Borders,
         answer: SideBandAnswer,
+        *,
+        announce: Callable[[BuiltPack], bytes] | None = None,
     ) -> None:
-        """Send the pack of a fetch, with progress, and end the answer."""
+        """Send the pack of a fetch, with progress, and end the answer.
+
+        `announce` makes what stands before the pack, once it is known.
+        """
         try:
             task = await asyncio.to_thread(self._task, repository, fetch, common, borders)
             built, descriptor = await self._build(repository, task)
@@ -364,6 +376,8 @@ class PackSender:
             await answer.finish()
             return
         try:
+            if announce is not None:
+                await answer.write(announce(built))
             if not fetch.no_progress:
                 await answer.progress(_progress(built))
             if descriptor is None:
@@ -397,6 +411,7 @@ class PackSender:
             cut=sorted({*borders.cut, *fetch.shallow}),
             tags=tags,
             filter_spec=fetch.filter_spec,
+            leave_out=sorted(fetch.elsewhere),
             may_thin=fetch.may_thin,
             may_offset=fetch.may_offset,
         )

@@ -1,4 +1,4 @@
-"""upload-pack, protocol version 2: `ls-refs`, `fetch`, `object-info`.
+"""upload-pack, protocol version 2: `ls-refs`, `fetch`, `object-info`, `bundle-uri`.
 
 Source: gitprotocol-v2(5); git's serve.c, ls-refs.c, upload-pack.c.
 """
@@ -28,8 +28,10 @@ from gitd.git.limits import GitLimits
 from gitd.git.pkt_line import DELIM, FLUSH, Marker, pkt_line
 from gitd.git.side_band import DATA, SideBandAnswer
 from storage.git.errors import RepositoryCorruptError
+from storage.git.pack_builder import BuiltPack
 from storage.git.repository import Repository
 
+PACKFILE_URI_KEY = "uploadpack.blobpackfileuri"
 PREFIXES_MAX = 65536
 REMEMBERED_REFS_MIN = 500  # fewer are rendered as fast as they are found
 REMEMBERED_PREFIXES_MAX = 16
@@ -60,7 +62,10 @@ class UploadV2:
             await answer.finish()
             return
         arguments = [] if ended else await self._read_arguments(body, command)
-        if command == "ls-refs":
+        if command == "bundle-uri":
+            await answer.write(self._bundle_uri(arguments))
+            await answer.finish()
+        elif command == "ls-refs":
             await answer.write(await asyncio.to_thread(self._ls_refs, arguments))
             await answer.finish()
         elif command == "fetch":
@@ -97,8 +102,13 @@ class UploadV2:
         return command, line is not Marker.DELIM
 
     def _commands(self) -> list[str]:
-        has_info = self._repository.config.flag("transfer.advertiseobjectinfo")
-        return ["ls-refs", "fetch", "object-info"] if has_info else ["ls-refs", "fetch"]
+        config = self._repository.config
+        found = ["ls-refs", "fetch"]
+        if config.flag("transfer.advertiseobjectinfo"):
+            found.append("object-info")
+        if config.flag("uploadpack.advertisebundleuris"):
+            found.append("bundle-uri")
+        return found
 
     async def _read_arguments(self, body: BodyReader, command: str) -> list[bytes]:
         arguments = []
@@ -159,8 +169,17 @@ class UploadV2:
     # fetch
 
     async def _fetch(self, arguments: list[bytes], answer: SideBandAnswer) -> None:
-        repository = self._repository
         fetch = await asyncio.to_thread(self._parse, arguments)
+        try:
+            await self._answer_fetch(fetch, answer)
+        except FetchRefusedError as error:
+            if not fetch.all_on_bands:
+                raise
+            await answer.fail(error.message)
+            await answer.finish()
+
+    async def _answer_fetch(self, fetch: FetchRequest, answer: SideBandAnswer) -> None:
+        repository = self._repository
         if not fetch.wants and not fetch.want_refs and not fetch.waits_for_done:
             await answer.finish()
             return
@@ -172,7 +191,7 @@ class UploadV2:
         if not fetch.is_done:
             may_send = await self._acknowledge(fetch, common, sections)
             if not may_send:
-                await answer.write(b"".join(sections) + FLUSH)
+                await answer.write(_joined(sections, fetch) + FLUSH)
                 await answer.finish()
                 return
         borders = await asyncio.to_thread(find_borders, repository, fetch)
@@ -187,8 +206,19 @@ class UploadV2:
                 pkt_line(oid.hex().encode() + b" " + name + b"\n") for name, oid in wanted_refs
             ]
             sections.append(DELIM)
+        if fetch.elsewhere:
+            await answer.write(_joined(sections, fetch))
+            await self._sender.send(
+                repository,
+                fetch,
+                common,
+                borders,
+                answer,
+                announce=lambda built: _uris(built, fetch),
+            )
+            return
         sections.append(pkt_line(b"packfile\n"))
-        await answer.write(b"".join(sections))
+        await answer.write(_joined(sections, fetch))
         answer.keep_alive(band=DATA)
         await self._sender.send(repository, fetch, common, borders, answer)
 
@@ -208,6 +238,8 @@ class UploadV2:
         if len(fetch.wants) > self._limits.wants_max or len(fetch.haves) > self._limits.haves_max:
             raise FetchRefusedError("upload-pack: too many wants or haves")
         fetch.depth = depth.depth()
+        if fetch.uri_protocols and fetch.all_on_bands:
+            fetch.elsewhere = _elsewhere(self._repository, fetch.uri_protocols)
         fetch.wants = list(dict.fromkeys(fetch.wants))
         return fetch
 
@@ -238,6 +270,12 @@ class UploadV2:
             if name in fetch.want_refs:
                 raise FetchRefusedError(f"duplicate want-ref {name.decode('utf-8', 'replace')}")
             fetch.want_refs.append(name)
+        elif line == b"sideband-all" and config.flag("uploadpack.allowsidebandall"):
+            fetch.all_on_bands = True
+        elif line.startswith(b"packfile-uris ") and config.texts(PACKFILE_URI_KEY):
+            if fetch.uri_protocols:
+                raise FetchRefusedError("multiple packfile-uris lines forbidden")
+            fetch.uri_protocols = line[14:].decode("utf-8", "replace").split(",")
         else:
             raise FetchRefusedError(f"unexpected line: '{line.decode('utf-8', 'replace')[:200]}'")
 
@@ -271,7 +309,18 @@ class UploadV2:
         sections.append(DELIM)
         return True
 
-    # object-info
+    # bundle-uri, object-info
+
+    def _bundle_uri(self, arguments: list[bytes]) -> bytes:
+        for line in arguments:
+            raise FetchRefusedError(
+                f"bundle-uri: unexpected argument: '{line.decode('utf-8', 'replace')[:200]}'"
+            )
+        found = self._repository.config.section("bundle.").items()
+        lines = [
+            f"bundle.{name}={value}".encode("utf-8", "surrogateescape") for name, value in found
+        ]
+        return b"".join(map(pkt_line, lines)) + FLUSH
 
     def _object_info(self, arguments: list[bytes]) -> bytes:
         wants_size = b"size" in arguments
@@ -308,6 +357,44 @@ def _ref_lines(
             line += b" peeled:" + peeled[oid].hex().encode()
         lines.append(b"%04x%b\n" % (len(line) + 5, line))
     return lines
+
+
+def _joined(sections: list[bytes], fetch: FetchRequest) -> bytes:
+    """Join packets, put on band 1 if all lines are to be there."""
+    if fetch.all_on_bands:
+        sections = [
+            packet if packet in (DELIM, FLUSH) else pkt_line(b"%c%b" % (DATA, packet[4:]))
+            for packet in sections
+        ]
+    return b"".join(sections)
+
+
+def _elsewhere(repository: Repository, protocols: list[str]) -> dict[bytes, str]:
+    """Find the objects that the operator has put elsewhere -> `<pack hash> <url>`.
+
+    Raises:
+        FetchRefusedError: a setting is malformed.
+    """
+    found = {}
+    for setting in repository.config.texts(PACKFILE_URI_KEY):
+        digits, _, rest = setting.partition(" ")
+        url = rest.partition(" ")[2]
+        if not url:
+            raise FetchRefusedError(f"upload-pack: bad {PACKFILE_URI_KEY}")
+        if url.partition(":")[0] in protocols:
+            found[parse_oid(digits.encode(), PACKFILE_URI_KEY)] = rest
+    return found
+
+
+def _uris(built: BuiltPack, fetch: FetchRequest) -> bytes:
+    """Name the packs that hold what is not in this one; the pack itself follows."""
+    sections = []
+    if built.left_out:
+        sections.append(pkt_line(b"packfile-uris\n"))
+        lines = [fetch.elsewhere[oid].encode("utf-8", "surrogateescape") for oid in built.left_out]
+        sections += [pkt_line(line + b"\n") for line in lines]
+        sections.append(DELIM)
+    return _joined([*sections, pkt_line(b"packfile\n")], fetch)
 
 
 def _format_message(value: bytes) -> str:

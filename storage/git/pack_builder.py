@@ -30,6 +30,7 @@ class PackTask(msgspec.Struct, frozen=True, kw_only=True):
         may_verbatim: a stored pack's own file may be the answer.
         tags: (annotated tag, what it names), sent when what they name is sent.
         filter_spec: what to leave out, as the client wrote it.
+        leave_out: objects that the client gets elsewhere.
     """
 
     repository: str
@@ -38,6 +39,7 @@ class PackTask(msgspec.Struct, frozen=True, kw_only=True):
     cut: list[bytes] = []
     tags: list[tuple[bytes, bytes]] = []
     filter_spec: str | None = None
+    leave_out: list[bytes] = []
     may_thin: bool = False
     may_offset: bool = True
     may_verbatim: bool = True
@@ -49,6 +51,7 @@ class BuiltPack(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         is_temporary: the file was made for this fetch.
+        left_out: those of the task's `leave_out` that would be in it.
     """
 
     data: bytes = b""
@@ -58,6 +61,7 @@ class BuiltPack(msgspec.Struct, frozen=True, kw_only=True):
     object_count: int = 0
     delta_count: int = 0
     reused_count: int = 0
+    left_out: list[bytes] = []
 
 
 def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPack:
@@ -85,6 +89,8 @@ def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPac
         object_filter=parse_filter(task.filter_spec) if task.filter_spec else None,
         tags=task.tags,
     )
+    if task.leave_out:
+        return _written_without(task, repository, selection)
     if task.may_verbatim and not task.haves and task.may_offset and selection.oids:
         stored = find_verbatim(objects, selection.oids)
         if stored is not None:
@@ -107,7 +113,8 @@ def ready_pack(task: PackTask, repository: Repository) -> BuiltPack | None:
 
 
 def _is_plain_clone(task: PackTask) -> bool:
-    return not task.haves and not task.cut and task.filter_spec is None and task.may_offset
+    is_whole = not task.haves and not task.cut and task.filter_spec is None
+    return is_whole and not task.leave_out and task.may_offset
 
 
 def _verbatim(pack: Pack) -> BuiltPack:
@@ -117,6 +124,14 @@ def _verbatim(pack: Pack) -> BuiltPack:
         object_count=pack.count,
         reused_count=pack.count,
     )
+
+
+def _written_without(task: PackTask, repository: Repository, selection: Selection) -> BuiltPack:
+    unwanted = set(task.leave_out)
+    left_out = [oid for oid in selection.oids if oid in unwanted]
+    oids = [oid for oid in selection.oids if oid not in unwanted]
+    built = _written(task, repository, Selection(oids, selection.twins, selection.had - unwanted))
+    return msgspec.structs.replace(built, left_out=left_out)
 
 
 def _written(task: PackTask, repository: Repository, selection: Selection) -> BuiltPack:
