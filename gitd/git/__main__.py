@@ -41,7 +41,7 @@ def main() -> None:
 
 
 async def _serve(access: PlainAccess, host: str, port: int) -> None:
-    service = GitService(access, SilentReceiver(), GitLimits())
+    service = GitService(access, SilentReceiver(), GitLimits(), serves_files=True)
     runner = make_runner(service)
     await runner.setup()
     stop = asyncio.Event()

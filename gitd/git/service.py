@@ -23,6 +23,7 @@ from gitd.git.advertisement import (
     v2_advertisement,
 )
 from gitd.git.body import BodyReader
+from gitd.git.dumb import dumb_response
 from gitd.git.errors import (
     BodyInvalidError,
     BodyStalledError,
@@ -55,7 +56,7 @@ DUMB_REFUSAL = "Dumb HTTP is not supported; use git >= 1.6.6\n"
 _GET_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD)
 _FORBIDDEN_IN_PATH = re.compile(r"%(?:2f|5c|00)", re.IGNORECASE)
 _DUMB_FILE = re.compile(
-    r"(?P<path>.+)/(?:HEAD|objects/(?:info/[^/]+|[0-9a-f]{2}/[0-9a-f]{38,62}"
+    r"(?P<path>.+)/(?P<name>HEAD|objects/(?:info/[^/]+|[0-9a-f]{2}/[0-9a-f]{38,62}"
     r"|pack/pack-[0-9a-f]{40,64}\.(?:pack|idx)))"
 )
 _WRITE_BYTES = 256 << 10
@@ -63,10 +64,16 @@ _WRITE_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a URL asks for: `service` is None for info/refs, where the query names it."""
+    """What a URL asks for.
+
+    Attributes:
+        service: None for info/refs, where the query names it, and for files.
+        file: of the dumb protocol, below the repository.
+    """
 
     path: str
-    service: Service | None
+    service: Service | None = None
+    file: str | None = None
 
 
 class GitService:
@@ -76,6 +83,7 @@ class GitService:
         access: finds repositories and says who may use them.
         receiver: judges pushes, and acts on those that landed.
         limits: bounds on everything that a client can make grow or wait.
+        serves_files: speak the dumb protocol too, where `http.getanyfile` does not say no.
         repositories: open repositories; share it with whoever else reads the same ones.
     """
 
@@ -85,9 +93,11 @@ class GitService:
         receiver: PushReceiver,
         limits: GitLimits | None = None,
         *,
+        serves_files: bool = False,
         repositories: RepositoryCache | None = None,
     ) -> None:
         self._access = access
+        self._serves_files = serves_files
         self._limits = limits or GitLimits()
         self._repositories = repositories or RepositoryCache()
         self._views = RefViews()
@@ -109,6 +119,8 @@ class GitService:
         """Answer one request; never raises for what a client can do."""
         try:
             asked = _asked(request)
+            if asked.file is not None:
+                return await self._file(request, asked.path, asked.file)
             if asked.service is None:
                 return await self._info_refs(request, asked.path)
             return await self._service(request, asked.path, asked.service)
@@ -127,7 +139,7 @@ class GitService:
         wish = repository.config.flag(f"http.{service.value.removeprefix('git-').replace('-', '')}")
         is_pushing = service is Service.RECEIVE_PACK
         if wish is False or (wish is None and is_pushing and opened.remote_user is None):
-            raise NotAllowedError(f"Service not enabled: '{service.value}'\n")
+            raise NotAllowedError
         return opened, repository
 
     # info/refs
@@ -135,8 +147,7 @@ class GitService:
     async def _info_refs(self, request: web.Request, path: str) -> web.StreamResponse:
         name = request.query.get("service")
         if name is None:
-            await self._access.open(request, path, Service.UPLOAD_PACK)
-            raise NotAllowedError(DUMB_REFUSAL)
+            return await self._file(request, path, "info/refs")
         try:
             service = Service(name)
         except ValueError:
@@ -159,6 +170,15 @@ class GitService:
         # Version 2 has no push: its clients are answered in version 0.
         version = 1 if version == 1 else 0
         return self._views.refs_advertisement(repository, service, capabilities, version)
+
+    async def _file(self, request: web.Request, path: str, name: str) -> web.StreamResponse:
+        opened = await self._access.open(request, path, Service.UPLOAD_PACK)
+        if not self._serves_files:
+            raise NotAllowedError(DUMB_REFUSAL)
+        repository = await asyncio.to_thread(self._repositories.open, opened.repository)
+        if not repository.config.flag("http.getanyfile", default=True):
+            raise NotAllowedError
+        return await asyncio.to_thread(dumb_response, repository, self._views, name, NO_CACHE)
 
     # the two services
 
@@ -212,7 +232,7 @@ def _asked(request: web.Request) -> _Asked:
 
     Raises:
         NotFoundError: it is none of git's, or could mean a place outside of its repository.
-        NotAllowedError: it is the dumb protocol's, or an archive's.
+        NotAllowedError: it is an archive's.
     """
     path = request.path.removeprefix("/")
     if (
@@ -223,15 +243,16 @@ def _asked(request: web.Request) -> _Asked:
         raise NotFoundError
     if path.endswith("/info/refs"):
         _require_method(request, _GET_METHODS)
-        return _Asked(path.removesuffix("/info/refs"), None)
+        return _Asked(path.removesuffix("/info/refs"))
     for service in Service:
         if path.endswith(f"/{service.value}"):
             _require_method(request, (hdrs.METH_POST,))
-            return _Asked(path.removesuffix(f"/{service.value}"), service)
+            return _Asked(path.removesuffix(f"/{service.value}"), service=service)
     if path.endswith("/git-upload-archive"):
         raise NotAllowedError("Unsupported service: 'git-upload-archive'\n")
-    if _DUMB_FILE.fullmatch(path):
-        raise NotAllowedError(DUMB_REFUSAL)
+    if file := _DUMB_FILE.fullmatch(path):
+        _require_method(request, _GET_METHODS)
+        return _Asked(file["path"], file=file["name"])
     raise NotFoundError
 
 

@@ -55,21 +55,6 @@ def test_1_3_and_1_4_the_results(server: Any, bare: Path, service: str) -> None:
     require_no_cache(response)
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["info/refs", "HEAD", "objects/info/packs", "objects/info/alternates",
-     "objects/" + "ab/" + "c" * 38, "objects/pack/pack-" + "a" * 40 + ".pack"],
-)  # fmt: skip
-def test_1_5_and_1_17_the_dumb_protocol_is_refused_in_words(
-    server: Any, bare: Path, work: Path, path: str
-) -> None:
-    response = server.client.get(f"{server.url_of(bare)}/{path}")
-    assert response.status_code == 403
-    assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
-    assert response.text == "Dumb HTTP is not supported; use git >= 1.6.6\n"
-    require_no_cache(response)
-
-
 @pytest.mark.parametrize("service", ["git-foo", "upload-pack", "", "git-upload-archive"])
 def test_1_6_other_services_are_forbidden(server: Any, bare: Path, service: str) -> None:
     response = server.client.get(f"{server.url_of(bare)}/info/refs?service={service}")
@@ -410,7 +395,6 @@ def test_3_a_refusal_at_info_refs_is_shown_to_the_user(
 ) -> None:
     bare = server.create(name, http__uploadpack="false")
     done = git("clone", server.url_of(bare), "c", cwd=tmp_path, check=False)
-    assert "remote: Service not enabled: 'git-upload-pack'" in done.err
     assert "The requested URL returned error: 403" in done.err
     gone = git("clone", f"{server.url}/gone.git", "d", cwd=tmp_path, check=False)
     assert "not found" in gone.err

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from aiohttp import web
 
@@ -140,6 +141,15 @@ async def test_a_push_is_told_as_it_was_made(room: Room, head: Git) -> None:
     ((first, second),) = room.receiver.outcomes
     assert first.is_ok
     assert second.is_ok
+
+
+async def test_1_5_and_1_17_the_room_by_itself_serves_no_files(room: Room) -> None:
+    for file in ("info/refs", "HEAD", "objects/info/packs"):
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"{room.url_for('ada')}/{file}")
+        assert answer.status_code == 403
+        assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+        assert answer.text == "Dumb HTTP is not supported; use git >= 1.6.6\n"
 
 
 async def test_git_says_quiet_without_a_terminal_too(room: Room) -> None:
