@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from storage.files import mapped_errors
 from storage.git.errors import (
     ObjectMissingError,
     RefNotFoundError,
@@ -141,6 +142,8 @@ class Repositories:
 
         Raises:
             ValueError: the branch's name is not valid.
+            StorageFullError: no room; nothing is left of it.
+            StorageIoError: the disk failed.
         """
         path = self.path(site_id)
         head = f"refs/heads/{default_branch}"
@@ -148,8 +151,20 @@ class Repositories:
             raise ValueError(f"'{default_branch}' is not a valid branch name")
         if is_repository(path):
             return path
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = self.root / f".new-{site_id}-{os.getpid()}-{os.urandom(4).hex()}"
+        with mapped_errors(f"making the repository of {site_id}"):
+            try:
+                self._make(fresh, head)
+                fresh.rename(path)
+            except OSError:
+                shutil.rmtree(fresh, ignore_errors=True)
+                if not is_repository(path):  # else another call was first
+                    raise
+            _sync_directory(self.root)
+        return path
+
+    def _make(self, fresh: Path, head: str) -> None:
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh.mkdir(mode=0o700)
         for name in ("objects/pack", "objects/info", "refs/heads", "refs/tags", "hooks", "info"):
             (fresh / name).mkdir(parents=True)
@@ -157,14 +172,6 @@ class Repositories:
         _write_synced(fresh / "HEAD", f"ref: {head}\n".encode())
         for directory in (fresh / "objects", fresh / "refs", fresh):
             _sync_directory(directory)
-        try:
-            fresh.rename(path)
-        except OSError:  # another call was first
-            shutil.rmtree(fresh, ignore_errors=True)
-            if not is_repository(path):
-                raise
-        _sync_directory(self.root)
-        return path
 
     def remove(self, site_id: str) -> None:
         """Delete a repository; one that is not there is fine."""

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar, cast
 
 from sqlite_utils import Database
 
-from storage.errors import RecordConflictError, RecordsError
+from storage.errors import RecordConflictError, RecordsError, StorageFullError
 from storage.records.migrations import MIGRATIONS
 
 T = TypeVar("T")
@@ -39,6 +39,8 @@ def mapped_errors() -> Iterator[None]:
     except sqlite3.IntegrityError as error:
         raise RecordConflictError(str(error)) from error
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise StorageFullError("the database: the disk is full") from error
         raise RecordsError(f"the database refused: {error}") from error
 
 
@@ -154,8 +156,10 @@ class Records:
             for change, future in group:
                 try:
                     answers.append((future, _in_savepoint(connection, change)))
-                except Exception as error:  # noqa: BLE001 - the ring of a change: its caller gets it
+                except Exception as error:  # the ring of a change: its caller gets it
                     future.set_exception(error)
+                    if not connection.in_transaction:
+                        raise  # a full disk can end it, and with it the changes of the others
             with mapped_errors():
                 connection.execute("COMMIT")
             self.commits += 1
@@ -176,8 +180,9 @@ def _in_savepoint(connection: sqlite3.Connection, change: Change[T]) -> T:
         with mapped_errors():
             answer = change(connection)
     except BaseException:
-        connection.execute("ROLLBACK TO change")
-        connection.execute("RELEASE change")
+        if connection.in_transaction:
+            connection.execute("ROLLBACK TO change")
+            connection.execute("RELEASE change")
         raise
     connection.execute("RELEASE change")
     return answer

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from storage.errors import StorageFullError
 from storage.git.errors import RefNotFoundError, RepositoryCorruptError
 from storage.repos import EntryKind, Repositories, ResolvedRef, RootEntry
 
@@ -41,6 +42,23 @@ def git(*arguments: str | Path, cwd: Path) -> str:
 @pytest.fixture
 def repositories(tmp_path: Path) -> Repositories:
     return Repositories(tmp_path / "repos")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_full_disk_is_said_and_leaves_no_half_repository(
+    repositories: Repositories,
+) -> None:
+    repositories.root.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "nr_inodes=4", "tmpfs", repositories.root]
+    if subprocess.run(small, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(StorageFullError):
+            repositories.create("site_1", "main")
+        assert list(repositories.root.iterdir()) == []
+    finally:
+        subprocess.run(["umount", repositories.root], check=True)
 
 
 @pytest.fixture

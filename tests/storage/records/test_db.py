@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import RecordConflictError, RecordsError
+from storage.errors import RecordConflictError, RecordsError, StorageFullError
 from storage.records.db import Records
 
 
@@ -115,3 +115,18 @@ def test_acknowledged_changes_survive_a_kill(tmp_path: Path) -> None:
     kept = {int(name) for name in names(records)}
     records.close()
     assert set(range(acknowledged + 1)) <= kept
+
+
+def test_full_disk_is_told_apart_from_other_trouble_and_writing_goes_on(records: Records) -> None:
+    def fill(db: sqlite3.Connection) -> None:
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        db.execute(f"PRAGMA max_page_count={pages}")
+        try:
+            add_site("x" * 1_000_000)(db)
+        finally:
+            db.execute("PRAGMA max_page_count=1000000")
+
+    with pytest.raises(StorageFullError):
+        records.write(fill)
+    records.write(add_site("a"))
+    assert names(records) == ["a"]
