@@ -23,6 +23,7 @@ class Command:
     Attributes:
         error: why it is refused, as the report says it.
         is_skipped: accepted, and nothing to do: hooks do not hear of it.
+        is_absent: a deletion of what is not there: accepted, and heard of beforehand only.
     """
 
     name: bytes
@@ -30,6 +31,7 @@ class Command:
     new: bytes
     error: str | None = None
     is_skipped: bool = False
+    is_absent: bool = False
 
     @property
     def update(self) -> RefUpdate:
@@ -42,7 +44,7 @@ class Command:
     @property
     def is_going(self) -> bool:
         """Whether there is still something to do."""
-        return self.error is None and not self.is_skipped
+        return self.error is None and not self.is_skipped and not self.is_absent
 
 
 @dataclass(slots=True)

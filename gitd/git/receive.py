@@ -333,7 +333,7 @@ class _OnePush:
 
     async def _run_update(self) -> None:
         for command in self._commands:
-            if not command.is_going:
+            if command.error is not None or command.is_skipped:
                 continue
             arguments = (command.name, command.old.hex().encode(), command.new.hex().encode())
             if not await self._hooks.run("update", *arguments):

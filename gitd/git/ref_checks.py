@@ -82,7 +82,7 @@ class RefChecks:
         if self._config.flag("receive.denydeletes") and command.name.startswith(HEADS):
             return f"error: denying ref deletion for {shown}", "deletion prohibited"
         if current is None and command.old == NULL_OID:
-            command.is_skipped = True
+            command.is_absent = True
             return f"warning: deleting a non-existent ref {shown}", None
         if command.name == self._snapshot.head_target:
             return self._judge_delete_current(shown)

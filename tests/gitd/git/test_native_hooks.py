@@ -134,3 +134,29 @@ def test_the_operators_own_committer_stands_in_reflogs_and_hooks(
     assert "remote: by Git Room <git@example.org>" in done.err
     entry = git("log", "-g", "-1", "--format=%gn <%ge>", "main", cwd=bare)
     assert entry.out == "Git Room <git@example.org>"
+
+
+def test_8_4_hooks_hear_of_an_absent_ref_until_it_is_found_absent(
+    work: Path, bare: Path, wire: Any, head: Git
+) -> None:
+    """As in git: pre-receive and update may refuse its deletion, later hooks hear only of deeds."""
+    none = "0" * 40
+    hook(bare, "pre-receive", 'while read old new ref; do echo "pre-receive $ref"; done')
+    hook(bare, "update", 'echo "update $1"; test "$1" != refs/heads/kept')
+    hook(bare, "post-receive", 'while read old new ref; do echo "post-receive $ref"; done')
+    hook(bare, "post-update", 'echo "post-update $*"')
+    tip = head(bare, "main")
+    answer = wire.push(
+        (none, none, "refs/heads/gone"),
+        (none, none, "refs/heads/kept"),
+        (none, tip, "refs/heads/b"),
+        pack=wire.pack(tip, f"^{tip}"),
+    )  # fmt: skip
+    assert answer.refs == {
+        "refs/heads/gone": "ok", "refs/heads/kept": "hook declined", "refs/heads/b": "ok",
+    }  # fmt: skip
+    for name in ("gone", "kept", "b"):
+        assert f"pre-receive refs/heads/{name}\n" in answer.words
+        assert f"update refs/heads/{name}\n" in answer.words
+    assert "post-update refs/heads/b\n" in answer.words
+    assert answer.words.count("post-receive") == 1
