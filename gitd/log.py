@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from storage.ids import IdSequence
@@ -217,6 +218,11 @@ class _FromLibraries(logging.Handler):
     """Hands the records of `logging` to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            # No fault of ours, anybody can send it, and its words quote the request: a password.
+            structlog.get_logger(record.name).info("request_malformed", reason=type(error).__name__)
+            return
         structlog.get_logger(record.name).log(
             record.levelno,
             "library_message",

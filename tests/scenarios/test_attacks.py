@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import socket
 import subprocess
 
 
@@ -60,3 +62,16 @@ def test_push_of_a_name_that_is_no_text_is_refused_and_the_others_land(server) -
     )
     assert b"the name is not UTF-8" in pushed.stderr
     server.wait_for("fine")
+
+
+def test_malformed_request_is_one_quiet_line_in_the_log_without_its_password(server) -> None:
+    password = base64.b64encode(f"me:{server.token}".encode())
+    head = b"GET /acme-store.git/info/refs HTTP/1.1\r\nHost: x\r\nAuthorization: Basic %b"
+    for end in (b"\0\r\n\r\n", b"\r\nX: \x01\r\n\r\n", b"\r\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+            connection.sendall(head % password + end)
+            assert b" 400 " in connection.recv(4096)
+    assert server.stop() == 0
+    assert server.log().count("request_malformed") == 3
+    assert "Traceback" not in server.log()
+    assert password.decode() not in server.log()
