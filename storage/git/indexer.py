@@ -8,18 +8,23 @@ Source: gitformat-pack(5); git's builtin/index-pack.c.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import mmap
 import os
 import re
+import signal
 import struct
 import sys
 import zlib
 from array import array
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
+
+import msgspec
 
 from storage.git.errors import (
     ObjectMissingError,
@@ -31,6 +36,7 @@ from storage.git.fsck import FsckRules, Severity, findings, is_clean
 from storage.git.object_formats import (
     BLOB,
     COMMIT,
+    MODE_SUBMODULE,
     OFS_DELTA,
     OID_BYTES,
     REF_DELTA,
@@ -39,6 +45,7 @@ from storage.git.object_formats import (
     Commit,
     parse_commit,
     parse_tag,
+    tree_entries,
 )
 from storage.git.objects import DELTA_DEPTH_MAX, ObjectStore, delta_sizes, patched
 
@@ -49,10 +56,12 @@ KEPT_BYTES_MAX = 96 << 20  # inflated bases and deltas that wait for their turn
 PENDING_BYTES_MAX = 768 << 20  # results on the way down a tree of deltas
 LINKED_BYTES_MAX = 8 << 20  # trees and commits remembered for the connectivity check
 STRUCTURED_BYTES_MAX = 128 << 20  # one commit, tree or tag
+WARNINGS_MAX = 100
+FORKED_DELTAS_MIN = 5_000  # fewer are resolved before another process would have begun
+FORKED_PENDING_BYTES_MAX = 64 << 20
 _PIECE_BYTES = 256 << 10
 _HEADS = {kind: name + b" %d\0" for kind, name in TYPE_NAMES.items()}
-_TREE = re.compile(rb"(?:[0-7]+ [^\0]+\0[\s\S]{20})*")
-_LINK = re.compile(rb"(?!160000 )[0-7]+ [^\0]+\0([\s\S]{20})|160000 [^\0]+\0[\s\S]{20}")
+_ENTRY = re.compile(rb"[0-7]+ [^\0]+\0(.{20})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,7 @@ def index_pack(
     bases: ObjectStore,
     limits: PackLimits,
     rules: FsckRules | None = None,
+    may_fork: bool = False,
 ) -> IndexedPack:
     """Check a pack, complete it if it is thin, and write its index beside it.
 
@@ -115,6 +125,7 @@ def index_pack(
         bases: where a thin pack's bases are, and where objects of the same id may be already.
         limits: see `PackLimits`.
         rules: how strictly objects are checked; None checks only what links need.
+        may_fork: use two cores for many deltas. Only for a process without threads.
 
     Raises:
         PackInvalidError: it is no whole, well-formed pack, an object is refused by the rules, or
@@ -127,7 +138,7 @@ def index_pack(
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     reading = _Reading(mapped, bases=bases, limits=limits, rules=rules)
     reading.scan()
-    reading.resolve()
+    reading.resolve(may_fork=may_fork)
     if len(set(reading.oids)) != reading.count:
         raise PackInvalidError("the same object appears twice in the pack")
     trailer = reading.trailer
@@ -160,6 +171,21 @@ def _require_header(path: Path, size: int, limits: PackLimits) -> None:
         raise PackTooLargeError(f"pack has {count} objects; at most {limits.objects_max} are taken")
     if size < 12 + OID_BYTES or count > (size - 12 - OID_BYTES) // ENTRY_BYTES_MIN:
         raise PackInvalidError("early EOF")
+
+
+class _Share(msgspec.Struct, frozen=True, array_like=True):
+    """What one of two processes found; `entries` are native 32-bit numbers."""
+
+    entries: bytes
+    oids: bytes
+    kinds: bytes
+    object_links: list[bytes]
+    commit_links: list[bytes]
+    commits: dict[bytes, Commit]
+    trees: dict[bytes, bytes]
+    warnings: list[str]
+    inflated_bytes: int
+    linked_bytes: int
 
 
 class _Reading:
@@ -200,6 +226,7 @@ class _Reading:
         self.commits: dict[bytes, Commit] = {}
         self.trees: dict[bytes, bytes] = {}
         self.linked_bytes = 0
+        self.pending_bytes_max = PENDING_BYTES_MAX
         self.warnings: list[str] = []
         self.may_exist = _existence(bases)
 
@@ -211,7 +238,8 @@ class _Reading:
         if hashlib.sha1(view[:end], usedforsecurity=False).digest() != self.trailer:
             raise PackInvalidError("final sha1 did not match")
         at = 12
-        crc32 = zlib.crc32
+        children, crc32 = self.children, zlib.crc32
+        offsets, data_at, kinds, crcs = self.offsets, self.data_at, self.kinds, self.crcs
         try:
             for entry in range(self.count):
                 offset = at
@@ -224,36 +252,31 @@ class _Reading:
                     size |= (byte & 127) << shift
                     shift += 7
                 if kind == OFS_DELTA:
-                    at = self._read_distance(offset, at, entry)
+                    byte = mapped[at]
+                    at += 1
+                    distance = byte & 127
+                    while byte & 128:
+                        byte = mapped[at]
+                        at += 1
+                        distance = ((distance + 1) << 7) | (byte & 127)
+                    if not 0 < distance <= offset - 12:
+                        raise PackInvalidError("delta base offset is out of bound")
+                    children[offset - distance].append(entry)
+                    self.delta_count += 1
                 elif kind == REF_DELTA:
                     self.children_by_oid[mapped[at : at + OID_BYTES]].append(entry)
                     self.delta_count += 1
                     at += OID_BYTES
                 elif kind not in TYPE_NAMES:
                     raise PackInvalidError(f"bad object type {kind} at offset {offset}")
-                self.offsets[entry], self.kinds[entry] = offset, kind
-                self.data_at[entry] = at
+                offsets[entry], kinds[entry] = offset, kind
+                data_at[entry] = at
                 at = self._read_entry(entry, kind, size, at)
-                self.crcs[entry] = crc32(view[offset:at])
+                crcs[entry] = crc32(view[offset:at])
         except IndexError as error:
             raise PackInvalidError("early EOF") from error
         if at != end:
             raise PackInvalidError("pack has junk at the end")
-
-    def _read_distance(self, offset: int, at: int, entry: int) -> int:
-        mapped = self.mapped
-        byte = mapped[at]
-        at += 1
-        distance = byte & 127
-        while byte & 128:
-            byte = mapped[at]
-            at += 1
-            distance = ((distance + 1) << 7) | (byte & 127)
-        if not 0 < distance <= offset - 12:
-            raise PackInvalidError("delta base offset is out of bound")
-        self.children[offset - distance].append(entry)
-        self.delta_count += 1
-        return at
 
     def _read_entry(self, entry: int, kind: int, size: int, at: int) -> int:
         if size > self.limits.object_bytes_max:
@@ -348,18 +371,110 @@ class _Reading:
 
     # second pass: deltas, from each base downwards
 
-    def resolve(self) -> None:
+    def resolve(self, *, may_fork: bool = False) -> None:
         """Apply all deltas; every entry has its id afterwards."""
+        families = []
         for entry in range(self.count):
             if self.kinds[entry] < OFS_DELTA:
                 if self._has_children(self.offsets[entry], self.oids[entry]):
-                    self._descend(self.offsets[entry], self.oids[entry], self.kinds[entry], entry)
-                self._forget(entry)
+                    families.append(entry)
+                else:
+                    self._forget(entry)
+        if may_fork and self.delta_count >= FORKED_DELTAS_MIN and not self.children_by_oid:
+            self._resolve_by_two(families)
+        else:
+            self._resolve_families(families)
         for oid in list(self.children_by_oid):
             if oid in self.children_by_oid:
                 self._resolve_from_outside(oid)
         if self.children or self.children_by_oid:
             raise PackInvalidError("unresolved deltas left after unpacking")
+
+    def _resolve_families(self, families: Iterable[int]) -> None:
+        for entry in families:
+            offset, oid = self.offsets[entry], self.oids[entry]
+            if self._has_children(offset, oid):
+                self._descend(offset, oid, self.kinds[entry], entry)
+            self._forget(entry)
+
+    # the second pass on two cores
+
+    def _resolve_by_two(self, families: list[int]) -> None:
+        """Let a copy of this process take half of the families, which share nothing.
+
+        Whatever goes wrong there is done again here, and so refused in the same words as ever.
+        """
+        ours, others = families[::2], families[1::2]
+        gc.freeze()
+        out, into = os.pipe()
+        child = os.fork()
+        if not child:
+            self._be_the_other(others, into)
+        os.close(into)
+        try:
+            with open(out, "rb") as pipe:  # noqa: PTH123 -- a descriptor
+                self._resolve_families(ours)
+                data = pipe.read()
+        except BaseException:
+            os.kill(child, signal.SIGKILL)
+            raise
+        finally:
+            _, status = os.waitpid(child, 0)
+            gc.unfreeze()
+        if status == 0:
+            self._take_over(others, msgspec.msgpack.decode(data, type=_Share))
+        else:
+            self._resolve_families(others)
+
+    def _be_the_other(self, families: list[int], into: int) -> NoReturn:
+        """Resolve families, write what was found, and end. Never returns, never raises."""
+        try:
+            os.closerange(0, into)
+            os.closerange(into + 1, 256)
+            self.object_links, self.commit_links = set(), set()
+            self.commits, self.trees, self.warnings = {}, {}, []
+            before_bytes, before_linked = self.inflated_bytes, self.linked_bytes
+            self.pending_bytes_max = FORKED_PENDING_BYTES_MAX
+            is_named = [bool(oid) for oid in self.oids]
+            self._resolve_families(families)
+            entries = [n for n, oid in enumerate(self.oids) if oid and not is_named[n]]
+            share = _Share(
+                entries=array("I", entries).tobytes(),
+                oids=b"".join([self.oids[entry] for entry in entries]),
+                kinds=bytes([self.kinds[entry] for entry in entries]),
+                object_links=list(self.object_links),
+                commit_links=list(self.commit_links),
+                commits=self.commits,
+                trees=self.trees,
+                warnings=self.warnings,
+                inflated_bytes=self.inflated_bytes - before_bytes,
+                linked_bytes=self.linked_bytes - before_linked,
+            )
+            with open(into, "wb") as pipe:
+                pipe.write(msgspec.msgpack.encode(share))
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    def _take_over(self, families: list[int], share: _Share) -> None:
+        """Note what the other process found."""
+        entries, oids = array("I", share.entries), share.oids
+        for number, entry in enumerate(entries):
+            at = number * OID_BYTES
+            self.oids[entry] = oids[at : at + OID_BYTES]
+            self.kinds[entry] = share.kinds[number]
+            self.children.pop(self.offsets[entry], None)
+            self._forget(entry)
+        for entry in families:
+            self.children.pop(self.offsets[entry], None)
+            self._forget(entry)
+        self._count_inflated(share.inflated_bytes)
+        self.object_links.update(share.object_links)
+        self.commit_links.update(share.commit_links)
+        self.commits |= share.commits
+        self.trees |= share.trees
+        self.linked_bytes += share.linked_bytes
+        self.warnings += share.warnings[: WARNINGS_MAX - len(self.warnings)]
 
     def _has_children(self, offset: int, oid: bytes) -> bool:
         return offset in self.children or oid in self.children_by_oid
@@ -401,14 +516,14 @@ class _Reading:
             if self._has_children(self.offsets[child], oid):
                 stack.append((result, self._take_children(self.offsets[child], oid)))
                 pending += len(result)
-                if pending > PENDING_BYTES_MAX or len(stack) > DELTA_DEPTH_MAX:
+                if pending > self.pending_bytes_max or len(stack) > DELTA_DEPTH_MAX:
                     raise PackTooLargeError("the pack's deltas need too much memory")
 
     def _patch(self, base: bytes, child: int) -> bytes:
         delta = self._content(child)
         try:
             base_size, result_size = delta_sizes(delta)
-            if result_size > min(self.limits.object_bytes_max, PENDING_BYTES_MAX):
+            if result_size > min(self.limits.object_bytes_max, self.pending_bytes_max):
                 raise PackTooLargeError(f"a delta makes an object of {result_size} bytes")
             self._count_inflated(result_size)
             if base_size != len(base):
@@ -445,11 +560,16 @@ class _Reading:
     def _link(self, oid: bytes, kind: int, data: bytes) -> None:
         try:
             if kind == TREE:
-                if _TREE.fullmatch(data) is None:
+                # Split by its entries, a tree leaves its links and nothing between them.
+                pieces = _ENTRY.split(data)
+                if any(pieces[::2]):
                     raise PackInvalidError(
                         f"object {oid.hex()}: badTree: cannot be parsed as a tree"
                     )
-                links = _LINK.findall(data)
+                links = pieces[1::2]
+                if b"160000 " in data:
+                    entries = tree_entries(data)
+                    links = [link for mode, _, link in entries if mode != MODE_SUBMODULE]
                 self.object_links.update(links)
                 if self.linked_bytes <= LINKED_BYTES_MAX:
                     self.trees[oid] = data
@@ -476,7 +596,7 @@ class _Reading:
             text = f"object {oid.hex()}: {finding.id}: {finding.message}"
             if severity is Severity.ERROR:
                 raise PackInvalidError(text)
-            if len(self.warnings) < 100:
+            if len(self.warnings) < WARNINGS_MAX:
                 self.warnings.append(text)
 
     def _compare(self, oid: bytes, kind: int, data: bytes) -> None:
@@ -607,7 +727,6 @@ def _named(path: Path, reading: _Reading, trailer: bytes) -> IndexedPack:
     path.rename(final)
     path.with_suffix(".idx").rename(final.with_suffix(".idx"))
     oids = set(reading.oids)
-    reading.object_links.discard(b"")
     return IndexedPack(
         name=name,
         path=final,

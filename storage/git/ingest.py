@@ -124,11 +124,16 @@ def migrate_quarantine(quarantine: Path) -> Migrated:
     return Migrated(touched, indexes)
 
 
-def ingest(task: IngestTask, repository: Repository | None = None) -> Ingested:
-    """Index and check what is in a quarantine, and sync it. Blocking, and heavy for large packs."""
+def ingest(
+    task: IngestTask, repository: Repository | None = None, *, may_fork: bool = False
+) -> Ingested:
+    """Index and check what is in a quarantine, and sync it. Blocking, and heavy for large packs.
+
+    `may_fork` lets a process without threads use two cores.
+    """
     repository = repository or Repository(Path(task.repository))
     try:
-        return _ingest(task, repository)
+        return _ingest(task, repository, may_fork=may_fork)
     except PackInvalidError as error:
         return Ingested(error=str(error), unpack_status=error.unpack_status)
     except RepositoryError as error:
@@ -140,11 +145,11 @@ def ingest(task: IngestTask, repository: Repository | None = None) -> Ingested:
         return Ingested(error="out of memory", unpack_status="index-pack abnormal exit")
 
 
-def _ingest(task: IngestTask, repository: Repository) -> Ingested:
+def _ingest(task: IngestTask, repository: Repository, *, may_fork: bool) -> Ingested:
     store, pack = repository.objects, None
     if task.quarantine is not None:
         quarantine = Path(task.quarantine)
-        pack = _index(task, quarantine, store)
+        pack = _index(task, quarantine, store, may_fork=may_fork)
         if pack is not None:
             store = ObjectStore(quarantine)
             store.add_alternate(repository.objects)
@@ -164,14 +169,16 @@ def _ingest(task: IngestTask, repository: Repository) -> Ingested:
     )
 
 
-def _index(task: IngestTask, quarantine: Path, bases: ObjectStore) -> IndexedPack | None:
+def _index(
+    task: IngestTask, quarantine: Path, bases: ObjectStore, *, may_fork: bool
+) -> IndexedPack | None:
     spool = quarantine / "pack" / SPOOL_NAME
     rules = None
     if task.fsck is not None:
         severities = {name: Severity(value) for name, value in task.fsck.items()}
         rules = FsckRules(severities, frozenset(task.fsck_skip))
     limits = PackLimits(objects_max=task.objects_max, object_bytes_max=task.object_bytes_max)
-    pack = index_pack(spool, bases=bases, limits=limits, rules=rules)
+    pack = index_pack(spool, bases=bases, limits=limits, rules=rules, may_fork=may_fork)
     index = pack.path.with_suffix(".idx")
     outside = pack.outside_commits | pack.outside_objects
     write_links(quarantine, pack.path.stem, pack.roots, outside)

@@ -20,7 +20,7 @@ NULL_OID = bytes(OID_BYTES)
 EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")  # there without a file
 MODE_TREE, MODE_LINK, MODE_SUBMODULE = b"40000", b"120000", b"160000"
 
-TREE_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0([\s\S]{20})")
+TREE_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
 _COMMIT = re.compile(
     rb"tree ([0-9a-f]{40})\n((?:parent [0-9a-f]{40}\n)*)(?:author [^\n]*\n)?"
     rb"(?:committer [^\n]*?(?:> (\d+)[^\n]*)?\n)?"

@@ -63,7 +63,7 @@ def _done(task: Task, cache: RepositoryCache) -> Answer:
     try:
         if task.ingest is not None:
             repository = cache.open(Path(task.ingest.repository))
-            return Answer(ingested=ingest(task.ingest, repository))
+            return Answer(ingested=ingest(task.ingest, repository, may_fork=True))
         if task.pack is not None:
             repository = cache.open(Path(task.pack.repository))
             return Answer(built=build_pack(task.pack, repository))
