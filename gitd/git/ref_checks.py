@@ -5,6 +5,7 @@ Source: git-config(1), `receive.*`; git's builtin/receive-pack.c, update().
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 
 from gitd.git.push_request import Command
@@ -25,6 +26,7 @@ class RefChecks:
         self._config = repository.config
         self._inconsistent: set[bytes] = set()
         self._snapshot = repository.refs.snapshot()
+        self._checked_out = _checked_out(repository, self._snapshot.head_target)
 
     def judge_all(self, commands: list[Command]) -> list[str]:
         """Set the error of each command that is refused; return words for the user. Blocking."""
@@ -84,7 +86,7 @@ class RefChecks:
         if current is None and command.old == NULL_OID:
             command.is_absent = True
             return f"warning: deleting a non-existent ref {shown}", None
-        if command.name == self._snapshot.head_target:
+        if command.name == self._snapshot.head_target or command.name in self._checked_out:
             return self._judge_delete_current(shown)
         return "", None
 
@@ -133,8 +135,7 @@ class RefChecks:
         return refused
 
     def _judge_checked_out(self, command: Command, shown: str) -> tuple[str, str | None]:
-        is_current = command.name == self._snapshot.head_target
-        if self._repository.is_bare or not is_current:
+        if command.name not in self._checked_out:
             return "", None
         match (self._config.text("receive.denycurrentbranch") or "refuse").lower():
             case "ignore" | "false" | "no" | "off":
@@ -146,3 +147,14 @@ class RefChecks:
                     f"error: refusing to update checked out branch: {shown}",
                     "branch is currently checked out",
                 )
+
+
+def _checked_out(repository: Repository, head_target: bytes | None) -> set[bytes]:
+    """Find the branches whose files somebody has before them, in linked work trees too."""
+    found = set() if repository.is_bare or head_target is None else {head_target}
+    for path in repository.path.glob("worktrees/*/HEAD"):
+        with contextlib.suppress(OSError):
+            target = path.read_bytes().strip()
+            if target.startswith(b"ref: "):
+                found.add(target[5:].strip())
+    return found

@@ -160,3 +160,25 @@ def test_8_4_hooks_hear_of_an_absent_ref_until_it_is_found_absent(
         assert f"update refs/heads/{name}\n" in answer.words
     assert "post-update refs/heads/b\n" in answer.words
     assert answer.words.count("post-receive") == 1
+
+
+@pytest.mark.parametrize("is_bare", [True, False])
+def test_8_3_a_branch_in_a_linked_work_tree_is_checked_out_too(
+    server: Any, name: str, work: Path, tmp_path: Path, git: Git, commit: Git, head: Git, *,
+    is_bare: bool,
+) -> None:  # fmt: skip
+    served = server.root / f"linked-{name}"
+    git("clone", "-q", *(["--bare"] if is_bare else []), work, served, cwd=tmp_path)
+    git("config", "http.receivepack", "true", cwd=served)
+    git("worktree", "add", "-q", "-b", "linked", tmp_path / "tree", cwd=served)
+    before = head(served, "linked")
+    commit(work, "two")
+    url = server.url_of(served)
+    moved = git("push", url, "main:linked", cwd=work, check=False)
+    assert "! [remote rejected] main -> linked (branch is currently checked out)" in moved.err
+    gone = git("push", url, ":linked", cwd=work, check=False)
+    assert "(deletion of the current branch prohibited)" in gone.err
+    assert head(served, "linked") == before
+    git("worktree", "remove", tmp_path / "tree", cwd=served)
+    git("push", "-q", url, "main:linked", cwd=work)
+    assert head(served, "linked") == head(work)
