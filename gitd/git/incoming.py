@@ -36,6 +36,7 @@ from storage.git.ingest import (
 from storage.git.repository import Repository
 
 SPOOL_BUFFER_BYTES = 1 << 20
+_FATAL_FINDINGS = ("nulinheader", "unterminatedheader")  # what follows cannot be read then
 _ABNORMAL_EXIT = "index-pack abnormal exit"
 
 
@@ -161,13 +162,22 @@ def _write_all(file: BinaryIO, pieces: list[bytes]) -> None:
 
 
 def _severities(section: Mapping[str, str]) -> dict[str, str]:
-    known = {"error", "warn", "ignore"}
-    return {name: value.lower() for name, value in section.items() if value.lower() in known}
+    found = {name: value.lower() for name, value in section.items()}
+    for name, value in found.items():
+        if value not in ("error", "warn", "ignore"):
+            raise GitRequestError(f"Unknown fsck message type: '{value}'")
+        if name in _FATAL_FINDINGS and value != "error":
+            raise GitRequestError(f"Cannot demote {name} to {value}")
+    return found
 
 
 def _read_skip_list(path: Path) -> list[bytes]:
     found = []
-    for line in path.read_text("ascii", "replace").splitlines():
+    try:
+        text = path.read_text("ascii", "replace")
+    except OSError as error:
+        raise GitRequestError(f"could not open object name list: {path.name}") from error
+    for line in text.splitlines():
         digits = line.split("#")[0].strip()
         if len(digits) == 40:
             found.append(bytes.fromhex(digits))

@@ -636,3 +636,25 @@ def _distance(number: int) -> bytes:
 
 def _copy(offset: int, size: int) -> bytes:
     return bytes([0x80 | 0x70 | 0x01, offset]) + size.to_bytes(3, "little")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("skipList", "nowhere", "could not open object name list: nowhere"),
+        ("unterminatedHeader", "warn", "Cannot demote unterminatedheader to warn"),
+        ("missingEmail", "perhaps", "Unknown fsck message type: 'perhaps'"),
+    ],
+)
+def test_8_27_checks_that_are_set_up_wrongly_let_nothing_in(
+    wire: Any, tip: str, second: str, git: Git, key: str, value: str, words: str
+) -> None:
+    git("config", "receive.fsckObjects", "true", cwd=wire.bare)
+    git("config", f"receive.fsck.{key}", value, cwd=wire.bare)
+    command = (tip, second, "refs/heads/main")
+    answer = wire.push(command, pack=wire.pack(second, f"^{tip}"))
+    assert answer.unpack == words
+    assert answer.refs == {"refs/heads/main": "unpacker error"}
+    git("config", f"receive.fsck.{key}", "error", cwd=wire.bare)
+    if key != "skipList":
+        assert wire.push(command, pack=wire.pack(second, f"^{tip}")).refs[command[2]] == "ok"
