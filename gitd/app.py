@@ -255,7 +255,10 @@ async def serve(folder: DataFolder, config: Config, *, with_children: bool) -> N
         control = Control(folder, config)
         stack.callback(control.close)
         if with_children:  # at once: they take as long to start as all of the rest
-            await stack.enter_async_context(_kept_running(control.children().run()))
+            children = control.children()
+            if not children.has_survivor():
+                _bound(config.sites.listen, "sites.listen", "--sites").close()
+            await stack.enter_async_context(_kept_running(children.run()))
         await control.recover()
         await stack.enter_async_context(_sockets(control))
         await stack.enter_async_context(_front(control, listener))
@@ -304,25 +307,30 @@ def _listener(config: Config) -> socket.socket:
     inherited = inherited_sockets().get("http")
     if inherited is not None:
         return inherited
-    host, port = parse_address(config.server.listen, "server.listen")
+    host, _ = parse_address(config.server.listen, "server.listen")
     if not is_loopback(host) and not config.server.trusted_proxies:
         log.warning(
             "plain_http_beyond_this_machine",
             listen=config.server.listen,
             advice="put a TLS proxy in front and name it in server.trusted_proxies",
         )
+    return _bound(config.server.listen, "server.listen", "--listen")
+
+
+def _bound(address: str, setting: str, option: str) -> socket.socket:
+    host, port = parse_address(address, setting)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        bound.bind((host, port))
     except OSError as error:
-        listener.close()
+        bound.close()
         raise StartError(
-            f"cannot listen on {config.server.listen}: {error.strerror}. "
-            "Stop what has that address, or choose another with --listen."
+            f"cannot listen on {address}: {error.strerror}. "
+            f"Stop what has that address, or choose another with {option}."
         ) from error
-    return listener
+    return bound
 
 
 @contextlib.asynccontextmanager

@@ -42,6 +42,13 @@ class Children:
         self._specs = tuple(specs)
         self._run_folder = run_folder
 
+    def has_survivor(self) -> bool:
+        """Whether a child of an earlier control lives: it holds what it holds, such as a port."""
+        found = [child for spec in self._specs if (child := self._survivor(spec)) is not None]
+        for child in found:
+            child.close()
+        return bool(found)
+
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             for spec in self._specs:

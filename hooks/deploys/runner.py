@@ -76,6 +76,7 @@ class RollRunner:
         self._limits = limits
         self._domain = domain
         self._rolling: dict[str, _Rolling] = {}
+        self._told: tuple[int, str | None] = (0, None)
         self._hosts: set[asyncio.Queue[DesiredMessage | None]] = set()
         self._hostless_since: float | None = None
         self.host_connected = asyncio.Event()  # set with the first one, and for good
@@ -93,6 +94,7 @@ class RollRunner:
         while True:
             await asyncio.sleep(REAP_EVERY_S)
             now = self._now()
+            self._tell_what_others_made()
             if self._hosts:
                 self._hostless_since = None
             elif self._hostless_since is None:
@@ -268,6 +270,16 @@ class RollRunner:
             await self._jobs.commit(lambda changes: changes.advance(job_id, min(progress, 99)))
 
         self._spawn(advance())
+
+    def _tell_what_others_made(self) -> None:
+        """Tell the hosts of environments that a command beside this process made."""
+        reader = self._records.reader()
+        state = environments.state(reader)
+        if state == self._told:
+            return
+        newest, self._told = self._told[1], state
+        for environment in environments.newer_than(reader, newest):
+            self._tell(environment.id)
 
     # -- what should be served ------------------------------------------------------------------
 

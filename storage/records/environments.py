@@ -105,6 +105,17 @@ def every(db: sqlite3.Connection) -> list[Environment]:
     return [_environment(row) for row in db.execute("SELECT * FROM environment ORDER BY id")]
 
 
+def state(db: sqlite3.Connection) -> tuple[int, str | None]:
+    """How many there are, and the newest id: it changes when one comes or goes."""
+    row = db.execute("SELECT COUNT(*) AS count, MAX(id) AS newest FROM environment").fetchone()
+    return row["count"], row["newest"]
+
+
+def newer_than(db: sqlite3.Connection, env_id: str | None) -> list[Environment]:
+    rows = db.execute("SELECT * FROM environment WHERE id > ? ORDER BY id", (env_id or "",))
+    return [_environment(row) for row in rows]
+
+
 def of_site(db: sqlite3.Connection, site_id: str) -> list[Environment]:
     rows = db.execute("SELECT * FROM environment WHERE site_id = ? ORDER BY id", (site_id,))
     return [_environment(row) for row in rows]

@@ -394,3 +394,30 @@ def test_branch_whose_name_is_not_utf8_is_refused_and_the_others_go_on(server) -
     assert done.returncode == 1
     assert b"not UTF-8" in done.stderr
     assert server.serves("one")
+
+
+def test_site_made_beside_the_server_is_known_to_visitors(server) -> None:
+    server.gitd("site", "create", "beside")
+    unknown = server.visit("nobody").body
+    end = time.monotonic() + 10
+    while server.visit("beside").body == unknown:
+        assert time.monotonic() < end, unknown
+        time.sleep(0.05)
+    assert server.visit("beside").status == 404
+
+
+def test_taken_address_is_said_at_once(server, tmp_path) -> None:
+    for option, port in (("--listen", server.port), ("--sites", server.sites_port)):
+        other = {"--listen": 0, "--sites": 0, option: port}
+        words = [w for name, p in other.items() for w in (name, f"127.0.0.1:{p}")]
+        done = subprocess.run(
+            ["gitd", "serve", "--data", str(server.root / f"other{option}"), *words],
+            env=server.environ,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+        assert option in done.stderr
+        assert done.stdout == ""
