@@ -203,7 +203,9 @@ def test_2_1_compressed_bodies(
 
 
 @pytest.mark.parametrize(
-    "body", [b"this is no gzip", gzip.compress(LS_REFS)[:-12], gzip.compress(LS_REFS)[:14]]
+    "body",
+    [b"this is no gzip", gzip.compress(LS_REFS)[:-12], gzip.compress(LS_REFS)[:14]],
+    ids=["none", "without its end", "cut short"],
 )
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip"])
 def test_2_2_a_damaged_gzip_body_is_refused(
