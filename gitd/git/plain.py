@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from aiohttp import web
@@ -34,14 +33,10 @@ class PlainAccess:
     def _find(self, path: str) -> Path:
         for form in _FORMS:
             candidate = Path(f"{self._root}/{path}{form}")
-            try:
-                found = candidate.resolve()
-            except (OSError, RuntimeError):
+            if not is_repository(candidate):
                 continue
-            if is_repository(found):
-                if not found.is_relative_to(self._root):
-                    raise NotFoundError
-                if os.path.realpath(self._root) == os.fspath(found):
-                    raise NotFoundError
-                return found
+            found = candidate.resolve()
+            if found == self._root or not found.is_relative_to(self._root):
+                raise NotFoundError
+            return found
         raise NotFoundError

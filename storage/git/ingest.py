@@ -5,6 +5,7 @@ Source: git's tmp-objdir.c; builtin/receive-pack.c, "unpack" and "check connecte
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from storage.git.errors import PackInvalidError, RepositoryError
 from storage.git.fsck import FsckRules, Severity
 from storage.git.indexer import IndexedPack, PackLimits, index_pack
 from storage.git.objects import ObjectStore
-from storage.git.pack_links import write_links
+from storage.git.pack_links import DIRECTORY, QUARANTINED_SUFFIX, write_quarantined_links
 from storage.git.refs import RefStore
 from storage.git.repository import Repository
 from storage.git.transaction import QUARANTINE_PREFIX
@@ -113,6 +114,9 @@ def migrate_quarantine(quarantine: Path) -> Migrated:
     ]
     # An index makes its pack visible, so it moves last; loose objects have no such order.
     for path in sorted(files, key=lambda path: path.suffix == ".idx"):
+        if path.suffix == QUARANTINED_SUFFIX:  # a cache: nobody waits for it to be durable
+            _keep_record(path, objects / DIRECTORY / path.stem)
+            continue
         target = objects / path.relative_to(quarantine)
         if target.parent not in touched:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +124,21 @@ def migrate_quarantine(quarantine: Path) -> Migrated:
         path.rename(target)
         if target.suffix == ".idx":
             indexes.append(target)
-    shutil.rmtree(quarantine, ignore_errors=True)
+    try:
+        (quarantine / "pack").rmdir()
+        quarantine.rmdir()
+    except OSError:  # loose objects had directories, or something has been left
+        shutil.rmtree(quarantine, ignore_errors=True)
     return Migrated(touched, indexes)
+
+
+def _keep_record(path: Path, target: Path) -> None:
+    try:
+        path.rename(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
 
 
 def ingest(
@@ -181,7 +198,7 @@ def _index(
     pack = index_pack(spool, bases=bases, limits=limits, rules=rules, may_fork=may_fork)
     index = pack.path.with_suffix(".idx")
     outside = pack.outside_commits | pack.outside_objects
-    write_links(quarantine, pack.path.stem, pack.roots, outside)
+    write_quarantined_links(pack.path, pack.roots, outside)
     if not pack.oids:
         pack.path.unlink()
         index.unlink()

@@ -21,6 +21,7 @@ from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
 
 DIRECTORY = "info/gitd-links"
+QUARANTINED_SUFFIX = ".links"  # of a record that waits beside its pack
 OIDS_MAX = 20_000  # in one record; a pack with more of them has none
 _MAGIC = b"gitd-links 1\n"
 _DIGEST_BYTES = 32
@@ -43,16 +44,30 @@ def write_links(
     objects_directory: Path, pack_name: str, roots: Collection[bytes], outside: Collection[bytes]
 ) -> None:
     """Remember a pack's links, if they are few. Failing to is no failure."""
+    path = objects_directory / DIRECTORY / pack_name
+    if data := _encoded(roots, outside):
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_name(f"tmp_{os.urandom(6).hex()}")
+            fresh.write_bytes(data)
+            fresh.rename(path)
+
+
+def write_quarantined_links(
+    pack_path: Path, roots: Collection[bytes], outside: Collection[bytes]
+) -> None:
+    """Remember the links of a pack in quarantine; they come out of it with the pack."""
+    if data := _encoded(roots, outside):
+        with contextlib.suppress(OSError):
+            pack_path.with_suffix(QUARANTINED_SUFFIX).write_bytes(data)
+
+
+def _encoded(roots: Collection[bytes], outside: Collection[bytes]) -> bytes:
     if len(roots) + len(outside) > OIDS_MAX:
-        return
+        return b""
     body = _MAGIC + struct.pack(">LL", len(roots), len(outside))
     body += b"".join(sorted(roots)) + b"".join(sorted(outside))
-    path = objects_directory / DIRECTORY / pack_name
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"tmp_{os.urandom(6).hex()}")
-        fresh.write_bytes(body + hashlib.sha256(body).digest())
-        fresh.rename(path)
+    return body + hashlib.sha256(body).digest()
 
 
 def read_links(pack: Pack) -> PackLinks | None:
