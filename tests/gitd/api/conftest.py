@@ -17,6 +17,7 @@ from aiohttp import ClientSession, ClientTimeout, web
 from gitd.addresses import TrustedProxies
 from gitd.api.app import Api, ApiDeps, build_api
 from gitd.auth import Authenticator, expand_scopes, mint
+from hooks.builds.packing import Packer
 from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.builds.wire import BatchLine, BuildError, Finish, LogBatch
 from hooks.deploys.runner import RollLimits, RollRunner
@@ -90,14 +91,15 @@ class Service:
         trust.establish(self.store.layout.trust, root=root_key, signing=key)
         self.reader = StoreReader(self.root / "store")
         (self.root / "tmp").mkdir(exist_ok=True)
-        self.builds = BuildRunner(
+        packer = Packer(
             self.jobs,
             self.repositories,
             self.store,
             key,
             scratch=self.root / "tmp",
-            limits=BuildLimits(),
+            size_bytes_max=BuildLimits().output_bytes_max,
         )
+        self.builds = BuildRunner(self.jobs, self.repositories, packer, limits=BuildLimits())
         self.rolls = RollRunner(
             self.jobs, limits=RollLimits(roll_timeout_s=60, host_timeout_s=60), domain="localhost"
         )
