@@ -51,6 +51,8 @@ class BuildersConfig:
     timeout_s: int = 900
     lease_s: float = 4.0
     output_bytes_max: int = 2 * 1024**3
+    cache_bytes_max: int = 10 * 1024**3
+    cache_site_bytes_max: int = 2 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)

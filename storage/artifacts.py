@@ -13,7 +13,7 @@ import os
 import secrets
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +29,7 @@ from storage.blobs import (
 from storage.digest import Digest
 from storage.envelope import ENVELOPE_BYTES_MAX, Envelope
 from storage.errors import (
+    ArtifactMissingError,
     ManifestInvalidError,
     RecordsError,
     StorageError,
@@ -42,6 +43,7 @@ from storage.files import (
     read_bounded,
     sync_directory,
     sync_filesystem,
+    write_all,
     write_atomic,
 )
 from storage.gate import Gate
@@ -49,16 +51,19 @@ from storage.ids import ArtifactId, artifact_id
 from storage.ingest import Ingest
 from storage.layout import FORMAT_LINE, SHARDED, SHARDS, Layout
 from storage.manifest import MANIFEST_BYTES_MAX, FileEntry, Manifest
+from storage.reader import read_manifest
 from storage.records import blobs as rows
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 from storage.source import Limits, SourceEntry
 
+K = TypeVar("K")
 R = TypeVar("R")
 
 FREE_BYTES_MIN = 256 << 20
 FREE_INODES_MIN = 4096
 TRIES_MAX = 5
+READS_NAME = "reads"  # in a lease: the digest of the tree that its owner reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,22 @@ class Ingested:
     envelope_sha256: str
     key_id: str
     signature: str
+    new_blobs: int
+    new_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTree:
+    """A tree that the store holds without anybody vouching for it, such as a build cache.
+
+    Attributes:
+        files: How many files it has; `size_bytes` is their size together.
+        new_blobs: How many contents the store did not have before; `new_bytes` is their size.
+    """
+
+    digest: Digest
+    files: int
+    size_bytes: int
     new_blobs: int
     new_bytes: int
 
@@ -146,25 +167,86 @@ class ArtifactStore:
             StorageError: Whatever else failed; what was written is removed again. Only when the
                 commit itself failed is its outcome unknown until `recover` after the next start.
         """
-        with mapped_errors("take in a tree"), mapped_record_errors(), self._lease() as lease:
-            ingest = Ingest(self._records, Staging(self.layout, lease), limits)
-            ingest.stage(tree)
+        with self._taking_in(tree, limits) as ingest:
             manifest = ingest.draft.manifest()
             envelope = attest(manifest)
-            staging = ingest.staging
-            staging.add_statement(MANIFEST_NAME, manifest.data, self.layout.tree(manifest.digest))
-            staging.add_statement(
+
+            def ingested(placed: Mapping[BlobKey, int]) -> Ingested:
+                return Ingested(
+                    artifact_id=artifact_id(manifest.digest),
+                    digest=manifest.digest,
+                    manifest_sha256=manifest.sha256,
+                    files=manifest.files,
+                    size_bytes=manifest.size_bytes,
+                    envelope_sha256=envelope.sha256,
+                    key_id=envelope.key_id,
+                    signature=envelope.signature,
+                    new_blobs=len(placed),
+                    new_bytes=sum(placed.values()),
+                )
+
+            self._add_manifest(ingest, manifest)
+            ingest.staging.add_statement(
                 ENVELOPE_NAME, envelope.data, self.layout.envelope(envelope.sha256)
             )
-            for _ in range(TRIES_MAX):
-                staging.sync()
+            return self._publish(ingest, manifest, ingested, record)
+
+    def keep_tree(
+        self,
+        tree: Iterable[SourceEntry],
+        *,
+        limits: Limits,
+        record: Callable[[sqlite3.Connection, KeptTree], R],
+    ) -> tuple[KeptTree, R]:
+        """Take a tree in that is no artifact: without a statement, never listed, never rolled.
+
+        As `ingest` otherwise. `record` writes the row that keeps it, such as a build cache
+        (`storage.records.build_caches.put`): the collector takes trees that no row asks for.
+
+        Raises:
+            As `ingest`.
+        """
+        with self._taking_in(tree, limits) as ingest:
+            manifest = ingest.draft.manifest()
+
+            def kept(placed: Mapping[BlobKey, int]) -> KeptTree:
+                return KeptTree(
+                    digest=manifest.digest,
+                    files=manifest.files,
+                    size_bytes=manifest.size_bytes,
+                    new_blobs=len(placed),
+                    new_bytes=sum(placed.values()),
+                )
+
+            self._add_manifest(ingest, manifest)
+            return self._publish(ingest, manifest, kept, record)
+
+    @contextlib.contextmanager
+    def reading(self, digest: Digest) -> Iterator[Manifest]:
+        """Hold a tree while it is read: whatever its rows say meanwhile, nothing of it goes.
+
+        The hold ends with the context, or with this process.
+
+        Raises:
+            ArtifactMissingError: It is not there (any more).
+            ArtifactCorruptError: Its manifest is not what its digest says.
+            StorageError: The system refused.
+        """
+        lease = None
+        try:
+            with mapped_errors(f"read the tree {digest}"), mapped_record_errors():
+                # Behind the gate: a collector has either not looked for leases yet, and will see
+                # this one, or has forgotten the tree before it is looked for here.
                 with self._gate.publishing():
-                    live = ingest.live_keys()
-                    missing = ingest.missing_keys(live)
-                    if not missing:
-                        return self._publish(ingest, manifest, envelope, live, record)
-                ingest.stage_again(missing)
-        raise StoreChangedError("blobs were collected while a tree was taken in: repeat it")
+                    lease = Lease.take(self.layout.tmp)
+                    _write_new(f"{lease.path}/{READS_NAME}", str(digest).encode())
+                    if not rows.has_tree(self._records.reader(), digest):
+                        raise ArtifactMissingError(f"the tree {digest} is not in the store")
+                manifest = read_manifest(self.layout, digest)
+            yield manifest
+        finally:
+            if lease is not None:
+                lease.release()
 
     def recover(self) -> Recovered:
         """Remove what crashes left: staged files, placed files that no row knows, begun deletions.
@@ -202,29 +284,46 @@ class ArtifactStore:
         finally:
             lease.release()
 
+    @contextlib.contextmanager
+    def _taking_in(self, tree: Iterable[SourceEntry], limits: Limits) -> Iterator[Ingest]:
+        with mapped_errors("take in a tree"), mapped_record_errors(), self._lease() as lease:
+            ingest = Ingest(self._records, Staging(self.layout, lease), limits)
+            ingest.stage(tree)
+            yield ingest
+
+    def _add_manifest(self, ingest: Ingest, manifest: Manifest) -> None:
+        final = self.layout.tree(manifest.digest)
+        ingest.staging.add_statement(MANIFEST_NAME, manifest.data, final)
+
     def _publish(
         self,
         ingest: Ingest,
         manifest: Manifest,
-        envelope: Envelope,
+        describe: Callable[[Mapping[BlobKey, int]], K],
+        record: Callable[[sqlite3.Connection, K], R],
+    ) -> tuple[K, R]:
+        for _ in range(TRIES_MAX):
+            ingest.staging.sync()
+            with self._gate.publishing():
+                live = ingest.live_keys()
+                missing = ingest.missing_keys(live)
+                if not missing:
+                    return self._commit(ingest, manifest, live, describe, record)
+            ingest.stage_again(missing)
+        raise StoreChangedError("blobs were collected while a tree was taken in: repeat it")
+
+    def _commit(
+        self,
+        ingest: Ingest,
+        manifest: Manifest,
         live: set[BlobKey],
-        record: Callable[[sqlite3.Connection, Ingested], R],
-    ) -> tuple[Ingested, R]:
+        describe: Callable[[Mapping[BlobKey, int]], K],
+        record: Callable[[sqlite3.Connection, K], R],
+    ) -> tuple[K, R]:
         placed = {
             key: blob.size_bytes for key, blob in ingest.staging.blobs.items() if key not in live
         }
-        ingested = Ingested(
-            artifact_id=artifact_id(manifest.digest),
-            digest=manifest.digest,
-            manifest_sha256=manifest.sha256,
-            files=manifest.files,
-            size_bytes=manifest.size_bytes,
-            envelope_sha256=envelope.sha256,
-            key_id=envelope.key_id,
-            signature=envelope.signature,
-            new_blobs=len(placed),
-            new_bytes=sum(placed.values()),
-        )
+        described = describe(placed)
         tree = rows.TreeRow(
             digest=manifest.digest,
             sha256=bytes.fromhex(manifest.sha256),
@@ -240,12 +339,12 @@ class ArtifactStore:
             nonlocal is_written
             is_written = False
             rows.publish(db, tree, list(ingest.files), placed)
-            answer = record(db, ingested)
+            answer = record(db, described)
             is_written = True
             return answer
 
         try:
-            return ingested, self._records.write(commit)
+            return described, self._records.write(commit)
         except rows.BlobsMissingError as error:
             raise StoreChangedError("blobs went away behind the gate: repeat it") from error
         except RecordsError:
@@ -322,16 +421,26 @@ def _share(layout: Layout, group: int | None) -> None:
 
 
 def _statements(lease: Lease) -> tuple[Manifest | None, str | None]:
-    """Return what a lease was about to publish, as far as it came."""
+    """Return what a lease was about to publish, as far as it came. A kept tree has no envelope."""
     try:
         manifest = Manifest.parse(
             read_bounded(f"{lease.path}/{MANIFEST_NAME}", size_bytes_max=MANIFEST_BYTES_MAX)
         )
-        envelope = read_bounded(f"{lease.path}/{ENVELOPE_NAME}", size_bytes_max=ENVELOPE_BYTES_MAX)
     except (FileNotFoundError, ManifestInvalidError):
-        # Without both, nothing had been placed yet.
-        return None, None
+        return None, None  # nothing had been placed yet
+    try:
+        envelope = read_bounded(f"{lease.path}/{ENVELOPE_NAME}", size_bytes_max=ENVELOPE_BYTES_MAX)
+    except FileNotFoundError:
+        return manifest, None
     return manifest, hashlib.sha256(envelope).hexdigest()
+
+
+def _write_new(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, data)
+    finally:
+        os.close(fd)
 
 
 def _unlink(path: str) -> int:

@@ -227,6 +227,21 @@ class SiteArtifact:
 
 
 @dataclass(frozen=True, slots=True)
+class BuildCache:
+    """A tree that builds of a site keep for later builds with the same key."""
+
+    id: str
+    site_id: str
+    profile: str
+    cache_key: str
+    tree_digest: str
+    files: int
+    size_bytes: int
+    created_at: int
+    used_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     id: str
     site_id: str

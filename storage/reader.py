@@ -116,18 +116,7 @@ class StoreReader:
             ArtifactMissingError: It is not there.
             ArtifactCorruptError: It is not what its digest says, or is none.
         """
-        try:
-            data = read_bounded(self.layout.tree(digest), size_bytes_max=MANIFEST_BYTES_MAX)
-        except FileNotFoundError as error:
-            raise ArtifactMissingError(f"the manifest {digest} is not in the store") from error
-        except OSError as error:
-            raise mapped(error, f"read the manifest {digest}") from error
-        if Digest.of(data) != digest:
-            raise ArtifactCorruptError(b"", f"the manifest is not what {digest} names")
-        manifest = Manifest.parse(data)
-        if link := escaping_link(manifest.entries):
-            raise ArtifactCorruptError(link.path, "the link leads out of the tree")
-        return manifest
+        return read_manifest(self.layout, digest)
 
     def envelope(self, sha256: str) -> bytes:
         """Read the file of an envelope and hold it against its name; signatures are not checked.
@@ -156,6 +145,22 @@ class StoreReader:
             raise StoreUnusableError(f"{path}: {error.strerror}") from error
         if not data.startswith(FORMAT_LINE):
             raise StoreUnusableError(f"{path} names a format that this program does not know")
+
+
+def read_manifest(layout: Layout, digest: Digest) -> Manifest:
+    """As `StoreReader.manifest`."""
+    try:
+        data = read_bounded(layout.tree(digest), size_bytes_max=MANIFEST_BYTES_MAX)
+    except FileNotFoundError as error:
+        raise ArtifactMissingError(f"the manifest {digest} is not in the store") from error
+    except OSError as error:
+        raise mapped(error, f"read the manifest {digest}") from error
+    if Digest.of(data) != digest:
+        raise ArtifactCorruptError(b"", f"the manifest is not what {digest} names")
+    manifest = Manifest.parse(data)
+    if link := escaping_link(manifest.entries):
+        raise ArtifactCorruptError(link.path, "the link leads out of the tree")
+    return manifest
 
 
 def _state(folder: Path) -> object:

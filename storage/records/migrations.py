@@ -130,3 +130,20 @@ def blobs(db: Database) -> None:
         CREATE INDEX ref_tree ON ref(tree_id);
         """,
     )
+
+
+@MIGRATIONS()
+def build_caches(db: Database) -> None:
+    _run(
+        db,
+        """
+        CREATE TABLE build_cache(
+          id TEXT PRIMARY KEY, site_id TEXT NOT NULL REFERENCES site(id) ON DELETE CASCADE,
+          profile TEXT NOT NULL, cache_key TEXT NOT NULL,
+          tree_digest BLOB NOT NULL REFERENCES tree(digest), files INTEGER NOT NULL,
+          size_bytes BIGINT NOT NULL, created_at BIGINT NOT NULL, used_at BIGINT NOT NULL,
+          UNIQUE(site_id, profile, cache_key));
+        CREATE INDEX build_cache_tree ON build_cache(tree_digest);
+        CREATE INDEX build_cache_used ON build_cache(used_at);
+        """,
+    )

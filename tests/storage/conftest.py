@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from storage.artifacts import ArtifactStore, Ingested
+from storage.artifacts import ArtifactStore, Ingested, KeptTree
 from storage.envelope import Envelope, seal
+from storage.ids import new_id
 from storage.manifest import Manifest
-from storage.model import Artifact, Attestation
+from storage.model import Artifact, Attestation, BuildCache, Site
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
 from storage.reader import StoreReader, VerifiedArtifact
-from storage.records import artifacts
+from storage.records import artifacts, build_caches, sites
 from storage.records.db import Records
 from storage.signing import SigningKey
 from storage.source import Limits, SourceEntry, SourceFile
@@ -51,6 +52,29 @@ class Shop:
             record=lambda db, ingested: record(db, ingested, build_id),
         )
         return ingested
+
+    def keep_tree(self, tree: dict[str, bytes], key: str = "k") -> KeptTree:
+        """Keep a tree as the build cache of a site that is made for it."""
+
+        def record(db: sqlite3.Connection, kept: KeptTree) -> None:
+            if sites.find(db, "site_1") is None:
+                sites.add(db, Site("site_1", "acme-store", "main", 0))
+            build_caches.put(
+                db,
+                BuildCache(
+                    id=new_id("cache"),
+                    site_id="site_1",
+                    profile="node",
+                    cache_key=key,
+                    tree_digest=str(kept.digest),
+                    files=kept.files,
+                    size_bytes=kept.size_bytes,
+                    created_at=0,
+                    used_at=0,
+                ),
+            )
+
+        return self.store.keep_tree(files(tree), limits=Limits(), record=record)[0]
 
     def attest(self, manifest: Manifest, build_id: str, **facts: object) -> Envelope:
         return seal(build_provenance(provenance(build_id, **facts), manifest), self.signing_key)

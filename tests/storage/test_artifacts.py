@@ -20,6 +20,7 @@ from storage.artifacts import ArtifactStore, Ingested
 from storage.check import check_store
 from storage.digest import Digest
 from storage.errors import (
+    ArtifactMissingError,
     StorageError,
     StorageFullError,
     StorageIoError,
@@ -31,7 +32,7 @@ from storage.errors import (
 from storage.files import Lease
 from storage.gate import Gate
 from storage.layout import blob_mtime
-from storage.materialise import verify_tree
+from storage.materialise import materialise, verify_tree
 from storage.records.db import Records
 from storage.scan import scan_directory
 from storage.source import Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
@@ -221,6 +222,44 @@ def test_answer_of_record_is_handed_on(shop) -> None:
         record=lambda db, ingested: (ingested.artifact_id, ingested.key_id),
     )
     assert answer == (ingested.artifact_id, shop.signing_key.key_id)
+
+
+# -- trees that are no artifacts ---------------------------------------------------------------
+
+
+def test_kept_tree_is_there_without_a_statement(shop, tmp_path: Path) -> None:
+    kept = shop.keep_tree(SITE)
+    assert (kept.files, kept.size_bytes, kept.new_blobs, kept.new_bytes) == (3, 24, 3, 24)
+    with shop.store.reading(kept.digest) as manifest:
+        assert manifest.digest == kept.digest
+        materialise(shop.store.layout, manifest, tmp_path / "out")
+    assert (tmp_path / "out" / "index.html").read_bytes() == b"<h1>hello</h1>"
+    assert shop.records.reader().execute("SELECT COUNT(*) FROM artifact").fetchone()[0] == 0
+    assert is_clean(shop)
+
+
+def test_kept_tree_shares_blobs_with_artifacts(shop) -> None:
+    shop.ingest(SITE)
+    assert shop.keep_tree({**SITE, "more": b"more"}).new_blobs == 1
+    assert shop.ingest({**SITE, "more": b"more"}).new_blobs == 0
+    assert is_clean(shop)
+
+
+def test_kept_tree_and_its_row_are_one_commit(shop) -> None:
+    with pytest.raises(ZeroDivisionError):
+        shop.store.keep_tree(
+            [SourceFile(b"a", 1, executable=False, read=lambda: b"x")],
+            limits=Limits(),
+            record=lambda db, kept: 1 / 0,
+        )
+    assert not shop.blob(b"x").exists()
+    assert is_clean(shop)
+
+
+def test_reading_a_tree_that_is_not_there_is_said(shop) -> None:
+    with pytest.raises(ArtifactMissingError), shop.store.reading(Digest.of(b"absent")):
+        pass
+    assert is_clean(shop)
 
 
 # -- what is refused ---------------------------------------------------------------------------
