@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from hooks.builds.errors import (
     SandboxUnavailableError,
 )
 from hooks.builds.phases import PROGRESS, Phase, Workspace
-from hooks.builds.sandbox import Sandbox, SandboxSpec, end_leftovers
+from hooks.builds.sandbox import end_leftovers
+from hooks.builds.toolchain import Toolchain
 from hooks.builds.tree import remove_tree
 from hooks.builds.wire import BuildError, Finish, Lease
 from hooks.process import die_with_parent, drop_privileges
@@ -95,13 +96,14 @@ async def run_builder(config: BuilderConfig) -> None:
 async def _build_for_ever(config: BuilderConfig) -> None:
     await asyncio.to_thread(end_leftovers, config.scratch)
     await asyncio.to_thread(_empty, config.scratch)
-    await _try_sandbox()
+    toolchain = Toolchain()
     pause_s = RETRY_FIRST_S
     async with Control(config.socket, config.slot) as control:
         log.info("builder_started", slot=config.slot)
         while True:
+            versions = await toolchain.versions()
             try:
-                lease = await control.lease(LEASE_WAIT_S)
+                lease = await control.lease(LEASE_WAIT_S, versions)
             except ControlUnreachableError as error:
                 log.debug("control_unreachable", slot=config.slot, reason=str(error))
                 await asyncio.sleep(pause_s)
@@ -109,12 +111,12 @@ async def _build_for_ever(config: BuilderConfig) -> None:
                 continue
             pause_s = RETRY_FIRST_S
             if lease is not None:
-                await run_build(control.job(lease), config)
+                await run_build(control.job(lease), config, versions)
 
 
-async def run_build(job: LeasedJob, config: BuilderConfig) -> None:
+async def run_build(job: LeasedJob, config: BuilderConfig, toolchain: Mapping[str, str]) -> None:
     """Run one leased build and report its end, unless the lease is lost or the job canceled."""
-    build = _Build(job, config.slot, config.scratch / job.lease.job_id)
+    build = _Build(job, config.slot, config.scratch / job.lease.job_id, toolchain)
     facts = {"job_id": job.lease.job_id, "site": job.lease.site, "slot": config.slot}
     started = time.monotonic()
     try:
@@ -138,9 +140,12 @@ async def run_build(job: LeasedJob, config: BuilderConfig) -> None:
 class _Build:
     """One build on its way: the phase it is in, its log, its heartbeats."""
 
-    def __init__(self, job: LeasedJob, slot: str, folder: Path) -> None:
+    def __init__(
+        self, job: LeasedJob, slot: str, folder: Path, toolchain: Mapping[str, str]
+    ) -> None:
         self._job = job
         self._slot = slot
+        self._toolchain = toolchain
         self._workspace = Workspace(folder)
         self._log = BuildLog()
         self._phase = Phase.DETECT
@@ -213,6 +218,8 @@ class _Build:
             output="source" if plan.is_source else "tar",
             folder=plan.folder,
             timings=self._timings,
+            settings=plan.settings,
+            toolchain=dict(self._toolchain),
         )
 
     def _failed(self, code: str, message: str, exit_status: int | None = None) -> Finish:
@@ -254,19 +261,6 @@ async def _end_tasks(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # seen, so that nothing is said of it at exit
-
-
-async def _try_sandbox() -> None:
-    """Say at the start, and not at the first build, when this machine cannot run the sandbox."""
-    spec = SandboxSpec(argv=("true",), cwd="/")
-    try:
-        sandbox = await Sandbox.start(spec, on_output=lambda _: None)
-        try:
-            await sandbox.wait()
-        finally:
-            await sandbox.close()
-    except SandboxUnavailableError as error:
-        log.error("sandbox_unavailable", reason=str(error))  # noqa: TRY400 - a fact, no bug
 
 
 def _empty(folder: Path) -> None:

@@ -8,7 +8,7 @@ failing while others are answered ends it too, after `GIVE_UP_LEASES`: `ControlU
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self, TypeVar
 
@@ -61,13 +61,13 @@ class Control:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def lease(self, wait_s: float) -> Lease | None:
+    async def lease(self, wait_s: float, toolchain: Mapping[str, str]) -> Lease | None:
         """Wait up to `wait_s` for a build, and return None when there was none.
 
         Raises:
             ControlUnreachableError: Nobody answers, or not sensibly.
         """
-        request = LeaseRequest(self._slot, wait_s)
+        request = LeaseRequest(self._slot, wait_s, dict(toolchain))
         timeout = aiohttp.ClientTimeout(total=wait_s + LEASE_SLACK_S)
         try:
             async with self._session.post(

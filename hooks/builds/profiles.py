@@ -39,6 +39,12 @@ class Plan:
         """Say whether the artifact is a folder of the commit as it stands."""
         return self.command is None
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the build was told, for its provenance."""
+        command = {} if self.command is None else {"command": self.command}
+        return {**command, "output": self.folder}
+
 
 def detect(root_entries: Sequence[RootEntry], files: Mapping[str, str]) -> Plan:
     """Decide how a commit is built.

@@ -15,7 +15,7 @@ repeated. Times are RFC 3339 in UTC with milliseconds.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -24,9 +24,21 @@ CONFIG_FILES = ("managed.toml", "Procfile", "package.json")
 CONFIG_FILE_BYTES_MAX = 64 * 1024
 
 
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+_Value = Annotated[str, msgspec.Meta(max_length=256)]
+Facts = Annotated[dict[_Name, _Value], msgspec.Meta(max_length=64)]
+"""Facts by name that end up in the signed provenance."""
+Settings = Annotated[
+    dict[_Name, Annotated[str, msgspec.Meta(max_length=16384)]], msgspec.Meta(max_length=16)
+]
+
+
 class LeaseRequest(msgspec.Struct, frozen=True):
+    """`toolchain`: the programs that the slot's builds find, each with its version."""
+
     slot: str
     wait_s: float = 30
+    toolchain: Facts = {}
 
 
 class RootEntry(msgspec.Struct, frozen=True):
@@ -87,7 +99,11 @@ class BuildError(msgspec.Struct, frozen=True):
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """How the build ended. `output` says where the tree is: sent before, or a source folder."""
+    """How the build ended. `output` says where the tree is: sent before, or a source folder.
+
+    For the provenance: `settings`, what the build was told (its command and output); `toolchain`,
+    as when it was leased; `cache_inputs`, what was restored from caches, each with its digest.
+    """
 
     slot: str
     status: Literal["succeeded", "failed"]
@@ -97,3 +113,6 @@ class Finish(msgspec.Struct, frozen=True):
     folder: str = "."
     timings: dict[str, float] = {}
     error: BuildError | None = None
+    settings: Settings = {}
+    toolchain: Facts = {}
+    cache_inputs: Facts = {}

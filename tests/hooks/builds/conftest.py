@@ -210,6 +210,7 @@ class ControlPeer:
         self.jobs = {}
         self.leased = []
         self.slots = set()
+        self.toolchains = []
         self.log_calls = []
         self.failing = {}  # call -> how many times it answers 500 first
         self.refusing = set()  # calls that answer 413
@@ -281,6 +282,7 @@ class ControlPeer:
     async def _lease(self, request):
         asked = await request.json()
         self.slots.add(asked["slot"])
+        self.toolchains.append(asked["toolchain"])
         try:
             job = await asyncio.wait_for(self._queue.get(), asked["wait_s"])
         except TimeoutError:

@@ -1,0 +1,116 @@
+"""The toolchain: the programs that builds here find, and their versions.
+
+Asked in a sandbox as a build has it, so that the answer is what a build would get: once when a
+slot starts, and again when programs were installed or updated since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from hooks.builds.errors import SandboxUnavailableError
+from hooks.builds.sandbox import Sandbox, SandboxSpec
+
+PROBE_TIMEOUT_S = 20.0
+OUTPUT_BYTES_MAX = 64 * 1024
+VERSION_CHARS_MAX = 100
+# What is asked with --version. Those of the second line are scripts that take node a while to
+# read: their package says it too.
+_PROGRAMS = "python3 uv node bun php composer ruby rustc gcc make git"
+_PACKAGES = "npm pnpm yarn"
+_FOLDERS = (Path("/usr/local/bin"), Path("/usr/bin"))
+_VERSION = re.compile(r"\d+(?:\.\d+)+[\w.+~-]*")
+_SCRIPT = f"""
+ask() {{
+  name=$1; shift
+  command -v "$1" >/dev/null || return 0
+  said=$(timeout -k 1 5 "$@" </dev/null 2>/dev/null | head -n 1)
+  printf '%s\\t%s\\n' "$name" "$said"
+}}
+read_package() {{
+  path=$(command -v "$1") || return 0
+  path=$(readlink -f "$path")
+  said=$(grep -m 1 '"version"' "${{path%/*/*}}/package.json" 2>/dev/null)
+  if [ -n "$said" ]; then printf '%s\\t%s\\n' "$1" "$said"; else ask "$1" "$1" --version; fi
+}}
+for name in {_PROGRAMS}; do ask "$name" "$name" --version & done
+for name in {_PACKAGES}; do read_package "$name" & done
+ask go go version &
+ask machine uname -m &
+(. /usr/lib/os-release && printf 'os\\t%s\\n' "$ID $VERSION_ID") &
+wait
+"""
+
+log = structlog.get_logger(__name__)
+
+
+class Toolchain:
+    """What a slot's builds find. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._seen: object = None
+        self._versions: dict[str, str] = {}
+
+    async def versions(self) -> dict[str, str]:
+        """Return versions by program, sorted; empty where this machine cannot run the sandbox.
+
+        Takes as long as the slowest program the first time, and nothing while nothing changes.
+        """
+        seen = [_changed_at(folder) for folder in _FOLDERS]
+        if seen != self._seen:
+            self._versions = await probe()
+            self._seen = seen
+            log.info("toolchain_probed", **self._versions)
+        return self._versions
+
+
+async def probe() -> dict[str, str]:
+    """Ask the programs themselves. One that hangs or is not there is left out."""
+    said = bytearray()
+    spec = SandboxSpec(argv=("/bin/sh", "-c", _SCRIPT), cwd="/")
+    try:
+        sandbox = await Sandbox.start(spec, on_output=said.extend)
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await sandbox.wait()
+        except TimeoutError:
+            log.warning("toolchain_incomplete", timeout_s=PROBE_TIMEOUT_S)
+        finally:
+            await sandbox.close()
+    except SandboxUnavailableError as error:
+        # Said at the start, and not at the first build that needs one.
+        log.error("sandbox_unavailable", reason=str(error))  # noqa: TRY400 - a fact, no bug
+        return {}
+    return read_versions(bytes(said[:OUTPUT_BYTES_MAX]).decode(errors="replace"))
+
+
+def read_versions(said: str) -> dict[str, str]:
+    """Read lines `name TAB what it says of itself`. Pure."""
+    versions = {}
+    for line in said.splitlines():
+        name, tab, text = line.partition("\t")
+        match = _VERSION.search(text)
+        version = match[0] if match else text.strip()
+        if tab and name and version.isprintable():
+            versions[name] = version[:VERSION_CHARS_MAX]
+    return {name: versions[name] for name in sorted(versions) if versions[name]}
+
+
+def toolchain_digest(versions: Mapping[str, str]) -> str:
+    """Return the SHA-256, in hexadecimal, that equal toolchains share and no others."""
+    return hashlib.sha256(msgspec.json.encode(dict(versions), order="sorted")).hexdigest()
+
+
+def _changed_at(folder: Path) -> int | None:
+    """When names in the folder last changed: a package that is updated replaces its files."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return None

@@ -1,0 +1,53 @@
+"""The toolchain of a slot: what it tells control of the programs that its builds find."""
+
+from __future__ import annotations
+
+import pytest
+
+from hooks.builds.toolchain import read_versions, toolchain_digest
+
+
+@pytest.mark.parametrize(
+    ("line", "versions"),
+    [
+        ("python3\tPython 3.11.2", {"python3": "3.11.2"}),
+        ("node\tv20.20.2", {"node": "20.20.2"}),
+        ("gcc\tgcc (Debian 12.2.0-14+deb12u1) 12.2.0", {"gcc": "12.2.0-14+deb12u1"}),
+        ("go\tgo version go1.19.8 linux/amd64", {"go": "1.19.8"}),
+        ('npm\t  "version": "10.8.2",', {"npm": "10.8.2"}),
+        ("make\tGNU Make 4.3", {"make": "4.3"}),
+        ("os\tdebian 12", {"os": "debian 12"}),
+        ("machine\tx86_64", {"machine": "x86_64"}),
+        ("broken\t", {}),
+        ("\tno name 1.0", {}),
+        ("no tab 1.0", {}),
+        ("odd\tescape \x1b", {}),
+        ("long\t" + "9." * 200 + "9", {"long": ("9." * 50)}),
+    ],
+)
+def test_version_is_read_from_what_a_program_says(line: str, versions: dict[str, str]) -> None:
+    assert read_versions(line) == versions
+
+
+def test_versions_are_sorted_by_name() -> None:
+    assert list(read_versions("node\tv20.1.0\ngit\t2.39.5\n")) == ["git", "node"]
+
+
+def test_digest_depends_on_nothing_but_what_is_said() -> None:
+    one = toolchain_digest({"node": "20.1.0", "git": "2.39.5"})
+    assert one == toolchain_digest({"git": "2.39.5", "node": "20.1.0"})
+    assert one != toolchain_digest({"git": "2.39.5", "node": "20.1.1"})
+    assert len(one) == 64
+
+
+async def test_slot_says_with_each_lease_request_what_its_builds_find(
+    control, slot, unpacked
+) -> None:
+    job = await control.build(
+        {"managed.toml": b'[build]\ncommand = "git --version > a.txt"\noutput = "."\n'}
+    )
+    assert control.toolchains[-1] == job.outcome["toolchain"]
+    said = job.outcome["toolchain"]
+    assert said["git"] in unpacked(job.output)["a.txt"].decode()
+    assert {"git", "machine", "os"} <= set(said)
+    assert job.outcome["settings"] == {"command": "git --version > a.txt", "output": "."}
