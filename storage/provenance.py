@@ -3,14 +3,18 @@
 An in-toto statement, version 1, with the SLSA provenance predicate, version 1. Its subject is the
 manifest by both digests. What the site host runs comes from here and from nowhere else.
 
+`buildType` tells the two versions apart. Version 1, which is read for ever, says neither the tree
+and the environment nor the settings, programs and caches that the output depends on.
+
 Source: in-toto/attestation "spec/v1/statement.md"; slsa.dev "provenance/v1".
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from storage.envelope import decode_json, encode_json
@@ -19,15 +23,22 @@ from storage.manifest import Manifest
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
-BUILD_TYPE = "urn:gitd:build:v1"
+BUILD_TYPE = "urn:gitd:build:v2"
+BUILD_TYPE_1 = "urn:gitd:build:v1"
 # A commit's files as they are; and what a build command in a sandbox made of them. Unequal
 # trust needs unequal names. Source: SLSA provenance v1, "builder.id".
 SOURCE_BUILDER = "urn:gitd:builder:source:v1"
 SANDBOX_BUILDER = "urn:gitd:builder:sandbox:v1"
 BUILDERS = (SOURCE_BUILDER, SANDBOX_BUILDER)
 PROFILES = ("static", "procfile")
+TOOLCHAIN = "toolchain"
+CACHE_INPUTS = "cache-inputs"
 _SOURCE_PREFIX = "git+"
-_COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+_OBJECT_ID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+_EXTERNAL = {
+    BUILD_TYPE_1: ["profile", "ref", "run", "source"],
+    BUILD_TYPE: ["environment", "profile", "ref", "run", "settings", "source"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,12 @@ class Provenance:
         commit: Its object id in hexadecimal.
         profile: `static` or `procfile`.
         started_at: RFC 3339, UTC; so is `finished_at`.
+        tree: Object id of the commit's tree. None in version 1, as the fields that follow.
+        environment: Slug of the environment that the build was for; builds are told it.
+        settings: What the build was told, by name: its command, its output folder, ...
+        toolchain: The programs that it found, each with its version.
+        cache_inputs: What it took from caches, each with its digest.
+        gitd_version: The version of this program.
     """
 
     site: str
@@ -60,46 +77,28 @@ class Provenance:
     builder: str
     started_at: str
     finished_at: str
+    tree: str | None = None
+    environment: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    toolchain: Mapping[str, str] = field(default_factory=dict)
+    cache_inputs: Mapping[str, str] = field(default_factory=dict)
+    gitd_version: str | None = None
 
 
-def build_provenance(
-    provenance: Provenance, manifest: Manifest, *, internal: Mapping[str, object] | None = None
-) -> bytes:
-    """Write the statement that `provenance` holds for `manifest`; `seal` signs it.
-
-    `internal`: parameters that the builder chose, such as the limits of its sandbox.
-    """
-    source = f"{_SOURCE_PREFIX}{provenance.site}"
-    run = provenance.run
+def build_provenance(provenance: Provenance, manifest: Manifest) -> bytes:
+    """Write the statement that `provenance` holds for `manifest`; `seal` signs it."""
     return encode_json(
         {
             "_type": STATEMENT_TYPE,
-            "subject": [
-                {
-                    "name": provenance.site,
-                    "digest": {"blake3": manifest.digest.hex(), "sha256": manifest.sha256},
-                }
-            ],
+            "subject": [subject_of(provenance.site, manifest)],
             "predicateType": PREDICATE_TYPE,
             "predicate": {
-                "buildDefinition": {
-                    "buildType": BUILD_TYPE,
-                    "externalParameters": {
-                        "source": source,
-                        "ref": provenance.ref,
-                        "profile": provenance.profile,
-                        "run": {"web": run.web, "release": run.release, "health": run.health},
-                    },
-                    "internalParameters": dict(internal or {}),
-                    "resolvedDependencies": [
-                        {
-                            "uri": f"{source}@{provenance.ref}" if provenance.ref else source,
-                            "digest": {"gitCommit": provenance.commit},
-                        }
-                    ],
-                },
+                "buildDefinition": _definition(provenance),
                 "runDetails": {
-                    "builder": {"id": provenance.builder},
+                    "builder": {
+                        "id": provenance.builder,
+                        "version": {"gitd": provenance.gitd_version},
+                    },
                     "metadata": {
                         "invocationId": provenance.build_id,
                         "startedOn": provenance.started_at,
@@ -109,6 +108,45 @@ def build_provenance(
             },
         }
     )
+
+
+def subject_of(site: str, manifest: Manifest) -> dict[str, object]:
+    """The subject of a statement about a tree: by both digests, and all of them count."""
+    return {"name": site, "digest": {"blake3": manifest.digest.hex(), "sha256": manifest.sha256}}
+
+
+def facts_digest(facts: Mapping[str, str]) -> str:
+    """Return the SHA-256, in hexadecimal, of facts as JSON with sorted keys and no spaces."""
+    return hashlib.sha256(encode_json(facts)).hexdigest()
+
+
+def _definition(provenance: Provenance) -> dict[str, object]:
+    run = provenance.run
+    source = f"{_SOURCE_PREFIX}{provenance.site}"
+    commit = {
+        "uri": f"{source}@{provenance.ref}" if provenance.ref else source,
+        "digest": {"gitCommit": provenance.commit, "gitTree": provenance.tree},
+    }
+    facts = {TOOLCHAIN: provenance.toolchain, CACHE_INPUTS: provenance.cache_inputs}
+    return {
+        "buildType": BUILD_TYPE,
+        "externalParameters": {
+            "source": source,
+            "ref": provenance.ref,
+            "environment": provenance.environment,
+            "profile": provenance.profile,
+            "run": {"web": run.web, "release": run.release, "health": run.health},
+            "settings": dict(provenance.settings),
+        },
+        "resolvedDependencies": [
+            commit,
+            *(
+                {"name": name, "digest": {"sha256": facts_digest(of)}, "annotations": dict(of)}
+                for name, of in facts.items()
+                if of
+            ),
+        ],
+    }
 
 
 def parse_provenance(body: bytes, manifest: Manifest) -> Provenance:
@@ -123,7 +161,7 @@ def parse_provenance(body: bytes, manifest: Manifest) -> Provenance:
     statement = decode_json(body)
     try:
         return _read(statement, manifest)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise SignatureInvalidError(f"the statement lacks what it needs: {error}") from error
 
 
@@ -132,22 +170,22 @@ def _read(statement: dict[str, object], manifest: Manifest) -> Provenance:
     _expect(statement["predicateType"], PREDICATE_TYPE)
     (subject,) = cast("list[dict[str, Any]]", statement["subject"])
     # All digests must agree, not any one of them: "any" would be as strong as the weaker.
-    _expect(subject["digest"], {"blake3": manifest.digest.hex(), "sha256": manifest.sha256})
+    _expect(subject, subject_of(_text(subject["name"]), manifest))
     predicate = cast("dict[str, Any]", statement["predicate"])
     definition = predicate["buildDefinition"]
-    _expect(definition["buildType"], BUILD_TYPE)
+    build_type = definition["buildType"]
     external = definition["externalParameters"]
-    _expect(sorted(external), ["profile", "ref", "run", "source"])
+    _expect(sorted(external), _EXTERNAL[build_type])
     _expect(sorted(external["run"]), ["health", "release", "web"])
     site = _text(subject["name"])
     _expect(external["source"], _SOURCE_PREFIX + site)
-    (dependency,) = definition["resolvedDependencies"]
+    commit, *facts = definition["resolvedDependencies"]
     details = predicate["runDetails"]
     metadata = details["metadata"]
     provenance = Provenance(
         site=site,
         ref=_optional_text(external["ref"]),
-        commit=_text(dependency["digest"]["gitCommit"]),
+        commit=_object_id(commit["digest"]["gitCommit"]),
         profile=_text(external["profile"]),
         run=RunCommands(**{key: _optional_text(text) for key, text in external["run"].items()}),
         build_id=_text(metadata["invocationId"]),
@@ -155,9 +193,29 @@ def _read(statement: dict[str, object], manifest: Manifest) -> Provenance:
         started_at=_text(metadata["startedOn"]),
         finished_at=_text(metadata["finishedOn"]),
     )
-    if provenance.profile not in PROFILES or not _COMMIT.fullmatch(provenance.commit):
-        raise ValueError("the profile or the commit is not one")
-    return provenance
+    if provenance.profile not in PROFILES:
+        raise ValueError("the profile is not one")
+    if build_type == BUILD_TYPE_1:
+        return provenance
+    return replace(
+        provenance,
+        tree=_object_id(commit["digest"]["gitTree"]),
+        environment=_optional_text(external["environment"]),
+        settings=_texts(external["settings"]),
+        toolchain=_facts(facts, TOOLCHAIN),
+        cache_inputs=_facts(facts, CACHE_INPUTS),
+        gitd_version=_text(details["builder"]["version"]["gitd"]),
+    )
+
+
+def _facts(dependencies: list[dict[str, Any]], name: str) -> dict[str, str]:
+    found = [item for item in dependencies if item["name"] == name]
+    if not found:
+        return {}
+    (item,) = found
+    facts = _texts(item["annotations"])
+    _expect(item["digest"], {"sha256": facts_digest(facts)})
+    return facts
 
 
 def _expect(found: object, wanted: object) -> None:
@@ -169,6 +227,17 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.100} is no text")
     return value
+
+
+def _texts(value: dict[str, object]) -> dict[str, str]:
+    return {_text(name): _text(text) for name, text in value.items()}
+
+
+def _object_id(value: object) -> str:
+    text = _text(value)
+    if not _OBJECT_ID.fullmatch(text):
+        raise ValueError(f"{text:.100} is no object id")
+    return text
 
 
 def _optional_text(value: object) -> str | None:

@@ -253,6 +253,10 @@ class Repositories:
 
     # trees
 
+    def tree_of(self, site_id: str, commit: str) -> str:
+        """Return the object id of a commit's tree."""
+        return _root_tree(self.open(site_id), commit).hex()
+
     def root_listing(self, site_id: str, commit: str) -> list[RootEntry]:
         """List the names at the top of a commit's tree, in git's order."""
         repository = self.open(site_id)

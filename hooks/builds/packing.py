@@ -9,6 +9,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from hooks.builds.profiles import is_published
@@ -62,6 +63,7 @@ class Packer:
         self._signing_key = signing_key
         self._scratch = scratch
         self._size_bytes_max = size_bytes_max
+        self._version = version("gitd")
 
     def tar_of(self, job_id: str) -> Path:
         """Where the tar of the job's output is kept until the build is finished."""
@@ -80,11 +82,14 @@ class Packer:
             StorageError: The store could not take it; nothing was kept.
         """
         site = sites.find(self._records.reader(), build.site_id)
+        environment = environments.get(self._records.reader(), build.env_id)
         assert site is not None, "a site that goes cancels its builds"
+        slug = environment.slug if environment is not None else None  # it may be going
         published: list[JobChanges] = []
 
         def attest(manifest: Manifest) -> Envelope:
-            return self._attest(site.name, build, outcome, manifest)
+            facts = self._provenance(site.name, slug, build, outcome)
+            return seal(build_provenance(facts, manifest), self._signing_key)
 
         def record(db: sqlite3.Connection, kept: Ingested) -> None:
             changes = self._jobs.changes_in(db)
@@ -113,23 +118,27 @@ class Packer:
             files = (file for file in files if is_published(file.path))
         self._store.ingest(_entries(files), limits=limits, attest=attest, record=record)
 
-    def _attest(self, site: str, build: Build, outcome: Finish, manifest: Manifest) -> Envelope:
+    def _provenance(
+        self, site: str, environment: str | None, build: Build, outcome: Finish
+    ) -> Provenance:
         run = outcome.run
-        statement = build_provenance(
-            Provenance(
-                site=site,
-                ref=build.ref,
-                commit=build.commit,
-                profile=outcome.profile or "static",
-                run=RunCommands(run.web, run.release, run.health),
-                build_id=build.id,
-                builder=SOURCE_BUILDER if outcome.output == "source" else SANDBOX_BUILDER,
-                started_at=rfc3339(build.started_at or build.created_at),
-                finished_at=rfc3339(self._jobs.clock()),
-            ),
-            manifest,
+        return Provenance(
+            site=site,
+            ref=build.ref,
+            commit=build.commit,
+            profile=outcome.profile or "static",
+            run=RunCommands(run.web, run.release, run.health),
+            build_id=build.id,
+            builder=SOURCE_BUILDER if outcome.output == "source" else SANDBOX_BUILDER,
+            started_at=rfc3339(build.started_at or build.created_at),
+            finished_at=rfc3339(self._jobs.clock()),
+            tree=self._repositories.tree_of(build.site_id, build.commit),
+            environment=environment,
+            settings={**outcome.settings, **({"clean": "true"} if build.clean else {})},
+            toolchain=outcome.toolchain,
+            cache_inputs=outcome.cache_inputs,
+            gitd_version=self._version,
         )
-        return seal(statement, self._signing_key)
 
 
 def _record_success(changes: JobChanges, build: Build, outcome: Finish, kept: Ingested) -> None:

@@ -104,7 +104,10 @@ def read_versions(said: str) -> dict[str, str]:
 
 
 def toolchain_digest(versions: Mapping[str, str]) -> str:
-    """Return the SHA-256, in hexadecimal, that equal toolchains share and no others."""
+    """Return the SHA-256, in hexadecimal, that equal toolchains share and no others.
+
+    It is the digest that the provenance bears.
+    """
     return hashlib.sha256(msgspec.json.encode(dict(versions), order="sorted")).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import version
 
 import pytest
 
@@ -16,7 +17,9 @@ from hooks.errors import (
     NotFoundError,
     RefusedError,
 )
+from storage.digest import Digest
 from storage.model import ActorRef, JobStatus, RefMove, Trigger
+from storage.reader import StoreReader
 from storage.records import artifacts, builds, deployments, releases
 from storage.records.idempotency import Claim
 
@@ -344,24 +347,36 @@ async def test_preview_made_by_hand_is_kept_for_its_first_push(world, commit) ->
         await world.pipeline.delete_environment(world.environment(site))
 
 
-async def test_run_commands_travel_in_the_signed_statement(world, commit) -> None:
+async def test_signed_statement_says_all_that_the_output_depends_on(world, commit) -> None:
     site = await world.site()
     commit(world.repositories.path(site.id), {"Procfile": b"web: ./serve\n"})
-    await world.pipeline.start_build(world.environment(site), ACTOR)
+    await world.pipeline.start_build(world.environment(site), ACTOR, clean=True)
     lease = await world.builds.lease("slot-0", 5)
     assert lease.files["Procfile"] == "web: ./serve\n"
     run = RunCommands(web="./serve", health="/up")
-    outcome = Finish("slot-0", "succeeded", profile="procfile", run=run, output="source")
+    outcome = Finish(
+        "slot-0",
+        "succeeded",
+        profile="procfile",
+        run=run,
+        output="source",
+        settings={"output": "."},
+        toolchain={"node": "20.20.2"},
+        cache_inputs={"npm": "blake3:00"},
+    )
     await world.builds.finish(lease.job_id, outcome)
     (item,) = artifacts.page(
         world.records.reader(), site.id, newest=None, last=None, limit_count=1
     ).items
-    from storage.digest import Digest
-    from storage.reader import StoreReader
-
     verified = StoreReader(world.store.layout.root).verify(
         Digest.parse(item.artifact.digest), item.attestation.envelope_sha256
     )
-    assert verified.provenance.run.web == "./serve"
-    assert verified.provenance.run.health == "/up"
-    assert verified.provenance.commit == lease.commit
+    said = verified.provenance
+    assert (said.run.web, said.run.health) == ("./serve", "/up")
+    assert said.commit == lease.commit
+    assert said.tree == world.repositories.tree_of(site.id, lease.commit)
+    assert said.environment == "production"
+    assert said.settings == {"output": ".", "clean": "true"}
+    assert said.toolchain == {"node": "20.20.2"}
+    assert said.cache_inputs == {"npm": "blake3:00"}
+    assert said.gitd_version == version("gitd")

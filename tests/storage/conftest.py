@@ -99,6 +99,11 @@ def provenance(build_id: str, **facts: object) -> Provenance:
         "builder": SOURCE_BUILDER,
         "started_at": "2026-01-01T00:00:00.000Z",
         "finished_at": "2026-01-01T00:00:05.000Z",
+        "tree": "4b825dc642cb6eb9a060e54bf8d69288fbee4904",
+        "environment": "production",
+        "settings": {"output": "."},
+        "toolchain": {"node": "20.20.2", "os": "debian 12"},
+        "gitd_version": "0.1.0",
     }
     return Provenance(**{**stated, **facts})  # type: ignore[arg-type]
 

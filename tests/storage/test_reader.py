@@ -291,6 +291,17 @@ UNSOUND = {
     "command is no text": edit(*DEFINITION, "externalParameters", "run", "web", value=["x"]),
     "source of another site": edit(*DEFINITION, "externalParameters", "source", value="git+x"),
     "unknown profile": edit(*DEFINITION, "externalParameters", "profile", value="docker"),
+    "build type as a list": edit(*DEFINITION, "buildType", value=[]),
+    "setting is no text": edit(*DEFINITION, "externalParameters", "settings", "output", value=1),
+    "settings are no mapping": edit(*DEFINITION, "externalParameters", "settings", value=[]),
+    "tree is none": edit(*DEFINITION, "resolvedDependencies", 0, "digest", "gitTree", value="x"),
+    "toolchain is another": edit(
+        *DEFINITION, "resolvedDependencies", 1, "annotations", "node", value="1.2.3"
+    ),
+    "facts twice": lambda statement: statement["predicate"]["buildDefinition"][
+        "resolvedDependencies"
+    ].append(statement["predicate"]["buildDefinition"]["resolvedDependencies"][1]),
+    "version is no text": edit("predicate", "runDetails", "builder", "version", value={"gitd": 1}),
     "no commit": edit(*DEFINITION, "resolvedDependencies", value=[]),
     "commit is none": edit(
         *DEFINITION, "resolvedDependencies", 0, "digest", "gitCommit", value="main"

@@ -96,6 +96,8 @@ class Shelf:
                 builder=SOURCE_BUILDER,
                 started_at="2026-01-01T00:00:00.000Z",
                 finished_at="2026-01-01T00:00:05.000Z",
+                tree="4b825dc642cb6eb9a060e54bf8d69288fbee4904",
+                gitd_version="0.1.0",
             )
             return seal(build_provenance(facts, manifest), self.key)
 
