@@ -11,36 +11,27 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from gitd.beside import (
+    beside,
+    data_option,
+    fail,
+    folder_of,
+    json_option,
+    open_records,
+    print_json,
+)
 from gitd.errors import GitdError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from gitd.config import Config
-    from gitd.layout import DataFolder
     from storage.records.db import Records
 
-F = TypeVar("F", bound="Callable[..., object]")
 _DURATION = re.compile(r"([1-9]\d*)([hdw])")
 _HOURS = {"h": 1, "d": 24, "w": 24 * 7}
-
-
-def data_option(command: F) -> F:
-    return click.option(
-        "--data",
-        type=click.Path(path_type=Path, file_okay=False),
-        required=True,
-        envvar="GITD_DATA",
-        help="The data folder of the server.",
-    )(command)
-
-
-def json_option(command: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(command)
 
 
 @click.group()
@@ -64,7 +55,7 @@ def serve(
     settings = _settings(data, config, listen=listen, sites=sites)
     as_json = {"auto": None, "json": True, "console": False}[settings.log.format]
     log.configure(level=settings.log.level, as_json=as_json)
-    asyncio.run(app.serve(_folder(data), settings, with_children=children))
+    asyncio.run(app.serve(folder_of(data), settings, with_children=children))
 
 
 @cli.command()
@@ -156,13 +147,13 @@ def site_create(name: str, data: Path, default_branch: str, *, as_json: bool) ->
     from storage.joblog import JobLogs
     from storage.repos import Repositories
 
-    folder = _beside(data)
-    with _records(folder) as records:
+    folder = beside(data)
+    with open_records(folder) as records:
         jobs = Jobs(records, JobLogs(folder.joblogs))
         pipeline = Pipeline(jobs, Repositories(folder.repositories))
         made = asyncio.run(pipeline.create_site(name, default_branch)).value
     if as_json:
-        _print_json({"id": made.id, "name": made.name, "default_branch": made.default_branch})
+        print_json({"id": made.id, "name": made.name, "default_branch": made.default_branch})
     else:
         click.echo(f"{made.name} is there ({made.id}). Push to it:")
         click.echo(f"  git remote add managed http://HOST:PORT/{made.name}.git")
@@ -201,8 +192,8 @@ def key_create(  # noqa: PLR0913 - one parameter per option
     from hooks.clock import rfc3339
     from storage.records import api_keys
 
-    folder = _beside(data)
-    with _records(folder) as records:
+    folder = beside(data)
+    with open_records(folder) as records:
         site_id, env_id = _binding(records, site_name, env_name)
         secret, made = auth.mint(
             label,
@@ -216,7 +207,7 @@ def key_create(  # noqa: PLR0913 - one parameter per option
     expires_at = rfc3339(made.expires_at)
     if as_json:
         facts = {"id": made.id, "label": label, "scopes": made.scopes, "expires_at": expires_at}
-        _print_json({**facts, "secret": secret.reveal()})
+        print_json({**facts, "secret": secret.reveal()})
     else:
         click.echo(secret.reveal())
         click.echo(f"{made.id}, until {expires_at}. The secret is not shown again.", err=True)
@@ -231,11 +222,11 @@ def key_revoke(key_id: str, data: Path, *, as_json: bool) -> None:
     from hooks.clock import now_ms
     from storage.records import api_keys
 
-    with _records(_beside(data)) as records:
+    with open_records(beside(data)) as records:
         if not records.write(lambda db: api_keys.revoke(db, key_id, now_ms())):
-            _fail(f"there is no key {key_id}; their ids begin with key_")
+            fail(f"there is no key {key_id}; their ids begin with key_")
     if as_json:
-        _print_json({"id": key_id, "revoked": True})
+        print_json({"id": key_id, "revoked": True})
     else:
         click.echo(f"{key_id} is revoked.")
 
@@ -248,7 +239,7 @@ def key_list(data: Path, *, as_json: bool) -> None:
     from hooks.clock import now_ms, rfc3339
     from storage.records import api_keys
 
-    with _records(_beside(data)) as records:
+    with open_records(beside(data)) as records:
         keys = api_keys.every(records.reader())
     rows = [
         {
@@ -262,7 +253,7 @@ def key_list(data: Path, *, as_json: bool) -> None:
         for item in keys
     ]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     for row in rows:
         state = f"until {row['expires_at']}" if row["is_active"] else "ended"
@@ -276,11 +267,11 @@ def check(data: Path, *, as_json: bool) -> None:
     """Prove that what is stored is what it says. Exits 1 when something is wrong."""
     from gitd.checking import check_data
 
-    folder = _beside(data)
-    with _records(folder) as records:
+    folder = beside(data)
+    with open_records(folder) as records:
         report = check_data(folder, records)
     if as_json:
-        _print_json({"ok": not report.faults, "counts": report.counts, "faults": report.faults})
+        print_json({"ok": not report.faults, "counts": report.counts, "faults": report.faults})
     else:
         for name, count in report.counts.items():
             click.echo(f"{count:>8} {name}")
@@ -292,32 +283,6 @@ def check(data: Path, *, as_json: bool) -> None:
 
 
 # -- shared pieces --------------------------------------------------------------------------------
-
-
-def _folder(data: Path) -> DataFolder:
-    from gitd.layout import DataFolder
-
-    return DataFolder(data.absolute())
-
-
-def _beside(data: Path) -> DataFolder:
-    """The folder of a server that may be running: as its owner, whose files all of it stays."""
-    from hooks.process import drop_privileges
-
-    folder = _folder(data)
-    if folder.root.exists():
-        owner = folder.root.stat()
-        if os.geteuid() == 0 and owner.st_uid != 0:
-            drop_privileges(owner.st_uid, owner.st_gid)
-    folder.prepare()
-    folder.check_whole()
-    return folder
-
-
-def _records(folder: DataFolder) -> Records:
-    from storage.records.db import Records
-
-    return Records.open(folder.database)
 
 
 def _settings(data: Path, path: Path | None, *, listen: str | None, sites: str | None) -> Config:
@@ -336,34 +301,24 @@ def _binding(
 
     if site_name is None:
         if env_name is not None:
-            _fail("--env names an environment of a site: give --site too")
+            fail("--env names an environment of a site: give --site too")
         return None, None
     found = sites.find(records.reader(), site_name)
     if found is None:
-        _fail(f"there is no site {site_name}; make it with: gitd site create {site_name}")
+        fail(f"there is no site {site_name}; make it with: gitd site create {site_name}")
     if env_name is None:
         return found.id, None
     environment = environments.find(records.reader(), found.id, env_name)
     if environment is None:
-        _fail(f"{site_name} has no environment {env_name}")
+        fail(f"{site_name} has no environment {env_name}")
     return found.id, environment.id
 
 
 def _duration_ms(text: str) -> int:
     match = _DURATION.fullmatch(text)
     if match is None:
-        _fail(f"--expires-in: {text!r} is no duration such as 12h, 90d or 4w")
+        fail(f"--expires-in: {text!r} is no duration such as 12h, 90d or 4w")
     return int(match[1]) * _HOURS[match[2]] * 3_600_000
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.encode(value))
-
-
-def _fail(message: str) -> NoReturn:
-    raise GitdError(message)
 
 
 def main() -> None:

@@ -1,0 +1,69 @@
+"""Commands beside a server that may be running: its data folder, its records, their answers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import click
+
+from gitd.errors import GitdError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gitd.layout import DataFolder
+    from storage.records.db import Records
+
+F = TypeVar("F", bound="Callable[..., object]")
+
+
+def data_option(command: F) -> F:
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False),
+        required=True,
+        envvar="GITD_DATA",
+        help="The data folder of the server.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(command)
+
+
+def folder_of(data: Path) -> DataFolder:
+    from gitd.layout import DataFolder
+
+    return DataFolder(data.absolute())
+
+
+def beside(data: Path) -> DataFolder:
+    """The folder of a server that may be running: as its owner, whose files all of it stays."""
+    from hooks.process import drop_privileges
+
+    folder = folder_of(data)
+    if folder.root.exists():
+        owner = folder.root.stat()
+        if os.geteuid() == 0 and owner.st_uid != 0:
+            drop_privileges(owner.st_uid, owner.st_gid)
+    folder.prepare()
+    folder.check_whole()
+    return folder
+
+
+def open_records(folder: DataFolder) -> Records:
+    from storage.records.db import Records
+
+    return Records.open(folder.database)
+
+
+def print_json(value: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(value))
+
+
+def fail(message: str) -> NoReturn:
+    raise GitdError(message)
