@@ -175,7 +175,7 @@ class Control:
             arguments += ["--scratch", str(scratch), "--slot", name, "--die-with-parent"]
             if is_root:
                 arguments += ["--uid", str(uid), "--gid", str(uid)]
-            specs.append(ChildSpec(f"builder-{name}", tuple(arguments), survives=False))
+            specs.append(ChildSpec(_builder_child(name), tuple(arguments), survives=False))
         self.folder.give(self.folder.host, self.uids.host)
         arguments = ["host", "--socket", str(self.folder.hosts_socket)]
         arguments += ["--dir", str(self.folder.host), "--store", str(self.folder.store)]
@@ -258,12 +258,13 @@ async def serve(folder: DataFolder, config: Config, *, with_children: bool) -> N
             children = control.children()
             if not children.has_survivor():
                 _bound(config.sites.listen, "sites.listen", "--sites").close()
+            control.builds.watch_silence(lambda slot: children.kill(_builder_child(slot)))
             await stack.enter_async_context(_kept_running(children.run()))
         await control.recover()
         await stack.enter_async_context(_sockets(control))
         await stack.enter_async_context(_front(control, listener))
         stack.callback(control.rolls.close)
-        stack.push_async_callback(control.builds.close)
+        stack.push_async_callback(control.builds.close, ends_slots=with_children)
         await stack.enter_async_context(_kept_running(control.builds.reap(), control.rolls.reap()))
         if with_children:
             await _wait_for_host(control)
@@ -272,6 +273,10 @@ async def serve(folder: DataFolder, config: Config, *, with_children: bool) -> N
         await stopped.wait()
         notify("STOPPING=1")
         log.info("stopping")
+
+
+def _builder_child(slot: str) -> str:
+    return f"builder-{slot}"
 
 
 async def _front_page(_: web.Request) -> web.Response:

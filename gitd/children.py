@@ -41,6 +41,7 @@ class Children:
     def __init__(self, specs: Sequence[ChildSpec], *, run_folder: Path) -> None:
         self._specs = tuple(specs)
         self._run_folder = run_folder
+        self._alive: dict[str, _Child] = {}
 
     def has_survivor(self) -> bool:
         """Whether a child of an earlier control lives: it holds what it holds, such as a port."""
@@ -48,6 +49,13 @@ class Children:
         for child in found:
             child.close()
         return bool(found)
+
+    def kill(self, name: str) -> None:
+        """End a child that hangs, at once: it is started again."""
+        child = self._alive.get(name)
+        if child is not None:
+            log.warning("child_hangs", child=name, pid=child.pid)
+            child.send(signal.SIGKILL)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -60,11 +68,14 @@ class Children:
         while True:
             child = self._survivor(spec) or self._start(spec)
             began = loop.time()
+            self._alive[spec.name] = child
             try:
                 await child.gone()
             except asyncio.CancelledError:
                 await child.stop()
                 raise
+            finally:
+                del self._alive[spec.name]
             log.warning("child_ended", child=spec.name, pid=child.pid)
             delay_s = FIRST_DELAY_S if loop.time() - began > STEADY_S else delay_s * 2
             await asyncio.sleep(min(delay_s, DELAY_S_MAX))

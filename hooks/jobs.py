@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from hooks.clock import Clock, now_ms, rfc3339
@@ -25,6 +25,23 @@ T = TypeVar("T")
 LINE_CHARS_MAX = 8192
 RECOVERED_MS = 60_000
 CONTROL = "control"  # the source of the lines that control itself writes
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """Where a queued job stands.
+
+    Attributes:
+        before: how many jobs start before it.
+        behind: the build under way that it waits for: both deploy onto the same environment.
+        is_starting: a builder is free for it.
+        has_builders: there are builders, free or not.
+    """
+
+    before: int
+    behind: str | None = None
+    is_starting: bool = False
+    has_builders: bool = True
 
 
 class JobChanges:
@@ -63,7 +80,9 @@ class JobChanges:
             error=None,
             version=1,
             owner=None,
+            lease_id=None,
             attempts=0,
+            losses=0,
             created_at=self.now,
             started_at=None,
             finished_at=None,
@@ -72,11 +91,14 @@ class JobChanges:
         self.touched.append(job)
         return job
 
-    def start(self, job_id: str, *, owner: str | None = None) -> Job | None:
-        return self._keep(job_rows.start(self.db, job_id, owner=owner, at=self.now))
+    def start(
+        self, job_id: str, *, owner: str | None = None, lease_id: str | None = None
+    ) -> Job | None:
+        started = job_rows.start(self.db, job_id, owner=owner, lease_id=lease_id, at=self.now)
+        return self._keep(started)
 
-    def requeue(self, job_id: str) -> Job | None:
-        return self._keep(job_rows.requeue(self.db, job_id))
+    def requeue(self, job_id: str, *, is_loss: bool) -> Job | None:
+        return self._keep(job_rows.requeue(self.db, job_id, is_loss=is_loss))
 
     def advance(self, job_id: str, progress: int) -> Job | None:
         return self._keep(job_rows.advance(self.db, job_id, progress))
@@ -132,6 +154,7 @@ class Jobs:
         self._is_closing = False
         self._watchers: list[Callable[[Job], None]] = []
         self._environment_watchers: list[Callable[[str], None]] = []
+        self._place: Callable[[str], QueuePlace | None] = lambda _: None
 
     def watch(self, react: Callable[[Job], None]) -> None:
         """Call `react` with each job after each of its changes: how the runners hear of work."""
@@ -140,6 +163,19 @@ class Jobs:
     def watch_environments(self, react: Callable[[str], None]) -> None:
         """Call `react` with the id of each environment that came, went or changed."""
         self._environment_watchers.append(react)
+
+    def place_by(self, place: Callable[[str], QueuePlace | None]) -> None:
+        """Let `place` say where a queued job stands."""
+        self._place = place
+
+    def place(self, job_id: str) -> QueuePlace | None:
+        """Where the job stands in the queue; None when it does not wait in one."""
+        return self._place(job_id)
+
+    def moved(self, job_ids: Iterable[str]) -> None:
+        """Say that these jobs may stand elsewhere in the queue now."""
+        for job_id in self._waiting.keys() & set(job_ids):
+            self._wake(job_id)
 
     async def commit(self, change: Callable[[JobChanges], T]) -> T:
         """Run `change` in one transaction and publish the jobs that it touched. Durable."""
@@ -212,7 +248,7 @@ class Jobs:
 
     async def follow(
         self, job_id: str, *, after: int = 0, heartbeat_s: float
-    ) -> AsyncIterator[Positioned | None]:
+    ) -> AsyncGenerator[Positioned | None]:
         """Yield the log's entries behind `after`, past and to come, up to the final state.
 
         None stands for a silence of `heartbeat_s`. Any number may follow, from anywhere. It ends
@@ -221,6 +257,17 @@ class Jobs:
         Raises:
             JobLogPositionError: `after` is no id of an entry.
         """
+        everything = self.follow_with_places(job_id, after=after, heartbeat_s=heartbeat_s)
+        async with contextlib.aclosing(everything):
+            async for item in everything:
+                if not isinstance(item, QueuePlace):
+                    yield item
+
+    async def follow_with_places(
+        self, job_id: str, *, after: int = 0, heartbeat_s: float
+    ) -> AsyncGenerator[Positioned | QueuePlace | None]:
+        """As `follow`, and yield the job's place in the queue too, whenever it is another one."""
+        told: QueuePlace | None = None
         with self._listening(job_id) as changed:
             while True:
                 changed.clear()
@@ -230,23 +277,30 @@ class Jobs:
                     after = item.id
                     if isinstance(item.entry, StateChange) and item.entry.status.is_final:
                         return
+                if entries:
+                    continue
                 if self._is_closing:
                     return
-                if not entries and not await _within(heartbeat_s, changed):
+                place = self.place(job_id)
+                if place is not None and place != told:
+                    yield place
+                    told = place
+                elif not await _within(heartbeat_s, changed):
                     yield None
 
-    async def wait_for_change(self, job_id: str, version: int, timeout_s: float) -> None:
-        """Return when the job has a version other than `version`, is over, or time is up."""
+    async def wait_for_change(self, job: Job, timeout_s: float) -> None:
+        """Return when the job is another than `job`, or elsewhere in the queue, or time is up."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
-        with self._listening(job_id) as changed:
+        place = self.place(job.id)
+        with self._listening(job.id) as changed:
             while True:
                 changed.clear()
-                job = self.get(job_id)
-                is_over = job is None or job.version != version or job.status.is_final
-                if is_over or self._is_closing:
+                now = self.get(job.id)
+                is_same = now is not None and now.version == job.version
+                if not is_same or job.status.is_final or self.place(job.id) != place:
                     return
-                if not await _within(end - loop.time(), changed):
+                if self._is_closing or not await _within(end - loop.time(), changed):
                     return
 
     def close(self) -> None:

@@ -122,7 +122,14 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`version` grows with every change; `owner` is the builder slot that holds the lease."""
+    """`version` grows with every change.
+
+    Attributes:
+        owner: the builder slot that holds the lease.
+        lease_id: the lease: only calls that name it count.
+        attempts: how often it was started.
+        losses: how often its owner was lost.
+    """
 
     id: str
     type: JobType
@@ -136,7 +143,9 @@ class Job:
     error: Failure | None
     version: int
     owner: str | None
+    lease_id: str | None
     attempts: int
+    losses: int
     created_at: int
     started_at: int | None
     finished_at: int | None

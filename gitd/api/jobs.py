@@ -86,9 +86,7 @@ class Jobs:
         job = self._readable(call)
         seen = call.request.headers.get("If-None-Match")
         if call.query.wait and (seen is None or _matches(seen, job)):
-            await self._open_ends.run(
-                self._jobs.wait_for_change(job.id, job.version, call.query.wait)
-            )
+            await self._open_ends.run(self._jobs.wait_for_change(job, call.query.wait))
             job = job_rows.get(call.db, job.id) or job
         headers = {"ETag": _etag(job)}
         if seen is not None and _matches(seen, job):

@@ -98,6 +98,7 @@ async def _build_for_ever(config: BuilderConfig) -> None:
     await asyncio.to_thread(_empty, config.scratch)
     toolchain = Toolchain()
     pause_s = RETRY_FIRST_S
+    sweeper = _Sweeper()
     async with Control(config.socket, config.slot) as control:
         log.info("builder_started", slot=config.slot)
         while True:
@@ -111,12 +112,17 @@ async def _build_for_ever(config: BuilderConfig) -> None:
                 continue
             pause_s = RETRY_FIRST_S
             if lease is not None:
-                await run_build(control.job(lease), config, versions)
+                await _run_build(control.job(lease), config, versions, sweeper)
 
 
-async def run_build(job: LeasedJob, config: BuilderConfig, toolchain: Mapping[str, str]) -> None:
-    """Run one leased build and report its end, unless the lease is lost or the job canceled."""
-    build = _Build(job, config.slot, config.scratch / job.lease.job_id, toolchain)
+async def _run_build(
+    job: LeasedJob, config: BuilderConfig, toolchain: Mapping[str, str], sweeper: _Sweeper
+) -> None:
+    """Run one leased build and report its end, unless the lease is lost or the job canceled.
+
+    When this slot is stopped meanwhile, the build is given back.
+    """
+    build = _Build(job, config.slot, config.scratch / job.lease.lease_id, toolchain)
     facts = {"job_id": job.lease.job_id, "site": job.lease.site, "slot": config.slot}
     started = time.monotonic()
     try:
@@ -125,6 +131,9 @@ async def run_build(job: LeasedJob, config: BuilderConfig, toolchain: Mapping[st
             await job.finish(outcome)
     except (LeaseLostError, ControlUnreachableError) as error:
         log.warning("build_lost", reason=str(error), **facts)
+    except asyncio.CancelledError:
+        await job.give_back()
+        raise
     else:
         log.info(
             "build_finished",
@@ -134,15 +143,31 @@ async def run_build(job: LeasedJob, config: BuilderConfig, toolchain: Mapping[st
             **facts,
         )
     finally:
-        await build.clean_up()
+        await sweeper.sweep(build.folder)
+
+
+class _Sweeper:
+    """Removes what builds left, while the next one runs: a large tree takes its time."""
+
+    def __init__(self) -> None:
+        self._removing: asyncio.Task[None] | None = None
+
+    async def sweep(self, folder: Path) -> None:
+        """Begin to remove `folder`, once the one before it is gone."""
+        if self._removing is not None:
+            await self._removing
+            self._removing = None
+        if folder.exists():
+            self._removing = asyncio.create_task(asyncio.to_thread(remove_tree, folder))
 
 
 class _Build:
-    """One build on its way: the phase it is in, its log, its heartbeats."""
+    """One build on its way in `folder`: the phase it is in, its log, its heartbeats."""
 
     def __init__(
         self, job: LeasedJob, slot: str, folder: Path, toolchain: Mapping[str, str]
     ) -> None:
+        self.folder = folder
         self._job = job
         self._slot = slot
         self._toolchain = toolchain
@@ -160,7 +185,8 @@ class _Build:
         """
         work = asyncio.create_task(self._work())
         helpers = [
-            asyncio.create_task(self._beat()),
+            asyncio.create_task(self._keep_lease()),
+            asyncio.create_task(self._tell_phases()),
             asyncio.create_task(self._log.run(self._job.log)),
         ]
         try:
@@ -171,11 +197,6 @@ class _Build:
             return work.result() if work.done() else None
         finally:
             await _end_tasks([work, *helpers])
-
-    async def clean_up(self) -> None:
-        """Remove what the build left in the slot's scratch folder."""
-        if self._workspace.root.exists():
-            await asyncio.to_thread(remove_tree, self._workspace.root)
 
     async def _work(self) -> Finish:
         lease = self._job.lease
@@ -231,12 +252,19 @@ class _Build:
             error=BuildError(code, message, exit_status),
         )
 
-    async def _beat(self) -> None:
-        """Keep the lease, and tell each phase as it begins; return when the job is canceled."""
+    async def _keep_lease(self) -> None:
+        """Keep the lease; return at once when the job is canceled, for control holds its answer."""
         every_s = self._job.lease.lease_s / BEATS_PER_LEASE
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._advanced.wait(), every_s)
+            beaten_at = time.monotonic()
+            if await self._job.heartbeat(self._phase, PROGRESS[self._phase], every_s):
+                return
+            await asyncio.sleep(beaten_at + every_s - time.monotonic())  # it may not have held it
+
+    async def _tell_phases(self) -> None:
+        """Tell each phase as it begins; return when the job is canceled."""
+        while True:
+            await self._advanced.wait()
             self._advanced.clear()
             if await self._job.heartbeat(self._phase, PROGRESS[self._phase]):
                 return

@@ -8,6 +8,7 @@ failing while others are answered ends it too, after `GIVE_UP_LEASES`: `ControlU
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self, TypeVar
@@ -18,6 +19,7 @@ import msgspec
 from hooks.builds.errors import BuildFailedError, ControlUnreachableError, LeaseLostError
 from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import (
+    LEASE_HEADER,
     BatchLine,
     Finish,
     Heartbeat,
@@ -96,12 +98,15 @@ class LeasedJob:
         self._session = session
         self._slot = slot
         self._path = f"/v1/jobs/{lease.job_id}"
+        self._headers = {LEASE_HEADER: lease.lease_id}
         self._heard_at = _now()
 
-    async def heartbeat(self, phase: str, progress: int) -> bool:
-        """Keep the lease, and return whether the job was canceled."""
-        beat = Heartbeat(self._slot, phase, progress)
-        return (await self._post("heartbeat", beat, HeartbeatAnswer)).canceled
+    async def heartbeat(self, phase: str, progress: int, wait_s: float = 0) -> bool:
+        """Keep the lease, and return whether the job was canceled: at once, or after `wait_s`."""
+        beat = Heartbeat(self._slot, phase, progress, wait_s)
+        timeout_s = wait_s + ANSWER_TIMEOUT_S
+        answer = await self._post("heartbeat", beat, HeartbeatAnswer, timeout_s=timeout_s)
+        return answer.canceled
 
     async def log(self, first: int, lines: Sequence[BatchLine]) -> None:
         await self._post("log", LogBatch(first, tuple(lines)), dict)
@@ -110,12 +115,20 @@ class LeasedJob:
         """Tell the end. Control has taken it, and kept the output, when this returns."""
         await self._post("finish", outcome, dict, timeout_s=FINISH_TIMEOUT_S)
 
+    async def give_back(self) -> None:
+        """Let another slot have the build. Tried once: without it the lease ends by silence."""
+        timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            path = f"{self._path}/give-back"
+            async with self._session.post(path, headers=self._headers, timeout=timeout):
+                pass
+
     async def fetch_source(self, out: BinaryIO) -> None:
         """Write the tar of the commit's tree to the seekable `out`, and go back to its start."""
 
         async def fetch() -> None:
             await asyncio.to_thread(_empty, out)
-            async with self._session.get(f"{self._path}/source") as response:
+            async with self._session.get(f"{self._path}/source", headers=self._headers) as response:
                 _check(response)
                 async for chunk in response.content.iter_chunked(READ_BYTES):
                     await asyncio.to_thread(out.write, chunk)
@@ -141,7 +154,9 @@ class LeasedJob:
 
         async def send() -> None:
             try:
-                async with self._session.put(f"{self._path}/output", data=watched()) as response:
+                async with self._session.put(
+                    f"{self._path}/output", data=watched(), headers=self._headers
+                ) as response:
                     _check(response)
             except aiohttp.ClientError:
                 if failures:  # the connection broke because there was nothing more to send
@@ -163,7 +178,7 @@ class LeasedJob:
 
         async def post() -> T:
             async with self._session.post(
-                f"{self._path}/{call}", data=data, headers=_JSON, timeout=timeout
+                f"{self._path}/{call}", data=data, headers=_JSON | self._headers, timeout=timeout
             ) as response:
                 _check(response)
                 return msgspec.json.decode(await response.read(), type=answer)

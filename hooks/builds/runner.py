@@ -1,8 +1,8 @@
 """Control's side of builds: which job goes to which slot, and how it ends.
 
 A lease lives in memory and as long as its heartbeats. A slot that falls silent loses the job, which
-is queued again; after a restart of control, jobs that a slot was running wait one lease for it to
-speak up. The order of the queue is the order of the jobs, one build at a time per environment.
+is queued again, once; after a restart of control, jobs that a slot was running wait for it to speak
+up. Whatever a slot says names its lease: one that lost it, and wakes up late, is not heard.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import BinaryIO
 import structlog
 
 from hooks.builds.packing import Packer
+from hooks.builds.queue import BuildQueue, Waiting
 from hooks.builds.wire import (
     CONFIG_FILE_BYTES_MAX,
     CONFIG_FILES,
@@ -26,9 +27,10 @@ from hooks.builds.wire import (
     LogBatch,
     RootEntry,
 )
-from hooks.jobs import JobChanges, Jobs
+from hooks.jobs import JobChanges, Jobs, QueuePlace
 from storage.errors import StorageError, StorageFullError, TreeError
 from storage.git.errors import RepositoryError
+from storage.ids import new_id
 from storage.joblog import LogLine
 from storage.model import (
     Build,
@@ -43,31 +45,48 @@ from storage.repos import Repositories
 
 log = structlog.get_logger(__name__)
 
-ATTEMPTS_MAX = 3
+LOSSES_MAX = 2  # the first time the build starts again, the second time it fails
 REAP_EVERY_S = 0.5
+SPEAK_UP_S = 4.0  # after a restart: a slot whose call broke off tries again twice a second
 PROGRESS_EVERY_S = 1.0
-BUILDER = "builder"  # the source of a slot's lines in the job's log
+BUILDER = "builder"  # the source of a slot's lines in the job's log, with the attempt's number
 
 
 @dataclass(frozen=True, slots=True)
 class BuildLimits:
-    """What a build may use. Times in seconds, sizes in bytes."""
+    """What a build may use. Times in seconds, sizes in bytes.
+
+    A slot ends a build that takes longer than `timeout_s`; one that does not within `overtime_s`
+    more loses it.
+    """
 
     timeout_s: int = 900
+    overtime_s: float = 60.0
     lease_s: float = 5.0
     output_bytes_max: int = 2 * 1024**3
 
 
 @dataclass(slots=True)
 class _Running:
-    """A leased job. `deadline` is loop time; None while its output is being packed."""
+    """A leased job. Times are loop times.
+
+    Attributes:
+        source: of its lines in the job's log.
+        deadline: when the lease ends; None while the output is being packed.
+        ends_by: when the slot must have ended the build, heartbeats or not.
+        released: set when the slot holds it no longer.
+    """
 
     job: Job
     slot: str
+    lease_id: str
+    source: str
     deadline: float | None
+    ends_by: float
     lines_seen: int
     progress_at: float = 0.0
     finishing: asyncio.Task[None] | None = field(default=None)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class LeaseLostError(Exception):
@@ -85,44 +104,68 @@ class BuildRunner:
         self._repositories = repositories
         self._packer = packer
         self.limits = limits
-        self._queue: dict[str, Job] = {}
+        self._queue = BuildQueue()
         self._running: dict[str, _Running] = {}
-        self._hungry: asyncio.Condition = asyncio.Condition()
+        self._free_slots = 0
+        self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_closing = False
+        self.is_closing = False
+        self._on_silence: Callable[[str], None] = lambda _: None
         jobs.watch(self._on_job)
+        jobs.place_by(self._place)
 
     # -- life -----------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """After a start: queue what was queued, and wait one lease for what a slot was running."""
+        """After a start: queue what was queued, and wait for the slots that were running builds."""
         self._packer.tidy()
+        now = self._now()
         for job in job_rows.unfinished(self._records.reader(), JobType.BUILD_RUN):
             if job.status is JobStatus.QUEUED:
-                self._queue[job.id] = job
-            else:
-                self._running[job.id] = _Running(
-                    job,
-                    job.owner or "",
-                    self._now() + self.limits.lease_s,
-                    self._jobs.joblogs.lines_seen(job.id, BUILDER),
-                )
-                self._jobs.log(
-                    job.id, ["gitd was restarted; waiting for the builder"], stage="gitd"
-                )
+                self._queue.add(self._waiting(job))
+                continue
+            self._queue.resume(self._waiting(job))
+            source = f"{BUILDER}-{job.attempts}"
+            self._running[job.id] = _Running(
+                job,
+                job.owner or "",
+                job.lease_id or "",
+                source,
+                deadline=now + min(self.limits.lease_s, SPEAK_UP_S),
+                ends_by=now + self.limits.timeout_s + self.limits.overtime_s,
+                lines_seen=self._jobs.joblogs.lines_seen(job.id, source),
+            )
+            self._jobs.log(job.id, ["gitd was restarted; waiting for the builder"], stage="gitd")
+
+    def watch_silence(self, react: Callable[[str], None]) -> None:
+        """Call `react` with each slot that lost its lease by silence: it hangs, or is dead."""
+        self._on_silence = react
 
     async def reap(self) -> None:
         """Take jobs back from slots that fell silent, for ever."""
         while True:
             await asyncio.sleep(REAP_EVERY_S)
+            now = self._now()
             for running in list(self._running.values()):
-                if running.deadline is not None and running.deadline < self._now():
-                    await self._take_back(running.job.id)
+                if running.deadline is None:
+                    continue
+                if running.deadline < now:
+                    await self._take_back(running, "fell silent")
+                    self._on_silence(running.slot)
+                elif running.ends_by < now:
+                    await self._fail_overdue(running)
 
-    async def close(self) -> None:
-        """Let the slots go that wait for work: the server stops."""
-        self._is_closing = True
-        await self._wake()
+    async def close(self, *, ends_slots: bool = False) -> None:
+        """Let the slots go that wait: the server stops.
+
+        `ends_slots`: they stop with it, and what they build is queued again for the next start.
+        """
+        self.is_closing = True
+        for running in list(self._running.values()):
+            if ends_slots and running.finishing is None:
+                await self._take_back(running)
+            running.released.set()
+        self._stir()
 
     # -- what slots ask -------------------------------------------------------------------------
 
@@ -134,25 +177,38 @@ class BuildRunner:
         A slot that asks holds nothing: a job that it had is taken back first. `is_gone` says
         whether it still waits.
         """
-        for job_id in [r.job.id for r in self._running.values() if r.slot == slot]:
-            if self._running[job_id].finishing is None:
-                await self._take_back(job_id)
+        for held in [r for r in self._running.values() if r.slot == slot and r.finishing is None]:
+            await self._take_back(held, "started anew")
         end = self._now() + wait_s
-        while is_gone() or self._is_closing or (job := self._next_job()) is None:
-            if is_gone() or self._is_closing or not await self._woken(end - self._now()):
-                return None
-        running = _Running(job, slot, self._now() + self.limits.lease_s, 0)
-        self._running[job.id] = running
-        running.lines_seen = self._jobs.joblogs.lines_seen(job.id, BUILDER)
-        self._spawn(self._run(job, slot))
+        self._free_slots += 1
         try:
-            return self._make_lease(job)
+            while is_gone() or self.is_closing or (build := self._queue.take()) is None:
+                if is_gone() or self.is_closing or not await self._stirred(end - self._now()):
+                    return None
+        finally:
+            self._free_slots -= 1
+        self._stir()
+        running = self._begin(build, slot)
+        try:
+            return self._make_lease(running)
         except (StorageError, RepositoryError) as error:
-            log.exception("lease_failed", job_id=job.id)
-            await self._fail(
-                job.id, Failure("build.source_unreadable", f"The commit cannot be read: {error}")
-            )
+            log.exception("lease_failed", job_id=build.job_id)
+            message = f"The commit cannot be read: {error}"
+            await self._fail(build.job_id, Failure("build.source_unreadable", message))
             return None
+
+    def check(self, job_id: str, lease_id: str) -> str | None:
+        """Return the slot that holds the job, None when none does.
+
+        Raises:
+            LeaseLostError: It is held, and by another lease.
+        """
+        running = self._running.get(job_id)
+        if running is None:
+            return None
+        if running.lease_id != lease_id:
+            raise LeaseLostError
+        return running.slot
 
     def source_of(self, job_id: str) -> Callable[[BinaryIO], None]:
         """Return what writes the tar of the job's commit. Blocking: call it in a thread."""
@@ -165,10 +221,10 @@ class BuildRunner:
 
     def take_log(self, job_id: str, batch: LogBatch) -> None:
         running = self._held(job_id)
-        running.deadline = self._now() + self.limits.lease_s
+        self._renew(running)
         lines = [LogLine(line.line, line.at, line.stage) for line in batch.lines]
         running.lines_seen = self._jobs.log_batch(
-            job_id, lines, first=batch.first, source=BUILDER, seen=running.lines_seen
+            job_id, lines, first=batch.first, source=running.source, seen=running.lines_seen
         )
 
     def heartbeat(self, job_id: str, beat: Heartbeat) -> HeartbeatAnswer:
@@ -179,14 +235,29 @@ class BuildRunner:
         """
         running = self._running.get(job_id)
         if running is None or running.slot != beat.slot:
-            job = self._jobs.get(job_id)
-            if job is not None and job.status is JobStatus.CANCELED:
-                return HeartbeatAnswer(canceled=True)
-            raise LeaseLostError
-        if running.deadline is not None:
-            running.deadline = self._now() + self.limits.lease_s
+            return self._released(job_id)
+        self._renew(running)
         self._note_progress(running, beat.progress)
         return HeartbeatAnswer(canceled=False)
+
+    async def hold(self, job_id: str, beat: Heartbeat) -> HeartbeatAnswer:
+        """As `heartbeat`, and wait up to `beat.wait_s`: a cancel is told the moment it comes.
+
+        Raises:
+            LeaseLostError: As above, now or meanwhile.
+        """
+        answer = self.heartbeat(job_id, beat)
+        running = self._running.get(job_id)
+        if running is None or self.is_closing:
+            return answer
+        try:
+            async with asyncio.timeout(min(beat.wait_s, self.limits.lease_s)):
+                await running.released.wait()
+        except TimeoutError:
+            return answer
+        if self._running.get(job_id) is running:  # the server stops, and the build goes on
+            return answer
+        return self._released(job_id)
 
     def output_path(self, job_id: str) -> Path:
         """Where the tar of the job's output is kept until the build is finished."""
@@ -210,14 +281,11 @@ class BuildRunner:
             running.finishing = self._spawn(self._end(running, outcome))
         await asyncio.shield(running.finishing)
 
-    def slot_of(self, job_id: str) -> str | None:
-        """The slot that holds the job, None when none does."""
-        running = self._running.get(job_id)
-        return running.slot if running is not None else None
-
     async def give_back(self, job_id: str) -> None:
-        """Queue a job again whose slot did not take it."""
-        await self._take_back(job_id)
+        """Queue a job again whose slot does not want it: it stops, or did not take the lease."""
+        running = self._running.get(job_id)
+        if running is not None and running.finishing is None:
+            await self._take_back(running)
 
     # -- the end of a build ---------------------------------------------------------------------
 
@@ -246,13 +314,41 @@ class BuildRunner:
             self._packer.tar_of(job_id).unlink(missing_ok=True)
 
     async def _fail(self, job_id: str, failure: Failure) -> None:
-        def change(changes: JobChanges) -> None:
-            job = changes.fail(job_id, failure)
-            if job is not None:
-                builds.end(changes.db, job.resource_id, JobStatus.FAILED, failure, changes.now)
-
-        await self._jobs.commit(change)
+        await self._jobs.commit(lambda changes: _fail(changes, job_id, failure))
         self._forget(job_id)
+
+    async def _fail_overdue(self, running: _Running) -> None:
+        log.warning("build_overdue", job_id=running.job.id, slot=running.slot)
+        limit_s = self.limits.timeout_s
+        message = f"The build did not end within {limit_s} s, and its builder did not end it."
+        await self._fail(running.job.id, Failure("build.timed_out", message))
+
+    async def _take_back(self, running: _Running, loss: str | None = None) -> None:
+        """Queue a job again. `loss` says how its slot was lost; None when it gave the job back."""
+        job_id = running.job.id
+        if self._running.get(job_id) is not running:
+            return
+        del self._running[job_id]
+        running.released.set()
+        log.warning("build_taken_back", job_id=job_id, slot=running.slot, loss=loss)
+
+        def change(changes: JobChanges) -> None:
+            job = job_rows.get(changes.db, job_id)
+            if job is None or job.status is not JobStatus.RUNNING:
+                return
+            if loss is None or job.losses + 1 < LOSSES_MAX:
+                changes.requeue(job_id, is_loss=loss is not None)
+                builds.requeue(changes.db, job.resource_id)
+                return
+            message = (
+                f"The builder was lost {LOSSES_MAX} times while it ran this build (the last time: "
+                f"{loss}). Look at the server's log, then build again."
+            )
+            _fail(changes, job_id, Failure("build.builder_lost", message))
+
+        said = "was stopped" if loss is None else f"was lost ({loss})"
+        self._jobs.log(job_id, [f"the builder {said}"], stage="gitd")
+        await self._jobs.commit(change)
 
     # -- the queue ------------------------------------------------------------------------------
 
@@ -260,22 +356,40 @@ class BuildRunner:
         if job.type is not JobType.BUILD_RUN:
             return
         if job.status is JobStatus.QUEUED:
-            self._queue[job.id] = job
+            self._queue.add(self._waiting(job))
         elif job.status.is_final:
-            self._queue.pop(job.id, None)
+            self._queue.leave(job.id)
             running = self._running.get(job.id)
             if running is not None and running.finishing is None:
-                del self._running[job.id]
-        self._spawn(self._wake())
+                self._forget(job.id)
+        self._stir()
 
-    def _next_job(self) -> Job | None:
-        busy = {running.job.env_id for running in self._running.values()}
-        for job in sorted(self._queue.values(), key=lambda queued: queued.id):
-            if job.env_id not in busy:
-                return self._queue.pop(job.id)
-        return None
+    def _place(self, job_id: str) -> QueuePlace | None:
+        return self._queue.place(
+            job_id,
+            free_slots=self._free_slots,
+            has_builders=bool(self._free_slots or self._running),
+        )
 
-    def _make_lease(self, job: Job) -> Lease:
+    def _begin(self, waiting: Waiting, slot: str) -> _Running:
+        job = self._jobs.get(waiting.job_id)
+        assert job is not None, "jobs are never deleted"
+        now = self._now()
+        running = _Running(
+            job,
+            slot,
+            new_id("lease"),
+            f"{BUILDER}-{job.attempts + 1}",
+            deadline=now + self.limits.lease_s,
+            ends_by=now + self.limits.timeout_s + self.limits.overtime_s,
+            lines_seen=0,
+        )
+        self._running[job.id] = running
+        self._spawn(self._run(running))
+        return running
+
+    def _make_lease(self, running: _Running) -> Lease:
+        job = running.job
         build = self._build(job)
         reader = self._records.reader()
         site = sites.find(reader, build.site_id)
@@ -285,6 +399,7 @@ class BuildRunner:
         listing = self._repositories.root_listing(build.site_id, build.commit)
         return Lease(
             job_id=job.id,
+            lease_id=running.lease_id,
             build_id=build.id,
             site=site.name,
             environment=environment.slug,
@@ -308,11 +423,12 @@ class BuildRunner:
                 files[name] = content.decode(errors="replace")
         return files
 
-    def _run(self, job: Job, slot: str) -> Coroutine[None, None, None]:
+    def _run(self, running: _Running) -> Coroutine[None, None, None]:
         """Write down that the job runs. Queued now: whatever ends the job is written after it."""
+        job = running.job
 
         def change(changes: JobChanges) -> Job | None:
-            started = changes.start(job.id, owner=slot)
+            started = changes.start(job.id, owner=running.slot, lease_id=running.lease_id)
             if started is not None:
                 builds.start(changes.db, job.resource_id, changes.now)
             return started
@@ -320,35 +436,14 @@ class BuildRunner:
         started = self._jobs.submit(change)
 
         async def forget_unless_started() -> None:
-            if await started is None:
+            if await started is None and self._running.get(job.id) is running:
                 self._forget(job.id)
 
         return forget_unless_started()
 
-    async def _take_back(self, job_id: str) -> None:
-        running = self._running.pop(job_id, None)
-        if running is None:
-            return
-        log.warning("builder_lost", job_id=job_id, slot=running.slot)
-
-        def change(changes: JobChanges) -> None:
-            job = job_rows.get(changes.db, job_id)
-            if job is None or job.status is not JobStatus.RUNNING:
-                return
-            if job.attempts < ATTEMPTS_MAX:
-                changes.requeue(job_id)
-                builds.requeue(changes.db, job.resource_id)
-                return
-            failure = Failure(
-                "build.builder_lost",
-                f"The builder was lost {ATTEMPTS_MAX} times while it ran this build. "
-                "Look at the server's log, then push again.",
-            )
-            changes.fail(job_id, failure)
-            builds.end(changes.db, job.resource_id, JobStatus.FAILED, failure, changes.now)
-
-        self._jobs.log(job_id, ["the builder was lost; starting again"], stage="gitd")
-        await self._jobs.commit(change)
+    def _renew(self, running: _Running) -> None:
+        if running.deadline is not None:
+            running.deadline = self._now() + self.limits.lease_s
 
     def _note_progress(self, running: _Running, progress: int) -> None:
         now = self._now()
@@ -362,6 +457,12 @@ class BuildRunner:
 
         self._spawn(advance())
 
+    def _released(self, job_id: str) -> HeartbeatAnswer:
+        job = self._jobs.get(job_id)
+        if job is not None and job.status is JobStatus.CANCELED:
+            return HeartbeatAnswer(canceled=True)
+        raise LeaseLostError
+
     def _held(self, job_id: str) -> _Running:
         running = self._running.get(job_id)
         if running is None:
@@ -373,18 +474,29 @@ class BuildRunner:
         assert build is not None, "a job has its build"
         return build
 
+    def _waiting(self, job: Job) -> Waiting:
+        build = self._build(job)
+        lane = job.env_id if build.deploys else None
+        return Waiting(job.id, build.id, job.site_id, lane)
+
     def _forget(self, job_id: str) -> None:
-        self._running.pop(job_id, None)
-        self._spawn(self._wake())
+        """Let go of a job that is over: its slot hears of it now."""
+        running = self._running.pop(job_id, None)
+        if running is not None:
+            running.released.set()
+        self._queue.leave(job_id)
+        self._stir()
 
-    async def _wake(self) -> None:
-        async with self._hungry:
-            self._hungry.notify_all()
+    def _stir(self) -> None:
+        """Wake the slots that wait for a build, and those who watch their place in the queue."""
+        self._news.set()
+        self._news = asyncio.Event()
+        self._jobs.moved(self._queue.waiting)
 
-    async def _woken(self, timeout_s: float) -> bool:
+    async def _stirred(self, timeout_s: float) -> bool:
         try:
-            async with asyncio.timeout(max(0, timeout_s)), self._hungry:
-                await self._hungry.wait()
+            async with asyncio.timeout(max(0, timeout_s)):
+                await self._news.wait()
         except TimeoutError:
             return False
         return True
@@ -398,3 +510,9 @@ class BuildRunner:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _fail(changes: JobChanges, job_id: str, failure: Failure) -> None:
+    job = changes.fail(job_id, failure)
+    if job is not None:
+        builds.end(changes.db, job.resource_id, JobStatus.FAILED, failure, changes.now)

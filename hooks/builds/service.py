@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from hooks.builds.runner import BuildRunner, LeaseLostError
-from hooks.builds.wire import Finish, Heartbeat, LeaseRequest, LogBatch
+from hooks.builds.wire import LEASE_HEADER, Finish, Heartbeat, LeaseRequest, LogBatch
 from hooks.peers import only_from, peer_uid
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ def make_app(runner: BuildRunner, *, slots: Mapping[str, int]) -> web.Applicatio
     app.router.add_post("/v1/jobs/{job_id}/heartbeat", service.held(service.heartbeat))
     app.router.add_put("/v1/jobs/{job_id}/output", service.held(service.output))
     app.router.add_post("/v1/jobs/{job_id}/finish", service.held(service.finish))
+    app.router.add_post("/v1/jobs/{job_id}/give-back", service.held(service.give_back))
     return app
 
 
@@ -46,13 +48,17 @@ class _BuilderService:
         self._slots = slots
 
     def held(self, handle: JobHandler) -> JobHandler:
-        """Wrap a call about a job: only the process that holds its lease may make it."""
+        """Wrap a call about a job: only the process that holds its lease may make it.
+
+        A slot that hung and lost its lease still has its uid, perhaps its name: not the lease.
+        """
 
         async def handler(request: web.Request) -> web.StreamResponse:
-            slot = self._runner.slot_of(request.match_info["job_id"])
-            if slot is not None:
-                self._check_slot(request, slot)
+            lease_id = request.headers.get(LEASE_HEADER, "")
             try:
+                slot = self._runner.check(request.match_info["job_id"], lease_id)
+                if slot is not None:
+                    self._check_slot(request, slot)
                 return await handle(request)
             except LeaseLostError:
                 raise web.HTTPGone(text="the lease is lost\n") from None
@@ -70,6 +76,8 @@ class _BuilderService:
             asked.slot, asked.wait_s, is_gone=lambda: request.transport is None
         )
         if lease is None:
+            if self._runner.is_closing:  # not 204: the slot would ask again at once
+                raise web.HTTPServiceUnavailable
             return web.Response(status=204)
         if request.transport is None:  # the slot left while it waited: the job is not its
             await self._runner.give_back(lease.job_id)
@@ -89,22 +97,25 @@ class _BuilderService:
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         beat = await _body(request, Heartbeat)
-        return _json(self._runner.heartbeat(request.match_info["job_id"], beat))
+        return _json(await self._runner.hold(request.match_info["job_id"], beat))
 
     async def output(self, request: web.Request) -> web.Response:
         """Keep the tar beside, whole or not at all: `finish` reads it."""
-        path = self._runner.output_path(request.match_info["job_id"])
+        job_id, lease_id = request.match_info["job_id"], request.headers.get(LEASE_HEADER, "")
+        path = self._runner.output_path(job_id)
         size_max = self._runner.limits.output_bytes_max * 2  # tar's own headers and padding
-        partial = path.with_suffix(f".{os.getpid()}-{threading.get_native_id()}")
         received = 0
+        fd, name = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=".part", dir=path.parent)
+        partial = Path(name)
         try:
-            with partial.open("wb") as out:
+            with os.fdopen(fd, "wb") as out:
                 async for chunk in request.content.iter_chunked(CHUNK_BYTES):
                     received += len(chunk)
                     if received > size_max:
                         raise web.HTTPRequestEntityTooLarge(max_size=size_max, actual_size=received)
                     await asyncio.to_thread(out.write, chunk)
-            partial.rename(path)
+            self._runner.check(job_id, lease_id)  # it may have been lost on the way
+            partial.rename(self._runner.output_path(job_id))
         finally:
             partial.unlink(missing_ok=True)
         return _json({})
@@ -112,6 +123,10 @@ class _BuilderService:
     async def finish(self, request: web.Request) -> web.Response:
         outcome = await _body(request, Finish)
         await self._runner.finish(request.match_info["job_id"], outcome)
+        return _json({})
+
+    async def give_back(self, request: web.Request) -> web.Response:
+        await self._runner.give_back(request.match_info["job_id"])
         return _json({})
 
 

@@ -8,9 +8,11 @@
 | `POST /v1/jobs/{job_id}/heartbeat` | `Heartbeat` | `HeartbeatAnswer` |
 | `PUT /v1/jobs/{job_id}/output` | tar of the output tree | `{}` |
 | `POST /v1/jobs/{job_id}/finish` | `Finish` | `{}` |
+| `POST /v1/jobs/{job_id}/give-back` | | `{}`: the slot stops, another may build |
 
-410 on any call about a job: the lease is lost, end the build and forget it. Every call may be
-repeated. Times are RFC 3339 in UTC with milliseconds.
+Calls about a job carry the lease's id in the header `Gitd-Lease`. 410 on any of them: the lease is
+lost, end the build and forget it. A heartbeat is held for `wait_s`, and answered at once when the
+build is to end. Every call may be repeated. Times are RFC 3339 in UTC with milliseconds.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import msgspec
 CONFIG_FILES = ("managed.toml", "Procfile", "package.json")
 """The files of a commit's root whose text travels with the lease, when they are there."""
 CONFIG_FILE_BYTES_MAX = 64 * 1024
+LEASE_HEADER = "Gitd-Lease"
 
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -47,9 +50,13 @@ class RootEntry(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """A build to run. Heartbeats keep the lease for `lease_s` seconds each."""
+    """A build to run. Heartbeats keep the lease for `lease_s` seconds each.
+
+    `lease_id` is the right to it: who held the build before has another one.
+    """
 
     job_id: str
+    lease_id: str
     build_id: str
     site: str
     environment: str
@@ -77,9 +84,12 @@ class LogBatch(msgspec.Struct, frozen=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
+    """`wait_s`: how long the answer may wait for something to tell."""
+
     slot: str
     phase: str = ""
     progress: int = 0
+    wait_s: float = 0
 
 
 class HeartbeatAnswer(msgspec.Struct, frozen=True):

@@ -27,7 +27,9 @@ def _job(row: sqlite3.Row) -> Job:
         error=failure_of(row["error"]),
         version=row["version"],
         owner=row["owner"],
+        lease_id=row["lease_id"],
         attempts=row["attempts"],
+        losses=row["losses"],
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
@@ -51,7 +53,9 @@ def add(db: sqlite3.Connection, job: Job) -> None:
             "error": to_text(job.error),
             "version": job.version,
             "owner": job.owner,
+            "lease_id": job.lease_id,
             "attempts": job.attempts,
+            "losses": job.losses,
             "created_at": job.created_at,
             "started_at": job.started_at,
             "finished_at": job.finished_at,
@@ -111,24 +115,26 @@ def page(
     return Page(tuple(map(_job, rows)), has_more)
 
 
-def start(db: sqlite3.Connection, job_id: str, *, owner: str | None, at: int) -> Job | None:
+def start(
+    db: sqlite3.Connection, job_id: str, *, owner: str | None, lease_id: str | None, at: int
+) -> Job | None:
     """Queued → running. Returns the job, or None when it was not queued (any more)."""
     return _changed(
         db,
-        "UPDATE job SET status = 'running', owner = ?, attempts = attempts + 1,"
+        "UPDATE job SET status = 'running', owner = ?, lease_id = ?, attempts = attempts + 1,"
         " started_at = COALESCE(started_at, ?), version = version + 1"
         " WHERE id = ? AND status = 'queued' RETURNING *",
-        (owner, at, job_id),
+        (owner, lease_id, at, job_id),
     )
 
 
-def requeue(db: sqlite3.Connection, job_id: str) -> Job | None:
-    """Running → queued, for a job whose owner is lost."""
+def requeue(db: sqlite3.Connection, job_id: str, *, is_loss: bool) -> Job | None:
+    """Running → queued. `is_loss`: its owner was lost, and did not give it back."""
     return _changed(
         db,
-        "UPDATE job SET status = 'queued', owner = NULL, version = version + 1"
-        " WHERE id = ? AND status = 'running' RETURNING *",
-        (job_id,),
+        "UPDATE job SET status = 'queued', owner = NULL, lease_id = NULL, losses = losses + ?,"
+        " version = version + 1 WHERE id = ? AND status = 'running' RETURNING *",
+        (int(is_loss), job_id),
     )
 
 
@@ -155,7 +161,7 @@ def finish(
     return _changed(
         db,
         "UPDATE job SET status = ?, result = ?, error = ?, finished_at = ?, owner = NULL,"
-        " progress = CASE WHEN ? = 'succeeded' THEN 100 ELSE progress END,"
+        " lease_id = NULL, progress = CASE WHEN ? = 'succeeded' THEN 100 ELSE progress END,"
         " version = version + 1 WHERE id = ? AND finished_at IS NULL RETURNING *",
         (status.value, to_text(result), to_text(error), at, status.value, job_id),
     )

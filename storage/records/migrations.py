@@ -147,3 +147,14 @@ def build_caches(db: Database) -> None:
         CREATE INDEX build_cache_used ON build_cache(used_at);
         """,
     )
+
+
+@MIGRATIONS()
+def queue(db: Database) -> None:
+    _run(
+        db,
+        """
+        ALTER TABLE job ADD COLUMN lease_id TEXT;
+        ALTER TABLE job ADD COLUMN losses INTEGER NOT NULL DEFAULT 0;
+        """,
+    )

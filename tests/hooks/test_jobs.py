@@ -17,9 +17,9 @@ ENDED = Failure("build.command_failed", "no", 2)
 async def add(jobs: Jobs) -> Job:
     return await jobs.commit(
         lambda c: c.add(
-            JobType.BUILD_RUN,
-            resource_type="build",
-            resource_id="build_1",
+            JobType.DEPLOYMENT_ROLL,
+            resource_type="deployment",
+            resource_id="dep_1",
             site_id="site_1",
             env_id="env_1",
         )
@@ -122,13 +122,13 @@ async def test_repeated_batches_leave_each_line_once(world) -> None:
 async def test_long_poll_returns_on_a_change_and_on_time(world) -> None:
     jobs = world.jobs
     job = await add(jobs)
-    waiting = asyncio.create_task(jobs.wait_for_change(job.id, job.version, 5))
+    waiting = asyncio.create_task(jobs.wait_for_change(job, 5))
     await asyncio.sleep(0)
     await jobs.commit(lambda c: c.start(job.id))
     async with asyncio.timeout(2):
         await waiting
     began = asyncio.get_running_loop().time()
-    await jobs.wait_for_change(job.id, jobs.get(job.id).version, 0.1)
+    await jobs.wait_for_change(jobs.get(job.id), 0.1)
     assert asyncio.get_running_loop().time() - began >= 0.09
 
 

@@ -7,7 +7,6 @@ from importlib.metadata import version
 
 import pytest
 
-from hooks.builds.runner import LeaseLostError
 from hooks.builds.wire import BuildError, Finish, Heartbeat, RunCommands
 from hooks.deploys.wire import Report, RollFailure, Snapshot
 from hooks.errors import (
@@ -244,32 +243,6 @@ async def test_canceled_build_ends_at_its_slot_and_leaves_no_deployment(world, c
     await world.builds.finish(lease.job_id, DONE)
     assert world.jobs.get(made.value.id).status is JobStatus.CANCELED
     assert deployments.unfinished(world.records.reader()) == []
-
-
-async def test_silent_slot_loses_its_job_to_the_next(world, commit) -> None:
-    site = await world.site()
-    commit(world.repositories.path(site.id), {"index.html": b"one"})
-    await world.pipeline.start_build(world.environment(site), ACTOR)
-    reaper = asyncio.create_task(world.builds.reap())
-    first = await world.builds.lease("slot-0", 5)
-    second = await world.builds.lease("slot-1", 5)
-    assert second.job_id == first.job_id
-    with pytest.raises(LeaseLostError):
-        world.builds.heartbeat(first.job_id, Heartbeat("slot-0"))
-    with pytest.raises(LeaseLostError):
-        await world.builds.finish(first.job_id, DONE)
-    reaper.cancel()
-
-
-async def test_job_whose_slot_is_lost_again_and_again_fails(world, commit) -> None:
-    site = await world.site()
-    commit(world.repositories.path(site.id), {"index.html": b"one"})
-    made = await world.pipeline.start_build(world.environment(site), ACTOR)
-    for _ in range(3):
-        assert await world.builds.lease("slot-0", 5)
-        await asyncio.sleep(0.05)
-    assert await world.builds.lease("slot-0", 0.05) is None
-    assert world.jobs.get(made.value.id).error.code == "build.builder_lost"
 
 
 async def test_build_under_way_at_a_restart_goes_on_or_is_taken_back(world, commit) -> None:

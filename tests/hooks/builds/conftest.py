@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from hooks.builds.wire import CONFIG_FILES
+from hooks.builds.wire import CONFIG_FILES, LEASE_HEADER
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -182,7 +183,8 @@ class Job:
     beats: list = field(default_factory=list)
     output: bytes | None = None
     outcome: dict | None = None
-    is_canceled: bool = False
+    canceled: asyncio.Event = field(default_factory=asyncio.Event)
+    given_back: asyncio.Event = field(default_factory=asyncio.Event)
     is_lost: bool = False
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     beaten: asyncio.Event = field(default_factory=asyncio.Event)
@@ -225,6 +227,7 @@ class ControlPeer:
         app.router.add_post("/v1/jobs/{id}/heartbeat", self._heartbeat)
         app.router.add_put("/v1/jobs/{id}/output", self._output)
         app.router.add_post("/v1/jobs/{id}/finish", self._finish)
+        app.router.add_post("/v1/jobs/{id}/give-back", self._give_back)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket)).start()
@@ -245,6 +248,7 @@ class ControlPeer:
             kinds[first] = kind
         lease = {
             "job_id": f"job_{number:026d}",
+            "lease_id": f"lease_{number:026d}",
             "build_id": f"build_{number:026d}",
             "site": "acme-store",
             "environment": "production",
@@ -295,6 +299,7 @@ class ControlPeer:
             self.failing[call] -= 1
             raise web.HTTPInternalServerError
         job = self.jobs[request.match_info["id"]]
+        assert request.headers[LEASE_HEADER] == job.lease["lease_id"]
         if call in self.refusing:
             raise web.HTTPRequestEntityTooLarge(1, 2)
         if job.is_lost:
@@ -316,9 +321,17 @@ class ControlPeer:
 
     async def _heartbeat(self, request):
         job = self._held(request, "heartbeat")
-        job.beats.append(await request.json())
+        beat = await request.json()
+        job.beats.append(beat)
         job.beaten.set()
-        return web.json_response({"canceled": job.is_canceled})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(job.canceled.wait(), beat["wait_s"])
+        self._held(request, "heartbeat")
+        return web.json_response({"canceled": job.canceled.is_set()})
+
+    async def _give_back(self, request):
+        self._held(request, "give-back").given_back.set()
+        return web.json_response({})
 
     async def _output(self, request):
         job = self._held(request, "output")

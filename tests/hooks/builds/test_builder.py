@@ -139,14 +139,27 @@ async def test_output_that_the_build_closed_to_everybody_is_the_commits_fault(co
     await slot.cleaned()
 
 
-async def test_canceled_build_is_killed_and_not_reported(control, slot, gone):
-    job = control.queue(site("echo begun; sleep 4713"), lease_s=0.5)
+# Two that nothing but SIGKILL ends: one left by its parents, one in a session of its own.
+STUBBORN = """
+trap "" TERM INT HUP
+(sleep 4713 & sleep 4713) &
+setsid sh -c "trap : TERM; while true; do sleep 4713; done" &
+mkdir -p t && touch t/$(seq -s " t/" 500)
+echo begun
+sleep 4713
+"""
+
+
+async def test_canceled_build_is_killed_whole_at_once_and_the_next_one_starts(control, slot, gone):
+    # No heartbeat of this lease is due for minutes: it is told, and does not ask.
+    job = control.queue(site(STUBBORN), lease_s=600.0)
     await job.said("begun")
-    job.is_canceled = True
-    await asyncio.to_thread(gone, "4713")
-    after = await control.build(STATIC)
+    job.canceled.set()
+    after = await control.build(site("mkdir dist; echo x > dist/a"), lease_s=600.0)
     assert after.outcome["status"] == "succeeded"
+    await asyncio.to_thread(gone, "4713")
     assert job.outcome is None
+    await slot.cleaned()
 
 
 async def test_lost_lease_ends_the_build_and_the_slot_goes_on(control, slot, gone):
@@ -258,7 +271,7 @@ async def test_leftovers_of_a_killed_slot_are_removed_at_the_next_start(control,
     deep = "for i in $(seq 2000); do mkdir d && cd d; done"
     job = control.queue(site(f"mkdir -p k/l && chmod 0 k/l k; {deep}; echo begun; sleep 4716"))
     await job.said("begun")
-    assert first.leftovers == [job.id]
+    assert first.leftovers == [job.lease["lease_id"]]
     first.stop(signal.SIGKILL)
     await asyncio.to_thread(gone, "4716", 0.5)
     second = start_slot()
@@ -266,11 +279,12 @@ async def test_leftovers_of_a_killed_slot_are_removed_at_the_next_start(control,
     assert second.leftovers == []
 
 
-async def test_sigterm_ends_the_running_build_and_the_slot_with_status_0(control, start_slot, gone):
+async def test_sigterm_ends_the_build_and_the_slot_which_gives_it_back(control, start_slot, gone):
     slot = start_slot()
     job = control.queue(site("echo begun; setsid sleep 4717"))
     await job.said("begun")
     assert await asyncio.to_thread(slot.stop) == 0
+    assert job.given_back.is_set()
     gone("4717", timeout_s=0)
     assert slot.leftovers == []
 

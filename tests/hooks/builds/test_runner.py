@@ -1,0 +1,236 @@
+"""Control's side of builds, spoken to by a slot's own client over the real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from aiohttp import web
+
+from hooks.builds.control import Control
+from hooks.builds.errors import LeaseLostError
+from hooks.builds.service import make_app
+from hooks.builds.wire import BatchLine, Finish
+from storage.joblog import LogLine
+from storage.model import ActorRef, JobStatus
+
+ACTOR = ActorRef("api_key", "key_1", "tests")
+SLOTS = ("slot-0", "slot-1")
+SOON_S = 10.0
+
+
+class Pool:
+    """Slots of one control: their clients, and what they hold."""
+
+    def __init__(self, world, site) -> None:
+        self.world = world
+        self.site = site
+        self._clients = []
+        self._runner = web.AppRunner(
+            make_app(world.builds, slots=dict.fromkeys(SLOTS, os.geteuid())), shutdown_timeout=0.1
+        )
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        self._socket = self.world.root / "b.sock"
+        await web.UnixSite(self._runner, str(self._socket)).start()
+        self._reaping = asyncio.create_task(self.world.builds.reap())
+
+    async def stop(self) -> None:
+        self._reaping.cancel()
+        for client in self._clients:
+            await client.__aexit__()
+        await self._runner.cleanup()
+
+    def set_limits(self, **changes) -> None:
+        self.world.builds.limits = replace(self.world.builds.limits, **changes)
+
+    async def ask_for_build(self, slug="production", **options) -> str:
+        environment = self.world.environment(self.site, slug)
+        made = await self.world.pipeline.start_build(environment, ACTOR, ref="main", **options)
+        return made.value.id
+
+    async def lease(self, slot="slot-0"):
+        """What the slot gets: a leased job."""
+        client = Control(self._socket, slot)
+        self._clients.append(client)
+        lease = await client.lease(SOON_S)
+        assert lease is not None
+        return client.job(lease)
+
+    def job(self, job_id):
+        return self.world.jobs.get(job_id)
+
+    def lines(self, job_id) -> list[str]:
+        entries = [item.entry for item in self.world.jobs.joblogs.read(job_id)]
+        return [entry.line for entry in entries if isinstance(entry, LogLine)]
+
+    async def until(self, job_id, status: JobStatus) -> None:
+        async with asyncio.timeout(SOON_S):
+            while (job := self.job(job_id)).status is not status:
+                await self.world.jobs.wait_for_change(job, SOON_S)
+
+
+@pytest.fixture
+async def pool(world, commit) -> AsyncIterator[Pool]:
+    site = await world.site()
+    commit(world.repositories.path(site.id), {"index.html": b"one"})
+    opened = Pool(world, site)
+    await opened.start()
+    yield opened
+    await opened.stop()
+
+
+def done(slot="slot-0") -> Finish:
+    return Finish(slot, "succeeded", profile="static", output="source", folder=".")
+
+
+def log_lines(*texts: str) -> list[BatchLine]:
+    return [BatchLine(text, "2026-06-23T00:00:00.000Z", "build") for text in texts]
+
+
+async def test_cancel_is_told_at_once_to_the_slot_and_the_next_build_starts(pool) -> None:
+    pool.set_limits(lease_s=600.0)
+    first, second = await pool.ask_for_build(deploy=True), await pool.ask_for_build(deploy=True)
+    held = await pool.lease()
+    assert held.lease.job_id == first
+    beating = asyncio.create_task(held.heartbeat("build", 10, 300.0))
+    following = asyncio.create_task(pool.lease("slot-1"))
+    await pool.until(first, JobStatus.RUNNING)
+    assert not await held.heartbeat("build", 10)
+    await pool.world.pipeline.cancel_job(first)
+    async with asyncio.timeout(SOON_S):
+        assert await beating
+        assert (await following).lease.job_id == second
+
+
+async def test_heartbeat_is_answered_in_time_when_there_is_nothing_to_tell(pool) -> None:
+    await pool.ask_for_build()
+    held = await pool.lease()
+    assert not await held.heartbeat("build", 10, 0.05)
+
+
+async def test_slot_that_lost_its_lease_is_not_heard_any_more(pool) -> None:
+    job_id = await pool.ask_for_build()
+    hung = await pool.lease("slot-0")
+    await hung.log(0, log_lines("of the first"))
+    silent = asyncio.Event()
+    pool.world.builds.watch_silence(lambda slot: slot == "slot-0" and silent.set())
+    sending, go_on = asyncio.Event(), asyncio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"of the first"
+        sending.set()
+        await go_on.wait()
+        yield b", too late"
+
+    # It is at it when it hangs, and goes on when it wakes up.
+    uploading = asyncio.create_task(hung.send_output(chunks))
+    await sending.wait()
+    holder = await pool.lease("slot-1")
+    assert silent.is_set()
+    assert holder.lease.job_id == job_id
+    pool.set_limits(lease_s=600.0)
+    await holder.heartbeat("build", 0)
+
+    async def output() -> AsyncIterator[bytes]:
+        yield b"of the second"
+
+    await holder.send_output(output)
+    go_on.set()
+    with pytest.raises(LeaseLostError):
+        await uploading
+    for call in (
+        hung.heartbeat("build", 50),
+        hung.log(1, log_lines("too late")),
+        hung.finish(done("slot-1")),
+        hung.send_output(output),
+    ):
+        with pytest.raises(LeaseLostError):
+            await call
+    await hung.give_back()
+    assert pool.world.builds.output_path(job_id).read_bytes() == b"of the second"
+    await holder.log(0, log_lines("of the second"))
+    await holder.finish(done("slot-1"))
+    assert pool.job(job_id).status is JobStatus.SUCCEEDED
+    assert pool.lines(job_id) == [
+        "of the first",
+        "the builder was lost (fell silent)",
+        "of the second",
+    ]
+
+
+async def test_lost_build_starts_again_once_and_then_fails_with_the_reason(pool) -> None:
+    job_id = await pool.ask_for_build()
+    for attempt in (1, 2):
+        held = await pool.lease()  # which takes back what the slot held
+        assert held.lease.job_id == job_id
+        await held.log(0, log_lines("the same words"))
+        await pool.until(job_id, JobStatus.RUNNING)
+        assert pool.job(job_id).attempts == attempt
+    await pool.until(job_id, JobStatus.FAILED)
+    error = pool.job(job_id).error
+    assert error.code == "build.builder_lost"
+    assert "lost 2 times" in error.message
+    assert "fell silent" in error.message
+    assert pool.lines(job_id) == [
+        "the same words",
+        "the builder was lost (started anew)",
+        "the same words",
+        "the builder was lost (fell silent)",
+    ]
+
+
+async def test_build_that_is_given_back_was_not_lost(pool) -> None:
+    job_id = await pool.ask_for_build()
+    for _ in range(3):
+        held = await pool.lease()
+        assert held.lease.job_id == job_id
+        await held.give_back()
+    assert pool.job(job_id).status is JobStatus.QUEUED
+    assert (pool.job(job_id).attempts, pool.job(job_id).losses) == (3, 0)
+    await (await pool.lease()).finish(done())
+    assert pool.job(job_id).status is JobStatus.SUCCEEDED
+
+
+async def test_build_whose_slot_does_not_end_it_in_time_fails(pool) -> None:
+    pool.set_limits(timeout_s=0, overtime_s=0.0, lease_s=600.0)
+    job_id = await pool.ask_for_build()
+    held = await pool.lease()
+    with pytest.raises(LeaseLostError):
+        await held.heartbeat("build", 10, 300.0)
+    assert pool.job(job_id).error.code == "build.timed_out"
+
+
+async def test_stop_of_the_server_with_its_slots_queues_their_builds_again(pool) -> None:
+    pool.set_limits(lease_s=600.0)
+    job_id = await pool.ask_for_build()
+    held = await pool.lease()
+    beating = asyncio.create_task(held.heartbeat("build", 10, 300.0))
+    await pool.until(job_id, JobStatus.RUNNING)
+    await pool.world.builds.close(ends_slots=True)
+    assert pool.job(job_id).status is JobStatus.QUEUED
+    assert pool.job(job_id).losses == 0
+    with pytest.raises(LeaseLostError):
+        await beating
+
+
+async def test_stop_of_the_server_leaves_builds_to_slots_that_go_on(pool) -> None:
+    pool.set_limits(lease_s=600.0)
+    job_id = await pool.ask_for_build()
+    held = await pool.lease()
+    beating = asyncio.create_task(held.heartbeat("build", 10, 300.0))
+    await pool.until(job_id, JobStatus.RUNNING)
+    assert not await held.heartbeat("build", 10)
+    await pool.world.builds.close()
+    async with asyncio.timeout(SOON_S):
+        assert not await beating
+    again = pool.world.reopen()
+    again.builds.recover()
+    assert again.builds.check(job_id, held.lease.lease_id) == "slot-0"
+    await again.builds.finish(job_id, done())
+    assert again.jobs.get(job_id).status is JobStatus.SUCCEEDED
+    again.records.close()
