@@ -57,7 +57,7 @@ class Pool:
         """What the slot gets: a leased job."""
         client = Control(self._socket, slot)
         self._clients.append(client)
-        lease = await client.lease(SOON_S)
+        lease = await client.lease(SOON_S, {})
         assert lease is not None
         return client.job(lease)
 
