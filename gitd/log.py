@@ -223,6 +223,8 @@ class _FromLibraries(logging.Handler):
             # No fault of ours, anybody can send it, and its words quote the request: a password.
             structlog.get_logger(record.name).info("request_malformed", reason=type(error).__name__)
             return
+        if isinstance(error, AnswerBrokeError):
+            return  # the ring of the request has logged what was behind it
         structlog.get_logger(record.name).log(
             record.levelno,
             "library_message",
@@ -282,11 +284,16 @@ class _Ring:
 _ring = _Ring()
 
 
+class AnswerBrokeError(ConnectionError):
+    """A handler failed after its answer had begun. It was logged; aiohttp ends the connection."""
+
+
 def logged(handler: Handler) -> Handler:
     """Put the ring around a handler: each request gets an id, and one line when it has ended.
 
     The id is `request[REQUEST_ID]` and goes out as `X-Request-Id`. A handler that knows the actor
     leaves its id in `request[ACTOR]`. An exception that nobody caught is logged once, as a 500.
+    Where an answer had begun by then no other one can follow it: the connection ends.
     """
 
     async def ring(request: web.Request) -> web.StreamResponse:
@@ -310,6 +317,8 @@ def logged(handler: Handler) -> Handler:
         except Exception:  # noqa: BLE001 - the ring of a request: logged once and answered
             status = 500
             _log.exception("request_broke", method=request.method, path=request.path)
+            if request.writer.output_size:
+                raise AnswerBrokeError from None
             return web.Response(
                 status=500, text="Internal error\n", headers={REQUEST_ID_HEADER: request_id}
             )

@@ -10,21 +10,30 @@ import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import structlog
 from aiohttp import web
 
 from gitd.addresses import TrustedProxies
 from gitd.auth import Actor, Authenticator
 from gitd.errors import AddressRefusedError, AuthenticationError
 from gitd.git.access import Opened, Service
-from gitd.git.errors import NotAllowedError, NotAuthenticatedError, NotFoundError
+from gitd.git.errors import (
+    NotAllowedError,
+    NotAuthenticatedError,
+    NotFoundError,
+    PushRefusedError,
+)
 from gitd.git.push import Push, RefOutcome, Remote
 from hooks import branches
 from hooks.follow import PushNarrator
 from hooks.push import PushHooks
+from storage.errors import StorageError, StorageFullError
 from storage.model import PushRecord, RefMove, RouteTarget, Site
 from storage.records import environments, sites
 from storage.records.db import Records
 from storage.repos import Repositories
+
+log = structlog.get_logger(__name__)
 
 CHALLENGE = 'Basic realm="gitd: any user name, an API key as the password", charset="UTF-8"'
 NO_WAIT = "nowait"
@@ -114,10 +123,19 @@ class SiteReceiver:
             if update.name not in refused
         ]
         if moves:
-            self._begun[id(push)] = await self._push_hooks.begin(
-                who.site.id, who.actor.ref, moves, push.options
-            )
+            self._begun[id(push)] = await self._begin(who, moves, push.options)
         return refused
+
+    async def _begin(
+        self, who: SiteActor, moves: Sequence[RefMove], options: Sequence[str]
+    ) -> PushRecord:
+        try:
+            return await self._push_hooks.begin(who.site.id, who.actor.ref, moves, options)
+        except StorageFullError as error:
+            raise PushRefusedError("the server's disk is full") from error
+        except StorageError as error:
+            log.exception("push_not_recorded", site=who.site.name)
+            raise PushRefusedError("the server could not record the push") from error
 
     async def landed(self, push: Push, outcomes: Sequence[RefOutcome], remote: Remote) -> None:
         """See `gitd.git.push.PushReceiver`."""
@@ -129,7 +147,12 @@ class SiteReceiver:
             for outcome in outcomes
             if outcome.is_ok
         ]
-        effects = await self._push_hooks.land(record, moved)
+        try:
+            effects = await self._push_hooks.land(record, moved)
+        except StorageError:
+            await remote.say("The refs are kept, but gitd could not queue what they ask for.")
+            await remote.say("It does so at its next start; its log says what failed.")
+            raise
         for effect in effects:
             await self._narrator.announce(effect, remote)
         # git asks for quiet with --quiet, and also when nobody watches its progress.
@@ -175,21 +198,6 @@ def _not_in_text(push: Push) -> dict[str, str]:
 def _who(push: Push) -> SiteActor:
     assert isinstance(push.actor, SiteActor), "SiteAccess gave it"
     return push.actor
-
-
-def _unspeakable(push: Push) -> dict[str, str]:
-    """Names that are not UTF-8: they could stand in no record, log or answer."""
-    return {
-        update.name: "the name is not UTF-8" for update in push.updates if not _is_utf8(update.name)
-    }
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _presented_secret(header: str) -> str | None:

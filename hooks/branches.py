@@ -6,8 +6,9 @@ Source: contract §5 "Branch routes" and "Preview URL".
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import count
 
 from blake3 import blake3
 
@@ -82,15 +83,19 @@ def short_hash(site_id: str, branch: str, chars: int = HASH_CHARS) -> str:
 def label_of(branch: str, chars_max: int) -> str:
     """The branch as part of a host name: lower case, letters, digits, single hyphens."""
     label = re.sub(r"[^a-z0-9]+", "-", branch.lower()).strip("-")
-    return label[:chars_max].strip("-") or "branch"
+    return label[:chars_max].strip("-") or "branch"[:chars_max]
 
 
-def preview_slug(site_id: str, branch: str, *, is_taken: bool) -> str:
-    """A preview's slug in its site; with a hash when another branch or a kind has the plain one."""
-    slug = label_of(branch, SLUG_CHARS_MAX)
-    if is_taken or slug in RESERVED_SLUGS:
-        slug = f"{slug[: SLUG_CHARS_MAX - HASH_CHARS - 1].strip('-')}-{short_hash(site_id, branch)}"
-    return slug
+def preview_slugs(site_id: str, branch: str) -> Iterator[str]:
+    """Slugs for a preview in its site, best first, without end: the first free one is taken.
+
+    The plain one, then ones with a hash: another branch can have any of them, by its own name.
+    """
+    label = label_of(branch, SLUG_CHARS_MAX)
+    if label not in RESERVED_SLUGS:
+        yield label
+    for short in _hashes(site_id, branch):
+        yield f"{label[: SLUG_CHARS_MAX - len(short) - 1].strip('-')}-{short}"
 
 
 def production_hostname(site_name: str) -> str:
@@ -101,9 +106,19 @@ def staging_hostname(site_name: str) -> str:
     return f"{site_name}--staging"
 
 
-def preview_hostname(
-    site_name: str, site_id: str, branch: str, *, hash_chars: int = HASH_CHARS
-) -> str:
-    """`<site>-<branch>-<short hash>`, stable for the life of the branch, one label at most."""
-    room = LABEL_CHARS_MAX - len(site_name) - hash_chars - 2
-    return f"{site_name}-{label_of(branch, room)}-{short_hash(site_id, branch, hash_chars)}"
+def preview_hostnames(site_name: str, site_id: str, branch: str) -> Iterator[str]:
+    """Names for a preview, `<site>-<branch>-<short hash>`, as `preview_slugs` gives slugs.
+
+    Each is one label of a host name.
+    """
+    for short in _hashes(site_id, branch):
+        room = LABEL_CHARS_MAX - len(site_name) - len(short) - 2
+        yield f"{site_name}-{label_of(branch, room)}-{short}"
+
+
+def _hashes(site_id: str, branch: str) -> Iterator[str]:
+    """The usual hash, a longer one, then ever other ones: no branch's name holds a NUL."""
+    yield short_hash(site_id, branch)
+    yield short_hash(site_id, branch, LONG_HASH_CHARS)
+    for number in count(2):
+        yield short_hash(site_id, f"{branch}\0{number}", LONG_HASH_CHARS)

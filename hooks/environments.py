@@ -59,17 +59,20 @@ def add_preview(
     changes: JobChanges, site: Site, branch: str, *, ephemeral: bool = True
 ) -> Environment:
     """Add the preview of a branch, in the caller's transaction."""
-    plain = branches.preview_slug(site.id, branch, is_taken=False)
-    is_taken = not environments.slug_is_free(changes.db, site.id, plain)
-    hostname = branches.preview_hostname(site.name, site.id, branch)
-    if not environments.hostname_is_free(changes.db, hostname):
-        hostname = branches.preview_hostname(
-            site.name, site.id, branch, hash_chars=branches.LONG_HASH_CHARS
-        )
+    slug = next(
+        slug
+        for slug in branches.preview_slugs(site.id, branch)
+        if environments.slug_is_free(changes.db, site.id, slug)
+    )
+    hostname = next(
+        name
+        for name in branches.preview_hostnames(site.name, site.id, branch)
+        if environments.hostname_is_free(changes.db, name)
+    )
     environment = Environment(
         id=new_id("env"),
         site_id=site.id,
-        slug=branches.preview_slug(site.id, branch, is_taken=is_taken),
+        slug=slug,
         kind=EnvironmentKind.PREVIEW,
         branch=branch,
         ephemeral=ephemeral,

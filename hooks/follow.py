@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hooks.jobs import Jobs
-from hooks.push import Building, Effect, NotDeployed, TornDown
+from hooks.push import Building, Effect, Failed, NotDeployed, TornDown
 from storage.joblog import LogLine
 from storage.model import Deployment, Environment, Failure, Job, JobStatus
 from storage.records import artifacts, deployments, releases, sites
@@ -46,6 +46,10 @@ class PushNarrator:
         elif isinstance(effect, TornDown):
             slug = effect.environment.slug
             await listener.say(f"{_short(effect.ref)}: deleted, and its preview {slug} with it")
+        elif isinstance(effect, Failed):
+            await listener.say(
+                f"{_short(effect.ref)}: kept, not deployed: gitd failed to act on it; see its log"
+            )
         else:
             made = " (new)" if effect.is_new_environment else ""
             await listener.say(

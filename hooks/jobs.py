@@ -19,7 +19,7 @@ from storage.ids import new_id
 from storage.joblog import JobLogs, LogLine, Positioned, StateChange
 from storage.model import Failure, Job, JobStatus, JobType
 from storage.records import jobs as job_rows
-from storage.records.db import Records
+from storage.records.db import Records, savepoint
 
 T = TypeVar("T")
 LINE_CHARS_MAX = 8192
@@ -52,6 +52,17 @@ class JobChanges:
         self.now = clock()
         self.touched: list[Job] = []
         self.environments: list[str] = []
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """A part of the transaction that may fail by itself: only what it did is undone."""
+        touched, changed = len(self.touched), len(self.environments)
+        try:
+            with savepoint(self.db):
+                yield
+        except BaseException:
+            del self.touched[touched:], self.environments[changed:]
+            raise
 
     def environment_changed(self, env_id: str) -> None:
         """Say that an environment came, went, or is to be served otherwise."""

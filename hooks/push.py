@@ -19,7 +19,7 @@ from hooks.environments import add_preview, remove_environment
 from hooks.errors import PipelineError
 from hooks.jobs import JobChanges, Jobs
 from hooks.queueing import BuildOrder, queue_build
-from storage.errors import StorageError
+from storage.errors import RecordConflictError, StorageError
 from storage.ids import new_id
 from storage.model import (
     ActorRef,
@@ -63,7 +63,14 @@ class NotDeployed:
     why: str
 
 
-Effect = Building | TornDown | NotDeployed
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The ref has moved, and gitd could not act on it: a fault of its own, which its log tells."""
+
+    ref: str
+
+
+Effect = Building | TornDown | NotDeployed | Failed
 
 
 class PushHooks:
@@ -90,14 +97,18 @@ class PushHooks:
         return push
 
     async def land(self, push: PushRecord, moved: Iterable[RefMove]) -> list[Effect]:
-        """End the push: queue what the refs that did move ask for. A second call does nothing."""
+        """End the push: queue what the refs that did move ask for. A second call does nothing.
+
+        Raises:
+            StorageError: The records failed; the push stays open, for `recover`.
+        """
         landed = tuple(moved)
 
         def change(changes: JobChanges) -> list[Effect]:
             site = sites.find(changes.db, push.site_id)
             if site is None or not pushes.land(changes.db, push.id, changes.now):
                 return []
-            return [_effect(changes, site, push.actor, move) for move in landed]
+            return [_effect_apart(changes, site, push.actor, move) for move in landed]
 
         return await self._jobs.commit(change)
 
@@ -123,6 +134,18 @@ def _has_moved(move: RefMove, tips: dict[str, str]) -> bool:
         return False
     tip = tips.get(branch)
     return tip is None if move.is_delete else tip == move.new
+
+
+def _effect_apart(changes: JobChanges, site: Site, actor: ActorRef, move: RefMove) -> Effect:
+    """Act on one ref by itself: when that fails, the push's other refs do not suffer."""
+    try:
+        with changes.apart():
+            return _effect(changes, site, actor, move)
+    except Exception as error:  # the ring of a ref
+        if isinstance(error, StorageError) and not isinstance(error, RecordConflictError):
+            raise  # no fault of the ref's: a full disk, for instance, which a repeat may not meet
+        log.exception("ref_not_handled", site_id=site.id, ref=move.ref)
+        return Failed(move.ref)
 
 
 def _effect(changes: JobChanges, site: Site, actor: ActorRef, move: RefMove) -> Effect:

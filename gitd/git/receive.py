@@ -190,8 +190,14 @@ class _OnePush:
         finally:
             await self._incoming.tidy()
         await self._report()
-        await self._act_after()
-        await self._answer.end()
+        try:
+            await self._act_after()
+        except Exception:
+            # The refs have moved and were reported: git must not take the push for a failed one.
+            await self._answer.say("error: the server failed after it had moved the refs")
+            raise
+        finally:
+            await self._answer.end()
 
     @property
     def is_landed(self) -> bool:

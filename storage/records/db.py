@@ -155,7 +155,9 @@ class Records:
                 connection.execute("BEGIN IMMEDIATE")
             for change, future in group:
                 try:
-                    answers.append((future, _in_savepoint(connection, change)))
+                    with savepoint(connection):
+                        answer = change(connection)
+                    answers.append((future, answer))
                 except Exception as error:  # the ring of a change: its caller gets it
                     future.set_exception(error)
                     if not connection.in_transaction:
@@ -174,18 +176,19 @@ class Records:
             future.set_result(answer)
 
 
-def _in_savepoint(connection: sqlite3.Connection, change: Change[T]) -> T:
-    connection.execute("SAVEPOINT change")
+@contextlib.contextmanager
+def savepoint(connection: sqlite3.Connection) -> Iterator[None]:
+    """A part of a transaction that may fail by itself: only what it did is undone."""
+    connection.execute("SAVEPOINT part")
     try:
         with mapped_errors():
-            answer = change(connection)
+            yield
     except BaseException:
         if connection.in_transaction:
-            connection.execute("ROLLBACK TO change")
-            connection.execute("RELEASE change")
+            connection.execute("ROLLBACK TO part")
+            connection.execute("RELEASE part")
         raise
-    connection.execute("RELEASE change")
-    return answer
+    connection.execute("RELEASE part")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import structlog
-from aiohttp import ClientSession, web
+from aiohttp import ClientPayloadError, ClientSession, web
 
 from gitd.auth import mint
 from gitd.log import FLUSH_AFTER_S, REQUEST_ID, Lines, configure, logged
@@ -85,6 +85,12 @@ async def test_every_request_has_one_line_with_the_id_that_it_was_answered_with(
     async def breaks(request: web.Request) -> web.Response:
         raise RuntimeError("no")
 
+    async def half(request: web.Request) -> web.Response:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"half")
+        raise RuntimeError("in the middle")
+
     async def none(request: web.Request) -> web.Response:
         raise web.HTTPNotFound
 
@@ -92,6 +98,7 @@ async def test_every_request_has_one_line_with_the_id_that_it_was_answered_with(
     app.router.add_get("/fine", logged(fine))
     app.router.add_get("/none", logged(none))
     app.router.add_get("/breaks", logged(breaks))
+    app.router.add_get("/half", logged(half))
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -105,18 +112,22 @@ async def test_every_request_has_one_line_with_the_id_that_it_was_answered_with(
                 ids.append(answer.headers["X-Request-Id"])
                 if status == 200:
                     assert await answer.text() == ids[0]
+        async with client.get("/half") as answer:
+            with pytest.raises(ClientPayloadError):
+                await answer.read()
     await runner.cleanup()
     assert len(set(ids)) == 3
     assert all(is_id(request_id, "req") for request_id in ids)
     requests = [line for line in lines() if line["event"] == "request"]
-    assert [(r["path"], r["status"], r["request_id"]) for r in requests] == [
+    assert [(r["path"], r["status"], r["request_id"]) for r in requests[:3]] == [
         ("/fine", 200, ids[0]),
         ("/breaks", 500, ids[1]),
         ("/none", 404, ids[2]),
     ]
     assert next(x for x in lines() if x["event"] == "inside")["request_id"] == ids[0]
-    (broke,) = [line for line in lines() if line["event"] == "request_broke"]
+    broke, middle = [line for line in lines() if line["level"] == "error"]
     assert "RuntimeError: no" in broke["exception"]
+    assert "RuntimeError: in the middle" in middle["exception"]
 
 
 async def test_quiet_lines_wait_for_their_like_and_warnings_take_them_along() -> None:

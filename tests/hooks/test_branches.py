@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -69,24 +70,34 @@ def test_bad_branch_names(name: str) -> None:
 
 @given(st.text(min_size=1, max_size=300))
 def test_preview_hostname_is_one_valid_label(branch: str) -> None:
-    label = branches.preview_hostname("a" * 40, "site_01", branch)
-    assert 0 < len(label) <= 63
-    assert set(label) <= set(string.ascii_lowercase + string.digits + "-")
-    assert not label.startswith("-")
-    assert not label.endswith("-")
+    for label in islice(branches.preview_hostnames("a" * 40, "site_01", branch), 4):
+        assert 0 < len(label) <= 63
+        assert set(label) <= set(string.ascii_lowercase + string.digits + "-")
+        assert not label.startswith("-")
+        assert not label.endswith("-")
 
 
 def test_preview_hostname_is_stable_and_tells_branches_apart() -> None:
-    one = branches.preview_hostname("shop", "site_01", "feature/x")
-    assert one == branches.preview_hostname("shop", "site_01", "feature/x")
+    def usual(branch: str) -> str:
+        return next(branches.preview_hostnames("shop", "site_01", branch))
+
+    one = usual("feature/x")
+    assert one == usual("feature/x")
     assert one.startswith("shop-feature-x-")
-    assert one != branches.preview_hostname("shop", "site_01", "feature-x")
+    assert one != usual("feature-x")
 
 
 @pytest.mark.parametrize("branch", ["production", "staging", "Preview"])
 def test_preview_never_takes_the_slug_of_a_kind(branch: str) -> None:
-    slug = branches.preview_slug("site_01", branch, is_taken=False)
-    assert slug not in branches.RESERVED_SLUGS
+    for slug in islice(branches.preview_slugs("site_01", branch), 4):
+        assert slug not in branches.RESERVED_SLUGS
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_preview_slugs_never_end_and_never_repeat(branch: str) -> None:
+    slugs = list(islice(branches.preview_slugs("site_01", branch), 20))
+    assert len(set(slugs)) == 20
+    assert all(0 < len(slug) <= branches.SLUG_CHARS_MAX for slug in slugs)
 
 
 def test_staging_host_cannot_be_a_site_name() -> None:

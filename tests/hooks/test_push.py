@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 
-from hooks.branches import preview_hostname
+from hooks.branches import preview_hostnames, preview_slugs
+from hooks.environments import add_preview
 from hooks.errors import RefusedError
-from hooks.push import Building, NotDeployed, TornDown
+from hooks.push import Building, Failed, NotDeployed, TornDown
+from storage.errors import RecordConflictError
 from storage.model import (
     ActorRef,
     BranchRoute,
@@ -130,7 +134,7 @@ async def test_landing_twice_queues_once(world, commit) -> None:
 
 async def test_preview_whose_address_a_site_has_gets_another(world, commit) -> None:
     site = await world.site("shop")
-    taken = preview_hostname("shop", site.id, "topic")
+    taken = next(preview_hostnames("shop", site.id, "topic"))
     await world.site(taken)
     tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
     (effect,) = await push(world, site, branch("topic", tip))
@@ -150,3 +154,77 @@ async def test_push_that_cannot_be_recovered_does_not_stop_the_start(world, comm
     await again.push_hooks.recover()
     assert len(job_rows.unfinished(again.records.reader(), JobType.BUILD_RUN)) == 1
     again.records.close()
+
+
+async def test_preview_gets_a_free_slug_whatever_its_neighbours_are_called(world, commit) -> None:
+    """A branch may be named as another one's hashed slug, and as the next one after that."""
+    site = await world.site()
+    tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
+    slugs = list(islice(preview_slugs(site.id, "production"), 4))
+    await push(world, site, *(branch(slug, tip) for slug in slugs))
+    (effect,) = await push(world, site, branch("production", tip))
+    assert isinstance(effect, Building)
+    assert effect.environment.slug not in slugs
+    assert effect.environment.slug.startswith("production-")
+    (again,) = await push(world, site, branch("production", tip, old="1" * 40))
+    assert again.environment == effect.environment
+
+
+async def test_made_preview_gets_a_free_slug_too(world) -> None:
+    site = await world.site()
+    slug = next(preview_slugs(site.id, "staging"))
+    for name in (slug, "staging"):
+        made = await world.pipeline.create_environment(site, "preview", name, ephemeral=True)
+    assert made.value.slug != slug
+    assert made.value.branch == "staging"
+
+
+async def test_ref_that_gitd_cannot_act_on_drops_no_other(world, commit) -> None:
+    site = await world.site()
+    tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
+    lost = world.environment(site, "staging").id
+    world.records.write(lambda db: environments.delete(db, lost))
+    moves = [branch(name, tip) for name in ("one", "staging", "main")]
+    one, failed, main = await push(world, site, *moves)
+    assert failed == Failed("refs/heads/staging")
+    assert one.environment.slug == "one"
+    assert main.environment.slug == "production"
+    queued = job_rows.unfinished(world.records.reader(), JobType.BUILD_RUN)
+    assert {job.id for job in queued} == {one.build.job_id, main.build.job_id}
+
+
+async def test_such_a_ref_does_not_stop_the_recovery_either(world, commit) -> None:
+    site = await world.site()
+    repository = world.repositories.path(site.id)
+    tip = commit(repository, {"index.html": b"hi"})
+    commit(repository, {"index.html": b"hi"}, branch="staging")
+    lost = world.environment(site, "staging").id
+    world.records.write(lambda db: environments.delete(db, lost))
+    await world.push_hooks.begin(site.id, ACTOR, (branch("staging", tip), branch("main", tip)), ())
+    again = world.reopen()
+    await again.push_hooks.recover()
+    (job,) = job_rows.unfinished(again.records.reader(), JobType.BUILD_RUN)
+    assert job.env_id == again.environment(site).id
+    again.records.close()
+
+
+async def test_failed_part_of_a_transaction_leaves_no_trace(world, commit) -> None:
+    site = await world.site()
+    seen: list[str] = []
+    world.jobs.watch(lambda job: seen.append(job.id))
+    world.jobs.watch_environments(seen.append)
+
+    def twice(changes):
+        with changes.apart():
+            environments.add(changes.db, add_preview(changes, site, "topic"))
+
+    def change(changes):
+        with pytest.raises(RecordConflictError):
+            twice(changes)
+        with changes.apart():
+            return add_preview(changes, site, "kept")
+
+    kept = await world.jobs.commit(change)
+    assert seen == [kept.id]
+    assert environments.preview_of(world.records.reader(), site.id, "topic") is None
+    assert environments.preview_of(world.records.reader(), site.id, "kept") == kept

@@ -102,6 +102,20 @@ def test_promotion_serves_the_same_artifact_with_no_build(server) -> None:
     assert builds(server) == []
 
 
+def test_branch_named_like_anothers_preview_drops_no_push(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("one")})
+    (slug,) = re.findall(r"production -> (\S+) \(new\)", work.push("main:production"))
+    work.push(":production")
+    assert f"{slug} -> {slug} (new)" in work.push(f"main:{slug}")
+    said = work.push("main", "main:production")
+    assert "production is live" in said
+    (other,) = re.findall(r"production -> (\S+) \(new\)", said)
+    assert other.startswith("production-")
+    assert other != slug
+    assert server.serves("one")
+
+
 def test_branch_gets_a_preview_that_goes_with_it(server) -> None:
     work = server.work()
     work.commit({"index.html": PAGE.format("topic")})

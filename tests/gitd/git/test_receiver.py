@@ -66,6 +66,7 @@ class Receiver:
     pushes: list[Push] = field(default_factory=list)
     outcomes: list[Sequence[RefOutcome]] = field(default_factory=list)
     was_gone: list[bool] = field(default_factory=list)
+    failure: Exception | None = None
 
     async def accept(self, push: Push, /) -> Mapping[str, str]:
         self.pushes.append(push)
@@ -79,6 +80,8 @@ class Receiver:
             await remote.say(word)
             await asyncio.sleep(self.wait_s)
         self.was_gone.append(remote.is_gone)
+        if self.failure is not None:
+            raise self.failure
 
 
 @dataclass
@@ -257,6 +260,18 @@ async def test_9_a_large_push_logs_in_before_its_body(room: Room, head: Git, com
     (room.work / "big").write_bytes(os.urandom(3 << 20))
     commit(room.work, "big", x="x")
     await room.push("main")
+    assert head(room.bare, "main") == head(room.work)
+
+
+async def test_a_receiver_that_fails_leaves_a_whole_answer(room: Room, head: Git) -> None:
+    """The refs have moved: git says so, and no more than that something failed behind them."""
+    room.receiver.words, room.receiver.failure = ["building"], RuntimeError("broken on purpose")
+    done = await room.push("main")
+    assert "remote: building" in done.err
+    assert "remote: error: the server failed after it had moved the refs" in done.err
+    assert "hung up" not in done.err
+    assert "new branch" in done.err
+    assert done.status == 0
     assert head(room.bare, "main") == head(room.work)
 
 
