@@ -30,7 +30,7 @@ BUILD_TYPE_1 = "urn:gitd:build:v1"
 SOURCE_BUILDER = "urn:gitd:builder:source:v1"
 SANDBOX_BUILDER = "urn:gitd:builder:sandbox:v1"
 BUILDERS = (SOURCE_BUILDER, SANDBOX_BUILDER)
-PROFILES = ("static", "procfile")
+PROFILES = ("static", "node", "python", "php", "procfile")
 TOOLCHAIN = "toolchain"
 CACHE_INPUTS = "cache-inputs"
 _SOURCE_PREFIX = "git+"
@@ -58,7 +58,7 @@ class Provenance:
         site: Name of the site that the build was for.
         ref: Full name of the ref that was built, or None when a bare commit was.
         commit: Its object id in hexadecimal.
-        profile: `static` or `procfile`.
+        profile: One of `PROFILES`: how it was built. Without `run.web`, files are served.
         started_at: RFC 3339, UTC; so is `finished_at`.
         tree: Object id of the commit's tree. None in version 1, as the fields that follow.
         environment: Slug of the environment that the build was for; builds are told it.

@@ -85,6 +85,14 @@ class RootEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of a commit: its tree's id, 40 hex digits, and its names in git's order."""
+
+    oid: str
+    entries: tuple[RootEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TreeFile:
     """One file, link or submodule of a commit.
 
@@ -257,13 +265,19 @@ class Repositories:
         """Return the object id of a commit's tree."""
         return _root_tree(self.open(site_id), commit).hex()
 
-    def root_listing(self, site_id: str, commit: str) -> list[RootEntry]:
-        """List the names at the top of a commit's tree, in git's order."""
+    def folder(self, site_id: str, commit: str, path: str = ".") -> Folder | None:
+        """Return a folder of a commit, None where it has no such folder."""
         repository = self.open(site_id)
-        return [
-            RootEntry(os.fsdecode(name), _kind(mode))
-            for mode, name, _ in _entries(repository, _root_tree(repository, commit))
-        ]
+        tree = _folder_tree(repository, commit, path)
+        if tree is None:
+            return None
+        return Folder(
+            tree.hex(),
+            tuple(
+                RootEntry(os.fsdecode(name), _kind(mode))
+                for mode, name, _ in _entries(repository, tree)
+            ),
+        )
 
     def read_file(self, site_id: str, commit: str, path: str, size_bytes_max: int) -> bytes | None:
         """Return a regular file's content; None when there is no such file, or it is larger."""

@@ -10,12 +10,13 @@ import click
 
 from gitd.__main__ import cli
 from gitd.api.errors import CODES
+from hooks.builds import managed_toml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 _CODE = re.compile(r"(?:build|deployment|artifact|store|release|environment)\.[a-z_]+")
 # Keys of managed.toml look like codes.
-NOT_CODES = {"build.command", "build.output", "build.profile"}
+NOT_CODES = {f"build.{key}" for key in managed_toml.TABLES["build"]}
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> dict[str, click.Command]:
@@ -48,6 +49,13 @@ def test_every_code_that_a_job_can_end_with_has_its_page() -> None:
         and _CODE.fullmatch(node.value)
     }
     assert used - NOT_CODES <= set(CODES)
+
+
+def test_every_key_of_managed_toml_is_documented() -> None:
+    page = (DOCS / "builds.md").read_text()
+    for table, keys in managed_toml.TABLES.items():
+        for key in keys:
+            assert f"| `{table}.{key}` |" in page, key
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -271,6 +271,12 @@ _ROWS = (
     ),
     ErrorCode(
         JOB,
+        "build.runtime_missing",
+        "The server lacks a program that the build or the site needs.",
+        "Ask its operator to install what the message names, or build another way in managed.toml.",
+    ),
+    ErrorCode(
+        JOB,
         "build.command_failed",
         "The build command ended with an error.",
         "Read the build's log; exit_status is the command's.",

@@ -222,22 +222,25 @@ class _Build:
 
     async def _phases(self, lease: Lease) -> Finish:
         with self._entered(Phase.DETECT):
-            plan = phases.detect(lease, self._log)
-        if plan.command is not None:
+            plan = await phases.detect(self._job, self._log)
+        folder = plan.source_folder
+        if not plan.is_source:
             self._workspace.root.mkdir(mode=SCRATCH_MODE)
             with self._entered(Phase.SOURCE):
-                await phases.fetch_source(self._job, self._workspace, self._log)
-            with self._entered(Phase.BUILD):
-                await phases.run_command(plan, lease, self._workspace, self._log)
+                await phases.fetch_source(plan, self._job, self._workspace, self._log)
+            for step in plan.steps:
+                with self._entered(Phase(step.name)):
+                    await phases.run_step(step, lease, self._workspace, self._log)
             with self._entered(Phase.COLLECT):
-                await phases.collect(plan, self._job, self._workspace, self._log)
+                folder = await phases.collect(plan, self._job, self._workspace, self._log)
         return Finish(
             slot=self._slot,
             status="succeeded",
             profile=plan.profile,
             run=plan.run,
             output="source" if plan.is_source else "tar",
-            folder=plan.folder,
+            folder=folder,
+            is_public=plan.is_public,
             timings=self._timings,
             settings=plan.settings,
             toolchain=dict(self._toolchain),
@@ -278,7 +281,8 @@ class _Build:
         try:
             yield
         finally:
-            self._timings[phase] = round(time.monotonic() - started, 6)
+            took_s = time.monotonic() - started
+            self._timings[phase] = round(self._timings.get(phase, 0) + took_s, 6)
 
 
 async def _end_tasks(tasks: Sequence[asyncio.Task[Any]]) -> None:

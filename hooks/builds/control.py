@@ -22,6 +22,7 @@ from hooks.builds.wire import (
     LEASE_HEADER,
     BatchLine,
     Finish,
+    Folder,
     Heartbeat,
     HeartbeatAnswer,
     Lease,
@@ -40,6 +41,7 @@ RETRY_MAX_S = 0.5
 GIVE_UP_LEASES = 6  # how many leases long one call may keep failing while others are answered
 READ_BYTES = 1 << 20
 
+_NOT_FOUND = 404
 _GONE = 410
 _TOO_LARGE = 413
 _NO_CONTENT = 204
@@ -123,12 +125,31 @@ class LeasedJob:
             async with self._session.post(path, headers=self._headers, timeout=timeout):
                 pass
 
-    async def fetch_source(self, out: BinaryIO) -> None:
-        """Write the tar of the commit's tree to the seekable `out`, and go back to its start."""
+    async def folder(self, path: str) -> Folder | None:
+        """Return what is in a folder of the commit, None where it has no such folder."""
+
+        async def ask() -> Folder | None:
+            async with self._session.get(
+                f"{self._path}/folder",
+                params={"path": path},
+                headers=self._headers,
+                timeout=_timeout(ANSWER_TIMEOUT_S),
+            ) as response:
+                if response.status == _NOT_FOUND:
+                    return None
+                _check(response)
+                return msgspec.json.decode(await response.read(), type=Folder)
+
+        return await self._repeat(ask)
+
+    async def fetch_source(self, folder: str, out: BinaryIO) -> None:
+        """Write the tar of a folder of the commit to the seekable `out`, and go to its start."""
 
         async def fetch() -> None:
             await asyncio.to_thread(_empty, out)
-            async with self._session.get(f"{self._path}/source", headers=self._headers) as response:
+            async with self._session.get(
+                f"{self._path}/source", params={"folder": folder}, headers=self._headers
+            ) as response:
                 _check(response)
                 async for chunk in response.content.iter_chunked(READ_BYTES):
                     await asyncio.to_thread(out.write, chunk)
@@ -173,7 +194,7 @@ class LeasedJob:
         *,
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> T:
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        timeout = _timeout(timeout_s)
         data = msgspec.json.encode(body)
 
         async def post() -> T:
@@ -206,6 +227,10 @@ class LeasedJob:
 
 
 _JSON = {"Content-Type": "application/json"}
+
+
+def _timeout(total_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_TIMEOUT_S)
 
 
 def _check(response: aiohttp.ClientResponse) -> None:

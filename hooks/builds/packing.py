@@ -114,7 +114,7 @@ class Packer:
                 self._store.ingest(entries, limits=limits, attest=attest, record=record)
             return
         files = self._repositories.walk_tree(build.site_id, build.commit, outcome.folder)
-        if outcome.profile == "static" and outcome.folder == ".":
+        if outcome.is_public:
             files = (file for file in files if is_published(file.path))
         self._store.ingest(_entries(files), limits=limits, attest=attest, record=record)
 

@@ -1,10 +1,10 @@
-"""The phases of a build: detect, source, build, collect. What comes in and goes out is named.
+"""The phases of a build: detect, source, install, build, finish, collect.
 
     lease --detect--> plan
-    commit's tar --source--> tree        plan, tree --build--> changed tree
+    commit's tar --source--> tree        step, tree --install, build, finish--> changed tree
     plan, tree --collect--> output
 
-A plan without a command ends after detect: control has the source itself.
+A plan without steps ends after detect: control has the source itself.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from hooks.builds import profiles
+from hooks.builds import managed_toml, profiles, runtimes
 from hooks.builds.build_log import BuildLog
 from hooks.builds.control import LeasedJob
 from hooks.builds.errors import BuildFailedError
-from hooks.builds.managed_toml import Profile
-from hooks.builds.profiles import Plan
+from hooks.builds.managed_toml import CONFIG_INVALID, ManagedToml
+from hooks.builds.plan import Listing, Plan, Step
+from hooks.builds.profiles import MANAGED_TOML
+from hooks.builds.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox import APP_DIR, HOME_DIR, Bind, Sandbox, SandboxSpec
-from hooks.builds.tree import Output, find_output, unpack
+from hooks.builds.tree import Output, filled_folder, find_output, unpack
 from hooks.builds.wire import Lease
 
 T = TypeVar("T")
@@ -43,11 +45,20 @@ class Phase(StrEnum):
 
     DETECT = "detect"
     SOURCE = "source"
+    INSTALL = "install"
     BUILD = "build"
+    FINISH = "finish"
     COLLECT = "collect"
 
 
-PROGRESS = {Phase.DETECT: 0, Phase.SOURCE: 5, Phase.BUILD: 15, Phase.COLLECT: 80}
+PROGRESS = {
+    Phase.DETECT: 0,
+    Phase.SOURCE: 5,
+    Phase.INSTALL: 10,
+    Phase.BUILD: 40,
+    Phase.FINISH: 70,
+    Phase.COLLECT: 80,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,55 +76,78 @@ class Workspace:
         return self.root / "home"
 
 
-def detect(lease: Lease, log: BuildLog) -> Plan:
+async def detect(job: LeasedJob, log: BuildLog) -> Plan:
     """Decide what to do, and say so.
 
     Raises:
-        BuildFailedError: See `profiles.detect`.
+        BuildFailedError: See `profiles.detect` and `runtimes.require`.
     """
-    plan = profiles.detect(lease.root_entries, lease.files)
-    what = "static site" if plan.profile is Profile.STATIC else f"web process: {plan.run.web}"
-    where = "the whole tree" if plan.folder == "." else f"the folder {plan.folder}"
-    how = "as committed" if plan.command is None else "after the build command"
-    log.line(Phase.DETECT, f"{what}; {where}, {how}")
+    lease = job.lease
+    listing = Listing.of(lease.root_entries, lease.files)
+    config = await _managed_toml(listing)
+    root = config.root_of(lease.site)
+    if root != ".":
+        listing = await _list_folder(job, root)
+        config = config.overridden_by(await _managed_toml(listing))
+    plan = await _in_thread(lambda _: profiles.detect(listing, config))
+    log.line(Phase.DETECT, plan.explanation)
     for note in plan.notes:
         log.line(Phase.DETECT, note)
+    await asyncio.to_thread(runtimes.require, plan.needs)
     return plan
 
 
-async def fetch_source(job: LeasedJob, workspace: Workspace, log: BuildLog) -> None:
-    """Unpack the commit's tree.
+async def _managed_toml(listing: Listing) -> ManagedToml:
+    text = listing.text(MANAGED_TOML)
+    if text is None:
+        return ManagedToml()
+    where = listing.path(MANAGED_TOML)
+    return await _in_thread(lambda _: managed_toml.parse(text, where=where))
+
+
+async def _list_folder(job: LeasedJob, path: str) -> Listing:
+    folder = await job.folder(path)
+    if folder is None:
+        raise BuildFailedError(
+            CONFIG_INVALID,
+            f"managed.toml has the site in {path!r}, and the commit has no such folder",
+        )
+    return Listing.of(folder.entries, folder.files, path)
+
+
+async def fetch_source(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLog) -> None:
+    """Unpack the site's folder of the commit.
 
     Raises:
         BuildFailedError: See `tree.unpack`.
     """
     with tempfile.TemporaryFile(dir=workspace.root) as archive:
-        await job.fetch_source(archive)
+        await job.fetch_source(plan.root, archive)
         size = await _in_thread(
             lambda is_stopped: unpack(archive, workspace.tree, is_stopped=is_stopped)
         )
     log.line(Phase.SOURCE, f"{size}, commit {job.lease.commit[:12]}")
 
 
-async def run_command(plan: Plan, lease: Lease, workspace: Workspace, log: BuildLog) -> None:
-    """Run the build command in the sandbox; every process of it is dead when this returns.
+async def run_step(step: Step, lease: Lease, workspace: Workspace, log: BuildLog) -> None:
+    """Run a step in the sandbox; every process of it is dead when this returns.
 
     Raises:
         BuildFailedError: `build.command_failed`, with the exit status and the last lines.
         SandboxUnavailableError: The sandbox does not work here.
     """
-    assert plan.command is not None
-    workspace.home.mkdir(mode=0o755)
-    log.line(Phase.BUILD, f"$ {plan.command}")
-    lines = log.output(Phase.BUILD)
-    sandbox = await Sandbox.start(build_spec(plan.command, lease, workspace), on_output=lines.feed)
+    phase = Phase(step.name)
+    workspace.home.mkdir(mode=0o755, exist_ok=True)
+    log.line(phase, f"$ {step.command}")
+    lines = log.output(phase)
+    sandbox = await Sandbox.start(build_spec(step.command, lease, workspace), on_output=lines.feed)
     try:
         exit_status = await sandbox.wait()
     finally:
         await sandbox.close()
         lines.end()
     if exit_status != 0:
-        raise _command_failed(exit_status, lines.tail)
+        raise _command_failed(step, exit_status, lines.tail)
 
 
 def build_spec(command: str, lease: Lease, workspace: Workspace) -> SandboxSpec:
@@ -125,6 +159,7 @@ def build_spec(command: str, lease: Lease, workspace: Workspace) -> SandboxSpec:
             Bind(workspace.home, HOME_DIR, writable=True),
         ),
         environ={
+            **BUILD_ENVIRON,
             "CI": "true",
             "GITD_SITE": lease.site,
             "GITD_ENVIRONMENT": lease.environment,
@@ -135,36 +170,39 @@ def build_spec(command: str, lease: Lease, workspace: Workspace) -> SandboxSpec:
     )
 
 
-async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLog) -> None:
-    """Send the output folder to control.
+async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLog) -> str:
+    """Send the output folder to control, and return which it is.
 
     Raises:
         BuildFailedError: See `tree.find_output`.
     """
-    is_shown = profiles.is_published if plan.profile is Profile.STATIC else _everything
+    folder = plan.folder
+    if plan.output_folders:
+        folder = await _in_thread(lambda _: filled_folder(workspace.tree, plan.output_folders))
 
     def find(is_stopped: Callable[[], bool]) -> Output:
         return find_output(
             workspace.tree,
-            plan.folder,
+            folder,
             size_bytes_max=job.lease.output_bytes_max,
-            is_shown=is_shown,
+            is_shown=profiles.is_published if plan.is_public else _everything,
             is_stopped=is_stopped,
         )
 
     output = await _in_thread(find)
     await job.send_output(lambda: _from_thread(output.chunks()))
-    where = "the tree" if plan.folder == "." else plan.folder
+    where = "the tree" if folder == "." else folder
     log.line(Phase.COLLECT, f"{output.size}, from {where}")
+    return folder
 
 
 def _everything(_: str) -> bool:
     return True
 
 
-def _command_failed(exit_status: int, tail: list[str]) -> BuildFailedError:
+def _command_failed(step: Step, exit_status: int, tail: list[str]) -> BuildFailedError:
     hint = f" ({_EXIT_HINTS[exit_status]})" if exit_status in _EXIT_HINTS else ""
-    message = f"The build command ended with exit status {exit_status}{hint}."
+    message = f"The {step.name} command ended with exit status {exit_status}{hint}."
     if tail:
         message += " Its last lines:\n" + "\n".join(line[:TAIL_LINE_CHARS] for line in tail)
     return BuildFailedError("build.command_failed", message, exit_status=exit_status)

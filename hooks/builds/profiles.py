@@ -1,79 +1,59 @@
-"""Profiles: what a commit is, told from the names in its root and the text of a few files."""
+"""Profiles: what a commit is, told from the names in its site's folder and the text of a few files.
+
+Pure: nothing is run to find out. What the tree says is a recipe of its profile; `managed.toml`
+overrides each part of it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from hooks.builds import managed_toml
+from hooks.builds import node, php, python
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.managed_toml import CONFIG_INVALID, ManagedToml, Profile
-from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, RootEntry, RunCommands
+from hooks.builds.node import Package
+from hooks.builds.plan import Listing, Plan, Recipe, Step, StepName
+from hooks.builds.wire import RunCommands
 
 MANAGED_TOML, PROCFILE, INDEX = "managed.toml", "Procfile", "index.html"
 UNDETECTED = "build.undetected"
 OUTPUT_MISSING = "build.output_missing"
 OUTPUT_INVALID = "build.output_invalid"
+OUTPUT_FOLDERS = ("dist", "build", "out", "_site", ".output/public", "public")
+"""Where the usual tools put what they build."""
 PUBLISHED_DOT_FOLDER = ".well-known"  # Source: RFC 8615
 _PROCFILE_LINE = re.compile(r"([A-Za-z0-9_-]+)\s*:\s*(.*\S)\s*")
 _PROCFILE_KNOWN = ("web", "release")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=\S*")
+_PROGRAMS = {
+    Profile.NODE: ("node", "npm", "npx", "pnpm", "yarn", "next", "nuxt", "tsx", "ts-node"),
+    Profile.PYTHON: (
+        *("python", "python3", "gunicorn", "uvicorn", "hypercorn", "daphne", "granian"),
+        *("waitress-serve", "flask", "fastapi", "uwsgi", "streamlit", "uv"),
+    ),
+    Profile.PHP: ("php", "php-fpm", "frankenphp", "rr"),
+}
+
+_SERVERS = {
+    Profile.NODE: "node server.js",
+    Profile.PYTHON: "gunicorn app:app --bind 127.0.0.1:$PORT",
+    Profile.PHP: 'php -S "127.0.0.1:$PORT" -t FOLDER',
+}
+_LACKS = {
+    Profile.NODE: ": package.json has neither a build script nor one that starts a server",
+    Profile.PHP: ": there is no index.php, and no folder public or web beside composer.json",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How to build a commit.
-
-    `command` is for `/bin/sh -c`; without one nothing is built. `folder` is the part of the tree
-    that becomes the artifact, `.` for all of it. `notes` are lines for the log.
-    """
-
-    profile: Profile
-    run: RunCommands
-    command: str | None = None
-    folder: str = "."
-    notes: tuple[str, ...] = ()
-
-    @property
-    def is_source(self) -> bool:
-        """Say whether the artifact is a folder of the commit as it stands."""
-        return self.command is None
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """What the build was told, for its provenance."""
-        command = {} if self.command is None else {"command": self.command}
-        return {**command, "output": self.folder}
-
-
-def detect(root_entries: Sequence[RootEntry], files: Mapping[str, str]) -> Plan:
+def detect(listing: Listing, config: ManagedToml) -> Plan:
     """Decide how a commit is built.
-
-    `files`: the text of `managed.toml` and `Procfile`, where the root has them.
 
     Raises:
         BuildFailedError: `build.config_invalid`, `build.undetected`, or `build.output_missing`
             when the output is a folder that the commit does not have.
     """
-    kinds = {entry.name: entry.kind for entry in root_entries}
-    config = _managed_toml(kinds, files)
-    procfile, notes = _procfile(kinds, files)
-    notes += [f"{name} is a submodule: its files are not fetched" for name in _submodules(kinds)]
-    web = config.web or procfile.get("web")
-    profile = config.profile or _guess(config, web, kinds)
-    if profile is Profile.PROCFILE:
-        if web is None:
-            raise _without_web(kinds)
-        run = RunCommands(
-            web=web, release=config.release or procfile.get("release"), health=config.health
-        )
-    else:
-        run = RunCommands()
-        notes += [f"{name} is ignored: a static site runs nothing" for name in _unused(config)]
-    folder = config.output or _default_folder(profile, config, kinds)
-    if config.command is None:
-        _require_folder(folder, kinds)
-    return Plan(profile, run, config.command, folder, tuple(notes))
+    return _Detection(listing, config).plan()
 
 
 def is_published(path: str) -> bool:
@@ -89,79 +69,234 @@ def is_published(path: str) -> bool:
     return not hidden and (not first.startswith(".") or first == PUBLISHED_DOT_FOLDER)
 
 
-def _managed_toml(kinds: Mapping[str, str], files: Mapping[str, str]) -> ManagedToml:
-    _require_text(MANAGED_TOML, kinds, files)
-    return managed_toml.parse(files[MANAGED_TOML]) if MANAGED_TOML in files else ManagedToml()
+class _Detection:
+    """What is known of the commit, and what follows from it."""
+
+    def __init__(self, listing: Listing, config: ManagedToml) -> None:
+        self._listing = listing
+        self._config = config
+        self._procfile = _procfile(listing)
+        self._package = Package.read(listing)
+        self._web = config.web or self._procfile.get("web")
+
+    def plan(self) -> Plan:
+        config = self._config
+        profile = config.profile or self._guess()
+        web = None if profile is Profile.STATIC else self._web
+        if profile is Profile.PROCFILE and web is None:
+            raise _without_web(self._listing)
+        recipe = self._recipe(profile)
+        if web is None and config.output is None:
+            web = recipe.web
+        steps = self._steps(recipe)
+        notes = [*self._notes(recipe), *self._ignored(web)]
+        run = RunCommands()
+        if web is not None:
+            release = config.release or self._procfile.get("release")
+            run = RunCommands(web=web, release=release, health=config.health)
+        folder, output_folders = self._output(profile, web, steps)
+        return Plan(
+            profile,
+            run,
+            by=self._by(profile, recipe),
+            root=self._listing.where,
+            steps=steps,
+            folder=folder,
+            output_folders=output_folders,
+            needs=recipe.needs + (recipe.client_needs if config.install is None else ()),
+            is_public=web is None or (recipe.is_public and web == recipe.web),
+            ignores_submodules=bool(config.ignores_submodules),
+            ignores_lfs=bool(config.ignores_lfs),
+            notes=tuple(notes),
+        )
+
+    # -- which profile --------------------------------------------------------------------------
+
+    def _guess(self) -> Profile:
+        if self._web is not None:
+            return self._guess_by_web(self._web)
+        if self._listing.has_file(PROCFILE):
+            raise _without_web(self._listing)
+        config, listing = self._config, self._listing
+        if config.output is None and php.document_root(listing) is not None:
+            return Profile.PHP
+        if self._package is not None and self._node_makes_it(self._package):
+            return Profile.NODE
+        python_file = python.dependency_file(listing)
+        if config.command and python_file:
+            return Profile.PYTHON
+        if config.output is not None or config.command or listing.has_file(INDEX):
+            return Profile.STATIC
+        if python_file:
+            raise _serves_nothing(listing, Profile.PYTHON)
+        raise _undetected(listing)
+
+    def _guess_by_web(self, web: str) -> Profile:
+        """Several languages in one tree: the one of the program that serves."""
+        languages = {
+            Profile.NODE: node.PACKAGE_JSON if self._package is not None else None,
+            Profile.PYTHON: python.dependency_file(self._listing),
+            Profile.PHP: self._listing.first_file(php.COMPOSER_JSON),
+        }
+        found = {profile: name for profile, name in languages.items() if name}
+        if len(found) <= 1:
+            return next(iter(found), Profile.PROCFILE)
+        words = (word for word in web.split() if not _ASSIGNMENT.fullmatch(word))
+        program = next(words, "").rpartition("/")[2]
+        for profile in found:
+            if program in _PROGRAMS[profile]:
+                return profile
+        raise BuildFailedError(
+            CONFIG_INVALID,
+            f"{' and '.join(self._listing.path(name) for name in found.values())} are both there,"
+            f" and {program!r} does not tell which of them it needs: set build.profile in"
+            f" managed.toml to {' or '.join(found)}",
+        )
+
+    def _node_makes_it(self, package: Package) -> bool:
+        """Say whether the package is more than the tools of those who write the site."""
+        config = self._config
+        if config.command or "build" in package.scripts:
+            return True
+        return config.output is None and package.server(self._listing) is not None
+
+    # -- what to do -----------------------------------------------------------------------------
+
+    def _recipe(self, profile: Profile) -> Recipe:
+        listing = self._listing
+        match profile:
+            case Profile.NODE:
+                return self._node_recipe()
+            case Profile.PYTHON:
+                return self._with_assets(python.recipe(listing, runs=self._web is not None))
+            case Profile.PHP:
+                return self._with_assets(php.recipe(listing))
+            case _:
+                return Recipe()
+
+    def _node_recipe(self) -> Recipe:
+        listing, package = self._listing, self._package
+        if package is None:
+            raise BuildFailedError(
+                UNDETECTED, f"A node site has a package.json, and {_where(listing)} has none."
+            )
+        starts = self._config.output is None and package.server(listing) is not None
+        return node.recipe(listing, package, runs=self._web is not None or starts)
+
+    def _with_assets(self, recipe: Recipe) -> Recipe:
+        """Let a `package.json` beside another language build what visitors' browsers get."""
+        package = self._package
+        if package is None or "build" not in package.scripts:
+            return recipe
+        assets = node.recipe(self._listing, package, runs=False)
+        return replace(
+            recipe,
+            by=(*recipe.by, *assets.by),
+            install=(*recipe.install, *assets.install),
+            build=assets.build,
+            finish=("rm -rf node_modules", *recipe.finish),
+            client_needs=(*recipe.client_needs, *assets.needs, *assets.client_needs),
+            notes=(*recipe.notes, *assets.notes),
+        )
+
+    def _steps(self, recipe: Recipe) -> tuple[Step, ...]:
+        config = self._config
+        install, finish = recipe.install, recipe.finish
+        if config.install is not None:  # who installs otherwise knows what has to stay
+            install, finish = (config.install,) if config.install else (), ()
+        build = recipe.build
+        if config.command is not None:
+            build = (config.command,) if config.command else ()
+        steps = ((StepName.INSTALL, install), (StepName.BUILD, build), (StepName.FINISH, finish))
+        return tuple(Step(name, command) for name, commands in steps for command in commands)
+
+    def _output(
+        self, profile: Profile, web: str | None, steps: tuple[Step, ...]
+    ) -> tuple[str, tuple[str, ...]]:
+        """Return the folder that becomes the artifact, or those that the build may fill."""
+        folder = self._config.output
+        if folder is None and web is None:
+            is_whole = profile is Profile.STATIC and self._listing.has_file(INDEX)
+            if not is_whole and any(step.name is StepName.BUILD for step in steps):
+                return ".", OUTPUT_FOLDERS
+            if profile is not Profile.STATIC:
+                raise _serves_nothing(self._listing, profile)
+        folder = folder or "."
+        if not steps:
+            _require_folder(folder, self._listing)
+        return folder, ()
+
+    # -- what to say ----------------------------------------------------------------------------
+
+    def _by(self, profile: Profile, recipe: Recipe) -> tuple[str, ...]:
+        config, path = self._config, self._listing.path
+        if config.profile is not None:
+            return ("managed.toml",)
+        by = [path(name) for name in recipe.by]
+        if profile is Profile.PROCFILE:
+            by = ["managed.toml" if config.web else path(PROCFILE)]
+        elif profile is Profile.STATIC:
+            by = ["managed.toml" if config.output or config.command else path(INDEX)]
+        return tuple(by)
+
+    def _notes(self, recipe: Recipe) -> list[str]:
+        notes = [
+            f"Procfile: {name} is not run, only web and release are"
+            for name in self._procfile
+            if name not in _PROCFILE_KNOWN
+        ]
+        return [*notes, *recipe.notes]
+
+    def _ignored(self, web: str | None) -> list[str]:
+        if web is not None:
+            return []
+        config = self._config
+        keys = {"run.web": config.web, "run.release": config.release, "run.health": config.health}
+        return [
+            f"{key} is ignored: files alone are served, and nothing runs"
+            for key, value in keys.items()
+            if value is not None
+        ]
 
 
-def _procfile(
-    kinds: Mapping[str, str], files: Mapping[str, str]
-) -> tuple[dict[str, str], list[str]]:
-    """Return the Procfile's commands by process type, and notes on those that are not run."""
-    _require_text(PROCFILE, kinds, files)
+def _procfile(listing: Listing) -> dict[str, str]:
+    """Return the Procfile's commands by process type."""
     commands: dict[str, str] = {}
-    for number, line in enumerate(files.get(PROCFILE, "").splitlines(), start=1):
+    name = listing.path(PROCFILE)
+    for number, line in enumerate((listing.text(PROCFILE) or "").splitlines(), start=1):
         if not line.strip("\ufeff \t") or line.lstrip("\ufeff \t").startswith("#"):
             continue
         match = _PROCFILE_LINE.fullmatch(line.strip("\ufeff \t"))
         if match is None or "\0" in line:
             raise BuildFailedError(
-                CONFIG_INVALID, f"Procfile: line {number} is not `type: command`: {line[:80]!r}"
+                CONFIG_INVALID, f"{name}: line {number} is not `type: command`: {line[:80]!r}"
             )
-        name, command = match.groups()
-        if name in commands:
-            raise BuildFailedError(CONFIG_INVALID, f"Procfile: line {number}: a second {name!r}")
-        commands[name] = command
-    notes = [
-        f"Procfile: {name} is not run, only web and release are"
-        for name in commands
-        if name not in _PROCFILE_KNOWN
-    ]
-    return commands, notes
+        kind, command = match.groups()
+        if kind in commands:
+            raise BuildFailedError(CONFIG_INVALID, f"{name}: line {number}: a second {kind!r}")
+        commands[kind] = command
+    return commands
 
 
-def _require_text(name: str, kinds: Mapping[str, str], files: Mapping[str, str]) -> None:
-    if name in kinds and name not in files:
-        raise BuildFailedError(
-            CONFIG_INVALID,
-            f"{name} must be a plain file of UTF-8 text, of at most {CONFIG_FILE_BYTES_MAX} bytes",
-        )
-
-
-def _guess(config: ManagedToml, web: str | None, kinds: Mapping[str, str]) -> Profile:
-    if web is not None:
-        return Profile.PROCFILE
-    if PROCFILE in kinds:
-        raise _without_web(kinds)
-    if config.output is not None or kinds.get(INDEX) in ("file", "link"):
-        return Profile.STATIC
-    raise _undetected(config, kinds)
-
-
-def _default_folder(profile: Profile, config: ManagedToml, kinds: Mapping[str, str]) -> str:
-    if profile is Profile.STATIC and config.command is not None and INDEX not in kinds:
-        raise BuildFailedError(
-            UNDETECTED,
-            "managed.toml sets build.command, but not where the result is: add the folder that the"
-            ' command writes, such as output = "dist", to [build].',
-        )
-    return "."
-
-
-def _require_folder(folder: str, kinds: Mapping[str, str]) -> None:
+def _require_folder(folder: str, listing: Listing) -> None:
     first = folder.partition("/")[0]
-    if first == "." or kinds.get(first) == "dir":
+    if first == "." or listing.has_folder(first):
         return
-    if first in kinds:
+    if first in listing.kinds:
         raise BuildFailedError(OUTPUT_INVALID, f"The output {folder!r} is no folder.")
     raise BuildFailedError(
         OUTPUT_MISSING,
-        f"The commit has no folder {folder!r}, and no build.command in managed.toml makes it.",
+        f"The commit has no folder {listing.path(folder)!r}, and no build.command in managed.toml"
+        " makes it.",
     )
 
 
-def _without_web(kinds: Mapping[str, str]) -> BuildFailedError:
-    where = "The Procfile has no" if PROCFILE in kinds else "There is no Procfile with a"
+def _where(listing: Listing) -> str:
+    return "the root of the commit" if listing.where == "." else f"the folder {listing.where!r}"
+
+
+def _without_web(listing: Listing) -> BuildFailedError:
+    where = "The Procfile has no" if listing.has_file(PROCFILE) else "There is no Procfile with a"
     return BuildFailedError(
         UNDETECTED,
         f"{where} `web:` line: add one with the command that serves HTTP on $PORT, such as"
@@ -169,32 +304,31 @@ def _without_web(kinds: Mapping[str, str]) -> BuildFailedError:
     )
 
 
-def _undetected(config: ManagedToml, kinds: Mapping[str, str]) -> BuildFailedError:
+def _serves_nothing(listing: Listing, profile: Profile) -> BuildFailedError:
+    where = _where(listing)
+    server = _SERVERS.get(profile, "./server")
+    lacks = _LACKS.get(profile, "")
+    return BuildFailedError(
+        UNDETECTED,
+        f"Nothing in {where} says what a {profile} site serves{lacks}. Add a {PROCFILE} with the"
+        f" command that serves HTTP on $PORT, such as `web: {server}`; or, where a command writes"
+        f" files, [build] command and output to {MANAGED_TOML}.",
+    )
+
+
+def _undetected(listing: Listing) -> BuildFailedError:
     looked = (
-        f"Looked in the root of the commit for {INDEX} (a static site), {PROCFILE} (a web process)"
-        f" and {MANAGED_TOML} ([build] output, or [run] web)."
+        f"Looked in {_where(listing)} for {PROCFILE} (a web process), {node.PACKAGE_JSON} (with a"
+        f" build or start script), {python.REQUIREMENTS}, {python.PYPROJECT} and {python.UV_LOCK},"
+        f" {php.COMPOSER_JSON} and {php.INDEX}, {INDEX} (a static site), and {MANAGED_TOML}."
     )
     found = "Found none of them."
-    if MANAGED_TOML in kinds:
-        found = f"Found {MANAGED_TOML}, which sets neither build.output nor run.web."
+    if MANAGED_TOML in listing.kinds:
+        found = f"Found {MANAGED_TOML}, which sets neither build.command, build.output nor run.web."
+    if node.PACKAGE_JSON in listing.kinds:
+        found = f"Found {node.PACKAGE_JSON}, without a build script or a server to start."
     advice = (
         f"Add an {INDEX}, or a {PROCFILE} with a line `web: COMMAND`, or a {MANAGED_TOML} with"
-        ' [build] output = "FOLDER" and the command that makes it.'
+        " [build] output or [run] web. For a site in a sub-folder: [build] root."
     )
-    if config.command is not None:
-        advice = 'Add output = "FOLDER", the folder that the command writes, to [build].'
-    elif "package.json" in kinds:
-        advice += (
-            " There is a package.json: for a site that a script builds, [build] command ="
-            ' "npm run build" and its output; for a server, `web: node FILE` in a Procfile.'
-        )
     return BuildFailedError(UNDETECTED, f"{looked} {found} {advice}")
-
-
-def _submodules(kinds: Mapping[str, str]) -> list[str]:
-    return [name for name, kind in kinds.items() if kind == "submodule"]
-
-
-def _unused(config: ManagedToml) -> list[str]:
-    keys = {"run.web": config.web, "run.release": config.release, "run.health": config.health}
-    return [key for key, value in keys.items() if value is not None]

@@ -8,7 +8,7 @@ up. Whatever a slot says names its lease: one that lost it, and wakes up late, i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +21,7 @@ from hooks.builds.wire import (
     CONFIG_FILE_BYTES_MAX,
     CONFIG_FILES,
     Finish,
+    Folder,
     Heartbeat,
     HeartbeatAnswer,
     Lease,
@@ -210,12 +211,17 @@ class BuildRunner:
             raise LeaseLostError
         return running.slot
 
-    def source_of(self, job_id: str) -> Callable[[BinaryIO], None]:
-        """Return what writes the tar of the job's commit. Blocking: call it in a thread."""
+    async def folder_of(self, job_id: str, path: str) -> Folder | None:
+        """Return what is in a folder of the job's commit, None where it has no such folder."""
+        build = self._build(self._held(job_id).job)
+        return await asyncio.to_thread(self._folder, build, path)
+
+    def source_of(self, job_id: str, folder: str) -> Callable[[BinaryIO], None]:
+        """Return what writes the tar of a folder of the job's commit. Blocking: for a thread."""
         build = self._build(self._held(job_id).job)
 
         def write(out: BinaryIO) -> None:
-            self._repositories.write_tar(build.site_id, build.commit, ".", out)
+            self._repositories.write_tar(build.site_id, build.commit, folder, out)
 
         return write
 
@@ -396,7 +402,8 @@ class BuildRunner:
         environment = environments.get(reader, build.env_id)
         assert site is not None, "a site that goes cancels its builds"
         assert environment is not None, "an environment that goes cancels its builds"
-        listing = self._repositories.root_listing(build.site_id, build.commit)
+        root = self._folder(build, ".")
+        assert root is not None, "a commit has a tree"
         return Lease(
             job_id=job.id,
             lease_id=running.lease_id,
@@ -409,19 +416,24 @@ class BuildRunner:
             timeout_s=self.limits.timeout_s,
             lease_s=self.limits.lease_s,
             output_bytes_max=self.limits.output_bytes_max,
-            root_entries=tuple(RootEntry(e.name, e.kind.value) for e in listing),
-            files=self._config_files(build, [entry.name for entry in listing]),
+            root_entries=root.entries,
+            files=root.files,
+            tree=root.tree,
         )
 
-    def _config_files(self, build: Build, names: Sequence[str]) -> dict[str, str]:
+    def _folder(self, build: Build, path: str) -> Folder | None:
+        found = self._repositories.folder(build.site_id, build.commit, path)
+        if found is None:
+            return None
         files = {}
-        for name in set(CONFIG_FILES).intersection(names):
+        for name in set(CONFIG_FILES).intersection(entry.name for entry in found.entries):
             content = self._repositories.read_file(
-                build.site_id, build.commit, name, CONFIG_FILE_BYTES_MAX
+                build.site_id, build.commit, f"{path}/{name}", CONFIG_FILE_BYTES_MAX
             )
             if content is not None:
                 files[name] = content.decode(errors="replace")
-        return files
+        entries = tuple(RootEntry(entry.name, entry.kind.value) for entry in found.entries)
+        return Folder(found.oid, entries, files)
 
     def _run(self, running: _Running) -> Coroutine[None, None, None]:
         """Write down that the job runs. Queued now: whatever ends the job is written after it."""

@@ -33,6 +33,7 @@ def make_app(runner: BuildRunner, *, slots: Mapping[str, int]) -> web.Applicatio
     uids = frozenset(slots.values())
     app = web.Application(middlewares=[only_from(uids)], client_max_size=BODY_BYTES_MAX)
     app.router.add_post("/v1/lease", service.lease)
+    app.router.add_get("/v1/jobs/{job_id}/folder", service.held(service.folder))
     app.router.add_get("/v1/jobs/{job_id}/source", service.held(service.source))
     app.router.add_post("/v1/jobs/{job_id}/log", service.held(service.log))
     app.router.add_post("/v1/jobs/{job_id}/heartbeat", service.held(service.heartbeat))
@@ -83,8 +84,17 @@ class _BuilderService:
             await self._runner.give_back(lease.job_id)
         return _json(lease)
 
+    async def folder(self, request: web.Request) -> web.Response:
+        path = request.query.get("path", ".")
+        found = await self._runner.folder_of(request.match_info["job_id"], path)
+        if found is None:
+            raise web.HTTPNotFound(text="no such folder\n")
+        return _json(found)
+
     async def source(self, request: web.Request) -> web.StreamResponse:
-        write = self._runner.source_of(request.match_info["job_id"])
+        write = self._runner.source_of(
+            request.match_info["job_id"], request.query.get("folder", ".")
+        )
         response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
         await response.prepare(request)
         await _stream_from_thread(write, response)

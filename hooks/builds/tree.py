@@ -8,13 +8,13 @@ import shutil
 import stat
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from hooks.builds.errors import BuildFailedError
-from hooks.builds.profiles import OUTPUT_INVALID, OUTPUT_MISSING
+from hooks.builds.profiles import INDEX, OUTPUT_INVALID, OUTPUT_MISSING
 from storage.errors import TreeError, TreeTooLargeError
 from storage.links import escaping_link
 from storage.manifest import LinkEntry
@@ -25,6 +25,7 @@ from storage.tar import scan_tar
 OUTPUT_TOO_LARGE = "build.output_too_large"
 CHUNK_BYTES = 1 << 20
 _REMOVE_TIMEOUT_S = 600.0
+_DEEPER_MAX = 3
 
 
 class StoppedError(Exception):
@@ -141,6 +142,32 @@ def find_output(
     return Output(TreeSize(files, size_bytes), root, kept)
 
 
+def filled_folder(tree: Path, folders: Sequence[str]) -> str:
+    """Return the first of `folders` with an `index.html`, below the tree of a finished build.
+
+    Some tools put their files one or two folders deeper, each alone in its parent. Blocking.
+
+    Raises:
+        BuildFailedError: `build.output_missing`: none has.
+    """
+    for folder in folders:
+        path = folder
+        for _ in range(_DEEPER_MAX):
+            names = _names(tree / path)
+            if INDEX in names:
+                return path
+            inner = [name for name, is_folder in names.items() if is_folder]
+            if len(inner) != 1:
+                break
+            path = f"{path}/{inner[0]}"
+    raise BuildFailedError(
+        OUTPUT_MISSING,
+        f"None of {', '.join(folders)} holds an {INDEX} after the build: set build.output in"
+        " managed.toml to the folder that it writes, or say what runs, with a `web:` line in a"
+        " Procfile.",
+    )
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder and everything in it, however deep and whatever its modes. Blocking.
 
@@ -161,6 +188,17 @@ def remove_tree(path: Path) -> None:
                 stderr=subprocess.DEVNULL,
                 timeout=_REMOVE_TIMEOUT_S,
             )
+
+
+def _names(folder: Path) -> dict[str, bool]:
+    """The names in a folder, and which are folders themselves. Nothing where there is none."""
+    if folder.is_symlink():
+        return {}
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    except OSError:
+        return {}
 
 
 def _make_parents(folder: Path, entry: SourceEntry, made: set[bytes]) -> None:

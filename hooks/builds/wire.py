@@ -3,7 +3,8 @@
 | call | body | answer |
 |---|---|---|
 | `POST /v1/lease` | `LeaseRequest` | 200 `Lease`, or 204 after `wait_s` without work |
-| `GET /v1/jobs/{job_id}/source` | | tar of the commit's tree, uncompressed |
+| `GET /v1/jobs/{job_id}/folder?path=` | | 200 `Folder` of the commit, or 404 |
+| `GET /v1/jobs/{job_id}/source?folder=` | | tar of a folder of the commit, uncompressed |
 | `POST /v1/jobs/{job_id}/log` | `LogBatch` | `{}` |
 | `POST /v1/jobs/{job_id}/heartbeat` | `Heartbeat` | `HeartbeatAnswer` |
 | `PUT /v1/jobs/{job_id}/output` | tar of the output tree | `{}` |
@@ -21,8 +22,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-CONFIG_FILES = ("managed.toml", "Procfile", "package.json")
-"""The files of a commit's root whose text travels with the lease, when they are there."""
+CONFIG_FILES = ("managed.toml", "Procfile", "package.json", "pyproject.toml")
+"""The files of a folder whose text travels with its names, when they are there."""
 CONFIG_FILE_BYTES_MAX = 64 * 1024
 LEASE_HEADER = "Gitd-Lease"
 
@@ -49,10 +50,19 @@ class RootEntry(msgspec.Struct, frozen=True):
     kind: Literal["file", "dir", "link", "submodule"]
 
 
+class Folder(msgspec.Struct, frozen=True):
+    """The names in a folder of the commit. `tree` is its git tree's id: equal for equal content."""
+
+    tree: str
+    entries: tuple[RootEntry, ...]
+    files: dict[str, str]
+
+
 class Lease(msgspec.Struct, frozen=True):
     """A build to run. Heartbeats keep the lease for `lease_s` seconds each.
 
     `lease_id` is the right to it: who held the build before has another one.
+    `root_entries`, `files` and `tree` are those of the commit's root: see `Folder`.
     """
 
     job_id: str
@@ -68,6 +78,7 @@ class Lease(msgspec.Struct, frozen=True):
     output_bytes_max: int
     root_entries: tuple[RootEntry, ...]
     files: dict[str, str]
+    tree: str = ""
 
 
 class BatchLine(msgspec.Struct, frozen=True):
@@ -111,6 +122,9 @@ class BuildError(msgspec.Struct, frozen=True):
 class Finish(msgspec.Struct, frozen=True):
     """How the build ended. `output` says where the tree is: sent before, or a source folder.
 
+    `folder` is that folder's path in the repository. `is_public`: only what a static site may
+    publish is taken of it.
+
     For the provenance: `settings`, what the build was told (its command and output); `toolchain`,
     as when it was leased; `cache_inputs`, what was restored from caches, each with its digest.
     """
@@ -121,6 +135,7 @@ class Finish(msgspec.Struct, frozen=True):
     run: RunCommands = RunCommands()
     output: Literal["source", "tar"] = "tar"
     folder: str = "."
+    is_public: bool = True
     timings: dict[str, float] = {}
     error: BuildError | None = None
     settings: Settings = {}

@@ -262,7 +262,7 @@ class Rollout:
         served: ServedState,
         journal: RollJournal,
     ) -> Responder:
-        if verified.provenance.profile == "static":
+        if _serves_files(verified):
             return await self._static_site(verified, served)
         process = self._web_process(self.state.named_as(desired), verified, served)
         journal.say(f"$ {verified.provenance.run.web}", stage="start", progress=70)
@@ -276,7 +276,7 @@ class Rollout:
 
     async def _resumed(self, verified: VerifiedArtifact, served: ServedState) -> Responder:
         """Make what answers for a release that was healthy once."""
-        if verified.provenance.profile == "static":
+        if _serves_files(verified):
             return await self._static_site(verified, served)
         process = self._web_process(self.state, verified, served)
         process.keep()
@@ -384,6 +384,14 @@ class Timings:
             yield
         finally:
             self.seconds[step] = round(time.perf_counter() - started_at, 5)
+
+
+def _serves_files(verified: VerifiedArtifact) -> bool:
+    """Say whether visitors get the artifact's own files. Never those of a program without its
+    command: they may be its sources.
+    """
+    provenance = verified.provenance
+    return provenance.run.web is None and provenance.profile != "procfile"
 
 
 def _verified_line(verified: VerifiedArtifact) -> str:

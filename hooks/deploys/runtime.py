@@ -16,6 +16,7 @@ import structlog
 from aiohttp import web
 
 from hooks.builds.errors import SandboxUnavailableError
+from hooks.builds.runtimes import SITE_PATH
 from hooks.builds.sandbox import APP_DIR, Bind, Limits, Sandbox, SandboxSpec
 from hooks.deploys import pages
 from hooks.deploys.errors import RollFailedError
@@ -61,6 +62,7 @@ class Program:
             argv=("/bin/sh", "-c", script),
             binds=(Bind(self.release_dir, APP_DIR), Bind(self.data_dir, DATA_DIR, writable=True)),
             environ={
+                "PATH": SITE_PATH,
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "DATA_DIR": DATA_DIR,

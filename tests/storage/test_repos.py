@@ -13,7 +13,7 @@ import pytest
 
 from storage.errors import StorageFullError
 from storage.git.errors import RefNotFoundError, RepositoryCorruptError
-from storage.repos import EntryKind, Repositories, ResolvedRef, RootEntry
+from storage.repos import EntryKind, Folder, Repositories, ResolvedRef, RootEntry
 
 IDENTITY = {
     "GIT_AUTHOR_NAME": "Ada",
@@ -162,13 +162,33 @@ def test_a_blob_is_no_commit(repositories: Repositories, work: Path) -> None:
 
 def test_the_root_lists_every_kind(repositories: Repositories, work: Path) -> None:
     commit = git("rev-parse", "HEAD", cwd=work)
-    assert repositories.root_listing("site_1", commit) == [
-        RootEntry("bin", EntryKind.DIR),
-        RootEntry("deep", EntryKind.DIR),
-        RootEntry("index.html", EntryKind.FILE),
-        RootEntry("link", EntryKind.LINK),
-        RootEntry("sub", EntryKind.SUBMODULE),
-    ]
+    tree = git("rev-parse", "HEAD^{tree}", cwd=work)
+    assert repositories.folder("site_1", commit) == Folder(
+        tree,
+        (
+            RootEntry("bin", EntryKind.DIR),
+            RootEntry("deep", EntryKind.DIR),
+            RootEntry("index.html", EntryKind.FILE),
+            RootEntry("link", EntryKind.LINK),
+            RootEntry("sub", EntryKind.SUBMODULE),
+        ),
+    )
+
+
+def test_a_folder_has_the_id_of_its_tree_alone(repositories: Repositories, work: Path) -> None:
+    commit = git("rev-parse", "HEAD", cwd=work)
+    found = repositories.folder("site_1", commit, "bin")
+    assert found is not None
+    assert found.oid == git("rev-parse", "HEAD:bin", cwd=work)
+    assert {entry.kind for entry in found.entries} == {EntryKind.FILE}
+
+
+@pytest.mark.parametrize(
+    "path", ["nope", "index.html", "link", "sub", "bin/nope", "../x", "bin/.."]
+)
+def test_what_is_no_folder_has_no_names(repositories: Repositories, work: Path, path: str) -> None:
+    commit = git("rev-parse", "HEAD", cwd=work)
+    assert repositories.folder("site_1", commit, path) is None
 
 
 def test_one_file_reads_within_its_bound(repositories: Repositories, work: Path) -> None:

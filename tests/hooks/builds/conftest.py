@@ -172,19 +172,48 @@ def files_of(tar_bytes):
     return found
 
 
+def below(files, folder):
+    """The files in a folder, by their paths there."""
+    if folder == ".":
+        return files
+    start = f"{folder}/"
+    return {name[len(start) :]: file for name, file in files.items() if name.startswith(start)}
+
+
+def folder_of(files, folder):
+    """A folder of the commit as `wire.Folder` has it, None where there is none."""
+    inside = below(files, folder)
+    if not inside:
+        return None
+    kinds = {}
+    for name, content in inside.items():
+        first, _, rest = name.partition("/")
+        kinds[first] = "dir" if rest else "link" if isinstance(content, str) else "file"
+    return {
+        "tree": "7ee5" * 10,
+        "entries": [{"name": name, "kind": kind} for name, kind in kinds.items()],
+        "files": {
+            name: inside[name].decode(errors="replace")
+            for name in CONFIG_FILES
+            if isinstance(inside.get(name), bytes)
+        },
+    }
+
+
 @dataclass
 class Job:
     """What control knows of a leased build."""
 
     id: str
     lease: dict
-    tar: bytes
+    files: dict
     lines: list = field(default_factory=list)
     beats: list = field(default_factory=list)
     output: bytes | None = None
     outcome: dict | None = None
     canceled: asyncio.Event = field(default_factory=asyncio.Event)
     given_back: asyncio.Event = field(default_factory=asyncio.Event)
+    asked_for: list = field(default_factory=list)
     is_lost: bool = False
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     beaten: asyncio.Event = field(default_factory=asyncio.Event)
@@ -222,6 +251,7 @@ class ControlPeer:
     async def start(self):
         app = web.Application(client_max_size=1 << 30)
         app.router.add_post("/v1/lease", self._lease)
+        app.router.add_get("/v1/jobs/{id}/folder", self._folder)
         app.router.add_get("/v1/jobs/{id}/source", self._source)
         app.router.add_post("/v1/jobs/{id}/log", self._log)
         app.router.add_post("/v1/jobs/{id}/heartbeat", self._heartbeat)
@@ -241,11 +271,6 @@ class ControlPeer:
     def queue(self, files, **changes):
         """Queue a build of `files` (see `tar_of`)."""
         number = len(self.jobs)
-        kinds = {}
-        for name, content in files.items():
-            first, _, rest = name.partition("/")
-            kind = "dir" if rest else "link" if isinstance(content, str) else "file"
-            kinds[first] = kind
         lease = {
             "job_id": f"job_{number:026d}",
             "lease_id": f"lease_{number:026d}",
@@ -258,15 +283,11 @@ class ControlPeer:
             "timeout_s": 30,
             "lease_s": 5.0,
             "output_bytes_max": 1 << 28,
-            "root_entries": [{"name": name, "kind": kind} for name, kind in kinds.items()],
-            "files": {
-                name: files[name].decode()
-                for name in CONFIG_FILES
-                if isinstance(files.get(name), bytes)
-            },
             **changes,
         }
-        job = Job(lease["job_id"], lease, tar_of(files))
+        root = folder_of(files, ".")
+        lease |= {"root_entries": root["entries"], "files": root["files"], "tree": root["tree"]}
+        job = Job(lease["job_id"], lease, files)
         self.jobs[job.id] = job
         self._queue.put_nowait(job)
         return job
@@ -307,7 +328,13 @@ class ControlPeer:
         return job
 
     async def _source(self, request):
-        return web.Response(body=self._held(request, "source").tar)
+        job = self._held(request, "source")
+        job.asked_for.append(request.query["folder"])
+        return web.Response(body=tar_of(below(job.files, request.query["folder"])))
+
+    async def _folder(self, request):
+        found = folder_of(self._held(request, "folder").files, request.query["path"])
+        return web.json_response(found) if found else web.Response(status=404)
 
     async def _log(self, request):
         batch = await request.json()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
+
+import pytest
+
+from hooks.builds.runtimes import MACHINE_PATH
 
 SLOT = """
 import sys
@@ -30,7 +35,7 @@ async def test_static_site_without_command_is_finished_without_fetching_its_sour
     assert job.outcome["profile"] == "static"
     assert (job.outcome["output"], job.outcome["folder"]) == ("source", ".")
     assert job.output is None
-    assert job.text == ["static site; the whole tree, as committed"]
+    assert job.text == ["static, by index.html: serves the whole tree, as committed"]
 
 
 async def test_build_command_turns_the_source_into_the_output(control, slot, unpacked):
@@ -59,6 +64,86 @@ async def test_build_log_has_the_command_its_output_and_every_stage(control, slo
     assert job.stage("source") == ["1 file, 92 bytes, commit 8c1f8c1f8c1f"]
     assert job.stage("collect") == ["1 file, 2 bytes, from dist"]
     assert set(job.outcome["timings"]) == {"detect", "source", "build", "collect"}
+
+
+async def test_steps_run_in_one_tree_each_with_its_own_stage_and_time(control, slot, unpacked):
+    install = "mkdir -p .venv/bin && printf 'echo tool' > .venv/bin/tool && chmod +x .venv/bin/tool"
+    text = f'[build]\ninstall = "{install}"\ncommand = "mkdir out && tool > out/index.html"\n'
+    job = await control.build({"managed.toml": text.encode()})
+    assert unpacked(job.output) == {"index.html": b"tool\n"}
+    assert job.stage("install") == [f"$ {install}"]
+    assert job.stage("build") == ["$ mkdir out && tool > out/index.html"]
+    assert job.stage("collect") == ["1 file, 5 bytes, from out"]
+    assert job.outcome["folder"] == "out"
+    assert set(job.outcome["timings"]) == {"detect", "source", "install", "build", "collect"}
+
+
+async def test_failing_step_is_named(control, slot):
+    job = await control.build({"managed.toml": b'[build]\ninstall = "exit 3"\ncommand = "x"'})
+    assert job.outcome["error"]["message"] == "The install command ended with exit status 3."
+    assert job.stage("build") == []
+
+
+async def test_build_that_fills_none_of_the_usual_folders_says_where_it_looked(control, slot):
+    job = await control.build({"managed.toml": b'[build]\ncommand = "mkdir dist; touch dist/a"'})
+    assert job.outcome["error"]["code"] == "build.output_missing"
+    assert job.outcome["error"]["message"].startswith("None of dist, build, out, ")
+
+
+async def test_site_of_a_sub_folder_is_built_from_that_folder_alone(control, slot, unpacked):
+    files = {
+        "managed.toml": b'[build]\ncommand = "find . -type f | sort > found"\noutput = "."\n'
+        b'[sites]\nacme-store = "apps/store"\n',
+        "Procfile": b"web: ./other",
+        "apps/store/index.html": b"<p>",
+        "apps/store/managed.toml": b'[build]\noutput = "."',
+        "apps/other/x": b"",
+    }
+    job = await control.build(files)
+    assert job.asked_for == ["apps/store"]
+    assert unpacked(job.output) == {
+        "index.html": b"<p>",
+        "found": b"./found\n./index.html\n./managed.toml\n",
+    }
+    assert job.text[0] == "static, by managed.toml: build; serves the whole of apps/store"
+
+
+async def test_sub_folder_without_a_command_is_finished_by_its_path(control, slot):
+    job = await control.build(
+        {"managed.toml": b'[build]\nroot = "web"\noutput = "public"', "web/public/a": b"1"}
+    )
+    assert (job.outcome["output"], job.outcome["folder"]) == ("source", "web/public")
+    assert job.outcome["is_public"]
+
+
+async def test_sub_folder_that_is_not_there_is_told(control, slot):
+    job = await control.build({"managed.toml": b'[build]\nroot = "web"', "index.html": b"1"})
+    assert job.outcome["error"]["code"] == "build.config_invalid"
+    assert "'web'" in job.outcome["error"]["message"]
+
+
+async def test_settings_that_are_no_text_are_the_commits_fault(control, slot):
+    job = await control.build({"managed.toml": "target", "index.html": b"1"})
+    assert job.outcome["error"]["code"] == "build.config_invalid"
+    assert "managed.toml must be a plain file of UTF-8 text" in job.outcome["error"]["message"]
+
+
+LANGUAGES = {
+    "php": {"index.php": b"<?php"},
+    "composer": {"composer.json": b"{}", "public/index.php": b"<?php"},
+    "uv": {"uv.lock": b"", "Procfile": b"web: python3 app.py"},
+    "node": {"package.json": b'{"scripts": {"start": "node app.js"}}'},
+}
+
+
+async def test_program_that_the_machine_lacks_is_named_before_anything_is_fetched(control, slot):
+    lacking = [name for name in LANGUAGES if shutil.which(name, path=MACHINE_PATH) is None]
+    if not lacking:
+        pytest.skip("this machine lacks none of the programs that profiles need")
+    job = await control.build(LANGUAGES[lacking[0]])
+    assert job.outcome["error"]["code"] == "build.runtime_missing"
+    assert job.outcome["error"]["message"].startswith(f"This build needs {lacking[0]}, which")
+    assert job.asked_for == []
 
 
 async def test_failing_command_reports_its_exit_status_and_last_lines(control, slot):

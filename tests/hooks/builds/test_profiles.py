@@ -3,56 +3,356 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hooks.builds import profiles
 from hooks.builds.errors import BuildFailedError
-from hooks.builds.managed_toml import Profile, clean_folder, parse
-from hooks.builds.profiles import detect, is_published
+from hooks.builds.managed_toml import ManagedToml, Profile, clean_folder, parse
+from hooks.builds.plan import Listing
+from hooks.builds.profiles import OUTPUT_FOLDERS, is_published
 from hooks.builds.wire import RootEntry, RunCommands
 
 BUILD = '[build]\ncommand = "make"\n'
+TEXTS = ("managed.toml", "Procfile", "package.json", "pyproject.toml")
+NPM, LOOSE = "npm ci", "npm install --no-package-lock"
+VENV_PIP = "python3 -m venv .venv && .venv/bin/python -m pip install -r requirements.txt"
+COMPILE = (
+    "PYTHONHASHSEED=0 python3 -m compileall -q -q -f --invalidation-mode unchecked-hash . || true"
+)
+COMPOSER = (
+    "composer install --no-dev --no-interaction --no-progress --prefer-dist --optimize-autoloader"
+)
+PHP = 'PHP_CLI_SERVER_WORKERS=4 php -S "127.0.0.1:$PORT" -t'
+CACHES = "rm -rf node_modules/.cache .next/cache"
 
 
-def plan(*names, **texts):
-    """Detect: `name` is a file, `name/` a folder, `name@` a link, `name!` a submodule."""
+def tree(*names, where=".", **texts):
+    """A folder: `name` is a file, `name/` a folder, `name@` a link, `name!` a submodule.
+
+    In the keywords `_toml`, `_json` and `_pyproject` stand for the files with those endings.
+    """
+    spelled = {"managed_toml": "managed.toml", "pyproject": "pyproject.toml"}
+    files = {spelled.get(name, name): text for name, text in texts.items()}
+    if "package" in files:
+        files["package.json"] = json.dumps(files.pop("package"))
     kinds = {"/": "dir", "@": "link", "!": "submodule"}
     entries = [
-        RootEntry(name.rstrip("/@!"), kinds.get(name[-1], "file")) for name in (*names, *texts)
+        RootEntry(name.rstrip("/@!"), kinds.get(name[-1], "file")) for name in (*names, *files)
     ]
-    return detect(entries, texts)
+    return Listing.of(entries, files, where)
 
 
-def toml(text, *names, **texts):
-    return plan(*names, **{"managed.toml": text, **texts})
+def plan(*names, toml="", where=".", **texts):
+    if toml:
+        texts["managed_toml"] = toml
+    return profiles.detect(tree(*names, where=where, **texts), parse(toml))
+
+
+def steps(found):
+    return [(str(step.name), step.command) for step in found.steps]
+
+
+def scripts(**named):
+    return {"scripts": named}
 
 
 @pytest.mark.parametrize(
     ("found", "profile", "folder", "command"),
     [
         (plan("index.html"), "static", ".", None),
-        (plan("index.html", "package.json"), "static", ".", None),
+        (plan("index.html", package={"devDependencies": {"prettier": "3"}}), "static", ".", None),
         (plan("index.html@"), "static", ".", None),
+        (plan("index.html", "requirements.txt"), "static", ".", None),
+        (plan("index.html", "composer.json"), "static", ".", None),
+        (plan("index.html", pyproject="[tool.ruff]"), "static", ".", None),
         (plan(Procfile="web: ./run"), "procfile", ".", None),
         (plan("index.html", Procfile="web: ./run"), "procfile", ".", None),
-        (toml('[build]\noutput = "public"', "public/"), "static", "public", None),
-        (toml('[build]\noutput = "./a//b/"', "a/"), "static", "a/b", None),
-        (toml('[build]\noutput = "."'), "static", ".", None),
-        (toml(BUILD + 'output = "dist"'), "static", "dist", "make"),
-        (toml(BUILD, "index.html"), "static", ".", "make"),
-        (toml(BUILD, Procfile="web: ./run"), "procfile", ".", "make"),
-        (toml(BUILD + 'output = "out"', Procfile="web: ./run"), "procfile", "out", "make"),
-        (toml('[run]\nweb = "node a.js"'), "procfile", ".", None),
-        (toml('[build]\nprofile = "static"', Procfile="web: x"), "static", ".", None),
-        (toml('[build]\nprofile = "static"', "a.txt"), "static", ".", None),
-        (toml("", "index.html"), "static", ".", None),
+        (plan("public/", toml='[build]\noutput = "public"'), "static", "public", None),
+        (plan("a/", toml='[build]\noutput = "./a//b/"'), "static", "a/b", None),
+        (plan(toml='[build]\noutput = "."'), "static", ".", None),
+        (plan(toml=BUILD + 'output = "dist"'), "static", "dist", "make"),
+        (plan("index.html", toml=BUILD), "static", ".", "make"),
+        (plan(toml=BUILD, Procfile="web: ./run"), "procfile", ".", "make"),
+        (plan(toml=BUILD + 'output = "out"', Procfile="web: ./run"), "procfile", "out", "make"),
+        (plan(toml='[run]\nweb = "./a.sh"'), "procfile", ".", None),
+        (plan(toml='[build]\nprofile = "static"', Procfile="web: x"), "static", ".", None),
+        (plan("a.txt", toml='[build]\nprofile = "static"'), "static", ".", None),
+        (plan("index.html", toml="[build]"), "static", ".", None),
+        (
+            plan("requirements.txt", Procfile="web: x", toml='[build]\nprofile = "procfile"'),
+            "procfile",
+            ".",
+            None,
+        ),
     ],
 )
-def test_commit_is_detected(found, profile, folder, command):
-    assert (found.profile, found.folder, found.command) == (profile, folder, command)
+def test_static_and_procfile_sites_are_detected(found, profile, folder, command):
+    assert (found.profile, found.folder) == (profile, folder)
+    assert steps(found) == ([("build", command)] if command else [])
     assert found.is_source == (command is None)
+
+
+@pytest.mark.parametrize(
+    ("found", "install"),
+    [
+        (plan("package-lock.json", package=scripts(build="x")), NPM),
+        (plan("npm-shrinkwrap.json", package=scripts(build="x")), NPM),
+        (plan("pnpm-lock.yaml", package=scripts(build="x")), "pnpm install --frozen-lockfile"),
+        (
+            plan("yarn.lock", package=scripts(build="x")),
+            "yarn install --frozen-lockfile --non-interactive",
+        ),
+        (plan("yarn.lock", ".yarnrc.yml", package=scripts(build="x")), "yarn install --immutable"),
+        (
+            plan("yarn.lock", package={"packageManager": "yarn@4.1.0", **scripts(build="x")}),
+            "yarn install --immutable",
+        ),
+        (
+            plan("yarn.lock", package={"packageManager": "yarn@1.22.0", **scripts(build="x")}),
+            "yarn install --frozen-lockfile --non-interactive",
+        ),
+        (
+            plan(
+                *("yarn.lock", "pnpm-lock.yaml", "package-lock.json"),
+                package={"packageManager": "pnpm@9.1.0", **scripts(build="x")},
+            ),
+            "pnpm install --frozen-lockfile",
+        ),
+        (
+            plan(
+                package={
+                    "packageManager": "pnpm@9",
+                    "dependencies": {"a": "1"},
+                    **scripts(build="x"),
+                }
+            ),
+            "pnpm install --no-lockfile",
+        ),
+        (plan(package={"dependencies": {"a": "1"}, **scripts(build="x")}), LOOSE),
+        (plan("bun.lock", package={"dependencies": {"a": "1"}, **scripts(build="x")}), LOOSE),
+        (plan(package=scripts(build="x")), None),
+    ],
+)
+def test_node_dependencies_are_installed_as_their_lock_file_says(found, install):
+    assert found.profile == "node"
+    installing = [command for name, command in steps(found) if name == "install"]
+    assert [each.rpartition(" && ")[2] for each in installing] == ([install] if install else [])
+
+
+@pytest.mark.parametrize(
+    ("found", "web", "expected"),
+    [
+        (plan(package=scripts(start="node a.js")), "node a.js", []),
+        (plan("server.js", package={}), "node server.js", []),
+        (plan(package=scripts(start="b", prestart="a")), "(a) && b", []),
+        (
+            plan("package-lock.json", package=scripts(start="next start", build="next build")),
+            "next start",
+            [("install", NPM), ("build", "npm run build"), ("finish", CACHES)],
+        ),
+        (
+            plan(
+                "package-lock.json", package={"devDependencies": {"a": "1"}, **scripts(start="b")}
+            ),
+            "b",
+            [("install", NPM), ("finish", "npm prune --omit=dev")],
+        ),
+        (
+            plan("package-lock.json", package=scripts(start="a"), Procfile="web: node b.js"),
+            "node b.js",
+            [("install", NPM)],
+        ),
+        (
+            plan("package-lock.json", package={}, toml='[run]\nweb = "node c.js"'),
+            "node c.js",
+            [("install", NPM)],
+        ),
+        (
+            plan(
+                "package-lock.json",
+                package={"devDependencies": {"a": "1"}, **scripts(start="b")},
+                toml='[build]\ninstall = "npm ci --omit=dev"\ncommand = "make"',
+            ),
+            "b",
+            [("install", "npm ci --omit=dev"), ("build", "make")],
+        ),
+        (
+            plan(
+                "package-lock.json",
+                package=scripts(start="b", build="c"),
+                toml="[build]\ninstall = false\ncommand = false",
+            ),
+            "b",
+            [],
+        ),
+    ],
+)
+def test_node_servers_run_their_start_script_with_what_they_need(found, web, expected):
+    assert found.profile == "node"
+    assert found.run.web == web
+    assert steps(found) == expected
+    assert (found.folder, found.output_folders, found.is_public) == (".", (), False)
+
+
+@pytest.mark.parametrize(
+    ("found", "folder", "folders"),
+    [
+        (plan("index.html", package=scripts(build="vite build")), ".", OUTPUT_FOLDERS),
+        (plan(package=scripts(build="astro build", start="astro dev")), ".", OUTPUT_FOLDERS),
+        (plan(package=scripts(build="b", start="react-scripts start")), ".", OUTPUT_FOLDERS),
+        (plan(package=scripts(build="b", start="a"), toml='[build]\noutput = "o"'), "o", ()),
+        (plan(package=scripts(), toml=BUILD), ".", OUTPUT_FOLDERS),
+    ],
+)
+def test_node_sites_without_a_server_serve_what_their_build_writes(found, folder, folders):
+    assert found.profile == "node"
+    assert found.run == RunCommands()
+    assert (found.folder, found.output_folders, found.is_public) == (folder, folders, True)
+
+
+@pytest.mark.parametrize(
+    ("start", "is_development"),
+    [
+        ("react-scripts start", True),
+        ("PORT=3000 react-scripts start", True),
+        ("astro dev --host", True),
+        ("astro start", True),
+        ("ng serve", True),
+        ("gatsby develop", True),
+        ("docusaurus start", True),
+        ("vite", True),
+        ("vite --host", True),
+        ("vite dev", True),
+        ("next dev", True),
+        ("webpack serve --mode development", True),
+        ("webpack-dev-server", True),
+        ("npx @11ty/eleventy --serve", True),
+        ("parcel index.html", True),
+        ("vue-cli-service serve", True),
+        ("next start", False),
+        ("vite preview", False),
+        ("node server.js", False),
+        ("node vite.js", False),
+        ("node ./parcel-tracker.js", False),
+        ("node src/vite/server.js", False),
+        ("astro preview", False),
+        ("nuxt start", False),
+        ("tsx src/index.ts", False),
+    ],
+)
+def test_development_servers_are_not_what_a_site_runs(start, is_development):
+    found = plan(package=scripts(build="b", start=start))
+    assert found.run.web == (None if is_development else start)
+    assert any("development server" in note for note in found.notes) == is_development
+
+
+@pytest.mark.parametrize(
+    ("found", "install", "by"),
+    [
+        (plan("requirements.txt", Procfile="web: gunicorn a"), VENV_PIP, "requirements.txt"),
+        (
+            plan("uv.lock", "requirements.txt", pyproject="[project]", Procfile="web: a"),
+            "uv sync --locked --no-dev",
+            "uv.lock",
+        ),
+        (
+            plan(pyproject="[build-system]\n[project]", Procfile="web: a"),
+            "python3 -m venv .venv && .venv/bin/python -m pip install -e .",
+            "pyproject.toml",
+        ),
+    ],
+)
+def test_python_dependencies_go_into_an_environment_below_the_site(found, install, by):
+    assert found.profile == "python"
+    assert found.by == (by,)
+    assert steps(found) == [("install", install), ("finish", COMPILE)]
+
+
+def test_python_project_that_is_no_package_gets_what_it_depends_on():
+    found = plan(pyproject="[project]", Procfile="web: a")
+    ((_, install), _) = steps(found)
+    assert install.startswith("python3 -m venv .venv && .venv/bin/python -c 'import tomllib;")
+    assert install.endswith(".venv/bin/python -m pip install -r /tmp/requirements.txt")
+
+
+def test_python_tool_that_writes_files_needs_no_web_process():
+    found = plan("requirements.txt", toml='[build]\ncommand = "mkdocs build"\noutput = "site"')
+    assert (found.profile, found.folder, found.run) == ("python", "site", RunCommands())
+    assert steps(found) == [("install", VENV_PIP), ("build", "mkdocs build")]
+
+
+@pytest.mark.parametrize(
+    ("found", "web", "expected", "is_public"),
+    [
+        (plan("index.php"), f"{PHP} .", [], True),
+        (plan("index.php", "index.html"), f"{PHP} .", [], True),
+        (plan("composer.json", "public/"), f"{PHP} public", [("install", COMPOSER)], False),
+        (plan("composer.json", "web/", "x/"), f"{PHP} web", [("install", COMPOSER)], False),
+        (
+            plan("composer.json", "index.php", "public/"),
+            f"{PHP} .",
+            [("install", COMPOSER)],
+            True,
+        ),
+        (
+            plan("composer.json", "index.php", Procfile="web: frankenphp run"),
+            "frankenphp run",
+            [("install", COMPOSER)],
+            False,
+        ),
+        (
+            plan(
+                "composer.json", "public/", "package-lock.json", package=scripts(build="vite build")
+            ),
+            f"{PHP} public",
+            [
+                ("install", COMPOSER),
+                ("install", NPM),
+                ("build", "npm run build"),
+                ("finish", "rm -rf node_modules"),
+            ],
+            False,
+        ),
+    ],
+)
+def test_php_sites_run_php_and_install_what_composer_says(found, web, expected, is_public):
+    assert (found.profile, found.run.web, found.is_public) == ("php", web, is_public)
+    assert steps(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("web", "profile"),
+    [
+        ("gunicorn app:app", "python"),
+        ("python3 -m app", "python"),
+        (".venv/bin/python app.py", "python"),
+        ("PYTHONPATH=src A=1 uvicorn app:app", "python"),
+        ("node server.js", "node"),
+        ("npx next start", "node"),
+    ],
+)
+def test_program_that_serves_decides_between_two_languages(web, profile):
+    found = plan("requirements.txt", package={}, Procfile=f"web: {web}")
+    assert found.profile == profile
+
+
+def test_assets_of_a_python_site_are_built_and_their_packages_left_out():
+    found = plan(
+        *("requirements.txt", "package-lock.json"),
+        package=scripts(build="webpack"),
+        Procfile="web: gunicorn a",
+    )
+    assert steps(found) == [
+        ("install", VENV_PIP),
+        ("install", NPM),
+        ("build", "npm run build"),
+        ("finish", "rm -rf node_modules"),
+        ("finish", COMPILE),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -61,9 +361,13 @@ def test_commit_is_detected(found, profile, folder, command):
         (plan(Procfile="web: ./run --x 'a: b' \n"), RunCommands(web="./run --x 'a: b'")),
         (plan(Procfile="web: a\r\nrelease: b\r\n"), RunCommands(web="a", release="b")),
         (plan(Procfile="\ufeff# hello\n\nweb:a"), RunCommands(web="a")),
-        (toml('[run]\nweb = "b"', Procfile="web: a\nrelease: c"), RunCommands("b", "c")),
+        (plan(toml='[run]\nweb = "b"', Procfile="web: a\nrelease: c"), RunCommands("b", "c")),
         (
-            toml('[run]\nhealth = "/up"\nrelease = "d"', Procfile="web: a\nrelease: c"),
+            plan(toml='[run]\nhealth = "/up"\nrelease = "d"', Procfile="web: a\nrelease: c"),
+            RunCommands("a", "d", "/up"),
+        ),
+        (
+            plan(package=scripts(start="a"), toml='[run]\nhealth = "/up"\nrelease = "d"'),
             RunCommands("a", "d", "/up"),
         ),
         (plan("index.html"), RunCommands()),
@@ -74,11 +378,45 @@ def test_run_commands_come_from_the_procfile_and_managed_toml_wins(found, run):
 
 
 @pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (plan("index.html"), "static, by index.html: serves the whole tree, as committed"),
+        (
+            plan("public/", toml='[build]\noutput = "public"'),
+            "static, by managed.toml: serves public, as committed",
+        ),
+        (plan(Procfile="web: ./run"), "procfile, by Procfile: runs ./run"),
+        (
+            plan("yarn.lock", package=scripts(build="b")),
+            "node, by package.json and yarn.lock: install, build; serves what the build writes",
+        ),
+        (
+            plan("requirements.txt", Procfile="web: gunicorn a"),
+            "python, by requirements.txt: install, finish; runs gunicorn a",
+        ),
+        (
+            plan(toml=BUILD + 'output = "out"', Procfile="web: ./run"),
+            "procfile, by Procfile: build; runs ./run, from out",
+        ),
+        (
+            plan("index.html", where="apps/web"),
+            "static, by apps/web/index.html: serves the whole of apps/web, as committed",
+        ),
+    ],
+)
+def test_one_line_tells_what_decided_and_what_follows(found, line):
+    assert found.explanation == line
+
+
+@pytest.mark.parametrize(
     ("found", "note"),
     [
         (plan(Procfile="web: a\nworker: b"), "Procfile: worker is not run, only web and release"),
-        (plan("index.html", "theme!"), "theme is a submodule: its files are not fetched"),
-        (toml('[run]\nhealth = "/up"', "index.html"), "run.health is ignored"),
+        (plan("index.html", toml='[run]\nhealth = "/up"'), "run.health is ignored"),
+        (plan(package={"dependencies": {"a": "1"}, **scripts(start="b")}), "there is no package-l"),
+        (plan("bun.lock", package=scripts(start="b")), "bun.lock is not read"),
+        (plan("composer.json", "public/"), "there is no composer.lock"),
+        (plan("requirements.txt", "poetry.lock", Procfile="web: a"), "poetry.lock is not read"),
     ],
 )
 def test_what_is_left_out_is_said(found, note):
@@ -86,41 +424,110 @@ def test_what_is_left_out_is_said(found, note):
 
 
 @pytest.mark.parametrize(
+    ("found", "programs"),
+    [
+        (plan("index.html"), []),
+        (plan(Procfile="web: node a.js"), []),
+        (plan(package=scripts(start="node a.js")), ["node"]),
+        (plan("package-lock.json", package=scripts(start="a")), ["node", "npm"]),
+        (plan("pnpm-lock.yaml", package=scripts(start="a")), ["node", "pnpm"]),
+        (plan("yarn.lock", package=scripts(start="a")), ["node", "yarn"]),
+        (plan("uv.lock", Procfile="web: a"), ["python3", "uv"]),
+        (plan("requirements.txt", Procfile="web: a"), ["python3", "python3"]),
+        (
+            plan("requirements.txt", Procfile="web: a", toml='[build]\ninstall = "x"'),
+            ["python3"],
+        ),
+        (plan("composer.json", "public/"), ["php", "composer"]),
+        (plan("index.php"), ["php"]),
+        (
+            plan("composer.json", "public/", package=scripts(build="x")),
+            ["php", "composer", "node", "npm"],
+        ),
+    ],
+)
+def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
+    assert [need.programs[0] for need in found.needs] == programs
+
+
+@pytest.mark.parametrize(
     ("names", "texts", "code", "words"),
     [
-        ((), {}, "build.undetected", ("index.html", "Procfile", "managed.toml")),
-        (("package.json",), {}, "build.undetected", ("npm run build", "web: node FILE")),
+        ((), {}, "build.undetected", ("index.html", "Procfile", "managed.toml", "[build] root")),
+        ((), {"package": {}}, "build.undetected", ("package.json, without a build script",)),
+        (
+            (),
+            {"package": {}, "toml": '[build]\nprofile = "node"'},
+            "build.undetected",
+            ("neither a build script nor one that starts",),
+        ),
+        ((), {"toml": '[build]\nprofile = "node"'}, "build.undetected", ("has a package.json",)),
+        (
+            (),
+            {"package": scripts(start="vite")},
+            "build.undetected",
+            ("without a build script or a server",),
+        ),
+        (("requirements.txt",), {}, "build.undetected", ("gunicorn app:app", "$PORT")),
+        ((), {"pyproject": "[project]"}, "build.undetected", ("gunicorn app:app",)),
+        (("composer.json",), {}, "build.undetected", ("index.php",)),
+        (
+            ("composer.json",),
+            {"toml": '[build]\nprofile = "php"'},
+            "build.undetected",
+            ("no index.php", "-t FOLDER"),
+        ),
         (("index.html/",), {}, "build.undetected", ("index.html",)),
         ((), {"Procfile": "release: x"}, "build.undetected", ("The Procfile has no `web:`",)),
         (("index.html",), {"Procfile": "# nothing"}, "build.undetected", ("web:",)),
-        ((), {"managed.toml": BUILD}, "build.undetected", ('output = "FOLDER"',)),
         (
             (),
-            {"managed.toml": '[build]\nprofile = "static"\ncommand = "x"'},
-            "build.undetected",
-            ('output = "dist"',),
-        ),
-        (
-            (),
-            {"managed.toml": '[build]\nprofile = "procfile"'},
+            {"toml": '[build]\nprofile = "procfile"'},
             "build.undetected",
             ("There is no Procfile",),
         ),
-        ((), {"managed.toml": "[run]\nhealth='/x'"}, "build.undetected", ("sets neither",)),
+        ((), {"toml": "[run]\nhealth='/x'"}, "build.undetected", ("sets neither",)),
         ((), {"Procfile": "web: a\nnonsense"}, "build.config_invalid", ("line 2",)),
         ((), {"Procfile": "web: a\nweb: b"}, "build.config_invalid", ("line 2", "second")),
         ((), {"Procfile": "web:"}, "build.config_invalid", ("line 1",)),
         ((), {"Procfile": "web: a\0b"}, "build.config_invalid", ("line 1",)),
-        (("managed.toml",), {}, "build.config_invalid", ("managed.toml", "UTF-8")),
         (("Procfile/",), {}, "build.config_invalid", ("Procfile", "plain file")),
+        (("package.json",), {}, "build.config_invalid", ("package.json", "UTF-8")),
+        (
+            ("requirements.txt",),
+            {"package": {}, "Procfile": "web: ./start"},
+            "build.config_invalid",
+            ("package.json and requirements.txt", "'start'", "node or python"),
+        ),
+        (
+            ("yarn.lock", "package-lock.json"),
+            {"package": scripts(build="x")},
+            "build.config_invalid",
+            ("package-lock.json and yarn.lock", "packageManager"),
+        ),
+        ((), {"package": ["x"]}, "build.config_invalid", ("package.json must be an object",)),
+        ((), {"package": {"scripts": 1}}, "build.config_invalid", ("scripts must be",)),
         (
             (),
-            {"managed.toml": '[build]\noutput = "dist"'},
+            {"package": scripts(start="\ud800")},
+            "build.config_invalid",
+            ("scripts.start is not Unicode",),
+        ),
+        (
+            (),
+            {"package": scripts(start="x" * 9000)},
+            "build.config_invalid",
+            ("scripts.start is longer",),
+        ),
+        (("x",), {"pyproject": "[["}, "build.config_invalid", ("pyproject.toml is not TOML",)),
+        (
+            (),
+            {"toml": '[build]\noutput = "dist"'},
             "build.output_missing",
             ("'dist'", "build.command"),
         ),
-        (("x",), {"managed.toml": '[build]\noutput = "x/y"'}, "build.output_invalid", ("'x/y'",)),
-        (("x@",), {"managed.toml": '[build]\noutput = "x"'}, "build.output_invalid", ("'x'",)),
+        (("x",), {"toml": '[build]\noutput = "x/y"'}, "build.output_invalid", ("'x/y'",)),
+        (("x@",), {"toml": '[build]\noutput = "x"'}, "build.output_invalid", ("'x'",)),
     ],
 )
 def test_what_cannot_be_built_says_what_was_looked_for(names, texts, code, words):
@@ -129,6 +536,21 @@ def test_what_cannot_be_built_says_what_was_looked_for(names, texts, code, words
     assert caught.value.code == code
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "nul", '{"scripts": {"start": "\\ud8'])
+def test_package_json_that_is_none_is_refused_by_its_path(text):
+    listing = Listing({"package.json": "file"}, {"package.json": text}, "apps/web")
+    with pytest.raises(BuildFailedError) as caught:
+        profiles.detect(listing, ManagedToml())
+    assert caught.value.code == "build.config_invalid"
+    assert "apps/web/package.json" in str(caught.value)
+
+
+def test_names_in_a_sub_folder_are_told_by_their_path():
+    listing = Listing({"README": "file"}, {}, "apps/web")
+    with pytest.raises(BuildFailedError, match="Looked in the folder 'apps/web' for"):
+        profiles.detect(listing, ManagedToml())
 
 
 @pytest.mark.parametrize(
@@ -140,16 +562,23 @@ def test_what_cannot_be_built_says_what_was_looked_for(names, texts, code, words
         ('command = "x"', ("unknown key `command`",)),
         ('build = "x"', ("`build` must be a table",)),
         ("[build]\ncommand = 3", ("`build.command` must be text",)),
+        ("[build]\ncommand = true", ("`build.command` must be text",)),
         ('[build]\ncommand = ["make"]', ("`build.command` must be text",)),
         ('[build]\ncommand = " "', ("`build.command` is empty",)),
+        ('[build]\ninstall = ""', ("`build.install` is empty", "`install = false`")),
         (f'[build]\ncommand = "{"x" * 9000}"', ("`build.command` is longer",)),
         ('[build]\ncommand = "a\\u0000b"', ("`build.command`",)),
         ('[build]\nprofile = "statik"', ("did you mean `static`?",)),
-        ('[build]\nprofile = "docker"', ("known: static, procfile",)),
+        ('[build]\nprofile = "docker"', ("known: static, node, python, php, procfile",)),
         ('[build]\noutput = "/etc"', ("`build.output` must be a folder inside", "'/etc'")),
         ('[build]\noutput = "a/../../b"', ("`build.output`",)),
+        ('[build]\nroot = "../x"', ("`build.root` must be a folder inside",)),
+        ('[build]\nlfs = "fetch"', ('`build.lfs` can only be "ignore"', "'fetch'")),
+        ("[build]\nsubmodules = false", ("`build.submodules` must be text",)),
         ('[run]\nhealth = "up"', ("`run.health` must be a path",)),
         ('[run]\nhealth = "/a b"', ("`run.health` must be a path",)),
+        ('[sites]\nacme = "/x"', ("`sites.acme` must be a folder inside",)),
+        ("[sites]\nacme = 1", ("`sites.acme` must be text",)),
         ("[build\n", ("is not TOML", "line 1")),
         (f"[build]\ncommand = {'9' * 10_000}", ("is not TOML",)),
         (f"a = {'[' * 5_000}{']' * 5_000}", ("is not TOML",)),
@@ -165,19 +594,103 @@ def test_wrong_managed_toml_is_refused_with_the_key_and_the_nearest_known(text, 
 
 def test_every_key_of_managed_toml_is_read():
     found = parse(
-        '\ufeff[build]\ncommand = "make all"\noutput = "dist/"\nprofile = "procfile"\n'
+        '\ufeff[build]\nroot = "web/"\nprofile = "procfile"\ninstall = "make deps"\n'
+        'command = "make all"\noutput = "dist/"\nsubmodules = "ignore"\nlfs = "ignore"\n'
         '[run]\nweb = "./web"\nrelease = "./release"\nhealth = "/up?x=1"\n'
+        '[sites]\nacme-api = "api"\n'
     )
-    assert found.command == "make all"
-    assert found.output == "dist"
-    assert found.profile is Profile.PROCFILE
-    assert (found.web, found.release, found.health) == ("./web", "./release", "/up?x=1")
+    assert found == ManagedToml(
+        root="web",
+        profile=Profile.PROCFILE,
+        install="make deps",
+        command="make all",
+        output="dist",
+        ignores_submodules=True,
+        ignores_lfs=True,
+        web="./web",
+        release="./release",
+        health="/up?x=1",
+        sites={"acme-api": "api"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "site", "root"),
+    [
+        ("", "acme", "."),
+        ('[build]\nroot = "web"', "acme", "web"),
+        ('[build]\nroot = "web"\n[sites]\nacme-api = "api"', "acme", "web"),
+        ('[build]\nroot = "web"\n[sites]\nacme-api = "./srv//api/"', "acme-api", "srv/api"),
+        ('[build]\nroot = "web"\n[sites]\nacme = "."', "acme", "."),
+    ],
+)
+def test_site_of_a_monorepo_has_its_folder(text, site, root):
+    assert parse(text).root_of(site) == root
+
+
+def test_settings_in_the_sites_folder_win_key_by_key():
+    outer = parse('[build]\nroot = "web"\ninstall = "a"\ncommand = "b"\n[run]\nhealth = "/up"')
+    inner = parse('[build]\ncommand = false\n[run]\nweb = "c"', where="web/managed.toml")
+    both = outer.overridden_by(inner)
+    assert (both.install, both.command, both.web, both.health) == ("a", False, "c", "/up")
+
+
+@pytest.mark.parametrize("text", ['[build]\nroot = "x"', '[sites]\nacme = "x"'])
+def test_settings_in_the_sites_folder_lead_nowhere_else(text):
+    with pytest.raises(BuildFailedError, match="only the managed"):
+        parse(text, where="web/managed.toml")
 
 
 @given(st.text(max_size=200))
 def test_any_text_parses_or_is_refused_as_the_commits_fault(text):
     with contextlib.suppress(BuildFailedError):
         parse(text)
+
+
+@given(
+    st.sets(
+        st.sampled_from(
+            [
+                "index.html",
+                "index.php",
+                "requirements.txt",
+                "uv.lock",
+                "public/",
+                "composer.json",
+                "package-lock.json",
+                "yarn.lock",
+                "server.js",
+                "poetry.lock",
+            ]
+        )
+    ),
+    st.sampled_from([None, {}, scripts(build="b"), scripts(start="s"), scripts(start="vite")]),
+    st.sampled_from([None, "web: node x", "web: ./x\nrelease: y", "worker: z"]),
+    st.sampled_from(
+        [
+            "",
+            BUILD,
+            '[build]\noutput = "public"',
+            "[build]\ninstall = false",
+            *(f'[build]\nprofile = "{profile}"' for profile in Profile),
+        ]
+    ),
+)
+def test_every_tree_has_a_plan_that_serves_something_or_fails_as_the_commits_fault(
+    names, package, procfile, toml
+):
+    texts = {} if package is None else {"package": package}
+    if procfile is not None:
+        texts["Procfile"] = procfile
+    try:
+        found = plan(*names, toml=toml, **texts)
+    except BuildFailedError:
+        return
+    assert found.by
+    assert found.run.web is not None or found.is_public
+    if found.profile is Profile.PHP and found.run.web is None:
+        assert found.folder != "." or found.output_folders, "sources are shown to nobody"
+    assert "\n" not in found.explanation
 
 
 @given(st.text(alphabet="ab./ \n", max_size=30))
