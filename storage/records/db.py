@@ -93,6 +93,9 @@ class Records:
         A change reads and writes records and does nothing else: its group may fail to commit.
         """
         future: Future[T] = Future()
+        # It runs whatever becomes of whoever waits: a future that they could cancel would end the
+        # writer when it tells the answer.
+        future.set_running_or_notify_cancel()
         with self._closing:
             if self._is_closed:
                 raise RecordsError("the database is closed")
