@@ -30,6 +30,7 @@ from storage.digest import Digest
 from storage.envelope import ENVELOPE_BYTES_MAX, Envelope
 from storage.errors import (
     ArtifactMissingError,
+    DigestInvalidError,
     ManifestInvalidError,
     RecordsError,
     StorageError,
@@ -271,6 +272,16 @@ class ArtifactStore:
                 lease.release()
                 leases += 1
             return Recovered(leases, files, self._finish_deletions())
+
+    def trees_in_reading(self) -> set[Digest]:
+        """Return the trees that somebody reads. For the collector, alone behind the gate."""
+        found = set()
+        for name in os.listdir(self.layout.tmp):  # noqa: PTH208 - plain names are wanted
+            # A half written one is a dead reader's: it is written behind the gate.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, DigestInvalidError):
+                path = f"{self.layout.tmp}/{name}/{READS_NAME}"
+                found.add(Digest.parse(read_bounded(path, size_bytes_max=100).decode()))
+        return found
 
     # -- ingest ----------------------------------------------------------------------------------
 
