@@ -25,6 +25,7 @@ VERSION_CHARS_MAX = 100
 # read: their package says it too.
 _PROGRAMS = "python3 uv node bun php composer ruby rustc gcc make git"
 _PACKAGES = "npm pnpm yarn"
+_NOT_PROGRAMS = ("os", "machine")
 _FOLDERS = (Path("/usr/local/bin"), Path("/usr/bin"))
 _VERSION = re.compile(r"\d+(?:\.\d+)+[\w.+~-]*")
 _SCRIPT = f"""
@@ -92,14 +93,15 @@ async def probe() -> dict[str, str]:
 
 
 def read_versions(said: str) -> dict[str, str]:
-    """Read lines `name TAB what it says of itself`. Pure."""
+    """Read lines `name TAB what it says of itself`; without a version in it a line is dropped."""
     versions = {}
     for line in said.splitlines():
-        name, tab, text = line.partition("\t")
+        name, _, text = line.partition("\t")
         match = _VERSION.search(text)
-        version = match[0] if match else text.strip()
-        if tab and name and version.isprintable():
-            versions[name] = version[:VERSION_CHARS_MAX]
+        if name in _NOT_PROGRAMS and text.isprintable():
+            versions[name] = text[:VERSION_CHARS_MAX]
+        elif name and match:
+            versions[name] = match[0][:VERSION_CHARS_MAX]
     return {name: versions[name] for name in sorted(versions) if versions[name]}
 
 

@@ -21,7 +21,8 @@ from hooks.builds.toolchain import read_versions, toolchain_digest
         ("broken\t", {}),
         ("\tno name 1.0", {}),
         ("no tab 1.0", {}),
-        ("odd\tescape \x1b", {}),
+        ("composer\tThe iconv extension is missing.", {}),
+        ("os\tescape \x1b", {}),
         ("long\t" + "9." * 200 + "9", {"long": ("9." * 50)}),
     ],
 )
