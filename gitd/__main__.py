@@ -25,6 +25,7 @@ from gitd.beside import (
     print_json,
 )
 from gitd.errors import GitdError
+from gitd.signing_keys import signing_key
 
 if TYPE_CHECKING:
     from gitd.config import Config
@@ -51,11 +52,19 @@ def serve(
 ) -> None:
     """Run the server. Makes the data folder at its first start."""
     from gitd import app, log
+    from gitd.config import credentials_folder
 
     settings = _settings(data, config, listen=listen, sites=sites)
     as_json = {"auto": None, "json": True, "console": False}[settings.log.format]
     log.configure(level=settings.log.level, as_json=as_json)
-    asyncio.run(app.serve(folder_of(data), settings, with_children=children))
+    asyncio.run(
+        app.serve(
+            folder_of(data),
+            settings,
+            with_children=children,
+            credentials=credentials_folder(os.environ),
+        )
+    )
 
 
 @cli.command()
@@ -280,6 +289,9 @@ def check(data: Path, *, as_json: bool) -> None:
         click.echo("all well" if not report.faults else f"{len(report.faults)} faults")
     if report.faults:
         sys.exit(1)
+
+
+cli.add_command(signing_key)
 
 
 # -- shared pieces --------------------------------------------------------------------------------

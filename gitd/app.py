@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 from aiohttp import web
@@ -38,17 +39,18 @@ from hooks.follow import Addresses, PushNarrator
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
-from storage import ids, trust
+from storage import ids
 from storage.artifacts import ArtifactStore
+from storage.custody import Custody
 from storage.digest import Digest
 from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
 from storage.model import Environment
 from storage.reader import StoreReader
+from storage.records import attestations
 from storage.records.db import Records
 from storage.records.statements import newest_ids
 from storage.repos import Repositories
-from storage.signing import SigningKey
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +101,7 @@ def _user(name: str) -> tuple[int, int]:
 class Control:
     """Everything that `gitd serve` is, built and not yet started."""
 
-    def __init__(self, folder: DataFolder, config: Config) -> None:
+    def __init__(self, folder: DataFolder, config: Config, credentials: Path | None) -> None:
         self.folder = folder
         self.config = config
         self.uids = Uids.choose(config)
@@ -109,15 +111,17 @@ class Control:
         self.jobs = Jobs(self.records, JobLogs(folder.joblogs))
         self.repository_cache = RepositoryCache()
         self.repositories = Repositories(folder.repositories, self.repository_cache)
-        self.signing_key = SigningKey.load_or_create(folder.keys / "signing.key")
-        self.root_key = SigningKey.load_or_create(folder.keys / "root.key")
+        self.custody = Custody(folder.keys, credentials=credentials)
         self.store = ArtifactStore.open(folder.store, self.records, group=self.uids.group)
-        trust.establish(self.store.layout.trust, root=self.root_key, signing=self.signing_key)
+        keyring = self.custody.open(self.store.layout.trust)
+        # What a command beside could not finish: a crash between trust and records.
+        self.records.write(lambda db: attestations.revoke(db, keyring.revoked))
+        self.root_key_ids = self.custody.root_key_ids()
         packer = Packer(
             self.jobs,
             self.repositories,
             self.store,
-            self.signing_key,
+            self.custody.seal,
             scratch=folder.scratch,
             size_bytes_max=config.builders.output_bytes_max,
         )
@@ -179,7 +183,9 @@ class Control:
         self.folder.give(self.folder.host, self.uids.host)
         arguments = ["host", "--socket", str(self.folder.hosts_socket)]
         arguments += ["--dir", str(self.folder.host), "--store", str(self.folder.store)]
-        arguments += ["--listen", self.config.sites.listen, "--root-key", self.root_key.key_id]
+        arguments += ["--listen", self.config.sites.listen]
+        for key_id in sorted(self.root_key_ids):
+            arguments += ["--root-key", key_id]
         for proxy in self.config.server.trusted_proxies:
             arguments += ["--trusted-proxy", proxy]
         if is_root:
@@ -190,7 +196,7 @@ class Control:
     def web_app(self) -> web.Application:
         """Git and the API, on one port."""
         app = web.Application()
-        store = StoreReader(self.folder.store)
+        store = StoreReader(self.folder.store, root_key_ids=self.root_key_ids)
         api = build_api(
             ApiDeps(
                 records=self.records,
@@ -234,12 +240,17 @@ class Control:
         self.records.close()
 
 
-async def serve(folder: DataFolder, config: Config, *, with_children: bool) -> None:
+async def serve(
+    folder: DataFolder, config: Config, *, with_children: bool, credentials: Path | None = None
+) -> None:
     """Run control until SIGTERM or SIGINT; then drain and return.
+
+    `credentials`: the folder that the service manager put this process's credentials into.
 
     Raises:
         StartError: The address is taken, another gitd has the folder, nobody can reach it, or its
             database is lost.
+        KeyFileError: A private key cannot be used.
     """
     stopped = _stop_event()
     # The default pool has as many threads as this machine has processors, and a few: slow disks
@@ -252,7 +263,7 @@ async def serve(folder: DataFolder, config: Config, *, with_children: bool) -> N
         stack.enter_context(_only_one(folder))
         folder.check_whole()
         listener = _listener(config)
-        control = Control(folder, config)
+        control = Control(folder, config, credentials)
         stack.callback(control.close)
         if with_children:  # at once: they take as long to start as all of the rest
             children = control.children()

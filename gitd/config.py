@@ -124,6 +124,15 @@ def replace_addresses(config: Config, *, listen: str | None, sites: str | None) 
     return changed
 
 
+def credentials_folder(environ: Mapping[str, str]) -> Path | None:
+    """Where the service manager put this process's credentials, if it did.
+
+    Source: systemd.exec(5), "CREDENTIALS".
+    """
+    text = environ.get("CREDENTIALS_DIRECTORY")
+    return Path(text) if text else None
+
+
 def parse_address(text: str, what: str) -> tuple[str, int]:
     """Split `HOST:PORT`; an IPv6 host stands in brackets.
 

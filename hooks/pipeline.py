@@ -36,6 +36,7 @@ from storage.git.errors import RefNotFoundError
 from storage.ids import new_id
 from storage.model import (
     ActorRef,
+    Attestation,
     BranchRoute,
     Environment,
     EnvironmentKind,
@@ -46,6 +47,7 @@ from storage.model import (
 )
 from storage.records import (
     artifacts,
+    attestations,
     deployments,
     environments,
     releases,
@@ -223,6 +225,7 @@ class Pipeline:
 
         Raises:
             NotFoundError: No build of this site made it.
+            RefusedError: `artifact.revoked`.
         """
 
         def change(changes: JobChanges) -> Job:
@@ -230,6 +233,7 @@ class Pipeline:
             if found is None:
                 raise NotFoundError("artifact", artifact_id)
             made_by = found.attestation
+            _refuse_revoked(made_by)
             order = DeploymentOrder(
                 environment,
                 artifact_id,
@@ -258,7 +262,7 @@ class Pipeline:
 
         Raises:
             NotFoundError: No such target.
-            RefusedError: `environment.nothing_running`.
+            RefusedError: `environment.nothing_running`, `artifact.revoked`.
             AmbiguousEnvironmentError: Several environments have that kind.
             InvalidRequestError: The target is the source.
         """
@@ -294,7 +298,8 @@ class Pipeline:
 
         Raises:
             NotFoundError: No such deployment or release on this environment.
-            RefusedError: `release.no_previous`, `release.already_current`.
+            RefusedError: `release.no_previous`, `release.already_current`,
+                `artifact.revoked`.
         """
 
         def change(changes: JobChanges) -> Job:
@@ -337,6 +342,15 @@ def _delete_site(changes: JobChanges, site: Site) -> None:
     for environment in environments.of_site(changes.db, site.id):
         remove_environment(changes, environment)
     sites.delete(changes.db, site.id)
+
+
+def _refuse_revoked(made_by: Attestation) -> None:
+    if made_by.is_revoked:
+        raise RefusedError(
+            "artifact.revoked",
+            f"The key that vouched for {made_by.artifact_id} was revoked: build its commit "
+            f"{made_by.commit[:12]} again, or have the server's operator vouch for it.",
+        )
 
 
 def _target(db: sqlite3.Connection, site_id: str, named: str) -> Environment:
@@ -383,13 +397,25 @@ def _again(
     trigger: Trigger,
     actor: ActorRef,
 ) -> DeploymentOrder:
-    """The order to roll what `release` ran, by the statement that it was rolled with."""
-    made_by = deployments.get(db, release.deployment_id)
-    assert made_by is not None, "a release has its deployment"
+    """The order to roll what `release` ran, by the statement that it was rolled with.
+
+    Where that was revoked since, by another one.
+
+    Raises:
+        RefusedError: `artifact.revoked`: there is no other.
+    """
+    deployment = deployments.get(db, release.deployment_id)
+    assert deployment is not None, "a release has its deployment"
+    envelope_sha256 = deployment.envelope_sha256
+    made_by = attestations.by_envelope(db, envelope_sha256)
+    if made_by is not None and made_by.is_revoked:
+        made_by = attestations.best(db, release.site_id, release.artifact_id) or made_by
+        _refuse_revoked(made_by)
+        envelope_sha256 = made_by.envelope_sha256
     return DeploymentOrder(
         target,
         release.artifact_id,
-        made_by.envelope_sha256,
+        envelope_sha256,
         trigger,
         actor,
         release.ref,

@@ -8,9 +8,6 @@ StorageError
 ├── StorageIoError            the disk, or its permissions, refused
 ├── StoreUnusableError        a folder is no artifact store of a format we know
 ├── StoreChangedError         blobs went away during an ingest: repeat it
-├── QuotaExceededError        a site would have more in the store than it may
-├── CollectorBusyError        somebody collects already
-├── CollectionRefusedError    the collector will not delete: something looks wrong
 ├── KeyFileError              a private key cannot be used
 ├── DigestInvalidError        a text is no digest
 ├── TreeError                 a tree offered for ingest cannot become an artifact
@@ -21,6 +18,11 @@ StorageError
     ├── ArtifactCorruptError  a part of it is not what its digest says
     │   └── ManifestInvalidError  its manifest is not one
     └── SignatureInvalidError nobody whom we trust vouches for it
+        └── ReleaseInvalidError    nobody whom we trust says that it may run there
+            ├── ReleaseKeyRetiredError        by a key that may release nothing new
+            ├── ReleaseElsewhereError         it is for another environment
+            ├── ReleaseReplayedError          the environment went by a newer one
+            └── ReleaseExpiredError           its time is over
 """
 
 from __future__ import annotations
@@ -69,18 +71,6 @@ class StoreUnusableError(StorageError):
 
 class StoreChangedError(StorageError):
     """Blobs that an ingest counted on were collected meanwhile. Repeating it is right."""
-
-
-class QuotaExceededError(StorageError):
-    """A site's artifacts would be larger together than they may be. Nothing was kept."""
-
-
-class CollectorBusyError(StorageError):
-    """Another collector is at work on the store."""
-
-
-class CollectionRefusedError(StorageError):
-    """The collector will not delete: so much would go, or so little fits, that it looks wrong."""
 
 
 class KeyFileError(StorageError):
@@ -143,6 +133,26 @@ class ManifestInvalidError(ArtifactCorruptError):
 
 class SignatureInvalidError(ArtifactError):
     """The envelope, its signature, its statement or the trusted keys do not hold."""
+
+
+class ReleaseInvalidError(SignatureInvalidError):
+    """The statement of a release does not hold, or is about another artifact or site."""
+
+
+class ReleaseKeyRetiredError(ReleaseInvalidError):
+    """A new statement of a release bears a signature of a key that was retired."""
+
+
+class ReleaseElsewhereError(ReleaseInvalidError):
+    """The statement of a release is for another environment."""
+
+
+class ReleaseReplayedError(ReleaseInvalidError):
+    """The statement of a release is not newer than what the environment went by."""
+
+
+class ReleaseExpiredError(ReleaseInvalidError):
+    """The statement of a release says that it holds no longer."""
 
 
 def printable(path: bytes) -> str:

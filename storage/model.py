@@ -203,26 +203,21 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """`expired_at`: since when it is in no list any more; `dropped_at`: since when it is gone."""
-
     id: str
     digest: str
     manifest_sha256: str
     files: int
     size_bytes: int
     created_at: int
-    expired_at: int | None = None
-    dropped_at: int | None = None
-
-    @property
-    def is_available(self) -> bool:
-        """Whether it can be deployed."""
-        return self.expired_at is None
 
 
 @dataclass(frozen=True, slots=True)
 class Attestation:
-    """One signed statement that a build of a site gave an artifact."""
+    """One signed statement that a build of a site gave an artifact.
+
+    `sequence`: its place in the order that statements were taken in, from 1; the records give it.
+    `is_revoked`: its key was revoked, so that it proves nothing.
+    """
 
     envelope_sha256: str
     artifact_id: str
@@ -234,11 +229,16 @@ class Attestation:
     ref: str | None
     commit: str
     created_at: int
+    sequence: int = 0
+    is_revoked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SiteArtifact:
-    """An artifact as one site sees it: with the newest statement that a build of it made."""
+    """An artifact as one site sees it: with the statement of a build of it to go by.
+
+    That is the newest which is not revoked; a revoked one only when there is no other.
+    """
 
     artifact: Artifact
     attestation: Attestation

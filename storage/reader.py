@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from storage.links import escaping_link
 from storage.manifest import MANIFEST_BYTES_MAX, Manifest
 from storage.provenance import Provenance, parse_provenance
 from storage.trust import Keyring
+from storage.trust_memory import TrustMemory
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -44,29 +46,42 @@ class VerifiedArtifact:
 
 
 class StoreReader:
-    """The site host's side of a store: no records, no writing. Any thread may use it.
+    """The site host's side of a store: no records, no writing to it. Any thread may use it.
 
     `root_key_ids` pins the root keys that trust begins with; None believes the store's own.
+    `memory` keeps the newest generation of trust beyond this process, where there is one.
     """
 
-    def __init__(self, root: Path, *, root_key_ids: frozenset[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        root_key_ids: frozenset[str] | None = None,
+        memory: TrustMemory | None = None,
+    ) -> None:
         self.layout = Layout(root)
         self._root_key_ids = root_key_ids
+        self._memory = memory
         self._keyring: tuple[object, Keyring] | None = None
+        self._loading = threading.Lock()
 
     def keyring(self) -> Keyring:
         """Return the newest generation of trusted keys; read again when the folder changed.
 
         Raises:
-            SignatureInvalidError: There is none, or they do not hold.
+            SignatureInvalidError: There is none, they do not hold, or they are not those, or what
+                followed on those, that were seen before.
         """
-        seen = _state(self.layout.trust)
-        if self._keyring is None or self._keyring[0] != seen:
-            keyring = trust.load_keyring(self.layout.trust, root_key_ids=self._root_key_ids)
-            if self._keyring is not None and keyring.version < self._keyring[1].version:
-                raise SignatureInvalidError("trust: a newer generation was taken away")
-            self._keyring = (seen, keyring)
-        return self._keyring[1]
+        with self._loading:
+            seen = _state(self.layout.trust)
+            if self._keyring is None or self._keyring[0] != seen:
+                keyring = trust.load_keyring(self.layout.trust, root_key_ids=self._root_key_ids)
+                if self._keyring is not None:
+                    trust.check_succession(self._keyring[1].seen, keyring)
+                if self._memory is not None:
+                    self._memory.take(keyring)
+                self._keyring = (seen, keyring)
+            return self._keyring[1]
 
     def verify(
         self, digest: Digest, envelope_sha256: str, *, site: str | None = None

@@ -24,6 +24,10 @@ _KEY_FILE_BYTES_MAX = 4096
 _PKCS8 = bytes.fromhex("302e020100300506032b657004220420")
 _PEM_BEGIN = "-----BEGIN PRIVATE KEY-----"
 _PEM_END = "-----END PRIVATE KEY-----"
+# SubjectPublicKeyInfo of an Ed25519 key, up to the key. Source: RFC 8410, section 4.
+_SPKI = bytes.fromhex("302a300506032b6570032100")
+_PUBLIC_BEGIN = "-----BEGIN PUBLIC KEY-----"
+_PUBLIC_END = "-----END PUBLIC KEY-----"
 
 
 class SigningKey:
@@ -56,19 +60,31 @@ class SigningKey:
         return cls.load(path)
 
     @classmethod
-    def load(cls, path: Path) -> SigningKey:
+    def load(cls, path: Path, *, is_credential: bool = False) -> SigningKey:
         """Read the key at `path`.
+
+        `is_credential`: the service manager put it there, for this process. It may say so by an
+        access list, whose mask then shows as the group's right to read.
 
         Raises:
             KeyFileError: As for `load_or_create`, or there is none.
         """
         try:
-            mode = stat.S_IMODE(path.lstat().st_mode)
+            status = path.lstat()
             data = read_bounded(path, size_bytes_max=_KEY_FILE_BYTES_MAX)
         except OSError as error:
             raise KeyFileError(f"cannot read the key {path}: {error.strerror}") from error
-        if mode & 0o077:
-            raise KeyFileError(f"others may read the key {path}: its mode is {mode:04o}, not 0400")
+        mode = stat.S_IMODE(status.st_mode)
+        if mode & (0o037 if is_credential else 0o077):
+            raise KeyFileError(
+                f"others may read the key {path}: its mode is {mode:04o}. If nobody has read it,"
+                f" chmod 0400 is enough; else it has to be revoked."
+            )
+        if status.st_uid not in (os.geteuid(), 0):
+            raise KeyFileError(
+                f"the key {path} belongs to the user {status.st_uid}, who may read it: it must be"
+                f" this server's alone (user {os.geteuid()})"
+            )
         seed = _seed_of_pem(data)
         if seed is None:
             raise KeyFileError(f"{path} is not an Ed25519 private key in PEM (PKCS #8)")
@@ -80,6 +96,24 @@ class SigningKey:
 
     def __repr__(self) -> str:
         return f"SigningKey({self.key_id})"
+
+
+def public_pem(public: bytes) -> bytes:
+    """Write a public key as other tools read it: PEM, SubjectPublicKeyInfo."""
+    body = base64.b64encode(_SPKI + public).decode()
+    return f"{_PUBLIC_BEGIN}\n{body}\n{_PUBLIC_END}\n".encode()
+
+
+def read_public_pem(data: bytes) -> bytes:
+    """Return the 32 bytes of a public key in PEM.
+
+    Raises:
+        KeyFileError: It is no Ed25519 public key.
+    """
+    der = _der_of_pem(data, _PUBLIC_BEGIN, _PUBLIC_END)
+    if der is None or len(der) != len(_SPKI) + PUBLIC_BYTES or not der.startswith(_SPKI):
+        raise KeyFileError("not an Ed25519 public key in PEM")
+    return der[len(_SPKI) :]
 
 
 def key_id(public: bytes) -> str:
@@ -107,15 +141,17 @@ def _pem(seed: bytes) -> bytes:
 
 
 def _seed_of_pem(data: bytes) -> bytes | None:
-    lines = data.decode("ascii", "replace").split()
-    text = " ".join(lines)
-    if not (text.startswith(_PEM_BEGIN) and text.endswith(_PEM_END)):
-        return None
-    body = text[len(_PEM_BEGIN) : -len(_PEM_END)].replace(" ", "")
-    try:
-        der = base64.b64decode(body, validate=True)
-    except binascii.Error:
-        return None
-    if len(der) != len(_PKCS8) + SEED_BYTES or not der.startswith(_PKCS8):
+    der = _der_of_pem(data, _PEM_BEGIN, _PEM_END)
+    if der is None or len(der) != len(_PKCS8) + SEED_BYTES or not der.startswith(_PKCS8):
         return None
     return der[len(_PKCS8) :]
+
+
+def _der_of_pem(data: bytes, begin: str, end: str) -> bytes | None:
+    text = " ".join(data.decode("ascii", "replace").split())
+    if not (text.startswith(begin) and text.endswith(end)):
+        return None
+    try:
+        return base64.b64decode(text[len(begin) : -len(end)].replace(" ", ""), validate=True)
+    except binascii.Error:
+        return None

@@ -8,13 +8,19 @@ Which root keys may stand in the first generation is said from outside (`root_ke
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from storage.envelope import ENVELOPE_BYTES_MAX, decode_json, encode_json, seal, unseal
-from storage.errors import SignatureInvalidError
+from storage.errors import (
+    KeyFileError,
+    ReleaseInvalidError,
+    ReleaseKeyRetiredError,
+    SignatureInvalidError,
+)
 from storage.files import mapped_errors, read_bounded, write_atomic
 from storage.layout import STATEMENT_MODE
 from storage.provenance import BUILDERS
@@ -22,6 +28,8 @@ from storage.signing import SigningKey, key_id
 
 TRUST_TYPE = "application/vnd.gitd.trust+json"
 PROVENANCE_ROLE = "provenance"
+RELEASE_ROLE = "release"
+ROLES = (PROVENANCE_ROLE, RELEASE_ROLE)
 GENERATION_COUNT_MAX = 10_000
 
 
@@ -31,16 +39,17 @@ class TrustedKey:
 
     Attributes:
         public: Its 32 bytes.
-        roles: Kinds of statements; so far `provenance`.
+        roles: Kinds of statements: `provenance`, `release`.
         builders: Ids of the builders that it may speak for.
         sites: Names of sites, or `*` for all.
-        retired: It signs nothing new; what it signed before stays valid.
+        retired: It signs nothing new; what it signed before stays valid. That a statement is not
+            new is known of those that a host went by before, and of those that a release names.
         revoked: Nothing that it ever signed is valid.
         reason: Why it was retired or revoked.
     """
 
     public: bytes
-    roles: tuple[str, ...] = (PROVENANCE_ROLE,)
+    roles: tuple[str, ...] = ROLES
     builders: tuple[str, ...] = BUILDERS
     sites: tuple[str, ...] = ("*",)
     retired: bool = False
@@ -51,6 +60,21 @@ class TrustedKey:
     def key_id(self) -> str:
         return key_id(self.public)
 
+    @property
+    def is_active(self) -> bool:
+        return not self.retired and not self.revoked
+
+    def may(self, role: str, site: str) -> bool:
+        return role in self.roles and ("*" in self.sites or site in self.sites)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A generation that somebody went by: its number, and the SHA-256 of its file."""
+
+    version: int
+    sha256: str
+
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
@@ -60,18 +84,29 @@ class Keyring:
         version: Its number N.
         roots: Public root keys by id.
         keys: The other keys by id.
+        sha256: Of the generation's file, in hexadecimal.
     """
 
     version: int
     roots: Mapping[str, bytes]
     keys: Mapping[str, TrustedKey]
+    sha256: str = ""
+
+    @property
+    def seen(self) -> Seen:
+        return Seen(self.version, self.sha256)
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        return frozenset(name for name, key in self.keys.items() if key.revoked)
 
     def provenance_key(self, key_id: str) -> bytes | None:
         """Return the public key if it may vouch for any provenance at all."""
-        key = self.keys.get(key_id)
-        if key is None or key.revoked or PROVENANCE_ROLE not in key.roles:
-            return None
-        return key.public
+        return self._key_for(PROVENANCE_ROLE, key_id)
+
+    def release_key(self, key_id: str) -> bytes | None:
+        """Return the public key if it may vouch for any release at all."""
+        return self._key_for(RELEASE_ROLE, key_id)
 
     def authorize(self, key_ids: Iterable[str], *, builder: str, site: str) -> str:
         """Return the first of the keys that may speak for this builder and site.
@@ -81,34 +116,84 @@ class Keyring:
         """
         for name in sorted(key_ids):
             key = self.keys[name]
-            if builder in key.builders and ("*" in key.sites or site in key.sites):
+            if builder in key.builders and key.may(PROVENANCE_ROLE, site):
                 return name
         raise SignatureInvalidError(f"no key that signed may speak for {builder} and {site}")
 
+    def authorize_release(self, key_ids: Iterable[str], *, site: str, is_new: bool) -> str:
+        """Return the first of the keys that may release this site.
 
-def establish(folder: Path, *, root: SigningKey, signing: SigningKey) -> Keyring:
-    """See to it that the newest generation trusts `signing`; write the next one if it does not.
+        `is_new`: the statement was not gone by before, so that a retired key is too late.
 
-    The other keys of that generation are retired: what they signed stays valid. Durable when it
-    returns; one process at a time.
+        Raises:
+            ReleaseInvalidError: None may.
+            ReleaseKeyRetiredError: Only such a one did.
+        """
+        able = [name for name in sorted(key_ids) if self.keys[name].may(RELEASE_ROLE, site)]
+        if not able:
+            raise ReleaseInvalidError(f"no key that signed may release {site}")
+        for name in able:
+            if not is_new or self.keys[name].is_active:
+                return name
+        raise ReleaseKeyRetiredError(f"the key {able[0]} was retired: it releases nothing any more")
+
+    def _key_for(self, role: str, key_id: str) -> bytes | None:
+        key = self.keys.get(key_id)
+        if key is None or key.revoked or role not in key.roles:
+            return None
+        return key.public
+
+
+def establish(
+    folder: Path,
+    *,
+    root: SigningKey | None,
+    signing: SigningKey,
+    root_key_ids: frozenset[str] | None = None,
+) -> Keyring:
+    """See to it that the newest generation trusts `signing`, for all roles, and no other key.
+
+    Writes the next generation if it does not. Other keys are retired in it: what they signed stays
+    valid. Durable when it returns; one process at a time (see `Custody.locked`).
+
+    `root`: signs a new generation; None where it is kept elsewhere. `root_key_ids`: the root keys
+    that trust begins with; without them that is `root`.
 
     Raises:
-        SignatureInvalidError: The generations do not hold, `root` is not a root key of the last
-            one, or `signing` was revoked.
+        SignatureInvalidError: The generations do not hold, or `signing` was retired or revoked.
+        KeyFileError: A new generation is needed, and the root key is not here.
     """
     if not (folder / "root.1.json").exists():
-        first = Keyring(1, {root.key_id: root.public}, _listed([TrustedKey(signing.public)]))
-        return _write(folder, first, root)
+        needed = _needed(root, signing)
+        first = Keyring(1, {needed.key_id: needed.public}, _listed([TrustedKey(signing.public)]))
+        return _write(folder, first, needed)
+    if root_key_ids is None and root is not None:
+        root_key_ids = frozenset({root.key_id})
+    newest = load_keyring(folder, root_key_ids=root_key_ids)
+    key = newest.keys.get(signing.key_id)
+    if key is not None and not key.is_active:
+        raise SignatureInvalidError(f"the key {signing.key_id} was retired or revoked")
+    others = [other for name, other in newest.keys.items() if name != signing.key_id]
+    wanted = [*(_retired(other) for other in others), TrustedKey(signing.public)]
+    if dict(newest.keys) == _listed(wanted):
+        return newest
+    return _write(folder, _next(newest, wanted), _needed(root, signing))
+
+
+def introduce(folder: Path, *, root: SigningKey, signing: SigningKey) -> Keyring:
+    """Write a generation that trusts `signing` beside what it trusts already.
+
+    Raises:
+        SignatureInvalidError: As for `establish`.
+    """
     newest = load_keyring(folder, root_key_ids=frozenset({root.key_id}))
     key = newest.keys.get(signing.key_id)
-    if key is not None and not key.retired and not key.revoked:
-        return newest
     if key is not None:
-        raise SignatureInvalidError(f"the key {signing.key_id} was retired or revoked")
-    kept = [
-        other if other.revoked else replace(other, retired=True) for other in newest.keys.values()
-    ]
-    return _write(folder, _next(newest, [*kept, TrustedKey(signing.public)]), root)
+        if not key.is_active:
+            raise SignatureInvalidError(f"the key {signing.key_id} was retired or revoked")
+        return newest
+    wanted = [*newest.keys.values(), TrustedKey(signing.public)]
+    return _write(folder, _next(newest, wanted), root)
 
 
 def revoke(folder: Path, *, root: SigningKey, key_id: str, reason: str) -> Keyring:
@@ -152,6 +237,23 @@ def load_keyring(folder: Path, *, root_key_ids: frozenset[str] | None) -> Keyrin
     return keyring
 
 
+def check_succession(before: Seen, keyring: Keyring) -> None:
+    """Nobody who went by a generation goes back behind it, or to another of that number.
+
+    Raises:
+        SignatureInvalidError: That is what `keyring` would be.
+    """
+    if keyring.version < before.version:
+        raise SignatureInvalidError(
+            f"trust: generation {before.version} was seen before, and they end with"
+            f" {keyring.version}: newer ones were taken away"
+        )
+    if keyring.seen != before and keyring.version == before.version:
+        raise SignatureInvalidError(
+            f"trust: generation {keyring.version} is not the one that was seen before"
+        )
+
+
 def _check(
     data: bytes, version: int, before: Keyring | None, root_key_ids: frozenset[str] | None
 ) -> Keyring:
@@ -161,7 +263,7 @@ def _check(
     # One signature by the generation's own root keys, and one by those of the generation before.
     for roots in (claimed.roots, before.roots if before else claimed.roots):
         unseal(data, payload_type=TRUST_TYPE, public_key=roots.get)
-    return claimed
+    return replace(claimed, sha256=hashlib.sha256(data).hexdigest())
 
 
 def _unchecked_body(data: bytes) -> bytes:
@@ -208,6 +310,19 @@ def _public(name: str, text: str) -> bytes:
     return public
 
 
+def _needed(root: SigningKey | None, signing: SigningKey) -> SigningKey:
+    if root is None:
+        raise KeyFileError(
+            f"the signing key {signing.key_id} is not trusted yet, and the root key that could say "
+            "so is not here"
+        )
+    return root
+
+
+def _retired(key: TrustedKey) -> TrustedKey:
+    return key if key.revoked else replace(key, retired=True)
+
+
 def _next(newest: Keyring, keys: list[TrustedKey]) -> Keyring:
     return Keyring(newest.version + 1, newest.roots, _listed(keys))
 
@@ -244,4 +359,4 @@ def _write(folder: Path, keyring: Keyring, root: SigningKey) -> Keyring:
     with mapped_errors("write the trusted keys"):
         if not write_atomic(path, envelope.data, mode=STATEMENT_MODE, replace=False):
             raise SignatureInvalidError(f"{path.name} was written meanwhile: try again")
-    return keyring
+    return replace(keyring, sha256=envelope.sha256)

@@ -109,9 +109,13 @@ class ArtifactLinks(msgspec.Struct, frozen=True):
 
 
 class Artifact(msgspec.Struct, frozen=True):
-    """A build's signed output. `size` is in bytes; the same content always has the same id."""
+    """A build's signed output. `size` is in bytes; the same content always has the same id.
+
+    `status` is `ready`, or `revoked` when the key that vouched for it was: it is not deployed then.
+    """
 
     id: str
+    status: str
     digest: str
     signature: str
     key_id: str
@@ -266,6 +270,7 @@ def artifact(
     path = f"{environment_path(site, environment)}/artifacts/{row.id}"
     return Artifact(
         id=row.id,
+        status="revoked" if made_by.is_revoked else "ready",
         digest=row.digest,
         signature=made_by.signature,
         key_id=made_by.key_id,

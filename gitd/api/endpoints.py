@@ -268,7 +268,7 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
             answer=answers.Job,
             status=202,
             is_creating=True,
-            errors=("artifact.not_found",),
+            errors=("artifact.not_found", "artifact.revoked"),
         ),
         Endpoint(
             "GET",
@@ -297,7 +297,12 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
             answer=answers.Job,
             status=202,
             is_creating=True,
-            errors=("release.not_found", "release.no_previous", "release.already_current"),
+            errors=(
+                "release.not_found",
+                "release.no_previous",
+                "release.already_current",
+                "artifact.revoked",
+            ),
         ),
         Endpoint(
             "POST",
@@ -309,7 +314,7 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
             answer=answers.Job,
             status=202,
             is_creating=True,
-            errors=("environment.nothing_running", "environment.ambiguous"),
+            errors=("environment.nothing_running", "environment.ambiguous", "artifact.revoked"),
         ),
         Endpoint(
             "GET",

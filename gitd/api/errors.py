@@ -211,6 +211,13 @@ _ROWS = (
     ),
     ErrorCode(
         CONFLICT,
+        "artifact.revoked",
+        "The key that vouched for the artifact was revoked, and nothing else vouches for it.",
+        "Build its commit again; or let the server's operator vouch for it with gitd signing-key "
+        "resign.",
+    ),
+    ErrorCode(
+        CONFLICT,
         "release.no_previous",
         "Nothing ran on the environment before: there is nothing to go back to.",
         "Name a release of this environment to bring that very one back.",

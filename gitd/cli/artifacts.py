@@ -18,6 +18,7 @@ COLUMNS = (
     Column("FILES", "files", rank=3),
     Column("SIZE", "size", Kind.SIZE, rank=2),
     Column("CREATED", "created_at", Kind.TIME, rank=1),
+    Column("STATUS", "status", Kind.STATUS, rank=1),
 )
 
 

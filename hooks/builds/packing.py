@@ -18,7 +18,7 @@ from hooks.clock import rfc3339
 from hooks.jobs import JobChanges, Jobs
 from hooks.queueing import DeploymentOrder, queue_deployment
 from storage.artifacts import ArtifactStore, Ingested
-from storage.envelope import Envelope, seal
+from storage.envelope import Envelope
 from storage.manifest import Manifest
 from storage.model import Artifact, Attestation, Build, Trigger
 from storage.provenance import (
@@ -31,7 +31,6 @@ from storage.provenance import (
 from storage.records import artifacts, builds, environments, sites
 from storage.records import jobs as job_rows
 from storage.repos import EntryKind, Repositories, TreeFile
-from storage.signing import SigningKey
 from storage.source import (
     WHOLE_BYTES_MAX,
     Limits,
@@ -44,14 +43,17 @@ from storage.tar import scan_tar
 
 
 class Packer:
-    """Keeps outputs. `scratch` holds the tars that builders send, until they are packed."""
+    """Keeps outputs. `scratch` holds the tars that builders send, until they are packed.
+
+    `seal` signs a statement.
+    """
 
     def __init__(
         self,
         jobs: Jobs,
         repositories: Repositories,
         store: ArtifactStore,
-        signing_key: SigningKey,
+        seal: Callable[[bytes], Envelope],
         *,
         scratch: Path,
         size_bytes_max: int,
@@ -60,7 +62,7 @@ class Packer:
         self._records = jobs.records
         self._repositories = repositories
         self._store = store
-        self._signing_key = signing_key
+        self._seal = seal
         self._scratch = scratch
         self._size_bytes_max = size_bytes_max
         self._version = version("gitd")
@@ -89,7 +91,7 @@ class Packer:
 
         def attest(manifest: Manifest) -> Envelope:
             facts = self._provenance(site.name, slug, build, outcome)
-            return seal(build_provenance(facts, manifest), self._signing_key)
+            return self._seal(build_provenance(facts, manifest))
 
         def record(db: sqlite3.Connection, kept: Ingested) -> None:
             changes = self._jobs.changes_in(db)

@@ -39,6 +39,7 @@ from hooks.deploys.state import HostFolder
 from hooks.deploys.traffic import make_server
 from hooks.process import die_with_parent, drop_privileges
 from storage.reader import StoreReader
+from storage.trust_memory import TrustMemory
 
 BACKLOG: Final = 1024
 
@@ -107,7 +108,11 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
     line = ControlLine(config.socket)
     with ThreadPoolExecutor(THREADS, "rollout") as threads:
         tools = RolloutTools(
-            reader=StoreReader(config.store, root_key_ids=config.root_key_ids),
+            reader=StoreReader(
+                config.store,
+                root_key_ids=config.root_key_ids,
+                memory=TrustMemory(config.directory / "trust.json"),
+            ),
             threads=threads,
             unpacking=asyncio.Semaphore(UNPACK_COUNT_MAX),
             starting=asyncio.Semaphore(START_COUNT_MAX),

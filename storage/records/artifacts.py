@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from storage.model import Artifact, Attestation, SiteArtifact
-from storage.records.blobs import chunks, marks
+from storage.records import attestations
 from storage.records.statements import insert
 
 
@@ -29,34 +28,14 @@ def _artifact(row: sqlite3.Row) -> Artifact:
         row["files"],
         row["size_bytes"],
         row["created_at"],
-        row["expired_at"],
-        row["dropped_at"],
-    )
-
-
-def _attestation(row: sqlite3.Row) -> Attestation:
-    return Attestation(
-        envelope_sha256=row["envelope_sha256"],
-        artifact_id=row["artifact_id"],
-        site_id=row["site_id"],
-        build_id=row["build_id"],
-        key_id=row["key_id"],
-        signature=row["signature"],
-        profile=row["profile"],
-        ref=row["ref"],
-        commit=row["commit_id"],
-        created_at=row["created_at"],
     )
 
 
 def add(db: sqlite3.Connection, artifact: Artifact) -> None:
-    """Keep the artifact. One that is known already stays as it is; if it had expired or been
-    dropped, it is back: the caller has put its tree in the store in this very transaction.
-    """
+    """Keep the artifact; one that is there already stays as it is."""
     db.execute(
         "INSERT INTO artifact(id, digest, manifest_sha256, files, size_bytes, created_at)"
-        " VALUES(?,?,?,?,?,?) ON CONFLICT(id) DO UPDATE"
-        " SET expired_at = NULL, dropped_at = NULL",
+        " VALUES(?,?,?,?,?,?) ON CONFLICT(id) DO NOTHING",
         (
             artifact.id,
             artifact.digest,
@@ -74,6 +53,8 @@ def get(db: sqlite3.Connection, artifact_id: str) -> Artifact | None:
 
 
 def attest(db: sqlite3.Connection, attestation: Attestation) -> None:
+    """Add a statement as the newest: its `sequence` is given here."""
+    row = db.execute("SELECT COALESCE(MAX(sequence), 0) AS newest FROM attestation").fetchone()
     insert(
         db,
         "attestation",
@@ -88,28 +69,16 @@ def attest(db: sqlite3.Connection, attestation: Attestation) -> None:
             "ref": attestation.ref,
             "commit_id": attestation.commit,
             "created_at": attestation.created_at,
+            "sequence": row["newest"] + 1,
+            "revoked": int(attestation.is_revoked),
         },
     )
 
 
 def of_site(db: sqlite3.Connection, site_id: str, artifact_id: str) -> SiteArtifact | None:
-    """The artifact with the newest statement of this site, or None when no build here made it.
-
-    Also one that has expired or was dropped, as long as a statement of it is kept.
-    """
-    row = db.execute(
-        "SELECT * FROM attestation WHERE site_id = ? AND artifact_id = ?"
-        " ORDER BY build_id DESC LIMIT 1",
-        (site_id, artifact_id),
-    ).fetchone()
-    return None if row is None else _with_artifact(db, row)
-
-
-def by_envelope(db: sqlite3.Connection, envelope_sha256: str) -> SiteArtifact | None:
-    row = db.execute(
-        "SELECT * FROM attestation WHERE envelope_sha256 = ?", (envelope_sha256,)
-    ).fetchone()
-    return None if row is None else _with_artifact(db, row)
+    """The artifact with the statement of this site to go by, or None when no build here made it."""
+    made_by = attestations.best(db, site_id, artifact_id)
+    return None if made_by is None else _with_artifact(db, made_by)
 
 
 def page(
@@ -120,8 +89,7 @@ def page(
     last: str | None,
     limit_count: int,
 ) -> ArtifactPage:
-    """The site's artifacts that can be deployed by their newest build, as the list stood when
-    `newest` was newest.
+    """The site's artifacts by their newest build, as the list stood when `newest` was newest.
 
     A first page has neither bound. An artifact that is built again between two pages keeps its
     place in the walk, so that nothing is missed or seen twice.
@@ -137,29 +105,23 @@ def page(
         "SELECT * FROM attestation a WHERE site_id = ? AND build_id <= ? AND build_id < ?"
         " AND NOT EXISTS(SELECT 1 FROM attestation b WHERE b.site_id = a.site_id"
         " AND b.artifact_id = a.artifact_id AND b.build_id > a.build_id AND b.build_id <= ?)"
-        " AND EXISTS(SELECT 1 FROM artifact WHERE id = a.artifact_id AND expired_at IS NULL)"
         " ORDER BY build_id DESC LIMIT ?",
         (site_id, newest, last or "build_~", newest, limit_count + 1),
     ).fetchall()
-    items = tuple(_with_artifact(db, row) for row in rows[:limit_count])
-    end = items[-1].attestation.build_id if items else None
+    kept = [attestations.read(row) for row in rows[:limit_count]]
+    items = tuple(_with_artifact(db, _best(db, made_by)) for made_by in kept)
+    end = kept[-1].build_id if kept else None
     return ArtifactPage(items, newest, end, has_more=len(rows) > limit_count)
 
 
-def available(db: sqlite3.Connection, artifact_ids: Iterable[str]) -> set[str]:
-    """Return those of the artifacts that can be deployed."""
-    found: set[str] = set()
-    for chunk in chunks(set(artifact_ids)):
-        rows = db.execute(
-            f"SELECT id FROM artifact WHERE id IN ({marks(chunk)}) AND expired_at IS NULL",  # noqa: S608 - question marks
-            chunk,
-        )
-        found.update(row[0] for row in rows)
-    return found
+def _best(db: sqlite3.Connection, made_by: Attestation) -> Attestation:
+    """The statement to go by of an artifact: another one when this is revoked."""
+    if not made_by.is_revoked:
+        return made_by
+    return attestations.best(db, made_by.site_id, made_by.artifact_id) or made_by
 
 
-def _with_artifact(db: sqlite3.Connection, row: sqlite3.Row) -> SiteArtifact:
-    attestation = _attestation(row)
+def _with_artifact(db: sqlite3.Connection, attestation: Attestation) -> SiteArtifact:
     artifact = get(db, attestation.artifact_id)
     assert artifact is not None, "kept by a foreign key"
     return SiteArtifact(artifact, attestation)

@@ -16,14 +16,13 @@ from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
-from storage import trust
 from storage.artifacts import ArtifactStore
+from storage.custody import Custody
 from storage.joblog import JobLogs
 from storage.model import ActorRef, Environment, Site
 from storage.records import environments
 from storage.records.db import Records
 from storage.repos import Repositories
-from storage.signing import SigningKey
 
 ACTOR = ActorRef("api_key", "key_00000000000000000000000001", "tests")
 
@@ -37,6 +36,7 @@ class World:
     jobs: Jobs
     repositories: Repositories
     store: ArtifactStore
+    custody: Custody
     pipeline: Pipeline
     push_hooks: PushHooks
     builds: BuildRunner
@@ -49,16 +49,16 @@ class World:
         repositories = Repositories(root / "repos")
         (root / "repos").mkdir(exist_ok=True)
         store = ArtifactStore.open(root / "store", records, group=None)
-        key = SigningKey.load_or_create(root / "signing.key")
-        root_key = SigningKey.load_or_create(root / "root.key")
-        trust.establish(store.layout.trust, root=root_key, signing=key)
+        (root / "keys").mkdir(exist_ok=True)
+        custody = Custody(root / "keys")
+        custody.open(store.layout.trust)
         (root / "tmp").mkdir(exist_ok=True)
         limits = BuildLimits(lease_s=0.8)
         packer = Packer(
             jobs,
             repositories,
             store,
-            key,
+            custody.seal,
             scratch=root / "tmp",
             size_bytes_max=limits.output_bytes_max,
         )
@@ -72,6 +72,7 @@ class World:
             jobs,
             repositories,
             store,
+            custody,
             Pipeline(jobs, repositories),
             PushHooks(jobs, repositories),
             builds,

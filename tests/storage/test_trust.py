@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 from storage.envelope import encode_json, seal
-from storage.errors import SignatureInvalidError
+from storage.errors import (
+    ReleaseInvalidError,
+    ReleaseKeyRetiredError,
+    SignatureInvalidError,
+)
 from storage.provenance import SANDBOX_BUILDER, SOURCE_BUILDER
 from storage.signing import SigningKey
 from storage.trust import TRUST_TYPE, Keyring, TrustedKey, establish, load_keyring, revoke
+from storage.trust_memory import TrustMemory
 
 ROOT, KEY, NEXT, THIEF = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3, 4))
 PIN = frozenset({ROOT.key_id})
@@ -94,6 +99,25 @@ def test_key_without_the_role_vouches_for_no_provenance() -> None:
     assert keyring.provenance_key(KEY.key_id) is None
 
 
+def test_retired_key_releases_nothing_new() -> None:
+    """Case 26: what it signed before stays valid, what it signs too late does not."""
+    keyring = Keyring(1, {}, {KEY.key_id: TrustedKey(KEY.public, retired=True)})
+    how = {"site": "acme-store"}
+    assert keyring.authorize_release({KEY.key_id}, is_new=False, **how) == KEY.key_id
+    with pytest.raises(ReleaseKeyRetiredError):
+        keyring.authorize_release({KEY.key_id}, is_new=True, **how)
+
+
+def test_key_of_another_site_or_role_releases_nothing() -> None:
+    for key in (
+        TrustedKey(KEY.public, sites=("other",)),
+        TrustedKey(KEY.public, roles=("provenance",)),
+    ):
+        keyring = Keyring(1, {}, {KEY.key_id: key})
+        with pytest.raises(ReleaseInvalidError):
+            keyring.authorize_release({KEY.key_id}, site="acme-store", is_new=False)
+
+
 def test_folder_without_a_generation_trusts_nobody(tmp_path: Path) -> None:
     with pytest.raises(SignatureInvalidError, match="no trusted keys"):
         load_keyring(tmp_path, root_key_ids=None)
@@ -156,5 +180,104 @@ def test_generation_left_out_is_refused(tmp_path: Path) -> None:
     establish(tmp_path, root=ROOT, signing=NEXT)
     revoke(tmp_path, root=ROOT, key_id=KEY.key_id, reason="stolen")
     (tmp_path / "root.2.json").unlink()
+    with pytest.raises(SignatureInvalidError, match="missing"):
+        load_keyring(tmp_path, root_key_ids=PIN)
+
+
+# -- what a host remembers -----------------------------------------------------------------------
+
+
+def chain(folder: Path) -> None:
+    """Three generations: KEY, then NEXT, then KEY revoked."""
+    establish(folder, root=ROOT, signing=KEY)
+    establish(folder, root=ROOT, signing=NEXT)
+    revoke(folder, root=ROOT, key_id=KEY.key_id, reason="stolen")
+
+
+def test_generations_that_were_taken_away_are_missed(tmp_path: Path) -> None:
+    """Case 28: a downgrade takes a revocation back."""
+    trust = tmp_path / "trust"
+    trust.mkdir()
+    chain(trust)
+    TrustMemory(tmp_path / "seen").take(load_keyring(trust, root_key_ids=PIN))
+    (trust / "root.3.json").unlink()
+    older = load_keyring(trust, root_key_ids=PIN)
+    with pytest.raises(SignatureInvalidError, match="generation 3 was seen before"):
+        TrustMemory(tmp_path / "seen").take(older)
+
+
+def test_another_generation_of_the_same_number_is_noticed(tmp_path: Path) -> None:
+    """Case 28: each is signed by the root key, and only one of them was seen first."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, key in ((one, NEXT), (other, THIEF)):
+        folder.mkdir()
+        establish(folder, root=ROOT, signing=KEY)
+        establish(folder, root=ROOT, signing=key)
+    memory = TrustMemory(tmp_path / "seen")
+    memory.take(load_keyring(one, root_key_ids=PIN))
+    memory.take(load_keyring(one, root_key_ids=PIN))
+    with pytest.raises(SignatureInvalidError, match="not the one"):
+        memory.take(load_keyring(other, root_key_ids=PIN))
+
+
+def test_memory_goes_on_with_the_generations(tmp_path: Path) -> None:
+    trust = tmp_path / "trust"
+    trust.mkdir()
+    memory = TrustMemory(tmp_path / "seen")
+    for signing in (KEY, NEXT):
+        memory.take(establish(trust, root=ROOT, signing=signing))
+    assert b'"version":2' in (tmp_path / "seen").read_bytes()
+
+
+def test_memory_that_cannot_be_read_trusts_nobody(tmp_path: Path) -> None:
+    (tmp_path / "seen").write_bytes(b"{")
+    (tmp_path / "trust").mkdir()
+    keyring = establish(tmp_path / "trust", root=ROOT, signing=KEY)
+    with pytest.raises(SignatureInvalidError, match="cannot read"):
+        TrustMemory(tmp_path / "seen").take(keyring)
+
+
+# -- a root key that follows on another ----------------------------------------------------------
+
+
+def hand_on(folder: Path, *signers: SigningKey) -> None:
+    """Write generation 2, in which NEXT takes the place of ROOT as the root key."""
+    resign(folder, 2, signers[0], version=2, rootKeys={NEXT.key_id: b64(NEXT.public)})
+    if len(signers) > 1:
+        path = folder / "root.2.json"
+        envelope = json.loads(path.read_bytes())
+        body = base64.b64decode(envelope["payload"])
+        envelope["signatures"] = [
+            json.loads(seal(body, key, payload_type=TRUST_TYPE).data)["signatures"][0]
+            for key in signers
+        ]
+        path.write_bytes(encode_json(envelope))
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_root_key_is_replaced_by_both_together(tmp_path: Path) -> None:
+    establish(tmp_path, root=ROOT, signing=KEY)
+    hand_on(tmp_path, ROOT, NEXT)
+    assert load_keyring(tmp_path, root_key_ids=PIN).roots.keys() == {NEXT.key_id}
+
+
+@pytest.mark.parametrize("signers", [(ROOT,), (NEXT,), (ROOT, ROOT), (NEXT, THIEF)])
+def test_root_key_is_not_replaced_by_one_of_them(
+    tmp_path: Path, signers: tuple[SigningKey, ...]
+) -> None:
+    """Case 28: signed only by the old or only by the new key, or by one of them twice."""
+    establish(tmp_path, root=ROOT, signing=KEY)
+    hand_on(tmp_path, *signers)
+    with pytest.raises(SignatureInvalidError):
+        load_keyring(tmp_path, root_key_ids=PIN)
+
+
+def test_generation_of_a_later_number_is_no_next_one(tmp_path: Path) -> None:
+    """Case 28: a number is skipped."""
+    establish(tmp_path, root=ROOT, signing=KEY)
+    resign(tmp_path, 3, ROOT, version=3)
     with pytest.raises(SignatureInvalidError, match="missing"):
         load_keyring(tmp_path, root_key_ids=PIN)

@@ -25,8 +25,8 @@ from hooks.deploys.wire import Report, RollFailure
 from hooks.follow import Addresses
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
-from storage import trust
 from storage.artifacts import ArtifactStore
+from storage.custody import Custody
 from storage.digest import Digest
 from storage.joblog import JobLogs
 from storage.model import ApiKey
@@ -34,7 +34,6 @@ from storage.reader import StoreReader
 from storage.records import api_keys
 from storage.records.db import Records
 from storage.repos import Repositories
-from storage.signing import SigningKey
 
 
 class FrozenClock:
@@ -86,16 +85,16 @@ class Service:
         self.jobs.recover()
         self.repositories = Repositories(self.root / "repos")
         self.store = ArtifactStore.open(self.root / "store", self.records, group=None)
-        key = SigningKey.load_or_create(self.root / "signing.key")
-        root_key = SigningKey.load_or_create(self.root / "root.key")
-        trust.establish(self.store.layout.trust, root=root_key, signing=key)
+        (self.root / "keys").mkdir(exist_ok=True)
+        self.custody = Custody(self.root / "keys")
+        self.custody.open(self.store.layout.trust)
         self.reader = StoreReader(self.root / "store")
         (self.root / "tmp").mkdir(exist_ok=True)
         packer = Packer(
             self.jobs,
             self.repositories,
             self.store,
-            key,
+            self.custody.seal,
             scratch=self.root / "tmp",
             size_bytes_max=BuildLimits().output_bytes_max,
         )

@@ -10,6 +10,7 @@ from hooks.deploys.wire import RollFailure
 from storage.digest import Digest
 from storage.envelope import IN_TOTO_TYPE, unseal
 from storage.ids import artifact_id
+from storage.records import attestations
 
 JOB = re.compile(r"job_[0-7][0-9A-HJKMNP-TV-Z]{25}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -282,3 +283,23 @@ async def test_log_with_follow_ends_with_the_build(service, acme) -> None:
     await service.build("first", "second")
     text = (await asyncio.wait_for(following, 5)).raw.decode()
     assert "first\nsecond\n" in text
+
+
+async def test_artifact_whose_key_was_revoked_is_listed_as_such_and_not_deployed(acme) -> None:
+    await acme.release(b"one")
+    first = (await acme.service.get(f"{acme.production}/releases")).data[0]
+    await acme.release(b"two")
+    (key_id,) = acme.service.reader.keyring().keys
+    acme.service.records.write(lambda db: attestations.revoke(db, {key_id}))
+    listed = (await acme.service.get(f"{acme.production}/artifacts")).data
+    assert [item["status"] for item in listed] == ["revoked", "revoked"]
+    for path, body in (
+        ("/deployments", {"artifact_id": first["artifact_id"]}),
+        (f"/deployments/{first['id']}/rollback", {}),
+        ("/promote", {"to_env": "staging"}),
+    ):
+        heard = await acme.service.post(f"{acme.production}{path}", body)
+        assert (heard.status, heard.code) == (409, "artifact.revoked"), path
+    acme.service.records.write(lambda db: attestations.revoke(db, set()))
+    listed = (await acme.service.get(f"{acme.production}/artifacts")).data
+    assert {item["status"] for item in listed} == {"ready"}
