@@ -45,7 +45,7 @@ from storage.custody import Custody
 from storage.digest import Digest
 from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
-from storage.model import Environment
+from storage.model import Environment, PushPolicy
 from storage.reader import StoreReader
 from storage.records import attestations
 from storage.records.db import Records
@@ -141,7 +141,9 @@ class Control:
             domain=config.sites.domain,
         )
         self.pipeline = Pipeline(self.jobs, self.repositories)
-        self.push_hooks = PushHooks(self.jobs, self.repositories)
+        self.push_hooks = PushHooks(
+            self.jobs, self.repositories, PushPolicy(config.builders.when_pushed_again)
+        )
         self.addresses = Addresses(of_environment=self.url_of, server=self.server_url)
         self.narrator = PushNarrator(self.jobs, self.addresses)
         self.authenticator = Authenticator(self.records)

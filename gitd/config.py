@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from gitd.errors import ConfigError
+from storage.model import PushPolicy
 
 ENVIRON_PREFIX = "GITD_"
 
@@ -51,6 +52,7 @@ class BuildersConfig:
     timeout_s: int = 900
     lease_s: float = 4.0
     output_bytes_max: int = 2 * 1024**3
+    when_pushed_again: str = "override"
     cache_bytes_max: int = 10 * 1024**3
     cache_site_bytes_max: int = 2 * 1024**3
 
@@ -205,6 +207,7 @@ def _check(config: Config) -> None:
     _choose("sites.public_scheme", config.sites.public_scheme, ("http", "https"))
     _choose("log.level", config.log.level, ("debug", "info", "warning", "error"))
     _choose("log.format", config.log.format, ("auto", "json", "console"))
+    _choose("builders.when_pushed_again", config.builders.when_pushed_again, tuple(PushPolicy))
     if config.builders.slots < 1:
         raise ConfigError("builders.slots: at least 1")
 

@@ -41,6 +41,7 @@ from storage.model import (
     Environment,
     EnvironmentKind,
     Job,
+    PushPolicy,
     Release,
     Site,
     Trigger,
@@ -55,7 +56,7 @@ from storage.records import (
 )
 from storage.records import jobs as job_rows
 from storage.records.idempotency import Claim
-from storage.records.statements import update
+from storage.records.statements import Value, update
 from storage.repos import Repositories
 
 ROUTES_COUNT_MAX = 100
@@ -178,6 +179,12 @@ class Pipeline:
 
         await self._jobs.commit(change)
 
+    async def set_push_policy(self, where: Site | Environment, policy: PushPolicy | None) -> None:
+        """Say what newer pushes do to older builds there. None leaves it to the wider setting."""
+        table = "site" if isinstance(where, Site) else "environment"
+        columns: dict[str, Value] = {"when_pushed_again": policy}
+        await self._jobs.commit(lambda changes: update(changes.db, table, where.id, columns))
+
     # -- builds and deployments -----------------------------------------------------------------
 
     async def start_build(
@@ -191,6 +198,8 @@ class Pipeline:
         claim: Claim | None = None,
     ) -> Made[Job]:
         """Queue a build of `ref`: a branch, tag, full name or commit; the mapped branch without.
+
+        While the same build is queued or running, the answer is that one's job.
 
         Raises:
             NotFoundError: No such ref in the site's repository.
@@ -210,7 +219,7 @@ class Pipeline:
             environment, resolved.ref, resolved.commit, actor, clean=clean, deploys=deploy
         )
         return await once(
-            self._jobs, claim, "job", 202, lambda changes: queue_build(changes, order)[1], _job
+            self._jobs, claim, "job", 202, lambda changes: queue_build(changes, order).job, _job
         )
 
     async def start_deployment(

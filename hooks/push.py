@@ -26,6 +26,7 @@ from storage.model import (
     Build,
     Environment,
     EnvironmentKind,
+    PushPolicy,
     PushRecord,
     RefMove,
     RouteTarget,
@@ -39,12 +40,16 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """The ref's branch has an environment: a build was queued for it, to be deployed."""
+    """The ref's branch has an environment: a build was queued for it, to be deployed.
+
+    `is_new_build`: else one of the same commit was queued or running, and serves for both.
+    """
 
     ref: str
     environment: Environment
     build: Build
     is_new_environment: bool
+    is_new_build: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +81,15 @@ Effect = Building | TornDown | NotDeployed | Failed
 class PushHooks:
     """What happens around a push to a site's repository."""
 
-    def __init__(self, jobs: Jobs, repositories: Repositories) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        repositories: Repositories,
+        policy: PushPolicy = PushPolicy.OVERRIDE,
+    ) -> None:
         self._jobs = jobs
         self._repositories = repositories
+        self._policy = policy
 
     async def begin(
         self, site_id: str, actor: ActorRef, moves: Sequence[RefMove], options: Sequence[str]
@@ -108,7 +119,8 @@ class PushHooks:
             site = sites.find(changes.db, push.site_id)
             if site is None or not pushes.land(changes.db, push.id, changes.now):
                 return []
-            return [_effect_apart(changes, site, push.actor, move) for move in landed]
+            policy = self._policy
+            return [_effect_apart(changes, site, push.actor, move, policy) for move in landed]
 
         return await self._jobs.commit(change)
 
@@ -136,11 +148,13 @@ def _has_moved(move: RefMove, tips: dict[str, str]) -> bool:
     return tip is None if move.is_delete else tip == move.new
 
 
-def _effect_apart(changes: JobChanges, site: Site, actor: ActorRef, move: RefMove) -> Effect:
+def _effect_apart(
+    changes: JobChanges, site: Site, actor: ActorRef, move: RefMove, policy: PushPolicy
+) -> Effect:
     """Act on one ref by itself: when that fails, the push's other refs do not suffer."""
     try:
         with changes.apart():
-            return _effect(changes, site, actor, move)
+            return _effect(changes, site, actor, move, policy)
     except Exception as error:  # the ring of a ref
         if isinstance(error, StorageError) and not isinstance(error, RecordConflictError):
             raise  # no fault of the ref's: a full disk, for instance, which a repeat may not meet
@@ -148,7 +162,9 @@ def _effect_apart(changes: JobChanges, site: Site, actor: ActorRef, move: RefMov
         return Failed(move.ref)
 
 
-def _effect(changes: JobChanges, site: Site, actor: ActorRef, move: RefMove) -> Effect:
+def _effect(
+    changes: JobChanges, site: Site, actor: ActorRef, move: RefMove, policy: PushPolicy
+) -> Effect:
     branch = branches.branch_of(move.ref)
     if branch is None:
         return NotDeployed(move.ref, "only branches are deployed")
@@ -161,8 +177,9 @@ def _effect(changes: JobChanges, site: Site, actor: ActorRef, move: RefMove) -> 
         return NotDeployed(move.ref, "its branch route says ignore")
     environment, is_new = _environment_for(changes, site, branch, target)
     order = BuildOrder(environment, move.ref, move.new, actor, deploys=True, pushed=True)
-    build, _ = queue_build(changes, order)
-    return Building(move.ref, environment, build, is_new)
+    policy = environment.when_pushed_again or site.when_pushed_again or policy
+    queued = queue_build(changes, order, policy)
+    return Building(move.ref, environment, queued.build, is_new, queued.is_new)
 
 
 def _on_deleted(changes: JobChanges, site: Site, ref: str, branch: str) -> Effect:

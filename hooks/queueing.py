@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hooks.jobs import JobChanges
@@ -15,9 +16,11 @@ from storage.model import (
     Job,
     JobStatus,
     JobType,
+    PushPolicy,
     Trigger,
 )
 from storage.records import builds, deployments
+from storage.records import jobs as job_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,79 @@ class DeploymentOrder:
     commit: str | None
 
 
-def queue_build(changes: JobChanges, order: BuildOrder) -> tuple[Build, Job]:
-    """Queue a build. One by a push takes the place of those that earlier pushes queued."""
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The build that an order got: a new one, or one of the same that was not over yet."""
+
+    build: Build
+    job: Job
+    is_new: bool
+
+
+def queue_build(
+    changes: JobChanges, order: BuildOrder, policy: PushPolicy = PushPolicy.OVERRIDE
+) -> Queued:
+    """Queue a build, unless the same one is queued or running; a push ends older ones by policy."""
+    unfinished = builds.unfinished_of(changes.db, order.environment.id)
+    same = same_build(unfinished, order)
+    if same is not None:
+        builds.ask_too(changes.db, same.id, order.actor.id)
+        job = job_rows.get(changes.db, same.job_id)
+        assert job is not None, "a build has its job"
+        return Queued(same, job, is_new=False)
+    build, job = _add_build(changes, order)
+    if order.pushed:
+        for older in superseded(unfinished, policy):
+            _supersede(changes, older, build)
+    return Queued(build, job, is_new=True)
+
+
+def same_build(unfinished: Sequence[Build], order: BuildOrder) -> Build | None:
+    """The unfinished build, oldest first, that gives what is ordered: same commit, same settings.
+
+    An order of a bare commit takes a build by any name for it. Where builds deploy, only the newest
+    can be the same: what is pushed again after something else is to be served after it.
+    """
+    if order.clean:
+        return None
+    alike = [build for build in unfinished if build.deploys is order.deploys]
+    if order.deploys:
+        alike = alike[-1:]
+    return next(
+        (
+            build
+            for build in reversed(alike)
+            if build.commit == order.commit and order.ref in (None, build.ref)
+        ),
+        None,
+    )
+
+
+def superseded(unfinished: Sequence[Build], policy: PushPolicy) -> list[Build]:
+    """The unfinished builds that a newer push ends. Builds that do not deploy are in nobody's way;
+    what is deploying already is not a build any more.
+    """
+    if policy is PushPolicy.ALL:
+        return []
+    return [
+        build
+        for build in unfinished
+        if build.deploys and (build.status is JobStatus.QUEUED or policy is PushPolicy.OVERRIDE)
+    ]
+
+
+def _supersede(changes: JobChanges, older: Build, newer: Build) -> None:
+    error = Failure(
+        "build.superseded",
+        f"A newer push took its place: {newer.id} of commit {newer.commit[:12]}, which is "
+        f"{newer.job_id}.",
+    )
+    if changes.cancel(older.job_id, error):
+        builds.end(changes.db, older.id, JobStatus.CANCELED, error, changes.now)
+
+
+def _add_build(changes: JobChanges, order: BuildOrder) -> tuple[Build, Job]:
     build_id = new_id("build")
-    if order.pushed and order.ref is not None:
-        _supersede(changes, order.environment.id, order.ref, build_id)
     job = changes.add(
         JobType.BUILD_RUN,
         resource_type="build",
@@ -115,13 +186,6 @@ def queue_deployment(changes: JobChanges, order: DeploymentOrder) -> tuple[Deplo
     )
     deployments.add(changes.db, deployment)
     return deployment, job
-
-
-def _supersede(changes: JobChanges, env_id: str, ref: str, newer: str) -> None:
-    for older in builds.queued_by_push(changes.db, env_id, ref):
-        error = Failure("build.superseded", f"A newer push took its place: {newer}.")
-        if changes.cancel(older.job_id, error):
-            builds.end(changes.db, older.id, JobStatus.CANCELED, error, changes.now)
 
 
 def cancel_work(changes: JobChanges, job: Job, error: Failure | None = None) -> Job | None:

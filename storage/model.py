@@ -25,6 +25,14 @@ class RouteTarget(StrEnum):
     IGNORE = "ignore"
 
 
+class PushPolicy(StrEnum):
+    """What a newer push does to the builds of older ones onto its environment."""
+
+    OVERRIDE = "override"  # ends them, queued or running
+    WAIT = "wait"  # ends those that are queued; the running one finishes first
+    ALL = "all"  # every one is built, in order
+
+
 class JobType(StrEnum):
     BUILD_RUN = "build.run"
     DEPLOYMENT_ROLL = "deployment.roll"
@@ -76,6 +84,7 @@ class Site:
     name: str
     default_branch: str
     created_at: int
+    when_pushed_again: PushPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,10 @@ class BranchRoute:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """`hostname` is one label, without the domain: the router adds that."""
+    """`hostname` is one label, without the domain: the router adds that.
+
+    `when_pushed_again`: None leaves it to the site, and that to the server.
+    """
 
     id: str
     site_id: str
@@ -99,6 +111,7 @@ class Environment:
     status: EnvironmentStatus
     hostname: str
     created_at: int
+    when_pushed_again: PushPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from storage.model import (
     EnvironmentStatus,
     JobStatus,
     JobType,
+    PushPolicy,
     RouteTarget,
     Trigger,
 )
@@ -163,14 +164,19 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class Site(msgspec.Struct, frozen=True):
+    """`when_pushed_again`: null means the server's setting."""
+
     id: str
     name: str
     default_branch: str
     git_url: str
+    when_pushed_again: PushPolicy | None
     created_at: str
 
 
 class Environment(msgspec.Struct, frozen=True):
+    """`when_pushed_again`: null means the site's."""
+
     id: str
     site_id: str
     slug: str
@@ -178,6 +184,7 @@ class Environment(msgspec.Struct, frozen=True):
     branch: str | None
     ephemeral: bool
     status: EnvironmentStatus
+    when_pushed_again: PushPolicy | None
     preview_url: str
     created_at: str
 
@@ -324,6 +331,7 @@ def site(addresses: Addresses, row: model.Site) -> Site:
         name=row.name,
         default_branch=row.default_branch,
         git_url=f"{addresses.server}/{quote(row.name)}.git",
+        when_pushed_again=row.when_pushed_again,
         created_at=rfc3339(row.created_at),
     )
 
@@ -337,6 +345,7 @@ def environment(addresses: Addresses, row: model.Environment) -> Environment:
         branch=row.branch,
         ephemeral=row.ephemeral,
         status=row.status,
+        when_pushed_again=row.when_pushed_again,
         preview_url=addresses.of_environment(row),
         created_at=rfc3339(row.created_at),
     )

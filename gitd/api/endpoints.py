@@ -13,7 +13,7 @@ from gitd.api.endpoint import Endpoint, Form, Reach
 from gitd.api.environments import EnvironmentBody, Environments, EnvironmentsQuery
 from gitd.api.jobs import JobQuery, Jobs, JobsQuery, StreamQuery
 from gitd.api.paging import PageQuery
-from gitd.api.sites import RoutesBody, SiteBody, Sites
+from gitd.api.sites import PolicyBody, RoutesBody, SiteBody, Sites
 from gitd.api.stream import EVENT_STREAM
 
 SITES = "/v1/sites"
@@ -94,6 +94,16 @@ def sites_table(sites: Sites) -> tuple[Endpoint, ...]:
         ),
         Endpoint("GET", SITE, sites.show, "Show a site", scope="sites:read", answer=answers.Site),
         Endpoint(
+            "PATCH",
+            SITE,
+            sites.change,
+            "Change what newer pushes do to older builds",
+            scope="sites:write",
+            body=PolicyBody,
+            answer=answers.Site,
+            reach=Reach.WHOLE_SITE,
+        ),
+        Endpoint(
             "DELETE",
             SITE,
             sites.delete,
@@ -154,6 +164,15 @@ def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
             environments.show,
             "Show an environment",
             scope="environments:read",
+            answer=answers.Environment,
+        ),
+        Endpoint(
+            "PATCH",
+            ENVIRONMENT,
+            environments.change,
+            "Change what newer pushes do to older builds onto it",
+            scope="environments:write",
+            body=PolicyBody,
             answer=answers.Environment,
         ),
         Endpoint(

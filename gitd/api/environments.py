@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, created
 from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
-from gitd.api.sites import BranchText
+from gitd.api.sites import BranchText, PolicyBody
 from hooks.follow import Addresses
 from hooks.pipeline import Pipeline
 from storage.records import environments
@@ -62,6 +64,14 @@ class Environments:
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
         return Reply(answers.environment(self._addresses, call.environment))
+
+    async def change(self, call: Call[NoQuery, PolicyBody]) -> Reply:
+        policy = call.body.when_pushed_again
+        if policy is msgspec.UNSET:
+            return Reply(answers.environment(self._addresses, call.environment))
+        await self._pipeline.set_push_policy(call.environment, policy)
+        changed = replace(call.environment, when_pushed_again=policy)
+        return Reply(answers.environment(self._addresses, changed))
 
     async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
         await self._pipeline.delete_environment(call.environment)

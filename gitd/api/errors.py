@@ -345,7 +345,7 @@ _ROWS = (
     ErrorCode(
         JOB,
         "build.superseded",
-        "A newer push to the same branch took the place of this build while it waited.",
+        "A newer push onto the same environment took the place of this build.",
         "Nothing: the newer build is on its way. The message names it.",
     ),
     ErrorCode(

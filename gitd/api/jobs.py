@@ -117,7 +117,7 @@ class Jobs:
         """The job, for a key that may read jobs, or may read deployments and made this one."""
         job = self._visible(call)
         if not call.actor.may("jobs:read") and not (
-            call.actor.may("deployments:read") and _made_by(call.db, job) == call.actor.ref.id
+            call.actor.may("deployments:read") and _is_made_for(call.db, job, call.actor.ref.id)
         ):
             call.actor.require("jobs:read")
         return job
@@ -129,10 +129,12 @@ def _headers(call: AnyCall) -> Mapping[str, str]:
     return headers
 
 
-def _made_by(db: sqlite3.Connection, job: Job) -> str | None:
-    find = builds.get if job.resource_type == "build" else deployments.get
-    made = find(db, job.resource_id)
-    return made.actor.id if made else None
+def _is_made_for(db: sqlite3.Connection, job: Job, actor_id: str) -> bool:
+    if job.resource_type == "build":
+        return builds.is_asked_for_by(db, job.resource_id, actor_id)
+    deployment = deployments.get(db, job.resource_id)
+    is_own = deployment is not None and deployment.actor.id == actor_id
+    return is_own or builds.is_deployment_asked_for_by(db, job.resource_id, actor_id)
 
 
 def _etag(job: Job) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -12,7 +13,7 @@ from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from hooks.follow import Addresses
 from hooks.pipeline import Pipeline
-from storage.model import BranchRoute
+from storage.model import BranchRoute, PushPolicy
 from storage.records import sites
 
 NameText = Annotated[str, msgspec.Meta(max_length=255, description="A label of a host name.")]
@@ -22,6 +23,12 @@ BranchText = Annotated[str, msgspec.Meta(max_length=255)]
 class SiteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: NameText
     default_branch: BranchText = "main"
+
+
+class PolicyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`when_pushed_again`: null goes back to the wider setting; what is absent stays."""
+
+    when_pushed_again: PushPolicy | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class RoutesBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +61,14 @@ class Sites:
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
         return Reply(answers.site(self._addresses, call.site))
+
+    async def change(self, call: Call[NoQuery, PolicyBody]) -> Reply:
+        policy = call.body.when_pushed_again
+        if policy is msgspec.UNSET:
+            return Reply(answers.site(self._addresses, call.site))
+        await self._pipeline.set_push_policy(call.site, policy)
+        changed = replace(call.site, when_pushed_again=policy)
+        return Reply(answers.site(self._addresses, changed))
 
     async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
         await self._pipeline.delete_site(call.site)

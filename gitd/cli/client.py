@@ -129,6 +129,9 @@ class Api:
     def put(self, path: str, body: Fields) -> object:
         return self._data(self._send("PUT", path, body=body))
 
+    def patch(self, path: str, body: Fields) -> object:
+        return self._data(self._send("PATCH", path, body=body))
+
     def delete(self, path: str) -> object:
         return self._data(self._send("DELETE", path))
 

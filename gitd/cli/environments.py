@@ -15,6 +15,7 @@ from gitd.cli.options import (
     json_option,
     list_options,
     place_options,
+    policy_option,
     site_option,
 )
 from gitd.cli.screen import printable
@@ -82,6 +83,18 @@ def create_environment(
         click.echo(printable(f"{slug or text_at(made, 'id')} is made: {preview_url}"))
 
     session.show(made, for_people)
+
+
+@env.command("set")
+@site_option
+@click.argument("env")
+@policy_option
+@json_option
+@click.pass_obj
+def set_environment(session: Session, site: str, env: str, changes: Fields) -> None:
+    """Change an environment's settings."""
+    changed = as_fields(session.api.patch(Place(site, env).endpoint(), changes), "environment")
+    session.show(changed, lambda: print_fields(changed))
 
 
 @env.command("delete")

@@ -18,6 +18,8 @@ F = TypeVar("F", bound=Callable[..., object])
 R = TypeVar("R")
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 LIST_ITEMS = 20
+PUSH_POLICIES = ("override", "wait", "all")
+INHERITED = "default"
 
 site_option = click.option(
     "--site",
@@ -86,6 +88,24 @@ idempotency_option = click.option(
     help="The same key with the same request never does the work twice (kept for 24 hours). "
     "By default each run has its own.",
 )
+
+
+def _policy(
+    _context: click.Context, _parameter: click.Parameter, value: str
+) -> dict[str, str | None]:
+    return {"when_pushed_again": None if value == INHERITED else value}
+
+
+policy_option = click.option(
+    "--when-pushed-again",
+    "changes",
+    required=True,
+    type=click.Choice([*PUSH_POLICIES, INHERITED]),
+    callback=_policy,
+    help="What a newer push does to the builds of older ones: `override` ends them, `wait` lets "
+    "the running one finish, `all` builds every one; `default` is the wider setting.",
+)
+"""`changes`: the body of a request that changes a site or an environment."""
 
 
 @dataclass(frozen=True, slots=True)

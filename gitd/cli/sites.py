@@ -7,7 +7,13 @@ import click
 from gitd.cli.answers import Fields, as_fields, text_at
 from gitd.cli.client import endpoint
 from gitd.cli.confirmation import confirm, yes_option
-from gitd.cli.options import ListGroup, idempotency_option, json_option, list_options
+from gitd.cli.options import (
+    ListGroup,
+    idempotency_option,
+    json_option,
+    list_options,
+    policy_option,
+)
 from gitd.cli.screen import printable
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
@@ -67,6 +73,17 @@ def _say_made(server: str, site: Fields) -> None:
     click.echo(printable(f"Push to it: git remote add managed {git_url}"), err=True)
     branch = text_at(site, "default_branch") or "main"
     click.echo(printable(f"            git push managed {branch}"), err=True)
+
+
+@sites.command("set")
+@click.argument("site")
+@policy_option
+@json_option
+@click.pass_obj
+def set_site(session: Session, site: str, changes: Fields) -> None:
+    """Change a site's settings."""
+    changed = as_fields(session.api.patch(endpoint("sites", site), changes), "site")
+    session.show(changed, lambda: print_fields(changed))
 
 
 @sites.command("delete")

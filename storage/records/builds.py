@@ -87,14 +87,40 @@ def page(
     return Page(tuple(map(_build, rows)), has_more)
 
 
-def queued_by_push(db: sqlite3.Connection, env_id: str, ref: str) -> list[Build]:
-    """Builds that pushes to `ref` queued and that no slot has taken yet."""
+def unfinished_of(db: sqlite3.Connection, env_id: str) -> list[Build]:
+    """Queued and running builds of one environment, oldest first."""
     rows = db.execute(
-        "SELECT * FROM build WHERE env_id = ? AND ref = ? AND pushed = 1 AND status = 'queued'"
-        " ORDER BY id",
-        (env_id, ref),
+        "SELECT * FROM build WHERE finished_at IS NULL AND env_id = ? ORDER BY id", (env_id,)
     )
     return [_build(row) for row in rows]
+
+
+def ask_too(db: sqlite3.Connection, build_id: str, actor_id: str) -> None:
+    """Record that another actor asked for the same build, while it was queued or running."""
+    db.execute(
+        "INSERT INTO build_asker(build_id, actor_id) VALUES(?, ?) ON CONFLICT DO NOTHING",
+        (build_id, actor_id),
+    )
+
+
+def is_asked_for_by(db: sqlite3.Connection, build_id: str, actor_id: str) -> bool:
+    """Whether the build was made for the actor, alone or among others."""
+    row = db.execute(
+        "SELECT 1 FROM build WHERE id = ? AND actor_id = ? UNION ALL"
+        " SELECT 1 FROM build_asker WHERE build_id = ? AND actor_id = ?",
+        (build_id, actor_id, build_id, actor_id),
+    ).fetchone()
+    return row is not None
+
+
+def is_deployment_asked_for_by(db: sqlite3.Connection, deployment_id: str, actor_id: str) -> bool:
+    """Whether the actor asked, beside another, for the build that went on to the deployment."""
+    row = db.execute(
+        "SELECT 1 FROM build_asker JOIN build ON build.id = build_asker.build_id"
+        " WHERE build_asker.actor_id = ? AND build.deployment_id = ?",
+        (actor_id, deployment_id),
+    ).fetchone()
+    return row is not None
 
 
 def start(db: sqlite3.Connection, build_id: str, at: int) -> None:

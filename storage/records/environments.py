@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from storage.model import Environment, EnvironmentKind, EnvironmentStatus
-from storage.records.statements import Page, Value, insert, newest_first
+from storage.records.statements import Page, Value, insert, newest_first, push_policy_of
 
 
 def _environment(row: sqlite3.Row) -> Environment:
@@ -19,6 +19,7 @@ def _environment(row: sqlite3.Row) -> Environment:
         status=EnvironmentStatus(row["status"]),
         hostname=row["hostname"],
         created_at=row["created_at"],
+        when_pushed_again=push_policy_of(row["when_pushed_again"]),
     )
 
 
@@ -37,6 +38,7 @@ def add(db: sqlite3.Connection, environment: Environment) -> None:
             "status": environment.status.value,
             "hostname": environment.hostname,
             "created_at": environment.created_at,
+            "when_pushed_again": environment.when_pushed_again,
         },
     )
 

@@ -175,3 +175,18 @@ def attestation_order(db: Database) -> None:
         CREATE INDEX attestation_key ON attestation(key_id, sequence);
         """,
     )
+
+
+@MIGRATIONS()
+def push_policies(db: Database) -> None:
+    _run(
+        db,
+        """
+        ALTER TABLE site ADD COLUMN when_pushed_again TEXT;
+        ALTER TABLE environment ADD COLUMN when_pushed_again TEXT;
+        CREATE INDEX build_unfinished ON build(env_id, id) WHERE finished_at IS NULL;
+        CREATE TABLE build_asker(
+          actor_id TEXT NOT NULL, build_id TEXT NOT NULL REFERENCES build(id) ON DELETE CASCADE,
+          PRIMARY KEY(actor_id, build_id));
+        """,
+    )

@@ -6,11 +6,17 @@ import sqlite3
 from collections.abc import Sequence
 
 from storage.model import BranchRoute, RouteTarget, Site
-from storage.records.statements import Page, Value, insert, newest_first
+from storage.records.statements import Page, Value, insert, newest_first, push_policy_of
 
 
 def _site(row: sqlite3.Row) -> Site:
-    return Site(row["id"], row["name"], row["default_branch"], row["created_at"])
+    return Site(
+        row["id"],
+        row["name"],
+        row["default_branch"],
+        row["created_at"],
+        push_policy_of(row["when_pushed_again"]),
+    )
 
 
 def add(db: sqlite3.Connection, site: Site) -> None:
@@ -23,6 +29,7 @@ def add(db: sqlite3.Connection, site: Site) -> None:
             "name": site.name,
             "default_branch": site.default_branch,
             "created_at": site.created_at,
+            "when_pushed_again": site.when_pushed_again,
         },
     )
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from storage.model import ActorRef, Failure
+from storage.model import ActorRef, Failure, PushPolicy
 
 T = TypeVar("T")
 Value = str | int | bytes | float | None
@@ -80,6 +80,10 @@ def to_text(value: object) -> str | None:
 
 def failure_of(text: str | None) -> Failure | None:
     return None if text is None else msgspec.json.decode(text, type=Failure)
+
+
+def push_policy_of(text: str | None) -> PushPolicy | None:
+    return None if text is None else PushPolicy(text)
 
 
 def texts_of(text: str) -> tuple[str, ...]:

@@ -240,9 +240,13 @@ def test_authentication_is_quick_enough_for_every_request(records, clock) -> Non
 
 def test_bound_actor_reaches_no_further_than_it_is_bound(records, clock) -> None:
     def add_site(db: sqlite3.Connection) -> None:
-        db.execute("INSERT INTO site VALUES('site_1', 'a', 'main', 0)")
+        db.execute(
+            "INSERT INTO site(id, name, default_branch, created_at)"
+            " VALUES('site_1', 'a', 'main', 0)"
+        )
         db.execute(
             "INSERT INTO environment"
+            "(id, site_id, slug, kind, branch, ephemeral, status, hostname, created_at)"
             " VALUES('env_1', 'site_1', 'p', 'production', NULL, 0, 'active', 'a', 0)"
         )
 

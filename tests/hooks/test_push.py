@@ -85,18 +85,6 @@ async def test_deleting_a_branch_tears_its_preview_down_and_cancels_its_work(wor
     assert world.jobs.get(made.build.job_id).status is JobStatus.CANCELED
 
 
-async def test_newer_push_takes_the_place_of_the_queued_older(world, commit) -> None:
-    site = await world.site()
-    tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
-    (older,) = await push(world, site, branch("main", tip))
-    (newer,) = await push(world, site, branch("main", tip, old="1" * 40))
-    ended = world.jobs.get(older.build.job_id)
-    assert ended.status is JobStatus.CANCELED
-    assert ended.error.code == "build.superseded"
-    assert newer.build.id in ended.error.message
-    assert world.jobs.get(newer.build.job_id).status is JobStatus.QUEUED
-
-
 async def test_push_that_a_crash_left_open_is_done_at_the_next_start(world, commit) -> None:
     site = await world.site()
     repository = world.repositories.path(site.id)

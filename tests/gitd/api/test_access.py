@@ -67,12 +67,14 @@ async def test_forwarded_address_counts_from_a_trusted_proxy(service, acme) -> N
         ("GET", "/v1/sites", "sites:read", "environments:admin"),
         ("POST", "/v1/sites", "sites:write", "sites:read"),
         ("GET", "/v1/sites/acme-store", "sites:read", "deployments:admin"),
+        ("PATCH", "/v1/sites/acme-store", "sites:write", "sites:read"),
         ("DELETE", "/v1/sites/acme-store", "sites:admin", "sites:write"),
         ("GET", "/v1/sites/acme-store/branch-routes", "sites:read", "jobs:read"),
         ("PUT", "/v1/sites/acme-store/branch-routes", "sites:write", "sites:read"),
         ("GET", "{site}/environments", "environments:read", "sites:admin"),
         ("POST", "{site}/environments", "environments:write", "environments:read"),
         ("GET", "{env}", "environments:read", "deployments:admin"),
+        ("PATCH", "{env}", "environments:write", "environments:read"),
         ("DELETE", "{env}", "environments:write", "environments:read"),
         ("POST", "{env}/builds", "deployments:write", "deployments:read"),
         ("GET", "{env}/builds", "deployments:read", "jobs:read"),
@@ -174,11 +176,28 @@ async def test_key_of_an_environment_sees_nothing_of_another(service, acme) -> N
 async def test_deployments_key_reads_the_jobs_that_it_made_and_no_others(service, acme) -> None:
     mine = service.key("deployments:write")
     own = (await service.post(f"{acme.production}/builds", secret=mine)).data
-    others = (await service.post(f"{acme.production}/builds")).data
+    others = (await service.post(f"{acme.production}/builds", {"clean": True})).data
     assert (await service.get(own["links"]["self"], secret=mine)).status == 200
     heard = await service.get(others["links"]["self"], secret=mine)
     assert (heard.status, heard.code) == (403, "scope.insufficient")
     assert "jobs:read" in heard.body["error"]["message"]
+
+
+async def test_key_reads_the_job_of_a_build_that_another_asked_for_first(service, acme) -> None:
+    first = (await service.post(f"{acme.production}/builds", {"deploy": True})).data
+    too = service.key("deployments:write")
+    asked = await service.post(f"{acme.production}/builds", {"deploy": True}, secret=too)
+    assert (asked.status, asked.data["id"]) == (202, first["id"])
+    assert "Idempotent-Replayed" not in asked.headers
+    await service.build()
+    done = await service.get(first["links"]["self"], secret=too)
+    deployment = done.data["result"]["deployment_id"]
+    path = f"{acme.production}/deployments/{deployment}"
+    roll = (await service.get(path, secret=too)).data["job_id"]
+    assert (await service.get(f"/v1/jobs/{roll}", secret=too)).status == 200
+    stranger = service.key("deployments:write")
+    for job_id in (first["id"], roll):
+        assert (await service.get(f"/v1/jobs/{job_id}", secret=stranger)).status == 403
 
 
 async def test_actor_of_what_a_key_did_is_the_key(service, acme) -> None:

@@ -15,6 +15,7 @@ from storage.ids import new_id
 from storage.model import Artifact, Attestation
 from storage.records import artifacts
 
+CLEAN = {"clean": True}  # what is never taken for a build that is on its way
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 
 
@@ -46,8 +47,8 @@ def test_damaged_cursor_is_refused(data) -> None:
 async def test_bad_and_foreign_cursors_are_400(service, acme) -> None:
     for name in ("one", "two", "three"):
         await service.post("/v1/sites", {"name": name})
-        await service.post(f"{acme.production}/builds")
-        await service.post(f"{acme.staging}/builds", {"ref": "main"})
+        await service.post(f"{acme.production}/builds", CLEAN)
+        await service.post(f"{acme.staging}/builds", {"ref": "main"} | CLEAN)
     cursor = (await service.get("/v1/sites?limit=1")).body["pagination"]["next_cursor"]
     jobs = (await service.get("/v1/jobs?limit=1")).body["pagination"]["next_cursor"]
     builds = (await service.get(f"{acme.production}/builds?limit=1")).body["pagination"]
@@ -75,14 +76,14 @@ async def test_bad_and_foreign_cursors_are_400(service, acme) -> None:
 @pytest.mark.parametrize("limit", [1, 3, 7, 100])
 async def test_every_item_is_seen_once_at_any_limit(service, acme, limit: int) -> None:
     builds = f"{acme.production}/builds"
-    made = [(await service.post(builds)).data["resource"]["id"] for _ in range(14)]
+    made = [(await service.post(builds, CLEAN)).data["resource"]["id"] for _ in range(14)]
     listed = await service.every(f"{acme.production}/builds", limit=limit)
     assert [b["id"] for b in listed] == made[::-1]
 
 
 async def test_default_limit_is_20_and_the_last_page_says_so(service, acme) -> None:
     for _ in range(21):
-        await service.post(f"{acme.production}/builds")
+        await service.post(f"{acme.production}/builds", CLEAN)
     page = await service.get("/v1/jobs")
     assert (len(page.data), page.body["pagination"]["has_more"]) == (20, True)
     cursor = page.body["pagination"]["next_cursor"]
@@ -93,12 +94,12 @@ async def test_default_limit_is_20_and_the_last_page_says_so(service, acme) -> N
 
 async def test_no_gap_and_no_repeat_while_others_write(service, acme) -> None:
     builds = f"{acme.production}/builds"
-    before = [(await service.post(builds)).data["id"] for _ in range(25)]
+    before = [(await service.post(builds, CLEAN)).data["id"] for _ in range(25)]
     stopped = asyncio.Event()
 
     async def keep_writing() -> None:
         while not stopped.is_set():
-            await service.post(f"{acme.production}/builds")
+            await service.post(f"{acme.production}/builds", CLEAN)
 
     writers = [asyncio.create_task(keep_writing()) for _ in range(3)]
     try:
@@ -144,7 +145,7 @@ async def test_artifact_built_again_between_two_pages_keeps_its_place(service, a
 
 async def test_filters_of_jobs_hold_across_pages(service, acme) -> None:
     for _ in range(5):
-        await service.post(f"{acme.production}/builds")
+        await service.post(f"{acme.production}/builds", CLEAN)
     await service.build()
     await service.build()
     done = await service.every("/v1/jobs?status=succeeded", limit=1)

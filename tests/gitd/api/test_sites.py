@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 
@@ -121,3 +123,30 @@ async def test_branch_routes_are_replaced_as_a_whole_in_order(service, acme) -> 
         heard = await service.call("PUT", routes, {"routes": wrong})
         assert (heard.status, heard.code) == (400, "request.invalid")
     assert (await service.get(routes)).data == {"routes": wanted}
+
+
+async def test_push_policy_is_set_for_a_site_or_an_environment_and_unset_again(
+    service, acme
+) -> None:
+    for path in (acme.path, acme.production):
+        assert (await service.get(path)).data["when_pushed_again"] is None
+        for policy in ("wait", "all", "override", None):
+            body = {"when_pushed_again": policy}
+            changed = await service.call("PATCH", path, body)
+            assert (changed.status, changed.data["when_pushed_again"]) == (200, policy)
+            assert (await service.get(path)).data == changed.data
+    await service.call("PATCH", acme.path, {"when_pushed_again": "all"})
+    same = await service.call("PATCH", acme.path, {})
+    assert (same.status, same.data["when_pushed_again"]) == (200, "all")
+    assert (await service.get(acme.staging)).data["when_pushed_again"] is None
+    heard = await service.call("PATCH", acme.path, {"when_pushed_again": "never"})
+    assert (heard.status, heard.body["error"]["param"]) == (400, "when_pushed_again")
+    heard = await service.call("PATCH", acme.path, {"name": "other"})
+    assert (heard.status, heard.body["error"]["param"]) == (400, "name")
+
+
+async def test_hundred_requests_for_one_build_at_once_are_one_job(service, acme) -> None:
+    heard = await asyncio.gather(*(service.post(f"{acme.production}/builds") for _ in range(100)))
+    assert {h.status for h in heard} == {202}
+    assert len({h.data["id"] for h in heard}) == 1
+    assert len((await service.get("/v1/jobs")).data) == 1

@@ -270,6 +270,26 @@ def test_job_is_canceled(mf, peer) -> None:
     assert mf("jobs", "cancel", "job_01", "--json").json == canceled
 
 
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        (("sites", "set", "acme-store"), "/v1/sites/acme-store"),
+        (
+            ("env", "set", "staging", "--site", "acme-store"),
+            "/v1/sites/acme-store/environments/staging",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("choice", "sent"), [("wait", "wait"), ("default", None)])
+def test_push_policy_is_set(mf, peer, arguments, path, choice, sent) -> None:
+    peer.on("PATCH", path, peer.one({"when_pushed_again": sent}))
+    ran = mf(*arguments, "--when-pushed-again", choice)
+    assert (ran.code, ran.out) == (0, f"when_pushed_again  {sent or '-'}\n")
+    assert peer.seen[-1].body == {"when_pushed_again": sent}
+    assert mf(*arguments, "--when-pushed-again", "never").code == 2
+    assert mf(*arguments).code == 2
+
+
 def test_routes_are_shown_and_replaced_in_order(mf, peer) -> None:
     path = "/v1/sites/acme-store/branch-routes"
     wanted = [

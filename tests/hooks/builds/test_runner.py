@@ -94,7 +94,7 @@ def log_lines(*texts: str) -> list[BatchLine]:
 
 async def test_cancel_is_told_at_once_to_the_slot_and_the_next_build_starts(pool) -> None:
     pool.set_limits(lease_s=600.0)
-    first, second = await pool.ask_for_build(deploy=True), await pool.ask_for_build(deploy=True)
+    first, second = [await pool.ask_for_build(deploy=True, clean=True) for _ in range(2)]
     held = await pool.lease()
     assert held.lease.job_id == first
     beating = asyncio.create_task(held.heartbeat("build", 10, 300.0))

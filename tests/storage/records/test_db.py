@@ -15,6 +15,8 @@ import pytest
 from storage.errors import RecordConflictError, RecordsError, StorageFullError
 from storage.records.db import Records
 
+ADD_SITE = "INSERT INTO site(id, name, default_branch, created_at) VALUES(?,?,?,?)"
+
 
 @pytest.fixture
 def records(tmp_path: Path):
@@ -25,7 +27,7 @@ def records(tmp_path: Path):
 
 def add_site(name: str):
     def change(db: sqlite3.Connection) -> str:
-        db.execute("INSERT INTO site VALUES(?,?,?,?)", (f"site_{name}", name, "main", 0))
+        db.execute(ADD_SITE, (f"site_{name}", name, "main", 0))
         return name
 
     return change
@@ -87,14 +89,15 @@ def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         Records.open(tmp_path / "gitd.db")
 
 
-WRITER = """
+WRITER = f"""
+ADD_SITE = {ADD_SITE!r}
 import sqlite3, sys
 from pathlib import Path
 from storage.records.db import Records
 records = Records.open(Path(sys.argv[1]))
 for n in range(100000):
-    row = (f"s{n}", f"{n}", "main", 0)
-    records.write(lambda db: db.execute("INSERT INTO site VALUES(?,?,?,?)", row))
+    row = (f"s{{n}}", f"{{n}}", "main", 0)
+    records.write(lambda db: db.execute(ADD_SITE, row))
     print(n, flush=True)
 """
 

@@ -63,7 +63,8 @@ def test_commit_of_another_process_is_seen(records, tmp_path: Path) -> None:
     assert kept.get("a", read) is None
     script = (
         "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]);"
-        "db.execute(\"INSERT INTO site VALUES('site_a', 'a', 'main', 0)\"); db.commit()"
+        'db.execute("INSERT INTO site(id, name, default_branch, created_at)'
+        " VALUES('site_a', 'a', 'main', 0)\"); db.commit()"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "gitd.db")], check=True)
     time.sleep(recall.LOOK_EVERY_S)
