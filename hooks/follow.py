@@ -11,6 +11,7 @@ from hooks.push import Building, Effect, Failed, NotDeployed, TornDown
 from storage.joblog import LogLine
 from storage.model import Deployment, Environment, Failure, Job, JobStatus
 from storage.records import artifacts, deployments, releases, sites
+from storage.room import size_in_words
 
 SILENCE_S = 30.0
 
@@ -104,7 +105,7 @@ class PushNarrator:
             self._jobs.records.reader(), effect.environment.site_id, artifact_id
         )
         if found is not None:
-            size = _size(found.artifact.size_bytes)
+            size = size_in_words(found.artifact.size_bytes)
             await listener.say(
                 f"  artifact {artifact_id}: {found.artifact.files} files, {size}, signed"
             )
@@ -175,12 +176,3 @@ def _short(ref: str) -> str:
         if ref.startswith(prefix):
             return ref.removeprefix(prefix)
     return ref
-
-
-def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

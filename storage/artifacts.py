@@ -30,10 +30,10 @@ from storage.digest import Digest
 from storage.envelope import ENVELOPE_BYTES_MAX, Envelope
 from storage.errors import (
     ArtifactMissingError,
+    DigestInvalidError,
     ManifestInvalidError,
     RecordsError,
     StorageError,
-    StorageFullError,
     StoreChangedError,
     StoreUnusableError,
 )
@@ -55,13 +55,12 @@ from storage.reader import read_manifest
 from storage.records import blobs as rows
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
+from storage.room import Room, RoomLimits
 from storage.source import Limits, SourceEntry
 
 K = TypeVar("K")
 R = TypeVar("R")
 
-FREE_BYTES_MIN = 256 << 20
-FREE_INODES_MIN = 4096
 TRIES_MAX = 5
 READS_NAME = "reads"  # in a lease: the digest of the tree that its owner reads
 
@@ -118,17 +117,26 @@ class Recovered:
 class ArtifactStore:
     """A store open for writing. Any thread may use it, also several processes at once."""
 
-    def __init__(self, layout: Layout, records: Records) -> None:
+    def __init__(self, layout: Layout, records: Records, room: Room) -> None:
         self.layout = layout
+        self.room = room
         self._records = records
         self._gate = Gate(layout)
         self._is_doubtful = False
 
     @classmethod
-    def open(cls, root: Path, records: Records, *, group: int | None) -> ArtifactStore:
+    def open(
+        cls,
+        root: Path,
+        records: Records,
+        *,
+        group: int | None,
+        limits: RoomLimits = RoomLimits(),  # noqa: B008 - a frozen value
+    ) -> ArtifactStore:
         """Open the store at `root`, making it first where there is none.
 
         `group`: the group (gid) whose members may read the store; None keeps it to its owner.
+        `limits`: how much stays free on its filesystem.
 
         Raises:
             StoreUnusableError: It has a format that this program does not know.
@@ -141,7 +149,7 @@ class ArtifactStore:
             if not read_bounded(layout.format, size_bytes_max=4096).startswith(FORMAT_LINE):
                 raise StoreUnusableError(f"{layout.format} names an unknown format")
             _share(layout, group)
-        return cls(layout, records)
+        return cls(layout, records, Room(layout, limits))
 
     def ingest(
         self,
@@ -265,11 +273,21 @@ class ArtifactStore:
                 leases += 1
             return Recovered(leases, files, self._finish_deletions())
 
+    def trees_in_reading(self) -> set[Digest]:
+        """Return the trees that somebody reads. For the collector, alone behind the gate."""
+        found = set()
+        for name in os.listdir(self.layout.tmp):  # noqa: PTH208 - plain names are wanted
+            # A half written one is a dead reader's: it is written behind the gate.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, DigestInvalidError):
+                path = f"{self.layout.tmp}/{name}/{READS_NAME}"
+                found.add(Digest.parse(read_bounded(path, size_bytes_max=100).decode()))
+        return found
+
     # -- ingest ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _lease(self) -> Iterator[Lease]:
-        self._check_room()
+        self.room.check()
         lease = Lease.take(self.layout.tmp)
         try:
             yield lease
@@ -287,7 +305,7 @@ class ArtifactStore:
     @contextlib.contextmanager
     def _taking_in(self, tree: Iterable[SourceEntry], limits: Limits) -> Iterator[Ingest]:
         with mapped_errors("take in a tree"), mapped_record_errors(), self._lease() as lease:
-            ingest = Ingest(self._records, Staging(self.layout, lease), limits)
+            ingest = Ingest(self._records, Staging(self.layout, lease), self.room, limits)
             ingest.stage(tree)
             yield ingest
 
@@ -354,14 +372,6 @@ class ArtifactStore:
                 # until then, neither after this failure nor after later ones.
                 self._is_doubtful = True
             raise
-
-    def _check_room(self) -> None:
-        room = os.statvfs(self.layout.root)
-        if room.f_bavail * room.f_frsize < FREE_BYTES_MIN:
-            raise StorageFullError(f"less than {FREE_BYTES_MIN >> 20} MiB are free for artifacts")
-        # Some filesystems have no fixed number of inodes and say 0.
-        if room.f_files and room.f_favail < FREE_INODES_MIN:
-            raise StorageFullError(f"fewer than {FREE_INODES_MIN} files can be made")
 
     # -- recovery --------------------------------------------------------------------------------
 

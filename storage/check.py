@@ -121,9 +121,12 @@ def _tree_problem(reader: StoreReader, records: Records, digest: Digest) -> str 
     return None
 
 
-def _envelope_problem(reader: StoreReader, sha256: str, digest: str) -> str | None:
+def _envelope_problem(reader: StoreReader, sha256: str, digest: str | None) -> str | None:
     try:
-        reader.verify(Digest.parse(digest), sha256)
+        if digest is None:
+            reader.envelope(sha256)
+        else:
+            reader.verify(Digest.parse(digest), sha256)
     except ArtifactError as error:
         return f"envelope {sha256}: {error}"
     return None
@@ -143,7 +146,7 @@ def _leftovers(layout: Layout, records: Records) -> list[str]:
 def _known_paths(layout: Layout, records: Records) -> set[str]:
     db = records.reader()
     paths = {blob_path(layout, key) for key in rows.each_key(db)}
-    paths.update(layout.tree(Digest(digest)) for digest in rows.each_tree(db))
+    paths.update(layout.tree(Digest(digest)) for digest in rows.each_known_tree(db))
     paths.update(layout.envelope(sha256) for sha256, _ in rows.each_attestation(db))
     return paths
 

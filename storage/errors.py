@@ -8,6 +8,9 @@ StorageError
 ├── StorageIoError            the disk, or its permissions, refused
 ├── StoreUnusableError        a folder is no artifact store of a format we know
 ├── StoreChangedError         blobs went away during an ingest: repeat it
+├── QuotaExceededError        a site would have more in the store than it may
+├── CollectorBusyError        somebody collects already
+├── CollectionRefusedError    the collector will not delete: something looks wrong
 ├── KeyFileError              a private key cannot be used
 ├── DigestInvalidError        a text is no digest
 ├── TreeError                 a tree offered for ingest cannot become an artifact
@@ -71,6 +74,18 @@ class StoreUnusableError(StorageError):
 
 class StoreChangedError(StorageError):
     """Blobs that an ingest counted on were collected meanwhile. Repeating it is right."""
+
+
+class QuotaExceededError(StorageError):
+    """A site's artifacts would be larger together than they may be. Nothing was kept."""
+
+
+class CollectorBusyError(StorageError):
+    """Another collector is at work on the store."""
+
+
+class CollectionRefusedError(StorageError):
+    """The collector will not delete: so much would go, or so little fits, that it looks wrong."""
 
 
 class KeyFileError(StorageError):

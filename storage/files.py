@@ -1,6 +1,6 @@
 """Files: the one place that maps the operating system's errors, and how bytes become durable."""
 # Plain strings: a push has thousands of files, and a Path costs as much as the call.
-# ruff: noqa: PTH102, PTH106
+# ruff: noqa: PTH102, PTH106, PTH110
 
 from __future__ import annotations
 
@@ -169,17 +169,25 @@ class Lease:
 
     @classmethod
     def take(cls, parent: Path) -> Lease:
-        path = f"{parent}/{secrets.token_hex(8)}"
-        os.mkdir(path, 0o700)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            os.rmdir(path)
-            raise
-        # Should a recovery run in this very moment it may remove the still unlocked directory:
-        # then the first file cannot be made in it, and the owner fails cleanly.
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        return cls(path, fd)
+        """Make a new lease in `parent`.
+
+        Raises:
+            OSError: The system refused.
+        """
+        while True:
+            path = f"{parent}/{secrets.token_hex(8)}"
+            os.mkdir(path, 0o700)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # taken for a dead owner's, and removed, before it could be locked
+            except OSError:
+                os.rmdir(path)
+                raise
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.exists(path):
+                return cls(path, fd)
+            os.close(fd)  # the same, a moment later
 
     @classmethod
     def seize(cls, path: Path) -> Lease | None:

@@ -9,6 +9,7 @@ from storage.digest import Digest
 from storage.errors import StoreChangedError, TreeInvalidError
 from storage.records import blobs as rows
 from storage.records.db import Records
+from storage.room import Room
 from storage.source import Draft, Limits, SourceEntry, SourceFile
 
 _CHUNK_COUNT = 512  # files looked up at once
@@ -22,11 +23,12 @@ class Ingest:
         files: The distinct blobs of the tree, each with one file that it can be read from again.
     """
 
-    def __init__(self, records: Records, staging: Staging, limits: Limits) -> None:
+    def __init__(self, records: Records, staging: Staging, room: Room, limits: Limits) -> None:
         self.staging = staging
         self.draft = Draft(limits)
         self.files: dict[BlobKey, SourceFile] = {}
         self._records = records
+        self._room = room
         self._pending: dict[BlobKey, bytes] = {}
         self._pending_bytes = 0
 
@@ -57,12 +59,13 @@ class Ingest:
     def _read(self, entry: SourceFile) -> Digest:
         contents = entry.read()
         if not isinstance(contents, bytes):
-            digest = self.staging.add_pieces(
-                contents,
-                path=entry.path,
-                size_bytes=entry.size_bytes,
-                executable=entry.executable,
-            )
+            with self._room.claimed(entry.size_bytes, 1):
+                digest = self.staging.add_pieces(
+                    contents,
+                    path=entry.path,
+                    size_bytes=entry.size_bytes,
+                    executable=entry.executable,
+                )
             self.files.setdefault(blob_key(digest, executable=entry.executable), entry)
             return digest
         if len(contents) != entry.size_bytes:
@@ -79,8 +82,9 @@ class Ingest:
 
     def _stage_pending(self) -> None:
         live = rows.live(self._records.reader(), self._pending)
-        for key, contents in self._pending.items():
-            if key not in live:
+        missing = {key: data for key, data in self._pending.items() if key not in live}
+        with self._room.claimed(sum(map(len, missing.values())), len(missing)):
+            for key, contents in missing.items():
                 self.staging.add(key, contents)
         self._pending.clear()
         self._pending_bytes = 0

@@ -2,6 +2,8 @@
 
     FORMAT                        "cas-store 1", then the store's own id
     gate  turnstile               locks between those who publish and those who collect
+    collector                     lock of the one who collects
+    reserve                       room that is given up when the disk is full
     blobs/<2 hex>/<62 hex>[.x]    contents of files, by BLAKE3; .x when executable
     trees/<2 hex>/<62 hex>        manifests, by BLAKE3
     attest/<2 hex>/<64 hex>.dsse.json   signed statements, by SHA-256 of the file
@@ -41,6 +43,14 @@ class Layout:
     @property
     def turnstile(self) -> Path:
         return self.root / "turnstile"
+
+    @property
+    def collector(self) -> Path:
+        return self.root / "collector"
+
+    @property
+    def reserve(self) -> Path:
+        return self.root / "reserve"
 
     @property
     def trust(self) -> Path:

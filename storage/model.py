@@ -216,12 +216,21 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
+    """`expired_at`: since when it is in no list any more; `dropped_at`: since when it is gone."""
+
     id: str
     digest: str
     manifest_sha256: str
     files: int
     size_bytes: int
     created_at: int
+    expired_at: int | None = None
+    dropped_at: int | None = None
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it can be deployed."""
+        return self.expired_at is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from storage.model import Artifact, Attestation, SiteArtifact
 from storage.records import attestations
+from storage.records.blobs import chunks, marks
 from storage.records.statements import insert
 
 
@@ -28,14 +30,19 @@ def _artifact(row: sqlite3.Row) -> Artifact:
         row["files"],
         row["size_bytes"],
         row["created_at"],
+        row["expired_at"],
+        row["dropped_at"],
     )
 
 
 def add(db: sqlite3.Connection, artifact: Artifact) -> None:
-    """Keep the artifact; one that is there already stays as it is."""
+    """Keep the artifact. One that is known already stays as it is; if it had expired or been
+    dropped, it is back: the caller has put its tree in the store in this very transaction.
+    """
     db.execute(
         "INSERT INTO artifact(id, digest, manifest_sha256, files, size_bytes, created_at)"
-        " VALUES(?,?,?,?,?,?) ON CONFLICT(id) DO NOTHING",
+        " VALUES(?,?,?,?,?,?) ON CONFLICT(id) DO UPDATE"
+        " SET expired_at = NULL, dropped_at = NULL",
         (
             artifact.id,
             artifact.digest,
@@ -76,7 +83,10 @@ def attest(db: sqlite3.Connection, attestation: Attestation) -> None:
 
 
 def of_site(db: sqlite3.Connection, site_id: str, artifact_id: str) -> SiteArtifact | None:
-    """The artifact with the statement of this site to go by, or None when no build here made it."""
+    """The artifact with the statement of this site to go by, or None when no build here made it.
+
+    Also one that has expired or was dropped, as long as a statement of it is kept.
+    """
     made_by = attestations.best(db, site_id, artifact_id)
     return None if made_by is None else _with_artifact(db, made_by)
 
@@ -89,7 +99,8 @@ def page(
     last: str | None,
     limit_count: int,
 ) -> ArtifactPage:
-    """The site's artifacts by their newest build, as the list stood when `newest` was newest.
+    """The site's artifacts that can be deployed by their newest build, as the list stood when
+    `newest` was newest.
 
     A first page has neither bound. An artifact that is built again between two pages keeps its
     place in the walk, so that nothing is missed or seen twice.
@@ -105,6 +116,7 @@ def page(
         "SELECT * FROM attestation a WHERE site_id = ? AND build_id <= ? AND build_id < ?"
         " AND NOT EXISTS(SELECT 1 FROM attestation b WHERE b.site_id = a.site_id"
         " AND b.artifact_id = a.artifact_id AND b.build_id > a.build_id AND b.build_id <= ?)"
+        " AND EXISTS(SELECT 1 FROM artifact WHERE id = a.artifact_id AND expired_at IS NULL)"
         " ORDER BY build_id DESC LIMIT ?",
         (site_id, newest, last or "build_~", newest, limit_count + 1),
     ).fetchall()
@@ -112,6 +124,18 @@ def page(
     items = tuple(_with_artifact(db, _best(db, made_by)) for made_by in kept)
     end = kept[-1].build_id if kept else None
     return ArtifactPage(items, newest, end, has_more=len(rows) > limit_count)
+
+
+def available(db: sqlite3.Connection, artifact_ids: Iterable[str]) -> set[str]:
+    """Return those of the artifacts that can be deployed."""
+    found: set[str] = set()
+    for chunk in chunks(set(artifact_ids)):
+        rows = db.execute(
+            f"SELECT id FROM artifact WHERE id IN ({marks(chunk)}) AND expired_at IS NULL",  # noqa: S608 - question marks
+            chunk,
+        )
+        found.update(row[0] for row in rows)
+    return found
 
 
 def _best(db: sqlite3.Connection, made_by: Attestation) -> Attestation:

@@ -1,13 +1,13 @@
 """Blobs and trees: which contents the store holds, and which trees refer to them.
 
-A blob's `state` is 0 when it is live, 2 while it is being deleted, 3 when it was found corrupt.
-Only live blobs count as there.
+A blob's `state` is 0 when it is live, 2 while it is being deleted, 3 when it was found corrupt; a
+tree's is 0 or 2. Only what is live counts as there.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -18,6 +18,7 @@ CORRUPT = 3
 _CHUNK_COUNT = 500  # keys in one statement
 
 K = TypeVar("K", bound=bytes)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ def live(db: sqlite3.Connection, keys: Iterable[K]) -> set[K]:
     """Return those of the keys that are live."""
     wanted = {bytes(key): key for key in keys}
     found: set[K] = set()
-    for chunk in _chunks(list(wanted)):
+    for chunk in chunks(list(wanted)):
         rows = db.execute(
-            f"SELECT key FROM blob WHERE state = 0 AND key IN ({_marks(chunk)})",  # noqa: S608 - question marks
+            f"SELECT key FROM blob WHERE state = 0 AND key IN ({marks(chunk)})",  # noqa: S608 - question marks
             chunk,
         )
         found.update(wanted[row[0]] for row in rows)
@@ -63,29 +64,47 @@ def publish(
         " SET state = 0, size_bytes = excluded.size_bytes WHERE blob.state <> 0",
         list(placed.items()),
     )
-    known = db.execute("SELECT id FROM tree WHERE digest = ?", (tree.digest,)).fetchone()
-    if known is not None:
-        if len(live(db, keys)) != len(keys):
-            raise BlobsMissingError
-        return
-    row = db.execute(
-        "INSERT INTO tree(digest, sha256, files, size_bytes, manifest_bytes) VALUES(?,?,?,?,?)"
-        " RETURNING id",
-        (tree.digest, tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes),
+    known = db.execute(
+        "SELECT 1 FROM tree WHERE digest = ? AND state = 0", (tree.digest,)
     ).fetchone()
-    count = 0
-    for chunk in _chunks(keys):
-        count += db.execute(
-            "INSERT INTO ref(blob_id, tree_id) SELECT id, ? FROM blob"  # noqa: S608 - question marks
-            f" WHERE state = 0 AND key IN ({_marks(chunk)})",
-            (row[0], *chunk),
-        ).rowcount
-    if count != len(keys):
+    if known is None:
+        _refer(db, tree, keys)
+    elif len(live(db, keys)) != len(keys):
         raise BlobsMissingError
 
 
+def _refer(db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes]) -> None:
+    """Make the tree known, with all its references. Some may be there: it was being forgotten."""
+    row = db.execute(
+        "INSERT INTO tree(digest, sha256, files, size_bytes, manifest_bytes) VALUES(?,?,?,?,?)"
+        " ON CONFLICT(digest) DO UPDATE SET state = 0 RETURNING id",
+        (tree.digest, tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes),
+    ).fetchone()
+    count = 0
+    for chunk in chunks(keys):
+        count += db.execute(
+            "INSERT INTO ref(blob_id, tree_id) SELECT id, ? FROM blob"  # noqa: S608 - question marks
+            f" WHERE state = 0 AND key IN ({marks(chunk)}) ON CONFLICT DO NOTHING",
+            (row[0], *chunk),
+        ).rowcount
+    if count != len(keys) and _live_refs(db, row[0]) != len(keys):
+        raise BlobsMissingError
+
+
+def _live_refs(db: sqlite3.Connection, tree_id: int) -> int:
+    (count,) = db.execute(
+        "SELECT COUNT(*) FROM ref JOIN blob ON blob.id = ref.blob_id"
+        " WHERE ref.tree_id = ? AND blob.state = ?",
+        (tree_id, LIVE),
+    ).fetchone()
+    return int(count)
+
+
 def has_tree(db: sqlite3.Connection, digest: bytes) -> bool:
-    return db.execute("SELECT 1 FROM tree WHERE digest = ?", (digest,)).fetchone() is not None
+    return (
+        db.execute("SELECT 1 FROM tree WHERE digest = ? AND state = 0", (digest,)).fetchone()
+        is not None
+    )
 
 
 def is_attested(db: sqlite3.Connection, envelope_sha256: str) -> bool:
@@ -130,7 +149,12 @@ def each_key(db: sqlite3.Connection) -> set[bytes]:
 
 
 def each_tree(db: sqlite3.Connection) -> list[bytes]:
-    """Return the digests of all trees."""
+    """Return the digests of all live trees."""
+    return [row[0] for row in db.execute("SELECT digest FROM tree WHERE state = ?", (LIVE,))]
+
+
+def each_known_tree(db: sqlite3.Connection) -> list[bytes]:
+    """Return the digests of all trees, whatever their state."""
     return [row[0] for row in db.execute("SELECT digest FROM tree")]
 
 
@@ -144,20 +168,25 @@ def referred(db: sqlite3.Connection, digest: bytes) -> set[bytes]:
     return {row[0] for row in rows}
 
 
-def each_attestation(db: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Return the name of each envelope, and the digest that it is about in text form."""
+def each_attestation(db: sqlite3.Connection) -> list[tuple[str, str | None]]:
+    """Return the name of each envelope, and the digest that it is about in text form.
+
+    None instead of the digest: the tree was forgotten, and the statement stays, as history.
+    """
     rows = db.execute(
-        "SELECT envelope_sha256, digest FROM attestation JOIN artifact"
-        " ON artifact.id = attestation.artifact_id"
+        "SELECT envelope_sha256, CASE WHEN dropped_at IS NULL THEN digest END AS digest"
+        " FROM attestation JOIN artifact ON artifact.id = attestation.artifact_id"
     )
     return [(row[0], row[1]) for row in rows]
 
 
-def _chunks(keys: Iterable[bytes]) -> Iterable[list[bytes]]:
-    rest = iter(keys)
+def chunks(values: Iterable[V]) -> Iterator[list[V]]:
+    """Yield the values in lists that fit into one statement."""
+    rest = iter(values)
     while chunk := list(islice(rest, _CHUNK_COUNT)):
         yield chunk
 
 
-def _marks(chunk: list[bytes]) -> str:
+def marks(chunk: Sequence[object]) -> str:
+    """A question mark for each value."""
     return ",".join("?" * len(chunk))

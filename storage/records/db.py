@@ -2,7 +2,8 @@
 
 A change is a function of the writer's connection. Changes that arrive together are committed
 together: each runs in a savepoint of its own, so that one failing change takes nothing else with
-it, and all of them become durable with one sync of the write-ahead log.
+it, and all of them become durable with one sync of the write-ahead log. A change may run twice:
+when the disk was full and room could be made, it is tried again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -28,6 +30,8 @@ Change = Callable[[sqlite3.Connection], T]
 
 BUSY_TIMEOUT_S = 10.0
 GROUP_COUNT_MAX = 256  # changes in one commit
+# Full, in sqlite's words. The second: there was no room for the file that its processes share.
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY")
 
 
@@ -39,7 +43,7 @@ def mapped_errors() -> Iterator[None]:
     except sqlite3.IntegrityError as error:
         raise RecordConflictError(str(error)) from error
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        if getattr(error, "sqlite_errorcode", None) in _FULL:
             raise StorageFullError("the database: the disk is full") from error
         raise RecordsError(f"the database refused: {error}") from error
 
@@ -47,8 +51,9 @@ def mapped_errors() -> Iterator[None]:
 class Records:
     """The open database. Thread safe: any thread may write; each thread reads by its own handle."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, relieve: Callable[[], bool] = lambda: False) -> None:
         self.path = path
+        self._relieve = relieve
         self.commits = 0  # by this process; grows before the writers of a commit hear of it
         self._queue: queue.SimpleQueue[tuple[Change[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._local = threading.local()
@@ -58,17 +63,23 @@ class Records:
         self._writer = threading.Thread(target=self._run, name="records-writer", daemon=True)
 
     @classmethod
-    def open(cls, path: Path) -> Records:
+    def open(cls, path: Path, *, relieve: Callable[[], bool] = lambda: False) -> Records:
         """Open the database at `path`, making or migrating it first.
 
-        Two processes may open at once: migrations run under a file lock.
+        Two processes may open at once: migrations run under a file lock. `relieve` is asked to make
+        room when the disk is full, and says whether it did: then the write is tried once more.
 
         Raises:
             RecordsError: The file is no database, or a migration failed.
+            StorageFullError: The disk is full.
         """
-        with mapped_errors():
+        try:
             _migrate(path)
-        records = cls(path)
+        except StorageFullError:
+            if not relieve():
+                raise
+            _migrate(path)
+        records = cls(path, relieve)
         records._writer.start()
         return records
 
@@ -93,6 +104,9 @@ class Records:
         A change reads and writes records and does nothing else: its group may fail to commit.
         """
         future: Future[T] = Future()
+        # It runs whatever becomes of whoever waits: a future that they could cancel would end the
+        # writer when it tells the answer.
+        future.set_running_or_notify_cancel()
         with self._closing:
             if self._is_closed:
                 raise RecordsError("the database is closed")
@@ -102,6 +116,15 @@ class Records:
     def write(self, change: Change[T]) -> T:
         """Run `change` on the writer's thread and return its answer. Durable when it returns."""
         return self.submit(change).result()
+
+    def checkpoint(self) -> None:
+        """Move what the write-ahead log holds into the database, as far as no reader needs it.
+
+        Done by itself from time to time, in the middle of some commit, which then takes longer.
+        Who cannot afford that does it before. Nobody waits for it: writing goes on meanwhile.
+        """
+        with mapped_errors():
+            self.reader().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def __enter__(self) -> Self:
         return self
@@ -149,31 +172,54 @@ class Records:
     def _commit(
         self, connection: sqlite3.Connection, group: list[tuple[Change[Any], Future[Any]]]
     ) -> None:
-        answers: list[tuple[Future[Any], Any]] = []
-        try:
-            with mapped_errors():
-                connection.execute("BEGIN IMMEDIATE")
-            for change, future in group:
-                try:
-                    with savepoint(connection):
-                        answer = change(connection)
-                    answers.append((future, answer))
-                except Exception as error:  # the ring of a change: its caller gets it
-                    future.set_exception(error)
-                    if not connection.in_transaction:
-                        raise  # a full disk can end it, and with it the changes of the others
-            with mapped_errors():
-                connection.execute("COMMIT")
+        changes = [change for change, _ in group]
+        outcomes = _run_group(connection, changes)
+        again = [n for n, outcome in enumerate(outcomes) if _is_full(outcome)]
+        if again and self._relieve():
+            retried = _run_group(connection, [changes[n] for n in again])
+            for n, outcome in zip(again, retried, strict=True):
+                outcomes[n] = outcome
+        if any(not isinstance(outcome, _Failed) for outcome in outcomes):
             self.commits += 1
-        except Exception as error:  # noqa: BLE001 - the ring of a group: every caller gets it
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            for _, future in group:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for future, answer in answers:
-            future.set_result(answer)
+        for (_, future), outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, _Failed):
+                future.set_exception(outcome.error)
+            else:
+                future.set_result(outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: Exception
+
+
+def _is_full(outcome: object) -> bool:
+    return isinstance(outcome, _Failed) and isinstance(outcome.error, StorageFullError)
+
+
+def _run_group(connection: sqlite3.Connection, changes: list[Change[Any]]) -> list[Any]:
+    """Run changes in one transaction; return for each its answer, or how it failed."""
+    outcomes: list[Any] = []
+    try:
+        with mapped_errors():
+            connection.execute("BEGIN IMMEDIATE")
+        for change in changes:
+            try:
+                with savepoint(connection):
+                    answer = change(connection)
+                outcomes.append(answer)
+            except Exception as error:  # the ring of a change: its caller gets it
+                outcomes.append(_Failed(error))
+                if not connection.in_transaction:
+                    raise  # a full disk can end it, and with it the changes of the others
+        with mapped_errors():
+            connection.execute("COMMIT")
+    except Exception as error:  # noqa: BLE001 - the ring of a group: every caller gets it
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        own = {n: o for n, o in enumerate(outcomes) if isinstance(o, _Failed)}
+        return [own.get(n, _Failed(error)) for n in range(len(changes))]
+    return outcomes
 
 
 @contextlib.contextmanager
@@ -202,6 +248,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(path: Path) -> None:
+    with mapped_errors():
+        _migrate_locked(path)
+
+
+def _migrate_locked(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path.with_suffix(".migrate"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -161,6 +161,32 @@ def queue(db: Database) -> None:
 
 
 @MIGRATIONS()
+def collection(db: Database) -> None:
+    # Of an artifact: when the collector took it from the lists, and when it forgot its tree. Of a
+    # tree: 2 while it is being forgotten, as of a blob.
+    _run(
+        db,
+        """
+        ALTER TABLE artifact ADD COLUMN expired_at BIGINT;
+        ALTER TABLE artifact ADD COLUMN dropped_at BIGINT;
+        ALTER TABLE tree ADD COLUMN state INTEGER NOT NULL DEFAULT 0;
+        CREATE INDEX tree_state ON tree(state) WHERE state <> 0;
+        CREATE TABLE artifact_pin(
+          site_id TEXT NOT NULL REFERENCES site(id) ON DELETE CASCADE,
+          artifact_id TEXT NOT NULL REFERENCES artifact(id),
+          actor_type TEXT NOT NULL, actor_id TEXT NOT NULL, actor_label TEXT NOT NULL,
+          created_at BIGINT NOT NULL, PRIMARY KEY(site_id, artifact_id));
+        CREATE INDEX artifact_pin_of ON artifact_pin(artifact_id);
+        CREATE TABLE collection(
+          id INTEGER PRIMARY KEY CHECK(id = 1), began_at BIGINT NOT NULL, thorough_at BIGINT);
+        CREATE INDEX attestation_of ON attestation(artifact_id);
+        CREATE INDEX deployment_artifact ON deployment(artifact_id);
+        CREATE INDEX deployment_open ON deployment(env_id, id) WHERE finished_at IS NULL;
+        """,
+    )
+
+
+@MIGRATIONS()
 def attestation_order(db: Database) -> None:
     _run(
         db,

@@ -115,7 +115,10 @@ def test_statements_of_earlier_versions_are_counted_by_their_builds(tmp_path: Pa
     path = tmp_path / "gitd.db"
     connection = sqlite3.connect(path, isolation_level=None)
     MIGRATIONS.apply(Database(connection), stop_before="attestation_order")
-    connection.execute("INSERT INTO artifact VALUES('art_1', 'd', '', 1, 1, 0)")
+    connection.execute(
+        "INSERT INTO artifact(id, digest, manifest_sha256, files, size_bytes, created_at)"
+        " VALUES('art_1', 'd', '', 1, 1, 0)"
+    )
     for number in (2, 3, 1):
         connection.execute(
             "INSERT INTO attestation VALUES(?, 'art_1', 's', ?, 'k', '', 'static', NULL, 'c', ?)",

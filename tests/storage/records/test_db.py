@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -81,6 +83,27 @@ def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:
     second.close()
     with pytest.raises(RecordsError, match="closed"):
         second.write(add_site("b"))
+
+
+async def test_change_runs_and_writing_goes_on_when_whoever_waits_is_canceled(
+    records: Records,
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(db: sqlite3.Connection) -> None:
+        began.set()
+        go_on.wait(30)
+        add_site("slow")(db)
+
+    waiting = asyncio.wrap_future(records.submit(slow))
+    queued = asyncio.wrap_future(records.submit(add_site("queued")))
+    await asyncio.to_thread(began.wait, 30)
+    waiting.cancel()
+    queued.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.to_thread(records.write, add_site("z"))
+    assert names(records) == ["queued", "slow", "z"]
 
 
 def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

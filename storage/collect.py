@@ -1,0 +1,394 @@
+"""The collector: takes from the store what nothing keeps, while others use it.
+
+A cycle goes from decisions to deletions, and each step rests on what the one before made durable:
+artifacts expire and are dropped, which changes rows alone; trees that nobody asks for any more are
+condemned, and lose their references; blobs without a reference are condemned and then unlinked, a
+few at a time, alone behind the gate. Any error ends the cycle there and then; the next one takes up
+what was begun.
+"""
+# Plain strings: a store has a million files, and a Path costs as much as the call.
+# ruff: noqa: PTH108
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from storage.artifacts import ArtifactStore
+from storage.blobs import blob_path, entry_key
+from storage.digest import Digest
+from storage.errors import CollectionRefusedError, CollectorBusyError
+from storage.files import mapped_errors
+from storage.gate import Gate
+from storage.leftovers import remove_leftovers
+from storage.manifest import FileEntry
+from storage.model import BuildCache
+from storage.reader import read_manifest
+from storage.records import blobs as rows
+from storage.records import build_caches, garbage
+from storage.records import retention as retention_rows
+from storage.records.db import Records
+from storage.records.db import mapped_errors as mapped_record_errors
+from storage.retention import Fate, Pressure, Retention, Verdict, caches_to_evict, judge
+
+BATCH_COUNT = 250  # blobs that go while the gate is held: it is for some 20 ms
+REFS_COUNT = 2000  # references in one transaction
+TREES_COUNT = 50  # manifests that go while the gate is held
+DUTY = 0.2  # how much of the time a collector that is in no hurry holds the gate
+# More than half of all blobs without any reference, which no tree of this cycle explains, is no
+# ordinary garbage: somebody should look first. Small stores change a lot without it.
+FUSE_SHARE = 0.5
+FUSE_COUNT_MIN = 1000
+# A manifest never changes, and neither should its references: a look now and then is enough.
+AUDIT_EVERY_S = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How to collect.
+
+    Attributes:
+        pressure: What is given up for room.
+        is_forced: Go on in spite of what looks wrong.
+        is_hurried: Do not leave the gate to others for most of the time.
+        is_thorough: Look for files that no row knows, too.
+        waits: When somebody collects already, wait for the end of that.
+    """
+
+    pressure: Pressure = Pressure.NONE
+    is_forced: bool = False
+    is_hurried: bool = False
+    is_thorough: bool = False
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a cycle did, or would do.
+
+    Attributes:
+        verdicts: About every artifact that was there.
+        caches: The build caches that went, and why each did.
+        trees: How many trees went; so with `blobs`, whose sizes together are `size_bytes`.
+        leftovers: How many files went that no row knew; `leftover_bytes` is their size.
+        is_whole: False when it was stopped before its end.
+    """
+
+    verdicts: tuple[Verdict, ...] = ()
+    caches: tuple[tuple[BuildCache, str], ...] = ()
+    trees: int = 0
+    blobs: int = 0
+    size_bytes: int = 0
+    leftovers: int = 0
+    leftover_bytes: int = 0
+    is_whole: bool = True
+
+    def of(self, *fates: Fate) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if verdict.fate in fates]
+
+    @property
+    def freed_bytes(self) -> int:
+        """How much smaller the store's files are together."""
+        return self.size_bytes + self.leftover_bytes
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing happened at all."""
+        counts = self.trees + self.blobs + self.leftovers + len(self.caches)
+        return not counts and not self.of(Fate.EXPIRES, Fate.RESTORED, Fate.DROPPED)
+
+
+class _StoppedError(Exception):
+    """Somebody asked the collector to stop: the cycle ends between two steps."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    trees: int = 0
+    blobs: int = 0
+    size_bytes: int = 0
+    leftovers: int = 0
+    leftover_bytes: int = 0
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class _Cycle:
+    """What one run knows of itself."""
+
+    order: Order
+    tally: _Tally = field(default_factory=_Tally)
+
+
+class Collector:
+    """The collector of one store. Any thread may run it, and any process: one does at a time."""
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        records: Records,
+        retention: Retention,
+        *,
+        clock: Callable[[], int] = _now_ms,
+    ) -> None:
+        self.retention = retention
+        self._store = store
+        self._layout = store.layout
+        self._records = records
+        self._gate = Gate(store.layout)
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._audited: dict[Digest, float] = {}
+
+    def stop(self) -> None:
+        """End the cycle under way between two batches, and let no other begin."""
+        self._stopping.set()
+
+    def plan(self, pressure: Pressure = Pressure.NONE) -> Collected:
+        """Say what a cycle would do now. Changes nothing."""
+        with mapped_errors("plan a collection"), mapped_record_errors():
+            db = self._records.reader()
+            now = self._clock()
+            verdicts, caches = self._decisions(db, now, pressure)
+            gone = {v.artifact.digest for v in verdicts if v.fate is Fate.DROPPED}
+            gone |= {cache.tree_digest for cache, _ in caches}
+            kept = {v.artifact.digest for v in verdicts if v.fate is not Fate.DROPPED}
+            evicted = {cache.id for cache, _ in caches}
+            kept |= {c.tree_digest for c in build_caches.every(db) if c.id not in evicted}
+            trees = {Digest.parse(text) for text in gone - kept}
+            trees |= {*garbage.unkept_trees(db), *garbage.condemned_trees(db)}
+            freed = garbage.freed_blobs(db, trees)
+            loose = garbage.unreferred_blobs(db)
+            return Collected(
+                verdicts=tuple(verdicts),
+                caches=tuple(caches),
+                trees=len(trees),
+                blobs=freed.blobs + len(loose),
+                size_bytes=freed.size_bytes + garbage.size_of(db, loose),
+            )
+
+    def run(self, order: Order = Order()) -> Collected:
+        """Collect once. Blocking: call it from a thread.
+
+        What it freed is free when it returns, and what anybody may still want is not touched. It
+        ends early after `stop`.
+
+        Raises:
+            CollectorBusyError: Somebody collects already, and the order is not to wait.
+            CollectionRefusedError: Something looks wrong; nothing that the order does not name
+                was deleted. `is_forced` goes on.
+            StorageError: The system or the database refused. What was begun is taken up by the next
+                cycle; nothing that is in use was touched.
+        """
+        with mapped_errors("collect"), mapped_record_errors(), self._alone(waits=order.waits):
+            cycle = _Cycle(order)
+            self._store.room.relieve()
+            # A commit before all else: it proves that the records can be written, and after it no
+            # earlier commit is in doubt, so that what has no row now never gets one.
+            now = self._clock()
+            self._records.write(
+                lambda db: retention_rows.note_run(db, now, is_thorough=order.is_thorough)
+            )
+            done = Collected()
+            try:
+                self._store.recover()
+                done = self._decide(order.pressure)
+                self._collect(cycle)
+                if order.is_thorough:
+                    self._remove_leftovers(cycle)
+            except _StoppedError:
+                done = replace(done, is_whole=False)
+            tally = cycle.tally
+            return replace(
+                done,
+                trees=tally.trees,
+                blobs=tally.blobs,
+                size_bytes=tally.size_bytes,
+                leftovers=tally.leftovers,
+                leftover_bytes=tally.leftover_bytes,
+            )
+
+    # -- decisions ------------------------------------------------------------------------------
+
+    def _decide(self, pressure: Pressure) -> Collected:
+        """Let artifacts and caches go that nothing keeps. Rows alone change."""
+        now = self._clock()
+        verdicts, caches = self._decisions(self._records.reader(), now, pressure)
+        if caches or any(v.fate not in (Fate.KEPT, Fate.WAITS) for v in verdicts):
+            # Once more, in the transaction: somebody may deploy or pin one in this very moment.
+            verdicts, caches, envelopes = self._records.write(
+                lambda db: self._apply(db, now, pressure)
+            )
+            for name in envelopes:
+                _unlink(self._layout.envelope(name))
+        return Collected(verdicts=tuple(verdicts), caches=tuple(caches))
+
+    def _decisions(
+        self, db: sqlite3.Connection, now: int, pressure: Pressure
+    ) -> tuple[list[Verdict], list[tuple[BuildCache, str]]]:
+        verdicts = [judge(a, self.retention, now, pressure) for a in retention_rows.facts(db)]
+        return verdicts, caches_to_evict(build_caches.every(db), self.retention, pressure)
+
+    def _apply(
+        self, db: sqlite3.Connection, now: int, pressure: Pressure
+    ) -> tuple[list[Verdict], list[tuple[BuildCache, str]], list[str]]:
+        verdicts, caches = self._decisions(db, now, pressure)
+        ids = {fate: [v.artifact.id for v in verdicts if v.fate is fate] for fate in Fate}
+        retention_rows.expire(db, ids[Fate.EXPIRES], now)
+        retention_rows.restore(db, ids[Fate.RESTORED])
+        envelopes = [
+            name
+            for artifact_id in ids[Fate.DROPPED]
+            for name in retention_rows.drop(db, artifact_id, now)
+        ]
+        for cache, _ in caches:
+            build_caches.delete(db, cache.id)
+        return verdicts, caches, envelopes
+
+    # -- trees ----------------------------------------------------------------------------------
+
+    def _collect(self, cycle: _Cycle) -> None:
+        db = self._records.reader()
+        unkept = garbage.unkept_trees(db)
+        if unkept or garbage.condemned_trees(db) or garbage.unreferred_blobs(db):
+            kept = set(rows.each_tree(db)).difference(unkept)
+            self._audit(map(Digest, kept), is_forced=cycle.order.is_forced)
+        self._condemn_trees(unkept)
+        condemned = garbage.condemned_trees(db)
+        for digest in condemned:
+            self._release_tree(cycle, digest)
+        self._sweep_loose(cycle)
+        for start in range(0, len(condemned), TREES_COUNT):
+            self._check_stop()
+            self._unlink_trees(cycle, condemned[start : start + TREES_COUNT])
+
+    def _condemn_trees(self, unkept: Sequence[Digest]) -> None:
+        if not unkept:
+            return
+        # A reader says which tree it reads before it looks whether it is there, behind the gate:
+        # alone behind it, either it is seen here or it will not find the tree.
+        with self._gate.collecting():
+            unread = set(unkept) - self._store.trees_in_reading()
+            self._records.write(lambda db: garbage.condemn_trees(db, unread))
+
+    def _release_tree(self, cycle: _Cycle, digest: Digest) -> None:
+        """Remove a tree's references, and the blobs that nothing refers to then."""
+        count = REFS_COUNT
+        while count == REFS_COUNT:
+            self._check_stop()
+            count, loose = self._records.write(
+                lambda db: garbage.release_refs(db, digest, limit_count=REFS_COUNT)
+            )
+            self._sweep(cycle, loose)
+
+    def _unlink_trees(self, cycle: _Cycle, digests: Sequence[Digest]) -> None:
+        with self._gate.collecting():
+            gone = garbage.forgettable_trees(self._records.reader(), digests)
+            for digest in gone:
+                _unlink(self._layout.tree(digest))
+            self._records.write(lambda db: garbage.forget_trees(db, gone))
+        cycle.tally.trees += len(gone)
+
+    def _audit(self, digests: Iterable[Digest], *, is_forced: bool) -> None:
+        """Hold the references against the manifests of the trees that stay.
+
+        The references alone say what is garbage: were some missing, blobs that are in use would go.
+        """
+        now = time.monotonic()
+        for digest in digests:
+            self._check_stop()
+            if now - self._audited.get(digest, -AUDIT_EVERY_S) < AUDIT_EVERY_S:
+                continue
+            if not is_forced:
+                self._audit_tree(digest)
+            self._audited[digest] = now
+
+    def _audit_tree(self, digest: Digest) -> None:
+        manifest = read_manifest(self._layout, digest)
+        keys = {bytes(entry_key(e)) for e in manifest.entries if isinstance(e, FileEntry)}
+        if keys != garbage.references(self._records.reader(), digest):
+            raise CollectionRefusedError(
+                f"nothing was deleted: the records and the manifest of the tree {digest} differ. "
+                "Run gitd check; gitd gc --force goes by the records."
+            )
+
+    # -- blobs ----------------------------------------------------------------------------------
+
+    def _sweep_loose(self, cycle: _Cycle) -> None:
+        """Remove the blobs that nothing refers to, whatever the reason."""
+        db = self._records.reader()
+        loose = garbage.unreferred_blobs(db)
+        if not cycle.order.is_forced and len(loose) > FUSE_COUNT_MIN:
+            count = garbage.usage(db).blobs
+            if len(loose) > FUSE_SHARE * count:
+                raise CollectionRefusedError(
+                    f"{len(loose)} of {count} blobs have no reference, which is more than half and "
+                    "may be a mistake: they were not deleted. Run gitd check, and gitd gc "
+                    "--dry-run; gitd gc --force deletes them."
+                )
+        self._sweep(cycle, loose)
+
+    def _sweep(self, cycle: _Cycle, blob_ids: Sequence[int]) -> None:
+        for start in range(0, len(blob_ids), BATCH_COUNT):
+            self._check_stop()
+            # Or it would happen while the gate is held.
+            self._records.checkpoint()
+            began = time.monotonic()
+            self._sweep_batch(cycle.tally, blob_ids[start : start + BATCH_COUNT])
+            if not cycle.order.is_hurried:
+                held_s = time.monotonic() - began
+                self._stopping.wait(held_s * (1 / DUTY - 1))
+
+    def _sweep_batch(self, tally: _Tally, blob_ids: Sequence[int]) -> None:
+        with self._gate.collecting():
+            condemned = self._records.write(lambda db: garbage.condemn_blobs(db, blob_ids))
+            if not condemned:
+                return
+            self._unlink_blobs(condemned)
+            self._records.write(lambda db: rows.forget(db, [blob.key for blob in condemned]))
+        tally.blobs += len(condemned)
+        tally.size_bytes += sum(blob.size_bytes for blob in condemned)
+
+    def _unlink_blobs(self, condemned: Sequence[garbage.BlobRow]) -> None:
+        for blob in condemned:
+            _unlink(blob_path(self._layout, blob.key))
+
+    def _remove_leftovers(self, cycle: _Cycle) -> None:
+        removed = remove_leftovers(
+            self._layout, self._records, self._gate, is_stopped=self._stopping.is_set
+        )
+        cycle.tally.leftovers += removed.files
+        cycle.tally.leftover_bytes += removed.size_bytes
+        self._check_stop()
+
+    # -- one at a time --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _alone(self, *, waits: bool) -> Iterator[None]:
+        fd = os.open(self._layout.collector, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CollectorBusyError("somebody collects already") from None
+            yield
+        finally:
+            os.close(fd)
+
+    def _check_stop(self) -> None:
+        if self._stopping.is_set():
+            raise _StoppedError
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,797 @@
+"""Collecting: what nothing keeps goes, nothing else does, whoever else is at work."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from storage.artifacts import Ingested
+from storage.check import check_store
+from storage.collect import Collected, Collector, Order
+from storage.digest import Digest
+from storage.errors import (
+    ArtifactMissingError,
+    CollectionRefusedError,
+    CollectorBusyError,
+    StorageError,
+)
+from storage.files import Lease
+from storage.gate import Gate
+from storage.ids import new_id
+from storage.materialise import materialise
+from storage.model import (
+    SYSTEM,
+    Deployment,
+    Environment,
+    EnvironmentKind,
+    EnvironmentStatus,
+    JobStatus,
+    Release,
+    Site,
+    Trigger,
+)
+from storage.records import artifacts, build_caches, deployments, environments, releases, sites
+from storage.records import retention as retention_rows
+from storage.retention import DAY_MS, Fate, Pressure, Retention
+
+NOW = 100 * DAY_MS
+NOTHING = Retention(
+    releases=0,
+    branch_artifacts=0,
+    recent_ms=0,
+    grace_ms=0,
+    cache_bytes_max=0,
+    cache_site_bytes_max=0,
+)
+AT_ONCE = Order(is_hurried=True, is_thorough=True)
+
+
+@dataclass
+class Clock:
+    now: int = NOW
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@dataclass
+class World:
+    """A shop whose site has environments, and a collector that keeps nothing by itself."""
+
+    shop: object
+    clock: Clock = field(default_factory=Clock)
+    retention: Retention = NOTHING
+
+    def __post_init__(self) -> None:
+        self.write(lambda db: sites.add(db, Site("site_1", "acme-store", "main", 0)))
+        self.environment("env_1", branch="main")
+
+    def write(self, change: Callable[[sqlite3.Connection], object]) -> object:
+        return self.shop.records.write(change)
+
+    def environment(self, env_id: str, *, branch: str, site: str = "site_1") -> None:
+        made = Environment(
+            env_id,
+            site,
+            branch,
+            EnvironmentKind.PREVIEW,
+            branch,
+            ephemeral=True,
+            status=EnvironmentStatus.ACTIVE,
+            hostname=env_id,
+            created_at=0,
+        )
+        self.write(lambda db: environments.add(db, made))
+
+    def deployment(self, ingested: Ingested, env_id: str = "env_1") -> Deployment:
+        made = Deployment(
+            id=new_id("dep"),
+            site_id="site_1",
+            env_id=env_id,
+            job_id=new_id("job"),
+            artifact_id=ingested.artifact_id,
+            envelope_sha256=ingested.envelope_sha256,
+            trigger=Trigger.DEPLOY,
+            status=JobStatus.QUEUED,
+            runs_release_command=True,
+            release_id=None,
+            error=None,
+            ref=None,
+            commit=None,
+            actor=SYSTEM,
+            created_at=0,
+            started_at=None,
+            finished_at=None,
+        )
+        self.write(lambda db: deployments.add(db, made))
+        return made
+
+    def release(self, ingested: Ingested, env_id: str = "env_1") -> None:
+        deployment = self.deployment(ingested, env_id)
+        made = Release(
+            id=new_id("rel"),
+            site_id="site_1",
+            env_id=env_id,
+            deployment_id=deployment.id,
+            artifact_id=ingested.artifact_id,
+            ref=None,
+            commit=None,
+            actor=SYSTEM,
+            deployed_at=0,
+            is_current=True,
+        )
+        self.write(lambda db: deployments.succeed(db, deployment.id, made.id, 0))
+        self.write(lambda db: releases.add_current(db, made))
+
+    def end(self, deployment: Deployment) -> None:
+        self.write(lambda db: deployments.end(db, deployment.id, JobStatus.FAILED, None, 0))
+
+    def collector(self, kind: type[Collector] = Collector) -> Collector:
+        return kind(self.shop.store, self.shop.records, self.retention, clock=self.clock)
+
+    def collect(self, order: Order = AT_ONCE) -> Collected:
+        return self.collector().run(order)
+
+    def listed(self) -> set[str]:
+        page = artifacts.page(
+            self.shop.records.reader(), "site_1", newest=None, last=None, limit_count=100
+        )
+        return {item.artifact.id for item in page.items}
+
+    def expect_whole(self) -> None:
+        """What is listed can be unpacked, nothing lies there that nobody knows."""
+        report = check_store(self.shop.folder / "store", self.shop.records)
+        assert (report.problems, report.leftovers) == ((), ())
+        assert list(self.shop.store.layout.tmp.iterdir()) == []
+        for number, artifact_id in enumerate(sorted(self.listed())):
+            found = artifacts.of_site(self.shop.records.reader(), "site_1", artifact_id)
+            verified = self.shop.reader.verify(
+                Digest.parse(found.artifact.digest), found.attestation.envelope_sha256
+            )
+            out = self.shop.folder / f"out{number}"
+            self.shop.reader.materialise(verified, out)
+            shutil.rmtree(out)
+
+
+@pytest.fixture
+def world(shop) -> World:
+    return World(shop)
+
+
+def fates(collected: Collected) -> dict[str, Fate]:
+    return {verdict.artifact.id: verdict.fate for verdict in collected.verdicts}
+
+
+# -- what is kept ------------------------------------------------------------------------------
+
+
+def test_what_nothing_keeps_goes_with_its_blobs_and_nothing_else(world, shop) -> None:
+    kept = shop.ingest({"same": b"same", "kept": b"kept"})
+    gone = shop.ingest({"same": b"same", "gone": b"gone", "big*": b"x" * 1000})
+    world.release(kept)
+    collected = world.collect()
+    assert fates(collected) == {kept.artifact_id: Fate.KEPT, gone.artifact_id: Fate.DROPPED}
+    assert (collected.trees, collected.blobs, collected.size_bytes) == (1, 2, 1004)
+    assert not shop.blob(b"gone").exists()
+    assert not Path(shop.store.layout.tree(gone.digest)).exists()
+    assert not Path(shop.store.layout.envelope(gone.envelope_sha256)).exists()
+    assert world.listed() == {kept.artifact_id}
+    world.expect_whole()
+    assert world.collect().is_idle
+
+
+def test_every_reason_to_keep_an_artifact_is_found_in_the_records(world, shop) -> None:
+    built = {n: shop.ingest({"n": b"%d" % n}) for n in range(8)}
+    world.retention = replace(NOTHING, releases=2, branch_artifacts=1)
+    world.write(lambda db: db.execute("UPDATE attestation SET ref = 'refs/heads/other'"))
+    for n in (6, 7):
+        world.write(
+            lambda db, n=n: db.execute(
+                "UPDATE attestation SET ref = 'refs/heads/main' WHERE artifact_id = ?",
+                (built[n].artifact_id,),
+            )
+        )
+    for n in (1, 2, 3):
+        world.release(built[n])
+    world.write(
+        lambda db: retention_rows.pin(db, "site_1", built[4].artifact_id, SYSTEM, world.clock())
+    )
+    under_way = world.deployment(built[5])
+    why = {v.artifact.id: v.why for v in world.collect().verdicts}
+    assert {n: why[built[n].artifact_id] for n in built} == {
+        0: "nothing keeps it, and its grace is over",
+        1: "nothing keeps it, and its grace is over",  # the third release from the end
+        2: "among the last releases of an environment",
+        3: "runs on an environment",
+        4: "pinned",
+        5: "is being deployed",
+        6: "nothing keeps it, and its grace is over",  # the second artifact of its branch
+        7: "among the last artifacts of a branch",
+    }
+    world.end(under_way)
+    world.write(lambda db: retention_rows.unpin(db, "site_1", built[4].artifact_id))
+    world.collect()
+    assert world.listed() == {built[n].artifact_id for n in (2, 3, 7)}
+    world.expect_whole()
+
+
+def test_artifact_that_runs_again_and_again_pushes_no_release_out(world, shop) -> None:
+    one, two, three = (shop.ingest({"n": b"%d" % n}) for n in range(3))
+    world.retention = replace(NOTHING, releases=2)
+    for ingested in (one, two, three, two, three, two, three):
+        world.release(ingested)
+    world.collect()
+    assert world.listed() == {two.artifact_id, three.artifact_id}
+
+
+def test_environment_and_site_that_are_gone_keep_nothing(world, shop) -> None:
+    preview, other = shop.ingest({"a": b"a"}), shop.ingest({"b": b"b"})
+    world.environment("env_2", branch="feature")
+    world.release(preview, "env_2")
+    world.release(other)
+    world.collect()
+    assert world.listed() == {preview.artifact_id, other.artifact_id}
+    world.write(lambda db: environments.delete(db, "env_2"))
+    world.collect()
+    assert world.listed() == {other.artifact_id}
+    world.write(lambda db: sites.delete(db, "site_1"))
+    world.retention = replace(NOTHING, recent_ms=DAY_MS)
+    world.write(lambda db: db.execute("UPDATE attestation SET created_at = ?", (NOW,)))
+    assert world.collect().trees == 1
+    world.expect_whole()
+
+
+def test_artifact_of_two_sites_stays_while_one_of_them_keeps_it(world, shop) -> None:
+    shared = shop.ingest({"a": b"a"})
+    world.write(lambda db: sites.add(db, Site("site_2", "other", "main", 0)))
+    for site in ("site_1", "site_2"):
+        world.write(
+            lambda db, site=site: retention_rows.pin(db, site, shared.artifact_id, SYSTEM, 0)
+        )
+    world.write(lambda db: retention_rows.unpin(db, "site_1", shared.artifact_id))
+    world.collect()
+    assert world.listed() == {shared.artifact_id}
+    world.write(lambda db: sites.delete(db, "site_2"))
+    world.collect()
+    assert world.listed() == set()
+
+
+def test_statement_that_something_ran_by_stays_as_history(world, shop) -> None:
+    ran, newer = shop.ingest({"a": b"a"}), shop.ingest({"b": b"b"})
+    world.release(ran)
+    world.release(newer)
+    world.collect()
+    assert Path(shop.store.layout.envelope(ran.envelope_sha256)).exists()
+    found = artifacts.of_site(shop.records.reader(), "site_1", ran.artifact_id)
+    assert found.artifact.dropped_at == NOW
+    assert not found.artifact.is_available
+    world.expect_whole()
+
+
+# -- expired, and back -------------------------------------------------------------------------
+
+
+def test_expired_artifact_leaves_the_list_and_keeps_its_files_for_its_grace(world, shop) -> None:
+    ingested = shop.ingest({"a": b"a"})
+    world.retention = replace(NOTHING, grace_ms=DAY_MS)
+    assert fates(world.collect()) == {ingested.artifact_id: Fate.EXPIRES}
+    assert world.listed() == set()
+    world.clock.now += DAY_MS - 1
+    assert fates(world.collect()) == {ingested.artifact_id: Fate.WAITS}
+    assert shop.blob(b"a").exists()
+    assert shop.verify(ingested)
+    world.clock.now += 1
+    assert fates(world.collect()) == {ingested.artifact_id: Fate.DROPPED}
+    assert not shop.blob(b"a").exists()
+    world.expect_whole()
+
+
+@pytest.mark.parametrize("how", ["built again", "pinned", "settings"])
+def test_expired_artifact_comes_back(world, shop, how: str) -> None:
+    ingested = shop.ingest({"a": b"a"})
+    world.retention = replace(NOTHING, grace_ms=DAY_MS)
+    world.collect()
+    if how == "built again":
+        assert shop.ingest({"a": b"a"}).new_blobs == 0
+    elif how == "pinned":
+        world.write(lambda db: retention_rows.pin(db, "site_1", ingested.artifact_id, SYSTEM, NOW))
+    else:
+        world.retention = replace(world.retention, recent_ms=2 * NOW)
+        assert fates(world.collect()) == {ingested.artifact_id: Fate.RESTORED}
+    assert world.listed() == {ingested.artifact_id}
+    world.expect_whole()
+
+
+def test_pressure_takes_the_grace_and_then_the_caches_but_nothing_listed(world, shop) -> None:
+    running, waiting = shop.ingest({"a": b"a"}), shop.ingest({"b": b"b"})
+    shop.keep_tree({"c": b"c"})
+    world.release(running)
+    world.retention = Retention(releases=1, branch_artifacts=0, recent_ms=0)
+    world.collect()
+    assert shop.verify(waiting)
+    world.collect(replace(AT_ONCE, pressure=Pressure.GRACE))
+    assert not shop.blob(b"b").exists()
+    assert shop.blob(b"c").exists()
+    world.collect(replace(AT_ONCE, pressure=Pressure.CACHES))
+    assert not shop.blob(b"c").exists()
+    assert world.listed() == {running.artifact_id}
+    world.expect_whole()
+
+
+def test_what_was_dropped_is_whole_when_it_is_built_again(world, shop) -> None:
+    first = shop.ingest({"a": b"a"})
+    world.collect()
+    again = shop.ingest({"a": b"a"})
+    assert (again.artifact_id, again.new_blobs) == (first.artifact_id, 1)
+    assert world.listed() == {first.artifact_id}
+    world.expect_whole()
+
+
+# -- build caches and readers ------------------------------------------------------------------
+
+
+def test_cache_keeps_its_tree_until_it_is_replaced_or_evicted(world, shop) -> None:
+    world.retention = replace(NOTHING, cache_bytes_max=10, cache_site_bytes_max=10)
+    shop.keep_tree({"c": b"old"})
+    assert world.collect().is_idle
+    shop.keep_tree({"c": b"new"})
+    assert world.collect().trees == 1
+    assert (shop.blob(b"old").exists(), shop.blob(b"new").exists()) == (False, True)
+    shop.keep_tree({"c": b"12345678"}, key="other")
+    collected = world.collect()
+    assert [(c.cache_key, why) for c, why in collected.caches] == [
+        ("k", "its site's caches are too large")
+    ]
+    assert not shop.blob(b"new").exists()
+    world.expect_whole()
+
+
+def test_tree_in_reading_stays_until_it_is_read(world, shop, tmp_path: Path) -> None:
+    kept = shop.keep_tree({"c": b"c"})
+    with shop.store.reading(kept.digest) as manifest:
+        world.write(lambda db: build_caches.delete_of_site(db, "site_1"))
+        assert world.collect().trees == 0
+        materialise(shop.store.layout, manifest, tmp_path / "out")
+    assert world.collect().trees == 1
+    with pytest.raises(ArtifactMissingError), shop.store.reading(kept.digest):
+        pass
+    world.expect_whole()
+
+
+def test_tree_that_is_being_forgotten_cannot_be_read_any_more(world, shop) -> None:
+    kept = shop.keep_tree({"c": b"c"})
+    heard: list[str] = []
+
+    class Asked(Collector):
+        def _release_tree(self, cycle, digest) -> None:
+            with contextlib.suppress(ArtifactMissingError), shop.store.reading(digest):
+                heard.append("it is there")
+            heard.append("asked")
+            super()._release_tree(cycle, digest)
+
+    world.collector(Asked).run(AT_ONCE)
+    assert heard == ["asked"]
+    assert not shop.blob(b"c").exists()
+    assert kept.files == 1
+
+
+READER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import make_shop
+from storage.digest import Digest
+shop = make_shop(Path(sys.argv[2]))
+with shop.store.reading(Digest.parse(sys.argv[3])):
+    print("reading", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def reader_of(shop, digest: Digest) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", READER, Path(__file__).parent, shop.folder, str(digest)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "reading\n"
+    return process
+
+
+def test_only_a_living_reader_holds_its_tree_however_long_it_sleeps(world, shop) -> None:
+    kept = shop.keep_tree({"c": b"c"})
+    world.write(lambda db: build_caches.delete_of_site(db, "site_1"))
+    with reader_of(shop, kept.digest) as process:
+        process.send_signal(signal.SIGSTOP)
+        world.clock.now += 400 * DAY_MS
+        (lease,) = shop.store.layout.tmp.iterdir()
+        os.utime(lease, (0, 0))
+        assert world.collect().trees == 0
+        world.clock.now -= 800 * DAY_MS
+        assert world.collect().trees == 0
+        process.kill()
+        process.wait()
+    assert world.collect().trees == 1
+    world.expect_whole()
+
+
+def test_child_of_a_dead_owner_holds_its_lease_until_it_ends(shop) -> None:
+    # The kernel's lock is the lease: a child that was forked with it is an owner too.
+    read_fd, write_fd = os.pipe()
+    context = multiprocessing.get_context("fork")
+
+    def child() -> None:
+        os.close(write_fd)
+        os.read(read_fd, 1)
+
+    def owner() -> None:
+        Lease.take(shop.store.layout.tmp)
+        context.Process(target=child).start()
+        os._exit(0)
+
+    process = context.Process(target=owner)
+    process.start()
+    process.join()
+    assert shop.store.recover().leases == 0
+    os.close(read_fd)
+    os.close(write_fd)
+    (path,) = shop.store.layout.tmp.iterdir()
+    while (seized := Lease.seize(path)) is None:
+        os.sched_yield()
+    seized.release()
+    assert list(shop.store.layout.tmp.iterdir()) == []
+
+
+def test_lease_is_never_of_a_folder_that_was_taken_for_rubbish(shop) -> None:
+    stop = threading.Event()
+    errors: list[Exception] = []
+
+    def seize() -> None:
+        while not stop.is_set():
+            shop.store.recover()
+
+    def take() -> None:
+        try:
+            for _ in range(200):
+                lease = Lease.take(shop.store.layout.tmp)
+                Path(lease.path, "file").write_text("written")
+                lease.release()
+        except OSError as error:
+            errors.append(error)
+
+    seizers = [threading.Thread(target=seize) for _ in range(2)]
+    takers = [threading.Thread(target=take) for _ in range(2)]
+    for thread in (*seizers, *takers):
+        thread.start()
+    for thread in takers:
+        thread.join()
+    stop.set()
+    for thread in seizers:
+        thread.join()
+    assert errors == []
+
+
+# -- together with those who publish -----------------------------------------------------------
+
+
+class Paused(Collector):
+    """Stops between the mark that makes blobs absent and their removal."""
+
+    def __init__(self, *arguments, **more) -> None:
+        super().__init__(*arguments, **more)
+        self.has_marked, self.may_unlink = threading.Event(), threading.Event()
+
+    def _unlink_blobs(self, condemned) -> None:
+        self.has_marked.set()
+        assert self.may_unlink.wait(60)
+        super()._unlink_blobs(condemned)
+
+
+class OpenGate(Gate):
+    """A gate that lets everybody pass."""
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        yield
+
+
+class Reckless(Paused):
+    """What a collector without the gate would do: the proof that the tests see the difference."""
+
+    def __init__(self, *arguments, **more) -> None:
+        super().__init__(*arguments, **more)
+        self._gate = OpenGate(self._layout)
+
+
+@pytest.mark.parametrize("kind", [Paused, Reckless])
+def test_blob_that_goes_in_this_moment_is_taken_in_anew(world, shop, kind) -> None:
+    shop.ingest({"a": b"a", "b": b"b"})
+    collector = world.collector(kind)
+    collecting = threading.Thread(target=collector.run, args=(AT_ONCE,))
+    publishing = threading.Thread(target=shop.ingest, args=({"a": b"a"},))
+    collecting.start()
+    assert collector.has_marked.wait(60)
+    publishing.start()
+    if kind is Reckless:
+        publishing.join()
+    else:
+        while not list(shop.store.layout.tmp.glob("*/envelope")):
+            os.sched_yield()  # from here on it can only wait for the gate
+        assert publishing.is_alive()
+    collector.may_unlink.set()
+    collecting.join()
+    publishing.join()
+    if kind is Reckless:
+        report = check_store(shop.folder / "store", shop.records)
+        assert report.problems == (f"blob {Digest.of(b'a')}: No such file or directory",)
+    else:
+        world.expect_whole()
+        assert len(world.listed()) == 1
+
+
+def test_tree_that_is_built_again_while_it_is_forgotten_is_whole(world, shop) -> None:
+    tree = {"a": b"a", "b": b"b"}
+    shop.ingest(tree)
+
+    class Interrupted(Collector):
+        def _release_tree(self, cycle, digest) -> None:
+            shop.records.write(
+                lambda db: db.execute(
+                    "DELETE FROM ref WHERE blob_id = (SELECT id FROM blob WHERE key = ?)",
+                    (Digest.of(b"a") + b"f",),
+                )
+            )
+            shop.ingest(tree)
+            super()._release_tree(cycle, digest)
+
+    assert world.collector(Interrupted).run(AT_ONCE).trees == 0
+    assert len(world.listed()) == 1
+    world.expect_whole()
+
+
+@pytest.mark.parametrize("meanwhile", ["deployed", "pinned", "built"])
+def test_decision_is_made_again_where_it_is_written(world, shop, meanwhile: str) -> None:
+    ingested = shop.ingest({"a": b"a"})
+
+    class Late(Collector):
+        has_decided = False
+
+        def _decisions(self, db, now, pressure):
+            found = super()._decisions(db, now, pressure)
+            if not self.has_decided:
+                self.has_decided = True
+                if meanwhile == "deployed":
+                    world.deployment(ingested)
+                elif meanwhile == "pinned":
+                    world.write(
+                        lambda db: retention_rows.pin(
+                            db, "site_1", ingested.artifact_id, SYSTEM, NOW
+                        )
+                    )
+                else:
+                    shop.ingest({"a": b"a"})
+                    world.write(
+                        lambda db: db.execute("UPDATE attestation SET created_at = ?", (NOW,))
+                    )
+            return found
+
+    world.retention = replace(NOTHING, recent_ms=DAY_MS)
+    world.collector(Late).run(AT_ONCE)
+    assert world.listed() == {ingested.artifact_id}
+    world.expect_whole()
+
+
+def test_neither_publishers_nor_the_collector_starve(world, shop) -> None:
+    for n in range(40):
+        shop.ingest({"n": b"%d" % n})
+    stop = threading.Event()
+    counts = [0, 0]
+
+    def publish(number: int) -> None:
+        while not stop.is_set():
+            shop.ingest({"n": b"%d of %d" % (counts[number], number)})
+            counts[number] += 1
+
+    threads = [threading.Thread(target=publish, args=(n,)) for n in (0, 1)]
+    for thread in threads:
+        thread.start()
+    try:
+        rounds = swept = 0
+        before = list(counts)
+        while min(now - b for now, b in zip(counts, before, strict=True)) < 5 or rounds < 5:
+            swept += world.collect(Order(is_hurried=True)).blobs
+            rounds += 1
+        assert swept >= 40
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    world.collect()
+    world.expect_whole()
+
+
+def test_one_collects_at_a_time(world, shop) -> None:
+    shop.ingest({"a": b"a"})
+    first = world.collector(Paused)
+    collecting = threading.Thread(target=first.run, args=(AT_ONCE,))
+    collecting.start()
+    assert first.has_marked.wait(60)
+    with pytest.raises(CollectorBusyError):
+        world.collect()
+    first.may_unlink.set()
+    assert world.collect(replace(AT_ONCE, waits=True)).blobs == 0
+    collecting.join()
+    world.expect_whole()
+
+
+def test_collector_stops_between_two_batches_and_goes_on_later(world, shop) -> None:
+    shop.ingest({f"f{n}": b"%d" % n for n in range(600)})
+
+    class Stopped(Collector):
+        def _unlink_blobs(self, condemned) -> None:
+            super()._unlink_blobs(condemned)
+            self.stop()
+
+    collected = world.collector(Stopped).run(AT_ONCE)
+    assert (collected.is_whole, collected.blobs, collected.trees) == (False, 250, 0)
+    collected = world.collect()
+    assert (collected.is_whole, collected.blobs, collected.trees) == (True, 350, 1)
+    world.expect_whole()
+
+
+# -- what looks wrong --------------------------------------------------------------------------
+
+
+def files_of(shop) -> set[Path]:
+    root = shop.store.layout.root
+    return {p for kind in ("blobs", "trees", "attest") for p in (root / kind).rglob("*/*")}
+
+
+@pytest.mark.parametrize("wrong", ["gone", "other bytes", "unreadable", "fewer references"])
+def test_tree_that_cannot_be_read_stops_the_collector_before_it_deletes(
+    world, shop, wrong: str
+) -> None:
+    kept, gone = shop.ingest({"a": b"a", "b": b"b"}), shop.ingest({"c": b"c"})
+    world.release(kept)
+    world.write(lambda db: retention_rows.pin(db, "site_1", gone.artifact_id, SYSTEM, 0))
+    world.collect()
+    world.write(lambda db: retention_rows.unpin(db, "site_1", gone.artifact_id))
+    manifest = Path(shop.store.layout.tree(kept.digest))
+    if wrong == "gone":
+        manifest.rename(shop.folder / "manifest")
+    elif wrong == "other bytes":
+        manifest.chmod(0o600)
+        manifest.write_bytes(manifest.read_bytes().replace(b"a\tf", b"d\tf"))
+    elif wrong == "unreadable":
+        manifest.unlink()
+        manifest.mkdir()
+    else:
+        world.write(
+            lambda db: db.execute(
+                "DELETE FROM ref WHERE blob_id IN (SELECT id FROM blob WHERE key = ?)",
+                (Digest.of(b"a") + b"f",),
+            )
+        )
+    before = files_of(shop)
+    envelope = Path(shop.store.layout.envelope(gone.envelope_sha256))
+    with pytest.raises(StorageError):
+        world.collect()
+    assert before - files_of(shop) <= {envelope}
+    assert shop.blob(b"a").exists()
+    if wrong != "fewer references":
+        world.collect(replace(AT_ONCE, is_forced=True))
+        assert (shop.blob(b"a").exists(), shop.blob(b"c").exists()) == (True, False)
+
+
+def test_sweep_of_most_blobs_without_a_reason_needs_force(world, shop) -> None:
+    kept = shop.ingest({f"f{n}": b"%d" % n for n in range(900)})
+    world.release(kept)
+    world.write(
+        lambda db: db.executemany(
+            "INSERT INTO blob(key, size_bytes) VALUES(?, 1)",
+            [(Digest.of(b"loose %d" % n) + b"f",) for n in range(1001)],
+        )
+    )
+    with pytest.raises(CollectionRefusedError, match=r"1001 of 1901 .* --force"):
+        world.collect()
+    assert world.collect(replace(AT_ONCE, is_forced=True)).blobs == 1001
+    world.expect_whole()
+
+
+def test_dropping_most_artifacts_needs_no_force(world, shop) -> None:
+    shop.ingest({f"f{n}": b"%d" % n for n in range(1100)})
+    assert world.collect().blobs == 1100
+    world.expect_whole()
+
+
+# -- leftovers and what was begun --------------------------------------------------------------
+
+
+def test_files_that_no_row_knows_go_and_foreign_names_stay(world, shop) -> None:
+    kept = shop.ingest({"a": b"a", "run*": b"run"})
+    world.release(kept)
+    layout = shop.store.layout
+    leftovers = [
+        shop.blob(b"left"),
+        shop.blob(b"a", executable=True),  # known, and not executable
+        Path(layout.tree(Digest.of(b"left"))),
+        Path(layout.envelope("0" * 64)),
+    ]
+    for path in leftovers:
+        path.write_bytes(b"12345")
+    foreign = layout.root / "blobs" / "00" / "README"
+    foreign.write_text("somebody's own")
+    assert world.collect(Order(is_hurried=True)).leftovers == 0
+    collected = world.collect()
+    assert (collected.leftovers, collected.leftover_bytes) == (4, 20)
+    assert not any(path.exists() for path in leftovers)
+    assert foreign.exists()
+    foreign.unlink()
+    world.expect_whole()
+
+
+def test_begun_deletions_of_trees_and_blobs_are_finished(world, shop) -> None:
+    shop.ingest({"a": b"a", "b": b"b"})
+    world.write(lambda db: db.execute("UPDATE artifact SET expired_at = 1, dropped_at = 1"))
+    world.write(lambda db: db.execute("UPDATE tree SET state = 2"))
+    world.write(lambda db: db.execute("DELETE FROM ref WHERE blob_id = (SELECT MIN(id) FROM blob)"))
+    world.write(lambda db: db.execute("UPDATE blob SET state = 2 WHERE id = 1"))
+    collected = world.collect()
+    assert (collected.trees, collected.blobs) == (1, 1)
+    assert files_of(shop) == {
+        Path(shop.store.layout.envelope(p))
+        for (p,) in shop.records.reader().execute("SELECT envelope_sha256 FROM attestation")
+    }
+    world.expect_whole()
+
+
+def test_corrupt_blob_without_a_reference_goes_too(world, shop) -> None:
+    shop.ingest({"a": b"a"})
+    world.write(lambda db: db.execute("UPDATE blob SET state = 3"))
+    assert world.collect().blobs == 1
+    world.expect_whole()
+
+
+# -- before it is done -------------------------------------------------------------------------
+
+
+def test_plan_says_what_a_run_does_and_changes_nothing(world, shop) -> None:
+    kept = shop.ingest({"same": b"same", "kept": b"kept"})
+    shop.ingest({"same": b"same", "gone": b"gone"})
+    shop.ingest({"gone": b"gone", "more": b"more"})
+    shop.keep_tree({"kept": b"kept", "cache": b"cache"})
+    world.release(kept)
+    world.write(
+        lambda db: db.execute(
+            "INSERT INTO blob(key, size_bytes) VALUES(?, 5)", (Digest.of(b"loose") + b"f",)
+        )
+    )
+    files = files_of(shop)
+    planned = world.collector().plan()
+    assert files_of(shop) == files
+    assert len(world.listed()) == 3
+    done = world.collect()
+    assert planned == done
+    assert (planned.trees, planned.blobs, planned.size_bytes) == (3, 4, 4 + 4 + 5 + 5)
+
+
+def test_plan_counts_what_expires_now_and_goes_later(world, shop) -> None:
+    ingested = shop.ingest({"a": b"a"})
+    world.retention = replace(NOTHING, grace_ms=DAY_MS)
+    planned = world.collector().plan()
+    assert [(v.fate, v.until) for v in planned.of(Fate.EXPIRES)] == [(Fate.EXPIRES, NOW + DAY_MS)]
+    assert (planned.trees, planned.is_idle) == (0, False)
+    assert world.listed() == {ingested.artifact_id}
