@@ -14,6 +14,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from blake3 import blake3
 
 from hooks.builds import seccomp
 from hooks.builds.errors import SandboxUnavailableError
+from hooks.builds.listener import listen_inside
 from hooks.builds.namespace import Init, Status, end_named
 from hooks.process import Process, adopt_orphans
 
@@ -96,6 +98,7 @@ class SandboxSpec:
     `argv[0]` is looked up in the sandbox's PATH. `environ` is added to a small base (PATH, HOME,
     LANG, ...) and wins over it. `binds` are made in their order. Without a bind at `HOME_DIR` the
     home is a folder in memory, of at most `limits.tmp_bytes`. `network`: share the machine's.
+    `listen_port`: a port of the sandbox's own loopback that `Sandbox.listener` listens on.
     `is_background`: others come first, for the processor and when memory runs out.
     """
 
@@ -104,6 +107,7 @@ class SandboxSpec:
     cwd: str = APP_DIR
     environ: Mapping[str, str] = field(default_factory=dict)
     network: bool = False
+    listen_port: int | None = None
     is_background: bool = False
     hostname: str = "build"
     limits: Limits = field(default_factory=Limits)
@@ -130,6 +134,9 @@ class Sandbox:
     It ends with this process, and it never outlives `wait`.
     """
 
+    listener: socket.socket | None = None
+    """Listens inside, before the program begins, when `listen_port` asks for it. The caller's."""
+
     def __init__(self, outer: Process, init_pid: int | None, status: Status) -> None:
         self._outer = outer
         self._init = Init.open(init_pid, parent_pid=outer.pid)
@@ -151,10 +158,13 @@ class Sandbox:
             )
         adopt_orphans()
         status = Status(on_output)
-        with contextlib.ExitStack() as files:
+        with contextlib.ExitStack() as gate, contextlib.ExitStack() as files:
             args, pass_fds = _arguments(spec, files)
             pass_fds.append(status.open(files))
             args += ["--json-status-fd", str(pass_fds[-1])]
+            if spec.listen_port is not None:
+                pass_fds.append(_closed_gate(files, gate))
+                args += ["--block-fd", str(pass_fds[-1])]
             args_fd = _memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
             argv = [_named[0], "--args", str(args_fd), "--", *_limited(spec)]
             try:
@@ -169,14 +179,28 @@ class Sandbox:
             except OSError as error:
                 status.close()
                 raise SandboxUnavailableError(f"cannot run {BWRAP}: {error.strerror}") from error
-        beginning = asyncio.ensure_future(_begun(outer, status))
+            files.close()
+            beginning = asyncio.ensure_future(_begun(outer, status))
+            try:
+                init_pid = await asyncio.shield(beginning)
+            except asyncio.CancelledError:
+                # Killed before it has told its child, bubblewrap would leave it behind: the child
+                # waits for its word for ever, and holds the output open.
+                await cls(outer, await beginning, status).close()
+                raise
+            sandbox = cls(outer, init_pid, status)
+            if spec.listen_port is not None and init_pid is not None:
+                await sandbox._listen(init_pid, spec.listen_port)
+        return sandbox
+
+    async def _listen(self, init_pid: int, port: int) -> None:
         try:
-            return cls(outer, await asyncio.shield(beginning), status)
-        except asyncio.CancelledError:
-            # Killed before it has told its child, bubblewrap would leave it behind: the child
-            # waits for its word for ever, and holds the output open.
-            await cls(outer, await beginning, status).close()
-            raise
+            self.listener = listen_inside(init_pid, port)
+        except OSError as error:
+            await self.close()
+            raise SandboxUnavailableError(
+                f"cannot listen inside the sandbox: {error.strerror}"
+            ) from error
 
     async def wait(self) -> int:
         """Return the exit status (128 + n after signal n) once every process inside is dead.
@@ -280,6 +304,14 @@ def _memory_file(files: contextlib.ExitStack, content: bytes) -> int:
     os.write(fd, content)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
+
+
+def _closed_gate(files: contextlib.ExitStack, gate: contextlib.ExitStack) -> int:
+    """Return a descriptor that bubblewrap waits at, before the program, until `gate` is closed."""
+    waiting, gate_fd = os.pipe2(os.O_CLOEXEC)
+    files.callback(os.close, waiting)
+    gate.callback(os.close, gate_fd)
+    return waiting
 
 
 def _top_level_folders() -> Iterator[str]:
