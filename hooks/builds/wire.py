@@ -5,6 +5,7 @@
 | `POST /v1/lease` | `LeaseRequest` | 200 `Lease`, or 204 after `wait_s` without work |
 | `GET /v1/jobs/{job_id}/folder?path=` | | 200 `Folder` of the commit, or 404 |
 | `GET /v1/jobs/{job_id}/source?folder=` | | tar of a folder of the commit, uncompressed |
+| `GET /v1/jobs/{job_id}/egress` | | `Egress`: what the build command may reach |
 | `POST /v1/jobs/{job_id}/log` | `LogBatch` | `{}` |
 | `POST /v1/jobs/{job_id}/heartbeat` | `Heartbeat` | `HeartbeatAnswer` |
 | `PUT /v1/jobs/{job_id}/output` | tar of the output tree | `{}` |
@@ -79,6 +80,40 @@ class Lease(msgspec.Struct, frozen=True):
     root_entries: tuple[RootEntry, ...]
     files: dict[str, str]
     tree: str = ""
+
+
+Reach = Literal["public", "private", "loopback"]
+"""How far the addresses of a name may lie: each includes the one before."""
+
+
+class AllowedHost(msgspec.Struct, frozen=True):
+    """A host that builds may reach on one port.
+
+    `host`: a name in lower case, `*.` and a name for all below it, or a network as `10.1.0.0/16`.
+    `source`: who says so: a setting, or a package client of the machine.
+    """
+
+    host: str
+    port: int
+    source: str
+    reach: Reach = "public"
+
+
+class Egress(msgspec.Struct, frozen=True):
+    """What the command of a build may reach; without a host: nothing, not even a proxy.
+
+    `ca_bundle`: a file of the machine with the certificates that are trusted.
+    `home_files`: settings for package clients, as text, by their path below the home. `bytes`
+    are counted over all connections of the build; an idle connection is closed after `idle_s`.
+    """
+
+    allow: tuple[AllowedHost, ...] = ()
+    ca_bundle: str | None = None
+    home_files: dict[str, str] = {}
+    up_bytes_max: int = 64 << 20
+    down_bytes_max: int = 4 << 30
+    connections_max: int = 128
+    idle_s: float = 120.0
 
 
 class BatchLine(msgspec.Struct, frozen=True):
