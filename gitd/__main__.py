@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import re
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gitd.beside import (
+    become_owner,
     beside,
     data_option,
     fail,
@@ -134,6 +136,36 @@ def host(  # noqa: PLR0913 - one parameter per option
             root_key_ids=frozenset(root_key) or None,
         )
     )
+
+
+@cli.command()
+@data_option
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
+@json_option
+def egress(data: Path, config: Path | None, *, as_json: bool) -> None:
+    """Show which hosts builds may reach, and who says so."""
+    import msgspec
+
+    from gitd import log
+    from gitd.app import egress_rules
+    from gitd.config import machine_environ
+
+    log.configure(level="warning")
+    settings = _settings(data, config, listen=None, sites=None)
+    become_owner(folder_of(data))
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    found = egress_rules(settings.builders, {**machine_environ(), "HOME": home}).read()
+    if as_json:
+        print_json(msgspec.structs.asdict(found))
+        return
+    for entry in found.allow:
+        host = f"[{entry.host}]" if ":" in entry.host else entry.host
+        click.echo(f"{host}:{entry.port}  ({entry.source})")
+    if not found.allow:
+        click.echo("Builds have no network.")
+    click.echo(f"certificates: {found.ca_bundle or 'none found'}")
+    for name in found.home_files:
+        click.echo(f"settings for builds: ~/{name}")
 
 
 # -- sites and keys: beside a running server ------------------------------------------------------

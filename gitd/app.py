@@ -10,7 +10,7 @@ import pwd
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from gitd.addresses import TrustedProxies
 from gitd.api.app import ApiDeps, build_api
 from gitd.auth import Authenticator
 from gitd.children import Children, ChildSpec
-from gitd.config import Config, is_loopback, parse_address
+from gitd.config import BuildersConfig, Config, is_loopback, machine_environ, parse_address
 from gitd.errors import StartError
 from gitd.git.limits import GitLimits
 from gitd.git.service import GitService
@@ -30,9 +30,12 @@ from gitd.layout import DataFolder
 from gitd.log import logged
 from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.systemd import inherited_sockets, notify
+from hooks.builds import allowlist
 from hooks.builds import service as builder_service
 from hooks.builds.packing import Packer
+from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildLimits, BuildRunner
+from hooks.builds.wire import Egress
 from hooks.deploys import service as host_service
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.follow import Addresses, PushNarrator
@@ -135,6 +138,7 @@ class Control:
                 output_bytes_max=config.builders.output_bytes_max,
             ),
         )
+        self.egress_rules = egress_rules(config.builders, machine_environ())
         self.rolls = RollRunner(
             self.jobs,
             limits=RollLimits(config.host.roll_timeout_s, config.host.missing_timeout_s),
@@ -240,6 +244,18 @@ class Control:
 
     def close(self) -> None:
         self.records.close()
+
+
+def egress_rules(builders: BuildersConfig, environ: Mapping[str, str]) -> EgressRules:
+    """What builds may reach, on this machine and with these settings."""
+    limits = Egress(
+        allow=tuple(allowlist.parse(text) for text in builders.egress_allow),
+        up_bytes_max=builders.egress_up_bytes_max,
+        down_bytes_max=builders.egress_down_bytes_max,
+        connections_max=builders.egress_connections_max,
+        idle_s=builders.egress_idle_s,
+    )
+    return EgressRules(limits, with_registries=not builders.egress_replace, environ=environ)
 
 
 async def serve(
@@ -355,7 +371,7 @@ def _bound(address: str, setting: str, option: str) -> socket.socket:
 async def _sockets(control: Control) -> AsyncIterator[None]:
     """The builders' and the hosts' sockets: anyone may connect, and the kernel says who it is."""
     slots = control.uids.slots
-    builders = builder_service.make_app(control.builds, slots=slots)
+    builders = builder_service.make_app(control.builds, control.egress_rules, slots=slots)
     hosts = host_service.make_app(control.rolls, uids={control.uids.host})
     async with contextlib.AsyncExitStack() as stack:
         for app, path in (

@@ -41,16 +41,21 @@ def folder_of(data: Path) -> DataFolder:
 
 def beside(data: Path) -> DataFolder:
     """The folder of a server that may be running: as its owner, whose files all of it stays."""
+    folder = folder_of(data)
+    become_owner(folder)
+    folder.prepare()
+    folder.check_whole()
+    return folder
+
+
+def become_owner(folder: DataFolder) -> None:
+    """Become the user whose server it is, when it is there and this process may."""
     from hooks.process import drop_privileges
 
-    folder = folder_of(data)
     if folder.root.exists():
         owner = folder.root.stat()
         if os.geteuid() == 0 and owner.st_uid != 0:
             drop_privileges(owner.st_uid, owner.st_gid)
-    folder.prepare()
-    folder.check_whole()
-    return folder
 
 
 def open_records(folder: DataFolder) -> Records:

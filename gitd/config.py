@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -18,9 +19,11 @@ from typing import Any
 import msgspec
 
 from gitd.errors import ConfigError
+from hooks.builds import allowlist
 from storage.model import PushPolicy
 
 ENVIRON_PREFIX = "GITD_"
+EGRESS_CONNECTIONS_MAX = 400  # two descriptors each, of the 1,024 that a process usually has
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,12 @@ class BuildersConfig:
     when_pushed_again: str = "override"
     cache_bytes_max: int = 10 * 1024**3
     cache_site_bytes_max: int = 2 * 1024**3
+    egress_allow: tuple[str, ...] = ()
+    egress_replace: bool = False
+    egress_up_bytes_max: int = 64 * 1024**2
+    egress_down_bytes_max: int = 4 * 1024**3
+    egress_connections_max: int = 128
+    egress_idle_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +124,15 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         raise ConfigError(f"{where.rstrip('`')}: {what}") from error
     _check(config)
     return config
+
+
+def machine_environ() -> dict[str, str]:
+    """What the machine's package clients find in their environment: nothing of ours."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith((ENVIRON_PREFIX, "FORGE_"))
+    }
 
 
 def replace_addresses(config: Config, *, listen: str | None, sites: str | None) -> Config:
@@ -210,6 +228,13 @@ def _check(config: Config) -> None:
     _choose("builders.when_pushed_again", config.builders.when_pushed_again, tuple(PushPolicy))
     if config.builders.slots < 1:
         raise ConfigError("builders.slots: at least 1")
+    for text in config.builders.egress_allow:
+        try:
+            allowlist.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"builders.egress_allow: {error}") from error
+    if not 1 <= config.builders.egress_connections_max <= EGRESS_CONNECTIONS_MAX:
+        raise ConfigError(f"builders.egress_connections_max: 1 to {EGRESS_CONNECTIONS_MAX}")
 
 
 def _choose(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -26,7 +26,9 @@ from hooks.builds.errors import (
     LeaseLostError,
     SandboxUnavailableError,
 )
+from hooks.builds.network import BuildNetwork
 from hooks.builds.phases import PROGRESS, Phase, Workspace
+from hooks.builds.plan import Plan
 from hooks.builds.sandbox import end_leftovers
 from hooks.builds.toolchain import Toolchain
 from hooks.builds.tree import remove_tree
@@ -228,9 +230,7 @@ class _Build:
             self._workspace.root.mkdir(mode=SCRATCH_MODE)
             with self._entered(Phase.SOURCE):
                 await phases.fetch_source(plan, self._job, self._workspace, self._log)
-            for step in plan.steps:
-                with self._entered(Phase(step.name)):
-                    await phases.run_step(step, lease, self._workspace, self._log)
+            await self._run_steps(plan, lease)
             with self._entered(Phase.COLLECT):
                 folder = await phases.collect(plan, self._job, self._workspace, self._log)
         return Finish(
@@ -245,6 +245,17 @@ class _Build:
             settings=plan.settings,
             toolchain=dict(self._toolchain),
         )
+
+    async def _run_steps(self, plan: Plan, lease: Lease) -> None:
+        if not plan.steps:
+            return
+        network = BuildNetwork(await self._job.egress(), self._log)
+        try:
+            for step in plan.steps:
+                with self._entered(Phase(step.name)):
+                    await phases.run_step(step, lease, network, self._workspace, self._log)
+        finally:
+            await network.close()
 
     def _failed(self, code: str, message: str, exit_status: int | None = None) -> Finish:
         self._log.line(self._phase, message.partition("\n")[0])

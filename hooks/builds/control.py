@@ -21,6 +21,7 @@ from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import (
     LEASE_HEADER,
     BatchLine,
+    Egress,
     Finish,
     Folder,
     Heartbeat,
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 2.0  # of the small calls
+EGRESS_TIMEOUT_S = 60.0  # control may have to ask the machine's package clients first
 FINISH_TIMEOUT_S = 600.0  # control packs, signs and stores meanwhile
 LEASE_SLACK_S = 10.0  # how much longer than asked for an empty lease may take
 RETRY_FIRST_S = 0.02
@@ -109,6 +111,17 @@ class LeasedJob:
         timeout_s = wait_s + ANSWER_TIMEOUT_S
         answer = await self._post("heartbeat", beat, HeartbeatAnswer, timeout_s=timeout_s)
         return answer.canceled
+
+    async def egress(self) -> Egress:
+        """Return what the build command may reach."""
+
+        async def fetch() -> Egress:
+            path, timeout = f"{self._path}/egress", aiohttp.ClientTimeout(total=EGRESS_TIMEOUT_S)
+            async with self._session.get(path, headers=self._headers, timeout=timeout) as response:
+                _check(response)
+                return msgspec.json.decode(await response.read(), type=Egress)
+
+        return await self._repeat(fetch)
 
     async def log(self, first: int, lines: Sequence[BatchLine]) -> None:
         await self._post("log", LogBatch(first, tuple(lines)), dict)

@@ -23,6 +23,7 @@ from hooks.builds.build_log import BuildLog
 from hooks.builds.control import LeasedJob
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.managed_toml import CONFIG_INVALID, ManagedToml
+from hooks.builds.network import BuildNetwork
 from hooks.builds.plan import Listing, Plan, Step
 from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.runtimes import BUILD_ENVIRON
@@ -32,9 +33,10 @@ from hooks.builds.wire import Lease
 
 T = TypeVar("T")
 TAIL_LINE_CHARS = 300
+REFUSED_SHOWN_MAX = 5
 _EXIT_HINTS = {
     126: "the shell may not execute the command",
-    127: "the shell did not find the command: builds have the programs below /usr, and no network",
+    127: "the shell did not find the command: builds have the programs below /usr",
     137: "it was killed, perhaps for the memory that it took",
     153: "it wrote a file larger than allowed",
 }
@@ -129,7 +131,9 @@ async def fetch_source(plan: Plan, job: LeasedJob, workspace: Workspace, log: Bu
     log.line(Phase.SOURCE, f"{size}, commit {job.lease.commit[:12]}")
 
 
-async def run_step(step: Step, lease: Lease, workspace: Workspace, log: BuildLog) -> None:
+async def run_step(
+    step: Step, lease: Lease, network: BuildNetwork, workspace: Workspace, log: BuildLog
+) -> None:
     """Run a step in the sandbox; every process of it is dead when this returns.
 
     Raises:
@@ -137,17 +141,21 @@ async def run_step(step: Step, lease: Lease, workspace: Workspace, log: BuildLog
         SandboxUnavailableError: The sandbox does not work here.
     """
     phase = Phase(step.name)
-    workspace.home.mkdir(mode=0o755, exist_ok=True)
+    if not workspace.home.exists():
+        workspace.home.mkdir(mode=0o755)
+        network.write_settings(workspace.home)
     log.line(phase, f"$ {step.command}")
     lines = log.output(phase)
-    sandbox = await Sandbox.start(build_spec(step.command, lease, workspace), on_output=lines.feed)
+    spec = network.given_to(build_spec(step.command, lease, workspace), workspace.root)
+    sandbox = await Sandbox.start(spec, on_output=lines.feed)
     try:
+        await network.serve(sandbox)
         exit_status = await sandbox.wait()
     finally:
         await sandbox.close()
         lines.end()
     if exit_status != 0:
-        raise _command_failed(step, exit_status, lines.tail)
+        raise _command_failed(step, exit_status, lines.tail, network.refused)
 
 
 def build_spec(command: str, lease: Lease, workspace: Workspace) -> SandboxSpec:
@@ -200,9 +208,13 @@ def _everything(_: str) -> bool:
     return True
 
 
-def _command_failed(step: Step, exit_status: int, tail: list[str]) -> BuildFailedError:
+def _command_failed(
+    step: Step, exit_status: int, tail: list[str], refused: list[str]
+) -> BuildFailedError:
     hint = f" ({_EXIT_HINTS[exit_status]})" if exit_status in _EXIT_HINTS else ""
     message = f"The {step.name} command ended with exit status {exit_status}{hint}."
+    if refused:
+        message += f" Its network was refused: {', '.join(refused[:REFUSED_SHOWN_MAX])}."
     if tail:
         message += " Its last lines:\n" + "\n".join(line[:TAIL_LINE_CHARS] for line in tail)
     return BuildFailedError("build.command_failed", message, exit_status=exit_status)

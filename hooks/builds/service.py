@@ -12,6 +12,7 @@ from typing import BinaryIO, TypeVar
 import msgspec
 from aiohttp import web
 
+from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildRunner, LeaseLostError
 from hooks.builds.wire import LEASE_HEADER, Finish, Heartbeat, LeaseRequest, LogBatch
 from hooks.peers import only_from, peer_uid
@@ -23,18 +24,21 @@ CHUNK_BYTES = 256 * 1024
 JobHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(runner: BuildRunner, *, slots: Mapping[str, int]) -> web.Application:
+def make_app(
+    runner: BuildRunner, rules: EgressRules, *, slots: Mapping[str, int]
+) -> web.Application:
     """The application behind `builders.sock`, for the processes that run as a slot's uid.
 
     A process may speak for the slots of its own uid alone: a build that broke out of its sandbox
     holds nothing of its neighbours.
     """
-    service = _BuilderService(runner, slots)
+    service = _BuilderService(runner, rules, slots)
     uids = frozenset(slots.values())
     app = web.Application(middlewares=[only_from(uids)], client_max_size=BODY_BYTES_MAX)
     app.router.add_post("/v1/lease", service.lease)
     app.router.add_get("/v1/jobs/{job_id}/folder", service.held(service.folder))
     app.router.add_get("/v1/jobs/{job_id}/source", service.held(service.source))
+    app.router.add_get("/v1/jobs/{job_id}/egress", service.held(service.egress))
     app.router.add_post("/v1/jobs/{job_id}/log", service.held(service.log))
     app.router.add_post("/v1/jobs/{job_id}/heartbeat", service.held(service.heartbeat))
     app.router.add_put("/v1/jobs/{job_id}/output", service.held(service.output))
@@ -44,8 +48,9 @@ def make_app(runner: BuildRunner, *, slots: Mapping[str, int]) -> web.Applicatio
 
 
 class _BuilderService:
-    def __init__(self, runner: BuildRunner, slots: Mapping[str, int]) -> None:
+    def __init__(self, runner: BuildRunner, rules: EgressRules, slots: Mapping[str, int]) -> None:
         self._runner = runner
+        self._rules = rules
         self._slots = slots
 
     def held(self, handle: JobHandler) -> JobHandler:
@@ -99,6 +104,9 @@ class _BuilderService:
         await response.prepare(request)
         await _stream_from_thread(write, response)
         return response
+
+    async def egress(self, _: web.Request) -> web.Response:
+        return _json(await self._rules.current())
 
     async def log(self, request: web.Request) -> web.Response:
         batch = await _body(request, LogBatch)

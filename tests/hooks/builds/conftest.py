@@ -243,6 +243,7 @@ class ControlPeer:
         self.slots = set()
         self.toolchains = []
         self.log_calls = []
+        self.egress = {}  # what build commands may reach, as `wire.Egress`
         self.failing = {}  # call -> how many times it answers 500 first
         self.refusing = set()  # calls that answer 413
         self._queue = asyncio.Queue()
@@ -253,6 +254,7 @@ class ControlPeer:
         app.router.add_post("/v1/lease", self._lease)
         app.router.add_get("/v1/jobs/{id}/folder", self._folder)
         app.router.add_get("/v1/jobs/{id}/source", self._source)
+        app.router.add_get("/v1/jobs/{id}/egress", self._egress)
         app.router.add_post("/v1/jobs/{id}/log", self._log)
         app.router.add_post("/v1/jobs/{id}/heartbeat", self._heartbeat)
         app.router.add_put("/v1/jobs/{id}/output", self._output)
@@ -335,6 +337,10 @@ class ControlPeer:
     async def _folder(self, request):
         found = folder_of(self._held(request, "folder").files, request.query["path"])
         return web.json_response(found) if found else web.Response(status=404)
+
+    async def _egress(self, request):
+        self._held(request, "egress")
+        return web.json_response(self.egress)
 
     async def _log(self, request):
         batch = await request.json()

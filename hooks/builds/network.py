@@ -1,0 +1,106 @@
+"""The network of a build: its proxy, and what tells the programs of the build to use it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from hooks.builds.build_log import BuildLog
+from hooks.builds.egress import PORT, EgressProxy
+from hooks.builds.sandbox import Bind, Sandbox, SandboxSpec
+from hooks.builds.wire import Egress
+
+STAGE = "network"  # of its lines in the build's log
+CA_BUNDLE = "/run/ca-certificates.crt"
+_PROXY_URL = f"http://127.0.0.1:{PORT}"
+_OWN_LOOPBACK = "localhost,127.0.0.1,::1"
+_PROXY_ENVIRON = {
+    "HTTP_PROXY": _PROXY_URL,
+    "http_proxy": _PROXY_URL,
+    "HTTPS_PROXY": _PROXY_URL,
+    "https_proxy": _PROXY_URL,
+    "NO_PROXY": _OWN_LOOPBACK,
+    "no_proxy": _OWN_LOOPBACK,
+    "npm_config_proxy": _PROXY_URL,
+    "npm_config_https_proxy": _PROXY_URL,
+    "YARN_HTTP_PROXY": _PROXY_URL,
+    "YARN_HTTPS_PROXY": _PROXY_URL,
+    "NODE_USE_ENV_PROXY": "1",  # node's own fetch, from 24 on
+    # What asks other hosts, or sends what is installed to the registry, without need.
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "UV_PYTHON_DOWNLOADS": "never",
+    "npm_config_audit": "false",
+    "npm_config_fund": "false",
+    "npm_config_update_notifier": "false",
+}
+_CA_VARIABLES = (
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "npm_config_cafile",
+    "COMPOSER_CAFILE",
+    "CARGO_HTTP_CAINFO",
+)
+# Settings of the machine's own clients that lie among the programs which builds see. They may hold
+# passwords; what builds may know of them is in `Egress.home_files`.
+_HIDDEN = ("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/pip.conf", "/usr/local/pip.conf")
+
+
+class BuildNetwork:
+    """What the sandboxes of one build may reach, together. Close it when the last has ended."""
+
+    def __init__(self, egress: Egress, log: BuildLog) -> None:
+        self._egress = egress
+        self._log = log
+        self._proxy = EgressProxy(egress, lambda line: log.line(STAGE, line))
+        self._ca_bundle = egress.ca_bundle
+        if self._ca_bundle is not None and not os.access(self._ca_bundle, os.R_OK):
+            log.line(STAGE, f"the machine's certificates, {self._ca_bundle}, are not readable")
+            self._ca_bundle = None
+
+    def given_to(self, spec: SandboxSpec, scratch: Path) -> SandboxSpec:
+        """Return `spec` with the way to the proxy. `scratch`: a folder that outlives the sandbox.
+
+        What `spec` has of its own wins.
+        """
+        nothing = scratch / "nothing"
+        nothing.touch(mode=0o444)
+        binds = [Bind(nothing, path) for path in _HIDDEN if Path(path).is_file()]
+        if not self._egress.allow:
+            return replace(spec, binds=(*binds, *spec.binds))
+        environ = dict(_PROXY_ENVIRON)
+        if self._ca_bundle is not None:
+            environ |= dict.fromkeys(_CA_VARIABLES, CA_BUNDLE)
+            binds.append(Bind(Path(self._ca_bundle), CA_BUNDLE))
+        return replace(
+            spec,
+            binds=(*binds, *spec.binds),
+            environ={**environ, **spec.environ},
+            listen_port=PORT,
+        )
+
+    def write_settings(self, home: Path) -> None:
+        """Tell package clients in a build's home which registries the machine uses."""
+        for name, text in self._egress.home_files.items():
+            path = home / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    async def serve(self, sandbox: Sandbox) -> None:
+        """Answer what comes from a sandbox that was started with `given_to`."""
+        if sandbox.listener is not None:
+            await self._proxy.serve(sandbox.listener)
+
+    async def close(self) -> None:
+        """End all connections, and tell what passed. May be called again."""
+        await self._proxy.close()
+        for line in self._proxy.summary():
+            self._log.line(STAGE, line)
+
+    @property
+    def refused(self) -> list[str]:
+        return self._proxy.refused

@@ -1,0 +1,125 @@
+"""The registries that builds may use: those of the machine's own package clients."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import structlog
+
+from hooks.builds.package_clients import (
+    PORTS,
+    Client,
+    ClientError,
+    ask_composer,
+    ask_npm,
+    ask_python,
+)
+from hooks.builds.wire import AllowedHost, Egress, Reach
+
+log = structlog.get_logger(__name__)
+
+_CLIENTS: tuple[tuple[str, Callable[[Mapping[str, str]], list[Client]]], ...] = (
+    ("pip", ask_python),
+    ("npm", ask_npm),
+    ("composer", ask_composer),
+)
+_CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_CA_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine, Arch
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+    "/etc/ssl/cert.pem",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Registries:
+    """What builds may use of this machine's set-up; the fields are those of `wire.Egress`."""
+
+    allow: tuple[AllowedHost, ...] = ()
+    ca_bundle: str | None = None
+    home_files: Mapping[str, str] = field(default_factory=dict)
+
+
+class EgressRules:
+    """What builds may reach, by the settings and by the machine's package clients.
+
+    `limits`: the bounds, and what the operator allows. `with_registries`: the machine's too; its
+    clients are asked once, when a build first needs to know. Belongs to one event loop.
+    """
+
+    def __init__(
+        self, limits: Egress, *, with_registries: bool, environ: Mapping[str, str]
+    ) -> None:
+        self._limits = limits
+        self._with_registries = with_registries
+        self._environ = environ
+        self._asking: asyncio.Future[Egress] | None = None
+
+    async def current(self) -> Egress:
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(asyncio.to_thread(self.read))
+        return await asyncio.shield(self._asking)
+
+    def read(self) -> Egress:
+        """Ask now. Blocking: takes about a second."""
+        if not self._with_registries:
+            return msgspec.structs.replace(self._limits, ca_bundle=ca_bundle(self._environ, []))
+        found = read(self._environ)
+        log.info("egress_read", allowed=[f"{each.host}:{each.port}" for each in found.allow])
+        return msgspec.structs.replace(
+            self._limits,
+            allow=(*self._limits.allow, *found.allow),
+            ca_bundle=found.ca_bundle,
+            home_files=dict(found.home_files),
+        )
+
+
+def read(environ: Mapping[str, str]) -> Registries:
+    """Ask the machine's clients, with `environ` as theirs. Blocking: takes about a second.
+
+    A client that does not answer is logged and left out.
+    """
+    with ThreadPoolExecutor(len(_CLIENTS)) as threads:
+        asked = [(name, threads.submit(ask, environ)) for name, ask in _CLIENTS]
+    clients: list[Client] = []
+    for name, answer in asked:
+        try:
+            clients += answer.result()
+        except ClientError as error:
+            log.warning("package_client_unread", client=name, reason=str(error))
+    files: dict[str, str] = {}
+    for client in clients:
+        files |= client.home_files
+    return Registries(
+        tuple(dict.fromkeys(entry for client in clients for entry in _allowed(client))),
+        ca_bundle(environ, clients),
+        files,
+    )
+
+
+def _allowed(client: Client) -> Iterator[AllowedHost]:
+    for registry in client.registries:
+        url = urlsplit(registry.shown_url)
+        # Who set up a registry here may have it on this very machine; what is built in is out in
+        # the world, or behind a name that the machine's own network answers for.
+        reach: Reach = "private" if registry.is_built_in else "loopback"
+        assert url.hostname is not None
+        yield AllowedHost(url.hostname, url.port or PORTS[url.scheme], client.name, reach)
+        for host in registry.file_hosts:
+            yield AllowedHost(host, PORTS["https"], client.name, "private")
+
+
+def ca_bundle(environ: Mapping[str, str], clients: Sequence[Client]) -> str | None:
+    """Return the file of certificates that the machine trusts, the first that is there."""
+    candidates = [environ.get(name) for name in _CA_VARIABLES]
+    candidates += [client.ca_bundle for client in clients]
+    candidates += [ssl.get_default_verify_paths().cafile, *_CA_FILES]
+    return next((path for path in candidates if path and Path(path).is_file()), None)
