@@ -26,6 +26,8 @@ MB = 1 << 20
 FREE = RoomLimits(free_bytes_min=0, free_inodes_min=0, reserve_bytes=4 * MB)
 KEEP_NOTHING = Retention(releases=0, branch_artifacts=0, recent_ms=0, grace_ms=0, cache_bytes_max=0)
 
+ADD_SITE = "INSERT INTO site(id, name, default_branch, created_at) VALUES(?,?,?,?)"
+
 
 def room_at(folder: Path, **limits: int) -> Room:
     return Room(Layout(folder), replace(FREE, **limits))
@@ -174,11 +176,7 @@ def test_records_are_written_on_a_full_disk_by_way_of_the_reserve(disk) -> None:
         room.set_aside()
         fill(folder)
         for n in range(200):
-            records.write(
-                lambda db, n=n: db.execute(
-                    "INSERT INTO site VALUES(?,?,?,?)", (n, n, "x" * 4000, 0)
-                )
-            )
+            records.write(lambda db, n=n: db.execute(ADD_SITE, (n, n, "x" * 4000, 0)))
         assert not (folder / "reserve").exists()
         count = records.reader().execute("SELECT COUNT(*) FROM site").fetchone()[0]
     assert count == 200
@@ -194,7 +192,7 @@ def test_records_open_on_a_full_disk_by_way_of_the_reserve(disk) -> None:
     with pytest.raises(StorageFullError):
         Records.open(folder / "gitd.db")
     with Records.open(folder / "gitd.db", relieve=room.relieve) as records:
-        records.write(lambda db: db.execute("INSERT INTO site VALUES('a','a','main',0)"))
+        records.write(lambda db: db.execute(ADD_SITE, ("a", "a", "main", 0)))
 
 
 @needs_root
