@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from hooks.jobs import Jobs
+from hooks.jobs import Jobs, QueuePlace
 from hooks.push import Building, Effect, Failed, NotDeployed, TornDown
 from storage.joblog import LogLine
-from storage.model import Deployment, Environment, Failure, Job, JobStatus
-from storage.records import artifacts, deployments, releases, sites
+from storage.model import Build, Deployment, Environment, Failure, Job, JobStatus
+from storage.records import artifacts, builds, deployments, releases, sites
 from storage.room import size_in_words
 
 SILENCE_S = 30.0
@@ -53,8 +54,9 @@ class PushNarrator:
             )
         else:
             made = " (new)" if effect.is_new_environment else ""
+            same = "" if effect.is_new_build else " (of this commit, asked for before)"
             await listener.say(
-                f"{_short(effect.ref)} -> {effect.environment.slug}{made}: {effect.build.id}"
+                f"{_short(effect.ref)} -> {effect.environment.slug}{made}: {effect.build.id}{same}"
             )
 
     async def tell_how_to_follow(self, effect: Effect, listener: Listener) -> None:
@@ -72,6 +74,10 @@ class PushNarrator:
         job = await self._follow_job(effect.build.job_id, listener)
         if job is None or listener.is_gone:
             return
+        newer = self._newer_build(effect.build)
+        if newer is not None:
+            await self._tell_superseded(effect, newer, listener)
+            return
         if job.status is not JobStatus.SUCCEEDED:
             await self._tell_failed_build(effect, job, listener)
             return
@@ -88,11 +94,14 @@ class PushNarrator:
             await self._tell_failed_roll(effect, deployment, job, listener)
 
     async def _follow_job(self, job_id: str, listener: Listener) -> Job | None:
-        async for item in self._jobs.follow(job_id, heartbeat_s=SILENCE_S):
+        async for item in self._jobs.follow_with_places(job_id, heartbeat_s=SILENCE_S):
             if listener.is_gone:
                 return None
-            if item is not None and isinstance(item.entry, LogLine):
-                await listener.say(f"  {item.entry.stage:<8} {item.entry.line}")
+            if isinstance(item, QueuePlace):
+                if not item.is_starting:
+                    await listener.say(_staged("queued", place_in_words(item)))
+            elif item is not None and isinstance(item.entry, LogLine):
+                await listener.say(_staged(item.entry.stage, item.entry.line))
         job = self._jobs.get(job_id)
         if job is not None and not job.status.is_final:
             await listener.say(f"  gitd is being stopped; go on with: mf logs --follow {job_id}")
@@ -126,6 +135,20 @@ class PushNarrator:
         )
         await self._tell_log(effect, job, listener)
 
+    def _newer_build(self, build: Build) -> Build | None:
+        reader = self._jobs.records.reader()
+        ended = builds.get(reader, build.id)
+        newer_id = ended.superseded_by if ended is not None else None
+        return builds.get(reader, newer_id) if newer_id is not None else None
+
+    async def _tell_superseded(self, effect: Building, newer: Build, listener: Listener) -> None:
+        await listener.say("")
+        await listener.say(f"  superseded by a newer push, of commit {newer.commit[:12]}")
+        await listener.say(f"  nothing failed: {newer.id} took over and goes on without this push")
+        await listener.say(f"  watch it with: mf logs --follow {newer.job_id}")
+        await listener.say(f"  {self._what_serves(effect.environment)}")
+        await listener.say("")
+
     async def _tell_failed_roll(
         self, effect: Building, deployment: Deployment, job: Job, listener: Listener
     ) -> None:
@@ -136,7 +159,9 @@ class PushNarrator:
             effect,
             listener,
         )
+        place = self._place(effect.environment)
         await listener.say(f"  full log: mf logs {job.id}")
+        await listener.say(f"  to try again: mf deploy {deployment.artifact_id} {place} --wait")
         await listener.say("")
 
     async def _tell_end(
@@ -151,11 +176,21 @@ class PushNarrator:
         await listener.say(f"  {self._what_serves(effect.environment)}")
 
     async def _tell_log(self, effect: Building, job: Job, listener: Listener) -> None:
-        site = sites.find(self._jobs.records.reader(), effect.environment.site_id)
-        name = site.name if site else effect.environment.site_id
-        path = f"/v1/sites/{name}/environments/{effect.environment.slug}/builds/{effect.build.id}"
+        name, slug = self._site_name(effect.environment), effect.environment.slug
+        path = f"/v1/sites/{name}/environments/{slug}/builds/{effect.build.id}"
+        ref = shlex.quote(_short(effect.ref))
+        again = f"mf build {self._place(effect.environment)} --ref {ref} --deploy --wait"
         await listener.say(f"  full log: {self._addresses.server}{path}/log, or: mf logs {job.id}")
+        await listener.say(f"  to try again without a push: {again}")
         await listener.say("")
+
+    def _place(self, environment: Environment) -> str:
+        """The options of `mf` that name an environment."""
+        return f"--site {self._site_name(environment)} --env {environment.slug}"
+
+    def _site_name(self, environment: Environment) -> str:
+        site = sites.find(self._jobs.records.reader(), environment.site_id)
+        return site.name if site else environment.site_id
 
     def _what_serves(self, environment: Environment) -> str:
         current = releases.current(self._jobs.records.reader(), environment.id)
@@ -164,6 +199,23 @@ class PushNarrator:
         commit = f" ({current.commit[:7]})" if current.commit else ""
         url = self._addresses.of_environment(environment)
         return f"{environment.slug} still serves {current.id}{commit}: {url}"
+
+
+def place_in_words(place: QueuePlace) -> str:
+    """Where a build stands in the queue, and what it waits for."""
+    builds_before = "1 build" if place.before == 1 else f"{place.before} builds"
+    if place.before:
+        words = f"{builds_before} before this one"
+        return f"{words}; {place.behind} must end too" if place.behind else words
+    if place.behind:
+        return f"next, when {place.behind} has ended: it deploys there too"
+    if place.has_builders:
+        return "next, when a builder is free"
+    return "next, when there is a builder: none is connected yet"
+
+
+def _staged(stage: str, line: str) -> str:
+    return f"  {stage:<8} {line}"
 
 
 def _deployment_of(jobs: Jobs, job: Job) -> Deployment | None:

@@ -113,11 +113,11 @@ def superseded(unfinished: Sequence[Build], policy: PushPolicy) -> list[Build]:
 def _supersede(changes: JobChanges, older: Build, newer: Build) -> None:
     error = Failure(
         "build.superseded",
-        f"A newer push took its place: {newer.id} of commit {newer.commit[:12]}, which is "
-        f"{newer.job_id}.",
+        f"A newer push took its place: {newer.id} of commit {newer.commit[:12]}.",
     )
     if changes.cancel(older.job_id, error):
         builds.end(changes.db, older.id, JobStatus.CANCELED, error, changes.now)
+        builds.supersede(changes.db, older.id, by=newer.id)
 
 
 def _add_build(changes: JobChanges, order: BuildOrder) -> tuple[Build, Job]:
@@ -144,6 +144,7 @@ def _add_build(changes: JobChanges, order: BuildOrder) -> tuple[Build, Job]:
         profile=None,
         artifact_id=None,
         deployment_id=None,
+        superseded_by=None,
         error=None,
         timings={},
         actor=order.actor,

@@ -206,6 +206,7 @@ class Build:
     profile: str | None
     artifact_id: str | None
     deployment_id: str | None
+    superseded_by: str | None
     error: Failure | None
     timings: dict[str, float]
     actor: ActorRef

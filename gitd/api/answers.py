@@ -11,6 +11,7 @@ import msgspec
 
 from hooks.clock import rfc3339
 from hooks.follow import Addresses
+from hooks.jobs import QueuePlace
 from storage import model
 from storage.model import (
     EnvironmentKind,
@@ -52,12 +53,16 @@ class JobLinks(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """The handle of work that goes on. `progress` is 0 to 100 and never falls."""
+    """The handle of work that goes on. `progress` is 0 to 100 and never falls.
+
+    `queue_position`: of a build that is queued, 1 for the next one to start; else null.
+    """
 
     id: str
     type: JobType
     status: JobStatus
     progress: int
+    queue_position: int | None
     created_at: str
     resource: JobResource
     result: dict[str, str] | None
@@ -80,7 +85,10 @@ class BuildLinks(msgspec.Struct, frozen=True):
 
 
 class Build(msgspec.Struct, frozen=True):
-    """A run that turns a commit into an artifact. `timings` are seconds by phase."""
+    """A run that turns a commit into an artifact. `timings` are seconds by phase.
+
+    `superseded_by`: the build of the newer push that took its place.
+    """
 
     id: str
     site_id: str
@@ -94,6 +102,7 @@ class Build(msgspec.Struct, frozen=True):
     cached: bool
     artifact_id: str | None
     deployment_id: str | None
+    superseded_by: str | None
     error: Failure | None
     timings: dict[str, float]
     actor: Actor
@@ -226,13 +235,14 @@ def job_path(job_id: str) -> str:
     return f"/v1/jobs/{job_id}"
 
 
-def job(row: model.Job) -> Job:
+def job(row: model.Job, place: QueuePlace | None = None) -> Job:
     path = job_path(row.id)
     return Job(
         id=row.id,
         type=row.type,
         status=row.status,
         progress=row.progress,
+        queue_position=None if place is None else place.before + 1,
         created_at=rfc3339(row.created_at),
         resource=JobResource(row.resource_type, row.resource_id, row.site_id, row.env_id),
         result=row.result,
@@ -260,6 +270,7 @@ def build(site: model.Site, environment: model.Environment, row: model.Build) ->
         cached=row.cached,
         artifact_id=row.artifact_id,
         deployment_id=row.deployment_id,
+        superseded_by=row.superseded_by,
         error=failure(row.error),
         timings=row.timings,
         actor=actor(row.actor),

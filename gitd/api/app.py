@@ -109,7 +109,7 @@ def build_api(deps: ApiDeps) -> Api:
         *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall)),
         *sites_table(Sites(deps.pipeline, deps.addresses)),
         *environments_table(Environments(deps.pipeline, deps.addresses)),
-        *builds_table(Builds(deps.pipeline, streams)),
+        *builds_table(Builds(deps.jobs, deps.pipeline, streams)),
         *artifacts_table(Artifacts(deps.manifest_bytes, deps.envelope_bytes)),
         *deployments_table(Deployments(deps.pipeline)),
         Endpoint(

@@ -14,6 +14,7 @@ from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.stream import PLAIN_TEXT, JobStreams
 from hooks.errors import NotFoundError
+from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from storage.model import Build
 from storage.records import builds
@@ -42,7 +43,8 @@ class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Builds:
-    def __init__(self, pipeline: Pipeline, streams: JobStreams) -> None:
+    def __init__(self, jobs: Jobs, pipeline: Pipeline, streams: JobStreams) -> None:
+        self._jobs = jobs
         self._pipeline = pipeline
         self._streams = streams
 
@@ -56,7 +58,7 @@ class Builds:
             deploy=body.deploy,
             claim=call.claim,
         )
-        return accepted(made)
+        return accepted(made, self._jobs.place(made.value.id))
 
     async def list(self, call: Call[PageQuery, NoBody]) -> ListReply:
         name = list_name("builds", call.environment.id)

@@ -19,6 +19,7 @@ from gitd.api import answers
 from gitd.api.idempotency import REPLAYED
 from gitd.api.reading import NoBody, NoQuery
 from gitd.auth import Actor
+from hooks.jobs import QueuePlace
 from hooks.once import Made
 from storage.model import Environment, Job, Site
 from storage.records.idempotency import Claim
@@ -74,10 +75,10 @@ class ListReply(msgspec.Struct, frozen=True):
 Answered = Reply | ListReply | web.StreamResponse
 
 
-def accepted(made: Made[Job]) -> Reply:
-    """202 and the job. Source: contract §3."""
+def accepted(made: Made[Job], place: QueuePlace | None = None) -> Reply:
+    """202 and the job, with its place in the queue. Source: contract §3."""
     headers = {"Location": answers.job_path(made.value.id), **(REPLAYED if made.replayed else {})}
-    return Reply(answers.job(made.value), 202, headers)
+    return Reply(answers.job(made.value, place), 202, headers)
 
 
 def created(data: object, location: str, *, replayed: bool) -> Reply:
@@ -110,6 +111,7 @@ class Endpoint:
         answer: The type of `data`, or of its items; None for a raw answer.
         media_type: Of a raw answer.
         is_creating: It takes an `Idempotency-Key`.
+        is_live: Its answers follow from more than the records: from the queue.
         errors: The codes that it has of its own, beside those that all have.
     """
 
@@ -128,9 +130,11 @@ class Endpoint:
     reach: Reach = Reach.PART
     is_creating: bool = False
     is_public: bool = False
+    is_live: bool = False
     errors: tuple[str, ...] = ()
 
     @property
     def is_kept(self) -> bool:
         """Whether its answers follow from the records, the path and the key alone."""
-        return self.method == "GET" and self.scope is not None and self.form is not Form.RAW
+        is_read = self.method == "GET" and self.form is not Form.RAW
+        return is_read and self.scope is not None and not self.is_live

@@ -35,6 +35,7 @@ def jobs_table(jobs: Jobs) -> tuple[Endpoint, ...]:
             query=JobsQuery,
             answer=answers.Job,
             form=Form.LIST,
+            is_live=True,
         ),
         Endpoint(
             "GET",

@@ -17,6 +17,7 @@ from gitd.api.reading import NoBody, NoQuery
 from gitd.api.stream import JobStreams, OpenEnds
 from hooks.errors import NotFoundError
 from hooks.jobs import Jobs as AllJobs
+from hooks.jobs import QueuePlace
 from hooks.pipeline import Pipeline
 from storage.model import Job, JobStatus
 from storage.records import builds, deployments
@@ -79,20 +80,24 @@ class Jobs:
             limit_count=query.limit,
         )
         cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
-        return ListReply([answers.job(job) for job in page.items], cursor)
+        items = [answers.job(job, self._jobs.place(job.id)) for job in page.items]
+        return ListReply(items, cursor)
 
     async def show(self, call: Call[JobQuery, NoBody]) -> Reply | web.Response:
         """The job; with `wait`, once it is another than the caller's `If-None-Match`, or now."""
         job = self._readable(call)
+        place = self._jobs.place(job.id)
         seen = call.request.headers.get("If-None-Match")
-        if call.query.wait and (seen is None or _matches(seen, job)):
+        if call.query.wait and (seen is None or _matches(seen, _tag(job, place))):
             await self._open_ends.run(self._jobs.wait_for_change(job, call.query.wait))
             job = job_rows.get(call.db, job.id) or job
-        headers = {"ETag": _etag(job)}
-        if seen is not None and _matches(seen, job):
+            place = self._jobs.place(job.id)
+        tag = _tag(job, place)
+        headers = {"ETag": f"W/{tag}"}  # weak: the request's id differs from answer to answer
+        if seen is not None and _matches(seen, tag):
             return web.Response(status=304, headers={**_headers(call), **headers})
         shown = self._recall.get(
-            ("job shown", job.id, job.version), lambda _: written(answers.job(job))
+            ("job shown", job.id, tag), lambda _: written(answers.job(job, place))
         )
         return Reply(shown, headers=headers)
 
@@ -137,12 +142,11 @@ def _is_made_for(db: sqlite3.Connection, job: Job, actor_id: str) -> bool:
     return is_own or builds.is_deployment_asked_for_by(db, job.resource_id, actor_id)
 
 
-def _etag(job: Job) -> str:
-    # Weak: the request's id differs from answer to answer.
-    return f'W/"{job.version}"'
+def _tag(job: Job, place: QueuePlace | None) -> str:
+    return f'"{job.version}"' if place is None else f'"{job.version}-{place.before + 1}"'
 
 
-def _matches(if_none_match: str, job: Job) -> bool:
+def _matches(if_none_match: str, tag: str) -> bool:
     """Source: RFC 9110 §13.1.2, with weak comparison."""
-    tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    return "*" in tags or f'"{job.version}"' in tags
+    tags = {each.strip().removeprefix("W/") for each in if_none_match.split(",")}
+    return "*" in tags or tag in tags

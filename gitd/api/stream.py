@@ -17,7 +17,7 @@ from aiohttp import web
 from gitd.api import answers
 from gitd.api.envelope import ENCODER
 from gitd.errors import RequestError
-from hooks.jobs import Jobs, as_of
+from hooks.jobs import Jobs, QueuePlace, as_of
 from storage.joblog import LogLine, Positioned, StateChange
 from storage.model import Job
 
@@ -102,8 +102,16 @@ class JobStreams:
         return response
 
     async def _send_events(self, response: web.StreamResponse, job: Job, after: int) -> None:
+        told = -1
         async for batch in self._batches(job, after):
-            if batch:
+            if isinstance(batch, QueuePlace):
+                if batch.before == told:
+                    continue
+                told = batch.before
+                # It is not in the log: its id is that of the entry before, to go on behind.
+                waiting = self._jobs.get(job.id) or job
+                await response.write(_job_event(after, waiting, batch))
+            elif batch:
                 await response.write(b"".join(_event(job, item) for item in batch))
                 after = batch[-1].id
             else:
@@ -114,6 +122,8 @@ class JobStreams:
         self, request: web.Request, response: web.StreamResponse, job: Job, *, follow: bool
     ) -> None:
         async for batch in self._batches(job, 0) if follow else self._backlog(job.id, 0):
+            if isinstance(batch, QueuePlace):
+                continue
             lines = [item.entry.line for item in batch if isinstance(item.entry, LogLine)]
             if lines:
                 text = "\n".join(lines) + "\n"
@@ -131,11 +141,11 @@ class JobStreams:
             yield entries
             after = entries[-1].id
 
-    async def _batches(self, job: Job, after: int) -> AsyncIterator[list[Positioned]]:
+    async def _batches(self, job: Job, after: int) -> AsyncIterator[list[Positioned] | QueuePlace]:
         """Yield what is behind `after`, past and to come, up to the final state.
 
         What is there comes in large pieces; what is to come, one by one. An empty one stands for
-        a silence.
+        a silence. A place in the queue comes whenever it is another one.
         """
         async for batch in self._backlog(job.id, after):
             yield batch
@@ -145,8 +155,12 @@ class JobStreams:
         # A client that saw the final state and not the end finds nothing more, and no change will
         # come either.
         heartbeat_s = OVER_S if self._is_over(job.id) else self._heartbeat_s
-        async for item in self._jobs.follow(job.id, after=after, heartbeat_s=heartbeat_s):
-            if item is not None:
+        async for item in self._jobs.follow_with_places(
+            job.id, after=after, heartbeat_s=heartbeat_s
+        ):
+            if isinstance(item, QueuePlace):
+                yield item
+            elif item is not None:
                 yield [item]
             elif self._is_over(job.id):
                 return
@@ -164,11 +178,15 @@ def _is_final(item: Positioned) -> bool:
 
 def _event(job: Job, item: Positioned) -> bytes:
     if isinstance(item.entry, StateChange):
-        kind, data = b"job", ENCODER.encode(answers.job(as_of(job, item.entry)))
-    else:
-        line = item.entry
-        kind, data = b"log", ENCODER.encode(answers.LogLine(line.line, line.at, line.stage))
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (item.id, kind, data)
+        return _job_event(item.id, as_of(job, item.entry))
+    line = item.entry
+    data = ENCODER.encode(answers.LogLine(line.line, line.at, line.stage))
+    return b"id: %d\nevent: log\ndata: %b\n\n" % (item.id, data)
+
+
+def _job_event(event_id: int, job: Job, place: QueuePlace | None = None) -> bytes:
+    data = ENCODER.encode(answers.job(job, place))
+    return b"id: %d\nevent: job\ndata: %b\n\n" % (event_id, data)
 
 
 def _position(text: str | None) -> int:

@@ -76,6 +76,12 @@ class Job:
         return min(100, max(0, value)) if isinstance(value, int) else 0
 
     @property
+    def queue_position(self) -> int | None:
+        """1 for the next to start, of what is queued."""
+        value = self.fields.get("queue_position")
+        return value if isinstance(value, int) else None
+
+    @property
     def is_over(self) -> bool:
         return self.status in ("succeeded", "failed", "canceled")
 

@@ -18,6 +18,7 @@ COLUMNS = (
     Column("TYPE", "type"),
     Column("STATUS", "status", Kind.STATUS),
     Column("DONE", "progress", Kind.PERCENT, rank=2),
+    Column("QUEUE", "queue_position", rank=3),
     Column("FOR", "resource.id", Kind.ID, rank=4),
     Column("CREATED", "created_at", Kind.TIME, rank=1),
 )

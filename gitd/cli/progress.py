@@ -34,6 +34,13 @@ def display(*, quiet: bool) -> Display:
     return LiveDisplay() if is_live(sys.stderr) else PlainDisplay()
 
 
+def state_of(job: Job) -> str:
+    """The job's status, with its place in the queue while it waits there."""
+    if job.queue_position is None:
+        return job.status
+    return f"{job.status}, number {job.queue_position} in the queue"
+
+
 class QuietDisplay:
     """Shows nothing."""
 
@@ -51,7 +58,7 @@ class PlainDisplay:
     """A line for each log line and each state, without colours."""
 
     def __init__(self) -> None:
-        self._told = ("", "")
+        self._told: tuple[str, str, int | None] = ("", "", None)
 
     def __enter__(self) -> Self:
         return self
@@ -68,9 +75,9 @@ class PlainDisplay:
         match item:
             case LogLine():
                 return [printable(f"[{item.stage}] {item.line}" if item.stage else item.line)]
-            case Job() if self._told != (item.id, item.status):
-                self._told = (item.id, item.status)
-                return [printable(f"{WORDS.get(item.type, 'job')} {item.id} {item.status}")]
+            case Job() if self._told != (item.id, item.status, item.queue_position):
+                self._told = (item.id, item.status, item.queue_position)
+                return [printable(f"{WORDS.get(item.type, 'job')} {item.id} {state_of(item)}")]
             case Outage():
                 return [printable(f"(connection lost: {item.message}; trying again)")]
             case _:
@@ -124,7 +131,7 @@ class LiveDisplay:
         match item:
             case Job():
                 self._words = WORDS.get(item.type, "job")
-                waits = " (queued)" if item.status == "queued" else ""
+                waits = f" ({state_of(item)})" if item.status == "queued" else ""
                 self._update(f"{self._words}{waits}", completed=item.progress)
             case LogLine() if item.stage:
                 self._update(f"{self._words}: {printable(item.stage)}")

@@ -8,7 +8,7 @@ from gitd.cli.answers import Fields, Job, as_fields, at, text_at
 from gitd.cli.client import Api, endpoint
 from gitd.cli.exits import CliError, ExitCode
 from gitd.cli.options import Following
-from gitd.cli.progress import Display, display
+from gitd.cli.progress import Display, display, state_of
 from gitd.cli.screen import printable
 from gitd.cli.session import Session
 from gitd.cli.stream import JobStream
@@ -67,7 +67,7 @@ def environment_endpoint(job: Job, *names: str) -> str:
 
 def _say_started(job: Job) -> None:
     resource = job.resource("id")
-    click.echo(printable(f"{resource or job.id} {job.status} as {job.id}"))
+    click.echo(printable(f"{resource or job.id} {state_of(job)} as {job.id}"))
     click.echo(printable(f"Follow it: mf jobs wait {job.id}"), err=True)
 
 

@@ -49,6 +49,7 @@ log = structlog.get_logger(__name__)
 LOSSES_MAX = 2  # the first time the build starts again, the second time it fails
 REAP_EVERY_S = 0.5
 SPEAK_UP_S = 4.0  # after a restart: a slot whose call broke off tries again twice a second
+ABSENT_S = 10.0  # a slot that has ended a build asks for the next one within that time
 PROGRESS_EVERY_S = 1.0
 BUILDER = "builder"  # the source of a slot's lines in the job's log, with the attempt's number
 
@@ -108,6 +109,7 @@ class BuildRunner:
         self._queue = BuildQueue()
         self._running: dict[str, _Running] = {}
         self._free_slots = 0
+        self._absent_at = 0.0  # when slots that neither wait nor build count as gone
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.is_closing = False
@@ -188,6 +190,7 @@ class BuildRunner:
                     return None
         finally:
             self._free_slots -= 1
+            self._absent_at = self._now() + ABSENT_S
         self._stir()
         running = self._begin(build, slot)
         try:
@@ -316,6 +319,7 @@ class BuildRunner:
                 job_id, Failure("build.internal", f"gitd could not keep the output: {error}")
             )
         finally:
+            self._absent_at = self._now() + ABSENT_S
             self._forget(job_id)
             self._packer.tar_of(job_id).unlink(missing_ok=True)
 
@@ -374,7 +378,7 @@ class BuildRunner:
         return self._queue.place(
             job_id,
             free_slots=self._free_slots,
-            has_builders=bool(self._free_slots or self._running),
+            has_builders=bool(self._free_slots or self._running) or self._now() < self._absent_at,
         )
 
     def _begin(self, waiting: Waiting, slot: str) -> _Running:

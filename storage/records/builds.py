@@ -35,6 +35,7 @@ def _build(row: sqlite3.Row) -> Build:
         profile=row["profile"],
         artifact_id=row["artifact_id"],
         deployment_id=row["deployment_id"],
+        superseded_by=row["superseded_by"],
         error=failure_of(row["error"]),
         timings=msgspec.json.decode(row["timings"], type=dict[str, float]),
         actor=actor_of(row),
@@ -63,6 +64,7 @@ def add(db: sqlite3.Connection, build: Build) -> None:
             "profile": build.profile,
             "artifact_id": build.artifact_id,
             "deployment_id": build.deployment_id,
+            "superseded_by": build.superseded_by,
             "error": to_text(build.error),
             "timings": to_text(build.timings),
             **actor_columns(build.actor),
@@ -165,3 +167,7 @@ def end(
         build_id,
         {"status": status.value, "error": to_text(error), "finished_at": at},
     )
+
+
+def supersede(db: sqlite3.Connection, build_id: str, *, by: str) -> None:
+    update(db, "build", build_id, {"superseded_by": by})

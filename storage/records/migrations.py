@@ -216,3 +216,8 @@ def push_policies(db: Database) -> None:
           PRIMARY KEY(actor_id, build_id));
         """,
     )
+
+
+@MIGRATIONS()
+def superseded_builds(db: Database) -> None:
+    _run(db, "ALTER TABLE build ADD COLUMN superseded_by TEXT")

@@ -20,7 +20,7 @@ from storage.model import (
     PushPolicy,
     RefMove,
 )
-from storage.records import deployments
+from storage.records import builds, deployments
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
 ZERO = "0" * 40
@@ -41,6 +41,7 @@ BUILD = Build(
     profile=None,
     artifact_id=None,
     deployment_id=None,
+    superseded_by=None,
     error=None,
     timings={},
     actor=ACTOR,
@@ -56,7 +57,7 @@ def unfinished(*changes) -> list[Build]:
 
 
 @pytest.mark.parametrize(
-    ("builds", "order", "same"),
+    ("older", "order", "same"),
     [
         pytest.param([], {}, None, id="nothing is on its way"),
         pytest.param([{}], {}, 0, id="the same is queued"),
@@ -80,9 +81,9 @@ def unfinished(*changes) -> list[Build]:
         ),
     ],
 )
-def test_same_build(builds, order, same) -> None:
-    found = same_build(unfinished(*builds), replace(ORDER, **order))
-    assert found == (None if same is None else unfinished(*builds)[same])
+def test_same_build(older, order, same) -> None:
+    found = same_build(unfinished(*older), replace(ORDER, **order))
+    assert found == (None if same is None else unfinished(*older)[same])
 
 
 @pytest.mark.parametrize(
@@ -90,13 +91,13 @@ def test_same_build(builds, order, same) -> None:
     [(PushPolicy.OVERRIDE, [0, 2, 3]), (PushPolicy.WAIT, [2, 3]), (PushPolicy.ALL, [])],
 )
 def test_superseded(policy, ended) -> None:
-    builds = unfinished(
+    older = unfinished(
         {"status": RUNNING},
         {"status": QUEUED, "deploys": False, "pushed": False},
         {"status": QUEUED, "pushed": False},
         {"status": QUEUED},
     )
-    assert superseded(builds, policy) == [builds[n] for n in ended]
+    assert superseded(older, policy) == [older[n] for n in ended]
 
 
 async def push(world, site, tip, branch="main"):
@@ -135,8 +136,10 @@ async def test_newer_push_ends_the_older_builds_and_says_which_one_took_over(wor
     for older, newer in itertools.pairwise(effects):
         error = world.jobs.get(older.build.job_id).error
         assert error.code == "build.superseded"
-        for what in (newer.build.id, newer.build.job_id, newer.build.commit[:12]):
+        for what in (newer.build.id, newer.build.commit[:12]):
             assert what in error.message
+        ended = builds.get(world.records.reader(), older.build.id)
+        assert (ended.status.value, ended.superseded_by) == ("canceled", newer.build.id)
     assert world.builds.heartbeat(lease.job_id, Heartbeat("slot-0")).canceled
 
 

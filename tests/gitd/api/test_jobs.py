@@ -250,3 +250,36 @@ async def test_cancel_of_a_job_that_is_over_leaves_it_as_it_is(service, acme) ->
     assert (heard.status, heard.data["status"]) == (200, "succeeded")
     heard = await service.post("/v1/jobs/job_00000000000000000000000000/cancel")
     assert (heard.status, heard.code) == (404, "job.not_found")
+
+
+async def test_place_in_the_queue_is_told_by_the_job_its_list_its_wait_and_its_stream(
+    service, acme
+) -> None:
+    def body(number: int) -> dict[str, object]:
+        return {"ref": "main", "clean": True, "deploy": bool(number)}
+
+    made = [(await service.post(f"{acme.production}/builds", body(n))).data for n in range(3)]
+    assert [job["queue_position"] for job in made] == [1, 2, 3]
+    listed = (await service.get("/v1/jobs")).data
+    assert [job["queue_position"] for job in listed] == [3, 2, 1]
+    last = made[2]["links"]["self"]
+    before = await service.get(last)
+    streaming = asyncio.create_task(service.get(f"{last}/stream"))
+    waiting = asyncio.create_task(
+        service.get(f"{last}?wait=30", headers={"If-None-Match": before.headers["ETag"]})
+    )
+    await service.build()
+    moved = await waiting
+    assert (moved.status, moved.data["queue_position"], moved.data["status"]) == (200, 2, "queued")
+    assert moved.headers["ETag"] != before.headers["ETag"]
+    assert (await service.get("/v1/jobs")).data[0]["queue_position"] == 2
+    await service.build()
+    await service.build()
+    done = (await service.get(last)).data
+    assert (done["status"], done["queue_position"]) == ("succeeded", None)
+    events = events_of((await streaming).raw)
+    places = [json.loads(e["data"])["queue_position"] for e in events if e["event"] == "job"]
+    moves = [place for place in places if place is not None]
+    assert moves[-1] == 1
+    assert moves == sorted(set(moves), reverse=True), "each once"
+    assert [int(e["id"]) for e in events[:-1]] == sorted(int(e["id"]) for e in events[:-1])

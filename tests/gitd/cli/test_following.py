@@ -91,6 +91,21 @@ def test_wait_shows_the_log_and_ends_with_the_artifact(mf, peer, stream_of) -> N
     ]
 
 
+def test_wait_shows_the_place_in_the_queue_as_it_moves(mf, peer, stream_of) -> None:
+    places = [state("queued"), *(state("queued", queue_position=n) for n in (3, 3, 1))]
+    job = build_of(peer, stream_of([*places, *GOOD[1:]]))
+    peer.on("POST", f"{HERE}/builds", peer.one({**job, "queue_position": 3}, 202))
+    ran = mf("build", *PLACE, "--wait")
+    assert ran.code == 0
+    assert ran.err.splitlines()[:4] == [
+        "build job_01 queued",
+        "build job_01 queued, number 3 in the queue",
+        "build job_01 queued, number 1 in the queue",
+        "build job_01 running",
+    ]
+    assert "queued, number 3 in the queue as job_01" in mf("build", *PLACE).out
+
+
 def test_failed_job_is_code_1_and_says_why(mf, peer, stream_of) -> None:
     build_of(peer, stream_of(BAD))
     ran = mf("build", *PLACE, "--wait")

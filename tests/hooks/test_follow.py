@@ -1,0 +1,159 @@
+"""What a push prints while its work goes on, and how it ends: contract §6."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hooks.builds.wire import BuildError, Finish
+from hooks.deploys.wire import Report, RollFailure
+from hooks.follow import Addresses, PushNarrator, place_in_words
+from hooks.jobs import QueuePlace
+from storage.model import ActorRef, RefMove
+
+ACTOR = ActorRef("api_key", "key_1", "tests")
+DONE = Finish("slot-0", "succeeded", profile="static", output="source", folder=".")
+FAILED = Finish("slot-0", "failed", error=BuildError("build.command_failed", "no", 2))
+
+
+class Ear:
+    """The client at the other end."""
+
+    is_gone = False
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._heard = asyncio.Event()
+
+    async def say(self, line: str) -> None:
+        self.lines.append(line.strip())
+        self._heard.set()
+
+    async def hears(self, text: str) -> None:
+        async with asyncio.timeout(10):
+            while not any(text in line for line in self.lines):
+                self._heard.clear()
+                await self._heard.wait()
+
+
+@pytest.fixture
+def narrator(world) -> PushNarrator:
+    def url(environment):
+        return f"http://{environment.hostname}.localhost"
+
+    return PushNarrator(world.jobs, Addresses(of_environment=url, server="http://here"))
+
+
+@pytest.fixture
+def push(world, commit):
+    async def push(site, content=b"one", branch="main"):
+        tip = commit(world.repositories.path(site.id), {"index.html": content})
+        moves = (RefMove(f"refs/heads/{branch}", "1" * 40, tip),)
+        record = await world.push_hooks.begin(site.id, ACTOR, moves, ())
+        (effect,) = await world.push_hooks.land(record, moves)
+        return effect
+
+    return push
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (QueuePlace(2), "2 builds before this one"),
+        (QueuePlace(1), "1 build before this one"),
+        (QueuePlace(1, "build_1"), "1 build before this one; build_1 must end too"),
+        (QueuePlace(0, "build_1"), "next, when build_1 has ended: it deploys there too"),
+        (QueuePlace(0), "next, when a builder is free"),
+        (
+            QueuePlace(0, has_builders=False),
+            "next, when there is a builder: none is connected yet",
+        ),
+    ],
+)
+def test_place_in_words(place: QueuePlace, words: str) -> None:
+    assert place_in_words(place) == words
+
+
+async def test_place_in_the_queue_is_told_as_it_moves(world, narrator, push) -> None:
+    other, site = await world.site("other"), await world.site()
+    await push(other)
+    effect = await push(site)
+    ear = Ear()
+    following = asyncio.create_task(narrator.follow(effect, ear))
+    await ear.hears("1 build before this one")
+    lease = await world.builds.lease("slot-0", 5)
+    await ear.hears("next, when a builder is free")
+    await world.builds.finish(lease.job_id, FAILED)
+    lease = await world.builds.lease("slot-0", 5)
+    assert lease.job_id == effect.build.job_id
+    await world.builds.finish(lease.job_id, FAILED)
+    await following
+    assert sum("queued" in line for line in ear.lines) == 2
+
+
+async def test_nothing_is_said_of_the_queue_where_a_builder_is_free(world, narrator, push) -> None:
+    site = await world.site()
+    waiting = asyncio.create_task(world.builds.lease("slot-0", 10))
+    await asyncio.sleep(0)
+    effect = await push(site)
+    ear = Ear()
+    following = asyncio.create_task(narrator.follow(effect, ear))
+    lease = await waiting
+    await world.builds.finish(lease.job_id, FAILED)
+    await following
+    assert not any("queued" in line for line in ear.lines)
+
+
+async def test_superseded_push_hears_in_plain_words_who_took_over(world, narrator, push) -> None:
+    site = await world.site()
+    older = await push(site, b"one")
+    ear = Ear()
+    following = asyncio.create_task(narrator.follow(older, ear))
+    await ear.hears("none is connected yet")
+    newer = await push(site, b"two")
+    await following
+    said = "\n".join(ear.lines)
+    assert f"superseded by a newer push, of commit {newer.build.commit[:12]}" in said
+    assert f"nothing failed: {newer.build.id} took over" in said
+    assert f"watch it with: mf logs --follow {newer.build.job_id}" in said
+    assert "FAILED" not in said
+
+
+async def test_push_of_what_is_on_its_way_says_so_and_follows_that(world, narrator, push) -> None:
+    site = await world.site()
+    first = await push(site)
+    again = await push(site)
+    ear = Ear()
+    await narrator.announce(again, ear)
+    assert ear.lines == [f"main -> production: {first.build.id} (of this commit, asked for before)"]
+    following = asyncio.create_task(narrator.follow(again, ear))
+    lease = await world.builds.lease("slot-0", 5)
+    await world.builds.finish(lease.job_id, FAILED)
+    await following
+    assert any("BUILD FAILED" in line for line in ear.lines)
+
+
+async def test_failure_ends_with_the_command_that_tries_again(world, narrator, push) -> None:
+    site = await world.site()
+    effect = await push(site, branch="topic/$(x)")
+    lease = await world.builds.lease("slot-0", 5)
+    await world.builds.finish(lease.job_id, FAILED)
+    ear = Ear()
+    await narrator.follow(effect, ear)
+    slug = effect.environment.slug
+    again = f"mf build --site acme-store --env {slug} --ref 'topic/$(x)' --deploy --wait"
+    assert f"to try again without a push: {again}" in ear.lines
+
+    effect = await push(site)
+    lease = await world.builds.lease("slot-0", 5)
+    await world.builds.finish(lease.job_id, DONE)
+    ear = Ear()
+    following = asyncio.create_task(narrator.follow(effect, ear))
+    wanted = await anext(world.rolls.desired())
+    (desired,) = [e for e in wanted.environments if e.env_id == effect.environment.id]
+    failure = RollFailure("deployment.start_failed", "no")
+    await world.rolls.report(Report(desired.env_id, desired.deployment_id, "failed", failure))
+    await following
+    again = f"mf deploy {desired.artifact.id} --site acme-store --env production --wait"
+    assert f"to try again: {again}" in ear.lines
