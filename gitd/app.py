@@ -20,7 +20,7 @@ from aiohttp import web
 
 from gitd.addresses import TrustedProxies
 from gitd.api.app import ApiDeps, build_api
-from gitd.auth import Authenticator
+from gitd.auth import Authenticator, may_fetch
 from gitd.children import Children, ChildSpec
 from gitd.config import BuildersConfig, Config, is_loopback, machine_environ, parse_address
 from gitd.errors import StartError
@@ -35,6 +35,8 @@ from hooks.builds import service as builder_service
 from hooks.builds.packing import Packer
 from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildLimits, BuildRunner
+from hooks.builds.sources import Sources
+from hooks.builds.submodules import Submodules
 from hooks.builds.wire import Egress
 from hooks.deploys import service as host_service
 from hooks.deploys.runner import RollLimits, RollRunner
@@ -48,7 +50,7 @@ from storage.custody import Custody
 from storage.digest import Digest
 from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
-from storage.model import Environment, PushPolicy
+from storage.model import ActorRef, Environment, PushPolicy
 from storage.reader import StoreReader
 from storage.records import attestations
 from storage.records.db import Records
@@ -120,9 +122,13 @@ class Control:
         # What a command beside could not finish: a crash between trust and records.
         self.records.write(lambda db: attestations.revoke(db, keyring.revoked))
         self.root_key_ids = self.custody.root_key_ids()
+        submodules = Submodules(
+            self.records, self.repositories, self._may_fetch, server_url=self.server_url
+        )
+        sources = Sources(self.repositories, submodules)
         packer = Packer(
             self.jobs,
-            self.repositories,
+            sources,
             self.store,
             self.custody.seal,
             scratch=folder.scratch,
@@ -130,7 +136,7 @@ class Control:
         )
         self.builds = BuildRunner(
             self.jobs,
-            self.repositories,
+            sources,
             packer,
             limits=BuildLimits(
                 timeout_s=config.builders.timeout_s,
@@ -156,6 +162,9 @@ class Control:
     @property
     def server_url(self) -> str:
         return self.config.server.public_url.rstrip("/") or f"http://{self.config.server.listen}"
+
+    def _may_fetch(self, actor: ActorRef, site_id: str) -> bool:
+        return may_fetch(self.records, actor, site_id, now=self.jobs.clock())
 
     def url_of(self, environment: Environment) -> str:
         """Where an environment answers."""

@@ -323,6 +323,17 @@ class _Known:
         return cls(key, actor, tuple(ip_network(text) for text in key.cidrs))
 
 
+def may_fetch(records: Records, ref: ActorRef, site_id: str, *, now: int) -> bool:
+    """Say whether an actor who began something may fetch from a site by now. From any thread.
+
+    Where it may be used from counted when it began.
+    """
+    key = api_keys.get(records.reader(), ref.id)
+    if key is None or key.revoked_at is not None or key.expires_at <= now:
+        return False
+    return "deployments:read" in granted_by(key.scopes) and key.site_id in (None, site_id)
+
+
 class Authenticator:
     """Knows actors by their secrets. Belongs to one event loop: a look-up is one point read."""
 

@@ -33,6 +33,7 @@ BUILDERS = (SOURCE_BUILDER, SANDBOX_BUILDER)
 PROFILES = ("static", "node", "python", "php", "procfile")
 TOOLCHAIN = "toolchain"
 CACHE_INPUTS = "cache-inputs"
+SUBMODULE = "submodule"
 _SOURCE_PREFIX = "git+"
 _OBJECT_ID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _EXTERNAL = {
@@ -51,6 +52,15 @@ class RunCommands:
 
 
 @dataclass(frozen=True, slots=True)
+class Submodule:
+    """A commit of another site, in the tree at `path`."""
+
+    path: str
+    site: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """What a verified statement says.
 
@@ -65,6 +75,7 @@ class Provenance:
         settings: What the build was told, by name: its command, its output folder, ...
         toolchain: The programs that it found, each with its version.
         cache_inputs: What it took from caches, each with its digest.
+        submodules: The commits of other sites in the tree, by their paths in what was built.
         gitd_version: The version of this program.
     """
 
@@ -83,6 +94,7 @@ class Provenance:
     toolchain: Mapping[str, str] = field(default_factory=dict)
     cache_inputs: Mapping[str, str] = field(default_factory=dict)
     gitd_version: str | None = None
+    submodules: tuple[Submodule, ...] = ()
 
 
 def build_provenance(provenance: Provenance, manifest: Manifest) -> bytes:
@@ -140,12 +152,22 @@ def _definition(provenance: Provenance) -> dict[str, object]:
         },
         "resolvedDependencies": [
             commit,
+            *map(_described, provenance.submodules),
             *(
                 {"name": name, "digest": {"sha256": facts_digest(of)}, "annotations": dict(of)}
                 for name, of in facts.items()
                 if of
             ),
         ],
+    }
+
+
+def _described(submodule: Submodule) -> dict[str, object]:
+    return {
+        "name": SUBMODULE,
+        "uri": f"{_SOURCE_PREFIX}{submodule.site}",
+        "digest": {"gitCommit": submodule.commit},
+        "annotations": {"path": submodule.path},
     }
 
 
@@ -204,7 +226,16 @@ def _read(statement: dict[str, object], manifest: Manifest) -> Provenance:
         settings=_texts(external["settings"]),
         toolchain=_facts(facts, TOOLCHAIN),
         cache_inputs=_facts(facts, CACHE_INPUTS),
+        submodules=tuple(_submodule(item) for item in facts if item["name"] == SUBMODULE),
         gitd_version=_text(details["builder"]["version"]["gitd"]),
+    )
+
+
+def _submodule(dependency: dict[str, Any]) -> Submodule:
+    return Submodule(
+        _text(dependency["annotations"]["path"]),
+        _text(dependency["uri"]).removeprefix(_SOURCE_PREFIX),
+        _object_id(dependency["digest"]["gitCommit"]),
     )
 
 

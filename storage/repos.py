@@ -6,29 +6,25 @@ import contextlib
 import os
 import re
 import shutil
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
+from storage import trees
 from storage.files import mapped_errors
 from storage.git.errors import (
     ObjectMissingError,
     RefNotFoundError,
-    RepositoryCorruptError,
     RepositoryNotFoundError,
 )
-from storage.git.object_formats import COMMIT, TREE, unhex
-from storage.git.object_formats import tree_entries as parse_tree
+from storage.git.object_formats import COMMIT, unhex
 from storage.git.refs import is_valid_name
 from storage.git.repository import Repository, RepositoryCache, is_repository
+from storage.git.walk import reachable_among
+from storage.trees import Folder, Tree, TreeFile
 
 COMMIT_PREFIX_DIGITS_MIN = 7
-TREE_DEPTH_MAX = 256
-LINK_BYTES_MAX = 4095
 _HEX = re.compile(r"[0-9a-f]{7,40}")
 _SITE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
@@ -63,11 +59,16 @@ CONFIG = """\
 """
 
 
-class EntryKind(StrEnum):
-    FILE = "file"
-    DIR = "dir"
-    LINK = "link"
-    SUBMODULE = "submodule"
+@dataclass(frozen=True, slots=True)
+class Graft:
+    """The commit of some site that lies in a submodule's place."""
+
+    site_id: str
+    commit: str
+
+
+Grafts = Mapping[str, Graft]
+_NO_GRAFTS: Grafts = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,50 +77,6 @@ class ResolvedRef:
 
     ref: str | None
     commit: str
-
-
-@dataclass(frozen=True, slots=True)
-class RootEntry:
-    name: str
-    kind: EntryKind
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """A folder of a commit: its tree's id, 40 hex digits, and its names in git's order."""
-
-    oid: str
-    entries: tuple[RootEntry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TreeFile:
-    """One file, link or submodule of a commit.
-
-    Attributes:
-        path: relative to the folder walked, `/` between; bytes that are not UTF-8 are escaped
-            (`os.fsencode` gives them back).
-        size: bytes; of a link, the length of its target; of a submodule, 0.
-        oid: the object's id, 40 hex digits; equal content has an equal one.
-    """
-
-    path: str
-    kind: EntryKind
-    is_executable: bool
-    size: int
-    oid: str
-    _repository: Repository
-
-    def read(self) -> bytes:
-        """Return the whole content (a link's target; nothing for a submodule)."""
-        if self.kind is EntryKind.SUBMODULE:
-            return b""
-        return self._repository.objects.get(bytes.fromhex(self.oid))[1]
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the content in pieces of at most some 256 KiB where its stored form allows."""
-        if self.kind is not EntryKind.SUBMODULE:
-            yield from self._repository.objects.stream(bytes.fromhex(self.oid))
 
 
 class Repositories:
@@ -263,114 +220,81 @@ class Repositories:
 
     def tree_of(self, site_id: str, commit: str) -> str:
         """Return the object id of a commit's tree."""
-        return _root_tree(self.open(site_id), commit).hex()
+        return self._top(site_id, commit).oid.hex()
 
     def folder(self, site_id: str, commit: str, path: str = ".") -> Folder | None:
         """Return a folder of a commit, None where it has no such folder."""
-        repository = self.open(site_id)
-        tree = _folder_tree(repository, commit, path)
-        if tree is None:
-            return None
-        return Folder(
-            tree.hex(),
-            tuple(
-                RootEntry(os.fsdecode(name), _kind(mode))
-                for mode, name, _ in _entries(repository, tree)
-            ),
-        )
+        tree = trees.find_tree(self._top(site_id, commit), path)
+        return None if tree is None else Folder(tree.oid.hex(), trees.list_names(tree))
 
     def read_file(self, site_id: str, commit: str, path: str, size_bytes_max: int) -> bytes | None:
         """Return a regular file's content; None when there is no such file, or it is larger."""
-        repository = self.open(site_id)
-        found = _find(repository, _root_tree(repository, commit), path)
-        if found is None or _kind(found[0]) is not EntryKind.FILE:
-            return None
-        if repository.objects.kind_and_size(found[1])[1] > size_bytes_max:
-            return None
-        return repository.objects.get(found[1])[1]
+        return trees.read_file(self._top(site_id, commit), path, size_bytes_max)
 
-    def walk_tree(self, site_id: str, commit: str, folder: str = ".") -> Iterator[TreeFile]:
+    def submodules(self, site_id: str, commit: str, folder: str = ".") -> Iterator[tuple[str, str]]:
+        """Yield the path, from the folder, and the commit of each submodule below a folder.
+
+        Raises:
+            RepositoryCorruptError: a tree is missing, or a name could not be a file's.
+        """
+        tree = trees.find_tree(self._top(site_id, commit), folder)
+        return iter(()) if tree is None else trees.find_submodules(tree)
+
+    def has_commit(self, site_id: str, commit: str) -> bool:
+        """Say whether a branch or a tag leads to the commit: whether a fetch could bring it.
+
+        Raises:
+            RepositoryCorruptError: a commit on the way is missing.
+        """
+        repository = self.open(site_id)
+        objects = repository.objects
+        oid = bytes.fromhex(commit)
+        if not objects.contains(oid) or objects.kind_and_size(oid)[0] != COMMIT:
+            return False
+        tips = {objects.peel(tip) for tip in repository.refs.snapshot().values.values()}
+        commits = {tip for kind, tip in tips if kind == COMMIT}
+        return bool(reachable_among({oid}, commits, objects, cut=repository.shallow()))
+
+    def walk_tree(
+        self, site_id: str, commit: str, folder: str = ".", grafts: Grafts = _NO_GRAFTS
+    ) -> Iterator[TreeFile]:
         """Yield every file, link and submodule below a folder, depth first, in git's order.
 
         Empty directories do not exist in git. A folder that is absent or no directory has
-        nothing in it.
+        nothing in it. `grafts`: what lies in place of submodules, by their paths from the folder.
 
         Raises:
             RepositoryCorruptError: an object is missing, or a name could not be a file's.
         """
-        repository = self.open(site_id)
-        tree = _folder_tree(repository, commit, folder)
+        tree = trees.find_tree(self._top(site_id, commit), folder)
         if tree is not None:
-            yield from _walk(repository, tree)
+            yield from trees.walk(tree, self._grafted(grafts))
 
-    def write_tar(self, site_id: str, commit: str, folder: str, out: BinaryIO) -> None:
+    def write_tar(
+        self,
+        site_id: str,
+        commit: str,
+        folder: str,
+        out: BinaryIO,
+        grafts: Grafts = _NO_GRAFTS,
+    ) -> None:
         """Write the files of a folder as an uncompressed pax tar; reads one file at a time.
 
-        Modes are 0644 and 0755, times the commit's, owners 0; a submodule is an empty directory.
+        Modes are 0644 and 0755, times the commit's, owners 0; a submodule without a graft is an
+        empty directory. `grafts`: see `walk_tree`.
 
         Raises:
             RepositoryCorruptError: see `walk_tree`.
         """
+        time = self.open(site_id).objects.commit(unhex(commit.encode())).time
+        trees.write_tar(self.walk_tree(site_id, commit, folder, grafts), out, time=time)
+
+    def _top(self, site_id: str, commit: str) -> Tree:
         repository = self.open(site_id)
-        time = repository.objects.commit(unhex(commit.encode())).time
-        tree = _folder_tree(repository, commit, folder)
-        with tarfile.open(
-            fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18
-        ) as tar:
-            if tree is None:
-                return
-            directories: set[str] = set()
-            for file in _walk(repository, tree):
-                for parent in reversed(PurePosixPath(file.path).parents[:-1]):
-                    if str(parent) not in directories:
-                        directories.add(str(parent))
-                        tar.addfile(_member(str(parent), tarfile.DIRTYPE, 0o755, time))
-                _add(tar, file, time)
+        return Tree(repository, repository.objects.commit(bytes.fromhex(commit)).tree)
 
-
-def _add(tar: tarfile.TarFile, file: TreeFile, time: int) -> None:
-    if file.kind is EntryKind.SUBMODULE:
-        tar.addfile(_member(file.path, tarfile.DIRTYPE, 0o755, time))
-    elif file.kind is EntryKind.LINK:
-        member = _member(file.path, tarfile.SYMTYPE, 0o777, time)
-        member.linkname = os.fsdecode(file.read())
-        tar.addfile(member)
-    else:
-        mode = 0o755 if file.is_executable else 0o644
-        member = _member(file.path, tarfile.REGTYPE, mode, time)
-        member.size = file.size
-        tar.addfile(member, _ChunkReader(file))
-
-
-class _ChunkReader(BytesIO):
-    """A file object over a file's chunks, as `TarFile.addfile` wants it."""
-
-    def __init__(self, file: TreeFile) -> None:
-        super().__init__()
-        self._chunks = file.chunks()
-        self._rest = b""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        parts = [self._rest]
-        missing = (size if size is not None and size >= 0 else 1 << 62) - len(self._rest)
-        while missing > 0:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                break
-            parts.append(chunk)
-            missing -= len(chunk)
-        data = b"".join(parts)
-        if missing >= 0:
-            self._rest = b""
-            return data
-        self._rest = data[missing:]
-        return data[:missing]
-
-
-def _member(path: str, kind: bytes, mode: int, time: int) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(path)
-    member.type, member.mode, member.mtime = kind, mode, time
-    return member
+    def _grafted(self, grafts: Grafts) -> dict[str, Tree]:
+        return {path: self._top(graft.site_id, graft.commit) for path, graft in grafts.items()}
 
 
 def _full_names(name: str) -> list[bytes]:
@@ -380,84 +304,6 @@ def _full_names(name: str) -> list[bytes]:
     names = [encoded] if name.startswith("refs/") else []
     names += [b"refs/heads/" + encoded, b"refs/tags/" + encoded]
     return [name for name in names if is_valid_name(name)]
-
-
-def _root_tree(repository: Repository, commit: str) -> bytes:
-    return repository.objects.commit(bytes.fromhex(commit)).tree
-
-
-def _folder_tree(repository: Repository, commit: str, folder: str) -> bytes | None:
-    root = _root_tree(repository, commit)
-    if not PurePosixPath(folder).parts:
-        return root
-    found = _find(repository, root, folder)
-    return found[1] if found is not None and _kind(found[0]) is EntryKind.DIR else None
-
-
-def _find(repository: Repository, tree: bytes, path: str) -> tuple[bytes, bytes] | None:
-    found: tuple[bytes, bytes] | None = None
-    for part in PurePosixPath(path).parts:
-        if found is not None:
-            if _kind(found[0]) is not EntryKind.DIR:
-                return None
-            tree = found[1]
-        name = os.fsencode(part)
-        found = next(
-            ((mode, oid) for mode, entry, oid in _entries(repository, tree) if entry == name), None
-        )
-        if found is None:
-            return None
-    return found
-
-
-def _entries(repository: Repository, tree: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    entries = parse_tree(repository.objects.get_typed(tree, TREE))
-    for _, name, _ in entries:
-        # A name with a slash or of dots would leave the folder that it is written into.
-        if b"/" in name or name in (b".", b"..") or name.lower() == b".git":
-            raise RepositoryCorruptError(f"tree {tree.hex()} has an entry of a forbidden name")
-    return entries
-
-
-def _walk(repository: Repository, root: bytes) -> Iterator[TreeFile]:
-    objects = repository.objects
-    stack: list[tuple[bytes, Iterator[tuple[bytes, bytes, bytes]]]] = [
-        (b"", iter(_entries(repository, root)))
-    ]
-    while stack:
-        prefix, entries = stack[-1]
-        for mode, name, oid in entries:
-            kind = _kind(mode)
-            if kind is EntryKind.DIR:
-                if len(stack) == TREE_DEPTH_MAX:
-                    raise RepositoryCorruptError("a tree is too deep")
-                stack.append((prefix + name + b"/", iter(_entries(repository, oid))))
-                break
-            size = 0 if kind is EntryKind.SUBMODULE else objects.kind_and_size(oid)[1]
-            if kind is EntryKind.LINK and size > LINK_BYTES_MAX:
-                raise RepositoryCorruptError("a symbolic link's target is too long")
-            yield TreeFile(
-                path=os.fsdecode(prefix + name),
-                kind=kind,
-                is_executable=kind is EntryKind.FILE and bool(int(mode, 8) & 0o100),
-                size=size,
-                oid=oid.hex(),
-                _repository=repository,
-            )
-        else:
-            stack.pop()
-
-
-def _kind(mode: bytes) -> EntryKind:
-    match int(mode, 8) >> 12:
-        case 0o04:
-            return EntryKind.DIR
-        case 0o12:
-            return EntryKind.LINK
-        case 0o16:
-            return EntryKind.SUBMODULE
-        case _:
-            return EntryKind.FILE
 
 
 def _write_synced(path: Path, content: bytes) -> None:

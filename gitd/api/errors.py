@@ -284,6 +284,18 @@ _ROWS = (
     ),
     ErrorCode(
         JOB,
+        "build.submodule_unavailable",
+        "A submodule is not on this server, or whoever started the build may not fetch from it.",
+        "Push it to a site here and name it as ../SITE.git; or leave submodules out.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.lfs_pointers",
+        "Files of the commit are pointers of Git LFS: their contents are not in it.",
+        "Commit the files themselves; or take the pointers as they are.",
+    ),
+    ErrorCode(
+        JOB,
         "build.command_failed",
         "The build command ended with an error.",
         "Read the build's log; exit_status is the command's.",

@@ -225,24 +225,28 @@ class _Build:
     async def _phases(self, lease: Lease) -> Finish:
         with self._entered(Phase.DETECT):
             plan = await phases.detect(self._job, self._log)
-        folder = plan.source_folder
+        settings = plan.settings
         if not plan.is_source:
             self._workspace.root.mkdir(mode=SCRATCH_MODE)
             with self._entered(Phase.SOURCE):
                 await phases.fetch_source(plan, self._job, self._workspace, self._log)
             await self._run_steps(plan, lease)
             with self._entered(Phase.COLLECT):
-                folder = await phases.collect(plan, self._job, self._workspace, self._log)
+                settings["output"] = await phases.collect(
+                    plan, self._job, self._workspace, self._log
+                )
         return Finish(
             slot=self._slot,
             status="succeeded",
             profile=plan.profile,
             run=plan.run,
             output="source" if plan.is_source else "tar",
-            folder=folder,
+            folder=plan.source_folder if plan.is_source else plan.root,
             is_public=plan.is_public,
+            ignores_submodules=plan.ignores_submodules,
+            ignores_lfs=plan.ignores_lfs,
             timings=self._timings,
-            settings=plan.settings,
+            settings=settings,
             toolchain=dict(self._toolchain),
         )
 

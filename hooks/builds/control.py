@@ -21,6 +21,7 @@ from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import (
     LEASE_HEADER,
     BatchLine,
+    BuildError,
     Egress,
     Finish,
     Folder,
@@ -46,6 +47,7 @@ READ_BYTES = 1 << 20
 _NOT_FOUND = 404
 _GONE = 410
 _TOO_LARGE = 413
+_UNPROCESSABLE = 422
 _NO_CONTENT = 204
 
 
@@ -155,14 +157,24 @@ class LeasedJob:
 
         return await self._repeat(ask)
 
-    async def fetch_source(self, folder: str, out: BinaryIO) -> None:
-        """Write the tar of a folder of the commit to the seekable `out`, and go to its start."""
+    async def fetch_source(
+        self, folder: str, out: BinaryIO, *, ignores_submodules: bool = False
+    ) -> None:
+        """Write the tar of a folder of the commit to the seekable `out`, and go to its start.
+
+        Raises:
+            BuildFailedError: `build.submodule_unavailable`.
+        """
+        wanted = {"folder": folder, **({"submodules": "ignore"} if ignores_submodules else {})}
 
         async def fetch() -> None:
             await asyncio.to_thread(_empty, out)
             async with self._session.get(
-                f"{self._path}/source", params={"folder": folder}, headers=self._headers
+                f"{self._path}/source", params=wanted, headers=self._headers
             ) as response:
+                if response.status == _UNPROCESSABLE:
+                    fault = msgspec.json.decode(await response.read(), type=BuildError)
+                    raise BuildFailedError(fault.code, fault.message)
                 _check(response)
                 async for chunk in response.content.iter_chunked(READ_BYTES):
                     await asyncio.to_thread(out.write, chunk)

@@ -6,13 +6,13 @@ Artifact, statement, the end of the build and its deployment are one commit.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from hooks.builds.profiles import is_published
+from hooks.builds.sources import Sources
 from hooks.builds.wire import Finish
 from hooks.clock import rfc3339
 from hooks.jobs import JobChanges, Jobs
@@ -26,19 +26,13 @@ from storage.provenance import (
     SOURCE_BUILDER,
     Provenance,
     RunCommands,
+    Submodule,
     build_provenance,
 )
 from storage.records import artifacts, builds, environments, sites
 from storage.records import jobs as job_rows
-from storage.repos import EntryKind, Repositories, TreeFile
-from storage.source import (
-    WHOLE_BYTES_MAX,
-    Limits,
-    SourceDirectory,
-    SourceEntry,
-    SourceFile,
-    SourceLink,
-)
+from storage.repos import Graft, Grafts
+from storage.source import Limits
 from storage.tar import scan_tar
 
 
@@ -51,7 +45,7 @@ class Packer:
     def __init__(
         self,
         jobs: Jobs,
-        repositories: Repositories,
+        sources: Sources,
         store: ArtifactStore,
         seal: Callable[[bytes], Envelope],
         *,
@@ -60,7 +54,7 @@ class Packer:
     ) -> None:
         self._jobs = jobs
         self._records = jobs.records
-        self._repositories = repositories
+        self._sources = sources
         self._store = store
         self._seal = seal
         self._scratch = scratch
@@ -81,16 +75,21 @@ class Packer:
 
         Raises:
             TreeError: The output holds what no artifact may hold, or too much of it.
+            BuildFailedError: A submodule cannot be had, or a file is a pointer of LFS.
             StorageError: The store could not take it; nothing was kept.
         """
         site = sites.find(self._records.reader(), build.site_id)
         environment = environments.get(self._records.reader(), build.env_id)
         assert site is not None, "a site that goes cancels its builds"
         slug = environment.slug if environment is not None else None  # it may be going
+        grafts = await asyncio.to_thread(self._sources.grafts_of, build, outcome)
         published: list[JobChanges] = []
 
         def attest(manifest: Manifest) -> Envelope:
-            facts = self._provenance(site.name, slug, build, outcome)
+            facts = replace(
+                self._provenance(site.name, slug, build, outcome),
+                submodules=tuple(map(self._submodule, grafts.items())),
+            )
             return self._seal(build_provenance(facts, manifest))
 
         def record(db: sqlite3.Connection, kept: Ingested) -> None:
@@ -98,7 +97,7 @@ class Packer:
             published[:] = [changes]  # a commit that raced with the collector runs again
             _record_success(changes, build, outcome, kept)
 
-        await asyncio.to_thread(self._ingest, build, outcome, attest, record)
+        await asyncio.to_thread(self._ingest, build, outcome, grafts, attest, record)
         for changes in published:
             self._jobs.publish(changes)
 
@@ -106,19 +105,17 @@ class Packer:
         self,
         build: Build,
         outcome: Finish,
+        grafts: Grafts,
         attest: Callable[[Manifest], Envelope],
         record: Callable[[sqlite3.Connection, Ingested], None],
     ) -> None:
         limits = Limits(size_bytes_max=self._size_bytes_max)
         if outcome.output == "tar":
             with self.tar_of(build.job_id).open("rb") as tar:
-                entries: Iterator[SourceEntry] = scan_tar(tar)
-                self._store.ingest(entries, limits=limits, attest=attest, record=record)
+                self._store.ingest(scan_tar(tar), limits=limits, attest=attest, record=record)
             return
-        files = self._repositories.walk_tree(build.site_id, build.commit, outcome.folder)
-        if outcome.is_public:
-            files = (file for file in files if is_published(file.path))
-        self._store.ingest(_entries(files), limits=limits, attest=attest, record=record)
+        entries = self._sources.entries(build, outcome, grafts)
+        self._store.ingest(entries, limits=limits, attest=attest, record=record)
 
     def _provenance(
         self, site: str, environment: str | None, build: Build, outcome: Finish
@@ -134,13 +131,18 @@ class Packer:
             builder=SOURCE_BUILDER if outcome.output == "source" else SANDBOX_BUILDER,
             started_at=rfc3339(build.started_at or build.created_at),
             finished_at=rfc3339(self._jobs.clock()),
-            tree=self._repositories.tree_of(build.site_id, build.commit),
+            tree=self._sources.tree_of(build),
             environment=environment,
             settings={**outcome.settings, **({"clean": "true"} if build.clean else {})},
             toolchain=outcome.toolchain,
             cache_inputs=outcome.cache_inputs,
             gitd_version=self._version,
         )
+
+    def _submodule(self, item: tuple[str, Graft]) -> Submodule:
+        path, graft = item
+        site = sites.find(self._records.reader(), graft.site_id)
+        return Submodule(path, site.name if site is not None else graft.site_id, graft.commit)
 
 
 def _record_success(changes: JobChanges, build: Build, outcome: Finish, kept: Ingested) -> None:
@@ -203,17 +205,3 @@ def _queue_its_deployment(changes: JobChanges, build: Build, kept: Ingested) -> 
     )
     deployment, _ = queue_deployment(changes, order)
     return deployment.id
-
-
-def _entries(files: Iterator[TreeFile]) -> Iterator[SourceEntry]:
-    """The files of a commit as a tree to keep. A submodule is the empty folder that git makes."""
-    for file in files:
-        path = os.fsencode(file.path)
-        if file.kind is EntryKind.LINK:
-            yield SourceLink(path, file.read())
-        elif file.kind is EntryKind.SUBMODULE:
-            yield SourceDirectory(path)
-        else:
-            is_large = file.size > WHOLE_BYTES_MAX
-            read = file.chunks if is_large else file.read
-            yield SourceFile(path, file.size, file.is_executable, read)

@@ -121,12 +121,14 @@ async def fetch_source(plan: Plan, job: LeasedJob, workspace: Workspace, log: Bu
     """Unpack the site's folder of the commit.
 
     Raises:
-        BuildFailedError: See `tree.unpack`.
+        BuildFailedError: See `tree.unpack`, and `build.submodule_unavailable`.
     """
     with tempfile.TemporaryFile(dir=workspace.root) as archive:
-        await job.fetch_source(plan.root, archive)
+        await job.fetch_source(plan.root, archive, ignores_submodules=plan.ignores_submodules)
         size = await _in_thread(
-            lambda is_stopped: unpack(archive, workspace.tree, is_stopped=is_stopped)
+            lambda is_stopped: unpack(
+                archive, workspace.tree, is_stopped=is_stopped, ignores_lfs=plan.ignores_lfs
+            )
         )
     log.line(Phase.SOURCE, f"{size}, commit {job.lease.commit[:12]}")
 

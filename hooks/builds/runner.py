@@ -8,6 +8,7 @@ up. Whatever a slot says names its lease: one that lost it, and wakes up late, i
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +16,17 @@ from typing import BinaryIO
 
 import structlog
 
+from hooks.builds.errors import BuildFailedError
 from hooks.builds.packing import Packer
 from hooks.builds.queue import BuildQueue, Waiting
+from hooks.builds.sources import Sources
 from hooks.builds.wire import (
-    CONFIG_FILE_BYTES_MAX,
-    CONFIG_FILES,
     Finish,
     Folder,
     Heartbeat,
     HeartbeatAnswer,
     Lease,
     LogBatch,
-    RootEntry,
 )
 from hooks.jobs import JobChanges, Jobs, QueuePlace
 from storage.errors import StorageError, StorageFullError, TreeError
@@ -42,7 +42,6 @@ from storage.model import (
 )
 from storage.records import builds, environments, sites
 from storage.records import jobs as job_rows
-from storage.repos import Repositories
 
 log = structlog.get_logger(__name__)
 
@@ -99,11 +98,11 @@ class BuildRunner:
     """The builds of one server. Belongs to one event loop."""
 
     def __init__(
-        self, jobs: Jobs, repositories: Repositories, packer: Packer, *, limits: BuildLimits
+        self, jobs: Jobs, sources: Sources, packer: Packer, *, limits: BuildLimits
     ) -> None:
         self._jobs = jobs
         self._records = jobs.records
-        self._repositories = repositories
+        self._sources = sources
         self._packer = packer
         self.limits = limits
         self._queue = BuildQueue()
@@ -217,16 +216,21 @@ class BuildRunner:
     async def folder_of(self, job_id: str, path: str) -> Folder | None:
         """Return what is in a folder of the job's commit, None where it has no such folder."""
         build = self._build(self._held(job_id).job)
-        return await asyncio.to_thread(self._folder, build, path)
+        return await asyncio.to_thread(self._sources.folder, build, path)
 
-    def source_of(self, job_id: str, folder: str) -> Callable[[BinaryIO], None]:
-        """Return what writes the tar of a folder of the job's commit. Blocking: for a thread."""
+    async def source_of(
+        self, job_id: str, folder: str, *, ignores_submodules: bool
+    ) -> Callable[[BinaryIO], None]:
+        """Return what writes the tar of a folder of the job's commit. Blocking: for a thread.
+
+        Raises:
+            BuildFailedError: `build.submodule_unavailable`.
+        """
         build = self._build(self._held(job_id).job)
-
-        def write(out: BinaryIO) -> None:
-            self._repositories.write_tar(build.site_id, build.commit, folder, out)
-
-        return write
+        grafts = await asyncio.to_thread(
+            self._sources.grafts, build, folder, ignores_submodules=ignores_submodules
+        )
+        return functools.partial(self._sources.write_tar, build, folder, grafts)
 
     def take_log(self, job_id: str, batch: LogBatch) -> None:
         running = self._held(job_id)
@@ -309,6 +313,8 @@ class BuildRunner:
                 )
             else:
                 await self._packer.keep(self._build(running.job), outcome)
+        except BuildFailedError as error:
+            await self._fail(job_id, Failure(error.code, str(error)))
         except TreeError as error:
             await self._fail(job_id, Failure("build.output_invalid", str(error)))
         except StorageFullError as error:
@@ -406,7 +412,7 @@ class BuildRunner:
         environment = environments.get(reader, build.env_id)
         assert site is not None, "a site that goes cancels its builds"
         assert environment is not None, "an environment that goes cancels its builds"
-        root = self._folder(build, ".")
+        root = self._sources.folder(build)
         assert root is not None, "a commit has a tree"
         return Lease(
             job_id=job.id,
@@ -424,20 +430,6 @@ class BuildRunner:
             files=root.files,
             tree=root.tree,
         )
-
-    def _folder(self, build: Build, path: str) -> Folder | None:
-        found = self._repositories.folder(build.site_id, build.commit, path)
-        if found is None:
-            return None
-        files = {}
-        for name in set(CONFIG_FILES).intersection(entry.name for entry in found.entries):
-            content = self._repositories.read_file(
-                build.site_id, build.commit, f"{path}/{name}", CONFIG_FILE_BYTES_MAX
-            )
-            if content is not None:
-                files[name] = content.decode(errors="replace")
-        entries = tuple(RootEntry(entry.name, entry.kind.value) for entry in found.entries)
-        return Folder(found.oid, entries, files)
 
     def _run(self, running: _Running) -> Coroutine[None, None, None]:
         """Write down that the job runs. Queued now: whatever ends the job is written after it."""

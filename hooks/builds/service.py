@@ -12,9 +12,10 @@ from typing import BinaryIO, TypeVar
 import msgspec
 from aiohttp import web
 
+from hooks.builds.errors import BuildFailedError
 from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildRunner, LeaseLostError
-from hooks.builds.wire import LEASE_HEADER, Finish, Heartbeat, LeaseRequest, LogBatch
+from hooks.builds.wire import LEASE_HEADER, BuildError, Finish, Heartbeat, LeaseRequest, LogBatch
 from hooks.peers import only_from, peer_uid
 
 T = TypeVar("T")
@@ -97,9 +98,14 @@ class _BuilderService:
         return _json(found)
 
     async def source(self, request: web.Request) -> web.StreamResponse:
-        write = self._runner.source_of(
-            request.match_info["job_id"], request.query.get("folder", ".")
-        )
+        try:
+            write = await self._runner.source_of(
+                request.match_info["job_id"],
+                request.query.get("folder", "."),
+                ignores_submodules=request.query.get("submodules") == "ignore",
+            )
+        except BuildFailedError as error:
+            return _json(BuildError(error.code, str(error)), status=422)
         response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
         await response.prepare(request)
         await _stream_from_thread(write, response)
@@ -155,8 +161,9 @@ async def _body(request: web.Request, kind: type[T]) -> T:
         raise web.HTTPBadRequest(text=f"{error}\n") from error
 
 
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+def _json(value: object, *, status: int = 200) -> web.Response:
+    body = msgspec.json.encode(value)
+    return web.Response(body=body, status=status, content_type="application/json")
 
 
 async def _stream_from_thread(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hooks.builds.errors import BuildFailedError
+from hooks.builds.lfs import is_pointer, pointers_found
 from hooks.builds.profiles import INDEX, OUTPUT_INVALID, OUTPUT_MISSING
 from storage.errors import TreeError, TreeTooLargeError
 from storage.links import escaping_link
@@ -45,15 +46,23 @@ class TreeSize:
         return f"{files}, {self.size_bytes} bytes"
 
 
-def unpack(stream: BinaryIO, folder: Path, *, is_stopped: Callable[[], bool]) -> TreeSize:
+def unpack(
+    stream: BinaryIO,
+    folder: Path,
+    *,
+    is_stopped: Callable[[], bool],
+    ignores_lfs: bool = False,
+) -> TreeSize:
     """Unpack a commit's tar into the new folder `folder`. Blocking: call it in a thread.
 
     Nothing is written outside `folder`: every parent is a directory made here. Not synced.
 
     Raises:
-        BuildFailedError: `build.output_invalid`, when a name cannot be in any artifact.
+        BuildFailedError: `build.output_invalid`, when a name cannot be in any artifact;
+            `build.lfs_pointers`, unless `ignores_lfs`.
         StoppedError: `is_stopped` said so.
     """
+    pointers: list[str] = []
     folder.mkdir(mode=0o755)
     draft = Draft(Limits())
     made = {b""}
@@ -64,10 +73,13 @@ def unpack(stream: BinaryIO, folder: Path, *, is_stopped: Callable[[], bool]) ->
                 raise StoppedError
             draft.admit(entry)
             _make_parents(folder, entry, made)
-            _write(folder, entry)
+            if _write(folder, entry):
+                pointers.append(os.fsdecode(entry.path))
             if isinstance(entry, SourceFile):
                 files += 1
                 size_bytes += entry.size_bytes
+    if pointers and not ignores_lfs:
+        raise pointers_found(pointers)
     return TreeSize(files, size_bytes)
 
 
@@ -212,16 +224,21 @@ def _make_parents(folder: Path, entry: SourceEntry, made: set[bytes]) -> None:
         path = path.rpartition(b"/")[0]
 
 
-def _write(folder: Path, entry: SourceEntry) -> None:
+def _write(folder: Path, entry: SourceEntry) -> bool:
+    """Write an entry, and return whether it is a pointer of Git LFS."""
     path = folder / os.fsdecode(entry.path)
     if isinstance(entry, SourceLink):
         path.symlink_to(os.fsdecode(entry.target))
-    elif isinstance(entry, SourceFile):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, 0o755 if entry.executable else 0o644)
-        with os.fdopen(fd, "wb", buffering=0) as file:
-            for piece in _contents(entry):
-                file.write(piece)
+    if not isinstance(entry, SourceFile):
+        return False
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o755 if entry.executable else 0o644)
+    last = b""
+    with os.fdopen(fd, "wb", buffering=0) as file:
+        for piece in _contents(entry):
+            file.write(piece)
+            last = piece
+    return len(last) == entry.size_bytes and is_pointer(last)
 
 
 def _contents(entry: SourceFile) -> Iterator[bytes]:

@@ -4,7 +4,7 @@
 |---|---|---|
 | `POST /v1/lease` | `LeaseRequest` | 200 `Lease`, or 204 after `wait_s` without work |
 | `GET /v1/jobs/{job_id}/folder?path=` | | 200 `Folder` of the commit, or 404 |
-| `GET /v1/jobs/{job_id}/source?folder=` | | tar of a folder of the commit, uncompressed |
+| `GET /v1/jobs/{job_id}/source?folder=&submodules=` | | its files as a tar, or 422 `BuildError` |
 | `GET /v1/jobs/{job_id}/egress` | | `Egress`: what the build command may reach |
 | `POST /v1/jobs/{job_id}/log` | `LogBatch` | `{}` |
 | `POST /v1/jobs/{job_id}/heartbeat` | `Heartbeat` | `HeartbeatAnswer` |
@@ -12,9 +12,11 @@
 | `POST /v1/jobs/{job_id}/finish` | `Finish` | `{}` |
 | `POST /v1/jobs/{job_id}/give-back` | | `{}`: the slot stops, another may build |
 
-Calls about a job carry the lease's id in the header `Gitd-Lease`. 410 on any of them: the lease is
-lost, end the build and forget it. A heartbeat is held for `wait_s`, and answered at once when the
-build is to end. Every call may be repeated. Times are RFC 3339 in UTC with milliseconds.
+A source is a folder of the commit with the submodules in it; with `submodules=ignore` their folders
+are empty. Calls about a job carry the lease's id in the header `Gitd-Lease`. 410 on any of them:
+the lease is lost, end the build and forget it. A heartbeat is held for `wait_s`, and answered at
+once when the build is to end. Every call may be repeated. Times are RFC 3339 in UTC with
+milliseconds.
 """
 
 from __future__ import annotations
@@ -157,8 +159,8 @@ class BuildError(msgspec.Struct, frozen=True):
 class Finish(msgspec.Struct, frozen=True):
     """How the build ended. `output` says where the tree is: sent before, or a source folder.
 
-    `folder` is that folder's path in the repository. `is_public`: only what a static site may
-    publish is taken of it.
+    `folder` is what the build read of the commit, and with the output `source` the artifact.
+    `is_public`: only what a static site may publish is taken of it.
 
     For the provenance: `settings`, what the build was told (its command and output); `toolchain`,
     as when it was leased; `cache_inputs`, what was restored from caches, each with its digest.
@@ -171,6 +173,8 @@ class Finish(msgspec.Struct, frozen=True):
     output: Literal["source", "tar"] = "tar"
     folder: str = "."
     is_public: bool = True
+    ignores_submodules: bool = False
+    ignores_lfs: bool = False
     timings: dict[str, float] = {}
     error: BuildError | None = None
     settings: Settings = {}

@@ -35,6 +35,18 @@ class GitConfig:
         config._load(path, depth=0)
         return config
 
+    @classmethod
+    def parse(cls, text: str, name: str) -> GitConfig:
+        """Read a text of the same syntax, such as a `.gitmodules`; includes are not followed.
+
+        Raises:
+            RepositoryCorruptError: it does not parse; names the file.
+        """
+        config = cls()
+        for key, value in _parse(text, Path(name)):
+            config._values.setdefault(key, []).append(value)
+        return config
+
     def _load(self, path: Path, *, depth: int) -> None:
         try:
             text = path.read_text("utf-8", "surrogateescape")

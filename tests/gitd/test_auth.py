@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sqlite3
 import time
@@ -21,7 +22,8 @@ from gitd.errors import (
     ScopeInsufficientError,
 )
 from storage.ids import is_id
-from storage.records import api_keys
+from storage.model import SYSTEM, ActorRef, Site
+from storage.records import api_keys, sites
 from storage.records.db import Records
 
 NOW = 1_780_000_000_000
@@ -266,3 +268,31 @@ def test_bound_actor_reaches_no_further_than_it_is_bound(records, clock) -> None
             actor.require_unbound()
     with pytest.raises(KeyBoundError):
         of_env.require_whole_site()
+
+
+@pytest.mark.parametrize(
+    ("scopes", "bound_to", "changes", "may"),
+    [
+        (["deployments:read"], None, {}, True),
+        (["deployments:write"], None, {}, True),
+        (["*"], "site_1", {}, True),
+        (["*"], "site_2", {}, False),
+        (["sites:read"], None, {}, False),
+        (["*"], None, {"revoked_at": NOW}, False),
+        (["*"], None, {"expires_at": NOW}, False),
+    ],
+)
+def test_builds_fetch_only_what_the_key_that_began_them_may_still_fetch(
+    records, scopes, bound_to, changes, may
+) -> None:
+    for site_id in ("site_1", "site_2"):
+        site = Site(site_id, site_id.replace("_", "-"), "main", NOW)
+        records.write(lambda db, site=site: sites.add(db, site))
+    _, key = mint("ci", scopes, site_id=bound_to, now=NOW - 1)
+    keep(records, dataclasses.replace(key, **changes))
+    actor = ActorRef("api_key", key.id, key.label)
+    assert auth.may_fetch(records, actor, "site_1", now=NOW) == may
+
+
+def test_who_is_no_key_fetches_nothing_for_builds(records) -> None:
+    assert not auth.may_fetch(records, SYSTEM, "site_1", now=NOW)

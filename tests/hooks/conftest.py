@@ -12,6 +12,8 @@ import pytest
 
 from hooks.builds.packing import Packer
 from hooks.builds.runner import BuildLimits, BuildRunner
+from hooks.builds.sources import Sources
+from hooks.builds.submodules import Submodules
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
@@ -41,6 +43,8 @@ class World:
     push_hooks: PushHooks
     builds: BuildRunner
     rolls: RollRunner
+    readable: set[str]
+    """The sites that whoever starts a build may fetch from."""
 
     @classmethod
     def open(cls, root: Path) -> World:
@@ -54,15 +58,23 @@ class World:
         custody.open(store.layout.trust)
         (root / "tmp").mkdir(exist_ok=True)
         limits = BuildLimits(lease_s=0.8)
+        readable: set[str] = set()
+        submodules = Submodules(
+            records,
+            repositories,
+            lambda _, site_id: site_id in readable,
+            server_url="https://forge.example",
+        )
+        sources = Sources(repositories, submodules)
         packer = Packer(
             jobs,
-            repositories,
+            sources,
             store,
             custody.seal,
             scratch=root / "tmp",
             size_bytes_max=limits.output_bytes_max,
         )
-        builds = BuildRunner(jobs, repositories, packer, limits=limits)
+        builds = BuildRunner(jobs, sources, packer, limits=limits)
         rolls = RollRunner(
             jobs, limits=RollLimits(roll_timeout_s=5, host_timeout_s=2), domain="localhost"
         )
@@ -77,6 +89,7 @@ class World:
             PushHooks(jobs, repositories),
             builds,
             rolls,
+            readable,
         )
 
     def reopen(self) -> World:
@@ -119,11 +132,19 @@ def commit(tmp_path: Path) -> Callable[..., str]:
         )
         return done.stdout.decode().strip()
 
-    def make(repository: Path, files: Mapping[str, bytes], *, branch: str | None = "main") -> str:
+    def make(
+        repository: Path,
+        files: Mapping[str, bytes],
+        *,
+        branch: str | None = "main",
+        submodules: Mapping[str, str] | None = None,
+    ) -> str:
         (tmp_path / "index").unlink(missing_ok=True)
         for path, content in files.items():
             blob = run(repository, "hash-object", "-w", "--stdin", stdin=content)
             run(repository, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
+        for path, pinned in (submodules or {}).items():
+            run(repository, "update-index", "--add", "--cacheinfo", f"160000,{pinned},{path}")
         tree = run(repository, "write-tree")
         made = run(repository, "commit-tree", tree, "-m", "a commit")
         if branch:

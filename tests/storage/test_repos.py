@@ -13,7 +13,8 @@ import pytest
 
 from storage.errors import StorageFullError
 from storage.git.errors import RefNotFoundError, RepositoryCorruptError
-from storage.repos import EntryKind, Folder, Repositories, ResolvedRef, RootEntry
+from storage.repos import Repositories, ResolvedRef
+from storage.trees import EntryKind, Folder, RootEntry
 
 IDENTITY = {
     "GIT_AUTHOR_NAME": "Ada",

@@ -19,6 +19,8 @@ from gitd.api.app import Api, ApiDeps, build_api
 from gitd.auth import Authenticator, expand_scopes, mint
 from hooks.builds.packing import Packer
 from hooks.builds.runner import BuildLimits, BuildRunner
+from hooks.builds.sources import Sources
+from hooks.builds.submodules import Submodules
 from hooks.builds.wire import BatchLine, BuildError, Finish, LogBatch
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.deploys.wire import Report, RollFailure
@@ -90,15 +92,19 @@ class Service:
         self.custody.open(self.store.layout.trust)
         self.reader = StoreReader(self.root / "store")
         (self.root / "tmp").mkdir(exist_ok=True)
+        submodules = Submodules(
+            self.records, self.repositories, lambda _, __: False, server_url="http://forge.example"
+        )
+        sources = Sources(self.repositories, submodules)
         packer = Packer(
             self.jobs,
-            self.repositories,
+            sources,
             self.store,
             self.custody.seal,
             scratch=self.root / "tmp",
             size_bytes_max=BuildLimits().output_bytes_max,
         )
-        self.builds = BuildRunner(self.jobs, self.repositories, packer, limits=BuildLimits())
+        self.builds = BuildRunner(self.jobs, sources, packer, limits=BuildLimits())
         self.rolls = RollRunner(
             self.jobs, limits=RollLimits(roll_timeout_s=60, host_timeout_s=60), domain="localhost"
         )

@@ -74,7 +74,7 @@ async def test_steps_run_in_one_tree_each_with_its_own_stage_and_time(control, s
     assert job.stage("install") == [f"$ {install}"]
     assert job.stage("build") == ["$ mkdir out && tool > out/index.html"]
     assert job.stage("collect") == ["1 file, 5 bytes, from out"]
-    assert job.outcome["folder"] == "out"
+    assert job.outcome["settings"]["output"] == "out"
     assert set(job.outcome["timings"]) == {"detect", "source", "install", "build", "collect"}
 
 

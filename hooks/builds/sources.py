@@ -1,0 +1,113 @@
+"""Sources: what a build gets of its commit, on control's side. Blocking; from any thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from hooks.builds.lfs import POINTER_BYTES_MAX, is_pointer, pointers_found
+from hooks.builds.profiles import is_published
+from hooks.builds.submodules import GITMODULES, GITMODULES_BYTES_MAX, Submodules
+from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, CONFIG_FILES, Finish, Folder, RootEntry
+from storage.model import Build
+from storage.repos import Grafts, Repositories
+from storage.source import (
+    WHOLE_BYTES_MAX,
+    SourceDirectory,
+    SourceEntry,
+    SourceFile,
+    SourceLink,
+)
+from storage.trees import EntryKind, TreeFile
+
+
+class Sources:
+    """The commits that builds are made of, with the submodules in them."""
+
+    def __init__(self, repositories: Repositories, submodules: Submodules) -> None:
+        self._repositories = repositories
+        self._submodules = submodules
+
+    def folder(self, build: Build, path: str = ".") -> Folder | None:
+        """Return what is in a folder of the commit, None where it has no such folder."""
+        found = self._repositories.folder(build.site_id, build.commit, path)
+        if found is None:
+            return None
+        files = {}
+        for name in set(CONFIG_FILES).intersection(entry.name for entry in found.entries):
+            content = self._repositories.read_file(
+                build.site_id, build.commit, f"{path}/{name}", CONFIG_FILE_BYTES_MAX
+            )
+            if content is not None:
+                files[name] = content.decode(errors="replace")
+        entries = tuple(RootEntry(entry.name, entry.kind.value) for entry in found.entries)
+        return Folder(found.oid, entries, files)
+
+    def tree_of(self, build: Build) -> str:
+        """Return the object id of the commit's tree."""
+        return self._repositories.tree_of(build.site_id, build.commit)
+
+    def grafts(self, build: Build, folder: str, *, ignores_submodules: bool) -> Grafts:
+        """Return what lies in the places of submodules below a folder of the commit.
+
+        Raises:
+            BuildFailedError: See `Submodules.grafts`.
+        """
+        if ignores_submodules:
+            return {}
+        return self._submodules.grafts(build.site_id, build.actor, build.commit, folder)
+
+    def grafts_of(self, build: Build, outcome: Finish) -> Grafts:
+        """Return what lay in the places of submodules when a build that ended read its commit.
+
+        Raises:
+            BuildFailedError: It may not be had any more.
+        """
+        if outcome.output == "source" and not self._has_gitmodules(build):
+            return {}  # without looking for them: `entries` sees those that no file speaks of
+        return self.grafts(build, outcome.folder, ignores_submodules=outcome.ignores_submodules)
+
+    def write_tar(self, build: Build, folder: str, grafts: Grafts, out: BinaryIO) -> None:
+        """Write a folder of the commit as a tar."""
+        self._repositories.write_tar(build.site_id, build.commit, folder, out, grafts)
+
+    def entries(self, build: Build, outcome: Finish, grafts: Grafts) -> Iterator[SourceEntry]:
+        """Yield the folder that a build without steps made its output.
+
+        Raises:
+            BuildFailedError: `build.submodule_unavailable`, and `build.lfs_pointers` at the end.
+        """
+        pointers: list[str] = []
+        for file in self._repositories.walk_tree(
+            build.site_id, build.commit, outcome.folder, grafts
+        ):
+            if outcome.is_public and not is_published(file.path):
+                continue
+            if file.kind is EntryKind.SUBMODULE and not outcome.ignores_submodules:
+                self.grafts(build, outcome.folder, ignores_submodules=False)  # it names them all
+            yield _entry(file, pointers)
+        if pointers and not outcome.ignores_lfs:
+            raise pointers_found(pointers)
+
+    def _has_gitmodules(self, build: Build) -> bool:
+        content = self._repositories.read_file(
+            build.site_id, build.commit, GITMODULES, GITMODULES_BYTES_MAX
+        )
+        return content is not None
+
+
+def _entry(file: TreeFile, pointers: list[str]) -> SourceEntry:
+    """Return a file as an entry of a tree to keep, and note it when it is a pointer of LFS."""
+    path = os.fsencode(file.path)
+    if file.kind is EntryKind.LINK:
+        return SourceLink(path, file.read())
+    if file.kind is EntryKind.SUBMODULE:
+        return SourceDirectory(path)
+    if file.size <= POINTER_BYTES_MAX:
+        content = file.read()
+        if is_pointer(content):
+            pointers.append(file.path)
+        return SourceFile(path, file.size, file.is_executable, lambda: content)
+    read = file.chunks if file.size > WHOLE_BYTES_MAX else file.read
+    return SourceFile(path, file.size, file.is_executable, read)

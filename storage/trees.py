@@ -1,0 +1,260 @@
+"""Trees: the files of a commit, walked, looked up and written as a tar."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from io import BytesIO
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+from storage.git.errors import RepositoryCorruptError
+from storage.git.object_formats import TREE
+from storage.git.object_formats import tree_entries as parse_tree
+from storage.git.repository import Repository
+
+TREE_DEPTH_MAX = 256
+LINK_BYTES_MAX = 4095
+
+
+class EntryKind(StrEnum):
+    FILE = "file"
+    DIR = "dir"
+    LINK = "link"
+    SUBMODULE = "submodule"
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A tree of some repository, by its id."""
+
+    repository: Repository
+    oid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RootEntry:
+    name: str
+    kind: EntryKind
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of a commit: its tree's id, 40 hex digits, and its names in git's order."""
+
+    oid: str
+    entries: tuple[RootEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFile:
+    """One file, link or submodule of a commit.
+
+    Attributes:
+        path: relative to the folder walked, `/` between; bytes that are not UTF-8 are escaped
+            (`os.fsencode` gives them back).
+        size: bytes; of a link, the length of its target; of a submodule, 0.
+        oid: the object's id, 40 hex digits; equal content has an equal one.
+    """
+
+    path: str
+    kind: EntryKind
+    is_executable: bool
+    size: int
+    oid: str
+    _repository: Repository
+
+    def read(self) -> bytes:
+        """Return the whole content (a link's target; nothing for a submodule)."""
+        if self.kind is EntryKind.SUBMODULE:
+            return b""
+        return self._repository.objects.get(bytes.fromhex(self.oid))[1]
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the content in pieces of at most some 256 KiB where its stored form allows."""
+        if self.kind is not EntryKind.SUBMODULE:
+            yield from self._repository.objects.stream(bytes.fromhex(self.oid))
+
+
+def find_tree(top: Tree, folder: str) -> Tree | None:
+    """Return the tree of a folder, None where there is no such folder."""
+    if not PurePosixPath(folder).parts:
+        return top
+    found = _find(top, folder)
+    if found is None or _kind(found[0]) is not EntryKind.DIR:
+        return None
+    return Tree(top.repository, found[1])
+
+
+def list_names(tree: Tree) -> tuple[RootEntry, ...]:
+    """Return the names in a folder, in git's order."""
+    return tuple(RootEntry(os.fsdecode(name), _kind(mode)) for mode, name, _ in _entries(tree))
+
+
+def read_file(top: Tree, path: str, size_bytes_max: int) -> bytes | None:
+    """Return a regular file's content; None when there is no such file, or it is larger."""
+    found = _find(top, path)
+    if found is None or _kind(found[0]) is not EntryKind.FILE:
+        return None
+    if top.repository.objects.kind_and_size(found[1])[1] > size_bytes_max:
+        return None
+    return top.repository.objects.get(found[1])[1]
+
+
+def walk(top: Tree, grafts: Mapping[str, Tree]) -> Iterator[TreeFile]:
+    """Yield every file, link and submodule, depth first, in git's order.
+
+    `grafts`: the trees of submodules, by their paths; what is in them is yielded in their place.
+
+    Raises:
+        RepositoryCorruptError: an object is missing, or a name could not be a file's.
+    """
+    for tree, path, mode, oid in _walk(top, grafts):
+        kind = _kind(mode)
+        objects = tree.repository.objects
+        size = 0 if kind is EntryKind.SUBMODULE else objects.kind_and_size(oid)[1]
+        if kind is EntryKind.LINK and size > LINK_BYTES_MAX:
+            raise RepositoryCorruptError("a symbolic link's target is too long")
+        yield TreeFile(
+            path=os.fsdecode(path),
+            kind=kind,
+            is_executable=kind is EntryKind.FILE and bool(int(mode, 8) & 0o100),
+            size=size,
+            oid=oid.hex(),
+            _repository=tree.repository,
+        )
+
+
+def find_submodules(top: Tree) -> Iterator[tuple[str, str]]:
+    """Yield the path and the commit of each submodule; reads trees alone.
+
+    Raises:
+        RepositoryCorruptError: see `walk`.
+    """
+    for _, path, mode, oid in _walk(top, {}):
+        if _kind(mode) is EntryKind.SUBMODULE:
+            yield os.fsdecode(path), oid.hex()
+
+
+def write_tar(files: Iterator[TreeFile], out: BinaryIO, *, time: int) -> None:
+    """Write files as an uncompressed pax tar; reads one at a time.
+
+    Modes are 0644 and 0755, times `time`, owners 0; a submodule is an empty directory.
+    """
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18) as tar:
+        directories: set[str] = set()
+        for file in files:
+            for parent in reversed(PurePosixPath(file.path).parents[:-1]):
+                if str(parent) not in directories:
+                    directories.add(str(parent))
+                    tar.addfile(_member(str(parent), tarfile.DIRTYPE, 0o755, time))
+            _add(tar, file, time)
+
+
+def _walk(top: Tree, grafts: Mapping[str, Tree]) -> Iterator[tuple[Tree, bytes, bytes, bytes]]:
+    """Yield the tree, the path, the mode and the id of every entry that is no folder."""
+    stack = [(top, b"", iter(_entries(top)))]
+    while stack:
+        tree, prefix, entries = stack[-1]
+        for mode, name, oid in entries:
+            path = prefix + name
+            below = None
+            kind = _kind(mode)
+            if kind is EntryKind.DIR:
+                below = Tree(tree.repository, oid)
+            elif kind is EntryKind.SUBMODULE and grafts:
+                below = grafts.get(os.fsdecode(path))
+            if below is None:
+                yield tree, path, mode, oid
+                continue
+            if len(stack) == TREE_DEPTH_MAX:
+                raise RepositoryCorruptError("a tree is too deep")
+            stack.append((below, path + b"/", iter(_entries(below))))
+            break
+        else:
+            stack.pop()
+
+
+def _find(top: Tree, path: str) -> tuple[bytes, bytes] | None:
+    """Return the mode and the id of what a path names."""
+    tree = top
+    found: tuple[bytes, bytes] | None = None
+    for part in PurePosixPath(path).parts:
+        if found is not None:
+            if _kind(found[0]) is not EntryKind.DIR:
+                return None
+            tree = Tree(top.repository, found[1])
+        name = os.fsencode(part)
+        found = next(((mode, oid) for mode, entry, oid in _entries(tree) if entry == name), None)
+        if found is None:
+            return None
+    return found
+
+
+def _entries(tree: Tree) -> list[tuple[bytes, bytes, bytes]]:
+    entries = parse_tree(tree.repository.objects.get_typed(tree.oid, TREE))
+    for _, name, _ in entries:
+        # A name with a slash or of dots would leave the folder that it is written into.
+        if b"/" in name or name in (b".", b"..") or name.lower() == b".git":
+            raise RepositoryCorruptError(f"tree {tree.oid.hex()} has an entry of a forbidden name")
+    return entries
+
+
+def _kind(mode: bytes) -> EntryKind:
+    match int(mode, 8) >> 12:
+        case 0o04:
+            return EntryKind.DIR
+        case 0o12:
+            return EntryKind.LINK
+        case 0o16:
+            return EntryKind.SUBMODULE
+        case _:
+            return EntryKind.FILE
+
+
+def _add(tar: tarfile.TarFile, file: TreeFile, time: int) -> None:
+    if file.kind is EntryKind.SUBMODULE:
+        tar.addfile(_member(file.path, tarfile.DIRTYPE, 0o755, time))
+    elif file.kind is EntryKind.LINK:
+        member = _member(file.path, tarfile.SYMTYPE, 0o777, time)
+        member.linkname = os.fsdecode(file.read())
+        tar.addfile(member)
+    else:
+        mode = 0o755 if file.is_executable else 0o644
+        member = _member(file.path, tarfile.REGTYPE, mode, time)
+        member.size = file.size
+        tar.addfile(member, _ChunkReader(file))
+
+
+class _ChunkReader(BytesIO):
+    """A file object over a file's chunks, as `TarFile.addfile` wants it."""
+
+    def __init__(self, file: TreeFile) -> None:
+        super().__init__()
+        self._chunks = file.chunks()
+        self._rest = b""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        parts = [self._rest]
+        missing = (size if size is not None and size >= 0 else 1 << 62) - len(self._rest)
+        while missing > 0:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                break
+            parts.append(chunk)
+            missing -= len(chunk)
+        data = b"".join(parts)
+        if missing >= 0:
+            self._rest = b""
+            return data
+        self._rest = data[missing:]
+        return data[:missing]
+
+
+def _member(path: str, kind: bytes, mode: int, time: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(path)
+    member.type, member.mode, member.mtime = kind, mode, time
+    return member
