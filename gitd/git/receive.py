@@ -31,10 +31,11 @@ from gitd.git.side_band import SideBandAnswer
 from gitd.git.workers import PackWorkers, WorkerLostError
 from storage.git.errors import RefUpdateError, RepositoryError
 from storage.git.ingest import Ingested
+from storage.git.locks import forget_locks
 from storage.git.maintenance import needs_care
 from storage.git.refs import show
 from storage.git.repository import Repository
-from storage.git.transaction import RefChange, ReflogEntry, change_refs, forget_locks
+from storage.git.transaction import RefChange, ReflogEntry, change_refs
 
 NOT_KEPT = "unable to migrate objects to permanent storage"  # git's words
 

@@ -19,11 +19,11 @@ from storage.git.connectivity import Connectivity
 from storage.git.errors import PackInvalidError, RepositoryError
 from storage.git.fsck import FsckRules, Severity
 from storage.git.indexer import IndexedPack, PackLimits, index_pack
+from storage.git.locks import QUARANTINE_PREFIX
 from storage.git.objects import ObjectStore
 from storage.git.pack_links import DIRECTORY, QUARANTINED_SUFFIX, write_quarantined_links
 from storage.git.refs import RefStore
 from storage.git.repository import Repository
-from storage.git.transaction import QUARANTINE_PREFIX
 
 SPOOL_NAME = "tmp_pack_incoming"
 

@@ -25,9 +25,9 @@ from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
 from storage.git.pack_links import forget_links, write_links
 from storage.git.pack_writer import PackWriter
+from storage.git.packed_refs import pack_loose_refs
 from storage.git.repository import Repository
 from storage.git.selection import Selection
-from storage.git.transaction import pack_loose_refs
 
 PACK_COUNT_MAX = 16
 LOOSE_REF_COUNT_MAX = 64

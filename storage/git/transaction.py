@@ -1,8 +1,8 @@
 """Change refs: locked as git locks them, checked against their old values, durable at the end.
 
 Every ref is locked by `<ref>.lock` beside it, so that git processes and this one exclude each
-other. A few changes are written as loose files; deletions, and many changes at once, by rewriting
-`packed-refs` in one go.
+other. A few changes are written as loose files; deletions, many changes at once, and those that
+belong together, by rewriting `packed-refs` in one go.
 Source: git's refs/files-backend.c; gitrepository-layout(5).
 """
 
@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.git.errors import RefUpdateError, RepositoryCorruptError
+from storage.files import sync_directory
+from storage.git.errors import RefUpdateError
+from storage.git.locks import RETRY_S, create_lock
 from storage.git.object_formats import NULL_OID
+from storage.git.packed_refs import packed_refs_locked, replace_packed_refs
+from storage.git.ref_conflicts import TakenNames
 from storage.git.refs import NAME_COMPONENT_BYTES_MAX, show
 from storage.git.repository import Repository
 
 LOCK_TIMEOUT_S = 0.1  # git's core.filesRefLockTimeout
-PACKED_LOCK_TIMEOUT_S = 1.0  # git's core.packedRefsTimeout
 LOOSE_COUNT_MAX = 24  # more changes than this are written into packed-refs together
 PATH_BYTES_MAX = 4096 - len("logs/") - len(".lock") - 1
-PACKED_HEADER = b"# pack-refs with: peeled fully-peeled sorted \n"
-QUARANTINE_PREFIX = "tmp_objdir-incoming-"  # git's own name for it
 _LOGGED = (b"refs/heads/", b"refs/remotes/", b"refs/notes/")
 
 STALE = "incorrect old value provided"
@@ -63,6 +62,10 @@ class _Held:
     error: RefUpdateError | None = None
     made: list[bytes] = field(default_factory=list)
 
+    @property
+    def is_delete(self) -> bool:
+        return self.change.new == NULL_OID
+
 
 def change_refs(
     repository: Repository,
@@ -74,53 +77,87 @@ def change_refs(
 ) -> list[RefUpdateError | None]:
     """Apply changes, each by itself or all or none. Durable when it returns.
 
+    Each by itself: deletions first, so that `x` can go and `x/a` come; of two new names that cannot
+    stand beside each other the first one wins. All or none: one error lets all fail for the reason
+    `atomic transaction failed`, and only its words tell which it was; no name may stand in
+    another's way then, not even one that is deleted. Source: as git does both.
+
     `sync_first`: directories that must be durable before any ref points at what is in them.
 
-    Returns for each change None, or why it was not made; with `is_atomic` one error lets all fail
-    for the reason `atomic transaction failed`, and only its words tell which it was. A process
-    that dies in between leaves each ref old or new, and perhaps a `.lock` that `forget_locks`
-    removes.
+    Returns for each change None, or why it was not made. A process that dies in between leaves
+    each ref old or new (with `is_atomic` all old or all new), and perhaps a `.lock` that
+    `forget_locks` removes.
     """
-    return _Transaction(repository, log, sync_first).run(changes, is_atomic=is_atomic)
+    transaction = _Transaction(repository, log, sync_first)
+    return transaction.run_atomic(changes) if is_atomic else transaction.run(changes)
 
 
 class _Transaction:
     def __init__(
         self, repository: Repository, log: ReflogEntry | None, sync_first: Iterable[Path]
     ) -> None:
-        self._sync_first = sync_first
+        self._sync_first = tuple(sync_first)
         self._repository = repository
         self._refs = repository.refs
         self._log = log
         self._root = os.fsencode(repository.path) + b"/"
         self._directories: set[bytes] = set()
         snapshot = self._refs.snapshot()
-        self._existing = snapshot.values
         self._head_target = snapshot.head_target
-        self._names = list(self._existing)
+        self._taken = TakenNames(snapshot.values)
 
-    def run(self, changes: Sequence[RefChange], *, is_atomic: bool) -> list[RefUpdateError | None]:
+    def run(self, changes: Sequence[RefChange]) -> list[RefUpdateError | None]:
+        """Make each change by itself, as far as it can be."""
+        errors: dict[int, RefUpdateError | None] = {}
+        for is_delete in (True, False):
+            part = [i for i, one in enumerate(changes) if (one.new == NULL_OID) == is_delete]
+            if not part:
+                continue
+            held: list[_Held] = []
+            try:
+                held.extend(self._hold(changes[index]) for index in part)
+                self._commit([one for one in held if one.error is None])
+            finally:
+                for one in held:
+                    self._let_go(one)
+            errors.update(zip(part, (one.error for one in held), strict=True))
+        self._sync_directories()
+        return [errors[index] for index in range(len(changes))]
+
+    def run_atomic(self, changes: Sequence[RefChange]) -> list[RefUpdateError | None]:
+        """Make all changes or none."""
+        planned = TakenNames()
+        for change in changes:
+            planned.add(self._refs.resolve_symbolic(change.name)[0])
         held: list[_Held] = []
         try:
-            gone = {change.name for change in changes if change.new == NULL_OID}
-            held.extend(self._hold(change, gone) for change in changes)
-            if is_atomic:
-                _fail_together(held)
-            self._commit([one for one in held if one.error is None], is_atomic=is_atomic)
+            for change in changes:
+                one = self._hold(change, planned)
+                held.append(one)
+                if one.error is not None:
+                    break
+            else:
+                self._commit_together(held)
         finally:
             for one in held:
                 self._let_go(one)
-        return [one.error for one in held]
+        self._sync_directories()
+        words = next((str(one.error) for one in held if one.error is not None), None)
+        if words is None:
+            return [None] * len(changes)
+        told_once = [words, *("" for _ in changes[1:])]
+        return [RefUpdateError(text, reason=ATOMIC) for text in told_once]
 
     # prepare
 
-    def _hold(self, change: RefChange, gone: set[bytes]) -> _Held:
+    def _hold(self, change: RefChange, planned: TakenNames | None = None) -> _Held:
+        """Check a change and lock its ref. `planned` are all names of which none may be refused."""
         name, _ = self._refs.resolve_symbolic(change.name)
         one = _Held(change, name, self._root + name + b".lock")
         try:
             self._require_short(name)
-            if change.new != NULL_OID:
-                self._require_no_conflict(change, name, gone)
+            if change.old == NULL_OID and not one.is_delete:
+                self._require_place(name, planned)
             self._lock(one)
             one.current = self._refs.resolve(name) or NULL_OID
             _require_old(change, one.current)
@@ -128,6 +165,9 @@ class _Transaction:
             one.error = error
         except OSError as error:
             one.error = RefUpdateError(f"cannot lock ref '{show(change.name)}': {error.strerror}")
+        else:
+            if not one.is_delete:
+                self._taken.add(name)
         return one
 
     def _require_short(self, name: bytes) -> None:
@@ -135,25 +175,13 @@ class _Transaction:
         if is_long or any(len(part) > NAME_COMPONENT_BYTES_MAX for part in name.split(b"/")):
             raise RefUpdateError(f"cannot lock ref '{show(name)}': File name too long")
 
-    def _require_no_conflict(self, change: RefChange, name: bytes, gone: set[bytes]) -> None:
-        if change.old != NULL_OID:
-            return
-        parts = name.split(b"/")
-        others = [b"/".join(parts[:count]) for count in range(2, len(parts))]
-        found = next((o for o in others if o in self._existing and o not in gone), None)
-        if found is None:
-            names, prefix = self._names, name + b"/"
-            at = bisect_left(names, prefix)
-            while at < len(names) and names[at].startswith(prefix):
-                if names[at] not in gone:
-                    found = names[at]
-                    break
-                at += 1
-        if found is not None:
+    def _require_place(self, name: bytes, planned: TakenNames | None) -> None:
+        if (there := self._taken.conflict(name)) is not None:
+            raise _conflict(name, there)
+        if planned is not None and (beside := planned.conflict(name)) is not None:
             raise RefUpdateError(
-                f"cannot lock ref '{show(name)}': '{show(found)}' exists; "
-                f"cannot create '{show(name)}'",
-                reason=CONFLICT,
+                f"cannot lock ref '{show(name)}': cannot process '{show(name)}' and "
+                f"'{show(beside)}' at the same time"
             )
 
     def _lock(self, one: _Held) -> None:
@@ -162,7 +190,7 @@ class _Transaction:
         while True:
             try:
                 self._make_directory(directory)
-                _create(one.lock)
+                create_lock(one.lock)
                 one.made.append(one.lock)
                 return
             except FileNotFoundError:  # its directory was cleaned away between the two calls
@@ -178,7 +206,7 @@ class _Transaction:
                         f"cannot lock ref '{show(one.name)}': Unable to create "
                         f"'{show(one.lock)}': File exists."
                     ) from error
-            time.sleep(0.005)
+            time.sleep(RETRY_S)
 
     def _make_directory(self, directory: bytes) -> None:
         if os.path.isdir(directory):  # noqa: PTH112
@@ -190,64 +218,112 @@ class _Transaction:
 
     # commit
 
-    def _commit(self, held: list[_Held], *, is_atomic: bool) -> None:
+    def _commit(self, held: list[_Held]) -> None:
         is_batch = len(held) > LOOSE_COUNT_MAX
-        packed = [one for one in held if is_batch or one.change.new == NULL_OID]
-        loose = [] if is_batch else [one for one in held if one.change.new != NULL_OID]
+        packed = [one for one in held if is_batch or one.is_delete]
+        loose = [] if is_batch else [one for one in held if not one.is_delete]
         for one in loose:
             self._write_lock(one)
-        if is_atomic and _fail_together(held):
-            return
         # After the locks: one commit of the file system's journal then makes both durable.
-        for place in self._sync_first:
-            _sync_directory(os.fsencode(place))
+        self._sync_what_they_name()
         if packed:
             self._commit_packed(packed)
         for one in loose:
             if one.error is None:
                 self._commit_loose(one)
+        self._finish(held)
+
+    def _commit_together(self, held: list[_Held]) -> None:
+        """The rename of one file changes one ref; that of `packed-refs` changes any number."""
+        if len(held) <= 1:
+            self._commit(held)
+            return
+        self._sync_what_they_name()
+        self._commit_packed(held, is_atomic=True)
+        self._finish(held)
+
+    def _finish(self, held: list[_Held]) -> None:
         for one in held:
             if one.error is None:
                 self._write_reflog(one)
-        for directory in self._directories:
-            with contextlib.suppress(FileNotFoundError):  # emptied and removed since
-                _sync_directory(directory)
+                if one.is_delete:
+                    self._taken.free(one.name)
 
-    def _commit_packed(self, held: list[_Held]) -> None:
-        path = self._root + b"packed-refs"
+    def _sync_what_they_name(self) -> None:
+        for place in self._sync_first:
+            sync_directory(place)
+        self._sync_first = ()
+
+    def _sync_directories(self) -> None:
+        for directory in self._directories:
+            # What was emptied since is gone, or a ref by now.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                sync_directory(os.fsdecode(directory))
+
+    def _commit_packed(self, held: list[_Held], *, is_atomic: bool = False) -> None:
+        """Rewrite `packed-refs` with the changes, so that no loose file hides them."""
         try:
-            _lock_waiting(path + b".lock", PACKED_LOCK_TIMEOUT_S)
-        except OSError as error:
-            for one in held:
-                one.error = RefUpdateError(f"cannot lock packed-refs: {error.strerror}")
-            return
-        try:
-            values, peeled = self._refs.packed()
-            values = dict(values)
-            before = len(values)
-            is_changed = False
-            for one in held:
-                if one.change.new == NULL_OID:
-                    is_changed |= values.pop(one.name, None) is not None
-                else:
-                    values[one.name] = one.change.new
-                    is_changed = True
-            if is_changed or len(values) != before:
-                write_packed_refs(self._repository, path + b".lock", values, peeled)
-                os.rename(path + b".lock", path)  # noqa: PTH104
-                self._directories.add(self._root)
+            with packed_refs_locked(self._root):
+                values, peeled = self._refs.packed()
+                self._require_places(held, values)
+                going = [one for one in held if one.error is None]
+                if is_atomic and len(going) == len(held):
+                    values = self._pack(held, values, peeled)
+                    going = [one for one in held if one.error is None]
+                if is_atomic and len(going) < len(held):
+                    return
+                changed = dict(values)
+                for one in going:
+                    if one.is_delete:
+                        changed.pop(one.name, None)
+                    else:
+                        changed[one.name] = one.change.new
+                if changed != values:
+                    replace_packed_refs(self._repository, changed, peeled)
+                self._remove_loose(going)
         except OSError as error:
             for one in held:
                 one.error = RefUpdateError(f"cannot write packed-refs: {error.strerror}")
-            return
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path + b".lock")  # noqa: PTH108
+
+    def _pack(
+        self, held: list[_Held], values: dict[bytes, bytes], peeled: dict[bytes, bytes]
+    ) -> dict[bytes, bytes]:
+        """Move what is loose into `packed-refs`, unchanged; return what is there then.
+
+        A loose file would hide the ref's new value until it is gone. Without any, the one rename
+        that follows changes all refs at once.
+        """
+        loose = [one for one in held if self._refs.loose_value(one.name) is not None]
+        if not loose:
+            return values
+        packed = {**values, **{one.name: one.current for one in loose}}
+        replace_packed_refs(self._repository, packed, peeled)
+        self._remove_loose(loose)
+        return packed
+
+    def _require_places(self, held: list[_Held], packed: Mapping[bytes, bytes]) -> None:
+        """Look again, now that nobody else can write `packed-refs`: git may have, meanwhile."""
+        taken = TakenNames(dict(sorted(packed.items())))
+        for one in held:
+            if one.is_delete or one.current != NULL_OID:
+                continue
+            there = taken.conflict(one.name)
+            if there is None and not _is_free_of_refs(self._root + one.name):
+                there = one.name + b"/"
+            if there is not None:
+                one.error = _conflict(one.name, there)
+
+    def _remove_loose(self, held: list[_Held]) -> None:
         for one in held:
             loose = self._root + one.name
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            try:
                 os.unlink(loose)  # noqa: PTH108
-                self._directories.add(os.path.dirname(loose))  # noqa: PTH120
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                continue
+            except OSError as error:
+                one.error = RefUpdateError(f"cannot update '{show(one.name)}': {error.strerror}")
+                continue
+            self._directories.add(os.path.dirname(loose))  # noqa: PTH120
 
     def _write_lock(self, one: _Held) -> None:
         if one.current == one.change.new:
@@ -279,7 +355,7 @@ class _Transaction:
         for lock in one.made:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(lock)  # noqa: PTH108
-        if one.error is not None or one.change.new == NULL_OID:
+        if one.error is not None or one.made:  # nothing of it is in its directory
             self._prune_directories(self._root, one.name)
 
     def _prune_directories(self, root: bytes, name: bytes) -> None:
@@ -295,7 +371,7 @@ class _Transaction:
     # reflog
 
     def _write_reflog(self, one: _Held) -> None:
-        if one.change.new == NULL_OID:
+        if one.is_delete:
             log_path = self._root + b"logs/" + one.name
             with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 os.unlink(log_path)  # noqa: PTH108
@@ -334,13 +410,22 @@ class _Transaction:
         return bool(is_on) and (name == b"HEAD" or name.startswith(_LOGGED))
 
 
-def _fail_together(held: list[_Held]) -> bool:
-    """Let all changes fail if one has; say whether one had."""
-    has_failed = any(one.error for one in held)
-    if has_failed:
-        for one in held:
-            one.error = RefUpdateError(str(one.error or ""), reason=ATOMIC)
-    return has_failed
+def _conflict(name: bytes, there: bytes) -> RefUpdateError:
+    return RefUpdateError(
+        f"cannot lock ref '{show(name)}': '{show(there)}' exists; cannot create '{show(name)}'",
+        reason=CONFLICT,
+    )
+
+
+def _is_free_of_refs(path: bytes) -> bool:
+    """Say whether a ref's file could stand here: empty folders are removed for it."""
+    if not os.path.isdir(path):  # noqa: PTH112
+        return True
+    try:
+        _remove_empty_tree(path)
+    except OSError:
+        return False
+    return True
 
 
 def _require_old(change: RefChange, current: bytes) -> None:
@@ -359,106 +444,6 @@ def _require_old(change: RefChange, current: bytes) -> None:
     )
 
 
-def write_packed_refs(
-    repository: Repository, path: bytes, values: dict[bytes, bytes], peeled: dict[bytes, bytes]
-) -> None:
-    """Write a whole `packed-refs`, synced, at `path` (its lock)."""
-    known = repository.refs.snapshot().unpeelable
-    lines = [PACKED_HEADER]
-    for name in sorted(values):
-        oid = values[name]
-        lines.append(b"%s %s\n" % (oid.hex().encode(), name))
-        target = peeled.get(oid)
-        if target is None and oid not in known:
-            with contextlib.suppress(RepositoryCorruptError):
-                target = repository.objects.peel(oid)[1]
-        if target is not None and target != oid:
-            lines.append(b"^%s\n" % target.hex().encode())
-    with open(path, "wb") as file:  # noqa: PTH123
-        file.write(b"".join(lines))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def pack_loose_refs(repository: Repository) -> int:
-    """Move loose refs into `packed-refs`; return how many. What changes meanwhile stays loose."""
-    root = os.fsencode(repository.path) + b"/"
-    path = root + b"packed-refs"
-    try:
-        _lock_waiting(path + b".lock", PACKED_LOCK_TIMEOUT_S)
-    except OSError:
-        return 0
-    try:
-        values, peeled = repository.refs.packed()
-        loose = repository.refs.loose_values()
-        write_packed_refs(repository, path + b".lock", {**values, **loose}, peeled)
-        os.rename(path + b".lock", path)  # noqa: PTH104
-        _sync_directory(root)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + b".lock")  # noqa: PTH108
-    moved = 0
-    for name, oid in loose.items():
-        lock = root + name + b".lock"
-        try:
-            _create(lock)
-        except OSError:
-            continue  # somebody is at it
-        try:
-            if repository.refs.loose_value(name) == oid:
-                os.unlink(root + name)  # noqa: PTH108
-                moved += 1
-        finally:
-            os.unlink(lock)  # noqa: PTH108
-    return moved
-
-
-def forget_locks(repository_path: Path) -> list[str]:
-    """Remove locks and quarantines that a process left which died; return their names.
-
-    Only for repositories that nobody else writes, while nothing is being pushed to them.
-    """
-    gone = []
-    root = os.fspath(repository_path)
-    places = [(root, os.listdir(root)), (f"{root}/objects", os.listdir(f"{root}/objects"))]  # noqa: PTH208
-    places += [(directory, files) for directory, _, files in os.walk(f"{root}/refs")]
-    for directory, names in places:
-        for name in names:
-            path = Path(directory) / name
-            if name.endswith(".lock") and path.is_file():
-                path.unlink(missing_ok=True)
-            elif name.startswith(QUARANTINE_PREFIX):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                continue
-            gone.append(str(path.relative_to(repository_path)))
-    return gone
-
-
-def _lock_waiting(path: bytes, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            _create(path)
-            return
-        except FileExistsError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
-
-
-def _create(path: bytes) -> None:
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
-
-
 def _remove_empty_tree(path: bytes) -> None:
     for directory, _, _ in os.walk(path, topdown=False):
         os.rmdir(directory)  # noqa: PTH106
-
-
-def _sync_directory(path: bytes) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

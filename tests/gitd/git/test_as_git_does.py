@@ -5,16 +5,45 @@ Both get the same bytes. What differs by intent (the agent, a few [DEV] errors) 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx import Response
 
 Git = Callable[..., Any]
+
+
+def by_git(bare: Path, service: str, body: bytes | None = None, version: str = "") -> bytes:
+    """Return the body of git's own answer: of its advertisement when there is no request body."""
+    environ = {
+        **os.environ,
+        "GIT_PROJECT_ROOT": str(bare.parent),
+        "GIT_HTTP_EXPORT_ALL": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "REQUEST_METHOD": "GET" if body is None else "POST",
+        "PATH_INFO": f"/{bare.name}/" + ("info/refs" if body is None else service),
+        "QUERY_STRING": f"service={service}" if body is None else "",
+        "CONTENT_TYPE": f"application/x-{service}-request",
+        "CONTENT_LENGTH": str(len(body or b"")),
+        "GIT_PROTOCOL": version,
+        "REMOTE_USER": "ada",
+    }
+    done = subprocess.run(
+        ["git", "http-backend"],
+        env=environ,
+        input=body or b"",
+        capture_output=True,
+        check=False,
+    )
+    return done.stdout.partition(b"\r\n\r\n")[2]
 
 
 @pytest.fixture
@@ -22,27 +51,7 @@ def ask(server: Any, bare: Path) -> Callable[..., tuple[bytes, bytes]]:
     """Send one request to ours and to git's own backend; return both bodies."""
 
     def ask(service: str, body: bytes | None = None, version: str = "") -> tuple[bytes, bytes]:
-        environ = {
-            **os.environ,
-            "GIT_PROJECT_ROOT": str(server.root),
-            "GIT_HTTP_EXPORT_ALL": "1",
-            "GIT_CONFIG_GLOBAL": "/dev/null",
-            "REQUEST_METHOD": "GET" if body is None else "POST",
-            "PATH_INFO": f"/{bare.name}/" + ("info/refs" if body is None else service),
-            "QUERY_STRING": f"service={service}" if body is None else "",
-            "CONTENT_TYPE": f"application/x-{service}-request",
-            "CONTENT_LENGTH": str(len(body or b"")),
-            "GIT_PROTOCOL": version,
-            "REMOTE_USER": "ada",
-        }
-        done = subprocess.run(
-            ["git", "http-backend"],
-            env=environ,
-            input=body or b"",
-            capture_output=True,
-            check=False,
-        )
-        theirs = done.stdout.partition(b"\r\n\r\n")[2]
+        theirs = by_git(bare, service, body, version)
         if body is None:
             url = f"{server.url_of(bare)}/info/refs?service={service}"
             ours = server.client.get(url, headers={"Git-Protocol": version}).content
@@ -447,3 +456,51 @@ def test_the_empty_tree_is_there_without_a_file(
         second = git("commit-tree", "-p", first, "-m", version, empty, cwd=clone).out
         git("-c", protocol, "push", "-q", "origin", f"{second}:refs/heads/b{version}", cwd=clone)
         assert head(bare, f"b{version}") == second
+
+
+@pytest.mark.parametrize(
+    ("there", "wishes"),
+    [
+        ("", "+bt +bt/1"),
+        ("", "+bt/1 +bt"),
+        ("", "+a/b +a +a/b/c"),
+        ("x", "-x +x/a"),
+        ("x/a", "-x/a +x"),
+        ("x/a x/b", "-x/a +x"),
+        ("x", "+x/a +other"),
+    ],
+)
+def test_8_names_in_each_others_way(
+    wire: Any, git: Git, head: Git, raw: Any, there: str, wishes: str
+) -> None:
+    """What becomes of refs that cannot all stand beside each other, and in which words."""
+    tip, none = head(wire.work), "0" * 40
+    for name in there.split():
+        git("update-ref", f"refs/heads/{name}", tip, cwd=wire.bare)
+    empty = wire.pack(tip, f"^{tip}")
+    for more, caps in itertools.product((0, 24), ("", "atomic")):
+        ours, theirs = (
+            wire.bare.with_name(f"{more}-{caps}-{who}-{wire.bare.name}") for who in "ab"
+        )
+        shutil.copytree(wire.bare, ours)
+        shutil.copytree(wire.bare, theirs)
+        commands = [
+            (*{"+": (none, tip), "-": (tip, none)}[wish[0]], f"refs/heads/{wish[1:]}")
+            for wish in [*wishes.split(), *(f"+many/{n}" for n in range(more))]
+        ]
+        with_caps = f"report-status side-band-64k {caps}"
+        got = replace(wire, bare=ours).push(*commands, pack=empty, caps=with_caps)
+        lines = [" ".join(command) for command in commands]
+        lines[0] += f"\0{with_caps}"
+        body = b"".join(map(raw.pkt, lines)) + b"0000" + empty
+        answer = Response(200, content=by_git(theirs, "git-receive-pack", body))
+        wanted = raw.parse_push_answer(answer)
+        if caps:
+            assert got.report == wanted.report
+        else:  # the reason behind `ng` differs from version to version of git
+            assert [line.split()[:2] for line in got.report] == [
+                line.split()[:2] for line in wanted.report
+            ]
+        assert got.words == wanted.words
+        git("fsck", cwd=ours)
+        assert git("for-each-ref", cwd=ours).out == git("for-each-ref", cwd=theirs).out

@@ -1,0 +1,55 @@
+"""Lock files as git makes them: `<path>.lock` beside what it locks.
+
+Source: git's lockfile.h; gitrepository-layout(5).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+QUARANTINE_PREFIX = "tmp_objdir-incoming-"  # git's own name for it
+RETRY_S = 0.005
+
+
+def create_lock(path: bytes) -> None:
+    """Make the lock file at `path`. Raises FileExistsError when somebody holds it."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+
+
+def wait_for_lock(path: bytes, timeout_s: float) -> None:
+    """Make the lock file at `path`, once it is free. Raises FileExistsError after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            create_lock(path)
+            return
+        except FileExistsError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_S)
+
+
+def forget_locks(repository_path: Path) -> list[str]:
+    """Remove locks and quarantines that a process left which died; return their names.
+
+    Only for repositories that nobody else writes, while nothing is being pushed to them.
+    """
+    gone = []
+    root = os.fspath(repository_path)
+    places = [(root, os.listdir(root)), (f"{root}/objects", os.listdir(f"{root}/objects"))]  # noqa: PTH208
+    places += [(directory, files) for directory, _, files in os.walk(f"{root}/refs")]
+    for directory, names in places:
+        for name in names:
+            path = Path(directory) / name
+            is_lock = name.endswith(".lock") or path == repository_path / "packed-refs.new"
+            if is_lock and path.is_file():
+                path.unlink(missing_ok=True)
+            elif name.startswith(QUARANTINE_PREFIX):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                continue
+            gone.append(str(path.relative_to(repository_path)))
+    return gone

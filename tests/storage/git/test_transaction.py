@@ -1,0 +1,202 @@
+"""Changes of refs, in a repository that the real git made and reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from storage.git.locks import forget_locks
+from storage.git.object_formats import NULL_OID
+from storage.git.repository import Repository
+from storage.git.transaction import LOOSE_COUNT_MAX, RefChange, change_refs
+
+CHILD = Path(__file__).with_name("atomic_child.py")
+ENVIRON = {
+    **os.environ,
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    **{f"GIT_{who}_{what}": "a@example.org" for who in ("AUTHOR", "COMMITTER")
+       for what in ("NAME", "EMAIL")},
+}  # fmt: skip
+
+
+def git(*arguments: str | Path, cwd: Path) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=cwd, env=ENVIRON, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def refs_of(bare: Path) -> dict[str, str]:
+    """The refs as the real git sees them; it fails where one is another one's folder."""
+    git("fsck", cwd=bare)
+    lines = git("for-each-ref", "--format=%(refname) %(objectname)", cwd=bare).splitlines()
+    return {name.removeprefix("refs/heads/"): oid for name, oid in map(str.split, lines)}
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    git("init", "-q", "--bare", "-b", "main", tmp_path / "r.git", cwd=tmp_path)
+    return tmp_path / "r.git"
+
+
+@pytest.fixture
+def one(bare: Path) -> str:
+    tree = git("hash-object", "-t", "tree", "-w", "--stdin", cwd=bare)
+    return git("commit-tree", tree, "-m", "one", cwd=bare)
+
+
+@pytest.fixture
+def two(bare: Path, one: str) -> str:
+    return git("commit-tree", f"{one}^{{tree}}", "-p", one, "-m", "two", cwd=bare)
+
+
+def make(bare: Path, names: Iterable[str], oid: str, *, packed: bool = False) -> None:
+    for name in names:
+        git("update-ref", f"refs/heads/{name}", oid, cwd=bare)
+    if packed:
+        git("pack-refs", "--all", cwd=bare)
+
+
+def change(bare: Path, *wishes: tuple[str, str, str], is_atomic: bool = False) -> list[str | None]:
+    """Make changes (name, old, new; "" for absence) and return their reasons."""
+    changes = [
+        RefChange(
+            f"refs/heads/{name}".encode(),
+            bytes.fromhex(old) or NULL_OID,
+            bytes.fromhex(new) or NULL_OID,
+        )
+        for name, old, new in wishes
+    ]
+    errors = change_refs(Repository(bare), changes, is_atomic=is_atomic)
+    assert not list(bare.rglob("*.lock"))
+    return [error and error.reason for error in errors]
+
+
+@pytest.mark.parametrize("more", [0, LOOSE_COUNT_MAX])
+@pytest.mark.parametrize("names", [("bt", "bt/1"), ("bt/1", "bt")])
+def test_of_two_new_names_in_each_others_way_the_first_wins(
+    bare: Path, one: str, names: tuple[str, str], more: int
+) -> None:
+    others = [f"many/{n}" for n in range(more)]
+    reasons = change(bare, *((name, "", one) for name in (*names, *others)))
+    assert reasons == [None, "refname conflict", *(None for _ in others)]
+    assert set(refs_of(bare)) == {names[0], *others}
+
+
+@pytest.mark.parametrize("more", [0, LOOSE_COUNT_MAX])
+@pytest.mark.parametrize("names", [("bt", "bt/1"), ("bt/1", "bt"), ("z", "bt/1/2", "bt")])
+def test_atomic_change_with_such_names_makes_nothing(
+    bare: Path, one: str, names: tuple[str, ...], more: int
+) -> None:
+    names = (*names, *(f"many/{n}" for n in range(more)))
+    reasons = change(bare, *((name, "", one) for name in names), is_atomic=True)
+    assert set(reasons) == {"atomic transaction failed"}
+    assert refs_of(bare) == {}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("more", [0, LOOSE_COUNT_MAX])
+@pytest.mark.parametrize(("old", "new"), [("x", "x/a"), ("x/a", "x"), ("x/a/b", "x/a")])
+def test_name_that_goes_makes_room_in_the_same_push(
+    bare: Path, one: str, old: str, new: str, more: int, *, packed: bool
+) -> None:
+    make(bare, [old], one, packed=packed)
+    others = [f"many/{n}" for n in range(more)]
+    wishes = [(new, "", one), *((name, "", one) for name in others), (old, one, "")]
+    assert change(bare, *wishes) == [None] * len(wishes)
+    assert set(refs_of(bare)) == {new, *others}
+
+
+def test_name_makes_room_only_if_it_goes(bare: Path, one: str, two: str) -> None:
+    make(bare, ["x"], one)
+    assert change(bare, ("x", two, ""), ("x/a", "", one)) == [
+        "incorrect old value provided",
+        "refname conflict",
+    ]
+    assert refs_of(bare) == {"x": one}
+
+
+def test_atomic_change_makes_no_room(bare: Path, one: str) -> None:
+    """As git has it."""
+    make(bare, ["x"], one)
+    reasons = change(bare, ("x", one, ""), ("x/a", "", one), is_atomic=True)
+    assert reasons == ["atomic transaction failed"] * 2
+    assert refs_of(bare) == {"x": one}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_atomic_change_does_all_that_it_is_asked(
+    bare: Path, one: str, two: str, *, packed: bool
+) -> None:
+    make(bare, ["gone", "moved", "same"], one, packed=packed)
+    wishes = [("gone", one, ""), ("moved", one, two), ("new/deep", "", two), ("same", one, one)]
+    assert change(bare, *wishes, is_atomic=True) == [None] * 4
+    assert refs_of(bare) == {"moved": two, "new/deep": two, "same": one}
+
+
+def test_atomic_change_that_meets_a_held_lock_makes_nothing(bare: Path, one: str) -> None:
+    lock = bare / "packed-refs.lock"
+    lock.touch()
+    changes = [RefChange(b"refs/heads/%c" % name, NULL_OID, bytes.fromhex(one)) for name in b"ab"]
+    errors = change_refs(Repository(bare), changes, is_atomic=True)
+    assert [error and error.reason for error in errors] == ["atomic transaction failed"] * 2
+    assert lock.exists(), "it is somebody else's"
+    assert refs_of(bare) == {}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_many_names_are_no_folder_of_what_git_makes_meanwhile(
+    bare: Path, one: str, *, packed: bool
+) -> None:
+    """A ref that comes after the names were compared, while `packed-refs` is waited for."""
+    names = ["dir", *(f"many/{n}" for n in range(LOOSE_COUNT_MAX))]
+    lock = bare / "packed-refs.lock"
+    lock.touch()
+
+    def come_between() -> None:
+        while not (bare / f"refs/heads/{names[-1]}.lock").exists():
+            time.sleep(0.001)
+        if packed:
+            (bare / "packed-refs").write_text(f"{one} refs/heads/dir/leaf\n")
+        else:
+            (bare / "refs/heads/dir").mkdir()
+            (bare / "refs/heads/dir/leaf").write_text(f"{one}\n")
+        lock.unlink()
+
+    with ThreadPoolExecutor(1) as git_itself:
+        done = git_itself.submit(come_between)
+        reasons = change(bare, *((name, "", one) for name in names))
+        done.result()
+    assert reasons == ["refname conflict", *(None for _ in names[1:])]
+    assert set(refs_of(bare)) == {"dir/leaf", *names[1:]}
+
+
+def test_atomic_change_that_dies_anywhere_leaves_all_old_or_all_new(
+    bare: Path, one: str, two: str, tmp_path: Path
+) -> None:
+    make(bare, ["packed", "gone/packed"], one, packed=True)
+    make(bare, ["loose", "gone/loose"], one)
+    old = refs_of(bare)
+    new = {"packed": two, "loose": two, "new/deep": two}
+    seen, status, steps = [], 1, 0
+    while status:
+        steps += 1
+        copy = tmp_path / str(steps)
+        shutil.copytree(bare, copy)
+        status = subprocess.run([sys.executable, CHILD, copy, one, two, str(steps)]).returncode
+        assert status in (0, 9)
+        forget_locks(copy)
+        seen.append(refs_of(copy))
+    assert [found for found in seen if found not in (old, new)] == []
+    assert seen == sorted(seen, key=lambda found: found == new)
+    assert seen[0] == old
+    assert seen[-1] == new
+    assert steps > 10
