@@ -109,10 +109,13 @@ class EgressProxy:
         self._server: asyncio.Server | None = None
 
     async def serve(self, listener: socket.socket) -> None:
-        """Take `listener`, and answer what comes in until `close`."""
+        """Take `listener`, in place of an earlier one, and answer what comes in until `close`."""
+        if self._server is not None:
+            self._server.close()
         self._server = await asyncio.start_server(
-            self._on_connection, sock=listener, limit=READ_BYTES
+            self._on_connection, sock=listener, limit=READ_BYTES, start_serving=False
         )
+        await self._server.start_serving()
 
     async def close(self) -> None:
         """End every tunnel. What passed can still be told. May be called again."""

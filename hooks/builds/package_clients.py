@@ -1,4 +1,4 @@
-"""The package clients of this machine, asked for their registries: pip, uv, npm, composer.
+"""The package clients of this machine, asked for their registries: pip, uv, npm, yarn, composer.
 
 Nothing is known of registries here. A client is asked what it is set to and what it has built in;
 one that is not installed has neither. Answers may hold passwords: they are taken apart here, and of
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -38,6 +37,7 @@ main(["config", "list"])
 _QUIET = {
     "COMPOSER_ALLOW_SUPERUSER": "1",
     "COMPOSER_NO_INTERACTION": "1",
+    "COREPACK_ENABLE_NETWORK": "0",  # a yarn that is only a promise of one is none
     "NO_COLOR": "1",
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     "npm_config_logs_max": "0",
@@ -95,15 +95,16 @@ def without_secrets(url: str) -> str | None:
 # -- Python ---------------------------------------------------------------------------------------
 
 
-def ask_python(environ: Mapping[str, str]) -> list[Client]:
+def ask_python(environ: Mapping[str, str], path: str = CLIENT_PATH) -> list[Client]:
     """Ask pip, and read uv's settings: uv has the same index built in.
 
     Raises:
         ClientError: No pip can be asked.
     """
     problem = ClientError("there is none")
-    for python in ("/usr/local/bin/python3", "/usr/bin/python3", sys.executable):
-        if os.access(python, os.X_OK):
+    # The python that builds find may lack pip where it is packaged apart; this one's will do.
+    for python in (shutil.which("python3", path=path), sys.executable):
+        if python is not None:
             try:
                 pip = parse_pip(_ask([python, "-I", "-c", _ASK_PIP], environ))
             except ClientError as error:
@@ -203,13 +204,13 @@ def _uv_files(environ: Mapping[str, str]) -> Iterator[Path]:
 # -- Node and PHP ---------------------------------------------------------------------------------
 
 
-def ask_npm(environ: Mapping[str, str]) -> list[Client]:
-    """Ask npm; pnpm and yarn read its settings too.
+def ask_npm(environ: Mapping[str, str], path: str = CLIENT_PATH) -> list[Client]:
+    """Ask npm, whose settings pnpm reads too.
 
     Raises:
         ClientError: It does not answer.
     """
-    program = shutil.which("npm", path=CLIENT_PATH)
+    program = shutil.which("npm", path=path)
     if program is None:
         return []
     return [parse_npm(_ask([program, "config", "list", "--long"], environ))]
@@ -252,13 +253,30 @@ def parse_npm(told: str) -> Client:
     return Client("npm", tuple(registries), ca_bundle, {".npmrc": "".join(lines)} if lines else {})
 
 
-def ask_composer(environ: Mapping[str, str]) -> list[Client]:
+def ask_yarn(environ: Mapping[str, str], path: str = CLIENT_PATH) -> list[Client]:
+    """Ask yarn, the old one or the new one, which have a registry of their own built in.
+
+    Raises:
+        ClientError: It does not answer.
+    """
+    program = shutil.which("yarn", path=path) or shutil.which("yarnpkg", path=path)
+    if program is None:
+        return []
+    is_old = _ask([program, "--version"], environ).startswith("1.")
+    name = "registry" if is_old else "npmRegistryServer"
+    url = _ask([program, "config", "get", name], environ).strip()
+    if without_secrets(url) is None:
+        raise ClientError("its registry is not understood")
+    return [Client("yarn", (Registry(url, is_built_in=True),))]
+
+
+def ask_composer(environ: Mapping[str, str], path: str = CLIENT_PATH) -> list[Client]:
     """Ask composer.
 
     Raises:
         ClientError: It does not answer.
     """
-    program = shutil.which("composer", path=CLIENT_PATH)
+    program = shutil.which("composer", path=path)
     if program is None:
         return []
     argv = [program, "config", "--global", "repositories"]

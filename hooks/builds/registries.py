@@ -13,23 +13,33 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 
+from hooks.builds import file_hosts
 from hooks.builds.package_clients import (
+    CLIENT_PATH,
     PORTS,
     Client,
     ClientError,
+    Registry,
     ask_composer,
     ask_npm,
     ask_python,
+    ask_yarn,
 )
 from hooks.builds.wire import AllowedHost, Egress, Reach
 
 log = structlog.get_logger(__name__)
 
-_CLIENTS: tuple[tuple[str, Callable[[Mapping[str, str]], list[Client]]], ...] = (
+_CLIENTS: tuple[tuple[str, Callable[[Mapping[str, str], str], list[Client]]], ...] = (
     ("pip", ask_python),
     ("npm", ask_npm),
+    ("yarn", ask_yarn),
     ("composer", ask_composer),
 )
+_FILE_HOSTS: dict[str, Callable[[str, str | None], list[tuple[str, int]]]] = {
+    "pip": file_hosts.of_index,
+    "uv": file_hosts.of_index,
+    "composer": file_hosts.of_composer,
+}
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _CA_FILES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine, Arch
@@ -56,9 +66,15 @@ class EgressRules:
     """
 
     def __init__(
-        self, limits: Egress, *, with_registries: bool, environ: Mapping[str, str]
+        self,
+        limits: Egress,
+        *,
+        with_registries: bool,
+        environ: Mapping[str, str],
+        path: str = CLIENT_PATH,
     ) -> None:
         self._limits = limits
+        self._path = path
         self._with_registries = with_registries
         self._environ = environ
         self._asking: asyncio.Future[Egress] | None = None
@@ -72,7 +88,7 @@ class EgressRules:
         """Ask now. Blocking: takes about a second."""
         if not self._with_registries:
             return msgspec.structs.replace(self._limits, ca_bundle=ca_bundle(self._environ, []))
-        found = read(self._environ)
+        found = read(self._environ, path=self._path)
         log.info("egress_read", allowed=[f"{each.host}:{each.port}" for each in found.allow])
         return msgspec.structs.replace(
             self._limits,
@@ -82,30 +98,29 @@ class EgressRules:
         )
 
 
-def read(environ: Mapping[str, str]) -> Registries:
-    """Ask the machine's clients, with `environ` as theirs. Blocking: takes about a second.
+def read(environ: Mapping[str, str], *, path: str = CLIENT_PATH) -> Registries:
+    """Ask the clients in `path`, with `environ` as theirs. Blocking: takes about a second.
 
     A client that does not answer is logged and left out.
     """
-    with ThreadPoolExecutor(len(_CLIENTS)) as threads:
-        asked = [(name, threads.submit(ask, environ)) for name, ask in _CLIENTS]
     clients: list[Client] = []
-    for name, answer in asked:
-        try:
-            clients += answer.result()
-        except ClientError as error:
-            log.warning("package_client_unread", client=name, reason=str(error))
+    with ThreadPoolExecutor(len(_CLIENTS)) as threads:
+        asked = [(name, threads.submit(ask, environ, path)) for name, ask in _CLIENTS]
+        for name, answer in asked:
+            try:
+                clients += answer.result()
+            except ClientError as error:
+                log.warning("package_client_unread", client=name, reason=str(error))
+        bundle = ca_bundle(environ, clients)
+        allowed = threads.map(lambda client: list(_allowed(client, bundle)), clients)
+        hosts = [host for found in allowed for host in found]
     files: dict[str, str] = {}
     for client in clients:
         files |= client.home_files
-    return Registries(
-        tuple(dict.fromkeys(entry for client in clients for entry in _allowed(client))),
-        ca_bundle(environ, clients),
-        files,
-    )
+    return Registries(tuple(dict.fromkeys(hosts)), bundle, files)
 
 
-def _allowed(client: Client) -> Iterator[AllowedHost]:
+def _allowed(client: Client, bundle: str | None) -> Iterator[AllowedHost]:
     for registry in client.registries:
         url = urlsplit(registry.shown_url)
         # Who set up a registry here may have it on this very machine; what is built in is out in
@@ -113,8 +128,19 @@ def _allowed(client: Client) -> Iterator[AllowedHost]:
         reach: Reach = "private" if registry.is_built_in else "loopback"
         assert url.hostname is not None
         yield AllowedHost(url.hostname, url.port or PORTS[url.scheme], client.name, reach)
-        for host in registry.file_hosts:
-            yield AllowedHost(host, PORTS["https"], client.name, "private")
+        for host, port in _file_hosts(client.name, registry, bundle):
+            yield AllowedHost(host, port, client.name, "private")
+
+
+def _file_hosts(name: str, registry: Registry, bundle: str | None) -> Sequence[tuple[str, int]]:
+    """Where else the files of a registry lie, as its client knows or as it says itself."""
+    if registry.file_hosts or name not in _FILE_HOSTS:
+        return [(host, PORTS["https"]) for host in registry.file_hosts]
+    try:
+        return _FILE_HOSTS[name](registry.url, bundle)
+    except file_hosts.SilentRegistryError as error:
+        log.warning("registry_silent", client=name, url=registry.shown_url, reason=str(error))
+        return ()
 
 
 def ca_bundle(environ: Mapping[str, str], clients: Sequence[Client]) -> str | None:

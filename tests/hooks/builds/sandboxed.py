@@ -48,11 +48,15 @@ async def run(order):
     try:
         sandbox = await starting
         started_s = time.perf_counter() - began
+        if sandbox.listener is not None:
+            greeting = loop.create_task(greet(sandbox.listener))
         if (after_s := order.get("kill_after_s")) is not None:
             loop.call_later(after_s, sandbox.kill)
         if (after_s := order.get("terminate_after_s")) is not None:
             loop.call_later(after_s, sandbox.terminate)
         status = await sandbox.wait()
+        if sandbox.listener is not None:
+            greeting.cancel()
     except asyncio.CancelledError:
         return {"seconds": time.perf_counter() - began, "survivors": survivors()}
     except SandboxUnavailableError as error:
@@ -65,6 +69,15 @@ async def run(order):
         "started_s": started_s,
         "survivors": survivors(),
     }
+
+
+async def greet(listener):
+    """Say a word to who connects from inside."""
+    with listener:
+        listener.setblocking(False)
+        connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+        with connection:
+            connection.sendall(b"from outside\n")
 
 
 def survivors():

@@ -188,6 +188,33 @@ def test_own_loopback_works(in_sandbox):
     assert in_sandbox(python(code)).status == 0
 
 
+def connecting(port):
+    return python(
+        f"import socket; s = socket.create_connection(('127.0.0.1', {port}));"
+        "print(s.recv(99).decode(), end='')"
+    )
+
+
+def test_socket_that_listens_inside_is_held_outside_before_the_program_begins(in_sandbox):
+    ran = in_sandbox(connecting(3128), listen_port=3128)
+    assert (ran.status, ran.output) == (0, "from outside\n")
+    assert ran.survivors == []
+
+
+def test_sandboxes_with_the_same_listening_port_do_not_meet(in_sandbox, start_sandboxed, alive):
+    start_sandboxed("exec sleep 4710", listen_port=3128)
+    while not alive("4710"):
+        time.sleep(0.01)
+    assert "Connection refused" in in_sandbox(connecting(3128)).output
+    assert in_sandbox(connecting(3128), listen_port=3128).output == "from outside\n"
+
+
+def test_sandbox_whose_port_cannot_be_had_runs_nothing(in_sandbox):
+    ran = in_sandbox("echo ran", listen_port=70_000)
+    assert ran.error.startswith("cannot listen inside the sandbox: ")
+    assert (ran.output, ran.survivors) == ("", [])
+
+
 def test_processes_outside_cannot_be_signaled(in_sandbox):
     assert in_sandbox(f"kill -0 {os.getpid()}").status != 0
 
@@ -359,9 +386,11 @@ def test_kill_while_it_starts_leaves_nothing(in_sandbox, gone):
     gone("4807", timeout_s=0)
 
 
-def test_start_canceled_at_any_moment_leaves_nothing_and_ends(in_sandbox, gone):
+@pytest.mark.parametrize("port", [None, 3128])
+def test_start_canceled_at_any_moment_leaves_nothing_and_ends(in_sandbox, gone, port):
     for after_ms in range(12):
-        ran = in_sandbox("sleep 4809", cancel_after_s=after_ms / 1000, kill_after_s=0)
+        moment = {"cancel_after_s": after_ms / 1000, "kill_after_s": 0}
+        ran = in_sandbox("sleep 4809", listen_port=port, **moment)
         assert (ran.seconds < 3, ran.survivors) == (True, [])
     gone("4809", timeout_s=0)
 

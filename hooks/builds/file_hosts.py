@@ -1,0 +1,159 @@
+"""Where the files of a registry lie, when that is not the registry's own host: it is asked.
+
+That is a few bounded requests, once. A registry that does not answer costs nothing but what it
+would have said: the operator can allow the hosts of its files.
+
+Source: PEP 503 and PEP 691, the page of a project; Composer's "Repositories", `packages.json`,
+`metadata-url` and `dist`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import re
+import ssl
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException, HTTPMessage
+from typing import IO, Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+import msgspec
+
+from hooks.builds.package_clients import PORTS, without_secrets
+
+ANSWER_BYTES_MAX = 4 << 20
+ANSWER_TIMEOUT_S = 5.0
+HOSTS_MAX = 8
+PROJECT = "pip"  # which an index is likely to have
+PACKAGE = "composer/semver"  # likewise, for a repository that does not list what it has
+_SIMPLE = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
+_HREF = re.compile(r"""<a\s[^>]*?href\s*=\s*["']([^"'#]+)""", re.IGNORECASE)
+
+_ERRORS = (OSError, ValueError, HTTPException, msgspec.MsgspecError)
+
+HostPort = tuple[str, int]
+
+
+class SilentRegistryError(Exception):
+    """A registry does not answer, or not as one. The message holds nothing that it said."""
+
+
+def of_index(url: str, ca_bundle: str | None) -> list[HostPort]:
+    """Ask a Python index, given with its password, by its page of one project.
+
+    Raises:
+        SilentRegistryError: It does not answer as an index.
+    """
+    with _mapped_errors():
+        asked = _Asked(url, ca_bundle)
+        page, at = asked.get(f"{asked.base}/{PROJECT}/", accept=_SIMPLE)
+        if page.lstrip().startswith("{"):
+            files = [each.url for each in msgspec.json.decode(page, type=_Project).files]
+        else:
+            files = _HREF.findall(page)
+        return _hosts([*asked.redirects, *(urljoin(at, each) for each in files)])
+
+
+def of_composer(url: str, ca_bundle: str | None) -> list[HostPort]:
+    """Ask a Composer repository, given with its password, by what one package is made of.
+
+    Raises:
+        SilentRegistryError: It does not answer as a repository.
+    """
+    with _mapped_errors():
+        asked = _Asked(url, ca_bundle)
+        text, at = asked.get(f"{asked.base}/packages.json")
+        root = msgspec.json.decode(text, type=_Root)
+        packages = root.packages
+        if root.metadata_url is not None:
+            name = next(iter(root.available_packages), PACKAGE)
+            text, at = asked.get(urljoin(at, root.metadata_url.replace("%package%", name)))
+            packages = msgspec.json.decode(text, type=_Root).packages
+        files = [urljoin(at, each) for each in _dist_urls(packages)]
+        for file in files[:1]:  # its own host may send clients on to another one
+            with contextlib.suppress(*_ERRORS):
+                asked.get(file, method="HEAD")
+        return _hosts([*asked.redirects, *files])
+
+
+class _File(msgspec.Struct):
+    url: str
+
+
+class _Project(msgspec.Struct):
+    files: list[_File]
+
+
+class _Root(msgspec.Struct):
+    packages: Any = None  # by name, each a list of versions, or versions by name
+    metadata_url: str | None = msgspec.field(default=None, name="metadata-url")
+    available_packages: list[str] = msgspec.field(default_factory=list, name="available-packages")
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except _ERRORS as error:
+        raise SilentRegistryError(type(error).__name__) from None
+
+
+class _Asked(urllib.request.HTTPRedirectHandler):
+    """A registry that is being asked: directly, with its password, and no host but it gets that."""
+
+    def __init__(self, url: str, ca_bundle: str | None) -> None:
+        self.base = (without_secrets(url) or "").rstrip("/")
+        self.redirects: list[str] = []
+        parts = urlsplit(url)
+        self._host = parts.netloc.rpartition("@")[2]
+        self._password = None
+        if parts.username is not None:
+            secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            self._password = f"Basic {base64.b64encode(secret.encode()).decode()}"
+        context = ssl.create_default_context(cafile=ca_bundle)
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context), self
+        )
+
+    def get(self, url: str, *, method: str = "GET", accept: str = "*/*") -> tuple[str, str]:
+        """Return the answer's text, and the URL that it came from in the end."""
+        if without_secrets(url) is None:
+            raise ValueError("no URL of a web server")
+        request = urllib.request.Request(url, method=method, headers={"Accept": accept})  # noqa: S310 - checked above
+        if self._password is not None and urlsplit(url).netloc == self._host:
+            request.add_unredirected_header("Authorization", self._password)
+        with self._opener.open(request, timeout=ANSWER_TIMEOUT_S) as answer:
+            text = answer.read(ANSWER_BYTES_MAX).decode("utf-8", "replace")
+            return text, str(answer.geturl())
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        self.redirects.append(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _dist_urls(packages: Any) -> Iterator[str]:
+    for versions in packages.values() if isinstance(packages, dict) else ():
+        for version in versions.values() if isinstance(versions, dict) else versions:
+            dist = version.get("dist") if isinstance(version, dict) else None
+            if isinstance(dist, dict) and isinstance(dist.get("url"), str):
+                yield dist["url"]
+
+
+def _hosts(urls: list[str]) -> list[HostPort]:
+    found: dict[HostPort, None] = {}
+    for url in urls:
+        clean = without_secrets(url)
+        if clean is not None:
+            parts = urlsplit(clean)
+            found[str(parts.hostname), parts.port or PORTS[parts.scheme]] = None
+    return list(found)[:HOSTS_MAX]

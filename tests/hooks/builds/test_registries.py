@@ -1,0 +1,413 @@
+"""What this machine's package clients say of registries, and what of it builds get to know."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from hooks.builds import file_hosts
+from hooks.builds.file_hosts import SilentRegistryError
+from hooks.builds.package_clients import (
+    Client,
+    ClientError,
+    Registry,
+    ask_yarn,
+    parse_composer,
+    parse_npm,
+    parse_pip,
+    without_secrets,
+)
+from hooks.builds.registries import EgressRules, ca_bundle, read
+from hooks.builds.wire import AllowedHost, Egress
+
+BUILT_IN = "https://index.example/simple files.example"
+SECRET = "s3cret"
+
+
+@pytest.mark.parametrize(
+    ("url", "clean"),
+    [
+        ("https://index.example/simple", "https://index.example/simple"),
+        (f"https://user:{SECRET}@index.example:8443/simple/", "https://index.example:8443/simple/"),
+        (f"https://{SECRET}@index.example/", "https://index.example/"),
+        (f"http://index.example/x?token={SECRET}#{SECRET}", "http://index.example/x"),
+        ("https://[fd00::1]:8443/x", "https://[fd00::1]:8443/x"),
+        ("HTTPS://Index.Example/X", "https://index.example/X"),
+        ("file:///opt/index", None),
+        ("/opt/index", None),
+        ("https:///x", None),
+        ("https://index.example:x/", None),
+        ("git+ssh://git@host.example/x", None),
+    ],
+)
+def test_url_is_kept_without_its_secrets(url, clean):
+    assert without_secrets(url) == clean
+
+
+# -- pip and uv -----------------------------------------------------------------------------------
+
+
+def test_pip_without_settings_has_its_built_in_index_and_nothing_for_the_home():
+    client = parse_pip(f"{BUILT_IN}\nglobal.timeout='60'\n")
+    built_in = Registry(
+        "https://index.example/simple", is_built_in=True, file_hosts=("files.example",)
+    )
+    assert client == Client("pip", (built_in,))
+
+
+def test_pip_that_is_set_to_a_mirror_has_that_one_alone():
+    client = parse_pip(
+        f"{BUILT_IN}\n:env:.cert='/etc/ca.pem'\n"
+        f"global.index-url='https://u:{SECRET}@mirror.example/simple'\n"
+        "global.trusted-host='mirror.example'\n"
+        f"install.extra-index-url='file:///opt/x\\nhttp://u:{SECRET}@more.example:8080/simple'\n"
+    )
+    assert [each.shown_url for each in client.registries] == [
+        "https://mirror.example/simple",
+        "http://more.example:8080/simple",
+    ]
+    assert not any(each.is_built_in for each in client.registries)
+    assert client.ca_bundle == "/etc/ca.pem"
+    assert client.home_files == {
+        ".config/pip/pip.conf": "[global]\nindex-url = https://mirror.example/simple\n"
+        "extra-index-url =\n    http://more.example:8080/simple\n"
+        "trusted-host =\n    mirror.example\n"
+    }
+    assert SECRET not in repr(client)
+
+
+def test_setting_of_the_environment_beats_those_of_files():
+    client = parse_pip(
+        f"{BUILT_IN}\n:env:.index-url='https://env.example/'\n"
+        "global.index-url='https://global.example/'\ninstall.index-url='https://install.example/'"
+    )
+    assert [each.url for each in client.registries] == ["https://env.example/"]
+
+
+def test_built_in_index_named_by_hand_is_the_built_in_one():
+    client = parse_pip(f"{BUILT_IN}\nglobal.index-url='https://index.example/simple/'")
+    assert client.registries[0].is_built_in
+    assert client.home_files == {}
+
+
+@pytest.mark.parametrize("told", ["", "\n", "no-url files.example", "https://index.example"])
+def test_pip_that_does_not_say_its_built_in_index_is_an_error(told):
+    with pytest.raises(ClientError):
+        parse_pip(told)
+
+
+# -- npm and composer -----------------------------------------------------------------------------
+
+NPM_DEFAULTS = """; "default" config from default values
+
+cafile = null
+replace-registry-host = "npmjs"
+"""
+
+
+def test_npm_without_settings_has_its_built_in_registry():
+    told = f'{NPM_DEFAULTS}registry = "https://npm.example/"\n; "user" config from /root/.npmrc\n'
+    built_in = Registry("https://npm.example/", is_built_in=True)
+    assert parse_npm(told) == Client("npm", (built_in,))
+
+
+def test_npm_with_settings_has_what_is_set_and_the_registries_of_scopes():
+    told = (
+        f'{NPM_DEFAULTS}; registry = "https://npm.example/" ; overridden by user\n'
+        '; "user" config from /root/.npmrc\n'
+        f'@acme:registry = "https://u:{SECRET}@acme.example/npm/"\n'
+        "//acme.example/npm/:_authToken = (protected)\n"
+        '; registry = "https://other.example/" ; overridden by project\n'
+        '; "project" config from /.npmrc\n'
+        'registry = "https://mirror.example:8443/"\n'
+        '; "env" config from environment\ncafile = "/etc/ca.pem"\n'
+    )
+    client = parse_npm(told)
+    assert {each.shown_url for each in client.registries} == {
+        "https://acme.example/npm/",
+        "https://mirror.example:8443/",
+    }
+    assert client.ca_bundle == "/etc/ca.pem"
+    assert client.home_files == {
+        ".npmrc": "@acme:registry=https://acme.example/npm/\n"
+        "registry=https://mirror.example:8443/\n"
+    }
+
+
+def test_scope_beside_the_built_in_registry_keeps_both():
+    told = (
+        f'{NPM_DEFAULTS}registry = "https://npm.example/"\n; "user" config from /root/.npmrc\n'
+        '@acme:registry = "https://acme.example/"\n'
+    )
+    client = parse_npm(told)
+    assert [each.is_built_in for each in client.registries] == [False, True]
+    assert client.home_files == {".npmrc": "@acme:registry=https://acme.example/\n"}
+
+
+def test_npm_that_says_no_built_in_registry_is_an_error():
+    with pytest.raises(ClientError):
+        parse_npm('; "user" config\nregistry = "https://npm.example/"\n')
+
+
+def test_composer_has_its_repositories_and_says_which_are_set():
+    built_in = {"central": {"type": "composer", "url": "https://repo.example"}}
+    assert parse_composer(json.dumps(built_in), json.dumps(built_in)) == Client(
+        "composer", (Registry("https://repo.example", is_built_in=True),)
+    )
+    mirror = {
+        "type": "composer",
+        "url": f"https://u:{SECRET}@mirror.example/php",
+        "options": {"http": {"header": [f"API-TOKEN: {SECRET}"]}},
+    }
+    chosen = {"own": mirror, "vcs": {"type": "path", "url": "/opt/x"}}
+    client = parse_composer(f"Warning: x\n{json.dumps(chosen)}", json.dumps(built_in))
+    assert [each.shown_url for each in client.registries] == ["https://mirror.example/php"]
+    assert json.loads(client.home_files[".composer/config.json"]) == {
+        "repositories": {
+            "own": {"type": "composer", "url": "https://mirror.example/php"},
+            "central": False,
+        }
+    }
+
+
+@pytest.mark.parametrize("told", ["", "no json", "{", "[]"])
+def test_composer_that_says_no_repositories_is_an_error(told):
+    with pytest.raises(ClientError):
+        parse_composer(told, "{}")
+
+
+# -- asked together -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(tmp_path):
+    """Put a program among the machine's clients; gives the folder that they are in."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def install(name, script):
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    install.path = str(folder)
+    return install
+
+
+def allowed(found):
+    return {(each.host, each.port, each.source, each.reach) for each in found.allow}
+
+
+def test_clients_are_asked_with_the_machines_environment_and_each_for_its_own(client, tmp_path):
+    client("npm", """echo '; "default" config'; echo "registry = \\"$NPM_BUILT_IN\\"" """)
+    client("yarn", '[ "$1" = --version ] && echo 1.22 || echo "https://yarn.example"')
+    client("composer", 'echo "{}"')
+    environ = {
+        "NPM_BUILT_IN": "https://npm.example/",
+        "PIP_CONFIG_FILE": "/dev/null",
+        "PIP_INDEX_URL": f"https://u:{SECRET}@127.0.0.1:9/simple",
+        "HOME": str(tmp_path),
+    }
+    found = read(environ, path=client.path)
+    assert allowed(found) == {
+        ("127.0.0.1", 9, "pip", "loopback"),
+        ("127.0.0.1", 9, "uv", "loopback"),
+        ("npm.example", 443, "npm", "private"),
+        ("yarn.example", 443, "yarn", "private"),
+    }
+    assert tomllib.loads(found.home_files[".config/uv/uv.toml"]) == {
+        "index": [{"url": "https://127.0.0.1:9/simple", "default": True}]
+    }
+    assert SECRET not in str(found)
+
+
+def test_uv_has_indexes_of_its_own_settings(client, tmp_path):
+    config = tmp_path / ".config" / "uv" / "uv.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(
+        f'[[index]]\nname = "own"\nurl = "http://u:{SECRET}@127.0.0.1:9/own"\n'
+        '[[index]]\nurl = "http://127.0.0.1:9/main"\ndefault = true\n'
+    )
+    environ = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}
+    found = read(environ, path=client.path)
+    assert ("127.0.0.1", 9, "uv", "loopback") in allowed(found)
+    assert tomllib.loads(found.home_files[".config/uv/uv.toml"]) == {
+        "index": [
+            {"url": "http://127.0.0.1:9/own"},
+            {"url": "http://127.0.0.1:9/main", "default": True},
+        ]
+    }
+    environ["UV_DEFAULT_INDEX"] = "http://127.0.0.1:9/env"
+    found = read(environ, path=client.path)
+    indexes = tomllib.loads(found.home_files[".config/uv/uv.toml"])["index"]
+    assert indexes[-1] == {"url": "http://127.0.0.1:9/env", "default": True}
+
+
+def test_clients_that_fail_or_speak_in_riddles_are_left_out_without_their_words(
+    client, tmp_path, capsys
+):
+    client("npm", f"echo {SECRET}; echo {SECRET} >&2; exit 3")
+    client("yarn", f"echo {SECRET}")
+    client("composer", f"echo {SECRET}")
+    found = read({"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}, path=client.path)
+    assert {each.source for each in found.allow} == {"pip"}
+    said = capsys.readouterr()
+    assert "CalledProcessError 3" in said.out
+    assert SECRET not in said.out + said.err
+
+
+def test_new_yarn_is_asked_by_its_other_name_of_the_setting(client):
+    client("yarn", 'case "$1$3" in --version) echo 4.1.0;; *npmReg*) echo https://y.example;; esac')
+    (found,) = ask_yarn({}, client.path)
+    assert [each.url for each in found.registries] == ["https://y.example"]
+    assert ask_yarn({}, "/nonexistent") == []
+
+
+def test_certificates_are_those_that_the_machine_is_set_to(tmp_path):
+    one, two = tmp_path / "one.pem", tmp_path / "two.pem"
+    for path in (one, two):
+        path.touch()
+    clients = [Client("pip", ca_bundle=str(tmp_path / "gone")), Client("npm", ca_bundle=str(two))]
+    assert ca_bundle({"SSL_CERT_FILE": str(one)}, clients) == str(one)
+    assert ca_bundle({"SSL_CERT_FILE": "/nonexistent"}, clients) == str(two)
+    found = ca_bundle({}, [])
+    assert found is None or Path(found).is_file()
+
+
+async def test_rules_are_the_settings_alone_when_they_replace_the_machines(tmp_path):
+    own = AllowedHost("own.example", 443, "builders.egress_allow")
+    rules = EgressRules(Egress(allow=(own,), idle_s=7), with_registries=False, environ={})
+    found = await rules.current()
+    assert (found.allow, found.idle_s, found.home_files) == ((own,), 7, {})
+
+
+async def test_rules_add_the_machines_registries_and_ask_for_them_once(client, tmp_path):
+    client(
+        "npm",
+        f"""echo x >> {tmp_path}/asked
+        echo '; "default" config'; echo 'registry = "https://npm.example/"'""",
+    )
+    own = AllowedHost("own.example", 443, "builders.egress_allow")
+    environ = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}
+    rules = EgressRules(
+        Egress(allow=(own,)), with_registries=True, environ=environ, path=client.path
+    )
+    found = await rules.current()
+    assert found.allow[0] == own
+    assert "npm.example" in {each.host for each in found.allow}
+    assert await rules.current() is found
+    assert (tmp_path / "asked").read_text() == "x\n"
+
+
+# -- where files lie ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web():
+    """A web server of these answers: (status, headers, text) by path. It notes who asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked.append((self.path, self.headers.get("Authorization")))
+            status, headers, text = server.answers.get(self.path, (404, {}, ""))
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(text.encode())
+
+        do_HEAD = do_GET  # noqa: N815 - as the base class calls it
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.answers, server.asked = {}, []
+    thread = Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_file_hosts_of_an_index_are_those_of_its_page(web):
+    base = f"127.0.0.1:{web.server_port}"
+    page = (
+        '<a href="https://files.example/a.whl#sha256=0">a</a> <a data-x="" HREF=\'../../b.whl\'>'
+        '<a href="https://files.example:8443/c"> <a href="ftp://no.example/d">'
+    )
+    web.answers["/simple/pip/"] = (200, {}, page)
+    found = file_hosts.of_index(f"http://user:pa%20ss@{base}/simple/", None)
+    assert found == [
+        ("files.example", 443),
+        ("127.0.0.1", web.server_port),
+        ("files.example", 8443),
+    ]
+    assert web.asked == [("/simple/pip/", "Basic dXNlcjpwYSBzcw==")]
+
+
+def test_file_hosts_of_an_index_that_answers_in_json_or_elsewhere(web):
+    web.answers["/pip/"] = (302, {"Location": f"http://localhost:{web.server_port}/2/"}, "")
+    web.answers["/2/"] = (200, {}, '{"files": [{"url": "https://files.example/a"}]}')
+    found = file_hosts.of_index(f"http://u:{SECRET}@127.0.0.1:{web.server_port}", None)
+    assert found == [("localhost", web.server_port), ("files.example", 443)]
+    assert web.asked[1] == ("/2/", None), "the password goes to no other host"
+
+
+def test_file_hosts_of_a_composer_repository_follow_its_archives(web):
+    base = f"http://127.0.0.1:{web.server_port}"
+    web.answers |= {
+        "/packages.json": (
+            200,
+            {},
+            '{"packages": [], "metadata-url": "/p2/%package%.json", "available-packages": ["a/b"]}',
+        ),
+        "/p2/a/b.json": (
+            200,
+            {},
+            f'{{"packages": {{"a/b": [{{"dist": {{"url": "{base}/zip"}}}}, {{"dist": null}}]}}}}',
+        ),
+        "/zip": (302, {"Location": f"http://localhost:{web.server_port}/real"}, ""),
+        "/real": (200, {}, ""),
+    }
+    assert file_hosts.of_composer(base, None) == [
+        ("localhost", web.server_port),
+        ("127.0.0.1", web.server_port),
+    ]
+
+
+def test_composer_repository_of_one_file_names_archives_that_need_not_answer(web):
+    web.answers["/packages.json"] = (
+        200,
+        {},
+        '{"packages": {"a/b": {"1.0": {"dist": {"url": "http://127.0.0.1:1/x.zip"}}}}}',
+    )
+    found = file_hosts.of_composer(f"http://127.0.0.1:{web.server_port}", None)
+    assert found == [("127.0.0.1", 1)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, {}, ""),
+        (200, {}, "{"),
+        (200, {}, '{"files": 3}'),
+        (302, {"Location": "file:///etc/passwd"}, ""),
+        (302, {"Location": "/pip/"}, ""),
+    ],
+)
+def test_registry_that_answers_otherwise_is_silent(web, answer):
+    web.answers["/pip/"] = answer
+    with pytest.raises(SilentRegistryError):
+        file_hosts.of_index(f"http://127.0.0.1:{web.server_port}/", None)
+
+
+def test_registry_that_is_not_there_is_silent():
+    with pytest.raises(SilentRegistryError):
+        file_hosts.of_index("http://127.0.0.1:1/simple", None)
