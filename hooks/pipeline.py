@@ -36,6 +36,7 @@ from storage.git.errors import RefNotFoundError
 from storage.ids import new_id
 from storage.model import (
     ActorRef,
+    Artifact,
     Attestation,
     BranchRoute,
     Environment,
@@ -44,6 +45,7 @@ from storage.model import (
     PushPolicy,
     Release,
     Site,
+    SiteArtifact,
     Trigger,
 )
 from storage.records import (
@@ -52,6 +54,7 @@ from storage.records import (
     deployments,
     environments,
     releases,
+    retention,
     sites,
 )
 from storage.records import jobs as job_rows
@@ -234,13 +237,13 @@ class Pipeline:
 
         Raises:
             NotFoundError: No build of this site made it.
-            RefusedError: `artifact.revoked`.
+            RefusedError: `artifact.revoked`, `artifact.expired`.
         """
 
         def change(changes: JobChanges) -> Job:
-            found = artifacts.of_site(changes.db, environment.site_id, artifact_id)
-            if found is None:
-                raise NotFoundError("artifact", artifact_id)
+            found = _artifact(changes.db, environment.site_id, artifact_id)
+            if not found.artifact.is_available:
+                raise _expired(found.artifact)
             made_by = found.attestation
             _refuse_revoked(made_by)
             order = DeploymentOrder(
@@ -307,7 +310,7 @@ class Pipeline:
 
         Raises:
             NotFoundError: No such deployment or release on this environment.
-            RefusedError: `release.no_previous`, `release.already_current`,
+            RefusedError: `release.no_previous`, `release.already_current`, `release.expired`,
                 `artifact.revoked`.
         """
 
@@ -318,10 +321,52 @@ class Pipeline:
                     "release.already_current",
                     f"{wanted.id} is what runs on {environment.slug} now.",
                 )
+            ran = artifacts.get(changes.db, wanted.artifact_id)
+            if ran is None or not ran.is_available:
+                raise RefusedError(
+                    "release.expired",
+                    f"{wanted.id} ran {wanted.artifact_id}, which is not kept any more: build "
+                    f"{wanted.commit or 'its commit'} again to deploy it.",
+                )
             order = _again(changes.db, wanted, environment, Trigger.ROLLBACK, actor)
             return queue_deployment(changes, order)[1]
 
         return await once(self._jobs, claim, "job", 202, change, _job)
+
+    # -- artifacts ------------------------------------------------------------------------------
+
+    async def pin_artifact(self, site: Site, artifact_id: str, actor: ActorRef) -> SiteArtifact:
+        """Keep an artifact until it is unpinned; one that has expired is back with it. Repeatable.
+
+        Raises:
+            NotFoundError: No build of this site made it.
+            RefusedError: `artifact.expired`, when its files are gone.
+        """
+
+        def change(changes: JobChanges) -> SiteArtifact:
+            found = _artifact(changes.db, site.id, artifact_id)
+            if found.artifact.dropped_at is not None:
+                raise _expired(found.artifact)
+            retention.pin(changes.db, site.id, artifact_id, actor, changes.now)
+            return _artifact(changes.db, site.id, artifact_id)
+
+        return await self._jobs.commit(change)
+
+    async def unpin_artifact(self, site: Site, artifact_id: str) -> SiteArtifact:
+        """Keep an artifact only as long as anything else does. Repeatable.
+
+        Raises:
+            NotFoundError: No build of this site made it.
+        """
+
+        def change(changes: JobChanges) -> SiteArtifact:
+            found = _artifact(changes.db, site.id, artifact_id)
+            retention.unpin(changes.db, site.id, artifact_id)
+            return found
+
+        return await self._jobs.commit(change)
+
+    # -- jobs -----------------------------------------------------------------------------------
 
     async def cancel_job(self, job_id: str) -> Job:
         """Cancel a queued or running job; one that is over stays as it is, and is returned so."""
@@ -333,6 +378,18 @@ class Pipeline:
             return cancel_work(changes, job) or job
 
         return await self._jobs.commit(change)
+
+
+def _artifact(db: sqlite3.Connection, site_id: str, artifact_id: str) -> SiteArtifact:
+    found = artifacts.of_site(db, site_id, artifact_id)
+    if found is None:
+        raise NotFoundError("artifact", artifact_id)
+    return found
+
+
+def _expired(artifact: Artifact) -> RefusedError:
+    what_to_do = "build its commit again" if artifact.dropped_at else "pin it to bring it back"
+    return RefusedError("artifact.expired", f"{artifact.id} is not kept any more: {what_to_do}.")
 
 
 def _job(db: sqlite3.Connection, job_id: str) -> Job | None:

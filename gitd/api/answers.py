@@ -121,7 +121,8 @@ class ArtifactLinks(msgspec.Struct, frozen=True):
 class Artifact(msgspec.Struct, frozen=True):
     """A build's signed output. `size` is in bytes; the same content always has the same id.
 
-    `status` is `ready`, or `revoked` when the key that vouched for it was: it is not deployed then.
+    `status` is `ready` when it can be deployed; `expired` when it is not kept any more; `revoked` when
+    the key that vouched for it was. `pinned`: it is kept until it is unpinned.
     """
 
     id: str
@@ -136,6 +137,7 @@ class Artifact(msgspec.Struct, frozen=True):
     commit: str
     build_id: str
     created_at: str
+    pinned: bool
     links: ArtifactLinks
 
 
@@ -160,7 +162,7 @@ class Deployment(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """What ran on an environment, and since when."""
+    """What ran on an environment, and since when. `available`: whether it can be brought back."""
 
     id: str
     artifact_id: str
@@ -170,6 +172,7 @@ class Release(msgspec.Struct, frozen=True):
     deployed_at: str
     actor: Actor
     current: bool
+    available: bool
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -282,13 +285,17 @@ def build(site: model.Site, environment: model.Environment, row: model.Build) ->
 
 
 def artifact(
-    site: model.Site, environment: model.Environment, found: model.SiteArtifact
+    site: model.Site,
+    environment: model.Environment,
+    found: model.SiteArtifact,
+    *,
+    is_pinned: bool,
 ) -> Artifact:
     row, made_by = found.artifact, found.attestation
     path = f"{environment_path(site, environment)}/artifacts/{row.id}"
     return Artifact(
         id=row.id,
-        status="revoked" if made_by.is_revoked else "ready",
+        status=_status(found),
         digest=row.digest,
         signature=made_by.signature,
         key_id=made_by.key_id,
@@ -299,8 +306,15 @@ def artifact(
         commit=made_by.commit,
         build_id=made_by.build_id,
         created_at=rfc3339(row.created_at),
+        pinned=is_pinned,
         links=ArtifactLinks(path, f"{path}/manifest", f"{path}/provenance"),
     )
+
+
+def _status(found: model.SiteArtifact) -> str:
+    if not found.artifact.is_available:
+        return "expired"
+    return "revoked" if found.attestation.is_revoked else "ready"
 
 
 def deployment(row: model.Deployment) -> Deployment:
@@ -323,7 +337,7 @@ def deployment(row: model.Deployment) -> Deployment:
     )
 
 
-def release(row: model.Release) -> Release:
+def release(row: model.Release, *, is_available: bool) -> Release:
     return Release(
         id=row.id,
         artifact_id=row.artifact_id,
@@ -333,6 +347,7 @@ def release(row: model.Release) -> Release:
         deployed_at=rfc3339(row.deployed_at),
         actor=actor(row.actor),
         current=row.is_current,
+        available=is_available,
     )
 
 

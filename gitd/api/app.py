@@ -110,7 +110,7 @@ def build_api(deps: ApiDeps) -> Api:
         *sites_table(Sites(deps.pipeline, deps.addresses)),
         *environments_table(Environments(deps.pipeline, deps.addresses)),
         *builds_table(Builds(deps.jobs, deps.pipeline, streams)),
-        *artifacts_table(Artifacts(deps.manifest_bytes, deps.envelope_bytes)),
+        *artifacts_table(Artifacts(deps.pipeline, deps.manifest_bytes, deps.envelope_bytes)),
         *deployments_table(Deployments(deps.pipeline)),
         Endpoint(
             "GET",

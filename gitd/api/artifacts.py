@@ -12,10 +12,11 @@ from gitd.api.endpoint import Call, ListReply, Reply
 from gitd.api.envelope import answer_headers
 from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
-from hooks.errors import NotFoundError
+from hooks.errors import NotFoundError, RefusedError
+from hooks.pipeline import Pipeline
 from storage.errors import ArtifactMissingError
 from storage.model import SiteArtifact
-from storage.records import artifacts
+from storage.records import artifacts, retention
 
 MANIFEST_TYPE = "application/vnd.cas-tree.v1"
 ENVELOPE_TYPE = "application/vnd.dsse.envelope.v1+json"
@@ -27,8 +28,12 @@ class Artifacts:
     """
 
     def __init__(
-        self, manifest_bytes: Callable[[str], bytes], envelope_bytes: Callable[[str], bytes]
+        self,
+        pipeline: Pipeline,
+        manifest_bytes: Callable[[str], bytes],
+        envelope_bytes: Callable[[str], bytes],
     ) -> None:
+        self._pipeline = pipeline
         self._manifest_bytes = manifest_bytes
         self._envelope_bytes = envelope_bytes
 
@@ -41,15 +46,36 @@ class Artifacts:
         cursor = None
         if page.has_more:
             cursor = write_cursor(name, page.newest or "", page.last or "")
-        items = [answers.artifact(call.site, call.environment, found) for found in page.items]
+        pinned = retention.pinned(call.db, call.site.id, [f.artifact.id for f in page.items])
+        items = [
+            answers.artifact(
+                call.site, call.environment, found, is_pinned=found.artifact.id in pinned
+            )
+            for found in page.items
+        ]
         return ListReply(items, cursor)
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
-        return Reply(answers.artifact(call.site, call.environment, _named(call)))
+        """Also of one that has expired, as long as something of it is known."""
+        found = _named(call)
+        is_pinned = retention.is_pinned(call.db, call.site.id, found.artifact.id)
+        return Reply(answers.artifact(call.site, call.environment, found, is_pinned=is_pinned))
+
+    async def pin(self, call: Call[NoQuery, NoBody]) -> Reply:
+        found = await self._pipeline.pin_artifact(call.site, call.named("artifact"), call.actor.ref)
+        return Reply(answers.artifact(call.site, call.environment, found, is_pinned=True))
+
+    async def unpin(self, call: Call[NoQuery, NoBody]) -> Reply:
+        found = await self._pipeline.unpin_artifact(call.site, call.named("artifact"))
+        return Reply(answers.artifact(call.site, call.environment, found, is_pinned=False))
 
     async def manifest(self, call: Call[NoQuery, NoBody]) -> web.Response:
         """The list of files whose digest is the artifact's."""
         artifact = _named(call).artifact
+        if artifact.dropped_at is not None:
+            raise RefusedError(
+                "artifact.expired", f"{artifact.id} is not kept any more, and so is its manifest."
+            )
         data = await asyncio.to_thread(_read, self._manifest_bytes, artifact.digest)
         return _raw(call, data, MANIFEST_TYPE)
 

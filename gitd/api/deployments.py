@@ -12,7 +12,7 @@ from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from hooks.errors import NotFoundError
 from hooks.pipeline import Pipeline
-from storage.records import deployments, releases
+from storage.records import artifacts, deployments, releases
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Target = Annotated[
@@ -80,4 +80,10 @@ class Deployments:
             call.db, call.environment.id, before=before, limit_count=call.query.limit
         )
         cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
-        return ListReply([answers.release(release) for release in page.items], cursor)
+        ran = [release.artifact_id for release in page.items]
+        available = artifacts.available(call.db, call.site.id, ran)
+        items = [
+            answers.release(release, is_available=release.artifact_id in available)
+            for release in page.items
+        ]
+        return ListReply(items, cursor)

@@ -254,6 +254,25 @@ def artifacts_table(artifacts: Artifacts) -> tuple[Endpoint, ...]:
             answer=answers.Artifact,
         ),
         Endpoint(
+            "PUT",
+            ENVIRONMENT + "/artifacts/{artifact}/pin",
+            artifacts.pin,
+            "Keep an artifact until it is unpinned",
+            scope="deployments:write",
+            answer=answers.Artifact,
+            reach=Reach.WHOLE_SITE,
+            errors=("artifact.expired",),
+        ),
+        Endpoint(
+            "DELETE",
+            ENVIRONMENT + "/artifacts/{artifact}/pin",
+            artifacts.unpin,
+            "Keep an artifact only as long as anything else does",
+            scope="deployments:write",
+            answer=answers.Artifact,
+            reach=Reach.WHOLE_SITE,
+        ),
+        Endpoint(
             "GET",
             ENVIRONMENT + "/artifacts/{artifact}/manifest",
             artifacts.manifest,
@@ -261,7 +280,7 @@ def artifacts_table(artifacts: Artifacts) -> tuple[Endpoint, ...]:
             scope="deployments:read",
             form=Form.RAW,
             media_type=MANIFEST_TYPE,
-            errors=("artifact.missing",),
+            errors=("artifact.missing", "artifact.expired"),
         ),
         Endpoint(
             "GET",
@@ -288,7 +307,7 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
             answer=answers.Job,
             status=202,
             is_creating=True,
-            errors=("artifact.not_found", "artifact.revoked"),
+            errors=("artifact.not_found", "artifact.revoked", "artifact.expired"),
         ),
         Endpoint(
             "GET",
@@ -322,6 +341,7 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
                 "release.no_previous",
                 "release.already_current",
                 "artifact.revoked",
+                "release.expired",
             ),
         ),
         Endpoint(

@@ -230,6 +230,19 @@ _ROWS = (
     ),
     ErrorCode(
         CONFLICT,
+        "release.expired",
+        "What the release ran is not kept any more: it is older than the releases that are.",
+        "Build its commit again and deploy that; the message names it. Releases with available "
+        "true can be brought back.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "artifact.expired",
+        "The artifact is not kept any more: nothing runs it, and it is neither recent nor pinned.",
+        "Pin it to bring it back, as long as that is possible; else build its commit again.",
+    ),
+    ErrorCode(
+        CONFLICT,
         "request.conflict",
         "Another request changed the same thing at the same moment.",
         "Look at how things stand now, then try again.",

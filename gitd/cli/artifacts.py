@@ -17,6 +17,7 @@ COLUMNS = (
     Column("COMMIT", "commit", Kind.COMMIT, rank=2),
     Column("FILES", "files", rank=3),
     Column("SIZE", "size", Kind.SIZE, rank=2),
+    Column("PINNED", "pinned", Kind.STATUS, rank=4),
     Column("CREATED", "created_at", Kind.TIME, rank=1),
     Column("STATUS", "status", Kind.STATUS, rank=1),
 )
@@ -47,6 +48,30 @@ def show_artifact(session: Session, place: Place, artifact: str) -> None:
     path = place.endpoint("artifacts", artifact)
     found = as_fields(session.api.get(path), "artifact")
     session.show(found, lambda: print_fields(found))
+
+
+@artifacts.command("pin")
+@place_options
+@click.argument("artifact")
+@json_option
+@click.pass_obj
+def pin_artifact(session: Session, place: Place, artifact: str) -> None:
+    """Keep an artifact until it is unpinned. One that has just expired is back with it."""
+    answer = session.api.put(place.endpoint("artifacts", artifact, "pin"), {})
+    found = as_fields(answer, "artifact")
+    session.show(found, lambda: click.echo(f"{artifact} is kept until it is unpinned."))
+
+
+@artifacts.command("unpin")
+@place_options
+@click.argument("artifact")
+@json_option
+@click.pass_obj
+def unpin_artifact(session: Session, place: Place, artifact: str) -> None:
+    """Keep an artifact only as long as releases, branches or its age do."""
+    answer = session.api.delete(place.endpoint("artifacts", artifact, "pin"))
+    found = as_fields(answer, "artifact")
+    session.show(found, lambda: click.echo(f"{artifact} is not pinned."))
 
 
 @artifacts.command("manifest")

@@ -16,6 +16,7 @@ COLUMNS = (
     Column("REF", "ref", Kind.REF),
     Column("ARTIFACT", "artifact_id", Kind.ID, rank=4),
     Column("BY", "actor.label", rank=2),
+    Column("KEPT", "available", Kind.STATUS, rank=3),
     Column("DEPLOYED", "deployed_at", Kind.TIME, rank=1),
 )
 

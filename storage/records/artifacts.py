@@ -126,13 +126,15 @@ def page(
     return ArtifactPage(items, newest, end, has_more=len(rows) > limit_count)
 
 
-def available(db: sqlite3.Connection, artifact_ids: Iterable[str]) -> set[str]:
-    """Return those of the artifacts that can be deployed."""
+def available(db: sqlite3.Connection, site_id: str, artifact_ids: Iterable[str]) -> set[str]:
+    """Return those of the artifacts that a site can deploy: kept, and vouched for."""
     found: set[str] = set()
     for chunk in chunks(set(artifact_ids)):
         rows = db.execute(
-            f"SELECT id FROM artifact WHERE id IN ({marks(chunk)}) AND expired_at IS NULL",  # noqa: S608 - question marks
-            chunk,
+            "SELECT id FROM artifact WHERE expired_at IS NULL"  # noqa: S608 - question marks
+            f" AND id IN ({marks(chunk)}) AND EXISTS(SELECT 1 FROM attestation"
+            " WHERE artifact_id = artifact.id AND site_id = ? AND revoked = 0)",
+            (*chunk, site_id),
         )
         found.update(row[0] for row in rows)
     return found

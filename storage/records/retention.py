@@ -156,7 +156,17 @@ def unpin(db: sqlite3.Connection, site_id: str, artifact_id: str) -> None:
 
 
 def is_pinned(db: sqlite3.Connection, site_id: str, artifact_id: str) -> bool:
-    row = db.execute(
-        "SELECT 1 FROM artifact_pin WHERE site_id = ? AND artifact_id = ?", (site_id, artifact_id)
-    ).fetchone()
-    return row is not None
+    return bool(pinned(db, site_id, [artifact_id]))
+
+
+def pinned(db: sqlite3.Connection, site_id: str, artifact_ids: Iterable[str]) -> set[str]:
+    """Return those of the artifacts that are pinned for a site."""
+    found: set[str] = set()
+    for chunk in chunks(set(artifact_ids)):
+        rows = db.execute(
+            "SELECT artifact_id FROM artifact_pin WHERE site_id = ?"  # noqa: S608 - question marks
+            f" AND artifact_id IN ({marks(chunk)})",
+            (site_id, *chunk),
+        )
+        found.update(row[0] for row in rows)
+    return found

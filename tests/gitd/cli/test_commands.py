@@ -111,6 +111,18 @@ def test_show_prints_the_object(mf, peer, arguments, path) -> None:
     assert "links.log  /v1/log" in ran.out
 
 
+def test_artifact_is_pinned_and_unpinned(mf, peer) -> None:
+    artifact = {"id": "art_01", "pinned": True}
+    peer.on("PUT", f"{HERE}/artifacts/art_01/pin", peer.one(artifact))
+    peer.on("DELETE", f"{HERE}/artifacts/art_01/pin", peer.one(artifact))
+    assert mf("artifacts", "pin", "art_01", *PLACE).out == (
+        "art_01 is kept until it is unpinned.\n"
+    )
+    assert mf("artifacts", "unpin", "art_01", *PLACE).out == "art_01 is not pinned.\n"
+    assert mf("artifacts", "pin", "art_01", *PLACE, "--json").json == artifact
+    assert mf("artifacts", "unpin", "art_01", *PLACE, "--json").json == artifact
+
+
 def test_site_is_made_and_told_how_to_push_to(mf, peer) -> None:
     peer.on("POST", "/v1/sites", peer.one(SITE, 201))
     ran = mf("sites", "create", "acme-store", "--default-branch", "trunk")
