@@ -323,6 +323,32 @@ def check(data: Path, *, as_json: bool) -> None:
         sys.exit(1)
 
 
+@cli.command()
+@data_option
+@click.option("--dry-run", is_flag=True, help="Only say what would go, and why.")
+@click.option("--force", is_flag=True, help="Go on where so much would go that it looks wrong.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A TOML file; without it, the settings that the server runs with.",
+)
+@json_option
+def gc(data: Path, config: Path | None, *, dry_run: bool, force: bool, as_json: bool) -> None:
+    """Take from the store what nothing keeps any more."""
+    from gitd.collecting import collect, in_words
+    from gitd.stores import noted_settings
+
+    folder = beside(data)
+    settings = noted_settings(folder) if config is None else None
+    settings = settings or _settings(data, config, listen=None, sites=None)
+    report = collect(folder, settings, is_dry_run=dry_run, is_forced=force)
+    if as_json:
+        print_json(report)
+    else:
+        for line in in_words(report):
+            click.echo(line)
+
+
 cli.add_command(signing_key)
 
 

@@ -29,6 +29,7 @@ from gitd.git.service import GitService
 from gitd.layout import DataFolder
 from gitd.log import logged
 from gitd.site_git import SiteAccess, SiteReceiver
+from gitd.stores import note_settings, retention_of, room_of
 from gitd.systemd import inherited_sockets, notify
 from hooks.builds import allowlist
 from hooks.builds import service as builder_service
@@ -41,11 +42,13 @@ from hooks.builds.wire import Egress
 from hooks.deploys import service as host_service
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.follow import Addresses, PushNarrator
+from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
 from storage import ids
 from storage.artifacts import ArtifactStore
+from storage.collect import Collector
 from storage.custody import Custody
 from storage.digest import Digest
 from storage.git.repository import RepositoryCache
@@ -110,14 +113,18 @@ class Control:
         self.folder = folder
         self.config = config
         self.uids = Uids.choose(config)
-        self.records = Records.open(folder.database)
+        room = room_of(folder, config)
+        room.relieve_if_full()
+        self.records = Records.open(folder.database, relieve=room.relieve)
         for newest in newest_ids(self.records.reader()):
             ids.advance_past(newest)
-        self.jobs = Jobs(self.records, JobLogs(folder.joblogs))
+        self.jobs = Jobs(self.records, JobLogs(folder.joblogs, relieve=room.relieve))
         self.repository_cache = RepositoryCache()
         self.repositories = Repositories(folder.repositories, self.repository_cache)
         self.custody = Custody(folder.keys, credentials=credentials)
-        self.store = ArtifactStore.open(folder.store, self.records, group=self.uids.group)
+        self.store = ArtifactStore.open(
+            folder.store, self.records, group=self.uids.group, room=room
+        )
         keyring = self.custody.open(self.store.layout.trust)
         # What a command beside could not finish: a crash between trust and records.
         self.records.write(lambda db: attestations.revoke(db, keyring.revoked))
@@ -133,6 +140,18 @@ class Control:
             self.custody.seal,
             scratch=folder.scratch,
             size_bytes_max=config.builders.output_bytes_max,
+            site_bytes_max=config.store.site_bytes_max,
+        )
+        self.housekeeping = Housekeeping(
+            Collector(self.store, self.records, retention_of(config)),
+            room,
+            self.records,
+            limits=HousekeepingLimits(
+                collect_every_s=config.store.collect_every_s,
+                collect_below_bytes=config.store.collect_below_bytes,
+                size_bytes_max=config.store.size_bytes_max,
+                site_bytes_max=config.store.site_bytes_max,
+            ),
         )
         self.builds = BuildRunner(
             self.jobs,
@@ -143,12 +162,14 @@ class Control:
                 lease_s=config.builders.lease_s,
                 output_bytes_max=config.builders.output_bytes_max,
             ),
+            housekeeping=self.housekeeping,
         )
         self.egress_rules = egress_rules(config.builders, machine_environ())
         self.rolls = RollRunner(
             self.jobs,
             limits=RollLimits(config.host.roll_timeout_s, config.host.missing_timeout_s),
             domain=config.sites.domain,
+            relieve=room.relieve_if_full,
         )
         self.pipeline = Pipeline(self.jobs, self.repositories)
         self.push_hooks = PushHooks(
@@ -243,7 +264,13 @@ class Control:
     def git_service(self) -> GitService:
         bounds = self.config.git
         return GitService(
-            SiteAccess(self.records, self.repositories, self.authenticator, self.proxies),
+            SiteAccess(
+                self.records,
+                self.repositories,
+                self.authenticator,
+                self.proxies,
+                housekeeping=self.housekeeping,
+            ),
             SiteReceiver(self.records, self.push_hooks, self.narrator),
             GitLimits(
                 pack_bytes_max=bounds.pack_bytes_max, object_bytes_max=bounds.object_bytes_max
@@ -292,6 +319,8 @@ async def serve(
         listener = _listener(config)
         control = Control(folder, config, credentials)
         stack.callback(control.close)
+        stack.push_async_callback(control.housekeeping.close)
+        note_settings(folder, config)
         if with_children:  # at once: they take as long to start as all of the rest
             children = control.children()
             if not children.has_survivor():
@@ -303,7 +332,8 @@ async def serve(
         await stack.enter_async_context(_front(control, listener))
         stack.callback(control.rolls.close)
         stack.push_async_callback(control.builds.close, ends_slots=with_children)
-        await stack.enter_async_context(_kept_running(control.builds.reap(), control.rolls.reap()))
+        loops = (control.builds.reap(), control.rolls.reap(), control.housekeeping.keep())
+        await stack.enter_async_context(_kept_running(*loops))
         if with_children:
             await _wait_for_host(control)
         _say_ready(config)

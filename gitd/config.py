@@ -24,6 +24,7 @@ from storage.model import PushPolicy
 
 ENVIRON_PREFIX = "GITD_"
 EGRESS_CONNECTIONS_MAX = 400  # two descriptors each, of the 1,024 that a process usually has
+COLLECT_EVERY_S_MIN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,29 @@ class GitConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """The store's room."""
+
+    free_bytes_min: int = 256 * 1024**2
+    free_inodes_min: int = 4096
+    reserve_bytes: int = 64 * 1024**2
+    size_bytes_max: int = 0
+    site_bytes_max: int = 0
+    collect_every_s: float = 3600.0
+    collect_below_bytes: int = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionConfig:
+    """What is kept in the store."""
+
+    releases: int = 10
+    branch_artifacts: int = 3
+    recent_s: int = 7 * 24 * 3600
+    grace_s: int = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     """The server's own log, on its standard error."""
 
@@ -101,6 +125,8 @@ class Config:
     builders: BuildersConfig = field(default_factory=BuildersConfig)
     host: HostConfig = field(default_factory=HostConfig)
     git: GitConfig = field(default_factory=GitConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -235,6 +261,12 @@ def _check(config: Config) -> None:
             raise ConfigError(f"builders.egress_allow: {error}") from error
     if not 1 <= config.builders.egress_connections_max <= EGRESS_CONNECTIONS_MAX:
         raise ConfigError(f"builders.egress_connections_max: 1 to {EGRESS_CONNECTIONS_MAX}")
+    for section in ("store", "retention"):
+        for key in _keys(section):
+            if getattr(getattr(config, section), key) < 0:
+                raise ConfigError(f"{section}.{key}: not below 0")
+    if config.store.collect_every_s < COLLECT_EVERY_S_MIN:
+        raise ConfigError(f"store.collect_every_s: at least {COLLECT_EVERY_S_MIN}")
 
 
 def _choose(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from gitd.auth import Actor, Authenticator
 from gitd.errors import AddressRefusedError, AuthenticationError
 from gitd.git.access import Opened, Service
 from gitd.git.errors import (
+    NoRoomError,
     NotAllowedError,
     NotAuthenticatedError,
     NotFoundError,
@@ -26,6 +27,7 @@ from gitd.git.errors import (
 from gitd.git.push import Push, RefOutcome, Remote
 from hooks import branches
 from hooks.follow import PushNarrator
+from hooks.housekeeping import Housekeeping
 from hooks.push import PushHooks
 from storage.errors import StorageError, StorageFullError
 from storage.model import PushRecord, RefMove, RouteTarget, Site
@@ -60,11 +62,14 @@ class SiteAccess:
         repositories: Repositories,
         authenticator: Authenticator,
         proxies: TrustedProxies,
+        *,
+        housekeeping: Housekeeping,
     ) -> None:
         self._records = records
         self._repositories = repositories
         self._authenticator = authenticator
         self._proxies = proxies
+        self._housekeeping = housekeeping
 
     async def open(self, request: web.Request, path: str, service: Service) -> Opened:
         """See `gitd.git.access.GitAccess`."""
@@ -80,6 +85,8 @@ class SiteAccess:
             raise NotAllowedError(
                 f"This key lacks the scope {_SCOPES[service]}: use one that has it.\n"
             )
+        if service is Service.RECEIVE_PACK:
+            await self._expect_room()
         return Opened(
             self._repositories.path(site.id),
             SiteActor(actor, site),
@@ -87,6 +94,16 @@ class SiteAccess:
             path=f"{site.name}.git",
             is_ours=True,
         )
+
+    async def _expect_room(self) -> None:
+        """A push that the disk has no room for is refused before it sends anything."""
+        if self._housekeeping.lack():
+            await self._housekeeping.made_room()
+        if lack := self._housekeeping.lack():
+            raise NoRoomError(
+                f"The server has no room for pushes: {lack}.\n"
+                "What is live goes on, and can be promoted and rolled back.\n"
+            )
 
     def _authenticate(self, request: web.Request) -> Actor:
         secret = _presented_secret(request.headers.get("Authorization", ""))

@@ -131,12 +131,12 @@ class ArtifactStore:
         records: Records,
         *,
         group: int | None,
-        limits: RoomLimits = RoomLimits(),  # noqa: B008 - a frozen value
+        room: Room | None = None,
     ) -> ArtifactStore:
         """Open the store at `root`, making it first where there is none.
 
         `group`: the group (gid) whose members may read the store; None keeps it to its owner.
-        `limits`: how much stays free on its filesystem.
+        `room`: that of this very store; one with the usual limits when None.
 
         Raises:
             StoreUnusableError: It has a format that this program does not know.
@@ -149,7 +149,7 @@ class ArtifactStore:
             if not read_bounded(layout.format, size_bytes_max=4096).startswith(FORMAT_LINE):
                 raise StoreUnusableError(f"{layout.format} names an unknown format")
             _share(layout, group)
-        return cls(layout, records, Room(layout, limits))
+        return cls(layout, records, room or Room(layout, RoomLimits()))
 
     def ingest(
         self,

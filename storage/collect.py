@@ -47,6 +47,7 @@ FUSE_SHARE = 0.5
 FUSE_COUNT_MIN = 1000
 # A manifest never changes, and neither should its references: a look now and then is enough.
 AUDIT_EVERY_S = 7 * 24 * 3600.0
+ASK_EVERY_S = 0.05  # whether another collector has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ class Collector:
         """
         with mapped_errors("collect"), mapped_record_errors(), self._alone(waits=order.waits):
             cycle = _Cycle(order)
-            self._store.room.relieve()
+            self._store.room.relieve_if_full()
             # A commit before all else: it proves that the records can be written, and after it no
             # earlier commit is in doubt, so that what has no row now never gets one.
             now = self._clock()
@@ -376,10 +377,9 @@ class Collector:
     def _alone(self, *, waits: bool) -> Iterator[None]:
         fd = os.open(self._layout.collector, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CollectorBusyError("somebody collects already") from None
+            while not _is_locked(fd):
+                if not waits or self._stopping.wait(ASK_EVERY_S):
+                    raise CollectorBusyError("somebody collects already")
             yield
         finally:
             os.close(fd)
@@ -387,6 +387,14 @@ class Collector:
     def _check_stop(self) -> None:
         if self._stopping.is_set():
             raise _StoppedError
+
+
+def _is_locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _unlink(path: str) -> None:

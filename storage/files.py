@@ -17,7 +17,7 @@ from pathlib import Path
 
 from storage.errors import StorageFullError, StorageIoError
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -31,7 +31,7 @@ def mapped_errors(doing: str) -> Iterator[None]:
 
 
 def mapped(error: OSError, doing: str) -> StorageFullError | StorageIoError:
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return StorageFullError(f"{doing}: the disk is full ({error.strerror})")
     return StorageIoError(f"{doing}: {error}", code=error.errno)
 

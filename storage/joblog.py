@@ -8,13 +8,14 @@ written before a crash is there after it.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from storage.errors import JobLogPositionError
+from storage.files import FULL, write_all
 from storage.ids import is_id
 from storage.model import Failure, JobStatus
 
@@ -58,8 +59,12 @@ class Positioned:
 class JobLogs:
     """The logs of all jobs, below one folder. Blocking, but each call touches few kilobytes."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, relieve: Callable[[], bool] = lambda: False) -> None:
+        """`relieve` makes room when the disk is full, and says whether it did: then the lines are
+        written after all.
+        """
         self._root = root
+        self._relieve = relieve
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, job_id: str) -> Path:
@@ -72,7 +77,18 @@ class JobLogs:
 
         Survives a kill of this process when it returns; a power cut may cost the newest lines. A
         line that a crash left half written is cut off first.
+
+        Raises:
+            OSError: The system refused, for want of room for instance.
         """
+        try:
+            return self._append(job_id, entries)
+        except OSError as error:
+            if error.errno not in FULL or not self._relieve():
+                raise
+        return self._append(job_id, entries)
+
+    def _append(self, job_id: str, entries: Sequence[Entry]) -> int:
         path = self.path(job_id)
         try:
             fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -83,11 +99,13 @@ class JobLogs:
             end = os.fstat(fd).st_size
             if end and os.pread(fd, 1, end - 1) != b"\n":
                 end = _cut_torn_line(fd, end)
-            data = memoryview(b"".join(_ENCODER.encode(entry) + b"\n" for entry in entries))
-            size = len(data)
-            while data:
-                data = data[os.write(fd, data) :]
-            return end + size
+            data = b"".join(_ENCODER.encode(entry) + b"\n" for entry in entries)
+            try:
+                write_all(fd, data)
+            except OSError:
+                os.ftruncate(fd, end)  # all of them or none
+                raise
+            return end + len(data)
         finally:
             os.close(fd)
 

@@ -15,6 +15,7 @@ from storage.custody import Custody
 from storage.envelope import IN_TOTO_TYPE, Envelope, unseal
 from storage.errors import ArtifactError
 from storage.files import mapped_errors, write_atomic
+from storage.gate import Gate
 from storage.layout import STATEMENT_MODE
 from storage.model import Attestation
 from storage.reader import StoreReader
@@ -38,9 +39,20 @@ def resign(
     Each must be what its key signed, whether that is trusted still or not. Releases that name one
     of them name its successor from then on.
     """
+    # Behind the gate, from the first file to the rows: or the collector could take the new files
+    # for leftovers.
+    with Gate(reader.layout).publishing():
+        signed, failures = _write_again(reader, custody, statements)
+        records.write(lambda db: _replace(db, signed))
+    return Resigned(len(signed), tuple(failures))
+
+
+def _write_again(
+    reader: StoreReader, custody: Custody, statements: Sequence[Attestation]
+) -> tuple[list[tuple[str, Envelope]], list[str]]:
     publics = {name: key.public for name, key in reader.keyring().keys.items()}
     signed: list[tuple[str, Envelope]] = []
-    failures = []
+    failures: list[str] = []
     for made_by in statements:
         try:
             data = reader.envelope(made_by.envelope_sha256)
@@ -53,16 +65,15 @@ def resign(
             path = Path(reader.layout.envelope(envelope.sha256))
             write_atomic(path, envelope.data, mode=STATEMENT_MODE, replace=False)
         signed.append((made_by.envelope_sha256, envelope))
+    return signed, failures
 
-    def change(db: sqlite3.Connection) -> None:
-        for old_sha256, new in signed:
-            attestations.replace(
-                db,
-                old_sha256,
-                new_sha256=new.sha256,
-                key_id=new.key_id,
-                signature=new.signature,
-            )
 
-    records.write(change)
-    return Resigned(len(signed), tuple(failures))
+def _replace(db: sqlite3.Connection, signed: Sequence[tuple[str, Envelope]]) -> None:
+    for old_sha256, new in signed:
+        attestations.replace(
+            db,
+            old_sha256,
+            new_sha256=new.sha256,
+            key_id=new.key_id,
+            signature=new.signature,
+        )

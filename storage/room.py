@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from storage.errors import StorageFullError
+from storage.errors import StorageFullError, StorageIoError
 from storage.files import mapped_errors
 from storage.layout import Layout
 
@@ -29,13 +29,11 @@ class RoomLimits:
         free_bytes_min: Nothing is taken in that would leave less.
         free_inodes_min: The same, as a number of files, where the filesystem bounds that.
         reserve_bytes: How large the file is that is given up when the disk is full; 0 for none.
-        size_bytes_max: How large the contents in the store may be together; 0 is without bound.
     """
 
     free_bytes_min: int = 256 << 20
     free_inodes_min: int = 4096
     reserve_bytes: int = 64 << 20
-    size_bytes_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +137,21 @@ class Room:
             return True
 
     def relieve(self) -> bool:
-        """Give the reserve up when the disk is full, or nearly. Says whether there is more room.
-
-        Cheap, and needs no room itself: to be called before what must not fail.
-        """
-        if self.space().free_bytes >= RELIEF_BYTES:
-            return False
+        """Give the reserve up: the disk is full. Says whether there is more room now."""
         try:
-            os.unlink(self._layout.reserve)  # noqa: PTH108 - nothing is to be looked at first
+            self._layout.reserve.unlink()
         except OSError:
             return False
         return True
+
+    def relieve_if_full(self) -> None:
+        """Give the reserve up when the disk is full, or nearly: for what must not fail.
+
+        Cheap, and needs no room itself.
+        """
+        with contextlib.suppress(StorageIoError):
+            if self.space().free_bytes < RELIEF_BYTES:
+                self.relieve()
 
 
 def size_in_words(size_bytes: int) -> str:

@@ -121,8 +121,8 @@ class ArtifactLinks(msgspec.Struct, frozen=True):
 class Artifact(msgspec.Struct, frozen=True):
     """A build's signed output. `size` is in bytes; the same content always has the same id.
 
-    `status` is `ready` when it can be deployed; `expired` when it is not kept any more; `revoked` when
-    the key that vouched for it was. `pinned`: it is kept until it is unpinned.
+    `status` is `ready` when it can be deployed; `expired` when it is not kept any more; `revoked`
+    when the key that vouched for it was. `pinned`: it is kept until it is unpinned.
     """
 
     id: str

@@ -369,6 +369,13 @@ _ROWS = (
     ),
     ErrorCode(
         JOB,
+        "store.quota_exceeded",
+        "The artifacts of the site are larger together than they may be. Nothing was kept; what "
+        "is live serves on.",
+        "Delete previews, unpin artifacts, or ask for more (store.site_bytes_max).",
+    ),
+    ErrorCode(
+        JOB,
         "build.superseded",
         "A newer push onto the same environment took the place of this build.",
         "Nothing: the newer build is on its way. The message names it.",

@@ -2,6 +2,7 @@
 
 from gitd.git.access import GitAccess, Opened, Service
 from gitd.git.errors import (
+    NoRoomError,
     NotAllowedError,
     NotAuthenticatedError,
     NotFoundError,
@@ -15,6 +16,7 @@ __all__ = [
     "GitAccess",
     "GitLimits",
     "GitService",
+    "NoRoomError",
     "NotAllowedError",
     "NotAuthenticatedError",
     "NotFoundError",

@@ -47,4 +47,5 @@ class GitAccess(Protocol):
             NotAuthenticatedError: somebody must log in first, whether it exists or not.
             NotAllowedError: the asker may know of it, and not do this.
             NotFoundError: it is not there, or the asker may not know of it.
+            NoRoomError: there is no room for a push.
         """

@@ -5,6 +5,7 @@ GitdError
 │   ├── NotAuthenticatedError       401 and a challenge
 │   ├── NotAllowedError             403, its message shown
 │   ├── NotFoundError               404
+│   ├── NoRoomError                 507, its message shown
 │   ├── UnsupportedBodyError        415: type or encoding
 │   ├── BodyTooLargeError           413
 │   ├── BodyInvalidError            400: the bytes are no git request
@@ -39,6 +40,10 @@ class NotAllowedError(GitRequestError):
 
 class NotFoundError(GitRequestError):
     """No such repository, or none that this actor may know of: 404."""
+
+
+class NoRoomError(GitRequestError):
+    """The disk has no room for what the client would send: 507, with the message as text."""
 
 
 class UnsupportedBodyError(GitRequestError):

@@ -29,6 +29,7 @@ from gitd.git.errors import (
     BodyStalledError,
     BodyTooLargeError,
     GitRequestError,
+    NoRoomError,
     NotAllowedError,
     NotAuthenticatedError,
     NotFoundError,
@@ -290,6 +291,7 @@ def _refusal(error: GitRequestError) -> web.Response:
         UnsupportedBodyError: 415,
         BodyTooLargeError: 413,
         BodyStalledError: 408,
+        NoRoomError: 507,
     }
     return _text(statuses.get(type(error), 400), error.message)
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from hooks.builds.sources import Sources
 from hooks.builds.wire import Finish
 from hooks.clock import rfc3339
+from hooks.housekeeping import quota_message
 from hooks.jobs import JobChanges, Jobs
 from hooks.queueing import DeploymentOrder, queue_deployment
 from storage.artifacts import ArtifactStore, Ingested
 from storage.envelope import Envelope
+from storage.errors import QuotaExceededError
 from storage.manifest import Manifest
 from storage.model import Artifact, Attestation, Build, Trigger
 from storage.provenance import (
@@ -29,7 +31,7 @@ from storage.provenance import (
     Submodule,
     build_provenance,
 )
-from storage.records import artifacts, builds, environments, sites
+from storage.records import artifacts, builds, environments, garbage, sites
 from storage.records import jobs as job_rows
 from storage.repos import Graft, Grafts
 from storage.source import Limits
@@ -51,6 +53,7 @@ class Packer:
         *,
         scratch: Path,
         size_bytes_max: int,
+        site_bytes_max: int = 0,
     ) -> None:
         self._jobs = jobs
         self._records = jobs.records
@@ -59,6 +62,7 @@ class Packer:
         self._seal = seal
         self._scratch = scratch
         self._size_bytes_max = size_bytes_max
+        self._site_bytes_max = site_bytes_max
         self._version = version("gitd")
 
     def tar_of(self, job_id: str) -> Path:
@@ -76,7 +80,8 @@ class Packer:
         Raises:
             TreeError: The output holds what no artifact may hold, or too much of it.
             BuildFailedError: A submodule cannot be had, or a file is a pointer of LFS.
-            StorageError: The store could not take it; nothing was kept.
+            QuotaExceededError: The site's artifacts would be too large with it.
+            StorageError: The store could not take it. In each case nothing was kept.
         """
         site = sites.find(self._records.reader(), build.site_id)
         environment = environments.get(self._records.reader(), build.env_id)
@@ -96,6 +101,7 @@ class Packer:
             changes = self._jobs.changes_in(db)
             published[:] = [changes]  # a commit that raced with the collector runs again
             _record_success(changes, build, outcome, kept)
+            self._check_quota(db, build.site_id)
 
         await asyncio.to_thread(self._ingest, build, outcome, grafts, attest, record)
         for changes in published:
@@ -116,6 +122,12 @@ class Packer:
             return
         entries = self._sources.entries(build, outcome, grafts)
         self._store.ingest(entries, limits=limits, attest=attest, record=record)
+
+    def _check_quota(self, db: sqlite3.Connection, site_id: str) -> None:
+        """Here, in the transaction: no other build of the site comes in between."""
+        allowed = self._site_bytes_max
+        if allowed and (used := garbage.site_bytes(db, site_id)) > allowed:
+            raise QuotaExceededError(quota_message(used, allowed))
 
     def _provenance(
         self, site: str, environment: str | None, build: Build, outcome: Finish

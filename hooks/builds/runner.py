@@ -28,8 +28,9 @@ from hooks.builds.wire import (
     Lease,
     LogBatch,
 )
+from hooks.housekeeping import Housekeeping
 from hooks.jobs import JobChanges, Jobs, QueuePlace
-from storage.errors import StorageError, StorageFullError, TreeError
+from storage.errors import QuotaExceededError, StorageError, StorageFullError, TreeError
 from storage.git.errors import RepositoryError
 from storage.ids import new_id
 from storage.joblog import LogLine
@@ -50,6 +51,8 @@ REAP_EVERY_S = 0.5
 SPEAK_UP_S = 4.0  # after a restart: a slot whose call broke off tries again twice a second
 ABSENT_S = 10.0  # a slot that has ended a build asks for the next one within that time
 PROGRESS_EVERY_S = 1.0
+QUOTA_EXCEEDED = "store.quota_exceeded"
+QUOTA_REMEDY = "Delete previews, or unpin artifacts, or ask for more."
 BUILDER = "builder"  # the source of a slot's lines in the job's log, with the attempt's number
 
 
@@ -98,8 +101,15 @@ class BuildRunner:
     """The builds of one server. Belongs to one event loop."""
 
     def __init__(
-        self, jobs: Jobs, sources: Sources, packer: Packer, *, limits: BuildLimits
+        self,
+        jobs: Jobs,
+        sources: Sources,
+        packer: Packer,
+        *,
+        limits: BuildLimits,
+        housekeeping: Housekeeping | None = None,
     ) -> None:
+        self._housekeeping = housekeeping
         self._jobs = jobs
         self._records = jobs.records
         self._sources = sources
@@ -115,6 +125,8 @@ class BuildRunner:
         self._on_silence: Callable[[str], None] = lambda _: None
         jobs.watch(self._on_job)
         jobs.place_by(self._place)
+        if housekeeping is not None:
+            housekeeping.watch(self._stir)
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -184,7 +196,7 @@ class BuildRunner:
         end = self._now() + wait_s
         self._free_slots += 1
         try:
-            while is_gone() or self.is_closing or (build := self._queue.take()) is None:
+            while is_gone() or self.is_closing or (build := self._next_build()) is None:
                 if is_gone() or self.is_closing or not await self._stirred(end - self._now()):
                     return None
         finally:
@@ -192,6 +204,9 @@ class BuildRunner:
             self._absent_at = self._now() + ABSENT_S
         self._stir()
         running = self._begin(build, slot)
+        if refused := await self._refused_for_room(build):
+            await self._fail(build.job_id, refused)
+            return None
         try:
             return self._make_lease(running)
         except (StorageError, RepositoryError) as error:
@@ -319,6 +334,9 @@ class BuildRunner:
             await self._fail(job_id, Failure("build.output_invalid", str(error)))
         except StorageFullError as error:
             await self._fail(job_id, Failure("store.no_space", f"{error}. Nothing was kept."))
+        except QuotaExceededError as error:
+            message = f"Nothing was kept: {error}. {QUOTA_REMEDY}"
+            await self._fail(job_id, Failure(QUOTA_EXCEEDED, message))
         except Exception as error:
             log.exception("build_finish_failed", job_id=job_id)
             await self._fail(
@@ -379,6 +397,22 @@ class BuildRunner:
             if running is not None and running.finishing is None:
                 self._forget(job.id)
         self._stir()
+
+    def _next_build(self) -> Waiting | None:
+        """The next build, once there is room for it, or no hope of any."""
+        if self._housekeeping is not None and not self._housekeeping.is_ready():
+            return None
+        return self._queue.take()
+
+    async def _refused_for_room(self, build: Waiting) -> Failure | None:
+        """Say why the store cannot take what the build would yield."""
+        if self._housekeeping is None:
+            return None
+        if lack := self._housekeeping.lack():
+            return Failure("store.no_space", f"The server has no room for builds: {lack}.")
+        if excess := await self._housekeeping.exceeded_quota(build.site_id):
+            return Failure(QUOTA_EXCEEDED, f"Nothing more can be kept: {excess}. {QUOTA_REMEDY}")
+        return None
 
     def _place(self, job_id: str) -> QueuePlace | None:
         return self._queue.place(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 
 import structlog
@@ -70,7 +70,16 @@ class _Rolling:
 class RollRunner:
     """The rolls of one server. Belongs to one event loop."""
 
-    def __init__(self, jobs: Jobs, *, limits: RollLimits, domain: str) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        *,
+        limits: RollLimits,
+        domain: str,
+        relieve: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`relieve` makes room on a full disk: the host's too, which writes what it serves."""
+        self._relieve = relieve
         self._jobs = jobs
         self._records = jobs.records
         self._limits = limits
@@ -188,6 +197,7 @@ class RollRunner:
         if not waiting:
             return
         deployment = waiting[0]
+        self._relieve()
         seen = self._jobs.joblogs.lines_seen(deployment.job_id, HOST)
         self._rolling[env_id] = _Rolling(deployment, self._now(), seen)
         self._tell(env_id)

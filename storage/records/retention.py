@@ -96,7 +96,8 @@ def restore(db: sqlite3.Connection, artifact_ids: Iterable[str]) -> None:
 def drop(db: sqlite3.Connection, artifact_id: str, at: int) -> list[str]:
     """Let an artifact go; return the names of the envelopes that go with it.
 
-    Its row stays, since the history refers to it. So do the statements that something ran by.
+    Its row stays, since the history refers to it. So do the statements that something ran by, and
+    the newest of all: the next one's place is counted from it.
     """
     db.execute(
         "UPDATE artifact SET expired_at = COALESCE(expired_at, ?), dropped_at = ? WHERE id = ?",
@@ -105,7 +106,8 @@ def drop(db: sqlite3.Connection, artifact_id: str, at: int) -> list[str]:
     rows = db.execute(
         "DELETE FROM attestation WHERE artifact_id = ? AND envelope_sha256 NOT IN"
         " (SELECT envelope_sha256 FROM deployment WHERE artifact_id = ?"
-        "  AND release_id IS NOT NULL) RETURNING envelope_sha256",
+        "  AND release_id IS NOT NULL)"
+        " AND sequence < (SELECT MAX(sequence) FROM attestation) RETURNING envelope_sha256",
         (artifact_id, artifact_id),
     ).fetchall()
     return [row[0] for row in rows]
@@ -122,6 +124,12 @@ def note_run(db: sqlite3.Connection, at: int, *, is_thorough: bool) -> None:
         " thorough_at = COALESCE(excluded.thorough_at, collection.thorough_at)",
         (at, at if is_thorough else None),
     )
+
+
+def began_at(db: sqlite3.Connection) -> int | None:
+    """When the collector last began."""
+    row = db.execute("SELECT began_at FROM collection").fetchone()
+    return None if row is None else row[0]
 
 
 def thorough_at(db: sqlite3.Connection) -> int | None:

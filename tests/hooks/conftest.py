@@ -15,16 +15,19 @@ from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
 from hooks.deploys.runner import RollLimits, RollRunner
+from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
 from storage.artifacts import ArtifactStore
+from storage.collect import Collector
 from storage.custody import Custody
 from storage.joblog import JobLogs
 from storage.model import ActorRef, Environment, Site
 from storage.records import environments
 from storage.records.db import Records
 from storage.repos import Repositories
+from storage.retention import Retention
 
 ACTOR = ActorRef("api_key", "key_00000000000000000000000001", "tests")
 
@@ -43,11 +46,12 @@ class World:
     push_hooks: PushHooks
     builds: BuildRunner
     rolls: RollRunner
+    housekeeping: Housekeeping
     readable: set[str]
     """The sites that whoever starts a build may fetch from."""
 
     @classmethod
-    def open(cls, root: Path) -> World:
+    def open(cls, root: Path, *, site_bytes_max: int = 0) -> World:
         records = Records.open(root / "gitd.db")
         jobs = Jobs(records, JobLogs(root / "joblogs"))
         repositories = Repositories(root / "repos")
@@ -73,8 +77,15 @@ class World:
             custody.seal,
             scratch=root / "tmp",
             size_bytes_max=limits.output_bytes_max,
+            site_bytes_max=site_bytes_max,
         )
-        builds = BuildRunner(jobs, sources, packer, limits=limits)
+        housekeeping = Housekeeping(
+            Collector(store, records, Retention()),
+            store.room,
+            records,
+            limits=HousekeepingLimits(collect_below_bytes=0, site_bytes_max=site_bytes_max),
+        )
+        builds = BuildRunner(jobs, sources, packer, limits=limits, housekeeping=housekeeping)
         rolls = RollRunner(
             jobs, limits=RollLimits(roll_timeout_s=5, host_timeout_s=2), domain="localhost"
         )
@@ -89,6 +100,7 @@ class World:
             PushHooks(jobs, repositories),
             builds,
             rolls,
+            housekeeping,
             readable,
         )
 

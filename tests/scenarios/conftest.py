@@ -100,6 +100,8 @@ class Server:
             "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_CONFIG_NOSYSTEM": "1",
             "NO_COLOR": "1",
+            # Not the usual 64 MiB for each of all these servers.
+            "GITD_STORE_RESERVE_BYTES": str(1 << 20),
         }
 
     def start(self) -> float:

@@ -178,8 +178,8 @@ def fates(collected: Collected) -> dict[str, Fate]:
 
 
 def test_what_nothing_keeps_goes_with_its_blobs_and_nothing_else(world, shop) -> None:
-    kept = shop.ingest({"same": b"same", "kept": b"kept"})
     gone = shop.ingest({"same": b"same", "gone": b"gone", "big*": b"x" * 1000})
+    kept = shop.ingest({"same": b"same", "kept": b"kept"})
     world.release(kept)
     collected = world.collect()
     assert fates(collected) == {kept.artifact_id: Fate.KEPT, gone.artifact_id: Fate.DROPPED}
@@ -278,6 +278,18 @@ def test_statement_that_something_ran_by_stays_as_history(world, shop) -> None:
     assert found.artifact.dropped_at == NOW
     assert not found.artifact.is_available
     world.expect_whole()
+
+
+def test_places_in_the_order_of_statements_are_never_given_twice(world, shop) -> None:
+    def places() -> list[int]:
+        rows = shop.records.reader().execute("SELECT sequence FROM attestation ORDER BY sequence")
+        return [row[0] for row in rows]
+
+    for n in range(3):
+        shop.ingest({"n": b"%d" % n})
+    world.collect()
+    shop.ingest({"n": b"new"})
+    assert places() == [3, 4]
 
 
 # -- expired, and back -------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""The store as the settings want it: its room, and what is kept in it.
+
+The server notes its settings where commands beside it find them: a collector that knew others
+would keep other things.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gitd.config import Config
+from gitd.layout import DataFolder
+from storage.files import mapped_errors, write_atomic
+from storage.layout import Layout
+from storage.retention import Retention
+from storage.room import Room, RoomLimits
+
+_SETTINGS = "settings.json"
+
+
+def note_settings(folder: DataFolder, config: Config) -> None:
+    """Write down what this server runs with, for commands beside it."""
+    path = folder.run / _SETTINGS
+    with mapped_errors(f"write {path}"):
+        write_atomic(path, msgspec.json.encode(config), mode=0o600)
+
+
+def noted_settings(folder: DataFolder) -> Config | None:
+    """What the server runs with, or ran with last; None when nothing is known."""
+    try:
+        return msgspec.json.decode((folder.run / _SETTINGS).read_bytes(), type=Config)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def room_of(folder: DataFolder, config: Config) -> Room:
+    """The room of the server's store, which need not be there yet."""
+    store = config.store
+    limits = RoomLimits(store.free_bytes_min, store.free_inodes_min, store.reserve_bytes)
+    return Room(Layout(folder.store), limits)
+
+
+def retention_of(config: Config) -> Retention:
+    kept = config.retention
+    return Retention(
+        releases=kept.releases,
+        branch_artifacts=kept.branch_artifacts,
+        recent_ms=kept.recent_s * 1000,
+        grace_ms=kept.grace_s * 1000,
+        cache_bytes_max=config.builders.cache_bytes_max,
+        cache_site_bytes_max=config.builders.cache_site_bytes_max,
+    )
