@@ -53,7 +53,8 @@ def materialise(
     (`verify_tree`) before it is used, and unpacked anew when it does not hold.
 
     `beside`: a folder that was unpacked before, by the same user. A file that it has under the
-    same path is linked instead of copied, after it was read and found to be what it must be.
+    same path is linked instead of copied, after it was read and found to be what it must be, and
+    its blob in the store as well.
 
     Files are 0444 or 0555 and bear `blob_mtime`; folders are 0755. Until it is complete the
     folder is named `.<name>.partial-<hex>` beside `dest` and only its owner can enter; a crash
@@ -88,6 +89,20 @@ def materialise(
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def verify_blobs(layout: Layout, manifest: Manifest) -> None:
+    """Hold the blobs of a tree, as the store has them, against its manifest.
+
+    Raises:
+        ArtifactMissingError: A blob is not in the store.
+        ArtifactCorruptError: A blob is not what the manifest says; `path` names the entry.
+        StorageIoError: The system refused.
+    """
+    files = {(e.digest, e.executable): e for e in manifest.entries if isinstance(e, FileEntry)}
+    with mapped_errors("verify the blobs of a tree"):
+        for entry in files.values():
+            _verify_blob(layout, entry)
 
 
 def remove_partials(folder: Path) -> int:
@@ -130,7 +145,9 @@ def verify_tree(root: Path, manifest: Manifest) -> None:
 def _unpack(layout: Layout, entry: Entry, partial: str, previous: bytes | None) -> None:
     path = os.fsencode(partial) + b"/" + entry.path
     if isinstance(entry, FileEntry):
-        if previous is None or not _link(entry, previous + b"/" + entry.path, path):
+        if previous is not None and _link(entry, previous + b"/" + entry.path, path):
+            _verify_blob(layout, entry)
+        else:
             _copy(layout, entry, path)
     elif isinstance(entry, DirectoryEntry):
         os.mkdir(path)
@@ -178,6 +195,19 @@ def _copy(layout: Layout, entry: FileEntry, path: bytes) -> None:
             os.close(target)
     finally:
         os.close(source)
+
+
+def _verify_blob(layout: Layout, entry: FileEntry) -> None:
+    source = _open_blob(layout, entry)
+    try:
+        hasher = blake3()
+        count = 0
+        while count <= entry.size_bytes and (data := os.read(source, WHOLE_BYTES_MAX)):
+            hasher.update(data)
+            count += len(data)
+    finally:
+        os.close(source)
+    _expect_bytes(entry, hasher.digest(), count)
 
 
 def _copy_large(source: int, target: int, entry: FileEntry) -> None:

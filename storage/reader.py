@@ -30,7 +30,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class VerifiedArtifact:
-    """An artifact whose manifest and signature hold; its files are checked as they are copied.
+    """An artifact whose manifest and signature hold; its files are not read yet.
 
     Attributes:
         key_id: The trusted key that vouches for it.
@@ -113,6 +113,10 @@ class StoreReader:
         return VerifiedArtifact(
             digest, manifest, provenance, envelope_sha256, key_id, keyring.version
         )
+
+    def verify_blobs(self, verified: VerifiedArtifact) -> None:
+        """Read every file of the artifact in the store. See `storage.materialise`."""
+        materialise.verify_blobs(self.layout, verified.manifest)
 
     def materialise(
         self, verified: VerifiedArtifact, dest: Path, *, beside: Path | None = None

@@ -135,7 +135,7 @@ class Rollout:
             verified = await self._verify(desired.site, artifact)
         journal.say(_verified_line(verified), stage="verify", progress=20)
         with timings.of("unpack"):
-            folder = await self._unpack(verified)
+            folder = await self._unpack(verified, is_roll=True)
         journal.say(f"release folder {folder} is complete", stage="unpack", progress=50)
         if self._wants_release_command(desired, verified):
             with timings.of("release"):
@@ -159,7 +159,7 @@ class Rollout:
                 if served is None:
                     return
                 verified = await self._verify(self.state.site, served.artifact)
-                folder = await self._unpack(verified)
+                folder = await self._unpack(verified, is_roll=False)
                 served = msgspec.structs.replace(served, folder=folder)
                 responder = await self._resumed(verified, served)
                 await _to_the_end(self._switch(served, responder))
@@ -208,12 +208,16 @@ class Rollout:
             self._tools.reader.verify, digest, artifact.envelope, site=site
         )
 
-    async def _unpack(self, verified: VerifiedArtifact) -> str:
-        """Return the name of a folder that holds exactly the artifact, byte by byte."""
-        async with self._tools.unpacking:
-            return await self._tools.in_thread(self._unpack_blocking, verified)
+    async def _unpack(self, verified: VerifiedArtifact, *, is_roll: bool) -> str:
+        """Return the name of a folder that holds exactly the artifact, byte by byte.
 
-    def _unpack_blocking(self, verified: VerifiedArtifact) -> str:
+        A roll reads the store's files too where it has them unpacked already: what was tampered
+        with there is not deployed. What served before a start of the host serves on without that.
+        """
+        async with self._tools.unpacking:
+            return await self._tools.in_thread(self._unpack_blocking, verified, is_roll=is_roll)
+
+    def _unpack_blocking(self, verified: VerifiedArtifact, *, is_roll: bool) -> str:
         kept = self.state.folder_of(verified.digest)
         if kept is not None:
             try:
@@ -222,6 +226,8 @@ class Rollout:
                 _log.warning("release_folder_damaged", folder=kept, reason=str(error))
                 self.state = self.state.without_folder(kept)
             else:
+                if is_roll:
+                    self._tools.reader.verify_blobs(verified)
                 return kept
         sequence = self.state.sequence + 1
         self.state = msgspec.structs.replace(self.state, sequence=sequence)

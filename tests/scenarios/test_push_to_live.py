@@ -373,6 +373,8 @@ def test_check_finds_nothing_wrong_and_then_a_flipped_byte(server) -> None:
 @pytest.mark.parametrize("part", ["blobs", "trees", "attest"])
 def test_tampered_store_stops_the_roll_and_the_prior_release_serves_on(server, part) -> None:
     work = server.work()
+    work.commit({"index.html": PAGE.format("zero")})
+    work.push("main:staging")
     work.commit({"index.html": PAGE.format("one")})
     work.push("main:staging")
     work.commit({"index.html": PAGE.format("two")})
@@ -392,6 +394,12 @@ def test_tampered_store_stops_the_roll_and_the_prior_release_serves_on(server, p
     assert job["status"] == "failed"
     assert job["error"]["code"] in ("artifact.corrupt", "artifact.signature_invalid")
     assert server.serves("two")
+    # Its folder is kept from the first time: that is no way around the store.
+    first = releases(server, "staging")[-1]["id"]
+    rollback = f"/sites/acme-store/environments/staging/deployments/{first}/rollback"
+    job = finish(server, server.api("POST", rollback))
+    assert job["status"] == "failed"
+    assert job["error"]["code"] in ("artifact.corrupt", "artifact.signature_invalid")
     assert server.serves("one", "acme-store--staging")
 
 

@@ -518,3 +518,21 @@ def test_damaged_folder_before_is_not_believed(shop, tmp_path: Path, how: str) -
     verify_tree(tmp_path / "two", two.manifest)
     assert (tmp_path / "two/same").read_bytes() == b"same"
     assert not (tmp_path / "two/same").is_symlink()
+
+
+def test_stored_files_are_held_against_the_manifest(shop, site) -> None:
+    verified = shop.verify(site)
+    shop.reader.verify_blobs(verified)
+    files = [e for e in verified.manifest.entries if isinstance(e, FileEntry) and e.size_bytes]
+    for entry in files:
+        blob = Path(shop.store.layout.blob(entry.digest, executable=entry.executable))
+        whole = blob.read_bytes()
+        for damaged in (bytes([whole[0] ^ 1]) + whole[1:], whole[:-1], whole + b"x"):
+            write(blob, damaged)
+            with pytest.raises(ArtifactCorruptError):
+                shop.reader.verify_blobs(verified)
+        blob.unlink()
+        with pytest.raises(ArtifactMissingError):
+            shop.reader.verify_blobs(verified)
+        blob.write_bytes(whole)
+    shop.reader.verify_blobs(verified)

@@ -156,6 +156,44 @@ async def test_a_tampered_artifact_is_refused_and_the_old_one_goes_on(
     assert len(release_folders(host)) == 1
 
 
+@pytest.mark.parametrize("tampering", [name for name in TAMPERINGS if "file" in name])
+async def test_a_tampered_artifact_is_refused_though_its_folder_is_kept(
+    shelf, control, host, visitor, wanted, tampering
+):
+    tamper, code = TAMPERINGS[tampering]
+    old, new = shelf.put(page("old")), shelf.put(page("new!"))
+    await control.roll(wanted(pin=old))
+    await control.roll(wanted(pin=new))
+    tamper(shelf, old)
+    report = await control.roll(wanted(pin=old))
+    assert (report.status, report.error.code) == ("failed", code)
+    assert await visitor.text() == "new!"
+
+
+async def test_a_tampered_file_is_refused_though_the_release_before_has_it_too(
+    shelf, control, host, visitor, wanted
+):
+    await control.roll(wanted(pin=shelf.put({"index.html": "old", "same.css": "the same"})))
+    new = shelf.put({"index.html": "new", "same.css": "the same"})
+    flip(shelf.blob_of(new, "same.css"))
+    report = await control.roll(wanted(pin=new))
+    assert (report.status, report.error.code) == ("failed", "artifact.corrupt")
+    assert await visitor.text() == "old"
+    assert len(release_folders(host)) == 1
+
+
+async def test_what_served_before_a_start_serves_on_while_the_store_is_bad(
+    shelf, control, host, visitor, wanted
+):
+    pin = shelf.put(page("good"))
+    await control.roll(wanted(pin=pin))
+    host.kill()
+    await control.stop()
+    flip(shelf.blob_of(pin, "index.html"))
+    host.start()
+    assert await visitor.text() == "good"
+
+
 async def test_the_statement_of_another_artifact_does_not_vouch_for_this_one(
     shelf, control, host, visitor, wanted
 ):
