@@ -9,12 +9,13 @@ from typing import Protocol
 
 from hooks.jobs import Jobs, QueuePlace
 from hooks.push import Building, Effect, Failed, NotDeployed, TornDown
-from storage.joblog import LogLine
+from storage.joblog import Entry, LogLine
 from storage.model import Build, Deployment, Environment, Failure, Job, JobStatus
 from storage.records import artifacts, builds, deployments, releases, sites
 from storage.room import size_in_words
 
 SILENCE_S = 30.0
+SLOW_STAGE_S = 0.1  # what takes less goes without saying
 
 
 class Listener(Protocol):
@@ -100,8 +101,8 @@ class PushNarrator:
             if isinstance(item, QueuePlace):
                 if not item.is_starting:
                     await listener.say(_staged("queued", place_in_words(item)))
-            elif item is not None and isinstance(item.entry, LogLine):
-                await listener.say(_staged(item.entry.stage, item.entry.line))
+            elif item is not None and (line := shown(item.entry)) is not None:
+                await listener.say(line)
         job = self._jobs.get(job_id)
         if job is not None and not job.status.is_final:
             await listener.say(f"  gitd is being stopped; go on with: mf logs --follow {job_id}")
@@ -199,6 +200,20 @@ class PushNarrator:
         commit = f" ({current.commit[:7]})" if current.commit else ""
         url = self._addresses.of_environment(environment)
         return f"{environment.slug} still serves {current.id}{commit}: {url}"
+
+
+def shown(entry: Entry) -> str | None:
+    """What a push shows of an entry of the log: lines, with their stages before them.
+
+    So the marks of stages say little: only where one took its time.
+    """
+    if not isinstance(entry, LogLine) or entry.mark == "begin":
+        return None
+    if entry.mark == "end":
+        took_s = entry.seconds or 0
+        is_slow = took_s >= SLOW_STAGE_S
+        return _staged(entry.stage, f"done in {took_s:.1f} s") if is_slow else None
+    return _staged(entry.stage, entry.line)
 
 
 def place_in_words(place: QueuePlace) -> str:

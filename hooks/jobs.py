@@ -14,7 +14,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Itera
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import msgspec
+
 from hooks.clock import Clock, now_ms, rfc3339
+from hooks.stages import begin_text, end_text
 from storage.ids import new_id
 from storage.joblog import JobLogs, LogLine, Positioned, StateChange
 from storage.model import Failure, Job, JobStatus, JobType
@@ -23,6 +26,7 @@ from storage.records.db import Records, savepoint
 
 T = TypeVar("T")
 LINE_CHARS_MAX = 8192
+LOG_BYTES_MAX = 64 << 20  # of one job, whatever its builder or host sends: both bound it themselves
 RECOVERED_MS = 60_000
 CONTROL = "control"  # the source of the lines that control itself writes
 
@@ -237,6 +241,21 @@ class Jobs:
         )
         self._wake(job_id)
 
+    def begin_stage(self, job_id: str, stage: str) -> None:
+        """Mark in the job's log where a stage of control's own begins."""
+        self._append_line(job_id, LogLine(begin_text(stage), "", stage, mark="begin"))
+
+    def end_stage(self, job_id: str, stage: str, seconds: float) -> None:
+        """Mark where it ends, and how long it took."""
+        text = end_text(stage, seconds)
+        line = LogLine(text, "", stage, mark="end", seconds=round(seconds, 6))
+        self._append_line(job_id, line)
+
+    def _append_line(self, job_id: str, line: LogLine) -> None:
+        at = rfc3339(self.clock())
+        self.joblogs.append(job_id, [msgspec.structs.replace(line, at=at, source=CONTROL)])
+        self._wake(job_id)
+
     def log_batch(
         self, job_id: str, lines: Sequence[LogLine], *, first: int, source: str, seen: int
     ) -> int:
@@ -245,12 +264,16 @@ class Jobs:
         `first` is the index of the batch's first line, `seen` how many the log has already.
         """
         fresh = [
-            LogLine(line.line[:LINE_CHARS_MAX], line.at, line.stage, source, first + offset)
+            msgspec.structs.replace(
+                line, line=line.line[:LINE_CHARS_MAX], source=source, index=first + offset
+            )
             for offset, line in enumerate(lines)
             if first + offset >= seen
         ]
-        if fresh:
-            self.joblogs.append(job_id, fresh)
+        if fresh and self.joblogs.size_bytes(job_id) < LOG_BYTES_MAX:
+            if self.joblogs.append(job_id, fresh) >= LOG_BYTES_MAX:
+                said = f"... log truncated: it has {LOG_BYTES_MAX >> 20} MiB already"
+                self.log(job_id, [said], stage=fresh[-1].stage)
             self._wake(job_id)
         return seen + len(fresh)
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -23,14 +24,21 @@ ENTRY_BYTES_MAX = 256 * 1024
 READ_BYTES = 1024 * 1024  # at least the largest entry
 
 
-class LogLine(msgspec.Struct, frozen=True, tag="log", tag_field="kind"):
-    """A line of a build or roll. `index` counts the lines of one `source`, for repeated batches."""
+class LogLine(msgspec.Struct, frozen=True, omit_defaults=True, tag="log", tag_field="kind"):
+    """A line of a build or roll.
+
+    Attributes:
+        index: counts the lines of one `source`, for repeated batches.
+        mark: the line says that its stage begins, or ends after so many `seconds`.
+    """
 
     line: str
     at: str
     stage: str
     source: str = ""
     index: int = -1
+    mark: Literal["", "begin", "end"] = ""
+    seconds: float | None = None
 
 
 class StateChange(msgspec.Struct, frozen=True, tag="job", tag_field="kind"):
@@ -108,6 +116,13 @@ class JobLogs:
             return end + len(data)
         finally:
             os.close(fd)
+
+    def size_bytes(self, job_id: str) -> int:
+        """How large the log is; 0 where there is none."""
+        try:
+            return self.path(job_id).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def read(self, job_id: str, after: int = 0) -> list[Positioned]:
         """Return some entries behind the id `after`, oldest first; none when there are no more.

@@ -214,6 +214,13 @@ class Build:
     started_at: int | None
     finished_at: int | None
 
+    @property
+    def waited(self) -> dict[str, float]:
+        """How long it was queued, in seconds, as the first of its timings."""
+        if self.started_at is None:
+            return {}
+        return {"queued": (self.started_at - self.created_at) / 1000}
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:

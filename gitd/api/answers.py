@@ -5,6 +5,7 @@ Source: contract §1, §3, §4, §5.
 
 from __future__ import annotations
 
+from typing import Literal
 from urllib.parse import quote
 
 import msgspec
@@ -70,12 +71,17 @@ class Job(msgspec.Struct, frozen=True):
     links: JobLinks
 
 
-class LogLine(msgspec.Struct, frozen=True):
-    """The data of a stream's `log` event."""
+class LogLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The data of a stream's `log` event.
+
+    `mark`: the stage begins or ends with this line, after so many `seconds`.
+    """
 
     line: str
     at: str
     stage: str
+    mark: Literal["", "begin", "end"] = ""
+    seconds: float | None = None
 
 
 class BuildLinks(msgspec.Struct, frozen=True):

@@ -180,7 +180,8 @@ def _event(job: Job, item: Positioned) -> bytes:
     if isinstance(item.entry, StateChange):
         return _job_event(item.id, as_of(job, item.entry))
     line = item.entry
-    data = ENCODER.encode(answers.LogLine(line.line, line.at, line.stage))
+    told = answers.LogLine(line.line, line.at, line.stage, line.mark, line.seconds)
+    data = ENCODER.encode(told)
     return b"id: %d\nevent: log\ndata: %b\n\n" % (item.id, data)
 
 

@@ -111,3 +111,8 @@ class LogLine:
     @property
     def stage(self) -> str:
         return text_at(self.fields, "stage")
+
+    @property
+    def begins_stage(self) -> bool:
+        """It marks where its stage begins, and says nothing else."""
+        return text_at(self.fields, "mark") == "begin"

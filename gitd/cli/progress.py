@@ -73,7 +73,7 @@ class PlainDisplay:
 
     def _lines(self, item: Item) -> list[str]:
         match item:
-            case LogLine():
+            case LogLine() if not item.begins_stage:
                 return [printable(f"[{item.stage}] {item.line}" if item.stage else item.line)]
             case Job() if self._told != (item.id, item.status, item.queue_position):
                 self._told = (item.id, item.status, item.queue_position)
@@ -121,7 +121,11 @@ class LiveDisplay:
     def show(self, batch: Sequence[Item]) -> None:
         from rich.console import Group
 
-        lines = [self._log_line(item) for item in batch if isinstance(item, LogLine)]
+        lines = [
+            self._log_line(item)
+            for item in batch
+            if isinstance(item, LogLine) and not item.begins_stage
+        ]
         if lines:
             self._console.print(Group(*lines))
         for item in batch:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from hooks.builds.wire import BatchLine
 from hooks.clock import now_ms, rfc3339
+from hooks.stages import begin_text, end_text
 
 LINE_CHARS_MAX = 4096  # what is longer is cut into lines of this length
 LOG_CHARS_MAX = 4 << 20
@@ -40,6 +41,15 @@ class BuildLog:
         at = rfc3339(now_ms())
         for part in text.split("\n"):
             self._add(BatchLine(part[:LINE_CHARS_MAX], at, stage))
+
+    def begin(self, stage: str) -> None:
+        """Mark where a stage begins."""
+        self._add(BatchLine(begin_text(stage), rfc3339(now_ms()), stage, "begin"))
+
+    def end(self, stage: str, seconds: float) -> None:
+        """Mark where a stage ends, and how long it took."""
+        text = end_text(stage, seconds)
+        self._add(BatchLine(text, rfc3339(now_ms()), stage, "end", round(seconds, 6)))
 
     def output(self, stage: str) -> OutputLines:
         """Return what takes a program's output and makes lines of it."""

@@ -292,12 +292,14 @@ class _Build:
         self._phase = phase
         if phase is not Phase.DETECT:
             self._advanced.set()
+        self._log.begin(phase)
         started = time.monotonic()
         try:
             yield
         finally:
             took_s = time.monotonic() - started
             self._timings[phase] = round(self._timings.get(phase, 0) + took_s, 6)
+            self._log.end(phase, took_s)
 
 
 async def _end_tasks(tasks: Sequence[asyncio.Task[Any]]) -> None:

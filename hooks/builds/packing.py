@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,8 @@ from storage.records import jobs as job_rows
 from storage.repos import Graft, Grafts
 from storage.source import Limits
 from storage.tar import scan_tar
+
+PACK = "pack"  # the stage that is control's own
 
 
 class Packer:
@@ -89,6 +92,8 @@ class Packer:
         slug = environment.slug if environment is not None else None  # it may be going
         grafts = await asyncio.to_thread(self._sources.grafts_of, build, outcome)
         published: list[JobChanges] = []
+        self._jobs.begin_stage(build.job_id, PACK)
+        began = time.monotonic()
 
         def attest(manifest: Manifest) -> Envelope:
             facts = replace(
@@ -100,10 +105,14 @@ class Packer:
         def record(db: sqlite3.Connection, kept: Ingested) -> None:
             changes = self._jobs.changes_in(db)
             published[:] = [changes]  # a commit that raced with the collector runs again
-            _record_success(changes, build, outcome, kept)
+            took = {**outcome.timings, PACK: round(time.monotonic() - began, 6)}
+            _record_success(changes, build, outcome, kept, took)
             self._check_quota(db, build.site_id)
 
-        await asyncio.to_thread(self._ingest, build, outcome, grafts, attest, record)
+        try:
+            await asyncio.to_thread(self._ingest, build, outcome, grafts, attest, record)
+        finally:
+            self._jobs.end_stage(build.job_id, PACK, time.monotonic() - began)
         for changes in published:
             self._jobs.publish(changes)
 
@@ -157,7 +166,13 @@ class Packer:
         return Submodule(path, site.name if site is not None else graft.site_id, graft.commit)
 
 
-def _record_success(changes: JobChanges, build: Build, outcome: Finish, kept: Ingested) -> None:
+def _record_success(
+    changes: JobChanges,
+    build: Build,
+    outcome: Finish,
+    kept: Ingested,
+    took: Mapping[str, float],
+) -> None:
     profile = outcome.profile or "static"
     artifacts.add(
         changes.db,
@@ -192,13 +207,14 @@ def _record_success(changes: JobChanges, build: Build, outcome: Finish, kept: In
         result["deployment_id"] = deployment_id
     if changes.succeed(build.job_id, result) is None:
         return  # canceled meanwhile: the artifact is kept, and that is all
+    started = builds.get(changes.db, build.id) or build
     builds.succeed(
         changes.db,
         build.id,
         artifact_id=kept.artifact_id,
         deployment_id=deployment_id,
         profile=profile,
-        timings=outcome.timings,
+        timings={**started.waited, **took},
         at=changes.now,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -212,7 +212,7 @@ class BuildRunner:
         except (StorageError, RepositoryError) as error:
             log.exception("lease_failed", job_id=build.job_id)
             message = f"The commit cannot be read: {error}"
-            await self._fail(build.job_id, Failure("build.source_unreadable", message))
+            await self._fail_here(build.job_id, Failure("build.source_unreadable", message))
             return None
 
     def check(self, job_id: str, lease_id: str) -> str | None:
@@ -250,7 +250,10 @@ class BuildRunner:
     def take_log(self, job_id: str, batch: LogBatch) -> None:
         running = self._held(job_id)
         self._renew(running)
-        lines = [LogLine(line.line, line.at, line.stage) for line in batch.lines]
+        lines = [
+            LogLine(line.line, line.at, line.stage, mark=line.mark, seconds=line.seconds)
+            for line in batch.lines
+        ]
         running.lines_seen = self._jobs.log_batch(
             job_id, lines, first=batch.first, source=running.source, seen=running.lines_seen
         )
@@ -323,39 +326,48 @@ class BuildRunner:
             if outcome.status == "failed":
                 error = outcome.error
                 assert error is not None, "a failed build says why"
-                await self._fail(
-                    job_id, Failure(error.code, error.message, exit_status=error.exit_status)
-                )
+                failure = Failure(error.code, error.message, exit_status=error.exit_status)
+                await self._fail(job_id, failure, outcome.timings)
             else:
                 await self._packer.keep(self._build(running.job), outcome)
         except BuildFailedError as error:
-            await self._fail(job_id, Failure(error.code, str(error)))
+            await self._fail_here(job_id, Failure(error.code, str(error)), outcome.timings)
         except TreeError as error:
-            await self._fail(job_id, Failure("build.output_invalid", str(error)))
+            failure = Failure("build.output_invalid", str(error))
+            await self._fail_here(job_id, failure, outcome.timings)
         except StorageFullError as error:
-            await self._fail(job_id, Failure("store.no_space", f"{error}. Nothing was kept."))
+            failure = Failure("store.no_space", f"{error}. Nothing was kept.")
+            await self._fail_here(job_id, failure, outcome.timings)
         except QuotaExceededError as error:
             message = f"Nothing was kept: {error}. {QUOTA_REMEDY}"
-            await self._fail(job_id, Failure(QUOTA_EXCEEDED, message))
+            await self._fail_here(job_id, Failure(QUOTA_EXCEEDED, message), outcome.timings)
         except Exception as error:
             log.exception("build_finish_failed", job_id=job_id)
-            await self._fail(
-                job_id, Failure("build.internal", f"gitd could not keep the output: {error}")
-            )
+            failure = Failure("build.internal", f"gitd could not keep the output: {error}")
+            await self._fail_here(job_id, failure, outcome.timings)
         finally:
             self._absent_at = self._now() + ABSENT_S
             self._forget(job_id)
             self._packer.tar_of(job_id).unlink(missing_ok=True)
 
-    async def _fail(self, job_id: str, failure: Failure) -> None:
-        await self._jobs.commit(lambda changes: _fail(changes, job_id, failure))
+    async def _fail(
+        self, job_id: str, failure: Failure, timings: Mapping[str, float] | None = None
+    ) -> None:
+        await self._jobs.commit(lambda changes: _fail(changes, job_id, failure, timings))
         self._forget(job_id)
+
+    async def _fail_here(
+        self, job_id: str, failure: Failure, timings: Mapping[str, float] | None = None
+    ) -> None:
+        """Fail a job for a reason that its slot did not write into the log."""
+        self._jobs.log(job_id, failure.message.splitlines(), stage="gitd")
+        await self._fail(job_id, failure, timings)
 
     async def _fail_overdue(self, running: _Running) -> None:
         log.warning("build_overdue", job_id=running.job.id, slot=running.slot)
         limit_s = self.limits.timeout_s
         message = f"The build did not end within {limit_s} s, and its builder did not end it."
-        await self._fail(running.job.id, Failure("build.timed_out", message))
+        await self._fail_here(running.job.id, Failure("build.timed_out", message))
 
     async def _take_back(self, running: _Running, loss: str | None = None) -> None:
         """Queue a job again. `loss` says how its slot was lost; None when it gave the job back."""
@@ -554,7 +566,16 @@ class BuildRunner:
         return asyncio.get_running_loop().time()
 
 
-def _fail(changes: JobChanges, job_id: str, failure: Failure) -> None:
+def _fail(
+    changes: JobChanges,
+    job_id: str,
+    failure: Failure,
+    timings: Mapping[str, float] | None = None,
+) -> None:
     job = changes.fail(job_id, failure)
-    if job is not None:
-        builds.end(changes.db, job.resource_id, JobStatus.FAILED, failure, changes.now)
+    if job is None:
+        return
+    build = builds.get(changes.db, job.resource_id)
+    assert build is not None, "a job has its build"
+    took = {**build.waited, **(timings or {})}
+    builds.end(changes.db, build.id, JobStatus.FAILED, failure, changes.now, timings=took)

@@ -25,6 +25,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from hooks.stages import Mark
+
 CONFIG_FILES = ("managed.toml", "Procfile", "package.json", "pyproject.toml")
 """The files of a folder whose text travels with its names, when they are there."""
 CONFIG_FILE_BYTES_MAX = 64 * 1024
@@ -118,10 +120,14 @@ class Egress(msgspec.Struct, frozen=True):
     idle_s: float = 120.0
 
 
-class BatchLine(msgspec.Struct, frozen=True):
+class BatchLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`mark`: the line says that its stage begins, or ends after so many `seconds`."""
+
     line: str
     at: str
     stage: str
+    mark: Mark = ""
+    seconds: float | None = None
 
 
 class LogBatch(msgspec.Struct, frozen=True):

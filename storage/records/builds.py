@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 
 import msgspec
 
 from storage.model import Build, Failure, JobStatus
 from storage.records.statements import (
     Page,
+    Value,
     actor_columns,
     actor_of,
     failure_of,
@@ -140,7 +142,7 @@ def succeed(
     artifact_id: str,
     deployment_id: str | None,
     profile: str,
-    timings: dict[str, float],
+    timings: Mapping[str, float],
     at: int,
 ) -> None:
     update(
@@ -159,14 +161,22 @@ def succeed(
 
 
 def end(
-    db: sqlite3.Connection, build_id: str, status: JobStatus, error: Failure | None, at: int
+    db: sqlite3.Connection,
+    build_id: str,
+    status: JobStatus,
+    error: Failure | None,
+    at: int,
+    *,
+    timings: Mapping[str, float] | None = None,
 ) -> None:
-    update(
-        db,
-        "build",
-        build_id,
-        {"status": status.value, "error": to_text(error), "finished_at": at},
-    )
+    columns: dict[str, Value] = {
+        "status": status.value,
+        "error": to_text(error),
+        "finished_at": at,
+    }
+    if timings is not None:
+        columns["timings"] = to_text(timings)
+    update(db, "build", build_id, columns)
 
 
 def supersede(db: sqlite3.Connection, build_id: str, *, by: str) -> None:

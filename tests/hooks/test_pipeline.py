@@ -61,6 +61,8 @@ async def test_build_gives_an_artifact_and_deploys_nothing(world, commit) -> Non
     job = await build(world, site)
     assert job.status is JobStatus.SUCCEEDED
     assert set(job.result) == {"artifact_id", "build_id"}
+    timings = builds.get(world.records.reader(), job.result["build_id"]).timings
+    assert list(timings) == ["queued", "pack"]
     assert current(world, site) is None
     listed = artifacts.page(world.records.reader(), site.id, newest=None, last=None, limit_count=10)
     assert [item.artifact.id for item in listed.items] == [job.result["artifact_id"]]
@@ -225,11 +227,14 @@ async def test_failed_build_is_a_result_of_its_job(world, commit) -> None:
     made = await world.pipeline.start_build(world.environment(site), ACTOR, deploy=True)
     lease = await world.builds.lease("slot-0", 5)
     error = BuildError("build.command_failed", "exited with 2", 2)
+    outcome = Finish("slot-0", "failed", error=error, timings={"build": 1.5})
     for _ in range(2):
-        await world.builds.finish(lease.job_id, Finish("slot-0", "failed", error=error))
+        await world.builds.finish(lease.job_id, outcome)
     job = world.jobs.get(made.value.id)
     assert job.status is JobStatus.FAILED
     assert job.error.exit_status == 2
+    timings = builds.get(world.records.reader(), lease.build_id).timings
+    assert list(timings) == ["queued", "build"]
 
 
 async def test_canceled_build_ends_at_its_slot_and_leaves_no_deployment(world, commit) -> None:

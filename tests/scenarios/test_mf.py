@@ -143,7 +143,7 @@ def test_wait_outlives_a_kill_of_the_server(server) -> None:
     assert waits.returncode == 0, err
     assert "is live on production" in out
     assert server.serves("slow")
-    lines = [line for line in (seen + err).splitlines() if line.startswith("[collect]")]
+    lines = [line for line in (seen + err).splitlines() if line.startswith("[collect] 1 file")]
     assert len(lines) == 1
 
 

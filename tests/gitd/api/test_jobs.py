@@ -110,7 +110,9 @@ async def test_stream_tells_every_state_and_line_in_order_and_closes(service, ac
     assert states[-1] == (await service.get(job["links"]["self"])).data
     lines = [json.loads(e["data"]) for e in events if e["event"] == "log"]
     assert [x["line"] for x in lines if x["stage"] == "build"][:2] == ["one", "two"]
-    assert all(set(x) == {"line", "at", "stage"} for x in lines)
+    assert all(set(x) == {"line", "at", "stage"} for x in lines if "mark" not in x)
+    marks = [(x["stage"], x["mark"], "seconds" in x) for x in lines if "mark" in x]
+    assert marks == [("pack", "begin", False), ("pack", "end", True)]
     ids = [e["id"] for e in events]
     assert len(ids) == len(set(ids)) == len(events)
 

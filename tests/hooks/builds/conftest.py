@@ -221,10 +221,15 @@ class Job:
 
     @property
     def text(self):
-        return [line["line"] for line in self.lines]
+        """What it logged, without the marks of stages."""
+        return [line["line"] for line in self.lines if "mark" not in line]
 
     def stage(self, name):
-        return [line["line"] for line in self.lines if line["stage"] == name]
+        return [line["line"] for line in self.lines if line["stage"] == name and "mark" not in line]
+
+    @property
+    def marks(self):
+        return [(line["stage"], line["mark"]) for line in self.lines if "mark" in line]
 
     async def said(self, text, timeout_s=10):
         async with asyncio.timeout(timeout_s):

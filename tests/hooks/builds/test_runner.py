@@ -12,8 +12,9 @@ from aiohttp import web
 
 from hooks.builds.control import Control
 from hooks.builds.errors import LeaseLostError
+from hooks.builds.registries import EgressRules
 from hooks.builds.service import make_app
-from hooks.builds.wire import BatchLine, Finish
+from hooks.builds.wire import BatchLine, Egress, Finish
 from storage.joblog import LogLine
 from storage.model import ActorRef, JobStatus
 
@@ -29,9 +30,9 @@ class Pool:
         self.world = world
         self.site = site
         self._clients = []
-        self._runner = web.AppRunner(
-            make_app(world.builds, slots=dict.fromkeys(SLOTS, os.geteuid())), shutdown_timeout=0.1
-        )
+        rules = EgressRules(Egress(), with_registries=False, environ={})
+        app = make_app(world.builds, rules, slots=dict.fromkeys(SLOTS, os.geteuid()))
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
 
     async def start(self) -> None:
         await self._runner.setup()
@@ -66,7 +67,7 @@ class Pool:
 
     def lines(self, job_id) -> list[str]:
         entries = [item.entry for item in self.world.jobs.joblogs.read(job_id)]
-        return [entry.line for entry in entries if isinstance(entry, LogLine)]
+        return [entry.line for entry in entries if isinstance(entry, LogLine) and not entry.mark]
 
     async def until(self, job_id, status: JobStatus) -> None:
         async with asyncio.timeout(SOON_S):
