@@ -61,6 +61,9 @@ _ETC_OF_THE_MACHINE = (
     "ld.so.conf.d",
     "localtime",
     "mime.types",
+    "php",  # which extensions are loaded: without them composer does not start
+    "php.d",
+    "php.ini",
 )
 _ETC_FOR_NETWORK = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import shutil
 import socket
+import zipfile
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from hooks.builds.registries import EgressRules
 from hooks.builds.wire import Egress
@@ -76,7 +80,7 @@ def needs(program):
 async def built(control, files):
     job = control.queue(files, timeout_s=100)
     await asyncio.wait_for(job.finished.wait(), 110)
-    assert job.outcome["status"] == "succeeded", job.text
+    assert job.outcome["status"] == "succeeded", "\n".join(job.text)
     return job
 
 
@@ -111,3 +115,98 @@ async def test_npm_ci_as_the_node_profile_runs_it(control, slot, registry, unpac
     assert unpacked(job.output)["answer"] == b"true\n"
     (line,) = job.stage("network")
     assert line.startswith(f"egress: {host}: ")
+
+
+@pytest.fixture
+async def mirror():
+    """A Python index of our own with the wheel of acme-hello, for who has the password."""
+    wheel, name = io.BytesIO(), "acme_hello-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("acme_hello.py", "word = 'hello'\n")
+        info = "acme_hello-1.0.dist-info"
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: acme-hello\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    page = f'<a href="/files/{name}">{name}</a>'.encode()
+    answers = {
+        "/simple/acme-hello/": (page, "text/html"),
+        f"/files/{name}": (wheel.getvalue(), "application/octet-stream"),
+    }
+    async with serving(answers) as url:
+        yield url
+
+
+async def test_pip_uses_the_machines_mirror_and_never_sees_its_password(control, slot, mirror):
+    """What the machine's pip is set to: plain HTTP, and a password that mirrors may ask for."""
+    environ = {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": f"{mirror.replace('//', '//user:s3cret@')}/simple",
+        "PIP_TRUSTED_HOST": "127.0.0.2",
+    }
+    rules = EgressRules(Egress(), with_registries=True, environ=environ, path="/nonexistent")
+    control.egress = msgspec.to_builtins(rules.read())
+    pip = "python3 -m venv /tmp/venv && /tmp/venv/bin/pip install acme-hello"
+    look = "env; cat ~/.config/pip/pip.conf ~/.config/uv/uv.toml"
+    use = '/tmp/venv/bin/python -c "import acme_hello; print(acme_hello.word)" > dist/said'
+    job = await built(control, site(f"mkdir dist && {pip} && {use} && {look}"))
+    assert f"index-url = {mirror}/simple" in job.text
+    assert job.stage("network")[0].startswith(f"egress: {mirror.removeprefix('http://')}: ")
+    assert "s3cret" not in str(control.egress) + str(job.lines)
+
+
+@asynccontextmanager
+async def serving(answers):
+    """A web server at 127.0.0.2, since builds do not ask their proxy for 127.0.0.1."""
+
+    async def answer(request):
+        if request.path not in answers:
+            raise web.HTTPNotFound
+        body, kind = answers[request.path]
+        return web.Response(body=body, content_type=kind)
+
+    runner = web.AppRunner(web.Application())
+    runner.app.router.add_get("/{path:.*}", answer)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.2", 0).start()
+    yield f"http://127.0.0.2:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def repository(packed):
+    """A Composer repository of our own with the package acme/hello; gives its URL."""
+    archive = packed({"hello.php": b"<?php return 'hello';", "composer.json": b"{}"})
+    answers = {"/hello.tar": (archive, "application/x-tar")}
+    async with serving(answers) as url:
+        dist = {"type": "tar", "url": f"{url}/hello.tar"}
+        package = {"name": "acme/hello", "version": "1.0.0", "dist": dist}
+        root = json.dumps({"packages": {"acme/hello": {"1.0.0": package}}})
+        answers["/packages.json"] = (root.encode(), "application/json")
+        yield url
+
+
+@needs("composer")
+async def test_composer_install(control, slot, repository, unpacked):
+    host, port = repository.removeprefix("http://").split(":")
+    allowed = {"host": host, "port": int(port), "source": "composer", "reach": "loopback"}
+    control.egress = {"allow": [allowed]}
+    project = {
+        "name": "acme/site",
+        "repositories": [{"type": "composer", "url": repository}],
+        "require": {"acme/hello": "1.0.0"},
+        "config": {"secure-http": False},
+    }
+    use = 'php -r "echo require \\"vendor/acme/hello/hello.php\\";" > dist/said'
+    job = await built(
+        control,
+        site(
+            f"mkdir dist && composer install --no-interaction && {use}",
+            **{"composer.json": json.dumps(project).encode()},
+        ),
+    )
+    assert unpacked(job.output)["said"] == b"hello"
+    assert job.stage("network")[0].startswith(f"egress: {host}:{port}: ")
