@@ -254,12 +254,19 @@ def _check(config: Config) -> None:
     _choose("builders.when_pushed_again", config.builders.when_pushed_again, tuple(PushPolicy))
     if config.builders.slots < 1:
         raise ConfigError("builders.slots: at least 1")
-    for text in config.builders.egress_allow:
+    _check_egress(config.builders)
+
+
+def _check_egress(builders: BuildersConfig) -> None:
+    for text in builders.egress_allow:
         try:
             allowlist.parse(text)
         except ValueError as error:
             raise ConfigError(f"builders.egress_allow: {error}") from error
-    if not 1 <= config.builders.egress_connections_max <= EGRESS_CONNECTIONS_MAX:
+    for name in ("egress_up_bytes_max", "egress_down_bytes_max", "egress_idle_s"):
+        if getattr(builders, name) <= 0:
+            raise ConfigError(f"builders.{name}: more than 0")
+    if not 1 <= builders.egress_connections_max <= EGRESS_CONNECTIONS_MAX:
         raise ConfigError(f"builders.egress_connections_max: 1 to {EGRESS_CONNECTIONS_MAX}")
     for section in ("store", "retention"):
         for key in _keys(section):

@@ -64,6 +64,10 @@ class RefusedError(Exception):
         self.status = status
 
 
+class FailedError(RefusedError):
+    """A request that is allowed, and that the world outside does not serve."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a client wants: a tunnel, or else `head` passed on."""
@@ -102,7 +106,7 @@ class EgressProxy:
         self._say = say
         self._passed: dict[str, Passed] = {}
         self._total = Passed()
-        self._refused: dict[str, int] = {}
+        self._problems: dict[str, int] = {}
         self._used_up: str | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._resolvers = ThreadPoolExecutor(RESOLVE_THREADS, "resolve")
@@ -128,24 +132,24 @@ class EgressProxy:
         self._resolvers.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def refused(self) -> list[str]:
-        """What was refused and why, each once, such as `evil.example:443 (not in ...)`."""
-        return list(self._refused)
+    def problems(self) -> list[str]:
+        """What was refused or failed, each once, as `refused evil.example:443 (not in ...)`."""
+        return list(self._problems)
 
     @property
     def total(self) -> Passed:
         return self._total
 
     def summary(self) -> list[str]:
-        """Return lines for the build's log: each host with its bytes, what was refused again."""
+        """Return lines for the build's log: each host with its bytes, each problem that repeats."""
         lines = [
             f"egress: {target}: {_times(passed.connections, 'connection')},"
             f" {size_in_words(passed.up_bytes)} up, {size_in_words(passed.down_bytes)} down"
             for target, passed in sorted(self._passed.items())
         ]
         lines += [
-            f"egress: refused {what}, {count} times in all"
-            for what, count in self._refused.items()
+            f"egress: {problem}, {count} times in all"
+            for problem, count in self._problems.items()
             if count > 1
         ]
         return lines
@@ -174,12 +178,12 @@ class EgressProxy:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) > self._egress.connections_max:
             limit = f"builders.egress_connections_max = {self._egress.connections_max}"
-            raise self._refuse("a connection", RefusedError(503, f"more than {limit} at once"))
+            raise self._told("a connection", RefusedError(503, f"more than {limit} at once"))
         request = await _read_request(reader)
         try:
             upstream = await self._open(request)
         except RefusedError as error:
-            raise self._refuse(request.target, error) from None
+            raise self._told(request.target, error) from None
         passed = self._passed_with(request.target)
         passed.connections += 1
         self._total.connections += 1
@@ -211,7 +215,7 @@ class EgressProxy:
             except BaseException:
                 connection.close()
                 raise
-        raise RefusedError(502, f"cannot connect: {problem}")
+        raise FailedError(502, f"cannot connect: {problem}")
 
     async def _addresses(self, request: Request) -> list[AddressInfo]:
         reach = self._allowlist.reach_of(request.host, request.port)
@@ -241,9 +245,9 @@ class EgressProxy:
             async with asyncio.timeout(RESOLVE_TIMEOUT_S):
                 return await looking
         except socket.gaierror as error:
-            raise RefusedError(502, f"cannot resolve its name: {error.strerror}") from error
+            raise FailedError(502, f"cannot resolve its name: {error.strerror}") from error
         except (TimeoutError, UnicodeError) as error:
-            raise RefusedError(504, "its name was not resolved in time") from error
+            raise FailedError(504, "its name was not resolved in time") from error
 
     # -- what passes ----------------------------------------------------------------------------
 
@@ -305,14 +309,15 @@ class EgressProxy:
             target = OTHERS
         return self._passed.setdefault(target, Passed())
 
-    def _refuse(self, target: str, error: RefusedError) -> RefusedError:
-        """Tell of a refusal, when it is a new one, and return it."""
-        what = f"{target} ({error})"
-        if what not in self._refused and len(self._refused) >= TOLD_MAX:
-            what = OTHERS
-        if what not in self._refused:
-            self._say(f"egress: refused {what}")
-        self._refused[what] = self._refused.get(what, 0) + 1
+    def _told(self, target: str, error: RefusedError) -> RefusedError:
+        """Tell of a problem, when it is a new one, and return it."""
+        verb = "failed" if isinstance(error, FailedError) else "refused"
+        problem = f"{verb} {target} ({error})"
+        if problem not in self._problems and len(self._problems) >= TOLD_MAX:
+            problem = f"{verb} {OTHERS}"
+        if problem not in self._problems:
+            self._say(f"egress: {problem}")
+        self._problems[problem] = self._problems.get(problem, 0) + 1
         return error
 
 

@@ -102,5 +102,6 @@ class BuildNetwork:
             self._log.line(STAGE, line)
 
     @property
-    def refused(self) -> list[str]:
-        return self._proxy.refused
+    def problems(self) -> list[str]:
+        """What was refused or failed up to now, each once."""
+        return self._proxy.problems

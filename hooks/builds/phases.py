@@ -33,7 +33,7 @@ from hooks.builds.wire import Lease
 
 T = TypeVar("T")
 TAIL_LINE_CHARS = 300
-REFUSED_SHOWN_MAX = 5
+PROBLEMS_SHOWN_MAX = 5
 _EXIT_HINTS = {
     126: "the shell may not execute the command",
     127: "the shell did not find the command: builds have the programs below /usr",
@@ -157,7 +157,7 @@ async def run_step(
         await sandbox.close()
         lines.end()
     if exit_status != 0:
-        raise _command_failed(step, exit_status, lines.tail, network.refused)
+        raise _command_failed(step, exit_status, lines.tail, network.problems)
 
 
 def build_spec(command: str, lease: Lease, workspace: Workspace) -> SandboxSpec:
@@ -211,12 +211,12 @@ def _everything(_: str) -> bool:
 
 
 def _command_failed(
-    step: Step, exit_status: int, tail: list[str], refused: list[str]
+    step: Step, exit_status: int, tail: list[str], problems: list[str]
 ) -> BuildFailedError:
     hint = f" ({_EXIT_HINTS[exit_status]})" if exit_status in _EXIT_HINTS else ""
     message = f"The {step.name} command ended with exit status {exit_status}{hint}."
-    if refused:
-        message += f" Its network was refused: {', '.join(refused[:REFUSED_SHOWN_MAX])}."
+    if problems:
+        message += f" Its network: {', '.join(problems[:PROBLEMS_SHOWN_MAX])}."
     if tail:
         message += " Its last lines:\n" + "\n".join(line[:TAIL_LINE_CHARS] for line in tail)
     return BuildFailedError("build.command_failed", message, exit_status=exit_status)

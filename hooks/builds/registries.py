@@ -29,6 +29,7 @@ from hooks.builds.wire import AllowedHost, Egress, Reach
 
 log = structlog.get_logger(__name__)
 
+REFRESH_S = 3600.0  # settings change, and so do the hosts of files
 _CLIENTS: tuple[tuple[str, Callable[[Mapping[str, str], str], list[Client]]], ...] = (
     ("pip", ask_python),
     ("npm", ask_npm),
@@ -62,7 +63,7 @@ class EgressRules:
     """What builds may reach, by the settings and by the machine's package clients.
 
     `limits`: the bounds, and what the operator allows. `with_registries`: the machine's too; its
-    clients are asked once, when a build first needs to know. Belongs to one event loop.
+    clients are asked when a build first needs to know. Belongs to one event loop.
     """
 
     def __init__(
@@ -78,11 +79,19 @@ class EgressRules:
         self._with_registries = with_registries
         self._environ = environ
         self._asking: asyncio.Future[Egress] | None = None
+        self._asked_at = 0.0
 
     async def current(self) -> Egress:
-        if self._asking is None:
+        """Return what holds now: what was asked within `REFRESH_S`."""
+        now = asyncio.get_running_loop().time()
+        if self._asking is None or now - self._asked_at > REFRESH_S:
+            self._asked_at = now
             self._asking = asyncio.ensure_future(asyncio.to_thread(self.read))
-        return await asyncio.shield(self._asking)
+        try:
+            return await asyncio.shield(self._asking)
+        except Exception:
+            self._asking = None  # whoever asks next tries again
+            raise
 
     def read(self) -> Egress:
         """Ask now. Blocking: takes about a second."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gitd.config import SECTIONS, Config, load
+from gitd.config import SECTIONS, Config, load, machine_environ
 from gitd.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "gitd.example.toml"
@@ -53,6 +53,9 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("[server]\nlisten = 'nowhere'", "server.listen: 'nowhere' is no address"),
         ("[builders]\nslots = 'two'", "builders.slots: Expected `int`"),
         ("[builders]\nslots = 0", "builders.slots: at least 1"),
+        ("[builders]\negress_allow = ['https://x.example']", "builders.egress_allow: 'https://x"),
+        ("[builders]\negress_idle_s = 0", "builders.egress_idle_s: more than 0"),
+        ("[builders]\negress_connections_max = 401", "builders.egress_connections_max: 1 to 400"),
         ("[sites]\npublic_scheme = 'gopher'", "none of http, https"),
         ("[server]\ntrusted_proxies = ['x']", "server.trusted_proxies"),
         ("not toml", "is not TOML"),
@@ -68,3 +71,14 @@ def test_wrong_settings_are_refused_by_name(tmp_path: Path, text: str, says: str
 def test_unknown_setting_of_the_environment_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean GITD_SERVER_LISTEN"):
         load(None, {"GITD_SERVER_LISTN": "127.0.0.1:1"})
+
+
+def test_package_clients_of_the_machine_get_no_setting_and_no_credential_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GITD_SERVER_LISTEN", "127.0.0.1:1")
+    monkeypatch.setenv("FORGE_TOKEN", "mfk_live_x")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
+    environ = machine_environ()
+    assert environ["PIP_INDEX_URL"] == "https://mirror.example/simple"
+    assert not [name for name in environ if name.startswith(("GITD_", "FORGE_"))]

@@ -202,7 +202,7 @@ async def test_host_that_is_not_listed_is_refused_with_the_setting_that_allows_i
         assert b"not in builders.egress_allow" in await reader.read()
         await at.tunnel("evil.example:443")
     assert at.said == ["egress: refused evil.example:443 (not in builders.egress_allow)"]
-    assert at.proxy.refused == ["evil.example:443 (not in builders.egress_allow)"]
+    assert at.proxy.problems == ["refused evil.example:443 (not in builders.egress_allow)"]
     assert at.proxy.summary() == [
         "egress: refused evil.example:443 (not in builders.egress_allow), 2 times in all"
     ]
@@ -274,7 +274,7 @@ async def test_host_that_does_not_answer_is_told():
     async with proxied(here(port)) as at:
         _, _, answer = await at.tunnel(f"127.0.0.1:{port}")
     assert answer == "HTTP/1.1 502 cannot connect: Connection refused"
-    assert at.said == [f"egress: refused 127.0.0.1:{port} (cannot connect: Connection refused)"]
+    assert at.said == [f"egress: failed 127.0.0.1:{port} (cannot connect: Connection refused)"]
 
 
 async def test_no_more_connections_than_allowed_are_served_at_once(world):

@@ -68,7 +68,7 @@ async def test_refused_host_is_in_the_log_and_in_the_error(control, slot, world)
     refused = "evil.example:443 (not in builders.egress_allow)"
     assert job.stage("network") == [f"egress: refused {refused}"]
     assert any("response 403" in line for line in job.stage("build"))
-    assert f"Its network was refused: {refused}." in job.outcome["error"]["message"]
+    assert f"Its network: refused {refused}." in job.outcome["error"]["message"]
 
 
 @needs_curl
