@@ -255,6 +255,12 @@ def _check(config: Config) -> None:
     if config.builders.slots < 1:
         raise ConfigError("builders.slots: at least 1")
     _check_egress(config.builders)
+    for section in ("store", "retention"):
+        for key in _keys(section):
+            if getattr(getattr(config, section), key) < 0:
+                raise ConfigError(f"{section}.{key}: not below 0")
+    if config.store.collect_every_s < COLLECT_EVERY_S_MIN:
+        raise ConfigError(f"store.collect_every_s: at least {COLLECT_EVERY_S_MIN}")
 
 
 def _check_egress(builders: BuildersConfig) -> None:
@@ -268,12 +274,6 @@ def _check_egress(builders: BuildersConfig) -> None:
             raise ConfigError(f"builders.{name}: more than 0")
     if not 1 <= builders.egress_connections_max <= EGRESS_CONNECTIONS_MAX:
         raise ConfigError(f"builders.egress_connections_max: 1 to {EGRESS_CONNECTIONS_MAX}")
-    for section in ("store", "retention"):
-        for key in _keys(section):
-            if getattr(getattr(config, section), key) < 0:
-                raise ConfigError(f"{section}.{key}: not below 0")
-    if config.store.collect_every_s < COLLECT_EVERY_S_MIN:
-        raise ConfigError(f"store.collect_every_s: at least {COLLECT_EVERY_S_MIN}")
 
 
 def _choose(name: str, value: str, known: tuple[str, ...]) -> None:

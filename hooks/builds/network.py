@@ -27,12 +27,6 @@ _PROXY_ENVIRON = {
     "YARN_HTTP_PROXY": _PROXY_URL,
     "YARN_HTTPS_PROXY": _PROXY_URL,
     "NODE_USE_ENV_PROXY": "1",  # node's own fetch, from 24 on
-    # What asks other hosts, or sends what is installed to the registry, without need.
-    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    "UV_PYTHON_DOWNLOADS": "never",
-    "npm_config_audit": "false",
-    "npm_config_fund": "false",
-    "npm_config_update_notifier": "false",
 }
 _CA_VARIABLES = (
     "SSL_CERT_FILE",
