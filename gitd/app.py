@@ -44,6 +44,7 @@ from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.follow import Addresses, PushNarrator
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from hooks.jobs import Jobs
+from hooks.log_retention import LogLimits, LogRetention
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
 from storage import ids
@@ -170,6 +171,10 @@ class Control:
             limits=RollLimits(config.host.roll_timeout_s, config.host.missing_timeout_s),
             domain=config.sites.domain,
             relieve=room.relieve_if_full,
+        )
+        kept = config.retention
+        self.log_retention = LogRetention(
+            self.jobs, LogLimits(kept.log_age_s_max, kept.log_count_max, kept.log_bytes_max)
         )
         self.pipeline = Pipeline(self.jobs, self.repositories)
         self.push_hooks = PushHooks(
@@ -333,7 +338,7 @@ async def serve(
         stack.callback(control.rolls.close)
         stack.push_async_callback(control.builds.close, ends_slots=with_children)
         loops = (control.builds.reap(), control.rolls.reap(), control.housekeeping.keep())
-        await stack.enter_async_context(_kept_running(*loops))
+        await stack.enter_async_context(_kept_running(*loops, control.log_retention.run()))
         if with_children:
             await _wait_for_host(control)
         _say_ready(config)

@@ -100,12 +100,15 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class RetentionConfig:
-    """What is kept in the store."""
+    """What is kept in the store, and of the logs of builds and rolls."""
 
     releases: int = 10
     branch_artifacts: int = 3
     recent_s: int = 7 * 24 * 3600
     grace_s: int = 24 * 3600
+    log_age_s_max: int = 90 * 24 * 3600
+    log_count_max: int = 10_000
+    log_bytes_max: int = 1024**3
 
 
 @dataclass(frozen=True, slots=True)

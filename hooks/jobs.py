@@ -28,6 +28,7 @@ T = TypeVar("T")
 LINE_CHARS_MAX = 8192
 LOG_BYTES_MAX = 64 << 20  # of one job, whatever its builder or host sends: both bound it themselves
 RECOVERED_MS = 60_000
+REMOVED = "this job's log is not kept any more: the settings bound how many, how old and how large"
 CONTROL = "control"  # the source of the lines that control itself writes
 
 
@@ -277,6 +278,23 @@ class Jobs:
             self._wake(job_id)
         return seen + len(fresh)
 
+    def read_log(self, job_id: str, after: int = 0) -> list[Positioned]:
+        """Return some entries behind the id `after`, oldest first; none when there are no more.
+
+        Of a log that was removed: a line that says so, and the final state.
+
+        Raises:
+            JobLogPositionError: `after` is no id of an entry of this job.
+        """
+        entries = self.joblogs.read(job_id, after)
+        if entries or after:
+            return entries
+        job = self.get(job_id)
+        if job is None or not job.status.is_final:
+            return []
+        line = LogLine(REMOVED, rfc3339(self.clock()), "gitd", CONTROL)
+        return [Positioned(1, line), Positioned(2, _state_of(job))]
+
     def get(self, job_id: str) -> Job | None:
         return job_rows.get(self.records.reader(), job_id)
 
@@ -305,7 +323,7 @@ class Jobs:
         with self._listening(job_id) as changed:
             while True:
                 changed.clear()
-                entries = self.joblogs.read(job_id, after)
+                entries = self.read_log(job_id, after)
                 for item in entries:
                     yield item
                     after = item.id
@@ -353,8 +371,7 @@ class Jobs:
                 self._append_state(job)
 
     def _append_state(self, job: Job) -> None:
-        change = StateChange(job.version, job.status, job.progress, job.result, job.error)
-        self.joblogs.append(job.id, [change])
+        self.joblogs.append(job.id, [_state_of(job)])
         self._wake(job.id)
 
     def _wake(self, job_id: str) -> None:
@@ -371,6 +388,10 @@ class Jobs:
             self._waiting[job_id].discard(event)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
+
+
+def _state_of(job: Job) -> StateChange:
+    return StateChange(job.version, job.status, job.progress, job.result, job.error)
 
 
 async def _within(timeout_s: float, event: asyncio.Event) -> bool:

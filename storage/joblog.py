@@ -7,6 +7,7 @@ written before a crash is there after it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from storage.ids import is_id
 from storage.model import Failure, JobStatus
 
 ENTRY_BYTES_MAX = 256 * 1024
+SUFFIX = ".ndjson"
 READ_BYTES = 1024 * 1024  # at least the largest entry
 
 
@@ -64,6 +66,15 @@ class Positioned:
     entry: Entry
 
 
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """A job's log as a file: its size, and when it was last written, in milliseconds."""
+
+    job_id: str
+    size_bytes: int
+    written_at: int
+
+
 class JobLogs:
     """The logs of all jobs, below one folder. Blocking, but each call touches few kilobytes."""
 
@@ -78,7 +89,7 @@ class JobLogs:
     def path(self, job_id: str) -> Path:
         if not is_id(job_id, "job"):
             raise ValueError(f"not a job id: {job_id!r}")
-        return self._root / job_id[-2:] / f"{job_id}.ndjson"
+        return self._root / job_id[-2:] / f"{job_id}{SUFFIX}"
 
     def append(self, job_id: str, entries: Sequence[Entry]) -> int:
         """Add entries and return the last one's id.
@@ -157,6 +168,20 @@ class JobLogs:
                     seen = max(seen, item.entry.index + 1)
             after = entries[-1].id
         return seen
+
+    def files(self) -> list[LogFile]:
+        """All logs that there are."""
+        found = []
+        for path in self._root.glob(f"*/*{SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                written_at = status.st_mtime_ns // 1_000_000
+                found.append(LogFile(path.name.removesuffix(SUFFIX), status.st_size, written_at))
+        return found
+
+    def remove(self, job_id: str) -> None:
+        """Remove a log; one that is not there is no trouble."""
+        self.path(job_id).unlink(missing_ok=True)
 
     def last_version(self, job_id: str) -> int:
         """The version of the newest state in the log, 0 without one."""

@@ -38,8 +38,14 @@ class BuildBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deploy: bool = False
 
 
+Offset = Annotated[
+    int, msgspec.Meta(ge=0, description="How many bytes of the log's text to leave out.")
+]
+
+
 class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     follow: bool = False
+    offset: Offset = 0
 
 
 class Builds:
@@ -78,8 +84,9 @@ class Builds:
         job = job_rows.get(call.db, build.job_id)
         assert job is not None, "a build has its job"
         headers = answer_headers(call.request_id, version=call.version, content_type=PLAIN_TEXT)
+        query = call.query
         return await self._streams.text(
-            call.request, job, follow=call.query.follow, headers=headers
+            call.request, job, follow=query.follow, offset=query.offset, headers=headers
         )
 
 

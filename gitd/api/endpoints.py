@@ -229,6 +229,7 @@ def builds_table(builds: Builds) -> tuple[Endpoint, ...]:
             query=LogQuery,
             form=Form.RAW,
             media_type="text/plain",
+            errors=("log.offset_invalid",),
         ),
     )
 

@@ -132,6 +132,12 @@ _ROWS = (
     ),
     ErrorCode(
         INVALID,
+        "log.offset_invalid",
+        "The log has fewer bytes than the offset says.",
+        "Read it from its beginning: its newest lines were lost, or it is not kept any more.",
+    ),
+    ErrorCode(
+        INVALID,
         "environment.ambiguous",
         "Several environments have the kind that to_env names.",
         "Name one of them by its slug or id; the message lists them.",

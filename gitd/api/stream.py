@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -82,7 +83,7 @@ class JobStreams:
             _position(after.removesuffix(END_MARK))
             return web.Response(status=204, headers=headers)  # tells EventSource to stay away
         start = _position(after)
-        self._jobs.joblogs.read(job.id, start)
+        self._jobs.read_log(job.id, start)
         response = web.StreamResponse(
             headers={**headers, "Content-Type": EVENT_STREAM, "X-Accel-Buffering": "no"}
         )
@@ -92,13 +93,33 @@ class JobStreams:
         return response
 
     async def text(
-        self, request: web.Request, job: Job, *, follow: bool, headers: Mapping[str, str]
+        self,
+        request: web.Request,
+        job: Job,
+        *,
+        follow: bool,
+        offset: int,
+        headers: Mapping[str, str],
     ) -> web.StreamResponse:
-        """Answer with the job's log lines; go on until the job is over when `follow`."""
-        response = web.StreamResponse(headers={**headers, "Content-Type": PLAIN_TEXT})
+        """Answer with the job's log lines as text, from the byte `offset` of that text.
+
+        Without `follow` the answer is what there is now, and says where the next one may begin;
+        with it, it goes on until the job is over.
+
+        Raises:
+            RequestError: The log has not so many bytes.
+        """
+        text = await asyncio.to_thread(LogText.measured, self._jobs, job.id, offset)
+        more = {"X-Log-Offset": str(offset)}
+        if not follow:
+            more["X-Log-Next-Offset"] = str(text.end)
+            more["X-Log-Complete"] = "true" if text.is_complete else "false"
+            more["Content-Length"] = str(text.end - offset)
+        headers = {**headers, **more, "Content-Type": PLAIN_TEXT}
+        response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         if request.method != "HEAD":
-            await self._open_ends.run(self._send_text(request, response, job, follow=follow))
+            await self._open_ends.run(self._send_text(request, response, job, text, follow=follow))
         return response
 
     async def _send_events(self, response: web.StreamResponse, job: Job, after: int) -> None:
@@ -119,21 +140,30 @@ class JobStreams:
         await response.write(f"id: {after}{END_MARK}\nevent: end\ndata: {{}}\n\n".encode())
 
     async def _send_text(
-        self, request: web.Request, response: web.StreamResponse, job: Job, *, follow: bool
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        job: Job,
+        text: LogText,
+        *,
+        follow: bool,
     ) -> None:
-        async for batch in self._batches(job, 0) if follow else self._backlog(job.id, 0):
+        skipped, left = text.skipped, None if follow else text.end - text.offset
+        batches = self._batches(job, text.after) if follow else self._backlog(job.id, text.after)
+        async for batch in batches:
             if isinstance(batch, QueuePlace):
                 continue
-            lines = [item.entry.line for item in batch if isinstance(item.entry, LogLine)]
-            if lines:
-                text = "\n".join(lines) + "\n"
-                await response.write(text.encode("utf-8", "replace"))
-            elif request.transport is None:
+            data = b"".join(map(text_of, batch))[skipped:][:left]
+            skipped = 0
+            if data:
+                await response.write(data)
+                left = None if left is None else left - len(data)
+            elif not batch and request.transport is None:
                 return
 
     async def _backlog(self, job_id: str, after: int) -> AsyncIterator[list[Positioned]]:
         """Yield what the log has behind `after`, up to the final state."""
-        while entries := self._jobs.joblogs.read(job_id, after):
+        while entries := self._jobs.read_log(job_id, after):
             end = next((n for n, item in enumerate(entries) if _is_final(item)), None)
             if end is not None:
                 yield entries[: end + 1]
@@ -170,6 +200,58 @@ class JobStreams:
     def _is_over(self, job_id: str) -> bool:
         job = self._jobs.get(job_id)
         return job is None or job.status.is_final
+
+
+@dataclass(frozen=True, slots=True)
+class LogText:
+    """A job's log as text, as far as it went when it was measured. Sizes and places in bytes.
+
+    Attributes:
+        offset: where in the text a reader wants to begin.
+        after: the id of the entry that the reader begins behind, to leave out `skipped` bytes.
+        end: how long the text was.
+        is_complete: nothing will follow.
+    """
+
+    offset: int
+    after: int
+    skipped: int
+    end: int
+    is_complete: bool
+
+    @classmethod
+    def measured(cls, jobs: Jobs, job_id: str, offset: int) -> LogText:
+        """Measure the log, and find the offset in it. Blocking.
+
+        Raises:
+            RequestError: It has not so many bytes.
+        """
+        end, after, entry_id, skipped = 0, 0, 0, offset
+        while entries := jobs.read_log(job_id, entry_id):
+            for item in entries:
+                entry_id = item.id
+                size = len(text_of(item))
+                if end + size <= offset:
+                    after, skipped = entry_id, offset - end - size
+                end += size
+                if _is_final(item):
+                    return cls(_within(offset, end), after, skipped, end, is_complete=True)
+        return cls(_within(offset, end), after, skipped, end, is_complete=False)
+
+
+def text_of(item: Positioned) -> bytes:
+    """What a reader of plain text sees of an entry."""
+    if not isinstance(item.entry, LogLine):
+        return b""
+    return item.entry.line.encode("utf-8", "replace") + b"\n"
+
+
+def _within(offset: int, end: int) -> int:
+    if offset > end:
+        raise RequestError(
+            "log.offset_invalid", f"The log has {end} bytes: read it from its beginning."
+        )
+    return offset
 
 
 def _is_final(item: Positioned) -> bool:

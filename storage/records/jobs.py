@@ -94,6 +94,15 @@ def unfinished_or_last(db: sqlite3.Connection, *, within_ms: int) -> list[Job]:
     return [_job(row) for row in rows]
 
 
+def newest_and_unfinished(db: sqlite3.Connection) -> set[str]:
+    """Ids of the newest job of each type of each environment, and of all that are not over."""
+    rows = db.execute(
+        "SELECT MAX(job.id) AS id FROM job JOIN environment ON environment.id = job.env_id"
+        " GROUP BY job.env_id, job.type UNION SELECT id FROM job WHERE finished_at IS NULL"
+    )
+    return {row["id"] for row in rows}
+
+
 def page(
     db: sqlite3.Connection,
     *,

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from hooks.jobs import Jobs
+from hooks.jobs import LOG_BYTES_MAX, Jobs
 from storage.errors import JobLogPositionError
 from storage.joblog import LogLine, StateChange
 from storage.model import Failure, Job, JobStatus, JobType
@@ -140,3 +140,16 @@ async def test_silence_gives_heartbeats(world) -> None:
     assert await anext(items) is None
     assert await anext(items) is None
     await items.aclose()
+
+
+async def test_log_that_its_source_does_not_bound_is_bounded_here_and_says_so(world) -> None:
+    job = await add(world.jobs)
+    lines = [LogLine("x" * 8000, "", "build")] * 1000
+    count, sizes = 0, []
+    for _ in range(12):
+        count = world.jobs.log_batch(job.id, lines, first=count, source="b", seen=count)
+        sizes.append(world.jobs.joblogs.size_bytes(job.id))
+    assert count == 12_000, "what is left out has been seen too"
+    assert LOG_BYTES_MAX < sizes[-1] == sizes[-2] < LOG_BYTES_MAX + 10_000_000
+    tail = world.jobs.joblogs.path(job.id).read_bytes().splitlines()[-1]
+    assert b"log truncated: it has 64 MiB already" in tail

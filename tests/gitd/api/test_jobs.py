@@ -9,6 +9,7 @@ import time
 from aiohttp import ClientSession
 
 from hooks.builds.wire import BatchLine, Finish, Heartbeat, LogBatch
+from hooks.jobs import REMOVED
 
 AT = "2026-06-23T00:00:00.000Z"
 DONE = Finish("slot-0", "succeeded", profile="static", output="source", folder=".")
@@ -285,3 +286,68 @@ async def test_place_in_the_queue_is_told_by_the_job_its_list_its_wait_and_its_s
     assert moves[-1] == 1
     assert moves == sorted(set(moves), reverse=True), "each once"
     assert [int(e["id"]) for e in events[:-1]] == sorted(int(e["id"]) for e in events[:-1])
+
+
+async def test_log_as_text_resumes_at_any_byte_without_a_gap_or_a_repeat(service, acme) -> None:
+    job = await started(service, acme)
+    path = f"{acme.production}/builds/{job['resource']['id']}/log"
+    empty = await service.get(path)
+    assert (empty.raw, empty.headers["X-Log-Next-Offset"]) == (b"", "0")
+    assert empty.headers["X-Log-Complete"] == "false"
+    await service.build("one", "zw\u00f6lf", "", "three")
+    whole = await service.get(path)
+    assert whole.raw.startswith("one\nzw\u00f6lf\n\nthree\n".encode())
+    size = len(whole.raw)
+    for offset in range(size + 1):
+        for query in (f"offset={offset}", f"offset={offset}&follow=1"):
+            rest = await service.get(f"{path}?{query}")
+            assert (rest.status, rest.raw) == (200, whole.raw[offset:]), query
+            assert rest.headers["X-Log-Offset"] == str(offset)
+    assert rest.headers.get("X-Log-Next-Offset") is None, "of what goes on nobody knows"
+    assert whole.headers["X-Log-Next-Offset"] == str(size)
+    assert whole.headers["X-Log-Complete"] == "true"
+    heard = await service.get(f"{path}?offset={size + 1}")
+    assert (heard.status, heard.code) == (400, "log.offset_invalid")
+    heard = await service.get(f"{path}?offset=-1")
+    assert (heard.status, heard.body["error"]["param"]) == (400, "offset")
+    head = await service.call("HEAD", f"{path}?offset=3")
+    assert head.headers["Content-Length"] == str(size - 3)
+
+
+async def test_text_that_was_broken_off_goes_on_after_a_restart_of_the_server(
+    service, acme
+) -> None:
+    job = await started(service, acme)
+    path = f"{acme.production}/builds/{job['resource']['id']}/log"
+    lease = await service.builds.lease("slot-0", 5)
+
+    def say(first: int, *lines: str) -> None:
+        batch = LogBatch(first, tuple(BatchLine(line, AT, "build") for line in lines))
+        service.builds.take_log(lease.job_id, batch)
+
+    say(0, "one", "two")
+    headers = {"Authorization": f"Bearer {service.secret}"}
+    async with service.client.get(f"{path}?follow=1", headers=headers) as answer:
+        got = await answer.content.readexactly(8)
+        await service.stop()
+    assert got == b"one\ntwo\n"
+    await service.start()
+    service.builds.recover()
+    say(2, "three")
+    following = asyncio.create_task(service.get(f"{path}?follow=1&offset={len(got)}"))
+    say(3, "four")
+    await service.builds.finish(lease.job_id, DONE)
+    rest = (await following).raw.decode().splitlines()
+    assert rest[:3] == ["gitd was restarted; waiting for the builder", "three", "four"]
+
+
+async def test_log_that_is_not_kept_any_more_says_so(service, acme) -> None:
+    job = await started(service, acme)
+    await service.build("one")
+    service.jobs.joblogs.remove(job["id"])
+    path = f"{acme.production}/builds/{job['resource']['id']}/log"
+    for query in ("", "?follow=1"):
+        assert (await service.get(path + query)).raw.decode() == f"{REMOVED}\n"
+    events = events_of((await service.get(job["links"]["stream"])).raw)
+    assert [event["event"] for event in events] == ["log", "job", "end"]
+    assert json.loads(events[1]["data"])["status"] == "succeeded"

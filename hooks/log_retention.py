@@ -1,0 +1,83 @@
+"""The retention of job logs: which are removed, so that they never fill the disk.
+
+The newest build and the newest deployment of every environment keep theirs, however old and large,
+and so does what is not over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from hooks.jobs import Jobs
+from storage.errors import StorageError
+from storage.joblog import LogFile
+from storage.records import jobs as job_rows
+
+log = structlog.get_logger(__name__)
+
+SWEEP_EVERY_S = 3600.0
+FRESH_MS = 3_600_000  # what was written since may be read by somebody right now
+
+
+@dataclass(frozen=True, slots=True)
+class LogLimits:
+    """How much of all job logs is kept; 0 means without a bound."""
+
+    age_s_max: int = 90 * 24 * 3600
+    count_max: int = 10_000
+    bytes_max: int = 1024**3
+
+
+def logs_to_remove(
+    files: Sequence[LogFile], kept: Collection[str], limits: LogLimits, *, now: int
+) -> list[LogFile]:
+    """Return the logs that are too old, and the oldest of those that are too many or too much.
+
+    `kept` are jobs whose logs stay; they count all the same.
+    """
+    count, size_bytes = len(files), sum(file.size_bytes for file in files)
+    removed = []
+    for file in sorted(files, key=lambda file: file.written_at):
+        age_ms = now - file.written_at
+        is_old = 0 < 1000 * limits.age_s_max < age_ms
+        is_many = 0 < limits.count_max < count
+        is_much = 0 < limits.bytes_max < size_bytes
+        if file.job_id not in kept and age_ms > FRESH_MS and (is_old or is_many or is_much):
+            removed.append(file)
+            count -= 1
+            size_bytes -= file.size_bytes
+    return removed
+
+
+class LogRetention:
+    """Removes job logs by and by."""
+
+    def __init__(self, jobs: Jobs, limits: LogLimits) -> None:
+        self._jobs = jobs
+        self._limits = limits
+
+    async def run(self) -> None:
+        """Sweep now and every hour, for ever."""
+        while True:
+            try:
+                await asyncio.to_thread(self.sweep)
+            except (StorageError, OSError):
+                log.exception("job_logs_not_swept")
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    def sweep(self) -> int:
+        """Remove what is to be removed now, and return how many logs that was. Blocking."""
+        joblogs = self._jobs.joblogs
+        files = joblogs.files()
+        kept = job_rows.newest_and_unfinished(self._jobs.records.reader())
+        removed = logs_to_remove(files, kept, self._limits, now=self._jobs.clock())
+        for file in removed:
+            joblogs.remove(file.job_id)
+        if removed:
+            size_bytes = sum(file.size_bytes for file in removed)
+            log.info("job_logs_removed", count=len(removed), size_bytes=size_bytes)
+        return len(removed)
