@@ -158,9 +158,12 @@ def egress(data: Path, config: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.structs.asdict(found))
         return
+    sources: dict[str, list[str]] = {}
     for entry in found.allow:
         host = f"[{entry.host}]" if ":" in entry.host else entry.host
-        click.echo(f"{host}:{entry.port}  ({entry.source})")
+        sources.setdefault(f"{host}:{entry.port}", []).append(entry.source)
+    for target, names in sources.items():
+        click.echo(f"{target}  ({', '.join(names)})")
     if not found.allow:
         click.echo("Builds have no network.")
     click.echo(f"certificates: {found.ca_bundle or 'none found'}")

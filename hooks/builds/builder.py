@@ -260,6 +260,16 @@ class _Build:
                     await phases.run_step(step, lease, network, self._workspace, self._log)
         finally:
             await network.close()
+            passed = network.total
+            log.info(
+                "egress_closed",
+                job_id=lease.job_id,
+                site=lease.site,
+                connections=passed.connections,
+                up_bytes=passed.up_bytes,
+                down_bytes=passed.down_bytes,
+                problems=len(network.problems),
+            )
 
     def _failed(self, code: str, message: str, exit_status: int | None = None) -> Finish:
         self._log.line(self._phase, message.partition("\n")[0])

@@ -70,11 +70,12 @@ class FailedError(RefusedError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client wants: a tunnel, or else `head` passed on."""
+    """What a client wants: a tunnel, or else `head` passed on with so much of a body."""
 
     host: str
     port: int
     head: bytes | None = None
+    body_bytes: int = 0
 
     @property
     def target(self) -> str:
@@ -190,10 +191,12 @@ class EgressProxy:
         try:
             if request.head is None:
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                up_bytes = None
             else:
                 self._count(passed, up=len(request.head))
                 upstream[1].write(request.head)
-            await self._join((reader, writer), upstream, passed)
+                up_bytes = request.body_bytes  # what follows may be for another host
+            await self._join((reader, writer), upstream, passed, up_bytes=up_bytes)
         finally:
             upstream[1].close()
 
@@ -229,7 +232,7 @@ class EgressProxy:
         ]
         if not allowed:
             address = found[0][4][0]
-            raise RefusedError(403, f"it resolves to {address}, no public address; see {SETTING}")
+            raise RefusedError(403, f"it resolves to {address}: not public, nor in {SETTING}")
         return allowed[:ADDRESSES_MAX]
 
     def _not_listed(self, request: Request) -> str:
@@ -256,26 +259,39 @@ class EgressProxy:
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         passed: Passed,
+        *,
+        up_bytes: int | None,
     ) -> None:
-        """Pass bytes both ways until both sides have ended, one breaks, or nothing moves."""
+        """Pass bytes both ways until both sides have ended, one breaks, or nothing moves.
+
+        `up_bytes`: how many of the client's, if not all.
+        """
         loop = asyncio.get_running_loop()
         idle_s = self._egress.idle_s
 
-        async def pump(
-            source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_up: bool
-        ) -> None:
-            while chunk := await source.read(READ_BYTES):
+        async def send_up() -> None:
+            left = up_bytes
+            while chunk := await client[0].read(READ_BYTES if left is None else left):
                 idle.reschedule(loop.time() + idle_s)
-                self._count(passed, up=len(chunk) if is_up else 0, down=0 if is_up else len(chunk))
-                sink.write(chunk)
-                await sink.drain()
-            sink.write_eof()
+                self._count(passed, up=len(chunk))
+                left = None if left is None else left - len(chunk)
+                upstream[1].write(chunk)
+                await upstream[1].drain()
+            if up_bytes is None:
+                upstream[1].write_eof()
+
+        async def send_down() -> None:
+            while chunk := await upstream[0].read(READ_BYTES):
+                idle.reschedule(loop.time() + idle_s)
+                self._count(passed, down=len(chunk))
+                client[1].write(chunk)
+                await client[1].drain()
+            client[1].write_eof()
 
         pumps: list[asyncio.Task[None]] = []
         try:
             async with asyncio.timeout(idle_s) as idle:
-                pumps.append(loop.create_task(pump(client[0], upstream[1], is_up=True)))
-                pumps.append(loop.create_task(pump(upstream[0], client[1], is_up=False)))
+                pumps += [loop.create_task(send_up()), loop.create_task(send_down())]
                 await asyncio.gather(*pumps)
         except TimeoutError:
             pass  # nothing moved for too long
@@ -362,7 +378,26 @@ def parse_request(head: bytes) -> Request:
         b"Host: %b" % authority.encode("ascii"),
         b"Connection: close",
     ]
-    return Request(request.host, request.port, b"\r\n".join([*first, *kept, b"", b""]))
+    passed_on = b"\r\n".join([*first, *kept, b"", b""])
+    return Request(request.host, request.port, passed_on, _body_bytes(headers))
+
+
+def _body_bytes(headers: list[bytes]) -> int:
+    """How long the request says that its body is.
+
+    Raises:
+        RefusedError: It does not say, or not clearly.
+    """
+    lengths = set()
+    for header in headers:
+        name, _, value = header.partition(b":")
+        if name.strip().lower() == b"transfer-encoding":
+            raise RefusedError(411, "a body needs its length in Content-Length")
+        if name.strip().lower() == b"content-length":
+            lengths.add(value.strip())
+    if len(lengths) > 1 or not all(each.isdigit() and len(each) < 16 for each in lengths):
+        raise RefusedError(400, "the length of the body is not clear")
+    return int(lengths.pop()) if lengths else 0
 
 
 def _to(host: str, port: int) -> Request:

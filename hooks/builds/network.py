@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hooks.builds.build_log import BuildLog
-from hooks.builds.egress import PORT, EgressProxy
+from hooks.builds.egress import PORT, EgressProxy, Passed
 from hooks.builds.sandbox import Bind, Sandbox, SandboxSpec
 from hooks.builds.wire import Egress
 
@@ -63,10 +63,10 @@ class BuildNetwork:
         """
         nothing = scratch / "nothing"
         nothing.touch(mode=0o444)
-        binds = [Bind(nothing, path) for path in _HIDDEN if Path(path).is_file()]
+        binds = [Bind(nothing, path) for path in _hidden()]
         if not self._egress.allow:
             return replace(spec, binds=(*binds, *spec.binds))
-        environ = dict(_PROXY_ENVIRON)
+        environ = {**_PROXY_ENVIRON, **self._egress.environ}
         if self._ca_bundle is not None:
             environ |= dict.fromkeys(_CA_VARIABLES, CA_BUNDLE)
             binds.append(Bind(Path(self._ca_bundle), CA_BUNDLE))
@@ -90,12 +90,23 @@ class BuildNetwork:
             await self._proxy.serve(sandbox.listener)
 
     async def close(self) -> None:
-        """End all connections, and tell what passed. May be called again."""
+        """End all connections, and tell in the build's log what passed. Call it once."""
         await self._proxy.close()
         for line in self._proxy.summary():
             self._log.line(STAGE, line)
 
     @property
+    def total(self) -> Passed:
+        """What passed, to all hosts together."""
+        return self._proxy.total
+
+    @property
     def problems(self) -> list[str]:
         """What was refused or failed up to now, each once."""
         return self._proxy.problems
+
+
+def _hidden() -> list[str]:
+    """The files of `_HIDDEN` that are there; a link leads on to what has to be hidden."""
+    real = {Path(path).resolve() for path in _HIDDEN}
+    return sorted(str(path) for path in real if path.is_relative_to("/usr") and path.is_file())

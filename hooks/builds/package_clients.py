@@ -44,6 +44,7 @@ _QUIET = {
     "npm_config_update_notifier": "false",
 }
 _PIP_SCOPES = ("global", "install", ":env:")  # later ones win
+_COREPACK_URL = re.compile(r'url: "https://([a-z0-9.-]+)/[^"]*\{\}[^"]*"')  # {}: a version
 _NPM_LINE = re.compile(r"(; )?((?:@[^:\s]+:)?registry|cafile) = (\".*\")( ; overridden by \w+)?")
 
 
@@ -71,12 +72,13 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What one client said. `home_files` tell the same to its like in a build's home."""
+    """What one client said. `home_files` and `environ` tell the same to its like in a build."""
 
     name: str
     registries: tuple[Registry, ...] = ()
     ca_bundle: str | None = None
     home_files: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def without_secrets(url: str) -> str | None:
@@ -250,7 +252,13 @@ def parse_npm(told: str) -> Client:
     if "registry" not in set_here:
         registries.append(built_in)
     lines = [f"{name}={each.shown_url}\n" for name, each in set_here.items()]
-    return Client("npm", tuple(registries), ca_bundle, {".npmrc": "".join(lines)} if lines else {})
+    files = {".npmrc": "".join(lines)} if lines else {}
+    tools = {}
+    if "registry" in set_here:  # its relatives do not read .npmrc
+        url = set_here["registry"].shown_url
+        files[".yarnrc.yml"] = f"npmRegistryServer: {json.dumps(url)}\n"
+        tools["COREPACK_NPM_REGISTRY"] = url
+    return Client("npm", tuple(registries), ca_bundle, files, tools)
 
 
 def ask_yarn(environ: Mapping[str, str], path: str = CLIENT_PATH) -> list[Client]:
@@ -268,6 +276,29 @@ def ask_yarn(environ: Mapping[str, str], path: str = CLIENT_PATH) -> list[Client
     if without_secrets(url) is None:
         raise ClientError("its registry is not understood")
     return [Client("yarn", (Registry(url, is_built_in=True),))]
+
+
+def ask_corepack(environ: Mapping[str, str], path: str = CLIENT_PATH) -> list[Client]:
+    """Look up where corepack has pnpm and yarn from: it has no command that says so.
+
+    Raises:
+        ClientError: Its table of addresses is not found.
+    """
+    program = shutil.which("corepack", path=path)
+    if program is None:
+        return []
+    registry = Registry(environ.get("COREPACK_NPM_REGISTRY", ""))
+    if without_secrets(registry.url) is not None:
+        variables = {"COREPACK_NPM_REGISTRY": registry.shown_url}
+        return [Client("corepack", (registry,), environ=variables)]
+    try:
+        table = (Path(program).resolve().parent / "lib" / "corepack.cjs").read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClientError(type(error).__name__) from None
+    hosts = {f"https://{host}/": None for host in _COREPACK_URL.findall(table)}
+    if not hosts:
+        raise ClientError("its table of addresses is not understood")
+    return [Client("corepack", tuple(Registry(url, is_built_in=True) for url in hosts))]
 
 
 def ask_composer(environ: Mapping[str, str], path: str = CLIENT_PATH) -> list[Client]:

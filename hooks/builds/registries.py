@@ -21,6 +21,7 @@ from hooks.builds.package_clients import (
     ClientError,
     Registry,
     ask_composer,
+    ask_corepack,
     ask_npm,
     ask_python,
     ask_yarn,
@@ -34,6 +35,7 @@ _CLIENTS: tuple[tuple[str, Callable[[Mapping[str, str], str], list[Client]]], ..
     ("pip", ask_python),
     ("npm", ask_npm),
     ("yarn", ask_yarn),
+    ("corepack", ask_corepack),
     ("composer", ask_composer),
 )
 _FILE_HOSTS: dict[str, Callable[[str, str | None], list[tuple[str, int]]]] = {
@@ -57,6 +59,7 @@ class Registries:
     allow: tuple[AllowedHost, ...] = ()
     ca_bundle: str | None = None
     home_files: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class EgressRules:
@@ -104,6 +107,7 @@ class EgressRules:
             allow=(*self._limits.allow, *found.allow),
             ca_bundle=found.ca_bundle,
             home_files=dict(found.home_files),
+            environ=dict(found.environ),
         )
 
 
@@ -120,13 +124,30 @@ def read(environ: Mapping[str, str], *, path: str = CLIENT_PATH) -> Registries:
                 clients += answer.result()
             except ClientError as error:
                 log.warning("package_client_unread", client=name, reason=str(error))
+        clients = _without_bypasses(clients)
         bundle = ca_bundle(environ, clients)
         allowed = threads.map(lambda client: list(_allowed(client, bundle)), clients)
         hosts = [host for found in allowed for host in found]
     files: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for client in clients:
         files |= client.home_files
-    return Registries(tuple(dict.fromkeys(hosts)), bundle, files)
+        variables |= client.environ
+    return Registries(tuple(dict.fromkeys(hosts)), bundle, files, variables)
+
+
+def _without_bypasses(clients: Sequence[Client]) -> list[Client]:
+    """Leave out what npm's relatives have built in, where npm is set to a mirror: so are they."""
+    has_mirror = any(client.name == "npm" and client.environ for client in clients)
+    return [
+        client
+        for client in clients
+        if not (
+            has_mirror
+            and client.name in ("yarn", "corepack")
+            and all(registry.is_built_in for registry in client.registries)
+        )
+    ]
 
 
 def _allowed(client: Client, bundle: str | None) -> Iterator[AllowedHost]:

@@ -107,13 +107,15 @@ class Egress(msgspec.Struct, frozen=True):
     """What the command of a build may reach; without a host: nothing, not even a proxy.
 
     `ca_bundle`: a file of the machine with the certificates that are trusted.
-    `home_files`: settings for package clients, as text, by their path below the home. `bytes`
-    are counted over all connections of the build; an idle connection is closed after `idle_s`.
+    `home_files` and `environ`: settings for package clients; files as text, by their path below
+    the home. Bytes are counted over all connections of the build; one that is idle is closed
+    after `idle_s`.
     """
 
     allow: tuple[AllowedHost, ...] = ()
     ca_bundle: str | None = None
     home_files: dict[str, str] = {}
+    environ: dict[str, str] = {}
     up_bytes_max: int = 64 << 20
     down_bytes_max: int = 4 << 30
     connections_max: int = 128

@@ -220,7 +220,7 @@ async def test_listed_name_that_resolves_to_this_machine_is_refused(world):
     async with proxied(("localhost", world.port)) as at:
         _, _, answer = await at.tunnel(f"localhost:{world.port}")
     assert answer.startswith("HTTP/1.1 403 it resolves to ")
-    assert "no public address" in answer
+    assert answer.endswith(": not public, nor in builders.egress_allow")
     assert world.connections == 0
 
 
@@ -228,7 +228,7 @@ async def test_listed_name_that_resolves_to_this_machine_is_refused(world):
 async def test_address_in_disguise_is_judged_as_what_it_is(world, literal):
     async with proxied((literal, world.port), here(1)) as at:
         _, _, answer = await at.tunnel(f"{literal}:{world.port}")
-    assert "no public address" in answer
+    assert "not public" in answer
     assert world.connections == 0
 
 
@@ -334,6 +334,38 @@ async def test_request_for_an_http_url_of_an_allowed_host_is_passed_on(world):
             "Accept: x\r\n\r\n".encode()
         )
     assert "secret" not in str(at.said) + str(at.proxy.summary())
+
+
+async def test_body_is_passed_on_and_nothing_that_follows_it(world):
+    """A second request on the connection might be for another host, with a password for it."""
+    async with proxied(here(world.port)) as at:
+        request = (
+            f"POST http://127.0.0.1:{world.port}/ HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
+            f"GET http://other.example/ HTTP/1.1\r\nAuthorization: Basic c2VjcmV0\r\n\r\n"
+        )
+        reader, writer, _ = await at.ask(request.encode())
+        assert await reader.readexactly(4) == b"BODY"
+        writer.write_eof()
+        world.stop()
+        assert await ended(reader)
+    assert world.heard.endswith(b"\r\n\r\nbody")
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("Transfer-Encoding: chunked", 411),
+        ("Content-Length: 1\r\nContent-Length: 2", 400),
+        ("Content-Length: -1", 400),
+        ("Content-Length: x", 400),
+    ],
+)
+async def test_body_of_unclear_length_is_refused(world, header, status):
+    async with proxied(here(world.port)) as at:
+        request = f"POST http://127.0.0.1:{world.port}/ HTTP/1.1\r\n{header}\r\n\r\n"
+        _, _, head = await at.ask(request.encode())
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert world.connections == 0
 
 
 async def test_request_for_an_http_url_of_another_host_is_refused():

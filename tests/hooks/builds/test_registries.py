@@ -16,6 +16,7 @@ from hooks.builds.package_clients import (
     Client,
     ClientError,
     Registry,
+    ask_corepack,
     ask_yarn,
     parse_composer,
     parse_npm,
@@ -135,8 +136,10 @@ def test_npm_with_settings_has_what_is_set_and_the_registries_of_scopes():
     assert client.ca_bundle == "/etc/ca.pem"
     assert client.home_files == {
         ".npmrc": "@acme:registry=https://acme.example/npm/\n"
-        "registry=https://mirror.example:8443/\n"
+        "registry=https://mirror.example:8443/\n",
+        ".yarnrc.yml": 'npmRegistryServer: "https://mirror.example:8443/"\n',
     }
+    assert client.environ == {"COREPACK_NPM_REGISTRY": "https://mirror.example:8443/"}
 
 
 def test_scope_beside_the_built_in_registry_keeps_both():
@@ -225,6 +228,20 @@ def test_clients_are_asked_with_the_machines_environment_and_each_for_its_own(cl
     assert SECRET not in str(found)
 
 
+def test_machine_whose_npm_has_a_mirror_lets_its_relatives_use_no_other(client, tmp_path):
+    client(
+        "npm",
+        """echo '; "default" config'; echo '; registry = "https://npm.example/"'
+        echo '; "user" config'; echo 'registry = "https://mirror.example/"'""",
+    )
+    client("yarn", '[ "$1" = --version ] && echo 4.1 || echo "https://yarn.example"')
+    environ = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}
+    found = read(environ, path=client.path)
+    assert [each.host for each in found.allow if each.source != "pip"] == ["mirror.example"]
+    assert found.environ == {"COREPACK_NPM_REGISTRY": "https://mirror.example/"}
+    assert ".yarnrc.yml" in found.home_files
+
+
 def test_uv_has_indexes_of_its_own_settings(client, tmp_path):
     config = tmp_path / ".config" / "uv" / "uv.toml"
     config.parent.mkdir(parents=True)
@@ -265,6 +282,26 @@ def test_new_yarn_is_asked_by_its_other_name_of_the_setting(client):
     (found,) = ask_yarn({}, client.path)
     assert [each.url for each in found.registries] == ["https://y.example"]
     assert ask_yarn({}, "/nonexistent") == []
+
+
+def test_corepack_is_looked_up_for_what_it_downloads(client, tmp_path):
+    table = tmp_path / "bin" / "lib" / "corepack.cjs"
+    table.parent.mkdir()
+    table.write_text(
+        'x = {url: "https://npm.example/pnpm/-/pnpm-{}.tgz"},\n{url: "https://yarn.example/{}/y.js"}'
+        '{url: "https://npm.example/yarn/-/yarn-{}.tgz"}, {url: "https://docs.example/"}'
+    )
+    client("corepack", "exit 1")
+    (found,) = ask_corepack({}, client.path)
+    assert [each.url for each in found.registries] == [
+        "https://npm.example/",
+        "https://yarn.example/",
+    ]
+    (found,) = ask_corepack({"COREPACK_NPM_REGISTRY": "https://m.example"}, client.path)
+    assert found.registries == (Registry("https://m.example"),)
+    table.write_text("nothing")
+    with pytest.raises(ClientError):
+        ask_corepack({}, client.path)
 
 
 def test_certificates_are_those_that_the_machine_is_set_to(tmp_path):
