@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hooks.builds.errors import BuildFailedError
@@ -16,6 +17,14 @@ NODE = Need(("node",), "nodejs")
 
 # Source: npm-scripts(7), "npm start": without the script, `node server.js` where there is one.
 _DEFAULT_SERVER = "server.js"
+COREPACK = "corepack"
+# It fetches the client that package.json names; by itself not from where npm gets its packages.
+_ENABLE = (
+    'mkdir -p "$HOME/bin" && registry=$(npm config get registry)'
+    " && printf '#!/bin/sh\\nexport COREPACK_NPM_REGISTRY=%s\\nexec corepack {0} \"$@\"\\n'"
+    ' "${{registry%/}}" > "$HOME/bin/{0}" && chmod +x "$HOME/bin/{0}"'
+)
+_WITHOUT_CACHES = "rm -rf node_modules/.cache .next/cache"
 _UNREAD_LOCKS = ("bun.lock", "bun.lockb")
 _DEVELOPMENT_SERVER = re.compile(
     r"\b(?:"
@@ -43,10 +52,6 @@ class _Client:
     needs: tuple[Need, ...]
 
 
-# corepack, where it alone is there, puts the client that package.json names into the home folder.
-_COREPACK = (
-    'command -v {0} >/dev/null || corepack enable --install-directory "$HOME/bin" {0} && {1}'
-)
 _NPM = _Client(
     "npm",
     ("package-lock.json", "npm-shrinkwrap.json"),
@@ -58,8 +63,8 @@ _NPM = _Client(
 _PNPM = _Client(
     "pnpm",
     ("pnpm-lock.yaml",),
-    _COREPACK.format("pnpm", "pnpm install --frozen-lockfile"),
-    _COREPACK.format("pnpm", "pnpm install --no-lockfile"),
+    "pnpm install --frozen-lockfile",
+    "pnpm install --no-lockfile",
     "pnpm prune --prod",
     (Need(("pnpm", "corepack"), "pnpm, or corepack"),),
 )
@@ -67,20 +72,22 @@ _YARN_NEED = (Need(("yarn", "corepack"), "yarn, or corepack"),)
 _YARN_CLASSIC = _Client(
     "yarn",
     ("yarn.lock",),
-    _COREPACK.format("yarn", "yarn install --frozen-lockfile --non-interactive"),
-    _COREPACK.format("yarn", "yarn install --no-lockfile --non-interactive"),
+    "yarn install --frozen-lockfile --non-interactive",
+    "yarn install --no-lockfile --non-interactive",
     "yarn install --production --frozen-lockfile --ignore-scripts --non-interactive",
     _YARN_NEED,
 )
-# Its Plug'n'Play would need Yarn itself wherever the program runs: packages lie in node_modules.
+# Its packages are npm's, and lie in node_modules (`runtimes.BUILD_ENVIRON`).
+_AS_NPM = 'printf \'npmRegistryServer: %s\\n\' "$(npm config get registry)" > "$HOME/.yarnrc.yml"'
 _YARN_BERRY = _Client(
     "yarn",
     ("yarn.lock",),
-    _COREPACK.format("yarn", "yarn install --immutable"),
-    _COREPACK.format("yarn", "yarn install --no-immutable"),
+    f"{_AS_NPM} && yarn install --immutable",
+    f"{_AS_NPM} && yarn install --no-immutable",
     None,
     _YARN_NEED,
 )
+_YARN_4 = replace(_YARN_BERRY, prune="yarn workspaces focus --all --production")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +146,11 @@ class Package:
         return checked_command(command, f"{listing.path(PACKAGE_JSON)}: scripts.start")
 
 
-def recipe(listing: Listing, package: Package, *, runs: bool) -> Recipe:
-    """Return what a Node project does by itself. `runs`: a program serves it, so that development
-    dependencies go once it is built.
+def recipe(listing: Listing, package: Package, programs: Collection[str], *, runs: bool) -> Recipe:
+    """Return what a Node project does by itself.
+
+    `programs`: those that the machine has. `runs`: a program serves the project, so that
+    development dependencies go once it is built.
 
     Raises:
         BuildFailedError: `build.config_invalid`, when two lock files contradict each other.
@@ -149,20 +158,21 @@ def recipe(listing: Listing, package: Package, *, runs: bool) -> Recipe:
     client, lock = _client(listing, package)
     notes = _notes(listing, package, client, lock)
     is_installed = lock is not None or package.has_dependencies
-    finish = []
-    if runs and is_installed and package.has_dev_dependencies and client.prune is not None:
-        finish.append(client.prune)
     builds = "build" in package.scripts
-    if runs and builds:
-        finish.append("rm -rf node_modules/.cache .next/cache")
+    needs_client = is_installed or builds
+    install = (client.install if lock else client.loose,) if is_installed else ()
+    if needs_client and client.name not in programs and COREPACK in programs:
+        install = (_ENABLE.format(client.name), *install)
+    prunes = runs and is_installed and package.has_dev_dependencies and client.prune is not None
     return Recipe(
         by=(PACKAGE_JSON, *([lock] if lock else [])),
-        install=((client.install if lock else client.loose),) if is_installed else (),
+        install=install,
         build=(f"{client.name} run build",) if builds else (),
-        finish=tuple(finish),
+        prune=(client.prune,) if prunes and client.prune else (),
+        finish=(_WITHOUT_CACHES,) if runs and builds else (),
         web=package.server(listing),
         needs=(NODE,),
-        client_needs=client.needs if is_installed or builds else (),
+        client_needs=client.needs if needs_client else (),
         notes=notes,
     )
 
@@ -177,10 +187,7 @@ def _scripts(document: dict[str, Any], where: str) -> dict[str, str]:
 def _client(listing: Listing, package: Package) -> tuple[_Client, str | None]:
     """Return the client, and the lock file that it goes by, if there is one."""
     name, _, version = package.manager.partition("@")
-    is_berry = listing.has_file(".yarnrc.yml") or (
-        name == "yarn" and version[:1].isdigit() and not re.match(r"[01]\b", version)
-    )
-    clients = (_NPM, _PNPM, _YARN_BERRY if is_berry else _YARN_CLASSIC)
+    clients = (_NPM, _PNPM, _yarn(version if name == "yarn" else "", listing))
     found = [(each, lock) for each in clients if (lock := listing.first_file(*each.locks))]
     named = next((each for each in clients if each.name == name), None)
     if named is not None:
@@ -193,6 +200,13 @@ def _client(listing: Listing, package: Package) -> tuple[_Client, str | None]:
             ' manager in package.json, as in "packageManager": "pnpm@9.1.0"',
         )
     return found[0] if found else (_NPM, None)
+
+
+def _yarn(version: str, listing: Listing) -> _Client:
+    major = int(digits[0]) if (digits := re.match(r"[0-9]{1,3}", version)) else 0
+    if major >= 4:
+        return _YARN_4
+    return _YARN_BERRY if major >= 2 or listing.has_file(".yarnrc.yml") else _YARN_CLASSIC
 
 
 def _notes(

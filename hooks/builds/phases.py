@@ -91,7 +91,7 @@ async def detect(job: LeasedJob, log: BuildLog) -> Plan:
     if root != ".":
         listing = await _list_folder(job, root)
         config = config.overridden_by(await _managed_toml(listing))
-    plan = await _in_thread(lambda _: profiles.detect(listing, config))
+    plan = await _in_thread(lambda _: profiles.detect(listing, config, runtimes.available()))
     log.line(Phase.DETECT, plan.explanation)
     for note in plan.notes:
         log.line(Phase.DETECT, note)

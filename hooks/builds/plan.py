@@ -91,7 +91,9 @@ class Recipe:
 
     Attributes:
         by: The names that decided, in the site's folder.
-        install, build, finish: Commands, in order.
+        install, build, prune, finish: Commands, in order. Who installs otherwise, by
+            `build.install`, knows what has to stay, and nothing is pruned.
+        prepare: What such an install of one's own begins with.
         web: The command that serves, when the tree says so itself.
         needs: Programs of the language, to build and to run with.
         client_needs: Programs that `install` needs.
@@ -99,8 +101,10 @@ class Recipe:
     """
 
     by: tuple[str, ...] = ()
+    prepare: tuple[str, ...] = ()
     install: tuple[str, ...] = ()
     build: tuple[str, ...] = ()
+    prune: tuple[str, ...] = ()
     finish: tuple[str, ...] = ()
     web: str | None = None
     needs: tuple[Need, ...] = ()

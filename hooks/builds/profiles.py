@@ -7,6 +7,7 @@ overrides each part of it.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 
 from hooks.builds import node, php, python
@@ -46,14 +47,14 @@ _LACKS = {
 }
 
 
-def detect(listing: Listing, config: ManagedToml) -> Plan:
-    """Decide how a commit is built.
+def detect(listing: Listing, config: ManagedToml, programs: Collection[str]) -> Plan:
+    """Decide how a commit is built. `programs`: those of the machine, of `runtimes.PROGRAMS`.
 
     Raises:
         BuildFailedError: `build.config_invalid`, `build.undetected`, or `build.output_missing`
             when the output is a folder that the commit does not have.
     """
-    return _Detection(listing, config).plan()
+    return _Detection(listing, config, programs).plan()
 
 
 def is_published(path: str) -> bool:
@@ -72,8 +73,9 @@ def is_published(path: str) -> bool:
 class _Detection:
     """What is known of the commit, and what follows from it."""
 
-    def __init__(self, listing: Listing, config: ManagedToml) -> None:
+    def __init__(self, listing: Listing, config: ManagedToml, programs: Collection[str]) -> None:
         self._listing = listing
+        self._programs = programs
         self._config = config
         self._procfile = _procfile(listing)
         self._package = Package.read(listing)
@@ -163,12 +165,14 @@ class _Detection:
     # -- what to do -----------------------------------------------------------------------------
 
     def _recipe(self, profile: Profile) -> Recipe:
-        listing = self._listing
+        listing, programs = self._listing, self._programs
         match profile:
             case Profile.NODE:
                 return self._node_recipe()
             case Profile.PYTHON:
-                return self._with_assets(python.recipe(listing, runs=self._web is not None))
+                return self._with_assets(
+                    python.recipe(listing, programs, runs=self._web is not None)
+                )
             case Profile.PHP:
                 return self._with_assets(php.recipe(listing))
             case _:
@@ -181,32 +185,36 @@ class _Detection:
                 UNDETECTED, f"A node site has a package.json, and {_where(listing)} has none."
             )
         starts = self._config.output is None and package.server(listing) is not None
-        return node.recipe(listing, package, runs=self._web is not None or starts)
+        runs = self._web is not None or starts
+        return node.recipe(listing, package, self._programs, runs=runs)
 
     def _with_assets(self, recipe: Recipe) -> Recipe:
         """Let a `package.json` beside another language build what visitors' browsers get."""
         package = self._package
         if package is None or "build" not in package.scripts:
             return recipe
-        assets = node.recipe(self._listing, package, runs=False)
+        assets = node.recipe(self._listing, package, self._programs, runs=False)
         return replace(
             recipe,
             by=(*recipe.by, *assets.by),
             install=(*recipe.install, *assets.install),
             build=assets.build,
-            finish=("rm -rf node_modules", *recipe.finish),
+            prune=("rm -rf node_modules", *recipe.prune),
             client_needs=(*recipe.client_needs, *assets.needs, *assets.client_needs),
             notes=(*recipe.notes, *assets.notes),
         )
 
     def _steps(self, recipe: Recipe) -> tuple[Step, ...]:
         config = self._config
-        install, finish = recipe.install, recipe.finish
-        if config.install is not None:  # who installs otherwise knows what has to stay
-            install, finish = (config.install,) if config.install else (), ()
+        install, finish = recipe.install, (*recipe.prune, *recipe.finish)
+        if config.install is not None:
+            install = (*recipe.prepare, config.install) if config.install else ()
+            finish = recipe.finish
         build = recipe.build
         if config.command is not None:
             build = (config.command,) if config.command else ()
+        if not install and not build:
+            finish = ()
         steps = ((StepName.INSTALL, install), (StepName.BUILD, build), (StepName.FINISH, finish))
         return tuple(Step(name, command) for name, commands in steps for command in commands)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Collection
 from typing import Any
 
 from hooks.builds.errors import BuildFailedError
@@ -13,16 +14,14 @@ PYPROJECT, REQUIREMENTS, UV_LOCK = "pyproject.toml", "requirements.txt", "uv.loc
 VENV = ".venv"
 
 _VENV = f"python3 -m venv {VENV}"
-_PIP = f"{VENV}/bin/python -m pip install"
-_OF_REQUIREMENTS = f"{_PIP} -r {REQUIREMENTS}"
-_OF_PROJECT = f"{_PIP} -e ."
 # A project without a build system is no package: what it depends on is installed, it is not.
-_OF_DEPENDENCIES = (
-    f'{VENV}/bin/python -c \'import tomllib; print(*tomllib.load(open("{PYPROJECT}", "rb"))'
+_DEPENDENCIES = (
+    f'python3 -c \'import tomllib; print(*tomllib.load(open("{PYPROJECT}", "rb"))'
     f'["project"].get("dependencies", []), sep="\\n")\' > /tmp/{REQUIREMENTS}'
-    f" && {_PIP} -r /tmp/{REQUIREMENTS}"
+    f" && pip install -r /tmp/{REQUIREMENTS}"
 )
-_UV_SYNC = "uv sync --locked --no-dev"
+# Nothing can be installed into a release: what installs is not part of it.
+_WITHOUT_PIP = "python3 -m pip uninstall --quiet --yes pip"
 # Compiled without times in them: equal sources give equal files, which are not looked at again.
 _COMPILE = (
     "PYTHONHASHSEED=0 python3 -m compileall -q -q -f --invalidation-mode unchecked-hash . || true"
@@ -44,22 +43,27 @@ def dependency_file(listing: Listing) -> str | None:
     return found
 
 
-def recipe(listing: Listing, *, runs: bool) -> Recipe:
+def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe:
     """Return what a Python project does by itself: a virtual environment below its own folder.
 
-    `runs`: a program of it serves, and starts sooner when it is compiled.
+    `programs`: those that the machine has; uv is used where it is there, as pip would be. `runs`: a
+    program of the project serves, and starts sooner when it is compiled.
 
     Raises:
         BuildFailedError: `build.config_invalid`.
     """
     decided = dependency_file(listing)
+    has_uv = "uv" in programs
     install: tuple[str, ...] = ()
-    client_needs: tuple[Need, ...] = ()
+    prune: tuple[str, ...] = ()
+    client_needs = (_UV,)
     if decided == UV_LOCK:
-        install = (_UV_SYNC,)
-        client_needs = (_UV,)
+        install = ("uv sync --locked --no-dev",)
+    elif decided is not None and has_uv:
+        install = ("uv venv", f"uv pip install {_wanted(listing, decided)}")
     elif decided is not None:
-        install = (f"{_VENV} && {_fill(listing, decided)}",)
+        install = (_VENV, _with_pip(listing, decided))
+        prune = (_WITHOUT_PIP,) if runs else ()
         client_needs = (_ENSUREPIP,)
     notes = [
         f"{name} is not read: {advice}"
@@ -71,18 +75,25 @@ def recipe(listing: Listing, *, runs: bool) -> Recipe:
     ]
     return Recipe(
         by=(decided,) if decided else (),
+        prepare=() if decided == UV_LOCK else (_VENV,),
         install=install,
-        finish=(_COMPILE,) if install and runs else (),
+        prune=prune,
+        finish=(_COMPILE,) if runs else (),
         needs=(_PYTHON,),
-        client_needs=client_needs,
+        client_needs=client_needs if decided else (),
         notes=tuple(notes),
     )
 
 
-def _fill(listing: Listing, decided: str) -> str:
-    if decided == REQUIREMENTS:
-        return _OF_REQUIREMENTS
-    return _OF_PROJECT if "build-system" in _pyproject(listing) else _OF_DEPENDENCIES
+def _wanted(listing: Listing, decided: str) -> str:
+    if decided == PYPROJECT and "build-system" in _pyproject(listing):
+        return "-e ."
+    return f"-r {decided}"
+
+
+def _with_pip(listing: Listing, decided: str) -> str:
+    wanted = _wanted(listing, decided)
+    return _DEPENDENCIES if wanted == f"-r {PYPROJECT}" else f"pip install {wanted}"
 
 
 def _pyproject(listing: Listing) -> dict[str, Any]:

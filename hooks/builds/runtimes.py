@@ -14,6 +14,8 @@ from hooks.builds.plan import Need
 from hooks.builds.sandbox import APP_DIR, HOME_DIR
 
 RUNTIME_MISSING = "build.runtime_missing"
+PROGRAMS = ("uv", "pnpm", "yarn", "corepack")
+"""Those that, where they are there, do what others would do otherwise."""
 MACHINE_PATH = "/usr/local/bin:/usr/bin:/bin"
 _OWN = (".venv/bin", "node_modules/.bin", "vendor/bin")
 SITE_PATH = ":".join([*(f"{APP_DIR}/{folder}" for folder in _OWN), MACHINE_PATH])
@@ -44,6 +46,11 @@ BUILD_ENVIRON = {
 
 `YARN_NODE_LINKER`: Plug'n'Play would need Yarn wherever the program runs.
 """
+
+
+def available(*, path: str = MACHINE_PATH) -> frozenset[str]:
+    """Return those of `PROGRAMS` that builds find. Blocking, some stats."""
+    return frozenset(name for name in PROGRAMS if shutil.which(name, path=path))
 
 
 def require(needs: Iterable[Need], *, path: str = MACHINE_PATH) -> None:

@@ -19,7 +19,11 @@ from hooks.builds.wire import RootEntry, RunCommands
 BUILD = '[build]\ncommand = "make"\n'
 TEXTS = ("managed.toml", "Procfile", "package.json", "pyproject.toml")
 NPM, LOOSE = "npm ci", "npm install --no-package-lock"
-VENV_PIP = "python3 -m venv .venv && .venv/bin/python -m pip install -r requirements.txt"
+VENV = ("install", "python3 -m venv .venv")
+PIP = ("install", "pip install -r requirements.txt")
+WITHOUT_PIP = ("finish", "python3 -m pip uninstall --quiet --yes pip")
+AS_NPM = 'printf \'npmRegistryServer: %s\\n\' "$(npm config get registry)" > "$HOME/.yarnrc.yml"'
+BERRY = f"{AS_NPM} && yarn install --immutable"
 COMPILE = (
     "PYTHONHASHSEED=0 python3 -m compileall -q -q -f --invalidation-mode unchecked-hash . || true"
 )
@@ -46,10 +50,10 @@ def tree(*names, where=".", **texts):
     return Listing.of(entries, files, where)
 
 
-def plan(*names, toml="", where=".", **texts):
+def plan(*names, toml="", where=".", programs=("pnpm", "yarn"), **texts):
     if toml:
         texts["managed_toml"] = toml
-    return profiles.detect(tree(*names, where=where, **texts), parse(toml))
+    return profiles.detect(tree(*names, where=where, **texts), parse(toml), programs)
 
 
 def steps(found):
@@ -106,10 +110,10 @@ def test_static_and_procfile_sites_are_detected(found, profile, folder, command)
             plan("yarn.lock", package=scripts(build="x")),
             "yarn install --frozen-lockfile --non-interactive",
         ),
-        (plan("yarn.lock", ".yarnrc.yml", package=scripts(build="x")), "yarn install --immutable"),
+        (plan("yarn.lock", ".yarnrc.yml", package=scripts(build="x")), BERRY),
         (
             plan("yarn.lock", package={"packageManager": "yarn@4.1.0", **scripts(build="x")}),
-            "yarn install --immutable",
+            BERRY,
         ),
         (
             plan("yarn.lock", package={"packageManager": "yarn@1.22.0", **scripts(build="x")}),
@@ -140,7 +144,7 @@ def test_static_and_procfile_sites_are_detected(found, profile, folder, command)
 def test_node_dependencies_are_installed_as_their_lock_file_says(found, install):
     assert found.profile == "node"
     installing = [command for name, command in steps(found) if name == "install"]
-    assert [each.rpartition(" && ")[2] for each in installing] == ([install] if install else [])
+    assert installing == ([install] if install else [])
 
 
 @pytest.mark.parametrize(
@@ -251,17 +255,46 @@ def test_development_servers_are_not_what_a_site_runs(start, is_development):
 
 
 @pytest.mark.parametrize(
+    ("lock", "package", "last"),
+    [
+        ("package-lock.json", {}, "npm prune --omit=dev"),
+        ("pnpm-lock.yaml", {}, "pnpm prune --prod"),
+        (
+            "yarn.lock",
+            {},
+            "yarn install --production --frozen-lockfile --ignore-scripts --non-interactive",
+        ),
+        ("yarn.lock", {"packageManager": "yarn@3.8.0"}, BERRY),
+        (
+            "yarn.lock",
+            {"packageManager": "yarn@4.1.0+sha224.ab"},
+            "yarn workspaces focus --all --production",
+        ),
+    ],
+)
+def test_development_dependencies_go_before_a_server_runs(lock, package, last):
+    found = plan(lock, package={"devDependencies": {"a": "1"}, **package, **scripts(start="b")})
+    assert steps(found)[-1][1] == last
+
+
+@pytest.mark.parametrize("client", ["pnpm", "yarn"])
+def test_corepack_brings_a_client_that_the_machine_lacks(client):
+    lock = {"pnpm": "pnpm-lock.yaml", "yarn": "yarn.lock"}[client]
+    found = plan(lock, package=scripts(build="x"), programs=["corepack"])
+    first, second, third = steps(found)
+    assert f"exec corepack {client}" in first[1]
+    assert second[1].startswith(f"{client} install")
+    assert third == ("build", f"{client} run build")
+    assert len(plan(lock, package=scripts(build="x"), programs=["corepack", client]).steps) == 2
+
+
+@pytest.mark.parametrize(
     ("found", "install", "by"),
     [
-        (plan("requirements.txt", Procfile="web: gunicorn a"), VENV_PIP, "requirements.txt"),
-        (
-            plan("uv.lock", "requirements.txt", pyproject="[project]", Procfile="web: a"),
-            "uv sync --locked --no-dev",
-            "uv.lock",
-        ),
+        (plan("requirements.txt", Procfile="web: gunicorn a"), [VENV, PIP], "requirements.txt"),
         (
             plan(pyproject="[build-system]\n[project]", Procfile="web: a"),
-            "python3 -m venv .venv && .venv/bin/python -m pip install -e .",
+            [VENV, ("install", "pip install -e .")],
             "pyproject.toml",
         ),
     ],
@@ -269,20 +302,56 @@ def test_development_servers_are_not_what_a_site_runs(start, is_development):
 def test_python_dependencies_go_into_an_environment_below_the_site(found, install, by):
     assert found.profile == "python"
     assert found.by == (by,)
-    assert steps(found) == [("install", install), ("finish", COMPILE)]
+    assert steps(found) == [*install, WITHOUT_PIP, ("finish", COMPILE)]
+
+
+@pytest.mark.parametrize(
+    ("found", "install"),
+    [
+        (
+            plan("requirements.txt", Procfile="web: a", programs=["uv"]),
+            ["uv venv", "uv pip install -r requirements.txt"],
+        ),
+        (
+            plan(pyproject="[project]", Procfile="web: a", programs=["uv"]),
+            ["uv venv", "uv pip install -r pyproject.toml"],
+        ),
+        (
+            plan(pyproject="[build-system]", Procfile="web: a", programs=["uv"]),
+            ["uv venv", "uv pip install -e ."],
+        ),
+        (
+            plan("uv.lock", "requirements.txt", pyproject="[project]", Procfile="web: a"),
+            ["uv sync --locked --no-dev"],
+        ),
+    ],
+)
+def test_uv_installs_where_the_machine_has_it_and_what_it_locked(found, install):
+    assert steps(found) == [*(("install", each) for each in install), ("finish", COMPILE)]
 
 
 def test_python_project_that_is_no_package_gets_what_it_depends_on():
     found = plan(pyproject="[project]", Procfile="web: a")
-    ((_, install), _) = steps(found)
-    assert install.startswith("python3 -m venv .venv && .venv/bin/python -c 'import tomllib;")
-    assert install.endswith(".venv/bin/python -m pip install -r /tmp/requirements.txt")
+    (_, (_, install), *_) = steps(found)
+    assert install.startswith("python3 -c 'import tomllib;")
+    assert install.endswith("> /tmp/requirements.txt && pip install -r /tmp/requirements.txt")
+
+
+def test_install_command_of_ones_own_finds_an_environment():
+    found = plan(
+        "requirements.txt", Procfile="web: a", toml='[build]\ninstall = "pip install -r a/b.txt"'
+    )
+    assert steps(found) == [VENV, ("install", "pip install -r a/b.txt"), ("finish", COMPILE)]
+    found = plan("uv.lock", Procfile="web: a", toml='[build]\ninstall = "uv sync"')
+    assert steps(found) == [("install", "uv sync"), ("finish", COMPILE)]
+    found = plan("uv.lock", Procfile="web: a", toml="[build]\ninstall = false")
+    assert found.is_source
 
 
 def test_python_tool_that_writes_files_needs_no_web_process():
     found = plan("requirements.txt", toml='[build]\ncommand = "mkdocs build"\noutput = "site"')
     assert (found.profile, found.folder, found.run) == ("python", "site", RunCommands())
-    assert steps(found) == [("install", VENV_PIP), ("build", "mkdocs build")]
+    assert steps(found) == [VENV, PIP, ("build", "mkdocs build")]
 
 
 @pytest.mark.parametrize(
@@ -347,10 +416,12 @@ def test_assets_of_a_python_site_are_built_and_their_packages_left_out():
         Procfile="web: gunicorn a",
     )
     assert steps(found) == [
-        ("install", VENV_PIP),
+        VENV,
+        PIP,
         ("install", NPM),
         ("build", "npm run build"),
         ("finish", "rm -rf node_modules"),
+        WITHOUT_PIP,
         ("finish", COMPILE),
     ]
 
@@ -542,7 +613,7 @@ def test_what_cannot_be_built_says_what_was_looked_for(names, texts, code, words
 def test_package_json_that_is_none_is_refused_by_its_path(text):
     listing = Listing({"package.json": "file"}, {"package.json": text}, "apps/web")
     with pytest.raises(BuildFailedError) as caught:
-        profiles.detect(listing, ManagedToml())
+        profiles.detect(listing, ManagedToml(), ())
     assert caught.value.code == "build.config_invalid"
     assert "apps/web/package.json" in str(caught.value)
 
@@ -550,7 +621,7 @@ def test_package_json_that_is_none_is_refused_by_its_path(text):
 def test_names_in_a_sub_folder_are_told_by_their_path():
     listing = Listing({"README": "file"}, {}, "apps/web")
     with pytest.raises(BuildFailedError, match="Looked in the folder 'apps/web' for"):
-        profiles.detect(listing, ManagedToml())
+        profiles.detect(listing, ManagedToml(), ())
 
 
 @pytest.mark.parametrize(
