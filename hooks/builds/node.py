@@ -161,7 +161,8 @@ def recipe(listing: Listing, package: Package, programs: Collection[str], *, run
     builds = "build" in package.scripts
     needs_client = is_installed or builds
     install = (client.install if lock else client.loose,) if is_installed else ()
-    if needs_client and client.name not in programs and COREPACK in programs:
+    brings = COREPACK in programs and any(COREPACK in need.programs for need in client.needs)
+    if needs_client and brings and client.name not in programs:
         install = (_ENABLE.format(client.name), *install)
     prunes = runs and is_installed and package.has_dev_dependencies and client.prune is not None
     return Recipe(

@@ -22,6 +22,10 @@ _DEPENDENCIES = (
 )
 # Nothing can be installed into a release: what installs is not part of it.
 _WITHOUT_PIP = "python3 -m pip uninstall --quiet --yes pip"
+# uv notes when it built a project that is a package; nothing reads that in a release.
+_WITHOUT_TIMES = (
+    f"find {VENV} -name uv_cache.json -execdir sed -i /uv_cache.json/d RECORD ';' -delete"
+)
 # Compiled without times in them: equal sources give equal files, which are not looked at again.
 _COMPILE = (
     "PYTHONHASHSEED=0 python3 -m compileall -q -q -f --invalidation-mode unchecked-hash . || true"
@@ -57,6 +61,8 @@ def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe
     install: tuple[str, ...] = ()
     prune: tuple[str, ...] = ()
     client_needs = (_UV,)
+    if runs and decided and (has_uv or decided == UV_LOCK) and _is_package(listing):
+        prune = (_WITHOUT_TIMES,)
     if decided == UV_LOCK:
         install = ("uv sync --locked --no-dev",)
     elif decided is not None and has_uv:
@@ -86,7 +92,7 @@ def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe
 
 
 def _wanted(listing: Listing, decided: str) -> str:
-    if decided == PYPROJECT and "build-system" in _pyproject(listing):
+    if decided == PYPROJECT and _is_package(listing):
         return "-e ."
     return f"-r {decided}"
 
@@ -106,6 +112,10 @@ def _pyproject(listing: Listing) -> dict[str, Any]:
         raise BuildFailedError(
             CONFIG_INVALID, f"{listing.path(PYPROJECT)} is not TOML: {error}"
         ) from error
+
+
+def _is_package(listing: Listing) -> bool:
+    return "build-system" in _pyproject(listing)
 
 
 def _is_project(pyproject: dict[str, Any]) -> bool:

@@ -61,8 +61,7 @@ _ETC_OF_THE_MACHINE = (
     "ld.so.conf.d",
     "localtime",
     "mime.types",
-    "php",  # which extensions are loaded: without them composer does not start
-    "php.d",
+    "php.d",  # which of its extensions PHP loads: without them composer does not start
     "php.ini",
 )
 _ETC_FOR_NETWORK = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
@@ -273,6 +272,8 @@ def bwrap_arguments(spec: SandboxSpec) -> list[str]:
     args += ["--ro-bind", "/usr", "/usr", *_top_level_folders()]
     for name in etc:
         args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    for path in _settings_of_php():
+        args += ["--ro-bind", path, path]
     args += ["--proc", "/proc", "--dev", "/dev"]
     args += ["--perms", "1777", "--size", tmp_bytes, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108 - the sandbox's own
     args += ["--perms", "1777", "--size", tmp_bytes, "--tmpfs", "/tmp"]  # noqa: S108 - likewise
@@ -324,6 +325,12 @@ def _top_level_folders() -> Iterator[str]:
             yield from ("--symlink", str(path.readlink()), str(path))
         elif path.is_dir():
             yield from ("--ro-bind", str(path), str(path))
+
+
+def _settings_of_php() -> Iterator[str]:
+    """Show where Debian keeps PHP's settings, without its FPM's: those hold others' environments."""
+    for name in ("cli", "mods-available"):
+        yield from map(str, Path("/etc/php").glob(f"*/{name}"))
 
 
 def _limited(spec: SandboxSpec) -> list[str]:

@@ -288,6 +288,11 @@ def test_corepack_brings_a_client_that_the_machine_lacks(client):
     assert len(plan(lock, package=scripts(build="x"), programs=["corepack", client]).steps) == 2
 
 
+def test_corepack_brings_no_npm():
+    found = plan("package-lock.json", package=scripts(build="x"), programs=["corepack"])
+    assert steps(found) == [("install", NPM), ("build", "npm run build")]
+
+
 @pytest.mark.parametrize(
     ("found", "install", "by"),
     [
@@ -317,10 +322,6 @@ def test_python_dependencies_go_into_an_environment_below_the_site(found, instal
             ["uv venv", "uv pip install -r pyproject.toml"],
         ),
         (
-            plan(pyproject="[build-system]", Procfile="web: a", programs=["uv"]),
-            ["uv venv", "uv pip install -e ."],
-        ),
-        (
             plan("uv.lock", "requirements.txt", pyproject="[project]", Procfile="web: a"),
             ["uv sync --locked --no-dev"],
         ),
@@ -328,6 +329,12 @@ def test_python_dependencies_go_into_an_environment_below_the_site(found, instal
 )
 def test_uv_installs_where_the_machine_has_it_and_what_it_locked(found, install):
     assert steps(found) == [*(("install", each) for each in install), ("finish", COMPILE)]
+
+
+def test_package_that_uv_built_keeps_no_time_of_it():
+    found = plan(pyproject="[build-system]", Procfile="web: a", programs=["uv"])
+    assert [command for _, command in steps(found)[:2]] == ["uv venv", "uv pip install -e ."]
+    assert [command.split()[0] for _, command in steps(found)[2:]] == ["find", "PYTHONHASHSEED=0"]
 
 
 def test_python_project_that_is_no_package_gets_what_it_depends_on():
