@@ -328,7 +328,7 @@ def _top_level_folders() -> Iterator[str]:
 
 
 def _settings_of_php() -> Iterator[str]:
-    """Show where Debian keeps PHP's settings, without its FPM's: those hold others' environments."""
+    """Show Debian's settings of PHP, and not those of its FPM: they hold others' environments."""
     for name in ("cli", "mods-available"):
         yield from map(str, Path("/etc/php").glob(f"*/{name}"))
 

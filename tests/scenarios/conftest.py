@@ -272,13 +272,29 @@ class WorkTree:
         return done.stdout + done.stderr
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
     """A folder that builders and site host, users of their own, can walk through."""
     path = Path(tempfile.mkdtemp(prefix="gitd-scenario-", dir="/tmp"))
     path.chmod(0o711)
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with open_folder() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    """A running server for all tests of a module, each with sites of its own."""
+    with open_folder() as path:
+        server = Server(path)
+        server.start()
+        yield server
+        server.end()
 
 
 @pytest.fixture
