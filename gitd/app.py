@@ -205,6 +205,7 @@ class Control:
         self.jobs.recover()
         recovered = await asyncio.to_thread(self.store.recover)
         log.debug("store_recovered", leases=recovered.leases, files=recovered.files)
+        await asyncio.to_thread(self.store.room.set_aside)
         await self.push_hooks.recover()
         self.builds.recover()
         self.rolls.recover()

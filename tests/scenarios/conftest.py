@@ -79,6 +79,7 @@ class Server:
     process: subprocess.Popen[str] | None = None
     token: str = ""
     config: str = ""
+    reserve_bytes: int = 1 << 20
 
     @property
     def data(self) -> Path:
@@ -101,7 +102,7 @@ class Server:
             "GIT_CONFIG_NOSYSTEM": "1",
             "NO_COLOR": "1",
             # Not the usual 64 MiB for each of all these servers.
-            "GITD_STORE_RESERVE_BYTES": str(1 << 20),
+            "GITD_STORE_RESERVE_BYTES": str(self.reserve_bytes),
         }
 
     def start(self) -> float:
