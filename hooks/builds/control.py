@@ -47,6 +47,7 @@ READ_BYTES = 1 << 20
 _NOT_FOUND = 404
 _GONE = 410
 _TOO_LARGE = 413
+_NO_ROOM = 507
 _UNPROCESSABLE = 422
 _NO_CONTENT = 204
 
@@ -263,6 +264,8 @@ def _check(response: aiohttp.ClientResponse) -> None:
         raise LeaseLostError("control says that the lease is lost")
     if response.status == _TOO_LARGE:
         raise BuildFailedError(OUTPUT_TOO_LARGE, "The output is larger than the server takes.")
+    if response.status == _NO_ROOM:
+        raise BuildFailedError("store.no_space", "The server's disk has no room for the output.")
     if 400 <= response.status < 500:
         raise LeaseLostError(f"control refuses {response.url.path}: {response.status}")
     response.raise_for_status()

@@ -51,6 +51,7 @@ REAP_EVERY_S = 0.5
 SPEAK_UP_S = 4.0  # after a restart: a slot whose call broke off tries again twice a second
 ABSENT_S = 10.0  # a slot that has ended a build asks for the next one within that time
 PROGRESS_EVERY_S = 1.0
+NO_SPACE = "store.no_space"
 QUOTA_EXCEEDED = "store.quota_exceeded"
 QUOTA_REMEDY = "Delete previews, or unpin artifacts, or ask for more."
 BUILDER = "builder"  # the source of a slot's lines in the job's log, with the attempt's number
@@ -205,7 +206,7 @@ class BuildRunner:
         self._stir()
         running = self._begin(build, slot)
         if refused := await self._refused_for_room(build):
-            await self._fail(build.job_id, refused)
+            await self._fail_here(build.job_id, refused)
             return None
         try:
             return self._make_lease(running)
@@ -290,6 +291,10 @@ class BuildRunner:
             return answer
         return self._released(job_id)
 
+    def has_room(self) -> bool:
+        """Whether the disk takes more of an output that is being sent."""
+        return self._housekeeping is None or self._housekeeping.lack() is None
+
     def output_path(self, job_id: str) -> Path:
         """Where the tar of the job's output is kept until the build is finished."""
         self._held(job_id)
@@ -336,7 +341,7 @@ class BuildRunner:
             failure = Failure("build.output_invalid", str(error))
             await self._fail_here(job_id, failure, outcome.timings)
         except StorageFullError as error:
-            failure = Failure("store.no_space", f"{error}. Nothing was kept.")
+            failure = Failure(NO_SPACE, f"{error}. Nothing was kept.")
             await self._fail_here(job_id, failure, outcome.timings)
         except QuotaExceededError as error:
             message = f"Nothing was kept: {error}. {QUOTA_REMEDY}"
@@ -421,7 +426,7 @@ class BuildRunner:
         if self._housekeeping is None:
             return None
         if lack := self._housekeeping.lack():
-            return Failure("store.no_space", f"The server has no room for builds: {lack}.")
+            return Failure(NO_SPACE, f"The server has no room for builds: {lack}.")
         if excess := await self._housekeeping.exceeded_quota(build.site_id):
             return Failure(QUOTA_EXCEEDED, f"Nothing more can be kept: {excess}. {QUOTA_REMEDY}")
         return None

@@ -17,6 +17,7 @@ from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildRunner, LeaseLostError
 from hooks.builds.wire import LEASE_HEADER, BuildError, Finish, Heartbeat, LeaseRequest, LogBatch
 from hooks.peers import only_from, peer_uid
+from storage.files import FULL
 
 T = TypeVar("T")
 BODY_BYTES_MAX = 16 * 1024 * 1024
@@ -137,9 +138,15 @@ class _BuilderService:
                     received += len(chunk)
                     if received > size_max:
                         raise web.HTTPRequestEntityTooLarge(max_size=size_max, actual_size=received)
+                    if not self._runner.has_room():
+                        raise web.HTTPInsufficientStorage
                     await asyncio.to_thread(out.write, chunk)
             self._runner.check(job_id, lease_id)  # it may have been lost on the way
             partial.rename(self._runner.output_path(job_id))
+        except OSError as error:
+            if error.errno in FULL:
+                raise web.HTTPInsufficientStorage from error
+            raise
         finally:
             partial.unlink(missing_ok=True)
         return _json({})

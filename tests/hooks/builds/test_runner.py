@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from hooks.builds.control import Control
-from hooks.builds.errors import LeaseLostError
+from hooks.builds.errors import BuildFailedError, LeaseLostError
 from hooks.builds.registries import EgressRules
 from hooks.builds.service import make_app
 from hooks.builds.wire import BatchLine, Egress, Finish
@@ -162,6 +162,28 @@ async def test_slot_that_lost_its_lease_is_not_heard_any_more(pool) -> None:
         "the builder was lost (fell silent)",
         "of the second",
     ]
+
+
+async def test_output_that_the_disk_has_no_room_for_is_refused_as_it_comes(pool) -> None:
+    pool.set_limits(lease_s=600.0)
+    job_id = await pool.ask_for_build()
+    held = await pool.lease()
+    room = pool.world.store.room
+    limits = room.limits
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"there is room"
+        room.limits = replace(limits, free_bytes_min=1 << 60)
+        yield b", and now there is none" * 20_000
+
+    with pytest.raises(BuildFailedError, match="no room") as caught:
+        await held.send_output(chunks)
+    assert caught.value.code == "store.no_space"
+    room.limits = limits
+    async with asyncio.timeout(SOON_S):
+        while list((pool.world.root / "tmp").iterdir()):  # a try of before may still be ending
+            await asyncio.sleep(0.01)
+    await pool.until(job_id, JobStatus.RUNNING)  # it is the slot's to end it
 
 
 async def test_lost_build_starts_again_once_and_then_fails_with_the_reason(pool) -> None:
