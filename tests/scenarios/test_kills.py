@@ -8,14 +8,17 @@ Source: docs/architecture.md, "When things die".
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 
 import pytest
 
 SETTLED_S = 10.0
+OWNED_S = 5.0
 APP = """
 import http.server, os, time
 time.sleep(0.3)
@@ -80,8 +83,19 @@ def serves_what_the_records_say(server) -> str | None:
     return answer.body.decode() if answer.status == 200 else None
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("victim", ["control", "builder", "host"])
+def leases(server) -> set[str]:
+    """The leases of the builds that count as running, straight from the records."""
+    with contextlib.closing(sqlite3.connect(server.data / "gitd.db", timeout=10)) as db:
+        return {row[0] for row in db.execute("SELECT lease_id FROM job WHERE status = 'running'")}
+
+
+@pytest.mark.parametrize(
+    ("victim", "moment"),
+    [
+        *itertools.product(("control", "builder", "host"), MOMENTS),
+        ("control and builder", "building"),
+    ],
+)
 def test_killed_process_loses_nothing(server, victim: str, moment: str) -> None:
     work = server.work()
     commit(work, "one")
@@ -96,16 +110,23 @@ def test_killed_process_loses_nothing(server, victim: str, moment: str) -> None:
         stderr=subprocess.DEVNULL,
     )
     wait_for_moment(server, moment)
-    if victim == "control":
+    held = leases(server)
+    if "control" in victim:
         server.kill()
-        server.start()
-    else:
-        pids = server.children(victim)
-        assert pids
+        held = leases(server)
+    if victim != "control":
+        pids = server.children(victim.rsplit(maxsplit=1)[-1])
+        assert pids or "control" in victim
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+    if "control" in victim:
+        server.start()
     restarted = time.monotonic()
+    if "host" not in victim:
+        while held & leases(server) - {None}:
+            assert time.monotonic() - restarted < OWNED_S, "running without an owner"
+            time.sleep(0.05)
     while unfinished(server):
         assert time.monotonic() - restarted < SETTLED_S, (unfinished(server), server.log())
         time.sleep(0.05)
