@@ -79,6 +79,7 @@ class _Running:
         source: of its lines in the job's log.
         deadline: when the lease ends; None while the output is being packed.
         ends_by: when the slot must have ended the build, heartbeats or not.
+        has_spoken: the slot did, since this process started.
         released: set when the slot holds it no longer.
     """
 
@@ -89,6 +90,7 @@ class _Running:
     deadline: float | None
     ends_by: float
     lines_seen: int
+    has_spoken: bool
     progress_at: float = 0.0
     finishing: asyncio.Task[None] | None = field(default=None)
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -149,24 +151,30 @@ class BuildRunner:
                 deadline=now + min(self.limits.lease_s, SPEAK_UP_S),
                 ends_by=now + self.limits.timeout_s + self.limits.overtime_s,
                 lines_seen=self._jobs.joblogs.lines_seen(job.id, source),
+                has_spoken=False,
             )
             self._jobs.log(job.id, ["gitd was restarted; waiting for the builder"], stage="gitd")
 
     def watch_silence(self, react: Callable[[str], None]) -> None:
-        """Call `react` with each slot that lost its lease by silence: it hangs, or is dead."""
+        """Call `react` with each slot that spoke, and lost its lease by silence: it hangs."""
         self._on_silence = react
 
     async def reap(self) -> None:
         """Take jobs back from slots that fell silent, for ever."""
         while True:
+            began = self._now()
             await asyncio.sleep(REAP_EVERY_S)
             now = self._now()
+            stalled_s = now - began - REAP_EVERY_S
             for running in list(self._running.values()):
                 if running.deadline is None:
                     continue
+                if stalled_s > REAP_EVERY_S:  # nobody could be heard while this process stood still
+                    running.deadline += stalled_s
                 if running.deadline < now:
                     await self._take_back(running, "fell silent")
-                    self._on_silence(running.slot)
+                    if running.has_spoken:
+                        self._on_silence(running.slot)
                 elif running.ends_by < now:
                     await self._fail_overdue(running)
 
@@ -205,6 +213,8 @@ class BuildRunner:
             self._absent_at = self._now() + ABSENT_S
         self._stir()
         running = self._begin(build, slot)
+        # What needs no builder ends here, and the slot asks again at once. So could a build whose
+        # inputs gave an artifact before.
         if refused := await self._refused_for_room(build):
             await self._fail_here(build.job_id, refused)
             return None
@@ -450,6 +460,7 @@ class BuildRunner:
             deadline=now + self.limits.lease_s,
             ends_by=now + self.limits.timeout_s + self.limits.overtime_s,
             lines_seen=0,
+            has_spoken=True,
         )
         self._running[job.id] = running
         self._spawn(self._run(running))
@@ -501,6 +512,7 @@ class BuildRunner:
         return forget_unless_started()
 
     def _renew(self, running: _Running) -> None:
+        running.has_spoken = True
         if running.deadline is not None:
             running.deadline = self._now() + self.limits.lease_s
 

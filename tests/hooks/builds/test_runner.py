@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -184,6 +185,14 @@ async def test_output_that_the_disk_has_no_room_for_is_refused_as_it_comes(pool)
         while list((pool.world.root / "tmp").iterdir()):  # a try of before may still be ending
             await asyncio.sleep(0.01)
     await pool.until(job_id, JobStatus.RUNNING)  # it is the slot's to end it
+
+
+async def test_time_that_the_server_itself_stood_still_is_held_against_nobody(pool) -> None:
+    pool.set_limits(lease_s=1.5)
+    await pool.ask_for_build()
+    held = await pool.lease()
+    time.sleep(2.2)
+    assert not await held.heartbeat("build", 10)
 
 
 async def test_lost_build_starts_again_once_and_then_fails_with_the_reason(pool) -> None:
