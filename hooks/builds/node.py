@@ -18,12 +18,8 @@ NODE = Need(("node",), "nodejs")
 # Source: npm-scripts(7), "npm start": without the script, `node server.js` where there is one.
 _DEFAULT_SERVER = "server.js"
 COREPACK = "corepack"
-# It fetches the client that package.json names; by itself not from where npm gets its packages.
-_ENABLE = (
-    'mkdir -p "$HOME/bin" && registry=$(npm config get registry)'
-    " && printf '#!/bin/sh\\nexport COREPACK_NPM_REGISTRY=%s\\nexec corepack {0} \"$@\"\\n'"
-    ' "${{registry%/}}" > "$HOME/bin/{0}" && chmod +x "$HOME/bin/{0}"'
-)
+# It fetches the client that package.json names, when that is first called.
+_ENABLE = 'corepack enable --install-directory "$HOME/bin" {}'
 _WITHOUT_CACHES = "rm -rf node_modules/.cache .next/cache"
 _UNREAD_LOCKS = ("bun.lock", "bun.lockb")
 _DEVELOPMENT_SERVER = re.compile(
@@ -77,13 +73,11 @@ _YARN_CLASSIC = _Client(
     "yarn install --production --frozen-lockfile --ignore-scripts --non-interactive",
     _YARN_NEED,
 )
-# Its packages are npm's, and lie in node_modules (`runtimes.BUILD_ENVIRON`).
-_AS_NPM = 'printf \'npmRegistryServer: %s\\n\' "$(npm config get registry)" > "$HOME/.yarnrc.yml"'
 _YARN_BERRY = _Client(
     "yarn",
     ("yarn.lock",),
-    f"{_AS_NPM} && yarn install --immutable",
-    f"{_AS_NPM} && yarn install --no-immutable",
+    "yarn install --immutable",
+    "yarn install --no-immutable",
     None,
     _YARN_NEED,
 )

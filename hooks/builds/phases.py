@@ -144,7 +144,7 @@ async def run_step(
     """
     phase = Phase(step.name)
     if not workspace.home.exists():
-        workspace.home.mkdir(mode=0o755)
+        (workspace.home / "bin").mkdir(parents=True)  # see `runtimes.BUILD_PATH`
         network.write_settings(workspace.home)
     log.line(phase, f"$ {step.command}")
     lines = log.output(phase)
