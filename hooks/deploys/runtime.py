@@ -63,6 +63,7 @@ class Program:
             binds=(Bind(self.release_dir, APP_DIR), Bind(self.data_dir, DATA_DIR, writable=True)),
             environ={
                 "PATH": SITE_PATH,
+                "NODE_ENV": "production",  # many a framework shows visitors its errors without it
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "DATA_DIR": DATA_DIR,

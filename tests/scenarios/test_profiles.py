@@ -31,7 +31,7 @@ const isNumber = require("is-number");
 let tools = "with";
 try { require("left-pad"); } catch { tools = "without"; }
 require("node:http").createServer((request, response) => {
-  response.end(`4 is a number: ${isNumber(4)}, ${tools} its tools`);
+  response.end(`4 is a number: ${isNumber(4)}, ${tools} tools, in ${process.env.NODE_ENV}`);
 }).listen(Number(process.env.PORT), "127.0.0.1");
 """
 NODE_BUILD = """
@@ -112,7 +112,7 @@ def test_node_server_runs_with_its_dependencies_and_without_its_tools(shared, pr
     assert (
         "node, by package.json and package-lock.json: install, finish; runs node server.js" in said
     )
-    assert shared.visit("node-server").body == b"4 is a number: true, without its tools"
+    assert shared.visit("node-server").body == b"4 is a number: true, without tools, in production"
 
 
 @requires("node", "npm")
