@@ -15,7 +15,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -36,6 +36,7 @@ HEAD_TIMEOUT_S = 10.0  # from a connection's begin to the end of its request's h
 RESOLVE_TIMEOUT_S = 15.0
 RESOLVE_THREADS = 4
 CONNECT_TIMEOUT_S = 10.0  # for each address of a host
+CLOSE_TIMEOUT_S = 10.0  # for what is still to be sent
 ADDRESSES_MAX = 4  # tried for one request
 READ_BYTES = 64 * 1024
 TOLD_MAX = 50  # hosts and refusals that are told one by one; the others in one line
@@ -164,17 +165,15 @@ class EgressProxy:
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await self._answer(reader, writer)
-        except RefusedError as error:
-            writer.write(_refusal(error))
-            with contextlib.suppress(OSError, TimeoutError):
-                await asyncio.wait_for(writer.drain(), HEAD_TIMEOUT_S)
+            async with _closing(writer):
+                try:
+                    await self._answer(reader, writer)
+                except RefusedError as error:
+                    writer.write(_refusal(error))
         except (OSError, EOFError):
-            pass  # the client went away
+            pass  # a side went away, or was silent for too long
         except Exception:  # the ring of a request: logged once
             log.exception("egress_broke")
-        finally:
-            writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) > self._egress.connections_max:
@@ -188,7 +187,7 @@ class EgressProxy:
         passed = self._passed_with(request.target)
         passed.connections += 1
         self._total.connections += 1
-        try:
+        async with _closing(upstream[1]):
             if request.head is None:
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 up_bytes = None
@@ -197,8 +196,6 @@ class EgressProxy:
                 upstream[1].write(request.head)
                 up_bytes = request.body_bytes  # what follows may be for another host
             await self._join((reader, writer), upstream, passed, up_bytes=up_bytes)
-        finally:
-            upstream[1].close()
 
     async def _open(self, request: Request) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the host, if it is allowed, at the very address that was judged."""
@@ -262,9 +259,12 @@ class EgressProxy:
         *,
         up_bytes: int | None,
     ) -> None:
-        """Pass bytes both ways until both sides have ended, one breaks, or nothing moves.
+        """Pass bytes both ways until both sides have ended.
 
         `up_bytes`: how many of the client's, if not all.
+
+        Raises:
+            OSError: A side broke, or (TimeoutError) nothing moved for too long.
         """
         loop = asyncio.get_running_loop()
         idle_s = self._egress.idle_s
@@ -293,8 +293,6 @@ class EgressProxy:
             async with asyncio.timeout(idle_s) as idle:
                 pumps += [loop.create_task(send_up()), loop.create_task(send_down())]
                 await asyncio.gather(*pumps)
-        except TimeoutError:
-            pass  # nothing moved for too long
         finally:
             for task in pumps:
                 task.cancel()
@@ -335,6 +333,22 @@ class EgressProxy:
             self._say(f"egress: {problem}")
         self._problems[problem] = self._problems.get(problem, 0) + 1
         return error
+
+
+@contextlib.asynccontextmanager
+async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Close a connection at the end: what was written is sent, unless it ends by an error.
+
+    Without that a side which does not read would hold it open beyond the build.
+    """
+    try:
+        yield
+        writer.close()
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await writer.wait_closed()
+    except BaseException:
+        writer.transport.abort()
+        raise
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request:

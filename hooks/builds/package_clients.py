@@ -256,9 +256,16 @@ def parse_npm(told: str) -> Client:
     tools = {}
     if "registry" in set_here:  # its relatives do not read .npmrc
         url = set_here["registry"].shown_url
-        files[".yarnrc.yml"] = f"npmRegistryServer: {json.dumps(url)}\n"
+        files[".yarnrc.yml"] = _yarnrc(url)
         tools["COREPACK_NPM_REGISTRY"] = url
     return Client("npm", tuple(registries), ca_bundle, files, tools)
+
+
+def _yarnrc(url: str) -> str:
+    text = f"npmRegistryServer: {json.dumps(url)}\n"
+    if url.startswith("http:"):
+        text += f"unsafeHttpWhitelist: [{json.dumps(urlsplit(url).hostname)}]\n"
+    return text
 
 
 def ask_yarn(environ: Mapping[str, str], path: str = CLIENT_PATH) -> list[Client]:
@@ -334,9 +341,10 @@ def parse_composer(told: str, told_without_settings: str) -> Client:
     for name in built_in:
         if name not in chosen:
             set_here[name] = False
-    files = {}
-    if set_here:
-        files[".composer/config.json"] = json.dumps({"repositories": set_here})
+    settings: dict[str, Any] = {"repositories": set_here}
+    if any(not each.is_built_in and each.url.startswith("http:") for each in registries):
+        settings["config"] = {"secure-http": False}
+    files = {".composer/config.json": json.dumps(settings)} if set_here else {}
     return Client("composer", tuple(registries), home_files=files)
 
 

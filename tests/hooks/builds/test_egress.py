@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -190,6 +193,40 @@ async def test_tunnel_in_which_nothing_moves_is_closed(world):
         reader, _, _ = await at.tunnel(f"127.0.0.1:{world.port}")
         assert await ended(reader)
         await world.gone.wait()
+
+
+async def test_sides_that_do_not_read_hold_nothing_open_when_the_proxy_closes():
+    """Neither the world, with the build's bytes unsent, nor the build."""
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    async with proxied(here(port)) as at:
+        _, writer, _ = await at.tunnel(f"127.0.0.1:{port}")
+        taken.setblocking(False)
+        deaf, _ = await asyncio.get_running_loop().sock_accept(taken)
+        writer.write(b"x" * (32 << 20))
+        sent = -1
+        while sent < at.proxy.total.up_bytes or sent == 0:  # until the kernel's buffers are full
+            sent = at.proxy.total.up_bytes
+            await asyncio.sleep(0.2)
+        await at.proxy.close()
+        assert open_connections(port) == 0
+    deaf.close()
+    taken.close()
+
+
+def open_connections(port):
+    """How many of this process's sockets are connected to `port` here."""
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            duplicate = os.dup(int(entry.name))
+            try:
+                with socket.socket(fileno=duplicate) as peer:
+                    found += peer.getpeername() == ("127.0.0.1", port)
+                    duplicate = peer.detach()
+            finally:
+                os.close(duplicate)
+    return found
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_pip_that_does_not_say_its_built_in_index_is_an_error(told):
 NPM_DEFAULTS = """; "default" config from default values
 
 cafile = null
-replace-registry-host = "npmjs"
+package-lock = true
 """
 
 
@@ -176,6 +176,20 @@ def test_composer_has_its_repositories_and_says_which_are_set():
             "central": False,
         }
     }
+
+
+def test_mirrors_on_plain_http_are_told_to_be_meant():
+    npm = parse_npm(
+        f'{NPM_DEFAULTS}; registry = "https://npm.example/" ; overridden by env\n'
+        '; "env" config from environment\nregistry = "http://mirror.example:8080/npm/"\n'
+    )
+    assert npm.home_files[".yarnrc.yml"] == (
+        'npmRegistryServer: "http://mirror.example:8080/npm/"\n'
+        'unsafeHttpWhitelist: ["mirror.example"]\n'
+    )
+    composer = parse_composer(json.dumps({"own": {"url": "http://mirror.example"}}), "{}")
+    settings = json.loads(composer.home_files[".composer/config.json"])
+    assert settings["config"] == {"secure-http": False}
 
 
 @pytest.mark.parametrize("told", ["", "no json", "{", "[]"])
