@@ -44,6 +44,8 @@ _QUIET = {
     "npm_config_update_notifier": "false",
 }
 _PIP_SCOPES = ("global", "install", ":env:")  # later ones win
+_PIP_TRUE = ("1", "true", "t", "yes", "y", "on")
+_UV_NAME = re.compile(r"[A-Za-z0-9._-]+=")  # of an index, before its URL
 _COREPACK_URL = re.compile(r'url: "https://([a-z0-9.-]+)/[^"]*\{\}[^"]*"')  # {}: a version
 _NPM_LINE = re.compile(r"(; )?((?:@[^:\s]+:)?registry|cafile) = (\".*\")( ; overridden by \w+)?")
 
@@ -126,8 +128,10 @@ def parse_pip(told: str) -> Client:
     for scope in _PIP_SCOPES:
         for line in lines:
             key, _, value = line.partition("=")
-            if key.startswith(f"{scope}.") and value[:1] in ("'", '"'):
-                settings[key.removeprefix(f"{scope}.")] = str(ast.literal_eval(value))
+            if key.startswith(f"{scope}."):
+                settings[key.removeprefix(f"{scope}.")] = _python_text(value)
+    if settings.get("no-index", "").lower() in _PIP_TRUE:
+        return Client("pip", ca_bundle=settings.get("cert"))
     built_in = Registry(built_in_url, is_built_in=True, file_hosts=(file_host,))
     index = _registry(settings.get("index-url", built_in_url), built_in)
     extra = [_registry(url, built_in) for url in settings.get("extra-index-url", "").split()]
@@ -136,6 +140,13 @@ def parse_pip(told: str) -> Client:
     if registries != [built_in]:
         files[".config/pip/pip.conf"] = _pip_conf(registries, settings.get("trusted-host", ""))
     return Client("pip", tuple(registries), settings.get("cert"), files)
+
+
+def _python_text(quoted: str) -> str:
+    try:
+        return str(ast.literal_eval(quoted))
+    except (ValueError, SyntaxError):
+        raise ClientError("its settings are not understood") from None
 
 
 def _registry(url: str, built_in: Registry) -> Registry | None:
@@ -177,7 +188,7 @@ def _uv_indexes(environ: Mapping[str, str]) -> tuple[list[str], str | None]:
     indexes: list[str] = []
     default = environ.get("UV_DEFAULT_INDEX") or environ.get("UV_INDEX_URL")
     for name in ("UV_INDEX", "UV_EXTRA_INDEX_URL"):
-        indexes += [word.partition("=")[2] or word for word in environ.get(name, "").split()]
+        indexes += [_UV_NAME.sub("", word, count=1) for word in environ.get(name, "").split()]
     for path in _uv_files(environ):
         try:
             settings = tomllib.loads(path.read_text())
@@ -190,7 +201,8 @@ def _uv_indexes(environ: Mapping[str, str]) -> tuple[list[str], str | None]:
         for table in tables:
             if table.get("default"):
                 default = default or str(table.get("url"))
-        default = default or settings.get("index-url")
+        if "index-url" in settings:
+            default = default or str(settings["index-url"])
     return indexes, default
 
 

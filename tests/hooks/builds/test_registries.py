@@ -96,7 +96,14 @@ def test_built_in_index_named_by_hand_is_the_built_in_one():
     assert client.home_files == {}
 
 
-@pytest.mark.parametrize("told", ["", "\n", "no-url files.example", "https://index.example"])
+def test_pip_that_uses_no_index_has_none():
+    assert parse_pip(f"{BUILT_IN}\nglobal.no-index='true'\n").registries == ()
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["", "\n", "no-url files.example", "https://index.example", f"{BUILT_IN}\nglobal.x=riddle"],
+)
 def test_pip_that_does_not_say_its_built_in_index_is_an_error(told):
     with pytest.raises(ClientError):
         parse_pip(told)
@@ -273,8 +280,10 @@ def test_uv_has_indexes_of_its_own_settings(client, tmp_path):
         ]
     }
     environ["UV_DEFAULT_INDEX"] = "http://127.0.0.1:9/env"
+    environ["UV_INDEX"] = "named=http://127.0.0.1:9/a http://127.0.0.1:9/b?x=y"
     found = read(environ, path=client.path)
     indexes = tomllib.loads(found.home_files[".config/uv/uv.toml"])["index"]
+    assert indexes[:2] == [{"url": "http://127.0.0.1:9/a"}, {"url": "http://127.0.0.1:9/b"}]
     assert indexes[-1] == {"url": "http://127.0.0.1:9/env", "default": True}
 
 
