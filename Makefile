@@ -32,6 +32,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(MAKE) --no-print-directory packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "gitd needs Python 3.11 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "installing into $(VENV); the first time it takes a minute or so"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

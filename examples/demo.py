@@ -1,7 +1,8 @@
 """`make demo`: the whole path on this machine, with the commands that you would type.
 
 It starts a server in a fresh folder, pushes an example site with the real git, changes it, promotes
-it and rolls it back, and looks at the site from outside after each step. Standard library only.
+it and rolls it back, and looks at the site from outside after each step. What stands behind a `$`
+can be pasted into a shell and does the same there. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,14 +22,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 BIN = Path(sys.executable).parent
-SITE = Path(__file__).parent / "static"
+SITE = Path(__file__).resolve().parent / "static"
 CONTROL_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 CREDENTIALS = "!f() { echo username=demo; echo password=$FORGE_TOKEN; }; f"
+ROOT_MODE = 0o711  # builders and the site host are users of their own and walk through it
+WHAT = """\
+This starts a gitd server in a folder of its own, pushes a small site to it with git, and promotes it
+and rolls it back; after each step it looks at the site as a visitor would. It takes some seconds.
+The lines with a $ are the commands that it runs: you can repeat them in a shell of your own."""
 
 
 class DemoError(Exception):
@@ -47,32 +53,43 @@ class Demo:
         self.environ = {
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "FORGE_URL": f"http://127.0.0.1:{self.api}",
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_CONFIG_GLOBAL": os.devnull,
         }
 
-    def run(self, command: str, *, shown: bool = True) -> str:
-        """Run a command line and return what it printed; the reader sees both."""
-        if shown:
-            say(f"$ {command}")
-        process = subprocess.Popen(
-            shlex.split(command),
-            env=self.environ,
-            cwd=self.work if self.work.exists() else self.root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        printed = []
-        assert process.stdout
-        for line in process.stdout:
-            printed.append(line)
-            if shown:
-                say(f"  {line.rstrip()}")
-        if process.wait() != 0:
-            raise DemoError(f"`{command}` exited with {process.returncode}: {''.join(printed)}")
-        return "".join(printed)
+    @contextlib.contextmanager
+    def start(self, command: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a command line; it does not outlive what is done with it."""
+        folder = self.work if self.work.exists() else self.root
+        with subprocess.Popen(
+            shlex.split(command), env=self.environ, cwd=folder, **options
+        ) as process:
+            try:
+                yield process
+            except BaseException:
+                process.terminate()
+                raise
+
+    def run(self, command: str) -> None:
+        """Run a command line; the reader sees it and what it prints."""
+        say(f"$ {command}")
+        with self.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            assert process.stdout
+            for line in process.stdout:
+                say(f"  {line.decode().rstrip()}")
+        self.require(command, process)
+
+    def ask(self, command: str) -> str:
+        """Run a command line that is shown otherwise, or not at all; return what it printed."""
+        with self.start(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout
+            answer = process.stdout.read().decode().strip()
+        self.require(command, process)
+        return answer
+
+    def require(self, command: str, process: subprocess.Popen[bytes]) -> None:
+        if process.returncode != 0:
+            raise DemoError(f"`{command}` exited with {process.returncode}")
 
     def push(self, branch: str) -> None:
         """Push as at a terminal: git then shows progress, and waits until the release is live."""
@@ -80,14 +97,15 @@ class Demo:
         say(f"$ {command}")
         ours, theirs = pty.openpty()
         with os.fdopen(ours, "rb", buffering=0) as screen:
-            process = subprocess.Popen(
-                shlex.split(command), env=self.environ, cwd=self.work, stdout=theirs, stderr=theirs
-            )
-            os.close(theirs)
-            for line in lines_of(screen):
-                say(f"  {line}")
-        if process.wait() != 0:
-            raise DemoError(f"`{command}` exited with {process.returncode}")
+            with self.start(command, stdout=theirs, stderr=theirs) as process:
+                os.close(theirs)
+                for line in lines_of(screen):
+                    say(f"  {line}")
+        self.require(command, process)
+
+    def export(self, name: str, value: str) -> None:
+        say(f"$ export {name}={value}")
+        self.environ[name] = value
 
     def look(self, host: str) -> tuple[int, str]:
         """What a visitor of `host` gets at /."""
@@ -105,49 +123,55 @@ class Demo:
 
     def edit(self, old: str, new: str) -> None:
         page = self.work / "index.html"
-        text = page.read_text()
-        if old not in text:
+        if old not in page.read_text():
             raise DemoError(f"{page} has no {old!r}")
-        page.write_text(text.replace(old, new))
-        say(f"$ sed -i 's/{old}/{new}/' index.html")
+        self.run(f"sed -i 's/{old}/{new}/' index.html")
 
     def count(self, command: str) -> int:
-        return len(json.loads(self.run(command, shown=False)))
+        return len(json.loads(self.ask(command)))
 
     @contextlib.contextmanager
     def server(self) -> Iterator[None]:
-        command = [
-            *("gitd", "serve", "--data", str(self.data)),
-            *("--listen", f"127.0.0.1:{self.api}", "--sites", f"127.0.0.1:{self.sites}"),
-        ]
-        say(f"$ {shlex.join(command)} &")
-        log = (self.root / "gitd.log").open("wb")
+        command = (
+            f"gitd serve --data {self.data} --listen 127.0.0.1:{self.api} "
+            f"--sites 127.0.0.1:{self.sites}"
+        )
+        say(f"$ {command} 2> {self.log} &")
         with (
-            log,
-            subprocess.Popen(
-                command, env=self.environ, stdout=subprocess.PIPE, stderr=log, text=True
+            self.log.open("wb") as log,
+            # A session of its own: Ctrl-C is for this program, which then ends the server.
+            self.start(
+                command, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             ) as process,
         ):
             try:
                 assert process.stdout
                 for _ in range(2):
-                    line = process.stdout.readline()
+                    line = process.stdout.readline().decode()
                     if not line:
-                        raise DemoError(f"gitd ended: {(self.root / 'gitd.log').read_text()}")
+                        raise DemoError(f"gitd ended: {self.log.read_text()}")
                     say(f"  {line.rstrip()}")
                 yield
             finally:
-                process.send_signal(signal.SIGTERM)
+                process.terminate()
                 if process.wait(30) != 0:
-                    say(f"gitd exited with {process.returncode}; see {self.root}/gitd.log")
+                    say(f"gitd exited with {process.returncode}; see {self.log}")
+
+    @property
+    def log(self) -> Path:
+        return self.root / "gitd.log"
 
 
-def main(*, once: bool) -> None:
-    root = Path(tempfile.mkdtemp(prefix="gitd-demo-"))
-    root.chmod(0o711)  # builders and the site host are users of their own and walk through it
-    demo = Demo(root)
+def main(*, once: bool) -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # as Ctrl-C
+    say(WHAT)
+    demo = Demo(Path(tempfile.gettempdir(), f"gitd-demo-{os.getpid()}"))
     kept = False
     try:
+        title("A server")
+        say(f"$ export PATH={BIN}:$PATH")
+        make_folder(demo)
         with demo.server():
             began = time.monotonic()
             show(demo)
@@ -155,13 +179,24 @@ def main(*, once: bool) -> None:
             say(f"All of it took {time.monotonic() - began:.1f} s.")
             if not once:
                 wait(demo)
+    except KeyboardInterrupt:
+        say("\nStopped in the middle; everything is removed.")
+        return 130
     except (DemoError, subprocess.TimeoutExpired, OSError) as error:
         kept = True
-        say(f"\nThe demo failed: {error}\nEverything is kept in {root}; the log is gitd.log there.")
-        sys.exit(1)
+        say(f"\nThe demo failed: {error}")
+        say(f"Everything is kept in {demo.root}; the log is {demo.log}.")
+        return 1
     finally:
         if not kept:
-            shutil.rmtree(root, ignore_errors=True)
+            shutil.rmtree(demo.root, ignore_errors=True)
+    return 0
+
+
+def make_folder(demo: Demo) -> None:
+    demo.root.mkdir()
+    demo.root.chmod(ROOT_MODE)
+    say(f"$ mkdir -m {ROOT_MODE:o} {demo.root}")
 
 
 def show(demo: Demo) -> None:
@@ -169,9 +204,8 @@ def show(demo: Demo) -> None:
     demo.run(f"gitd site create acme-store --data {demo.data}")
     command = f"gitd key create --data {demo.data} --label demo --preset deploy-bot"
     say(f"$ export FORGE_TOKEN=$({command})")
-    made = json.loads(demo.run(f"{command} --json", shown=False))
-    demo.environ["FORGE_TOKEN"] = made["secret"]
-    say(f"$ export FORGE_URL={demo.environ['FORGE_URL']}")
+    demo.environ["FORGE_TOKEN"] = demo.ask(command)
+    demo.export("FORGE_URL", f"http://127.0.0.1:{demo.api}")
 
     title("Push main: it goes live")
     copy_site(demo)
@@ -200,22 +234,19 @@ def show(demo: Demo) -> None:
 
 
 def copy_site(demo: Demo) -> None:
-    shutil.copytree(SITE, demo.work)
-    demo.run("git init --quiet --initial-branch main", shown=False)
-    for name, value in identity().items():
-        demo.run(f"git config {name} {shlex.quote(value)}", shown=False)
-    demo.run("git add .", shown=False)
-    demo.run("git commit --quiet --message one", shown=False)
+    demo.run(f"cp -r {SITE} {demo.work}")
     say(f"$ cd {demo.work}")
+    demo.run("git init --quiet --initial-branch main")
+    demo.run("git config user.name Demo")
+    demo.run("git config user.email demo@example.com")
+    demo.run("git add .")
+    demo.run("git commit --quiet --message one")
     demo.run(f"git remote add managed http://127.0.0.1:{demo.api}/acme-store.git")
     demo.run(f"git config credential.helper {shlex.quote(CREDENTIALS)}")
 
 
-def identity() -> Mapping[str, str]:
-    return {"user.name": "Demo", "user.email": "demo@example.com"}
-
-
 def wait(demo: Demo) -> None:
+    """Leave it running until Ctrl-C."""
     say("")
     say(f"Production:  http://acme-store.localhost:{demo.sites}")
     say(f"Staging:     http://acme-store--staging.localhost:{demo.sites}")
@@ -225,9 +256,10 @@ def wait(demo: Demo) -> None:
     say(f"  cd {demo.work}; export PATH={BIN}:$PATH FORGE_URL={demo.environ['FORGE_URL']}")
     say(f"  export FORGE_TOKEN={demo.environ['FORGE_TOKEN']}")
     say("")
-    say("Ctrl-C ends it and removes everything.")
     with contextlib.suppress(KeyboardInterrupt):
+        say("Ctrl-C ends it and removes everything.")
         signal.pause()
+    say("\nStopping the server; everything is removed.")
 
 
 def lines_of(screen: BinaryIO) -> Iterator[str]:
@@ -269,4 +301,4 @@ def say(line: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--once", action="store_true", help="exit when all steps are checked")
-    main(once=parser.parse_args().once)
+    sys.exit(main(once=parser.parse_args().once))
