@@ -66,7 +66,8 @@ class EgressRules:
     """What builds may reach, by the settings and by the machine's package clients.
 
     `limits`: the bounds, and what the operator allows. `with_registries`: the machine's too; its
-    clients are asked when a build first needs to know. Belongs to one event loop.
+    clients are asked when a build first needs to know, and in the background when the answer is
+    older than `refresh_s`. Belongs to one event loop.
     """
 
     def __init__(
@@ -76,32 +77,42 @@ class EgressRules:
         with_registries: bool,
         environ: Mapping[str, str],
         path: str = CLIENT_PATH,
+        refresh_s: float = REFRESH_S,
     ) -> None:
         self._limits = limits
         self._path = path
+        self._refresh_s = refresh_s
         self._with_registries = with_registries
         self._environ = environ
-        self._asking: asyncio.Future[Egress] | None = None
-        self._asked_at = 0.0
+        self._known: Egress | None = None
+        self._known_at = 0.0
+        self._asking: asyncio.Task[Egress] | None = None
 
     async def current(self) -> Egress:
-        """Return what holds now: what was asked within `REFRESH_S`."""
-        now = asyncio.get_running_loop().time()
-        if self._asking is None or now - self._asked_at > REFRESH_S:
-            self._asked_at = now
-            self._asking = asyncio.ensure_future(asyncio.to_thread(self.read))
+        """Return what was last heard; wait for it the first time."""
+        is_old = asyncio.get_running_loop().time() - self._known_at > self._refresh_s
+        if self._asking is None and (self._known is None or is_old):
+            self._asking = asyncio.create_task(self._ask())
+        if self._known is not None:
+            return self._known
+        assert self._asking is not None
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> Egress:
         try:
-            return await asyncio.shield(self._asking)
-        except Exception:
-            self._asking = None  # whoever asks next tries again
-            raise
+            self._known = await asyncio.to_thread(self.read)
+            self._known_at = asyncio.get_running_loop().time()
+            return self._known
+        finally:
+            self._asking = None
 
     def read(self) -> Egress:
         """Ask now. Blocking: takes about a second."""
         if not self._with_registries:
             return msgspec.structs.replace(self._limits, ca_bundle=ca_bundle(self._environ, []))
         found = read(self._environ, path=self._path)
-        log.info("egress_read", allowed=[f"{each.host}:{each.port}" for each in found.allow])
+        targets = dict.fromkeys(f"{each.host}:{each.port}" for each in found.allow)
+        log.info("egress_read", allowed=list(targets))
         return msgspec.structs.replace(
             self._limits,
             allow=(*self._limits.allow, *found.allow),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -361,6 +362,25 @@ async def test_rules_add_the_machines_registries_and_ask_for_them_once(client, t
     assert "npm.example" in {each.host for each in found.allow}
     assert await rules.current() is found
     assert (tmp_path / "asked").read_text() == "x\n"
+
+
+async def test_old_answer_holds_while_the_clients_are_asked_again(client, tmp_path):
+    client("npm", """echo '; "default" config'; echo "registry = \\"$(cat $HOME/url)\\"" """)
+    environ = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}
+    rules = EgressRules(
+        Egress(), with_registries=True, environ=environ, path=client.path, refresh_s=0
+    )
+
+    async def npm_hosts():
+        found = await rules.current()
+        return [each.host for each in found.allow if each.source == "npm"]
+
+    (tmp_path / "url").write_text("https://one.example/")
+    assert await npm_hosts() == ["one.example"]
+    (tmp_path / "url").write_text("https://two.example/")
+    assert await npm_hosts() == ["one.example"]
+    while await npm_hosts() != ["two.example"]:
+        await asyncio.sleep(0.01)
 
 
 # -- where files lie ------------------------------------------------------------------------------
