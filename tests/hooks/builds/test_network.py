@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -130,50 +131,54 @@ async def test_two_builds_at_once_have_a_proxy_each(control, start_slot, world):
     assert "1 connection," in two.stage("network")[0]
 
 
-async def test_connections_of_a_build_end_with_it(control, slot):
-    """Also those that a client outside would keep."""
-    gone = asyncio.Event()
+@dataclass
+class Patient:
+    """A server of the world outside that only listens, to the end of a connection."""
 
-    async def serve(reader, writer):
-        await reader.read()
-        gone.set()
-        writer.close()
+    port: int = 0
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    control.egress = allowing(("127.0.0.1/32", port))
-    hold = (
-        'import socket; s = socket.create_connection(("127.0.0.1", 3128));'
-        f's.send(b"CONNECT 127.0.0.1:{port} HTTP/1.1\\r\\n\\r\\n"); print(s.recv(99))'
-    )
-    job = await control.build(site(f"mkdir dist; touch dist/a; {python(hold)}; setsid sleep 99 &"))
-    assert job.outcome["status"] == "succeeded", job.text
-    await asyncio.wait_for(gone.wait(), 5)
-    server.close()
-
-
-async def test_killed_slot_leaves_no_connection(control, slot):
-    begun, gone = asyncio.Event(), asyncio.Event()
-
-    async def serve(reader, writer):
-        begun.set()
+    async def serve(self, reader, writer):
+        self.begun.set()
         with contextlib.suppress(ConnectionError):
             await reader.read()
-        gone.set()
+        self.gone.set()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    control.egress = allowing(("127.0.0.1/32", port))
-    hold = (
-        'import socket, time; s = socket.create_connection(("127.0.0.1", 3128));'
-        f's.send(b"CONNECT 127.0.0.1:{port} HTTP/1.1\\r\\n\\r\\n"); time.sleep(99)'
-    )
-    control.queue(site(python(hold)))
-    await asyncio.wait_for(begun.wait(), 20)
-    slot.process.kill()
-    await asyncio.wait_for(gone.wait(), 5)
+    @property
+    def held(self):
+        """A command that opens a tunnel to it and keeps that for a while."""
+        return python(
+            'import socket, sys, time; s = socket.create_connection(("127.0.0.1", 3128));'
+            f's.send(b"CONNECT 127.0.0.1:{self.port} HTTP/1.1\\r\\n\\r\\n"); s.recv(99);'
+            'print("held", flush=True); time.sleep(99)'
+        )
+
+
+@pytest.fixture
+async def patient(control):
+    patient = Patient()
+    server = await asyncio.start_server(patient.serve, "127.0.0.1", 0)
+    patient.port = server.sockets[0].getsockname()[1]
+    control.egress = allowing(("127.0.0.1/32", patient.port))
+    yield patient
     server.close()
+
+
+async def test_connections_of_a_build_end_with_it(control, slot, patient):
+    """Also those of a process that would outlive the command."""
+    wait = "while ! grep -q held dist/a; do sleep 0.01; done"
+    job = await control.build(site(f"mkdir dist; setsid {patient.held} > dist/a & {wait}"))
+    assert job.outcome["status"] == "succeeded", job.text
+    await asyncio.wait_for(patient.gone.wait(), 5)
+
+
+async def test_killed_slot_leaves_no_connection(control, slot, patient):
+    control.queue(site(patient.held))
+    await asyncio.wait_for(patient.begun.wait(), 20)
+    slot.process.kill()
+    await asyncio.wait_for(patient.gone.wait(), 5)
 
 
 # -- what the programs of a build are told --------------------------------------------------------
