@@ -15,14 +15,17 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
+import structlog
 
 from hooks.clock import Clock, now_ms, rfc3339
 from hooks.stages import begin_text, end_text
 from storage.ids import new_id
-from storage.joblog import JobLogs, LogLine, Positioned, StateChange
+from storage.joblog import Entry, JobLogs, LogLine, Positioned, StateChange
 from storage.model import Failure, Job, JobStatus, JobType
 from storage.records import jobs as job_rows
 from storage.records.db import Records, savepoint
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 LINE_CHARS_MAX = 8192
@@ -237,25 +240,18 @@ class Jobs:
     def log(self, job_id: str, lines: Sequence[str], *, stage: str, source: str = CONTROL) -> None:
         """Add lines of this server's own to the job's log."""
         at = rfc3339(self.clock())
-        self.joblogs.append(
-            job_id, [LogLine(line[:LINE_CHARS_MAX], at, stage, source) for line in lines]
-        )
-        self._wake(job_id)
+        self._append(job_id, [LogLine(line[:LINE_CHARS_MAX], at, stage, source) for line in lines])
 
     def begin_stage(self, job_id: str, stage: str) -> None:
         """Mark in the job's log where a stage of control's own begins."""
-        self._append_line(job_id, LogLine(begin_text(stage), "", stage, mark="begin"))
+        at = rfc3339(self.clock())
+        self._append(job_id, [LogLine(begin_text(stage), at, stage, CONTROL, mark="begin")])
 
     def end_stage(self, job_id: str, stage: str, seconds: float) -> None:
         """Mark where it ends, and how long it took."""
-        text = end_text(stage, seconds)
-        line = LogLine(text, "", stage, mark="end", seconds=round(seconds, 6))
-        self._append_line(job_id, line)
-
-    def _append_line(self, job_id: str, line: LogLine) -> None:
-        at = rfc3339(self.clock())
-        self.joblogs.append(job_id, [msgspec.structs.replace(line, at=at, source=CONTROL)])
-        self._wake(job_id)
+        at, text = rfc3339(self.clock()), end_text(stage, seconds)
+        line = LogLine(text, at, stage, CONTROL, mark="end", seconds=round(seconds, 6))
+        self._append(job_id, [line])
 
     def log_batch(
         self, job_id: str, lines: Sequence[LogLine], *, first: int, source: str, seen: int
@@ -263,6 +259,9 @@ class Jobs:
         """Add a batch that `source` may be repeating; return how many of its lines there are now.
 
         `first` is the index of the batch's first line, `seen` how many the log has already.
+
+        Raises:
+            OSError: It cannot be written now: `source` has to repeat it.
         """
         fresh = [
             msgspec.structs.replace(
@@ -371,8 +370,15 @@ class Jobs:
                 self._append_state(job)
 
     def _append_state(self, job: Job) -> None:
-        self.joblogs.append(job.id, [_state_of(job)])
-        self._wake(job.id)
+        self._append(job.id, [_state_of(job)])
+
+    def _append(self, job_id: str, entries: Sequence[Entry]) -> None:
+        """Add entries of control's own. What cannot be written is lost: the work goes on."""
+        try:
+            self.joblogs.append(job_id, entries)
+        except OSError:
+            log.exception("job_log_not_written", job_id=job_id)
+        self._wake(job_id)
 
     def _wake(self, job_id: str) -> None:
         for event in self._waiting.get(job_id, ()):

@@ -50,6 +50,7 @@ LOSSES_MAX = 2  # the first time the build starts again, the second time it fail
 REAP_EVERY_S = 0.5
 SPEAK_UP_S = 4.0  # after a restart: a slot whose call broke off tries again twice a second
 ABSENT_S = 10.0  # a slot that has ended a build asks for the next one within that time
+WRITE_AGAIN_S = 1.0
 PROGRESS_EVERY_S = 1.0
 NO_SPACE = "store.no_space"
 QUOTA_EXCEEDED = "store.quota_exceeded"
@@ -218,6 +219,8 @@ class BuildRunner:
         if refused := await self._refused_for_room(build):
             await self._fail_here(build.job_id, refused)
             return None
+        if self._running.get(build.job_id) is not running:  # canceled meanwhile
+            return None
         try:
             return self._make_lease(running)
         except (StorageError, RepositoryError) as error:
@@ -368,7 +371,7 @@ class BuildRunner:
     async def _fail(
         self, job_id: str, failure: Failure, timings: Mapping[str, float] | None = None
     ) -> None:
-        await self._jobs.commit(lambda changes: _fail(changes, job_id, failure, timings))
+        await self._write_down(lambda changes: _fail(changes, job_id, failure, timings))
         self._forget(job_id)
 
     async def _fail_here(
@@ -409,7 +412,21 @@ class BuildRunner:
 
         said = "was stopped" if loss is None else f"was lost ({loss})"
         self._jobs.log(job_id, [f"the builder {said}"], stage="gitd")
-        await self._jobs.commit(change)
+        await self._write_down(change)
+
+    async def _write_down(self, change: Callable[[JobChanges], None]) -> None:
+        """Commit that a job is over or waits again, however often the disk has no room for it.
+
+        Or the job would count as running, and nobody would run it.
+        """
+        while True:
+            try:
+                return await self._jobs.commit(change)
+            except StorageError:
+                if self.is_closing:
+                    raise
+                log.exception("job_not_written_down")
+            await asyncio.sleep(WRITE_AGAIN_S)
 
     # -- the queue ------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from hooks.builds.errors import BuildFailedError, LeaseLostError
 from hooks.builds.registries import EgressRules
 from hooks.builds.service import make_app
 from hooks.builds.wire import BatchLine, Egress, Finish
+from storage.errors import StorageFullError
 from storage.joblog import LogLine
 from storage.model import ActorRef, JobStatus
 
@@ -266,3 +267,27 @@ async def test_stop_of_the_server_leaves_builds_to_slots_that_go_on(pool) -> Non
     await again.builds.finish(job_id, done())
     assert again.jobs.get(job_id).status is JobStatus.SUCCEEDED
     again.records.close()
+
+
+async def test_end_of_a_job_is_written_down_when_the_disk_has_room_again(pool) -> None:
+    job_id = await pool.ask_for_build()
+    full = [StorageFullError("the database: the disk is full")]
+
+    def change(changes) -> None:
+        if full:
+            raise full.pop()
+        changes.fail(job_id, None)
+
+    await pool.world.builds._write_down(change)
+    assert pool.job(job_id).status is JobStatus.FAILED
+
+
+async def test_log_that_cannot_be_written_stops_no_work(pool) -> None:
+    job_id = await pool.ask_for_build()
+    path = pool.world.jobs.joblogs.path(job_id)
+    path.unlink()
+    path.mkdir()
+    held = await pool.lease()
+    await held.finish(done())
+    assert pool.job(job_id).status is JobStatus.SUCCEEDED
+    path.rmdir()
