@@ -1,19 +1,16 @@
-"""`managed.toml`: what a repository says about its own builds and what they run.
-
-Reading one may take seconds of processor time for a hostile text: do it in a slot, in a thread.
-"""
+"""`managed.toml`: what a repository says about its own builds and what they run."""
 
 from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Literal
 
 from hooks.builds.errors import BuildFailedError
+from hooks.builds.toml_text import read_toml
 
 CONFIG_INVALID = "build.config_invalid"
 COMMAND_CHARS_MAX = 8192
@@ -103,8 +100,8 @@ class _Invalid(Exception):  # noqa: N818 - never leaves this module
 
 def _parse(text: str, *, is_top: bool) -> ManagedToml:
     try:
-        document = tomllib.loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:  # ValueError also for a number beyond all bounds
+        document = read_toml(text)
+    except ValueError as error:
         raise _Invalid(f"is not TOML: {error}") from error
     _refuse_unknown(document, (*TABLES, _SITES), "")
     for name in (*TABLES, _SITES):

@@ -29,7 +29,7 @@ from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox import APP_DIR, HOME_DIR, Bind, Sandbox, SandboxSpec
 from hooks.builds.tree import Output, filled_folder, find_output, unpack
-from hooks.builds.wire import Lease
+from hooks.builds.wire import Folder, Lease
 
 T = TypeVar("T")
 TAIL_LINE_CHARS = 300
@@ -85,7 +85,7 @@ async def detect(job: LeasedJob, log: BuildLog) -> Plan:
         BuildFailedError: See `profiles.detect` and `runtimes.require`.
     """
     lease = job.lease
-    listing = Listing.of(lease.root_entries, lease.files)
+    listing = Listing.of(Folder(lease.tree, lease.root_entries, lease.files))
     config = await _managed_toml(listing)
     root = config.root_of(lease.site)
     if root != ".":
@@ -114,7 +114,7 @@ async def _list_folder(job: LeasedJob, path: str) -> Listing:
             CONFIG_INVALID,
             f"managed.toml has the site in {path!r}, and the commit has no such folder",
         )
-    return Listing.of(folder.entries, folder.files, path)
+    return Listing.of(folder, path)
 
 
 async def fetch_source(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLog) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import groupby
 
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.managed_toml import COMMAND_CHARS_MAX, CONFIG_INVALID, Profile, clean_folder
-from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, RootEntry, RunCommands
+from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, Folder, RunCommands
 
 
 class StepName(StrEnum):
@@ -44,18 +44,19 @@ class Need:
 class Listing:
     """What is known of a site's folder before it is fetched: names, and the text of a few files.
 
-    `where` is the folder's path in the repository, `.` for the whole.
+    `where` is the folder's path in the repository, `.` for the whole; `tree` the id of its git
+    tree.
     """
 
     kinds: Mapping[str, str]
     files: Mapping[str, str]
     where: str = "."
+    tree: str = ""
 
     @classmethod
-    def of(
-        cls, entries: Iterable[RootEntry], files: Mapping[str, str], where: str = "."
-    ) -> Listing:
-        return cls({entry.name: entry.kind for entry in entries}, files, where)
+    def of(cls, folder: Folder, where: str = ".") -> Listing:
+        kinds = {entry.name: entry.kind for entry in folder.entries}
+        return cls(kinds, folder.files, where, folder.tree)
 
     def path(self, name: str) -> str:
         """The path of one of its names in the repository."""
@@ -121,6 +122,7 @@ class Plan:
         by: The files that decided; for the log.
         root: The folder of the repository that is the site, `.` for all of it. Whatever follows
             is relative to it.
+        tree: The id of that folder's git tree: equal for equal sources.
         steps: What to run; without any the artifact is made of the commit's own files.
         folder: The part of the tree that becomes the artifact, `.` for all of it.
         output_folders: When the build decides: the first of these that it filled is the artifact.
@@ -133,6 +135,7 @@ class Plan:
     run: RunCommands
     by: tuple[str, ...] = ()
     root: str = "."
+    tree: str = ""
     steps: tuple[Step, ...] = ()
     folder: str = "."
     output_folders: tuple[str, ...] = ()

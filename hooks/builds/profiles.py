@@ -102,6 +102,7 @@ class _Detection:
             run,
             by=self._by(profile, recipe),
             root=self._listing.where,
+            tree=self._listing.tree,
             steps=steps,
             folder=folder,
             output_folders=output_folders,

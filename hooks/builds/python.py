@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection
 from typing import Any
 
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.managed_toml import CONFIG_INVALID
 from hooks.builds.plan import Listing, Need, Recipe
+from hooks.builds.toml_text import read_toml
 
 PYPROJECT, REQUIREMENTS, UV_LOCK = "pyproject.toml", "requirements.txt", "uv.lock"
 VENV = ".venv"
@@ -107,8 +107,8 @@ def _pyproject(listing: Listing) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        return tomllib.loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:
+        return read_toml(text)
+    except ValueError as error:
         raise BuildFailedError(
             CONFIG_INVALID, f"{listing.path(PYPROJECT)} is not TOML: {error}"
         ) from error

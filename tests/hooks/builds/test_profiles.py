@@ -14,7 +14,7 @@ from hooks.builds.errors import BuildFailedError
 from hooks.builds.managed_toml import ManagedToml, Profile, clean_folder, parse
 from hooks.builds.plan import Listing
 from hooks.builds.profiles import OUTPUT_FOLDERS, is_published
-from hooks.builds.wire import RootEntry, RunCommands
+from hooks.builds.wire import Folder, RootEntry, RunCommands
 
 BUILD = '[build]\ncommand = "make"\n'
 TEXTS = ("managed.toml", "Procfile", "package.json", "pyproject.toml")
@@ -46,7 +46,7 @@ def tree(*names, where=".", **texts):
     entries = [
         RootEntry(name.rstrip("/@!"), kinds.get(name[-1], "file")) for name in (*names, *files)
     ]
-    return Listing.of(entries, files, where)
+    return Listing.of(Folder("7ee5" * 10, tuple(entries), files), where)
 
 
 def plan(*names, toml="", where=".", programs=("pnpm", "yarn"), **texts):
@@ -659,6 +659,8 @@ def test_names_in_a_sub_folder_are_told_by_their_path():
         ("[build\n", ("is not TOML", "line 1")),
         (f"[build]\ncommand = {'9' * 10_000}", ("is not TOML",)),
         (f"a = {'[' * 5_000}{']' * 5_000}", ("is not TOML",)),
+        ("a" + ".a" * 32 + " = 1", ("a key has more than 32 parts",)),
+        ("[" + " . ".join(["a", '"b.c"', "'d'"] * 11) + "]", ("a key has more than 32 parts",)),
     ],
 )
 def test_wrong_managed_toml_is_refused_with_the_key_and_the_nearest_known(text, words):
@@ -716,6 +718,11 @@ def test_settings_in_the_sites_folder_win_key_by_key():
 def test_settings_in_the_sites_folder_lead_nowhere_else(text):
     with pytest.raises(BuildFailedError, match="only the managed"):
         parse(text, where="web/managed.toml")
+
+
+def test_many_dots_in_a_command_are_no_long_key():
+    command = "cp " + " ".join(f"a{n}.b.c" for n in range(50)) + " ..." + "." * 99
+    assert parse(f'[build]\ncommand = "{command}"').command == command
 
 
 @given(st.text(max_size=200))
