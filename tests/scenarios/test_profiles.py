@@ -34,12 +34,6 @@ require("node:http").createServer((request, response) => {
   response.end(`4 is a number: ${isNumber(4)}, ${tools} tools, in ${process.env.NODE_ENV}`);
 }).listen(Number(process.env.PORT), "127.0.0.1");
 """
-NODE_BUILD = """
-const fs = require("node:fs");
-fs.mkdirSync("dist/assets", { recursive: true });
-fs.writeFileSync("dist/index.html", `built: ${require("is-number")(4)}`);
-fs.writeFileSync("dist/.secret", "x");
-"""
 WSGI = """
 import six
 def app(environ, start_response):
@@ -118,35 +112,23 @@ def test_node_server_runs_with_its_dependencies_and_without_its_tools(shared, pr
 @requires("node", "npm")
 def test_node_site_serves_what_its_build_wrote_and_nothing_else(shared, project) -> None:
     work = project("node-site")
-    work.commit(
-        {
-            "index.html": "the source of the page",
-            "build.js": NODE_BUILD,
-            **package(scripts={"build": "node build.js", "start": "vite"}),
-        }
-    )
+    work.use("node-static")
+    work.commit({"index.html": "the source of a page"})
     said = pushed(work)
     assert "node, by package.json and package-lock.json: install, build; serves what" in said
-    assert "scripts.start is a development server, and is not run: vite" in said
-    assert shared.visit("node-site").body == b"built: true"
+    assert b"<em>Version one</em>" in shared.visit("node-site").body
+    assert shared.visit("node-site", "/about.html").status == 200
     assert shared.visit("node-site", "/build.js").status == 404
-    assert shared.visit("node-site", "/.secret").status == 404
 
 
 @requires("python3")
 def test_python_application_finds_its_server_and_builds_the_same_twice(shared, project) -> None:
-    site = "requirements"
+    site = "python-app"
     work = project(site)
-    work.commit(
-        {
-            "requirements.txt": "six==1.17.0\ngunicorn\n",
-            "app.py": WSGI,
-            "Procfile": "web: gunicorn app:app --bind 127.0.0.1:$PORT\n",
-        }
-    )
+    work.use("python-deps")
     said = pushed(work)
     assert "python, by requirements.txt: install, finish; runs gunicorn" in said
-    assert shared.visit(site).body == b"six 1.17.0 by app"
+    assert b"Hello, visitor." in shared.visit(site, "/?name=visitor").body
     again = ("build", "--site", site, "--env", "production", "--ref", "main", "--clean", "--wait")
     shared.mf(*again)
     rows = shared.api("GET", f"/sites/{site}/environments/production/builds").json["data"]
@@ -171,6 +153,23 @@ def test_python_application_is_installed_as_uv_locked_it(shared, project) -> Non
     said = pushed(work)
     assert "python, by uv.lock: install, finish; runs python serve.py" in said
     assert shared.visit("uv-locked").body == b"six 1.17.0 by app"
+
+
+@requires("python3")
+def test_install_command_of_ones_own_fills_the_environment_that_it_finds(shared, project) -> None:
+    work = project("own-install")
+    work.commit(
+        {
+            "requirements.txt": "no-such-package==0",
+            "managed.toml": '[build]\ninstall = "pip install six==1.17.0"\n'
+            '[run]\nweb = "python serve.py"\n',
+            "app.py": WSGI,
+            "serve.py": SERVE,
+        }
+    )
+    said = pushed(work)
+    assert "install  $ python3 -m venv .venv" in said
+    assert shared.visit("own-install").body == b"six 1.17.0 by app"
 
 
 @requires("php", "composer")
