@@ -104,7 +104,7 @@ async def test_build_that_fills_none_of_the_usual_folders_says_where_it_looked(c
 
 async def test_site_of_a_sub_folder_is_built_from_that_folder_alone(control, slot, unpacked):
     files = {
-        "managed.toml": b'[build]\ncommand = "find . -type f | sort > found"\noutput = "."\n'
+        "managed.toml": b'[build]\ncommand = "find . -type f ! -name found | sort > found"\n'
         b'[sites]\nacme-store = "apps/store"\n',
         "Procfile": b"web: ./other",
         "apps/store/index.html": b"<p>",
@@ -115,7 +115,7 @@ async def test_site_of_a_sub_folder_is_built_from_that_folder_alone(control, slo
     assert job.asked_for == ["apps/store"]
     assert unpacked(job.output) == {
         "index.html": b"<p>",
-        "found": b"./found\n./index.html\n./managed.toml\n",
+        "found": b"./index.html\n./managed.toml\n",
     }
     assert job.text[0] == "static, by managed.toml: build; serves the whole of apps/store"
 
