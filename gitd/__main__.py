@@ -11,6 +11,7 @@ import os
 import pwd
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,9 @@ def builder(
 @click.option("--trusted-proxy", multiple=True, help="A network that may set X-Forwarded-*.")
 @click.option("--uid", type=click.IntRange(1), help="Become this user, when started as root.")
 @click.option("--gid", type=click.IntRange(1))
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
+@click.option("--memory-bytes-max", type=click.IntRange(1), help="Instead of the file's.")
+@click.option("--process-count-max", type=click.IntRange(1), help="Instead of the file's.")
 def host(  # noqa: PLR0913 - one parameter per option
     *,
     socket_path: Path,
@@ -114,14 +118,19 @@ def host(  # noqa: PLR0913 - one parameter per option
     trusted_proxy: tuple[str, ...],
     uid: int | None,
     gid: int | None,
+    config: Path | None,
+    memory_bytes_max: int | None,
+    process_count_max: int | None,
 ) -> None:
     """Run the site host: verify releases, serve them, and keep them as control desires."""
     from gitd import log
-    from gitd.config import parse_address
+    from gitd.config import load, parse_address
     from gitd.systemd import inherited_sockets
     from hooks.deploys.host import HostConfig, main
+    from hooks.deploys.runtime import WEB_LIMITS
 
     log.configure()
+    settings = load(config, _environ()).host
     inherited = inherited_sockets().get("sites")
     main(
         HostConfig(
@@ -134,6 +143,11 @@ def host(  # noqa: PLR0913 - one parameter per option
             gid=gid,
             trusted_proxies=trusted_proxy,
             root_key_ids=frozenset(root_key) or None,
+            web_limits=replace(
+                WEB_LIMITS,
+                memory_bytes=memory_bytes_max or settings.memory_bytes_max,
+                process_count=process_count_max or settings.process_count_max,
+            ),
         )
     )
 
@@ -363,8 +377,12 @@ def _settings(data: Path, path: Path | None, *, listen: str | None, sites: str |
 
     default = data / "gitd.toml"
     chosen = path or (default if default.exists() else None)
-    environ = {name: value for name, value in os.environ.items() if name != "GITD_DATA"}
-    return replace_addresses(load(chosen, environ), listen=listen, sites=sites)
+    return replace_addresses(load(chosen, _environ()), listen=listen, sites=sites)
+
+
+def _environ() -> dict[str, str]:
+    """What may hold settings."""
+    return {name: value for name, value in os.environ.items() if name != "GITD_DATA"}
 
 
 def _binding(

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 from aiohttp import web
 
@@ -38,7 +39,7 @@ from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
-from hooks.builds.wire import Egress
+from hooks.builds.wire import Egress, SandboxLimits
 from hooks.deploys import service as host_service
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.follow import Addresses, PushNarrator
@@ -162,6 +163,8 @@ class Control:
                 timeout_s=config.builders.timeout_s,
                 lease_s=config.builders.lease_s,
                 output_bytes_max=config.builders.output_bytes_max,
+                # the settings of the same names
+                sandbox=msgspec.convert(config.builders, SandboxLimits, from_attributes=True),
             ),
             housekeeping=self.housekeeping,
         )
@@ -228,6 +231,8 @@ class Control:
         arguments += ["--listen", self.config.sites.listen]
         for key_id in sorted(self.root_key_ids):
             arguments += ["--root-key", key_id]
+        arguments += ["--memory-bytes-max", str(self.config.host.memory_bytes_max)]
+        arguments += ["--process-count-max", str(self.config.host.process_count_max)]
         for proxy in self.config.server.trusted_proxies:
             arguments += ["--trusted-proxy", proxy]
         if is_root:

@@ -57,6 +57,14 @@ class BuildersConfig:
     lease_s: float = 4.0
     output_bytes_max: int = 2 * 1024**3
     when_pushed_again: str = "override"
+    memory_bytes_max: int = 1024**3
+    process_count_max: int = 512
+    cpu_s_max: int = 1800
+    tmp_bytes_max: int = 256 * 1024**2
+    disk_bytes_max: int = 4 * 1024**3
+    disk_free_bytes_min: int = 512 * 1024**2
+    file_bytes_max: int = 1024**3
+    log_chars_max: int = 4 * 1024**2
     cache_bytes_max: int = 10 * 1024**3
     cache_site_bytes_max: int = 2 * 1024**3
     egress_allow: tuple[str, ...] = ()
@@ -69,12 +77,14 @@ class BuildersConfig:
 
 @dataclass(frozen=True, slots=True)
 class HostConfig:
-    """The site host, and how long a roll may take."""
+    """The site host, what one web process may use, and how long a roll may take."""
 
     user: str = ""
     uid: int = 60600
     roll_timeout_s: float = 900.0
     missing_timeout_s: float = 30.0
+    memory_bytes_max: int = 1024**3
+    process_count_max: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +274,15 @@ def _check(config: Config) -> None:
                 raise ConfigError(f"{section}.{key}: not below 0")
     if config.store.collect_every_s < COLLECT_EVERY_S_MIN:
         raise ConfigError(f"store.collect_every_s: at least {COLLECT_EVERY_S_MIN}")
+    for section in ("builders", "host"):
+        for key in _keys(section):
+            if key.endswith("_max") and not key.startswith("cache_"):
+                _positive(f"{section}.{key}", getattr(getattr(config, section), key))
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name}: at least 1")
 
 
 def _check_egress(builders: BuildersConfig) -> None:

@@ -327,6 +327,12 @@ _ROWS = (
     ),
     ErrorCode(
         JOB,
+        "build.limit_exceeded",
+        "The build used more memory, processes, processor time or disk than it may.",
+        "Let it use less, or ask for more in the setting that the message names.",
+    ),
+    ErrorCode(
+        JOB,
         "build.output_missing",
         "The build command ended well, and its output folder is not there.",
         "Set build.output in managed.toml to the folder that the command writes.",

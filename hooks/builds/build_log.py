@@ -13,7 +13,7 @@ from hooks.clock import now_ms, rfc3339
 from hooks.stages import begin_text, end_text
 
 LINE_CHARS_MAX = 4096  # what is longer is cut into lines of this length
-LOG_CHARS_MAX = 4 << 20
+LOG_CHARS_MAX = 4 << 20  # unless the settings say otherwise
 LOG_LINES_MAX = 50_000
 TAIL_LINES = 20  # kept even when the log is full: the last words tell why it failed
 BATCH_EVERY_S = 0.05
@@ -26,7 +26,8 @@ Send = Callable[[int, Sequence[BatchLine]], Awaitable[None]]
 class BuildLog:
     """Lines in order. `run` sends them while they come; `flush` waits until all are sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, chars_max: int = LOG_CHARS_MAX) -> None:
+        self.chars_max = chars_max
         self._waiting: deque[BatchLine] = deque()
         self._sent_count = 0
         self._lines = 0
@@ -59,7 +60,7 @@ class BuildLog:
         """Add as many lines of a program as there is room for, and return how many that was."""
         at = rfc3339(now_ms())
         for count, text in enumerate(lines):
-            if self._lines >= LOG_LINES_MAX or self._chars + len(text) > LOG_CHARS_MAX:
+            if self._lines >= LOG_LINES_MAX or self._chars + len(text) > self.chars_max:
                 return count
             self._lines += 1
             self._chars += len(text)
@@ -157,8 +158,8 @@ class OutputLines:
         if taken < len(lines) and not self._left_out:
             self._log.line(
                 self._stage,
-                f"... log truncated: it has {LOG_LINES_MAX:,} lines or"
-                f" {LOG_CHARS_MAX >> 20} MiB already",
+                f"... log truncated: it has {LOG_LINES_MAX:,} lines, or {self._log.chars_max:,}"
+                " characters (builders.log_chars_max), already",
             )
         self._left_out += len(lines) - taken
 

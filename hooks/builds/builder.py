@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from hooks.builds import phases
+from hooks.builds import phases, sandbox
 from hooks.builds.build_log import BuildLog
 from hooks.builds.control import Control, LeasedJob
 from hooks.builds.errors import (
@@ -29,7 +29,6 @@ from hooks.builds.errors import (
 from hooks.builds.network import BuildNetwork
 from hooks.builds.phases import PROGRESS, Phase, Workspace
 from hooks.builds.plan import Plan
-from hooks.builds.sandbox import end_leftovers
 from hooks.builds.toolchain import Toolchain
 from hooks.builds.tree import remove_tree
 from hooks.builds.wire import BuildError, Finish, Lease
@@ -60,7 +59,7 @@ class BuilderConfig:
 
 
 def main(config: BuilderConfig) -> None:
-    """Give up root, then build until SIGTERM or SIGINT.
+    """Prepare control groups and give up root, then build until SIGTERM or SIGINT.
 
     Raises:
         SystemExit: Started as root, with no other ids to become.
@@ -73,7 +72,10 @@ def main(config: BuilderConfig) -> None:
             raise SystemExit("gitd builder: builds never run as root: give --uid and --gid")
         os.chown(config.scratch, config.uid, config.gid)
         config.scratch.chmod(SCRATCH_MODE)
+        sandbox.keep_in_groups(config.slot, owner=(config.uid, config.gid), is_background=True)
         drop_privileges(config.uid, config.gid)
+    else:
+        sandbox.keep_in_groups(config.slot, is_background=True)
     if config.die_with_parent:
         die_with_parent(parent_pid)
     asyncio.run(run_builder(config))
@@ -96,12 +98,12 @@ async def run_builder(config: BuilderConfig) -> None:
 
 
 async def _build_for_ever(config: BuilderConfig) -> None:
-    await asyncio.to_thread(end_leftovers, config.scratch)
+    await asyncio.to_thread(sandbox.end_leftovers, config.scratch)
     await asyncio.to_thread(_empty, config.scratch)
     toolchain = Toolchain()
     pause_s = RETRY_FIRST_S
     sweeper = _Sweeper()
-    async with Control(config.socket, config.slot) as control:
+    async with Control(config.socket, config.slot) as control, contextlib.aclosing(sweeper):
         log.info("builder_started", slot=config.slot)
         while True:
             versions = await toolchain.versions()
@@ -162,6 +164,11 @@ class _Sweeper:
         if folder.exists():
             self._removing = asyncio.create_task(asyncio.to_thread(remove_tree, folder))
 
+    async def aclose(self) -> None:
+        """Return when nothing is left that it was given."""
+        if self._removing is not None:
+            await self._removing
+
 
 class _Build:
     """One build on its way in `folder`: the phase it is in, its log, its heartbeats."""
@@ -174,7 +181,7 @@ class _Build:
         self._slot = slot
         self._toolchain = toolchain
         self._workspace = Workspace(folder)
-        self._log = BuildLog()
+        self._log = BuildLog(chars_max=job.lease.limits.log_chars_max)
         self._phase = Phase.DETECT
         self._advanced = asyncio.Event()
         self._timings: dict[str, float] = {}
@@ -207,7 +214,8 @@ class _Build:
                 outcome = await self._phases(lease)
         except TimeoutError:
             outcome = self._failed(
-                "build.timed_out", f"The build did not end within {lease.timeout_s} s."
+                "build.timed_out",
+                f"time: the build took longer than {lease.timeout_s:,} s (builders.timeout_s).",
             )
         except BuildFailedError as error:
             outcome = self._failed(error.code, str(error), error.exit_status)

@@ -4,6 +4,7 @@ PipelineError
 ├── BuildFailedError            theirs: the commit cannot be built; `code` says why
 └── BuilderError                ours
     ├── SandboxUnavailableError     this machine cannot run the sandbox
+    ├── GroupsUnavailableError      no control groups can be made here: limits are kept otherwise
     ├── ControlUnreachableError     control does not answer the slot
     └── LeaseLostError              the job is not this slot's any more
 """
@@ -28,6 +29,10 @@ class BuilderError(PipelineError):
 
 class SandboxUnavailableError(BuilderError):
     """The sandbox could not be set up here: nothing of the commit was run."""
+
+
+class GroupsUnavailableError(BuilderError):
+    """No control groups can be made here."""
 
 
 class ControlUnreachableError(BuilderError):

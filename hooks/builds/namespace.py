@@ -18,7 +18,7 @@ class Init:
     """The sandbox's process 1: when it is gone, the kernel has ended every process beside it."""
 
     def __init__(self, pid: int, pidfd: int | None) -> None:
-        self._pid = pid
+        self.pid = pid
         self._pidfd = pidfd
         self._gone = asyncio.Event()
         if pidfd is None:
@@ -44,6 +44,16 @@ class Init:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    def is_there(self) -> bool:
+        """Say whether `pid` is still its number. Not once it is reaped."""
+        if self._pidfd is None:
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfd, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     async def gone(self) -> None:
         await self._gone.wait()
 
@@ -67,7 +77,7 @@ class Init:
         children: dict[int, list[int]] = {}
         for pid, parent_pid in _parents():
             children.setdefault(parent_pid, []).append(pid)
-        found = list(children.get(self._pid, ()))
+        found = list(children.get(self.pid, ()))
         for pid in found:
             found += children.get(pid, ())
         return found
@@ -75,7 +85,7 @@ class Init:
     def holds(self, inodes: Collection[int]) -> bool:
         """Say whether some process of the sandbox has each of these sockets open."""
         missing = {f"socket:[{inode}]" for inode in inodes}
-        for pid in (self._pid, *self.descendants()):
+        for pid in (self.pid, *self.descendants()):
             with contextlib.suppress(OSError):
                 for entry in os.scandir(f"/proc/{pid}/fd"):
                     with contextlib.suppress(OSError):

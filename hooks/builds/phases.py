@@ -22,6 +22,7 @@ from hooks.builds import managed_toml, profiles, runtimes
 from hooks.builds.build_log import BuildLog
 from hooks.builds.control import LeasedJob
 from hooks.builds.errors import BuildFailedError
+from hooks.builds.limits import Limits, explain
 from hooks.builds.managed_toml import CONFIG_INVALID, ManagedToml
 from hooks.builds.network import BuildNetwork
 from hooks.builds.plan import Listing, Plan, Step
@@ -34,11 +35,11 @@ from hooks.builds.wire import Folder, Lease
 T = TypeVar("T")
 TAIL_LINE_CHARS = 300
 PROBLEMS_SHOWN_MAX = 5
+LIMIT_EXCEEDED = "build.limit_exceeded"
 _EXIT_HINTS = {
     126: "the shell may not execute the command",
     127: "the shell did not find the command: builds have the programs below /usr",
-    137: "it was killed, perhaps for the memory that it took",
-    153: "it wrote a file larger than allowed",
+    137: "it was killed",
 }
 
 
@@ -139,7 +140,8 @@ async def run_step(
     """Run a step in the sandbox; every process of it is dead when this returns.
 
     Raises:
-        BuildFailedError: `build.command_failed`, with the exit status and the last lines.
+        BuildFailedError: `build.limit_exceeded`, naming the setting; or `build.command_failed`,
+            with the exit status. Both with the last lines.
         SandboxUnavailableError: The sandbox does not work here.
     """
     phase = Phase(step.name)
@@ -156,6 +158,9 @@ async def run_step(
     finally:
         await sandbox.close()
         lines.end()
+    if sandbox.exceeded is not None:
+        message = explain(sandbox.exceeded, spec.limits, who="the build", section="builders")
+        raise BuildFailedError(LIMIT_EXCEEDED, _with_tail(f"{message}.", lines.tail))
     if exit_status != 0:
         raise _command_failed(step, exit_status, lines.tail, network.problems)
 
@@ -177,6 +182,21 @@ def build_spec(command: str, lease: Lease, workspace: Workspace) -> SandboxSpec:
             "GITD_COMMIT": lease.commit,
         },
         is_background=True,
+        limits=limits_of(lease),
+    )
+
+
+def limits_of(lease: Lease) -> Limits:
+    """Return what the sandbox of a build may use."""
+    given = lease.limits
+    return Limits(
+        memory_bytes=given.memory_bytes_max,
+        process_count=given.process_count_max,
+        cpu_s=given.cpu_s_max,
+        tmp_bytes=given.tmp_bytes_max,
+        disk_bytes=given.disk_bytes_max,
+        disk_free_bytes=given.disk_free_bytes_min,
+        file_bytes=given.file_bytes_max,
     )
 
 
@@ -217,9 +237,15 @@ def _command_failed(
     message = f"The {step.name} command ended with exit status {exit_status}{hint}."
     if problems:
         message += f" Its network: {', '.join(problems[:PROBLEMS_SHOWN_MAX])}."
-    if tail:
-        message += " Its last lines:\n" + "\n".join(line[:TAIL_LINE_CHARS] for line in tail)
-    return BuildFailedError("build.command_failed", message, exit_status=exit_status)
+    return BuildFailedError(
+        "build.command_failed", _with_tail(message, tail), exit_status=exit_status
+    )
+
+
+def _with_tail(message: str, tail: list[str]) -> str:
+    if not tail:
+        return message
+    return f"{message} Its last lines:\n" + "\n".join(line[:TAIL_LINE_CHARS] for line in tail)
 
 
 async def _in_thread(work: Callable[[Callable[[], bool]], T]) -> T:

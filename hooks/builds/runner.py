@@ -27,6 +27,7 @@ from hooks.builds.wire import (
     HeartbeatAnswer,
     Lease,
     LogBatch,
+    SandboxLimits,
 )
 from hooks.housekeeping import Housekeeping
 from hooks.jobs import JobChanges, Jobs, QueuePlace
@@ -70,6 +71,7 @@ class BuildLimits:
     overtime_s: float = 60.0
     lease_s: float = 5.0
     output_bytes_max: int = 2 * 1024**3
+    sandbox: SandboxLimits = field(default_factory=SandboxLimits)
 
 
 @dataclass(slots=True)
@@ -508,6 +510,7 @@ class BuildRunner:
             root_entries=root.entries,
             files=root.files,
             tree=root.tree,
+            limits=self.limits.sandbox,
         )
 
     def _run(self, running: _Running) -> Coroutine[None, None, None]:

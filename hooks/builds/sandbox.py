@@ -1,8 +1,8 @@
 """The sandbox: a process tree of its own that sees nothing of the machine but what it is given.
 
 Made by bubblewrap: namespaces of its own for users, processes, mounts, IPC, host name and (unless
-asked for) network; the runtimes below /usr read-only; a filter of system calls; limits per process.
-Builds run in it, and so do the web processes of sites.
+asked for) network; the runtimes below /usr read-only; a filter of system calls; limits, for each
+process and for all together. Builds run in it, and so do the web processes of sites.
 
 Source: bwrap(1), version 0.8.
 """
@@ -15,23 +15,31 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
 from blake3 import blake3
 
 from hooks.builds import seccomp
-from hooks.builds.errors import SandboxUnavailableError
+from hooks.builds.cgroups import Group, Groups
+from hooks.builds.errors import GroupsUnavailableError, SandboxUnavailableError
+from hooks.builds.limits import Limit, Limits
 from hooks.builds.listener import listen_inside
 from hooks.builds.namespace import Init, Status, end_named
+from hooks.builds.watch import Watch
 from hooks.process import Process, adopt_orphans
 
 BWRAP = Path("/usr/bin/bwrap")
-PRLIMIT = "/usr/bin/prlimit"  # from util-linux; runs inside, see _limited
-IN_BACKGROUND = ("/usr/bin/nice", "-n", "10", "/usr/bin/choom", "-n", "500", "--")
+ENV = "/usr/bin/env"
+SHELL = "/bin/sh"
+SPARE_CPU_S = 2  # what the kernel lets through, for the watch to see that it is too much
+BACKGROUND_NICE = 10
+BACKGROUND_OOM_SCORE = 500  # of 1000: when the machine's memory runs out, it is ended first
 APP_DIR = "/app"  # where a build finds its source, and a site its release: paths stay true
 HOME_DIR = "/home/app"
+IN_MEMORY = ("/tmp", "/dev/shm")  # noqa: S108 - the sandbox's own
 INNER_UID = 1000  # what the program believes to be, whatever its uid on the machine
 
 _BASE_ENVIRON = {
@@ -39,7 +47,7 @@ _BASE_ENVIRON = {
     "HOME": HOME_DIR,
     "USER": "app",
     "LOGNAME": "app",
-    "SHELL": "/bin/sh",
+    "SHELL": SHELL,
     "LANG": "C.UTF-8",
     "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
     "TZ": "UTC",
@@ -68,23 +76,6 @@ _ETC_FOR_NETWORK = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one process, or the sandbox as a whole, may use. None: no limit of ours.
-
-    `process_count` counts the threads of this sandbox alone, whatever else its uid runs.
-    `data_bytes` is private writable memory (not address space, of which node and go reserve much).
-    `tmp_bytes` bounds /tmp and /dev/shm each, which are memory.
-    """
-
-    data_bytes: int | None = 2 << 30
-    process_count: int | None = 512
-    file_bytes: int | None = 2 << 30
-    open_file_count: int | None = 4096
-    cpu_s: int | None = None
-    tmp_bytes: int = 512 << 20
-
-
-@dataclass(frozen=True, slots=True)
 class Bind:
     """A file or folder of the machine, and where the sandbox sees it."""
 
@@ -101,7 +92,8 @@ class SandboxSpec:
     LANG, ...) and wins over it. `binds` are made in their order. Without a bind at `HOME_DIR` the
     home is a folder in memory, of at most `limits.tmp_bytes`. `network`: share the machine's.
     `listen_port`: a port of the sandbox's own loopback that `Sandbox.listener` listens on.
-    `is_background`: others come first, for the processor and when memory runs out.
+    `is_background`: others come first, for the processor and when memory runs out. `limits` count
+    for all processes together; the sandbox is ended when it exceeds one.
     """
 
     argv: tuple[str, ...]
@@ -115,7 +107,26 @@ class SandboxSpec:
     limits: Limits = field(default_factory=Limits)
 
 
+log = structlog.get_logger(__name__)
+
 _named = [BWRAP.name]  # what sandboxes of this process are called in its list of processes
+_groups: list[Groups] = []  # where they get control groups: at most one place, or none
+
+
+def keep_in_groups(
+    label: str, *, owner: tuple[int, int] | None = None, is_background: bool = False
+) -> None:
+    """From here on each sandbox of this process gets a control group of its own, where possible.
+
+    Where it is not, the log says why, and limits are kept without: see `Groups.prepare`, which has
+    the arguments.
+    """
+    try:
+        _groups[:] = [Groups.prepare(label, owner=owner, is_background=is_background)]
+    except GroupsUnavailableError as error:
+        log.warning("control_groups_unavailable", reason=str(error), instead="watching")
+    else:
+        log.info("control_groups_prepared", version=_groups[0].version)
 
 
 def end_leftovers(folder: Path) -> int:
@@ -139,70 +150,87 @@ class Sandbox:
     listener: socket.socket | None = None
     """Listens inside, before the program begins, when `listen_port` asks for it. The caller's."""
 
-    def __init__(self, outer: Process, init_pid: int | None, status: Status) -> None:
+    def __init__(
+        self, outer: Process, init: Init, status: Status, *, watch: Watch, group: Group | None
+    ) -> None:
         self._outer = outer
-        self._init = Init.open(init_pid, parent_pid=outer.pid)
+        self._init = init
         self._status = status
+        self._watch = watch
+        self._group = group
+        self._watching: asyncio.Task[None] | None = None
+        self._looking_back: asyncio.Task[None] | None = None
         self._was_killed = False
+        self.exceeded: Limit | None = None
+        """The limit that it was ended for, or that it ran into. Known once `wait` has returned."""
 
     @classmethod
     async def start(cls, spec: SandboxSpec, *, on_output: Callable[[bytes], None]) -> Sandbox:
-        """Start `spec` and return once its namespaces exist. Call it in the main thread.
+        """Start `spec` and return once it runs, under its limits. Call it in the main thread.
 
         `on_output` gets what is written to output and error, as it comes, in the loop.
 
         Raises:
-            SandboxUnavailableError: bubblewrap is not there, or this process is root.
+            SandboxUnavailableError: bubblewrap is not there, this process is root, or a limit
+                cannot be kept.
         """
         if os.geteuid() == 0:
             raise SandboxUnavailableError(
                 "the sandbox is never run as root: root inside could change the machine's kernel"
             )
         adopt_orphans()
+        group = _make_group(spec)
         status = Status(on_output)
-        with contextlib.ExitStack() as gate, contextlib.ExitStack() as files:
-            args, pass_fds = _arguments(spec, files)
-            pass_fds.append(status.open(files))
-            args += ["--json-status-fd", str(pass_fds[-1])]
-            if spec.listen_port is not None:
-                pass_fds.append(_closed_gate(files, gate))
-                args += ["--block-fd", str(pass_fds[-1])]
-            args_fd = _memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
-            argv = [_named[0], "--args", str(args_fd), "--", *_limited(spec)]
+        go, wait_for_go = _gate()
+        with os.fdopen(go, "wb", buffering=0) as gate:
             try:
-                # bwrap's own environment is empty: the sandbox can read it in /proc/1/environ
-                outer = Process.start(
-                    argv,
-                    program=str(BWRAP),
-                    environ={},
-                    on_output=status.on_output,
-                    pass_fds=[args_fd, *pass_fds],
-                )
-            except OSError as error:
+                outer = _spawn(spec, status, wait_for_go)
+            except SandboxUnavailableError:
                 status.close()
-                raise SandboxUnavailableError(f"cannot run {BWRAP}: {error.strerror}") from error
-            files.close()
-            beginning = asyncio.ensure_future(_begun(outer, status))
+                if group is not None:
+                    _groups[0].end(group)
+                raise
+            finally:
+                os.close(wait_for_go)
+            starting = asyncio.ensure_future(cls._started(outer, status, group, spec))
             try:
-                init_pid = await asyncio.shield(beginning)
+                sandbox = await asyncio.shield(starting)
             except asyncio.CancelledError:
                 # Killed before it has told its child, bubblewrap would leave it behind: the child
                 # waits for its word for ever, and holds the output open.
-                await cls(outer, await beginning, status).close()
+                sandbox = await starting
+                if sandbox.listener is not None:
+                    sandbox.listener.close()
+                await sandbox.close()
                 raise
-            sandbox = cls(outer, init_pid, status)
-            if spec.listen_port is not None and init_pid is not None:
-                await sandbox._listen(init_pid, spec.listen_port)
+            with contextlib.suppress(BrokenPipeError):  # it has ended meanwhile: `wait` says why
+                gate.write(b"1")
         return sandbox
 
-    async def _listen(self, init_pid: int, port: int) -> None:
+    @classmethod
+    async def _started(
+        cls, outer: Process, status: Status, group: Group | None, spec: SandboxSpec
+    ) -> Sandbox:
+        """Put limits on the first process, which waits for the gate to open, and listen inside."""
+        init = Init.open(await _begun(outer, status), parent_pid=outer.pid)
+        watch = _watch_for(spec, group)
+        sandbox = cls(outer, init, status, watch=watch, group=group)
+        what = "keep the sandbox to its limits"
         try:
-            self.listener = listen_inside(init_pid, port)
+            if init.is_there():
+                if group is not None:
+                    await asyncio.to_thread(group.join, init.pid)
+                _limit(init.pid, spec, has_group=group is not None)
+                what = "listen inside the sandbox"
+                if spec.listen_port is not None:
+                    sandbox.listener = listen_inside(init.pid, spec.listen_port)
+        except (ProcessLookupError, FileNotFoundError):
+            pass  # it has ended meanwhile: `wait` says why
         except OSError as error:
-            await self.close()
-            raise SandboxUnavailableError(
-                f"cannot listen inside the sandbox: {error.strerror}"
-            ) from error
+            await sandbox.close()
+            raise SandboxUnavailableError(f"cannot {what}: {error.strerror}") from error
+        sandbox._watching = asyncio.ensure_future(sandbox._end_when_exceeded())
+        return sandbox
 
     async def wait(self) -> int:
         """Return the exit status (128 + n after signal n) once every process inside is dead.
@@ -215,12 +243,20 @@ class Sandbox:
         await self._outer.ended()
         self._init.kill()
         await self._init.gone()
+        if self._watching is not None:
+            self._watch.end()
+            await asyncio.wait({self._watching})
         self._init.reap()
         await self._outer.wait()  # not for whoever was handed the output and lives elsewhere
         self._status.close()
-        if self._status.exit_code is not None:
-            return self._status.exit_code
-        if self._was_killed:
+        status = self._status.exit_code
+        if self._looking_back is None:
+            shown = 128 + signal.SIGKILL if status is None else status
+            self._looking_back = asyncio.ensure_future(self._look_back(shown))
+        await asyncio.shield(self._looking_back)
+        if status is not None:
+            return status
+        if self._was_killed or self.exceeded is not None:
             return 128 + signal.SIGKILL
         raise SandboxUnavailableError(f"the sandbox did not start: {self._status.tail}")
 
@@ -233,6 +269,8 @@ class Sandbox:
         """End everything inside at once. Does nothing when it has ended."""
         self._was_killed = True
         self._init.kill()
+        if self._group is not None:
+            self._group.kill()
         self._outer.signal(signal.SIGKILL)
 
     def holds(self, inodes: Collection[int]) -> bool:
@@ -244,6 +282,111 @@ class Sandbox:
         for pid in self._init.descendants():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGTERM)
+
+    async def _end_when_exceeded(self) -> None:
+        self.exceeded = await self._watch.run(self._init)
+        if self.exceeded is not None:
+            self.kill()
+
+    async def _look_back(self, exit_status: int) -> None:
+        """Take the watch's last word, and give the group back."""
+        last = await asyncio.to_thread(self._watch.last_look, exit_status)
+        self.exceeded = self.exceeded or last
+        if self._group is not None:
+            _groups[0].end(self._group)
+
+
+def _watch_for(spec: SandboxSpec, group: Group | None) -> Watch:
+    limits = spec.limits
+    on_disk: list[Path] = []
+    if {limits.disk_bytes, limits.disk_free_bytes, limits.file_bytes} != {None}:
+        on_disk = [bind.source for bind in spec.binds if bind.writable and bind.source.is_dir()]
+    in_memory = [*IN_MEMORY, *([HOME_DIR] if _home_is_in_memory(spec) else ())]
+    return Watch(
+        limits,
+        group=group,
+        in_memory=in_memory,
+        on_disk=on_disk,
+        is_background=spec.is_background,
+    )
+
+
+def _home_is_in_memory(spec: SandboxSpec) -> bool:
+    return all(bind.target != HOME_DIR for bind in spec.binds)
+
+
+def _make_group(spec: SandboxSpec) -> Group | None:
+    if not _groups:
+        return None
+    try:
+        return _groups[0].make(spec.limits, is_background=spec.is_background)
+    except OSError as error:
+        raise SandboxUnavailableError(f"no control group can be made: {error}") from error
+
+
+def _spawn(spec: SandboxSpec, status: Status, wait_for_go: int) -> Process:
+    with contextlib.ExitStack() as files:
+        args, pass_fds = _arguments(spec, files)
+        pass_fds += [status.open(files), wait_for_go]
+        args += ["--json-status-fd", str(pass_fds[-2]), "--block-fd", str(wait_for_go)]
+        args_fd = _memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
+        try:
+            # bwrap's own environment is empty: the sandbox can read it in /proc/1/environ
+            return Process.start(
+                [_named[0], "--args", str(args_fd), "--", *_found(spec.argv)],
+                program=str(BWRAP),
+                environ={},
+                on_output=status.on_output,
+                pass_fds=[args_fd, *pass_fds],
+            )
+        except FileNotFoundError as error:
+            raise SandboxUnavailableError(f"{BWRAP} is not there: install bubblewrap") from error
+        except OSError as error:
+            raise SandboxUnavailableError(f"cannot run {BWRAP}: {error.strerror}") from error
+
+
+def _found(argv: Sequence[str]) -> Sequence[str]:
+    """Let it be the program's failure, with status 127, when it is not there."""
+    return argv if argv[0] == SHELL else [ENV, "--", *argv]
+
+
+def _gate() -> tuple[int, int]:
+    """Return the ends of a pipe: a byte written to the first opens the second.
+
+    The second can be written to as well, so that it stays shut when the first is closed: a
+    sandbox whose starter was killed must not run on without its limits.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        return writing, os.open(f"/proc/self/fd/{reading}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(reading)
+
+
+def _limit(pid: int, spec: SandboxSpec, *, has_group: bool) -> None:
+    """Put the limits of each process on one that has no other beside it yet.
+
+    What it starts has them too. Its namespaces exist already: so the count of processes is the
+    sandbox's own, and not that of everything which runs with the same uid outside.
+    """
+    limits = spec.limits
+    wanted = {
+        resource.RLIMIT_FSIZE: limits.file_bytes,
+        resource.RLIMIT_NOFILE: limits.open_file_count,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: None if limits.cpu_s is None else limits.cpu_s + SPARE_CPU_S,
+    }
+    if not has_group:  # twice as many processes, for the watch to see that they are too many
+        wanted[resource.RLIMIT_NPROC] = 2 * limits.process_count
+        wanted[resource.RLIMIT_DATA] = limits.memory_bytes
+    for kind, value in wanted.items():
+        if value is not None:
+            hard = resource.getrlimit(kind)[1]
+            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.prlimit(pid, kind, (bound, bound))
+    if spec.is_background:
+        os.setpriority(os.PRIO_PROCESS, pid, max(BACKGROUND_NICE, os.nice(0)))
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(BACKGROUND_OOM_SCORE))
 
 
 async def _begun(outer: Process, status: Status) -> int | None:
@@ -275,10 +418,11 @@ def bwrap_arguments(spec: SandboxSpec) -> list[str]:
     for path in _settings_of_php():
         args += ["--ro-bind", path, path]
     args += ["--proc", "/proc", "--dev", "/dev"]
-    args += ["--perms", "1777", "--size", tmp_bytes, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108 - the sandbox's own
-    args += ["--perms", "1777", "--size", tmp_bytes, "--tmpfs", "/tmp"]  # noqa: S108 - likewise
+    for folder in IN_MEMORY:
+        args += ["--perms", "1777", "--size", tmp_bytes, "--tmpfs", folder]
+    args += ["--remount-ro", "/dev"]
     args += ["--dir", "/run", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108 - likewise
-    if all(bind.target != HOME_DIR for bind in spec.binds):
+    if _home_is_in_memory(spec):
         args += ["--size", tmp_bytes, "--tmpfs", HOME_DIR]
     for bind in spec.binds:
         args += ["--bind" if bind.writable else "--ro-bind", str(bind.source), bind.target]
@@ -295,7 +439,8 @@ def _arguments(spec: SandboxSpec, files: contextlib.ExitStack) -> tuple[list[str
         pass_fds.append(_memory_file(files, content))
         args += ["--perms", "0444", "--file", str(pass_fds[-1]), f"/etc/{name}"]
     try:
-        pass_fds.append(_memory_file(files, seccomp.program()))
+        calls = seccomp.program(may_preallocate=spec.limits.disk_bytes is None)
+        pass_fds.append(_memory_file(files, calls))
     except seccomp.UnknownArchitectureError as error:
         raise SandboxUnavailableError(str(error)) from error
     return [*args, *bwrap_arguments(spec), "--seccomp", str(pass_fds[-1])], pass_fds
@@ -308,14 +453,6 @@ def _memory_file(files: contextlib.ExitStack, content: bytes) -> int:
     os.write(fd, content)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
-
-
-def _closed_gate(files: contextlib.ExitStack, gate: contextlib.ExitStack) -> int:
-    """Return a descriptor that bubblewrap waits at, before the program, until `gate` is closed."""
-    waiting, gate_fd = os.pipe2(os.O_CLOEXEC)
-    files.callback(os.close, waiting)
-    gate.callback(os.close, gate_fd)
-    return waiting
 
 
 def _top_level_folders() -> Iterator[str]:
@@ -331,28 +468,3 @@ def _settings_of_php() -> Iterator[str]:
     """Show Debian's settings of PHP, and not those of its FPM: they hold others' environments."""
     for name in ("cli", "mods-available"):
         yield from map(str, Path("/etc/php").glob(f"*/{name}"))
-
-
-def _limited(spec: SandboxSpec) -> list[str]:
-    """Return the program's argv behind its limits.
-
-    They are set inside, after the namespaces exist: so the count of processes is the sandbox's own
-    and not that of everything which runs with the same uid outside.
-    """
-    limits = spec.limits
-    wanted = {
-        "data": (resource.RLIMIT_DATA, limits.data_bytes),
-        "nproc": (resource.RLIMIT_NPROC, limits.process_count),
-        "fsize": (resource.RLIMIT_FSIZE, limits.file_bytes),
-        "nofile": (resource.RLIMIT_NOFILE, limits.open_file_count),
-        "cpu": (resource.RLIMIT_CPU, limits.cpu_s),
-        "core": (resource.RLIMIT_CORE, 0),
-    }
-    options = []
-    for name, (kind, value) in wanted.items():
-        if value is not None:
-            hard = resource.getrlimit(kind)[1]
-            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            options.append(f"--{name}={bound}")
-    background = IN_BACKGROUND if spec.is_background else ()
-    return [PRLIMIT, *options, "--", *background, *spec.argv]

@@ -44,6 +44,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
     "ioperm": (173, None),
+    "ioprio_set": (251, 30),
     "iopl": (172, None),
     "kcmp": (312, 272),
     "kexec_file_load": (320, 294),
@@ -51,7 +52,9 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "keyctl": (250, 219),
     "lookup_dcookie": (212, 18),
     "mbind": (237, 235),
+    "memfd_secret": (447, 447),
     "migrate_pages": (256, 238),
+    "modify_ldt": (154, None),
     "mount": (165, 40),
     "mount_setattr": (442, 442),
     "move_mount": (429, 429),
@@ -93,15 +96,23 @@ _CLONE3 = 435
 _IOCTL = {"x86_64": 16, "aarch64": 29}
 _PERSONALITY = {"x86_64": 135, "aarch64": 92}
 _SOCKET = {"x86_64": 41, "aarch64": 198}
+_SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
+_FALLOCATE = {"x86_64": 285, "aarch64": 47}
 
 _CLONE_NEW_NAMESPACES = 0x7E020000  # NS, CGROUP, UTS, IPC, USER, PID, NET
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into a terminal that somebody else reads
-_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (getaddrinfo asks by it)
+_UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
+_NETLINK_PROTOCOLS = (0,)  # routing: getaddrinfo asks for the machine's addresses
+_INET_TYPES = (1, 2, 3)  # streams, datagrams; raw ones, which the kernel refuses by itself
+_INET_PROTOCOLS = (0, 1, 6, 17, 58, 262)  # the type's own, ICMP, TCP, UDP, ICMPv6, MPTCP
+_TYPE_BITS = 0xF  # the others are flags
+_PREALLOCATE = (0x40305828, 0x4030582A, 0x40305839)  # FS_IOC_RESVSP, _RESVSP64, _ZERO_RANGE
 _PERSONALITIES = (0, 0xFFFFFFFF)  # the usual one, and the question which one it is
 
 # struct seccomp_data: int nr; u32 arch; u64 instruction_pointer; u64 args[6]
-_NR, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24  # the low halves of the arguments: both are little-endian
-_LOAD, _RETURN = 0x20, 0x06
+_NR, _ARCH = 0, 4
+_ARG0, _ARG1, _ARG2 = 16, 24, 32  # the low halves: both architectures are little-endian
+_LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
 _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -113,10 +124,12 @@ class UnknownArchitectureError(LookupError):
 
 
 @cache
-def program(architecture: str = platform.machine()) -> bytes:
+def program(architecture: str = platform.machine(), *, may_preallocate: bool = True) -> bytes:
     """Return the filter as the kernel wants it: `struct sock_filter` after `struct sock_filter`.
 
-    `architecture`: as `uname -m` says it, `x86_64` or `aarch64`.
+    `architecture`: as `uname -m` says it, `x86_64` or `aarch64`. Unless it `may_preallocate`, a
+    program takes disk only by writing: programs do so by themselves where a file system says that
+    it cannot reserve space, and it gives who watches the disk the time to look.
 
     Raises:
         UnknownArchitectureError: Neither of the two.
@@ -125,10 +138,13 @@ def program(architecture: str = platform.machine()) -> bytes:
         raise UnknownArchitectureError(
             f"no table of system calls for {architecture}: builds need x86_64 or aarch64"
         )
-    return b"".join(struct.pack("=HBBI", *step) for step in _assemble(architecture))
+    return b"".join(
+        struct.pack("=HBBI", *step)
+        for step in _assemble(architecture, may_preallocate=may_preallocate)
+    )
 
 
-def _assemble(architecture: str) -> Iterator[Instruction]:
+def _assemble(architecture: str, *, may_preallocate: bool) -> Iterator[Instruction]:
     column = 0 if architecture == "x86_64" else 1
     yield (_LOAD, 0, 0, _ARCH)
     yield (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH[architecture])
@@ -142,17 +158,20 @@ def _assemble(architecture: str) -> Iterator[Instruction]:
         number = numbers[column]
         if number is not None:
             yield from _refuse_when((_JUMP_EQUAL, 0, 1, number), errno.EPERM)
+    if not may_preallocate:
+        fallocate = _FALLOCATE[architecture]
+        yield from _refuse_when((_JUMP_EQUAL, 0, 1, fallocate), errno.EOPNOTSUPP)
     yield from _for_call(
         _CLONE[architecture],
         (_LOAD, 0, 0, _ARG0),
         (_JUMP_ANY_BIT, 0, 1, _CLONE_NEW_NAMESPACES),
         _answer(_ERRNO | errno.EPERM),
     )
+    orders = (_TIOCSTI, _TIOCLINUX, *(() if may_preallocate else _PREALLOCATE))
     yield from _for_call(
         _IOCTL[architecture],
         (_LOAD, 0, 0, _ARG1),
-        (_JUMP_EQUAL, 1, 0, _TIOCSTI),
-        (_JUMP_EQUAL, 0, 1, _TIOCLINUX),
+        *_none_of(orders),
         _answer(_ERRNO | errno.EPERM),
     )
     yield from _for_call(
@@ -162,12 +181,37 @@ def _assemble(architecture: str) -> Iterator[Instruction]:
         _answer(_ERRNO | errno.EPERM),
     )
     yield from _for_call(
-        _SOCKET[architecture],
+        _SOCKETPAIR[architecture],
         (_LOAD, 0, 0, _ARG0),
-        *_one_of(_FAMILIES),
+        *_one_of((_UNIX,)),
         _answer(_ERRNO | errno.EAFNOSUPPORT),
     )
+    yield from _for_call(_SOCKET[architecture], *_judge_socket())
     yield _answer(_ALLOW)
+
+
+def _judge_socket() -> Iterator[Instruction]:
+    """Refuse what loads rare parts of the kernel: by family, then by type and protocol."""
+    netlink = (
+        (_LOAD, 0, 0, _ARG2),
+        *_one_of(_NETLINK_PROTOCOLS),
+        _answer(_ERRNO | errno.EPROTONOSUPPORT),
+        _answer(_ALLOW),
+    )
+    yield (_LOAD, 0, 0, _ARG0)
+    yield from _one_of((_UNIX, _INET, _INET6, _NETLINK))
+    yield _answer(_ERRNO | errno.EAFNOSUPPORT)
+    yield (_JUMP_EQUAL, 0, 1, _UNIX)
+    yield _answer(_ALLOW)
+    yield (_JUMP_EQUAL, 0, len(netlink), _NETLINK)
+    yield from netlink
+    yield (_LOAD, 0, 0, _ARG1)
+    yield (_AND, 0, 0, _TYPE_BITS)
+    yield from _one_of(_INET_TYPES)
+    yield _answer(_ERRNO | errno.ESOCKTNOSUPPORT)
+    yield (_LOAD, 0, 0, _ARG2)
+    yield from _one_of(_INET_PROTOCOLS)
+    yield _answer(_ERRNO | errno.EPROTONOSUPPORT)
 
 
 def _answer(action: int) -> Instruction:
@@ -183,6 +227,14 @@ def _one_of(allowed: tuple[int, ...]) -> Iterator[Instruction]:
     """Step over the one instruction that follows when the operand is among `allowed`."""
     for place, value in enumerate(allowed):
         yield (_JUMP_EQUAL, len(allowed) - place, 0, value)
+
+
+def _none_of(refused: tuple[int, ...]) -> Iterator[Instruction]:
+    """Step over the one instruction that follows unless the operand is among `refused`."""
+    *others, last = refused
+    for place, value in enumerate(others):
+        yield (_JUMP_EQUAL, len(others) - place, 0, value)
+    yield (_JUMP_EQUAL, 0, 1, last)
 
 
 def _for_call(number: int, *steps: Instruction) -> Iterator[Instruction]:

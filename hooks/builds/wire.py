@@ -63,6 +63,19 @@ class Folder(msgspec.Struct, frozen=True):
     files: dict[str, str]
 
 
+class SandboxLimits(msgspec.Struct, frozen=True):
+    """What the command of one build may use, as the settings of the same names have it."""
+
+    memory_bytes_max: int = 1 << 30
+    process_count_max: int = 512
+    cpu_s_max: int = 1800
+    tmp_bytes_max: int = 256 << 20
+    disk_bytes_max: int = 4 << 30
+    disk_free_bytes_min: int = 512 << 20
+    file_bytes_max: int = 1 << 30
+    log_chars_max: int = 4 << 20
+
+
 class Lease(msgspec.Struct, frozen=True):
     """A build to run. Heartbeats keep the lease for `lease_s` seconds each.
 
@@ -84,6 +97,7 @@ class Lease(msgspec.Struct, frozen=True):
     root_entries: tuple[RootEntry, ...]
     files: dict[str, str]
     tree: str = ""
+    limits: SandboxLimits = SandboxLimits()
 
 
 Reach = Literal["public", "private", "loopback"]

@@ -20,7 +20,8 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from hooks.builds.sandbox import end_leftovers
+from hooks.builds.limits import Limits
+from hooks.builds.sandbox import end_leftovers, keep_in_groups
 from hooks.deploys.control import ControlLine
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
@@ -34,6 +35,7 @@ from hooks.deploys.rollout import (
     RolloutTools,
 )
 from hooks.deploys.router import Router
+from hooks.deploys.runtime import WEB_LIMITS
 from hooks.deploys.serving import Serving
 from hooks.deploys.state import HostFolder
 from hooks.deploys.traffic import make_server
@@ -60,6 +62,7 @@ class HostConfig:
         parent_pid: End with this parent process.
         trusted_proxies: Networks whose `X-Forwarded-*` is believed.
         root_key_ids: The root keys that trust begins with; None believes the store's own.
+        web_limits: What each web process, and each release command, may use.
     """
 
     socket: Path
@@ -72,6 +75,7 @@ class HostConfig:
     parent_pid: int | None = None
     trusted_proxies: tuple[str, ...] = ()
     root_key_ids: frozenset[str] | None = None
+    web_limits: Limits = WEB_LIMITS
     health_timeout_s: float = HEALTH_TIMEOUT_S
     release_command_timeout_s: float = RELEASE_COMMAND_TIMEOUT_S
     drain_s: float = DRAIN_S
@@ -90,6 +94,7 @@ def main(config: HostConfig) -> None:
             f"cannot listen on {config.listen[0]}:{config.listen[1]}: {error}"
         ) from error
     _prepare_folder(config)
+    _prepare_groups(config)
     if config.uid is not None:
         drop_privileges(config.uid, config.gid if config.gid is not None else config.uid)
     if config.parent_pid is not None:
@@ -119,6 +124,7 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
             trusted=TrustedProxies(config.trusted_proxies),
             health_timeout_s=config.health_timeout_s,
             release_command_timeout_s=config.release_command_timeout_s,
+            web_limits=config.web_limits,
             drain_s=config.drain_s,
         )
         reconciler = Reconciler(HostFolder(config.directory), tools=tools, router=router, line=line)
@@ -165,6 +171,12 @@ def _listener(config: HostConfig) -> socket.socket:
     host, port = config.listen
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def _prepare_groups(config: HostConfig) -> None:
+    gid = config.gid if config.gid is not None else config.uid
+    owner = (config.uid, gid) if config.uid is not None and gid is not None else None
+    keep_in_groups("host", owner=owner)
 
 
 def _prepare_folder(config: HostConfig) -> None:

@@ -18,12 +18,13 @@ from typing import Final, ParamSpec, TypeVar
 import msgspec
 import structlog
 
+from hooks.builds.limits import Limits
 from hooks.deploys.control import RollJournal
 from hooks.deploys.errors import HOST_FAILED, RollFailedError
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
 from hooks.deploys.health import HealthCheck
-from hooks.deploys.runtime import Program, WebProcess, WebSite, run_release_command
+from hooks.deploys.runtime import WEB_LIMITS, Program, WebProcess, WebSite, run_release_command
 from hooks.deploys.serving import Absence, Responder, ServedRelease, Serving
 from hooks.deploys.state import (
     EnvironmentFolder,
@@ -74,6 +75,7 @@ class RolloutTools:
     health_timeout_s: float = HEALTH_TIMEOUT_S
     release_command_timeout_s: float = RELEASE_COMMAND_TIMEOUT_S
     drain_s: float = DRAIN_S
+    web_limits: Limits = WEB_LIMITS
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work to its end: a cancellation waits for it, and then counts."""
@@ -313,6 +315,7 @@ class Rollout:
             command=command,
             release_dir=self._folder.releases / folder,
             data_dir=self._folder.data,
+            limits=self._tools.web_limits,
             hostname=state.slug,
             environ={
                 "GITD_SITE": state.site,

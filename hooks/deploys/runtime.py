@@ -16,8 +16,9 @@ import structlog
 from aiohttp import web
 
 from hooks.builds.errors import SandboxUnavailableError
+from hooks.builds.limits import Limits, explain
 from hooks.builds.runtimes import SITE_PATH
-from hooks.builds.sandbox import APP_DIR, Bind, Limits, Sandbox, SandboxSpec
+from hooks.builds.sandbox import APP_DIR, Bind, Sandbox, SandboxSpec
 from hooks.deploys import pages
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.forwarding import TrustedProxies
@@ -26,6 +27,7 @@ from hooks.deploys.proxy import NotListeningError, WebProxy
 from hooks.deploys.weblog import Lines, LineSink, WebLog
 
 DATA_DIR: Final = "/data"
+WEB_LIMITS: Final = Limits(is_strict=False)
 HOSTNAME_CHARS_MAX: Final = 64  # sethostname(2)
 PORTS: Final = range(20_000, 30_000)
 """Below the range from which the kernel takes ports for outgoing connections."""
@@ -53,6 +55,7 @@ class Program:
     data_dir: Path
     hostname: str
     environ: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = WEB_LIMITS
 
     def sandbox(self, **environ: str) -> SandboxSpec:
         # Everything inside gets SIGTERM. A shell would die of it at once and take the sandbox with
@@ -72,7 +75,7 @@ class Program:
             },
             network=True,
             hostname=self.hostname[:HOSTNAME_CHARS_MAX],
-            limits=Limits(),
+            limits=self.limits,
         )
 
 
@@ -160,8 +163,10 @@ class WebProcess:
         try:
             await asyncio.wait({check, self._exit}, return_when=asyncio.FIRST_COMPLETED)
             if self._exit.done():
-                status = self._exit.result()
-                return "deployment.start_failed", f"the web process ended with status {status}"
+                how = _how_it_ended(
+                    "web process", self._sandbox, self._exit.result(), self._program.limits
+                )
+                return "deployment.start_failed", how
             trouble = check.result()
         finally:
             check.cancel()
@@ -211,11 +216,17 @@ class WebProcess:
                 await self._become_healthy(float("inf"))
         assert self._exit is not None, "it was begun"
         await asyncio.wait({self._exit})
-        ended = self._exit
+        assert self._sandbox is not None, "it was begun"
+        sandbox, ended = self._sandbox, self._exit
         self._sandbox = self._exit = None
         status = ended.result()
-        self._log.note(f"the web process ended with status {status}")
-        _log.info("web_process_ended", exit_status=status, port=self.port)
+        self._log.note(_how_it_ended("web process", sandbox, status, self._program.limits))
+        _log.info(
+            "web_process_ended",
+            exit_status=status,
+            exceeded=sandbox.exceeded,
+            port=self.port,
+        )
 
 
 class WebSite:
@@ -270,9 +281,16 @@ async def run_release_command(program: Program, *, timeout_s: float, on_line: Li
             await asyncio.shield(sandbox.wait())
         lines.close()
     if status != 0:
-        raise RollFailedError(
-            "deployment.release_command_failed", f"the release command ended with status {status}"
-        )
+        how = _how_it_ended("release command", sandbox, status, program.limits)
+        raise RollFailedError("deployment.release_command_failed", how)
+
+
+def _how_it_ended(what: str, sandbox: Sandbox, status: int, limits: Limits) -> str:
+    """Say the exit status, or what it was ended for."""
+    said = f"the {what} ended with status {status}"
+    if sandbox.exceeded is None:
+        return said
+    return f"{said}; {explain(sandbox.exceeded, limits, who=f'the {what}', section='host')}"
 
 
 async def _start(spec: SandboxSpec, on_output: Callable[[bytes], None]) -> Sandbox:

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -62,18 +63,26 @@ class Ran:
     started_s: float = 0
     survivors: list[str] = field(default_factory=list)
     error: str | None = None
+    exceeded: str | None = None
+
+
+def own(text):
+    """Let the numbers that processes are told by, 4700 to 4899, be none of other tests' ones."""
+    return re.sub(r"\b4[78]\d\d\b", rf"\g<0>.{os.getpid()}", text)
 
 
 def order_for(command, *, kill_after_s=None, terminate_after_s=None, cancel_after_s=None, **spec):
     spec["argv"] = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+    spec["argv"] = [own(argument) for argument in spec["argv"]]
     order = {"spec": spec, "kill_after_s": kill_after_s, "terminate_after_s": terminate_after_s}
     order["cancel_after_s"] = cancel_after_s
     return json.dumps(order) + "\n"
 
 
-def start_runner(*, uid=UID, env=None, pass_fds=(), owner=()):
+def start_runner(*, uid=UID, way="groups", env=None, pass_fds=(), owner=()):
+    as_uid = "" if uid is None else str(uid)
     return subprocess.Popen(
-        [sys.executable, str(HERE / "sandboxed.py"), "" if uid is None else str(uid), *owner],
+        [sys.executable, str(HERE / "sandboxed.py"), as_uid, way, *owner],
         env={**os.environ, "PYTHONPATH": IMPORTS, **(env or {})},
         pass_fds=pass_fds,
         stdin=subprocess.PIPE,
@@ -92,6 +101,14 @@ def end_runner(process):
 @pytest.fixture(scope="session")
 def runner():
     process = start_runner()
+    yield process
+    end_runner(process)
+
+
+@pytest.fixture(scope="session")
+def watching_runner():
+    """The same without control groups, as where none can be made."""
+    process = start_runner(way="watching")
     yield process
     end_runner(process)
 
@@ -277,6 +294,8 @@ class ControlPeer:
 
     def queue(self, files, **changes):
         """Queue a build of `files` (see `tar_of`)."""
+        if isinstance(files.get("managed.toml"), bytes):
+            files = {**files, "managed.toml": own(files["managed.toml"].decode()).encode()}
         number = len(self.jobs)
         lease = {
             "job_id": f"job_{number:026d}",
@@ -487,7 +506,7 @@ def processes_with(text):
                 line = Path(entry.path, "cmdline").read_bytes()
             except OSError:
                 continue
-            if text.encode() in line:
+            if own(text).encode() in line:
                 found.append(int(entry.name))
     return found
 

@@ -1,9 +1,10 @@
 """Run sandboxes as a user that is not root, and tell how they went. Started by the tests.
 
-The arguments: the uid to become, or nothing; maybe the folder that sandboxes are named after.
+The arguments: the uid to become, or nothing; `groups` or `watching`, the way limits are kept;
+maybe the folder that sandboxes are named after.
 Each line of input is a JSON object: spec, and kill_after_s, terminate_after_s and cancel_after_s
 (the start), which may be null. Each is answered by a JSON object in a line:
-status or error, output, seconds, started_s, survivors.
+status or error, exceeded, output, seconds, started_s, survivors.
 """
 
 from __future__ import annotations
@@ -15,16 +16,24 @@ import sys
 import time
 from pathlib import Path
 
+import structlog
+
 from hooks.builds.errors import SandboxUnavailableError
-from hooks.builds.sandbox import Bind, Limits, Sandbox, SandboxSpec, end_leftovers
+from hooks.builds.limits import Limits
+from hooks.builds.sandbox import Bind, Sandbox, SandboxSpec, end_leftovers, keep_in_groups
 from hooks.process import drop_privileges
 
 
 def main() -> None:
-    if sys.argv[1]:
-        drop_privileges(int(sys.argv[1]), int(sys.argv[1]))
-    if len(sys.argv) > 2:
-        end_leftovers(Path(sys.argv[2]))
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    uid = int(sys.argv[1]) if sys.argv[1] else None
+    if sys.argv[2] == "groups":
+        owner = (uid, uid) if uid is not None else None
+        keep_in_groups("test", owner=owner, is_background=True)
+    if uid is not None:
+        drop_privileges(uid, uid)
+    if len(sys.argv) > 3:
+        end_leftovers(Path(sys.argv[3]))
     for line in sys.stdin:
         print(json.dumps(asyncio.run(run(json.loads(line)))), flush=True)
 
@@ -63,6 +72,7 @@ async def run(order):
         return {"error": str(error)}
     return {
         "status": status,
+        "exceeded": sandbox.exceeded,
         "output": output.decode(errors="replace"),
         "output_bytes": len(output),
         "seconds": time.perf_counter() - began,

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from hooks.builds import seccomp
 
 ALLOW, KILL = "allow", "kill"
+ANSWERS = {ALLOW, "EPERM", "ENOSYS", "EAFNOSUPPORT", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT"}
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
-def judge(architecture, number, args=(), audit=None):
+def judge(architecture, number, args=(), audit=None, *, may_preallocate=True):
     """Run the program on one call, as the kernel does. Source: Documentation/networking/filter."""
-    steps = list(struct.iter_unpack("=HBBI", seccomp.program(architecture)))
+    program = seccomp.program(architecture, may_preallocate=may_preallocate)
+    steps = list(struct.iter_unpack("=HBBI", program))
     audit = ARCHITECTURES[architecture] if audit is None else audit
     padded = [*args, *[0] * (6 - len(args))]
     data = struct.pack("=iIQ6Q", number - (number >> 31 << 32), audit, 0, *padded)
@@ -27,6 +29,8 @@ def judge(architecture, number, args=(), audit=None):
         place += 1
         if code == 0x20:
             [accumulator] = struct.unpack_from("=I", data, operand)
+        elif code == 0x54:
+            accumulator &= operand
         elif code == 0x06:
             action, value = operand & 0xFFFF0000, operand & 0xFFFF
             return {0x7FFF0000: ALLOW, 0x80000000: KILL}.get(action) or errno.errorcode[value]
@@ -58,7 +62,24 @@ def judge(architecture, number, args=(), audit=None):
         ("TIOCSTI with high bits", (16, 29), (0, (1 << 40) | 0x5412), "EPERM"),
         ("TIOCLINUX", (16, 29), (0, 0x541C), "EPERM"),
         ("TCGETS", (16, 29), (0, 0x5401), ALLOW),
-        *[(f"family {n}", (41, 198), (n,), ALLOW) for n in (1, 2, 10, 16)],
+        ("AF_UNIX", (41, 198), (1, 1), ALLOW),
+        ("AF_UNIX of another type", (41, 198), (1, 5, 99), ALLOW),
+        *[(f"TCP, family {n}", (41, 198), (n, 0x80801, 6), ALLOW) for n in (2, 10)],
+        *[(f"UDP, family {n}", (41, 198), (n, 2, 0), ALLOW) for n in (2, 10)],
+        ("ping", (41, 198), (2, 2, 1), ALLOW),
+        ("MPTCP", (41, 198), (2, 1, 262), ALLOW),
+        ("SCTP", (41, 198), (2, 1, 132), "EPROTONOSUPPORT"),
+        ("DCCP", (41, 198), (10, 6, 0), "ESOCKTNOSUPPORT"),
+        ("DCCP with a flag", (41, 198), (10, 0x806, 0), "ESOCKTNOSUPPORT"),
+        ("UDP-Lite", (41, 198), (2, 2, 136), "EPROTONOSUPPORT"),
+        ("routing", (41, 198), (16, 3, 0), ALLOW),
+        ("everybody's sockets", (41, 198), (16, 3, 4), "EPROTONOSUPPORT"),
+        ("audit", (41, 198), (16, 3, 9), "EPROTONOSUPPORT"),
+        ("pair", (53, 199), (1, 1), ALLOW),
+        ("pair of AF_TIPC", (53, 199), (30, 5), "EAFNOSUPPORT"),
+        ("memfd_secret", (447, 447), (), "EPERM"),
+        ("ioprio_set", (251, 30), (), "EPERM"),
+        ("fallocate", (285, 47), (), ALLOW),
         *[(f"family {n}", (41, 198), (n,), "EAFNOSUPPORT") for n in (0, 3, 17, 38, 40, 44)],
         ("personality 0", (135, 92), (0,), ALLOW),
         ("personality ?", (135, 92), (0xFFFFFFFF,), ALLOW),
@@ -72,6 +93,17 @@ def test_call_is_judged(architecture, call, numbers, args, answer):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_disk_is_taken_by_writing_alone_where_it_is_watched(architecture):
+    x86 = architecture == "x86_64"
+    fallocate, ioctl = (285, 16) if x86 else (47, 29)
+    assert judge(architecture, fallocate, may_preallocate=False) == errno.errorcode[95]
+    for order in (0x40305828, 0x4030582A, 0x40305839):
+        assert judge(architecture, ioctl, (3, order), may_preallocate=False) == "EPERM"
+        assert judge(architecture, ioctl, (3, order)) == ALLOW
+    assert judge(architecture, ioctl, (3, 0x5401), may_preallocate=False) == ALLOW
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_programs_of_another_architecture_are_killed(architecture):
     assert judge(architecture, 0, audit=0x40000003) == KILL
 
@@ -82,7 +114,7 @@ def test_calls_of_x32_are_not_there():
 
 @given(st.sampled_from(list(ARCHITECTURES)), st.integers(0, 0xFFFFFFFF), st.integers(0, 2**64 - 1))
 def test_every_call_gets_an_answer(architecture, number, arg):
-    assert judge(architecture, number, (arg, arg)) in (*(ALLOW, "EPERM", "ENOSYS", "EAFNOSUPPORT"),)
+    assert judge(architecture, number, (arg, arg, arg)) in ANSWERS
 
 
 def test_program_fits_the_kernels_bound():

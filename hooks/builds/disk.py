@@ -1,0 +1,86 @@
+"""The disk that a tree takes while it is written to, as far as that can be seen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME_BYTES = 4096  # what each name counts at least: empty files fill a disk too
+DEPTH_MAX = 200  # folders deeper than that are not looked into
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(slots=True)
+class DiskUse:
+    """What trees take. Not `is_whole`: something could not be looked into, or nobody needed to."""
+
+    size_bytes: int = 0
+    largest_bytes: int = 0
+    is_whole: bool = True
+
+
+def disk_use(
+    folders: Iterable[Path], *, enough_bytes: int, is_stopped: Callable[[], bool]
+) -> DiskUse:
+    """Add up what lies below `folders`, until it is more than `enough_bytes`. Blocking.
+
+    Links are not followed, a file with several names counts once, and the tree may change
+    meanwhile.
+    """
+    look = _Look(enough_bytes, is_stopped)
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            look.into(os.open(folder, _FOLDER), depth=0)
+    return look.found
+
+
+class _Look:
+    def __init__(self, enough_bytes: int, is_stopped: Callable[[], bool]) -> None:
+        self.found = DiskUse()
+        self._enough_bytes = enough_bytes
+        self._is_stopped = is_stopped
+        self._seen: set[tuple[int, int]] = set()
+
+    def into(self, folder: int, *, depth: int) -> None:
+        """Look through an open folder, and close it."""
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if self._has_enough():
+                        self.found.is_whole = False
+                        return
+                    with contextlib.suppress(FileNotFoundError):
+                        self._count(entry.stat(follow_symlinks=False))
+                        if entry.is_dir(follow_symlinks=False):
+                            self._descend(folder, entry.name, depth)
+        except OSError:
+            self.found.is_whole = False
+        finally:
+            os.close(folder)
+
+    def _descend(self, folder: int, name: str, depth: int) -> None:
+        if depth == DEPTH_MAX:
+            self.found.is_whole = False
+            return
+        try:
+            child = os.open(name, _FOLDER, dir_fd=folder)
+        except (PermissionError, NotADirectoryError):
+            self.found.is_whole = False
+        else:
+            self.into(child, depth=depth + 1)
+
+    def _count(self, status: os.stat_result) -> None:
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            file = (status.st_dev, status.st_ino)
+            if file in self._seen:
+                return
+            self._seen.add(file)
+        self.found.size_bytes += max(status.st_blocks * 512, NAME_BYTES)
+        self.found.largest_bytes = max(self.found.largest_bytes, status.st_size)
+
+    def _has_enough(self) -> bool:
+        return self.found.size_bytes > self._enough_bytes or self._is_stopped()

@@ -1,0 +1,96 @@
+"""Limits: what one sandbox may use, and what is said when it used more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+_UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What all processes of a sandbox may use together. None: no limit of ours.
+
+    `memory_bytes` counts their private and shared memory and what lies in /tmp and /dev/shm, of
+    which `tmp_bytes` bounds each. `process_count` counts threads too. `cpu_s` is processor time.
+    `disk_bytes` counts what lies in the writable binds, and each name in them as 4 KiB at least;
+    `disk_free_bytes` is what must stay free on their disk. `file_bytes` bounds each file, and
+    `open_file_count` each process.
+
+    A sandbox that exceeds one is ended. Unless it `is_strict` it goes on where the kernel refused
+    it another process, or another byte in /tmp.
+    """
+
+    memory_bytes: int = 1 << 30
+    process_count: int = 512
+    is_strict: bool = True
+    cpu_s: int | None = None
+    tmp_bytes: int = 256 << 20
+    disk_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    file_bytes: int | None = None
+    open_file_count: int = 4096
+
+
+class Limit(StrEnum):
+    """A limit that was exceeded."""
+
+    MEMORY = "memory"
+    MACHINE_MEMORY = "machine memory"
+    PROCESSES = "processes"
+    CPU = "processor time"
+    TMP = "temporary files"
+    DISK = "disk"
+    DISK_FREE = "free disk"
+    FILE = "file size"
+
+
+def explain(limit: Limit, limits: Limits, *, who: str, section: str) -> str:
+    """Say which limit `who` exceeded, its value, and the setting in `section` that has it."""
+    match limit:
+        case Limit.MEMORY:
+            return (
+                f"memory: {who} used more than {size(limits.memory_bytes)}"
+                f" ({section}.memory_bytes_max)"
+            )
+        case Limit.MACHINE_MEMORY:
+            return (
+                f"memory: the machine had none left, and {who} was ended first;"
+                f" it may use {size(limits.memory_bytes)} ({section}.memory_bytes_max)"
+            )
+        case Limit.PROCESSES:
+            return (
+                f"processes: {who} started more than {limits.process_count:,} processes and"
+                f" threads ({section}.process_count_max)"
+            )
+        case Limit.CPU:
+            return f"processor time: {who} used more than {limits.cpu_s:,} s ({section}.cpu_s_max)"
+        case Limit.TMP:
+            return (
+                f"temporary files: {who} filled /tmp or /dev/shm, which hold"
+                f" {size(limits.tmp_bytes)} each ({section}.tmp_bytes_max)"
+            )
+        case Limit.DISK:
+            return (
+                f"disk: the files of {who} took more than {size(limits.disk_bytes or 0)}"
+                f" ({section}.disk_bytes_max)"
+            )
+        case Limit.DISK_FREE:
+            return (
+                f"disk: less than {size(limits.disk_free_bytes or 0)} was left free on the disk"
+                f" while {who} ran ({section}.disk_free_bytes_min)"
+            )
+        case Limit.FILE:
+            return (
+                f"file size: {who} wrote a file of more than {size(limits.file_bytes or 0)}"
+                f" ({section}.file_bytes_max)"
+            )
+
+
+def size(count: int) -> str:
+    """Say a number of bytes as people do: `1 GiB`, `1.5 GiB`, `100 bytes`."""
+    for unit, factor in _UNITS:
+        if count >= factor:
+            return f"{round(count / factor, 1):g} {unit}"
+    return f"{count} bytes"

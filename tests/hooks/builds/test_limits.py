@@ -1,0 +1,222 @@
+"""What ends a sandbox that uses too much, with control groups and without."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hooks.builds.limits import Limit, Limits, explain, size
+from hooks.builds.sandbox import APP_DIR
+
+MiB = 1 << 20
+
+
+@pytest.fixture(params=["groups", "watching"])
+def limited(request, runner, watching_runner, in_sandbox, own_dir):
+    """Run a command under limits, kept the one way or the other; /app is on the disk."""
+    if request.param == "groups" and os.geteuid() != 0:
+        pytest.skip("needs root, to make control groups")
+    starter = runner if request.param == "groups" else watching_runner
+
+    def run(command, **limits):
+        binds = [[str(own_dir), APP_DIR, True]]
+        return in_sandbox(
+            command,
+            starter=starter,
+            binds=binds,
+            cwd=APP_DIR,
+            limits=limits,
+            is_background=True,
+            kill_after_s=100,
+        )
+
+    return run
+
+
+def python(code):
+    return ["/usr/bin/python3", "-c", code]
+
+
+def test_memory_of_all_processes_together_is_bounded(limited, gone):
+    """Each of them is far below the limit."""
+    hog = "python3 -c 'import time; x = b\"1\" * (60 << 20); time.sleep(4820)'"
+    ran = limited(f"for i in 1 2 3 4 5; do setsid {hog} & done; wait", memory_bytes=200 * MiB)
+    assert ran.exceeded == Limit.MEMORY
+    assert ran.survivors == []
+    gone("4820", timeout_s=0)
+
+
+def test_memory_below_the_limit_is_had(limited):
+    ran = limited(python("x = b'1' * (100 << 20); print('had')"), memory_bytes=200 * MiB)
+    assert (ran.output, ran.exceeded) == ("had\n", None)
+
+
+def test_memory_that_processes_share_counts_once(limited):
+    code = (
+        "import os, time; x = b'1' * (90 << 20)\n"
+        "for _ in range(5):\n"
+        "    if not os.fork(): time.sleep(1.5); os._exit(0)\n"
+        "while True:\n"
+        "    try: os.wait()\n"
+        "    except ChildProcessError: break\n"
+        "print('fine')"
+    )
+    ran = limited(python(code), memory_bytes=200 * MiB)
+    assert (ran.output, ran.exceeded) == ("fine\n", None)
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
+def test_files_in_memory_count_as_memory(limited, folder):
+    ran = limited(
+        f"head -c 150000000 /dev/zero > {folder}/x; sleep 20",
+        memory_bytes=100 * MiB,
+        tmp_bytes=200 * MiB,
+    )
+    assert ran.exceeded == Limit.MEMORY
+
+
+def test_files_without_a_name_count_as_memory(limited):
+    code = (
+        "import os, time; fd = os.memfd_create('x')\n"
+        "for _ in range(150): os.write(fd, bytes(1 << 20))\n"
+        "time.sleep(20)"
+    )
+    ran = limited(python(code), memory_bytes=100 * MiB)
+    assert ran.exceeded == Limit.MEMORY
+
+
+def test_fork_bomb_is_ended(limited, gone):
+    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    ran = limited(["/usr/bin/python3", "-c", bomb, "4821"], process_count=60)
+    assert ran.exceeded == Limit.PROCESSES
+    assert ran.survivors == []
+    gone("4821", timeout_s=0)
+
+
+def test_as_many_processes_as_allowed_are_had(limited):
+    ran = limited("for i in $(seq 18); do sleep 1 & done; wait; echo fine", process_count=20)
+    assert (ran.output, ran.exceeded) == ("fine\n", None)
+
+
+def test_threads_count_as_processes(limited):
+    code = (
+        "import threading, time\n"
+        "for _ in range(40): threading.Thread(target=time.sleep, args=(5,), daemon=True).start()\n"
+        "time.sleep(5)"
+    )
+    assert limited(python(code), process_count=30).exceeded == Limit.PROCESSES
+
+
+def test_one_that_is_not_strict_is_refused_processes_and_goes_on(limited):
+    code = (
+        "import os, time\n"
+        "try:\n"
+        "    while True:\n"
+        "        if not os.fork(): time.sleep(1); os._exit(0)\n"
+        "except OSError: time.sleep(1); print('fine')"
+    )
+    ran = limited(python(code), process_count=30, is_strict=False)
+    assert (ran.output, ran.exceeded) == ("fine\n", None)
+
+
+def test_processor_time_of_all_processes_together_is_bounded(limited):
+    burn = "python3 -c 'while True: pass'"
+    ran = limited(f"{burn} & {burn} & {burn} & wait", cpu_s=1)
+    assert ran.exceeded == Limit.CPU
+    assert ran.survivors == []
+
+
+def test_processor_time_of_processes_that_ended_counts(limited):
+    burn = "python3 -c 'import time\nwhile time.process_time() < 0.4: pass'"
+    ran = limited(f"while :; do {burn}; done", cpu_s=1)
+    assert ran.exceeded == Limit.CPU
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        "head -c 12000000 /dev/urandom > x",
+        "mkdir -p a/b; for i in $(seq 40); do head -c 400000 /dev/urandom > a/b/$i; done",
+        "mkdir closed; head -c 40000000 /dev/urandom > closed/x; chmod 0 closed",
+        "exec 3> x; rm x; head -c 12000000 /dev/urandom >&3",
+        "mkdir many; cd many; seq 3000 | xargs touch",
+    ],
+    ids=["one file", "many files", "a closed folder", "a file without a name", "empty files"],
+)
+def test_disk_filler_is_ended(limited, fill):
+    ran = limited(f"{fill}; sync -f .; sleep 20", disk_bytes=8 * MiB)
+    assert ran.exceeded == Limit.DISK
+
+
+def test_disk_that_was_too_much_only_at_the_end_is_told_too(limited):
+    ran = limited("seq 3000 | xargs touch; exit 3", disk_bytes=8 * MiB)
+    assert ran.exceeded == Limit.DISK
+
+
+def test_file_with_many_names_counts_once(limited):
+    fill = "head -c 3000000 /dev/urandom > x; for i in $(seq 30); do ln x y$i; done"
+    assert limited(f"{fill}; exit 3", disk_bytes=8 * MiB).exceeded is None
+
+
+def test_build_ends_before_the_disk_is_full_for_everybody(limited, own_dir):
+    state = os.statvfs(own_dir)
+    more = state.f_bavail * state.f_frsize + (1 << 40)
+    ran = limited("sleep 20", disk_free_bytes=more)
+    assert ran.exceeded == Limit.DISK_FREE
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "head -c 9000000 /dev/zero > x",
+        "truncate -s 9M x",
+        'python3 -c \'open("x", "wb", 0).write(bytes(9 << 20)); 1/0\'',
+        "(head -c 9000000 /dev/zero > x; exit 0); exit 1",
+    ],
+)
+def test_file_that_is_too_large_is_named(limited, write):
+    assert limited(write, file_bytes=4 * MiB).exceeded == Limit.FILE
+
+
+def test_full_tmp_is_named(limited):
+    ran = limited("head -c 9000000 /dev/zero > /tmp/x; sleep 20", tmp_bytes=4 * MiB)
+    assert ran.exceeded == Limit.TMP
+
+
+def test_limit_that_ends_it_at_once_is_told_before_any_look(limited):
+    """It is over long before the watch would have looked."""
+    for _ in range(2):
+        ran = limited("head -c 1000000 /dev/zero > x", file_bytes=1000)
+        assert ran.exceeded == Limit.FILE
+
+
+# -- what is said ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", Limit)
+def test_message_names_the_limit_its_value_and_the_setting(limit):
+    limits = Limits(cpu_s=60, disk_bytes=4 << 30, disk_free_bytes=512 * MiB, file_bytes=1 << 30)
+    text = explain(limit, limits, who="the build", section="builders")
+    assert "the build" in text
+    assert "(builders." in text
+    assert any(value in text for value in ("GiB", "MiB", "512", "60 s"))
+
+
+def test_message_of_memory_reads_well():
+    text = explain(Limit.MEMORY, Limits(), who="the build", section="builders")
+    assert text == "memory: the build used more than 1 GiB (builders.memory_bytes_max)"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (1 << 30, "1 GiB"),
+        (3 << 29, "1.5 GiB"),
+        (256 * MiB, "256 MiB"),
+        (2048, "2 KiB"),
+        (7, "7 bytes"),
+    ],
+)
+def test_size_reads_well(count, text):
+    assert size(count) == text
