@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -40,8 +43,13 @@ def folder_of(data: Path) -> DataFolder:
 
 
 def beside(data: Path) -> DataFolder:
-    """The folder of a server that may be running: as its owner, whose files all of it stays."""
+    """The folder of a server that may be running: as its owner, whose files all of it stays.
+
+    Raises:
+        StartError: There is no server's folder. Nothing is made then.
+    """
     folder = folder_of(data)
+    folder.require_server()
     become_owner(folder)
     folder.prepare()
     folder.check_whole()
@@ -55,7 +63,23 @@ def become_owner(folder: DataFolder) -> None:
     if folder.root.exists():
         owner = folder.root.stat()
         if os.geteuid() == 0 and owner.st_uid != 0:
+            if not _everybody_may_read(Path(__file__), Path(os.__file__), Path(click.__file__)):
+                _load_everything()
             drop_privileges(owner.st_uid, owner.st_gid)
+
+
+def _everybody_may_read(*files: Path) -> bool:
+    """Say whether any user can load the programs that lie where these files do."""
+    folders = {folder for file in files for folder in file.resolve().parents}
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in folders)
+
+
+def _load_everything() -> None:
+    """Load what a command loads as it goes: from /root, its new user could not."""
+    for package in ("storage", "hooks", "gitd"):
+        for module in pkgutil.walk_packages([Path(__file__).parents[1] / package], f"{package}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
 
 
 def open_records(folder: DataFolder) -> Records:

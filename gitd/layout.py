@@ -72,6 +72,21 @@ class DataFolder:
         ):
             _make(path, mode)
 
+    def require_server(self) -> None:
+        """For commands beside a server: make none where there is none.
+
+        Raises:
+            StartError: No server has ever been started here.
+        """
+        try:
+            if not self.database.exists() and not self.repositories.exists():
+                raise StartError(
+                    f"{self.root} is no data folder of gitd: there is no {self.database.name} in "
+                    "it. Name the one of the server; a new one is made by: gitd serve --data DIR"
+                )
+        except OSError as error:
+            raise StartError(f"cannot look into {self.root}: {error.strerror}") from error
+
     def check_whole(self) -> None:
         """Never make a new database beside what a lost one knew of.
 

@@ -1,0 +1,128 @@
+"""Commands beside a server: their answers in JSON, whose folder they work in, as whom."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from gitd.__main__ import cli
+from gitd.app import Control
+from gitd.config import Config
+from gitd.errors import StartError
+from gitd.layout import DataFolder
+
+OWNER = 60690
+ROOT = Path(__file__).parents[2]
+KEY = {"id", "label", "scopes", "expires_at", "secret"}
+# Each local command, in an order in which they work, with the keys of its answer.
+COMMANDS: dict[str, tuple[Sequence[str], set[str]]] = {
+    "site create": (["acme-store"], {"id", "name", "default_branch"}),
+    "key create": (["--label", "me", "--preset", "deploy-bot", "--site", "acme-store"], KEY),
+    "key list": ([], {"id", "label", "hint", "scopes", "expires_at", "is_active"}),
+    "key revoke": (["{key_id}"], {"id", "revoked"}),
+    "check": ([], {"ok", "counts", "faults"}),
+    "gc": (["--dry-run"], set()),
+    "egress": ([], set()),
+    "signing-key list": ([], {"generation", "root_keys", "keys"}),
+    "signing-key rotate": ([], {"key_id", "generation"}),
+    "signing-key resign": (["{old_key}", "--before", "1"], {"signed_again", "failures"}),
+    "signing-key revoke": (["{old_key}", "--reason", "lost"], set()),
+}
+
+
+def gitd(data: Path, *words: str) -> Result:
+    return CliRunner().invoke(cli, [*words, "--data", str(data)])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The folder of a server that was started once."""
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    Control(folder, Config(), None).close()
+    return folder.root
+
+
+def json_commands(group: click.Group, prefix: str = "") -> Iterator[str]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from json_commands(command, f"{prefix}{name} ")
+        elif any(parameter.name == "as_json" for parameter in command.params):
+            yield prefix + name
+
+
+def test_every_local_command_answers_in_json(data: Path) -> None:
+    assert set(json_commands(cli)) == set(COMMANDS)
+    known: dict[str, str] = {}
+    for name, (arguments, keys) in COMMANDS.items():
+        words = [argument.format(**known) for argument in arguments]
+        done = gitd(data, *name.split(), *words, "--json")
+        assert done.exit_code == 0, (name, done.output, done.exception)
+        answer: Any = json.loads(done.stdout)
+        rows = answer if isinstance(answer, list) else [answer]
+        assert all(keys <= set(row) for row in rows), (name, answer)
+        if name == "key create":
+            known["key_id"] = answer["id"]
+        if name == "signing-key list":
+            known["old_key"] = answer["keys"][0]["key_id"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check",),
+        ("site", "create", "acme-store"),
+        ("key", "create", "--label", "me", "--scope", "*"),
+        ("key", "list"),
+        ("key", "revoke", "key_1"),
+    ],
+)
+@pytest.mark.parametrize("is_there", [False, True])
+def test_folder_without_a_server_is_refused_and_left_alone(
+    tmp_path: Path, words: tuple[str, ...], *, is_there: bool
+) -> None:
+    mistyped = tmp_path / "dtaa"
+    if is_there:
+        mistyped.mkdir()
+    done = gitd(mistyped, *words)
+    assert isinstance(done.exception, StartError)
+    assert f"{mistyped} is no data folder of gitd" in str(done.exception)
+    assert list(tmp_path.rglob("*")) == ([mistyped] if is_there else [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives rights up, which only root has")
+def test_root_works_as_the_folders_owner_who_cannot_read_the_program(
+    data: Path, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    for package in ("gitd", "hooks", "storage"):
+        without = shutil.ignore_patterns("*.pyc.*")  # what other processes compile just now
+        shutil.copytree(ROOT / package, closed / package, ignore=without)
+    closed.chmod(0o700)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == "root" and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    for path in (data, *data.rglob("*")):
+        os.chown(path, OWNER, OWNER, follow_symlinks=False)
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(closed)}
+    for words in (("site", "create", "acme-store"), ("check", "--json")):
+        done = subprocess.run(
+            [sys.executable, "-m", "gitd", *words, "--data", str(data)],
+            env=environ,
+            cwd="/",
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, (words, done.stderr)
+    owners = {path.lstat().st_uid for path in (data, *data.rglob("*"))}
+    assert owners == {OWNER}
