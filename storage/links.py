@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from storage.manifest import Entry, LinkEntry
 
 HOP_COUNT_MAX = 40
-# What the virtual environments of Python point at.
-HOST_PREFIXES = (b"/usr/bin/python3",)
+# What the virtual environments of Python point at: where a machine's own is, and one beside it.
+HOST_PREFIXES = (b"/usr/bin/python3", b"/usr/local/bin/python3")
 
 
 def escaping_link(entries: Iterable[Entry]) -> LinkEntry | None:
@@ -25,7 +25,10 @@ def escaping_link(entries: Iterable[Entry]) -> LinkEntry | None:
 
 def is_host_target(target: bytes) -> bool:
     """Say whether an absolute target is one of the few files of the host that links may name."""
-    return target.startswith(HOST_PREFIXES) and b"/" not in target.removeprefix(b"/usr/bin/")
+    return any(
+        target.startswith(prefix) and b"/" not in target.removeprefix(prefix)
+        for prefix in HOST_PREFIXES
+    )
 
 
 def _escapes(path: bytes, links: Mapping[bytes, bytes]) -> bool:

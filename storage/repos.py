@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -240,20 +240,23 @@ class Repositories:
         tree = trees.find_tree(self._top(site_id, commit), folder)
         return iter(()) if tree is None else trees.find_submodules(tree)
 
-    def has_commit(self, site_id: str, commit: str) -> bool:
-        """Say whether a branch or a tag leads to the commit: whether a fetch could bring it.
+    def reachable(self, site_id: str, commits: Iterable[str]) -> set[str]:
+        """Return those of some commits that branches and tags lead to: that a fetch could bring.
 
         Raises:
             RepositoryCorruptError: a commit on the way is missing.
         """
         repository = self.open(site_id)
         objects = repository.objects
-        oid = bytes.fromhex(commit)
-        if not objects.contains(oid) or objects.kind_and_size(oid)[0] != COMMIT:
-            return False
-        tips = {objects.peel(tip) for tip in repository.refs.snapshot().values.values()}
-        commits = {tip for kind, tip in tips if kind == COMMIT}
-        return bool(reachable_among({oid}, commits, objects, cut=repository.shallow()))
+        wanted = {
+            oid
+            for oid in map(bytes.fromhex, commits)
+            if objects.contains(oid) and objects.kind_and_size(oid)[0] == COMMIT
+        }
+        peeled = {objects.peel(tip) for tip in repository.refs.snapshot().values.values()}
+        tips = {oid for kind, oid in peeled if kind == COMMIT}
+        found = reachable_among(wanted, tips, objects, cut=repository.shallow())
+        return {oid.hex() for oid in found}
 
     def walk_tree(
         self, site_id: str, commit: str, folder: str = ".", grafts: Grafts = _NO_GRAFTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 
@@ -143,7 +143,7 @@ class Plan:
     is_public: bool = False
     ignores_submodules: bool = False
     ignores_lfs: bool = False
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def is_source(self) -> bool:
@@ -174,8 +174,9 @@ class Plan:
     @property
     def _served(self) -> str:
         if self.run.web is not None:
+            first, *rest = self.run.web.strip().splitlines()
             part = "" if self.folder == "." else f", from {self.folder}"
-            return f"runs {self.run.web}{part}"
+            return f"runs {first}{' ...' if rest else ''}{part}"
         if self.output_folders:
             return "serves what the build writes"
         whole = "the whole tree" if self.root == "." else f"the whole of {self.root}"

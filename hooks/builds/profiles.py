@@ -26,7 +26,7 @@ OUTPUT_FOLDERS = ("dist", "build", "out", "_site", ".output/public", "public")
 PUBLISHED_DOT_FOLDER = ".well-known"  # Source: RFC 8615
 _PROCFILE_LINE = re.compile(r"([A-Za-z0-9_-]+)\s*:\s*(.*\S)\s*")
 _PROCFILE_KNOWN = ("web", "release")
-_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=\S*")
+_BEFORE_PROGRAM = re.compile(r"[A-Za-z_]\w*=\S*|exec|env")
 _PROGRAMS = {
     Profile.NODE: ("node", "npm", "npx", "pnpm", "yarn", "next", "nuxt", "tsx", "ts-node"),
     Profile.PYTHON: (
@@ -118,9 +118,9 @@ class _Detection:
     def _guess(self) -> Profile:
         if self._web is not None:
             return self._guess_by_web(self._web)
-        if self._listing.has_file(PROCFILE):
-            raise _without_web(self._listing)
         config, listing = self._config, self._listing
+        if listing.has_file(PROCFILE) and not self._has_server():
+            raise _without_web(listing)
         if config.output is None and php.document_root(listing) is not None:
             return Profile.PHP
         if self._package is not None and self._node_makes_it(self._package):
@@ -144,7 +144,7 @@ class _Detection:
         found = {profile: name for profile, name in languages.items() if name}
         if len(found) <= 1:
             return next(iter(found), Profile.PROCFILE)
-        words = (word for word in web.split() if not _ASSIGNMENT.fullmatch(word))
+        words = (word for word in web.split() if not _BEFORE_PROGRAM.fullmatch(word))
         program = next(words, "").rpartition("/")[2]
         for profile in found:
             if program in _PROGRAMS[profile]:
@@ -162,6 +162,13 @@ class _Detection:
         if config.command or "build" in package.scripts:
             return True
         return config.output is None and package.server(self._listing) is not None
+
+    def _has_server(self) -> bool:
+        """Say whether the project itself names what serves it, so that a Procfile need not."""
+        if self._config.output is not None:
+            return False
+        has_start = self._package is not None and self._package.server(self._listing) is not None
+        return has_start or php.document_root(self._listing) is not None
 
     # -- what to do -----------------------------------------------------------------------------
 

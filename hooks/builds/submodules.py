@@ -9,7 +9,7 @@ Source: gitsubmodules(7); gitmodules(5); git-submodule(1), "add", for relative a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from hooks.builds.errors import BuildFailedError
@@ -23,7 +23,7 @@ from storage.repos import Graft, Grafts, Repositories
 SUBMODULE_UNAVAILABLE = "build.submodule_unavailable"
 GITMODULES = ".gitmodules"
 GITMODULES_BYTES_MAX = 256 * 1024
-COUNT_MAX = 200
+COUNT_MAX = 100
 DEPTH_MAX = 10
 FAULTS_COUNT_MAX = 10
 _USUAL_PORTS = {"http": 80, "https": 443}
@@ -45,6 +45,19 @@ class _Place:
     depth: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A submodule: where it lies, its commit, and its site or what is wrong."""
+
+    path: str
+    commit: str
+    site: Site | None = None
+    fault: str = ""
+
+    def but(self, fault: str) -> _Found:
+        return replace(self, site=None, fault=fault)
+
+
 class Submodules:
     """Finds the commits that belong in the places of submodules. Blocking; from any thread."""
 
@@ -60,45 +73,66 @@ class Submodules:
         """Return what lies in the place of each submodule below a folder of a commit.
 
         Raises:
-            BuildFailedError: `build.submodule_unavailable`, naming each path with its address.
+            BuildFailedError: `build.submodule_unavailable`, naming paths with their addresses.
         """
-        found: dict[str, Graft] = {}
-        faults: list[str] = []
         site = sites.find(self._records.reader(), site_id)
         assert site is not None, "a site that goes cancels its builds"
+        found: dict[str, Graft] = {}
+        faults: list[str] = []
         places = [_Place(site, commit, folder)]
-        while places and len(faults) < FAULTS_COUNT_MAX:
+        while places:
             place = places.pop()
-            for path, wanted, its in self._look(place, actor):
-                if isinstance(its, str):
-                    faults.append(f"{path}: {its}")
+            for each in self._look(place, actor):
+                path = place.path + each.path
+                if each.site is None:
+                    faults.append(f"{path}: {each.fault}")
+                    if len(faults) == FAULTS_COUNT_MAX:
+                        raise _unavailable(faults)
                     continue
                 if len(found) == COUNT_MAX or place.depth == DEPTH_MAX:
                     raise _too_many()
-                found[path] = Graft(its.id, wanted)
-                places.append(_Place(its, wanted, path=f"{path}/", depth=place.depth + 1))
+                found[path] = Graft(each.site.id, each.commit)
+                places.append(_Place(each.site, each.commit, ".", f"{path}/", place.depth + 1))
         if faults:
             raise _unavailable(faults)
         return found
 
-    def _look(self, place: _Place, actor: ActorRef) -> Iterator[tuple[str, str, Site | str]]:
-        """Yield each submodule of a place: its path, its commit, and its site or what is wrong."""
+    def _look(self, place: _Place, actor: ActorRef) -> Iterator[_Found]:
+        """Yield the submodules of a place; at last those whose sites may be fetched."""
         listed: dict[str, str] | None = None
-        for path, wanted in self._repositories.submodules(
+        wanted: dict[Site, list[_Found]] = {}
+        for path, commit in self._repositories.submodules(
             place.site.id, place.commit, place.folder
         ):
             if listed is None:
                 listed = self._gitmodules(place)
-            inside = path if place.folder == "." else f"{place.folder}/{path}"
-            url = listed.get(inside)
-            if url is None:
-                fault = (
-                    f"{GITMODULES} says no address for it: `git submodule add` does, and `git rm"
-                    " --cached` removes what is there by mistake"
-                )
-                yield place.path + path, wanted, fault
-            else:
-                yield place.path + path, wanted, self._find(place.site, actor, url, wanted)
+            url = listed.get(path if place.folder == "." else f"{place.folder}/{path}")
+            each = self._find(place.site, actor, url, _Found(path, commit))
+            if each.site is None:
+                yield each
+                continue
+            wanted.setdefault(each.site, []).append(each)
+            if sum(map(len, wanted.values())) > COUNT_MAX:
+                raise _too_many()
+        for site, submodules in wanted.items():
+            yield from self._reached(site, submodules)
+
+    def _reached(self, site: Site, submodules: list[_Found]) -> Iterator[_Found]:
+        """Say of those that no branch or tag of their site leads to what is wrong with them."""
+        try:
+            reached = self._repositories.reachable(site.id, {each.commit for each in submodules})
+        except RepositoryError as error:
+            for each in submodules:
+                yield each.but(f"the repository of {site.name!r} cannot be read: {error}")
+            return
+        for each in submodules:
+            if each.commit in reached:
+                yield each
+                continue
+            yield each.but(
+                f"no branch or tag of {site.name!r} has the commit {each.commit[:12]}: push it"
+                " there first"
+            )
 
     def _gitmodules(self, place: _Place) -> dict[str, str]:
         """Return the address of each submodule by its path from the top of the repository."""
@@ -118,27 +152,27 @@ class Submodules:
             if (name := key.removesuffix(".path")) != key and f"{name}.url" in values
         }
 
-    def _find(self, site: Site, actor: ActorRef, url: str, commit: str) -> Site | str:
-        """Return the site that an address in one of `site`'s commits means, or what is wrong."""
+    def _find(self, site: Site, actor: ActorRef, url: str | None, each: _Found) -> _Found:
+        """Find the site that an address in one of `site`'s commits means, or say what is wrong."""
+        if url is None:
+            return each.but(
+                f"{GITMODULES} says no address for it: `git submodule add` does, and `git rm"
+                " --cached` removes what is there by mistake"
+            )
         shown = without_password(url)
         name = site_of(url, site.name, self._server_url)
         if name is None:
-            return (
+            return each.but(
                 f"{shown} is not on this server: only its own sites can be submodules here. Push"
                 " that repository to a site, and name it as ../SITE.git"
             )
         wanted = sites.find(self._records.reader(), name)
         if wanted is None or (wanted.id != site.id and not self._may_fetch(actor, wanted.id)):
-            return (
+            return each.but(
                 f"there is no site {name!r} for {shown}, or {actor.label!r}, who started this"
                 " build, may not fetch from it"
             )
-        try:
-            if self._repositories.has_commit(wanted.id, commit):
-                return wanted
-        except RepositoryError as error:
-            return f"the repository of {name!r} cannot be read: {error}"
-        return f"no branch or tag of {name!r} has the commit {commit[:12]}: push it there first"
+        return replace(each, site=wanted)
 
 
 def site_of(url: str, of_site: str, server_url: str) -> str | None:
@@ -191,6 +225,8 @@ def _host(url: str) -> tuple[str, int | None]:
 
 def _unavailable(faults: list[str]) -> BuildFailedError:
     what = "A submodule" if len(faults) == 1 else f"{len(faults)} submodules"
+    if len(faults) == FAULTS_COUNT_MAX:
+        what += ", or more,"
     return BuildFailedError(
         SUBMODULE_UNAVAILABLE,
         f"{what} cannot be had. {'; '.join(faults)}. To build with their folders empty, set [build]"

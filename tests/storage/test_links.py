@@ -23,6 +23,7 @@ ESCAPING = {
     "through a deep link to the root": {"a/b/l": "../..", "a/b/m": "l/../x"},
     "host file with dots": {"a": "/usr/bin/python3/../../../etc/passwd"},
     "below a host file": {"a": "/usr/bin/python3/x"},
+    "below a host file beside": {"a": "/usr/local/bin/python3/x"},
     "other host file": {"a": "/usr/bin/perl"},
     "host file through up": {"a": "/usr/bin/../../etc/passwd"},
 }
@@ -37,6 +38,7 @@ STAYING = {
     "dots and slashes": {"a": ".//./b/"},
     "interpreter": {"venv/bin/python3": "/usr/bin/python3", "venv/bin/python": "python3"},
     "interpreter with a version": {"python": "/usr/bin/python3.11"},
+    "interpreter beside the machine's own": {"python": "/usr/local/bin/python3.14"},
 }
 
 

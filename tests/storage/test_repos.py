@@ -13,7 +13,7 @@ import pytest
 
 from storage.errors import StorageFullError
 from storage.git.errors import RefNotFoundError, RepositoryCorruptError
-from storage.repos import Repositories, ResolvedRef
+from storage.repos import Graft, Repositories, ResolvedRef
 from storage.trees import EntryKind, Folder, RootEntry
 
 IDENTITY = {
@@ -277,3 +277,32 @@ def test_two_hundred_files_are_walked_and_read_in_milliseconds(
     print(f"walked and read in {took_ms:.1f} ms")
     assert total > 200_000
     assert took_ms < 100  # 4 ms on a quiet machine
+
+
+def test_only_commits_that_branches_and_tags_lead_to_are_reachable(
+    repositories: Repositories, work: Path
+) -> None:
+    first = git("rev-parse", "HEAD", cwd=work)
+    git("commit", "-q", "--amend", "-m", "two", cwd=work)
+    second = git("rev-parse", "HEAD", cwd=work)
+    git("push", "-q", "--force", repositories.path("site_1"), "main", cwd=work)
+    git("branch", "-q", "-D", "feature/checkout", cwd=work)
+    bare = repositories.path("site_1")
+    git("push", "-q", bare, ":feature/checkout", cwd=work)
+    tree = git("rev-parse", "HEAD^{tree}", cwd=work)
+    tag = git("rev-parse", "v1", cwd=work)
+    asked = [first, second, tree, tag, "12" * 20]
+    assert repositories.reachable("site_1", asked) == {first, second}, "the tag keeps the first"
+    git("push", "-q", bare, ":v1", cwd=work)
+    assert repositories.reachable("site_1", asked) == {second}
+
+
+def test_walk_goes_into_what_lies_in_a_submodules_place(
+    repositories: Repositories, work: Path
+) -> None:
+    commit = git("rev-parse", "HEAD", cwd=work)
+    grafts = {"sub": Graft("site_1", commit), "sub/sub": Graft("site_1", commit)}
+    paths = [file.path for file in repositories.walk_tree("site_1", commit, ".", grafts)]
+    assert {"sub/index.html", "sub/sub/index.html", "sub/sub/deep/er/b.txt"} <= set(paths)
+    assert "sub/sub/sub" in paths, "the innermost has none"
+    assert list(repositories.submodules("site_1", commit)) == [("sub", "12" * 20)]

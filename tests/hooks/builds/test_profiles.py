@@ -406,6 +406,7 @@ def test_php_sites_run_php_and_install_what_composer_says(found, web, expected, 
         ("python3 -m app", "python"),
         (".venv/bin/python app.py", "python"),
         ("PYTHONPATH=src A=1 uvicorn app:app", "python"),
+        ("exec env A=1 gunicorn app:app", "python"),
         ("node server.js", "node"),
         ("npx next start", "node"),
     ],
@@ -447,6 +448,8 @@ def test_assets_of_a_python_site_are_built_and_their_packages_left_out():
             plan(package=scripts(start="a"), toml='[run]\nhealth = "/up"\nrelease = "d"'),
             RunCommands("a", "d", "/up"),
         ),
+        (plan(package=scripts(start="a"), Procfile="release: b"), RunCommands("a", "b")),
+        (plan("index.php", Procfile="release: b"), RunCommands(f"{PHP} .", "b")),
         (plan("index.html"), RunCommands()),
     ],
 )
@@ -463,6 +466,10 @@ def test_run_commands_come_from_the_procfile_and_managed_toml_wins(found, run):
             "static, by managed.toml: serves public, as committed",
         ),
         (plan(Procfile="web: ./run"), "procfile, by Procfile: runs ./run"),
+        (
+            plan(toml='[run]\nweb = """\ncd x\n./run"""'),
+            "procfile, by managed.toml: runs cd x ...",
+        ),
         (
             plan("yarn.lock", package=scripts(build="b")),
             "node, by package.json and yarn.lock: install, build; serves what the build writes",
@@ -556,6 +563,12 @@ def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
         ),
         (("index.html/",), {}, "build.undetected", ("index.html",)),
         ((), {"Procfile": "release: x"}, "build.undetected", ("The Procfile has no `web:`",)),
+        (
+            (),
+            {"Procfile": "release: x", "package": scripts(build="y")},
+            "build.undetected",
+            ("The Procfile has no `web:`",),
+        ),
         (("index.html",), {"Procfile": "# nothing"}, "build.undetected", ("web:",)),
         (
             (),

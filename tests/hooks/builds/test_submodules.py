@@ -255,11 +255,19 @@ async def test_several_that_cannot_be_had_are_named_at_once(world, started):
         await source_of(world, build)
 
 
+async def test_only_the_first_that_cannot_be_had_are_named(world, started):
+    build = await started(PAGE, {f"m{n:02}": ABSENT for n in range(50)})
+    with pytest.raises(BuildFailedError, match=r"^10 submodules, or more, cannot be had") as caught:
+        await source_of(world, build)
+    assert "m09: " in str(caught.value)
+    assert "m10: " not in str(caught.value)
+
+
 async def test_too_many_submodules_are_not_looked_for(world, theme, started):
-    many = {f"m{n}": theme for n in range(201)}
+    many = {f"m{n}": theme for n in range(101)}
     files = {**PAGE, ".gitmodules": gitmodules(**dict.fromkeys(many, "../theme.git"))}
     build = await started(files, many)
-    with pytest.raises(BuildFailedError, match="more than 200 submodules"):
+    with pytest.raises(BuildFailedError, match="more than 100 submodules"):
         await source_of(world, build)
 
 
