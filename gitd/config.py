@@ -18,13 +18,13 @@ from typing import Any
 
 import msgspec
 
+from gitd.config_bounds import fault_of
 from gitd.errors import ConfigError
+from gitd.wording import place_and_fault
 from hooks.builds import allowlist
 from storage.model import PushPolicy
 
 ENVIRON_PREFIX = "GITD_"
-EGRESS_CONNECTIONS_MAX = 400  # two descriptors each, of the 1,024 that a process usually has
-COLLECT_EVERY_S_MIN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +159,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     try:
         config = msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise ConfigError(f"{where.rstrip('`')}: {what}") from error
+        where, fault = place_and_fault(error, Config)
+        raise ConfigError(f"{where}: {fault}") from error
     _check(config)
     return config
 
@@ -254,8 +254,12 @@ def _merge_environ(values: dict[str, dict[str, object]], environ: Mapping[str, s
 
 
 def _check(config: Config) -> None:
-    parse_address(config.server.listen, "server.listen")
-    parse_address(config.sites.listen, "sites.listen")
+    for name, address in (
+        ("server.listen", config.server.listen),
+        ("sites.listen", config.sites.listen),
+    ):
+        if parse_address(address, name)[1] == 0:
+            raise ConfigError(f"{name}: {address!r} has no port from 1 to 65535")
     for proxy in config.server.trusted_proxies:
         try:
             ipaddress.ip_network(proxy)
@@ -265,24 +269,14 @@ def _check(config: Config) -> None:
     _choose("log.level", config.log.level, ("debug", "info", "warning", "error"))
     _choose("log.format", config.log.format, ("auto", "json", "console"))
     _choose("builders.when_pushed_again", config.builders.when_pushed_again, tuple(PushPolicy))
-    if config.builders.slots < 1:
-        raise ConfigError("builders.slots: at least 1")
     _check_egress(config.builders)
-    for section in ("store", "retention"):
+    for section in SECTIONS:
         for key in _keys(section):
-            if getattr(getattr(config, section), key) < 0:
-                raise ConfigError(f"{section}.{key}: not below 0")
-    if config.store.collect_every_s < COLLECT_EVERY_S_MIN:
-        raise ConfigError(f"store.collect_every_s: at least {COLLECT_EVERY_S_MIN}")
-    for section in ("builders", "host"):
-        for key in _keys(section):
-            if key.endswith("_max") and not key.startswith("cache_"):
-                _positive(f"{section}.{key}", getattr(getattr(config, section), key))
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name}: at least 1")
+            value = getattr(getattr(config, section), key)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if is_number and (fault := fault_of(f"{section}.{key}", value)):
+                raise ConfigError(fault)
+    _check_uids(config)
 
 
 def _check_egress(builders: BuildersConfig) -> None:
@@ -291,11 +285,16 @@ def _check_egress(builders: BuildersConfig) -> None:
             allowlist.parse(text)
         except ValueError as error:
             raise ConfigError(f"builders.egress_allow: {error}") from error
-    for name in ("egress_up_bytes_max", "egress_down_bytes_max", "egress_idle_s"):
-        if getattr(builders, name) <= 0:
-            raise ConfigError(f"builders.{name}: more than 0")
-    if not 1 <= builders.egress_connections_max <= EGRESS_CONNECTIONS_MAX:
-        raise ConfigError(f"builders.egress_connections_max: 1 to {EGRESS_CONNECTIONS_MAX}")
+
+
+def _check_uids(config: Config) -> None:
+    """Slots and host must not be each other: each is kept from what the others have."""
+    first, count = config.builders.first_uid, config.builders.slots
+    if first <= config.host.uid < first + count:
+        raise ConfigError(
+            f"host.uid: {config.host.uid} is a builder slot's: they have {first} to "
+            f"{first + count - 1} (builders.first_uid, builders.slots)"
+        )
 
 
 def _choose(name: str, value: str, known: tuple[str, ...]) -> None:

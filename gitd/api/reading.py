@@ -11,11 +11,11 @@ from aiohttp import web
 
 from gitd.api.envelope import JSON, VERSION, VERSION_HEADER
 from gitd.errors import RequestError
+from gitd.wording import place_and_fault
 
 BODY_BYTES_MAX = 64 * 1024
 _DATE = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])", re.ASCII)
-_AT = re.compile(r" - at `(.*)`$", re.DOTALL)
-_FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`")
+_FIELD = re.compile(r"^object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`")
 
 
 class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,11 +83,8 @@ class Reader:
             raise self._fault(error) from error
 
     def _fault(self, error: msgspec.ValidationError) -> RequestError:
-        """Word what msgspec says, and name the field: `routes[0].target`, or `ref`."""
-        text = str(error)
-        at = _AT.search(text)
-        where = at[1].removeprefix("$").removeprefix(".") if at else ""
-        what = text[: at.start()] if at else text
+        """Name the field, `routes[0].target` or `ref`, and say what is wrong with it."""
+        where, what = place_and_fault(error, self._shape)
         if field := _FIELD.match(what):
             name = field["name"][:100]
             param = f"{where}.{name}" if where else name
@@ -100,8 +97,8 @@ class Reader:
                 f"There is no field {param[:100]!r} here{hint}",
                 param=param[:100],
             )
-        message = f"{where}: {what[0].lower()}{what[1:]}." if where else f"{what}."
-        return RequestError("request.invalid", message[:500], param=where or None)
+        message = f"{where or 'The body'} {what}" if what.startswith("must") else f"{where}: {what}"
+        return RequestError("request.invalid", f"{message[:500]}.", param=where or None)
 
 
 async def _bytes_of(request: web.Request) -> bytes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from gitd.config import SECTIONS, Config, load, machine_environ
+from gitd.config_bounds import BOUNDS
 from gitd.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "gitd.example.toml"
@@ -49,14 +51,25 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("[server]\nlisen = 'x'", "server.lisen; did you mean server.listen?"),
         ("[servr]\nlisten = 'x'", r"\[servr\]; did you mean server?"),
         ("server = 1", "server is a section"),
-        ("[server]\nlisten = 8080", "server.listen: Expected `str`"),
+        ("[server]\nlisten = 8080", "server.listen: must be text"),
         ("[server]\nlisten = 'nowhere'", "server.listen: 'nowhere' is no address"),
-        ("[builders]\nslots = 'two'", "builders.slots: Expected `int`"),
-        ("[builders]\nslots = 0", "builders.slots: at least 1"),
+        ("[builders]\nslots = 'two'", "builders.slots: must be a whole number"),
+        ("[builders]\nslots = 0", "builders.slots: 0 is not from 1 to 64"),
         ("[builders]\negress_allow = ['https://x.example']", "builders.egress_allow: 'https://x"),
-        ("[builders]\negress_idle_s = 0", "builders.egress_idle_s: more than 0"),
-        ("[builders]\negress_connections_max = 401", "builders.egress_connections_max: 1 to 400"),
+        ("[builders]\negress_idle_s = 0", "builders.egress_idle_s: 0.0 is not from 0.1 to"),
+        (
+            "[builders]\negress_connections_max = 401",
+            "builders.egress_connections_max: 401 is not from 1 to 400",
+        ),
         ("[sites]\npublic_scheme = 'gopher'", "none of http, https"),
+        ("[sites]\nlisten = '127.0.0.1:0'", "sites.listen: '127.0.0.1:0' has no port"),
+        ("[host]\nuid = 0", "host.uid: 0 is not from 1 to 4294967294"),
+        ("[host]\nuid = 60611", "host.uid: 60611 is a builder slot's: they have 60610 to 60611"),
+        ("[builders]\nslots = 100000", "builders.slots: 100000 is not from 1 to 64"),
+        ("[builders]\ntimeout_s = 0", "builders.timeout_s: 0 is not from 1 to 604800"),
+        ("[builders]\nlease_s = nan", "builders.lease_s: nan is not from 0.5 to 3600"),
+        ("[git]\npack_bytes_max = -1", "git.pack_bytes_max: -1 is not from 1 to"),
+        ("[host]\nroll_timeout_s = inf", "host.roll_timeout_s: inf is not from 1 to 86400"),
         ("[server]\ntrusted_proxies = ['x']", "server.trusted_proxies"),
         ("not toml", "is not TOML"),
     ],
@@ -66,6 +79,17 @@ def test_wrong_settings_are_refused_by_name(tmp_path: Path, text: str, says: str
     path.write_text(text)
     with pytest.raises(ConfigError, match=says.replace("?", r"\?")):
         load(path, {})
+
+
+def test_every_number_has_bounds_and_its_default_is_within() -> None:
+    numbers = {
+        f"{section}.{item.name}"
+        for section, kind in SECTIONS.items()
+        for item in fields(kind)
+        if item.type in ("int", "float")
+    }
+    assert set(BOUNDS) == numbers
+    assert all(least < most for least, most in BOUNDS.values())
 
 
 def test_unknown_setting_of_the_environment_names_the_nearest() -> None:

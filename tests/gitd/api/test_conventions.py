@@ -90,14 +90,14 @@ async def test_head_answers_what_get_would_without_a_body(service, acme) -> None
     ("path", "body", "param", "words"),
     [
         ("builds", {"reff": "main"}, "reff", "did you mean ref"),
-        ("builds", {"ref": 1}, "ref", "expected"),
-        ("builds", {"ref": ""}, "ref", "length"),
-        ("builds", {"clean": "yes"}, "clean", "bool"),
-        ("builds", {"ref": "x" * 1025}, "ref", "length"),
-        ("deployments", {}, "artifact_id", "missing"),
-        ("deployments", {"artifact_id": None}, "artifact_id", "expected"),
-        ("promote", {"to_env": "production", "x": 1}, "x", "no field"),
-        ("promote", [], None, "object"),
+        ("builds", {"ref": 1}, "ref", "ref must be text or null."),
+        ("builds", {"ref": ""}, "ref", "ref must have at least 1 character."),
+        ("builds", {"clean": "yes"}, "clean", "clean must be true or false."),
+        ("builds", {"ref": "x" * 1025}, "ref", "ref must have at most 1024 characters."),
+        ("deployments", {}, "artifact_id", "artifact_id is missing."),
+        ("deployments", {"artifact_id": None}, "artifact_id", "artifact_id must be text."),
+        ("promote", {"to_env": "production", "x": 1}, "x", "There is no field 'x' here."),
+        ("promote", [], None, "The body must be an object."),
     ],
 )
 async def test_wrong_field_of_a_body_is_named(service, acme, path, body, param, words) -> None:
@@ -105,7 +105,7 @@ async def test_wrong_field_of_a_body_is_named(service, acme, path, body, param, 
     assert (heard.status, heard.code) == (400, "request.invalid")
     error = heard.body["error"]
     assert error.get("param") == param
-    assert words in error["message"].lower()
+    assert words in error["message"]
 
 
 async def test_wrong_field_in_a_list_of_a_body_is_named_with_its_place(service, acme) -> None:
@@ -113,6 +113,8 @@ async def test_wrong_field_in_a_list_of_a_body_is_named_with_its_place(service, 
     wrong = {"routes": [{"pattern": "main", "target": "live"}, {"pattern": "x", "target": "moon"}]}
     heard = await service.call("PUT", routes, wrong)
     assert (heard.status, heard.body["error"]["param"]) == (400, "routes[1].target")
+    known = "live, staging, preview, ignore"
+    assert heard.body["error"]["message"] == f"routes[1].target: 'moon' is none of {known}."
     unknown = {"routes": [{"pattern": "main", "target": "live", "to": "x"}]}
     heard = await service.call("PUT", routes, unknown)
     assert heard.body["error"]["param"] == "routes[0].to"
@@ -273,3 +275,13 @@ async def test_answers_have_every_field_that_the_document_promises(service, acme
     ):
         schema = described["components"]["schemas"][name]
         assert set(schema["required"]) <= set(value) <= set(schema["properties"]), name
+
+
+async def test_wrong_parameter_of_a_query_is_named_in_plain_words(service, acme) -> None:
+    for query, says in (
+        ("limit=1000", "limit must be at most 100."),
+        ("limit=0", "limit must be at least 1."),
+        ("limit=many", "limit must be a whole number."),
+    ):
+        heard = await service.get(f"/v1/sites?{query}")
+        assert (heard.status, heard.body["error"]["message"]) == (400, says)
