@@ -14,14 +14,24 @@ from storage.artifacts import ArtifactStore, Ingested, KeptTree
 from storage.envelope import Envelope, seal
 from storage.ids import new_id
 from storage.manifest import Manifest
-from storage.model import Artifact, Attestation, BuildCache, Site
+from storage.model import SYSTEM, Artifact, Attestation, BuildCache, Site
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
 from storage.reader import StoreReader, VerifiedArtifact
-from storage.records import artifacts, build_caches, sites
+from storage.records import artifacts, build_caches, retention, sites
 from storage.records.db import Records
+from storage.retention import Retention
 from storage.signing import SigningKey
 from storage.source import Limits, SourceEntry, SourceFile
 from storage.trust import establish
+
+KEEP_NOTHING = Retention(
+    releases=0,
+    branch_artifacts=0,
+    recent_ms=0,
+    grace_ms=0,
+    cache_bytes_max=0,
+    cache_site_bytes_max=0,
+)
 
 
 @dataclass
@@ -75,6 +85,16 @@ class Shop:
             )
 
         return self.store.keep_tree(files(tree), limits=Limits(), record=record)[0]
+
+    def pin(self, ingested: Ingested) -> None:
+        """Let an artifact be kept, for a site that is made for it."""
+
+        def change(db: sqlite3.Connection) -> None:
+            if sites.find(db, "site_1") is None:
+                sites.add(db, Site("site_1", "acme-store", "main", 0))
+            retention.pin(db, "site_1", ingested.artifact_id, SYSTEM, 0)
+
+        self.records.write(change)
 
     def attest(self, manifest: Manifest, build_id: str, **facts: object) -> Envelope:
         return seal(build_provenance(provenance(build_id, **facts), manifest), self.signing_key)

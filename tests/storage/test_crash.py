@@ -1,4 +1,4 @@
-"""Crashes: a real process, killed or failed by the kernel at system calls of an ingest.
+"""Crashes: a real process, killed or failed at system calls of an ingest or a collection.
 
 After each: whatever was acknowledged is whole, nothing half is visible, a start removes the
 rubbish, and doing it again works.
@@ -7,22 +7,27 @@ rubbish, and doing it again works.
 from __future__ import annotations
 
 import collections
+import importlib
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from storage.check import check_store
+from storage.collect import Collector, Order
 from storage.digest import Digest
+from storage.layout import blob_mtime
 from storage.materialise import remove_partials, verify_tree
 
 CHILD = Path(__file__).with_name("ingest_child.py")
+COLLECT_CHILD = CHILD.with_name("collect_child.py")
 CALLS = (
     *("write", "pwrite64", "ftruncate", "fchmod", "utimensat", "mkdir", "rename", "link"),
     *("unlink", "unlinkat", "rmdir", "fsync", "fdatasync", "syncfs", "flock", "statvfs"),
@@ -38,36 +43,46 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def helpers() -> ModuleType:
+    """What the fixtures are made by; for those that live longer than a test."""
+    sys.path.insert(0, str(CHILD.parent))
+    try:
+        return importlib.import_module("conftest")
+    finally:
+        sys.path.pop(0)
+
+
 @pytest.fixture(scope="module")
 def before() -> Iterator[Path]:
     """A shop with one artifact in it, to be copied for each crash."""
-    sys.path.insert(0, str(CHILD.parent))
-    try:
-        from conftest import make_shop
-    finally:
-        sys.path.pop(0)
     with tempfile.TemporaryDirectory() as folder:
-        shop = make_shop(Path(folder) / "shop")
-        shop.ingest(BEFORE)
+        shop = helpers().make_shop(Path(folder) / "shop")
+        shop.pin(shop.ingest(BEFORE))
         shop.records.close()
         yield Path(folder) / "shop"
 
 
-def run(shop: Path, count: int, *strace: str) -> subprocess.CompletedProcess[str]:
+def run(
+    shop: Path, *strace: str, child: Path = CHILD, said: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     trace = shop.parent / "trace"
     return subprocess.run(
-        ["strace", "-f", "-qq", "-o", trace, *strace, sys.executable, CHILD, shop, str(count)],
+        ["strace", "-f", "-qq", "-o", trace, *strace, sys.executable, child, shop, *said],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
 
 
-def points(before: Path, tmp_path: Path, count: int) -> list[tuple[str, int]]:
+def points(
+    before: Path, tmp_path: Path, *, child: Path = CHILD, said: Sequence[str] = ()
+) -> list[tuple[str, int]]:
     """Every system call that changes something, each time that it is made."""
     shutil.copytree(before, tmp_path / "count", symlinks=True)
     names = ",".join(f"?{name}" for name in CALLS)
-    assert run(tmp_path / "count", count, "-e", f"trace={names}").returncode == 0
+    counted = run(tmp_path / "count", "-e", f"trace={names}", child=child, said=said)
+    assert counted.returncode == 0, counted.stdout + counted.stderr
+    shutil.rmtree(tmp_path / "count")
     made: collections.Counter[str] = collections.Counter()
     for line in (tmp_path / "trace").read_text().splitlines():
         words = line.split(maxsplit=1)
@@ -113,23 +128,31 @@ def crash(
     how: str,
     count: int,
 ) -> bool:
-    """Crash once; return whether the point was reached."""
+    """Crash an ingest once; return whether the point was reached."""
     shop = folder / "shop"
     shutil.copytree(before, shop, symlinks=True)
-    call, number = where
-    done = run(shop, count, "-e", f"trace=?{call}", "-e", f"inject=?{call}:{how}:when={number}")
-    trace = (folder / "trace").read_text()
-    if how.startswith("signal"):
-        reached = "killed by SIGKILL" in trace
-        assert reached == (done.returncode != 0), done.stderr
-    else:
-        reached = "INJECTED" in trace
-        # Either the store said what failed, or it could do without that call.
-        assert done.returncode in (0, 3), done.stdout + done.stderr
+    reached = inject(shop, where, how, said=[str(count)])
     expect_whole(shop_at, shop, recovers=True)
     expect_repeatable(shop_at, shop)
     shutil.rmtree(shop)
     return reached
+
+
+def inject(
+    shop: Path, where: tuple[str, int], how: str, *, child: Path = CHILD, said: Sequence[str] = ()
+) -> bool:
+    """Run a child that fails at one point; return whether it came there."""
+    call, number = where
+    strace = ["-e", f"trace=?{call}", "-e", f"inject=?{call}:{how}:when={number}"]
+    done = run(shop, *strace, child=child, said=said)
+    trace = (shop.parent / "trace").read_text()
+    if how.startswith("signal"):
+        reached = "killed by SIGKILL" in trace
+        assert reached == (done.returncode != 0), done.stderr
+        return reached
+    # Either the store said what failed, or it could do without that call.
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    return "INJECTED" in trace
 
 
 HOWS = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
@@ -143,7 +166,7 @@ def test_ingest_is_whole_or_nothing_at_some_system_calls(
     seed = random.randrange(10**6)
     print("seed", seed)
     pick = random.Random(seed)
-    every = points(before, tmp_path, 0)
+    every = points(before, tmp_path, said=["0"])
     assert len(every) > 50
     for where in pick.sample(every, BRIEF_COUNT):
         crash(shop_at, before, tmp_path, where, how=how, count=0)
@@ -154,7 +177,7 @@ def test_commit_that_failed_is_left_to_the_next_start(
     shop_at, before: Path, tmp_path: Path
 ) -> None:
     # The database says "disk I/O error", and finds the commit in its log when it is opened again.
-    syncs = [where for where in points(before, tmp_path, 0) if where[0] == "fdatasync"]
+    syncs = [where for where in points(before, tmp_path, said=["0"]) if where[0] == "fdatasync"]
     assert syncs
     for where in syncs:
         crash(shop_at, before, tmp_path, where, how="error=EIO", count=0)
@@ -193,6 +216,125 @@ def test_unpacking_is_whole_or_nothing_at_some_system_calls(
         shutil.rmtree(folder)
 
 
+# -- collecting --------------------------------------------------------------------------------
+
+KEPT = {"a/shared": b"one" * 50, "kept": b"kept"}
+
+
+@pytest.fixture(scope="module")
+def garbage() -> Iterator[Path]:
+    """A shop with one artifact that is kept, and much to collect, of each kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        shop = helpers().make_shop(Path(folder) / "shop")
+        shop.ingest({"a/shared": b"one" * 50, "x*": b"x", "y": b"y"})
+        shop.ingest({"x*": b"x", "z": b"z"})
+        shop.pin(shop.ingest(KEPT))
+        shop.keep_tree({"cache": b"cache", "kept": b"kept"})
+        shop.blob(b"left").write_bytes(b"left")
+        digest = Digest.of(b"loose")
+        shop.blob(b"loose").write_bytes(b"loose")
+        shop.blob(b"loose").chmod(0o444)
+        os.utime(shop.blob(b"loose"), (blob_mtime(digest), blob_mtime(digest)))
+        shop.records.write(
+            lambda db: db.execute(
+                "INSERT INTO blob(key, size_bytes) VALUES(?, 5)", (digest + b"f",)
+            )
+        )
+        shop.records.close()
+        yield Path(folder) / "shop"
+
+
+def crash_collecting(
+    shop_at, garbage: Path, folder: Path, where: tuple[str, int], *, how: str
+) -> bool:
+    """Crash a collection once; return whether the point was reached."""
+    shop = folder / "shop"
+    shutil.copytree(garbage, shop, symlinks=True)
+    reached = inject(shop, where, how, child=COLLECT_CHILD)
+    opened = shop_at(shop)
+    opened.store.recover()
+    # Whatever is listed is whole, from the first moment on.
+    assert check_store(shop / "store", opened.records).problems == ()
+    expect_kept(opened, shop)
+    opened.builds = iter(range(2000, 2010))
+    opened.pin(opened.ingest({"x*": b"x", "z": b"z"}))
+    assert check_store(shop / "store", opened.records).problems == ()
+    nothing = helpers().KEEP_NOTHING
+    Collector(opened.store, opened.records, nothing).run(Order(is_hurried=True, is_thorough=True))
+    report = check_store(shop / "store", opened.records)
+    assert (report.problems, report.leftovers) == ((), ())
+    assert (report.blobs, report.trees) == (4, 2)
+    assert list(opened.store.layout.tmp.iterdir()) == []
+    expect_kept(opened, shop)
+    opened.records.close()
+    shutil.rmtree(shop)
+    return reached
+
+
+def expect_kept(opened, shop: Path) -> None:
+    row = (
+        opened.records.reader()
+        .execute(
+            "SELECT envelope_sha256, digest FROM attestation JOIN artifact"
+            " ON artifact.id = artifact_id JOIN artifact_pin USING(artifact_id)"
+            " ORDER BY attestation.build_id"
+        )
+        .fetchone()
+    )
+    verified = opened.reader.verify(Digest.parse(row["digest"]), row["envelope_sha256"])
+    opened.reader.materialise(verified, shop / "release")
+    verify_tree(shop / "release", verified.manifest)
+    shutil.rmtree(shop / "release")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", HOWS)
+def test_collecting_takes_nothing_that_is_kept_at_some_system_calls(
+    shop_at, garbage: Path, tmp_path: Path, how: str
+) -> None:
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    pick = random.Random(seed)
+    every = points(garbage, tmp_path, child=COLLECT_CHILD)
+    unlinks = [where for where in every if where[0] == "unlink"]
+    assert len(unlinks) >= 8
+    for where in [*pick.sample(unlinks, 2), *pick.sample(every, 2)]:
+        crash_collecting(shop_at, garbage, tmp_path, where, how=how)
+
+
+@pytest.mark.timeout(300)
+def test_collecting_behind_a_commit_in_doubt_harms_nothing(
+    shop_at, before: Path, tmp_path: Path
+) -> None:
+    # The commit of an ingest fails, and the database may find it in its log later. The same process
+    # then collects: what was placed must not go as a leftover and be found missing afterwards.
+    for number in range(1, 5):  # of each thread's: the commit is the first or second of its thread
+        shop = tmp_path / "shop"
+        shutil.copytree(before, shop, symlinks=True)
+        where = ("fdatasync", number)
+        inject(shop, where, "error=EIO", child=COLLECT_CHILD, said=["ingest"])
+        opened = shop_at(shop)
+        opened.store.recover()
+        assert check_store(shop / "store", opened.records).problems == ()
+        opened.records.close()
+        shutil.rmtree(shop)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("how", HOWS)
+def test_collecting_takes_nothing_that_is_kept_at_every_system_call(
+    shop_at, garbage: Path, tmp_path: Path, how: str
+) -> None:
+    every = points(garbage, tmp_path, child=COLLECT_CHILD)
+    reached = sum(crash_collecting(shop_at, garbage, tmp_path, where, how=how) for where in every)
+    print(f"{how}: {reached} of {len(every)} points reached")
+    assert reached > len(every) // 2
+
+
+# -- every one -----------------------------------------------------------------------------------
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [0, 20])
@@ -200,7 +342,7 @@ def test_unpacking_is_whole_or_nothing_at_some_system_calls(
 def test_ingest_is_whole_or_nothing_at_every_system_call(
     shop_at, before: Path, tmp_path: Path, how: str, count: int
 ) -> None:
-    every = points(before, tmp_path, count)
+    every = points(before, tmp_path, said=[str(count)])
     reached = sum(crash(shop_at, before, tmp_path, where, how=how, count=count) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2

@@ -1,0 +1,154 @@
+"""One of several processes that race on a store: it publishes, rolls, reads or collects.
+
+Usage: race_child.py ROLE SHOP SEED. Goes on until its standard input ends, and prints a line at
+each round; an error is a broken promise of the store, and ends it with a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from conftest import KEEP_NOTHING, Shop, make_shop
+
+from storage.artifacts import Ingested
+from storage.collect import Collector, Order
+from storage.errors import ArtifactMissingError
+from storage.gate import Gate
+from storage.ids import new_id
+from storage.materialise import materialise
+from storage.model import SYSTEM, Deployment, JobStatus, Trigger
+from storage.records import artifacts, deployments
+
+CONTENTS = 300
+FILES = 8
+
+
+def tree(pick: random.Random) -> dict[str, bytes]:
+    """A tree out of a few contents, so that most are in use, going, or coming back."""
+    return {f"f{n}": b"%d" % pick.randrange(CONTENTS) * 50 for n in range(FILES)}
+
+
+def publish(shop: Shop, pick: random.Random) -> Iterator[str]:
+    while True:
+        yield str(shop.ingest(tree(pick)).digest)
+
+
+def roll(shop: Shop, pick: random.Random) -> Iterator[str]:
+    """As control and a site host do: what can be deployed is queued, then read without locks."""
+    while True:
+        ingested = shop.ingest(tree(pick))
+        deployment = shop.records.write(lambda db, ingested=ingested: queued(db, ingested))
+        if deployment is None:
+            yield "expired"
+            continue
+        verified = shop.reader.verify(ingested.digest, deployment.envelope_sha256)
+        unpacked = shop.folder / f"out-{os.getpid()}"
+        shop.reader.materialise(verified, unpacked)
+        shutil.rmtree(unpacked)
+        shop.records.write(
+            lambda db, ended=deployment: deployments.end(db, ended.id, JobStatus.FAILED, None, 1)
+        )
+        yield "rolled"
+
+
+def queued(db: sqlite3.Connection, ingested: Ingested) -> Deployment | None:
+    found = artifacts.of_site(db, "site_1", ingested.artifact_id)
+    if found is None or not found.artifact.is_available:
+        return None
+    deployment = Deployment(
+        id=new_id("dep"),
+        site_id="site_1",
+        env_id="env_1",
+        job_id=new_id("job"),
+        artifact_id=ingested.artifact_id,
+        envelope_sha256=found.attestation.envelope_sha256,
+        trigger=Trigger.DEPLOY,
+        status=JobStatus.QUEUED,
+        runs_release_command=False,
+        release_id=None,
+        error=None,
+        ref=None,
+        commit=None,
+        actor=SYSTEM,
+        created_at=0,
+        started_at=None,
+        finished_at=None,
+    )
+    deployments.add(db, deployment)
+    return deployment
+
+
+def read(shop: Shop, pick: random.Random) -> Iterator[str]:
+    """As a build does with its cache: whatever can be held stays whole as long as it is held."""
+    while True:
+        digest = shop.keep_tree(tree(pick), key=str(pick.randrange(3))).digest
+        with contextlib.suppress(ArtifactMissingError), shop.store.reading(digest) as manifest:
+            unpacked = shop.folder / f"out-{os.getpid()}"
+            materialise_whole(shop, manifest, unpacked)
+            yield "read"
+            continue
+        yield "gone"
+
+
+def materialise_whole(shop: Shop, manifest: object, unpacked: Path) -> None:
+    try:
+        materialise(shop.store.layout, manifest, unpacked, durable=False)
+    except ArtifactMissingError as error:
+        raise AssertionError("a tree went while it was held") from error
+    shutil.rmtree(unpacked)
+
+
+class OpenGate(Gate):
+    """A gate that lets the collector pass at any time."""
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        yield
+
+
+class Reckless(Collector):
+    """The collector without the gate: the proof that this race finds what it is there for."""
+
+    def __init__(self, *arguments: object, **more: object) -> None:
+        super().__init__(*arguments, **more)  # type: ignore[arg-type]
+        self._gate = OpenGate(self._layout)
+
+
+def collect(shop: Shop, pick: random.Random, *, kind: type[Collector] = Collector) -> Iterator[str]:
+    collector = kind(shop.store, shop.records, KEEP_NOTHING)
+    while True:
+        order = Order(is_hurried=True, is_thorough=not pick.randrange(4), is_forced=True)
+        yield str(collector.run(order).blobs)
+
+
+ROLES = {
+    "publish": publish,
+    "roll": roll,
+    "read": read,
+    "collect": collect,
+    "reckless": lambda shop, pick: collect(shop, pick, kind=Reckless),
+}
+
+
+def main() -> None:
+    role, folder, seed = sys.argv[1:]
+    shop = make_shop(Path(folder))
+    shop.builds = iter(range(int(seed) * 10**9, 10**12))
+    rounds = ROLES[role](shop, random.Random(int(seed)))
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        print(next(rounds), flush=True)
+    shop.records.close()
+
+
+if __name__ == "__main__":
+    main()
