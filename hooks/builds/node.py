@@ -158,12 +158,12 @@ def recipe(listing: Listing, package: Package, programs: Collection[str], *, run
     brings = COREPACK in programs and any(COREPACK in need.programs for need in client.needs)
     if needs_client and brings and client.name not in programs:
         install = (_ENABLE.format(client.name), *install)
-    prunes = runs and is_installed and package.has_dev_dependencies and client.prune is not None
+    prune = client.prune if runs and is_installed and package.has_dev_dependencies else None
     return Recipe(
         by=(PACKAGE_JSON, *([lock] if lock else [])),
         install=install,
         build=(f"{client.name} run build",) if builds else (),
-        prune=(client.prune,) if prunes and client.prune else (),
+        prune=(prune,) if prune else (),
         finish=(_WITHOUT_CACHES,) if runs and builds else (),
         web=package.server(listing),
         needs=(NODE,),
@@ -219,5 +219,5 @@ def _notes(
         )
     start = package.scripts.get("start", "")
     if _DEVELOPMENT_SERVER.search(start):
-        notes.append(f"scripts.start is a development server, and is not run: {start[:200]}")
+        notes.append(f"scripts.start is a development server, and is not run: {start[:200]!r}")
     return tuple(notes)

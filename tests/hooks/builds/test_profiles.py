@@ -499,6 +499,10 @@ def test_one_line_tells_what_decided_and_what_follows(found, line):
         (plan("index.html", toml='[run]\nhealth = "/up"'), "run.health is ignored"),
         (plan(package={"dependencies": {"a": "1"}, **scripts(start="b")}), "there is no package-l"),
         (plan("bun.lock", package=scripts(start="b")), "bun.lock is not read"),
+        (
+            plan(package=scripts(build="b", start="vite \ud800")),
+            r"scripts.start is a development server, and is not run: 'vite \ud800'",
+        ),
         (plan("composer.json", "public/"), "there is no composer.lock"),
         (plan("requirements.txt", "poetry.lock", Procfile="web: a"), "poetry.lock is not read"),
     ],
