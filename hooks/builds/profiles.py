@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import replace
+from functools import cached_property
 
 from hooks.builds import node, php, python
 from hooks.builds.errors import BuildFailedError
@@ -78,8 +79,12 @@ class _Detection:
         self._programs = programs
         self._config = config
         self._procfile = _procfile(listing)
-        self._package = Package.read(listing)
         self._web = config.web or self._procfile.get("web")
+
+    @cached_property
+    def _package(self) -> Package | None:
+        """Read where it matters: a static site's may be as it likes."""
+        return Package.read(self._listing)
 
     def plan(self) -> Plan:
         config = self._config

@@ -17,7 +17,7 @@ def read_toml(text: str) -> dict[str, Any]:
     """Parse TOML; a mark of byte order in front is left out.
 
     Keys of more than `KEY_PARTS_MAX` parts are refused: the time that tomllib takes grows with
-    their square, to half a minute for 64 KiB.
+    their square: half a minute for 64 KiB.
 
     Raises:
         ValueError: It is no TOML, or too deep; says what and where.

@@ -29,7 +29,7 @@ from hooks.stages import Mark
 
 CONFIG_FILES = ("managed.toml", "Procfile", "package.json", "pyproject.toml")
 """The files of a folder whose text travels with its names, when they are there."""
-CONFIG_FILE_BYTES_MAX = 64 * 1024
+CONFIG_FILE_BYTES_MAX = 256 * 1024
 LEASE_HEADER = "Gitd-Lease"
 
 

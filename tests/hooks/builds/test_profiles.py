@@ -641,6 +641,11 @@ def test_package_json_that_is_none_is_refused_by_its_path(text):
     assert "apps/web/package.json" in str(caught.value)
 
 
+def test_package_json_of_a_site_that_says_what_it_is_may_be_as_it_likes():
+    found = plan("index.html", toml='[build]\nprofile = "static"', **{"package.json": "{"})
+    assert found.is_source
+
+
 def test_names_in_a_sub_folder_are_told_by_their_path():
     listing = Listing({"README": "file"}, {}, "apps/web")
     with pytest.raises(BuildFailedError, match="Looked in the folder 'apps/web' for"):
