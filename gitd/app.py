@@ -41,6 +41,7 @@ from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
 from hooks.builds.wire import Egress, SandboxLimits
 from hooks.deploys import service as host_service
+from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.follow import Addresses, PushNarrator
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
@@ -171,6 +172,7 @@ class Control:
         self.egress_rules = egress_rules(config.builders, machine_environ())
         self.rolls = RollRunner(
             self.jobs,
+            ReleaseIssuer(self.jobs, self.custody, self.store.layout),
             limits=RollLimits(config.host.roll_timeout_s, config.host.missing_timeout_s),
             domain=config.sites.domain,
             relieve=room.relieve_if_full,

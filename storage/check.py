@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ from storage.layout import SHARDED, SHARDS, Layout, blob_mode, blob_mtime
 from storage.manifest import FileEntry
 from storage.reader import StoreReader
 from storage.records import blobs as rows
+from storage.records import release_statements
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
+from storage.records.release_statements import CurrentStatement
 
 _PIECE_BYTES = 1 << 20
 
@@ -32,7 +35,8 @@ class Report:
     """What a check found.
 
     Attributes:
-        blobs: How many live blobs were read and hashed; so with `trees` and `envelopes`.
+        blobs: How many live blobs were read and hashed; so with `trees` and `envelopes`, which are
+            those of provenance and of current releases.
         size_bytes: Of those blobs together.
         problems: A sentence for each thing that is not as it must be; sorted.
         leftovers: Files that nothing refers to: they cost room and nothing else; paths
@@ -72,14 +76,16 @@ def _check(root: Path, records: Records) -> Report:
     live = rows.each_live(db)
     trees = [Digest(digest) for digest in rows.each_tree(db)]
     attestations = rows.each_attestation(db)
+    current = release_statements.each_current(db)
     problems = [p for key, size in live if (p := _blob_problem(layout, key, size))]
     problems += [p for digest in trees if (p := _tree_problem(reader, records, digest))]
     problems += [p for item in attestations if (p := _envelope_problem(reader, *item))]
+    problems += [p for statement in current if (p := _release_problem(reader, statement))]
     leftovers = _leftovers(layout, records)
     return Report(
         blobs=len(live),
         trees=len(trees),
-        envelopes=len(attestations),
+        envelopes=len(attestations) + len(current),
         size_bytes=sum(size for _, size in live),
         problems=tuple(sorted(problems)),
         leftovers=tuple(sorted(os.path.relpath(path, root) for path in leftovers)),
@@ -132,6 +138,17 @@ def _envelope_problem(reader: StoreReader, sha256: str, digest: str | None) -> s
     return None
 
 
+def _release_problem(reader: StoreReader, statement: CurrentStatement) -> str | None:
+    try:
+        data = reader.envelope(statement.envelope_sha256)
+        verified = reader.verify(Digest.parse(statement.digest), statement.provenance_sha256)
+        now_ms = time.time_ns() // 1_000_000
+        reader.verify_release(data, verified, env_id=statement.env_id, above=None, now_ms=now_ms)
+    except ArtifactError as error:
+        return f"release of {statement.environment}: {error}"
+    return None
+
+
 def _leftovers(layout: Layout, records: Records) -> list[str]:
     known = _known_paths(layout, records)
     found = [path for path in _each_path(layout) if path not in known]
@@ -148,6 +165,7 @@ def _known_paths(layout: Layout, records: Records) -> set[str]:
     paths = {blob_path(layout, key) for key in rows.each_key(db)}
     paths.update(layout.tree(Digest(digest)) for digest in rows.each_known_tree(db))
     paths.update(layout.envelope(sha256) for sha256, _ in rows.each_attestation(db))
+    paths.update(layout.envelope(sha256) for sha256 in release_statements.each_name(db))
     return paths
 
 

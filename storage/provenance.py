@@ -20,8 +20,15 @@ from typing import Any, cast
 from storage.envelope import decode_json, encode_json
 from storage.errors import SignatureInvalidError
 from storage.manifest import Manifest
+from storage.statement import (
+    STATEMENT_TYPE,
+    expect,
+    optional_text,
+    read_subject,
+    subject_of,
+    text,
+)
 
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:gitd:build:v2"
 BUILD_TYPE_1 = "urn:gitd:build:v1"
@@ -102,7 +109,7 @@ def build_provenance(provenance: Provenance, manifest: Manifest) -> bytes:
     return encode_json(
         {
             "_type": STATEMENT_TYPE,
-            "subject": [subject_of(provenance.site, manifest)],
+            "subject": [subject_of(provenance.site, manifest.digest, manifest.sha256)],
             "predicateType": PREDICATE_TYPE,
             "predicate": {
                 "buildDefinition": _definition(provenance),
@@ -120,11 +127,6 @@ def build_provenance(provenance: Provenance, manifest: Manifest) -> bytes:
             },
         }
     )
-
-
-def subject_of(site: str, manifest: Manifest) -> dict[str, object]:
-    """The subject of a statement about a tree: by both digests, and all of them count."""
-    return {"name": site, "digest": {"blake3": manifest.digest.hex(), "sha256": manifest.sha256}}
 
 
 def facts_digest(facts: Mapping[str, str]) -> str:
@@ -188,32 +190,28 @@ def parse_provenance(body: bytes, manifest: Manifest) -> Provenance:
 
 
 def _read(statement: dict[str, object], manifest: Manifest) -> Provenance:
-    _expect(statement["_type"], STATEMENT_TYPE)
-    _expect(statement["predicateType"], PREDICATE_TYPE)
-    (subject,) = cast("list[dict[str, Any]]", statement["subject"])
-    # All digests must agree, not any one of them: "any" would be as strong as the weaker.
-    _expect(subject, subject_of(_text(subject["name"]), manifest))
+    site = read_subject(statement, manifest.digest, manifest.sha256)
+    expect(statement["predicateType"], PREDICATE_TYPE)
     predicate = cast("dict[str, Any]", statement["predicate"])
     definition = predicate["buildDefinition"]
     build_type = definition["buildType"]
     external = definition["externalParameters"]
-    _expect(sorted(external), _EXTERNAL[build_type])
-    _expect(sorted(external["run"]), ["health", "release", "web"])
-    site = _text(subject["name"])
-    _expect(external["source"], _SOURCE_PREFIX + site)
+    expect(sorted(external), _EXTERNAL[build_type])
+    expect(sorted(external["run"]), ["health", "release", "web"])
+    expect(external["source"], _SOURCE_PREFIX + site)
     commit, *facts = definition["resolvedDependencies"]
     details = predicate["runDetails"]
     metadata = details["metadata"]
     provenance = Provenance(
         site=site,
-        ref=_optional_text(external["ref"]),
+        ref=optional_text(external["ref"]),
         commit=_object_id(commit["digest"]["gitCommit"]),
-        profile=_text(external["profile"]),
-        run=RunCommands(**{key: _optional_text(text) for key, text in external["run"].items()}),
-        build_id=_text(metadata["invocationId"]),
-        builder=_text(details["builder"]["id"]),
-        started_at=_text(metadata["startedOn"]),
-        finished_at=_text(metadata["finishedOn"]),
+        profile=text(external["profile"]),
+        run=RunCommands(**{key: optional_text(said) for key, said in external["run"].items()}),
+        build_id=text(metadata["invocationId"]),
+        builder=text(details["builder"]["id"]),
+        started_at=text(metadata["startedOn"]),
+        finished_at=text(metadata["finishedOn"]),
     )
     if provenance.profile not in PROFILES:
         raise ValueError("the profile is not one")
@@ -222,19 +220,19 @@ def _read(statement: dict[str, object], manifest: Manifest) -> Provenance:
     return replace(
         provenance,
         tree=_object_id(commit["digest"]["gitTree"]),
-        environment=_optional_text(external["environment"]),
+        environment=optional_text(external["environment"]),
         settings=_texts(external["settings"]),
         toolchain=_facts(facts, TOOLCHAIN),
         cache_inputs=_facts(facts, CACHE_INPUTS),
         submodules=tuple(_submodule(item) for item in facts if item["name"] == SUBMODULE),
-        gitd_version=_text(details["builder"]["version"]["gitd"]),
+        gitd_version=text(details["builder"]["version"]["gitd"]),
     )
 
 
 def _submodule(dependency: dict[str, Any]) -> Submodule:
     return Submodule(
-        _text(dependency["annotations"]["path"]),
-        _text(dependency["uri"]).removeprefix(_SOURCE_PREFIX),
+        text(dependency["annotations"]["path"]),
+        text(dependency["uri"]).removeprefix(_SOURCE_PREFIX),
         _object_id(dependency["digest"]["gitCommit"]),
     )
 
@@ -245,31 +243,16 @@ def _facts(dependencies: list[dict[str, Any]], name: str) -> dict[str, str]:
         return {}
     (item,) = found
     facts = _texts(item["annotations"])
-    _expect(item["digest"], {"sha256": facts_digest(facts)})
+    expect(item["digest"], {"sha256": facts_digest(facts)})
     return facts
 
 
-def _expect(found: object, wanted: object) -> None:
-    if found != wanted:
-        raise ValueError(f"{str(found)[:200]} instead of {wanted}")
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.100} is no text")
-    return value
-
-
 def _texts(value: dict[str, object]) -> dict[str, str]:
-    return {_text(name): _text(text) for name, text in value.items()}
+    return {text(name): text(said) for name, said in value.items()}
 
 
 def _object_id(value: object) -> str:
-    text = _text(value)
-    if not _OBJECT_ID.fullmatch(text):
-        raise ValueError(f"{text:.100} is no object id")
-    return text
-
-
-def _optional_text(value: object) -> str | None:
-    return None if value is None else _text(value)
+    name = text(value)
+    if not _OBJECT_ID.fullmatch(name):
+        raise ValueError(f"{name:.100} is no object id")
+    return name

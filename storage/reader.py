@@ -14,6 +14,10 @@ from storage.envelope import ENVELOPE_BYTES_MAX, IN_TOTO_TYPE, unseal
 from storage.errors import (
     ArtifactCorruptError,
     ArtifactMissingError,
+    ReleaseElsewhereError,
+    ReleaseExpiredError,
+    ReleaseInvalidError,
+    ReleaseReplayedError,
     SignatureInvalidError,
     StoreUnusableError,
 )
@@ -22,6 +26,7 @@ from storage.layout import FORMAT_LINE, Layout
 from storage.links import escaping_link
 from storage.manifest import MANIFEST_BYTES_MAX, Manifest
 from storage.provenance import Provenance, parse_provenance
+from storage.release_statement import ReleaseStatement, parse_release
 from storage.trust import Keyring
 from storage.trust_memory import TrustMemory
 
@@ -117,6 +122,51 @@ class StoreReader:
     def verify_blobs(self, verified: VerifiedArtifact) -> None:
         """Read every file of the artifact in the store. See `storage.materialise`."""
         materialise.verify_blobs(self.layout, verified.manifest)
+
+    def verify_release(
+        self,
+        data: bytes,
+        verified: VerifiedArtifact,
+        *,
+        env_id: str,
+        above: int | None,
+        now_ms: int,
+    ) -> ReleaseStatement:
+        """Check an envelope that says that a verified artifact may run on an environment.
+
+        `above`: the sequence that the environment went by before; None when it went by this very
+        statement.
+
+        Raises:
+            ReleaseInvalidError: It does not hold, or is about another artifact or site; a leaf of
+                it: about another environment, by a retired key, not new enough, or expired.
+            SignatureInvalidError: The trusted keys do not hold.
+        """
+        keyring = self.keyring()
+        digest, manifest_sha256 = verified.digest, verified.manifest.sha256
+        try:
+            opened = unseal(data, payload_type=IN_TOTO_TYPE, public_key=keyring.release_key)
+        except SignatureInvalidError as error:
+            raise ReleaseInvalidError(f"the release statement: {error}") from error
+        said = parse_release(opened.body, digest=digest, manifest_sha256=manifest_sha256)
+        keyring.authorize_release(opened.key_ids, site=said.site, is_new=above is not None)
+        if (said.site, said.provenance_sha256) != (
+            verified.provenance.site,
+            verified.envelope_sha256,
+        ):
+            raise ReleaseInvalidError("the release statement goes by another provenance")
+        if said.env_id != env_id:
+            raise ReleaseElsewhereError(
+                f"the release statement is for {said.environment} ({said.env_id}), not for {env_id}"
+            )
+        if above is not None and said.sequence <= above:
+            raise ReleaseReplayedError(
+                f"the release statement has the sequence {said.sequence}, and the environment went"
+                f" by {above} before"
+            )
+        if said.is_over(now_ms):
+            raise ReleaseExpiredError(f"the release statement held until {said.expires_at}")
+        return said
 
     def materialise(
         self, verified: VerifiedArtifact, dest: Path, *, beside: Path | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -221,19 +221,36 @@ def load_keyring(folder: Path, *, root_key_ids: frozenset[str] | None) -> Keyrin
     Raises:
         SignatureInvalidError: There is none, one is missing between, or one does not hold.
     """
-    keyring: Keyring | None = None
-    for version in range(1, GENERATION_COUNT_MAX + 1):
+    return keyring_of(read_generations(folder), root_key_ids=root_key_ids)
+
+
+def read_generations(folder: Path) -> list[bytes]:
+    """Return the generations as they lie in the folder, the first one first.
+
+    Raises:
+        SignatureInvalidError: One is missing between, or cannot be read.
+    """
+    found: list[bytes] = []
+    while len(found) < GENERATION_COUNT_MAX:
+        name = f"root.{len(found) + 1}.json"
         try:
-            data = read_bounded(folder / f"root.{version}.json", size_bytes_max=ENVELOPE_BYTES_MAX)
+            found.append(read_bounded(folder / name, size_bytes_max=ENVELOPE_BYTES_MAX))
         except FileNotFoundError:
             break
         except OSError as error:
-            raise SignatureInvalidError(f"trust: root.{version}.json: {error}") from error
+            raise SignatureInvalidError(f"trust: {name}: {error}") from error
+    if len(list(folder.glob("root.*.json"))) != len(found):
+        raise SignatureInvalidError("trust: a generation is missing")
+    return found
+
+
+def keyring_of(generations: Sequence[bytes], *, root_key_ids: frozenset[str] | None) -> Keyring:
+    """Check generations, the first one first, and return the newest. See `load_keyring`."""
+    keyring: Keyring | None = None
+    for version, data in enumerate(generations, start=1):
         keyring = _check(data, version, keyring, root_key_ids)
     if keyring is None:
         raise SignatureInvalidError("trust: there are no trusted keys")
-    if len(list(folder.glob("root.*.json"))) != keyring.version:
-        raise SignatureInvalidError("trust: a generation is missing")
     return keyring
 
 

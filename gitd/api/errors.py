@@ -404,6 +404,46 @@ _ROWS = (
         "gitd failed while it built, or while it kept the output.",
         "See the server's log; then build again.",
     ),
+    *(
+        ErrorCode(JOB, code, f"{meaning} The prior release goes on serving.", remedy)
+        for code, meaning, remedy in (
+            (
+                "release.unsigned",
+                "The server could not sign that the artifact is to run.",
+                "See the server's log: its signing key cannot be used.",
+            ),
+            (
+                "release.statement_missing",
+                "The site host was given no statement that the artifact is to run.",
+                "Update and restart the server; then deploy again.",
+            ),
+            (
+                "release.statement_invalid",
+                "The statement that the artifact is to run does not hold.",
+                "See the site host's log; find out who speaks for the server.",
+            ),
+            (
+                "release.key_retired",
+                "The statement that the artifact is to run bears a key that was retired before.",
+                "Restart the server, so that it signs with the present key; then deploy again.",
+            ),
+            (
+                "release.wrong_environment",
+                "The statement that the artifact is to run is for another environment.",
+                "See the site host's log; find out who speaks for the server.",
+            ),
+            (
+                "release.replayed",
+                "The environment went by a newer statement than the one that the server sent.",
+                "Deploy again; if it stays so, the server's records are older than the site host.",
+            ),
+            (
+                "release.expired",
+                "The statement that the artifact is to run holds no longer.",
+                "Deploy again; see that the clocks of server and site host agree.",
+            ),
+        )
+    ),
     ErrorCode(
         JOB,
         "deployment.host_unavailable",

@@ -48,6 +48,7 @@ class EnvironmentKeeper:
         self._outbox = Outbox(line)
         self._desired: Desired | None = None
         self._failed: Report | None = None
+        self._failed_release: str | None = None
         self._is_removed = False
         self._is_new = asyncio.Event()
         self._predecessor = predecessor
@@ -144,7 +145,7 @@ class EnvironmentKeeper:
                 and current.deployment_id == desired.deployment_id
                 and current.artifact == desired.artifact
             ):
-                self._outbox.put(Report(self._env_id, desired.deployment_id, "serving"))
+                await self._adopt(desired, desired.deployment_id)
                 return
             if self._has_failed_for_good(desired):
                 return
@@ -152,26 +153,57 @@ class EnvironmentKeeper:
         except Exception as error:  # noqa: BLE001 - as above
             _log.exception("environment_failed", env_id=self._env_id)
             if desired.deployment_id is not None:
-                self._fail(desired.deployment_id, HOST_FAILED, repr(error))
+                self._fail(desired, desired.deployment_id, HOST_FAILED, repr(error))
+
+    async def _adopt(self, desired: Desired, deployment_id: str) -> None:
+        """Go by the desired release statement for what is served already."""
+        if not self._rollout.goes_by(desired):
+            try:
+                await self._rollout.adopt(desired)
+            except RollFailedError as error:
+                _log.warning("release_refused", env_id=self._env_id, code=error.code)
+                self._fail(desired, deployment_id, error.code, str(error))
+                return
+        self._outbox.put(self._report(deployment_id))
 
     def _has_failed_for_good(self, desired: Desired) -> bool:
         """Say whether a roll failed already, and tell control again if so.
 
         What was wrong with the artifact may have been mended. That is looked at again where
-        nothing is served that could go on.
+        nothing is served that could go on. Another release statement makes it another roll.
         """
         failed = self._failed
         if failed is None or failed.error is None or failed.deployment_id != desired.deployment_id:
+            return False
+        if self._failed_release != desired.release:
             return False
         if self._rollout.serving.current is None and failed.error.code.startswith("artifact."):
             return False
         self._outbox.put(failed)
         return True
 
-    def _fail(self, deployment_id: str, code: str, message: str) -> None:
-        failure = RollFailure(code, message)
-        self._failed = Report(self._env_id, deployment_id, "failed", failure)
+    def _fail(self, desired: Desired, deployment_id: str, code: str, message: str) -> None:
+        self._failed = self._report(deployment_id, error=RollFailure(code, message))
+        self._failed_release = desired.release
         self._outbox.put(self._failed)
+
+    def _report(
+        self,
+        deployment_id: str,
+        *,
+        error: RollFailure | None = None,
+        timings: dict[str, float] | None = None,
+    ) -> Report:
+        current = self._rollout.serving.current
+        return Report(
+            self._env_id,
+            deployment_id,
+            "failed" if error is not None else "serving",
+            error,
+            timings or {},
+            sequence=self._rollout.state.release_sequence,
+            serves=current.deployment_id if current is not None else None,
+        )
 
     async def _roll(self, desired: Desired, deployment_id: str) -> None:
         journal = RollJournal(self._outbox, deployment_id)
@@ -180,14 +212,14 @@ class EnvironmentKeeper:
             timings = await self._rollout.roll(desired, journal)
         except RollFailedError as error:
             log.warning("roll_failed", code=error.code, reason=str(error))
-            self._fail(deployment_id, error.code, str(error))
+            self._fail(desired, deployment_id, error.code, str(error))
         except asyncio.CancelledError:
             log.info("roll_abandoned")
             raise
         else:
             log.info("rolled", **timings)
             self._failed = None
-            self._outbox.put(Report(self._env_id, deployment_id, "serving", timings=timings))
+            self._outbox.put(self._report(deployment_id, timings=timings))
 
 
 class Reconciler:

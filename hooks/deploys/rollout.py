@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from hooks.builds.limits import Limits
+from hooks.clock import now_ms
 from hooks.deploys.control import RollJournal
 from hooks.deploys.errors import HOST_FAILED, RollFailedError
 from hooks.deploys.forwarding import TrustedProxies
@@ -40,11 +41,17 @@ from storage.errors import (
     ArtifactCorruptError,
     ArtifactMissingError,
     DigestInvalidError,
+    ReleaseElsewhereError,
+    ReleaseExpiredError,
+    ReleaseInvalidError,
+    ReleaseKeyRetiredError,
+    ReleaseReplayedError,
     SignatureInvalidError,
     StorageError,
 )
 from storage.materialise import verify_tree
 from storage.reader import StoreReader, VerifiedArtifact
+from storage.release_statement import ReleaseStatement
 
 DRAIN_S: Final = 10.0
 STOP_GRACE_S: Final = 10.0
@@ -58,6 +65,13 @@ START_COUNT_MAX: Final = 8
 """So many web processes start at once after a start of the host."""
 THREADS: Final = 2 * UNPACK_COUNT_MAX
 
+_RELEASE_CODES: Final[Mapping[type[ReleaseInvalidError], str]] = {
+    ReleaseInvalidError: "release.statement_invalid",
+    ReleaseKeyRetiredError: "release.key_retired",
+    ReleaseElsewhereError: "release.wrong_environment",
+    ReleaseReplayedError: "release.replayed",
+    ReleaseExpiredError: "release.expired",
+}
 P = ParamSpec("P")
 T = TypeVar("T")
 _log = structlog.get_logger()
@@ -135,6 +149,7 @@ class Rollout:
     ) -> None:
         with timings.of("verify"):
             verified = await self._verify(desired.site, artifact)
+            statement = await self._verify_release(desired, verified)
         journal.say(_verified_line(verified), stage="verify", progress=20)
         with timings.of("unpack"):
             folder = await self._unpack(verified, is_roll=True)
@@ -142,11 +157,11 @@ class Rollout:
         if self._wants_release_command(desired, verified):
             with timings.of("release"):
                 await self._run_release_command(desired, verified, folder, journal)
-        served = self._next_served(deployment_id, artifact, folder)
+        served = self._next_served(desired, deployment_id, artifact, folder)
         with timings.of("start"):
             responder = await self._start(desired, verified, served, journal)
         with timings.of("switch"):
-            await _to_the_end(self._switch(served, responder))
+            await _to_the_end(self._switch(served, responder, statement.sequence))
         journal.say("switched", stage="switch", progress=100)
 
     async def resume(self) -> None:
@@ -161,10 +176,11 @@ class Rollout:
                 if served is None:
                     return
                 verified = await self._verify(self.state.site, served.artifact)
+                await self._verify_served(served, verified)
                 folder = await self._unpack(verified, is_roll=False)
                 served = msgspec.structs.replace(served, folder=folder)
                 responder = await self._resumed(verified, served)
-                await _to_the_end(self._switch(served, responder))
+                await _to_the_end(self._switch(served, responder, self.state.release_sequence))
         except RollFailedError as error:
             _log.error("release_refused", env_id=self.state.env_id, code=error.code, why=str(error))
             self.refuse(error.code)
@@ -172,6 +188,25 @@ class Rollout:
     def refuse(self, code: str) -> None:
         """Serve nothing, because what should be served does not hold."""
         self._retire(self.serving.take_down(Absence.REFUSED, code=code))
+
+    def goes_by(self, desired: Desired) -> bool:
+        """Say whether the environment went by the desired release statement already."""
+        served = self.state.served
+        return desired.release is None or (served is not None and served.release == desired.release)
+
+    async def adopt(self, desired: Desired) -> None:
+        """Go by another release statement for what is served: nothing else changes.
+
+        Raises:
+            RollFailedError: It does not hold; the one before stays.
+        """
+        served = self.state.served
+        assert served is not None, "it is served"
+        with _as_roll_failures():
+            verified = await self._verify(desired.site, served.artifact)
+            statement = await self._verify_release(desired, verified)
+            adopted = msgspec.structs.replace(served, release=desired.release)
+            await self._write(self.state.serving(adopted, statement.sequence))
 
     async def withdraw(self) -> None:
         """Serve nothing any more; the data stays."""
@@ -208,6 +243,42 @@ class Rollout:
         digest = Digest.parse(artifact.digest)
         return await self._tools.in_thread(
             self._tools.reader.verify, digest, artifact.envelope, site=site
+        )
+
+    async def _verify_release(
+        self, desired: Desired, verified: VerifiedArtifact
+    ) -> ReleaseStatement:
+        """Check that control says that the artifact is to run here, and runs here not yet."""
+        if desired.release is None:
+            raise RollFailedError(
+                "release.statement_missing", "control sent no statement with the release"
+            )
+        above = None if self.goes_by(desired) else self.state.release_sequence
+        return await self._check_release(desired.release, verified, above)
+
+    async def _verify_served(self, served: ServedState, verified: VerifiedArtifact) -> None:
+        """Check the statement that the environment went by before this start.
+
+        One that was served before statements were signed has none; once there was one there must be
+        one.
+        """
+        if served.release is not None:
+            await self._check_release(served.release, verified, None)
+        elif self.state.release_sequence:
+            raise RollFailedError(
+                "release.statement_missing", "the statement of what was served is gone"
+            )
+
+    async def _check_release(
+        self, envelope: str, verified: VerifiedArtifact, above: int | None
+    ) -> ReleaseStatement:
+        return await self._tools.in_thread(
+            self._tools.reader.verify_release,
+            envelope.encode(),
+            verified,
+            env_id=self.state.env_id,
+            above=above,
+            now_ms=now_ms(),
         )
 
     async def _unpack(self, verified: VerifiedArtifact, *, is_roll: bool) -> str:
@@ -327,18 +398,22 @@ class Rollout:
 
     # -- switch and drain -----------------------------------------------------------------------
 
-    def _next_served(self, deployment_id: str, artifact: ArtifactPin, folder: str) -> ServedState:
+    def _next_served(
+        self, desired: Desired, deployment_id: str, artifact: ArtifactPin, folder: str
+    ) -> ServedState:
         before = self.state.served
         # A whole second that has not begun when the switch happens: who fetched the release before
         # can hold no time as late as this.
         modified_s = max(int(time.time()) + 2, before.modified_s + 1 if before else 0)
-        return ServedState(deployment_id, artifact, folder, modified_s)
+        return ServedState(deployment_id, artifact, folder, modified_s, desired.release)
 
-    async def _switch(self, served: ServedState, responder: Responder) -> None:
+    async def _switch(
+        self, served: ServedState, responder: Responder, release_sequence: int
+    ) -> None:
         """Make it so on the disk, then for the next request."""
         release = ServedRelease(served.deployment_id, served.artifact, responder)
         try:
-            after = self.state.serving(served)
+            after = self.state.serving(served, release_sequence)
             if after != self.state:
                 await self._write(after)
         except BaseException:
@@ -413,6 +488,8 @@ def _as_roll_failures() -> Iterator[None]:
     """Say of storage's errors what they mean for a roll."""
     try:
         yield
+    except ReleaseInvalidError as error:
+        raise RollFailedError(_RELEASE_CODES[type(error)], str(error)) from error
     except SignatureInvalidError as error:
         raise RollFailedError("artifact.signature_invalid", str(error)) from error
     except ArtifactMissingError as error:

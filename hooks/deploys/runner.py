@@ -3,17 +3,24 @@
 An environment should serve its deployment under way, or else its current release. The host hears
 of every change, makes it so, and reports; a report ends the deployment and makes its release, in
 one transaction. Deployments of one environment go one after the other, in the order of their ids.
+
+What a host is told bears a release statement with the environment's next sequence. A host that went
+by a newer one refuses it and says so. Then control signs another, above that: for a deployment
+under way, since somebody wants it now, and for the current release as long as the records are not
+older than the host. Records that were put back from an old copy roll nothing back by themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 import structlog
 
+from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.wire import (
     PING_EVERY_S,
     ArtifactPin,
@@ -26,7 +33,9 @@ from hooks.deploys.wire import (
     RollLog,
     Snapshot,
 )
+from hooks.errors import RefusedError
 from hooks.jobs import JobChanges, Jobs
+from storage.errors import StorageError
 from storage.ids import new_id
 from storage.joblog import LogLine
 from storage.model import (
@@ -38,12 +47,22 @@ from storage.model import (
     JobType,
     Release,
 )
-from storage.records import artifacts, deployments, environments, releases, sites
+from storage.records import (
+    artifacts,
+    deployments,
+    environments,
+    release_statements,
+    releases,
+    sites,
+)
+from storage.records.release_statements import IssuedStatement
 
 log = structlog.get_logger(__name__)
 
 REAP_EVERY_S = 0.5
 PROGRESS_EVERY_S = 1.0
+RELEASE_REFUSED = "release."  # how the codes begin with which a host refuses a statement
+REISSUE_COUNT_MAX = 3  # statements in a row for what a host refuses
 HOST = "host"  # the source of the site host's lines in the job's log
 
 
@@ -64,6 +83,7 @@ class _Rolling:
     lines_seen: int
     progress: int = 0
     progress_at: float = 0.0
+    is_issued: bool = False
     is_ending: bool = False
 
 
@@ -73,6 +93,7 @@ class RollRunner:
     def __init__(
         self,
         jobs: Jobs,
+        issuer: ReleaseIssuer,
         *,
         limits: RollLimits,
         domain: str,
@@ -81,10 +102,12 @@ class RollRunner:
         """`relieve` makes room on a full disk: the host's too, which writes what it serves."""
         self._relieve = relieve
         self._jobs = jobs
+        self._issuer = issuer
         self._records = jobs.records
         self._limits = limits
         self._domain = domain
         self._rolling: dict[str, _Rolling] = {}
+        self._reissued: Counter[str] = Counter()
         self._told: tuple[int, str | None] = (0, None)
         self._hosts: set[asyncio.Queue[DesiredMessage | None]] = set()
         self._hostless_since: float | None = None
@@ -95,8 +118,11 @@ class RollRunner:
 
     def recover(self) -> None:
         """After a start: go on with the deployments that were queued or under way."""
-        for deployment in deployments.unfinished(self._records.reader()):
+        reader = self._records.reader()
+        self._issuer.recover()
+        for deployment in deployments.unfinished(reader):
             self._advance(deployment.env_id)
+        self._spawn(self._renew())
 
     async def reap(self) -> None:
         """End rolls that take too long, for ever."""
@@ -104,6 +130,7 @@ class RollRunner:
             await asyncio.sleep(REAP_EVERY_S)
             now = self._now()
             self._tell_what_others_made()
+            await self._renew()
             if self._hosts:
                 self._hostless_since = None
             elif self._hostless_since is None:
@@ -143,7 +170,12 @@ class RollRunner:
 
         A deployment that is over stays as it is: the host is told again what it should serve.
         """
+        self._issuer.note_sequence(report.env_id, report.sequence)
         rolling = self._rolling.get(report.env_id)
+        if report.status == "serving":
+            self._reissued.pop(report.env_id, None)
+        elif await self._heal(report, rolling):
+            return
         if rolling is None or rolling.deployment.id != report.deployment_id:
             if report.status == "serving" and not self._is_desired(report):
                 self._tell(report.env_id)
@@ -199,17 +231,79 @@ class RollRunner:
         deployment = waiting[0]
         self._relieve()
         seen = self._jobs.joblogs.lines_seen(deployment.job_id, HOST)
-        self._rolling[env_id] = _Rolling(deployment, self._now(), seen)
-        self._tell(env_id)
-        if deployment.status is JobStatus.QUEUED:
-            self._spawn(self._mark_running(deployment))
+        rolling = self._rolling[env_id] = _Rolling(deployment, self._now(), seen)
+        self._spawn(self._begin(rolling))
 
-    async def _mark_running(self, deployment: Deployment) -> None:
-        def change(changes: JobChanges) -> None:
-            if changes.start(deployment.job_id) is not None:
-                deployments.start(changes.db, deployment.id, changes.now)
+    async def _begin(self, rolling: _Rolling) -> None:
+        """Sign that the deployment is to happen, write down that it does, and tell the host."""
+        if await self._signed(rolling, self._issuer.begin(rolling.deployment)):
+            rolling.is_issued = True
+            self._tell(rolling.deployment.env_id)
 
-        await self._jobs.commit(change)
+    async def _signed(self, rolling: _Rolling, issuing: Awaitable[bool]) -> bool:
+        """Await a statement for the deployment under way; end that when it cannot be had."""
+        try:
+            return await issuing
+        except RefusedError as error:
+            await self._fail(rolling, Failure(error.code, str(error)))
+        except StorageError:
+            log.exception("release_unsigned", env_id=rolling.deployment.env_id)
+            message = "The server could not sign the release. Its log says why."
+            await self._fail(rolling, Failure("release.unsigned", message))
+        return False
+
+    async def _heal(self, report: Report, rolling: _Rolling | None) -> bool:
+        """Answer a host that refused a statement with a newer one, and say whether that was done.
+
+        Only for what it is wanted to serve, and not for ever.
+        """
+        error = report.error
+        if error is None or not error.code.startswith(RELEASE_REFUSED):
+            return False
+        wanted = self._wanted_deployment(self._records.reader(), report.env_id)
+        if wanted is None or wanted.id != report.deployment_id:
+            return False
+        if self._reissued[report.env_id] >= REISSUE_COUNT_MAX:
+            return False
+        self._reissued[report.env_id] += 1
+        if rolling is not None and rolling.is_issued:
+            if rolling.is_ending:
+                return False
+            again = self._issuer.again(wanted, rollback=False)
+            is_done = await self._signed(rolling, again)
+        else:
+            is_done = await self._heal_current(report, wanted)
+        if is_done:
+            log.info("release_reissued", env_id=report.env_id, why=error.code)
+            self._tell(report.env_id)
+        return True
+
+    async def _heal_current(self, report: Report, wanted: Deployment) -> bool:
+        is_elsewhere = report.serves is not None and report.serves != wanted.id
+        if is_elsewhere and not self._issuer.has_issued(report.env_id, report.sequence):
+            log.error(
+                "records_older_than_environment",
+                env_id=report.env_id,
+                sequence=report.sequence,
+                serves=report.serves,
+                advice="it serves what it did; deploy or roll back to decide what it should serve",
+            )
+            return False
+        try:
+            return await self._issuer.again(wanted, rollback=is_elsewhere)
+        except (RefusedError, StorageError) as error:
+            log.error("release_unsigned", env_id=report.env_id, reason=str(error))  # noqa: TRY400 - a fact
+            return False
+
+    async def _renew(self) -> None:
+        """Tell hosts of statements that took the place of others, as after a rotation."""
+        try:
+            renewed = await self._issuer.renew()
+        except (RefusedError, StorageError) as error:
+            log.error("releases_unsigned", reason=str(error))  # noqa: TRY400 - a fact, no bug
+            return
+        for env_id in renewed:
+            self._tell(env_id)
 
     async def _succeed(self, rolling: _Rolling) -> None:
         rolling.is_ending = True
@@ -312,6 +406,7 @@ class RollRunner:
         site = sites.find(reader, environment.site_id)
         assert site is not None, "kept by a foreign key"
         deployment = self._wanted_deployment(reader, environment.id)
+        issued = release_statements.of_deployment(reader, deployment.id) if deployment else None
         return Desired(
             env_id=environment.id,
             site=site.name,
@@ -319,13 +414,14 @@ class RollRunner:
             kind=environment.kind.value,
             hostnames=(f"{environment.hostname}.{self._domain}",),
             deployment_id=deployment.id if deployment else None,
-            artifact=_pin(reader, deployment) if deployment else None,
+            artifact=_pin(reader, deployment, issued) if deployment else None,
             release_command=deployment.runs_release_command if deployment else False,
+            release=issued.envelope if issued else None,
         )
 
     def _wanted_deployment(self, reader: sqlite3.Connection, env_id: str) -> Deployment | None:
         rolling = self._rolling.get(env_id)
-        if rolling is not None:
+        if rolling is not None and rolling.is_issued:
             return rolling.deployment
         current = releases.current(reader, env_id)
         return deployments.get(reader, current.deployment_id) if current else None
@@ -344,7 +440,11 @@ class RollRunner:
         return asyncio.get_running_loop().time()
 
 
-def _pin(reader: sqlite3.Connection, deployment: Deployment) -> ArtifactPin:
+def _pin(
+    reader: sqlite3.Connection, deployment: Deployment, issued: IssuedStatement | None
+) -> ArtifactPin:
+    """The artifact, and the provenance that the release statement names."""
     artifact = artifacts.get(reader, deployment.artifact_id)
     assert artifact is not None, "kept by a foreign key"
-    return ArtifactPin(artifact.id, artifact.digest, deployment.envelope_sha256)
+    envelope = issued.provenance_sha256 if issued is not None else deployment.envelope_sha256
+    return ArtifactPin(artifact.id, artifact.digest, envelope)

@@ -44,18 +44,21 @@ class KeptRelease(msgspec.Struct, frozen=True):
 class ServedState(msgspec.Struct, frozen=True):
     """What is served, and from which folder.
 
-    `modified_s`: what static files have as `Last-Modified`, in seconds since 1970.
+    `modified_s`: what static files have as `Last-Modified`, in seconds since 1970. `release`: the
+    envelope of the release statement that it was switched by; a host of version 0.1 knew none.
     """
 
     deployment_id: str
     artifact: ArtifactPin
     folder: str
     modified_s: int
+    release: str | None = None
 
 
 class EnvironmentState(msgspec.Struct, frozen=True):
     """`kept`: the release folders, the one used last at the end. `sequence`: the last number given
-    to one.
+    to one. `release_sequence`: that of the release statement that the environment went by last; 0
+    before it went by any.
     """
 
     env_id: str
@@ -66,6 +69,7 @@ class EnvironmentState(msgspec.Struct, frozen=True):
     served: ServedState | None = None
     kept: tuple[KeptRelease, ...] = ()
     sequence: int = 0
+    release_sequence: int = 0
     format: int = 1
 
     def named_as(self, desired: Desired) -> EnvironmentState:
@@ -77,11 +81,16 @@ class EnvironmentState(msgspec.Struct, frozen=True):
             hostnames=desired.hostnames,
         )
 
-    def serving(self, served: ServedState) -> EnvironmentState:
+    def serving(self, served: ServedState, release_sequence: int = 0) -> EnvironmentState:
         """Return the state after the switch to `served`, with the folders that are kept then."""
         used = KeptRelease(served.folder, served.artifact.digest)
         others = tuple(kept for kept in self.kept if kept.folder != served.folder)
-        return msgspec.structs.replace(self, served=served, kept=(*others, used)[-KEEP_COUNT:])
+        return msgspec.structs.replace(
+            self,
+            served=served,
+            kept=(*others, used)[-KEEP_COUNT:],
+            release_sequence=max(release_sequence, self.release_sequence),
+        )
 
     def folder_of(self, digest: Digest) -> str | None:
         """Return the folder that holds this artifact, if one is kept."""

@@ -33,6 +33,8 @@ class Desired(msgspec.Struct, frozen=True):
     """What an environment should serve. Without an artifact it has nothing to run yet.
 
     `release_command`: run the release's `release` command, if it has one, before the switch.
+    `release`: the envelope of the release statement, as JSON; a control that signs none (0.1) gives
+    none.
     """
 
     env_id: str
@@ -43,6 +45,7 @@ class Desired(msgspec.Struct, frozen=True):
     deployment_id: str | None
     artifact: ArtifactPin | None
     release_command: bool = False
+    release: str | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag_field="type", tag="snapshot"):
@@ -74,13 +77,19 @@ class RollFailure(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """How a deployment stands at the host. `timings`: seconds by phase of the roll."""
+    """How a deployment stands at the host. `timings`: seconds by phase of the roll.
+
+    `sequence`: of the release statement that the environment goes by; 0 when it never had one.
+    `serves`: the deployment that it serves now, whatever this report is about.
+    """
 
     env_id: str
     deployment_id: str
     status: Literal["serving", "failed"]
     error: RollFailure | None = None
     timings: dict[str, float] = {}
+    sequence: int = 0
+    serves: str | None = None
 
 
 class RollLogLine(msgspec.Struct, frozen=True):

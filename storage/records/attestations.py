@@ -60,6 +60,18 @@ def best(db: sqlite3.Connection, site_id: str, artifact_id: str) -> Attestation 
     return None if row is None else read(row)
 
 
+def of_artifact(
+    db: sqlite3.Connection, site_id: str, artifact_id: str, *, limit_count: int
+) -> list[Attestation]:
+    """The newest statements of a site that are not revoked, newest first."""
+    rows = db.execute(
+        "SELECT * FROM attestation WHERE site_id = ? AND artifact_id = ? AND revoked = 0"
+        " ORDER BY build_id DESC LIMIT ?",
+        (site_id, artifact_id, limit_count),
+    )
+    return [read(row) for row in rows]
+
+
 def by_envelope(db: sqlite3.Connection, envelope_sha256: str) -> Attestation | None:
     row = db.execute(
         "SELECT * FROM attestation WHERE envelope_sha256 = ?", (envelope_sha256,)

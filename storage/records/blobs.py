@@ -108,9 +108,12 @@ def has_tree(db: sqlite3.Connection, digest: bytes) -> bool:
 
 
 def is_attested(db: sqlite3.Connection, envelope_sha256: str) -> bool:
+    """Whether an envelope counts: as the provenance of an artifact, or as a release statement."""
     return (
         db.execute(
-            "SELECT 1 FROM attestation WHERE envelope_sha256 = ?", (envelope_sha256,)
+            "SELECT 1 FROM attestation WHERE envelope_sha256 = ?"
+            " UNION SELECT 1 FROM release_statement WHERE envelope_sha256 = ?",
+            (envelope_sha256, envelope_sha256),
         ).fetchone()
         is not None
     )
@@ -171,10 +174,12 @@ def referred(db: sqlite3.Connection, digest: bytes) -> set[bytes]:
 def each_attestation(db: sqlite3.Connection) -> list[tuple[str, str | None]]:
     """Return the name of each envelope, and the digest that it is about in text form.
 
-    None instead of the digest: the tree was forgotten, and the statement stays, as history.
+    None instead of the digest: the tree was forgotten, or the statement was revoked, and it stays
+    as history.
     """
     rows = db.execute(
-        "SELECT envelope_sha256, CASE WHEN dropped_at IS NULL THEN digest END AS digest"
+        "SELECT envelope_sha256,"
+        " CASE WHEN dropped_at IS NULL AND revoked = 0 THEN digest END AS digest"
         " FROM attestation JOIN artifact ON artifact.id = attestation.artifact_id"
     )
     return [(row[0], row[1]) for row in rows]

@@ -93,6 +93,11 @@ def start(db: sqlite3.Connection, deployment_id: str, at: int) -> None:
     update(db, "deployment", deployment_id, {"status": "running", "started_at": at})
 
 
+def go_by(db: sqlite3.Connection, deployment_id: str, envelope_sha256: str) -> None:
+    """Let another provenance speak for the deployment's artifact."""
+    update(db, "deployment", deployment_id, {"envelope_sha256": envelope_sha256})
+
+
 def succeed(db: sqlite3.Connection, deployment_id: str, release_id: str, at: int) -> None:
     update(
         db,

@@ -221,3 +221,17 @@ def push_policies(db: Database) -> None:
 @MIGRATIONS()
 def superseded_builds(db: Database) -> None:
     _run(db, "ALTER TABLE build ADD COLUMN superseded_by TEXT")
+
+
+@MIGRATIONS()
+def release_statements(db: Database) -> None:
+    _run(
+        db,
+        """
+        CREATE TABLE release_statement(
+          envelope_sha256 TEXT PRIMARY KEY, env_id TEXT NOT NULL, sequence BIGINT NOT NULL,
+          deployment_id TEXT NOT NULL, key_id TEXT NOT NULL, provenance_sha256 TEXT NOT NULL,
+          envelope TEXT NOT NULL, issued_at BIGINT NOT NULL, UNIQUE(env_id, sequence));
+        CREATE INDEX release_statement_of ON release_statement(deployment_id, sequence);
+        """,
+    )

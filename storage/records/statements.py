@@ -90,6 +90,15 @@ def texts_of(text: str) -> tuple[str, ...]:
     return msgspec.json.decode(text, type=tuple[str, ...])
 
 
+def data_version(db: sqlite3.Connection) -> int:
+    """A number that changes when another connection, of whatever process, commits.
+
+    Source: sqlite.org "PRAGMA data_version".
+    """
+    (version,) = db.execute("PRAGMA data_version").fetchone()
+    return int(version)
+
+
 def newest_ids(db: sqlite3.Connection) -> list[str]:
     """The newest id of each kind of row that lists are ordered by."""
     tables = ("job", "push", "build", "deployment", "release")

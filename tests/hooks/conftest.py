@@ -14,6 +14,7 @@ from hooks.builds.packing import Packer
 from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
+from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from hooks.jobs import Jobs
@@ -87,7 +88,10 @@ class World:
         )
         builds = BuildRunner(jobs, sources, packer, limits=limits, housekeeping=housekeeping)
         rolls = RollRunner(
-            jobs, limits=RollLimits(roll_timeout_s=5, host_timeout_s=2), domain="localhost"
+            jobs,
+            ReleaseIssuer(jobs, custody, store.layout),
+            limits=RollLimits(roll_timeout_s=5, host_timeout_s=2),
+            domain="localhost",
         )
         return cls(
             root,

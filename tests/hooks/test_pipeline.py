@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from importlib.metadata import version
 
 import pytest
 
 from hooks.builds.wire import BuildError, Finish, Heartbeat, RunCommands
-from hooks.deploys.wire import Report, RollFailure, Snapshot
+from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Snapshot
 from hooks.errors import (
     AmbiguousEnvironmentError,
     IdempotencyKeyReusedError,
@@ -36,12 +37,24 @@ async def build(world, site, *, slug="production", deploy=False, ref="main"):
     return world.jobs.get(made.value.id)
 
 
-async def serve(world, env_id: str, *, status="serving", error=None) -> None:
-    """What the site host would answer to the deployment that is under way."""
-    wanted = await anext(world.rolls.desired())
-    assert isinstance(wanted, Snapshot)
-    (desired,) = [e for e in wanted.environments if e.env_id == env_id]
-    await world.rolls.report(Report(env_id, desired.deployment_id, status, error))
+async def serve(world, env_id: str, *, status="serving", error=None, sequence=0) -> Desired:
+    """What the site host would answer to the deployment that is under way, once it is told."""
+    waiting = deployments.unfinished(world.records.reader(), env_id)
+    desired = await told(world, env_id, waiting[0].id if waiting else None)
+    report = Report(env_id, desired.deployment_id, status, error, sequence=sequence)
+    await world.rolls.report(report)
+    return desired
+
+
+async def told(world, env_id: str, deployment_id: str | None = None) -> Desired:
+    """What a host that connects now is told of an environment; of this deployment, if given."""
+    async with contextlib.aclosing(world.rolls.desired()) as messages, asyncio.timeout(10):
+        async for message in messages:
+            told = message.environments if isinstance(message, Snapshot) else ()
+            for desired in (message.environment,) if isinstance(message, Changed) else told:
+                if desired.env_id == env_id and deployment_id in (None, desired.deployment_id):
+                    return desired
+    raise AssertionError(f"{env_id} was not told")
 
 
 async def deploy(world, site, content: bytes, commit, slug="production"):

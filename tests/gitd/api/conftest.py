@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
 from hooks.builds.wire import BatchLine, BuildError, Finish, LogBatch
+from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.deploys.wire import Report, RollFailure
 from hooks.follow import Addresses
@@ -33,7 +35,7 @@ from storage.digest import Digest
 from storage.joblog import JobLogs
 from storage.model import ApiKey
 from storage.reader import StoreReader
-from storage.records import api_keys
+from storage.records import api_keys, deployments, release_statements
 from storage.records.db import Records
 from storage.repos import Repositories
 
@@ -106,7 +108,10 @@ class Service:
         )
         self.builds = BuildRunner(self.jobs, sources, packer, limits=BuildLimits())
         self.rolls = RollRunner(
-            self.jobs, limits=RollLimits(roll_timeout_s=60, host_timeout_s=60), domain="localhost"
+            self.jobs,
+            ReleaseIssuer(self.jobs, self.custody, self.store.layout),
+            limits=RollLimits(roll_timeout_s=60, host_timeout_s=60),
+            domain="localhost",
         )
         self.addresses = Addresses(
             of_environment=lambda env: f"http://{env.hostname}.localhost:8081", server=self.url
@@ -250,10 +255,11 @@ class Service:
 
     async def serve(self, env_id: str, failure: RollFailure | None = None) -> None:
         """Answer the deployment that an environment should serve, as the site host would."""
-        wanted = await anext(self.rolls.desired())
-        (desired,) = [e for e in wanted.environments if e.env_id == env_id]
+        deployment, *_ = deployments.unfinished(self.records.reader(), env_id)
+        while release_statements.of_deployment(self.records.reader(), deployment.id) is None:
+            await asyncio.sleep(0)
         status = "failed" if failure else "serving"
-        await self.rolls.report(Report(env_id, desired.deployment_id, status, failure))
+        await self.rolls.report(Report(env_id, deployment.id, status, failure))
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -33,10 +35,13 @@ from hooks.deploys.wire import (
 )
 from storage import trust
 from storage.artifacts import ArtifactStore
+from storage.digest import Digest
 from storage.envelope import seal
+from storage.errors import DigestInvalidError
 from storage.ids import new_id
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
 from storage.records.db import Records
+from storage.release_statement import ReleaseStatement, build_release
 from storage.signing import SigningKey
 from storage.source import Limits, SourceFile, SourceLink
 
@@ -72,6 +77,7 @@ class Shelf:
         self.root_key = SigningKey.load_or_create(root / "root.key")
         trust.establish(self.layout.trust, root=self.root_key, signing=self.key)
         self.share_trust()
+        self._sequences: dict[str, int] = defaultdict(int)
 
     def share_trust(self) -> None:
         if UID is not None:
@@ -112,7 +118,6 @@ class Shelf:
         return self.put({"app.py": source}, profile="procfile", **run)
 
     def blob_of(self, pin: ArtifactPin, name: str) -> Path:
-        from storage.digest import Digest
         from storage.manifest import FileEntry, Manifest
 
         manifest = Manifest.parse(Path(self.layout.tree(Digest.parse(pin.digest))).read_bytes())
@@ -120,6 +125,44 @@ class Shelf:
             if isinstance(entry, FileEntry) and entry.path == name.encode():
                 return Path(self.layout.blob(entry.digest, executable=entry.executable))
         raise AssertionError(name)
+
+    def statement(self, wanted: Desired, **facts) -> ReleaseStatement:
+        """What control would say of a release, with the environment's next sequence."""
+        said = {
+            "site": wanted.site,
+            "env_id": wanted.env_id,
+            "environment": wanted.slug,
+            "deployment_id": wanted.deployment_id,
+            "provenance_sha256": wanted.artifact.envelope,
+            "previous": None,
+            "rollback": False,
+            "issued_at": "2026-01-01T00:00:10.000Z",
+            **facts,
+        }
+        if "sequence" not in said:
+            said["sequence"] = self._sequences[wanted.env_id] = self._sequences[wanted.env_id] + 1
+        return ReleaseStatement(**said)
+
+    def release(self, wanted: Desired, key: SigningKey | None = None, **facts) -> Desired:
+        """Give what is wanted its release statement; `facts` and `key` make it another one."""
+        digest = Digest.parse(wanted.artifact.digest)
+        with contextlib.suppress(FileNotFoundError):
+            manifest = Path(self.layout.tree(digest)).read_bytes()
+            facts = {"manifest_sha256": hashlib.sha256(manifest).hexdigest(), **facts}
+        about = {
+            "digest": facts.pop("digest", digest),
+            "manifest_sha256": facts.pop("manifest_sha256", "0" * 64),
+        }
+        sealed = seal(build_release(self.statement(wanted, **facts), **about), key or self.key)
+        return msgspec.structs.replace(wanted, release=sealed.data.decode())
+
+    def sign_again(self, wanted: Desired, key: SigningKey) -> Desired:
+        """Give what is wanted provenance and a release statement by another key."""
+        old = json.loads(Path(self.layout.envelope(wanted.artifact.envelope)).read_bytes())
+        sealed = seal(base64.b64decode(old["payload"]), key)
+        Path(self.layout.envelope(sealed.sha256)).write_bytes(sealed.data)
+        pin = msgspec.structs.replace(wanted.artifact, envelope=sealed.sha256)
+        return self.release(msgspec.structs.replace(wanted, artifact=pin), key)
 
     def close(self) -> None:
         self._records.close()
@@ -160,10 +203,16 @@ def desired(env="env_1", pin=None, deployment=None, *, hostnames=None, **more) -
 
 
 class ControlPeer:
-    """Speaks control's side on a Unix socket: desires, and hears reports and logs."""
+    """Speaks control's side on a Unix socket: desires, and hears reports and logs.
 
-    def __init__(self, path: Path) -> None:
+    What it wants bears a release statement, unless it was given one: `signs` turns that off.
+    """
+
+    def __init__(self, path: Path, shelf: Shelf) -> None:
         self.path = path
+        self.shelf = shelf
+        self.signs = True
+        self._released: dict[str, str | None] = {}
         self.desired: dict[str, Desired] = {}
         self.reports: list[Report] = []
         self.lines: dict[str, list] = defaultdict(list)
@@ -194,6 +243,12 @@ class ControlPeer:
             self.path.unlink(missing_ok=True)
 
     def want(self, wanted: Desired) -> Desired:
+        if wanted.artifact is not None and wanted.release is None and self.signs:
+            key = f"{wanted.deployment_id} {wanted.artifact.envelope}"
+            if key not in self._released:
+                with contextlib.suppress(DigestInvalidError):
+                    self._released[key] = self.shelf.release(wanted).release
+            wanted = msgspec.structs.replace(wanted, release=self._released.get(key))
         self.desired[wanted.env_id] = wanted
         self._tell(Changed(wanted))
         return wanted
@@ -270,8 +325,8 @@ class ControlPeer:
 
 
 @pytest.fixture
-async def control(open_dir):
-    peer = ControlPeer(open_dir / "hosts.sock")
+async def control(open_dir, shelf):
+    peer = ControlPeer(open_dir / "hosts.sock", shelf)
     await peer.start()
     yield peer
     await peer.stop()
@@ -373,8 +428,8 @@ class Served:
 def served(request):
     """The module's `RELEASE` (arguments of `Shelf.put`), served as env-1.localhost."""
 
-    async def roll(root, pin):
-        control = ControlPeer(root / "hosts.sock")
+    async def roll(root, shelf, pin):
+        control = ControlPeer(root / "hosts.sock", shelf)
         await control.start()
         report = await control.roll(desired(pin=pin))
         await control.stop()
@@ -382,7 +437,7 @@ def served(request):
 
     with a_folder() as root, a_host(root) as host:
         shelf = Shelf(root)
-        asyncio.run(roll(root, shelf.put(**request.module.RELEASE)))
+        asyncio.run(roll(root, shelf, shelf.put(**request.module.RELEASE)))
         yield Served(host, shelf)
         shelf.close()
 

@@ -1,0 +1,246 @@
+"""Issuing release statements: control's word, for each roll, that it is to happen.
+
+Each has the environment's next sequence, is signed and written down in one transaction, and only
+then told to a site host. A copy lies in the store, beside the provenance that it names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from hooks.clock import rfc3339
+from hooks.errors import RefusedError
+from hooks.jobs import JobChanges, Jobs
+from storage.custody import Custody
+from storage.digest import Digest
+from storage.envelope import Envelope
+from storage.errors import StorageError
+from storage.files import mapped_errors, write_atomic
+from storage.layout import STATEMENT_MODE, Layout
+from storage.model import Deployment, Environment, JobStatus, Trigger
+from storage.records import (
+    artifacts,
+    attestations,
+    deployments,
+    environments,
+    release_statements,
+    releases,
+    sites,
+)
+from storage.records.release_statements import IssuedStatement
+from storage.records.statements import data_version
+from storage.release_statement import ReleaseStatement, build_release
+
+KEEP_COUNT = 100
+"""Statements kept per environment: what an inquiry could want to see."""
+
+log = structlog.get_logger(__name__)
+
+
+class ReleaseIssuer:
+    """Issues statements for the environments of one server. Belongs to one event loop."""
+
+    def __init__(self, jobs: Jobs, custody: Custody, layout: Layout) -> None:
+        self._jobs = jobs
+        self._custody = custody
+        self._layout = layout
+        self._floors: dict[str, int] = {}
+        self._renewed: tuple[int, str] = (-1, "")
+        self._copying: set[asyncio.Task[None]] = set()
+
+    def recover(self) -> None:
+        """After a start: lay the copies into the store that a crash prevented."""
+        self._copy(release_statements.newest(self._jobs.records.reader()))
+
+    async def begin(self, deployment: Deployment) -> bool:
+        """Sign that a deployment is to happen now, and write down that it has begun.
+
+        One that had begun before a restart has its statement. False: it was canceled meanwhile, or
+        its environment is gone.
+
+        Raises:
+            RefusedError: `artifact.revoked`: nothing vouches for the artifact any more.
+            StorageError: The signing key cannot be used, or the database refused.
+        """
+        reader = self._jobs.records.reader()
+        if release_statements.of_deployment(reader, deployment.id) is not None:
+            return True
+
+        def change(changes: JobChanges) -> list[IssuedStatement]:
+            if deployment.status is JobStatus.QUEUED:
+                if changes.start(deployment.job_id) is None:
+                    return []
+                deployments.start(changes.db, deployment.id, changes.now)
+            return self._issue(changes, deployment, rollback=_is_rollback(deployment))
+
+        return bool(await self._commit(change))
+
+    async def again(self, deployment: Deployment, *, rollback: bool) -> bool:
+        """Sign another statement for a deployment, above all that its environment went by.
+
+        Raises:
+            RefusedError, StorageError: As for `begin`.
+        """
+        return bool(
+            await self._commit(
+                lambda changes: self._issue(
+                    changes, deployment, rollback=rollback or _is_rollback(deployment)
+                )
+            )
+        )
+
+    async def renew(self) -> list[str]:
+        """See that every current release has a statement by the key that signs now.
+
+        They lack one after an update from a version that signed none, after a rotation, and when
+        their provenance was signed again. Returns the environments that got one; costs nothing
+        while nothing was committed.
+
+        Raises:
+            StorageError: As for `begin`.
+        """
+        reader = self._jobs.records.reader()
+        seen = (data_version(reader), self._custody.signing_key().key_id)
+        if seen == self._renewed:
+            return []
+        found = release_statements.outdated(reader, seen[1])
+
+        def change(changes: JobChanges) -> list[IssuedStatement]:
+            issued = []
+            for deployment_id in found:
+                deployment = deployments.get(changes.db, deployment_id)
+                if deployment is not None:
+                    rollback = _is_rollback(deployment)
+                    issued += self._issue(changes, deployment, rollback=rollback)
+            return issued
+
+        issued = await self._commit(change) if found else []
+        self._renewed = seen
+        if issued:
+            log.info("releases_renewed", count=len(issued), key_id=seen[1])
+        return [one.env_id for one in issued]
+
+    def note_sequence(self, env_id: str, sequence: int) -> None:
+        """A site host went by this sequence: never issue one that is not above it, whatever the
+        records say, which may have been put back from an old copy.
+        """
+        self._floors[env_id] = max(sequence, self._floors.get(env_id, 0))
+
+    def has_issued(self, env_id: str, sequence: int) -> bool:
+        """Say whether the records know of a statement with this sequence, or a later one."""
+        return release_statements.last_sequence(self._jobs.records.reader(), env_id) >= sequence
+
+    # -- pieces ---------------------------------------------------------------------------------
+
+    async def _commit(
+        self, change: Callable[[JobChanges], list[IssuedStatement]]
+    ) -> list[IssuedStatement]:
+        issued = await self._jobs.commit(change)
+        self._copy(issued)
+        return issued
+
+    def _issue(
+        self, changes: JobChanges, deployment: Deployment, *, rollback: bool
+    ) -> list[IssuedStatement]:
+        """Sign the next statement of the deployment's environment and write it down.
+
+        Where the provenance that the deployment names was revoked, it names another from then on.
+        None when the environment is gone.
+        """
+        environment = environments.get(changes.db, deployment.env_id)
+        if environment is None:
+            return []
+        sequence = 1 + max(
+            release_statements.last_sequence(changes.db, environment.id),
+            self._floors.get(environment.id, 0),
+        )
+        artifact = artifacts.get(changes.db, deployment.artifact_id)
+        assert artifact is not None, "kept by a foreign key"
+        statement = ReleaseStatement(
+            site=_site_name(changes.db, environment),
+            env_id=environment.id,
+            environment=environment.slug,
+            sequence=sequence,
+            deployment_id=deployment.id,
+            provenance_sha256=_provenance(changes.db, deployment),
+            previous=_current_digest(changes.db, environment.id),
+            rollback=rollback,
+            issued_at=rfc3339(changes.now),
+        )
+        body = build_release(
+            statement,
+            digest=Digest.parse(artifact.digest),
+            manifest_sha256=artifact.manifest_sha256,
+        )
+        issued = _issued(statement, self._custody.seal(body), changes.now)
+        release_statements.add(changes.db, issued)
+        # The copies of those that are forgotten are leftovers then, and collected as such.
+        release_statements.prune(changes.db, environment.id, keep_count=KEEP_COUNT)
+        return [issued]
+
+    def _copy(self, issued: Sequence[IssuedStatement]) -> None:
+        """Lay copies of statements into the store, without waiting for it."""
+        task = asyncio.create_task(asyncio.to_thread(_write, self._layout, issued))
+        self._copying.add(task)
+        task.add_done_callback(self._copying.discard)
+
+
+def _write(layout: Layout, issued: Sequence[IssuedStatement]) -> None:
+    for one in issued:
+        path = Path(layout.envelope(one.envelope_sha256))
+        try:
+            with mapped_errors("copy a release statement"):
+                if not path.exists():
+                    data = one.envelope.encode()
+                    write_atomic(path, data, mode=STATEMENT_MODE, replace=False)
+        except StorageError as error:
+            log.warning("release_statement_not_copied", path=str(path), reason=str(error))
+
+
+def _issued(statement: ReleaseStatement, envelope: Envelope, at: int) -> IssuedStatement:
+    return IssuedStatement(
+        envelope_sha256=envelope.sha256,
+        env_id=statement.env_id,
+        sequence=statement.sequence,
+        deployment_id=statement.deployment_id,
+        key_id=envelope.key_id,
+        provenance_sha256=statement.provenance_sha256,
+        envelope=envelope.data.decode(),
+        issued_at=at,
+    )
+
+
+def _is_rollback(deployment: Deployment) -> bool:
+    return deployment.trigger is Trigger.ROLLBACK
+
+
+def _provenance(db: sqlite3.Connection, deployment: Deployment) -> str:
+    """Return the envelope of provenance to go by: the deployment's own, unless that was revoked."""
+    made_by = attestations.by_envelope(db, deployment.envelope_sha256)
+    if made_by is None or not made_by.is_revoked:
+        return deployment.envelope_sha256
+    other = attestations.best(db, deployment.site_id, deployment.artifact_id)
+    if other is None or other.is_revoked:
+        raise RefusedError(
+            "artifact.revoked",
+            f"The key that vouched for {deployment.artifact_id} was revoked: build it again.",
+        )
+    deployments.go_by(db, deployment.id, other.envelope_sha256)
+    return other.envelope_sha256
+
+
+def _site_name(db: sqlite3.Connection, environment: Environment) -> str:
+    site = sites.find(db, environment.site_id)
+    assert site is not None, "kept by a foreign key"
+    return site.name
+
+
+def _current_digest(db: sqlite3.Connection, env_id: str) -> Digest | None:
+    current = releases.current(db, env_id)
+    artifact = artifacts.get(db, current.artifact_id) if current is not None else None
+    return Digest.parse(artifact.digest) if artifact is not None else None
