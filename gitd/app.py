@@ -54,6 +54,7 @@ from storage.artifacts import ArtifactStore
 from storage.collect import Collector
 from storage.custody import Custody
 from storage.digest import Digest
+from storage.export import exporting
 from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
 from storage.model import ActorRef, Environment, PushPolicy
@@ -255,6 +256,9 @@ class Control:
                 addresses=self.addresses,
                 manifest_bytes=lambda digest: store.manifest(Digest.parse(digest)).data,
                 envelope_bytes=store.envelope,
+                open_export=lambda digest, provenance, releases: exporting(
+                    self.store, store, digest, provenance=provenance, releases=releases
+                ),
                 proxies=self.proxies,
             )
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from storage.files import mapped, read_bounded
 from storage.layout import FORMAT_LINE, Layout
 from storage.links import escaping_link
 from storage.manifest import MANIFEST_BYTES_MAX, Manifest
+from storage.proof_archive import ProofParts
 from storage.provenance import Provenance, parse_provenance
 from storage.release_statement import ReleaseStatement, parse_release
 from storage.trust import Keyring
@@ -177,6 +179,22 @@ class StoreReader:
         after a start, and has no reason to wait for the disk before it switches.
         """
         materialise.materialise(self.layout, verified.manifest, dest, durable=False, beside=beside)
+
+    def proof(
+        self, manifest: Manifest, provenance: Sequence[str], releases: Sequence[bytes]
+    ) -> ProofParts:
+        """Gather what proves a tree: its statements by their names, and releases as they are.
+
+        Raises:
+            ArtifactMissingError: An envelope is not there.
+            SignatureInvalidError: An envelope, or the trusted keys, are not what they must be.
+        """
+        return ProofParts(
+            manifest,
+            tuple(trust.read_generations(self.layout.trust)),
+            tuple(self.envelope(name) for name in provenance),
+            tuple(releases),
+        )
 
     def manifest(self, digest: Digest) -> Manifest:
         """Read a manifest and hold it against its digest; who vouches for it is not asked.

@@ -14,8 +14,33 @@ MAY_IMPORT = {
     "hooks": {"hooks", "storage"},
     "storage": {"storage"},
 }
-# The command line speaks HTTP alone; the git room knows nothing of sites.
-CLOSED = {"gitd.cli": {"gitd.cli"}, "gitd.git": {"gitd.git", "gitd.errors", "storage"}}
+# The command line speaks HTTP alone, and verifies by the store's own rules, which exist once
+# (decision 0026); the git room knows nothing of sites.
+CLOSED = {
+    "gitd.cli": {"gitd.cli", "storage.proof", "storage.errors"},
+    "gitd.git": {"gitd.git", "gitd.errors", "storage"},
+}
+# What verifies without a server stands on nothing that has one: no records, no repositories.
+PROOF = {
+    "storage.digest",
+    "storage.envelope",
+    "storage.errors",
+    "storage.files",
+    "storage.ids",
+    "storage.layout",
+    "storage.links",
+    "storage.manifest",
+    "storage.materialise",
+    "storage.proof",
+    "storage.proof_archive",
+    "storage.provenance",
+    "storage.release_statement",
+    "storage.signing",
+    "storage.source",
+    "storage.statement",
+    "storage.tar",
+    "storage.trust",
+}
 # The only places that know a foreign library's errors, or the environment of the process.
 ONLY_IN = {
     "nacl": {"storage.signing", "storage.envelope"},
@@ -71,6 +96,18 @@ def test_closed_rooms_import_nothing_else_of_ours() -> None:
                 if target.split(".")[0] in PACKAGES and target != "gitd" and not inside:
                     wrong.append(f"{name} imports {target}")
     assert wrong == []
+
+
+def test_proofs_stand_on_nothing_that_needs_a_server() -> None:
+    trees = modules()
+    found: set[str] = set()
+    todo = ["storage.proof"]
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += [target for target in imports(trees[name]) if target in trees]
+    assert found - {"storage"} == PROOF
 
 
 def test_no_module_imports_itself_through_others() -> None:

@@ -26,6 +26,7 @@ from gitd.api.endpoints import (
 )
 from gitd.api.envelope import ENCODER, answer_headers
 from gitd.api.environments import Environments
+from gitd.api.exports import Exports, OpenExport
 from gitd.api.jobs import Jobs
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import Sites
@@ -46,6 +47,7 @@ class ApiDeps:
     Attributes:
         manifest_bytes: Reads a manifest by its digest (`blake3:...`); blocks.
         envelope_bytes: Reads a signed statement by its SHA-256 in hexadecimal; blocks.
+        open_export: Opens an artifact with all that proves it, as one archive; blocks.
     """
 
     records: Records
@@ -55,6 +57,7 @@ class ApiDeps:
     addresses: Addresses
     manifest_bytes: Callable[[str], bytes]
     envelope_bytes: Callable[[str], bytes]
+    open_export: OpenExport
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
     heartbeat_s: float = HEARTBEAT_S
 
@@ -110,7 +113,10 @@ def build_api(deps: ApiDeps) -> Api:
         *sites_table(Sites(deps.pipeline, deps.addresses)),
         *environments_table(Environments(deps.pipeline, deps.addresses)),
         *builds_table(Builds(deps.jobs, deps.pipeline, streams)),
-        *artifacts_table(Artifacts(deps.pipeline, deps.manifest_bytes, deps.envelope_bytes)),
+        *artifacts_table(
+            Artifacts(deps.pipeline, deps.manifest_bytes, deps.envelope_bytes),
+            Exports(deps.open_export),
+        ),
         *deployments_table(Deployments(deps.pipeline)),
         Endpoint(
             "GET",

@@ -11,6 +11,7 @@ from gitd.api.builds import BuildBody, Builds, LogQuery
 from gitd.api.deployments import DeploymentBody, Deployments, PromotionBody
 from gitd.api.endpoint import Endpoint, Form, Reach
 from gitd.api.environments import EnvironmentBody, Environments, EnvironmentsQuery
+from gitd.api.exports import TAR_TYPE, Exports
 from gitd.api.jobs import JobQuery, Jobs, JobsQuery, StreamQuery
 from gitd.api.paging import PageQuery
 from gitd.api.sites import PolicyBody, RoutesBody, SiteBody, Sites
@@ -234,7 +235,7 @@ def builds_table(builds: Builds) -> tuple[Endpoint, ...]:
     )
 
 
-def artifacts_table(artifacts: Artifacts) -> tuple[Endpoint, ...]:
+def artifacts_table(artifacts: Artifacts, exports: Exports) -> tuple[Endpoint, ...]:
     return (
         Endpoint(
             "GET",
@@ -292,6 +293,16 @@ def artifacts_table(artifacts: Artifacts) -> tuple[Endpoint, ...]:
             form=Form.RAW,
             media_type=ENVELOPE_TYPE,
             errors=("artifact.missing",),
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/artifacts/{artifact}/export",
+            exports.show,
+            "Read the artifact with all that proves it, as one archive",
+            scope="deployments:read",
+            form=Form.RAW,
+            media_type=TAR_TYPE,
+            errors=("artifact.expired", "artifact.revoked", "artifact.missing"),
         ),
     )
 

@@ -8,6 +8,7 @@ import click
 
 from gitd.cli.answers import as_fields
 from gitd.cli.options import ListGroup, Place, json_option, list_options, place_options
+from gitd.cli.proofs import export_artifact, verify_artifact
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
 
@@ -92,6 +93,10 @@ def show_manifest(session: Session, place: Place, artifact: str) -> None:
 def show_provenance(session: Session, place: Place, artifact: str) -> None:
     """Print the signed envelope of the artifact's provenance, byte for byte."""
     _print_content(session, place, artifact, "provenance")
+
+
+artifacts.add_command(export_artifact)
+artifacts.add_command(verify_artifact)
 
 
 def _print_content(session: Session, place: Place, artifact: str, name: str) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import quote, urlsplit
 
 import click
@@ -141,6 +141,35 @@ class Api:
         if not response.is_success:
             raise self._refusal(response)
         return response.content
+
+    def download(self, path: str, out: BinaryIO) -> int:
+        """Write the answer's bytes to `out` as they come; return how many.
+
+        Tried again from the beginning when the connection breaks, where `out` can go back to it.
+
+        Raises:
+            RefusedError: The server said no.
+            UnreachableError: The answer did not come whole.
+        """
+        import httpx
+
+        for pause_s in (*RETRY_WAITS_S, None):
+            size_bytes = 0
+            try:
+                with self.reading(path, headers={}, silence_s_max=ANSWER_S_MAX) as response:
+                    for chunk in response.iter_raw():
+                        out.write(chunk)
+                        size_bytes += len(chunk)
+            except httpx.RequestError as error:
+                if pause_s is None or (size_bytes and not out.seekable()):
+                    raise self.unreachable(error) from error
+                time.sleep(pause_s)
+                if size_bytes:
+                    out.seek(0)
+                    out.truncate()
+            else:
+                return size_bytes
+        raise AssertionError("the last try returns or raises")
 
     def pages(self, path: str, query: Query = NO_QUERY) -> Iterator[Page]:
         """Yield a list's pages, as many as there are."""

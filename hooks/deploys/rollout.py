@@ -50,6 +50,7 @@ from storage.errors import (
     StorageError,
 )
 from storage.materialise import verify_tree
+from storage.proof_archive import write_proof
 from storage.reader import StoreReader, VerifiedArtifact
 from storage.release_statement import ReleaseStatement
 
@@ -158,6 +159,7 @@ class Rollout:
             with timings.of("release"):
                 await self._run_release_command(desired, verified, folder, journal)
         served = self._next_served(desired, deployment_id, artifact, folder)
+        await self._prove(verified, served)
         with timings.of("start"):
             responder = await self._start(desired, verified, served, journal)
         with timings.of("switch"):
@@ -179,6 +181,7 @@ class Rollout:
                 await self._verify_served(served, verified)
                 folder = await self._unpack(verified, is_roll=False)
                 served = msgspec.structs.replace(served, folder=folder)
+                await self._prove(verified, served)
                 responder = await self._resumed(verified, served)
                 await _to_the_end(self._switch(served, responder, self.state.release_sequence))
         except RollFailedError as error:
@@ -206,6 +209,8 @@ class Rollout:
             verified = await self._verify(desired.site, served.artifact)
             statement = await self._verify_release(desired, verified)
             adopted = msgspec.structs.replace(served, release=desired.release)
+            async with self._folders:
+                await self._prove(verified, adopted)
             await self._write(self.state.serving(adopted, statement.sequence))
 
     async def withdraw(self) -> None:
@@ -310,6 +315,18 @@ class Rollout:
         beside = releases / served.folder if served is not None else None
         self._tools.reader.materialise(verified, releases / folder, beside=beside)
         return folder
+
+    async def _prove(self, verified: VerifiedArtifact, served: ServedState) -> None:
+        """Put a proof beside the folder, by which anybody can check it without this host."""
+
+        def write() -> None:
+            releases = [served.release.encode()] if served.release is not None else []
+            parts = self._tools.reader.proof(
+                verified.manifest, [verified.envelope_sha256], releases
+            )
+            self._folder.write_proof(served.folder, b"".join(write_proof(parts, files=None)))
+
+        await self._tools.in_thread(write)
 
     # -- run ------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 environments/<env_id>/
 state.json            the truth; replaced atomically
 releases/<seq>-<8 hex of the digest>/    unpacked artifacts
+releases/<the same>.proof                what shows that they are what was built
 current -> releases/…                    for people and tools
 data/                 the web process's own, writable
 logs/web.log          what it says
@@ -25,6 +26,7 @@ import structlog
 from hooks.deploys.wire import ArtifactPin, Desired
 from storage.digest import Digest
 from storage.files import mapped_errors, write_atomic
+from storage.proof_archive import PROOF_SUFFIX
 
 KEEP_COUNT: Final = 5
 """Release folders kept per environment: those used last, so that a rollback has nothing to copy."""
@@ -151,11 +153,22 @@ class EnvironmentFolder:
         draft.symlink_to(target)
         draft.rename(current)
 
+    def write_proof(self, folder: str, data: bytes) -> None:
+        """Put the proof of a release folder beside it. Not durable: it can be made again."""
+        path = self.releases / f"{folder}{PROOF_SUFFIX}"
+        draft = self.releases / f"{_ASIDE}{secrets.token_hex(8)}{PROOF_SUFFIX}"
+        with mapped_errors(f"write {path}"):
+            try:
+                draft.write_bytes(data)
+                draft.rename(path)
+            finally:
+                draft.unlink(missing_ok=True)
+
     def put_aside(self, state: EnvironmentState) -> list[Path]:
         """Rename the release folders that the state neither keeps nor serves; return them.
 
         Takes no time, however large they are. They are to be removed; the next `prepare` does it
-        otherwise.
+        otherwise. Their proofs go at once.
         """
         kept = {kept.folder for kept in state.kept}
         if state.served is not None:
@@ -163,7 +176,12 @@ class EnvironmentFolder:
         aside = []
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.releases):  # noqa: PTH208 - names alone are wanted
-                if name in kept or name.startswith(_ASIDE):
+                if name.removesuffix(PROOF_SUFFIX) in kept:
+                    continue
+                if name.endswith(PROOF_SUFFIX):
+                    (self.releases / name).unlink(missing_ok=True)
+                    continue
+                if name.startswith(_ASIDE):
                     continue
                 path = self.releases / f"{_ASIDE}{secrets.token_hex(8)}"
                 (self.releases / name).rename(path)

@@ -32,6 +32,7 @@ from hooks.pipeline import Pipeline
 from storage.artifacts import ArtifactStore
 from storage.custody import Custody
 from storage.digest import Digest
+from storage.export import exporting
 from storage.joblog import JobLogs
 from storage.model import ApiKey
 from storage.reader import StoreReader
@@ -125,6 +126,9 @@ class Service:
                 addresses=self.addresses,
                 manifest_bytes=lambda digest: self.reader.manifest(Digest.parse(digest)).data,
                 envelope_bytes=self.reader.envelope,
+                open_export=lambda digest, provenance, releases: exporting(
+                    self.store, self.reader, digest, provenance=provenance, releases=releases
+                ),
                 proxies=TrustedProxies(self.proxies),
                 heartbeat_s=self.heartbeat_s,
             )

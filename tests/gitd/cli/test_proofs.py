@@ -1,0 +1,100 @@
+"""mf artifacts export and verify: files that are whole or not there, and clear ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+EXPORT = "/v1/sites/acme-store/environments/production/artifacts/art_01/export"
+PLACE = ("--site", "acme-store", "--env", "production")
+
+
+def answer(data: bytes, *, sent: int | None = None):
+    """Answer with these bytes; or promise them and break off after `sent`."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(data))})
+        await response.prepare(request)
+        await response.write(data[:sent])
+        if sent is not None:
+            request.transport.close()
+        return response
+
+    return handle
+
+
+def test_export_writes_what_comes(mf, peer, tmp_path: Path) -> None:
+    peer.on("GET", EXPORT, answer(b"\x00archive" * 1000))
+    target = tmp_path / "it.tar"
+    ran = mf("artifacts", "export", "art_01", *PLACE, "-o", str(target))
+    assert (ran.code, ran.err) == (0, "")
+    assert target.read_bytes() == b"\x00archive" * 1000
+    assert f"mf artifacts verify {target}" in ran.out
+    said = mf("artifacts", "export", "art_01", *PLACE, "-o", str(target), "--json").json
+    assert said == {"artifact": "art_01", "file": str(target), "size": 8000}
+
+
+def test_export_that_breaks_off_is_begun_again(mf, peer, tmp_path: Path) -> None:
+    data = b"archive" * 10_000
+    peer.on("GET", EXPORT, answer(data, sent=30_000), answer(data, sent=0), answer(data))
+    target = tmp_path / "it.tar"
+    assert mf("artifacts", "export", "art_01", *PLACE, "-o", str(target)).code == 0
+    assert target.read_bytes() == data
+    assert len(peer.seen) == 3
+
+
+def test_export_that_is_refused_or_never_whole_leaves_no_file(mf, peer, tmp_path: Path) -> None:
+    target = tmp_path / "it.tar"
+    target.write_bytes(b"of yesterday")
+    peer.on("GET", EXPORT, peer.refusal(409, "artifact.revoked", "no"))
+    assert mf("artifacts", "export", "art_01", *PLACE, "-o", str(target)).code == 3
+    peer.on("GET", EXPORT, answer(b"archive" * 10_000, sent=30_000))
+    assert mf("artifacts", "export", "art_01", *PLACE, "-o", str(target)).code == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["it.tar"]
+    assert target.read_bytes() == b"of yesterday"
+
+
+def test_file_that_cannot_be_written_is_said(mf, peer, tmp_path: Path) -> None:
+    ran = mf("artifacts", "export", "art_01", *PLACE, "-o", str(tmp_path / "no" / "it.tar"))
+    assert ran.code == 2
+    assert "cannot be written" in ran.err
+    assert peer.seen == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("it.tar", "--manifest", "it.tar"), "are for folders"),
+        (("it.tar", "--proof", "it.tar"), "are for folders"),
+        ((".", "--manifest", "it.tar", "--root-key", "x"), "give it alone"),
+        (("gone",), "is not there"),
+        ((".", "--proof", "gone"), "is not there"),
+        ((".",), "proves it"),
+    ],
+)
+def test_wrong_usage_of_verify_is_said(mf, tmp_path: Path, arguments, message: str) -> None:
+    (tmp_path / "it.tar").write_bytes(b"")
+    files = {"it.tar", "gone", "."}
+    paths = [str(tmp_path / word) if word in files else word for word in arguments]
+    ran = mf("artifacts", "verify", *paths)
+    assert ran.code == 2
+    assert message in ran.err
+
+
+def test_what_is_not_proven_is_code_1(mf, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "it.tar", "w") as tar:
+        member = tarfile.TarInfo("art_01/\x1b]0;title\x07FORMAT")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"abc"))
+    ran = mf("artifacts", "verify", str(tmp_path / "it.tar"))
+    assert ran.code == 1
+    assert "nothing that a proof has" in ran.err
+    assert "\x1b" not in ran.err
+    ran = mf("artifacts", "verify", str(tmp_path / "it.tar"), "--json")
+    assert (ran.code, ran.out) == (1, "")
+    assert json.loads(ran.err)["error"]["code"] == "artifact.corrupt"

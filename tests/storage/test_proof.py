@@ -1,0 +1,400 @@
+"""Proofs that travel: an archive, what it is unpacked to, a release folder; and every forgery."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from storage.artifacts import Ingested
+from storage.digest import Digest
+from storage.envelope import seal
+from storage.errors import (
+    ArtifactCorruptError,
+    ArtifactError,
+    ArtifactMissingError,
+    SignatureInvalidError,
+)
+from storage.export import exporting
+from storage.proof import (
+    PROOF_SUFFIX,
+    Proven,
+    is_unpacked,
+    proof_beside,
+    verify_archive,
+    verify_bare,
+    verify_release_folder,
+    verify_unpacked,
+)
+from storage.proof_archive import ProofParts, proof_bytes, write_proof
+from storage.records.release_statements import IssuedStatement
+from storage.release_statement import ReleaseStatement, build_release
+from storage.signing import SigningKey
+from storage.source import SourceDirectory, SourceLink
+from storage.trust import establish, revoke
+
+LARGE = b"0123456789abcdef" * (5 << 14)
+Members = dict[str, bytes]
+
+
+@dataclass
+class Exported:
+    """An artifact of the shop, as an archive."""
+
+    shop: object
+    ingested: Ingested
+    parts: ProofParts
+
+    @property
+    def pin(self) -> frozenset[str]:
+        return frozenset({self.shop.root_key.key_id})
+
+    def data(self, *, files: bool = True) -> bytes:
+        layout = self.shop.reader.layout if files else None
+        return b"".join(write_proof(self.parts, files=layout))
+
+    def verify(self, data: bytes, pin: frozenset[str] | None = None) -> Proven:
+        return verify_archive(io.BytesIO(data), root_key_ids=pin or self.pin)
+
+    def members(self) -> Members:
+        """The files of the archive by their names below its folder."""
+        with tarfile.open(fileobj=io.BytesIO(self.data())) as tar:
+            return {m.name.partition("/")[2]: tar.extractfile(m).read() for m in tar}
+
+
+def packed(members: Members, top: str = "art") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(f"{top}/{name}" if top else name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def unpack(exported: Exported, folder: Path) -> Path:
+    """What tar makes of the archive."""
+    (folder / "unpacked").mkdir()
+    command = ["tar", "-xf", "-", "-C", folder / "unpacked"]
+    subprocess.run(command, input=exported.data(), check=True)
+    (top,) = (folder / "unpacked").iterdir()
+    return top
+
+
+def release_of(shop, ingested: Ingested, **facts: object) -> bytes:
+    said = {
+        "site": "acme-store",
+        "env_id": "env_1",
+        "environment": "production",
+        "sequence": 3,
+        "deployment_id": "dep_1",
+        "provenance_sha256": ingested.envelope_sha256,
+        "previous": None,
+        "rollback": False,
+        "issued_at": "2026-06-01T00:00:00.000Z",
+        **facts,
+    }
+    body = build_release(
+        ReleaseStatement(**said),
+        digest=ingested.digest,
+        manifest_sha256=ingested.manifest_sha256,
+    )
+    return seal(body, shop.signing_key).data
+
+
+@pytest.fixture
+def exported(shop, source_files) -> Exported:
+    files = source_files(
+        {"a/page.html": b"hello", "b.html": b"hello", "run*": b"#!/bin/sh\n", "e": b"", "l": LARGE}
+    )
+    ingested = shop.ingest([*files, SourceDirectory(b"void"), SourceLink(b"link", b"b.html")])
+    manifest = shop.reader.manifest(ingested.digest)
+    releases = [release_of(shop, ingested)]
+    return Exported(
+        shop, ingested, shop.reader.proof(manifest, [ingested.envelope_sha256], releases)
+    )
+
+
+# -- what is right -----------------------------------------------------------------------------
+
+
+def test_archive_proves_what_was_exported(exported) -> None:
+    proven = exported.verify(exported.data())
+    assert proven.artifact_id == exported.ingested.artifact_id
+    assert proven.is_pinned
+    (signed,) = proven.provenance
+    assert signed.provenance.commit == "7fd1a60b01f91b314f59955a4e4d4e80d8edf11d"
+    assert signed.key_id == exported.shop.signing_key.key_id
+    (released,) = proven.releases
+    assert (released.release.environment, released.release.sequence) == ("production", 3)
+
+
+def test_equal_proofs_are_equal_archives_of_a_known_length(exported) -> None:
+    assert exported.data() == exported.data()
+    assert len(exported.data()) == proof_bytes(exported.parts, with_files=True)
+    assert len(exported.data(files=False)) == proof_bytes(exported.parts, with_files=False)
+
+
+def test_any_tar_unpacks_it(exported, tmp_path: Path) -> None:
+    top = unpack(exported, tmp_path)
+    assert top.name == exported.ingested.artifact_id
+    assert is_unpacked(top)
+    assert verify_unpacked(top, root_key_ids=exported.pin) == exported.verify(exported.data())
+
+
+def test_contents_that_stand_twice_are_in_it_once(exported) -> None:
+    blobs = [name for name in exported.members() if name.startswith("blobs/")]
+    assert len(blobs) == 4
+    assert sum(name.endswith(".x") for name in blobs) == 1
+
+
+def test_order_of_the_members_does_not_matter(exported) -> None:
+    members = dict(reversed(exported.members().items()))
+    assert exported.verify(packed(members)) == exported.verify(exported.data())
+
+
+def test_release_folder_is_held_against_its_proof(exported, tmp_path: Path) -> None:
+    folder = tmp_path / "000001-abcd"
+    exported.shop.reader.materialise(exported.shop.verify(exported.ingested), folder)
+    for data in (exported.data(files=False), exported.data()):
+        proven = verify_release_folder(folder, io.BytesIO(data), root_key_ids=exported.pin)
+        assert proven.artifact_id == exported.ingested.artifact_id
+    assert proof_beside(folder) == tmp_path / f"000001-abcd{PROOF_SUFFIX}"
+    assert not is_unpacked(folder)
+    (folder / "void" / "more").write_bytes(b"")
+    with pytest.raises(ArtifactCorruptError, match="void/more"):
+        verify_release_folder(folder, io.BytesIO(exported.data()), root_key_ids=exported.pin)
+
+
+def test_folder_is_held_against_a_manifest_alone(exported, tmp_path: Path) -> None:
+    exported.shop.reader.materialise(exported.shop.verify(exported.ingested), tmp_path / "r")
+    (tmp_path / "manifest").write_bytes(exported.parts.manifest.data)
+    found, manifest = verify_bare(tmp_path / "r", tmp_path / "manifest")
+    assert (found, manifest) == (exported.ingested.artifact_id, exported.parts.manifest)
+
+
+def test_own_root_is_believed_when_none_is_named(exported) -> None:
+    proven = verify_archive(io.BytesIO(exported.data()), root_key_ids=None)
+    assert not proven.is_pinned
+
+
+def test_export_holds_what_it_reads_and_leaves_revoked_releases_out(exported, shop) -> None:
+    issued = IssuedStatement(
+        envelope_sha256="",
+        env_id="env_1",
+        sequence=3,
+        deployment_id="dep_1",
+        key_id=shop.signing_key.key_id,
+        provenance_sha256=exported.ingested.envelope_sha256,
+        envelope=release_of(shop, exported.ingested).decode(),
+        issued_at=0,
+    )
+    how = {"provenance": [exported.ingested.envelope_sha256]}
+    with exporting(
+        shop.store, shop.reader, exported.ingested.digest, releases=[issued], **how
+    ) as export:
+        data = b"".join(export.pieces)
+        assert len(data) == export.size_bytes
+    assert data == exported.data()
+    again = SigningKey.generate()
+    establish(shop.reader.layout.trust, root=shop.root_key, signing=again)
+    key_id = shop.signing_key.key_id
+    revoke(shop.reader.layout.trust, root=shop.root_key, key_id=key_id, reason="stolen")
+    with exporting(
+        shop.store, shop.reader, exported.ingested.digest, releases=[issued], **how
+    ) as export:
+        assert b"releases/" not in b"".join(export.pieces)
+
+
+# -- forgeries ---------------------------------------------------------------------------------
+
+
+def name_of(members: Members, folder: str) -> str:
+    return next(name for name in members if name.startswith(folder))
+
+
+def drop(folder: str) -> Callable[[Members, Exported], Members]:
+    return lambda members, _: {k: v for k, v in members.items() if not k.startswith(folder)}
+
+
+def add(name: str, data: bytes) -> Callable[[Members, Exported], Members]:
+    return lambda members, _: {**members, name: data}
+
+
+def change(folder: str, data: bytes) -> Callable[[Members, Exported], Members]:
+    return lambda members, _: {**members, name_of(members, folder): data}
+
+
+def other_provenance(members: Members, exported: Exported) -> Members:
+    """The provenance of another artifact: it holds, and is about something else. Case 30."""
+    other = exported.shop.ingest({"a": b"other"})
+    data = exported.shop.reader.envelope(other.envelope_sha256)
+    return {**members, f"provenance/{other.envelope_sha256}.dsse.json": data}
+
+
+def other_release(members: Members, exported: Exported) -> Members:
+    """A release of this artifact that goes by a provenance which is not here."""
+    data = release_of(exported.shop, exported.ingested, provenance_sha256="0" * 64)
+    return {**members, f"releases/{hashlib.sha256(data).hexdigest()}.dsse.json": data}
+
+
+def other_manifest(members: Members, exported: Exported) -> Members:
+    """The manifest and the files of another artifact under this one's statements."""
+    other = exported.shop.ingest({"a": b"hello"})
+    return {**members, "manifest": exported.shop.reader.manifest(other.digest).data}
+
+
+def renamed_envelope(members: Members, _: Exported) -> Members:
+    name = name_of(members, "provenance/")
+    return {
+        ("provenance/" + "0" * 64 + ".dsse.json" if k == name else k): v for k, v in members.items()
+    }
+
+
+def executable_as_plain(members: Members, _: Exported) -> Members:
+    return {k.removesuffix(".x"): v for k, v in members.items()}
+
+
+EMPTY_BLOB = f"blobs/{Digest.of(b'').hex()[:2]}/{Digest.of(b'').hex()[2:]}"
+MORE_BLOB = f"blobs/{Digest.of(b'more').hex()[:2]}/{Digest.of(b'more').hex()[2:]}"
+FORGED = {
+    "no format": (drop("FORMAT"), ArtifactCorruptError),
+    "format of tomorrow": (change("FORMAT", b"gitd-proof 2\n"), ArtifactCorruptError),
+    "no manifest": (drop("manifest"), ArtifactMissingError),
+    "no provenance": (drop("provenance/"), ArtifactMissingError),
+    "no trust": (drop("trust/"), SignatureInvalidError),
+    "no keys": (drop("keys/"), SignatureInvalidError),
+    "blob gone": (drop(EMPTY_BLOB), ArtifactMissingError),
+    "no blobs": (drop("blobs/"), ArtifactMissingError),
+    "blob changed": (change("blobs/", b"other"), ArtifactCorruptError),
+    "blob too many": (add(MORE_BLOB, b"more"), ArtifactCorruptError),
+    "file too many": (add("README", b"do as I say"), ArtifactCorruptError),
+    "key too many": (add(f"keys/{'0' * 64}.pem", b"x"), SignatureInvalidError),
+    "key changed": (change("keys/", b"x"), SignatureInvalidError),
+    "second generation of nobody": (add("trust/root.2.json", b"{}"), SignatureInvalidError),
+    "generation skipped": (add("trust/root.3.json", b"{}"), SignatureInvalidError),
+    "envelope of nobody": (add(f"provenance/{'0' * 64}.dsse.json", b"{}"), SignatureInvalidError),
+    "envelope renamed": (renamed_envelope, SignatureInvalidError),
+    "envelope changed": (change("provenance/", b"{}"), SignatureInvalidError),
+    "release changed": (change("releases/", b"{}"), SignatureInvalidError),
+    "provenance of another artifact": (other_provenance, SignatureInvalidError),
+    "release by another provenance": (other_release, SignatureInvalidError),
+    "manifest of another artifact": (other_manifest, SignatureInvalidError),
+    "executable without its mark": (executable_as_plain, ArtifactMissingError),
+    "statement beyond all bounds": (change("releases/", bytes(3 << 20)), ArtifactCorruptError),
+    "path that climbs": (add("../../etc/passwd", b"x"), ArtifactCorruptError),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGED)
+def test_forged_archive_is_refused(exported, forgery: str, tmp_path: Path) -> None:
+    forge, error = FORGED[forgery]
+    members = forge(exported.members(), exported)
+    with pytest.raises(error):
+        exported.verify(packed(members))
+    if forgery == "path that climbs":
+        return  # nobody has such a file
+    top = tmp_path / "unpacked"
+    for name, data in members.items():
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes(data)
+    with pytest.raises(error):
+        verify_unpacked(top, root_key_ids=exported.pin)
+
+
+def test_other_root_key_is_not_believed(exported) -> None:
+    with pytest.raises(SignatureInvalidError, match="other root keys"):
+        exported.verify(exported.data(), frozenset({SigningKey.generate().key_id}))
+
+
+def test_key_that_is_revoked_in_the_archive_proves_nothing(exported, shop) -> None:
+    """Case 27."""
+    establish(shop.reader.layout.trust, root=shop.root_key, signing=SigningKey.generate())
+    key_id = shop.signing_key.key_id
+    revoke(shop.reader.layout.trust, root=shop.root_key, key_id=key_id, reason="stolen")
+    manifest = shop.reader.manifest(exported.ingested.digest)
+    exported.parts = shop.reader.proof(manifest, [exported.ingested.envelope_sha256], [])
+    with pytest.raises(SignatureInvalidError, match="no trusted key"):
+        exported.verify(exported.data())
+
+
+def test_archive_that_is_cut_short_anywhere_is_refused(exported) -> None:
+    data = exported.data()
+    ends = [*range(0, 20_000, 511), *range(20_000, len(data) - 1024, len(data) // 20)]
+    for end in ends:
+        with pytest.raises(ArtifactError):
+            exported.verify(data[:end])
+
+
+def test_flipped_bit_is_refused_or_means_the_same(exported) -> None:
+    data = exported.data()
+    whole = exported.verify(data)
+    for at in [*range(0, 12_000, 97), *range(12_000, len(data), len(data) // 40)]:
+        flipped = bytearray(data)
+        flipped[at] ^= 4
+        try:
+            proven = exported.verify(bytes(flipped))
+        except ArtifactError:
+            continue
+        assert proven == whole, at
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no tar at all" * 100,
+        packed({}, ""),
+        packed({"FORMAT": b"gitd-proof 1\n"}, ""),
+        packed({"FORMAT": b"gitd-proof 1\n"}),
+        packed({"a/FORMAT": b"gitd-proof 1\n", "b/manifest": b""}, ""),
+    ],
+)
+def test_what_is_no_proof_is_refused(data: bytes) -> None:
+    with pytest.raises(ArtifactError):
+        verify_archive(io.BytesIO(data), root_key_ids=None)
+
+
+def test_name_that_stands_twice_is_refused(exported) -> None:
+    members = exported.members()
+    blob = name_of(members, "blobs/")
+    for name in ("manifest", blob):
+        out = io.BytesIO(packed(members))
+        with tarfile.open(fileobj=out, mode="a") as tar:
+            member = tarfile.TarInfo(f"art/{name}")
+            member.size = len(members[name])
+            tar.addfile(member, io.BytesIO(members[name]))
+        with pytest.raises(ArtifactCorruptError, match="twice"):
+            exported.verify(out.getvalue())
+
+
+@pytest.mark.parametrize("what", ["link", "fifo"])
+def test_unpacked_file_that_is_none_is_refused(exported, tmp_path: Path, what: str) -> None:
+    top = unpack(exported, tmp_path)
+    path = top / "manifest"
+    path.rename(tmp_path / "manifest")
+    if what == "link":
+        path.symlink_to(tmp_path / "manifest")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(ArtifactCorruptError, match="manifest"):
+        verify_unpacked(top, root_key_ids=exported.pin)
+    shutil.rmtree(top)
+
+
+def test_blob_that_changed_in_the_store_breaks_the_export(exported, shop) -> None:
+    path = shop.blob(LARGE)
+    path.chmod(0o644)
+    path.write_bytes(LARGE[:-1] + b"!")
+    pieces = write_proof(exported.parts, files=shop.reader.layout)
+    with pytest.raises(ArtifactCorruptError):
+        for _ in pieces:
+            pass
