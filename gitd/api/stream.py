@@ -20,7 +20,7 @@ from gitd.api.envelope import ENCODER
 from gitd.errors import RequestError
 from hooks.jobs import Jobs, QueuePlace, as_of
 from storage.joblog import LogLine, Positioned, StateChange
-from storage.model import Job
+from storage.model import Job, JobStatus
 
 HEARTBEAT_S = 15.0
 OVER_S = 0.1  # how long a job that is over is given to log that it is
@@ -130,8 +130,9 @@ class JobStreams:
                     continue
                 told = batch.before
                 # It is not in the log: its id is that of the entry before, to go on behind.
-                waiting = self._jobs.get(job.id) or job
-                await response.write(_job_event(after, waiting, batch))
+                waiting = self._jobs.get(job.id)
+                if waiting is not None and waiting.status is JobStatus.QUEUED:
+                    await response.write(_job_event(after, waiting, batch))
             elif batch:
                 await response.write(b"".join(_event(job, item) for item in batch))
                 after = batch[-1].id

@@ -131,6 +131,10 @@ def test_killed_process_loses_nothing(server, victim: str, moment: str) -> None:
         assert time.monotonic() - restarted < SETTLED_S, (unfinished(server), server.log())
         time.sleep(0.05)
     push.wait(30)
+    if moment == "building":  # what was in the log before the kill is there after it
+        [build, *_] = server.api("GET", "/jobs?resource_type=build").json["data"]
+        path = f"/sites/acme-store/environments/production/builds/{build['resource']['id']}/log"
+        assert b"building now" in server.api("GET", path).body
     tip = work.git("ls-remote", "managed", "refs/heads/main").stdout.split()[0]
     end = time.monotonic() + SETTLED_S
     said = None
