@@ -293,6 +293,7 @@ class Control:
                 pack_bytes_max=bounds.pack_bytes_max, object_bytes_max=bounds.object_bytes_max
             ),
             repositories=self.repository_cache,
+            pack_folder=self.folder.run,
         )
 
     def close(self) -> None:

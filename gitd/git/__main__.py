@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,11 +39,24 @@ def main() -> None:
     if not arguments.root.is_dir() or not host or not port.isdigit():
         parser.error("--root must be a directory and --listen ADDR:PORT")
     access = PlainAccess(arguments.root, arguments.remote_user_header)
-    asyncio.run(_serve(access, host.strip("[]"), int(port)))
+    service = GitService(
+        access,
+        SilentReceiver(),
+        GitLimits(),
+        serves_files=True,
+        pack_folder=_pack_folder(arguments.root),
+    )
+    asyncio.run(_serve(service, host.strip("[]"), int(port)))
 
 
-async def _serve(access: PlainAccess, host: str, port: int) -> None:
-    service = GitService(access, SilentReceiver(), GitLimits(), serves_files=True)
+def _pack_folder(root: Path) -> Path:
+    """Choose where large packs are made: TMPDIR, else beside the repositories, on their disk."""
+    beside = root.resolve().parent
+    is_free = not os.environ.get("TMPDIR") and os.access(beside, os.W_OK | os.X_OK)
+    return beside if is_free else Path(tempfile.gettempdir())
+
+
+async def _serve(service: GitService, host: str, port: int) -> None:
     runner = make_runner(service)
     await runner.setup()
     stop = asyncio.Event()

@@ -7,11 +7,13 @@ gitprotocol-v2(5), "Capability Advertisement".
 from __future__ import annotations
 
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from gitd.git.access import Service
 from gitd.git.pkt_line import FLUSH, pkt_line
@@ -86,6 +88,11 @@ class RefViews:
             OrderedDict()
         )
         self._rendered: OrderedDict[tuple[object, ...], tuple[VisibleRefs, bytes]] = OrderedDict()
+        self._turns: WeakValueDictionary[tuple[object, ...], threading.Lock] = WeakValueDictionary()
+
+    def _turn(self, key: tuple[object, ...]) -> threading.Lock:
+        """Return what is held while something is made: equal requests at once make it once."""
+        return self._turns.setdefault(key, threading.Lock())
 
     def visible(self, repository: Repository, service: Service) -> VisibleRefs:
         """Return the refs to show. Blocking."""
@@ -93,25 +100,30 @@ class RefViews:
         hidden = HiddenRefs.of(repository, service)
         key = (repository.path, hidden.key)
         found = self._views.get(key)
-        if found is None or found[0] is not snapshot:
-            found = (snapshot, _visible(repository, snapshot, hidden))
-            _remember(self._views, key, found)
-        return found[1]
+        if found is not None and found[0] is snapshot:
+            return found[1]
+        with self._turn(key):
+            found = self._views.get(key)
+            if found is None or found[0] is not snapshot:
+                found = (snapshot, _visible(repository, snapshot, hidden))
+                _remember(self._views, key, found)
+            return found[1]
 
     def remembered(
         self, key: tuple[object, ...], view: VisibleRefs, render: Callable[[], bytes]
     ) -> bytes:
         """Return what `render` made of this very view before, or what it makes now."""
-        found = self._rendered.get(key)
-        if found is None or found[0] is not view:
-            found = (view, render())
-            _remember(self._rendered, key, found)
-        return found[1]
+        with self._turn(key):
+            found = self._rendered.get(key)
+            if found is None or found[0] is not view:
+                found = (view, render())
+                _remember(self._rendered, key, found)
+            return found[1]
 
     def refs_advertisement(
         self, repository: Repository, service: Service, capabilities: list[bytes], version: int
-    ) -> bytes:
-        """Render the v0 or v1 advertisement of a service. Blocking."""
+    ) -> tuple[bytes, bytes]:
+        """Render the v0 or v1 advertisement of a service, its refs and its end. Blocking."""
         view = self.visible(repository, service)
         key = (repository.path, service, tuple(capabilities), version)
         is_sending = service is Service.UPLOAD_PACK
@@ -124,7 +136,7 @@ class RefViews:
         body = self.remembered(key, view, render) if is_sending else render()
         shallow = repository.shallow() if is_sending else frozenset()
         cuts = b"".join(pkt_line(b"shallow " + oid.hex().encode()) for oid in sorted(shallow))
-        return body + cuts + FLUSH
+        return body, cuts + FLUSH
 
 
 def _remember(

@@ -1,41 +1,23 @@
-"""What a client asks of upload-pack, and the sending of the pack that answers it.
+"""What a client asks of upload-pack, and what is thought about it before a pack is made.
 
-Versions 0 and 2 differ in how they ask and acknowledge (`upload.py`, `upload_v2.py`); from the
-wants to the last byte of the pack they are the same, and that is here.
+Versions 0 and 2 differ in how they ask and acknowledge (`upload.py`, `upload_v2.py`); what is the
+same in both is here and in `pack_sender.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
-import os
-import tempfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from msgspec.structs import replace
-
-from gitd.git.access import Service
-from gitd.git.advertisement import RefViews, VisibleRefs
+from gitd.git.advertisement import VisibleRefs
 from gitd.git.errors import GitRequestError
-from gitd.git.limits import GitLimits
 from gitd.git.pkt_line import pkt_line
-from gitd.git.side_band import SideBandAnswer
-from gitd.git.workers import PackWorkers, WorkerLostError
 from storage.git.errors import RepositoryError
 from storage.git.object_filter import FilterError, parse_filter
 from storage.git.object_formats import NULL_OID
-from storage.git.pack_builder import BuiltPack, PackTask, build_pack, ready_pack
 from storage.git.repository import Repository
 from storage.git.shallow import Borders, DeepenError, Depth, all_reach_some, borders_after
 from storage.git.walk import reachable_among
-
-READ_BYTES = 60 * 1024 * 4
-CACHED_COUNT_MAX = 32
-CACHED_BYTES_MAX = 2 << 30
 
 
 class FetchRefusedError(GitRequestError):
@@ -271,205 +253,6 @@ def is_ready(repository: Repository, fetch: FetchRequest, common: list[bytes]) -
     """Say whether more negotiation would hardly make the pack smaller."""
     cut = {*repository.shallow(), *fetch.shallow}
     return all_reach_some(repository.objects, fetch.wants, common, cut=cut)
-
-
-# the pack
-
-
-class ClonePacks:
-    """Packs that answer whole clones, kept for the next one. What is wanted never changes: an id
-    stands for one history, so that a kept pack is right for as long as it is there.
-    """
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[bytes, BuiltPack] = OrderedDict()
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._count = 0
-
-    def new_path(self) -> str:
-        """Return a path for a pack to be written to."""
-        if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(prefix="gitd-packs-")
-        self._count += 1
-        return f"{self._directory.name}/{self._count}.pack"
-
-    def find(self, key: bytes) -> tuple[BuiltPack, int] | None:
-        """Return a kept pack and a descriptor of its file, open; or None."""
-        built = self._kept.get(key)
-        if built is None or built.path is None:
-            return None
-        try:
-            descriptor = os.open(built.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            del self._kept[key]
-            return None
-        if os.fstat(descriptor).st_size != built.size_bytes:
-            os.close(descriptor)
-            del self._kept[key]
-            return None
-        self._kept.move_to_end(key)
-        return built, descriptor
-
-    def keep(self, key: bytes, built: BuiltPack) -> None:
-        """Keep a pack; the oldest ones go when there are too many."""
-        self._kept[key] = built
-        while len(self._kept) > 1 and (
-            len(self._kept) > CACHED_COUNT_MAX
-            or sum(one.size_bytes for one in self._kept.values() if one.is_temporary)
-            > CACHED_BYTES_MAX
-        ):
-            _, oldest = self._kept.popitem(last=False)
-            drop(oldest)
-
-    def close(self) -> None:
-        if self._directory is not None:
-            self._directory.cleanup()
-
-
-def drop(built: BuiltPack) -> None:
-    """Delete the file of a pack that was made for one fetch."""
-    if built.is_temporary and built.path is not None:
-        with contextlib.suppress(FileNotFoundError):
-            Path(built.path).unlink()
-
-
-def clone_key(task: PackTask) -> bytes:
-    """Name a clone by all that decides what is in its pack."""
-    parts = [task.repository.encode(), *sorted(task.wants), b"|", *sorted(task.cut), b"|"]
-    parts += [tag + target for tag, target in sorted(task.tags)]
-    parts += [b"|", *task.leave_out, b"|"]
-    parts += [(task.filter_spec or "").encode(), b"o" if task.may_offset else b""]
-    return hashlib.sha256(b"\0".join(parts)).digest()
-
-
-class PackSender:
-    """Makes packs and sends them."""
-
-    def __init__(self, views: RefViews, limits: GitLimits, workers: PackWorkers) -> None:
-        self._views = views
-        self._limits = limits
-        self._workers = workers
-        self._clones = ClonePacks()
-
-    def close(self) -> None:
-        self._clones.close()
-
-    async def send(
-        self,
-        repository: Repository,
-        fetch: FetchRequest,
-        common: list[bytes],
-        borders: Borders,
-        answer: SideBandAnswer,
-        *,
-        announce: Callable[[BuiltPack], bytes] | None = None,
-    ) -> None:
-        """Send the pack of a fetch, with progress, and end the answer.
-
-        `announce` makes what stands before the pack, once it is known.
-        """
-        try:
-            task = await asyncio.to_thread(self._task, repository, fetch, common, borders)
-            built, descriptor = await self._build(repository, task)
-        except (RepositoryError, WorkerLostError, FilterError, OSError) as error:
-            await answer.fail(f"upload-pack: {error}")
-            await answer.finish()
-            return
-        try:
-            if announce is not None:
-                await answer.write(announce(built))
-            if not fetch.no_progress:
-                await answer.progress(_progress(built))
-            if descriptor is None:
-                await answer.send(built.data)
-            else:
-                await self._send_file(descriptor, built, answer)
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
-        await answer.end()
-
-    def _task(
-        self,
-        repository: Repository,
-        fetch: FetchRequest,
-        common: list[bytes],
-        borders: Borders,
-    ) -> PackTask:
-        tags: list[tuple[bytes, bytes]] = []
-        if fetch.with_tags:
-            view = self._views.visible(repository, Service.UPLOAD_PACK)
-            tags = [
-                (oid, view.peeled[oid])
-                for name, oid in view.values.items()
-                if oid in view.peeled and name.startswith(b"refs/tags/")
-            ]
-        return PackTask(
-            repository=os.fspath(repository.path),
-            wants=[*dict.fromkeys([*fetch.wants, *borders.more_wants])],
-            haves=common,
-            cut=sorted({*borders.cut, *fetch.shallow}),
-            tags=tags,
-            filter_spec=fetch.filter_spec,
-            leave_out=sorted(fetch.elsewhere),
-            may_thin=fetch.may_thin,
-            may_offset=fetch.may_offset,
-        )
-
-    async def _build(
-        self, repository: Repository, task: PackTask, *, is_retry: bool = False
-    ) -> tuple[BuiltPack, int | None]:
-        is_clone = not task.haves
-        key = clone_key(task) if is_clone else b""
-        if is_clone and (found := self._clones.find(key)) is not None:
-            return found
-        ready = await asyncio.to_thread(ready_pack, task, repository) if is_clone else None
-        if ready is not None:
-            built = ready
-        elif self._is_small(repository):
-            built = await asyncio.to_thread(build_pack, task, repository)
-        else:
-            path = self._clones.new_path()
-            built = await self._workers.pack(replace(task, out_path=path))
-        if built.path is None:
-            return built, None
-        try:
-            descriptor = os.open(built.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # a stored pack that was joined with others meanwhile
-            if is_retry:
-                raise
-            return await self._build(repository, replace(task, may_verbatim=False), is_retry=True)
-        if is_clone:
-            self._clones.keep(key, built)
-        else:
-            drop(built)
-        return built, descriptor
-
-    def _is_small(self, repository: Repository) -> bool:
-        packs = repository.objects.packs()
-        return (
-            sum(pack.count for pack in packs) <= self._limits.thread_objects_max
-            and sum(len(pack.bytes_map) for pack in packs) <= self._limits.thread_pack_bytes_max
-        )
-
-    async def _send_file(self, descriptor: int, built: BuiltPack, answer: SideBandAnswer) -> None:
-        at = 0
-        while at < built.size_bytes and not answer.is_gone:
-            data = os.pread(descriptor, READ_BYTES, at)
-            if not data:
-                await answer.fail("upload-pack: the pack ended early")
-                return
-            at += len(data)
-            await answer.send(data)
-
-
-def _progress(built: BuiltPack) -> bytes:
-    count, delta = built.object_count, built.delta_count
-    return (
-        f"Enumerating objects: {count}, done.\n"
-        f"Counting objects: 100% ({count}/{count}), done.\n"
-        f"Total {count} (delta {delta}), reused {built.reused_count} (delta {delta})\n"
-    ).encode()
 
 
 def error_packet(message: str) -> bytes:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from msgspec.structs import replace
+
 from gitd.git.body import BodyReader
 from gitd.git.errors import (
     BodyInvalidError,
@@ -23,7 +25,7 @@ from gitd.git.errors import (
 from gitd.git.limits import GitLimits
 from gitd.git.push_request import Wish
 from gitd.git.workers import PackWorkers, WorkerLostError
-from storage.git.errors import RepositoryError
+from storage.git.errors import PackOutgrownError, RepositoryError
 from storage.git.ingest import (
     SPOOL_NAME,
     Ingested,
@@ -93,19 +95,25 @@ class Incoming:
                     await asyncio.to_thread(_write_all, file, waiting)
                     waiting, waiting_bytes = [], 0
             on_arrival()
-            if file is None:
-                return await asyncio.to_thread(self._ingest_here, waiting)
-            await asyncio.to_thread(_write_all, file, waiting)
+            if file is not None:
+                await asyncio.to_thread(_write_all, file, waiting)
+            elif (ingested := await asyncio.to_thread(self._ingest_here, waiting)) is not None:
+                return ingested
         return await self._workers.ingest(self._task())
 
     def _open_spool(self) -> BinaryIO:
         self.quarantine = make_quarantine(self._repository.path)
         return (self.quarantine / "pack" / SPOOL_NAME).open("wb", buffering=0)
 
-    def _ingest_here(self, pieces: list[bytes]) -> Ingested:
+    def _ingest_here(self, pieces: list[bytes]) -> Ingested | None:
+        """Index a small pack in this process; None when it inflates to too much for that."""
         with self._open_spool() as file:
             _write_all(file, pieces)
-        return ingest(self._task(), self._repository)
+        task = replace(self._task(), memory_bytes_max=self._limits.thread_inflated_bytes_max)
+        try:
+            return ingest(task, self._repository)
+        except PackOutgrownError:
+            return None
 
     def _task(self) -> IngestTask:
         config = self._repository.config

@@ -19,10 +19,13 @@ class GitLimits:
         request_bytes_max: an upload-pack request, inflated.
         wants_max, haves_max: lines in such a request.
         drain_bytes_max: of a refused push, read on so that its client hears why.
-        thread_bytes_max: packs up to this size are indexed in a thread of this process, larger
-            ones in a process of their own.
+        thread_bytes_max, thread_inflated_bytes_max: packs up to this size, as they are sent and
+            inflated, are indexed in a thread of this process, larger ones in a process of their
+            own.
         thread_objects_max, thread_pack_bytes_max: repositories up to this size are walked in a
-            thread of this process.
+            thread of this process; all that is stored counts, packed and loose.
+        thread_answer_bytes_max: packs for fetches up to this size are made in memory there.
+        kept_packs_bytes_max: packs of clones that are kept on disk for the next clone.
         worker_count_max: processes for large packs.
         hook_s: longest time for one hook of the repository.
     """
@@ -40,7 +43,10 @@ class GitLimits:
     haves_max: int = 1_000_000
     drain_bytes_max: int = 8 << 30
     thread_bytes_max: int = 256 << 10
+    thread_inflated_bytes_max: int = 8 << 20
     thread_objects_max: int = 3_000
     thread_pack_bytes_max: int = 4 << 20
+    thread_answer_bytes_max: int = 1 << 20
+    kept_packs_bytes_max: int = 2 << 30
     worker_count_max: int = 2
     hook_s: float = 600.0

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import ClientConnectionError, hdrs, web
 
@@ -35,13 +37,14 @@ from gitd.git.errors import (
     NotFoundError,
     UnsupportedBodyError,
 )
-from gitd.git.fetch import FetchRefusedError, PackSender, error_packet
+from gitd.git.fetch import FetchRefusedError, error_packet
 from gitd.git.incoming import drain
 from gitd.git.limits import GitLimits
+from gitd.git.pack_sender import PackSender
 from gitd.git.pkt_line import SIDE_BAND_64K_BYTES_MAX
 from gitd.git.push import PushReceiver
 from gitd.git.receive import ReceivePack
-from gitd.git.side_band import SideBandAnswer
+from gitd.git.side_band import SideBandAnswer, write_pieces
 from gitd.git.upload import UploadV0
 from gitd.git.upload_v2 import UploadV2
 from gitd.git.workers import PackWorkers
@@ -60,7 +63,6 @@ _DUMB_FILE = re.compile(
     r"(?P<path>.+)/(?P<name>HEAD|objects/(?:info/[^/]+|[0-9a-f]{2}/[0-9a-f]{38,62}"
     r"|pack/pack-[0-9a-f]{40,64}\.(?:pack|idx)))"
 )
-_WRITE_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class GitService:
         limits: bounds on everything that a client can make grow or wait.
         serves_files: speak the dumb protocol too, where `http.getanyfile` does not say no.
         repositories: open repositories; share it with whoever else reads the same ones.
+        pack_folder: where packs for large fetches are made, on a disk with room for them; by
+            default the system's place for temporary files.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class GitService:
         *,
         serves_files: bool = False,
         repositories: RepositoryCache | None = None,
+        pack_folder: Path | None = None,
     ) -> None:
         self._access = access
         self._serves_files = serves_files
@@ -103,7 +108,8 @@ class GitService:
         self._repositories = repositories or RepositoryCache()
         self._views = RefViews()
         self._workers = PackWorkers(self._limits.worker_count_max)
-        self._sender = PackSender(self._views, self._limits, self._workers)
+        folder = pack_folder or Path(tempfile.gettempdir())
+        self._sender = PackSender(self._views, self._limits, self._workers, folder)
         self._receive = ReceivePack(receiver, self._limits, self._workers)
 
     async def warm(self) -> None:
@@ -114,7 +120,7 @@ class GitService:
         """Let pushes end that are being concluded, end the workers, drop kept packs."""
         await self._receive.close()
         await self._workers.close()
-        self._sender.close()
+        await self._sender.close()
 
     async def handler(self, request: web.Request) -> web.StreamResponse:
         """Answer one request; never raises for what a client can do."""
@@ -155,17 +161,19 @@ class GitService:
             raise NotAllowedError(f"Unsupported service: '{name[:100]}'\n") from None
         _, repository = await self._open(request, path, service)
         version = protocol_version(request.headers.get("Git-Protocol", ""))
-        body = await asyncio.to_thread(self._advertisement, repository, service, version)
+        parts = await asyncio.to_thread(self._advertisement, repository, service, version)
         content_type = f"application/x-{service.value}-advertisement"
         if request.method == hdrs.METH_HEAD:
             return web.Response(headers={**NO_CACHE, hdrs.CONTENT_TYPE: content_type})
-        return await _send_whole(request, body, content_type, self._limits.idle_s)
+        return await _send_whole(request, parts, content_type, self._limits.idle_s)
 
-    def _advertisement(self, repository: Repository, service: Service, version: int) -> bytes:
+    def _advertisement(
+        self, repository: Repository, service: Service, version: int
+    ) -> tuple[bytes, ...]:
         if service is Service.RECEIVE_PACK:
             capabilities = receive_capabilities(repository)
         elif version == 2:
-            return v2_advertisement(repository)
+            return (v2_advertisement(repository),)
         else:
             capabilities = upload_capabilities(repository)
         # Version 2 has no push: its clients are answered in version 0.
@@ -307,17 +315,15 @@ def _text(status: int, text: str = "", headers: Mapping[str, str] | None = None)
 
 
 async def _send_whole(
-    request: web.Request, body: bytes, content_type: str, stall_s: float
+    request: web.Request, parts: tuple[bytes, ...], content_type: str, stall_s: float
 ) -> web.StreamResponse:
     response = web.StreamResponse(headers={**NO_CACHE, hdrs.CONTENT_TYPE: content_type})
-    response.content_length = len(body)
+    response.content_length = sum(map(len, parts))
     try:
-        async with asyncio.timeout(stall_s + len(body) / 10_000):
-            await response.prepare(request)
-            view = memoryview(body)
-            for at in range(0, len(view), _WRITE_BYTES):
-                await response.write(bytes(view[at : at + _WRITE_BYTES]))
-            await response.write_eof()
+        await response.prepare(request)
+        for part in parts:
+            await write_pieces(response, part, stall_s=stall_s)
+        await response.write_eof()
     except (ConnectionError, ClientConnectionError, TimeoutError):
         response.force_close()
     return response

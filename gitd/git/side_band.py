@@ -16,7 +16,21 @@ from aiohttp import ClientConnectionError, web
 from gitd.git.pkt_line import FLUSH, side_band
 
 DATA, PROGRESS, FATAL = 1, 2, 3
+WRITE_BYTES = 256 << 10  # what waits in this process for a slow reader, at most
+SEND_BYTES = 240 << 10  # of data at once: in its packets it still fits into that
 _ERRORS = (ConnectionError, ClientConnectionError, TimeoutError)
+
+
+async def write_pieces(response: web.StreamResponse, data: bytes, *, stall_s: float) -> None:
+    """Send bytes as fast as they are taken, so that no more than a piece waits in memory.
+
+    Raises:
+        ConnectionError, ClientConnectionError: the client has left.
+        TimeoutError: it took nothing for `stall_s`.
+    """
+    for at in range(0, len(data), WRITE_BYTES):
+        async with asyncio.timeout(stall_s):
+            await response.write(data[at : at + WRITE_BYTES])
 
 
 class SideBandAnswer:
@@ -81,20 +95,22 @@ class SideBandAnswer:
             if self.is_gone:
                 return
             try:
-                async with asyncio.timeout(self._stall_s):
-                    if not self._response.prepared:
+                if not self._response.prepared:
+                    async with asyncio.timeout(self._stall_s):
                         await self._response.prepare(self._request)
-                    await self._response.write(data)
+                await write_pieces(self._response, data, stall_s=self._stall_s)
             except _ERRORS:
                 self.is_gone = True
             self._written_at = time.monotonic()
 
-    async def send(self, data: bytes | memoryview) -> None:
+    async def send(self, data: bytes) -> None:
         """Send data: on band 1, or raw for a client without side bands."""
         if not self.has_bands:
-            await self.write(bytes(data))
+            await self.write(data)
             return
-        await self.write(b"".join(side_band(DATA, data, bytes_max=self._bytes_max)))
+        for at in range(0, len(data), SEND_BYTES):
+            piece = data[at : at + SEND_BYTES]
+            await self.write(b"".join(side_band(DATA, piece, bytes_max=self._bytes_max)))
 
     async def progress(self, text: bytes) -> None:
         """Send words to the user as they are: a line ends with LF, or CR to be overwritten."""

@@ -16,7 +16,6 @@ from gitd.git.fetch import (
     DepthWish,
     FetchRefusedError,
     FetchRequest,
-    PackSender,
     checked_filter,
     find_borders,
     is_ready,
@@ -25,6 +24,7 @@ from gitd.git.fetch import (
     shallow_lines,
 )
 from gitd.git.limits import GitLimits
+from gitd.git.pack_sender import PackSender
 from gitd.git.pkt_line import (
     FLUSH,
     SIDE_BAND_64K_BYTES_MAX,

@@ -15,7 +15,6 @@ from gitd.git.fetch import (
     DepthWish,
     FetchRefusedError,
     FetchRequest,
-    PackSender,
     checked_filter,
     common_haves,
     find_borders,
@@ -25,6 +24,7 @@ from gitd.git.fetch import (
     shallow_lines,
 )
 from gitd.git.limits import GitLimits
+from gitd.git.pack_sender import PackSender
 from gitd.git.pkt_line import DELIM, FLUSH, Marker, pkt_line
 from gitd.git.side_band import DATA, SideBandAnswer
 from storage.git.errors import RepositoryCorruptError

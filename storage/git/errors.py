@@ -5,6 +5,7 @@ StorageError
     ├── RepositoryNotFoundError   no repository there
     ├── RepositoryCorruptError    a file of the repository is not what its format says
     │   └── ObjectMissingError    an object that must be there is not
+    ├── PackOutgrownError         a pack needs more memory than its worker may take
     ├── RefNotFoundError          no branch, tag, ref or commit of that name
     ├── PackInvalidError          a received pack was refused; the message is for the pusher
     │   └── PackTooLargeError     ... because a bound was exceeded
@@ -34,6 +35,10 @@ class ObjectMissingError(RepositoryCorruptError):
     def __init__(self, oid: bytes) -> None:
         super().__init__(f"object {oid.hex()} is missing")
         self.oid = oid
+
+
+class PackOutgrownError(RepositoryError):
+    """Work on a pack needs more memory than it may take here: do it in a process of its own."""
 
 
 class RefNotFoundError(RepositoryError):

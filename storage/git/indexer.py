@@ -29,6 +29,7 @@ import msgspec
 from storage.git.errors import (
     ObjectMissingError,
     PackInvalidError,
+    PackOutgrownError,
     PackTooLargeError,
     RepositoryCorruptError,
 )
@@ -73,12 +74,15 @@ class PackLimits:
         object_bytes_max: one object, inflated.
         inflated_bytes_floor, inflated_ratio_max: all objects together may have the floor plus the
             pack's size times the ratio; a bomb reaches it soon, a real history does not.
+        memory_bytes_max: objects and the bases that they need, all together, where memory is
+            scarce; None for no such bound.
     """
 
     objects_max: int = 5_000_000
     object_bytes_max: int = 2 << 30
     inflated_bytes_floor: int = 4 << 30
     inflated_ratio_max: int = 500
+    memory_bytes_max: int | None = None
 
 
 @dataclass(slots=True)
@@ -131,6 +135,7 @@ def index_pack(
         PackInvalidError: it is no whole, well-formed pack, an object is refused by the rules, or
             differs from a stored one of the same id.
         PackTooLargeError: it exceeds a bound.
+        PackOutgrownError: it exceeds `memory_bytes_max`; the file is as it was.
     """
     size = path.stat().st_size
     _require_header(path, size, limits)
@@ -216,9 +221,10 @@ class _Reading:
         self.kept: dict[int, bytes] = {}
         self.kept_bytes = 0
         self.inflated_bytes = 0
-        pack_bytes = len(mapped)
         self.inflated_bytes_max = (
-            limits.inflated_bytes_floor + limits.inflated_ratio_max * pack_bytes
+            limits.inflated_bytes_floor + limits.inflated_ratio_max * len(mapped)
+            if limits.memory_bytes_max is None
+            else limits.memory_bytes_max
         )
         self.completed: list[tuple[bytes, int, bytes]] = []
         self.commit_links: set[bytes] = set()
@@ -314,8 +320,11 @@ class _Reading:
 
     def _count_inflated(self, size: int) -> None:
         self.inflated_bytes += size
-        if self.inflated_bytes > self.inflated_bytes_max:
-            raise PackTooLargeError("the pack's objects are too large in sum for its size")
+        if self.inflated_bytes <= self.inflated_bytes_max:
+            return
+        if self.limits.memory_bytes_max is not None:
+            raise PackOutgrownError("the pack's objects are too large for memory")
+        raise PackTooLargeError("the pack's objects are too large in sum for its size")
 
     def _inflate(self, size: int, at: int) -> tuple[bytes, int]:
         view, end = self.view, self.end
@@ -534,6 +543,7 @@ class _Reading:
 
     def _resolve_from_outside(self, oid: bytes) -> None:
         try:
+            self._count_inflated(self.bases.kind_and_size(oid)[1])
             kind, data = self.bases.get(oid)
         except ObjectMissingError:
             return
@@ -602,10 +612,13 @@ class _Reading:
     def _compare(self, oid: bytes, kind: int, data: bytes) -> None:
         """Refuse an object that has a stored one's id and another content."""
         try:
-            stored = self.bases.get(oid)
+            is_equal = (
+                self.bases.kind_and_size(oid) == (kind, len(data))
+                and self.bases.get(oid)[1] == data
+            )
         except RepositoryCorruptError:  # a damaged object is better replaced
             return
-        if stored != (kind, data):
+        if not is_equal:
             raise PackInvalidError(f"SHA1 COLLISION FOUND WITH {oid.hex()} !")
 
     def _compare_streamed(self, oid: bytes, at: int, size: int) -> None:

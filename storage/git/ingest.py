@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from storage.git.connectivity import Connectivity
-from storage.git.errors import PackInvalidError, RepositoryError
+from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryError
 from storage.git.fsck import FsckRules, Severity
 from storage.git.indexer import IndexedPack, PackLimits, index_pack
 from storage.git.locks import QUARANTINE_PREFIX
@@ -38,6 +38,7 @@ class IngestTask(msgspec.Struct, frozen=True, kw_only=True):
         tips: raw oids that refs are to point at.
         shallow: raw oids that the pusher has no parents of.
         fsck: message id -> severity, or None to check only links.
+        memory_bytes_max: see `PackLimits`.
     """
 
     repository: str
@@ -48,6 +49,7 @@ class IngestTask(msgspec.Struct, frozen=True, kw_only=True):
     fsck_skip: list[bytes] = []
     objects_max: int = 5_000_000
     object_bytes_max: int = 2 << 30
+    memory_bytes_max: int | None = None
 
 
 class Ingested(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,10 +149,15 @@ def ingest(
     """Index and check what is in a quarantine, and sync it. Blocking, and heavy for large packs.
 
     `may_fork` lets a process without threads use two cores.
+
+    Raises:
+        PackOutgrownError: it takes more than `memory_bytes_max`; the quarantine is as it was.
     """
     repository = repository or Repository(Path(task.repository))
     try:
         return _ingest(task, repository, may_fork=may_fork)
+    except PackOutgrownError:
+        raise
     except PackInvalidError as error:
         return Ingested(error=str(error), unpack_status=error.unpack_status)
     except RepositoryError as error:
@@ -194,7 +201,11 @@ def _index(
     if task.fsck is not None:
         severities = {name: Severity(value) for name, value in task.fsck.items()}
         rules = FsckRules(severities, frozenset(task.fsck_skip))
-    limits = PackLimits(objects_max=task.objects_max, object_bytes_max=task.object_bytes_max)
+    limits = PackLimits(
+        objects_max=task.objects_max,
+        object_bytes_max=task.object_bytes_max,
+        memory_bytes_max=task.memory_bytes_max,
+    )
     pack = index_pack(spool, bases=bases, limits=limits, rules=rules, may_fork=may_fork)
     index = pack.path.with_suffix(".idx")
     outside = pack.outside_commits | pack.outside_objects

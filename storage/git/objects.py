@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ ALTERNATE_DEPTH_MAX = 5  # as git's
 COMMITS_REMEMBERED_MAX = 100_000  # about 40 MB
 CACHED_OBJECT_BYTES_MAX = 1 << 20  # larger objects are read again
 _LOOSE_HEAD_BYTES = 64
+_FAN_OUT = re.compile(r"[0-9a-f]{2}")  # the first byte of an id: a directory of loose objects
 
 
 class ContentCache:
@@ -256,14 +258,43 @@ class ObjectStore:
 
     def loose_directories(self) -> frozenset[int]:
         """Return the first bytes of ids that loose objects may have, alternates' too."""
-        found: set[int] = set()
-        for store in (self, *self._alternates):
-            with contextlib.suppress(FileNotFoundError):
-                for path in store.directory.iterdir():
-                    if len(path.name) == 2:
-                        with contextlib.suppress(ValueError):
-                            found.add(int(path.name, 16))
+        found = {int(path[-2:], 16) for path in self._loose_directories()}
+        for store in self._alternates:
+            found |= store.loose_directories()
         return frozenset(found)
+
+    def _loose_directories(self) -> list[str]:
+        try:
+            names = os.listdir(self.directory)  # noqa: PTH208 -- asked at every fetch
+        except FileNotFoundError:
+            return []
+        return [f"{self.directory}/{name}" for name in names if _FAN_OUT.fullmatch(name)]
+
+    def is_within(self, *, objects_max: int, stored_bytes_max: int) -> bool:
+        """Say whether all that is stored, alternates' too, is at most so much.
+
+        Looks at the size of every loose object, up to the bounds.
+        """
+        packs = self.packs()
+        count = sum(pack.count for pack in packs)
+        size = sum(len(pack.bytes_map) for pack in packs)
+        if count > objects_max or size > stored_bytes_max:
+            return False
+        for loose_bytes in self._loose_sizes():
+            count += 1
+            size += loose_bytes
+            if count > objects_max or size > stored_bytes_max:
+                return False
+        return True
+
+    def _loose_sizes(self) -> Iterator[int]:
+        for path in self._loose_directories():
+            with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        yield entry.stat().st_size
+        for store in self._alternates:
+            yield from store._loose_sizes()  # noqa: SLF001 -- the same class
 
     def with_prefix(self, digits: str, *, limit_count: int = 2) -> set[bytes]:
         """List ids that begin with these hex digits (at least 2), `limit_count` or a few more."""

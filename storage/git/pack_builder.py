@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 
 from storage.git.bitmap import reaches_all
+from storage.git.errors import PackOutgrownError
 from storage.git.object_filter import parse_filter
 from storage.git.pack import Pack
 from storage.git.pack_links import all_packs_if_wanted, write_links
-from storage.git.pack_writer import PackWriter, find_verbatim
+from storage.git.pack_writer import PackWriter, Sink, find_verbatim
 from storage.git.repository import Repository
 from storage.git.selection import Selection, select_objects
 
-MEMORY_BYTES_MAX = 1 << 20
 _BUFFER_BYTES = 1 << 20
 
 
@@ -27,6 +27,7 @@ class PackTask(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         out_path: where to write it; None keeps it in memory.
+        memory_bytes_max: bound on a pack in memory, and on each object inflated for it.
         may_verbatim: a stored pack's own file may be the answer.
         tags: (annotated tag, what it names), sent when what they name is sent.
         filter_spec: what to leave out, as the client wrote it.
@@ -44,6 +45,7 @@ class PackTask(msgspec.Struct, frozen=True, kw_only=True):
     may_offset: bool = True
     may_verbatim: bool = True
     out_path: str | None = None
+    memory_bytes_max: int = 1 << 20
 
 
 class BuiltPack(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +71,7 @@ def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPac
 
     Raises:
         FilterError: the filter is not understood.
+        PackOutgrownError: it would take more memory than it may.
         RepositoryCorruptError: an object is missing or damaged.
     """
     repository = repository or Repository(Path(task.repository))
@@ -135,13 +138,16 @@ def _written_without(task: PackTask, repository: Repository, selection: Selectio
 
 
 def _written(task: PackTask, repository: Repository, selection: Selection) -> BuiltPack:
-    def write(sink: object) -> BuiltPack:
+    is_in_memory = task.out_path is None
+
+    def write(sink: Sink) -> BuiltPack:
         writer = PackWriter(
             repository.objects,
             selection,
-            sink,  # type: ignore[arg-type]
+            sink,
             may_thin=task.may_thin,
             may_offset=task.may_offset,
+            inflated_bytes_max=task.memory_bytes_max if is_in_memory else None,
         )
         result = writer.write()
         return BuiltPack(
@@ -152,9 +158,22 @@ def _written(task: PackTask, repository: Repository, selection: Selection) -> Bu
         )
 
     if task.out_path is None:
-        buffer = bytearray()
-        built = write(buffer.extend)
-        return msgspec.structs.replace(built, data=bytes(buffer))
+        memory = _Memory(task.memory_bytes_max)
+        built = write(memory.take)
+        return msgspec.structs.replace(built, data=bytes(memory.data))
     with open(task.out_path, "wb", buffering=_BUFFER_BYTES) as file:  # noqa: PTH123
         built = write(file.write)
     return msgspec.structs.replace(built, path=task.out_path, is_temporary=True)
+
+
+class _Memory:
+    """Takes the bytes of a pack that should stay small."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.data = bytearray()
+        self._bytes_max = bytes_max
+
+    def take(self, piece: bytes | memoryview) -> None:
+        if len(self.data) + len(piece) > self._bytes_max:
+            raise PackOutgrownError("the pack is too large for memory")
+        self.data += piece

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.git.delta import line_delta
+from storage.git.errors import PackOutgrownError
 from storage.git.indexer import entry_head
 from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA, TREE
 from storage.git.objects import ObjectStore
@@ -55,6 +56,7 @@ class PackWriter:
         may_thin: deltas may have bases that the client has.
         may_offset: the client knows OFS_DELTA.
         sink: takes the bytes.
+        inflated_bytes_max: bound on an object that is inflated; None for none.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class PackWriter:
         *,
         may_thin: bool = False,
         may_offset: bool = True,
+        inflated_bytes_max: int | None = None,
     ) -> None:
         self._objects = objects
         self._selection = selection
         self._sink = sink
         self._may_thin = may_thin
         self._may_offset = may_offset
+        self._inflated_bytes_max = inflated_bytes_max
         self._digest = hashlib.sha1(usedforsecurity=False)
         self._at = 0
         self._written: dict[bytes, int] = {}  # oid -> offset in the new pack
@@ -81,6 +85,7 @@ class PackWriter:
         """Write all of it.
 
         Raises:
+            PackOutgrownError: an object is too large to be inflated here.
             RepositoryCorruptError: an object is missing or damaged.
         """
         self._put(b"PACK" + struct.pack(">LL", 2, len(self._selection.oids)))
@@ -196,6 +201,8 @@ class PackWriter:
         self._flush_run()
         self._written[oid] = self._at
         kind, size = self._objects.kind_and_size(oid)
+        if self._inflated_bytes_max is not None and size > self._inflated_bytes_max:
+            raise PackOutgrownError(f"object {oid.hex()} is too large for memory")
         self._put(entry_head(kind, size))
         level = GOOD_COMPRESSION if size <= GOOD_COMPRESSION_BYTES_MAX else FAST_COMPRESSION
         deflater = zlib.compressobj(level)
