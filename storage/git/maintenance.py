@@ -2,14 +2,14 @@
 
 Every push adds a pack. When there are many, those of a kind are written together into one, so that
 each object is rewritten only as often as the repository doubles. Nothing that was stored is lost:
-unreachable objects move along.
+unreachable objects move along. Packs that mean more than their objects stay: those that a file
+beside them or a multi-pack-index speaks of.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
@@ -21,6 +21,7 @@ from storage.git.ingest import (
     migrate_quarantine,
     sync_file,
 )
+from storage.git.multi_pack_index import packs_of_indexes
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
 from storage.git.pack_links import forget_links, write_links
@@ -32,13 +33,15 @@ from storage.git.selection import Selection
 PACK_COUNT_MAX = 16
 LOOSE_REF_COUNT_MAX = 64
 _BUFFER_BYTES = 1 << 20
-_SUFFIXES = (".idx", ".pack", ".rev", ".bitmap", ".mtimes")
+_SUFFIXES = (".idx", ".pack", ".rev", ".bitmap")
+# Kept by its owner; from elsewhere, where what its objects link to may be; nobody's, with the time
+# of each object: joined with others, such a pack would be one of a usual kind.
+_MARKS = (".keep", ".promisor", ".mtimes")
 
 
 def needs_care(repository: Repository) -> bool:
     """Say whether `take_care` would do something."""
-    own = repository.objects.own_packs()
-    return len(own) > PACK_COUNT_MAX or repository.refs.loose_count() > LOOSE_REF_COUNT_MAX
+    return bool(packs_to_join(repository)) or _has_refs_to_pack(repository)
 
 
 def take_care(repository: Repository) -> int:
@@ -50,31 +53,47 @@ def take_care(repository: Repository) -> int:
     Raises:
         RepositoryCorruptError: a stored object is damaged; everything stays as it was.
     """
-    if repository.refs.loose_count() > LOOSE_REF_COUNT_MAX:
+    if _has_refs_to_pack(repository):
         pack_loose_refs(repository)
-    own = repository.objects.own_packs()
-    if len(own) <= PACK_COUNT_MAX:
-        return 0
-    chosen = packs_to_join(own)
-    if len(chosen) < 2:
+    chosen = packs_to_join(repository)
+    if not chosen:
         return 0
     joined = _join(repository, chosen)
+    # What came meanwhile may speak of them by now: then they stay, beside the new one.
+    named = packs_of_indexes(repository.path / "objects/pack")
     for pack in chosen:
-        if pack.path.name != joined:
+        if pack.path.name != joined and not _is_marked(pack, named):
             _remove(pack.path)
     repository.objects.refresh()
     return len(chosen)
 
 
-def packs_to_join(packs: Sequence[Pack]) -> list[Pack]:
-    """Choose the small packs: each less than twice of all smaller ones together.
+def _has_refs_to_pack(repository: Repository) -> bool:
+    wish = (repository.config.text("gc.packrefs") or "true").lower()
+    if wish == "notbare":
+        may_pack = not repository.is_bare
+    else:
+        may_pack = bool(repository.config.flag("gc.packrefs", default=True))
+    return may_pack and repository.refs.loose_count() > LOOSE_REF_COUNT_MAX
 
-    Packs with a `.keep` beside them stay.
+
+def packs_to_join(repository: Repository) -> list[Pack]:
+    """Choose packs to be one: small ones of which there are too many, or none.
+
+    Each that is chosen has less than twice the objects of all smaller ones together.
+
+    Raises:
+        RepositoryCorruptError: a multi-pack-index cannot be read.
     """
+    own = repository.objects.own_packs()
+    if len(own) <= PACK_COUNT_MAX or repository.config.number("gc.autopacklimit") == 0:
+        return []
+    named = packs_of_indexes(repository.path / "objects/pack")
     by_size = sorted(
-        (pack for pack in packs if not pack.path.with_suffix(".keep").exists()),
-        key=lambda pack: pack.count,
+        (pack for pack in own if not _is_marked(pack, named)), key=lambda pack: pack.count
     )
+    if len(by_size) <= PACK_COUNT_MAX:
+        return []
     total = 0
     stop = 0
     for number, pack in enumerate(by_size):
@@ -84,6 +103,10 @@ def packs_to_join(packs: Sequence[Pack]) -> list[Pack]:
             break
         total += pack.count
     return by_size[:stop]
+
+
+def _is_marked(pack: Pack, named: frozenset[str]) -> bool:
+    return pack.path.stem in named or any(pack.path.with_suffix(mark).exists() for mark in _MARKS)
 
 
 def _join(repository: Repository, packs: list[Pack]) -> str:
