@@ -83,6 +83,7 @@ class _Running:
         deadline: when the lease ends; None while the output is being packed.
         ends_by: when the slot must have ended the build, heartbeats or not.
         has_spoken: the slot did, since this process started.
+        started: set when the job's log says that it runs.
         released: set when the slot holds it no longer.
     """
 
@@ -96,6 +97,7 @@ class _Running:
     has_spoken: bool
     progress_at: float = 0.0
     finishing: asyncio.Task[None] | None = field(default=None)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -156,6 +158,7 @@ class BuildRunner:
                 lines_seen=self._jobs.joblogs.lines_seen(job.id, source),
                 has_spoken=False,
             )
+            self._running[job.id].started.set()
             self._jobs.log(job.id, ["gitd was restarted; waiting for the builder"], stage="gitd")
 
     def watch_silence(self, react: Callable[[str], None]) -> None:
@@ -262,6 +265,14 @@ class BuildRunner:
             self._sources.grafts, build, folder, ignores_submodules=ignores_submodules
         )
         return functools.partial(self._sources.write_tar, build, folder, grafts)
+
+    async def started(self, job_id: str) -> None:
+        """Wait until it is written down that the job runs: what it says comes after that.
+
+        Raises:
+            LeaseLostError: Nobody holds the job.
+        """
+        await self._held(job_id).started.wait()
 
     def take_log(self, job_id: str, batch: LogBatch) -> None:
         running = self._held(job_id)
@@ -380,6 +391,8 @@ class BuildRunner:
         self, job_id: str, failure: Failure, timings: Mapping[str, float] | None = None
     ) -> None:
         """Fail a job for a reason that its slot did not write into the log."""
+        if (running := self._running.get(job_id)) is not None:
+            await running.started.wait()
         self._jobs.log(job_id, failure.message.splitlines(), stage="gitd")
         await self._fail(job_id, failure, timings)
 
@@ -526,8 +539,11 @@ class BuildRunner:
         started = self._jobs.submit(change)
 
         async def forget_unless_started() -> None:
-            if await started is None and self._running.get(job.id) is running:
-                self._forget(job.id)
+            try:
+                if await started is None and self._running.get(job.id) is running:
+                    self._forget(job.id)
+            finally:
+                running.started.set()
 
         return forget_unless_started()
 

@@ -116,8 +116,9 @@ class _BuilderService:
         return _json(await self._rules.current())
 
     async def log(self, request: web.Request) -> web.Response:
-        batch = await _body(request, LogBatch)
-        self._runner.take_log(request.match_info["job_id"], batch)
+        job_id, batch = request.match_info["job_id"], await _body(request, LogBatch)
+        await self._runner.started(job_id)
+        self._runner.take_log(job_id, batch)
         return _json({})
 
     async def heartbeat(self, request: web.Request) -> web.Response:
