@@ -20,12 +20,23 @@ from storage.records import environments
 from storage.records import jobs as job_rows
 
 
-def mapped_branches(routes: Sequence[BranchRoute], default_branch: str) -> tuple[str, str | None]:
-    """The branches that production and staging stand for: their first exact patterns."""
-    exact = [route for route in routes if not any(c in route.pattern for c in "*?[")]
-    live = next((r.pattern for r in exact if r.target is RouteTarget.LIVE), default_branch)
-    staging = next((r.pattern for r in exact if r.target is RouteTarget.STAGING), None)
-    return live, staging
+def mapped_branches(
+    routes: Sequence[BranchRoute], default_branch: str
+) -> tuple[str | None, str | None]:
+    """The branches that production and staging stand for, where it is one.
+
+    The first pattern that is a name, if its branch goes there; else the default branch, if that
+    does.
+    """
+
+    def mapped(target: RouteTarget) -> str | None:
+        names = [
+            r.pattern for r in routes if r.target is target and not set(r.pattern) & set("*?[")
+        ]
+        candidates = [*names, default_branch]
+        return next((n for n in candidates if branches.target_of(routes, n) is target), None)
+
+    return mapped(RouteTarget.LIVE), mapped(RouteTarget.STAGING)
 
 
 def first_environments(site: Site, now: int) -> tuple[Environment, Environment]:

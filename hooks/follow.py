@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from hooks.jobs import Jobs, QueuePlace
-from hooks.push import Building, Effect, Failed, NotDeployed, TornDown
+from hooks.push import Building, Deleted, Effect, Failed, NotDeployed, TornDown
 from storage.joblog import Entry, LogLine
 from storage.model import Build, Deployment, Environment, Failure, Job, JobStatus
 from storage.records import artifacts, builds, deployments, releases, sites
 from storage.room import size_in_words
 
 SILENCE_S = 30.0
+LINES_REMEMBERED = 50  # of the log: what the end of a push need not say again
 SLOW_STAGE_S = 0.1  # what takes less goes without saying
 
 
@@ -48,7 +50,15 @@ class PushNarrator:
             await listener.say(f"{_short(effect.ref)}: kept, not deployed ({effect.why})")
         elif isinstance(effect, TornDown):
             slug = effect.environment.slug
-            await listener.say(f"{_short(effect.ref)}: deleted, and its preview {slug} with it")
+            await listener.say(
+                f"{_short(effect.ref)}: deleted, and its preview {slug} with it"
+                if effect.is_deleted
+                else f"{_short(effect.ref)}: its preview {slug} is gone: its route leads elsewhere"
+            )
+        elif isinstance(effect, Deleted):
+            place = effect.stays_on
+            stays = f"; what it deployed stays on {place.slug}" if place is not None else ""
+            await listener.say(f"{_short(effect.ref)}: deleted{stays}")
         elif isinstance(effect, Failed):
             await listener.say(
                 f"{_short(effect.ref)}: kept, not deployed: gitd failed to act on it; see its log"
@@ -72,7 +82,8 @@ class PushNarrator:
         """Tell the build and the roll line by line, to the URL or to the reason why not."""
         if not isinstance(effect, Building):
             return
-        job = await self._follow_job(effect.build.job_id, listener)
+        said: deque[str] = deque(maxlen=LINES_REMEMBERED)
+        job = await self._follow_job(effect.build.job_id, listener, said)
         if job is None or listener.is_gone:
             return
         newer = self._newer_build(effect.build)
@@ -80,21 +91,21 @@ class PushNarrator:
             await self._tell_superseded(effect, newer, listener)
             return
         if job.status is not JobStatus.SUCCEEDED:
-            await self._tell_failed_build(effect, job, listener)
+            await self._tell_failed_build(effect, _unsaid(job, said), listener)
             return
         await self._tell_artifact(effect, job, listener)
         deployment = _deployment_of(self._jobs, job)
         if deployment is None:
             return
-        job = await self._follow_job(deployment.job_id, listener)
+        job = await self._follow_job(deployment.job_id, listener, said)
         if job is None or listener.is_gone:
             return
         if job.status is JobStatus.SUCCEEDED:
             await self._tell_live(effect, job, listener)
         else:
-            await self._tell_failed_roll(effect, deployment, job, listener)
+            await self._tell_failed_roll(effect, deployment, _unsaid(job, said), listener)
 
-    async def _follow_job(self, job_id: str, listener: Listener) -> Job | None:
+    async def _follow_job(self, job_id: str, listener: Listener, said: deque[str]) -> Job | None:
         async for item in self._jobs.follow_with_places(job_id, heartbeat_s=SILENCE_S):
             if listener.is_gone:
                 return None
@@ -103,6 +114,8 @@ class PushNarrator:
                     await listener.say(_staged("queued", place_in_words(item)))
             elif item is not None and (line := shown(item.entry)) is not None:
                 await listener.say(line)
+                if isinstance(item.entry, LogLine):
+                    said.append(item.entry.line)
         job = self._jobs.get(job_id)
         if job is not None and not job.status.is_final:
             await listener.say(f"  gitd is being stopped; go on with: mf logs --follow {job_id}")
@@ -231,6 +244,14 @@ def place_in_words(place: QueuePlace) -> str:
 
 def _staged(stage: str, line: str) -> str:
     return f"  {stage:<8} {line}"
+
+
+def _unsaid(job: Job, said: Collection[str]) -> Job:
+    """The job with only that in its error's message which its log has not said already."""
+    if job.error is None:
+        return job
+    lines = [line for line in job.error.message.splitlines() if line not in said]
+    return replace(job, error=replace(job.error, message="\n".join(lines)))
 
 
 def _deployment_of(jobs: Jobs, job: Job) -> Deployment | None:

@@ -44,6 +44,7 @@ from storage.model import (
     Job,
     PushPolicy,
     Release,
+    RouteTarget,
     Site,
     SiteArtifact,
     Trigger,
@@ -51,6 +52,7 @@ from storage.model import (
 from storage.records import (
     artifacts,
     attestations,
+    builds,
     deployments,
     environments,
     releases,
@@ -128,7 +130,7 @@ class Pipeline:
 
         Raises:
             InvalidRequestError: The branch cannot be one, or the kind is not `preview`.
-            RefusedError: `environment.exists`.
+            RefusedError: `environment.exists`, `environment.routed_elsewhere`.
         """
         if kind != EnvironmentKind.PREVIEW:
             raise InvalidRequestError(
@@ -140,6 +142,13 @@ class Pipeline:
             raise InvalidRequestError(f"{fault}.", param="branch")
 
         def change(changes: JobChanges) -> Environment:
+            target = branches.target_of(sites.routes(changes.db, site.id), branch)
+            if target is not RouteTarget.PREVIEW:
+                raise RefusedError(
+                    "environment.routed_elsewhere",
+                    f"By the branch routes, {branch!r} is for {target.value}: its pushes would "
+                    "never reach a preview.",
+                )
             if there := environments.preview_of(changes.db, site.id, branch):
                 raise RefusedError(
                     "environment.exists", f"The branch {branch!r} has a preview: {there.slug}."
@@ -200,18 +209,27 @@ class Pipeline:
         deploy: bool = False,
         claim: Claim | None = None,
     ) -> Made[Job]:
-        """Queue a build of `ref`: a branch, tag, full name or commit; the mapped branch without.
+        """Queue a build of `ref`: a branch, tag, full name or commit.
 
-        While the same build is queued or running, the answer is that one's job.
+        Without, the branch that is mapped to the environment; where a pattern maps several, the
+        one that was pushed or built for it last. While the same build is queued or running, the
+        answer is that one's job.
 
         Raises:
             NotFoundError: No such ref in the site's repository.
+            InvalidRequestError: No ref is named, and none can be meant.
         """
         if claim and (earlier := replay(self._records.reader(), claim, self._jobs.clock(), _job)):
             return earlier
         wanted = ref or environment.branch
         if wanted is None:
-            raise InvalidRequestError("No branch is mapped here: name a ref.", param="ref")
+            wanted = builds.newest_deployed_ref(self._records.reader(), environment.id)
+        if wanted is None:
+            raise InvalidRequestError(
+                f"No single branch is mapped to {environment.slug}, and nothing was pushed to it "
+                "yet: name a ref.",
+                param="ref",
+            )
         try:
             resolved = await asyncio.to_thread(
                 self._repositories.resolve, environment.site_id, wanted

@@ -54,10 +54,19 @@ class Building:
 
 @dataclass(frozen=True, slots=True)
 class TornDown:
-    """The ref's branch is gone, and its preview with it."""
+    """The ref's branch has no preview any more: it is deleted, or it goes elsewhere by now."""
 
     ref: str
     environment: Environment
+    is_deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """The ref is gone, and that is all. `stays_on` still has what the branch deployed."""
+
+    ref: str
+    stays_on: Environment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ class Failed:
     ref: str
 
 
-Effect = Building | TornDown | NotDeployed | Failed
+Effect = Building | TornDown | Deleted | NotDeployed | Failed
 
 
 class PushHooks:
@@ -120,7 +129,11 @@ class PushHooks:
             if site is None or not pushes.land(changes.db, push.id, changes.now):
                 return []
             policy = self._policy
-            return [_effect_apart(changes, site, push.actor, move, policy) for move in landed]
+            return [
+                effect
+                for move in landed
+                for effect in _effects_apart(changes, site, push.actor, move, policy)
+            ]
 
         return await self._jobs.commit(change)
 
@@ -148,56 +161,65 @@ def _has_moved(move: RefMove, tips: dict[str, str]) -> bool:
     return tip is None if move.is_delete else tip == move.new
 
 
-def _effect_apart(
+def _effects_apart(
     changes: JobChanges, site: Site, actor: ActorRef, move: RefMove, policy: PushPolicy
-) -> Effect:
+) -> list[Effect]:
     """Act on one ref by itself: when that fails, the push's other refs do not suffer."""
     try:
         with changes.apart():
-            return _effect(changes, site, actor, move, policy)
+            return _effects(changes, site, actor, move, policy)
     except Exception as error:  # the ring of a ref
         if isinstance(error, StorageError) and not isinstance(error, RecordConflictError):
             raise  # no fault of the ref's: a full disk, for instance, which a repeat may not meet
         log.exception("ref_not_handled", site_id=site.id, ref=move.ref)
-        return Failed(move.ref)
+        return [Failed(move.ref)]
 
 
-def _effect(
+def _effects(
     changes: JobChanges, site: Site, actor: ActorRef, move: RefMove, policy: PushPolicy
-) -> Effect:
+) -> list[Effect]:
     branch = branches.branch_of(move.ref)
     if branch is None:
-        return NotDeployed(move.ref, "only branches are deployed")
-    if move.is_delete:
-        return _on_deleted(changes, site, move.ref, branch)
-    if move.old == move.new:
-        return NotDeployed(move.ref, "nothing changed")
+        what = Deleted(move.ref) if move.is_delete else None
+        return [what or NotDeployed(move.ref, "only branches are deployed")]
     target = branches.target_of(sites.routes(changes.db, site.id), branch)
+    preview = environments.preview_of(changes.db, site.id, branch)
+    gone: list[Effect] = []
+    if preview is not None and (move.is_delete or target is not RouteTarget.PREVIEW):
+        remove_environment(changes, preview)
+        gone = [TornDown(move.ref, preview, move.is_delete)]
+    if move.is_delete:
+        return gone or [Deleted(move.ref, _permanent(changes, site, target))]
+    if move.old == move.new:
+        return [*gone, NotDeployed(move.ref, "nothing changed")]
     if target is RouteTarget.IGNORE:
-        return NotDeployed(move.ref, "its branch route says ignore")
+        return [*gone, NotDeployed(move.ref, "its branch route says ignore")]
     environment, is_new = _environment_for(changes, site, branch, target)
     order = BuildOrder(environment, move.ref, move.new, actor, deploys=True, pushed=True)
     policy = environment.when_pushed_again or site.when_pushed_again or policy
     queued = queue_build(changes, order, policy)
-    return Building(move.ref, environment, queued.build, is_new, queued.is_new)
-
-
-def _on_deleted(changes: JobChanges, site: Site, ref: str, branch: str) -> Effect:
-    preview = environments.preview_of(changes.db, site.id, branch)
-    if preview is None:
-        return NotDeployed(ref, "the branch is deleted; what it deployed stays")
-    remove_environment(changes, preview)
-    return TornDown(ref, preview)
+    return [*gone, Building(move.ref, environment, queued.build, is_new, queued.is_new)]
 
 
 def _environment_for(
     changes: JobChanges, site: Site, branch: str, target: RouteTarget
 ) -> tuple[Environment, bool]:
-    if target is RouteTarget.PREVIEW:
-        preview = environments.preview_of(changes.db, site.id, branch)
-        if preview is not None:
-            return preview, False
-        return add_preview(changes, site, branch), True
-    kind = EnvironmentKind.PRODUCTION if target is RouteTarget.LIVE else EnvironmentKind.STAGING
-    (environment,) = environments.of_kind(changes.db, site.id, kind)
-    return environment, False
+    permanent = _permanent(changes, site, target)
+    if permanent is not None:
+        return permanent, False
+    preview = environments.preview_of(changes.db, site.id, branch)
+    if preview is not None:
+        return preview, False
+    return add_preview(changes, site, branch), True
+
+
+def _permanent(changes: JobChanges, site: Site, target: RouteTarget) -> Environment | None:
+    """The production or staging that a target stands for."""
+    kinds = {
+        RouteTarget.LIVE: EnvironmentKind.PRODUCTION,
+        RouteTarget.STAGING: EnvironmentKind.STAGING,
+    }
+    if target not in kinds:
+        return None
+    (environment,) = environments.of_kind(changes.db, site.id, kinds[target])
+    return environment

@@ -158,7 +158,7 @@ def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
             status=201,
             is_creating=True,
             reach=Reach.WHOLE_SITE,
-            errors=("environment.exists",),
+            errors=("environment.exists", "environment.routed_elsewhere"),
         ),
         Endpoint(
             "GET",

@@ -205,6 +205,12 @@ _ROWS = (
     ),
     ErrorCode(
         CONFLICT,
+        "environment.routed_elsewhere",
+        "A branch route sends the branch to production, to staging, or nowhere.",
+        "Use the environment that the branch goes to; or change the branch routes first.",
+    ),
+    ErrorCode(
+        CONFLICT,
         "environment.permanent",
         "Production and staging live as long as their site.",
         "Delete previews only, or the site.",

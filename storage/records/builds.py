@@ -99,6 +99,16 @@ def unfinished_of(db: sqlite3.Connection, env_id: str) -> list[Build]:
     return [_build(row) for row in rows]
 
 
+def newest_deployed_ref(db: sqlite3.Connection, env_id: str) -> str | None:
+    """The ref of the newest build that was made to be deployed onto an environment."""
+    row = db.execute(
+        "SELECT ref FROM build WHERE env_id = ? AND deploys = 1 AND ref IS NOT NULL"
+        " ORDER BY id DESC LIMIT 1",
+        (env_id,),
+    ).fetchone()
+    return None if row is None else row["ref"]
+
+
 def ask_too(db: sqlite3.Connection, build_id: str, actor_id: str) -> None:
     """Record that another actor asked for the same build, while it was queued or running."""
     db.execute(

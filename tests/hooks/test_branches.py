@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hooks import branches
+from hooks.environments import mapped_branches
 from storage.model import BranchRoute, RouteTarget
 
 ROUTES = branches.default_routes("main")
@@ -102,3 +103,22 @@ def test_preview_slugs_never_end_and_never_repeat(branch: str) -> None:
 
 def test_staging_host_cannot_be_a_site_name() -> None:
     assert branches.site_name_fault(branches.staging_hostname("shop"))
+
+
+@pytest.mark.parametrize(
+    ("routes", "mapped"),
+    [
+        ("main=live staging=staging *=preview", ("main", "staging")),
+        ("release/*=live main=staging", (None, "main")),
+        ("main=live release/*=staging *=preview", ("main", None)),
+        ("*=live", ("main", None)),
+        ("*=preview main=live", (None, None)),
+        ("next=live main=live", ("next", None)),
+    ],
+)
+def test_production_and_staging_stand_for_the_branch_that_goes_there(
+    routes: str, mapped: tuple[str | None, str | None]
+) -> None:
+    pairs = [route.split("=") for route in routes.split()]
+    table = [BranchRoute(pattern, RouteTarget(target)) for pattern, target in pairs]
+    assert mapped_branches(table, "main") == mapped

@@ -10,6 +10,7 @@ from hooks.builds.wire import BuildError, Finish
 from hooks.deploys.wire import Report, RollFailure
 from hooks.follow import Addresses, PushNarrator, place_in_words
 from hooks.jobs import QueuePlace
+from hooks.push import Deleted, Failed, NotDeployed, TornDown
 from storage.model import ActorRef, RefMove
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
@@ -157,3 +158,44 @@ async def test_failure_ends_with_the_command_that_tries_again(world, narrator, p
     await following
     again = f"mf deploy {desired.artifact.id} --site acme-store --env production --wait"
     assert f"to try again: {again}" in ear.lines
+
+
+@pytest.mark.parametrize("is_in_the_log", [True, False])
+async def test_why_a_build_failed_is_said_once(world, narrator, push, is_in_the_log) -> None:
+    site = await world.site()
+    effect = await push(site)
+    ear = Ear()
+    following = asyncio.create_task(narrator.follow(effect, ear))
+    lease = await world.builds.lease("slot-0", 5)
+    if is_in_the_log:
+        world.jobs.log(lease.job_id, ["no luck", "at all"], stage="build")
+    error = BuildError("build.command_failed", "no luck\nat all", 2)
+    await world.builds.finish(lease.job_id, Finish("slot-0", "failed", error=error))
+    await following
+    assert "BUILD FAILED (build.command_failed)" in ear.lines
+    for line in ("no luck", "at all"):
+        assert sum(said.endswith(line) for said in ear.lines) == 1
+
+
+async def test_what_became_of_refs_without_a_build_is_said(world, narrator) -> None:
+    site = await world.site()
+    production = world.environment(site)
+    preview = (await world.pipeline.create_environment(site, "preview", "x", ephemeral=True)).value
+    ear = Ear()
+    for effect in (
+        Deleted("refs/tags/v1"),
+        Deleted("refs/heads/main", stays_on=production),
+        TornDown("refs/heads/x", preview, is_deleted=True),
+        TornDown("refs/heads/x", preview, is_deleted=False),
+        NotDeployed("refs/tags/v2", "only branches are deployed"),
+        Failed("refs/heads/y"),
+    ):
+        await narrator.announce(effect, ear)
+    assert ear.lines == [
+        "v1: deleted",
+        "main: deleted; what it deployed stays on production",
+        "x: deleted, and its preview x with it",
+        "x: its preview x is gone: its route leads elsewhere",
+        "v2: kept, not deployed (only branches are deployed)",
+        "y: kept, not deployed: gitd failed to act on it; see its log",
+    ]

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import pytest
 
+from hooks.branches import default_routes
 from hooks.builds.wire import BuildError, Finish, Heartbeat, RunCommands
 from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Snapshot
 from hooks.errors import (
@@ -18,7 +19,7 @@ from hooks.errors import (
     RefusedError,
 )
 from storage.digest import Digest
-from storage.model import ActorRef, JobStatus, RefMove, Trigger
+from storage.model import ActorRef, BranchRoute, JobStatus, RefMove, RouteTarget, Trigger
 from storage.reader import StoreReader
 from storage.records import artifacts, builds, deployments, releases
 from storage.records.idempotency import Claim
@@ -371,3 +372,32 @@ async def test_signed_statement_says_all_that_the_output_depends_on(world, commi
     assert said.toolchain == {"node": "20.20.2"}
     assert said.cache_inputs == {"npm": "blake3:00"}
     assert said.gitd_version == version("gitd")
+
+
+async def test_build_without_a_ref_takes_what_was_pushed_last_where_a_pattern_maps(
+    world, commit
+) -> None:
+    site = await world.site()
+    await world.pipeline.replace_routes(site, [BranchRoute("release/*", RouteTarget.STAGING)])
+    staging = world.environment(site, "staging")
+    with pytest.raises(InvalidRequestError, match="nothing was pushed to it yet: name a ref"):
+        await world.pipeline.start_build(staging, ACTOR)
+    for name in ("release/1", "release/2"):
+        tip = commit(world.repositories.path(site.id), {"index.html": name.encode()}, branch=name)
+        move = RefMove(f"refs/heads/{name}", "0" * 40, tip)
+        record = await world.push_hooks.begin(site.id, ACTOR, [move], ())
+        await world.push_hooks.land(record, [move])
+    newer = commit(world.repositories.path(site.id), {"index.html": b"3"}, branch="release/2")
+    job = (await world.pipeline.start_build(staging, ACTOR)).value
+    build = builds.get(world.records.reader(), job.resource_id)
+    assert (build.ref, build.commit) == ("refs/heads/release/2", newer)
+
+
+@pytest.mark.parametrize("branch", ["main", "staging", "nowhere"])
+async def test_preview_of_a_branch_that_goes_elsewhere_is_refused(world, branch: str) -> None:
+    site = await world.site()
+    routes = [r for r in default_routes("main") if r.pattern != "*"]
+    await world.pipeline.replace_routes(site, routes)
+    with pytest.raises(RefusedError) as caught:
+        await world.pipeline.create_environment(site, "preview", branch, ephemeral=True)
+    assert caught.value.code == "environment.routed_elsewhere"

@@ -9,7 +9,7 @@ import pytest
 from hooks.branches import preview_hostnames, preview_slugs
 from hooks.environments import add_preview
 from hooks.errors import RefusedError
-from hooks.push import Building, Failed, NotDeployed, TornDown
+from hooks.push import Building, Deleted, Failed, NotDeployed, TornDown
 from storage.errors import RecordConflictError
 from storage.model import (
     ActorRef,
@@ -160,11 +160,11 @@ async def test_preview_gets_a_free_slug_whatever_its_neighbours_are_called(world
 
 async def test_made_preview_gets_a_free_slug_too(world) -> None:
     site = await world.site()
-    slug = next(preview_slugs(site.id, "staging"))
-    for name in (slug, "staging"):
+    _, hashed = islice(preview_slugs(site.id, "a-b"), 2)
+    for name in ("a/b", hashed, "a-b"):
         made = await world.pipeline.create_environment(site, "preview", name, ephemeral=True)
-    assert made.value.slug != slug
-    assert made.value.branch == "staging"
+    assert made.value.slug not in ("a-b", hashed)
+    assert made.value.branch == "a-b"
 
 
 async def test_ref_that_gitd_cannot_act_on_drops_no_other(world, commit) -> None:
@@ -216,3 +216,37 @@ async def test_failed_part_of_a_transaction_leaves_no_trace(world, commit) -> No
     assert seen == [kept.id]
     assert environments.preview_of(world.records.reader(), site.id, "topic") is None
     assert environments.preview_of(world.records.reader(), site.id, "kept") == kept
+
+
+async def test_deleted_ref_is_said_to_be_deleted(world, commit) -> None:
+    site = await world.site()
+    tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
+    routes = [BranchRoute("main", RouteTarget.LIVE), BranchRoute("*", RouteTarget.IGNORE)]
+    await world.pipeline.replace_routes(site, routes)
+    gone = [branch("ignored", ZERO, tip), branch("main", ZERO, tip)]
+    effects = await push(world, site, RefMove("refs/tags/v1", tip, ZERO), *gone)
+    production = world.environment(site)
+    assert effects == [
+        Deleted("refs/tags/v1"),
+        Deleted("refs/heads/ignored"),
+        Deleted("refs/heads/main", stays_on=production),
+    ]
+
+
+@pytest.mark.parametrize("target", [RouteTarget.LIVE, RouteTarget.STAGING, RouteTarget.IGNORE])
+async def test_preview_goes_with_the_next_push_once_its_branch_goes_elsewhere(
+    world, commit, target: RouteTarget
+) -> None:
+    site = await world.site()
+    tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
+    (made,) = await push(world, site, branch("topic", tip))
+    await world.pipeline.replace_routes(site, [BranchRoute("topic", target)])
+    reader = world.records.reader()
+    assert environments.preview_of(reader, site.id, "topic") is not None, "it serves on till then"
+    gone, then = await push(world, site, branch("topic", tip, old="1" * 40))
+    assert gone == TornDown("refs/heads/topic", made.environment, is_deleted=False)
+    assert environments.preview_of(reader, site.id, "topic") is None
+    if target is RouteTarget.IGNORE:
+        assert isinstance(then, NotDeployed)
+    else:
+        assert then.environment.kind is not EnvironmentKind.PREVIEW
