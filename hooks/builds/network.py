@@ -53,7 +53,8 @@ class BuildNetwork:
         self._proxy = EgressProxy(egress, lambda line: log.line(STAGE, line))
         self._ca_bundle = egress.ca_bundle
         if self._ca_bundle is not None and not os.access(self._ca_bundle, os.R_OK):
-            log.line(STAGE, f"the machine's certificates, {self._ca_bundle}, are not readable")
+            if egress.allow:
+                log.line(STAGE, f"the machine's certificates, {self._ca_bundle}, are not readable")
             self._ca_bundle = None
 
     def given_to(self, spec: SandboxSpec, scratch: Path) -> SandboxSpec:
@@ -78,7 +79,10 @@ class BuildNetwork:
         )
 
     def write_settings(self, home: Path) -> None:
-        """Tell package clients in a build's home which registries the machine uses."""
+        """Tell package clients in a build's home which registries the machine uses.
+
+        `home` is new and empty: a link that a build had left there would lead outside.
+        """
         for name, text in self._egress.home_files.items():
             path = home / name
             path.parent.mkdir(parents=True, exist_ok=True)
