@@ -8,7 +8,7 @@ import sys
 
 import bench
 
-NOT_BENCHMARKS = {"__main__", "apache", "daemon", "measure"}
+NOT_BENCHMARKS = {"__main__", "apache", "daemon", "disk", "measure"}
 
 
 def main() -> int:

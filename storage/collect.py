@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -21,15 +22,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from storage.artifacts import ArtifactStore
-from storage.blobs import blob_path, entry_key
-from storage.digest import Digest
+from storage.blobs import blob_path
+from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import CollectionRefusedError, CollectorBusyError
 from storage.files import mapped_errors
 from storage.gate import Gate
 from storage.leftovers import remove_leftovers
-from storage.manifest import FileEntry
 from storage.model import BuildCache
-from storage.reader import read_manifest
+from storage.reader import read_manifest_bytes
 from storage.records import blobs as rows
 from storage.records import build_caches, garbage
 from storage.records import retention as retention_rows
@@ -37,7 +37,11 @@ from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 from storage.retention import Fate, Pressure, Retention, Verdict, caches_to_evict, judge
 
-BATCH_COUNT = 250  # blobs that go while the gate is held: it is for some 20 ms
+# Blobs that go while the gate is held: as many as take some `HELD_S`, which differs a lot by disk.
+BATCH_COUNT_MAX = 250
+BATCH_COUNT_MIN = 10
+BATCH_COUNT_FIRST = 60
+HELD_S = 0.03
 REFS_COUNT = 2000  # references in one transaction
 TREES_COUNT = 50  # manifests that go while the gate is held
 DUTY = 0.2  # how much of the time a collector that is in no hurry holds the gate
@@ -47,6 +51,8 @@ FUSE_SHARE = 0.5
 FUSE_COUNT_MIN = 1000
 # A manifest never changes, and neither should its references: a look now and then is enough.
 AUDIT_EVERY_S = 7 * 24 * 3600.0
+# The lines of files, by what makes a key of their digest. Neither names nor links have tabs.
+_FILES = tuple((kind, re.compile(rb"\t" + kind + rb"\t\d+\t(.{64})\n")) for kind in (b"f", b"x"))
 ASK_EVERY_S = 0.05  # whether another collector has ended
 
 
@@ -128,6 +134,7 @@ class _Cycle:
 
     order: Order
     tally: _Tally = field(default_factory=_Tally)
+    batch_count: int = BATCH_COUNT_FIRST
 
 
 class Collector:
@@ -314,9 +321,9 @@ class Collector:
             self._audited[digest] = now
 
     def _audit_tree(self, digest: Digest) -> None:
-        manifest = read_manifest(self._layout, digest)
-        keys = {bytes(entry_key(e)) for e in manifest.entries if isinstance(e, FileEntry)}
-        if keys != garbage.references(self._records.reader(), digest):
+        if _keys_of(read_manifest_bytes(self._layout, digest)) != garbage.references(
+            self._records.reader(), digest
+        ):
             raise CollectionRefusedError(
                 f"nothing was deleted: the records and the manifest of the tree {digest} differ. "
                 "Run gitd check; gitd gc --force goes by the records."
@@ -339,14 +346,18 @@ class Collector:
         self._sweep(cycle, loose)
 
     def _sweep(self, cycle: _Cycle, blob_ids: Sequence[int]) -> None:
-        for start in range(0, len(blob_ids), BATCH_COUNT):
+        start = 0
+        while start < len(blob_ids):
             self._check_stop()
             # Or it would happen while the gate is held.
             self._records.checkpoint()
+            batch = blob_ids[start : start + cycle.batch_count]
             began = time.monotonic()
-            self._sweep_batch(cycle.tally, blob_ids[start : start + BATCH_COUNT])
+            self._sweep_batch(cycle.tally, batch)
+            held_s = time.monotonic() - began
+            start += len(batch)
+            cycle.batch_count = next_batch_count(len(batch), held_s)
             if not cycle.order.is_hurried:
-                held_s = time.monotonic() - began
                 self._stopping.wait(held_s * (1 / DUTY - 1))
 
     def _sweep_batch(self, tally: _Tally, blob_ids: Sequence[int]) -> None:
@@ -387,6 +398,26 @@ class Collector:
     def _check_stop(self) -> None:
         if self._stopping.is_set():
             raise _StoppedError
+
+
+def _keys_of(manifest: bytes) -> set[bytes]:
+    """The keys of the blobs that a manifest names. It was parsed when it was taken in, and is what
+    its digest says; here there may be thousands to go through.
+    """
+    keys: set[bytes] = set()
+    for kind, line in _FILES:
+        digests = bytes.fromhex(b"".join(line.findall(manifest)).decode())
+        starts = range(0, len(digests), DIGEST_BYTES)
+        keys.update([digests[at : at + DIGEST_BYTES] + kind for at in starts])
+    return keys
+
+
+def next_batch_count(count: int, took_s: float) -> int:
+    """How many blobs to take next, when `count` of them took so long: no more than twice as many,
+    so that one fast batch of few does not lead to a slow one of many.
+    """
+    fitting = int(count * min(HELD_S / max(took_s, 1e-6), 2))
+    return max(BATCH_COUNT_MIN, min(fitting, BATCH_COUNT_MAX))
 
 
 def _is_locked(fd: int) -> bool:

@@ -236,6 +236,19 @@ class StoreReader:
 
 def read_manifest(layout: Layout, digest: Digest) -> Manifest:
     """As `StoreReader.manifest`."""
+    manifest = Manifest.parse(read_manifest_bytes(layout, digest))
+    if link := escaping_link(manifest.entries):
+        raise ArtifactCorruptError(link.path, "the link leads out of the tree")
+    return manifest
+
+
+def read_manifest_bytes(layout: Layout, digest: Digest) -> bytes:
+    """Read the bytes of a manifest and hold them against its digest.
+
+    Raises:
+        ArtifactMissingError: It is not there.
+        ArtifactCorruptError: It is not what its digest says.
+    """
     try:
         data = read_bounded(layout.tree(digest), size_bytes_max=MANIFEST_BYTES_MAX)
     except FileNotFoundError as error:
@@ -244,10 +257,7 @@ def read_manifest(layout: Layout, digest: Digest) -> Manifest:
         raise mapped(error, f"read the manifest {digest}") from error
     if Digest.of(data) != digest:
         raise ArtifactCorruptError(b"", f"the manifest is not what {digest} names")
-    manifest = Manifest.parse(data)
-    if link := escaping_link(manifest.entries):
-        raise ArtifactCorruptError(link.path, "the link leads out of the tree")
-    return manifest
+    return data
 
 
 def _state(folder: Path) -> object:

@@ -19,7 +19,15 @@ import pytest
 
 from storage.artifacts import Ingested
 from storage.check import check_store
-from storage.collect import Collected, Collector, Order
+from storage.collect import (
+    BATCH_COUNT_FIRST,
+    BATCH_COUNT_MAX,
+    HELD_S,
+    Collected,
+    Collector,
+    Order,
+    next_batch_count,
+)
 from storage.digest import Digest
 from storage.errors import (
     ArtifactMissingError,
@@ -658,10 +666,27 @@ def test_collector_stops_between_two_batches_and_goes_on_later(world, shop) -> N
             self.stop()
 
     collected = world.collector(Stopped).run(AT_ONCE)
-    assert (collected.is_whole, collected.blobs, collected.trees) == (False, 250, 0)
+    assert (collected.is_whole, collected.trees) == (False, 0)
+    assert collected.blobs == BATCH_COUNT_FIRST
     collected = world.collect()
-    assert (collected.is_whole, collected.blobs, collected.trees) == (True, 350, 1)
+    assert (collected.is_whole, collected.trees) == (True, 1)
+    assert collected.blobs == 600 - BATCH_COUNT_FIRST
     world.expect_whole()
+
+
+@pytest.mark.parametrize(
+    ("count", "took_s", "following"),
+    [
+        (100, HELD_S, 100),
+        (100, HELD_S / 1000, 200),
+        (100, HELD_S * 4, 25),
+        (100, HELD_S * 1000, 10),
+        (240, HELD_S / 2, BATCH_COUNT_MAX),
+        (3, 0.0, 10),
+    ],
+)
+def test_batches_are_as_large_as_the_disk_allows(count: int, took_s: float, following: int) -> None:
+    assert next_batch_count(count, took_s) == following
 
 
 # -- what looks wrong --------------------------------------------------------------------------
