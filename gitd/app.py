@@ -45,6 +45,7 @@ from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.follow import Addresses, PushNarrator
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
+from hooks.http_server import Runner
 from hooks.jobs import Jobs
 from hooks.log_retention import LogLimits, LogRetention
 from hooks.pipeline import Pipeline
@@ -200,11 +201,7 @@ class Control:
 
     def url_of(self, environment: Environment) -> str:
         """Where an environment answers."""
-        sites = self.config.sites
-        port = sites.public_port or parse_address(sites.listen, "sites.listen")[1]
-        is_usual = port == {"http": 80, "https": 443}[sites.public_scheme]
-        suffix = "" if is_usual else f":{port}"
-        return f"{sites.public_scheme}://{environment.hostname}.{sites.domain}{suffix}"
+        return self.config.sites.url_of(environment.hostname)
 
     async def recover(self) -> None:
         """Take up what an earlier run left, however it ended."""
@@ -446,7 +443,7 @@ async def _sockets(control: Control) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _front(control: Control, listener: socket.socket) -> AsyncIterator[None]:
-    runner = web.AppRunner(control.web_app(), access_log=None, shutdown_timeout=DRAIN_S)
+    runner = Runner(control.web_app(), access_log=None, shutdown_timeout=DRAIN_S)
     await runner.setup()
     try:
         await web.SockSite(runner, listener, backlog=BACKLOG).start()
@@ -485,9 +482,9 @@ def _end_on_failure(task: asyncio.Task[None]) -> None:
 
 
 def _say_ready(config: Config) -> None:
-    sites = config.sites
-    sys.stdout.write(
-        f"git and API at http://{config.server.listen}\n"
-        f"sites at http://NAME.{sites.domain} on {sites.listen}\n"
-    )
+    """Say where git, the API and sites answer: as URLs, and where that is else on this machine."""
+    sites, url = config.sites, config.sites.url_of("NAME")
+    is_direct = sites.public_scheme == "http" and not sites.public_port
+    behind = "" if is_direct else f" (from {sites.listen})"
+    sys.stdout.write(f"git and API at http://{config.server.listen}\nsites at {url}{behind}\n")
     sys.stdout.flush()

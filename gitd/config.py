@@ -45,6 +45,13 @@ class SitesConfig:
     public_scheme: str = "http"
     public_port: int = 0
 
+    def url_of(self, hostname: str) -> str:
+        """The URL of the environment with that name below the domain."""
+        port = self.public_port or parse_address(self.listen, "sites.listen")[1]
+        is_usual = port == {"http": 80, "https": 443}[self.public_scheme]
+        suffix = "" if is_usual else f":{port}"
+        return f"{self.public_scheme}://{hostname}.{self.domain}{suffix}"
+
 
 @dataclass(frozen=True, slots=True)
 class BuildersConfig:

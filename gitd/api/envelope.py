@@ -12,6 +12,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from gitd.log import REQUEST_ID_HEADER
+from hooks.http_server import SERVER
 
 JSON = "application/json"
 VERSION = "2026-06-23"
@@ -19,7 +20,7 @@ VERSION_HEADER = "Forge-Version"
 CLOSED_HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    "Server": "gitd",
+    "Server": SERVER,
 }
 ENCODER = msgspec.json.Encoder()
 

@@ -19,6 +19,7 @@ from gitd.git.limits import GitLimits
 from gitd.git.plain import PlainAccess
 from gitd.git.push import SilentReceiver
 from gitd.git.service import GitService
+from hooks.http_server import Runner
 
 HEADER_BYTES_MAX = 64 << 10
 THREAD_COUNT_MAX = 32  # most of them wait for the disk
@@ -74,13 +75,11 @@ async def _serve(service: GitService, host: str, port: int) -> None:
     await service.close()
 
 
-def make_runner(service: GitService) -> web.AppRunner:
+def make_runner(service: GitService) -> Runner:
     """Return a runner that sends every request to the service."""
     app = web.Application(client_max_size=0)
     app.router.add_route("*", "/{path:.*}", service.handler)
-    return web.AppRunner(
-        app, access_log=None, handle_signals=False, max_field_size=HEADER_BYTES_MAX
-    )
+    return Runner(app, access_log=None, handle_signals=False, max_field_size=HEADER_BYTES_MAX)
 
 
 if __name__ == "__main__":

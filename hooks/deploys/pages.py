@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Final
 
 from aiohttp import web
 
-SERVER: Final = "gitd"
+from hooks.http_server import SERVER
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">

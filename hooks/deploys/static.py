@@ -27,6 +27,7 @@ from hooks.deploys.preconditions import (
     wanted_range,
 )
 from hooks.deploys.static_index import Redirect, StaticFile, StaticIndex
+from hooks.http_server import SERVER
 
 CACHE_CONTROL: Final = "public, max-age=0, must-revalidate"
 """A release may be replaced at any moment, so a cache asks each time; the ETag makes that cheap."""
@@ -34,7 +35,7 @@ INLINE_BYTES_MAX: Final = 128 * 1024
 """Files up to this size are read at once; larger ones go out by sendfile."""
 _BASE_HEADERS: Final[Mapping[str, str]] = {
     "Cache-Control": CACHE_CONTROL,
-    "Server": pages.SERVER,
+    "Server": SERVER,
     "X-Content-Type-Options": "nosniff",
 }
 

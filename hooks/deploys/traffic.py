@@ -13,6 +13,7 @@ from hooks.deploys import pages
 from hooks.deploys.forwarding import destination
 from hooks.deploys.router import Router
 from hooks.deploys.serving import Absence, Serving
+from hooks.http_server import Server
 
 HOLD_S: Final = 10.0
 """How long a request waits for an environment that is only just starting with its host."""
@@ -24,10 +25,10 @@ _silent = logging.Logger("hooks.deploys.traffic")  # noqa: LOG001 - nobody is to
 _silent.addHandler(logging.NullHandler())  # aiohttp's: it would write a traceback per bad request
 
 
-def make_server(router: Router[Serving]) -> web.Server:
+def make_server(router: Router[Serving]) -> Server:
     """Make the HTTP server. Call it in the loop."""
     traffic = Traffic(router)
-    return web.Server(
+    return Server(
         traffic.handle,
         access_log=None,
         logger=_silent,

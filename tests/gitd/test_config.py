@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gitd.config import SECTIONS, Config, load, machine_environ
+from gitd.config import SECTIONS, Config, SitesConfig, load, machine_environ
 from gitd.config_bounds import BOUNDS
 from gitd.errors import ConfigError
 
@@ -106,3 +106,22 @@ def test_package_clients_of_the_machine_get_no_setting_and_no_credential_of_ours
     environ = machine_environ()
     assert environ["PIP_INDEX_URL"] == "https://mirror.example/simple"
     assert not [name for name in environ if name.startswith(("GITD_", "FORGE_"))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        (SitesConfig(), "http://shop.localhost:8081"),
+        (SitesConfig(listen="0.0.0.0:80", domain="example.com"), "http://shop.example.com"),
+        (
+            SitesConfig(domain="example.com", public_scheme="https", public_port=443),
+            "https://shop.example.com",
+        ),
+        (
+            SitesConfig(domain="example.com", public_scheme="https", public_port=8443),
+            "https://shop.example.com:8443",
+        ),
+    ],
+)
+def test_url_of_a_site_has_its_port_where_that_is_needed(settings: SitesConfig, url: str) -> None:
+    assert settings.url_of("shop") == url

@@ -79,6 +79,7 @@ class Server:
     process: subprocess.Popen[str] | None = None
     token: str = ""
     config: str = ""
+    said: list[str] = field(default_factory=list)
     reserve_bytes: int = 1 << 20
 
     @property
@@ -125,8 +126,8 @@ class Server:
                 env=self.environ,
             )
         assert self.process.stdout
-        said = [self.process.stdout.readline() for _ in range(2)]
-        assert all(said), self.log()
+        self.said = [self.process.stdout.readline() for _ in range(2)]
+        assert all(self.said), self.log()
         return time.monotonic() - began
 
     def stop(self) -> int:
@@ -208,6 +209,10 @@ class Server:
             sent["Content-Type"] = "application/json"
             data = json.dumps(body).encode()
         return fetch(self.port, f"/v1{path}", method=method, headers=sent, body=data)
+
+    def fetch(self, path: str, **headers: str) -> Answer:
+        """What anybody gets who asks control, without a key."""
+        return fetch(self.port, path, headers=headers)
 
     def visit(self, name: str = "acme-store", path: str = "/", **headers: str) -> Answer:
         host = f"{name}.localhost:{self.sites_port}"

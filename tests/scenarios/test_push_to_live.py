@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -42,6 +43,10 @@ def finish(server, answer):
 
 def test_first_start_is_ready_at_once_and_stops_cleanly(stopped) -> None:
     took = stopped.start()
+    assert stopped.said == [
+        f"git and API at http://127.0.0.1:{stopped.port}\n",
+        f"sites at http://NAME.localhost:{stopped.sites_port}\n",
+    ]
     assert took < 10, "some 0.5 s on a quiet machine"
     assert stopped.process.poll() is None
     children = stopped.children("builder") + stopped.children("host")
@@ -426,6 +431,31 @@ def test_site_made_beside_the_server_is_known_to_visitors(server) -> None:
         assert time.monotonic() < end, unknown
         time.sleep(0.05)
     assert server.visit("beside").status == 404
+
+
+def test_no_answer_names_versions_and_what_is_no_http_is_refused_in_a_line(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("one")})
+    work.push()
+    answers = [
+        server.fetch("/v1/sites"),
+        server.fetch("/"),
+        server.fetch("/errors/site.not_found"),
+        server.fetch("/acme-store.git/info/refs?service=git-receive-pack"),
+        server.fetch("/v1/sites", Expect="miracles"),
+        server.visit(),
+        server.visit("nobody"),
+    ]
+    assert {answer.headers["Server"] for answer in answers} == {"gitd"}
+    for port in (server.port, server.sites_port):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(b"what is this\r\n\r\n")
+            answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+        head, _, body = answer.partition("\r\n\r\n")
+        assert re.match(r"HTTP/1.[01] 400 Bad Request\r\n", head)
+        assert "\r\nServer: gitd\r\n" in head
+        assert "aiohttp" not in answer
+        assert body == "This is no request that HTTP/1.1 allows.\n"
 
 
 def test_taken_address_is_said_at_once(server, tmp_path) -> None:

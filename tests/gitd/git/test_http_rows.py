@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import os
+import re
 import socket
 import threading
 import time
@@ -431,3 +432,13 @@ def test_requests_at_once_are_answered_at_once(server: Any, bare: Path, work: Pa
     for thread in threads:
         thread.join()
     assert answers == [200] * 40
+
+
+def test_what_is_no_http_is_refused_without_a_word_about_us(server: Any) -> None:
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(b"GET /x.git HTTP/9.9 \x01\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+    assert re.match(r"HTTP/1.[01] 400 Bad Request\r\n", answer)
+    assert "\r\nServer: gitd\r\n" in answer
+    assert answer.endswith("\r\n\r\nThis is no request that HTTP/1.1 allows.\n")
