@@ -55,7 +55,7 @@ class ReleaseIssuer:
 
     def recover(self) -> None:
         """After a start: lay the copies into the store that a crash prevented."""
-        self._copy(release_statements.newest(self._jobs.records.reader()))
+        self._spawn(lambda: _write(self._layout, release_statements.newest(self._reader())))
 
     async def begin(self, deployment: Deployment) -> bool:
         """Sign that a deployment is to happen now, and write down that it has begun.
@@ -67,8 +67,7 @@ class ReleaseIssuer:
             RefusedError: `artifact.revoked`: nothing vouches for the artifact any more.
             StorageError: The signing key cannot be used, or the database refused.
         """
-        reader = self._jobs.records.reader()
-        if release_statements.of_deployment(reader, deployment.id) is not None:
+        if release_statements.of_deployment(self._reader(), deployment.id) is not None:
             return True
 
         def change(changes: JobChanges) -> list[IssuedStatement]:
@@ -104,11 +103,13 @@ class ReleaseIssuer:
         Raises:
             StorageError: As for `begin`.
         """
-        reader = self._jobs.records.reader()
-        seen = (data_version(reader), self._custody.signing_key().key_id)
+        seen = (data_version(self._reader()), self._custody.signing_key().key_id)
         if seen == self._renewed:
             return []
-        found = release_statements.outdated(reader, seen[1])
+        # Looks at every environment: the loop has better things to do meanwhile.
+        found = await asyncio.to_thread(
+            lambda: release_statements.outdated(self._reader(), seen[1])
+        )
 
         def change(changes: JobChanges) -> list[IssuedStatement]:
             issued = []
@@ -133,7 +134,7 @@ class ReleaseIssuer:
 
     def has_issued(self, env_id: str, sequence: int) -> bool:
         """Say whether the records know of a statement with this sequence, or a later one."""
-        return release_statements.last_sequence(self._jobs.records.reader(), env_id) >= sequence
+        return release_statements.last_sequence(self._reader(), env_id) >= sequence
 
     # -- pieces ---------------------------------------------------------------------------------
 
@@ -141,7 +142,8 @@ class ReleaseIssuer:
         self, change: Callable[[JobChanges], list[IssuedStatement]]
     ) -> list[IssuedStatement]:
         issued = await self._jobs.commit(change)
-        self._copy(issued)
+        if issued:
+            self._spawn(lambda: _write(self._layout, issued))
         return issued
 
     def _issue(
@@ -183,14 +185,18 @@ class ReleaseIssuer:
         release_statements.prune(changes.db, environment.id, keep_count=KEEP_COUNT)
         return [issued]
 
-    def _copy(self, issued: Sequence[IssuedStatement]) -> None:
-        """Lay copies of statements into the store, without waiting for it."""
-        task = asyncio.create_task(asyncio.to_thread(_write, self._layout, issued))
+    def _reader(self) -> sqlite3.Connection:
+        return self._jobs.records.reader()
+
+    def _spawn(self, work: Callable[[], None]) -> None:
+        """Do it in a thread, without waiting for it."""
+        task = asyncio.create_task(asyncio.to_thread(work))
         self._copying.add(task)
         task.add_done_callback(self._copying.discard)
 
 
 def _write(layout: Layout, issued: Sequence[IssuedStatement]) -> None:
+    """Lay copies of statements into the store."""
     for one in issued:
         path = Path(layout.envelope(one.envelope_sha256))
         try:
