@@ -103,6 +103,13 @@ def test_records_from_an_old_backup_roll_nothing_back(server) -> None:
     assert served_state(server)["release_sequence"] == 3
     server.mf("build", *PLACE, "--deploy", "--wait")
     assert served_state(server)["release_sequence"] == 4
+    server.kill()
+    for name in ("gitd.db-wal", "gitd.db-shm"):  # as a copy of the one file would be
+        (server.data / name).unlink(missing_ok=True)
+    server.start()
+    server.wait_for("three")
+    server.mf("build", *PLACE, "--deploy", "--wait")
+    assert served_state(server)["release_sequence"] == 5
 
 
 def test_key_that_is_handed_over_signs_and_stays_in_memory(

@@ -1,4 +1,4 @@
-"""Envelopes by DSSE: the vector, and every way that one can be forged."""
+"""Envelopes by DSSE: the vector, and every way that one can be forged (case 29)."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ def test_same_statement_and_key_give_the_same_envelope() -> None:
 
 
 def test_url_safe_alphabet_is_read_too() -> None:
+    """Case 29: it must be accepted."""
     envelope = seal(b"\xff\xfe\xfb" * 5, KEY)
     fields = json.loads(envelope.data)
     fields["payload"] = fields["payload"].replace("+", "-").replace("/", "_")
@@ -131,6 +132,7 @@ def test_forged_envelope_is_refused(data: bytes) -> None:
 
 
 def test_signature_over_another_type_does_not_hold() -> None:
+    """Case 29: the type is signed too, with its length before it."""
     envelope = seal(b"{}", KEY, payload_type="application/x-other")
     fields = {**json.loads(envelope.data), "payloadType": IN_TOTO_TYPE}
     with pytest.raises(SignatureInvalidError, match="does not hold"):

@@ -238,12 +238,14 @@ def test_name_that_is_no_envelope_is_refused(shop, site, name: str) -> None:
 
 
 def test_provenance_of_another_artifact_is_refused(shop, site) -> None:
+    """Case 30."""
     other = shop.ingest({"other.html": b"x"})
     with pytest.raises(SignatureInvalidError):
         shop.reader.verify(site.digest, other.envelope_sha256)
 
 
 def test_artifact_of_another_site_is_refused(shop, site) -> None:
+    """Case 30."""
     with pytest.raises(SignatureInvalidError, match="another site"):
         shop.verify(site, site="not-acme")
 
@@ -324,6 +326,7 @@ def test_unsound_statement_is_refused_even_when_it_is_signed(
 
 
 def test_two_subjects_are_refused(shop, site) -> None:
+    """Case 29."""
     manifest = shop.reader.manifest(site.digest)
     statement = json.loads(build_provenance(shop.verify(site).provenance, manifest))
     statement["subject"] *= 2

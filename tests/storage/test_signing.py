@@ -109,6 +109,7 @@ def test_signature_holds_for_its_message_and_key_only() -> None:
 
 
 def test_second_spelling_of_a_signature_is_refused() -> None:
+    """Case 29: S beyond the order of the group."""
     key = SigningKey(SEED)
     signature = key.sign(b"hello")
     order = 2**252 + 27742317777372353535851937790883648493
@@ -122,5 +123,6 @@ def test_second_spelling_of_a_signature_is_refused() -> None:
     "public", [bytes(32), b"\x01" + bytes(31), b"\xec" + b"\xff" * 30 + b"\x7f"]
 )
 def test_weak_key_vouches_for_nothing(public: bytes) -> None:
+    """Case 29: keys of small order, under which signatures hold for many messages."""
     for signature in (bytes(64), public + bytes(32)):
         assert not is_signed(b"hello", signature=signature, public=public)

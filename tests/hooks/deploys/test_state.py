@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import msgspec
 import pytest
 
@@ -97,3 +99,40 @@ def test_known_environments_are_those_with_a_state(tmp_path, state):
     assert [state.env_id for _, state in host.known()] == ["env_1", "env_2"]
     EnvironmentFolder(tmp_path / "environments" / "env_2").remove()
     assert [state.env_id for _, state in host.known()] == ["env_1"]
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.soak)])
+def test_current_leads_to_a_whole_release_at_every_moment(folder, state, count):
+    """Case 32: a reader beside the switches."""
+    names = [served(number).folder for number in (1, 2)]
+    for name in names:
+        (folder.releases / name).mkdir()
+        for number in range(20):
+            (folder.releases / name / f"{number}.html").write_text(name)
+    folder.write(state.serving(served(1)))
+    is_over = threading.Event()
+    seen = []
+
+    def read():
+        while not is_over.is_set():
+            root = (folder.path / "current").resolve(strict=True)
+            texts = {path.read_text() for path in root.iterdir()}
+            seen.append((root.name, len(list(root.iterdir())), texts))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(count):
+        folder.write(state.serving(served(1 + number % 2)))
+    is_over.set()
+    reader.join()
+    assert seen
+    assert all((count, texts) == (20, {name}) for name, count, texts in seen)
+
+
+def test_proof_of_a_folder_goes_with_it(folder, state):
+    for number in (1, 2):
+        (folder.releases / served(number).folder).mkdir()
+        folder.write_proof(served(number).folder, b"proof")
+    assert folder.put_aside(state.serving(served(2))) != []
+    names = sorted(path.name for path in folder.releases.iterdir() if path.name[0] != ".")
+    assert names == ["000002-abcdef00", "000002-abcdef00.proof"]
