@@ -50,6 +50,7 @@ class ReleaseIssuer:
         self._custody = custody
         self._layout = layout
         self._floors: dict[str, int] = {}
+        self._went_by: dict[str, str | None] = {}
         self._renewed: tuple[int, str] = (-1, "")
         self._copying: set[asyncio.Task[None]] = set()
 
@@ -98,7 +99,8 @@ class ReleaseIssuer:
 
         They lack one after an update from a version that signed none, after a rotation, and when
         their provenance was signed again. Returns the environments that got one; costs nothing
-        while nothing was committed.
+        while nothing was committed. Left out are environments that went by what the records know
+        nothing of: what they call current there may be long gone.
 
         Raises:
             StorageError: As for `begin`.
@@ -115,7 +117,7 @@ class ReleaseIssuer:
             issued = []
             for deployment_id in found:
                 deployment = deployments.get(changes.db, deployment_id)
-                if deployment is not None:
+                if deployment is not None and not self._is_behind(changes.db, deployment.env_id):
                     rollback = _is_rollback(deployment)
                     issued += self._issue(changes, deployment, rollback=rollback)
             return issued
@@ -126,15 +128,18 @@ class ReleaseIssuer:
             log.info("releases_renewed", count=len(issued), key_id=seen[1])
         return [one.env_id for one in issued]
 
-    def note_sequence(self, env_id: str, sequence: int) -> None:
-        """A site host went by this sequence: never issue one that is not above it, whatever the
-        records say, which may have been put back from an old copy.
+    def note(self, env_id: str, *, sequence: int, statement: str | None) -> None:
+        """Note by which statement a site host went, as the envelope's SHA-256, and its sequence.
+
+        None is issued any more that is not above that, whatever the records say, which may have
+        been put back from an old copy.
         """
         self._floors[env_id] = max(sequence, self._floors.get(env_id, 0))
+        self._went_by[env_id] = statement
 
-    def has_issued(self, env_id: str, sequence: int) -> bool:
-        """Say whether the records know of a statement with this sequence, or a later one."""
-        return release_statements.last_sequence(self._reader(), env_id) >= sequence
+    def is_behind(self, env_id: str) -> bool:
+        """Say whether the environment went by a statement that the records know nothing of."""
+        return self._is_behind(self._reader(), env_id)
 
     # -- pieces ---------------------------------------------------------------------------------
 
@@ -152,7 +157,7 @@ class ReleaseIssuer:
         """Sign the next statement of the deployment's environment and write it down.
 
         Where the provenance that the deployment names was revoked, it names another from then on.
-        None when the environment is gone.
+        Nothing is signed when the environment is gone.
         """
         environment = environments.get(changes.db, deployment.env_id)
         if environment is None:
@@ -184,6 +189,11 @@ class ReleaseIssuer:
         # The copies of those that are forgotten are leftovers then, and collected as such.
         release_statements.prune(changes.db, environment.id, keep_count=KEEP_COUNT)
         return [issued]
+
+    def _is_behind(self, db: sqlite3.Connection, env_id: str) -> bool:
+        # Not by the sequence: the same can have been given twice, before and after the copy.
+        statement = self._went_by.get(env_id)
+        return statement is not None and not release_statements.is_known(db, statement)
 
     def _reader(self) -> sqlite3.Connection:
         return self._jobs.records.reader()

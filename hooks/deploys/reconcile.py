@@ -202,6 +202,7 @@ class EnvironmentKeeper:
             error,
             timings or {},
             sequence=self._rollout.state.release_sequence,
+            statement=self._rollout.statement_sha256,
             serves=current.deployment_id if current is not None else None,
         )
 

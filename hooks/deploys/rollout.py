@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -196,6 +197,14 @@ class Rollout:
         """Say whether the environment went by the desired release statement already."""
         served = self.state.served
         return desired.release is None or (served is not None and served.release == desired.release)
+
+    @property
+    def statement_sha256(self) -> str | None:
+        """The name of the release statement that the environment went by, if it did by any."""
+        served = self.state.served
+        if served is None or served.release is None:
+            return None
+        return hashlib.sha256(served.release.encode()).hexdigest()
 
     async def adopt(self, desired: Desired) -> None:
         """Go by another release statement for what is served: nothing else changes.

@@ -108,6 +108,7 @@ class RollRunner:
         self._domain = domain
         self._rolling: dict[str, _Rolling] = {}
         self._reissued: Counter[str] = Counter()
+        self._told_unsigned = ""
         self._told: tuple[int, str | None] = (0, None)
         self._hosts: set[asyncio.Queue[DesiredMessage | None]] = set()
         self._hostless_since: float | None = None
@@ -170,7 +171,7 @@ class RollRunner:
 
         A deployment that is over stays as it is: the host is told again what it should serve.
         """
-        self._issuer.note_sequence(report.env_id, report.sequence)
+        self._issuer.note(report.env_id, sequence=report.sequence, statement=report.statement)
         rolling = self._rolling.get(report.env_id)
         if report.status == "serving":
             self._reissued.pop(report.env_id, None)
@@ -280,7 +281,7 @@ class RollRunner:
 
     async def _heal_current(self, report: Report, wanted: Deployment) -> bool:
         is_elsewhere = report.serves is not None and report.serves != wanted.id
-        if is_elsewhere and not self._issuer.has_issued(report.env_id, report.sequence):
+        if is_elsewhere and self._issuer.is_behind(report.env_id):
             log.error(
                 "records_older_than_environment",
                 env_id=report.env_id,
@@ -300,8 +301,11 @@ class RollRunner:
         try:
             renewed = await self._issuer.renew()
         except (RefusedError, StorageError) as error:
-            log.error("releases_unsigned", reason=str(error))  # noqa: TRY400 - a fact, no bug
+            if str(error) != self._told_unsigned:
+                self._told_unsigned = str(error)
+                log.error("releases_unsigned", reason=str(error))  # noqa: TRY400 - a fact, no bug
             return
+        self._told_unsigned = ""
         for env_id in renewed:
             self._tell(env_id)
 

@@ -80,7 +80,8 @@ class Report(msgspec.Struct, frozen=True):
     """How a deployment stands at the host. `timings`: seconds by phase of the roll.
 
     `sequence`: of the release statement that the environment goes by; 0 when it never had one.
-    `serves`: the deployment that it serves now, whatever this report is about.
+    `statement`: the SHA-256 in hex of its envelope. `serves`: the deployment that it serves now,
+    whatever this report is about.
     """
 
     env_id: str
@@ -89,6 +90,7 @@ class Report(msgspec.Struct, frozen=True):
     error: RollFailure | None = None
     timings: dict[str, float] = {}
     sequence: int = 0
+    statement: str | None = None
     serves: str | None = None
 
 

@@ -65,6 +65,14 @@ def last_sequence(db: sqlite3.Connection, env_id: str) -> int:
     return int(row["last"])
 
 
+def is_known(db: sqlite3.Connection, envelope_sha256: str) -> bool:
+    """Whether the statement was issued by these records; one that was forgotten since was not."""
+    row = db.execute(
+        "SELECT 1 FROM release_statement WHERE envelope_sha256 = ?", (envelope_sha256,)
+    ).fetchone()
+    return row is not None
+
+
 def of_deployment(db: sqlite3.Connection, deployment_id: str) -> IssuedStatement | None:
     """The newest statement of a deployment: the one to go by."""
     row = db.execute(

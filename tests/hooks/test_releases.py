@@ -9,6 +9,7 @@ import contextlib
 import json
 import sqlite3
 from base64 import b64decode
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -67,13 +68,22 @@ class Site:
                 desired.deployment_id,
                 "serving",
                 sequence=sequence,
+                statement=sha256(desired.release.encode()).hexdigest(),
                 serves=desired.deployment_id,
             )
         )
 
     async def refuse(
-        self, desired: Desired, code: str, *, sequence: int, serves: str | None
+        self,
+        desired: Desired,
+        code: str,
+        *,
+        sequence: int,
+        serves: str | None,
+        by: Desired | None = None,
     ) -> None:
+        """Refuse a statement; the host went `by` another, or by one that nobody here knows."""
+        went_by = sha256(by.release.encode()).hexdigest() if by is not None else "0" * 64
         await self.world.rolls.report(
             Report(
                 self.env_id,
@@ -81,6 +91,7 @@ class Site:
                 "failed",
                 RollFailure(code, "the host said so"),
                 sequence=sequence,
+                statement=went_by,
                 serves=serves,
             )
         )
@@ -232,10 +243,18 @@ async def test_host_that_switched_to_a_canceled_roll_is_told_to_go_back(site) ->
     second = await site.told(await site.queue(b"two"))
     job_id = site.deployment(second.deployment_id).job_id
     await site.world.pipeline.cancel_job(job_id)
-    await site.refuse(first, "release.replayed", sequence=2, serves=second.deployment_id)
+    await site.refuse(first, "release.replayed", sequence=2, serves=second.deployment_id, by=second)
     back = await site.told(first.deployment_id, above=2)
     assert site.read(back).rollback
     assert back.artifact == first.artifact
+
+
+async def test_old_records_are_told_by_the_statement_and_not_by_its_number(site) -> None:
+    """Case 33: a number was given twice, before the backup was put back and after."""
+    await site.roll(b"one")
+    current = await site.roll(b"two")
+    await site.refuse(current, "release.replayed", sequence=2, serves="dep_of_before")
+    assert [row["sequence"] for row in site.statements()] == [1, 2]
 
 
 async def test_old_records_roll_nothing_back(site) -> None:
@@ -244,6 +263,27 @@ async def test_old_records_roll_nothing_back(site) -> None:
     await site.refuse(first, "release.replayed", sequence=9, serves="dep_of_later")
     assert [row["sequence"] for row in site.statements()] == [1]
     assert site.read(await site.roll(b"two")).sequence == 10
+
+
+async def test_old_records_roll_nothing_back_by_a_rotation_either(site) -> None:
+    """Case 33: the backup is from before the rotation, so that its statement is outdated too."""
+    first = await site.roll(b"one")
+    await site.refuse(first, "release.key_retired", sequence=9, serves="dep_of_later")
+    site.world.custody.rotate(site.world.store.layout.trust)
+    staging = site.world.environment(site.made, "staging")
+    job = (
+        await site.world.pipeline.start_promotion(
+            site.world.environment(site.made), "staging", ACTOR
+        )
+    ).value
+    reaping = asyncio.create_task(site.world.rolls.reap())
+    production, site.env_id = site.env_id, staging.id
+    await site.serve(await site.told(job.resource_id))
+    site.world.custody.rotate(site.world.store.layout.trust)
+    await site.told(job.resource_id, above=1)  # staging was renewed, and production looked at
+    reaping.cancel()
+    site.env_id = production
+    assert [row["sequence"] for row in site.statements()] == [1]
 
 
 async def test_old_records_bring_back_what_they_know_where_nothing_is_served(site) -> None:
