@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 PACKAGES := git bubblewrap
 PREFIX ?= /opt/gitd
 DESTDIR ?=
+PLACE = $(abspath $(DESTDIR)$(PREFIX))
 
 .PHONY: help
 help: ## This list
@@ -68,8 +69,11 @@ demo: install ## Push, promote and roll back an example site; CI=1 exits by itse
 
 .PHONY: install-service
 install-service: ## Install under PREFIX with its systemd units (as root)
-	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
-	$(DESTDIR)$(PREFIX)/bin/pip install --quiet --disable-pip-version-check .
+	$(PYTHON) -m venv $(PLACE)
+	$(PLACE)/bin/pip install --quiet --disable-pip-version-check --no-compile .
+	$(PLACE)/bin/python -m compileall -qf -s '$(abspath $(DESTDIR))' -p / $(PLACE)/lib
+	# What is installed for elsewhere says nothing of where it was made.
+	grep -rIlZ -e '$(PLACE)' $(PLACE)/bin $(PLACE)/pyvenv.cfg | xargs -0r sed -i 's|$(PLACE)|$(PREFIX)|g'
 	install -d $(DESTDIR)/etc/systemd/system $(DESTDIR)/etc/sysusers.d $(DESTDIR)/etc/gitd
 	for unit in systemd/*.service systemd/*.socket; do \
 	  sed 's|/opt/gitd|$(PREFIX)|g' $$unit > $(DESTDIR)/etc/systemd/system/$$(basename $$unit); \

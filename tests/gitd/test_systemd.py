@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+import sysconfig
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -36,3 +40,31 @@ def test_settings_of_the_service_are_valid_and_name_the_users_it_makes() -> None
         if line.startswith("u ")
     }
     assert {"gitd", config.host.user, *config.builders.users} == users
+
+
+def test_installation_for_elsewhere_says_nothing_of_where_it_was_made(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    subprocess.run(
+        ["make", "install-service", f"DESTDIR={made}", f"PYTHON={sys.executable}"],
+        cwd=UNITS.parent,
+        env={**os.environ, "PIP_NO_DEPS": "1"},  # what it stands on is the same, and takes long
+        check=True,
+        capture_output=True,
+    )
+    programs = made / "opt/gitd/bin"
+    for name in ("gitd", "mf", "pip"):
+        assert (programs / name).read_text().startswith("#!/opt/gitd/bin/python3")
+    files = [path for path in made.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path for path in files if str(made).encode() in path.read_bytes()] == []
+    unit = (made / "etc/systemd/system/gitd.service").read_text()
+    assert "ExecStart=/opt/gitd/bin/gitd serve" in unit
+    assert (made / "etc/sysusers.d/gitd.conf").exists()
+    assert (made / "etc/gitd/gitd.toml").exists()
+    if os.geteuid() == 0:  # as it will be found: at its own place
+        moved = ["bwrap", "--dev-bind", "/", "/", "--tmpfs", "/opt"]
+        moved += ["--bind", str(made / "opt/gitd"), "/opt/gitd", "/opt/gitd/bin/gitd", "--version"]
+        stands_on = {"PYTHONPATH": sysconfig.get_path("purelib")}
+        done = subprocess.run(
+            moved, env={**os.environ, **stands_on}, capture_output=True, text=True, cwd="/"
+        )
+        assert (done.returncode, done.stdout) == (0, f"gitd, version {version('gitd')}\n")
