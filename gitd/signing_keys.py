@@ -145,6 +145,8 @@ def revoke(
             lost = [made_by for made_by in lost if since is None or made_by.sequence >= since]
         affected = attestations.affected(records.reader(), key_id=name, since=since)
     _tell_revoked(name, lost, affected, None if dry_run else kept, as_json=as_json)
+    if not dry_run and kept.failures:
+        raise SystemExit(1)
 
 
 @signing_key.command()

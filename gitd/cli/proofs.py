@@ -220,7 +220,7 @@ def _print(proven: Proven, path: Path) -> None:
         "commit": said.commit,
         "ref": said.ref,
         "build": f"{said.build_id}, {said.finished_at}",
-        "signed by": proven.provenance[-1].key_id,
+        "signed by": _signer(proven),
     }
     for released in proven.releases[-1:]:
         release = released.release
@@ -233,6 +233,11 @@ def _print(proven: Proven, path: Path) -> None:
                 "the server, or give it with --root-key.",
                 err=True,
             )
+
+
+def _signer(proven: Proven) -> str:
+    key_id = proven.provenance[-1].key_id
+    return f"{key_id}, which was retired since" if proven.keyring.keys[key_id].retired else key_id
 
 
 @contextmanager

@@ -238,7 +238,7 @@ class _Build:
             self._workspace.root.mkdir(mode=SCRATCH_MODE)
             with self._entered(Phase.SOURCE):
                 await phases.fetch_source(plan, self._job, self._workspace, self._log)
-            await self._run_steps(plan, lease)
+            settings["network"] = await self._run_steps(plan, lease)
             with self._entered(Phase.COLLECT):
                 settings["output"] = await phases.collect(
                     plan, self._job, self._workspace, self._log
@@ -258,9 +258,10 @@ class _Build:
             toolchain=dict(self._toolchain),
         )
 
-    async def _run_steps(self, plan: Plan, lease: Lease) -> None:
+    async def _run_steps(self, plan: Plan, lease: Lease) -> str:
+        """Run the steps; return what they could reach."""
         if not plan.steps:
-            return
+            return "none"
         network = BuildNetwork(await self._job.egress(), self._log)
         try:
             for step in plan.steps:
@@ -278,6 +279,7 @@ class _Build:
                 down_bytes=passed.down_bytes,
                 problems=len(network.problems),
             )
+        return network.hosts
 
     def _failed(self, code: str, message: str, exit_status: int | None = None) -> Finish:
         self._log.line(self._phase, message.partition("\n")[0])

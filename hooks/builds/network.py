@@ -12,6 +12,7 @@ from hooks.builds.sandbox import Bind, Sandbox, SandboxSpec
 from hooks.builds.wire import Egress
 
 STAGE = "network"  # of its lines in the build's log
+HOSTS_CHARS_MAX = 16_000
 CA_BUNDLE = "/run/ca-certificates.crt"
 _PROXY_URL = f"http://127.0.0.1:{PORT}"
 _OWN_LOOPBACK = "localhost,127.0.0.1,::1"
@@ -98,6 +99,12 @@ class BuildNetwork:
         await self._proxy.close()
         for line in self._proxy.summary():
             self._log.line(STAGE, line)
+
+    @property
+    def hosts(self) -> str:
+        """What the build may reach, for its provenance: `host:port`, sorted; `none`."""
+        names = sorted({f"{allowed.host}:{allowed.port}" for allowed in self._egress.allow})
+        return ", ".join(names)[:HOSTS_CHARS_MAX] or "none"
 
     @property
     def total(self) -> Passed:

@@ -57,6 +57,7 @@ async def test_command_reaches_an_allowed_host_through_the_proxy_and_the_log_has
     fetch = f"{CURL} --proxytunnel http://127.0.0.1:{port}/secret-path?token=s3cret > dist/a"
     job = await control.build(site(f"mkdir dist && {fetch}"))
     assert job.outcome["status"] == "succeeded", job.text
+    assert job.outcome["settings"]["network"] == f"127.0.0.1/32:{port}"
     assert len(asked) == 1
     (line,) = job.stage("network")
     assert re.fullmatch(rf"egress: 127\.0\.0\.1:{port}: 1 connection, \d+ B up, 65 B down", line)

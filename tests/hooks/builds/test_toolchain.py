@@ -51,4 +51,8 @@ async def test_slot_says_with_each_lease_request_what_its_builds_find(
     said = job.outcome["toolchain"]
     assert said["git"] in unpacked(job.output)["a.txt"].decode()
     assert {"git", "machine", "os"} <= set(said)
-    assert job.outcome["settings"] == {"command": "git --version > a.txt", "output": "."}
+    assert job.outcome["settings"] == {
+        "command": "git --version > a.txt",
+        "output": ".",
+        "network": "none",
+    }
