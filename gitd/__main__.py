@@ -320,14 +320,15 @@ def key_list(data: Path, *, as_json: bool) -> None:
 
 @cli.command()
 @data_option
+@click.option("--deep", is_flag=True, help="Read every object of the repositories too.")
 @json_option
-def check(data: Path, *, as_json: bool) -> None:
+def check(data: Path, *, deep: bool, as_json: bool) -> None:
     """Prove that what is stored is what it says. Exits 1 when something is wrong."""
     from gitd.checking import check_data
 
     folder = beside(data)
     with open_records(folder) as records:
-        report = check_data(folder, records)
+        report = check_data(folder, records, is_deep=deep)
     if as_json:
         print_json({"ok": not report.faults, "counts": report.counts, "faults": report.faults})
     else:

@@ -11,11 +11,9 @@ from collections import Counter
 from gitd.git.push_request import Command
 from storage.git.errors import RepositoryCorruptError
 from storage.git.object_formats import COMMIT, NULL_OID
-from storage.git.refs import is_valid_name, is_writable_name, show
+from storage.git.refs import HEADS, is_valid_name, is_writable_name, show
 from storage.git.repository import Repository
 from storage.git.walk import is_ancestor
-
-HEADS = b"refs/heads/"
 
 
 class RefChecks:

@@ -142,7 +142,7 @@ class Connectivity:
                 if not store.contains(oid):
                     raise ObjectMissingError(oid)
                 continue
-            kind, data = store.get(oid) if expected else self._get_unless_blob(oid)
+            kind, data = self._content(oid, expected)
             if expected not in (None, kind):
                 raise RepositoryCorruptError(f"object {oid.hex()} is of another type than linked")
             if kind == COMMIT:
@@ -160,9 +160,15 @@ class Connectivity:
                 stack.append(parse_tag(data))
         whole |= seen
 
-    def _get_unless_blob(self, oid: bytes) -> tuple[int, bytes]:
-        kind = self._store.kind_and_size(oid)[0]
-        return (kind, b"") if kind == BLOB else self._store.get(oid)
+    def _content(self, oid: bytes, expected: int | None) -> tuple[int, bytes]:
+        try:
+            if expected is None and self._store.kind_and_size(oid)[0] == BLOB:
+                return BLOB, b""
+            return self._store.get(oid)
+        except ObjectMissingError:
+            raise
+        except RepositoryCorruptError as error:
+            raise RepositoryCorruptError(f"object {oid.hex()}: {error}") from error
 
 
 def _vouched(store: ObjectStore, pack: IndexedPack, wanted: set[bytes]) -> set[bytes]:

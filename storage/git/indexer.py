@@ -137,9 +137,8 @@ def index_pack(
         PackTooLargeError: it exceeds a bound.
         PackOutgrownError: it exceeds `memory_bytes_max`; the file is as it was.
     """
-    size = path.stat().st_size
-    _require_header(path, size, limits)
     with path.open("rb") as file:
+        _require_header(file.read(12), path.stat().st_size, limits)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     reading = _Reading(mapped, bases=bases, limits=limits, rules=rules)
     reading.scan()
@@ -153,9 +152,25 @@ def index_pack(
     return _named(path, reading, trailer)
 
 
-def _require_header(path: Path, size: int, limits: PackLimits) -> None:
-    with path.open("rb") as file:
-        head = file.read(12)
+def read_pack(
+    mapped: mmap.mmap, *, limits: PackLimits, links: set[bytes]
+) -> Iterable[tuple[bytes, int, int]]:
+    """Read all of a stored pack: the id, offset and CRC-32 of each entry, by offset.
+
+    `links` is given what its objects link to.
+
+    Raises:
+        PackInvalidError: it is not whole, or an object cannot be read.
+    """
+    _require_header(mapped[:12], len(mapped), limits)
+    reading = _Reading(mapped, bases=ObjectStore.over([]), limits=limits, rules=None)
+    reading.object_links = reading.commit_links = links
+    reading.scan()
+    reading.resolve()
+    return zip(reading.oids, reading.offsets, reading.crcs, strict=True)
+
+
+def _require_header(head: bytes, size: int, limits: PackLimits) -> None:
     if len(head) < 12:
         raise PackInvalidError(
             "pack is shorter than its header",

@@ -61,6 +61,23 @@ def tree_entries(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
     return TREE_ENTRY.findall(data)
 
 
+def links_of(kind: int, data: bytes) -> list[bytes]:
+    """List what an object links to, without submodules.
+
+    Raises:
+        RepositoryCorruptError: the bytes are not those of such an object.
+    """
+    if kind == TREE:
+        entries = tree_entries(data)
+        if sum(len(mode) + len(name) + OID_BYTES + 2 for mode, name, _ in entries) != len(data):
+            raise RepositoryCorruptError("bad tree object")
+        return [oid for mode, _, oid in entries if mode != MODE_SUBMODULE]
+    if kind == COMMIT:
+        commit = parse_commit(data)
+        return [commit.tree, *commit.parents]
+    return [parse_tag(data)[0]] if kind == TAG else []
+
+
 def parse_tag(data: bytes) -> tuple[bytes, int]:
     """Read what an annotated tag points at: its oid and type number.
 

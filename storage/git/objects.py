@@ -39,6 +39,7 @@ ALTERNATE_DEPTH_MAX = 5  # as git's
 COMMITS_REMEMBERED_MAX = 100_000  # about 40 MB
 CACHED_OBJECT_BYTES_MAX = 1 << 20  # larger objects are read again
 _LOOSE_HEAD_BYTES = 64
+_LOOSE_NAME = re.compile(r"[0-9a-f]{38}")
 _FAN_OUT = re.compile(r"[0-9a-f]{2}")  # the first byte of an id: a directory of loose objects
 
 
@@ -286,6 +287,12 @@ class ObjectStore:
             if count > objects_max or size > stored_bytes_max:
                 return False
         return True
+
+    def loose_files(self) -> Iterator[Path]:
+        """Yield the files of loose objects, without those of alternates."""
+        for directory in self._loose_directories():
+            with contextlib.suppress(FileNotFoundError):
+                yield from (p for p in Path(directory).iterdir() if _LOOSE_NAME.fullmatch(p.name))
 
     def _loose_sizes(self) -> Iterator[int]:
         for path in self._loose_directories():

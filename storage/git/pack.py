@@ -5,6 +5,7 @@ Source: gitformat-pack(5). Only index version 2 is read, which git writes since 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import mmap
 import struct
@@ -131,6 +132,12 @@ class Pack:
             yield oid
             rank += 1
 
+    def is_index_whole(self) -> bool:
+        """Say whether the index is as it was written. Reads all of it."""
+        with memoryview(self._index) as view:
+            digest = hashlib.sha1(view[:-TRAILER_BYTES], usedforsecurity=False).digest()
+        return digest == self._index[-TRAILER_BYTES:]
+
     # entries
 
     def header(self, offset: int) -> tuple[int, int, int | bytes | None, int]:
@@ -244,7 +251,7 @@ class Pack:
         return bisect_left(self._sorted_offsets, offset)
 
     def oid_of(self, offset: int) -> bytes:
-        """Return the id of the entry at `offset`."""
+        """Return the id of the entry at `offset`. Raises KeyError when none begins there."""
         if self._oids_by_offset is None:
             self._oids_by_offset = dict(zip(self.offsets(), self.oids(), strict=True))
         return self._oids_by_offset[offset]

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from storage.git.object_formats import unhex
 from storage.git.objects import RACY_NS
 
 SYMREF_DEPTH_MAX = 5  # as git's
-HEAD = b"HEAD"
+HEAD, HEADS = b"HEAD", b"refs/heads/"
 _OID_LINE = re.compile(rb"([0-9a-f]{40})\s*")
 _PACKED = re.compile(rb"^([0-9a-f]{40}) ([^\n]+)(?:\n\^([0-9a-f]{40}))?$", re.MULTILINE)
+_PACKED_LINE = re.compile(rb"[0-9a-f]{40} [^\n]+|\^[0-9a-f]{40}|#[^\n]*")
 _BAD_NAME = re.compile(rb"\.\.|//|@\{|[\0-\x20\x7f~^:?*\[\\]|(?:^|/)\.|\.lock(?:/|$)|\.$|/$|^/|^@$")
 NAME_COMPONENT_BYTES_MAX = 255 - len(".lock")
 
@@ -143,6 +144,28 @@ class RefStore:
         """Return `packed-refs` as it is now: name -> oid, and oid of a tag -> what it names."""
         found = self._read_packed()
         return found.values, found.peeled
+
+    def broken(self) -> Iterator[tuple[bytes, str]]:
+        """Yield the refs that `snapshot` leaves out because they cannot be read, and why."""
+        head = self._read_file(HEAD)
+        for name, content in (*self._read_loose().items(), (HEAD, head or b"")):
+            target = symref_target(content)
+            if target is None and not _OID_LINE.fullmatch(content):
+                yield name, "is neither an object's id nor another ref's name"
+            elif target is not None and not is_valid_name(target):
+                yield name, f"names '{show(target)}', which no ref can be"
+            elif not is_valid_name(name):
+                yield name, "has a name that no ref may have"
+        yield from self._broken_packed()
+
+    def _broken_packed(self) -> Iterator[tuple[bytes, str]]:
+        try:
+            with open(self._root + b"packed-refs", "rb") as file:  # noqa: PTH123
+                for number, line in enumerate(file, 1):
+                    if not _PACKED_LINE.fullmatch(line.rstrip(b"\n")):
+                        yield b"packed-refs", f"line {number} is none of a ref"
+        except FileNotFoundError:
+            return
 
     # files
 

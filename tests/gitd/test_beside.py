@@ -100,6 +100,35 @@ def test_folder_without_a_server_is_refused_and_left_alone(
     assert list(tmp_path.rglob("*")) == ([mistyped] if is_there else [])
 
 
+def test_check_names_the_site_the_repository_and_the_object(data: Path) -> None:
+    made: Any = json.loads(gitd(data, "site", "create", "acme-store", "--json").stdout)
+    bare = data / "repos" / f"{made['id']}.git"
+
+    def git(*arguments: str, text: str = "") -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=bare, input=text, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    blob = git("hash-object", "-w", "--stdin", text="content")
+    tree = git("mktree", text=f"100644 blob {blob}\tindex.html\n")
+    commit = f"tree {tree}\nauthor A <a@b> 1 +0000\ncommitter A <a@b> 1 +0000\n\nx\n"
+    tip = git("hash-object", "-w", "-t", "commit", "--stdin", text=commit)
+    git("update-ref", "refs/heads/main", tip)
+    assert "3 git objects" in gitd(data, "check").stdout
+    assert gitd(data, "check", "--deep").exit_code == 0
+    (bare / "objects" / blob[:2] / blob[2:]).unlink()
+    assert gitd(data, "check").exit_code == 0
+    done = gitd(data, "check", "--deep", "--json")
+    assert done.exit_code == 1
+    (fault,) = json.loads(done.stdout)["faults"]
+    assert fault == f"site acme-store, {bare}: ref refs/heads/main: missing object {blob}"
+    shutil.rmtree(bare)
+    done = gitd(data, "check")
+    assert done.exit_code == 1
+    assert f"WRONG: site acme-store, {bare}: it is no repository" in done.stdout
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives rights up, which only root has")
 def test_root_works_as_the_folders_owner_who_cannot_read_the_program(
     data: Path, tmp_path: Path
