@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,19 +12,44 @@ from pathlib import Path
 import pytest
 
 from storage.artifacts import ArtifactStore, Ingested, KeptTree
+from storage.check import check_store
+from storage.collect import Collected, Collector, Order
+from storage.digest import Digest
 from storage.envelope import Envelope, seal
 from storage.ids import new_id
 from storage.manifest import Manifest
-from storage.model import SYSTEM, Artifact, Attestation, BuildCache, Site
+from storage.model import (
+    SYSTEM,
+    Artifact,
+    Attestation,
+    BuildCache,
+    Deployment,
+    Environment,
+    EnvironmentKind,
+    EnvironmentStatus,
+    JobStatus,
+    Release,
+    Site,
+    Trigger,
+)
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
 from storage.reader import StoreReader, VerifiedArtifact
-from storage.records import artifacts, build_caches, retention, sites
+from storage.records import (
+    artifacts,
+    build_caches,
+    deployments,
+    environments,
+    releases,
+    retention,
+    sites,
+)
 from storage.records.db import Records
-from storage.retention import Retention
+from storage.retention import DAY_MS, Retention
 from storage.signing import SigningKey
 from storage.source import Limits, SourceEntry, SourceFile
 from storage.trust import establish
 
+AT_ONCE = Order(is_hurried=True, is_thorough=True)
 KEEP_NOTHING = Retention(
     releases=0,
     branch_artifacts=0,
@@ -103,9 +129,124 @@ class Shop:
         return self.reader.verify(ingested.digest, ingested.envelope_sha256, **how)
 
     def blob(self, contents: bytes, *, executable: bool = False) -> Path:
-        from storage.digest import Digest
-
         return Path(self.store.layout.blob(Digest.of(contents), executable=executable))
+
+
+@dataclass
+class Clock:
+    """The time of day, as a test sets it. Milliseconds."""
+
+    now: int = 100 * DAY_MS
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@dataclass
+class World:
+    """A shop whose site has environments, and a collector that keeps nothing by itself."""
+
+    shop: Shop
+    clock: Clock = field(default_factory=Clock)
+    retention: Retention = KEEP_NOTHING
+
+    def __post_init__(self) -> None:
+        self.write(lambda db: sites.add(db, Site("site_1", "acme-store", "main", 0)))
+        self.environment("env_1", branch="main")
+
+    def write(self, change: Callable[[sqlite3.Connection], object]) -> object:
+        return self.shop.records.write(change)
+
+    def environment(self, env_id: str, *, branch: str, site: str = "site_1") -> None:
+        made = Environment(
+            env_id,
+            site,
+            branch,
+            EnvironmentKind.PREVIEW,
+            branch,
+            ephemeral=True,
+            status=EnvironmentStatus.ACTIVE,
+            hostname=env_id,
+            created_at=0,
+        )
+        self.write(lambda db: environments.add(db, made))
+
+    def deployment(self, ingested: Ingested, env_id: str = "env_1") -> Deployment:
+        made = Deployment(
+            id=new_id("dep"),
+            site_id="site_1",
+            env_id=env_id,
+            job_id=new_id("job"),
+            artifact_id=ingested.artifact_id,
+            envelope_sha256=ingested.envelope_sha256,
+            trigger=Trigger.DEPLOY,
+            status=JobStatus.QUEUED,
+            runs_release_command=True,
+            release_id=None,
+            error=None,
+            ref=None,
+            commit=None,
+            actor=SYSTEM,
+            created_at=0,
+            started_at=None,
+            finished_at=None,
+        )
+        self.write(lambda db: deployments.add(db, made))
+        return made
+
+    def release(self, ingested: Ingested, env_id: str = "env_1") -> None:
+        deployment = self.deployment(ingested, env_id)
+        made = Release(
+            id=new_id("rel"),
+            site_id="site_1",
+            env_id=env_id,
+            deployment_id=deployment.id,
+            artifact_id=ingested.artifact_id,
+            ref=None,
+            commit=None,
+            actor=SYSTEM,
+            deployed_at=0,
+            is_current=True,
+        )
+        self.write(lambda db: deployments.succeed(db, deployment.id, made.id, 0))
+        self.write(lambda db: releases.add_current(db, made))
+
+    def end(self, deployment: Deployment) -> None:
+        self.write(lambda db: deployments.end(db, deployment.id, JobStatus.FAILED, None, 0))
+
+    def restart(self) -> None:
+        """What a kill and a start give: whatever was in memory is gone."""
+        self.shop.records.close()
+        builds = self.shop.builds
+        self.shop = make_shop(self.shop.folder)
+        self.shop.builds = builds
+        self.shop.store.recover()
+
+    def collector(self, kind: type[Collector] = Collector) -> Collector:
+        return kind(self.shop.store, self.shop.records, self.retention, clock=self.clock)
+
+    def collect(self, order: Order = AT_ONCE) -> Collected:
+        return self.collector().run(order)
+
+    def listed(self) -> set[str]:
+        page = artifacts.page(
+            self.shop.records.reader(), "site_1", newest=None, last=None, limit_count=100
+        )
+        return {item.artifact.id for item in page.items}
+
+    def expect_whole(self) -> None:
+        """What is listed can be unpacked, nothing lies there that nobody knows."""
+        report = check_store(self.shop.folder / "store", self.shop.records)
+        assert (report.problems, report.leftovers) == ((), ())
+        assert list(self.shop.store.layout.tmp.iterdir()) == []
+        for number, artifact_id in enumerate(sorted(self.listed())):
+            found = artifacts.of_site(self.shop.records.reader(), "site_1", artifact_id)
+            verified = self.shop.reader.verify(
+                Digest.parse(found.artifact.digest), found.attestation.envelope_sha256
+            )
+            out = self.shop.folder / f"out{number}"
+            self.shop.reader.materialise(verified, out)
+            shutil.rmtree(out)
 
 
 def provenance(build_id: str, **facts: object) -> Provenance:
@@ -193,6 +334,25 @@ def shop_at() -> Iterator[Callable[[Path], Shop]]:
     yield open_shop
     for one in opened:
         one.records.close()
+
+
+@pytest.fixture
+def world(shop: Shop) -> World:
+    return World(shop)
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[Callable[[], World]]:
+    """Makes worlds, each in a folder of its own."""
+    made: list[World] = []
+
+    def make() -> World:
+        made.append(World(make_shop(tmp_path / f"shop{len(made)}")))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.shop.records.close()
 
 
 @pytest.fixture

@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from storage.artifacts import Ingested
 from storage.check import check_store
 from storage.collect import (
     BATCH_COUNT_FIRST,
@@ -37,24 +34,16 @@ from storage.errors import (
 )
 from storage.files import Lease
 from storage.gate import Gate
-from storage.ids import new_id
 from storage.materialise import materialise
 from storage.model import (
     SYSTEM,
-    Deployment,
-    Environment,
-    EnvironmentKind,
-    EnvironmentStatus,
-    JobStatus,
-    Release,
     Site,
-    Trigger,
 )
-from storage.records import artifacts, build_caches, deployments, environments, releases, sites
+from storage.records import artifacts, build_caches, environments, sites
 from storage.records import retention as retention_rows
 from storage.retention import DAY_MS, Fate, Pressure, Retention
 
-NOW = 100 * DAY_MS
+NOW = 100 * DAY_MS  # where the clock of a world begins
 NOTHING = Retention(
     releases=0,
     branch_artifacts=0,
@@ -64,118 +53,6 @@ NOTHING = Retention(
     cache_site_bytes_max=0,
 )
 AT_ONCE = Order(is_hurried=True, is_thorough=True)
-
-
-@dataclass
-class Clock:
-    now: int = NOW
-
-    def __call__(self) -> int:
-        return self.now
-
-
-@dataclass
-class World:
-    """A shop whose site has environments, and a collector that keeps nothing by itself."""
-
-    shop: object
-    clock: Clock = field(default_factory=Clock)
-    retention: Retention = NOTHING
-
-    def __post_init__(self) -> None:
-        self.write(lambda db: sites.add(db, Site("site_1", "acme-store", "main", 0)))
-        self.environment("env_1", branch="main")
-
-    def write(self, change: Callable[[sqlite3.Connection], object]) -> object:
-        return self.shop.records.write(change)
-
-    def environment(self, env_id: str, *, branch: str, site: str = "site_1") -> None:
-        made = Environment(
-            env_id,
-            site,
-            branch,
-            EnvironmentKind.PREVIEW,
-            branch,
-            ephemeral=True,
-            status=EnvironmentStatus.ACTIVE,
-            hostname=env_id,
-            created_at=0,
-        )
-        self.write(lambda db: environments.add(db, made))
-
-    def deployment(self, ingested: Ingested, env_id: str = "env_1") -> Deployment:
-        made = Deployment(
-            id=new_id("dep"),
-            site_id="site_1",
-            env_id=env_id,
-            job_id=new_id("job"),
-            artifact_id=ingested.artifact_id,
-            envelope_sha256=ingested.envelope_sha256,
-            trigger=Trigger.DEPLOY,
-            status=JobStatus.QUEUED,
-            runs_release_command=True,
-            release_id=None,
-            error=None,
-            ref=None,
-            commit=None,
-            actor=SYSTEM,
-            created_at=0,
-            started_at=None,
-            finished_at=None,
-        )
-        self.write(lambda db: deployments.add(db, made))
-        return made
-
-    def release(self, ingested: Ingested, env_id: str = "env_1") -> None:
-        deployment = self.deployment(ingested, env_id)
-        made = Release(
-            id=new_id("rel"),
-            site_id="site_1",
-            env_id=env_id,
-            deployment_id=deployment.id,
-            artifact_id=ingested.artifact_id,
-            ref=None,
-            commit=None,
-            actor=SYSTEM,
-            deployed_at=0,
-            is_current=True,
-        )
-        self.write(lambda db: deployments.succeed(db, deployment.id, made.id, 0))
-        self.write(lambda db: releases.add_current(db, made))
-
-    def end(self, deployment: Deployment) -> None:
-        self.write(lambda db: deployments.end(db, deployment.id, JobStatus.FAILED, None, 0))
-
-    def collector(self, kind: type[Collector] = Collector) -> Collector:
-        return kind(self.shop.store, self.shop.records, self.retention, clock=self.clock)
-
-    def collect(self, order: Order = AT_ONCE) -> Collected:
-        return self.collector().run(order)
-
-    def listed(self) -> set[str]:
-        page = artifacts.page(
-            self.shop.records.reader(), "site_1", newest=None, last=None, limit_count=100
-        )
-        return {item.artifact.id for item in page.items}
-
-    def expect_whole(self) -> None:
-        """What is listed can be unpacked, nothing lies there that nobody knows."""
-        report = check_store(self.shop.folder / "store", self.shop.records)
-        assert (report.problems, report.leftovers) == ((), ())
-        assert list(self.shop.store.layout.tmp.iterdir()) == []
-        for number, artifact_id in enumerate(sorted(self.listed())):
-            found = artifacts.of_site(self.shop.records.reader(), "site_1", artifact_id)
-            verified = self.shop.reader.verify(
-                Digest.parse(found.artifact.digest), found.attestation.envelope_sha256
-            )
-            out = self.shop.folder / f"out{number}"
-            self.shop.reader.materialise(verified, out)
-            shutil.rmtree(out)
-
-
-@pytest.fixture
-def world(shop) -> World:
-    return World(shop)
 
 
 def fates(collected: Collected) -> dict[str, Fate]:
