@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
@@ -276,7 +276,6 @@ class Control:
         return app
 
     def git_service(self) -> GitService:
-        bounds = self.config.git
         return GitService(
             SiteAccess(
                 self.records,
@@ -286,9 +285,7 @@ class Control:
                 housekeeping=self.housekeeping,
             ),
             SiteReceiver(self.records, self.push_hooks, self.narrator),
-            GitLimits(
-                pack_bytes_max=bounds.pack_bytes_max, object_bytes_max=bounds.object_bytes_max
-            ),
+            GitLimits(**asdict(self.config.git)),
             repositories=self.repository_cache,
             pack_folder=self.folder.run,
         )

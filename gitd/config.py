@@ -1,8 +1,8 @@
 """Settings: defaults, then a TOML file, then `GITD_*` of the process's environment.
 
 A key stands in a section: `[server] listen` is `GITD_SERVER_LISTEN` there. A key that is not
-known is an error that names the nearest one that is. This module and the mains alone read the
-process's environment.
+known is an error that names the nearest one that is. A size is a number of bytes, or text with a
+unit ("4GiB"). This module and the mains alone read the process's environment.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import msgspec
 
 from gitd.config_bounds import fault_of
 from gitd.errors import ConfigError
+from gitd.sizes import is_size, parse_size
 from gitd.wording import place_and_fault
 from hooks.builds import allowlist
 from storage.model import PushPolicy
@@ -96,10 +97,21 @@ class HostConfig:
 
 @dataclass(frozen=True, slots=True)
 class GitConfig:
-    """Bounds of the git endpoint."""
+    """Bounds of the git endpoint: those of `gitd.git.GitLimits` that operators may set."""
 
+    idle_s: float = 120.0
+    hook_s: float = 600.0
     pack_bytes_max: int = 4 * 1024**3
-    object_bytes_max: int = 1024**3
+    objects_max: int = 5_000_000
+    object_bytes_max: int = 2 * 1024**3
+    refs_max: int = 200_000
+    commands_max: int = 100_000
+    push_options_max: int = 64
+    push_options_bytes_max: int = 64 * 1024
+    request_bytes_max: int = 32 * 1024**2
+    wants_max: int = 200_000
+    haves_max: int = 400_000
+    kept_packs_bytes_max: int = 2 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +175,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     if path is not None:
         _merge(values, _read(path), str(path))
     _merge_environ(values, environ)
+    _read_sizes(values)
     try:
         config = msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:
@@ -258,6 +271,16 @@ def _merge_environ(values: dict[str, dict[str, object]], environ: Mapping[str, s
         values[section][key] = (
             [item.strip() for item in value.split(",") if item.strip()] if is_list else value
         )
+
+
+def _read_sizes(values: dict[str, dict[str, object]]) -> None:
+    for section, given in values.items():
+        for key, value in given.items():
+            if is_size(key) and isinstance(value, str):
+                try:
+                    given[key] = parse_size(value)
+                except ValueError as error:
+                    raise ConfigError(f"{section}.{key}: {error}") from error
 
 
 def _check(config: Config) -> None:

@@ -15,6 +15,7 @@ _SIZE = (1, ENOUGH_BYTES)
 _SIZE_OR_NONE = (0, ENOUGH_BYTES)
 _MEMORY = (16 * 1024**2, ENOUGH_BYTES)
 _PROCESSES = (8, PROCESSES_MAX)
+_COUNT = (1, 10**9)
 _AGE = (0, ENOUGH_S)
 
 BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
@@ -44,8 +45,19 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "host.missing_timeout_s": (0.1, DAY_S),
     "host.memory_bytes_max": _MEMORY,
     "host.process_count_max": _PROCESSES,
+    "git.idle_s": (0.1, DAY_S),
+    "git.hook_s": (0.1, 7 * DAY_S),
     "git.pack_bytes_max": _SIZE,
+    "git.objects_max": (1, 2**31),
     "git.object_bytes_max": _SIZE,
+    "git.refs_max": _COUNT,
+    "git.commands_max": _COUNT,
+    "git.push_options_max": (0, 10_000),
+    "git.push_options_bytes_max": (0, 16 * 1024**2),
+    "git.request_bytes_max": (64 * 1024, 1024**3),
+    "git.wants_max": _COUNT,
+    "git.haves_max": _COUNT,
+    "git.kept_packs_bytes_max": _SIZE_OR_NONE,
     "store.free_bytes_min": _SIZE_OR_NONE,
     "store.free_inodes_min": _SIZE_OR_NONE,
     "store.reserve_bytes": _SIZE_OR_NONE,

@@ -1,6 +1,6 @@
 """Serve ordinary git repositories over smart HTTP.
 
-python -m gitd.git --root DIR --listen ADDR:PORT [--remote-user-header NAME]
+python -m gitd.git --root DIR --listen ADDR:PORT [--remote-user-header NAME] [--config FILE]
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import os
 import signal
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 from aiohttp import web
 
+from gitd.config import load
+from gitd.errors import ConfigError
 from gitd.git.limits import GitLimits
 from gitd.git.plain import PlainAccess
 from gitd.git.push import SilentReceiver
@@ -35,6 +38,9 @@ def main() -> None:
         metavar="NAME",
         help="the header in which a front tells who is logged in",
     )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="bounds, in the section [git] of a TOML file"
+    )
     arguments = parser.parse_args()
     host, _, port = arguments.listen.rpartition(":")
     if not arguments.root.is_dir() or not host or not port.isdigit():
@@ -43,11 +49,19 @@ def main() -> None:
     service = GitService(
         access,
         SilentReceiver(),
-        GitLimits(),
+        _limits(parser, arguments.config),
         serves_files=True,
         pack_folder=_pack_folder(arguments.root),
     )
     asyncio.run(_serve(service, host.strip("[]"), int(port)))
+
+
+def _limits(parser: argparse.ArgumentParser, path: Path | None) -> GitLimits:
+    ours = {name: value for name, value in os.environ.items() if name.startswith("GITD_GIT_")}
+    try:
+        return GitLimits(**asdict(load(path, ours).git))
+    except ConfigError as error:
+        parser.error(str(error))
 
 
 def _pack_folder(root: Path) -> Path:

@@ -12,7 +12,8 @@ class GitLimits:
     Attributes:
         idle_s: longest time without a byte from the client, or without it taking one.
         keepalive_s: a silent side band gets an empty packet this often.
-        refs_max: ref updates in one push.
+        refs_max: refs of a repository; a push may not make more.
+        commands_max: ref updates in one push.
         push_options_max, push_options_bytes_max: `git push -o`, how many and all together.
         pack_bytes_max: a received pack as it is sent.
         objects_max, object_bytes_max: in a received pack; each object inflated.
@@ -32,15 +33,16 @@ class GitLimits:
 
     idle_s: float = 120.0
     keepalive_s: float = 5.0
-    refs_max: int = 100_000
+    refs_max: int = 200_000
+    commands_max: int = 100_000
     push_options_max: int = 64
     push_options_bytes_max: int = 64 << 10
     pack_bytes_max: int = 4 << 30
     objects_max: int = 5_000_000
     object_bytes_max: int = 2 << 30
-    request_bytes_max: int = 128 << 20
+    request_bytes_max: int = 32 << 20
     wants_max: int = 200_000
-    haves_max: int = 1_000_000
+    haves_max: int = 400_000
     drain_bytes_max: int = 8 << 30
     thread_bytes_max: int = 256 << 10
     thread_inflated_bytes_max: int = 8 << 20

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, field
 
 from gitd.git.body import BodyReader
-from gitd.git.errors import BodyInvalidError, BodyTooLargeError
+from gitd.git.errors import BodyInvalidError
 from gitd.git.limits import GitLimits
 from gitd.git.pkt_line import Marker
 from gitd.git.push import RefUpdate
@@ -54,12 +54,14 @@ class Wish:
     Attributes:
         shallow: raw oids of commits that the pusher has no parents of.
         options: None when the capability was not used.
+        refusal: why all of it is refused: it exceeds a bound, and was not read further.
     """
 
     commands: list[Command] = field(default_factory=list)
     shallow: list[bytes] = field(default_factory=list)
     capabilities: frozenset[bytes] = frozenset()
     options: list[str] | None = None
+    refusal: str | None = None
 
     def can(self, capability: bytes) -> bool:
         return capability in self.capabilities
@@ -81,7 +83,6 @@ async def read_wish(body: BodyReader, limits: GitLimits) -> Wish:
 
     Raises:
         BodyInvalidError: it is no push.
-        BodyTooLargeError: too many commands or options.
     """
     wish = Wish()
     is_certified = False
@@ -96,19 +97,22 @@ async def read_wish(body: BodyReader, limits: GitLimits) -> Wish:
                 line, _, capabilities = line.partition(b"\0")
                 wish.capabilities = frozenset(capabilities.split())
             wish.commands.append(_command(line))
-        if len(wish.commands) > limits.refs_max:
-            raise BodyTooLargeError(f"a push may update {limits.refs_max} refs at most")
+        if len(wish.commands) > limits.commands_max:
+            wish.refusal = f"a push may update {limits.commands_max} refs at most"
+            return wish
+        if len(wish.shallow) > limits.wants_max:
+            raise BodyInvalidError("too many shallow lines")
     if line is Marker.END and wish.commands:
         raise BodyInvalidError("the request ends before its first flush")
     if is_certified:
         return Wish()  # no nonce was offered, so that git itself ignores such a push
     _require_sha1(wish.capabilities)
     if wish.can(b"push-options") and wish.commands:
-        wish.options = await _read_options(body, limits)
+        await _read_options(body, wish, limits)
     return wish
 
 
-async def _read_options(body: BodyReader, limits: GitLimits) -> list[str]:
+async def _read_options(body: BodyReader, wish: Wish, limits: GitLimits) -> None:
     options: list[str] = []
     total_bytes = 0
     while not isinstance(line := await body.pkt(), Marker):
@@ -116,8 +120,12 @@ async def _read_options(body: BodyReader, limits: GitLimits) -> list[str]:
         options.append(line.removesuffix(b"\n").decode("utf-8", "replace"))
         is_long = total_bytes > limits.push_options_bytes_max
         if is_long or len(options) > limits.push_options_max:
-            raise BodyTooLargeError("too many push options")
-    return options
+            wish.refusal = (
+                f"a push may have {limits.push_options_max} options of "
+                f"{limits.push_options_bytes_max} bytes at most"
+            )
+            return
+    wish.options = options
 
 
 def _command(line: bytes) -> Command:

@@ -20,7 +20,7 @@ from gitd.git.access import Opened, Service
 from gitd.git.advertisement import HiddenRefs
 from gitd.git.body import BodyReader
 from gitd.git.errors import PushRefusedError
-from gitd.git.incoming import Incoming
+from gitd.git.incoming import Incoming, drain
 from gitd.git.limits import GitLimits
 from gitd.git.native_hooks import HookRunner, option_environ, quarantine_environ
 from gitd.git.pkt_line import FLUSH, SIDE_BAND_64K_BYTES_MAX, pkt_lines
@@ -71,6 +71,13 @@ class ReceivePack:
         )
         if not wish.commands:
             await answer.finish()
+            return response
+        if wish.refusal is not None:
+            for command in wish.commands:
+                command.error = wish.refusal
+            await drain(body, self.limits.drain_bytes_max)
+            await send_report(answer, wish, unpack_status=wish.refusal)
+            await answer.end()
             return response
         await self._tidy_once(opened, repository)
         one = _OnePush(self, request, opened, repository, wish, answer)
@@ -190,7 +197,7 @@ class _OnePush:
                 await self._move_refs()
         finally:
             await self._incoming.tidy()
-        await self._report()
+        await send_report(self._answer, self._wish, unpack_status=self._unpack_status)
         try:
             await self._act_after()
         except Exception:
@@ -336,7 +343,8 @@ class _OnePush:
         except OSError as error:
             self._refuse_all(NOT_KEPT)
             return [f"error: cannot keep the objects: {error.strerror}"], set()
-        return RefChecks(self._repository).judge_all(self._commands), touched
+        checks = RefChecks(self._repository, refs_max=self._service.limits.refs_max)
+        return checks.judge_all(self._commands), touched
 
     async def _run_update(self) -> None:
         for command in self._commands:
@@ -367,18 +375,6 @@ class _OnePush:
 
     # after
 
-    async def _report(self) -> None:
-        if not self._wish.can(b"report-status-v2") and not self._wish.can(b"report-status"):
-            return
-        lines = [f"unpack {self._unpack_status}\n".encode()]
-        for command in self._commands:
-            if command.error is None:
-                lines.append(b"ok %s\n" % command.name)
-            else:
-                reason = command.error.replace("\n", " ").encode("utf-8", "replace")
-                lines.append(b"ng %s %s\n" % (command.name, reason))
-        await self._answer.send(pkt_lines(lines) + FLUSH)
-
     async def _act_after(self) -> None:
         lines = self._hook_lines()
         if lines and self._unpack_status == "ok":
@@ -389,6 +385,20 @@ class _OnePush:
                 await self._hooks.run("post-update", *names)
         outcomes = [RefOutcome(command.update, command.error) for command in self._commands]
         await self._service.receiver.landed(self._push, outcomes, self._answer)
+
+
+async def send_report(answer: SideBandAnswer, wish: Wish, *, unpack_status: str) -> None:
+    """Tell what became of each ref, if the client asked for it."""
+    if not wish.can(b"report-status-v2") and not wish.can(b"report-status"):
+        return
+    lines = [f"unpack {unpack_status}\n".encode()]
+    for command in wish.commands:
+        if command.error is None:
+            lines.append(b"ok %s\n" % command.name)
+        else:
+            reason = command.error.replace("\n", " ").encode("utf-8", "replace")
+            lines.append(b"ng %s %s\n" % (command.name, reason))
+    await answer.send(pkt_lines(lines) + FLUSH)
 
 
 def _wants_care(repository: Repository) -> bool:

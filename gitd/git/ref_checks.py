@@ -17,14 +17,20 @@ from storage.git.walk import is_ancestor
 
 
 class RefChecks:
-    """Judges the commands of one push, before any of them is applied."""
+    """Judges the commands of one push, before any of them is applied.
 
-    def __init__(self, repository: Repository) -> None:
+    Args:
+        refs_max: how many refs the repository may have.
+    """
+
+    def __init__(self, repository: Repository, *, refs_max: int) -> None:
         self._repository = repository
+        self._refs_max = refs_max
         self._config = repository.config
         self._inconsistent: set[bytes] = set()
         self._snapshot = repository.refs.snapshot()
         self._checked_out = _checked_out(repository, self._snapshot.head_target)
+        self._ref_count = len(self._snapshot.values)
 
     def judge_all(self, commands: list[Command]) -> list[str]:
         """Set the error of each command that is refused; return words for the user. Blocking."""
@@ -66,6 +72,10 @@ class RefChecks:
         current = self._snapshot.values.get(name)
         if command.is_delete:
             return self._judge_delete(command, shown, current)
+        if current is None:
+            self._ref_count += 1
+            if self._ref_count > self._refs_max:
+                return "", f"a repository may have {self._refs_max} refs at most"
         try:
             return self._judge_update(command, shown, current)
         except RepositoryCorruptError as error:

@@ -92,6 +92,38 @@ def test_every_number_has_bounds_and_its_default_is_within() -> None:
     assert all(least < most for least, most in BOUNDS.values())
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("512k", 512 << 10),
+        ("512 KiB", 512 << 10),
+        ("1.5MiB", 3 << 19),
+        ("2g", 2 << 30),
+        ("4GB", 4 << 30),
+        ("1TiB", 1 << 40),
+        ("70000 B", 70_000),
+    ],
+)
+def test_sizes_may_have_units(tmp_path: Path, text: str, size: int) -> None:
+    path = tmp_path / "gitd.toml"
+    path.write_text(f"[git]\npack_bytes_max = '{text}'\n[store]\nreserve_bytes = {size}\n")
+    config = load(path, {"GITD_STORE_FREE_BYTES_MIN": text})
+    assert config.git.pack_bytes_max == size
+    assert config.store.reserve_bytes == size
+    assert config.store.free_bytes_min == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1k", "1e3", "1.5", "4 apples", "1kk", "0x10", "\uff11k"]
+)
+def test_what_is_no_size_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "gitd.toml"
+    path.write_text(f"[git]\npack_bytes_max = '{text}'\n")
+    with pytest.raises(ConfigError, match=r"git\.pack_bytes_max: '.*' is no "):
+        load(path, {})
+
+
 def test_unknown_setting_of_the_environment_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean GITD_SERVER_LISTEN"):
         load(None, {"GITD_SERVER_LISTN": "127.0.0.1:1"})

@@ -137,6 +137,33 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     stop_server(server)
 
 
+STRICT = """
+[git]
+idle_s = 3  # no less: this machine may be busy
+refs_max = 3
+commands_max = 3
+push_options_max = 2
+push_options_bytes_max = 20
+pack_bytes_max = "200k"
+objects_max = 9
+object_bytes_max = "100KiB"
+request_bytes_max = "64KiB"
+wants_max = 3
+haves_max = 3
+"""
+
+
+@pytest.fixture(scope="session")
+def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose bounds are soon reached."""
+    root = tmp_path_factory.mktemp("strict")
+    config = root.with_suffix(".toml")
+    config.write_text(STRICT)
+    server = start_server(root, "--config", str(config))
+    yield server
+    stop_server(server)
+
+
 @pytest.fixture
 def server(shared_server: Server) -> Server:
     return shared_server
