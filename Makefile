@@ -70,7 +70,9 @@ demo: install ## Push, promote and roll back an example site; CI=1 exits by itse
 .PHONY: install-service
 install-service: ## Install under PREFIX with its systemd units (as root)
 	$(PYTHON) -m venv $(PLACE)
+	rm -rf build  # pip makes the package in the tree: an earlier one's files would go along
 	$(PLACE)/bin/pip install --quiet --disable-pip-version-check --no-compile .
+	rm -rf build
 	$(PLACE)/bin/python -m compileall -qf -s '$(abspath $(DESTDIR))' -p / $(PLACE)/lib
 	# What is installed for elsewhere says nothing of where it was made.
 	grep -rIlZ -e '$(PLACE)' $(PLACE)/bin $(PLACE)/pyvenv.cfg | xargs -0r sed -i 's|$(PLACE)|$(PREFIX)|g'
