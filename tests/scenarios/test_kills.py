@@ -17,11 +17,13 @@ import time
 
 import pytest
 
+from tests.scenarios.conftest import wait_until
+
 SETTLED_S = 10.0
-OWNED_S = 5.0
+OWNED_S = 10.0
 APP = """
 import http.server, os, time
-time.sleep(0.3)
+time.sleep({starts_s})
 class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = b"version {version}"
@@ -33,8 +35,13 @@ class Page(http.server.BaseHTTPRequestHandler):
         pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Page).serve_forever()
 """
-SETTINGS = '[build]\ncommand = "echo building now; sleep 0.4"\n'
+SETTINGS = '[build]\ncommand = "echo building now; sleep {builds_s}"\n'
 MOMENTS = ("receiving", "queued", "building", "rolling", "starting")
+HOOK = """#!/bin/sh
+touch {folder}/reached
+while [ -e {folder}/hold ]; do sleep 0.02; done
+"""
+HOOKS = {"receiving": "pre-receive", "landing": "post-receive"}
 
 
 def unfinished(server):
@@ -42,37 +49,51 @@ def unfinished(server):
     return [job for job in jobs if job["status"] in ("queued", "running")]
 
 
-def commit(work, version: str) -> str:
+def commit(work, version: str, *, builds_s: float = 0.1, starts_s: float = 0.1) -> str:
+    app = APP.replace("{version}", version).replace("{starts_s}", str(starts_s))
     return work.commit(
         {
             "Procfile": "web: python3 app.py\n",
-            "managed.toml": SETTINGS,
-            "app.py": APP.replace("{version}", version),
+            "managed.toml": SETTINGS.format(builds_s=builds_s),
+            "app.py": app,
         }
     )
 
 
-def wait_for_moment(server, moment: str) -> None:
-    """Return at the moment, or when it is over: a kill then is a kill at another good moment."""
-    if moment == "receiving":
-        time.sleep(0.03)
-        return
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        jobs = unfinished(server)
-        types = {job["type"] for job in jobs}
-        if moment == "queued" and jobs:
-            return
-        if moment == "building" and "build.run" in types:
-            build = next(job for job in jobs if job["type"] == "build.run")["resource"]["id"]
-            path = f"/sites/acme-store/environments/production/builds/{build}/log"
-            if b"building now" in server.api("GET", path).body:
-                return
-        if moment in ("rolling", "starting") and "deployment.roll" in types:
-            if moment == "starting":
-                time.sleep(0.15)
-            return
-        time.sleep(0.005)
+class Moment:
+    """A moment of a push and its roll, long enough to be met: `reached` says that it is now."""
+
+    def __init__(self, server, name: str) -> None:
+        self._server = server
+        self._name = name
+        self._hold = server.root / "hold"
+        if name in HOOKS:  # git's own hooks, which the push waits for
+            self._hold.touch()
+            (repository,) = (server.data / "repos").glob("*.git")
+            hook = repository / "hooks" / HOOKS[name]
+            hook.write_text(HOOK.format(folder=server.root))
+            hook.chmod(0o755)
+
+    def reached(self) -> bool:
+        if self._name in HOOKS:
+            return (self._server.root / "reached").exists()
+        jobs = {job["type"]: job for job in unfinished(self._server)}
+        build, roll = jobs.get("build.run"), jobs.get("deployment.roll")
+        if self._name == "queued":
+            return build is not None
+        if self._name == "building":
+            return build is not None and self._log_says(build, "building now")
+        if self._name == "rolling":
+            return roll is not None
+        return roll is not None and self._log_says(roll, "$ python3 app.py")
+
+    def _log_says(self, job, text: str) -> bool:
+        logs = (self._server.data / "joblogs").rglob(f"{job['id']}*")
+        return any(text.encode() in log.read_bytes() for log in logs)
+
+    def let_go(self) -> None:
+        """Let the push go on that waits at this moment."""
+        self._hold.unlink(missing_ok=True)
 
 
 def serves_what_the_records_say(server) -> str | None:
@@ -93,6 +114,7 @@ def leases(server) -> set[str]:
     ("victim", "moment"),
     [
         *itertools.product(("control", "builder", "host"), MOMENTS),
+        ("control", "landing"),
         ("control and builder", "building"),
     ],
 )
@@ -101,7 +123,13 @@ def test_killed_process_loses_nothing(server, victim: str, moment: str) -> None:
     commit(work, "one")
     work.push()
     assert server.visit().body == b"version one"
-    new = commit(work, "two")
+    new = commit(
+        work,
+        "two",
+        builds_s=1 if moment == "building" else 0.1,
+        starts_s=1 if moment in ("rolling", "starting") else 0.1,
+    )
+    now = Moment(server, moment)
     push = subprocess.Popen(
         ["git", "push", "--progress", "managed", "main"],
         cwd=work.path,
@@ -109,7 +137,7 @@ def test_killed_process_loses_nothing(server, victim: str, moment: str) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_for_moment(server, moment)
+    wait_until(now.reached, f"{moment} is reached")
     held = leases(server)
     if "control" in victim:
         server.kill()
@@ -120,22 +148,29 @@ def test_killed_process_loses_nothing(server, victim: str, moment: str) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+    now.let_go()
     if "control" in victim:
+        push.wait(30)
         server.start()
     restarted = time.monotonic()
     if "host" not in victim:
         while held & leases(server) - {None}:
             assert time.monotonic() - restarted < OWNED_S, "running without an owner"
             time.sleep(0.05)
+    if "control" not in victim:
+        push.wait(30)
     while unfinished(server):
         assert time.monotonic() - restarted < SETTLED_S, (unfinished(server), server.log())
         time.sleep(0.05)
-    push.wait(30)
     if moment == "building":  # what was in the log before the kill is there after it
         [build, *_] = server.api("GET", "/jobs?resource_type=build").json["data"]
         path = f"/sites/acme-store/environments/production/builds/{build['resource']['id']}/log"
         assert b"building now" in server.api("GET", path).body
     tip = work.git("ls-remote", "managed", "refs/heads/main").stdout.split()[0]
+    if moment == "receiving" and "control" in victim:
+        assert tip != new, "killed before the refs moved"
+    else:
+        assert tip == new
     end = time.monotonic() + SETTLED_S
     said = None
     while said is None and time.monotonic() < end:
@@ -146,6 +181,36 @@ def test_killed_process_loses_nothing(server, victim: str, moment: str) -> None:
     commit(work, "three")
     work.push("--force", "main")
     assert server.visit().body == b"version three"
+
+
+def test_push_under_way_is_told_to_go_on_elsewhere_when_the_server_is_stopped(server) -> None:
+    """SIGTERM: what a push waits for goes on at the next start, and nothing is lost."""
+    work = server.work()
+    commit(work, "one")
+    work.push()
+    new = commit(work, "two", builds_s=1)
+    push = subprocess.Popen(
+        ["git", "push", "--progress", "managed", "main"],
+        cwd=work.path,
+        env=server.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = ""
+    while "building now" not in said:
+        line = push.stderr.readline()
+        assert line, said
+        said += line
+    assert server.stop() == 0
+    said += push.communicate(timeout=30)[1]
+    assert push.returncode == 0, "its refs had moved"
+    assert "gitd is being stopped; go on with: mf logs --follow job_" in said
+    assert "hung up" not in said
+    with pytest.raises(OSError, match="refused"):  # the site host is stopped too
+        server.visit()
+    server.start()
+    server.wait_for("version two", timeout_s=SETTLED_S)
+    assert work.git("ls-remote", "managed", "refs/heads/main").stdout.split()[0] == new
 
 
 def test_sites_serve_on_while_control_is_dead(server) -> None:
