@@ -32,7 +32,7 @@ from gitd.log import logged
 from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.stores import note_settings, retention_of, room_of
 from gitd.systemd import inherited_sockets, notify
-from hooks.builds import allowlist
+from hooks.builds import allowlist, cgroups
 from hooks.builds import service as builder_service
 from hooks.builds.packing import Packer
 from hooks.builds.registries import EgressRules
@@ -334,6 +334,8 @@ async def serve(
         stack.push_async_callback(control.housekeeping.close)
         note_settings(folder, config)
         if with_children:  # at once: they take as long to start as all of the rest
+            cgroups.vacate()
+            stack.callback(cgroups.tidy)
             children = control.children()
             if not children.has_survivor():
                 _bound(config.sites.listen, "sites.listen", "--sites").close()

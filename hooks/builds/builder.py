@@ -72,6 +72,8 @@ def main(config: BuilderConfig) -> None:
             raise SystemExit("gitd builder: builds never run as root: give --uid and --gid")
         os.chown(config.scratch, config.uid, config.gid)
         config.scratch.chmod(SCRATCH_MODE)
+        # As root: what the kernel noted from root, no build takes back.
+        Path("/proc/self/oom_score_adj").write_text(str(sandbox.BACKGROUND_OOM_SCORE))
         sandbox.keep_in_groups(config.slot, owner=(config.uid, config.gid), is_background=True)
         drop_privileges(config.uid, config.gid)
     else:

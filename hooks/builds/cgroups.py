@@ -365,13 +365,24 @@ def _remove_all(folders: Mapping[str, Path]) -> None:
 
 
 def _own_folders() -> dict[str, Path]:
-    """Return where this process is: by controller in version 1, by `_V2` in version 2."""
+    found = find_folders(
+        Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()
+    )
+    return {name: folder for name, folder in found.items() if folder.is_dir()}
+
+
+def find_folders(cgroup: str, mountinfo: str) -> dict[str, Path]:
+    """Return where a process is: by controller in version 1, by "" in version 2. Pure.
+
+    The arguments are what `/proc/self` has under these names. A hierarchy that is not mounted, or
+    of which the process's part is not seen, is left out.
+    """
     places = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in cgroup.splitlines():
         _, names, path = line.split(":", 2)
         places.update(dict.fromkeys(names.split(","), PurePosixPath(path)))
     found: dict[str, Path] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in mountinfo.splitlines():
         mount, _, what = line.partition(" - ")
         kind, _, options = what.split(" ", 2)
         root, point = (_unescaped(text) for text in mount.split(" ")[3:5])
@@ -380,7 +391,7 @@ def _own_folders() -> dict[str, Path]:
             place = places[name]
             if place.is_relative_to(root) and ".." not in place.parts:
                 found[name] = Path(point, place.relative_to(root))
-    return {name: folder for name, folder in found.items() if folder.is_dir()}
+    return found
 
 
 def _upward(folder: Path) -> Iterator[Path]:

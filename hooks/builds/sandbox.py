@@ -60,8 +60,10 @@ _ETC_FILES = {
     "nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
 }
 _HOSTS = b"127.0.0.1 localhost\n::1 localhost\n"
+_HIDDEN_IN_PROC = ("cmdline", "keys", "key-users")  # the machine's and other users', for all to see
 _ETC_OF_THE_MACHINE = (
-    "ssl",
+    "ssl/certs",  # not the keys beside them
+    "ssl/openssl.cnf",
     "ca-certificates",
     "alternatives",
     "ld.so.cache",
@@ -438,12 +440,16 @@ def _arguments(spec: SandboxSpec, files: contextlib.ExitStack) -> tuple[list[str
     for name, content in contents.items():
         pass_fds.append(_memory_file(files, content))
         args += ["--perms", "0444", "--file", str(pass_fds[-1]), f"/etc/{name}"]
+    hidden: list[str] = []
+    for name in _HIDDEN_IN_PROC:
+        pass_fds.append(_memory_file(files, b""))
+        hidden += ["--ro-bind-data", str(pass_fds[-1]), f"/proc/{name}"]
     try:
         calls = seccomp.program(may_preallocate=spec.limits.disk_bytes is None)
         pass_fds.append(_memory_file(files, calls))
     except seccomp.UnknownArchitectureError as error:
         raise SandboxUnavailableError(str(error)) from error
-    return [*args, *bwrap_arguments(spec), "--seccomp", str(pass_fds[-1])], pass_fds
+    return [*args, *bwrap_arguments(spec), *hidden, "--seccomp", str(pass_fds[-1])], pass_fds
 
 
 def _memory_file(files: contextlib.ExitStack, content: bytes) -> int:

@@ -1,0 +1,166 @@
+"""Control groups: where they are made, whose they are, and that none is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hooks.builds import cgroups
+from hooks.builds.limits import Limits
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make control groups")
+
+MAKES_A_GROUP = """
+import sys, time
+from hooks.builds.cgroups import Groups
+from hooks.builds.limits import Limits
+groups = Groups.prepare(sys.argv[1], owner=(60690, 60690), is_background=True)
+group = groups.make(Limits(memory_bytes=64 << 20, process_count=9), is_background=True)
+if len(sys.argv) > 2:
+    group.join(int(sys.argv[2]))
+print("made", flush=True)
+time.sleep(600)
+"""
+
+
+def folders(label):
+    """The folders of all hierarchies that groups with this label are in."""
+    return [path for path in Path("/sys/fs/cgroup").rglob(f"gitd-{label}-*") if path.is_dir()]
+
+
+@pytest.fixture
+def label(request):
+    return f"test{os.getpid()}"
+
+
+@pytest.fixture
+def start_maker(label):
+    makers = []
+
+    def start(*more):
+        maker = subprocess.Popen(
+            [sys.executable, "-c", MAKES_A_GROUP, label, *map(str, more)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        makers.append(maker)
+        assert maker.stdout.readline() == "made\n"
+        return maker
+
+    yield start
+    for maker in makers:
+        maker.kill()
+        maker.wait()
+        maker.stdout.close()
+    cgroups.tidy()
+
+
+def values(label, *names):
+    """The first file of one of these names in a sandbox's group, as text."""
+    for name in names:
+        for folder in folders(label):
+            for path in folder.glob(f"box-1/{name}"):
+                return path.read_text().strip()
+    return None
+
+
+@needs_root
+def test_group_has_the_limits_and_belongs_to_who_makes_sandboxes(start_maker, label):
+    start_maker()
+    assert values(label, "memory.max", "memory.limit_in_bytes") == str(64 << 20)
+    assert values(label, "pids.max") == "10"  # one more: bubblewrap's own
+    for folder in folders(label):
+        assert folder.stat().st_uid == 60690
+        for limit in ("memory.max", "memory.limit_in_bytes", "cpu.weight", "cpu.shares"):
+            if (folder / limit).exists():
+                assert (folder / limit).stat().st_uid == 0
+
+
+@needs_root
+def test_groups_of_a_killed_process_are_removed_and_what_ran_in_them_is_ended(start_maker, label):
+    left = subprocess.Popen(["sleep", "600"])
+    try:
+        maker = start_maker(left.pid)
+        maker.kill()
+        maker.wait()
+        deadline = time.monotonic() + 20
+        while folders(label):
+            assert time.monotonic() < deadline
+            cgroups.tidy()
+        assert left.wait(20) != 0
+    finally:
+        left.kill()
+        left.wait()
+
+
+@needs_root
+def test_groups_of_a_living_process_are_left_alone(start_maker, label):
+    start_maker()
+    before = folders(label)
+    cgroups.tidy()
+    assert folders(label) == before != []
+
+
+@needs_root
+def test_group_that_still_has_a_process_goes_when_the_next_one_is_made():
+    groups = cgroups.Groups.prepare(f"test{os.getpid()}-next")
+    inside = subprocess.Popen(["sleep", "600"])
+    group = groups.make(Limits(), is_background=False)
+    group.join(inside.pid)
+    groups.end(group)
+    group.kill()
+    inside.wait()
+    groups.end(groups.make(Limits(), is_background=False))
+    deadline = time.monotonic() + 20
+    while any(list(folder.glob("box-*")) for folder in folders(f"test{os.getpid()}-next")):
+        assert time.monotonic() < deadline
+        groups.end(groups.make(Limits(), is_background=False))
+
+
+# -- where this process is ------------------------------------------------------------------------
+
+MOUNTED_V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+MOUNTED_V1 = (
+    "31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    "32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+    "33 30 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+    "34 30 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n"
+    "35 30 0:31 / / rw - ext4 /dev/vda rw\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "mountinfo", "found"),
+    [
+        ("0::/system.slice/gitd.service\n", MOUNTED_V2, {"": "system.slice/gitd.service"}),
+        ("0::/\n", MOUNTED_V2, {"": ""}),
+        (
+            "4:memory:/docker/1\n3:cpu,cpuacct:/\n1:name=systemd:/x\n0::/\n",
+            MOUNTED_V1,
+            {
+                "memory": "memory/docker/1",
+                "cpu": "cpu,cpuacct",
+                "cpuacct": "cpu,cpuacct",
+                "": "unified",
+                "name=systemd": "systemd/x",
+            },
+        ),
+        # a container that sees the machine's paths, and its own part of the hierarchy alone
+        ("0::/docker/1/a\n", MOUNTED_V2.replace(" / /sys", " /docker/1 /sys"), {"": "a"}),
+        ("0::/other\n", MOUNTED_V2.replace(" / /sys", " /docker/1 /sys"), {}),
+        # outside of its own namespace of control groups
+        ("0::/../../session\n", MOUNTED_V2, {}),
+        ("0::/a\\b\n", MOUNTED_V2, {"": "a\\b"}),
+        ("0::/\n", MOUNTED_V2.replace("/sys/fs/cgroup", "/sys/fs/c\\040d"), {"": "/sys/fs/c d"}),
+        ("0::/\n", "", {}),
+    ],
+)
+def test_own_group_is_found(cgroup, mountinfo, found):
+    expected = {name: Path("/sys/fs/cgroup", path) for name, path in found.items()}
+    assert cgroups.find_folders(cgroup, mountinfo) == expected
