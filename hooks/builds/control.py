@@ -263,7 +263,10 @@ def _check(response: aiohttp.ClientResponse) -> None:
     if response.status == _GONE:
         raise LeaseLostError("control says that the lease is lost")
     if response.status == _TOO_LARGE:
-        raise BuildFailedError(OUTPUT_TOO_LARGE, "The output is larger than the server takes.")
+        raise BuildFailedError(
+            OUTPUT_TOO_LARGE,
+            "output: it is larger than the server takes (builders.output_bytes_max).",
+        )
     if response.status == _NO_ROOM:
         raise BuildFailedError("store.no_space", "The server's disk has no room for the output.")
     if 400 <= response.status < 500:

@@ -51,13 +51,13 @@ def explain(limit: Limit, limits: Limits, *, who: str, section: str) -> str:
     match limit:
         case Limit.MEMORY:
             return (
-                f"memory: {who} used more than {size(limits.memory_bytes)}"
+                f"memory: {who} used more than {in_units(limits.memory_bytes)}"
                 f" ({section}.memory_bytes_max)"
             )
         case Limit.MACHINE_MEMORY:
             return (
                 f"memory: the machine had none left, and {who} was ended first;"
-                f" it may use {size(limits.memory_bytes)} ({section}.memory_bytes_max)"
+                f" it may use {in_units(limits.memory_bytes)} ({section}.memory_bytes_max)"
             )
         case Limit.PROCESSES:
             return (
@@ -69,26 +69,26 @@ def explain(limit: Limit, limits: Limits, *, who: str, section: str) -> str:
         case Limit.TMP:
             return (
                 f"temporary files: {who} filled /tmp or /dev/shm, which hold"
-                f" {size(limits.tmp_bytes)} each ({section}.tmp_bytes_max)"
+                f" {in_units(limits.tmp_bytes)} each ({section}.tmp_bytes_max)"
             )
         case Limit.DISK:
             return (
-                f"disk: the files of {who} took more than {size(limits.disk_bytes or 0)}"
+                f"disk: the files of {who} took more than {in_units(limits.disk_bytes or 0)}"
                 f" ({section}.disk_bytes_max)"
             )
         case Limit.DISK_FREE:
             return (
-                f"disk: less than {size(limits.disk_free_bytes or 0)} was left free on the disk"
+                f"disk: less than {in_units(limits.disk_free_bytes or 0)} was left free on the disk"
                 f" while {who} ran ({section}.disk_free_bytes_min)"
             )
         case Limit.FILE:
             return (
-                f"file size: {who} wrote a file of more than {size(limits.file_bytes or 0)}"
+                f"file size: {who} wrote a file of more than {in_units(limits.file_bytes or 0)}"
                 f" ({section}.file_bytes_max)"
             )
 
 
-def size(count: int) -> str:
+def in_units(count: int) -> str:
     """Say a number of bytes as people do: `1 GiB`, `1.5 GiB`, `100 bytes`."""
     for unit, factor in _UNITS:
         if count >= factor:

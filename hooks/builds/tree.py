@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.lfs import is_pointer, pointers_found
+from hooks.builds.limits import in_units
 from hooks.builds.profiles import INDEX, OUTPUT_INVALID, OUTPUT_MISSING
 from storage.errors import TreeError, TreeTooLargeError
 from storage.links import escaping_link
@@ -137,11 +138,12 @@ def find_output(
                 raise StoppedError
             if not is_shown(os.fsdecode(entry.path)):
                 continue
-            draft.admit(entry)
-            kept.append(entry)
             if isinstance(entry, SourceFile):
                 files += 1
                 size_bytes += entry.size_bytes
+                _check_size(size_bytes, size_bytes_max)
+            draft.admit(entry)
+            kept.append(entry)
     links = (LinkEntry(each.path, each.target) for each in kept if isinstance(each, SourceLink))
     if link := escaping_link(links):
         raise BuildFailedError(
@@ -152,6 +154,15 @@ def find_output(
     if not files:
         raise BuildFailedError(OUTPUT_MISSING, f"The output {folder!r} has no files in it.")
     return Output(TreeSize(files, size_bytes), root, kept)
+
+
+def _check_size(size_bytes: int, size_bytes_max: int) -> None:
+    if size_bytes > size_bytes_max:
+        raise BuildFailedError(
+            OUTPUT_TOO_LARGE,
+            f"output: its files are larger than {in_units(size_bytes_max)} together"
+            " (builders.output_bytes_max).",
+        )
 
 
 def filled_folder(tree: Path, folders: Sequence[str]) -> str:

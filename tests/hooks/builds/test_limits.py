@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from hooks.builds.limits import Limit, Limits, explain, size
+from hooks.builds.limits import Limit, Limits, explain, in_units
 from hooks.builds.sandbox import APP_DIR
 
 MiB = 1 << 20
@@ -219,4 +219,4 @@ def test_message_of_memory_reads_well():
     ],
 )
 def test_size_reads_well(count, text):
-    assert size(count) == text
+    assert in_units(count) == text
