@@ -154,7 +154,7 @@ class Groups:
         """
         own = _own_folders()
         try:
-            if _V2 in own and set(_NEEDED) <= set(_words(own[_V2] / "cgroup.controllers")):
+            if _V2 in own and any(map(_has_controllers, _upward(own[_V2]))):
                 folders, lock = _divide_v2(own[_V2], label)
             elif set(_NEEDED) <= own.keys():
                 folders, lock = _divide_v1(own, label)
@@ -266,7 +266,8 @@ def _divide_v2(own: Path, label: str) -> tuple[dict[str, Path], int]:
     refusal: OSError | None = None
     for parent in _upward(own):
         is_top = not (parent / "cgroup.type").exists()  # where the rule about processes is lifted
-        if not is_top and set(_processes(parent)) - {os.getpid()}:
+        is_shared = not is_top and set(_processes(parent)) - {os.getpid()}
+        if is_shared or not _has_controllers(parent):
             continue
         _sweep({_V2: parent})
         try:
@@ -300,6 +301,10 @@ def _divide_below(parent: Path, own: Path, label: str) -> tuple[dict[str, Path],
         os.close(lock)
         raise
     return folders, lock
+
+
+def _has_controllers(folder: Path) -> bool:
+    return set(_NEEDED) <= set(_words(folder / "cgroup.controllers"))
 
 
 def _enable(folder: Path, controller: str) -> None:
