@@ -1,0 +1,212 @@
+"""What visitors of a site notice of hostile builds on the same machine: p99, with them and without.
+
+Each kind of hog runs in both slots at once, as large as the limits let it be, and is started again
+whenever it is ended. Windows with and without take turns, so that a drifting machine drifts for
+both. Needs root: builds and site host are users of their own, and control groups are made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bench.daemon import Daemon
+
+SLOTS = 2  # as the settings have it
+ROUNDS = 5
+WINDOW_S = 4.0
+PAUSE_S = 0.002  # between two visits: some 300 a second
+TARGET = 1.2
+HOGS = {
+    "processor burner": "for i in 1 2 3 4; do (while :; do :; done) & done; wait",
+    "memory hog, at its limit": (
+        "python3 -c 'while True:\n"
+        "    x = bytearray(900 << 20)\n"
+        "    for at in range(0, len(x), 4096): x[at] = 1'"
+    ),
+    "memory hog, beyond it": "python3 -c 'x = []\nwhile True: x.append(bytes([1]) * (1 << 20))'",
+    "fork churn, at its limit": (
+        "python3 -c 'import os, time\nwhile True:\n"
+        "    for _ in range(400): os.fork() or (time.sleep(0.05), os._exit(0))\n"
+        "    for _ in range(400): os.wait()'"
+    ),
+    "fork bomb": (
+        "python3 -c 'import os\nwhile True:\n    try: os.fork()\n    except OSError: pass'"
+    ),
+    "disk filler, at its limit": (
+        "while :; do head -c 900M /dev/zero > x; sync x; head -c 900M /dev/zero > y; rm x y; done"
+    ),
+    "disk filler, beyond it": "i=0; while :; do i=$((i+1)); head -c 900M /dev/zero > $i; done",
+}
+PAGE = "<h1>Shop</h1>\n" + "<p>All that there is to buy.</p>\n" * 150
+APP = """
+import http.server, os
+class Page(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    def do_GET(self):
+        body = b"<p>made for you</p>" * 200
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Page).serve_forever()
+"""
+SITES = {
+    "static": {"index.html": PAGE},
+    "web": {"app.py": APP, "Procfile": "web: python3 app.py\n"},
+}
+
+
+def push(daemon: Daemon, folder: Path, site: str, files: dict[str, str]) -> None:
+    """Make a site of these files, and begin its first build."""
+    url = daemon.new_site(site)
+    work = folder / site
+    work.mkdir()
+    for name, text in files.items():
+        (work / name).write_text(text)
+    helper = "credential.helper=!f() { echo username=x; echo password=$FORGE_TOKEN; }; f"
+    person = ("-c", "user.name=Bench", "-c", "user.email=bench@example.com")
+    for arguments in (
+        ("init", "-q", "-b", "main"),
+        ("add", "-A"),
+        (*person, "commit", "-q", "-m", "site"),
+        ("-c", helper, "push", url, "main"),
+    ):
+        subprocess.run(
+            ["git", *arguments], cwd=work, env=daemon.environ, check=True, capture_output=True
+        )
+
+
+def wait_until_live(daemon: Daemon) -> None:
+    while any(j["status"] in ("queued", "running") for j in daemon.api("GET", "/jobs?limit=9")):
+        time.sleep(0.05)
+    assert daemon.look("static") == PAGE.encode()
+    assert b"made for you" in daemon.look("web")
+
+
+class Hogs:
+    """Builds of some sites, started again and again. Their thread alone asks the API meanwhile."""
+
+    def __init__(self, daemon: Daemon, sites: list[str]) -> None:
+        self._daemon = daemon
+        self._sites = sites
+        self._stopped = threading.Event()
+        self._begun = threading.Event()
+        self.ended_count = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._run)
+        thread.start()
+        assert self._begun.wait(30), "the builds do not begin"
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            thread.join()
+
+    def _run(self) -> None:
+        api = self._daemon.api
+        jobs: dict[str, str] = {}
+        while not self._stopped.wait(0.05):
+            states = {
+                site: api("GET", f"/jobs/{job_id}")["status"] for site, job_id in jobs.items()
+            }
+            if len(states) == len(self._sites) and set(states.values()) == {"running"}:
+                self._begun.set()
+            for site in self._sites:
+                if states.get(site) not in ("queued", "running"):
+                    self.ended_count += site in states
+                    job = api("POST", f"/sites/{site}/environments/production/builds")
+                    jobs[site] = job["id"]
+        end_builds(self._daemon)
+
+
+def end_builds(daemon: Daemon) -> None:
+    while jobs := [
+        job for job in daemon.api("GET", "/jobs?limit=50") if job["status"] in ("queued", "running")
+    ]:
+        for job in jobs:
+            with suppress(AssertionError):  # it may have ended by itself
+                daemon.api("POST", f"/jobs/{job['id']}/cancel")
+        time.sleep(0.05)
+
+
+def window(daemon: Daemon) -> dict[str, list[float]]:
+    """Visit the sites in turn for a while; returns seconds by site."""
+    took: dict[str, list[float]] = {site: [] for site in SITES}
+    end = time.perf_counter() + WINDOW_S
+    while time.perf_counter() < end:
+        for site in SITES:
+            began = time.perf_counter()
+            daemon.look(site)
+            took[site].append(time.perf_counter() - began)
+            time.sleep(PAUSE_S)
+    return took
+
+
+def p99(seconds: list[float]) -> float:
+    return sorted(seconds)[int(len(seconds) * 0.99)]
+
+
+def compare(daemon: Daemon, hog: str, number: int) -> list[str]:
+    """Measure windows in turn, with the hog and without; returns a line for each site."""
+    pairs: dict[str, list[tuple[float, float]]] = {site: [] for site in SITES}
+    ended = 0
+    for _ in range(ROUNDS):
+        idle = window(daemon)
+        hogs = Hogs(daemon, [f"hog-{number}-{slot}" for slot in range(SLOTS)])
+        with hogs.running():
+            busy = window(daemon)
+        ended += hogs.ended_count
+        for site in SITES:
+            pairs[site].append((p99(idle[site]), p99(busy[site])))
+    lines = []
+    for site, measured in pairs.items():
+        idle_s, busy_s = (statistics.median(column) for column in zip(*measured, strict=True))
+        ratio = statistics.median(busy / idle for idle, busy in measured)
+        lines.append(
+            f"{hog:<28} {site:<7} {idle_s * 1000:9.2f} ms {busy_s * 1000:9.2f} ms  x{ratio:.2f}"
+            f"   {ended} ended"
+        )
+    return lines
+
+
+def main() -> int:
+    if os.geteuid() != 0:
+        sys.stderr.write("needs: root\n")
+        return 1
+    root = Path(tempfile.mkdtemp(prefix="gitd-bench-"))
+    root.chmod(0o711)
+    try:
+        with Daemon(root / "daemon") as daemon:
+            for site, files in SITES.items():
+                push(daemon, root, site, files)
+            wait_until_live(daemon)
+            for number, command in enumerate(HOGS.values()):
+                for slot in range(SLOTS):
+                    config = f"[build]\ncommand = '''{command}'''\noutput = \".\"\n"
+                    push(daemon, root, f"hog-{number}-{slot}", {"managed.toml": config})
+            end_builds(daemon)
+            print(f"\np99 of visits (target: at most x{TARGET})    {'idle':>9} {'hogs':>12}  ratio")
+            for number, hog in enumerate(HOGS):
+                for line in compare(daemon, hog, number):
+                    print(line, flush=True)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
