@@ -36,7 +36,7 @@ async def sandboxed(_: int) -> None:
 
 def measure(way: str) -> None:
     if way == "groups":
-        keep_in_groups("bench", owner=(UID, UID), is_background=True)
+        keep_in_groups("bench", owner=(UID, UID), weight=10)
     drop_privileges(UID, UID)
     with asyncio.Runner() as runner:
         pair = in_turn(

@@ -77,6 +77,7 @@ def serve(
 @click.option("--uid", type=click.IntRange(1), help="Become this user, when started as root.")
 @click.option("--gid", type=click.IntRange(1))
 @click.option("--die-with-parent", is_flag=True, help="End with the process that started this.")
+@click.option("--cpu-weight", type=click.IntRange(1, 10_000), help="Of builds, against 100.")
 def builder(
     socket_path: Path,
     scratch: Path,
@@ -85,13 +86,14 @@ def builder(
     gid: int | None,
     *,
     die_with_parent: bool,
+    cpu_weight: int | None,
 ) -> None:
     """Run one builder slot: lease builds from control and run them in a sandbox."""
     from gitd import log
     from hooks.builds.builder import BuilderConfig, main
 
     log.configure()
-    main(BuilderConfig(socket_path, scratch, slot, uid, gid, die_with_parent))
+    main(BuilderConfig(socket_path, scratch, slot, uid, gid, die_with_parent, cpu_weight))
 
 
 @cli.command()

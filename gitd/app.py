@@ -222,6 +222,7 @@ class Control:
             self.folder.give(scratch, uid)
             arguments = ["builder", "--socket", str(self.folder.builders_socket)]
             arguments += ["--scratch", str(scratch), "--slot", name, "--die-with-parent"]
+            arguments += ["--cpu-weight", str(self.config.builders.cpu_weight)]
             if is_root:
                 arguments += ["--uid", str(uid), "--gid", str(uid)]
             specs.append(ChildSpec(_builder_child(name), tuple(arguments), survives=False))

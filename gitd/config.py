@@ -73,6 +73,7 @@ class BuildersConfig:
     disk_free_bytes_min: int = 512 * 1024**2
     file_bytes_max: int = 1024**3
     log_chars_max: int = 4 * 1024**2
+    cpu_weight: int = 10
     cache_bytes_max: int = 10 * 1024**3
     cache_site_bytes_max: int = 2 * 1024**3
     egress_allow: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "builders.disk_free_bytes_min": _SIZE_OR_NONE,
     "builders.file_bytes_max": _SIZE,
     "builders.log_chars_max": _SIZE,
+    "builders.cpu_weight": (1, 10_000),  # Source: cgroup-v2.rst, "cpu.weight"
     "builders.cache_bytes_max": _SIZE_OR_NONE,
     "builders.cache_site_bytes_max": _SIZE_OR_NONE,
     "builders.egress_up_bytes_max": _SIZE,

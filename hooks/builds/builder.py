@@ -47,7 +47,8 @@ SCRATCH_MODE = 0o700
 class BuilderConfig:
     """A slot. `scratch` is its own folder, emptied at each start.
 
-    `uid` and `gid`: what to become, when started as root.
+    `uid` and `gid`: what to become, when started as root. `cpu_weight`: what its builds get of the
+    processor while others want it who weigh 100; None leaves it as it is.
     """
 
     socket: Path
@@ -56,6 +57,7 @@ class BuilderConfig:
     uid: int | None = None
     gid: int | None = None
     die_with_parent: bool = False
+    cpu_weight: int | None = None
 
 
 def main(config: BuilderConfig) -> None:
@@ -74,10 +76,11 @@ def main(config: BuilderConfig) -> None:
         config.scratch.chmod(SCRATCH_MODE)
         # As root: what the kernel noted from root, no build takes back.
         Path("/proc/self/oom_score_adj").write_text(str(sandbox.BACKGROUND_OOM_SCORE))
-        sandbox.keep_in_groups(config.slot, owner=(config.uid, config.gid), is_background=True)
+        owner = (config.uid, config.gid)
+        sandbox.keep_in_groups(config.slot, owner=owner, weight=config.cpu_weight)
         drop_privileges(config.uid, config.gid)
     else:
-        sandbox.keep_in_groups(config.slot, is_background=True)
+        sandbox.keep_in_groups(config.slot, weight=config.cpu_weight)
     if config.die_with_parent:
         die_with_parent(parent_pid)
     asyncio.run(run_builder(config))

@@ -27,7 +27,6 @@ from hooks.builds.errors import GroupsUnavailableError
 from hooks.builds.limits import Limits
 
 PREFIX = "gitd-"
-BACKGROUND_WEIGHT = 50  # against 100 for whoever has no weight: sites, control, the system
 _BOX_WEIGHT = 10  # against 100 for the process that makes the sandboxes and must stay awake
 _NEEDED = ("memory", "pids")
 _WELCOME_V2 = ("cpu", "io")
@@ -35,6 +34,7 @@ _WELCOME_V1 = ("cpu", "cpuacct", "freezer")
 _V2 = ""  # what /proc/self/cgroup calls the hierarchy of version 2
 _NEARLY_FULL = 0.95  # memory is taken in pieces: the last one may have been too large
 _SHARES_PER_WEIGHT = 1024 / 100  # of version 1
+_SHARES_MIN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +141,13 @@ class Groups:
 
     @classmethod
     def prepare(
-        cls, label: str, *, owner: tuple[int, int] | None = None, is_background: bool = False
+        cls, label: str, *, owner: tuple[int, int] | None = None, weight: int | None = None
     ) -> Groups:
         """Make the folder that sandboxes get their groups in. Moves this process (version 2).
 
         `label` is for people who look at the hierarchy. `owner`: the uid and gid that this process,
-        now root, will go on as. With `is_background` all sandboxes together get little of the
-        processor while others want it.
+        now root, will go on as. `weight`: what all sandboxes together get of the processor, and of
+        the disk where the kernel weighs that, while others want it who weigh 100.
 
         Raises:
             GroupsUnavailableError: The kernel has none, or this process may not make any.
@@ -163,8 +163,8 @@ class Groups:
         except OSError as error:
             raise GroupsUnavailableError(f"{error.filename}: {error.strerror}") from error
         groups = cls(folders, lock, version=2 if _V2 in folders else 1)
-        if is_background:
-            groups._give_way()
+        if weight is not None:
+            groups._set_weight(weight)
         if owner is not None:
             groups._give_to(*owner)
         return groups
@@ -196,15 +196,15 @@ class Groups:
         if not group.remove():
             self._ended.append(group)
 
-    def _give_way(self) -> None:
+    def _set_weight(self, weight: int) -> None:
         with contextlib.suppress(OSError, KeyError):
             if self.version == 1:
-                shares = round(BACKGROUND_WEIGHT * _SHARES_PER_WEIGHT)
+                shares = max(_SHARES_MIN, round(weight * _SHARES_PER_WEIGHT))
                 _write(self._folders["cpu"] / "cpu.shares", shares)
             else:
-                _write(self._folders["cpu"] / "cpu.weight", BACKGROUND_WEIGHT)
+                _write(self._folders["cpu"] / "cpu.weight", weight)
         with contextlib.suppress(OSError, KeyError):
-            _write(self._folders["io"] / "io.weight", f"default {BACKGROUND_WEIGHT}")
+            _write(self._folders["io"] / "io.weight", f"default {weight}")
 
     def _give_to(self, uid: int, gid: int) -> None:
         """Let a user make groups here and move processes: its own limits stay root's."""

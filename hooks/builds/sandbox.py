@@ -116,7 +116,7 @@ _groups: list[Groups] = []  # where they get control groups: at most one place, 
 
 
 def keep_in_groups(
-    label: str, *, owner: tuple[int, int] | None = None, is_background: bool = False
+    label: str, *, owner: tuple[int, int] | None = None, weight: int | None = None
 ) -> None:
     """From here on each sandbox of this process gets a control group of its own, where possible.
 
@@ -124,7 +124,7 @@ def keep_in_groups(
     the arguments.
     """
     try:
-        _groups[:] = [Groups.prepare(label, owner=owner, is_background=is_background)]
+        _groups[:] = [Groups.prepare(label, owner=owner, weight=weight)]
     except GroupsUnavailableError as error:
         log.warning("control_groups_unavailable", reason=str(error), instead="watching")
     else:

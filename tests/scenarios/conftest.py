@@ -102,6 +102,7 @@ class Server:
             "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_CONFIG_NOSYSTEM": "1",
             "NO_COLOR": "1",
+            "GITD_BUILDERS_CPU_WEIGHT": "100",  # no less than what else runs on this machine
             # Not the usual 64 MiB for each of all these servers.
             "GITD_STORE_RESERVE_BYTES": str(self.reserve_bytes),
         }

@@ -29,7 +29,7 @@ def main() -> None:
     uid = int(sys.argv[1]) if sys.argv[1] else None
     if sys.argv[2] == "groups":
         owner = (uid, uid) if uid is not None else None
-        keep_in_groups("test", owner=owner, is_background=True)
+        keep_in_groups("test", owner=owner)
     if uid is not None:
         drop_privileges(uid, uid)
     if len(sys.argv) > 3:

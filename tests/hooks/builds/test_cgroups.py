@@ -19,7 +19,7 @@ MAKES_A_GROUP = """
 import sys, time
 from hooks.builds.cgroups import Groups
 from hooks.builds.limits import Limits
-groups = Groups.prepare(sys.argv[1], owner=(60690, 60690), is_background=True)
+groups = Groups.prepare(sys.argv[1], owner=(60690, 60690), weight=10)
 group = groups.make(Limits(memory_bytes=64 << 20, process_count=9), is_background=True)
 if len(sys.argv) > 2:
     group.join(int(sys.argv[2]))
@@ -75,6 +75,13 @@ def test_group_has_the_limits_and_belongs_to_who_makes_sandboxes(start_maker, la
     start_maker()
     assert values(label, "memory.max", "memory.limit_in_bytes") == str(64 << 20)
     assert values(label, "pids.max") == "10"  # one more: bubblewrap's own
+    weights = [
+        (folder / name).read_text().strip()
+        for folder in folders(label)
+        for name in ("cpu.weight", "cpu.shares")
+        if (folder / name).exists()
+    ]
+    assert weights in (["10"], ["102"])
     for folder in folders(label):
         assert folder.stat().st_uid == 60690
         for limit in ("memory.max", "memory.limit_in_bytes", "cpu.weight", "cpu.shares"):
