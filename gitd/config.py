@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -26,6 +27,8 @@ from hooks.builds import allowlist
 from storage.model import PushPolicy
 
 ENVIRON_PREFIX = "GITD_"
+_LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +299,12 @@ def _check(config: Config) -> None:
             ipaddress.ip_network(proxy)
         except ValueError as error:
             raise ConfigError(f"server.trusted_proxies: {error}") from error
+    if not re.match(r"https?://.|$", config.server.public_url):
+        raise ConfigError(
+            f"server.public_url: {config.server.public_url!r} is no URL such as https://example.com"
+        )
+    if not _DOMAIN.fullmatch(config.sites.domain):
+        raise ConfigError(f"sites.domain: {config.sites.domain!r} is no domain such as example.com")
     _choose("sites.public_scheme", config.sites.public_scheme, ("http", "https"))
     _choose("log.level", config.log.level, ("debug", "info", "warning", "error"))
     _choose("log.format", config.log.format, ("auto", "json", "console"))

@@ -63,6 +63,8 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ),
         ("[sites]\npublic_scheme = 'gopher'", "none of http, https"),
         ("[sites]\nlisten = '127.0.0.1:0'", "sites.listen: '127.0.0.1:0' has no port"),
+        ("[sites]\ndomain = 'Example.com '", "sites.domain: 'Example.com ' is no domain"),
+        ("[server]\npublic_url = 'git.example.com'", "public_url: 'git.example.com' is no URL"),
         ("[host]\nuid = 0", "host.uid: 0 is not from 1 to 4294967294"),
         ("[host]\nuid = 60611", "host.uid: 60611 is a builder slot's: they have 60610 to 60611"),
         ("[builders]\nslots = 100000", "builders.slots: 100000 is not from 1 to 64"),
