@@ -236,7 +236,7 @@ def place_in_words(place: QueuePlace) -> str:
         words = f"{builds_before} before this one"
         return f"{words}; {place.behind} must end too" if place.behind else words
     if place.behind:
-        return f"next, when {place.behind} has ended: it deploys there too"
+        return f"next, when {place.behind} has ended: it deploys there too, or builds the same"
     if place.has_builders:
         return "next, when a builder is free"
     return "next, when there is a builder: none is connected yet"

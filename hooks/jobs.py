@@ -41,7 +41,8 @@ class QueuePlace:
 
     Attributes:
         before: how many jobs start before it.
-        behind: the build under way that it waits for: both deploy onto the same environment.
+        behind: the build under way that it waits for: both deploy onto the same environment, or
+            have the same inputs.
         is_starting: a builder is free for it.
         has_builders: there are builders, free or not.
     """

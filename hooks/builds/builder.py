@@ -271,7 +271,9 @@ class _Build:
         try:
             for step in plan.steps:
                 with self._entered(Phase(step.name)):
-                    await phases.run_step(step, lease, network, self._workspace, self._log)
+                    await phases.run_step(
+                        step, plan.facts, lease, network, self._workspace, self._log
+                    )
         finally:
             await network.close()
             passed = network.total

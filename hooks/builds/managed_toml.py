@@ -17,7 +17,7 @@ COMMAND_CHARS_MAX = 8192
 SITES_COUNT_MAX = 1000
 _HEALTH_PATH = re.compile(r"/[!-~]{0,1023}")
 TABLES = {
-    "build": ("root", "profile", "install", "command", "output", "submodules", "lfs"),
+    "build": ("root", "profile", "install", "command", "output", "facts", "submodules", "lfs"),
     "run": ("web", "release", "health"),
 }
 _SITES = "sites"
@@ -35,6 +35,14 @@ class Profile(StrEnum):
     PROCFILE = "procfile"
 
 
+class Fact(StrEnum):
+    """What a build can ask to know of itself. It is then built anew wherever that differs."""
+
+    COMMIT = "commit"
+    REF = "ref"
+    ENVIRONMENT = "environment"
+
+
 @dataclass(frozen=True, slots=True)
 class ManagedToml:
     """Every key, None where it is not set. Folders are clean relative paths, `.` for the root.
@@ -48,6 +56,7 @@ class ManagedToml:
     install: str | Literal[False] | None = None
     command: str | Literal[False] | None = None
     output: str | None = None
+    facts: tuple[Fact, ...] | None = None
     ignores_submodules: bool | None = None
     ignores_lfs: bool | None = None
     web: str | None = None
@@ -118,6 +127,7 @@ def _parse(text: str, *, is_top: bool) -> ManagedToml:
         install=_step(build, "build.install"),
         command=_step(build, "build.command"),
         output=_folder(build, "build.output"),
+        facts=_facts(build),
         ignores_submodules=_ignores(build, "build.submodules"),
         ignores_lfs=_ignores(build, "build.lfs"),
         web=_command(run, "run.web"),
@@ -179,6 +189,16 @@ def _site_folders(table: dict[str, Any]) -> dict[str, str]:
     if len(table) > SITES_COUNT_MAX:
         raise _Invalid(f"[sites] names more than {SITES_COUNT_MAX} sites")
     return {site: folder for site in table if (folder := _folder(table, f"sites.{site}"))}
+
+
+def _facts(table: dict[str, Any]) -> tuple[Fact, ...] | None:
+    names = table.get("facts")
+    known = [str(each) for each in Fact]
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(name in known for name in names):
+        raise _Invalid(f"`build.facts` must be a list of some of {known}, not {names!r}"[:300])
+    return tuple(fact for fact in Fact if fact in names)
 
 
 def _ignores(table: dict[str, Any], name: str) -> bool | None:

@@ -1,6 +1,7 @@
 """Packing: the output of a build becomes a signed artifact, and the build a success.
 
-Artifact, statement, the end of the build and its deployment are one commit.
+Artifact, statement, the end of the build and its deployment are one commit. A build whose inputs
+gave an artifact before gets that one, with the statement of the build that made it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from hooks.builds.memo import Memo
 from hooks.builds.sources import Sources
+from hooks.builds.toolchain import toolchain_digest
 from hooks.builds.wire import Finish
 from hooks.clock import rfc3339
 from hooks.housekeeping import quota_message
 from hooks.jobs import JobChanges, Jobs
 from hooks.queueing import DeploymentOrder, queue_deployment
 from storage.artifacts import ArtifactStore, Ingested
+from storage.digest import Digest
 from storage.envelope import Envelope
-from storage.errors import QuotaExceededError
-from storage.manifest import Manifest
+from storage.errors import ArtifactMissingError, QuotaExceededError
+from storage.manifest import DirectoryEntry, Entry, Manifest
 from storage.model import Artifact, Attestation, Build, Trigger
 from storage.provenance import (
     SANDBOX_BUILDER,
@@ -32,13 +36,15 @@ from storage.provenance import (
     Submodule,
     build_provenance,
 )
-from storage.records import artifacts, builds, environments, garbage, sites
+from storage.records import artifacts, build_memos, builds, environments, garbage, sites
 from storage.records import jobs as job_rows
 from storage.repos import Graft, Grafts
 from storage.source import Limits
 from storage.tar import scan_tar
 
-PACK = "pack"  # the stage that is control's own
+PACK = "pack"  # the stages that are control's own
+MEMO = "memo"
+DIFFERENCES_SHOWN_MAX = 20
 
 
 class Packer:
@@ -67,6 +73,7 @@ class Packer:
         self._size_bytes_max = size_bytes_max
         self._site_bytes_max = site_bytes_max
         self._version = version("gitd")
+        self.memo = Memo(jobs.records, sources)
 
     def tar_of(self, job_id: str) -> Path:
         """Where the tar of the job's output is kept until the build is finished."""
@@ -91,6 +98,9 @@ class Packer:
         assert site is not None, "a site that goes cancels its builds"
         slug = environment.slug if environment is not None else None  # it may be going
         grafts = await asyncio.to_thread(self._sources.grafts_of, build, outcome)
+        inputs = await asyncio.to_thread(self.memo.all_inputs_of, build)
+        toolchain = toolchain_digest(outcome.toolchain)
+        before = self._recall(build.site_id, inputs, toolchain) if build.clean else None
         published: list[JobChanges] = []
         self._jobs.begin_stage(build.job_id, PACK)
         began = time.monotonic()
@@ -107,10 +117,15 @@ class Packer:
             published[:] = [changes]  # a commit that raced with the collector runs again
             took = {**outcome.timings, PACK: round(time.monotonic() - began, 6)}
             _record_success(changes, build, outcome, kept, took)
+            if inputs is not None:
+                build_memos.put(db, build.site_id, inputs, toolchain, kept.envelope_sha256)
             self._check_quota(db, build.site_id)
 
         try:
-            await asyncio.to_thread(self._ingest, build, outcome, grafts, attest, record)
+            kept = await asyncio.to_thread(self._ingest, build, outcome, grafts, attest, record)
+            if before is not None:
+                said = await asyncio.to_thread(self._compare, kept, before)
+                self._jobs.log(build.job_id, said, stage=PACK)
         finally:
             self._jobs.end_stage(build.job_id, PACK, time.monotonic() - began)
         for changes in published:
@@ -123,14 +138,75 @@ class Packer:
         grafts: Grafts,
         attest: Callable[[Manifest], Envelope],
         record: Callable[[sqlite3.Connection, Ingested], None],
-    ) -> None:
+    ) -> Ingested:
         limits = Limits(size_bytes_max=self._size_bytes_max)
         if outcome.output == "tar":
             with self.tar_of(build.job_id).open("rb") as tar:
-                self._store.ingest(scan_tar(tar), limits=limits, attest=attest, record=record)
-            return
+                entries = scan_tar(tar)
+                return self._store.ingest(entries, limits=limits, attest=attest, record=record)[0]
         entries = self._sources.entries(build, outcome, grafts)
-        self._store.ingest(entries, limits=limits, attest=attest, record=record)
+        return self._store.ingest(entries, limits=limits, attest=attest, record=record)[0]
+
+    async def reuse(self, build: Build, toolchain: str) -> bool:
+        """End a queued build with what its inputs gave before, and queue its deployment.
+
+        `toolchain`: the digest of what it would be built with. False when nothing can be reused:
+        it was never built, is not kept any more, or must not be read by who asks. A build that
+        is over already stays as it is.
+
+        Raises:
+            StorageError: The commit failed, and the build is as it was.
+        """
+        inputs = await asyncio.to_thread(self.memo.inputs_of, build)
+        made_by = self._recall(build.site_id, inputs, toolchain)
+        if inputs is None or made_by is None:
+            return False
+        if not await asyncio.to_thread(self.memo.may_read, build):
+            return False
+        self._jobs.log(build.job_id, _reused(made_by), stage=MEMO)
+
+        def change(changes: JobChanges) -> bool:
+            # In the transaction: the collector may have come in between.
+            made_by = self.memo.recall(changes.db, build.site_id, inputs, toolchain)
+            if made_by is None:
+                return False
+            if changes.start(build.job_id) is not None:
+                builds.start(changes.db, build.id, changes.now)
+                _succeed(changes, build, made_by, {}, cached=True)
+            return True
+
+        is_over = await self._jobs.commit(change)
+        if not is_over:
+            gone = "that artifact was collected meanwhile: building it again"
+            self._jobs.log(build.job_id, [gone], stage=MEMO)
+        return is_over
+
+    def _recall(self, site_id: str, inputs: str | None, toolchain: str) -> Attestation | None:
+        if inputs is None:
+            return None
+        return self.memo.recall(self._records.reader(), site_id, inputs, toolchain)
+
+    def _compare(self, kept: Ingested, before: Attestation) -> list[str]:
+        """Say whether a clean build gave what the same inputs gave before, and else what not."""
+        which = f"{before.build_id}, which had the same inputs"
+        if kept.artifact_id == before.artifact_id:
+            return [f"reproducible: identical to what {which}, gave"]
+        was = artifacts.get(self._records.reader(), before.artifact_id)
+        assert was is not None, "kept by a foreign key"
+        try:
+            with (
+                self._store.reading(Digest.parse(was.digest)) as old,
+                self._store.reading(kept.digest) as new,
+            ):
+                differing = differences(old, new)
+        except ArtifactMissingError:
+            return [f"not reproducible: differs from what {which}, gave; that is gone meanwhile"]
+        more = len(differing) - DIFFERENCES_SHOWN_MAX
+        return [
+            f"not reproducible: {len(differing)} of its files differ from what {which}, gave",
+            *(f"  {each}" for each in differing[:DIFFERENCES_SHOWN_MAX]),
+            *([f"  ... and {more} more"] if more > 0 else []),
+        ]
 
     def _check_quota(self, db: sqlite3.Connection, site_id: str) -> None:
         """Here, in the transaction: no other build of the site comes in between."""
@@ -173,7 +249,6 @@ def _record_success(
     kept: Ingested,
     took: Mapping[str, float],
 ) -> None:
-    profile = outcome.profile or "static"
     artifacts.add(
         changes.db,
         Artifact(
@@ -185,25 +260,34 @@ def _record_success(
             changes.now,
         ),
     )
-    artifacts.attest(
-        changes.db,
-        Attestation(
-            envelope_sha256=kept.envelope_sha256,
-            artifact_id=kept.artifact_id,
-            site_id=build.site_id,
-            build_id=build.id,
-            key_id=kept.key_id,
-            signature=kept.signature,
-            profile=profile,
-            ref=build.ref,
-            commit=build.commit,
-            created_at=changes.now,
-        ),
+    made_by = Attestation(
+        envelope_sha256=kept.envelope_sha256,
+        artifact_id=kept.artifact_id,
+        site_id=build.site_id,
+        build_id=build.id,
+        key_id=kept.key_id,
+        signature=kept.signature,
+        profile=outcome.profile or "static",
+        ref=build.ref,
+        commit=build.commit,
+        created_at=changes.now,
     )
-    result = {"artifact_id": kept.artifact_id, "build_id": build.id}
+    artifacts.attest(changes.db, made_by)
+    _succeed(changes, build, made_by, took)
+
+
+def _succeed(
+    changes: JobChanges,
+    build: Build,
+    made_by: Attestation,
+    took: Mapping[str, float],
+    *,
+    cached: bool = False,
+) -> None:
+    result = {"artifact_id": made_by.artifact_id, "build_id": build.id}
     deployment_id = None
     if build.deploys and (job := job_rows.get(changes.db, build.job_id)) and not job.finished_at:
-        deployment_id = _queue_its_deployment(changes, build, kept)
+        deployment_id = _queue_its_deployment(changes, build, made_by)
         result["deployment_id"] = deployment_id
     if changes.succeed(build.job_id, result) is None:
         return  # canceled meanwhile: the artifact is kept, and that is all
@@ -211,21 +295,46 @@ def _record_success(
     builds.succeed(
         changes.db,
         build.id,
-        artifact_id=kept.artifact_id,
+        artifact_id=made_by.artifact_id,
         deployment_id=deployment_id,
-        profile=profile,
+        profile=made_by.profile,
         timings={**started.waited, **took},
         at=changes.now,
+        cached=cached,
     )
 
 
-def _queue_its_deployment(changes: JobChanges, build: Build, kept: Ingested) -> str:
+def differences(old: Manifest, new: Manifest) -> list[str]:
+    """Say of each path that is not the same in both trees what became of it, in order."""
+    was, now = _by_path(old), _by_path(new)
+    said = []
+    for path in sorted(was.keys() | now.keys()):
+        if was.get(path) != now.get(path):
+            what = "added" if path not in was else "missing" if path not in now else "changed"
+            said.append(f"{what} {path.decode()}")
+    return said
+
+
+def _by_path(manifest: Manifest) -> dict[bytes, Entry]:
+    entries = manifest.entries
+    return {entry.path: entry for entry in entries if not isinstance(entry, DirectoryEntry)}
+
+
+def _reused(made_by: Attestation) -> list[str]:
+    of = made_by.commit[:12] if made_by.ref is None else f"{made_by.commit[:12]} ({made_by.ref})"
+    return [
+        f"nothing to build: {made_by.build_id}, of {of}, had the same inputs",
+        f"its artifact is taken: {made_by.artifact_id}",
+    ]
+
+
+def _queue_its_deployment(changes: JobChanges, build: Build, made_by: Attestation) -> str:
     environment = environments.get(changes.db, build.env_id)
     assert environment is not None, "an environment that goes cancels its builds"
     order = DeploymentOrder(
         environment,
-        kept.artifact_id,
-        kept.envelope_sha256,
+        made_by.artifact_id,
+        made_by.envelope_sha256,
         Trigger.PUSH if build.pushed else Trigger.DEPLOY,
         build.actor,
         build.ref,

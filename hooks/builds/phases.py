@@ -23,9 +23,9 @@ from hooks.builds.build_log import BuildLog
 from hooks.builds.control import LeasedJob
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.limits import Limits, explain
-from hooks.builds.managed_toml import CONFIG_INVALID, ManagedToml
+from hooks.builds.managed_toml import CONFIG_INVALID, Fact, ManagedToml
 from hooks.builds.network import BuildNetwork
-from hooks.builds.plan import Listing, Plan, Step
+from hooks.builds.plan import Listing, Plan, Step, told
 from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox import APP_DIR, HOME_DIR, Bind, Sandbox, SandboxSpec
@@ -135,7 +135,12 @@ async def fetch_source(plan: Plan, job: LeasedJob, workspace: Workspace, log: Bu
 
 
 async def run_step(
-    step: Step, lease: Lease, network: BuildNetwork, workspace: Workspace, log: BuildLog
+    step: Step,
+    facts: tuple[Fact, ...],
+    lease: Lease,
+    network: BuildNetwork,
+    workspace: Workspace,
+    log: BuildLog,
 ) -> None:
     """Run a step in the sandbox; every process of it is dead when this returns.
 
@@ -150,7 +155,7 @@ async def run_step(
         network.write_settings(workspace.home)
     log.line(phase, f"$ {step.command}")
     lines = log.output(phase)
-    spec = network.given_to(build_spec(step.command, lease, workspace), workspace.root)
+    spec = network.given_to(build_spec(step.command, facts, lease, workspace), workspace.root)
     sandbox = await Sandbox.start(spec, on_output=lines.feed)
     try:
         await network.serve(sandbox)
@@ -165,8 +170,14 @@ async def run_step(
         raise _command_failed(step, exit_status, lines.tail, network.problems)
 
 
-def build_spec(command: str, lease: Lease, workspace: Workspace) -> SandboxSpec:
-    """Return the sandbox of a build: the tree and a home, both writable, and nothing else."""
+def build_spec(
+    command: str, facts: tuple[Fact, ...], lease: Lease, workspace: Workspace
+) -> SandboxSpec:
+    """Return the sandbox of a build: the tree and a home, both writable, and nothing else.
+
+    Nor does it know more of where it comes from and goes to than it asked for: what it yields
+    serves wherever its inputs are the same.
+    """
     return SandboxSpec(
         argv=("/bin/sh", "-c", command),
         binds=(
@@ -177,9 +188,7 @@ def build_spec(command: str, lease: Lease, workspace: Workspace) -> SandboxSpec:
             **BUILD_ENVIRON,
             "CI": "true",
             "GITD_SITE": lease.site,
-            "GITD_ENVIRONMENT": lease.environment,
-            "GITD_REF": lease.ref or "",
-            "GITD_COMMIT": lease.commit,
+            **told(facts, lease.commit, lease.ref, lease.environment),
         },
         is_background=True,
         limits=limits_of(lease),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 
 from hooks.builds.errors import BuildFailedError
-from hooks.builds.managed_toml import COMMAND_CHARS_MAX, CONFIG_INVALID, Profile, clean_folder
+from hooks.builds.managed_toml import (
+    COMMAND_CHARS_MAX,
+    CONFIG_INVALID,
+    Fact,
+    Profile,
+    clean_folder,
+)
 from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, Folder, RunCommands
 
 
@@ -128,6 +134,7 @@ class Plan:
         output_folders: When the build decides: the first of these that it filled is the artifact.
         is_public: Visitors are shown every file of the artifact: it holds only what may be
             published.
+        facts: What the steps are told of this very build.
         notes: Lines for the log.
     """
 
@@ -141,6 +148,7 @@ class Plan:
     output_folders: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
     is_public: bool = False
+    facts: tuple[Fact, ...] = ()
     ignores_submodules: bool = False
     ignores_lfs: bool = False
     notes: tuple[str, ...] = ()
@@ -153,12 +161,14 @@ class Plan:
     @property
     def settings(self) -> dict[str, str]:
         """What the build was told, for its provenance: the commands of each step, a line each."""
-        told = {} if self.root == "." else {"root": self.root}
+        given = {} if self.root == "." else {"root": self.root}
         for name, steps in groupby(self.steps, lambda step: step.name):
-            told["command" if name is StepName.BUILD else name] = "\n".join(
+            given["command" if name is StepName.BUILD else name] = "\n".join(
                 step.command for step in steps
             )
-        return {**told, "output": " or ".join(self.output_folders) or self.folder}
+        if self.facts:
+            given["facts"] = " ".join(self.facts)
+        return {**given, "output": " or ".join(self.output_folders) or self.folder}
 
     @property
     def source_folder(self) -> str:
@@ -183,6 +193,12 @@ class Plan:
         return f"serves {whole if self.folder == '.' else self.folder}" + (
             ", as committed" if self.is_source else ""
         )
+
+
+def told(facts: Iterable[Fact], commit: str, ref: str | None, environment: str) -> dict[str, str]:
+    """Return the variables by which a build knows what it asked for."""
+    known = {Fact.COMMIT: commit, Fact.REF: ref or "", Fact.ENVIRONMENT: environment}
+    return {f"GITD_{fact.upper()}": known[fact] for fact in facts}
 
 
 def checked_command(command: str, where: str) -> str:

@@ -113,6 +113,7 @@ class _Detection:
             output_folders=output_folders,
             needs=recipe.needs + (recipe.client_needs if config.install is None else ()),
             is_public=web is None or (recipe.is_public and web == recipe.web),
+            facts=config.facts or (),
             ignores_submodules=bool(config.ignores_submodules),
             ignores_lfs=bool(config.ignores_lfs),
             notes=tuple(notes),

@@ -5,7 +5,7 @@ builds under way; among those, of the site that had its turn longest ago; within
 So a site with fifty builds waiting delays another site's first one by nothing.
 
 Builds that deploy onto the same environment go one after the other, in the order that they were
-asked for: so do their releases.
+asked for: so do their releases. Builds of the same inputs do too: the first one answers the others.
 """
 
 from __future__ import annotations
@@ -21,12 +21,23 @@ from hooks.jobs import QueuePlace
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A build of the queue. `lane` is the environment that it deploys onto, if it does."""
+    """A build of the queue.
+
+    `lane` is the environment that it deploys onto, if it does; `inputs` what it shares with builds
+    that will give the same.
+    """
 
     job_id: str
     build_id: str
     site_id: str
     lane: str | None
+    inputs: str | None = None
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """Of each of them only one build runs at a time."""
+        inputs = f"{self.site_id} {self.inputs}" if self.inputs is not None else None
+        return tuple(lane for lane in (self.lane, inputs) if lane is not None)
 
 
 def in_order(
@@ -45,10 +56,10 @@ def in_order(
     in_lane = defaultdict(int, dict.fromkeys(busy, 1))
     rounds: dict[int, dict[str, list[Waiting]]] = defaultdict(lambda: defaultdict(list))
     for build in sorted(waiting, key=lambda build: build.job_id):
-        before = in_lane[build.lane] if build.lane is not None else 0
+        before = max((in_lane[lane] for lane in build.lanes), default=0)
         rounds[before][build.site_id].append(build)
-        if build.lane is not None:
-            in_lane[build.lane] += 1
+        for lane in build.lanes:
+            in_lane[lane] = before + 1
     orders = {number: _round_robin(rounds[number], under_way, turns) for number in sorted(rounds)}
     first = orders.pop(0, [])
     return first, list(chain.from_iterable(orders.values()))
@@ -99,16 +110,24 @@ class BuildQueue:
 
     def take(self) -> Waiting | None:
         """Start the next build; None when none can."""
-        order = self._in_order()
-        if not self._startable:
+        build = next(iter(self.startable()), None)
+        if build is None:
             return None
-        build = order[0]
-        del self._waiting[build.job_id]
-        self._started[build.job_id] = build
         self._turn += 1
         self._turns[build.site_id] = self._turn
-        self._order = None
+        self.start(build)
         return build
+
+    def startable(self) -> list[Waiting]:
+        """The builds that wait for nothing but a builder, in order."""
+        order = self._in_order()
+        return order[: self._startable]
+
+    def start(self, build: Waiting) -> None:
+        """Start one of these. Without a builder, it takes nobody's turn: else see `take`."""
+        del self._waiting[build.job_id]
+        self._started[build.job_id] = build
+        self._order = None
 
     def leave(self, job_id: str) -> None:
         """Forget a build, whether it waits or has started. Of an unknown one, nothing."""
@@ -127,7 +146,7 @@ class BuildQueue:
             (
                 other.build_id
                 for other in self._started.values()
-                if build.lane is not None and other.lane == build.lane
+                if set(build.lanes).intersection(other.lanes)
             ),
             None,
         )
@@ -148,7 +167,7 @@ class BuildQueue:
                 self._waiting.values(),
                 under_way=under_way,
                 turns=self._turns,
-                busy={build.lane for build in self._started.values() if build.lane is not None},
+                busy={lane for build in self._started.values() for lane in build.lanes},
             )
             self._startable = len(first)
             self._order = first + later

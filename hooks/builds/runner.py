@@ -20,6 +20,7 @@ from hooks.builds.errors import BuildFailedError
 from hooks.builds.packing import Packer
 from hooks.builds.queue import BuildQueue, Waiting
 from hooks.builds.sources import Sources
+from hooks.builds.toolchain import toolchain_digest
 from hooks.builds.wire import (
     Finish,
     Folder,
@@ -128,6 +129,8 @@ class BuildRunner:
         self._free_slots = 0
         self._absent_at = 0.0  # when slots that neither wait nor build count as gone
         self._news = asyncio.Event()
+        self._toolchain: str | None = None  # the digest of what slots build with, once one asked
+        self._looked_up: set[str] = set()  # jobs whose inputs gave nothing before
         self._tasks: set[asyncio.Task[None]] = set()
         self.is_closing = False
         self._on_silence: Callable[[str], None] = lambda _: None
@@ -199,13 +202,19 @@ class BuildRunner:
     # -- what slots ask -------------------------------------------------------------------------
 
     async def lease(
-        self, slot: str, wait_s: float, *, is_gone: Callable[[], bool] = lambda: False
+        self,
+        slot: str,
+        wait_s: float,
+        *,
+        toolchain: Mapping[str, str] | None = None,
+        is_gone: Callable[[], bool] = lambda: False,
     ) -> Lease | None:
         """Give the slot the next job, waiting up to `wait_s` for one.
 
-        A slot that asks holds nothing: a job that it had is taken back first. `is_gone` says
-        whether it still waits.
+        A slot that asks holds nothing: a job that it had is taken back first. `toolchain` is what
+        it builds with. `is_gone` says whether it still waits.
         """
+        self._note_toolchain(toolchain_digest(toolchain or {}))
         for held in [r for r in self._running.values() if r.slot == slot and r.finishing is None]:
             await self._take_back(held, "started anew")
         end = self._now() + wait_s
@@ -219,8 +228,7 @@ class BuildRunner:
             self._absent_at = self._now() + ABSENT_S
         self._stir()
         running = self._begin(build, slot)
-        # What needs no builder ends here, and the slot asks again at once. So could a build whose
-        # inputs gave an artifact before.
+        # What cannot be built ends here, and the slot asks again at once.
         if refused := await self._refused_for_room(build):
             await self._fail_here(build.job_id, refused)
             return None
@@ -452,6 +460,7 @@ class BuildRunner:
             self._queue.add(self._waiting(job))
         elif job.status.is_final:
             self._queue.leave(job.id)
+            self._looked_up.discard(job.id)
             running = self._running.get(job.id)
             if running is not None and running.finishing is None:
                 self._forget(job.id)
@@ -472,6 +481,40 @@ class BuildRunner:
         if excess := await self._housekeeping.exceeded_quota(build.site_id):
             return Failure(QUOTA_EXCEEDED, f"Nothing more can be kept: {excess}. {QUOTA_REMEDY}")
         return None
+
+    def _note_toolchain(self, digest: str) -> None:
+        """All slots build with what this machine has; an update counts from the next lease on."""
+        if digest != self._toolchain:
+            self._toolchain = digest
+            self._looked_up.clear()
+            self._answer_known()
+
+    def _answer_known(self) -> None:
+        """Begin to end the builds whose inputs gave an artifact before: they need no slot."""
+        if self._toolchain is None or self.is_closing:
+            return
+        for build in self._queue.startable():
+            if build.inputs is None or build.job_id in self._looked_up:
+                continue
+            self._looked_up.add(build.job_id)
+            if self._packer.memo.recall(
+                self._records.reader(), build.site_id, build.inputs, self._toolchain
+            ):
+                self._queue.start(build)
+                self._spawn(self._answer(build, self._toolchain))
+
+    async def _answer(self, waiting: Waiting, toolchain: str) -> None:
+        """End a build with what its inputs gave before, or let it wait for a slot after all."""
+        job_id = waiting.job_id
+        try:
+            if await self._packer.reuse(self._find_build(waiting.build_id), toolchain):
+                return
+        except Exception:  # whatever it is, a slot can build it
+            log.exception("memo_failed", job_id=job_id)
+        job = self._jobs.get(job_id)
+        if job is not None and job.status is JobStatus.QUEUED:
+            self._queue.add(waiting)
+        self._stir()
 
     def _place(self, job_id: str) -> QueuePlace | None:
         return self._queue.place(
@@ -577,14 +620,17 @@ class BuildRunner:
         return running
 
     def _build(self, job: Job) -> Build:
-        build = builds.get(self._records.reader(), job.resource_id)
+        return self._find_build(job.resource_id)
+
+    def _find_build(self, build_id: str) -> Build:
+        build = builds.get(self._records.reader(), build_id)
         assert build is not None, "a job has its build"
         return build
 
     def _waiting(self, job: Job) -> Waiting:
         build = self._build(job)
         lane = job.env_id if build.deploys else None
-        return Waiting(job.id, build.id, job.site_id, lane)
+        return Waiting(job.id, build.id, job.site_id, lane, self._packer.memo.inputs_of(build))
 
     def _forget(self, job_id: str) -> None:
         """Let go of a job that is over: its slot hears of it now."""
@@ -596,6 +642,7 @@ class BuildRunner:
 
     def _stir(self) -> None:
         """Wake the slots that wait for a build, and those who watch their place in the queue."""
+        self._answer_known()
         self._news.set()
         self._news = asyncio.Event()
         self._jobs.moved(self._queue.waiting)

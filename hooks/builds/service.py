@@ -81,7 +81,10 @@ class _BuilderService:
         asked = await _body(request, LeaseRequest)
         self._check_slot(request, asked.slot)
         lease = await self._runner.lease(
-            asked.slot, asked.wait_s, is_gone=lambda: request.transport is None
+            asked.slot,
+            asked.wait_s,
+            toolchain=asked.toolchain,
+            is_gone=lambda: request.transport is None,
         )
         if lease is None:
             if self._runner.is_closing:  # not 204: the slot would ask again at once

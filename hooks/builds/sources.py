@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -64,7 +65,7 @@ class Sources:
         Raises:
             BuildFailedError: It may not be had any more.
         """
-        if outcome.output == "source" and not self._has_gitmodules(build):
+        if outcome.output == "source" and not self.gitmodules(build):
             return {}  # without looking for them: `entries` sees those that no file speaks of
         return self.grafts(build, outcome.folder, ignores_submodules=outcome.ignores_submodules)
 
@@ -90,11 +91,12 @@ class Sources:
         if pointers and not outcome.ignores_lfs:
             raise pointers_found(pointers)
 
-    def _has_gitmodules(self, build: Build) -> bool:
+    def gitmodules(self, build: Build) -> str | None:
+        """Return the digest of the commit's `.gitmodules`, None where it has none."""
         content = self._repositories.read_file(
             build.site_id, build.commit, GITMODULES, GITMODULES_BYTES_MAX
         )
-        return content is not None
+        return None if content is None else hashlib.sha256(content).hexdigest()
 
 
 def _entry(file: TreeFile, pointers: list[str]) -> SourceEntry:

@@ -24,7 +24,7 @@ VERSION_CHARS_MAX = 100
 # What is asked with --version. Those of the second line are scripts that take node a while to
 # read: their package says it too.
 _PROGRAMS = "python3 uv node bun php composer ruby rustc gcc make git"
-_PACKAGES = "npm pnpm yarn"
+_PACKAGES = "npm pnpm yarn corepack"
 _NOT_PROGRAMS = ("os", "machine")
 _FOLDERS = (Path("/usr/local/bin"), Path("/usr/bin"))
 _VERSION = re.compile(r"\d+(?:\.\d+)+[\w.+~-]*")

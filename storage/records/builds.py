@@ -154,7 +154,9 @@ def succeed(
     profile: str,
     timings: Mapping[str, float],
     at: int,
+    cached: bool = False,
 ) -> None:
+    """`cached`: an earlier build gave its artifact."""
     update(
         db,
         "build",
@@ -164,6 +166,7 @@ def succeed(
             "artifact_id": artifact_id,
             "deployment_id": deployment_id,
             "profile": profile,
+            "cached": int(cached),
             "timings": to_text(timings),
             "finished_at": at,
         },

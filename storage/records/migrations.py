@@ -235,3 +235,20 @@ def release_statements(db: Database) -> None:
         CREATE INDEX release_statement_of ON release_statement(deployment_id, sequence);
         """,
     )
+
+
+@MIGRATIONS()
+def build_memo(db: Database) -> None:
+    # `inputs` and `toolchain` are digests. Signed again, a statement has another name.
+    _run(
+        db,
+        """
+        CREATE TABLE build_memo(
+          site_id TEXT NOT NULL REFERENCES site(id) ON DELETE CASCADE,
+          inputs TEXT NOT NULL, toolchain TEXT NOT NULL,
+          envelope_sha256 TEXT NOT NULL REFERENCES attestation(envelope_sha256)
+            ON DELETE CASCADE ON UPDATE CASCADE,
+          PRIMARY KEY(site_id, inputs, toolchain));
+        CREATE INDEX build_memo_of ON build_memo(envelope_sha256);
+        """,
+    )

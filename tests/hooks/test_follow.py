@@ -64,7 +64,10 @@ def push(world, commit):
         (QueuePlace(2), "2 builds before this one"),
         (QueuePlace(1), "1 build before this one"),
         (QueuePlace(1, "build_1"), "1 build before this one; build_1 must end too"),
-        (QueuePlace(0, "build_1"), "next, when build_1 has ended: it deploys there too"),
+        (
+            QueuePlace(0, "build_1"),
+            "next, when build_1 has ended: it deploys there too, or builds the same",
+        ),
         (QueuePlace(0), "next, when a builder is free"),
         (
             QueuePlace(0, has_builders=False),

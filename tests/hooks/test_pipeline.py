@@ -268,7 +268,8 @@ async def test_build_under_way_at_a_restart_goes_on_or_is_taken_back(world, comm
     site = await world.site()
     commit(world.repositories.path(site.id), {"index.html": b"one"})
     kept = await world.pipeline.start_build(world.environment(site), ACTOR)
-    lost = await world.pipeline.start_build(world.environment(site, "staging"), ACTOR, ref="main")
+    staging = world.environment(site, "staging")
+    lost = await world.pipeline.start_build(staging, ACTOR, ref="main", clean=True)
     for slot in ("slot-0", "slot-1"):
         assert await world.builds.lease(slot, 5)
     await asyncio.sleep(0.05)

@@ -123,7 +123,7 @@ async def test_refusal_is_not_kept(service, acme) -> None:
 async def test_every_creating_post_takes_a_key(service, acme) -> None:
     release = await acme.release(b"one")
     second = await acme.release(b"two")
-    await acme.release(b"one", "staging")
+    await acme.release(b"three", "staging")
     posts = (
         ("/v1/sites", {"name": "other"}),
         (f"{acme.path}/environments", {"kind": "preview", "branch": "x"}),

@@ -199,15 +199,24 @@ async def test_build_sees_what_is_promised_and_nothing_of_the_parents(control, s
     for expected in (
         "CI=true",
         "GITD_SITE=acme-store",
-        "GITD_ENVIRONMENT=production",
-        "GITD_REF=refs/heads/main",
-        f"GITD_COMMIT={'8c1f' * 10}",
         "HOME=/home/app",
         "/app",
         "1000",
     ):
         assert expected in lines
     assert not any("leakme" in line for line in lines)
+    assert not any(line.startswith(("GITD_COMMIT", "GITD_REF", "GITD_ENVIR")) for line in lines)
+
+
+async def test_build_is_told_of_itself_what_it_asks_for(control, slot):
+    asked = 'facts = ["ref", "environment"]'
+    job = await control.build(
+        {"managed.toml": f'[build]\n{asked}\ncommand = "env; false"\noutput = "."'.encode()}
+    )
+    lines = job.stage("build")
+    assert "GITD_ENVIRONMENT=production" in lines
+    assert "GITD_REF=refs/heads/main" in lines
+    assert not any(line.startswith("GITD_COMMIT") for line in lines)
 
 
 async def test_build_that_takes_too_long_is_ended_with_all_its_processes(control, slot, gone):

@@ -1,0 +1,36 @@
+"""The build memo: which statement tells what equal inputs of a site gave.
+
+A row goes with its statement, and counts only while the artifact can be deployed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from storage.model import Attestation
+from storage.records import attestations
+
+
+def put(
+    db: sqlite3.Connection, site_id: str, inputs: str, toolchain: str, envelope_sha256: str
+) -> None:
+    """Remember what the inputs gave, instead of what they gave before."""
+    db.execute(
+        "INSERT INTO build_memo(site_id, inputs, toolchain, envelope_sha256) VALUES(?, ?, ?, ?)"
+        " ON CONFLICT(site_id, inputs, toolchain)"
+        " DO UPDATE SET envelope_sha256 = excluded.envelope_sha256",
+        (site_id, inputs, toolchain, envelope_sha256),
+    )
+
+
+def find(db: sqlite3.Connection, site_id: str, inputs: str, toolchain: str) -> Attestation | None:
+    """The statement of the artifact that the inputs gave; None when it cannot be deployed."""
+    row = db.execute(
+        "SELECT attestation.* FROM build_memo JOIN attestation"
+        " ON attestation.envelope_sha256 = build_memo.envelope_sha256"
+        " JOIN artifact ON artifact.id = attestation.artifact_id"
+        " WHERE build_memo.site_id = ? AND inputs = ? AND toolchain = ? AND revoked = 0"
+        " AND expired_at IS NULL AND dropped_at IS NULL",
+        (site_id, inputs, toolchain),
+    ).fetchone()
+    return None if row is None else attestations.read(row)
