@@ -60,11 +60,13 @@ async def serve_api(root: Path) -> None:
     from hooks.jobs import Jobs
     from hooks.pipeline import Pipeline
     from hooks.queueing import BuildOrder, queue_build
+    from hooks.variables import Variables
     from storage.joblog import JobLogs
     from storage.model import SYSTEM
     from storage.records import api_keys, environments
     from storage.records.db import Records
     from storage.repos import Repositories
+    from storage.sealing import KEY_BYTES, Vault
 
     with (root / "log").open("wb", buffering=0) as out:
         log.configure(stream=out, as_json=True)
@@ -84,13 +86,17 @@ async def serve_api(root: Path) -> None:
 
         api = build_api(
             ApiDeps(
-                records,
-                jobs,
-                pipeline,
-                Authenticator(records),
-                Addresses(lambda env: f"http://{env.hostname}.localhost", "http://127.0.0.1"),
-                absent,
-                absent,
+                records=records,
+                jobs=jobs,
+                pipeline=pipeline,
+                variables=Variables(jobs, Vault(bytes(KEY_BYTES))),
+                authenticator=Authenticator(records),
+                addresses=Addresses(
+                    lambda env: f"http://{env.hostname}.localhost", "http://127.0.0.1"
+                ),
+                manifest_bytes=absent,
+                envelope_bytes=absent,
+                open_export=absent,
             )
         )
         app = web.Application()

@@ -50,6 +50,7 @@ from hooks.jobs import Jobs
 from hooks.log_retention import LogLimits, LogRetention
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
+from hooks.variables import Variables
 from storage import ids
 from storage.artifacts import ArtifactStore
 from storage.collect import Collector
@@ -60,10 +61,11 @@ from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
 from storage.model import ActorRef, Environment, PushPolicy
 from storage.reader import StoreReader
-from storage.records import attestations
+from storage.records import attestations, variables
 from storage.records.db import Records
 from storage.records.statements import newest_ids
 from storage.repos import Repositories
+from storage.sealing import Vault
 
 log = structlog.get_logger(__name__)
 
@@ -134,6 +136,12 @@ class Control:
         # What a command beside could not finish: a crash between trust and records.
         self.records.write(lambda db: attestations.revoke(db, keyring.revoked))
         self.root_key_ids = self.custody.root_key_ids()
+        vault = Vault.open(
+            folder.keys,
+            credentials=credentials,
+            may_create=not variables.has_any(self.records.reader()),
+        )
+        self.variables = Variables(self.jobs, vault)
         submodules = Submodules(
             self.records, self.repositories, self._may_fetch, server_url=self.server_url
         )
@@ -170,6 +178,7 @@ class Control:
                 sandbox=msgspec.convert(config.builders, SandboxLimits, from_attributes=True),
             ),
             housekeeping=self.housekeeping,
+            variables=self.variables,
         )
         self.egress_rules = egress_rules(config.builders, machine_environ())
         self.rolls = RollRunner(
@@ -251,6 +260,7 @@ class Control:
                 jobs=self.jobs,
                 pipeline=self.pipeline,
                 authenticator=self.authenticator,
+                variables=self.variables,
                 addresses=self.addresses,
                 manifest_bytes=lambda digest: store.manifest(Digest.parse(digest)).data,
                 envelope_bytes=store.envelope,

@@ -12,6 +12,7 @@ StorageError
 ├── CollectorBusyError        somebody collects already
 ├── CollectionRefusedError    the collector will not delete: something looks wrong
 ├── KeyFileError              a private key cannot be used
+├── SealBrokenError           a sealed value does not open
 ├── DigestInvalidError        a text is no digest
 ├── TreeError                 a tree offered for ingest cannot become an artifact
 │   ├── TreeInvalidError      it holds what no artifact may hold
@@ -86,6 +87,10 @@ class CollectorBusyError(StorageError):
 
 class CollectionRefusedError(StorageError):
     """The collector will not delete: so much would go, or so little fits, that it looks wrong."""
+
+
+class SealBrokenError(StorageError):
+    """A sealed value does not open with this key, at this place."""
 
 
 class KeyFileError(StorageError):

@@ -274,6 +274,35 @@ class SiteArtifact:
     attestation: Attestation
 
 
+class VariableUse(StrEnum):
+    """Where a variable's value goes: into builds that declare it, into what runs, or into both."""
+
+    BUILD = "build"
+    RUN = "run"
+    BOTH = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable or a secret of a site (`env_id` is None), or of an environment, where it wins.
+
+    `sealed`: its value, encrypted.
+    """
+
+    site_id: str
+    env_id: str | None
+    name: str
+    is_secret: bool
+    used_in: VariableUse
+    sealed: bytes = field(repr=False)
+    updated_at: int
+
+    @property
+    def place(self) -> str:
+        """What its sealed value is bound to."""
+        return f"{self.site_id}/{self.env_id or ''}/{self.name}"
+
+
 @dataclass(frozen=True, slots=True)
 class BuildCache:
     """A tree that builds of a site keep for later builds with the same key."""

@@ -69,22 +69,7 @@ class SigningKey:
         Raises:
             KeyFileError: As for `load_or_create`, or there is none.
         """
-        try:
-            status = path.lstat()
-            data = read_bounded(path, size_bytes_max=_KEY_FILE_BYTES_MAX)
-        except OSError as error:
-            raise KeyFileError(f"cannot read the key {path}: {error.strerror}") from error
-        mode = stat.S_IMODE(status.st_mode)
-        if mode & (0o037 if is_credential else 0o077):
-            raise KeyFileError(
-                f"others may read the key {path}: its mode is {mode:04o}. If nobody has read it,"
-                f" chmod 0400 is enough; else it has to be revoked."
-            )
-        if status.st_uid not in (os.geteuid(), 0):
-            raise KeyFileError(
-                f"the key {path} belongs to the user {status.st_uid}, who may read it: it must be"
-                f" this server's alone (user {os.geteuid()})"
-            )
+        data = read_private(path, is_credential=is_credential)
         seed = _seed_of_pem(data)
         if seed is None:
             raise KeyFileError(f"{path} is not an Ed25519 private key in PEM (PKCS #8)")
@@ -96,6 +81,31 @@ class SigningKey:
 
     def __repr__(self) -> str:
         return f"SigningKey({self.key_id})"
+
+
+def read_private(path: Path, *, is_credential: bool) -> bytes:
+    """Return what is in the file of a private key: see `SigningKey.load`.
+
+    Raises:
+        KeyFileError: There is none, or others may read it.
+    """
+    try:
+        status = path.lstat()
+        data = read_bounded(path, size_bytes_max=_KEY_FILE_BYTES_MAX)
+    except OSError as error:
+        raise KeyFileError(f"cannot read the key {path}: {error.strerror}") from error
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & (0o037 if is_credential else 0o077):
+        raise KeyFileError(
+            f"others may read the key {path}: its mode is {mode:04o}. If nobody has read it,"
+            f" chmod 0400 is enough; else it has to be revoked."
+        )
+    if status.st_uid not in (os.geteuid(), 0):
+        raise KeyFileError(
+            f"the key {path} belongs to the user {status.st_uid}, who may read it: it must be"
+            f" this server's alone (user {os.geteuid()})"
+        )
+    return data
 
 
 def public_pem(public: bytes) -> bytes:

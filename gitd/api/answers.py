@@ -22,6 +22,7 @@ from storage.model import (
     PushPolicy,
     RouteTarget,
     Trigger,
+    VariableUse,
 )
 
 
@@ -82,6 +83,25 @@ class LogLine(msgspec.Struct, frozen=True, omit_defaults=True):
     stage: str
     mark: Literal["", "begin", "end"] = ""
     seconds: float | None = None
+
+
+class Variable(msgspec.Struct, frozen=True):
+    """A value that builds or what runs are given. `scope` says where it is set."""
+
+    name: str
+    value: str
+    used_in: VariableUse
+    scope: Literal["site", "environment"]
+    updated_at: str
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """As a variable; its value is never shown."""
+
+    name: str
+    used_in: VariableUse
+    scope: Literal["site", "environment"]
+    updated_at: str
 
 
 class BuildLinks(msgspec.Struct, frozen=True):
@@ -366,6 +386,18 @@ def site(addresses: Addresses, row: model.Site) -> Site:
         when_pushed_again=row.when_pushed_again,
         created_at=rfc3339(row.created_at),
     )
+
+
+def variable(row: model.Variable, value: str) -> Variable:
+    return Variable(row.name, value, row.used_in, _scope(row), rfc3339(row.updated_at))
+
+
+def secret(row: model.Variable) -> Secret:
+    return Secret(row.name, row.used_in, _scope(row), rfc3339(row.updated_at))
+
+
+def _scope(row: model.Variable) -> Literal["site", "environment"]:
+    return "site" if row.env_id is None else "environment"
 
 
 def environment(addresses: Addresses, row: model.Environment) -> Environment:

@@ -23,6 +23,7 @@ from gitd.api.endpoints import (
     environments_table,
     jobs_table,
     sites_table,
+    variables_table,
 )
 from gitd.api.envelope import ENCODER, answer_headers
 from gitd.api.environments import Environments
@@ -31,11 +32,13 @@ from gitd.api.jobs import Jobs
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import Sites
 from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds
+from gitd.api.variables import Variables
 from gitd.auth import Authenticator
 from gitd.log import logged
 from hooks.follow import Addresses
 from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
+from hooks.variables import Variables as AllVariables
 from storage.records.db import Records
 from storage.records.recall import Recall
 
@@ -53,6 +56,7 @@ class ApiDeps:
     records: Records
     jobs: AllJobs
     pipeline: Pipeline
+    variables: AllVariables
     authenticator: Authenticator
     addresses: Addresses
     manifest_bytes: Callable[[str], bytes]
@@ -112,6 +116,7 @@ def build_api(deps: ApiDeps) -> Api:
         *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall)),
         *sites_table(Sites(deps.pipeline, deps.addresses)),
         *environments_table(Environments(deps.pipeline, deps.addresses)),
+        *variables_table(Variables(deps.variables)),
         *builds_table(Builds(deps.jobs, deps.pipeline, streams)),
         *artifacts_table(
             Artifacts(deps.pipeline, deps.manifest_bytes, deps.envelope_bytes),

@@ -16,6 +16,7 @@ from gitd.api.jobs import JobQuery, Jobs, JobsQuery, StreamQuery
 from gitd.api.paging import PageQuery
 from gitd.api.sites import PolicyBody, RoutesBody, SiteBody, Sites
 from gitd.api.stream import EVENT_STREAM
+from gitd.api.variables import VariableBody, Variables
 
 SITES = "/v1/sites"
 SITE = SITES + "/{site}"
@@ -185,6 +186,60 @@ def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
             scope="environments:write",
             answer=answers.Deleted,
             errors=("environment.permanent",),
+        ),
+    )
+
+
+def variables_table(variables: Variables) -> tuple[Endpoint, ...]:
+    return tuple(
+        endpoint
+        for where, place, reach in (
+            (SITE, "a site", Reach.WHOLE_SITE),
+            (ENVIRONMENT, "an environment", Reach.PART),
+        )
+        for is_secret in (False, True)
+        for endpoint in _variables_at(variables, where, place, reach, is_secret=is_secret)
+    )
+
+
+def _variables_at(
+    variables: Variables, where: str, place: str, reach: Reach, *, is_secret: bool
+) -> tuple[Endpoint, ...]:
+    kind = "secret" if is_secret else "variable"
+    answer = answers.Secret if is_secret else answers.Variable
+    all_of_them, one = f"{where}/{kind}s", f"{where}/{kind}s/{{{kind}}}"
+    never_shown = ", without their values" if is_secret else ""
+    return (
+        Endpoint(
+            "GET",
+            all_of_them,
+            variables.lister(is_secret=is_secret),
+            f"List the {kind}s of {place}{never_shown}",
+            scope="credentials:read",
+            query=PageQuery,
+            answer=answer,
+            form=Form.LIST,
+            reach=reach,
+        ),
+        Endpoint(
+            "PUT",
+            one,
+            variables.setter(is_secret=is_secret),
+            f"Set a {kind} of {place}",
+            scope="credentials:write",
+            body=VariableBody,
+            answer=answer,
+            reach=reach,
+            errors=("variable.other_kind", "variable.too_many"),
+        ),
+        Endpoint(
+            "DELETE",
+            one,
+            variables.deleter(is_secret=is_secret),
+            f"Delete a {kind} of {place}",
+            scope="credentials:write",
+            answer=answers.Deleted,
+            reach=reach,
         ),
     )
 

@@ -188,6 +188,8 @@ _ROWS = (
             ("deployment", ""),
             ("release", ""),
             ("job", ""),
+            ("variable", ""),
+            ("secret", ""),
         )
     ),
     ErrorCode(
@@ -195,6 +197,18 @@ _ROWS = (
         "ref.not_found",
         "The site's repository has no such branch, tag or commit.",
         "Push it first, or name one that is there.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "variable.other_kind",
+        "There is a secret where a variable was to be set, or a variable for a secret.",
+        "Delete it first: what was set to be secret is not made readable by a mistake.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "variable.too_many",
+        "The site or the environment has as many variables and secrets as it may.",
+        "Delete those that nothing uses, or put several values into one.",
     ),
     ErrorCode(CONFLICT, "site.name_taken", "Another site has this name.", "Choose another name."),
     ErrorCode(
@@ -300,6 +314,25 @@ _ROWS = (
         "build.config_invalid",
         "managed.toml cannot be used as it is.",
         "Correct the key that the message names.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.variable_missing",
+        "managed.toml declares a variable for the build that is not set.",
+        "Set what the message names, for the environment or its site; or do not declare it.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.variables_unreadable",
+        "The server could not open the values that are set. It is not the commit's fault.",
+        "See the server's log: its key variables.key and its database do not belong together.",
+    ),
+    ErrorCode(
+        JOB,
+        "build.secret_in_output",
+        "The output holds the value of a secret that the build was given. Nothing was kept.",
+        "Let the build not write it to the file that the message names; what is no secret can be "
+        "set as a variable.",
     ),
     ErrorCode(
         JOB,

@@ -22,6 +22,7 @@ from gitd.cli.releases import releases
 from gitd.cli.routes import routes
 from gitd.cli.session import Session
 from gitd.cli.sites import sites
+from gitd.cli.variables import secrets, variables
 from gitd.cli.version import version
 
 DEFAULT_URL = "http://127.0.0.1:8080"  # where an embedded `gitd serve` listens
@@ -56,6 +57,8 @@ for command in (
     env,
     url,
     routes,
+    variables,
+    secrets,
     build,
     builds,
     artifacts,

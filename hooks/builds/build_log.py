@@ -8,6 +8,7 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
+from hooks.builds.masking import Masker
 from hooks.builds.wire import BatchLine
 from hooks.clock import now_ms, rfc3339
 from hooks.stages import begin_text, end_text
@@ -24,10 +25,14 @@ Send = Callable[[int, Sequence[BatchLine]], Awaitable[None]]
 
 
 class BuildLog:
-    """Lines in order. `run` sends them while they come; `flush` waits until all are sent."""
+    """Lines in order. `run` sends them while they come; `flush` waits until all are sent.
+
+    What `masker` knows is in none of them. It is set before anything runs that knows a secret.
+    """
 
     def __init__(self, *, chars_max: int = LOG_CHARS_MAX) -> None:
         self.chars_max = chars_max
+        self.masker = Masker()
         self._waiting: deque[BatchLine] = deque()
         self._sent_count = 0
         self._lines = 0
@@ -40,7 +45,7 @@ class BuildLog:
     def line(self, stage: str, text: str) -> None:
         """Add a line of ours."""
         at = rfc3339(now_ms())
-        for part in text.split("\n"):
+        for part in self.masker.masked(text).split("\n"):
             self._add(BatchLine(part[:LINE_CHARS_MAX], at, stage))
 
     def begin(self, stage: str) -> None:
@@ -116,6 +121,7 @@ class OutputLines:
     def __init__(self, log: BuildLog, stage: str) -> None:
         self._log = log
         self._stage = stage
+        self._masked = log.masker.stream()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._partial = ""
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -128,6 +134,9 @@ class OutputLines:
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the output."""
+        self._take(self._masked.feed(chunk))
+
+    def _take(self, chunk: bytes) -> None:
         text = self._decoder.decode(chunk)
         if self._left_out and text.count("\n") > 2 * TAIL_LINES:
             text = self._without_middle(text)
@@ -141,6 +150,7 @@ class OutputLines:
 
     def end(self) -> None:
         """Take the output as ended: what has no line end yet is a line too."""
+        self._take(self._masked.end())
         rest = self._partial + self._decoder.decode(b"", final=True)
         if rest:
             self._partial = ""

@@ -31,7 +31,7 @@ from hooks.builds.phases import PROGRESS, Phase, Workspace
 from hooks.builds.plan import Plan
 from hooks.builds.toolchain import Toolchain
 from hooks.builds.tree import remove_tree
-from hooks.builds.wire import BuildError, Finish, Lease
+from hooks.builds.wire import BuildError, Finish, Given, Lease
 from hooks.process import die_with_parent, drop_privileges
 
 log = structlog.get_logger(__name__)
@@ -238,12 +238,13 @@ class _Build:
     async def _phases(self, lease: Lease) -> Finish:
         with self._entered(Phase.DETECT):
             plan = await phases.detect(self._job, self._log)
+            given = await phases.fetch_variables(plan, self._job, self._log)
         settings = plan.settings
         if not plan.is_source:
             self._workspace.root.mkdir(mode=SCRATCH_MODE)
             with self._entered(Phase.SOURCE):
                 await phases.fetch_source(plan, self._job, self._workspace, self._log)
-            settings["network"] = await self._run_steps(plan, lease)
+            settings["network"] = await self._run_steps(plan, lease, given)
             with self._entered(Phase.COLLECT):
                 settings["output"] = await phases.collect(
                     plan, self._job, self._workspace, self._log
@@ -263,7 +264,7 @@ class _Build:
             toolchain=dict(self._toolchain),
         )
 
-    async def _run_steps(self, plan: Plan, lease: Lease) -> str:
+    async def _run_steps(self, plan: Plan, lease: Lease, given: Given) -> str:
         """Run the steps; return what they could reach."""
         if not plan.steps:
             return "none"
@@ -271,9 +272,10 @@ class _Build:
         try:
             for step in plan.steps:
                 with self._entered(Phase(step.name)):
-                    await phases.run_step(
-                        step, plan.facts, lease, network, self._workspace, self._log
+                    spec = phases.build_spec(
+                        step.command, plan.facts, lease, self._workspace, given
                     )
+                    await phases.run_step(step, spec, network, self._workspace, self._log)
         finally:
             await network.close()
             passed = network.total
@@ -289,6 +291,7 @@ class _Build:
         return network.hosts
 
     def _failed(self, code: str, message: str, exit_status: int | None = None) -> Finish:
+        message = self._log.masker.masked(message)
         self._log.line(self._phase, message.partition("\n")[0])
         return Finish(
             slot=self._slot,

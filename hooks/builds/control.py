@@ -22,9 +22,11 @@ from hooks.builds.wire import (
     LEASE_HEADER,
     BatchLine,
     BuildError,
+    Declared,
     Egress,
     Finish,
     Folder,
+    Given,
     Heartbeat,
     HeartbeatAnswer,
     Lease,
@@ -126,6 +128,14 @@ class LeasedJob:
 
         return await self._repeat(fetch)
 
+    async def variables(self, names: Sequence[str]) -> Given:
+        """Return the values that the commit declares.
+
+        Raises:
+            BuildFailedError: `build.variable_missing`, `build.variables_unreadable`.
+        """
+        return await self._post("variables", Declared(tuple(names)), Given)
+
     async def log(self, first: int, lines: Sequence[BatchLine]) -> None:
         await self._post("log", LogBatch(first, tuple(lines)), dict)
 
@@ -173,9 +183,7 @@ class LeasedJob:
             async with self._session.get(
                 f"{self._path}/source", params=wanted, headers=self._headers
             ) as response:
-                if response.status == _UNPROCESSABLE:
-                    fault = msgspec.json.decode(await response.read(), type=BuildError)
-                    raise BuildFailedError(fault.code, fault.message)
+                await _check_build(response)
                 _check(response)
                 async for chunk in response.content.iter_chunked(READ_BYTES):
                     await asyncio.to_thread(out.write, chunk)
@@ -227,6 +235,7 @@ class LeasedJob:
             async with self._session.post(
                 f"{self._path}/{call}", data=data, headers=_JSON | self._headers, timeout=timeout
             ) as response:
+                await _check_build(response)
                 _check(response)
                 return msgspec.json.decode(await response.read(), type=answer)
 
@@ -257,6 +266,13 @@ _JSON = {"Content-Type": "application/json"}
 
 def _timeout(total_s: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_TIMEOUT_S)
+
+
+async def _check_build(response: aiohttp.ClientResponse) -> None:
+    """Raise what control says of the commit itself."""
+    if response.status == _UNPROCESSABLE:
+        fault = msgspec.json.decode(await response.read(), type=BuildError)
+        raise BuildFailedError(fault.code, fault.message)
 
 
 def _check(response: aiohttp.ClientResponse) -> None:

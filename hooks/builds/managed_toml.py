@@ -11,13 +11,18 @@ from typing import Any, Literal
 
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.toml_text import read_toml
+from hooks.variable_rules import name_fault
 
 CONFIG_INVALID = "build.config_invalid"
 COMMAND_CHARS_MAX = 8192
 SITES_COUNT_MAX = 1000
+VARIABLES_COUNT_MAX = 64
 _HEALTH_PATH = re.compile(r"/[!-~]{0,1023}")
 TABLES = {
-    "build": ("root", "profile", "install", "command", "output", "facts", "submodules", "lfs"),
+    "build": (
+        *("root", "profile", "install", "command", "output", "facts", "submodules", "lfs"),
+        "variables",
+    ),
     "run": ("web", "release", "health"),
 }
 _SITES = "sites"
@@ -62,6 +67,7 @@ class ManagedToml:
     web: str | None = None
     release: str | None = None
     health: str | None = None
+    variables: tuple[str, ...] | None = None
     sites: dict[str, str] = field(default_factory=dict)
 
     def root_of(self, site: str) -> str:
@@ -133,6 +139,7 @@ def _parse(text: str, *, is_top: bool) -> ManagedToml:
         web=_command(run, "run.web"),
         release=_command(run, "run.release"),
         health=_health(run),
+        variables=_variables(build),
         sites=_site_folders(document[_SITES]),
     )
 
@@ -206,6 +213,20 @@ def _ignores(table: dict[str, Any], name: str) -> bool | None:
     if value is not None and value != _IGNORE:
         raise _Invalid(f'`{name}` can only be "{_IGNORE}", not {value!r}')
     return None if value is None else True
+
+
+def _variables(table: dict[str, Any]) -> tuple[str, ...] | None:
+    names = table.get("variables")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _Invalid('`build.variables` must be a list of names, such as ["NPM_TOKEN"]')
+    if len(names) > VARIABLES_COUNT_MAX:
+        raise _Invalid(f"`build.variables` has more than {VARIABLES_COUNT_MAX} names")
+    for name in names:
+        if fault := name_fault(name):
+            raise _Invalid(f"`build.variables`: {name[:200]!r}: {fault}")
+    return tuple(dict.fromkeys(names))
 
 
 def _profile(table: dict[str, Any]) -> Profile | None:

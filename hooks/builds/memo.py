@@ -42,7 +42,8 @@ class Memo:
         They are: the site, the folder of the commit that is built, by its git tree (which has
         the commits of submodules), `.gitmodules`, the settings of `managed.toml` that lie above
         the folder, what the build asks to know of its commit and environment, and gitd's version.
-        None for a clean build, and for one whose inputs cannot be told: it will say why itself.
+        None for a clean build, for one that is given variables, and for one whose inputs cannot be
+        told: it will say why itself.
         """
         if build.clean:
             return None
@@ -85,6 +86,8 @@ class Memo:
         if site is None or environment is None:
             return None
         config, root = self._config(build)
+        if config.variables:
+            return None  # their values may change while it waits and while it builds
         folder = self._sources.folder(build, root)
         if folder is None:
             return None

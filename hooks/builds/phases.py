@@ -10,6 +10,7 @@ A plan without steps ends after detect: control has the source itself.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,19 +23,23 @@ from hooks.builds import managed_toml, profiles, runtimes
 from hooks.builds.build_log import BuildLog
 from hooks.builds.control import LeasedJob
 from hooks.builds.errors import BuildFailedError
+from hooks.builds.leaks import refuse_secrets
 from hooks.builds.limits import Limits, explain
 from hooks.builds.managed_toml import CONFIG_INVALID, Fact, ManagedToml
+from hooks.builds.masking import Masker
 from hooks.builds.network import BuildNetwork
 from hooks.builds.plan import Listing, Plan, Step, told
 from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox import APP_DIR, HOME_DIR, Bind, Sandbox, SandboxSpec
 from hooks.builds.tree import Output, filled_folder, find_output, unpack
-from hooks.builds.wire import Folder, Lease
+from hooks.builds.wire import Folder, Given, Lease
+from storage.source import SourceDirectory
 
 T = TypeVar("T")
 TAIL_LINE_CHARS = 300
 PROBLEMS_SHOWN_MAX = 5
+NOTHING = Given()
 LIMIT_EXCEEDED = "build.limit_exceeded"
 _EXIT_HINTS = {
     126: "the shell may not execute the command",
@@ -134,15 +139,30 @@ async def fetch_source(plan: Plan, job: LeasedJob, workspace: Workspace, log: Bu
     log.line(Phase.SOURCE, f"{size}, commit {job.lease.commit[:12]}")
 
 
+async def fetch_variables(plan: Plan, job: LeasedJob, log: BuildLog) -> Given:
+    """Fetch the values that the commit declares, and keep the secrets among them out of the log.
+
+    Raises:
+        BuildFailedError: `build.variable_missing`.
+    """
+    if not plan.steps:
+        return NOTHING
+    given = await job.variables(plan.variables)
+    log.masker = Masker(given.secrets)
+    if given.secrets or given.plain:
+        log.line(Phase.DETECT, f"given {', '.join(sorted([*given.secrets, *given.plain]))}")
+    if given.undeclared:
+        log.line(
+            Phase.DETECT,
+            f"not given: {', '.join(given.undeclared)}, which build.variables does not declare",
+        )
+    return given
+
+
 async def run_step(
-    step: Step,
-    facts: tuple[Fact, ...],
-    lease: Lease,
-    network: BuildNetwork,
-    workspace: Workspace,
-    log: BuildLog,
+    step: Step, spec: SandboxSpec, network: BuildNetwork, workspace: Workspace, log: BuildLog
 ) -> None:
-    """Run a step in the sandbox; every process of it is dead when this returns.
+    """Run a step as `spec`, of `build_spec`; every process of it is dead when this returns.
 
     Raises:
         BuildFailedError: `build.limit_exceeded`, naming the setting; or `build.command_failed`,
@@ -155,7 +175,7 @@ async def run_step(
         network.write_settings(workspace.home)
     log.line(phase, f"$ {step.command}")
     lines = log.output(phase)
-    spec = network.given_to(build_spec(step.command, facts, lease, workspace), workspace.root)
+    spec = network.given_to(spec, workspace.root)
     sandbox = await Sandbox.start(spec, on_output=lines.feed)
     try:
         await network.serve(sandbox)
@@ -171,7 +191,11 @@ async def run_step(
 
 
 def build_spec(
-    command: str, facts: tuple[Fact, ...], lease: Lease, workspace: Workspace
+    command: str,
+    facts: tuple[Fact, ...],
+    lease: Lease,
+    workspace: Workspace,
+    given: Given = NOTHING,
 ) -> SandboxSpec:
     """Return the sandbox of a build: the tree and a home, both writable, and nothing else.
 
@@ -186,6 +210,8 @@ def build_spec(
         ),
         environ={
             **BUILD_ENVIRON,
+            **given.plain,
+            **given.secrets,
             "CI": "true",
             "GITD_SITE": lease.site,
             **told(facts, lease.commit, lease.ref, lease.environment),
@@ -213,7 +239,7 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
     """Send the output folder to control, and return which it is.
 
     Raises:
-        BuildFailedError: See `tree.find_output`.
+        BuildFailedError: See `tree.find_output`, and `build.secret_in_output`.
     """
     folder = plan.folder
     if plan.output_folders:
@@ -229,6 +255,8 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
         )
 
     output = await _in_thread(find)
+    entries = [SourceDirectory(os.fsencode(folder)), *output.entries]
+    await _in_thread(lambda is_stopped: refuse_secrets(entries, log.masker, is_stopped=is_stopped))
     await job.send_output(lambda: _from_thread(output.chunks()))
     where = "the tree" if folder == "." else folder
     log.line(Phase.COLLECT, f"{output.size}, from {where}")

@@ -135,6 +135,7 @@ class Plan:
         is_public: Visitors are shown every file of the artifact: it holds only what may be
             published.
         facts: What the steps are told of this very build.
+        variables: The names of variables and secrets that its commands get.
         notes: Lines for the log.
     """
 
@@ -151,6 +152,7 @@ class Plan:
     facts: tuple[Fact, ...] = ()
     ignores_submodules: bool = False
     ignores_lfs: bool = False
+    variables: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -162,6 +164,8 @@ class Plan:
     def settings(self) -> dict[str, str]:
         """What the build was told, for its provenance: the commands of each step, a line each."""
         given = {} if self.root == "." else {"root": self.root}
+        if self.variables and self.steps:
+            given["variables"] = " ".join(self.variables)  # names, never values
         for name, steps in groupby(self.steps, lambda step: step.name):
             given["command" if name is StepName.BUILD else name] = "\n".join(
                 step.command for step in steps

@@ -116,6 +116,7 @@ class _Detection:
             facts=config.facts or (),
             ignores_submodules=bool(config.ignores_submodules),
             ignores_lfs=bool(config.ignores_lfs),
+            variables=config.variables or (),
             notes=tuple(notes),
         )
 

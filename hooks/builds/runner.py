@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +17,7 @@ from typing import BinaryIO
 import structlog
 
 from hooks.builds.errors import BuildFailedError
+from hooks.builds.given import given_to_build
 from hooks.builds.packing import Packer
 from hooks.builds.queue import BuildQueue, Waiting
 from hooks.builds.sources import Sources
@@ -24,6 +25,7 @@ from hooks.builds.toolchain import toolchain_digest
 from hooks.builds.wire import (
     Finish,
     Folder,
+    Given,
     Heartbeat,
     HeartbeatAnswer,
     Lease,
@@ -32,7 +34,14 @@ from hooks.builds.wire import (
 )
 from hooks.housekeeping import Housekeeping
 from hooks.jobs import JobChanges, Jobs, QueuePlace
-from storage.errors import QuotaExceededError, StorageError, StorageFullError, TreeError
+from hooks.variables import BuildValues, Variables
+from storage.errors import (
+    QuotaExceededError,
+    SealBrokenError,
+    StorageError,
+    StorageFullError,
+    TreeError,
+)
 from storage.git.errors import RepositoryError
 from storage.ids import new_id
 from storage.joblog import LogLine
@@ -117,7 +126,9 @@ class BuildRunner:
         *,
         limits: BuildLimits,
         housekeeping: Housekeeping | None = None,
+        variables: Variables | None = None,
     ) -> None:
+        self._variables = variables
         self._housekeeping = housekeeping
         self._jobs = jobs
         self._records = jobs.records
@@ -273,6 +284,26 @@ class BuildRunner:
             self._sources.grafts, build, folder, ignores_submodules=ignores_submodules
         )
         return functools.partial(self._sources.write_tar, build, folder, grafts)
+
+    def variables_of(self, job_id: str, declared: Sequence[str]) -> Given:
+        """Return the values of what the job's commit declares: for its slot alone.
+
+        Raises:
+            BuildFailedError: `build.variable_missing`, `build.variables_unreadable`.
+        """
+        build = self._build(self._held(job_id).job)
+        if self._variables is None:
+            return given_to_build(BuildValues(missing=tuple(declared)))
+        try:
+            found = self._variables.for_build(
+                self._records.reader(), build.site_id, build.env_id, declared
+            )
+        except SealBrokenError as error:
+            log.exception("variables_unreadable", job_id=job_id)
+            raise BuildFailedError(
+                "build.variables_unreadable", "The server cannot open the values that are set."
+            ) from error
+        return given_to_build(found)
 
     async def started(self, job_id: str) -> None:
         """Wait until it is written down that the job runs: what it says comes after that.

@@ -15,7 +15,15 @@ from aiohttp import web
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildRunner, LeaseLostError
-from hooks.builds.wire import LEASE_HEADER, BuildError, Finish, Heartbeat, LeaseRequest, LogBatch
+from hooks.builds.wire import (
+    LEASE_HEADER,
+    BuildError,
+    Declared,
+    Finish,
+    Heartbeat,
+    LeaseRequest,
+    LogBatch,
+)
 from hooks.peers import only_from, peer_uid
 from storage.files import FULL
 
@@ -41,6 +49,7 @@ def make_app(
     app.router.add_get("/v1/jobs/{job_id}/folder", service.held(service.folder))
     app.router.add_get("/v1/jobs/{job_id}/source", service.held(service.source))
     app.router.add_get("/v1/jobs/{job_id}/egress", service.held(service.egress))
+    app.router.add_post("/v1/jobs/{job_id}/variables", service.held(service.variables))
     app.router.add_post("/v1/jobs/{job_id}/log", service.held(service.log))
     app.router.add_post("/v1/jobs/{job_id}/heartbeat", service.held(service.heartbeat))
     app.router.add_put("/v1/jobs/{job_id}/output", service.held(service.output))
@@ -117,6 +126,14 @@ class _BuilderService:
 
     async def egress(self, _: web.Request) -> web.Response:
         return _json(await self._rules.current())
+
+    async def variables(self, request: web.Request) -> web.Response:
+        declared = await _body(request, Declared)
+        try:
+            given = self._runner.variables_of(request.match_info["job_id"], declared.names)
+        except BuildFailedError as error:
+            return _json(BuildError(error.code, str(error)), status=422)
+        return _json(given)
 
     async def log(self, request: web.Request) -> web.Response:
         job_id, batch = request.match_info["job_id"], await _body(request, LogBatch)

@@ -90,7 +90,7 @@ class Output:
 
     size: TreeSize
     _root: Path
-    _entries: list[SourceEntry] = field(default_factory=list)
+    entries: list[SourceEntry] = field(default_factory=list)
 
     def chunks(self) -> Iterator[bytes]:
         """Give the output as a tar, in chunks of about a megabyte; as often as wanted. Blocking.
@@ -101,7 +101,7 @@ class Output:
         waiting: list[bytes] = []
         waiting_bytes = 0
         with _mapped_errors():
-            for entry in self._entries:
+            for entry in self.entries:
                 for piece in _tar_pieces(entry):
                     waiting.append(piece)
                     waiting_bytes += len(piece)

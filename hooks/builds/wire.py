@@ -6,6 +6,7 @@
 | `GET /v1/jobs/{job_id}/folder?path=` | | 200 `Folder` of the commit, or 404 |
 | `GET /v1/jobs/{job_id}/source?folder=&submodules=` | | its files as a tar, or 422 `BuildError` |
 | `GET /v1/jobs/{job_id}/egress` | | `Egress`: what the build command may reach |
+| `POST /v1/jobs/{job_id}/variables` | `Declared` | `Given`, or 422 `BuildError` |
 | `POST /v1/jobs/{job_id}/log` | `LogBatch` | `{}` |
 | `POST /v1/jobs/{job_id}/heartbeat` | `Heartbeat` | `HeartbeatAnswer` |
 | `PUT /v1/jobs/{job_id}/output` | tar of the output tree | `{}` |
@@ -134,6 +135,28 @@ class Egress(msgspec.Struct, frozen=True):
     down_bytes_max: int = 4 << 30
     connections_max: int = 128
     idle_s: float = 120.0
+
+
+class Declared(msgspec.Struct, frozen=True):
+    """The names that the commit declares: a build is given no others."""
+
+    names: tuple[str, ...]
+
+
+class Given(msgspec.Struct, frozen=True):
+    """The values of variables and secrets, by name, for one build alone: never written to a disk.
+
+    `undeclared`: names that are set for builds, and not declared. `digest`: of what is given, by a
+    key of control's.
+    """
+
+    secrets: dict[str, str] = {}
+    plain: dict[str, str] = {}
+    undeclared: tuple[str, ...] = ()
+    digest: str = ""
+
+    def __repr__(self) -> str:
+        return f"Given({', '.join([*self.secrets, *self.plain])})"
 
 
 class BatchLine(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -252,3 +252,21 @@ def build_memo(db: Database) -> None:
         CREATE INDEX build_memo_of ON build_memo(envelope_sha256);
         """,
     )
+
+
+@MIGRATIONS()
+def variables(db: Database) -> None:
+    # Without an environment: the site's default. Two indexes, for NULLs never equal each other.
+    _run(
+        db,
+        """
+        CREATE TABLE variable(
+          site_id TEXT NOT NULL REFERENCES site(id) ON DELETE CASCADE,
+          env_id TEXT REFERENCES environment(id) ON DELETE CASCADE,
+          name TEXT NOT NULL, is_secret INTEGER NOT NULL, used_in TEXT NOT NULL,
+          sealed BLOB NOT NULL, updated_at BIGINT NOT NULL);
+        CREATE UNIQUE INDEX variable_of_site ON variable(site_id, name) WHERE env_id IS NULL;
+        CREATE UNIQUE INDEX variable_of_environment ON variable(env_id, name)
+          WHERE env_id IS NOT NULL;
+        """,
+    )

@@ -29,6 +29,7 @@ from hooks.deploys.wire import Report, RollFailure
 from hooks.follow import Addresses
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
+from hooks.variables import Variables
 from storage.artifacts import ArtifactStore
 from storage.custody import Custody
 from storage.digest import Digest
@@ -39,6 +40,7 @@ from storage.reader import StoreReader
 from storage.records import api_keys, deployments, release_statements
 from storage.records.db import Records
 from storage.repos import Repositories
+from storage.sealing import Vault
 
 
 class FrozenClock:
@@ -122,6 +124,7 @@ class Service:
                 records=self.records,
                 jobs=self.jobs,
                 pipeline=Pipeline(self.jobs, self.repositories),
+                variables=Variables(self.jobs, Vault.open(self.root / "keys", may_create=True)),
                 authenticator=Authenticator(self.records, self.clock),
                 addresses=self.addresses,
                 manifest_bytes=lambda digest: self.reader.manifest(Digest.parse(digest)).data,

@@ -231,6 +231,7 @@ class Job:
     canceled: asyncio.Event = field(default_factory=asyncio.Event)
     given_back: asyncio.Event = field(default_factory=asyncio.Event)
     asked_for: list = field(default_factory=list)
+    declared: list = field(default_factory=list)
     is_lost: bool = False
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     beaten: asyncio.Event = field(default_factory=asyncio.Event)
@@ -266,6 +267,7 @@ class ControlPeer:
         self.toolchains = []
         self.log_calls = []
         self.egress = {}  # what build commands may reach, as `wire.Egress`
+        self.given = {}  # variables and secrets, as `wire.Given`
         self.failing = {}  # call -> how many times it answers 500 first
         self.refusing = set()  # calls that answer 413
         self._queue = asyncio.Queue()
@@ -277,6 +279,7 @@ class ControlPeer:
         app.router.add_get("/v1/jobs/{id}/folder", self._folder)
         app.router.add_get("/v1/jobs/{id}/source", self._source)
         app.router.add_get("/v1/jobs/{id}/egress", self._egress)
+        app.router.add_post("/v1/jobs/{id}/variables", self._variables)
         app.router.add_post("/v1/jobs/{id}/log", self._log)
         app.router.add_post("/v1/jobs/{id}/heartbeat", self._heartbeat)
         app.router.add_put("/v1/jobs/{id}/output", self._output)
@@ -365,6 +368,11 @@ class ControlPeer:
     async def _egress(self, request):
         self._held(request, "egress")
         return web.json_response(self.egress)
+
+    async def _variables(self, request):
+        job = self._held(request, "variables")
+        job.declared = (await request.json())["names"]
+        return web.json_response(self.given)
 
     async def _log(self, request):
         batch = await request.json()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -464,3 +467,68 @@ async def test_static_build_is_answered_within_milliseconds(control, slot):
         await control.build(STATIC)
         times.append(loop.time() - began)
     assert min(times) < 0.05, times
+
+
+CANARY = "canary-7d1f+/4b'$x"
+
+
+async def test_values_that_are_declared_reach_the_steps_and_no_log_shows_a_secret(
+    control, slot, unpacked
+) -> None:
+    control.given = {
+        "secrets": {"TOKEN": CANARY},
+        "plain": {"URL": 'a$b "c"\n\u00e9'},
+        "undeclared": ["OTHER"],
+    }
+    command = (
+        'printf %s "$TOKEN"; printf %s "$TOKEN" | base64; env | grep TOKEN | od -An -tx1 -v;'
+        ' tr "\\0" "\\n" </proc/1/cmdline | grep -c canary; mkdir dist;'
+        ' printf %s "$URL" >dist/url; printf %s "$TOKEN" | sha256sum >dist/sum; echo "$TOKEN" >&2'
+    )
+    files = {
+        "managed.toml": f"[build]\ncommand = '''{command}'''\noutput = 'dist'\n"
+        "variables = ['TOKEN', 'URL']\n".encode()
+    }
+    job = await control.build(files)
+    assert job.outcome["status"] == "succeeded", job.outcome
+    assert job.declared == ["TOKEN", "URL"]
+    assert job.outcome["settings"]["variables"] == "TOKEN URL"
+    output = unpacked(job.output)
+    assert output["url"] == b'a$b "c"\n\xc3\xa9'
+    assert output["sum"].split()[0].decode() == hashlib.sha256(CANARY.encode()).hexdigest()
+    assert job.stage("build")[-1] == "***"
+    assert "given TOKEN, URL" in job.text
+    assert "not given: OTHER, which build.variables does not declare" in job.text
+    said = "\n".join(job.text)
+    for spelling in (CANARY, base64.b64encode(CANARY.encode()).decode(), CANARY.encode().hex(" ")):
+        assert spelling not in said
+        assert spelling not in json.dumps(job.outcome)
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ('echo "key=$TOKEN" > dist/env', "dist/env"),
+        ('printf %s "$TOKEN" | base64 > dist/a', "dist/a"),
+        ('touch "dist/$(printf %s "$TOKEN" | od -An -tx1 -v | tr -d " \\n")"', "dist/***"),
+        ('ln -s "$(printf %s "$TOKEN" | tr / _)" dist/link; echo "$TOKEN" > dist/b', "dist/b"),
+    ],
+)
+async def test_output_that_holds_a_secret_is_refused_by_name(control, slot, command, names) -> None:
+    control.given = {"secrets": {"TOKEN": CANARY}}
+    text = f"[build]\ncommand = '''mkdir dist; echo x >dist/x; {command}'''\noutput = 'dist'\n"
+    job = await control.build({"managed.toml": f"{text}variables = ['TOKEN']\n".encode()})
+    error = job.outcome["error"]
+    assert error["code"] == "build.secret_in_output"
+    assert error["message"].startswith(f"{names.removeprefix('dist/')} holds the secret TOKEN")
+    assert CANARY not in json.dumps(job.outcome) + "".join(job.text)
+    assert job.output is None
+
+
+async def test_last_words_of_a_failed_command_show_no_secret(control, slot) -> None:
+    control.given = {"secrets": {"TOKEN": CANARY}}
+    text = "[build]\ncommand = 'set -x; echo \"$TOKEN\"; exit 3'\nvariables = ['TOKEN']\n"
+    job = await control.build({"managed.toml": text.encode()})
+    assert job.outcome["error"]["code"] == "build.command_failed"
+    assert "***" in job.outcome["error"]["message"]
+    assert CANARY not in json.dumps(job.outcome) + "".join(job.text)

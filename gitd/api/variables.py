@@ -1,0 +1,91 @@
+"""Variables and secrets, of a site and of its environments. Source: contract §5."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import msgspec
+
+from gitd.api import answers
+from gitd.api.endpoint import Call, ListReply, Reply
+from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.reading import NoBody, NoQuery
+from hooks.variables import Variables as AllVariables
+from hooks.variables import effective
+from storage.model import Variable, VariableUse
+from storage.records import variables
+
+Text = Annotated[str, msgspec.Meta(description="Unicode text without NUL, of at most 32 KiB.")]
+
+
+class VariableBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    value: Text
+
+    def __repr__(self) -> str:
+        return "VariableBody(***)"
+
+
+Setter = Callable[[Call[NoQuery, VariableBody]], Awaitable[Reply]]
+
+
+class Variables:
+    """Each handler is for variables or for secrets, at a site or at an environment of it."""
+
+    def __init__(self, all_variables: AllVariables) -> None:
+        self._variables = all_variables
+
+    def lister(
+        self, *, is_secret: bool
+    ) -> Callable[[Call[PageQuery, NoBody]], Awaitable[ListReply]]:
+        """List what is set: for an environment what holds there, its site's defaults too."""
+
+        async def show(call: Call[PageQuery, NoBody]) -> ListReply:
+            place = call.found_environment
+            if place is None:
+                found = variables.of_place(call.db, call.site.id, None)
+            else:
+                found = effective(call.db, call.site.id, place.id)
+            env_id = place.id if place is not None else None
+            name = list_name("variables", call.site.id, env_id, str(is_secret))
+            (after,) = read_cursor(call.query.cursor, name)
+            of_kind = [v for v in found if v.is_secret is is_secret and v.name > (after or "")]
+            page = of_kind[: call.query.limit]
+            has_more = len(page) < len(of_kind)
+            cursor = write_cursor(name, page[-1].name) if has_more else None
+            return ListReply([self._shown(each) for each in page], cursor)
+
+        return show
+
+    def setter(self, *, is_secret: bool) -> Setter:
+        async def put(call: Call[NoQuery, VariableBody]) -> Reply:
+            made = await self._variables.put(
+                call.site,
+                call.found_environment,
+                call.named(_kind(is_secret=is_secret)),
+                call.body.value,
+                is_secret=is_secret,
+                used_in=VariableUse.BUILD,
+            )
+            return Reply(self._shown(made))
+
+        return put
+
+    def deleter(self, *, is_secret: bool) -> Callable[[Call[NoQuery, NoBody]], Awaitable[Reply]]:
+        async def delete(call: Call[NoQuery, NoBody]) -> Reply:
+            name = call.named(_kind(is_secret=is_secret))
+            await self._variables.delete(
+                call.site, call.found_environment, name, is_secret=is_secret
+            )
+            return Reply(answers.Deleted(name))
+
+        return delete
+
+    def _shown(self, variable: Variable) -> answers.Variable | answers.Secret:
+        if variable.is_secret:
+            return answers.secret(variable)
+        return answers.variable(variable, self._variables.value_of(variable))
+
+
+def _kind(*, is_secret: bool) -> str:
+    return "secret" if is_secret else "variable"

@@ -1,0 +1,215 @@
+"""Masking: the values of secrets, found in what a build writes, in the forms that it writes them.
+
+A value is looked for as it is, in base64 at each of the three places that it can begin at, in
+hexadecimal, and as URLs, JSON, shells and Python's `repr` spell it; and so is each longer line of
+it. White space does not count: programs wrap what they print. What a build encodes in a way of its
+own is not found: it holds the value, and can do with it as it likes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote, quote_plus
+
+MASK = b"***"
+FORM_BYTES_MIN = 8  # a form that is shorter, without white space, is not looked for
+_SPACE = b" \t\r\n"
+_ARMOUR = b"-----"  # around every key in PEM: no secret
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One spelling of a secret's value, without white space. `is_whole`: of all of it."""
+
+    name: str
+    what: str
+    squeezed: bytes
+    is_whole: bool
+
+
+class Masker:
+    """Knows the secrets of one build. Without any it changes nothing. It prints as nothing."""
+
+    def __init__(self, secrets: Mapping[str, str] | None = None) -> None:
+        once: dict[bytes, Form] = {}
+        for name, value in (secrets or {}).items():
+            for form in _forms(name, value):
+                once.setdefault(form.squeezed, form)
+        self._forms = sorted(once.values(), key=lambda form: -len(form.squeezed))
+
+    def __repr__(self) -> str:
+        return f"Masker({len(self._forms)} forms)"
+
+    @property
+    def is_needed(self) -> bool:
+        return bool(self._forms)
+
+    def masked(self, text: str) -> str:
+        """Return a whole text with what is secret replaced by `***`."""
+        if not self._forms:
+            return text
+        data = text.encode(errors="surrogateescape")
+        return _replaced(data, self.spans(data)).decode(errors="replace")
+
+    def stream(self) -> MaskedStream:
+        """Return what masks bytes that come in pieces."""
+        return MaskedStream(self)
+
+    def shown(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return what can be shown of `data`, masked, and the rest: more bytes may follow it, and
+        show that it is the beginning of a secret.
+        """
+        if not self._forms:
+            return data, b""
+        spans, at = self.spans(data), self._open_from(data)
+        at = min((start for start, end in spans if start < at < end), default=at)
+        return _replaced(data[:at], [span for span in spans if span[1] <= at]), data[at:]
+
+    def found_in(self, pieces: Iterable[bytes]) -> Form | None:
+        """Return a form of a whole secret that is in the contents of a file, None without one."""
+        whole = [form for form in self._forms if form.is_whole]
+        keep_bytes = max((len(form.squeezed) for form in whole), default=1) - 1
+        kept = b""
+        for piece in pieces if whole else ():
+            data = kept + piece.translate(None, _SPACE)
+            for form in whole:
+                if form.squeezed in data:
+                    return form
+            kept = data[-keep_bytes:]
+        return None
+
+    def spans(self, data: bytes) -> list[tuple[int, int]]:
+        """Where secrets are in `data`: from, to; in order and apart from each other."""
+        squeezed = data.translate(None, _SPACE)
+        spans = [
+            (start, start + len(form.squeezed))
+            for form in self._forms
+            for start in _places(squeezed, form.squeezed)
+        ]
+        if not spans:
+            return []
+        places = [at for at, byte in enumerate(data) if byte not in _SPACE]
+        return [(places[start], places[end - 1] + 1) for start, end in _merged(spans)]
+
+    def _open_from(self, data: bytes) -> int:
+        """From where on `data` may be a beginning of a secret."""
+        squeezed = data.translate(None, _SPACE)
+        begun = max(_begun(squeezed, form.squeezed) for form in self._forms)
+        at = len(data)
+        while begun:
+            at -= 1
+            if data[at] not in _SPACE:
+                begun -= 1
+        return at
+
+
+@dataclass(slots=True)
+class MaskedStream:
+    """Masks what comes in pieces. It holds back what may turn out to be a secret's beginning."""
+
+    _masker: Masker
+    _held: bytes = field(default=b"", init=False, repr=False)
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes, and return those that can be shown by now."""
+        shown, self._held = self._masker.shown(self._held + chunk)
+        return shown
+
+    def end(self) -> bytes:
+        """Return what was held back: nothing follows."""
+        held, self._held = self._held, b""
+        return _replaced(held, self._masker.spans(held)) if held else b""
+
+
+def _forms(name: str, value: str) -> list[Form]:
+    forms: list[Form] = []
+
+    def add(what: str, spellings: Iterable[bytes], *, is_whole: bool = True) -> None:
+        for spelling in spellings:
+            squeezed = spelling.translate(None, _SPACE)
+            if len(squeezed) >= FORM_BYTES_MIN:
+                forms.append(Form(name, what, squeezed, is_whole))
+
+    data = value.encode()
+    add("as it is", [data])
+    for encoded in dict.fromkeys([data, data.strip(), data.strip() + b"\n"]):
+        add("in base64", _in_base64(encoded))
+        add("in hexadecimal", [encoded.hex().encode(), encoded.hex().upper().encode()])
+    add("as in a URL", _in_urls(value))
+    add("as in JSON", _in_json(value))
+    add("as in a shell", [value.replace("'", each).encode() for each in ("'\\''", "'\"'\"'")])
+    add("as in Python", [repr(value)[1:-1].encode()])
+    lines = (line for line in data.splitlines() if not line.startswith(_ARMOUR))
+    add("in part", lines, is_whole=False)
+    return forms
+
+
+def _in_base64(data: bytes) -> list[bytes]:
+    """All of it, and the characters that follow from it alone where it begins in mid-group."""
+    forms = []
+    encoders: tuple[Callable[[bytes], bytes], ...] = (base64.b64encode, base64.urlsafe_b64encode)
+    for encode in encoders:
+        forms.append(encode(data))
+        for skipped in range(3):
+            bits = 8 * (skipped + len(data))
+            encoded = encode(bytes(skipped) + data)
+            forms.append(encoded[-(-8 * skipped // 6) : bits // 6])
+    return forms
+
+
+def _in_urls(value: str) -> list[bytes]:
+    forms = [quote(value, safe=""), quote(value), quote_plus(value)]
+    return [each.encode() for each in [*forms, *map(_lower_escapes, forms)]]
+
+
+def _lower_escapes(text: str) -> str:
+    first, *rest = text.split("%")
+    return "%".join([first, *(each[:2].lower() + each[2:] for each in rest)])
+
+
+def _in_json(value: str) -> list[bytes]:
+    forms = [json.dumps(value, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)]
+    return [each.encode() for each in [*forms, *(form.replace("/", "\\/") for form in forms)]]
+
+
+def _places(data: bytes, form: bytes) -> list[int]:
+    """Where `form` begins in `data`, overlaps too."""
+    places = []
+    at = data.find(form)
+    while at >= 0:
+        places.append(at)
+        at = data.find(form, at + 1)
+    return places
+
+
+def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _replaced(data: bytes, spans: list[tuple[int, int]]) -> bytes:
+    pieces = []
+    at = 0
+    for start, end in spans:
+        pieces += [data[at:start], MASK]
+        at = end
+    return b"".join([*pieces, data[at:]])
+
+
+def _begun(data: bytes, form: bytes) -> int:
+    """How many bytes at the end of `data` are the beginning of `form`, and not all of it."""
+    window = data[-(len(form) - 1) :]
+    at = window.find(form[:1])
+    while at >= 0:
+        if form.startswith(window[at:]):
+            return len(window) - at
+        at = window.find(form[:1], at + 1)
+    return 0

@@ -1,0 +1,117 @@
+"""Masking: no spelling of a secret gets through, however it is cut into pieces."""
+
+from __future__ import annotations
+
+import base64
+import json
+import textwrap
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hooks.builds.masking import Masker
+
+TOKEN = "npm_Zq8/w+3k=Lr5'x$\"T\\y"
+KEY = (
+    "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49\nAwEHBG0wawIBAQQg7Vbf\n"
+    "ab\n-----END PRIVATE KEY-----\n"
+)
+SPELLINGS = {
+    "raw": TOKEN,
+    "base64": base64.b64encode(TOKEN.encode()).decode(),
+    "base64 of a line": base64.b64encode(f"{TOKEN}\n".encode()).decode(),
+    "base64 for URLs": base64.urlsafe_b64encode(TOKEN.encode()).decode(),
+    "hexadecimal": TOKEN.encode().hex(),
+    "HEXADECIMAL": TOKEN.encode().hex().upper(),
+    "hexadecimal as od has it": TOKEN.encode().hex(" "),
+    "URL": quote(TOKEN, safe=""),
+    "JSON": json.dumps(TOKEN)[1:-1],
+    "repr": repr(TOKEN)[1:-1],
+    "wrapped": "\n".join(textwrap.wrap(base64.b64encode(TOKEN.encode()).decode(), 7)),
+    "shell": TOKEN.replace("'", "'\\''"),
+}
+
+
+def masked_in_pieces(masker: Masker, data: bytes, size: int) -> bytes:
+    stream = masker.stream()
+    pieces = [stream.feed(data[at : at + size]) for at in range(0, len(data), size)]
+    return b"".join([*pieces, stream.end()])
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_every_spelling_is_masked_in_whole_texts_and_in_pieces(name: str, size: int) -> None:
+    masker = Masker({"NPM_TOKEN": TOKEN})
+    text = f"before:{SPELLINGS[name]}\nafter"
+    shown = masked_in_pieces(masker, text.encode(), size).decode()
+    assert SPELLINGS[name] not in shown
+    assert shown.startswith("before:***")
+    assert shown.endswith("\nafter")
+    assert masker.masked(text) == shown
+
+
+@pytest.mark.parametrize("before", ["", "u", "u:"])
+@pytest.mark.parametrize("after", ["", "z", "zz"])
+def test_base64_of_more_than_the_secret_is_masked_but_for_its_ends(before: str, after: str) -> None:
+    encoded = base64.b64encode(f"{before}{TOKEN}{after}".encode()).decode()
+    first, _, last = Masker({"NPM_TOKEN": TOKEN}).masked(encoded).partition("***")
+    assert len(first) <= 3
+    assert len(last) <= 6
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    secret=st.text(
+        st.characters(exclude_categories=["Cs", "Cc", "Z"], exclude_characters="*"), min_size=8
+    ),
+    around=st.tuples(st.text(max_size=9), st.text(max_size=9)),
+    size=st.integers(1, 9),
+)
+def test_no_cut_lets_a_secret_through(secret: str, around: tuple[str, str], size: int) -> None:
+    masker = Masker({"S": secret})
+    before, after = (part.encode(errors="replace") for part in around)
+    data = before + secret.encode() + after
+    shown = masked_in_pieces(masker, data, size)
+    assert b"***" in shown
+    assert secret.encode() not in shown
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.binary(max_size=200), st.integers(1, 9))
+def test_what_is_no_secret_stays_as_it_is(data: bytes, size: int) -> None:
+    masker = Masker({"S": "correct horse battery staple"})
+    assert masked_in_pieces(masker, data, size) == data
+    assert masked_in_pieces(Masker(), data, size) == data
+
+
+def test_lines_of_a_key_are_masked_one_by_one_and_its_armour_is_not() -> None:
+    masker = Masker({"KEY": KEY})
+    assert masker.masked(KEY) == "***\n"
+    assert masker.masked("MIGHAgEAMBMGByqGSM49AgEGCCqGSM49") == "***"
+    assert masker.masked("-----BEGIN PRIVATE KEY-----") == "-----BEGIN PRIVATE KEY-----"
+    assert masked_in_pieces(masker, f"a\n{KEY}z".encode(), 6) == b"a\n***\nz"
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_file_that_holds_a_secret_is_told_whatever_its_pieces(name: str) -> None:
+    masker = Masker({"OTHER": "another secret", "NPM_TOKEN": TOKEN})
+    data = f"{'x' * 50}{SPELLINGS[name]}{'y' * 50}".encode()
+    for size in (1, 13, 1000):
+        form = masker.found_in(data[at : at + size] for at in range(0, len(data), size))
+        assert form is not None
+        assert form.name == "NPM_TOKEN"
+    assert masker.found_in([b"nothing", b"of it"]) is None
+
+
+def test_armour_and_single_lines_do_not_make_a_file_a_leak() -> None:
+    masker = Masker({"KEY": KEY})
+    assert (
+        masker.found_in([b"-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49"]) is None
+    )
+    assert masker.found_in([b"const key = `" + KEY.encode()]) is not None
+
+
+def test_secrets_show_in_no_repr() -> None:
+    assert TOKEN not in repr(Masker({"NPM_TOKEN": TOKEN}))

@@ -1,0 +1,120 @@
+"""A canary: one secret through a whole server, and the places where it must not sing."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import subprocess
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+CANARY = "canary/8f3a+61c $x'\"\u00e9"
+SPELLINGS = [
+    CANARY,
+    base64.b64encode(CANARY.encode()).decode(),
+    base64.urlsafe_b64encode(CANARY.encode()).decode(),
+    CANARY.encode().hex(),
+    quote(CANARY, safe=""),
+    json.dumps(CANARY)[1:-1],
+]
+SAYS = """
+import base64, json, os, time, urllib.parse
+token = os.environ["TOKEN"]
+data = token.encode()
+for text in (token, json.dumps(token), urllib.parse.quote(token, safe=""), data.hex(), repr(token)):
+    print(text, flush=True)
+for encode in (base64.b64encode, base64.urlsafe_b64encode):
+    print(encode(data).decode(), encode(b"u:" + data).decode(), flush=True)
+os.write(1, data[:7]); os.write(2, data[7:] + b"\\n")
+os.makedirs(os.path.expanduser("~/.cache/tool")); os.mkdir("dist")
+open(os.path.expanduser("~/.cache/tool/token"), "w").write(token)
+open("dist/index.html", "w").write("length " + str(len(token)))
+"""
+TOML = "[build]\ncommand = 'python3 say.py{}'\noutput = 'dist'\nvariables = ['TOKEN']\n"
+
+
+@pytest.fixture
+def keeper(server):
+    made = server.gitd(
+        *("key", "create", "--label", "ops", "--json"),
+        *("--scope", "credentials:read", "--scope", "credentials:write"),
+    )
+    return json.loads(made)["secret"]
+
+
+def set_secret(server, keeper: str, *where: str) -> str:
+    done = subprocess.run(
+        ["mf", "secrets", "set", "TOKEN", "--site", "acme-store", *where],
+        env={**server.environ, "FORGE_TOKEN": keeper},
+        input=f"{CANARY}\n".encode(),
+        capture_output=True,
+        check=True,
+    )
+    return (done.stdout + done.stderr).decode()
+
+
+def cmdlines() -> str:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_bytes().decode(errors="replace"))
+    return "\n".join(found)
+
+
+def silent(text: str, where: str) -> None:
+    for spelling in SPELLINGS:
+        assert spelling not in text, where
+
+
+def test_canary_is_in_no_log_no_artifact_no_file_and_no_argument_list(server, keeper) -> None:
+    work = server.work()
+    work.commit({"managed.toml": TOML.format(""), "say.py": SAYS})
+    refused = work.push(check=False)
+    assert "TOKEN is not set" in refused
+    silent(set_secret(server, keeper), "mf")
+    work.commit({"say.py": SAYS + "print(open('/proc/1/cmdline').read())\ntime.sleep(0.5)\n"})
+    pushing = subprocess.Popen(
+        ["git", "push", "--progress", "managed", "main"],
+        cwd=work.path,
+        env=server.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while pushing.poll() is None:
+        silent(cmdlines(), "/proc")
+    said, _ = pushing.communicate()
+    assert "is live" in said, said
+    silent(said, "push")
+    assert server.serves(f"length {len(CANARY)}")
+
+    work.commit({"managed.toml": TOML.format("; exit 3")})
+    failed = work.push(check=False)
+    assert "exit status 3" in failed
+    silent(failed, "push of a failed build")
+    work.commit({"managed.toml": TOML.format('; echo "$TOKEN" > dist/leaked.txt')})
+    leaking = work.push(check=False)
+    assert "leaked.txt holds the secret TOKEN" in leaking
+    silent(leaking, "push of a leaking build")
+    assert server.serves(f"length {len(CANARY)}")
+
+    for build in server.api("GET", "/sites/acme-store/environments/production/builds").json["data"]:
+        silent(json.dumps(build, ensure_ascii=False), "build")
+        path = f"/sites/acme-store/environments/production/builds/{build['id']}/log"
+        silent(server.api("GET", path).body.decode(), "log")
+    silent(server.log(), "server's log")
+    assert server.stop() == 0
+    for path in server.root.rglob("*"):
+        if path.is_file() and path.is_relative_to(server.data):
+            silent(path.read_bytes().decode(errors="replace"), str(path))
+
+
+def test_previews_and_environments_have_secrets_of_their_own(server, keeper) -> None:
+    set_secret(server, keeper, "--env", "production")
+    work = server.work()
+    work.commit({"managed.toml": TOML.format(""), "say.py": SAYS})
+    assert "is live" in work.push()
+    assert "TOKEN is not set" in work.push("main:refs/heads/feature", check=False)
