@@ -130,7 +130,8 @@ class RefViews:
 
         def render() -> bytes:
             lines = _upload_lines(view) if is_sending else _receive_lines(view, repository)
-            return _rendered(service, lines, capabilities, version)
+            null = b"0" * (64 if repository.object_format == "sha256" else 40)
+            return _rendered(service, lines or [null + b" capabilities^{}"], capabilities, version)
 
         # What is offered to pushers has the tips of alternates in it, which may have moved.
         body = self.remembered(key, view, render) if is_sending else render()
@@ -213,8 +214,7 @@ def _rendered(
     head = pkt_line(b"# service=%s\n" % service.value.encode()) + FLUSH
     if version == 1:
         head += pkt_line(b"version 1\n")
-    first = lines[0] if lines else b"0" * 40 + b" capabilities^{}"
-    packets = [head, pkt_line(first + b"\0" + b" ".join(capabilities) + b"\n")]
+    packets = [head, pkt_line(lines[0] + b"\0" + b" ".join(capabilities) + b"\n")]
     packets += [b"%04x%b\n" % (len(line) + 5, line) for line in lines[1:]]
     return b"".join(packets)
 
@@ -248,7 +248,7 @@ def upload_capabilities(repository: Repository) -> list[bytes]:
         found.append(b"symref=HEAD:" + head_target)
     if config.flag("uploadpack.allowfilter"):
         found.append(b"filter")
-    return [*found, b"object-format=sha1", AGENT]
+    return [*found, _object_format(repository), AGENT]
 
 
 def v2_advertisement(repository: Repository) -> bytes:
@@ -266,12 +266,16 @@ def v2_advertisement(repository: Repository) -> bytes:
     unborn = config.text("lsrefs.unborn") or "advertise"
     ls_refs = b"ls-refs=unborn" if unborn == "advertise" else b"ls-refs"
     lines = [b"version 2", AGENT, ls_refs, b"fetch=" + b" ".join(fetch), b"server-option"]
-    lines.append(b"object-format=sha1")
+    lines.append(_object_format(repository))
     if config.flag("transfer.advertiseobjectinfo"):
         lines.append(b"object-info")
     if config.flag("uploadpack.advertisebundleuris"):
         lines.append(b"bundle-uri")
     return b"".join(pkt_line(line + b"\n") for line in lines) + FLUSH
+
+
+def _object_format(repository: Repository) -> bytes:
+    return b"object-format=" + repository.object_format.encode()
 
 
 def receive_capabilities(repository: Repository) -> list[bytes]:
@@ -283,4 +287,4 @@ def receive_capabilities(repository: Repository) -> list[bytes]:
     found.append(b"ofs-delta")
     if config.flag("receive.advertisepushoptions"):
         found.append(b"push-options")
-    return [*found, b"object-format=sha1", AGENT]
+    return [*found, _object_format(repository), AGENT]

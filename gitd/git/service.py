@@ -48,7 +48,12 @@ from gitd.git.side_band import SideBandAnswer, write_pieces
 from gitd.git.upload import UploadV0
 from gitd.git.upload_v2 import UploadV2
 from gitd.git.workers import PackWorkers
-from storage.git.errors import RepositoryCorruptError, RepositoryError, RepositoryNotFoundError
+from storage.git.errors import (
+    RepositoryCorruptError,
+    RepositoryError,
+    RepositoryNotFoundError,
+    RepositoryUnsupportedError,
+)
 from storage.git.repository import Repository, RepositoryCache
 
 NO_CACHE = {
@@ -135,6 +140,8 @@ class GitService:
             return _refusal(error)
         except RepositoryNotFoundError:
             return _text(404)
+        except RepositoryUnsupportedError as error:
+            return _text(403, f"{error}\n")
         except RepositoryError as error:
             return _text(500, f"{error}\n")
 
@@ -147,6 +154,8 @@ class GitService:
         is_pushing = service is Service.RECEIVE_PACK
         if wish is False or (wish is None and is_pushing and opened.remote_user is None):
             raise NotAllowedError
+        if is_pushing and repository.object_format != "sha1":
+            raise NotAllowedError("A repository with SHA-256 ids takes no pushes here.\n")
         return opened, repository
 
     # info/refs

@@ -121,8 +121,9 @@ class UploadV0:
     def _take_capabilities(self, text: bytes) -> None:
         offered = {name.split(b"=")[0] for name in upload_capabilities(self._repository)}
         asked = frozenset(text.split())
+        ours = b"object-format=" + self._repository.object_format.encode()
         for capability in asked:
-            if capability.startswith(b"object-format=") and capability != b"object-format=sha1":
+            if capability.startswith(b"object-format=") and capability != ours:
                 raise FetchRefusedError("upload-pack: unsupported object format")
         self._capabilities = frozenset(name for name in asked if name in offered)
 

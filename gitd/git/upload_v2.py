@@ -76,6 +76,7 @@ class UploadV2:
 
     async def _read_head(self, body: BodyReader) -> tuple[str | None, bool]:
         command: str | None = None
+        object_format = b"sha1"
         has_keys = False
         while not isinstance(line := await body.pkt(), Marker):
             text = line.removesuffix(b"\n")
@@ -91,15 +92,23 @@ class UploadV2:
                     raise FetchRefusedError(f"invalid command '{name}'")
                 command = name
             elif key == b"object-format":
-                if value != b"sha1":
-                    raise FetchRefusedError(_format_message(value))
+                object_format = value
             elif key not in _CAPABILITIES:
                 raise FetchRefusedError(
                     f"unknown capability '{text.decode('utf-8', 'replace')[:200]}'"
                 )
         if command is None and has_keys:
             raise FetchRefusedError("no command requested")
+        if command is not None:
+            self._require_format(object_format.decode("utf-8", "replace"))
         return command, line is not Marker.DELIM
+
+    def _require_format(self, wished: str) -> None:
+        ours = self._repository.object_format
+        if wished not in ("sha1", "sha256"):
+            raise FetchRefusedError(f"unknown object format '{wished}'")
+        if wished != ours:
+            raise FetchRefusedError(f"mismatched object format: server {ours}; client {wished}")
 
     def _commands(self) -> list[str]:
         config = self._repository.config
@@ -395,10 +404,3 @@ def _uris(built: BuiltPack, fetch: FetchRequest) -> bytes:
         sections += [pkt_line(line + b"\n") for line in lines]
         sections.append(DELIM)
     return _joined([*sections, pkt_line(b"packfile\n")], fetch)
-
-
-def _format_message(value: bytes) -> str:
-    name = value.decode("utf-8", "replace")
-    if name == "sha256":
-        return "mismatched object format: server sha1; client sha256"
-    return f"unknown object format '{name}'"

@@ -3,6 +3,7 @@
 StorageError
 └── RepositoryError               root of this package
     ├── RepositoryNotFoundError   no repository there
+    ├── RepositoryUnsupportedError  its objects or refs are kept in a way that is not read here
     ├── RepositoryCorruptError    a file of the repository is not what its format says
     │   └── ObjectMissingError    an object that must be there is not
     ├── PackOutgrownError         a pack needs more memory than its worker may take
@@ -23,6 +24,10 @@ class RepositoryError(StorageError):
 
 class RepositoryNotFoundError(RepositoryError):
     """No repository there."""
+
+
+class RepositoryUnsupportedError(RepositoryError):
+    """The repository keeps its objects or refs in a way that is not read here."""
 
 
 class RepositoryCorruptError(RepositoryError):

@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from storage.git.config import GitConfig
-from storage.git.errors import RepositoryCorruptError, RepositoryNotFoundError
+from storage.git.errors import RepositoryNotFoundError, RepositoryUnsupportedError
 from storage.git.object_formats import unhex
 from storage.git.objects import RACY_NS, ContentCache, ObjectStore
 from storage.git.refs import RefStore
 
+_EXTENSIONS = (("objectformat", "sha1"), ("objectformat", "sha256"), ("refstorage", "files"))
 OPEN_COUNT_MAX = 64  # repositories kept open; each holds two file descriptors per pack
 
 
@@ -23,12 +24,14 @@ class Repository:
 
     Attributes:
         path: the git directory (`x.git`, or `x/.git`).
+        object_format: `sha1`; or `sha256`, and then it is empty.
     """
 
     def __init__(self, path: Path, cache: ContentCache | None = None) -> None:
         self.path = path
         self.objects = ObjectStore(path / "objects", cache)
         self.refs = RefStore(path)
+        self.object_format = "sha1"
         self._config = GitConfig()
         self._config_stamp: tuple[int, int, int] | None = None
         self.refresh()
@@ -38,7 +41,8 @@ class Repository:
 
         Raises:
             RepositoryNotFoundError: it is gone.
-            RepositoryCorruptError: its config does not parse, or asks for what is not supported.
+            RepositoryUnsupportedError: its format is not one that is read here.
+            RepositoryCorruptError: its config does not parse.
         """
         try:
             status = (self.path / "config").stat()
@@ -46,14 +50,26 @@ class Repository:
             if not is_repository(self.path):
                 raise RepositoryNotFoundError(self.path.name) from None
             self._config, self._config_stamp = GitConfig(), None
+            self.object_format = "sha1"
         else:
             stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
             if stamp != self._config_stamp:
-                self._config = GitConfig.read(self.path / "config")
-                is_settled = time.time_ns() - status.st_mtime_ns > RACY_NS
-                self._config_stamp = stamp if is_settled else None
-                _require_supported(self._config)
+                self._config, self._config_stamp = GitConfig.read(self.path / "config"), None
+                self.object_format = _supported_format(self._config)
+                if time.time_ns() - status.st_mtime_ns > RACY_NS:
+                    self._config_stamp = stamp
         self.objects.refresh()
+        if self.object_format != "sha1" and not self._is_empty():
+            raise RepositoryUnsupportedError(
+                f"the repository's objects have {self.object_format.upper()} ids, "
+                "and this server reads those of SHA-1 only"
+            )
+
+    def _is_empty(self) -> bool:
+        """Say whether there is nothing that an object's id stands for or in."""
+        is_without_objects = not self.objects.packs() and not self.objects.loose_directories()
+        is_without_refs = not self.refs.loose_count() and not (self.path / "packed-refs").exists()
+        return is_without_objects and is_without_refs
 
     @property
     def config(self) -> GitConfig:
@@ -106,7 +122,7 @@ class RepositoryCache:
 
         Raises:
             RepositoryNotFoundError: there is none.
-            RepositoryCorruptError: its config cannot be honoured.
+            RepositoryUnsupportedError, RepositoryCorruptError: see `Repository.refresh`.
         """
         with self._lock:
             repository = self._open.get(path)
@@ -134,13 +150,17 @@ def is_repository(path: Path) -> bool:
     )
 
 
-def _require_supported(config: GitConfig) -> None:
+def _supported_format(config: GitConfig) -> str:
+    """Return the name of the object format, if all extensions are known."""
     version = config.number("core.repositoryformatversion", default=0)
     if version not in (0, 1):
-        raise RepositoryCorruptError(f"repository format version {version} is not supported")
-    if version == 1:
-        for name, value in config.section("extensions.").items():
-            is_known = name in ("noop", "partialclone", "worktreeconfig", "preciousobjects")
-            is_usual = (name, value.lower()) in (("objectformat", "sha1"), ("refstorage", "files"))
-            if not is_known and not is_usual:
-                raise RepositoryCorruptError(f"extension {name}={value} is not supported")
+        raise RepositoryUnsupportedError(f"repository format version {version} is not supported")
+    extensions = config.section("extensions.") if version == 1 else {}
+    for name, value in extensions.items():
+        is_known = name in ("noop", "partialclone", "worktreeconfig", "preciousobjects")
+        is_usual = (name, value.lower()) in _EXTENSIONS
+        if not is_known and not is_usual:
+            raise RepositoryUnsupportedError(
+                f"the repository's extension {name}={value} is not supported"
+            )
+    return extensions.get("objectformat", "sha1").lower()
