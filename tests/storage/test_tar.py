@@ -187,7 +187,7 @@ def test_malformed_archive_is_refused_quickly(data: bytes) -> None:
     started = time.monotonic()
     with pytest.raises(TreeInvalidError):
         read(data)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
 
 
 def pax(records: bytes) -> bytes:

@@ -210,7 +210,7 @@ async def test_stop_of_the_server_waits_for_no_stream_and_no_poll(service, acme)
     await asyncio.sleep(0.05)
     began = time.monotonic()
     await service.runner.cleanup()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     assert (await polling).data["status"] == "queued"
     assert (await stream.read()).startswith(b"id: ")
 
