@@ -17,9 +17,9 @@ def page(text: str) -> dict[str, str]:
 
 
 def release_folders(host, env="env_1") -> list[str]:
-    return sorted(
-        path.name for path in (host.directory / "environments" / env / "releases").iterdir()
-    )
+    """The names of the folders; each has its proof beside it."""
+    releases = host.directory / "environments" / env / "releases"
+    return sorted(path.name for path in releases.iterdir() if path.is_dir())
 
 
 async def test_a_roll_tells_its_story(shelf, control, host, wanted):
