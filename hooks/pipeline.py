@@ -328,7 +328,7 @@ class Pipeline:
 
         Raises:
             NotFoundError: No such deployment or release on this environment.
-            RefusedError: `release.no_previous`, `release.already_current`, `release.expired`,
+            RefusedError: `release.no_previous`, `release.already_current`, `release.unavailable`,
                 `artifact.revoked`.
         """
 
@@ -342,7 +342,7 @@ class Pipeline:
             ran = artifacts.get(changes.db, wanted.artifact_id)
             if ran is None or not ran.is_available:
                 raise RefusedError(
-                    "release.expired",
+                    "release.unavailable",
                     f"{wanted.id} ran {wanted.artifact_id}, which is not kept any more: build "
                     f"{wanted.commit or 'its commit'} again to deploy it.",
                 )

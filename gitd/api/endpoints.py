@@ -408,7 +408,7 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
                 "release.no_previous",
                 "release.already_current",
                 "artifact.revoked",
-                "release.expired",
+                "release.unavailable",
             ),
         ),
         Endpoint(

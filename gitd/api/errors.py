@@ -64,7 +64,7 @@ class ErrorCode:
         return self.own_status or STATUS_OF_TYPE.get(self.type, 0)
 
 
-_ROWS = (
+ROWS = (
     ErrorCode(
         INVALID,
         "request.invalid",
@@ -256,7 +256,7 @@ _ROWS = (
     ),
     ErrorCode(
         CONFLICT,
-        "release.expired",
+        "release.unavailable",
         "What the release ran is not kept any more: it is older than the releases that are.",
         "Build its commit again and deploy that; the message names it. Releases with available "
         "true can be brought back.",
@@ -402,18 +402,6 @@ _ROWS = (
     ),
     ErrorCode(
         JOB,
-        "build.source_unreadable",
-        "The server could not read the commit from its repository. It is not the commit's fault.",
-        "See the server's log, and run gitd check; then build again.",
-    ),
-    ErrorCode(
-        JOB,
-        "build.internal",
-        "The server failed in a way that it does not foresee. It is not the commit's fault.",
-        "See the server's log; then build again.",
-    ),
-    ErrorCode(
-        JOB,
         "store.no_space",
         "The disk of the server has no room for the output. Nothing was kept; sites serve on.",
         "Make room on the server's disk; then build again.",
@@ -485,18 +473,6 @@ _ROWS = (
     ),
     ErrorCode(
         JOB,
-        "deployment.host_unavailable",
-        "No site host was there to roll the release. The prior release is what it last served.",
-        "See that gitd host runs; then deploy again.",
-    ),
-    ErrorCode(
-        JOB,
-        "deployment.host_failed",
-        "The site host could not unpack or keep the release. The prior release goes on serving.",
-        "See the host's log and its disk; then deploy again.",
-    ),
-    ErrorCode(
-        JOB,
         "deployment.release_command_failed",
         "The release command ended with an error. The prior release goes on serving.",
         "Read the job's log.",
@@ -533,7 +509,7 @@ _ROWS = (
         "See whether gitd host runs, and its log; then deploy again.",
     ),
 )
-CODES: dict[str, ErrorCode] = {row.code: row for row in _ROWS}
+CODES: dict[str, ErrorCode] = {row.code: row for row in ROWS}
 
 
 @dataclass(frozen=True, slots=True)

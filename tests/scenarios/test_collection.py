@@ -80,7 +80,7 @@ def test_gc_says_what_goes_and_why_and_what_is_listed_stays_deployable(keeper) -
         "rollback", one["id"], "--site", "acme-store", "--env", "production", check=False
     )
     assert refused.returncode == 3
-    assert "release.expired" in refused.stderr
+    assert "release.unavailable" in refused.stderr
     keeper.mf("artifacts", "pin", two["artifact_id"], "--site", "acme-store", "--env", "production")
     assert finish(keeper, roll_back(keeper, two["id"]))["status"] == "succeeded"
     assert keeper.serves("two")
@@ -94,7 +94,7 @@ def test_gc_says_what_goes_and_why_and_what_is_listed_stays_deployable(keeper) -
     assert len(before - stored(keeper)) == 2
     for wanted in (four, two):
         assert finish(keeper, roll_back(keeper, wanted["id"]))["status"] == "succeeded"
-    assert roll_back(keeper, one["id"]).json["error"]["code"] == "release.expired"
+    assert roll_back(keeper, one["id"]).json["error"]["code"] == "release.unavailable"
     assert json.loads(keeper.gitd("check", "--json"))["ok"]
 
 

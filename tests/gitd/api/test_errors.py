@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import gitd.errors
 import hooks.errors
-from gitd.api.errors import CODES, STATUS_OF_TYPE, refusal_of
+from gitd.api.errors import CODES, ROWS, STATUS_OF_TYPE, refusal_of
 from gitd.auth import SCOPES
 from gitd.errors import ConfigError, GitdError, StartError
 from hooks.errors import NotFoundError, PipelineError, RefusedError
@@ -29,6 +30,15 @@ def test_type_fixes_the_status_but_for_the_three_that_http_names() -> None:
     }
     assert {row.type for row in CODES.values()} <= {*STATUS_OF_TYPE, "job"}
     assert all(re.fullmatch(DOTTED, code) for code in CODES)
+
+
+def test_a_code_has_one_row() -> None:
+    assert [code for code, count in Counter(row.code for row in ROWS).items() if count > 1] == []
+
+
+async def test_codes_that_an_endpoint_answers_with_have_a_status(service) -> None:
+    codes = {code for endpoint in service.api.endpoints for code in endpoint.errors}
+    assert [code for code in sorted(codes) if CODES[code].status < 400] == []
 
 
 def test_codes_that_the_contract_names_are_there() -> None:

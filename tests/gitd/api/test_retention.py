@@ -44,7 +44,7 @@ async def test_rollback_out_of_the_window_is_refused_and_names_the_commit(
     collect(service)
     for named in (history[0]["id"], history[1]["deployment_id"]):
         heard = await service.post(f"{acme.production}/deployments/{named}/rollback")
-        assert (heard.status, heard.code) == (409, "release.expired")
+        assert (heard.status, heard.code) == (409, "release.unavailable")
         assert history[0]["commit"] in heard.body["error"]["message"]
     heard = await service.post(f"{acme.production}/deployments/{history[1]['id']}/rollback")
     assert heard.status == 202
