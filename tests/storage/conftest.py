@@ -172,25 +172,7 @@ class World:
         self.write(lambda db: environments.add(db, made))
 
     def deployment(self, ingested: Ingested, env_id: str = "env_1") -> Deployment:
-        made = Deployment(
-            id=new_id("dep"),
-            site_id="site_1",
-            env_id=env_id,
-            job_id=new_id("job"),
-            artifact_id=ingested.artifact_id,
-            envelope_sha256=ingested.envelope_sha256,
-            trigger=Trigger.DEPLOY,
-            status=JobStatus.QUEUED,
-            runs_release_command=True,
-            release_id=None,
-            error=None,
-            ref=None,
-            commit=None,
-            actor=SYSTEM,
-            created_at=0,
-            started_at=None,
-            finished_at=None,
-        )
+        made = deployment_of(ingested.artifact_id, ingested.envelope_sha256, env_id)
         self.write(lambda db: deployments.add(db, made))
         return made
 
@@ -247,6 +229,29 @@ class World:
             out = self.shop.folder / f"out{number}"
             self.shop.reader.materialise(verified, out)
             shutil.rmtree(out)
+
+
+def deployment_of(artifact_id: str, envelope_sha256: str, env_id: str) -> Deployment:
+    """A deployment that waits for its turn."""
+    return Deployment(
+        id=new_id("dep"),
+        site_id="site_1",
+        env_id=env_id,
+        job_id=new_id("job"),
+        artifact_id=artifact_id,
+        envelope_sha256=envelope_sha256,
+        trigger=Trigger.DEPLOY,
+        status=JobStatus.QUEUED,
+        runs_release_command=True,
+        release_id=None,
+        error=None,
+        ref=None,
+        commit=None,
+        actor=SYSTEM,
+        created_at=0,
+        started_at=None,
+        finished_at=None,
+    )
 
 
 def provenance(build_id: str, **facts: object) -> Provenance:

@@ -18,15 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import KEEP_NOTHING, Shop, make_shop
+from conftest import KEEP_NOTHING, Shop, deployment_of, make_shop
 
 from storage.artifacts import Ingested
 from storage.collect import Collector, Order
 from storage.errors import ArtifactMissingError
 from storage.gate import Gate
-from storage.ids import new_id
 from storage.materialise import materialise
-from storage.model import SYSTEM, Deployment, JobStatus, Trigger
+from storage.model import Deployment, JobStatus
 from storage.records import artifacts, deployments
 
 CONTENTS = 300
@@ -65,25 +64,8 @@ def queued(db: sqlite3.Connection, ingested: Ingested) -> Deployment | None:
     found = artifacts.of_site(db, "site_1", ingested.artifact_id)
     if found is None or not found.artifact.is_available:
         return None
-    deployment = Deployment(
-        id=new_id("dep"),
-        site_id="site_1",
-        env_id="env_1",
-        job_id=new_id("job"),
-        artifact_id=ingested.artifact_id,
-        envelope_sha256=found.attestation.envelope_sha256,
-        trigger=Trigger.DEPLOY,
-        status=JobStatus.QUEUED,
-        runs_release_command=False,
-        release_id=None,
-        error=None,
-        ref=None,
-        commit=None,
-        actor=SYSTEM,
-        created_at=0,
-        started_at=None,
-        finished_at=None,
-    )
+    envelope = found.attestation.envelope_sha256
+    deployment = deployment_of(ingested.artifact_id, envelope, "env_1")
     deployments.add(db, deployment)
     return deployment
 

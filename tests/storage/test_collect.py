@@ -44,14 +44,6 @@ from storage.records import retention as retention_rows
 from storage.retention import DAY_MS, Fate, Pressure, Retention
 
 NOW = 100 * DAY_MS  # where the clock of a world begins
-NOTHING = Retention(
-    releases=0,
-    branch_artifacts=0,
-    recent_ms=0,
-    grace_ms=0,
-    cache_bytes_max=0,
-    cache_site_bytes_max=0,
-)
 AT_ONCE = Order(is_hurried=True, is_thorough=True)
 
 
@@ -79,7 +71,7 @@ def test_what_nothing_keeps_goes_with_its_blobs_and_nothing_else(world, shop) ->
 
 def test_every_reason_to_keep_an_artifact_is_found_in_the_records(world, shop) -> None:
     built = {n: shop.ingest({"n": b"%d" % n}) for n in range(8)}
-    world.retention = replace(NOTHING, releases=2, branch_artifacts=1)
+    world.retention = replace(world.retention, releases=2, branch_artifacts=1)
     world.write(lambda db: db.execute("UPDATE attestation SET ref = 'refs/heads/other'"))
     for n in (6, 7):
         world.write(
@@ -114,7 +106,7 @@ def test_every_reason_to_keep_an_artifact_is_found_in_the_records(world, shop) -
 
 def test_artifact_that_runs_again_and_again_pushes_no_release_out(world, shop) -> None:
     one, two, three = (shop.ingest({"n": b"%d" % n}) for n in range(3))
-    world.retention = replace(NOTHING, releases=2)
+    world.retention = replace(world.retention, releases=2)
     for ingested in (one, two, three, two, three, two, three):
         world.release(ingested)
     world.collect()
@@ -132,7 +124,7 @@ def test_environment_and_site_that_are_gone_keep_nothing(world, shop) -> None:
     world.collect()
     assert world.listed() == {other.artifact_id}
     world.write(lambda db: sites.delete(db, "site_1"))
-    world.retention = replace(NOTHING, recent_ms=DAY_MS)
+    world.retention = replace(world.retention, recent_ms=DAY_MS)
     world.write(lambda db: db.execute("UPDATE attestation SET created_at = ?", (NOW,)))
     assert world.collect().trees == 1
     world.expect_whole()
@@ -182,7 +174,7 @@ def test_places_in_the_order_of_statements_are_never_given_twice(world, shop) ->
 
 def test_expired_artifact_leaves_the_list_and_keeps_its_files_for_its_grace(world, shop) -> None:
     ingested = shop.ingest({"a": b"a"})
-    world.retention = replace(NOTHING, grace_ms=DAY_MS)
+    world.retention = replace(world.retention, grace_ms=DAY_MS)
     assert fates(world.collect()) == {ingested.artifact_id: Fate.EXPIRES}
     assert world.listed() == set()
     world.clock.now += DAY_MS - 1
@@ -198,7 +190,7 @@ def test_expired_artifact_leaves_the_list_and_keeps_its_files_for_its_grace(worl
 @pytest.mark.parametrize("how", ["built again", "pinned", "settings"])
 def test_expired_artifact_comes_back(world, shop, how: str) -> None:
     ingested = shop.ingest({"a": b"a"})
-    world.retention = replace(NOTHING, grace_ms=DAY_MS)
+    world.retention = replace(world.retention, grace_ms=DAY_MS)
     world.collect()
     if how == "built again":
         assert shop.ingest({"a": b"a"}).new_blobs == 0
@@ -240,7 +232,7 @@ def test_what_was_dropped_is_whole_when_it_is_built_again(world, shop) -> None:
 
 
 def test_cache_keeps_its_tree_until_it_is_replaced_or_evicted(world, shop) -> None:
-    world.retention = replace(NOTHING, cache_bytes_max=10, cache_site_bytes_max=10)
+    world.retention = replace(world.retention, cache_bytes_max=10, cache_site_bytes_max=10)
     shop.keep_tree({"c": b"old"})
     assert world.collect().is_idle
     shop.keep_tree({"c": b"new"})
@@ -485,7 +477,7 @@ def test_decision_is_made_again_where_it_is_written(world, shop, meanwhile: str)
                     )
             return found
 
-    world.retention = replace(NOTHING, recent_ms=DAY_MS)
+    world.retention = replace(world.retention, recent_ms=DAY_MS)
     world.collector(Late).run(AT_ONCE)
     assert world.listed() == {ingested.artifact_id}
     world.expect_whole()
@@ -704,7 +696,7 @@ def test_plan_says_what_a_run_does_and_changes_nothing(world, shop) -> None:
 
 def test_plan_counts_what_expires_now_and_goes_later(world, shop) -> None:
     ingested = shop.ingest({"a": b"a"})
-    world.retention = replace(NOTHING, grace_ms=DAY_MS)
+    world.retention = replace(world.retention, grace_ms=DAY_MS)
     planned = world.collector().plan()
     assert [(v.fate, v.until) for v in planned.of(Fate.EXPIRES)] == [(Fate.EXPIRES, NOW + DAY_MS)]
     assert (planned.trees, planned.is_idle) == (0, False)
