@@ -34,6 +34,7 @@ from gitd.stores import note_settings, retention_of, room_of
 from gitd.systemd import inherited_sockets, notify
 from hooks.builds import allowlist, cgroups
 from hooks.builds import service as builder_service
+from hooks.builds.build_cache import BuildCaches
 from hooks.builds.packing import Packer
 from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildLimits, BuildRunner
@@ -174,11 +175,15 @@ class Control:
                 timeout_s=config.builders.timeout_s,
                 lease_s=config.builders.lease_s,
                 output_bytes_max=config.builders.output_bytes_max,
+                cache_bytes_max=config.builders.cache_site_bytes_max,
                 # the settings of the same names
                 sandbox=msgspec.convert(config.builders, SandboxLimits, from_attributes=True),
             ),
             housekeeping=self.housekeeping,
             variables=self.variables,
+            caches=BuildCaches(
+                self.jobs, self.store, size_bytes_max=config.builders.cache_site_bytes_max
+            ),
         )
         self.egress_rules = egress_rules(config.builders, machine_environ())
         self.rolls = RollRunner(

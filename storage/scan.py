@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +25,18 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CAPABILITY = "security.capability"
 
 
-def scan_directory(root: Path, *, owner_uid: int | None) -> Iterator[SourceEntry]:
+def scan_directory(
+    root: Path,
+    *,
+    owner_uid: int | None,
+    on_refused: Callable[[TreeInvalidError], None] | None = None,
+) -> Iterator[SourceEntry]:
     """Give what is in a folder; whoever wrote it must be gone.
 
     `owner_uid`: everything must belong to it, so that a hard link to a stranger's file is not
     taken in; None does not look. Devices, pipes, sockets, set-id files and files with
-    capabilities are refused; other attributes and times are not part of a tree.
+    capabilities are refused; other attributes and times are not part of a tree. `on_refused` is
+    told of what is refused, which is left out then; without it that is an error.
 
     Raises:
         TreeInvalidError: While iterating or reading: something may not be in an artifact,
@@ -41,29 +47,50 @@ def scan_directory(root: Path, *, owner_uid: int | None) -> Iterator[SourceEntry
     except PermissionError as error:
         raise TreeInvalidError(b".", f"cannot be read: {error.strerror}") from error
     try:
-        yield from _scan(root, top, b"", owner_uid)
+        yield from _scan(root, top, b"", owner_uid, on_refused)
     finally:
         os.close(top)
 
 
-def _scan(root: Path, folder: int, prefix: bytes, owner_uid: int | None) -> Iterator[SourceEntry]:
+def _scan(
+    root: Path,
+    folder: int,
+    prefix: bytes,
+    owner_uid: int | None,
+    on_refused: Callable[[TreeInvalidError], None] | None,
+) -> Iterator[SourceEntry]:
     if prefix.count(b"/") > DEPTH_MAX:
         raise TreeInvalidError(prefix, "lies too deep")
     for name in sorted(os.listdir(folder)):
         path = prefix + os.fsencode(name)
-        check_path(path)
         try:
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            yield _entry(root, folder, name, path, status, owner_uid)
-            if not stat.S_ISDIR(status.st_mode):
-                continue
-            child = os.open(name, _DIRECTORY, dir_fd=folder)
-        except OSError as error:
-            raise TreeInvalidError(path, f"cannot be read: {error.strerror}") from error
+            entry, child = _look(root, folder, name, path, owner_uid)
+        except TreeInvalidError as error:
+            if on_refused is None:
+                raise
+            on_refused(error)
+            continue
         try:
-            yield from _scan(root, child, path + b"/", owner_uid)
+            yield entry
+            if child is not None:
+                yield from _scan(root, child, path + b"/", owner_uid, on_refused)
         finally:
-            os.close(child)
+            if child is not None:
+                os.close(child)
+
+
+def _look(
+    root: Path, folder: int, name: str, path: bytes, owner_uid: int | None
+) -> tuple[SourceEntry, int | None]:
+    """Return an entry, and of a folder that is open."""
+    check_path(path)
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        entry = _entry(root, folder, name, path, status, owner_uid)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        return entry, os.open(name, _DIRECTORY, dir_fd=folder) if is_folder else None
+    except OSError as error:
+        raise TreeInvalidError(path, f"cannot be read: {error.strerror}") from error
 
 
 def _entry(

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from hooks.builds import phases, sandbox
+from hooks.builds import dependencies, phases, sandbox
 from hooks.builds.build_log import BuildLog
 from hooks.builds.control import Control, LeasedJob
 from hooks.builds.errors import (
@@ -31,7 +31,7 @@ from hooks.builds.phases import PROGRESS, Phase, Workspace
 from hooks.builds.plan import Plan
 from hooks.builds.toolchain import Toolchain
 from hooks.builds.tree import remove_tree
-from hooks.builds.wire import BuildError, Finish, Given, Lease
+from hooks.builds.wire import BuildError, CacheAnswer, CacheRequest, Finish, Given, Lease
 from hooks.process import die_with_parent, drop_privileges
 
 log = structlog.get_logger(__name__)
@@ -240,15 +240,23 @@ class _Build:
             plan = await phases.detect(self._job, self._log)
             given = await phases.fetch_variables(plan, self._job, self._log)
         settings = plan.settings
+        cache_inputs: dict[str, str] = {}
         if not plan.is_source:
             self._workspace.root.mkdir(mode=SCRATCH_MODE)
             with self._entered(Phase.SOURCE):
                 await phases.fetch_source(plan, self._job, self._workspace, self._log)
-            settings["network"] = await self._run_steps(plan, lease, given)
+            wanted = await self._cache_key(plan)
+            settings["network"], cache = await self._run_steps(plan, wanted, lease, given)
+            if cache.digest is not None:
+                cache_inputs["dependencies"] = cache.digest
             with self._entered(Phase.COLLECT):
                 settings["output"] = await phases.collect(
                     plan, self._job, self._workspace, self._log
                 )
+            is_new = plan.cache or not cache.is_hit
+            if is_new and not lease.clean and not given.secrets and self._leaves_any(plan):
+                with self._entered(Phase.CACHE):
+                    await phases.keep_cache(plan, wanted, self._job, self._workspace, self._log)
         return Finish(
             slot=self._slot,
             status="succeeded",
@@ -262,14 +270,29 @@ class _Build:
             timings=self._timings,
             settings=settings,
             toolchain=dict(self._toolchain),
+            cache_inputs=cache_inputs,
         )
 
-    async def _run_steps(self, plan: Plan, lease: Lease, given: Given) -> str:
-        """Run the steps; return what they could reach."""
-        if not plan.steps:
-            return "none"
+    def _leaves_any(self, plan: Plan) -> bool:
+        return dependencies.leaves_any(self._workspace.home, self._workspace.tree, plan)
+
+    async def _cache_key(self, plan: Plan) -> CacheRequest:
+        key = await asyncio.to_thread(
+            dependencies.key_of, self._workspace.tree, plan, self._toolchain
+        )
+        return CacheRequest(plan.profile, key)
+
+    async def _run_steps(
+        self, plan: Plan, wanted: CacheRequest, lease: Lease, given: Given
+    ) -> tuple[str, CacheAnswer]:
+        """Run the steps; return what they could reach, and the cache that they began with."""
         network = BuildNetwork(await self._job.egress(), self._log)
         try:
+            phases.make_home(network, self._workspace)
+            with self._entered(Phase.CACHE):
+                cache = await phases.restore_cache(
+                    plan, wanted, self._job, self._workspace, self._log
+                )
             for step in plan.steps:
                 with self._entered(Phase(step.name)):
                     spec = phases.build_spec(
@@ -288,7 +311,7 @@ class _Build:
                 down_bytes=passed.down_bytes,
                 problems=len(network.problems),
             )
-        return network.hosts
+        return network.hosts, cache
 
     def _failed(self, code: str, message: str, exit_status: int | None = None) -> Finish:
         message = self._log.masker.masked(message)

@@ -22,6 +22,8 @@ from hooks.builds.wire import (
     LEASE_HEADER,
     BatchLine,
     BuildError,
+    CacheAnswer,
+    CacheRequest,
     Declared,
     Egress,
     Finish,
@@ -39,6 +41,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 2.0  # of the small calls
 EGRESS_TIMEOUT_S = 60.0  # control may have to ask the machine's package clients first
+CACHE_TIMEOUT_S = 300.0  # the build goes on without what takes longer
 FINISH_TIMEOUT_S = 600.0  # control packs, signs and stores meanwhile
 LEASE_SLACK_S = 10.0  # how much longer than asked for an empty lease may take
 RETRY_FIRST_S = 0.02
@@ -190,6 +193,45 @@ class LeasedJob:
 
         await self._repeat(fetch)
         out.seek(0)
+
+    async def find_cache(self, wanted: CacheRequest) -> CacheAnswer:
+        """Ask which cache the build begins with."""
+        return await self._post("cache", wanted, CacheAnswer)
+
+    async def fetch_cache(self, digest: str, out: BinaryIO) -> bool:
+        """Write a cache as a tar to the seekable `out`, and go to its start. False without it."""
+        try:
+            async with self._session.get(
+                f"{self._path}/cache",
+                params={"digest": digest},
+                headers=self._headers,
+                timeout=_timeout(CACHE_TIMEOUT_S),
+            ) as response:
+                response.raise_for_status()
+                async for chunk in response.content.iter_chunked(READ_BYTES):
+                    await asyncio.to_thread(out.write, chunk)
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+        out.seek(0)
+        return True
+
+    async def send_cache(
+        self, kept: CacheRequest, chunks: Callable[[], AsyncIterator[bytes]]
+    ) -> str:
+        """Send a tar of what the next build begins with; what became of it."""
+        key = msgspec.json.encode(kept.key, order="sorted").decode()
+        try:
+            async with self._session.put(
+                f"{self._path}/cache",
+                params={"profile": kept.profile, "key": key},
+                data=chunks(),
+                headers=self._headers,
+                timeout=_timeout(CACHE_TIMEOUT_S),
+            ) as response:
+                response.raise_for_status()
+                return msgspec.json.decode(await response.read(), type=CacheAnswer).said
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
+            return f"not kept: {type(error).__name__}"
 
     async def send_output(self, chunks: Callable[[], AsyncIterator[bytes]]) -> None:
         """Send a tar; `chunks` gives it, from its start, as often as it is called.

@@ -16,11 +16,12 @@ from hooks.variable_rules import name_fault
 CONFIG_INVALID = "build.config_invalid"
 COMMAND_CHARS_MAX = 8192
 SITES_COUNT_MAX = 1000
+CACHE_COUNT_MAX = 20
 VARIABLES_COUNT_MAX = 64
 _HEALTH_PATH = re.compile(r"/[!-~]{0,1023}")
 TABLES = {
     "build": (
-        *("root", "profile", "install", "command", "output", "facts", "submodules", "lfs"),
+        *("root", "profile", "install", "command", "output", "facts", "cache", "submodules", "lfs"),
         "variables",
     ),
     "run": ("web", "release", "health"),
@@ -62,6 +63,7 @@ class ManagedToml:
     command: str | Literal[False] | None = None
     output: str | None = None
     facts: tuple[Fact, ...] | None = None
+    cache: tuple[str, ...] | None = None
     ignores_submodules: bool | None = None
     ignores_lfs: bool | None = None
     web: str | None = None
@@ -134,6 +136,7 @@ def _parse(text: str, *, is_top: bool) -> ManagedToml:
         command=_step(build, "build.command"),
         output=_folder(build, "build.output"),
         facts=_facts(build),
+        cache=_cache(build),
         ignores_submodules=_ignores(build, "build.submodules"),
         ignores_lfs=_ignores(build, "build.lfs"),
         web=_command(run, "run.web"),
@@ -206,6 +209,18 @@ def _facts(table: dict[str, Any]) -> tuple[Fact, ...] | None:
     if not isinstance(names, list) or not all(name in known for name in names):
         raise _Invalid(f"`build.facts` must be a list of some of {known}, not {names!r}"[:300])
     return tuple(fact for fact in Fact if fact in names)
+
+
+def _cache(table: dict[str, Any]) -> tuple[str, ...] | None:
+    names = table.get("cache")
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) > CACHE_COUNT_MAX:
+        raise _Invalid(f"`build.cache` must be a list of at most {CACHE_COUNT_MAX} folders")
+    folders = [_folder({"cache": name}, "build.cache") for name in names]
+    if "." in folders:
+        raise _Invalid("`build.cache` cannot be the whole site: name the folders in it")
+    return tuple(dict.fromkeys(folder for folder in folders if folder))
 
 
 def _ignores(table: dict[str, Any], name: str) -> bool | None:

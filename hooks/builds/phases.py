@@ -2,6 +2,7 @@
 
     lease --detect--> plan
     commit's tar --source--> tree        step, tree --install, build, finish--> changed tree
+    an earlier build's cache --cache--> tree and home --cache--> the next build's
     plan, tree --collect--> output
 
 A plan without steps ends after detect: control has the source itself.
@@ -19,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from hooks.builds import managed_toml, profiles, runtimes
+from hooks.builds import dependencies, managed_toml, profiles, runtimes
 from hooks.builds.build_log import BuildLog
 from hooks.builds.control import LeasedJob
 from hooks.builds.errors import BuildFailedError
@@ -33,7 +34,8 @@ from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox import APP_DIR, HOME_DIR, Bind, Sandbox, SandboxSpec
 from hooks.builds.tree import Output, filled_folder, find_output, unpack
-from hooks.builds.wire import Folder, Given, Lease
+from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease
+from storage.errors import TreeError
 from storage.source import SourceDirectory
 
 T = TypeVar("T")
@@ -53,6 +55,7 @@ class Phase(StrEnum):
 
     DETECT = "detect"
     SOURCE = "source"
+    CACHE = "cache"
     INSTALL = "install"
     BUILD = "build"
     FINISH = "finish"
@@ -62,6 +65,7 @@ class Phase(StrEnum):
 PROGRESS = {
     Phase.DETECT: 0,
     Phase.SOURCE: 5,
+    Phase.CACHE: 8,
     Phase.INSTALL: 10,
     Phase.BUILD: 40,
     Phase.FINISH: 70,
@@ -159,6 +163,67 @@ async def fetch_variables(plan: Plan, job: LeasedJob, log: BuildLog) -> Given:
     return given
 
 
+def make_home(network: BuildNetwork, workspace: Workspace) -> None:
+    """Make the home of the steps, with the settings of package clients."""
+    (workspace.home / "bin").mkdir(parents=True)  # see `runtimes.BUILD_PATH`
+    network.write_settings(workspace.home)
+
+
+async def restore_cache(
+    plan: Plan, wanted: CacheRequest, job: LeasedJob, workspace: Workspace, log: BuildLog
+) -> CacheAnswer:
+    """Put back what an earlier build left, and say which or why none."""
+    answer = await job.find_cache(wanted)
+    if answer.digest is None:
+        log.line(Phase.CACHE, answer.said)
+        return answer
+    with tempfile.TemporaryFile(dir=workspace.root) as archive:
+        if not await job.fetch_cache(answer.digest, archive):
+            log.line(Phase.CACHE, f"{answer.said}; it could not be read, so it is not used")
+            return CacheAnswer(answer.said)
+        try:
+            await _in_thread(
+                lambda is_stopped: dependencies.put_back(
+                    archive,
+                    workspace.root / "cache",
+                    workspace.home,
+                    workspace.tree,
+                    plan,
+                    is_stopped,
+                )
+            )
+        except BuildFailedError as error:
+            log.line(Phase.CACHE, f"{answer.said}; it is not used: {error}")
+            return CacheAnswer(answer.said)
+    log.line(Phase.CACHE, answer.said)
+    return answer
+
+
+async def keep_cache(
+    plan: Plan, wanted: CacheRequest, job: LeasedJob, workspace: Workspace, log: BuildLog
+) -> None:
+    """Send what the next build begins with, and say what became of it."""
+    size_max = job.lease.cache_bytes_max
+    try:
+        gathered = await _in_thread(
+            lambda is_stopped: dependencies.gather(
+                workspace.home,
+                workspace.tree,
+                plan,
+                size_bytes_max=size_max,
+                is_stopped=is_stopped,
+            )
+        )
+    except TreeError as error:
+        log.line(Phase.CACHE, f"not kept: {error}")
+        return
+    if gathered.said:
+        log.line(Phase.CACHE, gathered.said)
+    if gathered.files:
+        said = await job.send_cache(wanted, lambda: _from_thread(gathered.chunks()))
+        log.line(Phase.CACHE, said)
+
+
 async def run_step(
     step: Step, spec: SandboxSpec, network: BuildNetwork, workspace: Workspace, log: BuildLog
 ) -> None:
@@ -170,9 +235,6 @@ async def run_step(
         SandboxUnavailableError: The sandbox does not work here.
     """
     phase = Phase(step.name)
-    if not workspace.home.exists():
-        (workspace.home / "bin").mkdir(parents=True)  # see `runtimes.BUILD_PATH`
-        network.write_settings(workspace.home)
     log.line(phase, f"$ {step.command}")
     lines = log.output(phase)
     spec = network.given_to(spec, workspace.root)

@@ -136,6 +136,7 @@ class Plan:
             published.
         facts: What the steps are told of this very build.
         variables: The names of variables and secrets that its commands get.
+        cache: Folders that the next build of the site finds as this one left them.
         notes: Lines for the log.
     """
 
@@ -150,6 +151,7 @@ class Plan:
     needs: tuple[Need, ...] = ()
     is_public: bool = False
     facts: tuple[Fact, ...] = ()
+    cache: tuple[str, ...] = ()
     ignores_submodules: bool = False
     ignores_lfs: bool = False
     variables: tuple[str, ...] = ()

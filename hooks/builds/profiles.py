@@ -114,6 +114,7 @@ class _Detection:
             needs=recipe.needs + (recipe.client_needs if config.install is None else ()),
             is_public=web is None or (recipe.is_public and web == recipe.web),
             facts=config.facts or (),
+            cache=config.cache or (),
             ignores_submodules=bool(config.ignores_submodules),
             ignores_lfs=bool(config.ignores_lfs),
             variables=config.variables or (),

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import structlog
 
+from hooks.builds.build_cache import BuildCaches
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.given import given_to_build
 from hooks.builds.packing import Packer
@@ -23,6 +24,8 @@ from hooks.builds.queue import BuildQueue, Waiting
 from hooks.builds.sources import Sources
 from hooks.builds.toolchain import toolchain_digest
 from hooks.builds.wire import (
+    CacheAnswer,
+    CacheRequest,
     Finish,
     Folder,
     Given,
@@ -81,6 +84,7 @@ class BuildLimits:
     overtime_s: float = 60.0
     lease_s: float = 5.0
     output_bytes_max: int = 2 * 1024**3
+    cache_bytes_max: int = 2 * 1024**3
     sandbox: SandboxLimits = field(default_factory=SandboxLimits)
 
 
@@ -127,8 +131,10 @@ class BuildRunner:
         limits: BuildLimits,
         housekeeping: Housekeeping | None = None,
         variables: Variables | None = None,
+        caches: BuildCaches | None = None,
     ) -> None:
         self._variables = variables
+        self._caches = caches
         self._housekeeping = housekeeping
         self._jobs = jobs
         self._records = jobs.records
@@ -312,6 +318,29 @@ class BuildRunner:
             LeaseLostError: Nobody holds the job.
         """
         await self._held(job_id).started.wait()
+
+    async def find_cache(self, job_id: str, wanted: CacheRequest) -> CacheAnswer:
+        """Say which cache the build begins with."""
+        build = self._build(self._held(job_id).job)
+        if self._caches is None:
+            return CacheAnswer("none is kept here")
+        try:
+            return await asyncio.to_thread(self._caches.find, build, wanted)
+        except StorageError as error:
+            return CacheAnswer(f"not used: {error}")
+
+    def cache_of(self, job_id: str, digest: str) -> Callable[[BinaryIO], None]:
+        """Return what writes the tar of a cache. Blocking: for a thread."""
+        build = self._build(self._held(job_id).job)
+        assert self._caches is not None, "no cache was found without them"
+        return functools.partial(self._caches.write_tar, build, digest)
+
+    async def keep_cache(self, job_id: str, kept: CacheRequest, tar: Path) -> CacheAnswer:
+        """Keep what the build leaves for the next one."""
+        build = self._build(self._held(job_id).job)
+        if self._caches is None:
+            return CacheAnswer("not kept: none is kept here")
+        return await asyncio.to_thread(self._caches.keep, build, kept, tar)
 
     def take_log(self, job_id: str, batch: LogBatch) -> None:
         running = self._held(job_id)
@@ -594,6 +623,7 @@ class BuildRunner:
             timeout_s=self.limits.timeout_s,
             lease_s=self.limits.lease_s,
             output_bytes_max=self.limits.output_bytes_max,
+            cache_bytes_max=self.limits.cache_bytes_max,
             root_entries=root.entries,
             files=root.files,
             tree=root.tree,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -18,7 +19,9 @@ from hooks.builds.runner import BuildRunner, LeaseLostError
 from hooks.builds.wire import (
     LEASE_HEADER,
     BuildError,
+    CacheRequest,
     Declared,
+    Facts,
     Finish,
     Heartbeat,
     LeaseRequest,
@@ -52,6 +55,9 @@ def make_app(
     app.router.add_post("/v1/jobs/{job_id}/variables", service.held(service.variables))
     app.router.add_post("/v1/jobs/{job_id}/log", service.held(service.log))
     app.router.add_post("/v1/jobs/{job_id}/heartbeat", service.held(service.heartbeat))
+    app.router.add_post("/v1/jobs/{job_id}/cache", service.held(service.find_cache))
+    app.router.add_get("/v1/jobs/{job_id}/cache", service.held(service.read_cache))
+    app.router.add_put("/v1/jobs/{job_id}/cache", service.held(service.keep_cache))
     app.router.add_put("/v1/jobs/{job_id}/output", service.held(service.output))
     app.router.add_post("/v1/jobs/{job_id}/finish", service.held(service.finish))
     app.router.add_post("/v1/jobs/{job_id}/give-back", service.held(service.give_back))
@@ -145,11 +151,41 @@ class _BuilderService:
         beat = await _body(request, Heartbeat)
         return _json(await self._runner.hold(request.match_info["job_id"], beat))
 
+    async def find_cache(self, request: web.Request) -> web.Response:
+        wanted = await _body(request, CacheRequest)
+        return _json(await self._runner.find_cache(request.match_info["job_id"], wanted))
+
+    async def read_cache(self, request: web.Request) -> web.StreamResponse:
+        write = self._runner.cache_of(request.match_info["job_id"], request.query.get("digest", ""))
+        response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
+        await response.prepare(request)
+        await _stream_from_thread(write, response)
+        return response
+
+    async def keep_cache(self, request: web.Request) -> web.Response:
+        """Take a tar in for the next build."""
+        job_id = request.match_info["job_id"]
+        try:
+            key = msgspec.json.decode(request.query.get("key", "{}"), type=Facts)
+        except msgspec.DecodeError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        kept = CacheRequest(request.query.get("profile", "")[:64], key)
+        async with self._received(request, self._runner.limits.cache_bytes_max) as tar:
+            return _json(await self._runner.keep_cache(job_id, kept, tar))
+
     async def output(self, request: web.Request) -> web.Response:
         """Keep the tar beside, whole or not at all: `finish` reads it."""
         job_id, lease_id = request.match_info["job_id"], request.headers.get(LEASE_HEADER, "")
-        path = self._runner.output_path(job_id)
-        size_max = self._runner.limits.output_bytes_max * 2  # tar's own headers and padding
+        async with self._received(request, self._runner.limits.output_bytes_max) as tar:
+            self._runner.check(job_id, lease_id)  # it may have been lost on the way
+            tar.rename(self._runner.output_path(job_id))
+        return _json({})
+
+    @contextlib.asynccontextmanager
+    async def _received(self, request: web.Request, size_bytes_max: int) -> AsyncIterator[Path]:
+        """Take in the tar of a tree of so many bytes; what is not moved elsewhere is removed."""
+        path = self._runner.output_path(request.match_info["job_id"])
+        size_max = size_bytes_max * 2  # tar's own headers and padding
         received = 0
         fd, name = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=".part", dir=path.parent)
         partial = Path(name)
@@ -162,15 +198,13 @@ class _BuilderService:
                     if not self._runner.has_room():
                         raise web.HTTPInsufficientStorage
                     await asyncio.to_thread(out.write, chunk)
-            self._runner.check(job_id, lease_id)  # it may have been lost on the way
-            partial.rename(self._runner.output_path(job_id))
+            yield partial
         except OSError as error:
             if error.errno in FULL:
                 raise web.HTTPInsufficientStorage from error
             raise
         finally:
             partial.unlink(missing_ok=True)
-        return _json({})
 
     async def finish(self, request: web.Request) -> web.Response:
         outcome = await _body(request, Finish)

@@ -8,7 +8,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -98,17 +98,22 @@ class Output:
         Raises:
             BuildFailedError: `build.output_invalid`, when something cannot be read.
         """
-        waiting: list[bytes] = []
-        waiting_bytes = 0
         with _mapped_errors():
-            for entry in self.entries:
-                for piece in _tar_pieces(entry):
-                    waiting.append(piece)
-                    waiting_bytes += len(piece)
-                    if waiting_bytes >= CHUNK_BYTES:
-                        yield b"".join(waiting)
-                        waiting, waiting_bytes = [], 0
-        yield b"".join([*waiting, bytes(2 * tarfile.BLOCKSIZE)])
+            yield from tar_chunks(self.entries)
+
+
+def tar_chunks(entries: Iterable[SourceEntry]) -> Iterator[bytes]:
+    """Give entries as a tar, in chunks of about a megabyte. Blocking."""
+    waiting: list[bytes] = []
+    waiting_bytes = 0
+    for entry in entries:
+        for piece in _tar_pieces(entry):
+            waiting.append(piece)
+            waiting_bytes += len(piece)
+            if waiting_bytes >= CHUNK_BYTES:
+                yield b"".join(waiting)
+                waiting, waiting_bytes = [], 0
+    yield b"".join([*waiting, bytes(2 * tarfile.BLOCKSIZE)])
 
 
 def find_output(
@@ -128,7 +133,7 @@ def find_output(
             `build.output_invalid`, naming the path that cannot be in an artifact.
         StoppedError: `is_stopped` said so.
     """
-    root = _output_root(tree, folder)
+    root = real_folder(tree, folder)
     draft = Draft(Limits(size_bytes_max=size_bytes_max, file_bytes_max=size_bytes_max))
     kept: list[SourceEntry] = []
     files = size_bytes = 0
@@ -281,7 +286,7 @@ def _tar_header(member: tarfile.TarInfo) -> bytes:
     return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def _output_root(tree: Path, folder: str) -> Path:
+def real_folder(tree: Path, folder: str) -> Path:
     """Find the output folder without following a link, which could lead anywhere."""
     root = tree
     for part in folder.split("/") if folder != "." else ():

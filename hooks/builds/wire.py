@@ -9,6 +9,9 @@
 | `POST /v1/jobs/{job_id}/variables` | `Declared` | `Given`, or 422 `BuildError` |
 | `POST /v1/jobs/{job_id}/log` | `LogBatch` | `{}` |
 | `POST /v1/jobs/{job_id}/heartbeat` | `Heartbeat` | `HeartbeatAnswer` |
+| `POST /v1/jobs/{job_id}/cache` | `CacheRequest` | `CacheAnswer` |
+| `GET /v1/jobs/{job_id}/cache?digest=` | | that cache as a tar |
+| `PUT /v1/jobs/{job_id}/cache?profile=&key=` | tar of what to keep | `CacheAnswer` |
 | `PUT /v1/jobs/{job_id}/output` | tar of the output tree | `{}` |
 | `POST /v1/jobs/{job_id}/finish` | `Finish` | `{}` |
 | `POST /v1/jobs/{job_id}/give-back` | | `{}`: the slot stops, another may build |
@@ -99,6 +102,7 @@ class Lease(msgspec.Struct, frozen=True):
     files: dict[str, str]
     tree: str = ""
     limits: SandboxLimits = SandboxLimits()
+    cache_bytes_max: int = 2 << 30
 
 
 Reach = Literal["public", "private", "loopback"]
@@ -157,6 +161,21 @@ class Given(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Given({', '.join([*self.secrets, *self.plain])})"
+
+
+class CacheRequest(msgspec.Struct, frozen=True):
+    """`key`: what the dependencies are decided by, such as lock files, each with its digest."""
+
+    profile: str
+    key: Facts
+
+
+class CacheAnswer(msgspec.Struct, frozen=True):
+    """`said` is for the log. `digest`: of the cache to use; `is_hit`: it has the very same key."""
+
+    said: str
+    digest: str | None = None
+    is_hit: bool = False
 
 
 class BatchLine(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -59,6 +59,14 @@ def get(db: sqlite3.Connection, artifact_id: str) -> Artifact | None:
     return None if row is None else _artifact(row)
 
 
+def has_profile(db: sqlite3.Connection, site_id: str, profile: str) -> bool:
+    """Whether a build of the site with this profile gave an artifact that is known still."""
+    row = db.execute(
+        "SELECT 1 FROM attestation WHERE site_id = ? AND profile = ? LIMIT 1", (site_id, profile)
+    ).fetchone()
+    return row is not None
+
+
 def attest(db: sqlite3.Connection, attestation: Attestation) -> None:
     """Add a statement as the newest: its `sequence` is given here."""
     row = db.execute("SELECT COALESCE(MAX(sequence), 0) AS newest FROM attestation").fetchone()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hooks.builds.build_cache import BuildCaches
 from hooks.builds.packing import Packer
 from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.builds.sources import Sources
@@ -86,7 +87,14 @@ class World:
             records,
             limits=HousekeepingLimits(collect_below_bytes=0, site_bytes_max=site_bytes_max),
         )
-        builds = BuildRunner(jobs, sources, packer, limits=limits, housekeeping=housekeeping)
+        builds = BuildRunner(
+            jobs,
+            sources,
+            packer,
+            limits=limits,
+            housekeeping=housekeeping,
+            caches=BuildCaches(jobs, store, size_bytes_max=1 << 20),
+        )
         rolls = RollRunner(
             jobs,
             ReleaseIssuer(jobs, custody, store.layout),

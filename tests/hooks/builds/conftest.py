@@ -232,6 +232,8 @@ class Job:
     given_back: asyncio.Event = field(default_factory=asyncio.Event)
     asked_for: list = field(default_factory=list)
     declared: list = field(default_factory=list)
+    cache_asked: dict | None = None
+    cache_kept: bytes | None = None
     is_lost: bool = False
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     beaten: asyncio.Event = field(default_factory=asyncio.Event)
@@ -269,6 +271,8 @@ class ControlPeer:
         self.egress = {}  # what build commands may reach, as `wire.Egress`
         self.given = {}  # variables and secrets, as `wire.Given`
         self.failing = {}  # call -> how many times it answers 500 first
+        self.cache = None  # the tar that builds begin with
+        self.is_cache_hit = False
         self.refusing = set()  # calls that answer 413
         self._queue = asyncio.Queue()
         self._runner = None
@@ -280,6 +284,9 @@ class ControlPeer:
         app.router.add_get("/v1/jobs/{id}/source", self._source)
         app.router.add_get("/v1/jobs/{id}/egress", self._egress)
         app.router.add_post("/v1/jobs/{id}/variables", self._variables)
+        app.router.add_post("/v1/jobs/{id}/cache", self._find_cache)
+        app.router.add_get("/v1/jobs/{id}/cache", self._read_cache)
+        app.router.add_put("/v1/jobs/{id}/cache", self._keep_cache)
         app.router.add_post("/v1/jobs/{id}/log", self._log)
         app.router.add_post("/v1/jobs/{id}/heartbeat", self._heartbeat)
         app.router.add_put("/v1/jobs/{id}/output", self._output)
@@ -373,6 +380,21 @@ class ControlPeer:
         job = self._held(request, "variables")
         job.declared = (await request.json())["names"]
         return web.json_response(self.given)
+
+    async def _find_cache(self, request):
+        self._held(request, "cache").cache_asked = await request.json()
+        if self.cache is None:
+            return web.json_response({"said": "miss: first build"})
+        hit = {"said": "hit", "digest": "blake3:" + "0" * 64, "is_hit": self.is_cache_hit}
+        return web.json_response(hit)
+
+    async def _read_cache(self, request):
+        self._held(request, "cache")
+        return web.Response(body=self.cache)
+
+    async def _keep_cache(self, request):
+        self._held(request, "cache").cache_kept = await request.read()
+        return web.json_response({"said": "kept"})
 
     async def _log(self, request):
         batch = await request.json()

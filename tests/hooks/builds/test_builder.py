@@ -66,7 +66,7 @@ async def test_build_log_has_the_command_its_output_and_every_stage(control, slo
     ]
     assert job.stage("source") == ["1 file, 92 bytes, commit 8c1f8c1f8c1f"]
     assert job.stage("collect") == ["1 file, 2 bytes, from dist"]
-    stages = ["detect", "source", "build", "collect"]
+    stages = ["detect", "source", "cache", "build", "collect"]
     assert list(job.outcome["timings"]) == stages
     assert job.marks == [(stage, mark) for stage in stages for mark in ("begin", "end")]
     ends = {line["stage"]: line["seconds"] for line in job.lines if line.get("mark") == "end"}
@@ -77,7 +77,7 @@ async def test_stage_that_fails_ends_too(control, slot):
     job = await control.build(site("exit 3"))
     assert job.outcome["error"]["code"] == "build.command_failed"
     assert job.marks[-2:] == [("build", "begin"), ("build", "end")]
-    assert list(job.outcome["timings"]) == ["detect", "source", "build"]
+    assert list(job.outcome["timings"]) == ["detect", "source", "cache", "build"]
     assert job.text[-1] == "The build command ended with exit status 3."
 
 
@@ -90,7 +90,14 @@ async def test_steps_run_in_one_tree_each_with_its_own_stage_and_time(control, s
     assert job.stage("build") == ["$ mkdir out && tool > out/index.html"]
     assert job.stage("collect") == ["1 file, 5 bytes, from out"]
     assert job.outcome["settings"]["output"] == "out"
-    assert set(job.outcome["timings"]) == {"detect", "source", "install", "build", "collect"}
+    assert set(job.outcome["timings"]) == {
+        "detect",
+        "source",
+        "cache",
+        "install",
+        "build",
+        "collect",
+    }
 
 
 async def test_failing_step_is_named(control, slot):

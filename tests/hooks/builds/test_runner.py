@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from hooks.builds.control import Control
 from hooks.builds.errors import BuildFailedError, LeaseLostError
 from hooks.builds.registries import EgressRules
 from hooks.builds.service import make_app
-from hooks.builds.wire import BatchLine, Egress, Finish
+from hooks.builds.wire import BatchLine, CacheRequest, Egress, Finish
 from storage.errors import StorageFullError
 from storage.joblog import LogLine
 from storage.model import ActorRef, JobStatus
@@ -291,3 +292,25 @@ async def test_log_that_cannot_be_written_stops_no_work(pool) -> None:
     await held.finish(done())
     assert pool.job(job_id).status is JobStatus.SUCCEEDED
     path.rmdir()
+
+
+async def test_cache_that_a_build_leaves_comes_to_the_next(pool, commit, packed, unpacked) -> None:
+    wanted = CacheRequest("static", {"package-lock.json": "sha256:1"})
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield packed({"home/.cache/a": b"left"})
+
+    await pool.ask_for_build()
+    first = await pool.lease()
+    assert (await first.find_cache(wanted)).digest is None
+    assert (await first.send_cache(wanted, chunks)).startswith("kept: ")
+    await first.finish(done())
+    commit(pool.world.repositories.path(pool.site.id), {"index.html": b"two"})
+    await pool.ask_for_build("staging")
+    held = await pool.lease()
+    found = await held.find_cache(wanted)
+    assert found.is_hit
+    out = io.BytesIO()
+    assert await held.fetch_cache(found.digest, out)
+    assert unpacked(out.read())["home/.cache/a"] == b"left"
+    assert not await held.fetch_cache("blake3:" + "0" * 64, io.BytesIO())
