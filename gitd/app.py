@@ -304,6 +304,7 @@ class Control:
             GitLimits(**asdict(self.config.git)),
             repositories=self.repository_cache,
             pack_folder=self.folder.run,
+            environ=machine_environ(),
         )
 
     def close(self) -> None:

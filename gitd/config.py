@@ -27,6 +27,10 @@ from hooks.builds import allowlist
 from storage.model import PushPolicy
 
 ENVIRON_PREFIX = "GITD_"
+# What the service manager tells this process alone. Source: systemd.exec(5), sd_notify(3).
+_SERVICE_MANAGERS = frozenset(
+    ["CREDENTIALS_DIRECTORY", "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET"]
+)
 _LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
@@ -190,11 +194,14 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
 
 
 def machine_environ() -> dict[str, str]:
-    """What the machine's package clients find in their environment: nothing of ours."""
+    """What the machine's own programs find in their environment: nothing of ours.
+
+    So for package clients and for the hooks of repositories.
+    """
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith((ENVIRON_PREFIX, "FORGE_"))
+        if not name.startswith((ENVIRON_PREFIX, "FORGE_")) and name not in _SERVICE_MANAGERS
     }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from gitd.config import load
+from gitd.config import load, machine_environ
 from gitd.errors import ConfigError
 from gitd.git.limits import GitLimits
 from gitd.git.plain import PlainAccess
@@ -52,6 +52,7 @@ def main() -> None:
         _limits(parser, arguments.config),
         serves_files=True,
         pack_folder=_pack_folder(arguments.root),
+        environ=machine_environ(),
     )
     asyncio.run(_serve(service, host.strip("[]"), int(port)))
 

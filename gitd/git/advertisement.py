@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from weakref import WeakValueDictionary
 
 from gitd.git.access import Service
 from gitd.git.pkt_line import FLUSH, pkt_line
+from gitd.git.push_certificate import SEED_KEY, make_nonce
 from storage.git.errors import RepositoryCorruptError
 from storage.git.object_formats import TAG
 from storage.git.refs import RefSnapshot, RefStore
@@ -285,6 +287,10 @@ def receive_capabilities(repository: Repository) -> list[bytes]:
     if config.flag("receive.advertiseatomic", default=True):
         found.append(b"atomic")
     found.append(b"ofs-delta")
+    seed = config.text(SEED_KEY)
+    if seed:
+        nonce = make_nonce(seed, repository.path, int(time.time()))
+        found.append(b"push-cert=" + nonce.encode())
     if config.flag("receive.advertisepushoptions"):
         found.append(b"push-options")
     return [*found, _object_format(repository), AGENT]

@@ -34,7 +34,9 @@ from storage.git.ingest import (
     ingest,
     make_quarantine,
     migrate_quarantine,
+    write_loose,
 )
+from storage.git.object_formats import BLOB
 from storage.git.repository import Repository
 
 SPOOL_BUFFER_BYTES = 1 << 20
@@ -101,9 +103,17 @@ class Incoming:
                 return ingested
         return await self._workers.ingest(self._task())
 
+    def add_blob(self, data: bytes) -> bytes:
+        """Put a blob of our own beside what came; return its id. Blocking."""
+        return write_loose(self._quarantine(), BLOB, data)
+
+    def _quarantine(self) -> Path:
+        if self.quarantine is None:
+            self.quarantine = make_quarantine(self._repository.path)
+        return self.quarantine
+
     def _open_spool(self) -> BinaryIO:
-        self.quarantine = make_quarantine(self._repository.path)
-        return (self.quarantine / "pack" / SPOOL_NAME).open("wb", buffering=0)
+        return (self._quarantine() / "pack" / SPOOL_NAME).open("wb", buffering=0)
 
     def _ingest_here(self, pieces: list[bytes]) -> Ingested | None:
         """Index a small pack in this process; None when it inflates to too much for that."""

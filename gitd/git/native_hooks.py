@@ -12,10 +12,20 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+from gitd.git.push_certificate import NonceVerdict
+from gitd.git.signatures import Signer
 from storage.git.repository import Repository
 
 Say = Callable[[bytes], Awaitable[None]]
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "USER", "LOGNAME", "TMPDIR")
+# Of the server's environment, what would point git at another repository than the pushed one.
+_NOT_PASSED_ON = (
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_NAMESPACE",
+)
 
 
 def hook_path(repository: Repository, name: str) -> Path | None:
@@ -32,7 +42,7 @@ class HookRunner:
     """Runs the hooks of one push.
 
     Args:
-        environ: what the push adds: who, from where, with which options.
+        environ: the server's, and what the push adds: who, from where, with which options.
         say: gets what hooks print, both streams as one.
         timeout_s: a hook that takes longer is killed and has failed.
     """
@@ -41,7 +51,10 @@ class HookRunner:
         self, repository: Repository, environ: Mapping[str, str], say: Say, *, timeout_s: float
     ) -> None:
         self._repository = repository
-        self._environ = environ
+        self.environ = {
+            **{name: value for name, value in environ.items() if name not in _NOT_PASSED_ON},
+            "GIT_DIR": ".",
+        }
         self._say = say
         self._timeout_s = timeout_s
 
@@ -64,7 +77,7 @@ class HookRunner:
                 os.fspath(path.absolute()),
                 *map(os.fsdecode, arguments),
                 cwd=self._repository.path,
-                env=self._whole_environ(environ or {}),
+                env={**self.environ, **(environ or {})},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -85,10 +98,6 @@ class HookRunner:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
-
-    def _whole_environ(self, more: Mapping[str, str]) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        return {**kept, "GIT_DIR": ".", **self._environ, **more}
 
     async def _relay(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -121,6 +130,21 @@ def quarantine_environ(repository: Repository, quarantine: Path) -> dict[str, st
         "GIT_OBJECT_DIRECTORY": os.fspath(quarantine.absolute()),
         "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.fspath((repository.path / "objects").absolute()),
     }
+
+
+def certificate_environ(oid: str, signer: Signer, verdict: NonceVerdict) -> dict[str, str]:
+    """Return `GIT_PUSH_CERT*`; `oid` names the blob of the certificate."""
+    environ = {
+        "GIT_PUSH_CERT": oid,
+        "GIT_PUSH_CERT_SIGNER": signer.name,
+        "GIT_PUSH_CERT_KEY": signer.key,
+        "GIT_PUSH_CERT_STATUS": signer.status,
+        "GIT_PUSH_CERT_NONCE": verdict.nonce,
+        "GIT_PUSH_CERT_NONCE_STATUS": verdict.status,
+    }
+    if verdict.slop_s is not None:
+        environ["GIT_PUSH_CERT_NONCE_SLOP"] = str(verdict.slop_s)
+    return environ
 
 
 def option_environ(options: Sequence[str] | None) -> dict[str, str]:

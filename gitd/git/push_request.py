@@ -9,10 +9,11 @@ import os
 from dataclasses import dataclass, field
 
 from gitd.git.body import BodyReader
-from gitd.git.errors import BodyInvalidError
+from gitd.git.errors import BodyInvalidError, BodyTooLargeError
 from gitd.git.limits import GitLimits
 from gitd.git.pkt_line import Marker
 from gitd.git.push import RefUpdate
+from gitd.git.push_certificate import END_LINE, Certificate
 from storage.git.object_formats import NULL_OID
 
 
@@ -54,6 +55,7 @@ class Wish:
     Attributes:
         shallow: raw oids of commits that the pusher has no parents of.
         options: None when the capability was not used.
+        certificate: of a signed push; its commands are those of the certificate.
         refusal: why all of it is refused: it exceeds a bound, and was not read further.
     """
 
@@ -61,6 +63,7 @@ class Wish:
     shallow: list[bytes] = field(default_factory=list)
     capabilities: frozenset[bytes] = frozenset()
     options: list[str] | None = None
+    certificate: Certificate | None = None
     refusal: str | None = None
 
     def can(self, capability: bytes) -> bool:
@@ -78,21 +81,24 @@ class Wish:
         return ""
 
 
-async def read_wish(body: BodyReader, limits: GitLimits) -> Wish:
+async def read_wish(body: BodyReader, limits: GitLimits, *, may_sign: bool) -> Wish:
     """Read up to the pack.
+
+    `may_sign`: a nonce was offered. Without one a signed push is ignored, as git ignores it.
 
     Raises:
         BodyInvalidError: it is no push.
     """
     wish = Wish()
-    is_certified = False
+    certificate: bytes | None = None
     while not isinstance(line := await body.pkt(), Marker):
         line = line.removesuffix(b"\n")
         if line.startswith(b"shallow "):
             wish.shallow.append(_oid(line[8:]))
         elif line.startswith(b"push-cert\0"):
-            is_certified = True
-        elif not is_certified:
+            wish.capabilities = frozenset(line[10:].split())
+            certificate = await _read_certificate(body, limits)
+        else:
             if not wish.commands:
                 line, _, capabilities = line.partition(b"\0")
                 wish.capabilities = frozenset(capabilities.split())
@@ -102,14 +108,45 @@ async def read_wish(body: BodyReader, limits: GitLimits) -> Wish:
             return wish
         if len(wish.shallow) > limits.wants_max:
             raise BodyInvalidError("too many shallow lines")
-    if line is Marker.END and wish.commands:
+    if line is Marker.END and (wish.commands or certificate is not None):
         raise BodyInvalidError("the request ends before its first flush")
-    if is_certified:
-        return Wish()  # no nonce was offered, so that git itself ignores such a push
+    if certificate is not None:
+        if not may_sign:
+            return Wish()
+        _take_certified(wish, certificate, limits)
     _require_sha1(wish.capabilities)
-    if wish.can(b"push-options") and wish.commands:
+    if wish.can(b"push-options") and wish.commands and wish.refusal is None:
         await _read_options(body, wish, limits)
+    if wish.certificate is not None and not wish.certificate.is_about(wish.options):
+        for command in wish.commands:
+            command.error = "inconsistent push options"
     return wish
+
+
+async def _read_certificate(body: BodyReader, limits: GitLimits) -> bytes:
+    lines: list[bytes] = []
+    total_bytes = 0
+    while (line := await body.pkt()) != END_LINE:
+        if isinstance(line, Marker):
+            raise BodyInvalidError("protocol error: the push certificate has no end")
+        total_bytes += len(line)
+        if total_bytes > limits.request_bytes_max:
+            raise BodyTooLargeError("the push certificate is too large")
+        lines.append(line)
+    return b"".join(lines)
+
+
+def _take_certified(wish: Wish, content: bytes, limits: GitLimits) -> None:
+    if wish.commands:
+        raise BodyInvalidError("protocol error: got both push certificate and unsigned commands")
+    try:
+        wish.certificate = Certificate.parse(content)
+    except ValueError as error:
+        raise BodyInvalidError(f"protocol error: {error}") from error
+    lines = wish.certificate.commands
+    wish.commands = [_command(line) for line in lines[: limits.commands_max]]
+    if len(lines) > limits.commands_max:
+        wish.refusal = f"a push may update {limits.commands_max} refs at most"
 
 
 async def _read_options(body: BodyReader, wish: Wish, limits: GitLimits) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 
@@ -22,12 +23,19 @@ from gitd.git.body import BodyReader
 from gitd.git.errors import PushRefusedError
 from gitd.git.incoming import Incoming, drain
 from gitd.git.limits import GitLimits
-from gitd.git.native_hooks import HookRunner, option_environ, quarantine_environ
+from gitd.git.native_hooks import (
+    HookRunner,
+    certificate_environ,
+    option_environ,
+    quarantine_environ,
+)
 from gitd.git.pkt_line import FLUSH, SIDE_BAND_64K_BYTES_MAX, pkt_lines
 from gitd.git.push import Push, PushReceiver, RefOutcome
+from gitd.git.push_certificate import SEED_KEY, SLOP_KEY, judge_nonce
 from gitd.git.push_request import Command, Wish, read_wish
 from gitd.git.ref_checks import RefChecks
 from gitd.git.side_band import SideBandAnswer
+from gitd.git.signatures import SignatureCheck
 from gitd.git.workers import PackWorkers, WorkerLostError
 from storage.git.errors import RefUpdateError, RepositoryError
 from storage.git.ingest import Ingested
@@ -43,7 +51,14 @@ NOT_KEPT = "unable to migrate objects to permanent storage"  # git's words
 class ReceivePack:
     """Answers pushes."""
 
-    def __init__(self, receiver: PushReceiver, limits: GitLimits, workers: PackWorkers) -> None:
+    def __init__(
+        self,
+        receiver: PushReceiver,
+        limits: GitLimits,
+        workers: PackWorkers,
+        environ: Mapping[str, str],
+    ) -> None:
+        self.environ = environ
         self.receiver = receiver
         self.limits = limits
         self.workers = workers
@@ -61,7 +76,8 @@ class ReceivePack:
     ) -> web.StreamResponse:
         """Take one push from its request, and answer it."""
         body = BodyReader(request, idle_s=self.limits.idle_s, bytes_max=None)
-        wish = await read_wish(body, self.limits)
+        may_sign = bool(repository.config.text(SEED_KEY))
+        wish = await read_wish(body, self.limits, may_sign=may_sign)
         answer = SideBandAnswer(
             request,
             response,
@@ -154,6 +170,7 @@ class _OnePush:
         self._remote_addr = request.remote or "unknown"
         self._incoming = Incoming(repository, wish, service.limits, service.workers)
         self._new_borders: list[bytes] = []
+        self._certified: Mapping[str, str] = {}
         self._asking: asyncio.Task[Mapping[str, str]] | None = None
         self._unpack_status = "ok"
         self._push = Push(
@@ -193,6 +210,7 @@ class _OnePush:
             self._refuse_hidden()
             await self._hear_receiver()
             if self._unpack_status == "ok":
+                await self._look_at_certificate()
                 await self._run_pre_receive()
                 await self._move_refs()
         finally:
@@ -216,14 +234,16 @@ class _OnePush:
     def _committer(self) -> tuple[str, str]:
         """The name and address for reflogs: the operator's own, if the environment has one."""
         user = self._opened.remote_user or "anonymous"
+        environ = self._service.environ
         return (
-            os.environ.get("GIT_COMMITTER_NAME") or user,
-            os.environ.get("GIT_COMMITTER_EMAIL") or f"{user}@http.{self._remote_addr}",
+            environ.get("GIT_COMMITTER_NAME") or user,
+            environ.get("GIT_COMMITTER_EMAIL") or f"{user}@http.{self._remote_addr}",
         )
 
     def _environ(self) -> dict[str, str]:
         name, email = self._committer
         environ = {
+            **self._service.environ,
             "GIT_COMMITTER_NAME": name,
             "GIT_COMMITTER_EMAIL": email,
             "REMOTE_ADDR": self._remote_addr,
@@ -300,11 +320,35 @@ class _OnePush:
             if reason is not None:
                 command.error = command.error or reason
 
+    async def _look_at_certificate(self) -> None:
+        """Keep the certificate of a signed push and see who signed it, if a hook would ask."""
+        certificate = self._wish.certificate
+        has_hooks = self._hooks.has("pre-receive") or self._hooks.has("post-receive")
+        if certificate is None or not self._hook_lines() or not has_hooks:
+            return
+        config = self._repository.config
+        check = SignatureCheck(config, self._hooks.environ, self._service.limits.hook_s)
+        signer = await check.signer_of(certificate.payload, certificate.signature)
+        verdict = judge_nonce(
+            certificate,
+            seed=config.text(SEED_KEY) or "",
+            repository=self._repository.path,
+            now_s=int(time.time()),
+            slop_s_max=config.number(SLOP_KEY) or 0,
+        )
+        try:
+            oid = await asyncio.to_thread(self._incoming.add_blob, certificate.content)
+        except OSError as error:
+            await self._answer.say(f"error: cannot keep the push certificate: {error.strerror}")
+            self._refuse_all(NOT_KEPT)
+            return
+        self._certified = certificate_environ(oid.hex(), signer, verdict)
+
     async def _run_pre_receive(self) -> None:
         lines = self._hook_lines()
         if not lines or not self._hooks.has("pre-receive"):
             return
-        environ = option_environ(self._wish.options)
+        environ = {**option_environ(self._wish.options), **self._certified}
         if self._incoming.quarantine is not None:
             environ |= quarantine_environ(self._repository, self._incoming.quarantine)
         if not await self._hooks.run("pre-receive", stdin=lines, environ=environ):
@@ -378,7 +422,7 @@ class _OnePush:
     async def _act_after(self) -> None:
         lines = self._hook_lines()
         if lines and self._unpack_status == "ok":
-            environ = option_environ(self._wish.options)
+            environ = {**option_environ(self._wish.options), **self._certified}
             await self._hooks.run("post-receive", stdin=lines, environ=environ)
             if self._hooks.has("post-update"):
                 names = [command.name for command in self._commands if command.is_going]

@@ -8,6 +8,7 @@ Source: gitprotocol-http(5); git's http-backend.c.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -95,6 +96,8 @@ class GitService:
         repositories: open repositories; share it with whoever else reads the same ones.
         pack_folder: where packs for large fetches are made, on a disk with room for them; by
             default the system's place for temporary files.
+        environ: what hooks find in their environment, beside what git adds; whose GIT_COMMITTER_*
+            stands in reflogs.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class GitService:
         serves_files: bool = False,
         repositories: RepositoryCache | None = None,
         pack_folder: Path | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self._access = access
         self._serves_files = serves_files
@@ -115,7 +119,8 @@ class GitService:
         self._workers = PackWorkers(self._limits.worker_count_max)
         folder = pack_folder or Path(tempfile.gettempdir())
         self._sender = PackSender(self._views, self._limits, self._workers, folder)
-        self._receive = ReceivePack(receiver, self._limits, self._workers)
+        environ = {"PATH": os.defpath} if environ is None else environ
+        self._receive = ReceivePack(receiver, self._limits, self._workers, environ)
 
     async def warm(self) -> None:
         """Start what the first large push would wait for. Optional."""

@@ -6,8 +6,10 @@ Source: git's tmp-objdir.c; builtin/receive-pack.c, "unpack" and "check connecte
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +22,7 @@ from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryEr
 from storage.git.fsck import FsckRules, Severity
 from storage.git.indexer import IndexedPack, PackLimits, index_pack
 from storage.git.locks import QUARANTINE_PREFIX
+from storage.git.object_formats import TYPE_NAMES
 from storage.git.objects import ObjectStore
 from storage.git.pack_links import DIRECTORY, QUARANTINED_SUFFIX, write_quarantined_links
 from storage.git.refs import RefStore
@@ -82,6 +85,20 @@ def make_quarantine(repository: Path) -> Path:
     return quarantine
 
 
+def write_loose(objects: Path, kind: int, data: bytes) -> bytes:
+    """Write a loose object below a directory of objects, and sync its file; return its id."""
+    whole = b"%b %d\0%b" % (TYPE_NAMES[kind], len(data), data)
+    oid = hashlib.sha1(whole, usedforsecurity=False).digest()
+    path = objects / oid.hex()[:2] / oid.hex()[2:]
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        file.write(zlib.compress(whole))
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+    return oid
+
+
 def discard_quarantine(quarantine: Path) -> None:
     """Drop incoming objects; a second call is fine."""
     shutil.rmtree(quarantine, ignore_errors=True)
@@ -121,7 +138,9 @@ def migrate_quarantine(quarantine: Path) -> Migrated:
             continue
         target = objects / path.relative_to(quarantine)
         if target.parent not in touched:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.parent.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                touched.add(objects)
             touched.add(target.parent)
         path.rename(target)
         if target.suffix == ".idx":
