@@ -15,10 +15,10 @@ MAY_IMPORT = {
     "storage": {"storage"},
 }
 # The command line speaks HTTP alone, and verifies by the store's own rules, which exist once
-# (decision 0026); the git room knows nothing of sites.
+# (decision 0026); the git room knows nothing of sites, and its own command reads settings.
 CLOSED = {
     "gitd.cli": {"gitd.cli", "storage.proof", "storage.errors"},
-    "gitd.git": {"gitd.git", "gitd.errors", "hooks.http_server", "storage"},
+    "gitd.git": {"gitd.git", "gitd.config", "gitd.errors", "hooks.http_server", "storage"},
 }
 # What verifies without a server stands on nothing that has one: no records, no repositories.
 PROOF = {

@@ -37,6 +37,7 @@ async def test_build_answers_202_with_its_job_and_location(service, acme) -> Non
         },
         "result": None,
         "error": None,
+        "queue_position": 1,
         "links": {
             "self": f"/v1/jobs/{job['id']}",
             "stream": f"/v1/jobs/{job['id']}/stream",
