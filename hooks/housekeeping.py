@@ -18,6 +18,7 @@ from storage.collect import Collected, Collector, Order
 from storage.errors import (
     CollectionRefusedError,
     CollectorBusyError,
+    StorageError,
     StorageFullError,
 )
 from storage.records import garbage, retention
@@ -116,7 +117,7 @@ class Housekeeping:
         if not self.is_ready() and self._making is not None:
             await asyncio.wait({self._making})
 
-    def lack(self) -> StorageFullError | None:
+    def lack(self) -> StorageError | None:
         """Say why nothing more can be taken in; None when it can."""
         size_bytes_max = self.limits.size_bytes_max
         if size_bytes_max and self._store_bytes > size_bytes_max:
@@ -126,7 +127,7 @@ class Housekeeping:
             )
         try:
             self._room.check()
-        except StorageFullError as error:
+        except StorageError as error:  # a disk that cannot even be asked takes nothing either
             return error
         return None
 

@@ -118,23 +118,24 @@ class Room:
 
     def set_aside(self) -> bool:
         """Make the reserve, unless it is there or would take what is kept free. Says if it is."""
-        wanted = self.limits.reserve_bytes
+        with self._lock, contextlib.suppress(OSError, StorageIoError):
+            return self._set_aside(self.limits.reserve_bytes)
+        return False
+
+    def _set_aside(self, wanted: int) -> bool:
         path = self._layout.reserve
-        with self._lock:
-            try:
-                if path.stat().st_size == wanted:
-                    return True
-            except FileNotFoundError:
-                pass
-            # Twice its size: or making it would at once be a reason to give it up again.
-            if not wanted or self.space().free_bytes < self.limits.free_bytes_min + 2 * wanted:
-                return False
-            try:
-                _allocate(str(path), wanted)
-            except OSError:  # full after all, or a filesystem that cannot
-                path.unlink(missing_ok=True)
-                return False
-            return True
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size == wanted:
+                return True
+        # Twice its size: or making it would at once be a reason to give it up again.
+        if not wanted or self.space().free_bytes < self.limits.free_bytes_min + 2 * wanted:
+            return False
+        try:
+            _allocate(str(path), wanted)
+        except OSError:  # full after all, or a filesystem that cannot
+            path.unlink(missing_ok=True)
+            return False
+        return True
 
     def relieve(self) -> bool:
         """Give the reserve up: the disk is full. Says whether there is more room now."""
