@@ -366,15 +366,19 @@ class _OnePush:
     async def _move_refs(self) -> None:
         if not any(command.is_going for command in self._commands):
             return
-        async with self._service.ref_lock(self._repository):
-            if self._hooks.has("update"):
-                words, touched = await asyncio.to_thread(self._take_in_and_judge)
-                await self._say(words)
-                await self._run_update()
-                words = await asyncio.to_thread(self._apply, touched)
-            else:
-                words = await asyncio.to_thread(self._do_all)
+        lock = self._service.ref_lock(self._repository)
+        if self._hooks.has("update"):
+            # Hooks may take long, and push here themselves: others go on meanwhile, and what they
+            # change is noticed when the refs are locked.
+            words, touched = await asyncio.to_thread(self._take_in_and_judge)
             await self._say(words)
+            await self._run_update()
+            async with lock:
+                words = await asyncio.to_thread(self._apply, touched)
+        else:
+            async with lock:
+                words = await asyncio.to_thread(self._do_all)
+        await self._say(words)
 
     def _do_all(self) -> list[str]:
         """Keep the objects, judge the refs and move them, in one go."""

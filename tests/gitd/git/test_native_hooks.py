@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,3 +184,77 @@ def test_8_3_a_branch_in_a_linked_work_tree_is_checked_out_too(
     git("worktree", "remove", tmp_path / "tree", cwd=served)
     git("push", "-q", url, "main:linked", cwd=work)
     assert head(served, "linked") == head(work)
+
+
+def test_a_hook_may_push_into_its_own_repository(
+    server: Any, work: Path, bare: Path, git: Git, head: Git
+) -> None:
+    """From `update`, where the server once waited for itself."""
+    clone = bare.parent / f"{bare.stem}-clone"
+    git("clone", "-q", server.url_of(bare), clone, cwd=work)
+    hook(
+        bare,
+        "update",
+        f'test "$1" = refs/heads/echo && exit 0; unset $(git rev-parse --local-env-vars)\n'
+        f"exec git -C {clone} push -q origin HEAD:refs/heads/echo",
+    )
+    git("push", "-q", "origin", "main:x", cwd=work)
+    assert head(bare, "x") == head(bare, "echo") == head(work)
+
+
+def test_a_push_does_not_wait_for_the_update_hook_of_another(
+    work: Path, bare: Path, git: Git, head: Git, tmp_path: Path
+) -> None:
+    gate, told = tmp_path / "gate", tmp_path / "told"
+    os.mkfifo(gate)
+    os.mkfifo(told)
+    hook(bare, "update", f'test "$1" = refs/heads/quick || {{ echo >{told}; read go <{gate}; }}')
+    slow = subprocess.Popen(["git", "push", "-q", "origin", "main:slow"], cwd=work)
+    assert told.read_text() == "\n"  # the hook runs
+    git("push", "-q", "origin", "main:quick", cwd=work)
+    assert head(bare, "quick") == head(work)
+    assert slow.poll() is None
+    gate.write_text("go\n")
+    assert slow.wait(60) == 0
+    assert head(bare, "slow") == head(work)
+
+
+def test_what_another_push_did_during_an_update_hook_is_noticed(
+    work: Path, bare: Path, git: Git, commit: Git, head: Git
+) -> None:
+    """The refs are held against their old values after the hook, under their locks."""
+    git("push", "-q", "origin", "main:x", cwd=work)
+    other = git("commit-tree", "-p", "main", "-m", "other", "main^{tree}", cwd=bare).out
+    hook(bare, "update", f"git update-ref refs/heads/x {other}")
+    commit(work, "two")
+    done = git("push", "origin", "main:x", cwd=work, check=False)
+    assert "main -> x (incorrect old value provided)" in done.err
+    assert head(bare, "x") == other
+
+
+def test_hooks_have_the_servers_environment_without_our_settings(
+    launch: Any, tmp_path: Path, git: Git, commit: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "SITE_COLOR": "blue",
+        "GIT_TRACE_REDACT": "1",
+        "GITD_GIT_REFS_MAX": "7",
+        "FORGE_TOKEN": "secret",
+        "CREDENTIALS_DIRECTORY": "/secret",
+        "GIT_INDEX_FILE": "/nonexistent",
+    }.items():
+        monkeypatch.setenv(name, value)
+    root = tmp_path / "root"
+    root.mkdir()
+    server = launch(root)
+    monkeypatch.delenv("GIT_INDEX_FILE")
+    bare = server.create("a.git")
+    hook(bare, "post-receive", "env >told; cat >/dev/null")
+    work = tmp_path / "w"
+    git("init", "-q", "-b", "main", work, cwd=tmp_path)
+    commit(work, "one")
+    git("push", "-q", server.url_of(bare), "main", cwd=work)
+    told = dict(line.split("=", 1) for line in (bare / "told").read_text().splitlines())
+    assert (told["SITE_COLOR"], told["GIT_TRACE_REDACT"], told["GIT_DIR"]) == ("blue", "1", ".")
+    ours = ("GITD_", "FORGE_", "CREDENTIALS_", "GIT_INDEX_FILE")
+    assert not [name for name in told if name.startswith(ours)]
