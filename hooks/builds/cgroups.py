@@ -2,7 +2,7 @@
 
     the group of this process, or the nearest above it that can have such groups below it
     └── gitd-<label>-<8 hex digits>     made by `Groups.prepare`, given to who makes the sandboxes
-        ├── self                        version 2 only: the process that makes them
+        ├── self                        the process that makes them (version 1: `cpu` alone)
         └── box-<number>                one sandbox
 
 Version 2 is used where it has the controllers `memory` and `pids`, else version 1.
@@ -75,8 +75,8 @@ class Group:
 
     def come_last(self) -> None:
         """Let it have little of the processor while who made it wants some too."""
-        if self._version == 2 and "cpu" in self._folders:  # in version 1 that one is elsewhere
-            _write(self._folders["cpu"] / "cpu.weight", _BOX_WEIGHT)
+        if "cpu" in self._folders:
+            _weigh(self._folders["cpu"], _BOX_WEIGHT, version=self._version)
 
     def join(self, pid: int) -> None:
         """Move a process here; what it starts from now on is here too. Blocking, some 10 ms."""
@@ -198,11 +198,7 @@ class Groups:
 
     def _set_weight(self, weight: int) -> None:
         with contextlib.suppress(OSError, KeyError):
-            if self.version == 1:
-                shares = max(_SHARES_MIN, round(weight * _SHARES_PER_WEIGHT))
-                _write(self._folders["cpu"] / "cpu.shares", shares)
-            else:
-                _write(self._folders["cpu"] / "cpu.weight", weight)
+            _weigh(self._folders["cpu"], weight, version=self.version)
         with contextlib.suppress(OSError, KeyError):
             _write(self._folders["io"] / "io.weight", f"default {weight}")
 
@@ -253,6 +249,9 @@ def _divide_v1(own: Mapping[str, Path], label: str) -> tuple[dict[str, Path], in
                     raise
             else:
                 folders[controller] = parent / name
+        if "cpu" in folders:  # what it does for its sandboxes has their weight
+            (folders["cpu"] / "self").mkdir()
+            _write(folders["cpu"] / "self" / "cgroup.procs", 0)
     except OSError:
         for folder in set(folders.values()):
             folder.rmdir()
@@ -305,6 +304,13 @@ def _divide_below(parent: Path, own: Path, label: str) -> tuple[dict[str, Path],
 
 def _has_controllers(folder: Path) -> bool:
     return set(_NEEDED) <= set(_words(folder / "cgroup.controllers"))
+
+
+def _weigh(folder: Path, weight: int, *, version: int) -> None:
+    if version == 1:
+        _write(folder / "cpu.shares", max(_SHARES_MIN, round(weight * _SHARES_PER_WEIGHT)))
+    else:
+        _write(folder / "cpu.weight", weight)
 
 
 def _enable(folder: Path, controller: str) -> None:
