@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
 from hooks.builds.wire import BuildError, Finish
-from hooks.deploys.wire import Report, RollFailure
+from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Snapshot
 from hooks.follow import Addresses, PushNarrator, place_in_words
 from hooks.jobs import QueuePlace
 from hooks.push import Deleted, Failed, NotDeployed, TornDown
@@ -138,6 +139,17 @@ async def test_push_of_what_is_on_its_way_says_so_and_follows_that(world, narrat
     assert any("BUILD FAILED" in line for line in ear.lines)
 
 
+async def told(world, env_id) -> Desired:
+    """What the host is told of an environment, once there is something that it should serve."""
+    async with contextlib.aclosing(world.rolls.desired()) as news, asyncio.timeout(10):
+        async for message in news:
+            all_of_them = message.environments if isinstance(message, Snapshot) else ()
+            for desired in (message.environment,) if isinstance(message, Changed) else all_of_them:
+                if desired.env_id == env_id and desired.deployment_id is not None:
+                    return desired
+    raise AssertionError(f"{env_id} was not told")
+
+
 async def test_failure_ends_with_the_command_that_tries_again(world, narrator, push) -> None:
     site = await world.site()
     effect = await push(site, branch="topic/$(x)")
@@ -154,8 +166,7 @@ async def test_failure_ends_with_the_command_that_tries_again(world, narrator, p
     await world.builds.finish(lease.job_id, DONE)
     ear = Ear()
     following = asyncio.create_task(narrator.follow(effect, ear))
-    wanted = await anext(world.rolls.desired())
-    (desired,) = [e for e in wanted.environments if e.env_id == effect.environment.id]
+    desired = await told(world, effect.environment.id)
     failure = RollFailure("deployment.start_failed", "no")
     await world.rolls.report(Report(desired.env_id, desired.deployment_id, "failed", failure))
     await following

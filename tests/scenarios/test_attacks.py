@@ -17,7 +17,7 @@ def test_lost_database_is_not_made_anew_and_no_site_loses_its_data(server) -> No
     kept = {path: path.read_bytes() for path in server.data.glob("gitd.db*")}
     for path in kept:
         path.unlink()
-    for command in (["serve", "--listen", "127.0.0.1:0"], ["site", "create", "another"]):
+    for command in (["serve", "--listen", "127.0.0.1:65535"], ["site", "create", "another"]):
         refused = subprocess.run(
             ["gitd", *command, "--data", str(server.data)],
             env=server.environ,

@@ -193,7 +193,7 @@ def test_full_disk_stops_builds_and_pushes_and_nothing_else(small) -> None:
     assert finish(small, roll_back(small, one["id"]))["status"] == "succeeded"
 
     # What needs room says so, with the numbers.
-    answer = small.api("POST", "/sites/acme-store/environments/production/builds")
+    answer = small.api("POST", "/sites/acme-store/environments/production/builds", {"clean": True})
     failed = finish(small, answer)
     assert failed["error"]["code"] == "store.no_space"
     assert "33.6 MB are kept free" in failed["error"]["message"]
