@@ -31,6 +31,7 @@ SITE = Path(__file__).resolve().parent / "static"
 CONTROL_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 CREDENTIALS = "!f() { echo username=demo; echo password=$FORGE_TOKEN; }; f"
 ROOT_MODE = 0o711  # builders and the site host are users of their own and walk through it
+REMOVE_S = 10.0
 WHAT = """\
 This starts a gitd server in a folder of its own, pushes a small site to it with git, and promotes it
 and rolls it back; after each step it looks at the site as a visitor would. It takes some seconds.
@@ -189,8 +190,16 @@ def main(*, once: bool) -> int:
         return 1
     finally:
         if not kept:
-            shutil.rmtree(demo.root, ignore_errors=True)
+            remove(demo.root)
     return 0
+
+
+def remove(folder: Path) -> None:
+    """Remove the folder; what a command that was broken off still writes goes with it."""
+    end = time.monotonic() + REMOVE_S
+    while folder.exists() and time.monotonic() < end:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def make_folder(demo: Demo) -> None:
