@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.scenarios.conftest import free_port
+
 PAGE = "<!doctype html><title>t</title><p>{}</p>"
 
 
@@ -460,7 +462,7 @@ def test_no_answer_names_versions_and_what_is_no_http_is_refused_in_a_line(serve
 
 def test_taken_address_is_said_at_once(server, tmp_path) -> None:
     for option, port in (("--listen", server.port), ("--sites", server.sites_port)):
-        other = {"--listen": 0, "--sites": 0, option: port}
+        other = {"--listen": free_port(), "--sites": free_port(), option: port}
         words = [w for name, p in other.items() for w in (name, f"127.0.0.1:{p}")]
         done = subprocess.run(
             ["gitd", "serve", "--data", str(server.root / f"other{option}"), *words],
