@@ -164,7 +164,7 @@ class Demo:
 
 
 def main(*, once: bool) -> int:
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT may come ignored
         signal.signal(number, signal.default_int_handler)  # as Ctrl-C
     say(WHAT)
     demo = Demo(Path(tempfile.gettempdir(), f"gitd-demo-{os.getpid()}"))

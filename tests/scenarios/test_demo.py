@@ -71,7 +71,6 @@ def interrupt_at(line: str, folder: Path) -> tuple[int, str]:
     return demo.returncode, said
 
 
-@pytest.mark.soak  # two demos beside busy tests take longer than a test may
 def test_ctrl_c_in_the_middle_leaves_nothing(folder: Path) -> None:
     status, said = interrupt_at("$ git push managed main", folder)
     assert status == 130, said
@@ -80,7 +79,6 @@ def test_ctrl_c_in_the_middle_leaves_nothing(folder: Path) -> None:
     assert processes_of(folder) == []
 
 
-@pytest.mark.soak
 def test_commands_that_the_demo_prints_do_the_same_in_a_shell(folder: Path) -> None:
     status, said = interrupt_at("Ctrl-C ends it", folder)
     assert status == 0, said
