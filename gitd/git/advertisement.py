@@ -74,12 +74,15 @@ class VisibleRefs:
     Attributes:
         values: name -> oid, ascending.
         peeled: oid of an annotated tag -> what it names in the end.
+        is_whole: false when refs are left out because what they name is missing; it may come
+            back without any ref's changing.
     """
 
     snapshot: RefSnapshot
     values: dict[bytes, bytes]
     peeled: dict[bytes, bytes]
     head: bytes | None
+    is_whole: bool
 
 
 class RefViews:
@@ -108,7 +111,8 @@ class RefViews:
             found = self._views.get(key)
             if found is None or found[0] is not snapshot:
                 found = (snapshot, _visible(repository, snapshot, hidden))
-                _remember(self._views, key, found)
+                if found[1].is_whole:
+                    _remember(self._views, key, found)
             return found[1]
 
     def remembered(
@@ -174,7 +178,7 @@ def _visible(repository: Repository, snapshot: RefSnapshot, hidden: HiddenRefs) 
     head = snapshot.head
     if head is not None and (hidden.hides(b"HEAD") or not objects.contains(head)):
         head = None
-    return VisibleRefs(snapshot, values, peeled, head)
+    return VisibleRefs(snapshot, values, peeled, head, is_whole=all(existing.values()))
 
 
 def _peeled(repository: Repository, oid: bytes) -> bytes:

@@ -7,12 +7,13 @@ Reading is safe from any thread. What is on disk may be changed by others at any
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dulwich.errors import ApplyDeltaError
@@ -78,11 +79,15 @@ class ContentCache:
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """The packs of a directory, as they were at a moment: replaced as a whole."""
+    """The packs of a directory, as they were at a moment: replaced as a whole.
+
+    Two listings of one `serial` have the same packs.
+    """
 
     packs: dict[str, Pack] = field(default_factory=dict)
     stamp: tuple[int, int] | None = None
     seen_ns: int = 0
+    serial: int = field(default_factory=itertools.count().__next__)
 
 
 def _directory_stamp(directory: Path) -> tuple[int, int] | None:
@@ -140,8 +145,8 @@ class ObjectStore:
         self._refresh_packs()
         self._refresh_alternates()
 
-    def _refresh_packs(self) -> bool:
-        """List the packs again if their directory changed; true when others are there now."""
+    def _refresh_packs(self) -> None:
+        """List the packs again if their directory changed."""
         pack_directory = self.directory / "pack"
         before = self._listing
         names: frozenset[str] | None = None
@@ -151,10 +156,10 @@ class ObjectStore:
             if stamp is None:
                 if before.stamp is not None:
                     self._listing = _Listing()
-                return False
+                return
             is_settled = now_ns - stamp[0] > RACY_NS
             if stamp == before.stamp and before.seen_ns - stamp[0] > RACY_NS:
-                return False
+                return
             packs, is_whole = _list_packs(pack_directory, before.packs)
             # A directory that changes while it is read may show neither the old packs nor the
             # new: one that was touched just now is read until it looks the same twice.
@@ -163,8 +168,10 @@ class ObjectStore:
                 break
         if not before.packs.keys() <= packs.keys():
             self._commits = {}
-        self._listing = _Listing(packs, stamp, now_ns)
-        return packs.keys() != before.packs.keys()
+        if packs.keys() == before.packs.keys():
+            self._listing = replace(before, stamp=stamp, seen_ns=now_ns)
+        else:
+            self._listing = _Listing(packs, stamp, now_ns)
 
     def note_pack(self, index_path: Path) -> None:
         """See a pack that was just put here, without listing all of them."""
@@ -233,18 +240,33 @@ class ObjectStore:
 
     def contains(self, oid: bytes) -> bool:
         """Say whether the object exists, packed or loose."""
-        return (
-            self.locate(oid) is not None
-            or self._loose_path(oid) is not None
-            or oid == EMPTY_TREE
-            or (self._look_again() and self.locate(oid) is not None)
-        )
+        return oid == EMPTY_TREE or self._find(oid) is not None
 
-    def _look_again(self) -> bool:
-        changed = self._refresh_packs()
+    def _find(self, oid: bytes) -> tuple[Pack, int] | str | None:
+        """Find an object's place in a pack, or its own file.
+
+        A miss looks at the disk again, until it was searched for in just what is there: while
+        others repack, an object may be in the next pack each time.
+        """
+        for _ in range(LISTING_TRIES_MAX):
+            searched = self._serials()
+            found = self.locate(oid) or self._loose_path(oid)
+            if found is not None:
+                return found
+            self._look_again()
+            # Not whether this very look saw a change: another thread's may have, just before.
+            if self._serials() == searched:
+                return None
+        return None
+
+    def _serials(self) -> tuple[int, ...]:
+        inner = (serial for store in self._alternates for serial in store._serials())  # noqa: SLF001
+        return (self._listing.serial, *inner)
+
+    def _look_again(self) -> None:
+        self._refresh_packs()
         for store in self._alternates:
-            changed |= store._look_again()  # noqa: SLF001 -- the same class
-        return changed
+            store._look_again()  # noqa: SLF001 -- the same class
 
     def _loose_path(self, oid: bytes) -> str | None:
         digits = oid.hex()
@@ -330,18 +352,14 @@ class ObjectStore:
             ObjectMissingError: it is not there.
             RepositoryCorruptError: its stored form is damaged.
         """
-        place = self.locate(oid)
-        if place is None:
-            loose = self._loose_path(oid)
-            if loose is not None:
-                return _read_loose(loose)
-            if oid == EMPTY_TREE:
-                return TREE, b""
-            if self._look_again():
-                place = self.locate(oid)
-            if place is None:
-                raise ObjectMissingError(oid)
-        return self.at(*place)
+        while isinstance(place := self._find(oid), str):
+            with contextlib.suppress(FileNotFoundError):  # packed meanwhile
+                return _read_loose(place)
+        if place is not None:
+            return self.at(*place)
+        if oid == EMPTY_TREE:
+            return TREE, b""
+        raise ObjectMissingError(oid)
 
     def get_typed(self, oid: bytes, kind: int) -> bytes:
         """Return the content of an object of a known type.
@@ -392,17 +410,13 @@ class ObjectStore:
         Raises:
             ObjectMissingError: it is not there.
         """
-        place = self.locate(oid)
+        while isinstance(place := self._find(oid), str):
+            with contextlib.suppress(FileNotFoundError):  # packed meanwhile
+                return _read_loose_head(place)
         if place is None:
-            loose = self._loose_path(oid)
-            if loose is not None:
-                return _read_loose_head(loose)
             if oid == EMPTY_TREE:
                 return TREE, 0
-            if self._look_again():
-                place = self.locate(oid)
-            if place is None:
-                raise ObjectMissingError(oid)
+            raise ObjectMissingError(oid)
         pack, offset = place
         kind, size, base, data_at = pack.header(offset)
         if base is not None:
@@ -430,8 +444,9 @@ class ObjectStore:
         else:
             loose = self._loose_path(oid)
             if loose is not None:
-                yield from _loose_chunks(loose)
-                return
+                with contextlib.suppress(FileNotFoundError):  # packed meanwhile
+                    yield from _loose_chunks(loose)
+                    return
         yield self.get(oid)[1]
 
     # links, remembered

@@ -94,6 +94,18 @@ def test_a_branch_that_head_names_may_be_missing(
     assert "remote HEAD refers to nonexistent ref" in done.err
 
 
+def test_a_branch_whose_commit_comes_back_is_seen_again(
+    server: Any, bare: Path, work: Path, git: Git, head: Git
+) -> None:
+    packs = bare / "objects/pack"
+    packs.rename(bare / "away")
+    packs.mkdir()
+    assert git("ls-remote", "origin", "main", cwd=work).out == ""
+    packs.rmdir()
+    (bare / "away").rename(packs)
+    assert head(work) in git("ls-remote", "origin", "main", cwd=work).out
+
+
 def test_pushes_and_fetches_go_on_during_gc(
     server: Any, bare: Path, work: Path, tmp_path: Path, git: Git, commit: Git
 ) -> None:

@@ -8,6 +8,7 @@ import random
 import struct
 import subprocess
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,32 @@ def test_an_indexed_pack_gives_back_its_objects(tmp_path: Path, blobs: list[byte
     assert subprocess.run(
         ["git", "verify-pack", indexed.path.with_suffix(".idx")], check=False
     ).returncode == 0  # fmt: skip
+
+
+class _Racing(ObjectStore):
+    """A store in whose searches something else happens between the packs and the loose files."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def _loose_path(self, oid: bytes) -> str | None:
+        if self.meanwhile is not None:
+            self.meanwhile()
+        return super()._loose_path(oid)
+
+
+@pytest.mark.parametrize("look", ["contains", "get", "kind_and_size"])
+def test_a_pack_that_another_thread_saw_first_is_searched_too(tmp_path: Path, look: str) -> None:
+    (tmp_path / "pack").mkdir()
+    store = _Racing(tmp_path)
+
+    def comes() -> None:
+        store.meanwhile = None
+        (tmp_path / "pack/x").write_bytes(pack_of(b"here"))
+        index_pack(tmp_path / "pack/x", bases=ObjectStore.over([]), limits=PackLimits())
+        store.refresh()
+
+    store.meanwhile = comes
+    assert getattr(store, look)(hashlib.sha1(b"blob 4\0here").digest())
 
 
 @RELAXED
