@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import os
 import select
 import socket
@@ -18,6 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -25,6 +27,8 @@ CONNECTIONS = 8
 ROUNDS = 9
 ROUND_S = 1.0
 TARGET = 0.5  # of the bare handler's rate
+JOBS = 40
+LIST = "/v1/jobs?limit=20"
 READS = ("one job", "one site", "one environment", "20 jobs")
 
 
@@ -52,7 +56,7 @@ async def serve_bare(body: bytes) -> None:
 
 
 async def serve_api(root: Path) -> None:
-    """The API as `gitd serve` mounts it, logging to a file, over a site with 40 jobs."""
+    """The API as `gitd serve` mounts it, logging to a file, over a site with some jobs."""
     from gitd import log
     from gitd.api.app import ApiDeps, build_api
     from gitd.auth import Authenticator, mint
@@ -75,13 +79,13 @@ async def serve_api(root: Path) -> None:
         pipeline = Pipeline(jobs, Repositories(root / "repos"))
         site = (await pipeline.create_site("acme-store")).value
         production = environments.of_site(records.reader(), site.id)[0]
-        order = BuildOrder(production, "refs/heads/main", "0" * 40, SYSTEM)
-        for _ in range(40):
-            _, job = await jobs.commit(lambda changes: queue_build(changes, order))
+        for number in range(JOBS):
+            order = BuildOrder(production, "refs/heads/main", f"{number:040x}", SYSTEM)
+            queued = await jobs.commit(functools.partial(queue_build, order=order))
         secret, key = mint("bench", ["*"])
         records.write(lambda db: api_keys.add(db, key))
 
-        def absent(_name: str) -> bytes:
+        def absent(*_: object) -> NoReturn:
             raise NotImplementedError
 
         api = build_api(
@@ -101,7 +105,7 @@ async def serve_api(root: Path) -> None:
         )
         app = web.Application()
         app.add_routes(api.routes)
-        await _until_told(app, f"{secret.reveal()} {job.id}")
+        await _until_told(app, f"{secret.reveal()} {queued.job.id}")
         records.close()
 
 
@@ -183,6 +187,7 @@ class Server:
     def __init__(self, *arguments: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.api_reads", *arguments],
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -199,17 +204,22 @@ class Server:
         self._process.communicate(timeout=20)
 
 
+def paths_of(job_id: str) -> dict[str, str]:
+    """What is read, by its name in the table."""
+    site = "/v1/sites/acme-store"
+    environment = f"{site}/environments/production"
+    return dict(zip(READS, (f"/v1/jobs/{job_id}", site, environment, LIST), strict=True))
+
+
 def compare(rounds: int) -> list[float]:
     """Print a line per kind of read; return the ratios."""
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         api = Server("--api", folder)
         secret, job_id = api.hello
-        site = "/v1/sites/acme-store"
-        paths = (f"/v1/jobs/{job_id}", site, f"{site}/environments/production", "/v1/jobs?limit=20")
         print(f"{'':<18} {'reads per second':^31} {'processor time each':^26}")
         print(f"{'':<18} {'API':>9} {'bare':>9} {'ratio':>11} {'API':>14} {'bare':>11}")
-        for name, path in zip(READS, paths, strict=True):
+        for name, path in paths_of(job_id).items():
             asked = request_of(path, secret)
             sample = Path(folder) / "body"
             sample.write_bytes(body_of(api.port, asked))

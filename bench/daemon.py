@@ -53,7 +53,7 @@ class Daemon:
         )
         assert self._process.stdout
         for _ in range(2):
-            self._process.stdout.readline()
+            assert self._process.stdout.readline(), f"it did not start: see {self._log.name}"
         made = self.gitd("key", "create", "--label", "bench", "--scope", "*", "--json")
         self.token = json.loads(made)["secret"]
         self.environ["FORGE_TOKEN"] = self.token
@@ -67,7 +67,7 @@ class Daemon:
         self._sites.close()
         self._process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(30)
+            self._process.communicate(timeout=30)
         self._log.close()
 
     def gitd(self, *arguments: str) -> str:

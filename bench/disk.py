@@ -41,8 +41,8 @@ def _attach(image: Path, size_bytes: int) -> str | None:
         return None
     with image.open("wb") as file:
         file.truncate(size_bytes)
-    made = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image]
+    made = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image)]
     subprocess.run(made, check=True)
-    attach = ["losetup", "--find", "--show", "--direct-io=on", image]
+    attach = ["losetup", "--find", "--show", "--direct-io=on", str(image)]
     done = subprocess.run(attach, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None

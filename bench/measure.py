@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -42,8 +43,8 @@ def in_turn(
     """
     ours_s, peer_s = [], []
     for number in range(rounds + 1):
-        one = timed(lambda number=number: ours(number))
-        other = timed(lambda number=number: peer(number))
+        one = timed(functools.partial(ours, number))
+        other = timed(functools.partial(peer, number))
         if number:
             ours_s.append(one)
             peer_s.append(other)

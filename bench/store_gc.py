@@ -8,6 +8,7 @@ durably: how fast, and how long the gate is held.
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import shutil
 import sqlite3
@@ -115,7 +116,9 @@ class _Timed(Gate):
 
 
 def _sweep(folder: Path) -> list[str]:
-    rates, held_s, audits = [], [], []
+    rates: list[float] = []
+    held_s: list[float] = []
+    audits: list[float] = []
     for number in range(ROUNDS):
         shop = folder / f"shop{number}"
         with Records.open(shop / "gitd.db") as records:
@@ -153,7 +156,7 @@ def _tree(number: int) -> Iterator[SourceFile]:
     for n in range(SWEPT):
         data = b"%d of %d" % (n, number) * 100
         path = b"d%03d/f%05d" % (n % 400, n)
-        yield SourceFile(path, len(data), executable=False, read=lambda data=data: data)
+        yield SourceFile(path, len(data), executable=False, read=functools.partial(bytes, data))
 
 
 def _forget(_: sqlite3.Connection, __: KeptTree) -> None:
