@@ -24,10 +24,11 @@ from storage.git.errors import (
     RepositoryCorruptError,
     RepositoryError,
 )
-from storage.git.indexer import PackLimits, read_pack
+from storage.git.indexer import read_pack
 from storage.git.object_formats import BLOB, COMMIT, TYPE_NAMES, TYPE_NUMBERS, links_of
 from storage.git.objects import ObjectStore
 from storage.git.pack import CHUNK_BYTES, Pack
+from storage.git.pack_scan import PackLimits
 from storage.git.refs import HEADS, show
 from storage.git.repository import Repository, is_repository
 

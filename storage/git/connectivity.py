@@ -19,6 +19,7 @@ from storage.git.object_formats import (
     MODE_TREE,
     TAG,
     TREE,
+    parse_commit,
     parse_tag,
     tree_entries,
 )
@@ -85,7 +86,7 @@ class Connectivity:
         if not self._shallow or pack is None:
             return set()
         cut = [pack.commits[oid] for oid in self._shallow if oid in pack.commits]
-        return {parent for commit in cut for parent in commit.parents}
+        return {parent for commit in cut for parent in parse_commit(commit).parents}
 
     def _reachable(self, wanted: set[bytes]) -> set[bytes]:
         """Return those of some commits that the trusted refs reach, newest first."""
@@ -179,10 +180,11 @@ def _vouched(store: ObjectStore, pack: IndexedPack, wanted: set[bytes]) -> set[b
     missing = set(wanted)
     visited: set[tuple[bytes, tuple[bytes, ...]]] = set()
     stack: list[tuple[bytes, tuple[bytes, ...]]] = []
-    for commit in pack.commits.values():
+    commits = {oid: parse_commit(data) for oid, data in pack.commits.items()}
+    for commit in commits.values():
         olds = []
         for parent in commit.parents:
-            inside_commit = pack.commits.get(parent)
+            inside_commit = commits.get(parent)
             olds.append((inside_commit or store.commit(parent)).tree)
             if inside_commit is None:
                 missing.discard(olds[-1])

@@ -20,11 +20,12 @@ import msgspec
 from storage.git.connectivity import Connectivity
 from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryError
 from storage.git.fsck import FsckRules, Severity
-from storage.git.indexer import IndexedPack, PackLimits, index_pack
+from storage.git.indexer import IndexedPack, index_pack
 from storage.git.locks import QUARANTINE_PREFIX
 from storage.git.object_formats import TYPE_NAMES
 from storage.git.objects import ObjectStore
 from storage.git.pack_links import DIRECTORY, QUARANTINED_SUFFIX, write_quarantined_links
+from storage.git.pack_scan import PackLimits
 from storage.git.refs import RefStore
 from storage.git.repository import Repository
 

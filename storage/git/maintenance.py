@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
-from storage.git.indexer import PackLimits, index_pack
+from storage.git.indexer import index_pack
 from storage.git.ingest import (
     SPOOL_NAME,
     discard_quarantine,
@@ -25,6 +25,7 @@ from storage.git.multi_pack_index import packs_of_indexes
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
 from storage.git.pack_links import forget_links, write_links
+from storage.git.pack_scan import PackLimits
 from storage.git.pack_writer import PackWriter
 from storage.git.packed_refs import pack_loose_refs
 from storage.git.repository import Repository

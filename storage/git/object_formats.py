@@ -7,6 +7,7 @@ Source: gitformat-pack(5), "Object types"; gitdatamodel(7).
 from __future__ import annotations
 
 import re
+from binascii import unhexlify
 from typing import NamedTuple
 
 from storage.git.errors import RepositoryCorruptError
@@ -21,10 +22,12 @@ EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")  # there 
 MODE_TREE, MODE_LINK, MODE_SUBMODULE = b"40000", b"120000", b"160000"
 
 TREE_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
+_TREE_LINK = re.compile(rb"[0-7]+ [^\0]+\0(.{20})", re.DOTALL)
 _COMMIT = re.compile(
     rb"tree ([0-9a-f]{40})\n((?:parent [0-9a-f]{40}\n)*)(?:author [^\n]*\n)?"
     rb"(?:committer [^\n]*?(?:> (\d+)[^\n]*)?\n)?"
 )
+_COMMIT_LINKS = re.compile(rb"tree ([0-9a-f]{40})\n((?:parent [0-9a-f]{40}\n)*)")
 _TAG = re.compile(rb"object ([0-9a-f]{40})\ntype (commit|tree|blob|tag)\n")
 _PARENT_LINE_BYTES = len(b"parent ") + 40 + 1
 
@@ -35,6 +38,23 @@ class Commit(NamedTuple):
     tree: bytes
     parents: tuple[bytes, ...]
     time: int
+
+
+def commit_links(data: bytes) -> tuple[bytes, list[bytes]]:
+    """Read what a commit links to and nothing else, quickly: its tree and its parents.
+
+    Raises:
+        RepositoryCorruptError: the bytes do not begin as a commit does.
+    """
+    found = _COMMIT_LINKS.match(data)
+    if found is None:
+        raise RepositoryCorruptError("bad commit object")
+    tree, lines = found.groups()
+    parents = [
+        unhexlify(lines[at : at + 40])
+        for at in range(len(b"parent "), len(lines), _PARENT_LINE_BYTES)
+    ]
+    return unhexlify(tree), parents
 
 
 def unhex(digits: bytes) -> bytes:
@@ -59,6 +79,21 @@ def parse_commit(data: bytes) -> Commit:
 def tree_entries(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
     """List a tree's entries as (mode, name, oid), in the tree's own order."""
     return TREE_ENTRY.findall(data)
+
+
+def tree_links(data: bytes) -> list[bytes]:
+    """List what a tree links to, without submodules, quickly.
+
+    Raises:
+        RepositoryCorruptError: the bytes are not those of a tree.
+    """
+    # Split by its entries, a tree leaves its links and nothing between them.
+    pieces = _TREE_LINK.split(data)
+    if any(pieces[::2]):
+        raise RepositoryCorruptError("badTree: cannot be parsed as a tree")
+    if b"160000 " in data:
+        return [oid for mode, _, oid in tree_entries(data) if mode != MODE_SUBMODULE]
+    return pieces[1::2]
 
 
 def links_of(kind: int, data: bytes) -> list[bytes]:

@@ -482,23 +482,30 @@ class ObjectStore:
 
 
 def delta_sizes(delta: bytes) -> tuple[int, int]:
-    """Read the two sizes at the head of a delta: of its base and of its result."""
-    sizes = []
-    at = 0
+    """Read the two sizes at the head of a delta: of its base and of its result.
+
+    Raises:
+        RepositoryCorruptError: it ends before them.
+    """
     try:
-        for _ in range(2):
-            size = shift = 0
-            while True:
-                byte = delta[at]
-                at += 1
-                size |= (byte & 127) << shift
-                shift += 7
-                if not byte & 128:
-                    break
-            sizes.append(size)
+        byte = delta[0]
+        at = 1
+        base, shift = byte & 127, 7
+        while byte & 128:
+            byte = delta[at]
+            at += 1
+            base |= (byte & 127) << shift
+            shift += 7
+        byte = delta[at]
+        result, shift = byte & 127, 7
+        while byte & 128:
+            at += 1
+            byte = delta[at]
+            result |= (byte & 127) << shift
+            shift += 7
     except IndexError as error:
         raise RepositoryCorruptError("a delta is too short") from error
-    return sizes[0], sizes[1]
+    return base, result
 
 
 def patched(base: bytes, delta: bytes) -> bytes:

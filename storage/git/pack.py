@@ -148,32 +148,10 @@ class Pack:
         Raises:
             RepositoryCorruptError: the offsets lie outside of the pack.
         """
-        data, at = self.bytes_map, offset
         try:
-            byte = data[at]
-            at += 1
-            kind, size, shift = (byte >> 4) & 7, byte & 15, 4
-            while byte & 128:
-                byte = data[at]
-                at += 1
-                size |= (byte & 127) << shift
-                shift += 7
-            if kind == OFS_DELTA:
-                byte = data[at]
-                at += 1
-                distance = byte & 127
-                while byte & 128:
-                    byte = data[at]
-                    at += 1
-                    distance = ((distance + 1) << 7) | (byte & 127)
-                if not 0 < distance <= offset - PACK_HEADER_BYTES:
-                    raise RepositoryCorruptError(f"{self.path.name}: delta base out of bounds")
-                return kind, size, offset - distance, at
-            if kind == REF_DELTA:
-                return kind, size, data[at : at + OID_BYTES], at + OID_BYTES
-        except IndexError as error:
+            return read_entry_head(self.bytes_map, offset)
+        except (IndexError, ValueError) as error:
             raise RepositoryCorruptError(f"{self.path.name}: entry out of bounds") from error
-        return kind, size, None, at
 
     def inflate(self, at: int, size: int) -> bytes:
         """Inflate the `size` bytes whose deflated form begins at `at`, whole.
@@ -267,3 +245,49 @@ class Pack:
     def trailer(self) -> bytes:
         """Return the pack's own checksum."""
         return self.bytes_map[self.end :]
+
+
+def read_entry_head(data: mmap.mmap, offset: int) -> tuple[int, int, int | bytes | None, int]:
+    """Read an entry's head: (type, inflated size, base, offset of the deflated bytes).
+
+    `base` is an offset for an OFS_DELTA, an oid for a REF_DELTA, else None.
+
+    Raises:
+        IndexError: it goes on behind the end.
+        ValueError: its base lies outside of the pack.
+    """
+    byte = data[offset]
+    at = offset + 1
+    kind, size, shift = (byte >> 4) & 7, byte & 15, 4
+    while byte & 128:
+        byte = data[at]
+        at += 1
+        size |= (byte & 127) << shift
+        shift += 7
+    if kind == OFS_DELTA:
+        byte = data[at]
+        at += 1
+        distance = byte & 127
+        while byte & 128:
+            byte = data[at]
+            at += 1
+            distance = ((distance + 1) << 7) | (byte & 127)
+        if not 0 < distance <= offset - PACK_HEADER_BYTES:
+            raise ValueError("delta base out of bounds")
+        return kind, size, offset - distance, at
+    if kind == REF_DELTA:
+        return kind, size, data[at : at + OID_BYTES], at + OID_BYTES
+    return kind, size, None, at
+
+
+def entry_head(kind: int, size: int) -> bytes:
+    """Encode the head of an entry: type and inflated size."""
+    byte = (kind << 4) | (size & 15)
+    size >>= 4
+    head = bytearray()
+    while size:
+        head.append(byte | 128)
+        byte = size & 127
+        size >>= 7
+    head.append(byte)
+    return bytes(head)

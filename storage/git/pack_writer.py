@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 from storage.git.delta import line_delta
 from storage.git.errors import PackOutgrownError
-from storage.git.indexer import entry_head
 from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA, TREE
 from storage.git.objects import ObjectStore
-from storage.git.pack import Pack
+from storage.git.pack import Pack, entry_head
 from storage.git.selection import Selection
 
 TWIN_BYTES_MIN, TWIN_BYTES_MAX = 96, 1 << 20

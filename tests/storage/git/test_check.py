@@ -6,15 +6,14 @@ import os
 import random
 import shutil
 import subprocess
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from storage.git import indexer
 from storage.git.check import FAULTS_MAX, RepositoryReport, check_repository
 from storage.git.pack import Pack
+from storage.git.pack_index import index_row, write_index
 
 ENVIRON = {
     **os.environ,
@@ -255,11 +254,11 @@ def test_a_packed_object_under_another_ones_id_is_named(bare: Path) -> None:
     """The checksums of pack and index are right, and the index is not."""
     pack = Pack(the_pack(bare).with_suffix(".idx"))
     oids = list(pack.oids())
-    crcs = array("I", [pack.crc(oid) for oid in oids])
     wrong = [*oids[:3], oids[4], oids[3], *oids[5:]]
+    rows = map(index_row, wrong, map(pack.crc, oids), pack.offsets())
     index = pack.path.with_suffix(".idx")
     index.unlink()
-    indexer.write_index(index, wrong, crcs, pack.offsets(), pack.trailer)
+    write_index(index, sorted(rows), pack.trailer)
     assert_named(whole(bare), f"object {oids[3].hex()}", f"object {oids[4].hex()} in its place")
 
 

@@ -20,10 +20,11 @@ from storage.git.config import GitConfig
 from storage.git.delta import line_delta
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
 from storage.git.fsck import FsckRules, Severity, findings
-from storage.git.indexer import PackLimits, entry_head, index_pack
+from storage.git.indexer import index_pack
 from storage.git.object_formats import BLOB, COMMIT, TREE
 from storage.git.objects import ObjectStore, delta_sizes, patched
-from storage.git.pack import Pack
+from storage.git.pack import Pack, entry_head
+from storage.git.pack_scan import PackLimits
 from storage.git.refs import is_valid_name
 
 LINES = st.lists(st.sampled_from([b"a\n", b"b\n", b"\n", b"a longer line\n", b"x" * 200 + b"\n"]))
@@ -225,49 +226,3 @@ def test_fsck_grades_as_git_does() -> None:
     assert [f.id for f in findings(TREE, entry[:29] + entry[:29])] == ["duplicateEntries"]
     assert [f.id for f in findings(TREE, b"100644 ..\0" + b"x" * 20)] == ["hasDotdot"]
     assert [f.id for f in findings(TREE, b"nonsense")] == ["badTree"]
-
-
-def pack_of_chains(chains: int, length: int, *, is_spoiled: bool = False) -> bytes:
-    """Make blobs that each begin a chain of deltas; the last delta may not fit its base."""
-    entries: list[bytes] = []
-    for chain in range(chains):
-        content = b"chain %d\n" % chain * 4
-        entries.append(entry_head(BLOB, len(content)) + zlib.compress(content))
-        for link in range(length):
-            line = b"%d %d\n" % (chain, link)
-            is_bad = is_spoiled and chain == chains - 1 and link == length - 1
-            head = bytes([len(content) + is_bad, len(content) + len(line)])
-            delta = head + bytes([0x90, len(content), len(line)]) + line
-            distance = len(entries[-1])
-            offset = bytes([distance]) if distance < 128 else bytes([128, distance - 128])
-            entries.append(entry_head(6, len(delta)) + offset + zlib.compress(delta))
-            content += line
-            assert len(content) < 128
-            assert distance < 256
-    body = b"PACK" + struct.pack(">LL", 2, len(entries)) + b"".join(entries)
-    return body + hashlib.sha1(body).digest()
-
-
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    """More deltas than it takes for a second process to begin."""
-    indexes, found = [], []
-    for may_fork in (False, True):
-        folder = tmp_path / str(may_fork)
-        folder.mkdir()
-        (folder / "x").write_bytes(pack_of_chains(1500, 4))
-        pack = index_pack(
-            folder / "x", bases=ObjectStore.over([]), limits=PackLimits(), may_fork=may_fork
-        )
-        found.append((pack.name, pack.oids, pack.roots, pack.delta_count, pack.is_linked))
-        indexes.append(pack.path.with_suffix(".idx").read_bytes())
-    assert found[0] == found[1]
-    assert found[0][3] == 6000
-    assert indexes[0] == indexes[1]
-
-
-@pytest.mark.parametrize("chains", [1500, 1501])
-def test_two_processes_refuse_what_one_refuses(tmp_path: Path, chains: int) -> None:
-    """The spoiled delta is once in the one's half and once in the other's."""
-    (tmp_path / "x").write_bytes(pack_of_chains(chains, 4, is_spoiled=True))
-    with pytest.raises(PackInvalidError, match="delta does not fit its base"):
-        index_pack(tmp_path / "x", bases=ObjectStore.over([]), limits=PackLimits(), may_fork=True)

@@ -1,0 +1,154 @@
+"""Each object of a received pack: named, checked, searched for links, compared to a stored one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from storage.git.errors import PackInvalidError, RepositoryCorruptError
+from storage.git.fsck import FsckRules, Severity, findings, is_clean
+from storage.git.object_formats import (
+    BLOB,
+    COMMIT,
+    TREE,
+    TYPE_NAMES,
+    commit_links,
+    parse_tag,
+    tree_links,
+)
+from storage.git.objects import ObjectStore
+from storage.git.pack_streams import PackStreams
+
+LINKED_BYTES_MAX = 8 << 20  # trees and commits remembered for the connectivity check
+WARNINGS_MAX = 100
+_HEADS = {kind: name + b" %d\0" for kind, name in TYPE_NAMES.items()}
+
+
+class ObjectChecks:
+    """Looks at one object after the other, and notes what they say together.
+
+    Args:
+        bases: where objects of the same id may be already.
+        rules: how strictly objects are checked; None checks only what links need.
+
+    Attributes:
+        commit_links, object_links: what the objects link to.
+        commits, trees: their contents; complete only while `is_linked`.
+        warnings: findings of fsck that do not refuse.
+    """
+
+    def __init__(self, bases: ObjectStore, rules: FsckRules | None) -> None:
+        self.bases = bases
+        self.rules = rules
+        self.commit_links: set[bytes] = set()
+        self.object_links: set[bytes] = set()
+        self.commits: dict[bytes, bytes] = {}
+        self.trees: dict[bytes, bytes] = {}
+        self.linked_bytes = 0
+        self.warnings: list[str] = []
+        self._may_exist = _existence(bases)
+
+    @property
+    def is_linked(self) -> bool:
+        return self.linked_bytes <= LINKED_BYTES_MAX
+
+    def named(self, kind: int, data: bytes) -> bytes:
+        """Hash, check and search one object; return its id.
+
+        Raises:
+            PackInvalidError: it is refused, or differs from a stored one of the same id.
+        """
+        digest = hashlib.sha1(_HEADS[kind] % len(data), usedforsecurity=False)
+        digest.update(data)
+        oid = digest.digest()
+        if self._may_exist is not None and self._may_exist(oid):
+            self._compare(oid, kind, data)
+        if kind != BLOB:
+            self._link(oid, kind, data)
+            if self.rules is not None and not is_clean(kind, data):
+                self._check(oid, kind, data)
+        return oid
+
+    def named_blob(self, streams: PackStreams, at: int, size: int) -> tuple[bytes, int]:
+        """Hash a large blob piece by piece; return its id and where its stream ends.
+
+        Raises:
+            PackInvalidError: it is damaged, or differs from a stored one of the same id.
+        """
+        digest = hashlib.sha1(_HEADS[BLOB] % size, usedforsecurity=False)
+        end = streams.pieces(at, size, digest.update)
+        oid = digest.digest()
+        if self._may_exist is not None and self._may_exist(oid):
+            self._compare_streamed(oid, streams, at, size)
+        return oid, end
+
+    def _link(self, oid: bytes, kind: int, data: bytes) -> None:
+        try:
+            if kind == TREE:
+                self.object_links.update(tree_links(data))
+                self._remember(self.trees, oid, data)
+            elif kind == COMMIT:
+                tree, parents = commit_links(data)
+                self.object_links.add(tree)
+                self.commit_links.update(parents)
+                self._remember(self.commits, oid, data)
+            else:
+                target, target_kind = parse_tag(data)
+                (self.commit_links if target_kind == COMMIT else self.object_links).add(target)
+        except RepositoryCorruptError as error:
+            raise PackInvalidError(f"object {oid.hex()}: {error}") from error
+
+    def _remember(self, place: dict[bytes, bytes], oid: bytes, data: bytes) -> None:
+        if self.linked_bytes <= LINKED_BYTES_MAX:
+            place[oid] = data
+            self.linked_bytes += len(data)
+
+    def _check(self, oid: bytes, kind: int, data: bytes) -> None:
+        assert self.rules is not None
+        for finding in findings(kind, data):
+            severity = self.rules.severity(finding)
+            if oid in self.rules.skip or severity is Severity.IGNORE:
+                continue
+            text = f"object {oid.hex()}: {finding.id}: {finding.message}"
+            if severity is Severity.ERROR:
+                raise PackInvalidError(text)
+            if len(self.warnings) < WARNINGS_MAX:
+                self.warnings.append(text)
+
+    def _compare(self, oid: bytes, kind: int, data: bytes) -> None:
+        """Refuse an object that has a stored one's id and another content."""
+        try:
+            is_equal = (
+                self.bases.kind_and_size(oid) == (kind, len(data))
+                and self.bases.get(oid)[1] == data
+            )
+        except RepositoryCorruptError:  # a damaged object is better replaced
+            return
+        if not is_equal:
+            raise _collision(oid)
+
+    def _compare_streamed(self, oid: bytes, streams: PackStreams, at: int, size: int) -> None:
+        received, stored = hashlib.sha256(), hashlib.sha256()
+        streams.pieces(at, size, received.update)
+        try:
+            for piece in self.bases.stream(oid):
+                stored.update(piece)
+        except RepositoryCorruptError:
+            return
+        if received.digest() != stored.digest():
+            raise _collision(oid)
+
+
+def _collision(oid: bytes) -> PackInvalidError:
+    return PackInvalidError(f"SHA1 COLLISION FOUND WITH {oid.hex()} !")
+
+
+def _existence(bases: ObjectStore) -> Callable[[bytes], bool] | None:
+    """Return a quick test for objects that are stored already; None when none are."""
+    locate = bases.locate
+    loose = bases.loose_directories()
+    if not bases.packs() and not loose:
+        return None
+    if not loose:
+        return lambda oid: locate(oid) is not None
+    return lambda oid: locate(oid) is not None or (oid[0] in loose and bases.contains(oid))

@@ -1,0 +1,162 @@
+"""Read a large pack in two processes, each its half.
+
+Where entries begin is known only to who reads all that comes before. But a deflated stream has a
+checksum: one that is found somewhere in the middle, and is whole, is very probably an entry's, and
+then the next entry begins behind it. The second process takes its chance there. When the first one
+comes to that very place, what the second has read is right; if not, it is thrown away.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from array import array
+from itertools import accumulate
+
+import msgspec
+
+from storage.git.object_checks import LINKED_BYTES_MAX, WARNINGS_MAX, ObjectChecks
+from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA
+from storage.git.pack import read_entry_head
+from storage.git.pack_deltas import DeltaTrees
+from storage.git.pack_index import row_offset, row_oid, rows_in
+from storage.git.pack_scan import HEADER_BYTES, Delta, PackScan
+from storage.git.pack_streams import PackStreams
+from storage.git.second_process import SecondProcess, has_second_core
+
+HALVED_COUNT_MIN = 4_000  # fewer entries are read before another process would have begun
+PENDING_BYTES_MAX = 64 << 20
+_ENTRY_COST_BYTES = 1_500  # an entry costs what inflating so many bytes costs
+_SAMPLES, _SAMPLE_BYTES = 64, 8 << 10
+_SEARCHED_BYTES = 256 << 10
+_STREAM_BYTES_MAX = 64 << 10
+_STREAM_HEAD = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
+
+
+class _Share(msgspec.Struct, frozen=True, array_like=True):
+    """What the second process found. `foreign` are native 64-bit numbers, ids are joined."""
+
+    rows: bytes
+    put_off: list[Delta]
+    foreign: bytes
+    delta_count: int
+    inflated_bytes: int
+    commit_links: bytes
+    object_links: bytes
+    commits: dict[bytes, bytes]
+    trees: dict[bytes, bytes]
+    linked_bytes: int
+    warnings: list[str]
+
+
+def scan_by_two(scan: PackScan, count: int) -> None:
+    """Read a pack of so many entries; in two processes where that pays and is possible.
+
+    Raises:
+        PackInvalidError, PackTooLargeError: see `index_pack`.
+    """
+    streams = scan.streams
+    is_worth_it = count >= HALVED_COUNT_MIN and has_second_core()
+    middle = find_middle(streams) if is_worth_it else None
+    if middle is not None:
+        second = SecondProcess(lambda: _second_half(scan, middle, count), _Share)
+        try:
+            scan.run(middle, count)
+            share = second.result() if scan.at == middle else None
+        finally:
+            second.stop()
+        if share is not None and _is_right(scan, share, count):
+            _take_over(scan, share)
+            return
+    # Whatever went wrong in the other half is found again here, and told in the words of ever.
+    scan.run(streams.end, count - scan.entry_count)
+
+
+def find_middle(streams: PackStreams) -> int | None:
+    """Find where an entry probably begins, and about half of the work lies before it."""
+    mapped, size = streams.mapped, streams.end - HEADER_BYTES
+    if size < _SAMPLES * _SAMPLE_BYTES:
+        step, length = max(size // _SAMPLES, 1), max(size // _SAMPLES, 1)
+    else:
+        step, length = size // _SAMPLES, _SAMPLE_BYTES
+    starts = range(HEADER_BYTES, streams.end, step)
+    counts = [len(_STREAM_HEAD.findall(mapped[at : at + length])) for at in starts]
+    work = list(accumulate(_ENTRY_COST_BYTES * count + length for count in counts))
+    half = next(number for number, done in enumerate(work) if 2 * done >= work[-1])
+    return _entry_behind(streams, starts[half])
+
+
+def _entry_behind(streams: PackStreams, at: int) -> int | None:
+    """Find the end of a whole stream."""
+    searched = streams.mapped[at : min(at + _SEARCHED_BYTES, streams.end)]
+    for found in _STREAM_HEAD.finditer(searched):
+        inflater = zlib.decompressobj()
+        piece = searched[found.start() : found.start() + _STREAM_BYTES_MAX]
+        try:
+            inflater.decompress(piece, _STREAM_BYTES_MAX)
+        except zlib.error:
+            continue
+        if inflater.eof:
+            return at + found.start() + len(piece) - len(inflater.unused_data)
+    return None
+
+
+def _second_half(whole: PackScan, middle: int, count: int) -> _Share:
+    """Read from the middle on, in the second process."""
+    checks = ObjectChecks(whole.checks.bases, whole.checks.rules)
+    scan = PackScan(whole.streams, whole.limits, checks, middle)
+    scan.run(scan.streams.end, count)
+    trees = DeltaTrees(scan, pending_bytes_max=PENDING_BYTES_MAX)
+    trees.resolve()
+    is_small = checks.linked_bytes <= LINKED_BYTES_MAX // 2
+    scan.rows.sort()
+    return _Share(
+        rows=b"".join(scan.rows),
+        put_off=trees.left(),
+        foreign=array("Q", scan.foreign).tobytes(),
+        delta_count=scan.delta_count,
+        inflated_bytes=scan.inflated_bytes,
+        commit_links=b"".join(checks.commit_links),
+        object_links=b"".join(checks.object_links),
+        commits=checks.commits if is_small else {},
+        trees=checks.trees if is_small else {},
+        linked_bytes=checks.linked_bytes if is_small else LINKED_BYTES_MAX + 1,
+        warnings=checks.warnings,
+    )
+
+
+def _is_right(scan: PackScan, share: _Share, count: int) -> bool:
+    """Say whether the second half fits to the first one."""
+    rows = rows_in(share.rows)
+    if scan.entry_count + len(rows) + len(share.put_off) != count:
+        return False
+    begins = {row_offset(row) for row in scan.rows} | {delta.offset for delta in scan.put_off}
+    if not begins.issuperset(array("Q", share.foreign)):
+        return False
+    # Of an object that the second process made of a delta, only the id came here.
+    named = {d.base for d in (*scan.put_off, *share.put_off) if isinstance(d.base, bytes)}
+    return not named or not any(
+        row_oid(row) in named
+        and read_entry_head(scan.streams.mapped, row_offset(row))[0] in (OFS_DELTA, REF_DELTA)
+        for row in rows
+    )
+
+
+def _take_over(scan: PackScan, share: _Share) -> None:
+    checks = scan.checks
+    scan.at = scan.streams.end
+    scan.rows.sort()
+    scan.rows += rows_in(share.rows)
+    scan.put_off += share.put_off
+    scan.delta_count += share.delta_count
+    scan.count_inflated(share.inflated_bytes)
+    checks.commit_links.update(_oids_in(share.commit_links))
+    checks.object_links.update(_oids_in(share.object_links))
+    checks.commits |= share.commits
+    checks.trees |= share.trees
+    checks.linked_bytes += share.linked_bytes
+    checks.warnings += share.warnings[: WARNINGS_MAX - len(checks.warnings)]
+
+
+def _oids_in(data: bytes) -> list[bytes]:
+    return [data[at : at + OID_BYTES] for at in range(0, len(data), OID_BYTES)]
