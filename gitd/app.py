@@ -46,7 +46,7 @@ from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.follow import Addresses, PushNarrator
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
-from hooks.http_server import Runner
+from hooks.http_server import HttpLimits, Runner
 from hooks.jobs import Jobs
 from hooks.log_retention import LogLimits, LogRetention
 from hooks.pipeline import Pipeline
@@ -70,7 +70,6 @@ from storage.sealing import Vault
 
 log = structlog.get_logger(__name__)
 
-DRAIN_S = 10.0
 BACKLOG = 1024
 HOST_WAIT_S = 5.0
 THREADS = 32
@@ -281,6 +280,7 @@ class Control:
         app.router.add_route("*", "/{path:.+}", logged(git.handler))
 
         async def end_streams(_: web.Application) -> None:
+            git.begin_stop(self.config.server.drain_s)
             self.jobs.close()
             await api.close()
 
@@ -459,7 +459,9 @@ async def _sockets(control: Control) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _front(control: Control, listener: socket.socket) -> AsyncIterator[None]:
-    runner = Runner(control.web_app(), access_log=None, shutdown_timeout=DRAIN_S)
+    server = control.config.server
+    limits = HttpLimits(server.connections_max, server.keepalive_s, server.drain_s)
+    runner = Runner(control.web_app(), limits)
     await runner.setup()
     try:
         await web.SockSite(runner, listener, backlog=BACKLOG).start()

@@ -42,6 +42,9 @@ class ServerConfig:
     listen: str = "127.0.0.1:8080"
     public_url: str = ""
     trusted_proxies: tuple[str, ...] = ()
+    connections_max: int = 4096
+    keepalive_s: float = 120.0
+    drain_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

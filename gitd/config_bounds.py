@@ -19,6 +19,9 @@ _COUNT = (1, 10**9)
 _AGE = (0, ENOUGH_S)
 
 BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "server.connections_max": (16, 2**20),
+    "server.keepalive_s": (1, DAY_S),
+    "server.drain_s": (0, DAY_S),
     "sites.public_port": (0, 65535),
     "builders.slots": (1, 64),
     "builders.first_uid": (1, UID_MAX - 64),

@@ -1,20 +1,81 @@
-"""HTTP as aiohttp serves it, saying no more of itself than it must: no versions, tidy refusals."""
+"""HTTP as aiohttp serves it, within bounds, and saying no more of itself than it must.
+
+A connection that waits too long for the head of a request is closed, idle ones make room for new
+ones, what is no HTTP is answered in one line, and a stop ends requests within its time.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import resource
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
+import structlog
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 SERVER: Final = "gitd"
+FILES_PER_CONNECTION: Final = 2  # itself, and what it is sent
+FILES_BESIDE: Final = 1024  # packs, records, processes, ...
+BROKEN_OFF_NAMED_MAX: Final = 10
+_LAST_WORDS_S: Final = 2.0
 _NO_HTTP: Final = "This is no request that HTTP/1.1 allows.\n"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds of a server.
+
+    Attributes:
+        connections_max: beyond it, the one that has been idle longest is closed for a new one.
+        keepalive_s: how long a connection may be open without the whole head of a request.
+        drain_s: how long requests may go on when the server stops.
+    """
+
+    connections_max: int = 4096
+    keepalive_s: float = 120.0
+    drain_s: float = 10.0
 
 
 class Connection(web.RequestHandler):
     """A connection. What is no HTTP, and what no handler answers, is answered in one line."""
 
     __slots__ = ()
+
+    @property
+    def idle_since(self) -> float | None:
+        """When it began to wait for a request, on a clock of its own; None while it has one."""
+        if self._waiter is None or self._waiter.done():
+            return None
+        return self._next_keepalive_close_time
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if isinstance(self._manager, Server):
+            self._manager.make_room(self)
+
+    def break_off(self) -> str | None:
+        """End it at once, whatever it does; return the request that this ends, if there is one."""
+        request = self._current_request
+        if self._task_handler is not None:
+            self._task_handler.cancel()
+        if self.transport is not None:
+            self.transport.abort()
+        if request is None:
+            return None
+        return f"{request.method} {request.path}"
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        error = kw.get("exc_info")
+        if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
+            # No fault of ours, anybody can send it, and its words quote the request: a password.
+            _log.info("request_malformed", reason=type(error).__name__)
+        else:
+            super().log_exception(*args, **kw)
 
     def handle_error(
         self,
@@ -23,7 +84,10 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        super().handle_error(request, status, exc, message)  # logs, knows when it is late
+        if isinstance(exc, HttpProcessingError):
+            self.log_exception(exc_info=exc)
+        else:
+            super().handle_error(request, status, exc, message)  # logs, knows when it is late
         known = HTTPStatus(status)
         text = _NO_HTTP if known is HTTPStatus.BAD_REQUEST else f"{known.value} {known.phrase}\n"
         response = web.Response(status=status, text=text, headers={hdrs.SERVER: SERVER})
@@ -32,22 +96,89 @@ class Connection(web.RequestHandler):
 
 
 class Server(web.Server):
-    """Makes connections of that kind."""
+    """Makes connections of that kind, and knows how many there may be."""
+
+    connections_max: int | None = None
 
     def __call__(self) -> Connection:
         return Connection(self, loop=self._loop, **self._kwargs)
+
+    def make_room(self, newest: Connection) -> None:
+        """Close the connection that has been idle longest, or the newest, if there are too many."""
+        if self.connections_max is None or len(self._connections) <= self.connections_max:
+            return
+        idle = [
+            (since, number, connection)
+            for number, connection in enumerate(self._connections)
+            if isinstance(connection, Connection) and (since := connection.idle_since) is not None
+        ]
+        (min(idle)[2] if idle else newest).force_close()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Let requests end for that time; then break off what has not ended, and say what."""
+        handlers = []
+        for connection in self.connections:
+            if connection._current_request is None:  # noqa: SLF001 - aiohttp has no other way
+                connection.force_close()
+            elif connection._task_handler is not None:  # noqa: SLF001
+                handlers.append(connection._task_handler)  # noqa: SLF001
+        if handlers:
+            await asyncio.wait(handlers, timeout=timeout)
+        self._break_off(timeout)
+        if late := [task for task in handlers if not task.done()]:
+            await asyncio.wait(late, timeout=_LAST_WORDS_S)
+        self._connections.clear()
+
+    def _break_off(self, drain_s: float | None) -> None:
+        ended = [
+            request
+            for connection in self.connections
+            if isinstance(connection, Connection)
+            and (request := connection.break_off()) is not None
+        ]
+        if ended:
+            _log.warning(
+                "requests_broken_off",
+                drain_s=drain_s,
+                count=len(ended),
+                requests=ended[:BROKEN_OFF_NAMED_MAX],
+            )
 
 
 class Runner(web.AppRunner):
     """Runs an application on such connections."""
 
-    __slots__ = ()
+    __slots__ = ("_limits",)
+
+    def __init__(self, app: web.Application, limits: HttpLimits, **kwargs: Any) -> None:
+        super().__init__(
+            app,
+            shutdown_timeout=limits.drain_s,
+            keepalive_timeout=limits.keepalive_s,
+            access_log=None,
+            **kwargs,
+        )
+        self._limits = limits
 
     async def _make_server(self) -> web.Server:
         self.app.on_response_prepare.append(_name_plainly)
         server = await super()._make_server()
         server.__class__ = Server
+        assert isinstance(server, Server)
+        server.connections_max = _affordable(self._limits.connections_max)
         return server
+
+
+def _affordable(connections_max: int) -> int:
+    """Let this process have as many files as so many connections need; return how many it can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections_max * FILES_PER_CONNECTION + FILES_BESIDE
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        beside = min(FILES_BESIDE, soft // 2)
+        return min(connections_max, (soft - beside) // FILES_PER_CONNECTION)
+    return connections_max
 
 
 async def _name_plainly(_: web.Request, response: web.StreamResponse) -> None:

@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import structlog
 from aiohttp import web
 
-from gitd.config import load, machine_environ
+from gitd.config import Config, load, machine_environ
 from gitd.errors import ConfigError
 from gitd.git.limits import GitLimits
 from gitd.git.plain import PlainAccess
 from gitd.git.push import SilentReceiver
 from gitd.git.service import GitService
-from hooks.http_server import Runner
+from hooks.http_server import HttpLimits, Runner
 
 HEADER_BYTES_MAX = 64 << 10
+OURS = ("GITD_GIT_", "GITD_SERVER_")
 THREAD_COUNT_MAX = 32  # most of them wait for the disk
 
 
@@ -39,28 +43,38 @@ def main() -> None:
         help="the header in which a front tells who is logged in",
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="bounds, in the section [git] of a TOML file"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="bounds, in the sections [git] and [server] of a TOML file",
     )
     arguments = parser.parse_args()
     host, _, port = arguments.listen.rpartition(":")
     if not arguments.root.is_dir() or not host or not port.isdigit():
         parser.error("--root must be a directory and --listen ADDR:PORT")
     access = PlainAccess(arguments.root, arguments.remote_user_header)
+    config = _config(parser, arguments.config)
     service = GitService(
         access,
         SilentReceiver(),
-        _limits(parser, arguments.config),
+        GitLimits(**asdict(config.git)),
         serves_files=True,
         pack_folder=_pack_folder(arguments.root),
         environ=machine_environ(),
     )
-    asyncio.run(_serve(service, host.strip("[]"), int(port)))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    server = config.server
+    limits = HttpLimits(server.connections_max, server.keepalive_s, server.drain_s)
+    asyncio.run(_serve(service, limits, host.strip("[]"), int(port)))
 
 
-def _limits(parser: argparse.ArgumentParser, path: Path | None) -> GitLimits:
-    ours = {name: value for name, value in os.environ.items() if name.startswith("GITD_GIT_")}
+def _config(parser: argparse.ArgumentParser, path: Path | None) -> Config:
+    ours = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
     try:
-        return GitLimits(**asdict(load(path, ours).git))
+        return load(path, ours)
     except ConfigError as error:
         parser.error(str(error))
 
@@ -72,8 +86,8 @@ def _pack_folder(root: Path) -> Path:
     return beside if is_free else Path(tempfile.gettempdir())
 
 
-async def _serve(service: GitService, host: str, port: int) -> None:
-    runner = make_runner(service)
+async def _serve(service: GitService, limits: HttpLimits, host: str, port: int) -> None:
+    runner = make_runner(service, limits)
     await runner.setup()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -86,15 +100,16 @@ async def _serve(service: GitService, host: str, port: int) -> None:
         print(f"serving git on http://{address[0]}:{address[1]}/", flush=True)  # noqa: T201
     await service.warm()
     await stop.wait()
+    service.begin_stop(limits.drain_s)
     await runner.cleanup()
     await service.close()
 
 
-def make_runner(service: GitService) -> Runner:
+def make_runner(service: GitService, limits: HttpLimits) -> Runner:
     """Return a runner that sends every request to the service."""
     app = web.Application(client_max_size=0)
     app.router.add_route("*", "/{path:.*}", service.handler)
-    return Runner(app, access_log=None, handle_signals=False, max_field_size=HEADER_BYTES_MAX)
+    return Runner(app, limits, handle_signals=False, max_field_size=HEADER_BYTES_MAX)
 
 
 if __name__ == "__main__":

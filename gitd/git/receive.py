@@ -15,6 +15,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 
+import structlog
 from aiohttp import web
 
 from gitd.git.access import Opened, Service
@@ -45,7 +46,10 @@ from storage.git.refs import show
 from storage.git.repository import Repository
 from storage.git.transaction import RefChange, ReflogEntry, change_refs
 
+LAST_WORDS_S = 2.0  # for what is broken off to tidy up
 NOT_KEPT = "unable to migrate objects to permanent storage"  # git's words
+
+_log = structlog.get_logger(__name__)
 
 
 class ReceivePack:
@@ -141,12 +145,16 @@ class ReceivePack:
         finally:
             self._in_care.discard(repository.path)
 
-    async def close(self, timeout_s: float = 5.0) -> None:
-        """Wait for pushes that are being concluded, for a while."""
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
-            for task in late:
-                task.cancel()
+    async def close(self, timeout_s: float) -> None:
+        """Wait for pushes that are being concluded, for so long; then end their hooks too."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        if late:
+            _log.warning("pushes_broken_off", count=len(late))
+            await asyncio.wait(late, timeout=LAST_WORDS_S)
 
 
 class _OnePush:

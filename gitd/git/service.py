@@ -62,6 +62,7 @@ NO_CACHE = {
     "Pragma": "no-cache",
     "Cache-Control": "no-cache, max-age=0, must-revalidate",
 }
+CONCLUDE_S_MIN = 1.0  # for a push whose refs are just moving, when the time to stop is over
 DUMB_REFUSAL = "Dumb HTTP is not supported; use git >= 1.6.6\n"
 _GET_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD)
 _FORBIDDEN_IN_PATH = re.compile(r"%(?:2f|5c|00)", re.IGNORECASE)
@@ -121,14 +122,20 @@ class GitService:
         self._sender = PackSender(self._views, self._limits, self._workers, folder)
         environ = {"PATH": os.defpath} if environ is None else environ
         self._receive = ReceivePack(receiver, self._limits, self._workers, environ)
+        self._stop_at = 0.0
 
     async def warm(self) -> None:
         """Start what the first large push would wait for. Optional."""
         await self._workers.warm()
 
+    def begin_stop(self, drain_s: float) -> None:
+        """Say that the server stops: pushes that are being concluded have this time left."""
+        self._stop_at = asyncio.get_running_loop().time() + drain_s
+
     async def close(self) -> None:
         """Let pushes end that are being concluded, end the workers, drop kept packs."""
-        await self._receive.close()
+        left_s = self._stop_at - asyncio.get_running_loop().time()
+        await self._receive.close(max(left_s, CONCLUDE_S_MIN))
         await self._workers.close()
         await self._sender.close()
 
@@ -322,7 +329,13 @@ def _text(status: int, text: str = "", headers: Mapping[str, str] | None = None)
     """Make a plain answer; git shows the lines of a text/plain one to its user."""
     if text and not text.endswith("\n"):
         text += "\n"
-    response = web.Response(status=status, text=text, headers={**NO_CACHE, **(headers or {})})
+    response = web.Response(
+        status=status,
+        body=text.encode("utf-8", "backslashreplace"),  # words of the request may be no UTF-8
+        headers={**NO_CACHE, **(headers or {})},
+        content_type="text/plain",
+        charset="utf-8",
+    )
     if status in (400, 408, 413):
         response.force_close()
     return response

@@ -6,6 +6,7 @@ behind its length in four bytes. It ends with its standard input.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -54,9 +55,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     cache = RepositoryCache()
-    while (task := _read(sys.stdin.buffer)) is not None:
-        answers.write(encode_frame(_done(task, cache)))
-        answers.flush()
+    with contextlib.suppress(BrokenPipeError):  # the server has died: nobody waits for the answer
+        while (task := _read(sys.stdin.buffer)) is not None:
+            answers.write(encode_frame(_done(task, cache)))
+            answers.flush()
+    with contextlib.suppress(BrokenPipeError):
+        answers.close()
 
 
 def _done(task: Task, cache: RepositoryCache) -> Answer:
@@ -83,7 +87,9 @@ def _read(source: BinaryIO) -> Task | None:
     head = source.read(4)
     if len(head) < 4:
         return None
-    return msgspec.msgpack.decode(source.read(int.from_bytes(head, "big")), type=Task)
+    length = int.from_bytes(head, "big")
+    data = source.read(length)
+    return msgspec.msgpack.decode(data, type=Task) if len(data) == length else None
 
 
 if __name__ == "__main__":

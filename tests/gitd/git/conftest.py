@@ -97,7 +97,9 @@ class Server:
         )
 
 
-def start_server(root: Path, *arguments: str) -> Server:
+def start_server(root: Path, *arguments: str, log: Path | None = None) -> Server:
+    """Start a server; its standard error goes to `log`, where that is given."""
+    errors = log.open("wb") if log is not None else None
     process = subprocess.Popen(
         [
             sys.executable,
@@ -111,8 +113,11 @@ def start_server(root: Path, *arguments: str) -> Server:
         ],
         cwd=REPOSITORY_ROOT,
         stdout=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
+    if errors is not None:
+        errors.close()
     assert process.stdout is not None
     line = process.stdout.readline()
     found = re.search(r"http://\S+:\d+", line)
@@ -208,17 +213,17 @@ def head(path: Path, ref: str = "HEAD") -> str:
     return run_git("rev-parse", ref, cwd=path).out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def git() -> Callable[..., Done]:
     return run_git
 
 
-@pytest.fixture(name="commit")
+@pytest.fixture(scope="session", name="commit")
 def commit_fixture() -> Callable[..., str]:
     return commit
 
 
-@pytest.fixture(name="head")
+@pytest.fixture(scope="session", name="head")
 def head_fixture() -> Callable[..., str]:
     return head
 
@@ -226,10 +231,20 @@ def head_fixture() -> Callable[..., str]:
 @pytest.fixture
 def launch() -> Iterator[Callable[..., Server]]:
     """Start servers of one's own, stopped at the end."""
+    yield from started()
+
+
+@pytest.fixture(scope="module")
+def launch_once() -> Iterator[Callable[..., Server]]:
+    """The same, for servers that the tests of a module share."""
+    yield from started()
+
+
+def started() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(root: Path, *arguments: str) -> Server:
-        servers.append(start_server(root, *arguments))
+    def start(root: Path, *arguments: str, log: Path | None = None) -> Server:
+        servers.append(start_server(root, *arguments, log=log))
         return servers[-1]
 
     yield start
@@ -393,8 +408,9 @@ class RawTools:
     pack_entry = staticmethod(pack_entry)
     oid_of = staticmethod(oid_of)
     parse_push_answer = staticmethod(parse_push_answer)
+    wire = Wire
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def raw() -> type[RawTools]:
     return RawTools
