@@ -6,7 +6,7 @@ gitprotocol-v2(5), "Capability Advertisement".
 
 from __future__ import annotations
 
-import re
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -26,13 +26,13 @@ from storage.git.repository import Repository
 
 AGENT = b"agent=git/gitd-" + version_of("gitd").encode()
 _REMEMBERED_MAX = 64
-_VERSION = re.compile(r"version=(\d+)")
+_SESSION_ID = b"session-id="
+_VERSIONS = ("version=1", "version=2")
 
 
 def protocol_version(header: str) -> int:
     """Return the highest version (0, 1, 2) that a `Git-Protocol` header asks for."""
-    wished = [int(part[8:]) for part in header.split(":") if _VERSION.fullmatch(part)]
-    return max((number for number in wished if number in (1, 2)), default=0)
+    return max((int(part[8:]) for part in header.split(":") if part in _VERSIONS), default=0)
 
 
 # which refs
@@ -139,8 +139,10 @@ class RefViews:
             null = b"0" * (64 if repository.object_format == "sha256" else 40)
             return _rendered(service, lines or [null + b" capabilities^{}"], capabilities, version)
 
-        # What is offered to pushers has the tips of alternates in it, which may have moved.
-        body = self.remembered(key, view, render) if is_sending else render()
+        # What is offered to pushers has the tips of alternates in it, which may have moved; and
+        # what names its session is said once.
+        is_lasting = is_sending and not any(map(_is_session_id, capabilities))
+        body = self.remembered(key, view, render) if is_lasting else render()
         shallow = repository.shallow() if is_sending else frozenset()
         cuts = b"".join(pkt_line(b"shallow " + oid.hex().encode()) for oid in sorted(shallow))
         return body, cuts + FLUSH
@@ -254,7 +256,7 @@ def upload_capabilities(repository: Repository) -> list[bytes]:
         found.append(b"symref=HEAD:" + head_target)
     if config.flag("uploadpack.allowfilter"):
         found.append(b"filter")
-    return [*found, _object_format(repository), AGENT]
+    return [*found, _object_format(repository), AGENT, *_session_id(repository)]
 
 
 def v2_advertisement(repository: Repository) -> bytes:
@@ -272,7 +274,7 @@ def v2_advertisement(repository: Repository) -> bytes:
     unborn = config.text("lsrefs.unborn") or "advertise"
     ls_refs = b"ls-refs=unborn" if unborn == "advertise" else b"ls-refs"
     lines = [b"version 2", AGENT, ls_refs, b"fetch=" + b" ".join(fetch), b"server-option"]
-    lines.append(_object_format(repository))
+    lines += [_object_format(repository), *_session_id(repository)]
     if config.flag("transfer.advertiseobjectinfo"):
         lines.append(b"object-info")
     if config.flag("uploadpack.advertisebundleuris"):
@@ -282,6 +284,17 @@ def v2_advertisement(repository: Repository) -> bytes:
 
 def _object_format(repository: Repository) -> bytes:
     return b"object-format=" + repository.object_format.encode()
+
+
+def _session_id(repository: Repository) -> list[bytes]:
+    """Name this session, where the operator wants to find it in the traces of clients."""
+    if not repository.config.flag("transfer.advertisesid"):
+        return []
+    return [b"%b%x-%b" % (_SESSION_ID, time.time_ns() // 1000, os.urandom(4).hex().encode())]
+
+
+def _is_session_id(capability: bytes) -> bool:
+    return capability.startswith(_SESSION_ID)
 
 
 def receive_capabilities(repository: Repository) -> list[bytes]:
@@ -297,4 +310,4 @@ def receive_capabilities(repository: Repository) -> list[bytes]:
         found.append(b"push-cert=" + nonce.encode())
     if config.flag("receive.advertisepushoptions"):
         found.append(b"push-options")
-    return [*found, _object_format(repository), AGENT]
+    return [*found, _object_format(repository), AGENT, *_session_id(repository)]

@@ -6,6 +6,7 @@ same in both is here and in `pack_sender.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -14,10 +15,12 @@ from gitd.git.errors import GitRequestError
 from gitd.git.pkt_line import pkt_line
 from storage.git.errors import RepositoryError
 from storage.git.object_filter import FilterError, parse_filter
-from storage.git.object_formats import NULL_OID
+from storage.git.object_formats import OID_DIGITS, unhex
 from storage.git.repository import Repository
 from storage.git.shallow import Borders, DeepenError, Depth, all_reach_some, borders_after
 from storage.git.walk import reachable_among
+
+_NUMBER = re.compile("0*[1-9][0-9]{0,17}")
 
 
 class FetchRefusedError(GitRequestError):
@@ -102,7 +105,7 @@ class DepthWish:
 
 
 def _positive(text: str, message: str) -> int:
-    if not text.isdigit() or len(text) > 18 or int(text) == 0:
+    if not _NUMBER.fullmatch(text):
         raise FetchRefusedError(f"upload-pack: {message}")
     return int(text)
 
@@ -123,14 +126,10 @@ def parse_oid(digits: bytes, what: str) -> bytes:
     Raises:
         FetchRefusedError: they are none; `what` names the line.
     """
-    try:
-        oid = bytes.fromhex(digits.decode("ascii"))
-    except ValueError:
-        oid = b""
-    if len(oid) != len(NULL_OID):
+    if not OID_DIGITS.fullmatch(digits):
         shown = digits[:80].decode("latin-1")
         raise FetchRefusedError(f"upload-pack: protocol error, expected an id in '{what} {shown}'")
-    return oid
+    return unhex(digits)
 
 
 def checked_filter(spec: bytes, repository: Repository) -> str:

@@ -150,7 +150,7 @@ class Incoming:
         """
         if self.quarantine is None:
             return set()
-        migrated = migrate_quarantine(self.quarantine)
+        migrated = migrate_quarantine(self.quarantine, self._repository.sharing)
         self.quarantine = None
         if new_borders:
             self._repository.extend_shallow(new_borders)

@@ -14,7 +14,7 @@ from gitd.git.limits import GitLimits
 from gitd.git.pkt_line import Marker
 from gitd.git.push import RefUpdate
 from gitd.git.push_certificate import END_LINE, Certificate
-from storage.git.object_formats import NULL_OID
+from storage.git.object_formats import NULL_OID, OID_DIGITS, unhex
 
 
 @dataclass(slots=True)
@@ -169,18 +169,14 @@ def _command(line: bytes) -> Command:
     old, _, rest = line.partition(b" ")
     new, space, name = rest.partition(b" ")
     if not space or not name:
-        raise BodyInvalidError(f"protocol error: expected old/new/ref, got {line!r}")
+        raise BodyInvalidError(f"protocol error: expected old/new/ref, got {line[:200]!r}")
     return Command(name=name, old=_oid(old), new=_oid(new))
 
 
 def _oid(digits: bytes) -> bytes:
-    try:
-        oid = bytes.fromhex(digits.decode("ascii"))
-    except ValueError as error:
-        raise BodyInvalidError(f"protocol error: expected an object id, got {digits!r}") from error
-    if len(oid) != len(NULL_OID):
-        raise BodyInvalidError(f"protocol error: expected an object id, got {digits!r}")
-    return oid
+    if not OID_DIGITS.fullmatch(digits):
+        raise BodyInvalidError(f"protocol error: expected an object id, got {digits[:80]!r}")
+    return unhex(digits)
 
 
 def _require_sha1(capabilities: frozenset[bytes]) -> None:

@@ -21,8 +21,9 @@ _INCLUDE_DEPTH_MAX = 10
 class GitConfig:
     """Settings by dotted key (`receive.denydeletes`); a key may have several values."""
 
-    def __init__(self, values: dict[str, list[str | None]] | None = None) -> None:
-        self._values = values or {}
+    def __init__(self) -> None:
+        self._values: dict[str, list[str | None]] = {}
+        self._lines: list[tuple[str, str | None]] = []
 
     @classmethod
     def read(cls, path: Path) -> GitConfig:
@@ -44,7 +45,7 @@ class GitConfig:
         """
         config = cls()
         for key, value in _parse(text, Path(name)):
-            config._values.setdefault(key, []).append(value)
+            config._add(key, value)
         return config
 
     def _load(self, path: Path, *, depth: int) -> None:
@@ -53,9 +54,13 @@ class GitConfig:
         except FileNotFoundError:
             return
         for key, value in _parse(text, path):
-            self._values.setdefault(key, []).append(value)
+            self._add(key, value)
             if key == "include.path" and value and depth < _INCLUDE_DEPTH_MAX:
                 self._load(path.parent / value, depth=depth + 1)
+
+    def _add(self, key: str, value: str | None) -> None:
+        self._values.setdefault(key, []).append(value)
+        self._lines.append((key, value))
 
     def text(self, key: str) -> str | None:
         """Return the last value of a key (section and name in lower case), or None."""
@@ -63,8 +68,10 @@ class GitConfig:
         return values[-1] if values else None
 
     def texts(self, *keys: str) -> list[str]:
-        """Return all values of some keys."""
-        return [value for key in keys for value in self._values.get(key, []) if value is not None]
+        """Return all values of some keys, in the order in which they stand in the files."""
+        if not any(key in self._values for key in keys):
+            return []
+        return [value for key, value in self._lines if key in keys and value is not None]
 
     def section(self, prefix: str) -> dict[str, str]:
         """Return the last values of the keys below `prefix`, keyed by what follows it."""

@@ -28,6 +28,7 @@ from storage.git.pack_links import DIRECTORY, QUARANTINED_SUFFIX, write_quaranti
 from storage.git.pack_scan import PackLimits
 from storage.git.refs import RefStore
 from storage.git.repository import Repository
+from storage.git.sharing import Sharing
 
 SPOOL_NAME = "tmp_pack_incoming"
 
@@ -117,8 +118,8 @@ class Migrated(NamedTuple):
     indexes: list[Path]
 
 
-def migrate_quarantine(quarantine: Path) -> Migrated:
-    """Make incoming objects part of the store; the quarantine is gone then.
+def migrate_quarantine(quarantine: Path, sharing: Sharing) -> Migrated:
+    """Make incoming objects part of the store, with the bits of `sharing`; the quarantine goes.
 
     Raises:
         OSError: the disk is full, or something like it.
@@ -135,14 +136,16 @@ def migrate_quarantine(quarantine: Path) -> Migrated:
     # An index makes its pack visible, so it moves last; loose objects have no such order.
     for path in sorted(files, key=lambda path: path.suffix == ".idx"):
         if path.suffix == QUARANTINED_SUFFIX:  # a cache: nobody waits for it to be durable
-            _keep_record(path, objects / DIRECTORY / path.stem)
+            _keep_record(path, objects / DIRECTORY / path.stem, sharing)
             continue
         target = objects / path.relative_to(quarantine)
         if target.parent not in touched:
             if not target.parent.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
+                sharing.apply(target.parent)
                 touched.add(objects)
             touched.add(target.parent)
+        sharing.apply(path)
         path.rename(target)
         if target.suffix == ".idx":
             indexes.append(target)
@@ -154,12 +157,15 @@ def migrate_quarantine(quarantine: Path) -> Migrated:
     return Migrated(touched, indexes)
 
 
-def _keep_record(path: Path, target: Path) -> None:
+def _keep_record(path: Path, target: Path, sharing: Sharing) -> None:
+    with contextlib.suppress(OSError):
+        sharing.apply(path)
     try:
         path.rename(target)
     except OSError:
         with contextlib.suppress(OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
+            sharing.apply(target.parent)
             path.rename(target)
 
 

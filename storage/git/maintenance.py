@@ -128,7 +128,7 @@ def _join(repository: Repository, packs: list[Pack]) -> str:
         write_links(quarantine, indexed.path.stem, indexed.roots, outside)
         sync_file(indexed.path)
         sync_file(indexed.path.with_suffix(".idx"))
-        for directory in migrate_quarantine(quarantine).directories:
+        for directory in migrate_quarantine(quarantine, repository.sharing).directories:
             sync_file(directory)
         return indexed.path.name
     except PackInvalidError as error:

@@ -63,9 +63,9 @@ def _parts(spec: str) -> list[str]:
 def _parse_one(spec: str) -> ObjectFilter:
     if spec == "blob:none":
         return ObjectFilter(blob_bytes_limit=0)
-    if limit := re.fullmatch(r"blob:limit=(\d{1,18})([kmgKMG]?)", spec):
+    if limit := re.fullmatch(r"blob:limit=([0-9]{1,18})([kmgKMG]?)", spec):
         return ObjectFilter(blob_bytes_limit=int(limit[1]) * _UNITS[limit[2].lower()])
-    if depth := re.fullmatch(r"tree:(\d{1,9})", spec):
+    if depth := re.fullmatch(r"tree:([0-9]{1,9})", spec):
         return ObjectFilter(tree_depth=int(depth[1]))
     if (kind := re.fullmatch(r"object:type=(\w+)", spec)) and kind[1].encode() in TYPE_NUMBERS:
         return ObjectFilter(kind=TYPE_NUMBERS[kind[1].encode()])

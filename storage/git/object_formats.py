@@ -17,6 +17,8 @@ TYPE_NAMES = {COMMIT: b"commit", TREE: b"tree", BLOB: b"blob", TAG: b"tag"}
 TYPE_NUMBERS = {name: number for number, name in TYPE_NAMES.items()}
 
 OID_BYTES = 20
+TIME_MAX = 2**63 - 1
+TIME_DIGITS_MAX = 18
 NULL_OID = bytes(OID_BYTES)
 EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")  # there without a file
 MODE_TREE, MODE_LINK, MODE_SUBMODULE = b"40000", b"120000", b"160000"
@@ -29,6 +31,7 @@ _COMMIT = re.compile(
 )
 _COMMIT_LINKS = re.compile(rb"tree ([0-9a-f]{40})\n((?:parent [0-9a-f]{40}\n)*)")
 _TAG = re.compile(rb"object ([0-9a-f]{40})\ntype (commit|tree|blob|tag)\n")
+OID_DIGITS = re.compile(rb"[0-9a-fA-F]{40}")
 _PARENT_LINE_BYTES = len(b"parent ") + 40 + 1
 
 
@@ -73,7 +76,12 @@ def parse_commit(data: bytes) -> Commit:
         raise RepositoryCorruptError("bad commit object")
     tree, lines, time = found.groups()
     parents = tuple(unhex(lines[at : at + 40]) for at in range(7, len(lines), _PARENT_LINE_BYTES))
-    return Commit(unhex(tree), parents, int(time or 0))
+    return Commit(unhex(tree), parents, _seconds(time or b"0"))
+
+
+def _seconds(digits: bytes) -> int:
+    """Read a time; one that no machine can count to is the last one, as git reads it."""
+    return int(digits) if len(digits) <= TIME_DIGITS_MAX else TIME_MAX
 
 
 def tree_entries(data: bytes) -> list[tuple[bytes, bytes, bytes]]:

@@ -49,6 +49,7 @@ def replace_packed_refs(
             file.write(_written(repository, values, peeled))
             file.flush()
             os.fsync(file.fileno())
+        repository.sharing.apply(new)
         os.rename(new, root + b"packed-refs")  # noqa: PTH104
     except OSError:
         with contextlib.suppress(OSError):

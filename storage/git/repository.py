@@ -14,6 +14,7 @@ from storage.git.errors import RepositoryNotFoundError, RepositoryUnsupportedErr
 from storage.git.object_formats import unhex
 from storage.git.objects import RACY_NS, ContentCache, ObjectStore
 from storage.git.refs import RefStore
+from storage.git.sharing import Sharing
 
 _EXTENSIONS = (("objectformat", "sha1"), ("objectformat", "sha256"), ("refstorage", "files"))
 OPEN_COUNT_MAX = 64  # repositories kept open; each holds two file descriptors per pack
@@ -25,6 +26,7 @@ class Repository:
     Attributes:
         path: the git directory (`x.git`, or `x/.git`).
         object_format: `sha1`; or `sha256`, and then it is empty.
+        sharing: who else may use the files that are written here.
     """
 
     def __init__(self, path: Path, cache: ContentCache | None = None) -> None:
@@ -32,6 +34,7 @@ class Repository:
         self.objects = ObjectStore(path / "objects", cache)
         self.refs = RefStore(path)
         self.object_format = "sha1"
+        self.sharing = Sharing()
         self._config = GitConfig()
         self._config_stamp: tuple[int, int, int] | None = None
         self.refresh()
@@ -50,12 +53,13 @@ class Repository:
             if not is_repository(self.path):
                 raise RepositoryNotFoundError(self.path.name) from None
             self._config, self._config_stamp = GitConfig(), None
-            self.object_format = "sha1"
+            self.object_format, self.sharing = "sha1", Sharing()
         else:
             stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
             if stamp != self._config_stamp:
                 self._config, self._config_stamp = GitConfig.read(self.path / "config"), None
                 self.object_format = _supported_format(self._config)
+                self.sharing = Sharing.of(self._config)
                 if time.time_ns() - status.st_mtime_ns > RACY_NS:
                     self._config_stamp = stamp
         self.objects.refresh()
@@ -102,6 +106,7 @@ class Repository:
                 file.write("".join(f"{line}\n" for line in lines).encode())
                 file.flush()
                 os.fsync(file.fileno())
+                self.sharing.apply(lock)
                 lock.rename(path)
             except OSError:
                 lock.unlink(missing_ok=True)

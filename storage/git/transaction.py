@@ -101,6 +101,7 @@ class _Transaction:
         self._refs = repository.refs
         self._log = log
         self._root = os.fsencode(repository.path) + b"/"
+        self._sharing = repository.sharing
         self._directories: set[bytes] = set()
         snapshot = self._refs.snapshot()
         self._head_target = snapshot.head_target
@@ -212,6 +213,7 @@ class _Transaction:
         if os.path.isdir(directory):  # noqa: PTH112
             return
         os.makedirs(directory, exist_ok=True)  # noqa: PTH103
+        self._sharing.apply_up(directory, self._root + b"refs")
         while len(directory) > len(self._root):
             directory = os.path.dirname(directory)  # noqa: PTH120
             self._directories.add(directory + b"/")
@@ -333,6 +335,7 @@ class _Transaction:
                 file.write(one.change.new.hex().encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
+            self._sharing.apply(one.lock)
         except OSError as error:
             one.error = RefUpdateError(f"cannot update '{show(one.name)}': {error.strerror}")
 
@@ -400,6 +403,8 @@ class _Transaction:
             os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
             with open(path, "ab") as file:  # noqa: PTH123
                 file.write(line)
+            self._sharing.apply(path)
+            self._sharing.apply_up(os.path.dirname(path), self._root)  # noqa: PTH120
 
     def _is_logged(self, name: bytes) -> bool:
         config = self._repository.config
