@@ -41,6 +41,7 @@ from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
 from hooks.builds.wire import Egress, SandboxLimits
+from hooks.configs import Configs, has_sealed
 from hooks.deploys import service as host_service
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.runner import RollLimits, RollRunner
@@ -62,7 +63,7 @@ from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
 from storage.model import ActorRef, Environment, PushPolicy
 from storage.reader import StoreReader
-from storage.records import attestations, variables
+from storage.records import attestations
 from storage.records.db import Records
 from storage.records.statements import newest_ids
 from storage.repos import Repositories
@@ -139,9 +140,10 @@ class Control:
         vault = Vault.open(
             folder.keys,
             credentials=credentials,
-            may_create=not variables.has_any(self.records.reader()),
+            may_create=not has_sealed(self.records.reader()),
         )
         self.variables = Variables(self.jobs, vault)
+        configs = Configs(self.variables)
         submodules = Submodules(
             self.records, self.repositories, self._may_fetch, server_url=self.server_url
         )
@@ -187,9 +189,11 @@ class Control:
         self.egress_rules = egress_rules(config.builders, machine_environ())
         self.rolls = RollRunner(
             self.jobs,
-            ReleaseIssuer(self.jobs, self.custody, self.store.layout),
+            ReleaseIssuer(self.jobs, self.custody, self.store.layout, configs),
+            configs,
             limits=RollLimits(config.host.roll_timeout_s, config.host.missing_timeout_s),
             domain=config.sites.domain,
+            url_of=self.url_of,
             relieve=room.relieve_if_full,
         )
         kept = config.retention

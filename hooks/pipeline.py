@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from hooks import branches
+from hooks.configs import config_gone
 from hooks.environments import (
     add_preview,
     first_environments,
@@ -25,6 +26,7 @@ from hooks.errors import (
 )
 from hooks.jobs import JobChanges, Jobs
 from hooks.once import Made, once, replay
+from hooks.orders import again, refuse_revoked
 from hooks.queueing import (
     BuildOrder,
     DeploymentOrder,
@@ -37,7 +39,6 @@ from storage.ids import new_id
 from storage.model import (
     ActorRef,
     Artifact,
-    Attestation,
     BranchRoute,
     Environment,
     EnvironmentKind,
@@ -51,9 +52,9 @@ from storage.model import (
 )
 from storage.records import (
     artifacts,
-    attestations,
     builds,
     deployments,
+    environment_configs,
     environments,
     releases,
     retention,
@@ -263,7 +264,7 @@ class Pipeline:
             if not found.artifact.is_available:
                 raise _expired(found.artifact)
             made_by = found.attestation
-            _refuse_revoked(made_by)
+            refuse_revoked(made_by)
             order = DeploymentOrder(
                 environment,
                 artifact_id,
@@ -311,7 +312,7 @@ class Pipeline:
                     "environment.nothing_running",
                     f"Nothing runs on {source.slug} yet: push to it or deploy an artifact first.",
                 )
-            order = _again(changes.db, running, target, Trigger.PROMOTE, actor)
+            order = again(changes.db, running, target, Trigger.PROMOTE, actor)
             return queue_deployment(changes, order)[1]
 
         return await once(self._jobs, claim, "job", 202, change, _job)
@@ -322,14 +323,17 @@ class Pipeline:
         deployment_or_release: str,
         actor: ActorRef,
         *,
+        with_its_config: bool = True,
         claim: Claim | None = None,
     ) -> Made[Job]:
         """Queue a roll back: to the release before a deployment, or to that very release.
 
+        `with_its_config`: its programs are given what that release was given; else what is set now.
+
         Raises:
             NotFoundError: No such deployment or release on this environment.
             RefusedError: `release.no_previous`, `release.already_current`, `release.unavailable`,
-                `artifact.revoked`.
+                `release.config_gone`, `artifact.revoked`.
         """
 
         def change(changes: JobChanges) -> Job:
@@ -346,7 +350,12 @@ class Pipeline:
                     f"{wanted.id} ran {wanted.artifact_id}, which is not kept any more: build "
                     f"{wanted.commit or 'its commit'} again to deploy it.",
                 )
-            order = _again(changes.db, wanted, environment, Trigger.ROLLBACK, actor)
+            version = wanted.config_version if with_its_config else None
+            if version and environment_configs.get(changes.db, environment.id, version) is None:
+                raise config_gone(version)
+            order = again(
+                changes.db, wanted, environment, Trigger.ROLLBACK, actor, config_version=version
+            )
             return queue_deployment(changes, order)[1]
 
         return await once(self._jobs, claim, "job", 202, change, _job)
@@ -428,15 +437,6 @@ def _delete_site(changes: JobChanges, site: Site) -> None:
     sites.delete(changes.db, site.id)
 
 
-def _refuse_revoked(made_by: Attestation) -> None:
-    if made_by.is_revoked:
-        raise RefusedError(
-            "artifact.revoked",
-            f"The key that vouched for {made_by.artifact_id} was revoked: build its commit "
-            f"{made_by.commit[:12]} again, or have the server's operator vouch for it.",
-        )
-
-
 def _target(db: sqlite3.Connection, site_id: str, named: str) -> Environment:
     found = environments.find(db, site_id, named)
     if found is not None:
@@ -472,36 +472,3 @@ def _rollback_target(db: sqlite3.Connection, environment: Environment, named: st
             "back to.",
         )
     return previous
-
-
-def _again(
-    db: sqlite3.Connection,
-    release: Release,
-    target: Environment,
-    trigger: Trigger,
-    actor: ActorRef,
-) -> DeploymentOrder:
-    """The order to roll what `release` ran, by the statement that it was rolled with.
-
-    Where that was revoked since, by another one.
-
-    Raises:
-        RefusedError: `artifact.revoked`: there is no other.
-    """
-    deployment = deployments.get(db, release.deployment_id)
-    assert deployment is not None, "a release has its deployment"
-    envelope_sha256 = deployment.envelope_sha256
-    made_by = attestations.by_envelope(db, envelope_sha256)
-    if made_by is not None and made_by.is_revoked:
-        made_by = attestations.best(db, release.site_id, release.artifact_id) or made_by
-        _refuse_revoked(made_by)
-        envelope_sha256 = made_by.envelope_sha256
-    return DeploymentOrder(
-        target,
-        release.artifact_id,
-        envelope_sha256,
-        trigger,
-        actor,
-        release.ref,
-        release.commit,
-    )

@@ -22,6 +22,8 @@ from storage.model import (
 from storage.records import builds, deployments
 from storage.records import jobs as job_rows
 
+_AUTOMATIC = frozenset({Trigger.PUSH, Trigger.CONFIG})
+
 
 @dataclass(frozen=True, slots=True)
 class BuildOrder:
@@ -38,7 +40,11 @@ class BuildOrder:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentOrder:
-    """Which artifact goes onto which environment, and why."""
+    """Which artifact goes onto which environment, and why.
+
+    `config_version`: what its programs are given; None is what holds when it begins. `supersedes`:
+    it takes the place of rolls that nobody asked for by themselves, and that wait.
+    """
 
     environment: Environment
     artifact_id: str
@@ -47,6 +53,8 @@ class DeploymentOrder:
     actor: ActorRef
     ref: str | None
     commit: str | None
+    config_version: int | None = None
+    supersedes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +167,8 @@ def _add_build(changes: JobChanges, order: BuildOrder) -> tuple[Build, Job]:
 def queue_deployment(changes: JobChanges, order: DeploymentOrder) -> tuple[Deployment, Job]:
     """Queue a roll. A rollback runs no release command: that ran when its release was new."""
     deployment_id = new_id("dep")
+    if order.supersedes:
+        _supersede_rolls(changes, order, deployment_id)
     job = changes.add(
         JobType.DEPLOYMENT_ROLL,
         resource_type="deployment",
@@ -184,9 +194,24 @@ def queue_deployment(changes: JobChanges, order: DeploymentOrder) -> tuple[Deplo
         created_at=changes.now,
         started_at=None,
         finished_at=None,
+        config_version=order.config_version,
     )
     deployments.add(changes.db, deployment)
     return deployment, job
+
+
+def _supersede_rolls(changes: JobChanges, order: DeploymentOrder, newer_id: str) -> None:
+    """End the rolls of pushes and of changed configs that wait: the newer one would undo them.
+
+    A changed config rolls what runs by then, so it takes the place of its like alone. What was
+    asked for by itself (deploy, promotion, rollback) is done.
+    """
+    automatic = {Trigger.CONFIG} if order.trigger is Trigger.CONFIG else _AUTOMATIC
+    for older in deployments.unfinished(changes.db, order.environment.id):
+        if older.status is JobStatus.QUEUED and older.trigger in automatic:
+            error = Failure("deployment.superseded", f"A newer one took its place: {newer_id}.")
+            if changes.cancel(older.job_id, error):
+                deployments.end(changes.db, older.id, JobStatus.CANCELED, error, changes.now)
 
 
 def cancel_work(changes: JobChanges, job: Job, error: Failure | None = None) -> Job | None:

@@ -1,4 +1,4 @@
-"""Variables and secrets: set for a site or for one of its environments, and given to builds.
+"""Variables and secrets: set for a site or for one of its environments.
 
 An environment's own wins over its site's, name by name. Values are sealed before they are written
 down, and opened only to be given to what may have them.
@@ -7,18 +7,21 @@ down, and opened only to be given to what may have them.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import msgspec
 
+from hooks import config_rolls
 from hooks.errors import InvalidRequestError, NotFoundError, RefusedError
 from hooks.jobs import JobChanges, Jobs
 from hooks.variable_rules import name_fault, value_fault
-from storage.model import Environment, Site, Variable, VariableUse
+from storage.model import ActorRef, Environment, Job, Site, Variable, VariableUse
 from storage.records import variables
 from storage.sealing import Vault
 
+T = TypeVar("T")
 PLACE_COUNT_MAX = 100
 PLACE_BYTES_MAX = 256 * 1024  # sealed; Linux takes 2 MiB of environment, and arguments with it
 
@@ -55,7 +58,7 @@ class Variables:
 
     def __init__(self, jobs: Jobs, vault: Vault) -> None:
         self._jobs = jobs
-        self._vault = vault
+        self.vault = vault
 
     async def put(
         self,
@@ -65,9 +68,14 @@ class Variables:
         value: str,
         *,
         is_secret: bool,
-        used_in: VariableUse,
-    ) -> Variable:
+        used_in: VariableUse | None = None,
+        roll_by: ActorRef | None = None,
+    ) -> tuple[Variable, list[Job]]:
         """Set a value for a site, or for one environment of it; it replaces the one there.
+
+        Without `used_in` it is used as the one there, or else in builds. With `roll_by`, what runs
+        where it changes what programs are given is rolled again, on that actor's word; the answer
+        has the jobs.
 
         Raises:
             InvalidRequestError: The name or the value cannot be one.
@@ -75,43 +83,73 @@ class Variables:
         """
         if fault := name_fault(name):
             raise InvalidRequestError(f"{fault}.", param="name")
-        if fault := value_fault(value, is_secret=is_secret, used_in=used_in):
-            raise InvalidRequestError(f"{fault}.", param="value")
         env_id = environment.id if environment is not None else None
-        draft = Variable(site.id, env_id, name, is_secret, used_in, b"", 0)
-        sealed = self._vault.seal(value.encode(), place=draft.place)
 
-        def change(changes: JobChanges) -> Variable:
+        def put(changes: JobChanges) -> Variable:
             there = variables.find(changes.db, site.id, env_id, name)
+            used = used_in or (there.used_in if there is not None else VariableUse.BUILD)
+            if fault := value_fault(value, is_secret=is_secret, used_in=used):
+                raise InvalidRequestError(f"{fault}.", param="value")
             if there is not None and there.is_secret != is_secret:
                 kind = "secret" if there.is_secret else "variable"
                 raise RefusedError(
                     "variable.other_kind", f"{name} is a {kind} here: delete that first."
                 )
-            made = Variable(site.id, env_id, name, is_secret, used_in, sealed, changes.now)
+            draft = Variable(site.id, env_id, name, is_secret, used, b"", changes.now)
+            made = replace(draft, sealed=self.vault.seal(value.encode(), place=draft.place))
             variables.put(changes.db, made)
             _check_room(variables.of_place(changes.db, site.id, env_id))
             return made
 
-        return await self._jobs.commit(change)
+        return await self._change(put, site, env_id, roll_by)
 
     async def delete(
-        self, site: Site, environment: Environment | None, name: str, *, is_secret: bool
-    ) -> None:
-        """Forget a value.
+        self,
+        site: Site,
+        environment: Environment | None,
+        name: str,
+        *,
+        is_secret: bool,
+        roll_by: ActorRef | None = None,
+    ) -> list[Job]:
+        """Forget a value. `roll_by` and the answer: as for `put`.
 
         Raises:
             NotFoundError: There is none of that name and kind at that very place.
         """
         env_id = environment.id if environment is not None else None
 
-        def change(changes: JobChanges) -> None:
+        def delete(changes: JobChanges) -> None:
             there = variables.find(changes.db, site.id, env_id, name)
             if there is None or there.is_secret != is_secret:
                 raise NotFoundError("secret" if is_secret else "variable", name)
             variables.delete(changes.db, site.id, env_id, name)
 
-        await self._jobs.commit(change)
+        return (await self._change(delete, site, env_id, roll_by))[1]
+
+    async def _change(
+        self,
+        change: Callable[[JobChanges], T],
+        site: Site,
+        env_id: str | None,
+        roll_by: ActorRef | None,
+    ) -> tuple[T, list[Job]]:
+        """Commit a change, together with the rolls that it asks for."""
+
+        def commit(changes: JobChanges) -> tuple[T, list[Job]]:
+            if roll_by is None:
+                return change(changes), []
+
+            def digest_of(environment: Environment) -> str:
+                return self.digest(self.for_run(changes.db, site.id, environment.id))
+
+            where = config_rolls.concerned(changes.db, site.id, env_id)
+            before = {environment.id: digest_of(environment) for environment in where}
+            changed = change(changes)
+            jobs = config_rolls.queue_rolls(changes, where, before, digest_of, roll_by)
+            return changed, jobs
+
+        return await self._jobs.commit(commit)
 
     def value_of(self, variable: Variable) -> str:
         """Open a value.
@@ -119,7 +157,7 @@ class Variables:
         Raises:
             SealBrokenError: See `Vault.unseal`.
         """
-        return self._vault.unseal(variable.sealed, place=variable.place).decode()
+        return self.vault.unseal(variable.sealed, place=variable.place).decode()
 
     def for_build(
         self, db: sqlite3.Connection, site_id: str, env_id: str, declared: Sequence[str]
@@ -130,7 +168,8 @@ class Variables:
             SealBrokenError: See `Vault.unseal`.
         """
         found = {each.name: each for each in effective(db, site_id, env_id)}
-        given = [found[name] for name in sorted({*declared} & found.keys()) if _builds(found[name])]
+        for_builds = {name: each for name, each in found.items() if each.used_in.is_build}
+        given = [for_builds[name] for name in sorted({*declared} & for_builds.keys())]
         values = Values(
             {each.name: self.value_of(each) for each in given if each.is_secret},
             {each.name: self.value_of(each) for each in given if not each.is_secret},
@@ -141,13 +180,26 @@ class Variables:
             values,
             missing,
             run_only=tuple(name for name in missing if name in found),
-            undeclared=tuple(n for n, each in found.items() if _builds(each) and n not in names),
-            digest=self._digest(values),
+            undeclared=tuple(name for name in for_builds if name not in names),
+            digest=self.digest(values),
         )
 
-    def _digest(self, values: Values) -> str:
+    def for_run(self, db: sqlite3.Connection, site_id: str, env_id: str) -> Values:
+        """Return what the programs of an environment get: all that is set for what runs.
+
+        Raises:
+            SealBrokenError: See `Vault.unseal`.
+        """
+        given = [each for each in effective(db, site_id, env_id) if each.used_in.is_run]
+        return Values(
+            {each.name: self.value_of(each) for each in given if each.is_secret},
+            {each.name: self.value_of(each) for each in given if not each.is_secret},
+        )
+
+    def digest(self, values: Values) -> str:
+        """Return a digest that tells nothing of the values to whoever lacks the server's key."""
         told = [sorted(values.secrets.items()), sorted(values.plain.items())]
-        return self._vault.digest(msgspec.json.encode(told))
+        return self.vault.digest(msgspec.json.encode(told))
 
 
 def effective(db: sqlite3.Connection, site_id: str, env_id: str) -> list[Variable]:
@@ -155,10 +207,6 @@ def effective(db: sqlite3.Connection, site_id: str, env_id: str) -> list[Variabl
     held = {each.name: each for each in variables.of_place(db, site_id, None)}
     held |= {each.name: each for each in variables.of_place(db, site_id, env_id)}
     return [held[name] for name in sorted(held)]
-
-
-def _builds(variable: Variable) -> bool:
-    return variable.used_in is not VariableUse.RUN
 
 
 def _check_room(there: Sequence[Variable]) -> None:

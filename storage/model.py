@@ -55,6 +55,7 @@ class Trigger(StrEnum):
     DEPLOY = "deploy"
     PROMOTE = "promote"
     ROLLBACK = "rollback"
+    CONFIG = "config"  # a run-time variable or secret was changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +282,14 @@ class VariableUse(StrEnum):
     RUN = "run"
     BOTH = "both"
 
+    @property
+    def is_build(self) -> bool:
+        return self is not VariableUse.RUN
+
+    @property
+    def is_run(self) -> bool:
+        return self is not VariableUse.BUILD
+
 
 @dataclass(frozen=True, slots=True)
 class Variable:
@@ -319,7 +328,31 @@ class BuildCache:
 
 
 @dataclass(frozen=True, slots=True)
+class EnvironmentConfig:
+    """What the programs of an environment are given: one version of it, which never changes.
+
+    `version` counts from 1 for each environment. `digest`: of the values, under the server's key,
+    so that it tells nothing of them; equal for equal ones. `pin`: their digest as release
+    statements have it, another one for each version. `sealed`: the values, encrypted.
+    """
+
+    env_id: str
+    version: int
+    digest: str
+    pin: str
+    sealed: bytes = field(repr=False)
+    created_at: int
+
+
+def config_place(env_id: str, version: int) -> str:
+    """What the sealed values of a config are bound to."""
+    return f"{env_id}/config/{version}"
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
+    """`config_version`: of the environment's config; 0 is none at all, None not settled yet."""
+
     id: str
     site_id: str
     env_id: str
@@ -337,10 +370,13 @@ class Deployment:
     created_at: int
     started_at: int | None
     finished_at: int | None
+    config_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
+    """`config_version`: as of its deployment; None for one that is older than configs."""
+
     id: str
     site_id: str
     env_id: str
@@ -351,3 +387,4 @@ class Release:
     actor: ActorRef
     deployed_at: int
     is_current: bool
+    config_version: int | None = None

@@ -30,6 +30,18 @@ _PREDICATE = [
     "rollback",
     "sequence",
 ]
+_CONFIG = "config"  # only in statements of releases that have one
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigPin:
+    """The very config that a release's programs are given: a version of its environment's.
+
+    `digest` is keyed with a salt that only goes with the values: it tells nothing of them.
+    """
+
+    version: int
+    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,7 @@ class ReleaseStatement:
         rollback: It brings back what ran before.
         issued_at: RFC 3339, UTC; nothing is decided by it.
         expires_at: It holds until then; None is for ever.
+        config: What its programs are given of variables and secrets; None is nothing.
     """
 
     site: str
@@ -58,6 +71,7 @@ class ReleaseStatement:
     rollback: bool
     issued_at: str
     expires_at: str | None = None
+    config: ConfigPin | None = None
 
     def is_over(self, now_ms: int) -> bool:
         """Say whether its time is over."""
@@ -66,7 +80,7 @@ class ReleaseStatement:
 
 def build_release(statement: ReleaseStatement, *, digest: Digest, manifest_sha256: str) -> bytes:
     """Write the statement about the tree with these digests; `seal` signs it."""
-    previous = statement.previous
+    previous, config = statement.previous, statement.config
     return encode_json(
         {
             "_type": STATEMENT_TYPE,
@@ -81,6 +95,7 @@ def build_release(statement: ReleaseStatement, *, digest: Digest, manifest_sha25
                 "rollback": statement.rollback,
                 "issuedAt": statement.issued_at,
                 "expiresAt": statement.expires_at,
+                **({} if config is None else {_CONFIG: _config_fields(config)}),
             },
         }
     )
@@ -105,6 +120,7 @@ def _read(statement: dict[str, object], digest: Digest, manifest_sha256: str) ->
     site = read_subject(statement, digest, manifest_sha256)
     expect(statement["predicateType"], RELEASE_TYPE)
     predicate = cast("dict[str, Any]", statement["predicate"])
+    config = _read_config(predicate.pop(_CONFIG)) if _CONFIG in predicate else None
     expect(sorted(predicate), _PREDICATE)
     expect(sorted(predicate["environment"]), ["id", "name"])
     expect(sorted(predicate["provenance"]), ["sha256"])
@@ -127,7 +143,21 @@ def _read(statement: dict[str, object], digest: Digest, manifest_sha256: str) ->
         rollback=rollback,
         issued_at=text(predicate["issuedAt"]),
         expires_at=expires_at,
+        config=config,
     )
+
+
+def _config_fields(config: ConfigPin) -> dict[str, object]:
+    return {"version": config.version, "digest": {"blake3": config.digest.hex()}}
+
+
+def _read_config(found: dict[str, Any]) -> ConfigPin:
+    expect(sorted(found), ["digest", "version"])
+    expect(sorted(found["digest"]), ["blake3"])
+    version = found["version"]
+    if type(version) is not int or not 1 <= version <= SEQUENCE_MAX:
+        raise ValueError("the config's version is no number that it can be")
+    return ConfigPin(version, Digest.parse(f"blake3:{text(found['digest']['blake3'])}"))
 
 
 def _milliseconds(time: str) -> int:

@@ -86,13 +86,17 @@ class LogLine(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Variable(msgspec.Struct, frozen=True):
-    """A value that builds or what runs are given. `scope` says where it is set."""
+    """A value that builds or what runs are given. `scope` says where it is set.
+
+    `jobs`: of the rolls that setting it asked for, so that what runs is given it.
+    """
 
     name: str
     value: str
     used_in: VariableUse
     scope: Literal["site", "environment"]
     updated_at: str
+    jobs: list[str]
 
 
 class Secret(msgspec.Struct, frozen=True):
@@ -102,6 +106,15 @@ class Secret(msgspec.Struct, frozen=True):
     used_in: VariableUse
     scope: Literal["site", "environment"]
     updated_at: str
+    jobs: list[str]
+
+
+class DeletedValue(msgspec.Struct, frozen=True):
+    """A variable or secret that is no more. `jobs`: as of a variable that is set."""
+
+    id: str
+    jobs: list[str]
+    deleted: bool = True
 
 
 class BuildLinks(msgspec.Struct, frozen=True):
@@ -168,7 +181,11 @@ class Artifact(msgspec.Struct, frozen=True):
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """A request to roll one artifact onto one environment."""
+    """A request to roll one artifact onto one environment.
+
+    `config_version`: which version of the environment's config its programs are given; 0 for no
+    variables at all, null while it is not settled.
+    """
 
     id: str
     site_id: str
@@ -180,6 +197,7 @@ class Deployment(msgspec.Struct, frozen=True):
     release_id: str | None
     ref: str | None
     commit: str | None
+    config_version: int | None
     error: Failure | None
     actor: Actor
     created_at: str
@@ -188,7 +206,10 @@ class Deployment(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """What ran on an environment, and since when. `available`: whether it can be brought back."""
+    """What ran on an environment, and since when. `available`: whether it can be brought back.
+
+    `config_version`: as of its deployment.
+    """
 
     id: str
     artifact_id: str
@@ -199,6 +220,7 @@ class Release(msgspec.Struct, frozen=True):
     actor: Actor
     current: bool
     available: bool
+    config_version: int | None
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -355,6 +377,7 @@ def deployment(row: model.Deployment) -> Deployment:
         release_id=row.release_id,
         ref=row.ref,
         commit=row.commit,
+        config_version=row.config_version,
         error=failure(row.error),
         actor=actor(row.actor),
         created_at=rfc3339(row.created_at),
@@ -374,6 +397,7 @@ def release(row: model.Release, *, is_available: bool) -> Release:
         actor=actor(row.actor),
         current=row.is_current,
         available=is_available,
+        config_version=row.config_version,
     )
 
 
@@ -388,12 +412,12 @@ def site(addresses: Addresses, row: model.Site) -> Site:
     )
 
 
-def variable(row: model.Variable, value: str) -> Variable:
-    return Variable(row.name, value, row.used_in, _scope(row), rfc3339(row.updated_at))
+def variable(row: model.Variable, value: str, jobs: list[str]) -> Variable:
+    return Variable(row.name, value, row.used_in, _scope(row), rfc3339(row.updated_at), jobs)
 
 
-def secret(row: model.Variable) -> Secret:
-    return Secret(row.name, row.used_in, _scope(row), rfc3339(row.updated_at))
+def secret(row: model.Variable, jobs: list[str]) -> Secret:
+    return Secret(row.name, row.used_in, _scope(row), rfc3339(row.updated_at), jobs)
 
 
 def _scope(row: model.Variable) -> Literal["site", "environment"]:

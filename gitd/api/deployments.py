@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -29,6 +29,13 @@ class PromotionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     to_env: Target
 
 
+class RollbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    config: Annotated[
+        Literal["then", "now"],
+        msgspec.Meta(description="What its programs are given: as in that release, or as set now."),
+    ] = "then"
+
+
 class Deployments:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -40,10 +47,14 @@ class Deployments:
             )
         )
 
-    async def roll_back(self, call: Call[NoQuery, NoBody]) -> Reply:
+    async def roll_back(self, call: Call[NoQuery, RollbackBody]) -> Reply:
         return accepted(
             await self._pipeline.start_rollback(
-                call.environment, call.named("deployment"), call.actor.ref, claim=call.claim
+                call.environment,
+                call.named("deployment"),
+                call.actor.ref,
+                with_its_config=call.body.config == "then",
+                claim=call.claim,
             )
         )
 

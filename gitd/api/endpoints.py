@@ -8,7 +8,7 @@ from __future__ import annotations
 from gitd.api import answers
 from gitd.api.artifacts import ENVELOPE_TYPE, MANIFEST_TYPE, Artifacts
 from gitd.api.builds import BuildBody, Builds, LogQuery
-from gitd.api.deployments import DeploymentBody, Deployments, PromotionBody
+from gitd.api.deployments import DeploymentBody, Deployments, PromotionBody, RollbackBody
 from gitd.api.endpoint import Endpoint, Form, Reach
 from gitd.api.environments import EnvironmentBody, Environments, EnvironmentsQuery
 from gitd.api.exports import TAR_TYPE, Exports
@@ -16,7 +16,7 @@ from gitd.api.jobs import JobQuery, Jobs, JobsQuery, StreamQuery
 from gitd.api.paging import PageQuery
 from gitd.api.sites import PolicyBody, RoutesBody, SiteBody, Sites
 from gitd.api.stream import EVENT_STREAM
-from gitd.api.variables import VariableBody, Variables
+from gitd.api.variables import RollQuery, VariableBody, Variables
 
 SITES = "/v1/sites"
 SITE = SITES + "/{site}"
@@ -227,6 +227,7 @@ def _variables_at(
             variables.setter(is_secret=is_secret),
             f"Set a {kind} of {place}",
             scope="credentials:write",
+            query=RollQuery,
             body=VariableBody,
             answer=answer,
             reach=reach,
@@ -238,7 +239,8 @@ def _variables_at(
             variables.deleter(is_secret=is_secret),
             f"Delete a {kind} of {place}",
             scope="credentials:write",
-            answer=answers.Deleted,
+            query=RollQuery,
+            answer=answers.DeletedValue,
             reach=reach,
         ),
     )
@@ -400,6 +402,7 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
             deployments.roll_back,
             "Roll back: before a deployment, or to a release",
             scope="deployments:write",
+            body=RollbackBody,
             answer=answers.Job,
             status=202,
             is_creating=True,
@@ -409,6 +412,7 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
                 "release.already_current",
                 "artifact.revoked",
                 "release.unavailable",
+                "release.config_gone",
             ),
         ),
         Endpoint(

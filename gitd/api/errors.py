@@ -263,6 +263,12 @@ ROWS = (
     ),
     ErrorCode(
         CONFLICT,
+        "release.config_gone",
+        "What the release's programs were given is not kept any more.",
+        'Send config "now" (mf rollback --config now): they are given what is set now.',
+    ),
+    ErrorCode(
+        CONFLICT,
         "artifact.expired",
         "The artifact is not kept any more: nothing runs it, and it is neither recent nor pinned.",
         "Pin it to bring it back, as long as that is possible; else build its commit again.",
@@ -465,6 +471,11 @@ ROWS = (
                 "Deploy again; if it stays so, the server's records are older than the site host.",
             ),
             (
+                "release.config_unreadable",
+                "What the release's programs are given of variables and secrets cannot be read.",
+                "See the log of the server, and that of the site host; then deploy again.",
+            ),
+            (
                 "release.expired",
                 "The statement that the artifact is to run holds no longer.",
                 "Deploy again; see that the clocks of server and site host agree.",
@@ -488,6 +499,12 @@ ROWS = (
         "deployment.health_check_failed",
         "The web process never answered its health check. The prior release goes on serving.",
         "Read the job's log; see run.health in managed.toml.",
+    ),
+    ErrorCode(
+        JOB,
+        "deployment.superseded",
+        "Before its turn came, a newer deployment took its place. The job is canceled.",
+        "Nothing needs to be done; the message names the newer deployment.",
     ),
     ErrorCode(
         JOB,

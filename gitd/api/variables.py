@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -10,23 +10,34 @@ import msgspec
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply
 from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
-from gitd.api.reading import NoBody, NoQuery
+from gitd.api.reading import NoBody
 from hooks.variables import Variables as AllVariables
 from hooks.variables import effective
-from storage.model import Variable, VariableUse
+from storage.model import Job, Variable, VariableUse
 from storage.records import variables
 
 Text = Annotated[str, msgspec.Meta(description="Unicode text without NUL, of at most 32 KiB.")]
 
 
+class RollQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    roll: Annotated[
+        bool,
+        msgspec.Meta(description="Whether what runs is rolled again, to be given what changed."),
+    ] = True
+
+
 class VariableBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: Text
+    used_in: Annotated[
+        VariableUse | None,
+        msgspec.Meta(description="`build`, `run` or `both`; as it was by default, or else builds."),
+    ] = None
 
     def __repr__(self) -> str:
         return "VariableBody(***)"
 
 
-Setter = Callable[[Call[NoQuery, VariableBody]], Awaitable[Reply]]
+Setter = Callable[[Call[RollQuery, VariableBody]], Awaitable[Reply]]
 
 
 class Variables:
@@ -58,33 +69,44 @@ class Variables:
         return show
 
     def setter(self, *, is_secret: bool) -> Setter:
-        async def put(call: Call[NoQuery, VariableBody]) -> Reply:
-            made = await self._variables.put(
+        async def put(call: Call[RollQuery, VariableBody]) -> Reply:
+            made, jobs = await self._variables.put(
                 call.site,
                 call.found_environment,
                 call.named(_kind(is_secret=is_secret)),
                 call.body.value,
                 is_secret=is_secret,
-                used_in=VariableUse.BUILD,
+                used_in=call.body.used_in,
+                roll_by=call.actor.ref if call.query.roll else None,
             )
-            return Reply(self._shown(made))
+            return Reply(self._shown(made, jobs))
 
         return put
 
-    def deleter(self, *, is_secret: bool) -> Callable[[Call[NoQuery, NoBody]], Awaitable[Reply]]:
-        async def delete(call: Call[NoQuery, NoBody]) -> Reply:
+    def deleter(self, *, is_secret: bool) -> Callable[[Call[RollQuery, NoBody]], Awaitable[Reply]]:
+        async def delete(call: Call[RollQuery, NoBody]) -> Reply:
             name = call.named(_kind(is_secret=is_secret))
-            await self._variables.delete(
-                call.site, call.found_environment, name, is_secret=is_secret
+            jobs = await self._variables.delete(
+                call.site,
+                call.found_environment,
+                name,
+                is_secret=is_secret,
+                roll_by=call.actor.ref if call.query.roll else None,
             )
-            return Reply(answers.Deleted(name))
+            return Reply(answers.DeletedValue(name, _ids(jobs)))
 
         return delete
 
-    def _shown(self, variable: Variable) -> answers.Variable | answers.Secret:
+    def _shown(
+        self, variable: Variable, jobs: Sequence[Job] = ()
+    ) -> answers.Variable | answers.Secret:
         if variable.is_secret:
-            return answers.secret(variable)
-        return answers.variable(variable, self._variables.value_of(variable))
+            return answers.secret(variable, _ids(jobs))
+        return answers.variable(variable, self._variables.value_of(variable), _ids(jobs))
+
+
+def _ids(jobs: Sequence[Job]) -> list[str]:
+    return [job.id for job in jobs]
 
 
 def _kind(*, is_secret: bool) -> str:

@@ -76,6 +76,13 @@ def promote(
 @click.command("rollback")
 @click.argument("back_from", required=False, metavar="[DEPLOYMENT|RELEASE]")
 @place_options
+@click.option(
+    "--config",
+    type=click.Choice(["then", "now"]),
+    default="then",
+    show_default=True,
+    help="The variables and secrets that its programs are given: as then, or as set now.",
+)
 @starting_options
 @click.pass_obj
 def rollback(
@@ -83,6 +90,7 @@ def rollback(
     back_from: str | None,
     place: Place,
     following: Following,
+    config: str,
     idempotency_key: str,
     *,
     wait: bool,
@@ -94,7 +102,8 @@ def rollback(
     """
     named = back_from or _current_deployment(session.api, place)
     path = place.endpoint("deployments", named, "rollback")
-    job = Job.of(session.api.post(path, idempotency_key=idempotency_key))
+    body = {"config": config} if config != "then" else None
+    job = Job.of(session.api.post(path, body, idempotency_key=idempotency_key))
     return started(session, job, wait=wait, following=following)
 
 

@@ -1,4 +1,4 @@
-"""mf variables, mf secrets: what builds are given of a site's and its environments' values."""
+"""mf variables, mf secrets: what builds and programs are given, by site and environment."""
 
 from __future__ import annotations
 
@@ -57,14 +57,32 @@ _exact_option = click.option(
 )
 
 
+_for_option = click.option(
+    "--for",
+    "used_in",
+    type=click.Choice(["build", "run", "both"]),
+    help="Who is given it: builds that declare it, what runs, or both. [default: as it was; build]",
+)
+_roll_option = click.option(
+    "--roll/--no-roll",
+    default=True,
+    help="Roll what runs again, so that it is given this; else with its next deployment.",
+)
+_GIVEN_TO = {
+    "build": "builds that declare it get it",
+    "run": "what runs gets it",
+    "both": "what runs gets it, and builds that declare it",
+}
+
+
 @click.group(cls=ListGroup)
 def variables() -> None:
-    """Variables: values that may be seen, for builds that declare them."""
+    """Variables: values that may be seen, for builds that declare them and for what runs."""
 
 
 @click.group(cls=ListGroup)
 def secrets() -> None:
-    """Secrets: values that are never shown again, for builds that declare them."""
+    """Secrets: values that are never shown again, for builds and for what runs."""
 
 
 @variables.command("list")
@@ -91,48 +109,81 @@ def list_secrets(session: Session, holder: _Holder, limit: int | None) -> None:
 @click.argument("name")
 @click.argument("value", required=False)
 @_holder_options
+@_for_option
+@_roll_option
 @_exact_option
 @json_option
 @click.pass_obj
 def set_variable(
-    session: Session, holder: _Holder, name: str, value: str | None, *, exact: bool
+    session: Session,
+    holder: _Holder,
+    name: str,
+    value: str | None,
+    used_in: str | None,
+    *,
+    roll: bool,
+    exact: bool,
 ) -> None:
     """Set a variable, to VALUE or to what is on standard input."""
     if value is None:
         value = _read(name, is_secret=False, is_exact=exact)
-    _set(session, holder.endpoint("variables", name), {"value": value}, f"{name} for {holder}")
+    path = holder.endpoint("variables", name)
+    _set(session, _rolling(path, roll=roll), _body(value, used_in), f"{name} for {holder}")
 
 
 @secrets.command("set")
 @click.argument("name")
 @_holder_options
+@_for_option
+@_roll_option
 @_exact_option
 @json_option
 @click.pass_obj
-def set_secret(session: Session, holder: _Holder, name: str, *, exact: bool) -> None:
+def set_secret(
+    session: Session,
+    holder: _Holder,
+    name: str,
+    used_in: str | None,
+    *,
+    roll: bool,
+    exact: bool,
+) -> None:
     """Set a secret, to what is typed or on standard input: arguments are seen by others."""
     value = _read(name, is_secret=True, is_exact=exact)
-    _set(session, holder.endpoint("secrets", name), {"value": value}, f"{name} for {holder}")
+    path = holder.endpoint("secrets", name)
+    _set(session, _rolling(path, roll=roll), _body(value, used_in), f"{name} for {holder}")
 
 
 @variables.command("unset")
 @click.argument("name")
 @_holder_options
+@_roll_option
 @json_option
 @click.pass_obj
-def unset_variable(session: Session, holder: _Holder, name: str) -> None:
+def unset_variable(session: Session, holder: _Holder, name: str, *, roll: bool) -> None:
     """Delete a variable. An environment then has its site's again."""
-    _unset(session, holder.endpoint("variables", name), f"{name} for {holder}")
+    path = holder.endpoint("variables", name)
+    _unset(session, _rolling(path, roll=roll), f"{name} for {holder}")
 
 
 @secrets.command("unset")
 @click.argument("name")
 @_holder_options
+@_roll_option
 @json_option
 @click.pass_obj
-def unset_secret(session: Session, holder: _Holder, name: str) -> None:
+def unset_secret(session: Session, holder: _Holder, name: str, *, roll: bool) -> None:
     """Delete a secret. An environment then has its site's again."""
-    _unset(session, holder.endpoint("secrets", name), f"{name} for {holder}")
+    path = holder.endpoint("secrets", name)
+    _unset(session, _rolling(path, roll=roll), f"{name} for {holder}")
+
+
+def _rolling(path: str, *, roll: bool) -> str:
+    return path if roll else f"{path}?roll=false"
+
+
+def _body(value: str, used_in: str | None) -> Fields:
+    return {"value": value, **({"used_in": used_in} if used_in is not None else {})}
 
 
 def _read(name: str, *, is_secret: bool, is_exact: bool) -> str:
@@ -154,11 +205,25 @@ def _set(session: Session, path: str, body: Fields, what: str) -> None:
     made = as_fields(session.api.put(path, body), "value")
 
     def for_people() -> None:
-        click.echo(printable(f"{what} is set: {text_at(made, 'used_in')}s that declare it get it"))
+        given_to = _GIVEN_TO.get(text_at(made, "used_in"), text_at(made, "used_in"))
+        click.echo(printable(f"{what} is set: {given_to}"))
+        _say_jobs(made)
 
     session.show(made, for_people)
 
 
 def _unset(session: Session, path: str, what: str) -> None:
-    deleted = session.api.delete(path)
-    session.show(deleted, lambda: click.echo(printable(f"{what} is no more")))
+    deleted = as_fields(session.api.delete(path), "value")
+
+    def for_people() -> None:
+        click.echo(printable(f"{what} is no more"))
+        _say_jobs(deleted)
+
+    session.show(deleted, for_people)
+
+
+def _say_jobs(changed: Fields) -> None:
+    """Name the jobs by which what runs is given the change."""
+    jobs = changed.get("jobs")
+    for job_id in jobs if isinstance(jobs, list) else []:
+        click.echo(printable(f"rolling it out: mf logs --follow {job_id}"))

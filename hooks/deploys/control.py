@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from hooks.clock import now_ms, rfc3339
-from hooks.deploys.wire import PING_EVERY_S, DesiredMessage, Report, RollLog, RollLogLine
+from hooks.deploys.wire import PING_EVERY_S, Config, DesiredMessage, Report, RollLog, RollLogLine
 
 BACK_OFF_FIRST_S: Final = 0.05
 BACK_OFF_MAX_S: Final = 1.0
@@ -63,6 +63,26 @@ class ControlLine:
                     _log.warning("control_lost", reason=reason)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, BACK_OFF_MAX_S)
+
+    async def config(self, deployment_id: str) -> Config | None:
+        """Ask what the programs of a deployment are given; None when control gives nothing.
+
+        Raises:
+            ControlUnreachableError: Try again.
+        """
+        await self._is_up.wait()
+        if self._session is None:
+            raise ControlUnreachableError
+        timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT_S)
+        url = f"http://control/v1/configs/{deployment_id}"
+        try:
+            async with self._session.get(url, timeout=timeout) as answer:
+                data = await answer.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ControlUnreachableError from error
+        if answer.status >= 500:
+            raise ControlUnreachableError
+        return msgspec.json.decode(data, type=Config) if answer.status == 200 else None
 
     async def post(self, path: str, message: Report | RollLog) -> None:
         """Hand over a message once the line is up.

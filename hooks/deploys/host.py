@@ -22,6 +22,7 @@ from aiohttp import web
 
 from hooks.builds.limits import Limits
 from hooks.builds.sandbox import end_leftovers, keep_in_groups
+from hooks.deploys import configs
 from hooks.deploys.control import ControlLine
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
@@ -41,6 +42,7 @@ from hooks.deploys.state import HostFolder
 from hooks.deploys.traffic import make_server
 from hooks.process import die_with_parent, drop_privileges
 from storage.reader import StoreReader
+from storage.sealing import Vault
 from storage.trust_memory import TrustMemory
 
 BACKLOG: Final = 1024
@@ -113,6 +115,8 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
     line = ControlLine(config.socket)
     with ThreadPoolExecutor(THREADS, "rollout") as threads:
         tools = RolloutTools(
+            vault=Vault.open(config.directory, may_create=True),
+            config_of=lambda deployment_id: configs.fetch(line, deployment_id),
             reader=StoreReader(
                 config.store,
                 root_key_ids=config.root_key_ids,

@@ -14,8 +14,10 @@ from pathlib import Path
 import structlog
 
 from hooks.clock import rfc3339
+from hooks.configs import NOTHING, Configs, line_of
 from hooks.errors import RefusedError
 from hooks.jobs import JobChanges, Jobs
+from hooks.orders import statement_of
 from storage.custody import Custody
 from storage.digest import Digest
 from storage.envelope import Envelope
@@ -36,6 +38,7 @@ from storage.records.release_statements import IssuedStatement
 from storage.records.statements import data_version
 from storage.release_statement import ReleaseStatement, build_release
 
+CONFIG_STAGE = "config"
 KEEP_COUNT = 100
 """Statements kept per environment: what an inquiry could want to see."""
 
@@ -45,8 +48,9 @@ log = structlog.get_logger(__name__)
 class ReleaseIssuer:
     """Issues statements for the environments of one server. Belongs to one event loop."""
 
-    def __init__(self, jobs: Jobs, custody: Custody, layout: Layout) -> None:
+    def __init__(self, jobs: Jobs, custody: Custody, layout: Layout, configs: Configs) -> None:
         self._jobs = jobs
+        self._configs = configs
         self._custody = custody
         self._layout = layout
         self._floors: dict[str, int] = {}
@@ -76,9 +80,17 @@ class ReleaseIssuer:
                 if changes.start(deployment.job_id) is None:
                     return []
                 deployments.start(changes.db, deployment.id, changes.now)
-            return self._issue(changes, deployment, rollback=_is_rollback(deployment))
+                if deployment.trigger is Trigger.CONFIG:
+                    _aim_at_what_runs(changes.db, deployment)
+            begun = deployments.get(changes.db, deployment.id) or deployment
+            said.extend(self._settle(changes, begun))
+            return self._issue(changes, begun, rollback=_is_rollback(begun))
 
-        return bool(await self._commit(change))
+        said: list[str] = []
+        issued = await self._commit(change)
+        if issued and said:
+            self._jobs.log(deployment.job_id, said, stage=CONFIG_STAGE)
+        return bool(issued)
 
     async def again(self, deployment: Deployment, *, rollback: bool) -> bool:
         """Sign another statement for a deployment, above all that its environment went by.
@@ -151,6 +163,12 @@ class ReleaseIssuer:
             self._spawn(lambda: _write(self._layout, issued))
         return issued
 
+    def _settle(self, changes: JobChanges, deployment: Deployment) -> list[str]:
+        """Decide what the deployment's programs are given; say what is new in that."""
+        version = self._configs.settle(changes, deployment)
+        changed = self._configs.changed(changes.db, deployment.env_id, version)
+        return [line_of(version, changed)] if changed else []
+
     def _issue(
         self, changes: JobChanges, deployment: Deployment, *, rollback: bool
     ) -> list[IssuedStatement]:
@@ -178,6 +196,9 @@ class ReleaseIssuer:
             previous=_current_digest(changes.db, environment.id),
             rollback=rollback,
             issued_at=rfc3339(changes.now),
+            config=self._configs.pin(
+                changes.db, environment.id, _config_version(changes, deployment)
+            ),
         )
         body = build_release(
             statement,
@@ -233,6 +254,19 @@ def _issued(statement: ReleaseStatement, envelope: Envelope, at: int) -> IssuedS
 
 def _is_rollback(deployment: Deployment) -> bool:
     return deployment.trigger is Trigger.ROLLBACK
+
+
+def _config_version(changes: JobChanges, deployment: Deployment) -> int:
+    """What was settled; nothing for what began before there were configs."""
+    settled = deployments.get(changes.db, deployment.id)
+    return (settled.config_version if settled is not None else None) or NOTHING
+
+
+def _aim_at_what_runs(db: sqlite3.Connection, deployment: Deployment) -> None:
+    """Let a roll for a changed config roll what runs now: that may be newer than the change."""
+    running = releases.current(db, deployment.env_id)
+    if running is not None:
+        deployments.retarget(db, deployment.id, running, statement_of(db, running))
 
 
 def _provenance(db: sqlite3.Connection, deployment: Deployment) -> str:

@@ -295,6 +295,7 @@ class Reconciler:
                 slug=desired.slug,
                 kind=desired.kind,
                 hostnames=desired.hostnames,
+                url=desired.url,
             )
             keeper = self._keepers[desired.env_id] = self._keeper(folder, state)
         keeper.want(desired)

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
@@ -21,6 +21,8 @@ import structlog
 
 from hooks.builds.limits import Limits
 from hooks.clock import now_ms
+from hooks.deploys import configs
+from hooks.deploys.configs import ConfigFiles, RunValues
 from hooks.deploys.control import RollJournal
 from hooks.deploys.errors import HOST_FAILED, RollFailedError
 from hooks.deploys.forwarding import TrustedProxies
@@ -36,7 +38,7 @@ from hooks.deploys.state import (
 )
 from hooks.deploys.static import StaticSite
 from hooks.deploys.static_index import StaticIndex
-from hooks.deploys.wire import ArtifactPin, Desired
+from hooks.deploys.wire import ArtifactPin, Config, Desired
 from storage.digest import Digest
 from storage.errors import (
     ArtifactCorruptError,
@@ -54,6 +56,7 @@ from storage.materialise import verify_tree
 from storage.proof_archive import write_proof
 from storage.reader import StoreReader, VerifiedArtifact
 from storage.release_statement import ReleaseStatement
+from storage.sealing import Vault
 
 DRAIN_S: Final = 10.0
 STOP_GRACE_S: Final = 10.0
@@ -81,9 +84,14 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class RolloutTools:
-    """What every environment's rollout works with."""
+    """What every environment's rollout works with.
+
+    `vault` seals what is kept of configs; `config_of` asks control for a deployment's.
+    """
 
     reader: StoreReader
+    vault: Vault
+    config_of: Callable[[str], Awaitable[Config | None]]
     threads: ThreadPoolExecutor
     unpacking: asyncio.Semaphore
     starting: asyncio.Semaphore
@@ -112,6 +120,7 @@ class Rollout:
         absence = Absence.STARTING if state.served else Absence.NOTHING_RELEASED
         self.serving = Serving(absence)
         self._folder = folder
+        self._configs = ConfigFiles(folder.path, tools.vault)
         self._tools = tools
         self._retiring: dict[ServedRelease, asyncio.Task[None]] = {}
         self._tidying: set[asyncio.Task[None]] = set()
@@ -156,13 +165,14 @@ class Rollout:
         with timings.of("unpack"):
             folder = await self._unpack(verified, is_roll=True)
         journal.say(f"release folder {folder} is complete", stage="unpack", progress=50)
+        given = await self._given(deployment_id, verified, statement)
         if self._wants_release_command(desired, verified):
             with timings.of("release"):
-                await self._run_release_command(desired, verified, folder, journal)
+                await self._run_release_command(desired, verified, folder, given, journal)
         served = self._next_served(desired, deployment_id, artifact, folder)
         await self._prove(verified, served)
         with timings.of("start"):
-            responder = await self._start(desired, verified, served, journal)
+            responder = await self._start(desired, verified, served, given, journal)
         with timings.of("switch"):
             await _to_the_end(self._switch(served, responder, statement.sequence))
         journal.say("switched", stage="switch", progress=100)
@@ -179,11 +189,12 @@ class Rollout:
                 if served is None:
                     return
                 verified = await self._verify(self.state.site, served.artifact)
-                await self._verify_served(served, verified)
+                statement = await self._verify_served(served, verified)
+                given = await self._kept(served.deployment_id, verified, statement)
                 folder = await self._unpack(verified, is_roll=False)
                 served = msgspec.structs.replace(served, folder=folder)
                 await self._prove(verified, served)
-                responder = await self._resumed(verified, served)
+                responder = await self._resumed(verified, served, given)
                 await _to_the_end(self._switch(served, responder, self.state.release_sequence))
         except RollFailedError as error:
             _log.error("release_refused", env_id=self.state.env_id, code=error.code, why=str(error))
@@ -217,6 +228,7 @@ class Rollout:
         with _as_roll_failures():
             verified = await self._verify(desired.site, served.artifact)
             statement = await self._verify_release(desired, verified)
+            await self._kept(served.deployment_id, verified, statement)
             adopted = msgspec.structs.replace(served, release=desired.release)
             async with self._folders:
                 await self._prove(verified, adopted)
@@ -270,18 +282,21 @@ class Rollout:
         above = None if self.goes_by(desired) else self.state.release_sequence
         return await self._check_release(desired.release, verified, above)
 
-    async def _verify_served(self, served: ServedState, verified: VerifiedArtifact) -> None:
+    async def _verify_served(
+        self, served: ServedState, verified: VerifiedArtifact
+    ) -> ReleaseStatement | None:
         """Check the statement that the environment went by before this start.
 
         One that was served before statements were signed has none; once there was one there must be
         one.
         """
         if served.release is not None:
-            await self._check_release(served.release, verified, None)
-        elif self.state.release_sequence:
+            return await self._check_release(served.release, verified, None)
+        if self.state.release_sequence:
             raise RollFailedError(
                 "release.statement_missing", "the statement of what was served is gone"
             )
+        return None
 
     async def _check_release(
         self, envelope: str, verified: VerifiedArtifact, above: int | None
@@ -337,6 +352,27 @@ class Rollout:
 
         await self._tools.in_thread(write)
 
+    # -- what programs are given ----------------------------------------------------------------
+
+    async def _given(
+        self, deployment_id: str, verified: VerifiedArtifact, statement: ReleaseStatement
+    ) -> RunValues:
+        """Ask control what the release's programs are given, and keep it for later starts."""
+        if statement.config is None or not _runs_something(verified):
+            return RunValues()
+        config = configs.check(await self._tools.config_of(deployment_id), statement.config)
+        await self._tools.in_thread(self._configs.write, deployment_id, config)
+        return RunValues.of(config)
+
+    async def _kept(
+        self, deployment_id: str, verified: VerifiedArtifact, statement: ReleaseStatement | None
+    ) -> RunValues:
+        """Return what the served release's programs were given."""
+        if statement is None or statement.config is None or not _runs_something(verified):
+            return RunValues()
+        config = await self._tools.in_thread(self._configs.read, deployment_id)
+        return RunValues.of(configs.check(config, statement.config))
+
     # -- run ------------------------------------------------------------------------------------
 
     def _wants_release_command(self, desired: Desired, verified: VerifiedArtifact) -> bool:
@@ -349,13 +385,25 @@ class Rollout:
         )
 
     async def _run_release_command(
-        self, desired: Desired, verified: VerifiedArtifact, folder: str, journal: RollJournal
+        self,
+        desired: Desired,
+        verified: VerifiedArtifact,
+        folder: str,
+        given: RunValues,
+        journal: RollJournal,
     ) -> None:
         command = verified.provenance.run.release
         assert command is not None, "asked for only when there is one"
         journal.say(f"$ {command}", stage="release")
         await run_release_command(
-            self._program(command, verified, folder, self.state.named_as(desired)),
+            self._program(
+                command,
+                verified,
+                folder,
+                self.state.named_as(desired),
+                desired.deployment_id,
+                given,
+            ),
             timeout_s=self._tools.release_command_timeout_s,
             on_line=lambda line: journal.say(line, stage="release"),
         )
@@ -365,11 +413,12 @@ class Rollout:
         desired: Desired,
         verified: VerifiedArtifact,
         served: ServedState,
+        given: RunValues,
         journal: RollJournal,
     ) -> Responder:
         if _serves_files(verified):
             return await self._static_site(verified, served)
-        process = self._web_process(self.state.named_as(desired), verified, served)
+        process = self._web_process(self.state.named_as(desired), verified, served, given)
         journal.say(f"$ {verified.provenance.run.web}", stage="start", progress=70)
         try:
             await process.start(timeout_s=self._tools.health_timeout_s)
@@ -379,11 +428,13 @@ class Rollout:
         journal.say("healthy", stage="start", progress=90)
         return WebSite(process, trusted=self._tools.trusted)
 
-    async def _resumed(self, verified: VerifiedArtifact, served: ServedState) -> Responder:
+    async def _resumed(
+        self, verified: VerifiedArtifact, served: ServedState, given: RunValues
+    ) -> Responder:
         """Make what answers for a release that was healthy once."""
         if _serves_files(verified):
             return await self._static_site(verified, served)
-        process = self._web_process(self.state, verified, served)
+        process = self._web_process(self.state, verified, served, given)
         process.keep()
         return WebSite(process, trusted=self._tools.trusted)
 
@@ -393,19 +444,31 @@ class Rollout:
         return StaticSite(root, index, modified_s=served.modified_s)
 
     def _web_process(
-        self, state: EnvironmentState, verified: VerifiedArtifact, served: ServedState
+        self,
+        state: EnvironmentState,
+        verified: VerifiedArtifact,
+        served: ServedState,
+        given: RunValues,
     ) -> WebProcess:
         run = verified.provenance.run
         if run.web is None:
             raise RollFailedError("deployment.start_failed", "the release has no web process")
         check = HealthCheck(run.health, host=next(iter(state.hostnames), "localhost"))
-        program = self._program(run.web, verified, served.folder, state)
+        program = self._program(
+            run.web, verified, served.folder, state, served.deployment_id, given
+        )
         return WebProcess(
             program, check, web_log=self._folder.web_log, starting=self._tools.starting
         )
 
     def _program(
-        self, command: str, verified: VerifiedArtifact, folder: str, state: EnvironmentState
+        self,
+        command: str,
+        verified: VerifiedArtifact,
+        folder: str,
+        state: EnvironmentState,
+        deployment_id: str | None,
+        given: RunValues,
     ) -> Program:
         provenance = verified.provenance
         return Program(
@@ -414,9 +477,14 @@ class Rollout:
             data_dir=self._folder.data,
             limits=self._tools.web_limits,
             hostname=state.slug,
+            given=given,
             environ={
                 "GITD_SITE": state.site,
                 "GITD_ENVIRONMENT": state.slug,
+                "GITD_ENVIRONMENT_KIND": state.kind,
+                "GITD_URL": state.url,
+                "GITD_DEPLOYMENT": deployment_id or "",
+                "GITD_ARTIFACT": str(verified.digest),
                 "GITD_REF": provenance.ref or "",
                 "GITD_COMMIT": provenance.commit,
             },
@@ -474,6 +542,9 @@ class Rollout:
     async def _prune(self) -> None:
         """Put aside the folders that are not kept; removing them waits for nobody."""
         aside = await self._tools.in_thread(self._folder.put_aside, self.state)
+        served = self.state.served
+        kept = served.deployment_id if served is not None else None
+        await self._tools.in_thread(self._configs.keep_only, kept)
         if aside:
             removing = self._tools.in_thread(remove_folders, aside)
             task = asyncio.get_running_loop().create_task(removing)
@@ -502,6 +573,11 @@ def _serves_files(verified: VerifiedArtifact) -> bool:
     """
     provenance = verified.provenance
     return provenance.run.web is None and provenance.profile != "procfile"
+
+
+def _runs_something(verified: VerifiedArtifact) -> bool:
+    run = verified.provenance.run
+    return run.web is not None or run.release is not None
 
 
 def _verified_line(verified: VerifiedArtifact) -> str:

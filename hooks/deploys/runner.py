@@ -20,11 +20,13 @@ from dataclasses import dataclass
 
 import structlog
 
+from hooks.configs import Configs
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.wire import (
     PING_EVERY_S,
     ArtifactPin,
     Changed,
+    Config,
     Desired,
     DesiredMessage,
     Ping,
@@ -35,7 +37,7 @@ from hooks.deploys.wire import (
 )
 from hooks.errors import RefusedError
 from hooks.jobs import JobChanges, Jobs
-from storage.errors import StorageError
+from storage.errors import SealBrokenError, StorageError
 from storage.ids import new_id
 from storage.joblog import LogLine
 from storage.model import (
@@ -94,15 +96,19 @@ class RollRunner:
         self,
         jobs: Jobs,
         issuer: ReleaseIssuer,
+        configs: Configs,
         *,
         limits: RollLimits,
         domain: str,
+        url_of: Callable[[Environment], str] = lambda _: "",
         relieve: Callable[[], None] = lambda: None,
     ) -> None:
         """`relieve` makes room on a full disk: the host's too, which writes what it serves."""
         self._relieve = relieve
         self._jobs = jobs
         self._issuer = issuer
+        self._configs = configs
+        self._url_of = url_of
         self._records = jobs.records
         self._limits = limits
         self._domain = domain
@@ -190,6 +196,23 @@ class RollRunner:
             assert error is not None, "a failed roll says why"
             await self._fail(rolling, Failure(error.code, error.message))
 
+    def config_of(self, deployment_id: str) -> Config | None:
+        """What the programs of a deployment are given: for the host that is to roll it, or did.
+
+        None when it is given nothing, or no host is wanted to serve it.
+
+        Raises:
+            RefusedError, SealBrokenError: See `Configs.get`.
+        """
+        reader = self._records.reader()
+        deployment = deployments.get(reader, deployment_id)
+        if deployment is None or not deployment.config_version:
+            return None
+        wanted = self._wanted_deployment(reader, deployment.env_id)
+        if wanted is None or wanted.id != deployment_id:
+            return None
+        return self._configs.get(reader, deployment.env_id, deployment.config_version)
+
     def take_log(self, batch: RollLog) -> None:
         """Keep the lines of a roll in its job's log; those it has already are dropped."""
         deployment = deployments.get(self._records.reader(), batch.deployment_id)
@@ -238,6 +261,9 @@ class RollRunner:
     async def _begin(self, rolling: _Rolling) -> None:
         """Sign that the deployment is to happen, write down that it does, and tell the host."""
         if await self._signed(rolling, self._issuer.begin(rolling.deployment)):
+            begun = deployments.get(self._records.reader(), rolling.deployment.id)
+            assert begun is not None, "deployments are never deleted"
+            rolling.deployment = begun  # now it says what it rolls, and with which config
             rolling.is_issued = True
             self._tell(rolling.deployment.env_id)
 
@@ -247,6 +273,10 @@ class RollRunner:
             return await issuing
         except RefusedError as error:
             await self._fail(rolling, Failure(error.code, str(error)))
+        except SealBrokenError:
+            log.exception("config_unreadable", env_id=rolling.deployment.env_id)
+            message = "The server cannot open the variables and secrets that are set."
+            await self._fail(rolling, Failure("release.config_unreadable", message))
         except StorageError:
             log.exception("release_unsigned", env_id=rolling.deployment.env_id)
             message = "The server could not sign the release. Its log says why."
@@ -325,6 +355,7 @@ class RollRunner:
                 actor=deployment.actor,
                 deployed_at=changes.now,
                 is_current=True,
+                config_version=deployment.config_version,
             )
             result = {"deployment_id": deployment.id, "release_id": release.id}
             if changes.succeed(deployment.job_id, result) is not None:
@@ -421,6 +452,7 @@ class RollRunner:
             artifact=_pin(reader, deployment, issued) if deployment else None,
             release_command=deployment.runs_release_command if deployment else False,
             release=issued.envelope if issued else None,
+            url=self._url_of(environment),
         )
 
     def _wanted_deployment(self, reader: sqlite3.Connection, env_id: str) -> Deployment | None:

@@ -20,6 +20,7 @@ from hooks.builds.limits import Limits, explain
 from hooks.builds.runtimes import SITE_PATH
 from hooks.builds.sandbox import APP_DIR, Bind, Sandbox, SandboxSpec
 from hooks.deploys import pages
+from hooks.deploys.configs import RunValues
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import HealthCheck, wait_until_healthy
@@ -47,7 +48,8 @@ _log = structlog.get_logger()
 class Program:
     """What to run for a release, and with what around it.
 
-    `command` goes through `/bin/sh -c`, in the release's folder, which it cannot write to.
+    `command` goes through `/bin/sh -c`, in the release's folder, which it cannot write to. What it
+    is `given` wins over the platform's defaults, and `environ` over all.
     """
 
     command: str
@@ -55,6 +57,7 @@ class Program:
     data_dir: Path
     hostname: str
     environ: Mapping[str, str] = field(default_factory=dict)
+    given: RunValues = field(default_factory=RunValues)
     limits: Limits = WEB_LIMITS
 
     def sandbox(self, **environ: str) -> SandboxSpec:
@@ -65,10 +68,11 @@ class Program:
             argv=("/bin/sh", "-c", script),
             binds=(Bind(self.release_dir, APP_DIR), Bind(self.data_dir, DATA_DIR, writable=True)),
             environ={
-                "PATH": SITE_PATH,
                 "NODE_ENV": "production",  # many a framework shows visitors its errors without it
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONDONTWRITEBYTECODE": "1",
+                **self.given.environ,
+                "PATH": SITE_PATH,
                 "DATA_DIR": DATA_DIR,
                 **self.environ,
                 **environ,
@@ -97,7 +101,7 @@ class WebProcess:
         """A new one at each start: who waits for an old one to be free gets nothing."""
         self._program = program
         self._check = check
-        self._log = WebLog(web_log)
+        self._log = WebLog(web_log, program.given.masker)
         self._starting = starting
         self._sandbox: Sandbox | None = None
         self._exit: asyncio.Task[int] | None = None
@@ -261,7 +265,7 @@ async def run_release_command(program: Program, *, timeout_s: float, on_line: Li
     Raises:
         RollFailedError: It failed, or took too long; everything it started is dead.
     """
-    lines = Lines(on_line)
+    lines = Lines(lambda line: on_line(program.given.masker.masked(line)))
     try:
         sandbox = await _start(program.sandbox(), lines.write)
     except SandboxUnavailableError as error:

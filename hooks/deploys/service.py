@@ -7,13 +7,17 @@ from collections.abc import Collection
 from typing import TypeVar
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from hooks.deploys.runner import RollRunner
 from hooks.deploys.wire import Report, RollLog
+from hooks.errors import RefusedError
 from hooks.peers import only_from
+from storage.errors import SealBrokenError
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 BODY_BYTES_MAX = 16 * 1024 * 1024
 
 
@@ -22,6 +26,7 @@ def make_app(runner: RollRunner, *, uids: Collection[int]) -> web.Application:
     service = _HostService(runner)
     app = web.Application(middlewares=[only_from(uids)], client_max_size=BODY_BYTES_MAX)
     app.router.add_get("/v1/desired", service.desired)
+    app.router.add_get("/v1/configs/{deployment}", service.config)
     app.router.add_post("/v1/reports", service.report)
     app.router.add_post("/v1/log", service.log)
     return app
@@ -40,6 +45,16 @@ class _HostService:
                 async for message in messages:
                     await response.write(msgspec.json.encode(message) + b"\n")
         return response
+
+    async def config(self, request: web.Request) -> web.Response:
+        try:
+            config = self._runner.config_of(request.match_info["deployment"])
+        except (RefusedError, SealBrokenError) as error:
+            log.warning("config_not_given", reason=str(error))
+            raise web.HTTPNotFound(text=f"{error}\n") from error
+        if config is None:
+            raise web.HTTPNotFound(text="nothing is given to that\n")
+        return web.Response(body=msgspec.json.encode(config), content_type="application/json")
 
     async def report(self, request: web.Request) -> web.Response:
         await self._runner.report(await _body(request, Report))

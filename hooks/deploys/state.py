@@ -7,6 +7,7 @@ releases/<the same>.proof                what shows that they are what was built
 current -> releases/…                    for people and tools
 data/                 the web process's own, writable
 logs/web.log          what it says
+config-<deployment>   what it is given, sealed
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class EnvironmentState(msgspec.Struct, frozen=True):
     sequence: int = 0
     release_sequence: int = 0
     format: int = 1
+    url: str = ""
 
     def named_as(self, desired: Desired) -> EnvironmentState:
         return msgspec.structs.replace(
@@ -81,6 +83,7 @@ class EnvironmentState(msgspec.Struct, frozen=True):
             slug=desired.slug,
             kind=desired.kind,
             hostnames=desired.hostnames,
+            url=desired.url,
         )
 
     def serving(self, served: ServedState, release_sequence: int = 0) -> EnvironmentState:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from hooks.builds.masking import Masker
 from hooks.clock import now_ms, rfc3339
 
 LINE_BYTES_MAX: Final = 8 * 1024
@@ -96,11 +97,14 @@ class Lines:
 class WebLog:
     """What a web process says: in a file that never outgrows its bound, and its last lines here.
 
+    What its `masker` knows as secret is masked, line by line.
+
     Trouble with the file is no trouble of the site's: the lines are then only kept here.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, masker: Masker | None = None) -> None:
         self._path = path
+        self._masker = masker or Masker()
         self._lines = Lines(self._append)
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._fd = -1
@@ -124,6 +128,7 @@ class WebLog:
             self._fd = -1
 
     def _append(self, line: str) -> None:
+        line = self._masker.masked(line)
         self._tail.append(line)
         data = f"{rfc3339(now_ms())} {line}\n".encode()
         with contextlib.suppress(OSError):

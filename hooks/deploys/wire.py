@@ -3,6 +3,7 @@
 | call | body | answer |
 |---|---|---|
 | `GET /v1/desired` | | NDJSON without end: a `Snapshot`, then `Changed`, `Removed`, `Ping` |
+| `GET /v1/configs/DEPLOYMENT` | | `Config`; 404 when that is not what is desired, or has none |
 | `POST /v1/reports` | `Report` | `{}` |
 | `POST /v1/log` | `RollLog` | `{}` |
 
@@ -14,6 +15,9 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from blake3 import blake3
+
+from storage.digest import Digest
 
 PING_EVERY_S = 5.0
 """Control sends a `Ping` this often, so that a host can tell a quiet control from a dead one."""
@@ -34,7 +38,7 @@ class Desired(msgspec.Struct, frozen=True):
 
     `release_command`: run the release's `release` command, if it has one, before the switch.
     `release`: the envelope of the release statement, as JSON; a control that signs none (0.1) gives
-    none.
+    none. `url`: where the environment answers.
     """
 
     env_id: str
@@ -46,6 +50,28 @@ class Desired(msgspec.Struct, frozen=True):
     artifact: ArtifactPin | None
     release_command: bool = False
     release: str | None = None
+    url: str = ""
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What the programs of a release are given. It prints as nothing of it.
+
+    `salt`, 32 bytes in hexadecimal, makes its digest one that tells nothing to who has that alone.
+    """
+
+    version: int
+    salt: str
+    secrets: dict[str, str]
+    plain: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"Config({self.version}, ***)"
+
+
+def config_digest(config: Config) -> Digest:
+    """The digest of a config's values, as a release statement has it."""
+    told = [config.version, sorted(config.secrets.items()), sorted(config.plain.items())]
+    return Digest(blake3(msgspec.json.encode(told), key=bytes.fromhex(config.salt)).digest())
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag_field="type", tag="snapshot"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 
-from storage.model import Deployment, Failure, JobStatus, Trigger
+from storage.model import Deployment, Failure, JobStatus, Release, Trigger
 from storage.records.statements import (
     Page,
+    Value,
     actor_columns,
     actor_of,
     failure_of,
@@ -36,6 +37,7 @@ def _deployment(row: sqlite3.Row) -> Deployment:
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
+        config_version=row["config_version"],
     )
 
 
@@ -61,6 +63,7 @@ def add(db: sqlite3.Connection, deployment: Deployment) -> None:
             "created_at": deployment.created_at,
             "started_at": deployment.started_at,
             "finished_at": deployment.finished_at,
+            "config_version": deployment.config_version,
         },
     )
 
@@ -91,6 +94,22 @@ def unfinished(db: sqlite3.Connection, env_id: str | None = None) -> list[Deploy
 
 def start(db: sqlite3.Connection, deployment_id: str, at: int) -> None:
     update(db, "deployment", deployment_id, {"status": "running", "started_at": at})
+
+
+def settle_config(db: sqlite3.Connection, deployment_id: str, version: int) -> None:
+    """Say which config its release has."""
+    update(db, "deployment", deployment_id, {"config_version": version})
+
+
+def retarget(db: sqlite3.Connection, deployment_id: str, release: Release, envelope: str) -> None:
+    """Let a deployment roll what `release` ran, by the provenance `envelope`."""
+    columns: dict[str, Value] = {
+        "artifact_id": release.artifact_id,
+        "envelope_sha256": envelope,
+        "ref": release.ref,
+        "commit_id": release.commit,
+    }
+    update(db, "deployment", deployment_id, columns)
 
 
 def go_by(db: sqlite3.Connection, deployment_id: str, envelope_sha256: str) -> None:

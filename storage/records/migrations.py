@@ -270,3 +270,18 @@ def variables(db: Database) -> None:
           WHERE env_id IS NOT NULL;
         """,
     )
+
+
+@MIGRATIONS()
+def environment_configs(db: Database) -> None:
+    _run(
+        db,
+        """
+        CREATE TABLE environment_config(
+          env_id TEXT NOT NULL REFERENCES environment(id) ON DELETE CASCADE,
+          version BIGINT NOT NULL, digest TEXT NOT NULL, pin TEXT NOT NULL, sealed BLOB NOT NULL,
+          created_at BIGINT NOT NULL, PRIMARY KEY(env_id, version));
+        ALTER TABLE deployment ADD COLUMN config_version BIGINT;
+        ALTER TABLE release ADD COLUMN config_version BIGINT;
+        """,
+    )

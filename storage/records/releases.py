@@ -20,6 +20,7 @@ def _release(row: sqlite3.Row) -> Release:
         actor=actor_of(row),
         deployed_at=row["deployed_at"],
         is_current=bool(row["is_current"]),
+        config_version=row["config_version"],
     )
 
 
@@ -42,6 +43,7 @@ def add_current(db: sqlite3.Connection, release: Release) -> None:
             **actor_columns(release.actor),
             "deployed_at": release.deployed_at,
             "is_current": 1,
+            "config_version": release.config_version,
         },
     )
 

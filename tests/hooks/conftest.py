@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -15,12 +17,15 @@ from hooks.builds.packing import Packer
 from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
+from hooks.configs import Configs
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.runner import RollLimits, RollRunner
+from hooks.deploys.wire import Changed, Desired, Snapshot
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
+from hooks.variables import Variables
 from storage.artifacts import ArtifactStore
 from storage.collect import Collector
 from storage.custody import Custody
@@ -30,6 +35,7 @@ from storage.records import environments
 from storage.records.db import Records
 from storage.repos import Repositories
 from storage.retention import Retention
+from storage.sealing import Vault
 
 ACTOR = ActorRef("api_key", "key_00000000000000000000000001", "tests")
 
@@ -48,6 +54,7 @@ class World:
     push_hooks: PushHooks
     builds: BuildRunner
     rolls: RollRunner
+    variables: Variables
     housekeeping: Housekeeping
     readable: set[str]
     """The sites that whoever starts a build may fetch from."""
@@ -62,6 +69,8 @@ class World:
         (root / "keys").mkdir(exist_ok=True)
         custody = Custody(root / "keys")
         custody.open(store.layout.trust)
+        variables = Variables(jobs, Vault.open(root / "keys", may_create=True))
+        configs = Configs(variables)
         (root / "tmp").mkdir(exist_ok=True)
         limits = BuildLimits(lease_s=0.8)
         readable: set[str] = set()
@@ -93,11 +102,13 @@ class World:
             packer,
             limits=limits,
             housekeeping=housekeeping,
+            variables=variables,
             caches=BuildCaches(jobs, store, size_bytes_max=1 << 20),
         )
         rolls = RollRunner(
             jobs,
-            ReleaseIssuer(jobs, custody, store.layout),
+            ReleaseIssuer(jobs, custody, store.layout, configs),
+            configs,
             limits=RollLimits(roll_timeout_s=5, host_timeout_s=2),
             domain="localhost",
         )
@@ -112,6 +123,7 @@ class World:
             PushHooks(jobs, repositories),
             builds,
             rolls,
+            variables,
             housekeeping,
             readable,
         )
@@ -128,6 +140,16 @@ class World:
         found = environments.find(self.records.reader(), site.id, slug)
         assert found is not None, slug
         return found
+
+    async def told(self, env_id: str, deployment_id: str | None = None) -> Desired:
+        """What a host that connects now is told of an environment; of this deployment, if given."""
+        async with contextlib.aclosing(self.rolls.desired()) as messages, asyncio.timeout(10):
+            async for message in messages:
+                told = message.environments if isinstance(message, Snapshot) else ()
+                for desired in (message.environment,) if isinstance(message, Changed) else told:
+                    if desired.env_id == env_id and deployment_id in (None, desired.deployment_id):
+                        return desired
+        raise AssertionError(f"{env_id} was not told")
 
 
 @pytest.fixture

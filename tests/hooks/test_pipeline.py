@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from importlib.metadata import version
 
 import pytest
 
 from hooks.branches import default_routes
 from hooks.builds.wire import BuildError, Finish, Heartbeat, RunCommands
-from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Snapshot
+from hooks.deploys.wire import Desired, Report, RollFailure
 from hooks.errors import (
     AmbiguousEnvironmentError,
     IdempotencyKeyReusedError,
@@ -41,21 +40,10 @@ async def build(world, site, *, slug="production", deploy=False, ref="main"):
 async def serve(world, env_id: str, *, status="serving", error=None, sequence=0) -> Desired:
     """What the site host would answer to the deployment that is under way, once it is told."""
     waiting = deployments.unfinished(world.records.reader(), env_id)
-    desired = await told(world, env_id, waiting[0].id if waiting else None)
+    desired = await world.told(env_id, waiting[0].id if waiting else None)
     report = Report(env_id, desired.deployment_id, status, error, sequence=sequence)
     await world.rolls.report(report)
     return desired
-
-
-async def told(world, env_id: str, deployment_id: str | None = None) -> Desired:
-    """What a host that connects now is told of an environment; of this deployment, if given."""
-    async with contextlib.aclosing(world.rolls.desired()) as messages, asyncio.timeout(10):
-        async for message in messages:
-            told = message.environments if isinstance(message, Snapshot) else ()
-            for desired in (message.environment,) if isinstance(message, Changed) else told:
-                if desired.env_id == env_id and deployment_id in (None, desired.deployment_id):
-                    return desired
-    raise AssertionError(f"{env_id} was not told")
 
 
 async def deploy(world, site, content: bytes, commit, slug="production"):

@@ -13,7 +13,6 @@ from hooks.variable_rules import VALUE_BYTES_MAX, name_fault, value_fault
 from hooks.variables import PLACE_COUNT_MAX, Variables
 from storage.model import Environment, Site, VariableUse
 from storage.records import variables as rows
-from storage.sealing import Vault
 
 BUILD, RUN, BOTH = VariableUse.BUILD, VariableUse.RUN, VariableUse.BOTH
 ODD = 'a$b ${c} `d` "e" \'f\' \\n\n{"g": [1]}\t\u00e9\U0001f511 \r\n'
@@ -21,7 +20,7 @@ ODD = 'a$b ${c} `d` "e" \'f\' \\n\n{"g": [1]}\t\u00e9\U0001f511 \r\n'
 
 @pytest.fixture
 def held(world) -> Variables:
-    return Variables(world.jobs, Vault.open(world.root / "keys", may_create=True))
+    return world.variables
 
 
 async def put(

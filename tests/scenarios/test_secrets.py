@@ -45,9 +45,9 @@ def keeper(server):
     return json.loads(made)["secret"]
 
 
-def set_secret(server, keeper: str, *where: str) -> str:
+def set_secret(server, keeper: str, *options: str) -> str:
     done = subprocess.run(
-        ["mf", "secrets", "set", "TOKEN", "--site", "acme-store", *where],
+        ["mf", "secrets", "set", "TOKEN", "--site", "acme-store", *options],
         env={**server.environ, "FORGE_TOKEN": keeper},
         input=f"{CANARY}\n".encode(),
         capture_output=True,
@@ -118,3 +118,42 @@ def test_previews_and_environments_have_secrets_of_their_own(server, keeper) -> 
     work.commit({"managed.toml": TOML.format(""), "say.py": SAYS})
     assert "is live" in work.push()
     assert "TOKEN is not set" in work.push("main:refs/heads/feature", check=False)
+
+
+RUNS = """
+import http.server, os
+token = os.environ.get("TOKEN", "")
+print("begun with", token, flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"length {len(token)}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+def test_what_runs_is_given_a_secret_and_its_release_keeps_it(server, keeper) -> None:
+    work = server.work()
+    work.commit({"Procfile": "web: python3 run.py\n", "run.py": RUNS})
+    assert "is live" in work.push()
+    assert server.serves("length 0")
+    said = set_secret(server, keeper, "--for", "run")
+    assert "what runs gets it" in said
+    job_id = said.split()[-1]
+    wait = ["mf", "jobs", "wait", job_id]
+    assert subprocess.run(wait, env=server.environ, capture_output=True).returncode == 0
+    assert server.serves(f"length {len(CANARY)}")
+    silent(cmdlines(), "/proc")
+    releases = server.api("GET", "/sites/acme-store/environments/production/releases").json["data"]
+    assert [release["config_version"] for release in releases] == [1, 0]
+    assert releases[0]["artifact_id"] == releases[1]["artifact_id"]
+    back = ["mf", "rollback", "--site", "acme-store", "--env", "production", "--wait"]
+    assert subprocess.run(back, env=server.environ, capture_output=True).returncode == 0
+    assert server.serves("length 0"), "the release before had none"
+    assert server.stop() == 0
+    for path in server.root.rglob("*"):
+        if path.is_file() and path.is_relative_to(server.data):
+            silent(path.read_bytes().decode(errors="replace"), str(path))

@@ -23,6 +23,7 @@ from hooks.builds.runner import BuildLimits, BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
 from hooks.builds.wire import BatchLine, BuildError, Finish, LogBatch
+from hooks.configs import Configs
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.deploys.wire import Report, RollFailure
@@ -110,9 +111,12 @@ class Service:
             size_bytes_max=BuildLimits().output_bytes_max,
         )
         self.builds = BuildRunner(self.jobs, sources, packer, limits=BuildLimits())
+        variables = Variables(self.jobs, Vault.open(self.root / "keys", may_create=True))
+        configs = Configs(variables)
         self.rolls = RollRunner(
             self.jobs,
-            ReleaseIssuer(self.jobs, self.custody, self.store.layout),
+            ReleaseIssuer(self.jobs, self.custody, self.store.layout, configs),
+            configs,
             limits=RollLimits(roll_timeout_s=60, host_timeout_s=60),
             domain="localhost",
         )
@@ -124,7 +128,7 @@ class Service:
                 records=self.records,
                 jobs=self.jobs,
                 pipeline=Pipeline(self.jobs, self.repositories),
-                variables=Variables(self.jobs, Vault.open(self.root / "keys", may_create=True)),
+                variables=variables,
                 authenticator=Authenticator(self.records, self.clock),
                 addresses=self.addresses,
                 manifest_bytes=lambda digest: self.reader.manifest(Digest.parse(digest)).data,

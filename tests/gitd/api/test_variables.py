@@ -27,6 +27,7 @@ async def test_secret_is_write_only(keeper, acme) -> None:
             "used_in": "build",
             "scope": scope,
             "updated_at": "2026-05-28T20:26:40.000Z",
+            "jobs": [],
         }
         assert listed.data == [made.data]
         assert b"canary" not in made.raw + listed.raw
@@ -38,7 +39,11 @@ async def test_variable_comes_back_byte_for_byte(keeper, acme) -> None:
     path = f"{acme.production}/variables/API_URL"
     assert (await keeper.call("PUT", path, {"value": VALUE})).data["value"] == VALUE
     assert (await keeper.get(f"{acme.production}/variables")).data[0]["value"] == VALUE
-    assert (await keeper.call("DELETE", path)).data == {"id": "API_URL", "deleted": True}
+    assert (await keeper.call("DELETE", path)).data == {
+        "id": "API_URL",
+        "jobs": [],
+        "deleted": True,
+    }
     assert (await keeper.get(f"{acme.production}/variables")).data == []
     again = await keeper.call("DELETE", path)
     assert (again.status, again.code) == (404, "variable.not_found")
@@ -53,6 +58,19 @@ async def test_environment_lists_what_holds_there(keeper, acme) -> None:
         ("A", "of the site", "site"),
         ("B", "its own", "environment"),
     ]
+
+
+async def test_use_is_said_once_and_kept_until_another_is_said(keeper, acme) -> None:
+    path = f"{acme.path}/secrets/TOKEN"
+    used = [
+        (await keeper.call("PUT", path, {"value": VALUE, **more})).data["used_in"]
+        for more in ({}, {"used_in": "run"}, {}, {"used_in": "both"})
+    ]
+    assert used == ["build", "run", "run", "both"]
+    brief = await keeper.call("PUT", f"{acme.path}/secrets/PIN", {"value": "1", "used_in": "run"})
+    assert brief.status == 200, "what only runs is given it may be short"
+    for wrong in (f"{path}?roll=perhaps", f"{path}?rol=false"):
+        assert (await keeper.call("PUT", wrong, {"value": VALUE})).status == 400
 
 
 @pytest.mark.parametrize("scopes", [("*",), ("sites:admin", "environments:admin"), ()])

@@ -26,12 +26,14 @@ from aiohttp import web
 from hooks.deploys.wire import (
     ArtifactPin,
     Changed,
+    Config,
     Desired,
     Ping,
     Removed,
     Report,
     RollLog,
     Snapshot,
+    config_digest,
 )
 from storage import trust
 from storage.artifacts import ArtifactStore
@@ -41,7 +43,7 @@ from storage.errors import DigestInvalidError
 from storage.ids import new_id
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
 from storage.records.db import Records
-from storage.release_statement import ReleaseStatement, build_release
+from storage.release_statement import ConfigPin, ReleaseStatement, build_release
 from storage.signing import SigningKey
 from storage.source import Limits, SourceFile, SourceLink
 
@@ -214,6 +216,8 @@ class ControlPeer:
         self.signs = True
         self._released: dict[str, str | None] = {}
         self.desired: dict[str, Desired] = {}
+        self.configs: dict[str, Config] = {}
+        self.configs_asked: list[str] = []
         self.reports: list[Report] = []
         self.lines: dict[str, list] = defaultdict(list)
         self.progress: dict[str, int] = {}
@@ -227,6 +231,7 @@ class ControlPeer:
     async def start(self) -> None:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_get("/v1/desired", self._desired)
+        app.router.add_get("/v1/configs/{deployment}", self._config)
         app.router.add_post("/v1/reports", self._report)
         app.router.add_post("/v1/log", self._log)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -247,7 +252,10 @@ class ControlPeer:
             key = f"{wanted.deployment_id} {wanted.artifact.envelope}"
             if key not in self._released:
                 with contextlib.suppress(DigestInvalidError):
-                    self._released[key] = self.shelf.release(wanted).release
+                    facts = {}
+                    if config := self.configs.get(wanted.deployment_id):
+                        facts["config"] = ConfigPin(config.version, config_digest(config))
+                    self._released[key] = self.shelf.release(wanted, **facts).release
             wanted = msgspec.structs.replace(wanted, release=self._released.get(key))
         self.desired[wanted.env_id] = wanted
         self._tell(Changed(wanted))
@@ -301,6 +309,13 @@ class ControlPeer:
         finally:
             self._queues.discard(queue)
         return response
+
+    async def _config(self, request):
+        deployment_id = request.match_info["deployment"]
+        self.configs_asked.append(deployment_id)
+        if deployment_id not in self.configs:
+            raise web.HTTPNotFound
+        return web.Response(body=msgspec.json.encode(self.configs[deployment_id]))
 
     async def _report(self, request):
         report = msgspec.json.decode(await request.read(), type=Report)
