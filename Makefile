@@ -77,7 +77,7 @@ install-service: ## Install under PREFIX with its systemd units (as root)
 	# What is installed for elsewhere says nothing of where it was made.
 	grep -rIlZ -e '$(PLACE)' $(PLACE)/bin $(PLACE)/pyvenv.cfg | xargs -0r sed -i 's|$(PLACE)|$(PREFIX)|g'
 	install -d $(DESTDIR)/etc/systemd/system $(DESTDIR)/etc/sysusers.d $(DESTDIR)/etc/gitd
-	for unit in systemd/*.service systemd/*.socket; do \
+	for unit in systemd/*.service systemd/*.socket systemd/*.timer; do \
 	  sed 's|/opt/gitd|$(PREFIX)|g' $$unit > $(DESTDIR)/etc/systemd/system/$$(basename $$unit); \
 	done
 	install -m 644 systemd/gitd.sysusers $(DESTDIR)/etc/sysusers.d/gitd.conf

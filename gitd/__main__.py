@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gitd.backups import backup, restore
 from gitd.beside import (
     become_owner,
     beside,
@@ -370,6 +371,8 @@ def gc(data: Path, config: Path | None, *, dry_run: bool, force: bool, as_json: 
 
 
 cli.add_command(signing_key)
+cli.add_command(backup)
+cli.add_command(restore)
 
 
 # -- shared pieces --------------------------------------------------------------------------------

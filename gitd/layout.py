@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gitd.errors import StartError
+from storage.backup.places import is_unfinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,14 @@ class DataFolder:
         it has, with the data of their processes.
 
         Raises:
-            StartError: The database is gone or empty, and there are repositories.
+            StartError: The database is gone or empty, and there are repositories; or a restore
+                broke off.
         """
+        if is_unfinished(self.root):
+            raise StartError(
+                f"A restore into {self.root} did not come to its end. Run the same gitd restore"
+                " again, which goes on where it was; or remove the folder to begin anew."
+            )
         is_there = self.database.exists() and self.database.stat().st_size > 0
         if not is_there and any(self.repositories.iterdir()):
             raise StartError(

@@ -30,7 +30,6 @@ from storage.digest import Digest
 from storage.envelope import ENVELOPE_BYTES_MAX, Envelope
 from storage.errors import (
     ArtifactMissingError,
-    DigestInvalidError,
     ManifestInvalidError,
     RecordsError,
     StorageError,
@@ -43,10 +42,10 @@ from storage.files import (
     read_bounded,
     sync_directory,
     sync_filesystem,
-    write_all,
     write_atomic,
 )
 from storage.gate import Gate
+from storage.holding import hold_trees
 from storage.ids import ArtifactId, artifact_id
 from storage.ingest import Ingest
 from storage.layout import FORMAT_LINE, SHARDED, SHARDS, Layout
@@ -62,7 +61,6 @@ K = TypeVar("K")
 R = TypeVar("R")
 
 TRIES_MAX = 5
-READS_NAME = "reads"  # in a lease: the digest of the tree that its owner reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +244,7 @@ class ArtifactStore:
                 # Behind the gate: a collector has either not looked for leases yet, and will see
                 # this one, or has forgotten the tree before it is looked for here.
                 with self._gate.publishing():
-                    lease = Lease.take(self.layout.tmp)
-                    _write_new(f"{lease.path}/{READS_NAME}", str(digest).encode())
+                    lease = hold_trees(self.layout, [digest])
                     if not rows.has_tree(self._records.reader(), digest):
                         raise ArtifactMissingError(f"the tree {digest} is not in the store")
                 manifest = read_manifest(self.layout, digest)
@@ -272,16 +269,6 @@ class ArtifactStore:
                 lease.release()
                 leases += 1
             return Recovered(leases, files, self._finish_deletions())
-
-    def trees_in_reading(self) -> set[Digest]:
-        """Return the trees that somebody reads. For the collector, alone behind the gate."""
-        found = set()
-        for name in os.listdir(self.layout.tmp):  # noqa: PTH208 - plain names are wanted
-            # A half written one is a dead reader's: it is written behind the gate.
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, DigestInvalidError):
-                path = f"{self.layout.tmp}/{name}/{READS_NAME}"
-                found.add(Digest.parse(read_bounded(path, size_bytes_max=100).decode()))
-        return found
 
     # -- ingest ----------------------------------------------------------------------------------
 
@@ -403,13 +390,7 @@ class ArtifactStore:
 
 def _make(layout: Layout) -> None:
     """Make the folders of a store; its FORMAT comes last, so that a store with one is whole."""
-    layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    layout.tmp.mkdir(mode=0o700, exist_ok=True)
-    folders = [layout.trust, *(layout.root / name for name in SHARDED)]
-    folders += [layout.root / name / shard for name in SHARDED for shard in SHARDS]
-    for folder in folders:
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o755)
+    make_folders(layout)
     fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sync_filesystem(fd)
@@ -418,6 +399,17 @@ def _make(layout: Layout) -> None:
     name = secrets.token_hex(16).encode()
     write_atomic(layout.format, FORMAT_LINE + name + b"\n", mode=0o444, replace=False)
     sync_directory(layout.root.parent)
+
+
+def make_folders(layout: Layout) -> None:
+    """Make the folders of a store, as far as they are not there."""
+    layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    layout.tmp.mkdir(mode=0o700, exist_ok=True)
+    folders = [layout.trust, *(layout.root / name for name in SHARDED)]
+    folders += [layout.root / name / shard for name in SHARDED for shard in SHARDS]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
 
 
 def _share(layout: Layout, group: int | None) -> None:
@@ -443,14 +435,6 @@ def _statements(lease: Lease) -> tuple[Manifest | None, str | None]:
     except FileNotFoundError:
         return manifest, None
     return manifest, hashlib.sha256(envelope).hexdigest()
-
-
-def _write_new(path: str, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(fd, data)
-    finally:
-        os.close(fd)
 
 
 def _unlink(path: str) -> int:

@@ -27,6 +27,7 @@ from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import CollectionRefusedError, CollectorBusyError
 from storage.files import mapped_errors
 from storage.gate import Gate
+from storage.holding import held_trees
 from storage.leftovers import remove_leftovers
 from storage.model import BuildCache
 from storage.reader import read_manifest_bytes
@@ -285,7 +286,7 @@ class Collector:
         # A reader says which tree it reads before it looks whether it is there, behind the gate:
         # alone behind it, either it is seen here or it will not find the tree.
         with self._gate.collecting():
-            unread = set(unkept) - self._store.trees_in_reading()
+            unread = set(unkept) - held_trees(self._layout)
             self._records.write(lambda db: garbage.condemn_trees(db, unread))
 
     def _release_tree(self, cycle: _Cycle, digest: Digest) -> None:

@@ -30,8 +30,8 @@ from storage.trust import Keyring
 SIGNING_KEY = "signing.key"
 ROOT_KEY = "root.key"
 PUBLIC_MODE = 0o444
-_ROOT_PUBLIC = "root.pub"
-_EXTERNAL = "external"
+ROOT_PUBLIC = "root.pub"
+EXTERNAL = "external"
 _PUBLIC_BYTES_MAX = 4096
 
 
@@ -98,7 +98,7 @@ class Custody:
         Raises:
             KeyFileError: Nothing here says which.
         """
-        path = self._path(_ROOT_PUBLIC)
+        path = self._path(ROOT_PUBLIC)
         try:
             public = read_public_pem(read_bounded(path, size_bytes_max=_PUBLIC_BYTES_MAX))
         except OSError as error:
@@ -120,7 +120,7 @@ class Custody:
         Raises:
             KeyFileError: The root key is not here, or the signing key comes from outside.
         """
-        if self._path(_EXTERNAL).exists():
+        if self._path(EXTERNAL).exists():
             raise KeyFileError(
                 "the signing key comes from the service manager: replace it there and restart"
                 " gitd, which then trusts the new key and retires the old one"
@@ -170,7 +170,7 @@ class Custody:
 
     def _settle_signing_key(self, *, may_create: bool) -> None:
         """See that there is one, and note for commands beside the server where it comes from."""
-        path, mark = self._path(SIGNING_KEY), self._path(_EXTERNAL)
+        path, mark = self._path(SIGNING_KEY), self._path(EXTERNAL)
         if self._credential(SIGNING_KEY) is not None:
             with mapped_errors(f"write {mark}"):
                 mark.touch(mode=PUBLIC_MODE)
@@ -199,9 +199,9 @@ class Custody:
             key = SigningKey.load(self._path(ROOT_KEY))
         else:
             return None
-        if not self._path(_ROOT_PUBLIC).exists():
+        if not self._path(ROOT_PUBLIC).exists():
             with mapped_errors("write the root key's public half"):
-                write_atomic(self._path(_ROOT_PUBLIC), public_pem(key.public), mode=PUBLIC_MODE)
+                write_atomic(self._path(ROOT_PUBLIC), public_pem(key.public), mode=PUBLIC_MODE)
         return key
 
     def _needed_root(self, given: SigningKey | None) -> SigningKey:

@@ -11,6 +11,8 @@ StorageError
 ├── QuotaExceededError        a site would have more in the store than it may
 ├── CollectorBusyError        somebody collects already
 ├── CollectionRefusedError    the collector will not delete: something looks wrong
+├── BackupError               a backup cannot be made, or not be used like that
+│   └── BackupDamagedError    what was backed up is not what its manifest says
 ├── KeyFileError              a private key cannot be used
 ├── SealBrokenError           a sealed value does not open
 ├── DigestInvalidError        a text is no digest
@@ -87,6 +89,14 @@ class CollectorBusyError(StorageError):
 
 class CollectionRefusedError(StorageError):
     """The collector will not delete: so much would go, or so little fits, that it looks wrong."""
+
+
+class BackupError(StorageError):
+    """A backup cannot be made, or not be used like that. The message says what to do."""
+
+
+class BackupDamagedError(BackupError):
+    """A file of a backup is gone, or other than its manifest says."""
 
 
 class SealBrokenError(StorageError):

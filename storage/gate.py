@@ -37,13 +37,14 @@ class Gate:
     @contextlib.contextmanager
     def _passed(self, how: int) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            with _locked(self._turnstile, fcntl.LOCK_EX):
-                stack.enter_context(_locked(self._gate, how))
+            with locked(self._turnstile, fcntl.LOCK_EX):
+                stack.enter_context(locked(self._gate, how))
             yield
 
 
 @contextlib.contextmanager
-def _locked(path: Path, how: int) -> Iterator[None]:
+def locked(path: Path, how: int) -> Iterator[None]:
+    """Hold a lock on a file, which is made if need be; wait for it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, how)

@@ -212,6 +212,23 @@ def revoke(folder: Path, *, root: SigningKey, key_id: str, reason: str) -> Keyri
     return _write(folder, _next(newest, keys), root)
 
 
+def begin_anew(folder: Path, *, root: SigningKey, signing: SigningKey, before: Keyring) -> Keyring:
+    """Let trust begin with another root key, where that of before is lost, and return it.
+
+    The keys of before are retired in it: what they signed stays valid. Hosts that pin the root key
+    believe it only when they are told. Not safe beside a server: the generations of before are
+    removed first.
+
+    Raises:
+        StorageError: The system refused.
+    """
+    with mapped_errors("remove the generations of trust"):
+        for path in folder.glob("root.*.json"):
+            path.unlink()
+    keys = [*map(_retired, before.keys.values()), TrustedKey(signing.public)]
+    return _write(folder, Keyring(1, {root.key_id: root.public}, _listed(keys)), root)
+
+
 def load_keyring(folder: Path, *, root_key_ids: frozenset[str] | None) -> Keyring:
     """Read all generations in order and return the newest.
 

@@ -408,6 +408,18 @@ ROWS = (
     ),
     ErrorCode(
         JOB,
+        "build.interrupted",
+        "The server was restored from a backup that was made while the build ran.",
+        "Build again.",
+    ),
+    ErrorCode(
+        JOB,
+        "deployment.interrupted",
+        "The server was restored from a backup that was made while the deployment ran.",
+        "Deploy again. What the environment served before, it serves still.",
+    ),
+    ErrorCode(
+        JOB,
         "store.no_space",
         "The disk of the server has no room for the output. Nothing was kept; sites serve on.",
         "Make room on the server's disk; then build again.",

@@ -46,7 +46,7 @@ def replace_packed_refs(
     new = root + b"packed-refs.new"
     try:
         with open(new, "wb") as file:  # noqa: PTH123
-            file.write(_written(repository, values, peeled))
+            file.write(written(repository, values, peeled))
             file.flush()
             os.fsync(file.fileno())
         repository.sharing.apply(new)
@@ -58,9 +58,10 @@ def replace_packed_refs(
     sync_directory(os.fsdecode(root))
 
 
-def _written(
+def written(
     repository: Repository, values: dict[bytes, bytes], peeled: dict[bytes, bytes]
 ) -> bytes:
+    """Return the file's content for some refs; `peeled` as in `replace_packed_refs`."""
     known = repository.refs.snapshot().unpeelable
     lines = [HEADER]
     for name in sorted(values):

@@ -5,9 +5,23 @@ Columns keep to what PostgreSQL also has. Times are integers: milliseconds since
 
 from __future__ import annotations
 
+import sqlite3
+from typing import Any, cast
+
 from sqlite_utils import Database, Migrations
 
 MIGRATIONS = Migrations("gitd")
+
+
+def applied(db: sqlite3.Connection) -> list[str]:
+    """The steps that a database went through, in order."""
+    return [step.name for step in MIGRATIONS.applied(Database(cast("Any", db)))]
+
+
+def unknown(names: list[str]) -> list[str]:
+    """Those of the steps that this program does not know: a newer one made them."""
+    known = {step.name for step in MIGRATIONS.pending(Database(memory=True))}
+    return [name for name in names if name not in known]
 
 
 def _run(db: Database, script: str) -> None:

@@ -49,3 +49,14 @@ def land(db: sqlite3.Connection, push_id: str, at: int) -> bool:
 def open_ones(db: sqlite3.Connection) -> list[PushRecord]:
     """Pushes that began and were not dealt with: what a crash left, oldest first."""
     return [_push(r) for r in db.execute("SELECT * FROM push WHERE landed_at IS NULL ORDER BY id")]
+
+
+def begun_since(db: sqlite3.Connection, at: int) -> list[PushRecord]:
+    """Pushes that began at `at` or later, whatever became of them, oldest first."""
+    return [
+        _push(r) for r in db.execute("SELECT * FROM push WHERE created_at >= ? ORDER BY id", (at,))
+    ]
+
+
+def is_known(db: sqlite3.Connection, push_id: str) -> bool:
+    return db.execute("SELECT 1 FROM push WHERE id = ?", (push_id,)).fetchone() is not None

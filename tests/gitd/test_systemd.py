@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 UNITS = Path(__file__).parents[2] / "systemd"
+UNIT_KINDS = {".service", ".socket", ".timer"}
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -22,7 +23,7 @@ def test_units_pass_the_verifier(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     names = []
-    for unit in (*UNITS.glob("*.service"), *UNITS.glob("*.socket")):
+    for unit in (path for path in UNITS.iterdir() if path.suffix in UNIT_KINDS):
         text = unit.read_text().replace("/opt/gitd", str(tmp_path))
         (tmp_path / unit.name).write_text(text)
         names.append(str(tmp_path / unit.name.replace("@.", "@0.")))
@@ -58,6 +59,7 @@ def test_installation_for_elsewhere_says_nothing_of_where_it_was_made(tmp_path: 
     assert [path for path in files if str(made).encode() in path.read_bytes()] == []
     unit = (made / "etc/systemd/system/gitd.service").read_text()
     assert "ExecStart=/opt/gitd/bin/gitd serve" in unit
+    assert (made / "etc/systemd/system/gitd-backup.timer").exists()
     assert (made / "etc/sysusers.d/gitd.conf").exists()
     assert (made / "etc/gitd/gitd.toml").exists()
     if os.geteuid() == 0:  # as it will be found: at its own place

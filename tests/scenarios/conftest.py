@@ -318,3 +318,12 @@ def server(stopped: Server) -> Server:
     stopped.start()
     stopped.new_site()
     return stopped
+
+
+@pytest.fixture
+def other() -> Iterator[Server]:
+    """Another host, on which nothing is yet."""
+    with open_folder() as path:
+        made = Server(path)
+        yield made
+        made.end()

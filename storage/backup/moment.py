@@ -1,0 +1,187 @@
+"""The moment of a backup: the records, the trust, the keys and the statements as they are at once.
+
+For as long as the records are copied, nobody collects and nobody changes which keys are trusted;
+builds, rolls and pushes go on. What the copy refers to and what takes longer to copy is held after
+that: the trees, and so their blobs. The repositories have no part in it: their refs are read
+later, and what was pushed until then is added to the copy as pushes that have begun. A server that
+starts from it ends them, as after a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from storage.backup.manifest import FileEntry, Where
+from storage.backup.places import Places
+from storage.backup.pool import Pool
+from storage.custody import (
+    EXTERNAL,
+    PUBLIC_MODE,
+    ROOT_KEY,
+    ROOT_PUBLIC,
+    SIGNING_KEY,
+    Custody,
+)
+from storage.digest import Digest
+from storage.errors import BackupError
+from storage.gate import locked
+from storage.holding import hold_trees
+from storage.layout import STATEMENT_MODE, Layout
+from storage.model import Site
+from storage.records import blobs, copies, migrations, pushes, release_statements, sites
+from storage.records.db import Records
+from storage.sealing import VARIABLES_KEY
+from storage.signing import KEY_FILE_MODE
+from storage.trust import load_keyring
+
+LATE_MS = 60_000  # how much earlier than its row a push may say that it began
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What there was at one moment.
+
+    Attributes:
+        copy: The copy of the records, to be added to the backup last.
+        files: What was copied within the moment.
+        trees, blobs: What the store had; blobs by key, with their sizes.
+        signing_key_id: The key that signed, where its file could be read.
+        keys: Which private keys are among the files.
+    """
+
+    made_at: int
+    copy: Path
+    sites: tuple[Site, ...]
+    files: tuple[FileEntry, ...]
+    trees: tuple[Digest, ...]
+    blobs: tuple[tuple[bytes, int], ...]
+    migrations: list[str]
+    counts: dict[str, int]
+    signing_key_id: str | None
+    keys: dict[str, Where]
+
+    def add_late_pushes(self, records: Records) -> int:
+        """Add the pushes that began since to the copy, as begun; return how many.
+
+        Called when all refs were read: whatever moved them stands in the records by then.
+        """
+        late = pushes.begun_since(records.reader(), self.made_at - LATE_MS)
+        known = {site.id for site in self.sites}
+        count = 0
+        with copies.editing(self.copy) as db:
+            for push in late:
+                if push.site_id in known and not pushes.is_known(db, push.id):
+                    pushes.add(db, replace(push, landed_at=None))
+                    count += 1
+        return count
+
+
+@contextlib.contextmanager
+def moment_of(
+    places: Places, records: Records, pool: Pool, copy: Path, *, with_keys: bool
+) -> Iterator[Moment]:
+    """Take the moment, and hold what it refers to until the context ends.
+
+    `copy`: where the copy of the records is made.
+
+    Raises:
+        BackupError: A statement that the records know of is gone.
+        StorageError, OSError: Something refused.
+    """
+    layout, custody = Layout(places.store), Custody(places.keys)
+    with contextlib.ExitStack() as stack:
+        with locked(layout.collector, fcntl.LOCK_EX), custody.locked():
+            made_at = time.time_ns() // 1_000_000
+            records.copy_into(copy)
+            with copies.editing(copy) as db:
+                copies.drop_garbage(db)
+                counts = copies.counts(db)
+                trees = tuple(map(Digest, blobs.each_tree(db)))
+                statements = [name for name, _ in blobs.each_attestation(db)]
+                issued = release_statements.each_name(db)
+                moment = Moment(
+                    made_at=made_at,
+                    copy=copy,
+                    sites=tuple(sites.every(db)),
+                    files=(),
+                    trees=trees,
+                    blobs=tuple(blobs.each_live(db)),
+                    migrations=migrations.applied(db),
+                    counts=counts,
+                    signing_key_id=_signing_key_id(layout.trust, custody),
+                    keys=_keys(
+                        places.keys,
+                        with_keys=with_keys,
+                        has_variables=counts["variables"] > 0,
+                    ),
+                )
+            hold = hold_trees(layout, trees)
+            stack.callback(hold.release)
+            copier = _Copier(places, pool)
+            copier.add(layout.format, STATEMENT_MODE)
+            copier.add_folder(layout.trust, "root.*.json", STATEMENT_MODE)
+            for name in statements:
+                copier.add(Path(layout.envelope(name)), STATEMENT_MODE)
+            for name in issued:
+                # Control lays these copies of its records into the store, when it comes to it.
+                with contextlib.suppress(BackupError):
+                    copier.add(Path(layout.envelope(name)), STATEMENT_MODE)
+            copier.add_keys(places.keys, moment.keys)
+        yield replace(moment, files=tuple(copier.files))
+
+
+class _Copier:
+    """Copies files of the data folder, and keeps what it copied."""
+
+    def __init__(self, places: Places, pool: Pool) -> None:
+        self._places = places
+        self._pool = pool
+        self.files: list[FileEntry] = []
+
+    def add(self, path: Path, mode: int) -> None:
+        try:
+            kept = self._pool.add_file(path)
+            mtime_ns = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            raise BackupError(
+                f"{path} is gone, and the records know of it: run gitd check. Nothing was taken"
+                " from earlier backups"
+            ) from None
+        name = os.path.relpath(path, self._places.root)
+        self.files.append(FileEntry(name, mode, mtime_ns, kept.size_bytes, kept.digest))
+
+    def add_folder(self, folder: Path, pattern: str, mode: int) -> None:
+        for path in sorted(folder.glob(pattern)):
+            self.add(path, mode)
+
+    def add_keys(self, folder: Path, keys: dict[str, Where]) -> None:
+        if (folder / ROOT_PUBLIC).exists():
+            self.add(folder / ROOT_PUBLIC, PUBLIC_MODE)
+        if (folder / EXTERNAL).exists():
+            self.add(folder / EXTERNAL, PUBLIC_MODE)
+        for name, where in keys.items():
+            if where == "included":
+                self.add(folder / name, KEY_FILE_MODE)
+
+
+def _keys(folder: Path, *, with_keys: bool, has_variables: bool) -> dict[str, Where]:
+    """Say of each private key whether it goes into the backup."""
+    found: dict[str, Where] = {}
+    for name in (SIGNING_KEY, ROOT_KEY, VARIABLES_KEY):
+        if (folder / name).exists():
+            found[name] = "included" if with_keys else "left_out"
+        else:
+            found[name] = "none" if name == VARIABLES_KEY and not has_variables else "elsewhere"
+    return found
+
+
+def _signing_key_id(trust_folder: Path, custody: Custody) -> str | None:
+    """The key that signs, by its public half: the one that is trusted and not retired."""
+    keyring = load_keyring(trust_folder, root_key_ids=custody.root_key_ids())
+    return next((key.key_id for key in keyring.keys.values() if key.is_active), None)

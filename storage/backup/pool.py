@@ -1,0 +1,224 @@
+"""The pool: contents of files, each once for all backups of a folder.
+
+What is added lies in the lease of its writer first. It is synced, then renamed, then its name is
+synced, some hundred files at a time: what has its name in the pool is whole, and an interrupted
+backup is not begun from nothing.
+"""
+# Plain strings: a store has a million files, and a Path costs as much as the call.
+# ruff: noqa: PTH104, PTH108, PTH208
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from storage.backup.destination import FILE_MODE, FOLDER_MODE, Destination
+from storage.digest import Digest
+from storage.files import (
+    Lease,
+    open_regular,
+    read_up_to,
+    sync_directory,
+    sync_file,
+    sync_filesystem,
+    write_all,
+)
+
+PIECE_BYTES = 1 << 20
+BATCH_COUNT = 2000
+BATCH_BYTES = 256 << 20
+SYNC_EACH_COUNT_MAX = 16  # beyond it one sync of the filesystem is much cheaper
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A content that the pool has now."""
+
+    digest: Digest
+    size_bytes: int
+
+
+class Contents:
+    """Which contents there are. Each folder of the pool is listed once, when it is first asked."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._pool = str(destination.pool)
+        self._shards: dict[str, set[str]] = {}
+
+    def has(self, digest: bytes) -> bool:
+        name = digest.hex()
+        return name[2:] in self.shard(name[:2])
+
+    def shard(self, shard: str) -> set[str]:
+        found = self._shards.get(shard)
+        if found is None:
+            try:
+                found = set(os.listdir(f"{self._pool}/{shard}"))
+            except FileNotFoundError:
+                found = set()
+            self._shards[shard] = found
+        return found
+
+
+class Pool:
+    """The pool of a folder that is open for writing. Belongs to one backup."""
+
+    def __init__(self, destination: Destination, lease: Lease) -> None:
+        self._destination = destination
+        self._lease = lease
+        self._contents = Contents(destination)
+        self._staged: dict[Digest, str] = {}
+        self._staged_bytes = 0
+        self._count = 0
+        self._placed: list[str] = []
+        self.new_bytes = 0
+
+    def has(self, digest: Digest) -> bool:
+        return digest in self._staged or self._contents.has(digest)
+
+    def add_bytes(self, data: bytes) -> Kept:
+        digest = Digest.of(data)
+        if not self.has(digest):
+            path = self._new_path()
+            _write(path, data)
+            self._stage(digest, path, len(data))
+        return Kept(digest, len(data))
+
+    def add_file(self, source: str | Path) -> Kept:
+        """Add what a file has now; of one that grows meanwhile what it had at the beginning.
+
+        Raises:
+            OSError: It is gone (FileNotFoundError), is no regular file, or the system refused.
+        """
+        fd = open_regular(source)
+        try:
+            size = os.fstat(fd).st_size
+            if size <= PIECE_BYTES:
+                return self.add_bytes(read_up_to(fd, size) if size else b"")
+            return self._add_pieces(fd, size)
+        finally:
+            os.close(fd)
+
+    def flush(self) -> None:
+        """Give what was added its name, durably.
+
+        Raises:
+            OSError: The system refused. After a failed sync nothing of the batch has its name.
+        """
+        if not self._staged:
+            return
+        if len(self._staged) > SYNC_EACH_COUNT_MAX:
+            sync_filesystem(self._lease.fd)
+        else:
+            for path in self._staged.values():
+                sync_file(path)
+        folders = set()
+        for digest, path in self._staged.items():
+            final = self._destination.content(digest)
+            folder = final.rpartition("/")[0]
+            if folder not in folders:
+                folders.add(folder)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(folder, FOLDER_MODE)  # noqa: PTH102
+            os.rename(path, final)
+            self._placed.append(final)
+            name = digest.hex()
+            self._contents.shard(name[:2]).add(name[2:])
+        for folder in folders:
+            sync_directory(folder)
+        sync_directory(self._destination.pool)
+        self._staged.clear()
+        self._staged_bytes = 0
+
+    def take_back(self) -> None:
+        """Remove all that was added: there is no room for the rest."""
+        for path in self._placed:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def _add_pieces(self, fd: int, size: int) -> Kept:
+        path = self._new_path()
+        hasher = blake3()
+        count = 0
+        out = os.open(path, _CREATE, FILE_MODE)
+        try:
+            while count < size and (piece := os.read(fd, min(PIECE_BYTES, size - count))):
+                hasher.update(piece)
+                write_all(out, piece)
+                count += len(piece)
+        finally:
+            os.close(out)
+        digest = Digest(hasher.digest())
+        if self.has(digest):
+            os.unlink(path)
+        else:
+            self._stage(digest, path, count)
+        return Kept(digest, count)
+
+    def _stage(self, digest: Digest, path: str, size_bytes: int) -> None:
+        self._staged[digest] = path
+        self._staged_bytes += size_bytes
+        self.new_bytes += size_bytes
+        if len(self._staged) >= BATCH_COUNT or self._staged_bytes >= BATCH_BYTES:
+            self.flush()
+
+    def _new_path(self) -> str:
+        self._count += 1
+        return f"{self._lease.path}/{self._count}"
+
+
+def sweep(destination: Destination, is_needed: Callable[[bytes], bool]) -> tuple[int, int]:
+    """Remove the contents that no backup needs; return how many, and their size.
+
+    Raises:
+        OSError: The system refused.
+    """
+    count = size_bytes = 0
+    for shard in sorted(os.listdir(destination.pool)):
+        folder = f"{destination.pool}/{shard}"
+        for name in os.listdir(folder):
+            if is_needed(_digest_of(shard, name)):
+                continue
+            path = f"{folder}/{name}"
+            size_bytes += os.lstat(path).st_size
+            os.unlink(path)
+            count += 1
+    return count, size_bytes
+
+
+def matches(path: str | Path, *, size_bytes: int, digest: bytes) -> bool:
+    """Whether a file is there and has exactly that content."""
+    try:
+        fd = open_regular(path)
+    except OSError:
+        return False
+    try:
+        if os.fstat(fd).st_size != size_bytes:
+            return False
+        hasher = blake3()
+        for piece in iter(lambda: os.read(fd, PIECE_BYTES), b""):
+            hasher.update(piece)
+        return hasher.digest() == digest
+    finally:
+        os.close(fd)
+
+
+def _digest_of(shard: str, name: str) -> bytes:
+    try:
+        return bytes.fromhex(shard + name)
+    except ValueError:
+        return b""  # no name of ours: nobody needs it
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, _CREATE, FILE_MODE)
+    try:
+        write_all(fd, data)
+    finally:
+        os.close(fd)

@@ -1,0 +1,328 @@
+"""Restoring: a backup becomes the data folder of a server, the records last.
+
+While it lasts, and when it broke off, `restoring/` lies in the folder: no server starts there, and
+the same restore run again goes on where it was. Each byte is held against the manifest on its way.
+"""
+# Plain strings: a store has a million files, and a Path costs as much as the call.
+# ruff: noqa: PTH104
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from blake3 import blake3
+
+from storage.artifacts import make_folders
+from storage.backup.destination import Destination
+from storage.backup.keys import KeyPlan, settle_keys
+from storage.backup.manifest import BlobEntry, Entry, Facts, FileEntry, Manifest
+from storage.backup.places import DATABASE, NOTE, REPOSITORIES, RESTORING, STORE, Places
+from storage.backup.pool import PIECE_BYTES, matches
+from storage.backup.progress import Progress, Tell, silently
+from storage.digest import Digest
+from storage.errors import BackupDamagedError, BackupError, StorageFullError
+from storage.files import (
+    mapped_errors,
+    open_regular,
+    sync_directory,
+    sync_filesystem,
+    write_all,
+    write_atomic,
+)
+from storage.git.check import check_repository
+from storage.layout import Layout, blob_mode, blob_mtime
+from storage.model import Failure
+from storage.records import copies, migrations
+from storage.room import size_in_words
+
+_HARMLESS = {RESTORING, "lost+found"}
+_FREE_BYTES_MIN = 64 << 20
+_BUILD_INTERRUPTED = Failure(
+    "build.interrupted",
+    "The server was restored from a backup that was made while this build ran. Build again.",
+)
+_ROLL_INTERRUPTED = Failure(
+    "deployment.interrupted",
+    "The server was restored from a backup that was made while this deployment ran. Deploy again.",
+)
+
+
+class _Note(msgspec.Struct, frozen=True):
+    """Which backup is being restored into a folder."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was restored.
+
+    Attributes:
+        digest: Of the backup.
+        interrupted: How many jobs ran at its moment, and failed by that.
+        forgotten_variables: How many values were left out, for want of their key.
+        signing_key_id: The key that signs, where this restore made it.
+        is_trust_new: Whether trust begins with another root key.
+    """
+
+    facts: Facts
+    digest: Digest
+    interrupted: int
+    forgotten_variables: int
+    signing_key_id: str | None
+    is_trust_new: bool
+
+
+def restore(
+    destination: Destination,
+    places: Places,
+    plan: KeyPlan,
+    *,
+    at: str | None = None,
+    expected: str | None = None,
+    tell: Tell = silently,
+) -> Restored:
+    """Put a backup into a data folder that is empty, or where this very restore broke off.
+
+    Durable when it returns; a server can be started there then, and not before. `at`: its name, or
+    a time that it is the last before; the newest when None. `expected`: the digest that it must
+    have, in text form.
+
+    Raises:
+        BackupError: The folder is not empty, a key is missing, or a newer gitd made the backup.
+        BackupDamagedError: A byte of it is not what the manifest says, or the manifest is another.
+        StorageFullError: No room; run again when there is.
+        StorageError: The system or the database refused.
+    """
+    with destination.reading(), mapped_errors(f"restore {destination.root}"):
+        manifest = Manifest.open(destination.manifest(destination.choose(at)))
+        if expected is not None and str(manifest.digest) != expected:
+            raise BackupDamagedError(
+                f"the backup {manifest.facts.name} is {manifest.digest}, and not {expected}"
+            )
+        _require_known(manifest.facts)
+        plan.check(manifest.facts)
+        return _Restore(destination, manifest, places, tell).run(plan)
+
+
+def _require_known(facts: Facts) -> None:
+    unknown = migrations.unknown(facts.migrations)
+    if unknown:
+        raise BackupError(
+            f"the backup {facts.name} was made by gitd {facts.gitd}, whose database has steps that"
+            f" this one does not know ({', '.join(unknown)}): restore it with that version"
+        )
+
+
+class _Restore:
+    """One restore under way."""
+
+    def __init__(
+        self, destination: Destination, manifest: Manifest, places: Places, tell: Tell
+    ) -> None:
+        self._destination = destination
+        self._manifest = manifest
+        self._places = places
+        self._layout = Layout(places.store)
+        self._tell = tell
+        self._scratch = places.root / RESTORING
+        self._count = 0
+
+    def run(self, plan: KeyPlan) -> Restored:
+        self._begin()
+        fd = os.open(self._places.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._expect_room()
+            make_folders(self._layout)
+            self._copy_all()
+            self._check_repositories()
+            settled = settle_keys(self._places, plan)
+            interrupted, forgotten = self._settle_records(forgets=plan.without_variables)
+            sync_filesystem(fd)
+        finally:
+            os.close(fd)
+        (self._scratch / DATABASE).rename(self._places.database)
+        sync_directory(self._places.root)
+        self._end()
+        return Restored(
+            self._manifest.facts,
+            self._manifest.digest,
+            interrupted,
+            forgotten,
+            settled.signing_key_id,
+            settled.is_trust_new,
+        )
+
+    def _begin(self) -> None:
+        """See that the folder is ours, and say so in it."""
+        root = self._places.root
+        note = _Note(self._manifest.facts.name, str(self._manifest.digest))
+        path = self._scratch / NOTE
+        if path.exists():
+            begun = msgspec.json.decode(path.read_bytes(), type=_Note)
+            if begun != note:
+                raise BackupError(
+                    f"{root} is being restored from the backup {begun.name}, and that broke off: go"
+                    f" on with --at {begun.name}, or remove the folder to begin anew"
+                )
+            self._tidy()
+        else:
+            _require_empty(root)
+            root.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self._scratch.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(path, msgspec.json.encode(note), mode=0o600)
+            sync_directory(root)
+
+    def _end(self) -> None:
+        """Say that it is done: what the note speaks of is complete."""
+        (self._scratch / NOTE).unlink()
+        sync_directory(self._scratch)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        """Remove what an earlier try made that is not in the backup: half files, and new keys."""
+        for path in self._scratch.iterdir():
+            if path.name != NOTE:
+                path.unlink()
+        for folder in (self._places.keys, self._layout.trust):
+            if folder.exists():
+                for path in folder.iterdir():
+                    path.unlink()
+
+    def _expect_room(self) -> None:
+        needed = self._manifest.facts.size_bytes
+        there = sum(
+            entry.stat(follow_symlinks=False).st_size
+            for folder in (STORE, REPOSITORIES)
+            for entry in _each_file(self._places.root / folder)
+        )
+        free = shutil.disk_usage(self._places.root).free
+        if free + there < needed + _FREE_BYTES_MIN:
+            raise StorageFullError(
+                f"{size_in_words(free)} are free at {self._places.root}, and the backup has"
+                f" {size_in_words(needed)}: make room, or restore elsewhere"
+            )
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def _copy_all(self) -> None:
+        total, done = self._manifest.facts.size_bytes, 0
+        for entry in self._manifest.entries():
+            self._copy(entry)
+            done += entry.size_bytes
+            self._tell(Progress("files", done, total))
+
+    def _copy(self, entry: Entry) -> None:
+        if isinstance(entry, BlobEntry):
+            final = self._layout.blob(entry.digest, executable=entry.is_executable)
+            mode, mtime_ns = (
+                blob_mode(executable=entry.is_executable),
+                blob_mtime(entry.digest) * 1_000_000_000,
+            )
+        elif entry.path == DATABASE:
+            final, mode, mtime_ns = str(self._scratch / DATABASE), 0o600, 0
+        else:
+            final, mode, mtime_ns = str(self._places.root / entry.path), entry.mode, entry.mtime_ns
+        if matches(final, size_bytes=entry.size_bytes, digest=entry.digest):
+            Path(final).chmod(mode)
+        else:
+            self._copy_content(entry, final, mode)
+        if mtime_ns:
+            os.utime(final, ns=(mtime_ns, mtime_ns))
+
+    def _copy_content(self, entry: Entry, final: str, mode: int) -> None:
+        self._count += 1
+        draft = f"{self._scratch}/{self._count}"
+        source = self._destination.content(entry.digest)
+        hasher = blake3()
+        try:
+            fd = open_regular(source)
+        except OSError as error:
+            raise _damaged(entry, source, error.strerror or "cannot be read") from error
+        try:
+            out = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                while piece := os.read(fd, PIECE_BYTES):
+                    hasher.update(piece)
+                    write_all(out, piece)
+                os.fchmod(out, mode)
+            finally:
+                os.close(out)
+        finally:
+            os.close(fd)
+        if hasher.digest() != entry.digest:
+            raise _damaged(entry, source, "has other bytes than its name says")
+        folder = os.path.dirname(final)  # noqa: PTH120 - a plain string
+        if not os.path.isdir(folder):  # noqa: PTH112
+            self._make_folder(Path(folder))
+        os.rename(draft, final)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder and those above it: the first ones below the data folder are private."""
+        if folder == self._places.root or folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        is_private = folder.parent == self._places.root or folder.name.endswith(".git")
+        folder.mkdir(mode=0o700 if is_private else 0o755)
+
+    def _check_repositories(self) -> None:
+        """Prove that each ref has its object, and give each repository the folders it must have."""
+        for path in sorted(self._places.repositories.glob("*.git")):
+            for name in ("objects/pack", "objects/info", "refs/heads", "refs/tags", "hooks"):
+                (path / name).mkdir(parents=True, exist_ok=True)
+            faults = check_repository(path, is_whole=False).faults
+            if faults:
+                raise BackupDamagedError(f"the repository {path.name}: {faults[0]}")
+
+    # -- records ---------------------------------------------------------------------------------
+
+    def _settle_records(self, *, forgets: bool) -> tuple[int, int]:
+        """End what ran at the moment of the backup, and forget what cannot be opened any more."""
+        self._tell(Progress("records"))
+        with copies.editing(self._scratch / DATABASE) as db:
+            copies.require_sound(db)
+            interrupted = copies.fail_running(
+                db,
+                of_build=_BUILD_INTERRUPTED,
+                of_roll=_ROLL_INTERRUPTED,
+                at=time.time_ns() // 1_000_000,
+            )
+            return interrupted, copies.forget_variables(db) if forgets else 0
+
+
+def _require_empty(root: Path) -> None:
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise BackupError(f"{root} is no folder")
+    strangers = sorted(path.name for path in root.iterdir() if path.name not in _HARMLESS)
+    if strangers:
+        raise BackupError(
+            f"{root} is not empty ({strangers[0]} is in it): restore into a folder that is empty,"
+            " or that is not there yet. Nothing is ever restored over a server's data."
+        )
+
+
+def _each_file(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _each_file(Path(entry.path))
+            else:
+                yield entry
+
+
+def _damaged(entry: Entry, source: str, why: str) -> BackupDamagedError:
+    what = entry.path if isinstance(entry, FileEntry) else f"the blob {entry.digest}"
+    return BackupDamagedError(
+        f"the backup is damaged: {what}: {source} {why}. What was restored is not complete; an"
+        " earlier backup may do (--at)"
+    )

@@ -1,0 +1,330 @@
+"""Taking a backup: the moment first, then what it refers to, the manifest last.
+
+Until the manifest has its name there is no new backup, and the earlier ones are as they were. What
+is in the pool already is neither read nor copied again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO
+
+from storage.backup import prune
+from storage.backup.destination import FILE_MODE, Destination
+from storage.backup.manifest import (
+    BlobEntry,
+    Facts,
+    FileEntry,
+    Manifest,
+    ManifestWriter,
+)
+from storage.backup.moment import Moment, moment_of
+from storage.backup.places import DATABASE, JOBLOGS, REPOSITORIES, SETTINGS, Places
+from storage.backup.pool import Pool
+from storage.backup.progress import Progress, Tell, silently
+from storage.backup.repositories import Listed, Picture, check_view, picture_of
+from storage.blobs import blob_path, is_executable
+from storage.custody import ROOT_KEY, SIGNING_KEY
+from storage.digest import DIGEST_BYTES, Digest
+from storage.errors import BackupDamagedError, BackupError, StorageFullError
+from storage.files import FULL, Lease, mapped_errors, sync_directory, sync_file
+from storage.git.errors import RepositoryNotFoundError
+from storage.joblog import SUFFIX
+from storage.layout import Layout
+from storage.records.db import Records
+from storage.room import size_in_words
+from storage.sealing import VARIABLES_KEY
+
+TRIES_MAX = 3  # of the whole, when a site is deleted in the middle
+REPOSITORY_TRIES_MAX = 20  # when its packs are joined in the middle
+FREE_BYTES_MIN = 32 << 20  # left for the manifest and the names
+DAMAGE_SHOWN_MAX = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A backup that was taken.
+
+    Attributes:
+        digest: Of its manifest: whoever keeps it elsewhere knows a backup that was changed.
+        warnings: A sentence for each thing that is not in it and should be known.
+        pruned: Names of the backups that went by the rule.
+        freed_bytes: What the pool lost with them, and with what an interrupted backup left.
+    """
+
+    facts: Facts
+    digest: Digest
+    warnings: tuple[str, ...]
+    pruned: tuple[str, ...]
+    freed_bytes: int
+
+
+class _SiteGoneError(Exception):
+    """A site of the moment was deleted before its repository was read."""
+
+
+def take(
+    places: Places,
+    destination: Destination,
+    *,
+    with_keys: bool = False,
+    keep_count: int | None = None,
+    tell: Tell = silently,
+) -> Taken:
+    """Take a backup of a server that may be running. Durable when it returns.
+
+    `keep_count`: how many backups stay, with this one; None keeps all.
+
+    Raises:
+        BackupError: The destination cannot be used, or what is to be backed up is damaged.
+        StorageFullError: No room there; what was copied is removed again.
+        StorageError: The system or the database refused. Earlier backups are as they were.
+    """
+    with destination.writing() as broke_off, mapped_errors(f"back up to {destination.root}"):
+        with Records.open(places.database) as records:
+            for tries in range(TRIES_MAX):  # noqa: B007 - counted
+                with contextlib.suppress(_SiteGoneError):
+                    backup = _Backup(places, destination, records, tell)
+                    facts, digest = backup.run(with_keys=with_keys)
+                    break
+            else:
+                raise BackupError("sites were deleted again and again meanwhile: run it again")
+        is_thorough = broke_off or tries > 0
+        swept = prune.prune(destination, keep_count, is_thorough=is_thorough)
+        return Taken(facts, digest, tuple(backup.warnings), swept.names, swept.size_bytes)
+
+
+class _Backup:
+    """One backup under way."""
+
+    def __init__(
+        self, places: Places, destination: Destination, records: Records, tell: Tell
+    ) -> None:
+        self._places = places
+        self._destination = destination
+        self._records = records
+        self._tell = tell
+        self._earlier = _earlier_files(destination)
+        self.warnings: list[str] = []
+        self._damage: list[str] = []
+
+    def run(self, *, with_keys: bool) -> tuple[Facts, Digest]:
+        lease = Lease.take(self._destination.tmp)
+        pool = Pool(self._destination, lease)
+        try:
+            draft = Path(lease.path) / "manifest"
+            with draft.open("xb") as file:
+                written = self._write(Path(lease.path), pool, file, with_keys=with_keys)
+            self._place(draft, written[0].name)
+            return written
+        except OSError as error:
+            if error.errno in FULL:
+                pool.take_back()
+            raise
+        except StorageFullError:
+            pool.take_back()
+            raise
+        finally:
+            lease.release()
+
+    def _write(
+        self, scratch: Path, pool: Pool, file: BinaryIO, *, with_keys: bool
+    ) -> tuple[Facts, Digest]:
+        writer = ManifestWriter(file)
+        copy = scratch / DATABASE
+        self._tell(Progress("records"))
+        with moment_of(self._places, self._records, pool, copy, with_keys=with_keys) as moment:
+            for entry in moment.files:
+                writer.add(entry)
+            self._expect_room(moment, pool)
+            self._add_repositories(moment, pool, writer, scratch)
+            self._add_joblogs(pool, writer)
+            self._add_store(moment, pool, writer)
+        if self._damage:
+            raise BackupDamagedError(_in_words(self._damage))
+        late = moment.add_late_pushes(self._records)
+        writer.add(_entry(DATABASE, pool, copy, mode=0o600))
+        with contextlib.suppress(FileNotFoundError):
+            writer.add(_entry(SETTINGS, pool, self._places.settings, mode=0o600))
+        pool.flush()
+        facts = self._facts(moment, pool, writer, late)
+        return facts, writer.finish(facts)
+
+    def _facts(self, moment: Moment, pool: Pool, writer: ManifestWriter, late: int) -> Facts:
+        return Facts(
+            name=self._destination.new_name(),
+            made_at=moment.made_at,
+            gitd=version("gitd"),
+            migrations=moment.migrations,
+            sites=moment.counts["sites"],
+            artifacts=moment.counts["artifacts"],
+            files=writer.files,
+            size_bytes=writer.size_bytes,
+            new_bytes=pool.new_bytes,
+            signing_key=moment.keys[SIGNING_KEY],
+            root_key=moment.keys[ROOT_KEY],
+            variables_key=moment.keys[VARIABLES_KEY],
+            signing_key_id=moment.signing_key_id,
+            variables=moment.counts["variables"],
+            late_pushes=late,
+        )
+
+    def _place(self, draft: Path, name: str) -> None:
+        """Make the backup count."""
+        draft.chmod(FILE_MODE)
+        sync_file(draft)
+        draft.rename(self._destination.manifest(name))
+        sync_directory(self._destination.backups)
+
+    def _expect_room(self, moment: Moment, pool: Pool) -> None:
+        """Refuse before anything large is copied for which there is no room.
+
+        Raises:
+            StorageFullError: There is none; the message has the numbers.
+        """
+        needed = moment.copy.stat().st_size + sum(
+            size for key, size in moment.blobs if not pool.has(Digest(key[:DIGEST_BYTES]))
+        )
+        free = shutil.disk_usage(self._destination.root).free
+        if free < needed + FREE_BYTES_MIN:
+            raise StorageFullError(
+                f"{size_in_words(free)} are free at {self._destination.root}, and the backup needs"
+                f" {size_in_words(needed + FREE_BYTES_MIN)}: make room, or keep fewer (--keep)"
+            )
+
+    # -- repositories ----------------------------------------------------------------------------
+
+    def _add_repositories(
+        self, moment: Moment, pool: Pool, writer: ManifestWriter, scratch: Path
+    ) -> None:
+        for number, site in enumerate(moment.sites):
+            self._tell(Progress("repositories", number, len(moment.sites)))
+            path = self._places.repositories / f"{site.id}.git"
+            for _ in range(REPOSITORY_TRIES_MAX):
+                try:
+                    picture = picture_of(path)
+                    entries = self._copy_repository(path, picture, pool)
+                    break
+                except RepositoryNotFoundError:
+                    raise _SiteGoneError from None
+                except FileNotFoundError:
+                    continue  # its packs were joined: they are listed anew
+            else:
+                raise BackupError(f"the repository of {site.name} does not hold still")
+            self.warnings += [f"site {site.name}: {warning}" for warning in picture.warnings]
+            self._check_repository(site.name, entries, pool, scratch / site.id)
+            for entry in entries:
+                writer.add(entry)
+
+    def _copy_repository(self, path: Path, picture: Picture, pool: Pool) -> list[FileEntry]:
+        place = f"{REPOSITORIES}/{path.name}"
+        found = []
+        for name, data in picture.made.items():
+            kept = pool.add_bytes(data)
+            found.append(FileEntry(f"{place}/{name}", 0o644, 0, kept.size_bytes, kept.digest))
+        found += [
+            self._unless_known(f"{place}/{item.path}", path / item.path, item, pool)
+            for item in picture.files
+        ]
+        return found
+
+    def _check_repository(
+        self, site: str, entries: list[FileEntry], pool: Pool, view: Path
+    ) -> None:
+        """Prove that each ref has its object in what was copied; not again where nothing is new."""
+        if all(self._earlier.get(entry.path) == entry for entry in entries):
+            return
+        pool.flush()
+        contents = {
+            entry.path.split("/", 2)[2]: self._destination.content(entry.digest)
+            for entry in entries
+        }
+        self._damage += [f"site {site}: {fault}" for fault in check_view(view, contents)]
+        shutil.rmtree(view)
+
+    # -- logs and blobs --------------------------------------------------------------------------
+
+    def _add_joblogs(self, pool: Pool, writer: ManifestWriter) -> None:
+        self._tell(Progress("job logs"))
+        root = self._places.joblogs
+        for path in sorted(root.glob(f"*/*{SUFFIX}")):
+            with contextlib.suppress(FileNotFoundError):  # too old by now
+                status = path.stat()
+                name = f"{path.parent.name}/{path.name}"
+                item = Listed(name, 0o600, status.st_mtime_ns, status.st_size)
+                writer.add(self._unless_known(f"{JOBLOGS}/{name}", path, item, pool))
+
+    def _add_store(self, moment: Moment, pool: Pool, writer: ManifestWriter) -> None:
+        layout = Layout(self._places.store)
+        for digest in moment.trees:
+            path = Path(layout.tree(digest))
+            name = str(path.relative_to(self._places.root))
+            with self._noting(f"tree {digest}"):
+                if not pool.has(digest):
+                    self._add_content(pool, path, digest)
+                writer.add(FileEntry(name, 0o444, 0, path.stat().st_size, digest))
+        done, total = 0, sum(size for _, size in moment.blobs)
+        for key, size in moment.blobs:
+            digest = Digest(key[:DIGEST_BYTES])
+            with self._noting(f"blob {digest}"):
+                if not pool.has(digest):
+                    self._add_content(pool, Path(blob_path(layout, key)), digest)
+                writer.add(BlobEntry(digest, size, is_executable(key)))
+            done += size
+            self._tell(Progress("artifacts", done, total))
+
+    def _add_content(self, pool: Pool, path: Path, digest: Digest) -> None:
+        if pool.add_file(path).digest != digest:
+            raise BackupDamagedError("has other bytes than its name says")
+
+    @contextlib.contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        """Go on past what is damaged, to name all of it in the end."""
+        try:
+            yield
+        except BackupDamagedError as error:
+            self._damage.append(f"{what}: {error}")
+        except FileNotFoundError:
+            self._damage.append(f"{what}: is gone")
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def _unless_known(self, name: str, path: Path, item: Listed, pool: Pool) -> FileEntry:
+        """Copy a file, unless the backup before has it and nothing was written to it since."""
+        known = self._earlier.get(name)
+        if (
+            known is not None
+            and (known.size_bytes, known.mtime_ns) == (item.size_bytes, item.mtime_ns)
+            and pool.has(known.digest)
+        ):
+            return FileEntry(name, item.mode, known.mtime_ns, known.size_bytes, known.digest)
+        kept = pool.add_file(path)
+        return FileEntry(name, item.mode, item.mtime_ns, kept.size_bytes, kept.digest)
+
+
+def _entry(name: str, pool: Pool, path: Path, *, mode: int) -> FileEntry:
+    kept = pool.add_file(path)
+    return FileEntry(name, mode, 0, kept.size_bytes, kept.digest)
+
+
+def _earlier_files(destination: Destination) -> Mapping[str, FileEntry]:
+    """The files of the newest backup, by their paths; none when that is damaged."""
+    for name in destination.names()[-1:]:
+        with contextlib.suppress(BackupDamagedError):
+            found = Manifest.open(destination.manifest(name)).files()
+            return {entry.path: entry for entry in found}
+    return {}
+
+
+def _in_words(damage: list[str]) -> str:
+    shown = "; ".join(damage[:DAMAGE_SHOWN_MAX])
+    more = f"; and {len(damage) - DAMAGE_SHOWN_MAX} more" if len(damage) > DAMAGE_SHOWN_MAX else ""
+    return (
+        f"what is to be backed up is damaged: {shown}{more}. No backup was made, and the earlier"
+        " ones are as they were; gitd check says more"
+    )

@@ -1,0 +1,351 @@
+"""Backups, of real stores, repositories and keys in temporary folders."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.backup.keys import KeyPlan, read_keys
+from storage.backup.manifest import Manifest, is_safe
+from storage.backup.places import is_unfinished
+from storage.backup.repositories import picture_of
+from storage.backup.verify import listed, verify
+from storage.collect import Collector, Order
+from storage.digest import Digest
+from storage.errors import BackupDamagedError, BackupError
+from storage.git.check import check_repository
+from storage.ids import new_id
+from storage.joblog import JobLogs
+from storage.model import SYSTEM, JobStatus, PushRecord, RefMove
+from storage.records import jobs, pushes
+from storage.retention import Retention
+from storage.signing import SigningKey
+
+KEEP_NOTHING = Retention(0, 0, 0, 0, 0, 0)
+
+
+def every_file(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_restored_folder_has_all_that_the_server_had(small, restored_at, tmp_path: Path) -> None:
+    tip = small.push("two")
+    job_id = small.job()
+    small.back_up(with_keys=True)
+    small.restore(tmp_path / "new/data")
+    again = restored_at(tmp_path / "new")
+    assert again.repositories.branches("site_1") == {"main": tip}
+    assert again.repositories.default_branch("site_1") == "main"
+    assert check_repository(again.repositories.path("site_1"), is_whole=True).is_sound
+    assert [log.size_bytes for log in JobLogs(again.places.joblogs).files()] == [
+        log.size_bytes for log in JobLogs(small.places.joblogs).files()
+    ]
+    assert jobs.get(again.records.reader(), job_id).status is JobStatus.QUEUED
+    for name in ("signing.key", "root.key", "variables.key"):
+        path = again.places.keys / name
+        assert path.read_bytes() == (small.places.keys / name).read_bytes()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o400
+    assert again.ingest({"new": b"new"}, "build_2").new_blobs == 1
+    assert not is_unfinished(again.places.root)
+
+
+def test_backup_is_its_owners_alone(small) -> None:
+    small.back_up(with_keys=True)
+    for path in small.destination.root.rglob("*"):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+    assert stat.S_IMODE(small.destination.root.stat().st_mode) == 0o700
+
+
+def test_second_backup_copies_only_what_is_new(small) -> None:
+    first = small.back_up()
+    small.ingest({"index.html": b"<h1>two</h1>", "big": b"0123456789abcdef" * (90 << 10)}, "b2")
+    before = {path.name for path in every_file(small.destination.pool)}
+    second = small.back_up()
+    fresh = [path for path in every_file(small.destination.pool) if path.name not in before]
+    # A manifest, a statement, a page, and the records, which are copied each time.
+    assert len(fresh) == 4
+    database = Path(small.places.database).stat().st_size
+    assert second.facts.new_bytes < 2 * database < first.facts.new_bytes
+    assert second.facts.size_bytes > first.facts.size_bytes
+
+
+def test_each_backup_stays_restorable_by_name_and_time(small, restored_at, tmp_path) -> None:
+    tips = []
+    names = []
+    for number in range(3):
+        tips.append(small.push(f"push {number}"))
+        names.append(small.back_up(with_keys=True).facts.name)
+    assert names == sorted(set(names))
+    assert [facts.name for facts in listed(small.destination)] == names
+    for number in (1, 0, 2):
+        small.restore(tmp_path / f"at{number}/data", at=names[number])
+        again = restored_at(tmp_path / f"at{number}")
+        assert again.repositories.branches("site_1") == {"main": tips[number]}
+    assert small.destination.choose("2999-01-01T00:00:00Z") == names[2]
+    with pytest.raises(BackupError, match="no backup is that old"):
+        small.destination.choose("2001-01-01")
+    with pytest.raises(BackupError, match="there is no backup tomorrow"):
+        small.destination.choose("tomorrow")
+
+
+def test_rule_removes_old_backups_and_what_only_they_need(small, restored_at, tmp_path) -> None:
+    gone = small.ingest({"gone": b"g" * 100_000}, "build_2")
+    first = small.back_up(with_keys=True)
+    small.unpin(gone)
+    Collector(small.store, small.records, KEEP_NOTHING).run(Order(is_hurried=True))
+    second = small.back_up(with_keys=True)
+    third = small.back_up(with_keys=True, keep_count=2)
+    assert third.pruned == (first.facts.name,)
+    assert third.freed_bytes > 100_000
+    blob = small.destination.content(Digest.of(b"g" * 100_000))
+    assert not Path(blob).exists()
+    assert small.destination.names() == [second.facts.name, third.facts.name]
+    assert [item.faults for item in verify(small.destination, is_deep=True)] == [(), ()]
+    small.restore(tmp_path / "new/data", at=second.facts.name)
+    restored_at(tmp_path / "new")
+
+
+def test_private_keys_and_what_they_protect_are_left_out_unless_asked_for(small) -> None:
+    taken = small.back_up()
+    assert (taken.facts.signing_key, taken.facts.root_key) == ("left_out", "left_out")
+    secrets = [
+        (small.places.keys / name).read_bytes()
+        for name in ("signing.key", "root.key", "variables.key")
+    ]
+    held = [path.read_bytes() for path in every_file(small.destination.root)]
+    assert not any(secret.strip() in data for secret in secrets for data in held)
+    with_keys = small.back_up(with_keys=True)
+    assert (with_keys.facts.signing_key, with_keys.facts.root_key) == ("included", "included")
+
+
+# -- keys that are not in it ----------------------------------------------------------------------
+
+
+def test_restore_without_keys_says_what_to_do_and_touches_nothing(small, tmp_path: Path) -> None:
+    small.back_up()
+    with pytest.raises(BackupError, match="--keys DIR; or let --new-keys"):
+        small.restore(tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_keys_that_were_kept_elsewhere_take_their_places(small, restored_at, tmp_path) -> None:
+    small.back_up()
+    plan = KeyPlan(read_keys(small.places.keys))
+    small.restore(tmp_path / "new/data", plan)
+    again = restored_at(tmp_path / "new")
+    assert again.custody.signing_key().key_id == small.custody.signing_key().key_id
+
+
+def test_new_signing_key_by_the_old_root_key_is_one_more_generation(
+    small, restored_at, tmp_path: Path
+) -> None:
+    small.back_up()
+    root = {"root.key": (small.places.keys / "root.key").read_bytes()}
+    made = small.restore(tmp_path / "new/data", KeyPlan(root, makes_new=True))
+    assert not made.is_trust_new
+    again = restored_at(tmp_path / "new")  # all that was signed is verified there
+    keyring = again.custody.open(again.store.layout.trust)
+    assert keyring.version == 3  # introduced, then the one before retired
+    assert keyring.keys[made.signing_key_id].is_active
+    assert again.custody.root_key_ids() == small.custody.root_key_ids()
+
+
+def test_without_any_key_trust_begins_anew_and_artifacts_stay_verifiable(
+    small, restored_at, tmp_path: Path
+) -> None:
+    small.back_up()
+    made = small.restore(tmp_path / "new/data", KeyPlan({}, makes_new=True))
+    assert made.is_trust_new
+    again = restored_at(tmp_path / "new")
+    keyring = again.custody.open(again.store.layout.trust)
+    assert keyring.version == 1
+    assert keyring.keys[small.custody.signing_key().key_id].retired
+    assert again.custody.root_key_ids() != small.custody.root_key_ids()
+    assert again.ingest({"new": b"new"}, "build_2").key_id == made.signing_key_id
+
+
+def test_foreign_key_is_refused(small, tmp_path: Path) -> None:
+    small.back_up()
+    (tmp_path / "keys").mkdir()
+    SigningKey.load_or_create(tmp_path / "keys" / "signing.key")
+    with pytest.raises(BackupError, match="none that this server trusts"):
+        small.restore(tmp_path / "data", KeyPlan(read_keys(tmp_path / "keys")))
+    assert is_unfinished(tmp_path / "data")
+
+
+def test_values_without_their_key_are_forgotten_only_when_told(small, tmp_path: Path) -> None:
+    row = "INSERT INTO variable VALUES('site_1', NULL, 'A', 1, 'build', x'00', 0)"
+    small.records.write(lambda db: db.execute(row))
+    keys = read_keys(small.places.keys)
+    del keys["variables.key"]
+    small.back_up()
+    with pytest.raises(BackupError, match="--without-variables"):
+        small.restore(tmp_path / "new/data", KeyPlan(keys))
+    made = small.restore(tmp_path / "new/data", KeyPlan(keys, without_variables=True))
+    assert made.forgotten_variables == 1
+
+
+# -- what goes on meanwhile ------------------------------------------------------------------------
+
+
+def test_jobs_that_ran_come_back_as_interrupted(small, restored_at, tmp_path: Path) -> None:
+    running = small.job(JobStatus.RUNNING)
+    small.back_up(with_keys=True)
+    assert small.restore(tmp_path / "new/data").interrupted == 1
+    again = restored_at(tmp_path / "new")
+    job = jobs.get(again.records.reader(), running)
+    assert (job.status, job.error.code) == (JobStatus.FAILED, "build.interrupted")
+
+
+def test_push_in_the_middle_is_left_for_the_restored_server_to_end(
+    small, restored_at, tmp_path: Path
+) -> None:
+    tips = []
+
+    def tell(progress) -> None:
+        if progress.what == "repositories" and not tips:
+            tips.append(small.push("meanwhile"))
+            move = RefMove("refs/heads/main", "0" * 40, tips[0])
+            small.records.write(lambda db: pushes.add(db, landed_push(move)))
+
+    taken = small.back_up(with_keys=True, tell=tell)
+    assert taken.facts.late_pushes == 1
+    small.restore(tmp_path / "new/data")
+    again = restored_at(tmp_path / "new")
+    assert again.repositories.branches("site_1") == {"main": tips[0]}
+    (open_push,) = pushes.open_ones(again.records.reader())
+    assert open_push.moves[0].new == tips[0]
+
+
+def test_collection_in_the_middle_takes_nothing_that_is_being_copied(
+    small, restored_at, tmp_path: Path
+) -> None:
+    doomed = small.ingest({"doomed": b"d" * 1000}, "build_2")
+    collected = []
+
+    def tell(progress) -> None:
+        if progress.what == "repositories" and not collected:
+            small.unpin(doomed)
+            collector = Collector(small.store, small.records, KEEP_NOTHING)
+            collected.append(collector.run(Order(is_hurried=True, is_thorough=True)))
+
+    small.back_up(with_keys=True, tell=tell)
+    assert (collected[0].trees, collected[0].blobs) == (0, 0)
+    small.restore(tmp_path / "new/data")
+    restored_at(tmp_path / "new")
+    after = Collector(small.store, small.records, KEEP_NOTHING).run(Order(is_hurried=True))
+    assert (after.trees, after.blobs) == (1, 1)
+
+
+def test_packs_that_are_joined_in_the_middle_are_looked_up_again(
+    small, restored_at, tmp_path: Path
+) -> None:
+    bare = small.repositories.path("site_1")
+    tips = {f"b{n}": small.push(f"{n}", branch=f"b{n}") for n in range(3)}
+    picture = picture_of(bare)
+    subprocess.run(["git", "-C", bare, "repack", "-adq"], check=True)
+    vanished = [item.path for item in picture.files if not (bare / item.path).exists()]
+    assert vanished  # what was listed before is gone
+    small.back_up(with_keys=True)
+    small.restore(tmp_path / "new/data")
+    again = restored_at(tmp_path / "new")
+    assert tips.items() <= again.repositories.branches("site_1").items()
+
+
+def landed_push(move: RefMove) -> PushRecord:
+    now = time.time_ns() // 1_000_000
+    return PushRecord(new_id("push"), "site_1", SYSTEM, (move,), (), now, now)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def changed(path: Path) -> Iterator[None]:
+    data = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    yield
+    path.write_bytes(data)
+    path.chmod(0o400)
+
+
+def test_every_changed_file_is_found_and_not_restored(small, tmp_path: Path) -> None:
+    small.back_up(with_keys=True)
+    (name,) = small.destination.names()
+    contents = [path for path in every_file(small.destination.pool) if path.stat().st_size]
+    for path in [*contents, small.destination.manifest(name)]:
+        with changed(path):
+            (found,) = verify(small.destination)
+            assert found.faults, path
+    for path in [max(contents, key=lambda p: p.stat().st_size), small.destination.manifest(name)]:
+        with changed(path), pytest.raises(BackupDamagedError):
+            small.restore(tmp_path / path.name)
+    assert is_unfinished(tmp_path / max(contents, key=lambda p: p.stat().st_size).name)
+    assert verify(small.destination)[0].faults == ()
+
+
+def test_manifest_of_another_backup_is_known_by_its_digest(small, tmp_path: Path) -> None:
+    taken = small.back_up(with_keys=True)
+    with pytest.raises(BackupDamagedError, match="and not blake3:0000"):
+        small.restore(tmp_path / "data", expected=f"blake3:{'0' * 64}")
+    small.restore(tmp_path / "data", expected=str(taken.digest))
+
+
+def test_folders_that_are_something_else_are_refused(small, tmp_path: Path) -> None:
+    small.destination.root.mkdir()
+    (small.destination.root / "letter").write_text("dear")
+    with pytest.raises(BackupError, match="is not empty"):
+        small.back_up()
+    (small.destination.root / "letter").unlink()
+    small.back_up(with_keys=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "gitd.db").write_text("somebody's")
+    with pytest.raises(BackupError, match="is not empty"):
+        small.restore(tmp_path / "data")
+    small.destination.format.chmod(0o600)
+    small.destination.format.write_text("gitd-backup 2\nx\n")
+    with pytest.raises(BackupError, match="a newer gitd"):
+        small.back_up()
+    with pytest.raises(BackupError, match="a newer gitd"):
+        small.restore(tmp_path / "other")
+
+
+def test_records_of_a_newer_program_are_refused(small, tmp_path: Path) -> None:
+    row = "INSERT INTO _sqlite_migrations VALUES(NULL, 'gitd', 'from_the_future', 'later')"
+    small.records.write(lambda db: db.execute(row))
+    small.back_up(with_keys=True)
+    with pytest.raises(BackupError, match="from_the_future"):
+        small.restore(tmp_path / "data")
+
+
+def test_damaged_source_is_named_and_earlier_backups_stay(small) -> None:
+    small.back_up(with_keys=True)
+    small.ingest({"bad": b"bad"}, "build_2")
+    blob = Path(small.store.layout.blob(Digest.of(b"bad"), executable=False))
+    blob.chmod(0o600)
+    blob.write_bytes(b"BAD")
+    with pytest.raises(BackupDamagedError, match=r"blob blake3:.* has other bytes"):
+        small.back_up(with_keys=True)
+    (left,) = verify(small.destination)
+    assert left.faults == ()
+
+
+@pytest.mark.parametrize("path", ["", "/a", "../a", "a/../b", "a//b", "a/\tb", ".", "a/."])
+def test_path_that_leads_elsewhere_is_none(path: str) -> None:
+    assert not is_safe(path)
+
+
+def test_manifest_is_readable_by_other_tools(small) -> None:
+    taken = small.back_up()
+    manifest = Manifest.open(small.destination.manifest(taken.facts.name))
+    lines = manifest.path.read_bytes().splitlines(keepends=True)
+    assert lines[0] == b"gitd-backup\t1\tblake3\n"
+    assert Digest.of(b"".join(lines[:-1])) == taken.digest
+    assert lines[-1] == f"blake3\t{taken.digest.hex()}\n".encode()
