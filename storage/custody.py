@@ -23,7 +23,7 @@ from pathlib import Path
 from storage import trust
 from storage.envelope import Envelope, seal
 from storage.errors import KeyFileError
-from storage.files import mapped_errors, read_bounded, sync_directory, write_atomic
+from storage.files import mapped_errors, read_bounded, remove_drafts, sync_directory, write_atomic
 from storage.signing import SigningKey, key_id, public_pem, read_public_pem
 from storage.trust import Keyring
 
@@ -62,6 +62,7 @@ class Custody:
             SignatureInvalidError: The trusted keys do not hold, or the signing key was retired.
         """
         with self.locked():
+            self._remove_drafts(trust_folder)
             is_new = not (trust_folder / "root.1.json").exists()
             root = self._root_key(may_create=is_new)
             self._settle_signing_key(may_create=is_new)
@@ -126,6 +127,7 @@ class Custody:
                 " gitd, which then trusts the new key and retires the old one"
             )
         with self.locked():
+            self._remove_drafts(trust_folder)
             root_key = self._needed_root(root)
             following = self._following(trust_folder, root_key)
             trust.introduce(trust_folder, root=root_key, signing=following)
@@ -161,12 +163,19 @@ class Custody:
         with mapped_errors(f"lock {self._folder}"):
             fd = os.open(self._path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            with mapped_errors(f"lock {self._folder}"):
+                fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
             os.close(fd)
 
     # -- files -----------------------------------------------------------------------------------
+
+    def _remove_drafts(self, trust_folder: Path) -> None:
+        """Remove what a crash left half written: it may have a private key in it."""
+        with mapped_errors("remove what a crash left"):
+            for folder in (self._folder, trust_folder):
+                remove_drafts(folder)
 
     def _settle_signing_key(self, *, may_create: bool) -> None:
         """See that there is one, and note for commands beside the server where it comes from."""

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from storage.errors import StorageFullError, StorageIoError
 
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -97,29 +99,64 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 def write_atomic(path: Path, data: bytes, *, mode: int, replace: bool = True) -> bool:
     """Put a whole file in place, or nothing. Durable when it returns.
 
+    A crash leaves at most a draft beside it, for `remove_drafts`.
+
     Returns:
         False when `replace` is false and the name was taken; the file there is left alone.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    draft, fd = _new_draft(path)
     try:
         try:
             write_all(fd, data)
             os.fchmod(fd, mode)
             os.fsync(fd)
+            if replace:
+                draft.rename(path)
+            else:
+                os.link(draft, path)
         finally:
+            with contextlib.suppress(FileNotFoundError):
+                draft.unlink()
             os.close(fd)
-        if replace:
-            draft.rename(path)
-        else:
-            os.link(draft, path)
     except FileExistsError:
         return False
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            draft.unlink()
     sync_directory(path.parent)
     return True
+
+
+def remove_drafts(folder: str | Path) -> int:
+    """Remove what broken-off `write_atomic` left in a folder; return how many files.
+
+    A draft is locked as long as its writer lives, so others may write meanwhile.
+    """
+    return sum(remove_draft(f"{folder}/{name}") for name in os.listdir(folder) if is_draft(name))  # noqa: PTH208 - names alone are wanted
+
+
+def is_draft(name: str) -> bool:
+    return _DRAFT.fullmatch(name) is not None
+
+
+def remove_draft(path: str) -> bool:
+    """Remove a draft, and say so, unless its writer lives or has put it in place."""
+    with contextlib.suppress(OSError):
+        fd = open_regular(path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)  # noqa: PTH108 - a plain string
+            return True
+        finally:
+            os.close(fd)
+    return False
+
+
+def _new_draft(path: Path) -> tuple[Path, int]:
+    while True:
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return draft, fd
+        os.close(fd)  # taken for a dead writer's, and removed, before it could be locked
 
 
 def sync_directory(path: str | Path) -> None:

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from storage.files import mapped_errors
+from storage.files import is_draft, mapped_errors, remove_draft
 from storage.gate import Gate
 from storage.layout import SHARDS, Layout
 from storage.records import blobs as rows
@@ -54,7 +54,12 @@ def remove_leftovers(
                 if is_stopped():
                     break
                 folder = f"{layout.root}/{kind}/{shard}"
-                found = strangers(records.reader(), shard, os.listdir(folder))
+                names = os.listdir(folder)
+                for name in filter(is_draft, names):
+                    size = _remove_draft(f"{folder}/{name}")
+                    size_bytes += size or 0
+                    files += size is not None
+                found = strangers(records.reader(), shard, names)
                 if not found:
                     continue
                 # Someone who takes a tree in places files before their rows; nobody does while the
@@ -87,6 +92,15 @@ def _envelopes(db: sqlite3.Connection, _: str, names: list[str]) -> list[str]:
         for name in names
         if (match := _ENVELOPE.fullmatch(name)) and not rows.is_attested(db, match[1])
     ]
+
+
+def _remove_draft(path: str) -> int | None:
+    """Remove what a broken-off writer left; return its size, None when the writer lives."""
+    try:
+        size = os.lstat(path).st_size
+    except FileNotFoundError:
+        return None
+    return size if remove_draft(path) else None
 
 
 def _remove(path: str) -> int:

@@ -26,13 +26,14 @@ import structlog
 
 from hooks.deploys.wire import ArtifactPin, Desired
 from storage.digest import Digest
-from storage.files import mapped_errors, write_atomic
+from storage.files import mapped_errors, remove_drafts, write_atomic
 from storage.proof_archive import PROOF_SUFFIX
 
 KEEP_COUNT: Final = 5
 """Release folders kept per environment: those used last, so that a rollback has nothing to copy."""
 
 _ASIDE = ".aside-"
+_CURRENT_DRAFT = ".current."
 _ENV_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = structlog.get_logger()
 
@@ -122,6 +123,9 @@ class EnvironmentFolder:
         with mapped_errors(f"prepare {self.path}"):
             for folder in (self.path, self.releases, self.data, self.web_log.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            remove_drafts(self.path)
+            for draft in self.path.glob(f"{_CURRENT_DRAFT}*"):
+                draft.unlink()
             self.put_aside(state)
             remove_folders(self.releases.glob(f"{_ASIDE}*"))
 
@@ -152,7 +156,7 @@ class EnvironmentFolder:
         if target is None:
             current.unlink(missing_ok=True)
             return
-        draft = self.path / f".current.{secrets.token_hex(6)}"
+        draft = self.path / f"{_CURRENT_DRAFT}{secrets.token_hex(6)}"
         draft.symlink_to(target)
         draft.rename(current)
 
@@ -211,6 +215,7 @@ class HostFolder:
     def __init__(self, root: Path) -> None:
         self._environments = root / "environments"
         self._environments.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remove_drafts(root)
 
     def environment(self, env_id: str) -> EnvironmentFolder:
         if not _ENV_ID.fullmatch(env_id):

@@ -1,4 +1,5 @@
-"""Crashes: a real process, killed or failed at system calls of an ingest or a collection.
+"""Crashes: a real process, killed or failed at system calls of an ingest, an unpacking, a
+collection or a change of keys.
 
 After each: whatever was acknowledged is whole, nothing half is visible, a start removes the
 rubbish, and doing it again works.
@@ -6,15 +7,13 @@ rubbish, and doing it again works.
 
 from __future__ import annotations
 
-import collections
+import errno
 import importlib
 import os
-import random
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -22,30 +21,33 @@ import pytest
 
 from storage.check import check_store
 from storage.collect import Collector, Order
+from storage.custody import Custody
 from storage.digest import Digest
+from storage.envelope import IN_TOTO_TYPE, unseal
 from storage.layout import blob_mtime
 from storage.materialise import remove_partials, verify_tree
+from storage.trust import load_keyring
+from tests.crashing import HOWS, Child, Point, needs_strace, some
 
-CHILD = Path(__file__).with_name("ingest_child.py")
-COLLECT_CHILD = CHILD.with_name("collect_child.py")
-CALLS = (
-    *("write", "pwrite64", "ftruncate", "fchmod", "utimensat", "mkdir", "rename", "link"),
-    *("unlink", "unlinkat", "rmdir", "fsync", "fdatasync", "syncfs", "flock", "statvfs"),
-)
+FOLDER = Path(__file__).parent
 BEFORE = {"f": b"before", "a/shared": b"one" * 50}
 BRIEF_COUNT = 8
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("strace")
-    or subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True).returncode
-    != 0,
-    reason="strace cannot trace here",
-)
+pytestmark = needs_strace
+
+
+def ingesting(shop: Path, count: int) -> Child:
+    """Takes a tree in, with so many files more than a few: many are synced together."""
+    return Child(FOLDER / "ingest_child.py", (str(shop), str(count)))
+
+
+def collecting(shop: Path, *said: str) -> Child:
+    return Child(FOLDER / "collect_child.py", (str(shop), *said))
 
 
 def helpers() -> ModuleType:
     """What the fixtures are made by; for those that live longer than a test."""
-    sys.path.insert(0, str(CHILD.parent))
+    sys.path.insert(0, str(FOLDER))
     try:
         return importlib.import_module("conftest")
     finally:
@@ -62,33 +64,12 @@ def before() -> Iterator[Path]:
         yield Path(folder) / "shop"
 
 
-def run(
-    shop: Path, *strace: str, child: Path = CHILD, said: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    trace = shop.parent / "trace"
-    return subprocess.run(
-        ["strace", "-f", "-qq", "-o", trace, *strace, sys.executable, child, shop, *said],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-
-
-def points(
-    before: Path, tmp_path: Path, *, child: Path = CHILD, said: Sequence[str] = ()
-) -> list[tuple[str, int]]:
-    """Every system call that changes something, each time that it is made."""
+def points(before: Path, tmp_path: Path, count: int) -> list[Point]:
     shutil.copytree(before, tmp_path / "count", symlinks=True)
-    names = ",".join(f"?{name}" for name in CALLS)
-    counted = run(tmp_path / "count", "-e", f"trace={names}", child=child, said=said)
-    assert counted.returncode == 0, counted.stdout + counted.stderr
-    shutil.rmtree(tmp_path / "count")
-    made: collections.Counter[str] = collections.Counter()
-    for line in (tmp_path / "trace").read_text().splitlines():
-        words = line.split(maxsplit=1)
-        if len(words) == 2 and "(" in words[1] and not words[1].startswith(("<", "+", "-")):
-            made[words[1].partition("(")[0]] += 1
-    return [(name, n) for name in CALLS for n in range(1, made[name] + 1)]
+    try:
+        return ingesting(tmp_path / "count", count).points(tmp_path / "trace")
+    finally:
+        shutil.rmtree(tmp_path / "count")
 
 
 def expect_whole(shop_at, shop: Path, *, recovers: bool) -> None:
@@ -119,43 +100,15 @@ def expect_repeatable(shop_at, shop: Path) -> None:
     assert (report.problems, report.leftovers) == ((), ())
 
 
-def crash(
-    shop_at: Callable[[Path], object],
-    before: Path,
-    folder: Path,
-    where: tuple[str, int],
-    *,
-    how: str,
-    count: int,
-) -> bool:
+def crash(shop_at, before: Path, folder: Path, where: Point, *, how: str, count: int) -> bool:
     """Crash an ingest once; return whether the point was reached."""
     shop = folder / "shop"
     shutil.copytree(before, shop, symlinks=True)
-    reached = inject(shop, where, how, said=[str(count)])
+    reached = ingesting(shop, count).fail(folder / "trace", where, how)
     expect_whole(shop_at, shop, recovers=True)
     expect_repeatable(shop_at, shop)
     shutil.rmtree(shop)
     return reached
-
-
-def inject(
-    shop: Path, where: tuple[str, int], how: str, *, child: Path = CHILD, said: Sequence[str] = ()
-) -> bool:
-    """Run a child that fails at one point; return whether it came there."""
-    call, number = where
-    strace = ["-e", f"trace=?{call}", "-e", f"inject=?{call}:{how}:when={number}"]
-    done = run(shop, *strace, child=child, said=said)
-    trace = (shop.parent / "trace").read_text()
-    if how.startswith("signal"):
-        reached = "killed by SIGKILL" in trace
-        assert reached == (done.returncode != 0), done.stderr
-        return reached
-    # Either the store said what failed, or it could do without that call.
-    assert done.returncode in (0, 3), done.stdout + done.stderr
-    return "INJECTED" in trace
-
-
-HOWS = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
 
 
 @pytest.mark.timeout(300)
@@ -163,12 +116,9 @@ HOWS = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
 def test_ingest_is_whole_or_nothing_at_some_system_calls(
     shop_at, before: Path, tmp_path: Path, how: str
 ) -> None:
-    seed = random.randrange(10**6)
-    print("seed", seed)
-    pick = random.Random(seed)
-    every = points(before, tmp_path, said=["0"])
+    every = points(before, tmp_path, 0)
     assert len(every) > 50
-    for where in pick.sample(every, BRIEF_COUNT):
+    for where in some(every, BRIEF_COUNT):
         crash(shop_at, before, tmp_path, where, how=how, count=0)
 
 
@@ -177,43 +127,125 @@ def test_commit_that_failed_is_left_to_the_next_start(
     shop_at, before: Path, tmp_path: Path
 ) -> None:
     # The database says "disk I/O error", and finds the commit in its log when it is opened again.
-    syncs = [where for where in points(before, tmp_path, said=["0"]) if where[0] == "fdatasync"]
+    syncs = [where for where in points(before, tmp_path, 0) if where[0] == "fdatasync"]
     assert syncs
     for where in syncs:
         crash(shop_at, before, tmp_path, where, how="error=EIO", count=0)
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("count", [3, 30])
+@pytest.mark.parametrize("number", [1, 2], ids=["of the bytes", "of the names"])
+def test_sync_that_failed_is_not_tried_again(
+    shop_at, before: Path, tmp_path: Path, number: int
+) -> None:
+    # The kernel may have dropped what it could not write: a second sync would say that all is well.
+    shop, trace = tmp_path / "shop", tmp_path / "trace"
+    shutil.copytree(before, shop, symlinks=True)
+    fault = f"inject=syncfs:error=EIO:when={number}"
+    done = ingesting(shop, 30).run(trace, "-e", "trace=syncfs", "-e", fault)
+    assert done.returncode == 3
+    assert done.stdout.startswith("StorageIoError")
+    assert trace.read_text().count("syncfs(") == number
+    expect_whole(shop_at, shop, recovers=False)
+    assert not (shop / "release1").exists()
+
+
+@pytest.mark.timeout(300)
+def test_quota_of_the_filesystem_is_a_full_disk(shop_at, before: Path, tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shutil.copytree(before, shop, symlinks=True)
+    faults = ("-e", "trace=fchmod", "-e", "inject=fchmod:error=EDQUOT:when=2")
+    done = ingesting(shop, 0).run(tmp_path / "trace", *faults)
+    assert done.stdout.startswith("StorageFullError")
+    expect_whole(shop_at, shop, recovers=False)
+
+
+# -- unpacking ---------------------------------------------------------------------------------
+
+
+class Unpacking:
+    """A release that is unpacked as the first one, or beside the one before."""
+
+    def __init__(self, shop, folder: Path, count: int, *, is_beside: bool) -> None:
+        same = {f"d/f{n}": b"%d" % n for n in range(count)}
+        one = shop.verify(shop.ingest({**same, "page": b"one", "run*": b"#!"}))
+        two = shop.verify(shop.ingest({**same, "page": b"two", "run*": b"#!", "empty": b""}))
+        self.releases = folder / "releases"
+        self.releases.mkdir()
+        self.verified = two
+        self._reader = shop.reader
+        shop.reader.materialise(one, self.releases / "r1")
+        self._before = one
+        words = [shop.folder / "store", two.digest, two.envelope_sha256, self.releases / "r2"]
+        beside = [self.releases / "r1"] if is_beside else []
+        self.child = Child(FOLDER / "unpack_child.py", tuple(map(str, words + beside)))
+        self._trace = folder / "trace"
+
+    def points(self) -> list[Point]:
+        found = self.child.points(self._trace)
+        shutil.rmtree(self.releases / "r2")
+        return found
+
+    def crash(self, where: Point, how: str) -> bool:
+        reached = self.child.fail(self._trace, where, how)
+        if (self.releases / "r2").exists():
+            verify_tree(self.releases / "r2", self.verified.manifest)
+        if how.startswith("error"):
+            assert {path.name for path in self.releases.iterdir()} <= {"r1", "r2"}
+        self.expect_repeatable()
+        return reached
+
+    def expect_repeatable(self) -> None:
+        shutil.rmtree(self.releases / "r2", ignore_errors=True)
+        remove_partials(self.releases)
+        assert [path.name for path in self.releases.iterdir()] == ["r1"]
+        verify_tree(self.releases / "r1", self._before.manifest)
+        self._reader.materialise(self.verified, self.releases / "r2")
+        verify_tree(self.releases / "r2", self.verified.manifest)
+        shutil.rmtree(self.releases / "r2")
+
+
+BESIDE = pytest.mark.parametrize("is_beside", [False, True], ids=["first", "beside"])
+
+
+@BESIDE
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", HOWS)
 def test_unpacking_is_whole_or_nothing_at_some_system_calls(
-    shop, tmp_path: Path, how: str, count: int
+    shop, tmp_path: Path, *, how: str, is_beside: bool
 ) -> None:
-    ingested = shop.ingest({f"d/f{n}": b"%d" % n for n in range(count)})
-    verified = shop.verify(ingested)
-    folder = tmp_path / "releases"
-    trace = tmp_path / "trace"
-    child = [sys.executable, CHILD.with_name("unpack_child.py"), shop.folder / "store"]
-    child += [str(ingested.digest), ingested.envelope_sha256, folder / "r1"]
-    seed = random.randrange(10**6)
-    print("seed", seed)
-    pick = random.Random(seed)
-    wheres = [("rename", 1), ("syncfs", 1), ("fsync", 1)]
-    wheres += [(pick.choice(["write", "mkdir", "fchmod", "utimensat"]), 1 + pick.randrange(3))]
-    for call, number in wheres:
-        folder.mkdir()
-        inject = ["-e", f"trace={call}", "-e", f"inject={call}:{how}:when={number}"]
-        done = subprocess.run(
-            ["strace", "-f", "-qq", "-o", trace, *inject, *child], capture_output=True
-        )
-        assert done.returncode in (0, 3, -9, 137), done.stderr
-        if done.returncode == 0 or (folder / "r1").exists():
-            verify_tree(folder / "r1", verified.manifest)
-        if done.returncode == 3:
-            assert list(folder.iterdir()) == []
-        remove_partials(folder)
-        assert [p.name for p in folder.iterdir() if p.name != "r1"] == []
-        shutil.rmtree(folder)
+    unpacking = Unpacking(shop, tmp_path, 3, is_beside=is_beside)
+    every = unpacking.points()
+    assert len(every) > 12
+    assert sum(unpacking.crash(where, how) for where in some(every, 2))
+
+
+@BESIDE
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [3, 30])
+@pytest.mark.parametrize("how", HOWS)
+def test_unpacking_is_whole_or_nothing_at_every_system_call(
+    shop, tmp_path: Path, *, how: str, count: int, is_beside: bool
+) -> None:
+    unpacking = Unpacking(shop, tmp_path, count, is_beside=is_beside)
+    every = unpacking.points()
+    reached = sum(unpacking.crash(where, how) for where in every)
+    print(f"{how}: {reached} of {len(every)} points reached")
+    assert reached > len(every) // 2
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("code", [errno.EMLINK, errno.EXDEV, errno.EPERM])
+def test_file_that_cannot_be_linked_is_copied(shop, tmp_path: Path, code: int) -> None:
+    # Too many links to it, another filesystem, or not ours.
+    unpacking = Unpacking(shop, tmp_path, 3, is_beside=True)
+    fault = f"inject=linkat:error={errno.errorcode[code]}"
+    done = unpacking.child.run(tmp_path / "trace", "-e", "trace=linkat", "-e", fault)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "trace").read_text().count("INJECTED") == 4
+    verify_tree(unpacking.releases / "r2", unpacking.verified.manifest)
+    assert (unpacking.releases / "r2/d/f1").stat().st_nlink == 1
 
 
 # -- collecting --------------------------------------------------------------------------------
@@ -244,13 +276,19 @@ def garbage() -> Iterator[Path]:
         yield Path(folder) / "shop"
 
 
-def crash_collecting(
-    shop_at, garbage: Path, folder: Path, where: tuple[str, int], *, how: str
-) -> bool:
+def points_of_collecting(garbage: Path, tmp_path: Path) -> list[Point]:
+    shutil.copytree(garbage, tmp_path / "count", symlinks=True)
+    try:
+        return collecting(tmp_path / "count").points(tmp_path / "trace")
+    finally:
+        shutil.rmtree(tmp_path / "count")
+
+
+def crash_collecting(shop_at, garbage: Path, folder: Path, where: Point, *, how: str) -> bool:
     """Crash a collection once; return whether the point was reached."""
     shop = folder / "shop"
     shutil.copytree(garbage, shop, symlinks=True)
-    reached = inject(shop, where, how, child=COLLECT_CHILD)
+    reached = collecting(shop).fail(folder / "trace", where, how)
     opened = shop_at(shop)
     opened.store.recover()
     # Whatever is listed is whole, from the first moment on.
@@ -292,13 +330,10 @@ def expect_kept(opened, shop: Path) -> None:
 def test_collecting_takes_nothing_that_is_kept_at_some_system_calls(
     shop_at, garbage: Path, tmp_path: Path, how: str
 ) -> None:
-    seed = random.randrange(10**6)
-    print("seed", seed)
-    pick = random.Random(seed)
-    every = points(garbage, tmp_path, child=COLLECT_CHILD)
+    every = points_of_collecting(garbage, tmp_path)
     unlinks = [where for where in every if where[0] == "unlink"]
     assert len(unlinks) >= 8
-    for where in [*pick.sample(unlinks, 2), *pick.sample(every, 2)]:
+    for where in [*some(unlinks, 2), *some(every, 2)]:
         crash_collecting(shop_at, garbage, tmp_path, where, how=how)
 
 
@@ -312,7 +347,7 @@ def test_collecting_behind_a_commit_in_doubt_harms_nothing(
         shop = tmp_path / "shop"
         shutil.copytree(before, shop, symlinks=True)
         where = ("fdatasync", number)
-        inject(shop, where, "error=EIO", child=COLLECT_CHILD, said=["ingest"])
+        collecting(shop, "ingest").fail(tmp_path / "trace", where, "error=EIO")
         opened = shop_at(shop)
         opened.store.recover()
         assert check_store(shop / "store", opened.records).problems == ()
@@ -326,8 +361,79 @@ def test_collecting_behind_a_commit_in_doubt_harms_nothing(
 def test_collecting_takes_nothing_that_is_kept_at_every_system_call(
     shop_at, garbage: Path, tmp_path: Path, how: str
 ) -> None:
-    every = points(garbage, tmp_path, child=COLLECT_CHILD)
+    every = points_of_collecting(garbage, tmp_path)
     reached = sum(crash_collecting(shop_at, garbage, tmp_path, where, how=how) for where in every)
+    print(f"{how}: {reached} of {len(every)} points reached")
+    assert reached > len(every) // 2
+
+
+# -- changing keys -----------------------------------------------------------------------------
+
+
+class Rotation:
+    """A server's keys, which a child replaces; each time from the same state."""
+
+    def __init__(self, folder: Path) -> None:
+        self._first, self._folder = folder / "first", folder / "now"
+        self._trace = folder / "trace"
+        for name in ("keys", "trust"):
+            (self._first / name).mkdir(parents=True)
+        server = Custody(self._first / "keys")
+        server.open(self._first / "trust")
+        self._old = server.signing_key().key_id
+
+    def begin(self) -> Child:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.copytree(self._first, self._folder)
+        words = (str(self._folder / "keys"), str(self._folder / "trust"))
+        return Child(FOLDER / "rotate_child.py", words)
+
+    def points(self) -> list[Point]:
+        return self.begin().points(self._trace)
+
+    def crash(self, where: Point, how: str) -> bool:
+        reached = self.begin().fail(self._trace, where, how)
+        keys, trust = self._folder / "keys", self._folder / "trust"
+        # The server that runs: what it signs now holds. The next start, too.
+        running = Custody(keys)
+        self.expect_held(running, trust)
+        server = Custody(keys)
+        server.open(trust)
+        self.expect_held(server, trust)
+        new = server.rotate(trust).key_id
+        self.expect_held(server, trust)
+        ring = load_keyring(trust, root_key_ids=server.root_key_ids())
+        assert [name for name, key in ring.keys.items() if key.is_active] == [new]
+        # No private key but those two is left, wherever it was broken off.
+        names = {path.name for path in keys.iterdir()}
+        assert names == {"signing.key", "root.key", "root.pub", "lock"}
+        numbers = range(1, ring.version + 1)
+        assert {path.name for path in trust.iterdir()} == {f"root.{n}.json" for n in numbers}
+        return reached
+
+    def expect_held(self, custody: Custody, trust: Path) -> None:
+        ring = load_keyring(trust, root_key_ids=custody.root_key_ids())
+        sealed = custody.seal(b"{}")
+        assert unseal(sealed.data, payload_type=IN_TOTO_TYPE, public_key=ring.provenance_key)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", HOWS)
+def test_keys_are_the_old_or_the_new_ones_at_some_system_calls(tmp_path: Path, how: str) -> None:
+    rotation = Rotation(tmp_path)
+    every = rotation.points()
+    unlinks = [where for where in every if where[0] == "unlink"]
+    assert len(every) > 20
+    assert sum(rotation.crash(where, how) for where in [unlinks[0], *some(every, 2)])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("how", HOWS)
+def test_keys_are_the_old_or_the_new_ones_at_every_system_call(tmp_path: Path, how: str) -> None:
+    rotation = Rotation(tmp_path)
+    every = rotation.points()
+    reached = sum(rotation.crash(where, how) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2
 
@@ -342,7 +448,7 @@ def test_collecting_takes_nothing_that_is_kept_at_every_system_call(
 def test_ingest_is_whole_or_nothing_at_every_system_call(
     shop_at, before: Path, tmp_path: Path, how: str, count: int
 ) -> None:
-    every = points(before, tmp_path, said=[str(count)])
+    every = points(before, tmp_path, count)
     reached = sum(crash(shop_at, before, tmp_path, where, how=how, count=count) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 import threading
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +17,7 @@ from hooks.deploys.state import (
 )
 from hooks.deploys.wire import ArtifactPin
 from storage.digest import Digest
+from tests.crashing import HOWS, Child, needs_strace, some
 
 
 def pin(number: int) -> ArtifactPin:
@@ -103,7 +106,6 @@ def test_known_environments_are_those_with_a_state(tmp_path, state):
 
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.soak)])
 def test_current_leads_to_a_whole_release_at_every_moment(folder, state, count):
-    """Case 32: a reader beside the switches."""
     names = [served(number).folder for number in (1, 2)]
     for name in names:
         (folder.releases / name).mkdir()
@@ -136,3 +138,65 @@ def test_proof_of_a_folder_goes_with_it(folder, state):
     assert folder.put_aside(state.serving(served(2))) != []
     names = sorted(path.name for path in folder.releases.iterdir() if path.name[0] != ".")
     assert names == ["000002-abcdef00", "000002-abcdef00.proof"]
+
+
+class Switch:
+    """An environment that serves its first release, which a child switches to its second."""
+
+    def __init__(self, root, state):
+        self._first, self._now, self._trace = root / "first", root / "now", root / "trace"
+        folder = HostFolder(self._first).environment("env_1")
+        folder.prepare(state)
+        names = [served(number).folder for number in (1, 2)]
+        for name in names:
+            (folder.releases / name).mkdir()
+            (folder.releases / name / "index.html").write_text(name)
+        folder.write(state.serving(served(2)).serving(served(1), 1))
+        self.names = names
+
+    def begin(self):
+        shutil.rmtree(self._now, ignore_errors=True)
+        shutil.copytree(self._first, self._now, symlinks=True)
+        path = self._now / "environments" / "env_1"
+        program = Path(__file__).with_name("switch_child.py")
+        return EnvironmentFolder(path), Child(program, (str(path), self.names[1]))
+
+    def points(self):
+        return self.begin()[1].points(self._trace)
+
+    def crash(self, where, how):
+        folder, child = self.begin()
+        reached = child.fail(self._trace, where, how)
+        # In the very moment, to whoever reads `current`; then at the next start of the host.
+        root = (folder.path / "current").resolve(strict=True)
+        assert (root / "index.html").read_text() in self.names
+        state = folder.read()
+        folder.prepare(state)
+        folder.write(state)
+        assert state.release_sequence == (2 if state.served.folder == self.names[1] else 1)
+        assert (folder.path / "current" / "index.html").read_text() == state.served.folder
+        assert {kept.folder for kept in state.kept} == set(self.names)
+        left = {path.name for path in folder.path.iterdir()}
+        assert left == {"state.json", "releases", "current", "data", "logs"}
+        return reached
+
+
+@needs_strace
+@pytest.mark.parametrize("how", HOWS)
+def test_switch_is_made_or_not_at_some_system_calls(tmp_path, state, how):
+    switch = Switch(tmp_path, state)
+    every = switch.points()
+    renames = [where for where in every if where[0] == "rename"]
+    assert len(renames) == 2
+    assert sum(switch.crash(where, how) for where in [*renames, *some(every, 1)])
+
+
+@needs_strace
+@pytest.mark.soak
+@pytest.mark.parametrize("how", HOWS)
+def test_switch_is_made_or_not_at_every_system_call(tmp_path, state, how):
+    switch = Switch(tmp_path, state)
+    every = switch.points()
+    reached = sum(switch.crash(where, how) for where in every)
+    print(f"{how}: {reached} of {len(every)} points reached")
+    assert reached > len(every) // 2
