@@ -8,7 +8,16 @@ import sys
 
 import bench
 
-NOT_BENCHMARKS = {"__main__", "apache", "daemon", "disk", "measure"}
+NOT_BENCHMARKS = {
+    "__main__",
+    "apache",
+    "daemon",
+    "disk",
+    "measure",
+    "store_ours",
+    "store_peers",
+    "trees",
+}
 
 
 def main() -> int:

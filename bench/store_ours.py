@@ -1,0 +1,216 @@
+"""One operation of our store in a process of its own, so that time and memory are of it alone.
+
+    python -m bench.store_ours OPERATION FOLDER ARGUMENTS...
+
+Prints JSON: seconds of the clock and of the processor, and the most memory that the process had.
+The start of the interpreter is not counted: the store is part of a server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sqlite3
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from hooks.deploys.state import EnvironmentFolder, EnvironmentState, ServedState
+from hooks.deploys.wire import ArtifactPin
+from storage.artifacts import ArtifactStore, Ingested
+from storage.check import check_store
+from storage.digest import Digest
+from storage.envelope import IN_TOTO_TYPE, Envelope, seal, unseal
+from storage.errors import StorageError
+from storage.ids import artifact_id
+from storage.manifest import Manifest
+from storage.materialise import verify_tree
+from storage.model import Artifact, Attestation
+from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
+from storage.reader import StoreReader, VerifiedArtifact
+from storage.records import artifacts
+from storage.records.db import Records
+from storage.release_statement import ReleaseStatement, build_release
+from storage.scan import scan_directory
+from storage.signing import SigningKey
+from storage.source import Limits, SourceEntry
+from storage.tar import scan_tar
+from storage.trust import establish
+
+SITE = "acme-store"
+TIME = "2026-01-01T00:00:00.000Z"
+SEALS = 200
+
+
+class Bench:
+    """A store in a folder, as control and a site host have it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.records = Records.open(folder / "gitd.db")
+        self.store = ArtifactStore.open(folder / "store", self.records, group=None)
+        self.key = SigningKey.load_or_create(folder / "signing.key")
+        root = SigningKey.load_or_create(folder / "root.key")
+        establish(self.store.layout.trust, root=root, signing=self.key)
+        self.reader = StoreReader(folder / "store")
+        self.environment = EnvironmentFolder(folder / "environment")
+
+    # -- in --------------------------------------------------------------------------------------
+
+    def ingest(self, tree: Iterable[SourceEntry]) -> Ingested:
+        return self.store.ingest(tree, limits=Limits(), attest=self._attest, record=self._record)[0]
+
+    def _attest(self, manifest: Manifest) -> Envelope:
+        facts = Provenance(
+            site=SITE,
+            ref="refs/heads/main",
+            commit="7fd1a60b01f91b314f59955a4e4d4e80d8edf11d",
+            profile="static",
+            run=RunCommands(),
+            build_id=f"build_{time.time_ns()}",
+            builder=SOURCE_BUILDER,
+            started_at=TIME,
+            finished_at=TIME,
+            tree="4b825dc642cb6eb9a060e54bf8d69288fbee4904",
+            environment="production",
+            settings={"output": "."},
+            toolchain={},
+            gitd_version="0.1.0",
+        )
+        return seal(build_provenance(facts, manifest), self.key)
+
+    def _record(self, db: sqlite3.Connection, ingested: Ingested) -> None:
+        artifacts.add(
+            db,
+            Artifact(
+                ingested.artifact_id,
+                str(ingested.digest),
+                ingested.manifest_sha256,
+                ingested.files,
+                ingested.size_bytes,
+                0,
+            ),
+        )
+        artifacts.attest(
+            db,
+            Attestation(
+                envelope_sha256=ingested.envelope_sha256,
+                artifact_id=ingested.artifact_id,
+                site_id="site_1",
+                build_id=ingested.envelope_sha256[:20],
+                key_id=ingested.key_id,
+                signature=ingested.signature,
+                profile="static",
+                ref=None,
+                commit="7fd1a60b01f91b314f59955a4e4d4e80d8edf11d",
+                created_at=0,
+            ),
+        )
+        (self.folder / "newest").write_text(f"{ingested.digest} {ingested.envelope_sha256}")
+
+    # -- out -------------------------------------------------------------------------------------
+
+    def newest(self) -> tuple[Digest, str]:
+        digest, envelope = (self.folder / "newest").read_text().split()
+        return Digest.parse(digest), envelope
+
+    def verified(self) -> VerifiedArtifact:
+        return self.reader.verify(*self.newest(), site=SITE)
+
+    def unpack(self, name: str, beside: str | None = None) -> None:
+        out = self.environment.releases
+        out.mkdir(parents=True, exist_ok=True)
+        previous = out / beside if beside else None
+        self.reader.materialise(self.verified(), out / name, beside=previous)
+
+    def roll(self, name: str, beside: str) -> None:
+        """All that the site host does for a roll of a static site, but for the talk about it."""
+        digest, envelope = self.newest()
+        statement = self._release_statement(digest, envelope)
+        state = EnvironmentState("env_1", SITE, "production", "production", ())
+        verified = self.verified()
+        self.reader.verify_release(statement, verified, env_id="env_1", above=0, now_ms=0)
+        self.unpack(name, beside)
+        served = ServedState(
+            "dep_1", ArtifactPin(artifact_id(digest), str(digest), envelope), name, 0
+        )
+        self.environment.write(state.serving(served, 1))
+
+    def _release_statement(self, digest: Digest, envelope: str) -> bytes:
+        said = ReleaseStatement(
+            site=SITE,
+            env_id="env_1",
+            environment="production",
+            sequence=1,
+            deployment_id="dep_1",
+            provenance_sha256=envelope,
+            previous=None,
+            rollback=False,
+            issued_at=TIME,
+            expires_at=None,
+        )
+        sha256 = self.reader.manifest(digest).sha256
+        return seal(build_release(said, digest=digest, manifest_sha256=sha256), self.key).data
+
+    # -- proof -----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        report = check_store(self.folder / "store", self.records)
+        assert report.is_sound, report.problems
+
+    def hold_folder(self, name: str) -> None:
+        verify_tree(self.environment.releases / name, self.verified().manifest)
+
+    def seal_and_unseal(self) -> None:
+        key, body = self.key, b"{" + b" " * 2000 + b"}"
+        for _ in range(SEALS):
+            sealed = seal(body, key)
+            unseal(sealed.data, payload_type=IN_TOTO_TYPE, public_key=lambda _: key.public)
+
+
+def _from_tar(bench: Bench, path: str) -> None:
+    with Path(path).open("rb") as stream:
+        bench.ingest(scan_tar(stream))
+
+
+def _from_folder(bench: Bench, path: str) -> None:
+    bench.ingest(scan_directory(Path(path), owner_uid=os.geteuid()))
+
+
+OPERATIONS: dict[str, Callable[..., object]] = {
+    "folder": _from_folder,
+    "tar": _from_tar,
+    "unpack": Bench.unpack,
+    "roll": Bench.roll,
+    "check": Bench.check,
+    "hold": Bench.hold_folder,
+    "seal": Bench.seal_and_unseal,
+}
+
+
+def write_tar(root: Path, path: Path) -> None:
+    """Pack a tree as a builder does."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.add(root, arcname="", recursive=True)
+
+
+def main(operation: str, folder: str, *arguments: str) -> int:
+    bench = Bench(Path(folder))
+    began, cpu = time.perf_counter(), time.process_time()
+    try:
+        OPERATIONS[operation](bench, *arguments)
+    except StorageError as error:
+        raise SystemExit(f"{operation}: {error}") from error
+    took = time.perf_counter() - began, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    json.dump({"wall_s": took[0], "cpu_s": took[1], "peak_bytes": peak}, sys.stdout)
+    bench.records.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
