@@ -28,6 +28,7 @@ from gitd.beside import (
     open_records,
     print_json,
 )
+from gitd.check_command import check
 from gitd.errors import GitdError
 from gitd.signing_keys import signing_key
 
@@ -323,29 +324,6 @@ def key_list(data: Path, *, as_json: bool) -> None:
 
 @cli.command()
 @data_option
-@click.option("--deep", is_flag=True, help="Read every object of the repositories too.")
-@json_option
-def check(data: Path, *, deep: bool, as_json: bool) -> None:
-    """Prove that what is stored is what it says. Exits 1 when something is wrong."""
-    from gitd.checking import check_data
-
-    folder = beside(data)
-    with open_records(folder) as records:
-        report = check_data(folder, records, is_deep=deep)
-    if as_json:
-        print_json({"ok": not report.faults, "counts": report.counts, "faults": report.faults})
-    else:
-        for name, count in report.counts.items():
-            click.echo(f"{count:>8} {name}")
-        for fault in report.faults:
-            click.echo(f"WRONG: {fault}")
-        click.echo("all well" if not report.faults else f"{len(report.faults)} faults")
-    if report.faults:
-        sys.exit(1)
-
-
-@cli.command()
-@data_option
 @click.option("--dry-run", is_flag=True, help="Only say what would go, and why.")
 @click.option("--force", is_flag=True, help="Go on where so much would go that it looks wrong.")
 @click.option(
@@ -370,6 +348,7 @@ def gc(data: Path, config: Path | None, *, dry_run: bool, force: bool, as_json: 
             click.echo(line)
 
 
+cli.add_command(check)
 cli.add_command(signing_key)
 cli.add_command(backup)
 cli.add_command(restore)

@@ -22,6 +22,7 @@ from aiohttp import web
 from gitd.addresses import TrustedProxies
 from gitd.api.app import ApiDeps, build_api
 from gitd.auth import Authenticator, may_fetch
+from gitd.checking import copies_of
 from gitd.children import Children, ChildSpec
 from gitd.config import BuildersConfig, Config, is_loopback, machine_environ, parse_address
 from gitd.errors import StartError
@@ -30,7 +31,7 @@ from gitd.git.service import GitService
 from gitd.layout import DataFolder
 from gitd.log import logged
 from gitd.site_git import SiteAccess, SiteReceiver
-from gitd.stores import note_settings, retention_of, room_of
+from gitd.stores import note_settings, retention_of, room_of, scrub_limits_of
 from gitd.systemd import inherited_sockets, notify
 from hooks.builds import allowlist, cgroups
 from hooks.builds import service as builder_service
@@ -52,6 +53,7 @@ from hooks.jobs import Jobs
 from hooks.log_retention import LogLimits, LogRetention
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
+from hooks.scrubbing import Scrubbing
 from hooks.variables import Variables
 from storage import ids
 from storage.artifacts import ArtifactStore
@@ -66,7 +68,9 @@ from storage.reader import StoreReader
 from storage.records import attestations
 from storage.records.db import Records
 from storage.records.statements import newest_ids
+from storage.repair import Repairer
 from storage.repos import Repositories
+from storage.scrub import Scrubber
 from storage.sealing import Vault
 
 log = structlog.get_logger(__name__)
@@ -187,6 +191,13 @@ class Control:
             ),
         )
         self.egress_rules = egress_rules(config.builders, machine_environ())
+        scrubber = Scrubber(
+            Repairer(self.store, self.records),
+            self.records,
+            copies_of(folder, self.records),
+            limits=scrub_limits_of(config),
+        )
+        self.scrubbing = Scrubbing(scrubber, self.records)
         self.rolls = RollRunner(
             self.jobs,
             ReleaseIssuer(self.jobs, self.custody, self.store.layout, configs),
@@ -195,6 +206,7 @@ class Control:
             domain=config.sites.domain,
             url_of=self.url_of,
             relieve=room.relieve_if_full,
+            scrubbing=self.scrubbing,
         )
         kept = config.retention
         self.log_retention = LogRetention(
@@ -353,6 +365,7 @@ async def serve(
         control = Control(folder, config, credentials)
         stack.callback(control.close)
         stack.push_async_callback(control.housekeeping.close)
+        stack.push_async_callback(control.scrubbing.close)
         note_settings(folder, config)
         if with_children:  # at once: they take as long to start as all of the rest
             cgroups.vacate()
@@ -368,7 +381,8 @@ async def serve(
         stack.callback(control.rolls.close)
         stack.push_async_callback(control.builds.close, ends_slots=with_children)
         loops = (control.builds.reap(), control.rolls.reap(), control.housekeeping.keep())
-        await stack.enter_async_context(_kept_running(*loops, control.log_retention.run()))
+        more_loops = (control.log_retention.run(), control.scrubbing.keep())
+        await stack.enter_async_context(_kept_running(*loops, *more_loops))
         if with_children:
             await _wait_for_host(control)
         _say_ready(config)

@@ -1,34 +1,199 @@
-"""`gitd check`: records, repositories and store against each other."""
+"""`gitd check`: records, repositories, store and release folders, each by itself and together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import msgspec
+
+from gitd.config import Config
 from gitd.layout import DataFolder
-from storage.check import check_store
+from gitd.stores import open_beside, room_of
+from hooks.clock import now_ms, rfc3339
+from hooks.deploys.state import release_folders
+from storage import copies
+from storage.check import Finding, Report, check_store
+from storage.consequences import Consequence
+from storage.digest import Digest
+from storage.errors import ArtifactError, StorageError
 from storage.git.check import check_repository
-from storage.records import sites
+from storage.materialise import verify_tree
+from storage.reader import StoreReader
+from storage.records import damage, deployments, environments, integrity, releases, sites
+from storage.records import scrub as scrub_rows
 from storage.records.db import Records
+from storage.repair import Mended, Repairer
 from storage.repos import Repositories
 
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """How much was looked at, by what it is, and what is wrong, a sentence each."""
-
-    counts: dict[str, int]
-    faults: tuple[str, ...]
+SHOWN_COUNT_MAX = 100  # of what is wrong, for people; --json has all
+ROLL_AGAIN = "its next roll makes it anew: deploy again, or roll back"
 
 
-def check_data(folder: DataFolder, records: Records, *, is_deep: bool = False) -> CheckReport:
-    """Look at everything; safe beside a running server.
+class FindingReport(msgspec.Struct, frozen=True):
+    """Something that is wrong: `hurts` says whom, in words, and `advice` what to do."""
 
-    Reads every stored byte of the artifacts, and `is_deep` those of the repositories too.
+    what: str
+    fault: str
+    hurts: Sequence[str]
+    artifacts: Sequence[str]
+    environments: Sequence[str]
+    advice: str
+
+
+class MendedReport(msgspec.Struct, frozen=True):
+    """A part that is whole again, and where the copy was."""
+
+    what: str
+    source: str
+
+
+class ScrubReport(msgspec.Struct, frozen=True):
+    """How far the server is with reading everything once in a while, and what it found so far."""
+
+    parts: int
+    due: int
+    due_bytes: int
+    oldest_read_at: str | None
+    read_at: str | None
+    found: int
+    mended: int
+
+
+class CheckReport(msgspec.Struct, frozen=True):
+    """How much was looked at, by what it is, and what is wrong.
+
+    Attributes:
+        faults: A sentence for each of the findings.
+        quarantine: The names of the files there.
     """
-    faults: list[str] = []
-    (integrity,) = records.reader().execute("PRAGMA integrity_check").fetchone()
-    if integrity != "ok":
-        faults.append(f"{folder.database}: {integrity}")
+
+    ok: bool
+    counts: Mapping[str, int]
+    faults: Sequence[str]
+    findings: Sequence[FindingReport]
+    mended: Sequence[MendedReport]
+    quarantine: Sequence[str]
+    scrub: ScrubReport
+
+
+@dataclass(slots=True)
+class _Found:
+    counts: dict[str, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    store: Report | None = None
+
+    def add(self, what: str, fault: str, consequence: Consequence | None = None) -> None:
+        self.findings.append(Finding(what, fault, None, consequence or Consequence()))
+
+
+def check_data(
+    folder: DataFolder, records: Records, config: Config, *, is_deep: bool = False
+) -> CheckReport:
+    """Look at everything; safe beside a running server, and changes nothing.
+
+    `is_deep`: read every stored byte too, of the artifacts, their release folders and the
+    repositories.
+    """
+    return _report(records, config, _look(folder, records, is_deep=is_deep), ())
+
+
+def repair_data(
+    folder: DataFolder, records: Records, config: Config, *, brought: Sequence[Path]
+) -> CheckReport:
+    """Look at everything, repair what can be, and look again. Safe beside a running server.
+
+    `brought`: archives or folders that may have copies of what is damaged.
+
+    Raises:
+        StorageError: The store could not take a copy.
+    """
+    found = _look(folder, records, is_deep=True)
+    room = room_of(folder, config)
+    repairer = Repairer(open_beside(folder, records, room), records)
+    suspects = [finding.part for finding in found.findings if finding.part is not None]
+    repairer.condemn(suspects)
+    sources = (*copies_of(folder, records), *map(copies.anything_at, brought))
+    mended = repairer.mend(sources)
+    records.write(damage.drop_caches)
+    if suspects:
+        found = _look(folder, records, is_deep=True)
+    return _report(records, config, found, mended)
+
+
+def copies_of(folder: DataFolder, records: Records) -> tuple[copies.Source, ...]:
+    """Where this server may have copies of what is damaged in its store."""
+    layout = StoreReader(folder.store).layout
+
+    def unpacked() -> dict[Digest, list[Path]]:
+        found: dict[Digest, list[Path]] = {}
+        for release in release_folders(folder.host):
+            found.setdefault(release.digest, []).append(release.path)
+        return found
+
+    return (
+        copies.twins(layout),
+        copies.issued_statements(records),
+        copies.release_folders(layout, records, unpacked),
+    )
+
+
+def in_words(report: CheckReport) -> Iterator[str]:
+    """The report, line by line, for people."""
+    for name, count in report.counts.items():
+        yield f"{count:>8} {name}"
+    yield f"{len(report.quarantine):>8} files in quarantine"
+    yield _scrub_in_words(report.scrub)
+    for mended in report.mended:
+        yield f"MENDED: {mended.what}: from {mended.source}"
+    for finding in report.findings[:SHOWN_COUNT_MAX]:
+        yield f"WRONG: {finding.what}: {finding.fault}"
+        for line in finding.hurts:
+            yield f"       hurts: {line}"
+        if finding.advice:
+            yield f"       to do: {finding.advice}"
+    if len(report.findings) > SHOWN_COUNT_MAX:
+        yield f"and {len(report.findings) - SHOWN_COUNT_MAX} more; --json has all"
+    count = len(report.findings)
+    yield "all well" if report.ok else f"{count} fault{'' if count == 1 else 's'}"
+
+
+def _scrub_in_words(scrub: ScrubReport) -> str:
+    if scrub.read_at is None:
+        return "  scrub: has read nothing yet"
+    said = f"  scrub: {scrub.parts - scrub.due} of {scrub.parts} parts are read as often as wanted"
+    if scrub.oldest_read_at is not None:
+        said += f", the oldest on {scrub.oldest_read_at[:10]}"
+    return f"{said}; {scrub.found} were damaged so far, {scrub.mended} mended"
+
+
+# -- looking --------------------------------------------------------------------------------------
+
+
+def _look(folder: DataFolder, records: Records, *, is_deep: bool) -> _Found:
+    found = _Found()
+    for fault in integrity.faults(records.reader()):
+        what, _, text = fault.partition(": ")
+        found.add(what, text or fault)
+    _look_at_repositories(folder, records, found, is_deep=is_deep)
+    store = check_store(folder.store, records, is_deep=is_deep)
+    found.findings += store.findings
+    found.store = store
+    found.counts |= {
+        "artifacts": store.trees,
+        "signed statements": store.envelopes,
+        "blobs": store.blobs,
+        "bytes": store.size_bytes,
+        "leftover files": len(store.leftovers),
+    }
+    _look_at_releases(folder, records, found, is_deep=is_deep)
+    return found
+
+
+def _look_at_repositories(
+    folder: DataFolder, records: Records, found: _Found, *, is_deep: bool
+) -> None:
     known = sites.every(records.reader())
     repositories = Repositories(folder.repositories)
     git_objects = 0
@@ -36,18 +201,86 @@ def check_data(folder: DataFolder, records: Records, *, is_deep: bool = False) -
         path = repositories.path(site.id)
         repository = check_repository(path, is_whole=is_deep)
         git_objects += repository.objects
-        faults += [f"site {site.name}, {path}: {fault}" for fault in repository.faults]
+        for fault in repository.faults:
+            found.add(f"site {site.name}, {path}", fault)
     ids = {site.id for site in known}
     strays = [path for path in folder.repositories.glob("site_*.git") if path.stem not in ids]
-    store = check_store(folder.store, records)
-    counts = {
+    found.counts |= {
         "sites": len(known),
         "git objects": git_objects,
         "repositories without a site": len(strays),
-        "artifacts": store.trees,
-        "signed statements": store.envelopes,
-        "blobs": store.blobs,
-        "bytes": store.size_bytes,
-        "leftover files": len(store.leftovers),
     }
-    return CheckReport(counts, (*faults, *store.problems))
+
+
+def _look_at_releases(
+    folder: DataFolder, records: Records, found: _Found, *, is_deep: bool
+) -> None:
+    """Hold what the site host has unpacked against the manifests, where this user may read it."""
+    reader = StoreReader(folder.store)
+    count = 0
+    for release in release_folders(folder.host):
+        environment = environments.get(records.reader(), release.env_id)
+        if environment is None or not release.is_served:
+            continue
+        count += 1
+        site = sites.find(records.reader(), environment.site_id)
+        name = f"{site.name if site else environment.site_id}/{environment.slug}"
+        consequence = Consequence((), (name,), (f"what {name} serves",), ROLL_AGAIN)
+        try:
+            verify_tree(release.path, reader.manifest(release.digest), reads=is_deep)
+        except (ArtifactError, StorageError) as error:
+            if release in release_folders(folder.host):  # not replaced meanwhile
+                found.add(f"release folder {release.path}", str(error), consequence)
+        if _is_another(records, release.env_id, release.deployment_id):
+            text = "is not what the records say that it runs"
+            found.add(f"environment {name}", text, consequence)
+    found.counts["release folders"] = count
+
+
+def _is_another(records: Records, env_id: str, deployment_id: str) -> bool:
+    """Whether an environment runs another deployment than its current one, and nothing is under
+    way that explains it.
+    """
+    db = records.reader()
+    if deployments.unfinished(db, env_id):
+        return False
+    current = releases.current(db, env_id)
+    return current is not None and current.deployment_id != deployment_id
+
+
+# -- reporting ------------------------------------------------------------------------------------
+
+
+def _report(
+    records: Records, config: Config, found: _Found, mended: Sequence[Mended]
+) -> CheckReport:
+    assert found.store is not None, "it was looked at"
+    before = now_ms() - int(config.store.scrub_every_s * 1000)
+    scrub = scrub_rows.progress(records.reader(), before)
+    return CheckReport(
+        ok=not found.findings,
+        counts=found.counts,
+        faults=[str(finding) for finding in found.findings],
+        findings=[
+            FindingReport(
+                what=finding.what,
+                fault=finding.fault,
+                hurts=finding.consequence.hurts,
+                artifacts=finding.consequence.artifacts,
+                environments=finding.consequence.environments,
+                advice=finding.consequence.advice,
+            )
+            for finding in found.findings
+        ],
+        mended=[MendedReport(str(one.part), one.source) for one in mended],
+        quarantine=[kept.name for kept in found.store.quarantined],
+        scrub=ScrubReport(
+            parts=scrub.parts,
+            due=scrub.due,
+            due_bytes=scrub.due_bytes,
+            oldest_read_at=rfc3339(scrub.oldest) if scrub.oldest is not None else None,
+            read_at=rfc3339(scrub.read_at) if scrub.read_at is not None else None,
+            found=scrub.found,
+            mended=scrub.mended,
+        ),
+    )

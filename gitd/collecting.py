@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
 from gitd.config import Config
 from gitd.layout import DataFolder
-from gitd.stores import retention_of, room_of
+from gitd.stores import open_beside, retention_of, room_of
 from hooks.clock import rfc3339
-from storage.artifacts import ArtifactStore
 from storage.collect import Collected, Collector, Order
 from storage.records import retention, sites
 from storage.records.db import Records
@@ -73,9 +71,7 @@ def collect(
     room = room_of(folder, config)
     room.relieve_if_full()
     with Records.open(folder.database, relieve=room.relieve) as records:
-        # Of the store's folder nothing changes that is there: the group, above all, stays.
-        group = _group_of(folder.store)
-        store = ArtifactStore.open(folder.store, records, group=group, room=room)
+        store = open_beside(folder, records, room)
         collector = Collector(store, records, retention_of(config))
         if is_dry_run:
             return _report(records, collector.plan(), is_dry_run=True)
@@ -144,8 +140,3 @@ def _report(records: Records, collected: Collected, *, is_dry_run: bool) -> Coll
         logical=gone + sum(cache.size for cache in caches),
         freed=collected.freed_bytes,
     )
-
-
-def _group_of(store: Path) -> int | None:
-    status = store.stat()
-    return status.st_gid if status.st_mode & 0o050 else None

@@ -127,7 +127,7 @@ class GitConfig:
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """The store's room."""
+    """The store's room, and how often what is in it is read again."""
 
     free_bytes_min: int = 256 * 1024**2
     free_inodes_min: int = 4096
@@ -136,6 +136,9 @@ class StoreConfig:
     site_bytes_max: int = 0
     collect_every_s: float = 3600.0
     collect_below_bytes: int = 1024**3
+    scrub_every_s: int = 30 * 24 * 3600
+    scrub_bytes_per_s: int = 8 * 1024**2
+    quarantine_s: int = 30 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,13 @@ import msgspec
 
 from gitd.config import Config
 from gitd.layout import DataFolder
+from storage.artifacts import ArtifactStore
 from storage.files import mapped_errors, write_atomic
 from storage.layout import Layout
+from storage.records.db import Records
 from storage.retention import Retention
 from storage.room import Room, RoomLimits
+from storage.scrub import ScrubLimits
 
 _SETTINGS = "settings.json"
 
@@ -38,6 +41,24 @@ def room_of(folder: DataFolder, config: Config) -> Room:
     store = config.store
     limits = RoomLimits(store.free_bytes_min, store.free_inodes_min, store.reserve_bytes)
     return Room(Layout(folder.store), limits)
+
+
+def open_beside(folder: DataFolder, records: Records, room: Room) -> ArtifactStore:
+    """The store of a server that may be running. Of its folder nothing changes that is there: the
+    group, above all, stays.
+    """
+    status = folder.store.stat()
+    group = status.st_gid if status.st_mode & 0o050 else None
+    return ArtifactStore.open(folder.store, records, group=group, room=room)
+
+
+def scrub_limits_of(config: Config) -> ScrubLimits:
+    store = config.store
+    return ScrubLimits(
+        every_ms=int(store.scrub_every_s * 1000),
+        bytes_per_s=store.scrub_bytes_per_s,
+        quarantine_ms=int(store.quarantine_s * 1000),
+    )
 
 
 def retention_of(config: Config) -> Retention:

@@ -13,6 +13,7 @@ import os
 import secrets
 import sqlite3
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,7 @@ class ArtifactStore:
                 _make(layout)
             if not read_bounded(layout.format, size_bytes_max=4096).startswith(FORMAT_LINE):
                 raise StoreUnusableError(f"{layout.format} names an unknown format")
+            layout.quarantine.mkdir(mode=0o700, exist_ok=True)  # stores of old have none
             _share(layout, group)
         return cls(layout, records, room or Room(layout, RoomLimits()))
 
@@ -343,7 +345,7 @@ class ArtifactStore:
         def commit(db: sqlite3.Connection) -> R:
             nonlocal is_written
             is_written = False
-            rows.publish(db, tree, list(ingest.files), placed)
+            rows.publish(db, tree, list(ingest.files), placed, _now_ms())
             answer = record(db, described)
             is_written = True
             return answer
@@ -386,6 +388,10 @@ class ArtifactStore:
                 _unlink(blob_path(self.layout, key))
             self._records.write(lambda db: rows.forget(db, keys))
         return len(keys)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _make(layout: Layout) -> None:

@@ -5,29 +5,50 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from blake3 import blake3
-
-from storage.blobs import blob_path, entry_key, is_executable
-from storage.digest import DIGEST_BYTES, Digest
-from storage.errors import ArtifactError, StorageError
-from storage.files import mapped_errors, open_regular
+from storage.consequences import Consequence, Consequences
+from storage.digest import Digest
+from storage.errors import ArtifactError, SignatureInvalidError
+from storage.files import mapped_errors, read_bounded
 from storage.gate import Gate
-from storage.layout import SHARDED, SHARDS, Layout, blob_mode, blob_mtime
-from storage.manifest import FileEntry
+from storage.inspector import Fault, Inspector
+from storage.layout import FORMAT_LINE, SHARDED, SHARDS, Layout
+from storage.manifest import Manifest, blob_keys
+from storage.parts import Part
+from storage.quarantine import Kept, Quarantine
 from storage.reader import StoreReader
 from storage.records import blobs as rows
-from storage.records import release_statements
+from storage.records import damage, garbage, release_statements
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 from storage.records.release_statements import CurrentStatement
 
-_PIECE_BYTES = 1 << 20
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it must be.
+
+    Attributes:
+        what: The thing, for people.
+        fault: What is wrong with it.
+        part: The part of the store that could be repaired, if it is one.
+        consequence: Whom it hurts, and what to do.
+    """
+
+    what: str
+    fault: str
+    part: Part | None = None
+    consequence: Consequence = field(default_factory=Consequence)
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.fault}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,142 +56,247 @@ class Report:
     """What a check found.
 
     Attributes:
-        blobs: How many live blobs were read and hashed; so with `trees` and `envelopes`, which are
-            those of provenance and of current releases.
+        blobs: How many live blobs were looked at; so with `trees` and `envelopes`, which are
+            those of provenance and of releases.
         size_bytes: Of those blobs together.
-        problems: A sentence for each thing that is not as it must be; sorted.
+        findings: Whatever is not as it must be; sorted.
         leftovers: Files that nothing refers to: they cost room and nothing else; paths
             below the root, sorted.
+        quarantined: What was found damaged earlier, mended or not.
     """
 
     blobs: int
     trees: int
     envelopes: int
     size_bytes: int
-    problems: tuple[str, ...]
+    findings: tuple[Finding, ...]
     leftovers: tuple[str, ...]
+    quarantined: tuple[Kept, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The findings, a sentence each."""
+        return tuple(map(str, self.findings))
 
     @property
     def is_sound(self) -> bool:
-        return not self.problems
+        return not self.findings
 
 
-def check_store(root: Path, records: Records) -> Report:
-    """Read every blob, manifest and envelope, and hold them against the records.
+def check_store(root: Path, records: Records, *, is_deep: bool = True) -> Report:
+    """Look at every blob, manifest and envelope, and hold them against the records.
 
-    Safe while the store is in use; changes nothing. Takes as long as reading it all.
+    `is_deep`: read the contents of blobs too, and not only that they are there, with the size, mode
+    and time that they must have. Safe while the store is in use; changes nothing.
 
     Raises:
-        StorageIoError: The system refused to list a folder.
+        StorageIoError: The system refused.
         RecordsError: The database refused.
     """
     with mapped_errors(f"check the store {root}"), mapped_record_errors():
-        return _check(root, records)
+        return _Check(root, records).run(is_deep=is_deep)
 
 
-def _check(root: Path, records: Records) -> Report:
-    layout = Layout(root)
-    reader = StoreReader(root)
-    db = records.reader()
-    # Rows first, then files: a row is written after its file.
-    live = rows.each_live(db)
-    trees = [Digest(digest) for digest in rows.each_tree(db)]
-    attestations = rows.each_attestation(db)
-    current = release_statements.each_current(db)
-    problems = [p for key, size in live if (p := _blob_problem(layout, key, size))]
-    problems += [p for digest in trees if (p := _tree_problem(reader, records, digest))]
-    problems += [p for item in attestations if (p := _envelope_problem(reader, *item))]
-    problems += [p for statement in current if (p := _release_problem(reader, statement))]
-    leftovers = _leftovers(layout, records)
-    return Report(
-        blobs=len(live),
-        trees=len(trees),
-        envelopes=len(attestations) + len(current),
-        size_bytes=sum(size for _, size in live),
-        problems=tuple(sorted(problems)),
-        leftovers=tuple(sorted(os.path.relpath(path, root) for path in leftovers)),
+class _Check:
+    """One check under way."""
+
+    def __init__(self, root: Path, records: Records) -> None:
+        self._layout = Layout(root)
+        self._records = records
+        self._reader = StoreReader(root)
+        self._inspector = Inspector(self._layout)
+        self._found: list[tuple[str, str, Part | None]] = []
+        self._provenance: dict[str, list[str]] = {}  # envelopes by the tree that they are about
+        self._current: dict[str, list[CurrentStatement]] = {}
+
+    def run(self, *, is_deep: bool) -> Report:
+        db = self._records.reader()
+        self._check_folders()
+        # Rows first, then files: a row is written after its file.
+        live = rows.each_live(db)
+        trees = [Digest(digest) for digest in rows.each_tree(db)]
+        attestations = rows.each_attestation(db)
+        released = release_statements.each_name(db)
+        self._provenance = _grouped((about, sha256) for sha256, about in attestations if about)
+        current = release_statements.each_current(db)
+        self._current = _grouped((statement.digest, statement) for statement in current)
+        self._check_blobs(live, is_deep=is_deep)
+        for digest in trees:
+            self._check_tree(digest)
+        for sha256 in (*(sha256 for sha256, _ in attestations), *released):
+            self._check_part(Part.of_envelope(sha256))
+        self._add_known_damage()
+        leftovers = self._leftovers()
+        return Report(
+            blobs=len(live),
+            trees=len(trees),
+            envelopes=len(attestations) + len(released),
+            size_bytes=sum(size for _, size in live),
+            findings=self._findings(),
+            leftovers=tuple(sorted(os.path.relpath(path, self._layout.root) for path in leftovers)),
+            quarantined=tuple(Quarantine(self._layout).kept()),
+        )
+
+    def _findings(self) -> tuple[Finding, ...]:
+        consequences = Consequences(self._records.reader())
+        return tuple(
+            Finding(what, fault, part, consequences.of(part) if part is not None else Consequence())
+            for what, fault, part in sorted(
+                dict.fromkeys(self._found), key=lambda found: (found[0], found[1])
+            )
+        )
+
+    def _add(self, what: str | Part, fault: str) -> None:
+        self._found.append((str(what), fault, what if isinstance(what, Part) else None))
+
+    # -- folders and keys -----------------------------------------------------------------------
+
+    def _check_folders(self) -> None:
+        path = self._layout.format
+        try:
+            if not read_bounded(path, size_bytes_max=4096).startswith(FORMAT_LINE):
+                self._add(str(path), "names a format that this program does not know")
+        except OSError as error:
+            self._add(str(path), f"cannot be read: {error.strerror}")
+        for kind in SHARDED:
+            for shard in SHARDS:
+                folder = f"{self._layout.root}/{kind}/{shard}"
+                if not os.path.isdir(folder):  # noqa: PTH112 - a plain string
+                    self._add(folder, "is missing: make it, as a folder of the store's owner")
+        try:
+            self._reader.keyring()
+        except SignatureInvalidError as error:
+            self._add(str(self._layout.trust), f"the trusted keys do not hold: {error}")
+
+    # -- blobs ----------------------------------------------------------------------------------
+
+    def _check_blobs(self, live: list[tuple[bytes, int]], *, is_deep: bool) -> None:
+        look = self._inspector.blob_fault
+        found = [
+            key for key, size_bytes in live if look(key, size_bytes, reads=is_deep) is not None
+        ]
+        for key in found:
+            # Collected, or taken in again meanwhile? Nobody does either while the gate is ours.
+            with Gate(self._layout).collecting():
+                size_bytes = rows.size_of_live(self._records.reader(), key)
+                if size_bytes is None:
+                    continue
+                fault = look(key, size_bytes, reads=is_deep)
+            if fault is not None:
+                self._add(Part.of_blob(key), fault.text)
+
+    # -- manifests ------------------------------------------------------------------------------
+
+    def _check_tree(self, digest: Digest) -> None:
+        part = Part.of_tree(digest)
+        try:
+            fault = self._inspector.fault(part, None)
+            manifest = self._reader.manifest(digest)
+        except ArtifactError as error:
+            fault = fault or Fault(str(error), is_of_bytes=True)
+        db = self._records.reader()
+        if fault is not None:
+            if rows.has_tree(db, digest):  # it was not collected meanwhile
+                self._add(part, fault.text)
+            if fault.is_of_bytes:
+                return
+        said = rows.tree(db, digest)
+        is_so = blob_keys(manifest.data) == garbage.references(db, digest)
+        is_so = is_so and said in (None, _row_of(manifest))
+        if not is_so and rows.has_tree(db, digest):  # its references go before its row does
+            self._add(
+                f"records of the tree {digest}",
+                "say otherwise than its manifest: gitd check --rebuild-index",
+            )
+        self._check_statements(manifest)
+
+    # -- statements -----------------------------------------------------------------------------
+
+    def _check_statements(self, manifest: Manifest) -> None:
+        """What vouches for a tree, and what says that it may run."""
+        for sha256 in self._provenance.get(str(manifest.digest), ()):
+            try:
+                self._reader.vouched(manifest, sha256)
+            except ArtifactError as error:
+                self._add_of_statement(Part.of_envelope(sha256), str(error))
+        for statement in self._current.get(str(manifest.digest), ()):
+            try:
+                data = self._reader.envelope(statement.envelope_sha256)
+                verified = self._reader.vouched(manifest, statement.provenance_sha256)
+                self._reader.verify_release(
+                    data, verified, env_id=statement.env_id, above=None, now_ms=_now_ms()
+                )
+            except ArtifactError as error:
+                self._add(f"release of {statement.environment}", str(error))
+
+    def _add_of_statement(self, part: Part, text: str) -> None:
+        """Of a file with other bytes that is said by itself: here, of what is wrong in it."""
+        if self._inspector.fault(part, None) is None:
+            self._found.append((str(part), text, None))
+
+    def _check_part(self, part: Part) -> None:
+        fault = self._inspector.fault(part, None)
+        # Its row is there still: it was not collected meanwhile.
+        if fault is not None and rows.is_attested(self._records.reader(), part.name):
+            self._add(part, fault.text)
+
+    # -- the rest -------------------------------------------------------------------------------
+
+    def _add_known_damage(self) -> None:
+        said = {part for _, _, part in self._found}
+        for known in damage.every(self._records.reader()):
+            if known.part not in said:
+                self._add(known.part, f"{known.why}; it counts as absent")
+
+    def _leftovers(self) -> list[str]:
+        known = self._known_paths()
+        found = [path for path in self._each_path() if path not in known]
+        if not found:
+            return []
+        # An ingest in progress places files before their rows; none is while the gate is ours.
+        with Gate(self._layout).collecting():
+            known = self._known_paths()
+            return [path for path in found if path not in known and os.path.lexists(path)]
+
+    def _known_paths(self) -> set[str]:
+        db = self._records.reader()
+        layout = self._layout
+        paths = {f"{layout.root}/{path}" for path in map(blob_file, rows.each_key(db))}
+        paths.update(layout.tree(Digest(digest)) for digest in rows.each_known_tree(db))
+        paths.update(layout.envelope(sha256) for sha256, _ in rows.each_attestation(db))
+        paths.update(layout.envelope(sha256) for sha256 in release_statements.each_name(db))
+        return paths
+
+    def _each_path(self) -> Iterator[str]:
+        for kind in SHARDED:
+            for shard in SHARDS:
+                folder = f"{self._layout.root}/{kind}/{shard}"
+                if os.path.isdir(folder):  # noqa: PTH112 - a plain string
+                    yield from (f"{folder}/{name}" for name in os.listdir(folder))
+
+
+def _row_of(manifest: Manifest) -> rows.TreeRow:
+    return rows.TreeRow(
+        digest=manifest.digest,
+        sha256=bytes.fromhex(manifest.sha256),
+        files=manifest.files,
+        size_bytes=manifest.size_bytes,
+        manifest_bytes=len(manifest.data),
     )
 
 
-def _blob_problem(layout: Layout, key: bytes, size_bytes: int) -> str | None:
-    digest = Digest(key[:DIGEST_BYTES])
-    try:
-        fd = open_regular(blob_path(layout, key))
-    except OSError as error:
-        return f"blob {digest}: {error.strerror}"
-    try:
-        status = os.fstat(fd)
-        if status.st_size != size_bytes:
-            return f"blob {digest}: has {status.st_size} bytes instead of {size_bytes}"
-        if stat.S_IMODE(status.st_mode) != blob_mode(executable=is_executable(key)):
-            return f"blob {digest}: has the mode {stat.S_IMODE(status.st_mode):04o}"
-        if int(status.st_mtime) != blob_mtime(digest):
-            return f"blob {digest}: was written to"
-        hasher = blake3()
-        while data := os.read(fd, _PIECE_BYTES):
-            hasher.update(data)
-    except OSError as error:
-        return f"blob {digest}: {error.strerror}"
-    finally:
-        os.close(fd)
-    return None if hasher.digest() == digest else f"blob {digest}: has other bytes"
+def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    groups: dict[str, list[T]] = {}
+    for name, value in pairs:
+        groups.setdefault(name, []).append(value)
+    return groups
 
 
-def _tree_problem(reader: StoreReader, records: Records, digest: Digest) -> str | None:
-    try:
-        manifest = reader.manifest(digest)
-    except StorageError as error:
-        return f"tree {digest}: {error}"
-    keys = {bytes(entry_key(e)) for e in manifest.entries if isinstance(e, FileEntry)}
-    if keys != rows.referred(records.reader(), digest):
-        return f"tree {digest}: the records refer to other blobs than the manifest"
-    return None
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
-def _envelope_problem(reader: StoreReader, sha256: str, digest: str | None) -> str | None:
-    try:
-        if digest is None:
-            reader.envelope(sha256)
-        else:
-            reader.verify(Digest.parse(digest), sha256)
-    except ArtifactError as error:
-        return f"envelope {sha256}: {error}"
-    return None
-
-
-def _release_problem(reader: StoreReader, statement: CurrentStatement) -> str | None:
-    try:
-        data = reader.envelope(statement.envelope_sha256)
-        verified = reader.verify(Digest.parse(statement.digest), statement.provenance_sha256)
-        now_ms = time.time_ns() // 1_000_000
-        reader.verify_release(data, verified, env_id=statement.env_id, above=None, now_ms=now_ms)
-    except ArtifactError as error:
-        return f"release of {statement.environment}: {error}"
-    return None
-
-
-def _leftovers(layout: Layout, records: Records) -> list[str]:
-    known = _known_paths(layout, records)
-    found = [path for path in _each_path(layout) if path not in known]
-    if not found:
-        return []
-    # An ingest in progress places files before their rows; none is while the gate is ours.
-    with Gate(layout).collecting():
-        known = _known_paths(layout, records)
-        return [path for path in found if path not in known and os.path.lexists(path)]
-
-
-def _known_paths(layout: Layout, records: Records) -> set[str]:
-    db = records.reader()
-    paths = {blob_path(layout, key) for key in rows.each_key(db)}
-    paths.update(layout.tree(Digest(digest)) for digest in rows.each_known_tree(db))
-    paths.update(layout.envelope(sha256) for sha256, _ in rows.each_attestation(db))
-    paths.update(layout.envelope(sha256) for sha256 in release_statements.each_name(db))
-    return paths
-
-
-def _each_path(layout: Layout) -> Iterator[str]:
-    for kind in SHARDED:
-        for shard in SHARDS:
-            folder = f"{layout.root}/{kind}/{shard}"
-            yield from (f"{folder}/{name}" for name in os.listdir(folder))
+def blob_file(key: bytes) -> str:
+    """Where a blob lies below the root: `layout.blob`, for many."""
+    name = key[:-1].hex()
+    return f"blobs/{name[:2]}/{name[2:]}{'.x' if key[-1:] == b'x' else ''}"

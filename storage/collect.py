@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import sqlite3
 import threading
 import time
@@ -23,12 +22,13 @@ from dataclasses import dataclass, field, replace
 
 from storage.artifacts import ArtifactStore
 from storage.blobs import blob_path
-from storage.digest import DIGEST_BYTES, Digest
+from storage.digest import Digest
 from storage.errors import CollectionRefusedError, CollectorBusyError
 from storage.files import mapped_errors
 from storage.gate import Gate
 from storage.holding import held_trees
 from storage.leftovers import remove_leftovers
+from storage.manifest import blob_keys
 from storage.model import BuildCache
 from storage.reader import read_manifest_bytes
 from storage.records import blobs as rows
@@ -52,8 +52,6 @@ FUSE_SHARE = 0.5
 FUSE_COUNT_MIN = 1000
 # A manifest never changes, and neither should its references: a look now and then is enough.
 AUDIT_EVERY_S = 7 * 24 * 3600.0
-# The lines of files, by what makes a key of their digest. Neither names nor links have tabs.
-_FILES = tuple((kind, re.compile(rb"\t" + kind + rb"\t\d+\t(.{64})\n")) for kind in (b"f", b"x"))
 ASK_EVERY_S = 0.05  # whether another collector has ended
 
 
@@ -322,7 +320,7 @@ class Collector:
             self._audited[digest] = now
 
     def _audit_tree(self, digest: Digest) -> None:
-        if _keys_of(read_manifest_bytes(self._layout, digest)) != garbage.references(
+        if blob_keys(read_manifest_bytes(self._layout, digest)) != garbage.references(
             self._records.reader(), digest
         ):
             raise CollectionRefusedError(
@@ -399,18 +397,6 @@ class Collector:
     def _check_stop(self) -> None:
         if self._stopping.is_set():
             raise _StoppedError
-
-
-def _keys_of(manifest: bytes) -> set[bytes]:
-    """The keys of the blobs that a manifest names. It was parsed when it was taken in, and is what
-    its digest says; here there may be thousands to go through.
-    """
-    keys: set[bytes] = set()
-    for kind, line in _FILES:
-        digests = bytes.fromhex(b"".join(line.findall(manifest)).decode())
-        starts = range(0, len(digests), DIGEST_BYTES)
-        keys.update([digests[at : at + DIGEST_BYTES] + kind for at in starts])
-    return keys
 
 
 def next_batch_count(count: int, took_s: float) -> int:

@@ -9,6 +9,7 @@
     attest/<2 hex>/<64 hex>.dsse.json   signed statements, by SHA-256 of the file
     trust/root.<N>.json           which keys are trusted, generation by generation
     tmp/<lease>/                  what is being written
+    quarantine/                   damaged files, as they were found
 
 Blobs and manifests lie apart: contents that look like a manifest can never be read as one.
 """
@@ -59,6 +60,10 @@ class Layout:
     @property
     def tmp(self) -> Path:
         return self.root / "tmp"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine"
 
     def blob(self, digest: Digest, *, executable: bool) -> str:
         name = digest.hex()

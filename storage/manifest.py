@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from storage.digest import Digest
+from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import ManifestInvalidError
 
 HEADER = b"cas-tree\t1\tblake3\n"
@@ -34,6 +34,10 @@ TARGET = re.compile(rb"[^\x00-\x1f\x7f]{1,4095}")
 _LINE = re.compile(
     rb"(%s)\t(?:(d)\t-\t-|([fx])\t(0|[1-9][0-9]{0,14})\t([0-9a-f]{64})"
     rb"|(l)\t([1-9][0-9]{0,3})\t(%s))" % (PATH.pattern, TARGET.pattern)
+)
+# The lines of files, by what makes a key of their digest. Neither names nor links have tabs.
+_FILE_LINES = tuple(
+    (kind, re.compile(rb"\t" + kind + rb"\t\d+\t(.{64})\n")) for kind in (b"f", b"x")
 )
 
 
@@ -174,3 +178,17 @@ def _parse_lines(lines: list[bytes]) -> list[Entry]:
         else:
             raise ManifestInvalidError(f"line {number} has a wrong length")
     return entries
+
+
+def blob_keys(data: bytes) -> set[bytes]:
+    """The keys of the blobs that a manifest names, as the records have them.
+
+    For bytes that are what their digest says, and so were parsed when they were taken in: there may
+    be thousands of manifests to go through.
+    """
+    keys: set[bytes] = set()
+    for kind, line in _FILE_LINES:
+        digests = bytes.fromhex(b"".join(line.findall(data)).decode())
+        starts = range(0, len(digests), DIGEST_BYTES)
+        keys.update([digests[at : at + DIGEST_BYTES] + kind for at in starts])
+    return keys

@@ -269,10 +269,12 @@ class SiteArtifact:
     """An artifact as one site sees it: with the statement of a build of it to go by.
 
     That is the newest which is not revoked; a revoked one only when there is no other.
+    `is_damaged`: something of it was found damaged in the store, and is not mended yet.
     """
 
     artifact: Artifact
     attestation: Attestation
+    is_damaged: bool = False
 
 
 class VariableUse(StrEnum):

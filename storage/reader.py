@@ -106,8 +106,13 @@ class StoreReader:
             StoreUnusableError: The folder is no store of a known format.
         """
         self._check_format()
+        return self.vouched(self.manifest(digest), envelope_sha256, site=site)
+
+    def vouched(
+        self, manifest: Manifest, envelope_sha256: str, *, site: str | None = None
+    ) -> VerifiedArtifact:
+        """Check who vouches for a manifest that was read from this store. As `verify`."""
         keyring = self.keyring()
-        manifest = self.manifest(digest)
         opened = unseal(
             self.envelope(envelope_sha256),
             payload_type=IN_TOTO_TYPE,
@@ -118,7 +123,7 @@ class StoreReader:
         if site is not None and provenance.site != site:
             raise SignatureInvalidError(f"the artifact was built for another site than {site}")
         return VerifiedArtifact(
-            digest, manifest, provenance, envelope_sha256, key_id, keyring.version
+            manifest.digest, manifest, provenance, envelope_sha256, key_id, keyring.version
         )
 
     def verify_blobs(self, verified: VerifiedArtifact) -> None:

@@ -161,7 +161,8 @@ class Artifact(msgspec.Struct, frozen=True):
     """A build's signed output. `size` is in bytes; the same content always has the same id.
 
     `status` is `ready` when it can be deployed; `expired` when it is not kept any more; `revoked`
-    when the key that vouched for it was. `pinned`: it is kept until it is unpinned.
+    when the key that vouched for it was; `damaged` when something of it is, in the store, until it
+    is built again or mended. `pinned`: it is kept until it is unpinned.
     """
 
     id: str
@@ -362,7 +363,9 @@ def artifact(
 def _status(found: model.SiteArtifact) -> str:
     if not found.artifact.is_available:
         return "expired"
-    return "revoked" if found.attestation.is_revoked else "ready"
+    if found.attestation.is_revoked:
+        return "revoked"
+    return "damaged" if found.is_damaged else "ready"
 
 
 def deployment(row: model.Deployment) -> Deployment:

@@ -295,13 +295,13 @@ ROWS = (
         OURS,
         "artifact.missing",
         "A part of the artifact is not in the store.",
-        "Run gitd check on the server; build the commit again.",
+        "Build the commit again; gitd check --repair on the server looks for another copy.",
     ),
     ErrorCode(
         OURS,
         "artifact.corrupt",
         "A part of the artifact is not what its digest says. It is never deployed.",
-        "Run gitd check on the server; build the commit again.",
+        "Build the commit again; gitd check --repair on the server looks for another copy.",
     ),
     ErrorCode(
         OURS,

@@ -25,6 +25,7 @@ STATUS_COLOURS = {
     "ready": "green",
     "failed": "red",
     "revoked": "red",
+    "damaged": "red",
     "canceled": "yellow",
     "running": "cyan",
     "provisioning": "cyan",

@@ -37,6 +37,7 @@ from hooks.deploys.wire import (
 )
 from hooks.errors import RefusedError
 from hooks.jobs import JobChanges, Jobs
+from hooks.scrubbing import Scrubbing
 from storage.errors import SealBrokenError, StorageError
 from storage.ids import new_id
 from storage.joblog import LogLine
@@ -63,6 +64,8 @@ log = structlog.get_logger(__name__)
 
 REAP_EVERY_S = 0.5
 PROGRESS_EVERY_S = 1.0
+# What a host finds wrong with what lies in the store; the third is of an envelope, too.
+STORE_DAMAGED = ("artifact.corrupt", "artifact.missing", "artifact.signature_invalid")
 RELEASE_REFUSED = "release."  # how the codes begin with which a host refuses a statement
 REISSUE_COUNT_MAX = 3  # statements in a row for what a host refuses
 HOST = "host"  # the source of the site host's lines in the job's log
@@ -102,8 +105,12 @@ class RollRunner:
         domain: str,
         url_of: Callable[[Environment], str] = lambda _: "",
         relieve: Callable[[], None] = lambda: None,
+        scrubbing: Scrubbing | None = None,
     ) -> None:
-        """`relieve` makes room on a full disk: the host's too, which writes what it serves."""
+        """`relieve` makes room on a full disk: the host's too, which writes what it serves.
+        `scrubbing` looks after what is damaged in the store; without it that only fails rolls.
+        """
+        self._scrubbing = scrubbing
         self._relieve = relieve
         self._jobs = jobs
         self._issuer = issuer
@@ -194,7 +201,7 @@ class RollRunner:
         else:
             error = report.error
             assert error is not None, "a failed roll says why"
-            await self._fail(rolling, Failure(error.code, error.message))
+            await self._fail_as_reported(rolling, Failure(error.code, error.message))
 
     def config_of(self, deployment_id: str) -> Config | None:
         """What the programs of a deployment are given: for the host that is to roll it, or did.
@@ -259,7 +266,17 @@ class RollRunner:
         self._spawn(self._begin(rolling))
 
     async def _begin(self, rolling: _Rolling) -> None:
-        """Sign that the deployment is to happen, write down that it does, and tell the host."""
+        """Sign that the deployment is to happen, write down that it does, and tell the host.
+
+        What is known to be damaged is repaired first, or never gets that far.
+        """
+        if self._scrubbing is not None:
+            artifact_id = rolling.deployment.artifact_id
+            if not self._scrubbing.is_whole(artifact_id):
+                said = await self._scrubbing.examine(rolling.deployment)
+                if not self._scrubbing.is_whole(artifact_id):
+                    await self._fail(rolling, Failure("artifact.corrupt", said or "It is damaged."))
+                    return
         if await self._signed(rolling, self._issuer.begin(rolling.deployment)):
             begun = deployments.get(self._records.reader(), rolling.deployment.id)
             assert begun is not None, "deployments are never deleted"
@@ -379,6 +396,23 @@ class RollRunner:
             await self._jobs.commit(change)
         finally:
             rolling.is_ending = False
+
+    async def _fail_as_reported(self, rolling: _Rolling, failure: Failure) -> None:
+        """End a roll that the host could not do. If that is for damage in the store, look at it
+        first, so that the job says what is to be done; the host waits for none of this.
+        """
+        scrubbing = self._scrubbing
+        if scrubbing is None or failure.code not in STORE_DAMAGED:
+            await self._fail(rolling, failure)
+            return
+        rolling.is_ending = True
+
+        async def fail() -> None:
+            said = await scrubbing.examine(rolling.deployment)
+            message = f"{failure.message.rstrip('.')}. {said}" if said else failure.message
+            await self._fail(rolling, Failure(failure.code, message))
+
+        self._spawn(fail())
 
     def _overdue(self, rolling: _Rolling, now: float) -> Failure | None:
         if rolling.is_ending:

@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -234,3 +235,44 @@ class HostFolder:
             state = folder.read()
             if state is not None:
                 yield folder, state
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseFolder:
+    """An unpacked artifact that an environment serves, or keeps. `deployment_id` is what is served
+    there, whichever folder this is.
+    """
+
+    env_id: str
+    path: Path
+    digest: Digest
+    is_served: bool
+    deployment_id: str
+
+
+def release_folders(root: Path) -> list[ReleaseFolder]:
+    """Return the release folders of a site host, as its states name them; changes nothing.
+
+    None where there is no host's folder, or where this process may not look into it.
+    """
+    found = []
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        for path in sorted((root / "environments").iterdir()):
+            folder = EnvironmentFolder(path)
+            state = folder.read()
+            if state is None or state.served is None:
+                continue
+            served = state.served
+            folders = {kept.folder: kept.digest for kept in state.kept}
+            folders[served.folder] = served.artifact.digest
+            for name, digest in folders.items():
+                found.append(
+                    ReleaseFolder(
+                        env_id=state.env_id,
+                        path=folder.releases / name,
+                        digest=Digest.parse(digest),
+                        is_served=name == served.folder,
+                        deployment_id=served.deployment_id,
+                    )
+                )
+    return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from storage.model import Artifact, Attestation, SiteArtifact
 from storage.records import attestations
 from storage.records.blobs import chunks, marks
+from storage.records.damage import DAMAGED_ARTIFACTS, is_whole
 from storage.records.statements import insert
 
 
@@ -86,6 +87,7 @@ def attest(db: sqlite3.Connection, attestation: Attestation) -> None:
             "created_at": attestation.created_at,
             "sequence": row["newest"] + 1,
             "revoked": int(attestation.is_revoked),
+            "verified_at": attestation.created_at,
         },
     )
 
@@ -135,12 +137,13 @@ def page(
 
 
 def available(db: sqlite3.Connection, site_id: str, artifact_ids: Iterable[str]) -> set[str]:
-    """Return those of the artifacts that a site can deploy: kept, and vouched for."""
+    """Return those of the artifacts that a site can deploy: kept, whole, and vouched for."""
     found: set[str] = set()
     for chunk in chunks(set(artifact_ids)):
         rows = db.execute(
             "SELECT id FROM artifact WHERE expired_at IS NULL"  # noqa: S608 - question marks
-            f" AND id IN ({marks(chunk)}) AND EXISTS(SELECT 1 FROM attestation"
+            f" AND id IN ({marks(chunk)}) AND id NOT IN ({DAMAGED_ARTIFACTS})"
+            " AND EXISTS(SELECT 1 FROM attestation"
             " WHERE artifact_id = artifact.id AND site_id = ? AND revoked = 0)",
             (*chunk, site_id),
         )
@@ -158,4 +161,4 @@ def _best(db: sqlite3.Connection, made_by: Attestation) -> Attestation:
 def _with_artifact(db: sqlite3.Connection, attestation: Attestation) -> SiteArtifact:
     artifact = get(db, attestation.artifact_id)
     assert artifact is not None, "kept by a foreign key"
-    return SiteArtifact(artifact, attestation)
+    return SiteArtifact(artifact, attestation, is_damaged=not is_whole(db, artifact.digest))

@@ -1,7 +1,7 @@
 """Blobs and trees: which contents the store holds, and which trees refer to them.
 
-A blob's `state` is 0 when it is live, 2 while it is being deleted, 3 when it was found corrupt; a
-tree's is 0 or 2. Only what is live counts as there.
+The `state` of a blob or a tree is 0 when it is live, 2 while it is being deleted, 3 when it was
+found damaged. Only what is live counts as there.
 """
 
 from __future__ import annotations
@@ -50,35 +50,38 @@ def live(db: sqlite3.Connection, keys: Iterable[K]) -> set[K]:
 
 
 def publish(
-    db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes], placed: Mapping[K, int]
+    db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes], placed: Mapping[K, int], at: int
 ) -> None:
     """Make the placed blobs live, and the tree with its references known.
 
-    `keys`: all distinct blobs of the tree; `placed`: sizes of those put in place for it.
+    `keys`: all distinct blobs of the tree; `placed`: sizes of those put in place for it, whose
+    contents were read at the time `at`.
 
     Raises:
         BlobsMissingError: Not all blobs are live now.
     """
     db.executemany(
-        "INSERT INTO blob(key, size_bytes, state) VALUES(?,?,0) ON CONFLICT(key) DO UPDATE"
-        " SET state = 0, size_bytes = excluded.size_bytes WHERE blob.state <> 0",
-        list(placed.items()),
+        "INSERT INTO blob(key, size_bytes, state, verified_at) VALUES(?,?,0,?)"
+        " ON CONFLICT(key) DO UPDATE SET state = 0, size_bytes = excluded.size_bytes,"
+        " verified_at = excluded.verified_at WHERE blob.state <> 0",
+        [(key, size_bytes, at) for key, size_bytes in placed.items()],
     )
     known = db.execute(
         "SELECT 1 FROM tree WHERE digest = ? AND state = 0", (tree.digest,)
     ).fetchone()
     if known is None:
-        _refer(db, tree, keys)
+        _refer(db, tree, keys, at)
     elif len(live(db, keys)) != len(keys):
         raise BlobsMissingError
 
 
-def _refer(db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes]) -> None:
+def _refer(db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes], at: int) -> None:
     """Make the tree known, with all its references. Some may be there: it was being forgotten."""
     row = db.execute(
-        "INSERT INTO tree(digest, sha256, files, size_bytes, manifest_bytes) VALUES(?,?,?,?,?)"
-        " ON CONFLICT(digest) DO UPDATE SET state = 0 RETURNING id",
-        (tree.digest, tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes),
+        "INSERT INTO tree(digest, sha256, files, size_bytes, manifest_bytes, verified_at)"
+        " VALUES(?,?,?,?,?,?) ON CONFLICT(digest) DO UPDATE"
+        " SET state = 0, verified_at = excluded.verified_at RETURNING id",
+        (tree.digest, tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes, at),
     ).fetchone()
     count = 0
     for chunk in chunks(keys):
@@ -104,6 +107,16 @@ def has_tree(db: sqlite3.Connection, digest: bytes) -> bool:
     return (
         db.execute("SELECT 1 FROM tree WHERE digest = ? AND state = 0", (digest,)).fetchone()
         is not None
+    )
+
+
+def tree(db: sqlite3.Connection, digest: bytes) -> TreeRow | None:
+    """Return what the records say of a tree, whatever its state."""
+    row = db.execute("SELECT * FROM tree WHERE digest = ?", (bytes(digest),)).fetchone()
+    if row is None:
+        return None
+    return TreeRow(
+        row["digest"], row["sha256"], row["files"], row["size_bytes"], row["manifest_bytes"]
     )
 
 
@@ -146,6 +159,14 @@ def each_live(db: sqlite3.Connection) -> list[tuple[bytes, int]]:
     return [(row[0], row[1]) for row in rows]
 
 
+def size_of_live(db: sqlite3.Connection, key: bytes) -> int | None:
+    """Return the size of a blob; None when it is not live."""
+    row = db.execute(
+        "SELECT size_bytes FROM blob WHERE key = ? AND state = ?", (bytes(key), LIVE)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
 def each_key(db: sqlite3.Connection) -> set[bytes]:
     """Return the keys of all blobs, whatever their state."""
     return {row[0] for row in db.execute("SELECT key FROM blob")}
@@ -159,16 +180,6 @@ def each_tree(db: sqlite3.Connection) -> list[bytes]:
 def each_known_tree(db: sqlite3.Connection) -> list[bytes]:
     """Return the digests of all trees, whatever their state."""
     return [row[0] for row in db.execute("SELECT digest FROM tree")]
-
-
-def referred(db: sqlite3.Connection, digest: bytes) -> set[bytes]:
-    """Return the keys of the live blobs that a tree refers to."""
-    rows = db.execute(
-        "SELECT blob.key FROM tree JOIN ref ON ref.tree_id = tree.id"
-        " JOIN blob ON blob.id = ref.blob_id WHERE tree.digest = ? AND blob.state = ?",
-        (digest, LIVE),
-    )
-    return {row[0] for row in rows}
 
 
 def each_attestation(db: sqlite3.Connection) -> list[tuple[str, str | None]]:

@@ -9,6 +9,7 @@ import sqlite3
 
 from storage.model import Attestation
 from storage.records import attestations
+from storage.records.damage import DAMAGED_ARTIFACTS
 
 
 def put(
@@ -26,11 +27,12 @@ def put(
 def find(db: sqlite3.Connection, site_id: str, inputs: str, toolchain: str) -> Attestation | None:
     """The statement of the artifact that the inputs gave; None when it cannot be deployed."""
     row = db.execute(
-        "SELECT attestation.* FROM build_memo JOIN attestation"
+        "SELECT attestation.* FROM build_memo JOIN attestation"  # noqa: S608 - a constant
         " ON attestation.envelope_sha256 = build_memo.envelope_sha256"
         " JOIN artifact ON artifact.id = attestation.artifact_id"
         " WHERE build_memo.site_id = ? AND inputs = ? AND toolchain = ? AND revoked = 0"
-        " AND expired_at IS NULL AND dropped_at IS NULL",
+        " AND expired_at IS NULL AND dropped_at IS NULL"
+        f" AND artifact.id NOT IN ({DAMAGED_ARTIFACTS})",
         (site_id, inputs, toolchain),
     ).fetchone()
     return None if row is None else attestations.read(row)

@@ -17,9 +17,9 @@ from storage.digest import Digest
 from storage.records.blobs import DELETING, LIVE, chunks, marks
 
 # As artifacts name their trees. PostgreSQL would say encode(tree.digest, 'hex').
-_TREE_NAME = "'blake3:' || lower(hex(tree.digest))"
+TREE_NAME = "'blake3:' || lower(hex(tree.digest))"
 _UNKEPT = (
-    f"NOT EXISTS(SELECT 1 FROM artifact WHERE artifact.digest = {_TREE_NAME}"
+    f"NOT EXISTS(SELECT 1 FROM artifact WHERE artifact.digest = {TREE_NAME}"
     " AND artifact.dropped_at IS NULL)"
     " AND NOT EXISTS(SELECT 1 FROM build_cache WHERE build_cache.tree_digest = tree.digest)"
 )
@@ -52,7 +52,7 @@ def site_bytes(db: sqlite3.Connection, site_id: str) -> int:
     row = db.execute(
         "SELECT COALESCE(SUM(size_bytes), 0) FROM blob WHERE id IN (SELECT ref.blob_id FROM ref"
         " JOIN tree ON tree.id = ref.tree_id"
-        f" WHERE {_TREE_NAME} IN (SELECT artifact.digest FROM attestation"
+        f" WHERE {TREE_NAME} IN (SELECT artifact.digest FROM attestation"
         " JOIN artifact ON artifact.id = attestation.artifact_id WHERE attestation.site_id = ?"
         " AND artifact.expired_at IS NULL AND artifact.dropped_at IS NULL))",
         (site_id,),
@@ -64,10 +64,10 @@ def site_bytes(db: sqlite3.Connection, site_id: str) -> int:
 
 
 def unkept_trees(db: sqlite3.Connection) -> list[Digest]:
-    """The live trees that no artifact and no cache asks for."""
+    """The trees, live or damaged, that no artifact and no cache asks for."""
     rows = db.execute(
-        f"SELECT digest FROM tree WHERE state = ? AND {_UNKEPT} ORDER BY id",
-        (LIVE,),
+        f"SELECT digest FROM tree WHERE state <> ? AND {_UNKEPT} ORDER BY id",
+        (DELETING,),
     )
     return [Digest(row[0]) for row in rows]
 
@@ -75,8 +75,8 @@ def unkept_trees(db: sqlite3.Connection) -> list[Digest]:
 def condemn_trees(db: sqlite3.Connection, digests: Iterable[bytes]) -> None:
     """From here on the trees count as absent, those that something asks for by now excepted."""
     db.executemany(
-        f"UPDATE tree SET state = ? WHERE digest = ? AND state = ? AND {_UNKEPT}",
-        [(DELETING, bytes(digest), LIVE) for digest in digests],
+        f"UPDATE tree SET state = ? WHERE digest = ? AND state <> ? AND {_UNKEPT}",
+        [(DELETING, bytes(digest), DELETING) for digest in digests],
     )
 
 

@@ -299,3 +299,24 @@ def environment_configs(db: Database) -> None:
         ALTER TABLE release ADD COLUMN config_version BIGINT;
         """,
     )
+
+
+@MIGRATIONS()
+def scrub(db: Database) -> None:
+    # When a part was last read; null for never. The state of a damaged tree is 3, as of a blob.
+    _run(
+        db,
+        """
+        ALTER TABLE tree ADD COLUMN verified_at BIGINT;
+        ALTER TABLE attestation ADD COLUMN verified_at BIGINT;
+        CREATE INDEX blob_verified ON blob(verified_at) WHERE state = 0;
+        CREATE INDEX tree_verified ON tree(verified_at) WHERE state = 0;
+        CREATE INDEX attestation_verified ON attestation(verified_at);
+        CREATE TABLE damage(
+          kind TEXT NOT NULL, name TEXT NOT NULL, why TEXT NOT NULL, found_at BIGINT NOT NULL,
+          PRIMARY KEY(kind, name));
+        CREATE TABLE scrub(
+          id INTEGER PRIMARY KEY CHECK(id = 1), read_at BIGINT NOT NULL, parts BIGINT NOT NULL,
+          size_bytes BIGINT NOT NULL, found BIGINT NOT NULL, mended BIGINT NOT NULL);
+        """,
+    )

@@ -156,6 +156,14 @@ def each_name(db: sqlite3.Connection) -> list[str]:
     ]
 
 
+def envelope(db: sqlite3.Connection, envelope_sha256: str) -> str | None:
+    """The text of a statement's file, by its name."""
+    row = db.execute(
+        "SELECT envelope FROM release_statement WHERE envelope_sha256 = ?", (envelope_sha256,)
+    ).fetchone()
+    return None if row is None else row["envelope"]
+
+
 def newest(db: sqlite3.Connection) -> list[IssuedStatement]:
     """The newest statement of each environment."""
     rows = db.execute(

@@ -40,7 +40,7 @@ def rewrite(path: Path, data: bytes) -> None:
 
 
 DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "missing": ("No such file", lambda path: path.unlink()),
+    "missing": ("is missing", lambda path: path.unlink()),
     "short": ("4 bytes instead of 5", lambda path: rewrite(path, b"hell")),
     "mode": ("mode 0644", lambda path: path.chmod(0o644)),
     "written to": ("written to", lambda path: rewrite(path, b"hellO")),
@@ -72,7 +72,7 @@ def test_damaged_manifest_and_envelope_are_named(shop) -> None:
     ingested = shop.ingest(SITE)
     rewrite(Path(shop.store.layout.tree(ingested.digest)), b"cas-tree")
     problems = check(shop).problems
-    assert [problem.split()[0] for problem in problems] == ["envelope", "tree"]
+    assert [problem.split()[0] for problem in problems] == ["manifest"]
     Path(shop.store.layout.envelope(ingested.envelope_sha256)).unlink()
     assert len(check(shop).problems) == 2
 
@@ -83,7 +83,7 @@ def test_records_that_disagree_with_a_manifest_are_named(shop) -> None:
         lambda db: db.execute("DELETE FROM ref WHERE blob_id = (SELECT MIN(id) FROM blob)")
     )
     (problem,) = check(shop).problems
-    assert "other blobs than the manifest" in problem
+    assert "otherwise than its manifest" in problem
 
 
 def test_files_without_rows_are_leftovers_and_no_problem(shop) -> None:

@@ -425,7 +425,7 @@ def test_blob_that_goes_in_this_moment_is_taken_in_anew(world, shop, kind) -> No
     publishing.join()
     if kind is Reckless:
         report = check_store(shop.folder / "store", shop.records)
-        assert report.problems == (f"blob {Digest.of(b'a')}: No such file or directory",)
+        assert report.problems == (f"blob {Digest.of(b'a')}: is missing",)
     else:
         world.expect_whole()
         assert len(world.listed()) == 1

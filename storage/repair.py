@@ -1,0 +1,234 @@
+"""Repair: damaged parts of a store go into quarantine, and good copies take their places.
+
+Both happen alone behind the gate, for a moment each: nobody publishes or collects meanwhile. The
+records say that a part is damaged after its file is secured in quarantine, and that it is whole
+after a verified copy lies in its place, durably. Whenever this process ends in between, the next
+one goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from storage.artifacts import ArtifactStore
+from storage.blobs import Staging, blob_key
+from storage.copies import Offer, Source
+from storage.errors import ArtifactError, TreeError
+from storage.files import Lease, mapped_errors
+from storage.gate import Gate
+from storage.inspector import Fault, Inspector
+from storage.layout import STATEMENT_MODE, blob_mode
+from storage.parts import Part, PartKind
+from storage.quarantine import Kept, Quarantine
+from storage.records import blobs as rows
+from storage.records import damage
+from storage.records.damage import Damage
+from storage.records.db import Records
+from storage.records.db import mapped_errors as mapped_record_errors
+
+_STAGED = "part"  # no name that the recovery of an ingest looks for
+IN_PLACE = "its own file"
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """A part that is whole again, and where the copy came from, for people."""
+
+    part: Part
+    source: str
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Repairer:
+    """Repairs one store. Any thread and any process may, also several at once."""
+
+    def __init__(
+        self, store: ArtifactStore, records: Records, *, clock: Callable[[], int] = _now_ms
+    ) -> None:
+        self._store = store
+        self._layout = store.layout
+        self._records = records
+        self._gate = Gate(store.layout)
+        self._clock = clock
+        self.inspector = Inspector(store.layout)
+        self.quarantine = Quarantine(store.layout)
+
+    def condemn(self, suspects: Iterable[Part]) -> list[Damage]:
+        """Look at parts again; what is damaged goes into quarantine and counts as absent.
+
+        What only lies there wrongly, with its bytes right, is set right.
+
+        Returns:
+            The damage that nobody had written down before.
+
+        Raises:
+            StorageError: The system or the database refused.
+        """
+        with mapped_errors("look for damage"), mapped_record_errors():
+            looked = [self._look(part) for part in suspects]
+        return [found for found in looked if found is not None]
+
+    def mend(self, sources: Sequence[Source]) -> list[Mended]:
+        """Put a good copy into the place of everything that is damaged, as far as there are any.
+
+        Raises:
+            StorageFullError: There is no room for copies.
+            StorageError: The store or the database refused. A source that cannot be read is passed
+                over.
+        """
+        mended: list[Mended] = []
+        with mapped_errors("repair the store"), mapped_record_errors():
+            self._records.write(damage.tidy)
+            lacking = {found.part: found.size_bytes for found in self.damage()}
+            for source in (self._in_place, *sources):
+                if lacking:
+                    self._mend_from(source, lacking, mended)
+        return mended
+
+    def damage(self) -> list[Damage]:
+        """All that is damaged, as the records say."""
+        return damage.every(self._records.reader())
+
+    def forget_quarantined(self, *, older_than_ms: int) -> list[Kept]:
+        """Remove from quarantine what was found long ago and is mended since.
+
+        Raises:
+            StorageError: The system or the database refused.
+        """
+        with mapped_errors("tidy the quarantine"), self._gate.collecting():
+            still = {found.part for found in self.damage()}
+            return self.quarantine.forget(self._clock() - older_than_ms, but=still)
+
+    # -- condemning -----------------------------------------------------------------------------
+
+    def _size_of(self, part: Part) -> int | None:
+        """The size of a live part by its row, which a statement has none of; None when it is gone,
+        going, or known to be damaged.
+        """
+        db = self._records.reader()
+        if part.kind is PartKind.BLOB:
+            return rows.size_of_live(db, part.key)
+        if part.kind is PartKind.TREE:
+            return 0 if rows.has_tree(db, part.digest) else None
+        is_known = rows.is_attested(db, part.name) and not damage.is_damaged(db, part)
+        return 0 if is_known else None
+
+    def _look(self, part: Part) -> Damage | None:
+        size_bytes = self._size_of(part)
+        fault = self.inspector.fault(part, size_bytes) if size_bytes is not None else None
+        if size_bytes is None or fault is None:
+            return None
+        if not fault.is_of_bytes and self._set_right(part, size_bytes):
+            return None
+        return self._condemn(part, size_bytes, fault)
+
+    def _condemn(self, part: Part, size_bytes: int, fault: Fault) -> Damage | None:
+        with self._gate.collecting():
+            if self._size_of(part) is None:
+                return None  # collected, or found by somebody else
+            is_seen = self.inspector.is_as_before(part, fault)
+            if not is_seen and self.inspector.fault(part, size_bytes) is None:
+                return None
+            at = self._clock()
+            name = self.quarantine.secure(part, at)
+            self._records.write(lambda db: damage.note(db, part, fault.text, at))
+            if name is not None:
+                self.quarantine.take(part, name)
+        return Damage(part, size_bytes, fault.text, at)
+
+    def _set_right(self, part: Part, size_bytes: int) -> bool:
+        """Replace a file by its own bytes, with mode, time and owner as they must be.
+
+        Not changed in place: whoever set them wrongly may hold the file open.
+        """
+        path = part.path(self._layout)
+        with contextlib.suppress(OSError):  # to be able to read it
+            os.chmod(path, _mode(part))  # noqa: PTH101 - a plain string
+        offer = Offer.of_file(part, path, IN_PLACE, size_bytes)
+        with contextlib.suppress(ArtifactError, TreeError):
+            if self._take(offer, is_needed=lambda: self._size_of(part) is not None):
+                return True
+        return False
+
+    # -- mending --------------------------------------------------------------------------------
+
+    def _mend_from(
+        self, source: Source, lacking: dict[Part, int | None], mended: list[Mended]
+    ) -> None:
+        offers = source(lacking)
+        while True:
+            try:
+                offer = next(offers, None)
+                if offer is None:
+                    return
+                if offer.part not in lacking or not self._take(offer):
+                    continue
+            except (ArtifactError, TreeError):
+                continue  # there is no such copy, or it is another's
+            del lacking[offer.part]
+            mended.append(Mended(offer.part, offer.source))
+
+    def _take(self, offer: Offer, is_needed: Callable[[], bool] | None = None) -> bool:
+        """Put what is offered into its place, if it is what it must be. Says whether it was."""
+        part = offer.part
+        db = self._records.reader()
+        needed = is_needed or (lambda: damage.is_damaged(db, part))
+        with self._room_for(offer), self._lease() as lease:
+            staging = Staging(self._layout, lease)
+            if not _stage(staging, offer, part.path(self._layout)):
+                return False
+            staging.sync()
+            with self._gate.collecting():
+                if not needed():
+                    return True  # mended by somebody else, or gone
+                staging.place(set())
+                at = self._clock()
+                self._records.write(lambda db: damage.heal(db, part, at))
+        return True
+
+    @contextlib.contextmanager
+    def _room_for(self, offer: Offer) -> Iterator[None]:
+        with self._store.room.claimed(offer.size_bytes, 1):
+            yield
+
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[Lease]:
+        lease = Lease.take(self._layout.tmp)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    def _in_place(self, lacking: Mapping[Part, int | None]) -> Iterator[Offer]:
+        """What lies in the places: the process that put it there may have ended before it said so,
+        or somebody put it there by hand.
+        """
+        for part, size_bytes in list(lacking.items()):
+            yield Offer.of_file(part, part.path(self._layout), IN_PLACE, size_bytes)
+
+
+def _stage(staging: Staging, offer: Offer, final: str) -> bool:
+    part = offer.part
+    if part.kind is not PartKind.BLOB:
+        data = b"".join(offer.pieces)
+        if not part.names(data):
+            return False
+        staging.add_statement(_STAGED, data, final)
+        return True
+    digest = staging.add_pieces(
+        offer.pieces, path=b"", size_bytes=offer.size_bytes, executable=part.is_executable
+    )
+    return blob_key(digest, executable=part.is_executable) == part.key
+
+
+def _mode(part: Part) -> int:
+    if part.kind is PartKind.BLOB:
+        return blob_mode(executable=part.is_executable)
+    return STATEMENT_MODE

@@ -1,0 +1,209 @@
+"""The scrub: everything that is stored is read again, time after time, before anybody needs it.
+
+What was not read for longest comes first, from the medium and not from memory, slowly. When each
+part was last read stands in the records, so that a restart loses a few seconds of work at most.
+What is damaged goes into quarantine, and is repaired from another copy if there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from storage.copies import Source
+from storage.digest import Digest
+from storage.files import mapped_errors
+from storage.parts import Part
+from storage.records import damage, garbage
+from storage.records import scrub as rows
+from storage.records.damage import Damage
+from storage.records.db import Records
+from storage.records.db import mapped_errors as mapped_record_errors
+from storage.repair import Mended, Repairer
+
+FILE_COST_BYTES = 64 << 10  # what opening a file takes of a disk, as if so much were read
+TURN_S = 5.0  # of reading; then what was read is written down
+TURN_COUNT = 500
+DAY_MS = 24 * 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubLimits:
+    """How the scrub goes about it.
+
+    Attributes:
+        every_ms: A part is read again when it was not read for so long.
+        bytes_per_s: How fast it reads, at most. 0 for not at all.
+        quarantine_ms: How long what was damaged is kept after it was mended.
+    """
+
+    every_ms: int = 30 * DAY_MS
+    bytes_per_s: int = 8 << 20
+    quarantine_ms: int = 30 * DAY_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one turn did.
+
+    Attributes:
+        parts: How many parts were read, with `size_bytes` of blobs.
+        found: What was damaged, and not known to be before.
+        mended: What is whole again, whenever it was found.
+        is_idle: There was nothing to read.
+    """
+
+    parts: int
+    size_bytes: int
+    found: tuple[Damage, ...]
+    mended: tuple[Mended, ...]
+    is_idle: bool
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Scrubber:
+    """The scrub of one store. One turn at a time; from any thread."""
+
+    def __init__(
+        self,
+        repairer: Repairer,
+        records: Records,
+        sources: Sequence[Source],
+        *,
+        limits: ScrubLimits,
+        clock: Callable[[], int] = _now_ms,
+    ) -> None:
+        self.limits = limits
+        self._repairer = repairer
+        self._records = records
+        self._sources = sources
+        self._clock = clock
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End the turn under way, within a moment, and let no other begin."""
+        self._stopping.set()
+
+    def turn(self) -> Turn:
+        """Read some seconds' worth of what was not read for longest. Blocking.
+
+        Raises:
+            StorageError: The system or the database refused; the next turn reads the same again.
+        """
+        with mapped_errors("scrub the store"), mapped_record_errors():
+            return self._turn()
+
+    def progress(self) -> rows.Progress:
+        """Say how far it is."""
+        with mapped_record_errors():
+            return rows.progress(self._records.reader(), self._due_before())
+
+    def examine(self, digest: Digest, envelope_sha256: str) -> tuple[list[Damage], list[Mended]]:
+        """Look at everything of one artifact now; condemn and mend. For who stumbled over it.
+
+        Raises:
+            StorageError: As `turn`.
+        """
+        parts = [Part.of_envelope(envelope_sha256), Part.of_tree(digest)]
+        with mapped_record_errors():
+            blobs = garbage.references(self._records.reader(), digest)
+        parts += [Part.of_blob(key) for key in sorted(blobs)]
+        found = self._repairer.condemn(parts)
+        with mapped_record_errors():
+            mended = self._mend()
+            at = self._clock()
+            self._records.write(
+                lambda db: rows.note_work(
+                    db, at, parts=0, size_bytes=0, found=len(found), mended=len(mended)
+                )
+            )
+        return found, mended
+
+    def tidy(self) -> int:
+        """Remove from quarantine what has been there for long enough; return how many files."""
+        return len(self._repairer.forget_quarantined(older_than_ms=self.limits.quarantine_ms))
+
+    def _turn(self) -> Turn:
+        waiting = [] if not self.limits.bytes_per_s else self._due()
+        pace = _Pace(self.limits.bytes_per_s, self._stopping)
+        good: list[Part] = []
+        suspects: list[Part] = []
+        size_bytes = 0
+        with contextlib.suppress(_StoppedError):
+            for one in waiting:
+                if pace.is_over():
+                    break
+                pace.spend(FILE_COST_BYTES)
+                fault = self._repairer.inspector.fault(one.part, one.size_bytes, pace=pace.spend)
+                (good if fault is None else suspects).append(one.part)
+                size_bytes += one.size_bytes or 0
+        found = self._repairer.condemn(suspects)
+        mended = self._mend()
+        self._write_down(good, suspects, size_bytes, found=len(found), mended=len(mended))
+        parts = len(good) + len(suspects)
+        return Turn(parts, size_bytes, tuple(found), tuple(mended), is_idle=not waiting)
+
+    def _due(self) -> list[rows.Due]:
+        return rows.due(self._records.reader(), self._due_before(), limit_count=TURN_COUNT)
+
+    def _due_before(self) -> int:
+        return self._clock() - self.limits.every_ms
+
+    def _mend(self) -> list[Mended]:
+        if not self._repairer.damage():
+            return []
+        mended = self._repairer.mend(self._sources)
+        # What a build would have made anew is not worth to be mourned for.
+        self._records.write(damage.drop_caches)
+        return mended
+
+    def _write_down(
+        self, good: Sequence[Part], bad: Sequence[Part], size_bytes: int, *, found: int, mended: int
+    ) -> None:
+        if not good and not bad and not mended:
+            return
+        at = self._clock()
+
+        def change(db: sqlite3.Connection) -> None:
+            # Suspects too: those that are damaged have other rows by now.
+            rows.note_read(db, [*good, *bad], at)
+            rows.note_work(
+                db,
+                at,
+                parts=len(good) + len(bad),
+                size_bytes=size_bytes,
+                found=found,
+                mended=mended,
+            )
+
+        self._records.write(change)
+
+
+class _StoppedError(Exception):
+    """Somebody asked the scrub to stop: the turn ends in the middle of a file."""
+
+
+class _Pace:
+    """Keeps whoever reads to so many bytes a second, and counts the seconds."""
+
+    def __init__(self, bytes_per_s: int, stopping: threading.Event) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._stopping = stopping
+        self._began = time.monotonic()
+        self._spent = 0
+
+    def spend(self, size_bytes: int) -> None:
+        self._spent += size_bytes
+        ahead_s = self._spent / self._bytes_per_s - (time.monotonic() - self._began)
+        if self._stopping.wait(max(ahead_s, 0)):
+            raise _StoppedError
+
+    def is_over(self) -> bool:
+        return time.monotonic() - self._began >= TURN_S

@@ -1,0 +1,45 @@
+"""A process that repairs a store, to be killed or failed at any system call of it.
+
+Usage: repair_child.py SHOP. Takes copies from the folder `copy` in it. Exits 0 when it is through,
+3 when the store said why not.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from conftest import Shop, make_shop
+
+from storage.check import check_store
+from storage.copies import anything_at, twins
+from storage.errors import StorageError
+from storage.repair import Repairer
+
+
+def repair(shop: Shop) -> None:
+    repairer = Repairer(shop.store, shop.records)
+    found = check_store(shop.store.layout.root, shop.records).findings
+    repairer.condemn([finding.part for finding in found if finding.part is not None])
+    repairer.mend([twins(shop.store.layout), anything_at(shop.folder / "copy")])
+
+
+def main() -> int:
+    try:
+        shop = make_shop(Path(sys.argv[1]))
+    except (StorageError, OSError) as error:
+        print(f"not opened: {error}")
+        return 3
+    try:
+        repair(shop)
+        shop.records.close()
+    except StorageError as error:
+        print(f"{type(error).__name__}: {error}")
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

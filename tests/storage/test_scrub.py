@@ -1,0 +1,125 @@
+"""The scrub reads everything once in a while, goes on after a restart, and hurries nobody."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from storage.check import check_store
+from storage.copies import twins
+from storage.digest import Digest
+from storage.parts import Part
+from storage.records import scrub as rows
+from storage.records.build_caches import every as every_cache
+from storage.repair import Repairer
+from storage.scrub import Scrubber, ScrubLimits
+from tests.storage.test_repair import flip
+
+DAY = 24 * 3_600_000
+FAST = 1 << 40
+
+
+def scrubber_of(world, *, bytes_per_s: int = FAST) -> Scrubber:
+    shop = world.shop
+    return Scrubber(
+        Repairer(shop.store, shop.records, clock=world.clock),
+        shop.records,
+        [twins(shop.store.layout)],
+        limits=ScrubLimits(every_ms=30 * DAY, bytes_per_s=bytes_per_s),
+        clock=world.clock,
+    )
+
+
+def ages(world) -> list[int]:
+    """When the blobs were read, by their contents' order of ingest."""
+    db = world.shop.records.reader()
+    return [row[0] for row in db.execute("SELECT verified_at FROM blob ORDER BY id")]
+
+
+def test_everything_is_read_once_in_its_time_and_not_again_before(world) -> None:
+    world.clock.now = time.time_ns() // 1_000_000
+    world.shop.ingest({"a": b"a", "b*": b"b"})
+    scrubber = scrubber_of(world)
+    assert scrubber.turn().parts == 1  # the statement: the builds of these tests are from 1970
+    assert scrubber.turn().is_idle
+    world.clock.now += 30 * DAY + 10_000
+    assert scrubber.progress().due == 4
+    turn = scrubber.turn()
+    assert (turn.parts, turn.size_bytes, turn.found) == (4, 2, ())
+    assert scrubber.turn().is_idle
+    assert scrubber.progress() == rows.Progress(4, 0, 0, world.clock.now, world.clock.now, 0, 0)
+
+
+def test_restart_goes_on_with_what_was_not_read_for_longest(world) -> None:
+    world.shop.ingest({f"f{n}": b"%d" % n for n in range(20)})
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    scrubber = scrubber_of(world)
+    due = rows.due(world.shop.records.reader(), world.clock.now - 30 * DAY, limit_count=12)
+    world.write(lambda db: rows.note_read(db, [one.part for one in due], world.clock.now - DAY))
+    world.restart()
+    scrubber = scrubber_of(world)
+    assert scrubber.progress().due == 22 - 12
+    assert scrubber.turn().parts == 10
+    assert scrubber.turn().is_idle
+    assert sorted(set(ages(world))) == [world.clock.now - DAY, world.clock.now]
+
+
+def test_damage_is_found_mended_and_counted(world) -> None:
+    shop = world.shop
+    shop.pin(shop.ingest({"a": b"hello", "a.sh*": b"hello", "b": b"other"}))
+    shop.keep_tree({"cache": b"cached"})
+    flip(shop.blob(b"hello"))
+    flip(shop.blob(b"other"))
+    flip(shop.blob(b"cached"))
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    turn = scrubber_of(world).turn()
+    assert {found.part for found in turn.found} == {
+        Part.of_blob(Digest.of(data) + b"f") for data in (b"hello", b"other", b"cached")
+    }
+    assert [mended.source for mended in turn.mended] == ["the same content in the store"]
+    assert every_cache(shop.records.reader()) == [], "the next build makes it anew"
+    progress = scrubber_of(world).progress()
+    assert (progress.found, progress.mended) == (3, 1)
+    problems = check_store(shop.store.layout.root, shop.records).problems
+    assert len(problems) == 2
+    assert all("it counts as absent" in problem for problem in problems)
+
+
+def test_reading_keeps_to_its_pace_and_stops_in_the_middle_of_a_file(world) -> None:
+    shop = world.shop
+    shop.ingest({"large": bytes(8 << 20), "small": b"small"})
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    scrubber = scrubber_of(world, bytes_per_s=512 << 10)  # some 17 s for the large one
+    turns = []
+    reading = threading.Thread(target=lambda: turns.append(scrubber.turn()))
+    reading.start()
+    reading.join(0.5)
+    assert reading.is_alive()
+    scrubber.stop()
+    reading.join(60)
+    (turn,) = turns
+    assert turn.parts < 4
+    assert scrubber_of(world).progress().due == 4 - turn.parts
+
+
+@pytest.mark.parametrize("what", ["tree", "envelope"])
+def test_damaged_statements_are_found(world, what: str) -> None:
+    shop = world.shop
+    ingested = shop.ingest({"a": b"a"})
+    layout = shop.store.layout
+    path = layout.tree(ingested.digest) if what == "tree" else None
+    flip(Path(path or layout.envelope(ingested.envelope_sha256)))
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    (found,) = scrubber_of(world).turn().found
+    assert found.part.kind == what
+
+
+def test_scrub_that_is_turned_off_reads_nothing(world) -> None:
+    world.shop.ingest({"a": b"a"})
+    flip(world.shop.blob(b"a"))
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    turn = scrubber_of(world, bytes_per_s=0).turn()
+    assert (turn.is_idle, turn.parts, turn.found) == (True, 0, ())
