@@ -21,12 +21,19 @@ from gitd.beside import beside, data_option, json_option, open_records, print_js
     type=click.Path(path_type=Path, exists=True, resolve_path=True),
     help="With --repair: an exported artifact, or a folder, that may have a copy.",
 )
+@click.option("--rebuild-index", is_flag=True, help="Make the records of the store anew from it.")
 @json_option
 def check(
-    data: Path, *, deep: bool, repair: bool, brought: tuple[Path, ...], as_json: bool
+    *,
+    data: Path,
+    deep: bool,
+    repair: bool,
+    brought: tuple[Path, ...],
+    rebuild_index: bool,
+    as_json: bool,
 ) -> None:
     """Prove that what is stored is what it says. Exits 1 when something is wrong."""
-    from gitd.checking import check_data, in_words, repair_data
+    from gitd.checking import check_data, in_words, rebuild_data, repair_data
     from gitd.config import Config
     from gitd.stores import noted_settings
 
@@ -35,10 +42,14 @@ def check(
     folder = beside(data)
     settings = noted_settings(folder) or Config()
     with open_records(folder) as records:
+        if rebuild_index:
+            rebuilt = rebuild_data(folder, records, settings)
+            if not as_json:
+                click.echo(rebuilt)
         if repair:
             report = repair_data(folder, records, settings, brought=brought)
         else:
-            report = check_data(folder, records, settings, is_deep=deep)
+            report = check_data(folder, records, settings, is_deep=deep or rebuild_index)
     if as_json:
         print_json(report)
     else:

@@ -24,6 +24,7 @@ from storage.reader import StoreReader
 from storage.records import damage, deployments, environments, integrity, releases, sites
 from storage.records import scrub as scrub_rows
 from storage.records.db import Records
+from storage.reindex import rebuild_index
 from storage.repair import Mended, Repairer
 from storage.repos import Repositories
 
@@ -120,6 +121,19 @@ def repair_data(
     if suspects:
         found = _look(folder, records, is_deep=True)
     return _report(records, config, found, mended)
+
+
+def rebuild_data(folder: DataFolder, records: Records, config: Config) -> str:
+    """Make the index of the store again from its files; say for people what that changed.
+
+    Raises:
+        StorageError: The system or the database refused.
+    """
+    done = rebuild_index(open_beside(folder, records, room_of(folder, config)), records)
+    return (
+        f"the index is made anew: of {done.trees} trees {done.changed} were known otherwise, "
+        f"{done.statements} statements are known again, {done.damaged} parts were found damaged"
+    )
 
 
 def copies_of(folder: DataFolder, records: Records) -> tuple[copies.Source, ...]:

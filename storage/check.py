@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from storage.blob_reading import suspects
 from storage.consequences import Consequence, Consequences
 from storage.digest import Digest
 from storage.errors import ArtifactError, SignatureInvalidError
@@ -133,7 +135,7 @@ class _Check:
             envelopes=len(attestations) + len(released),
             size_bytes=sum(size for _, size in live),
             findings=self._findings(),
-            leftovers=tuple(sorted(os.path.relpath(path, self._layout.root) for path in leftovers)),
+            leftovers=tuple(sorted(leftovers)),
             quarantined=tuple(Quarantine(self._layout).kept()),
         )
 
@@ -171,17 +173,13 @@ class _Check:
     # -- blobs ----------------------------------------------------------------------------------
 
     def _check_blobs(self, live: list[tuple[bytes, int]], *, is_deep: bool) -> None:
-        look = self._inspector.blob_fault
-        found = [
-            key for key, size_bytes in live if look(key, size_bytes, reads=is_deep) is not None
-        ]
-        for key in found:
+        for key in suspects(self._layout, live, reads=is_deep):
             # Collected, or taken in again meanwhile? Nobody does either while the gate is ours.
             with Gate(self._layout).collecting():
                 size_bytes = rows.size_of_live(self._records.reader(), key)
                 if size_bytes is None:
                     continue
-                fault = look(key, size_bytes, reads=is_deep)
+                fault = self._inspector.blob_fault(key, size_bytes, reads=is_deep)
             if fault is not None:
                 self._add(Part.of_blob(key), fault.text)
 
@@ -249,6 +247,7 @@ class _Check:
                 self._add(known.part, f"{known.why}; it counts as absent")
 
     def _leftovers(self) -> list[str]:
+        """Return the files that no row knows, as paths below the root."""
         known = self._known_paths()
         found = [path for path in self._each_path() if path not in known]
         if not found:
@@ -256,23 +255,33 @@ class _Check:
         # An ingest in progress places files before their rows; none is while the gate is ours.
         with Gate(self._layout).collecting():
             known = self._known_paths()
-            return [path for path in found if path not in known and os.path.lexists(path)]
+            root = self._layout.root
+            return [p for p in found if p not in known and os.path.lexists(f"{root}/{p}")]
 
     def _known_paths(self) -> set[str]:
         db = self._records.reader()
-        layout = self._layout
-        paths = {f"{layout.root}/{path}" for path in map(blob_file, rows.each_key(db))}
-        paths.update(layout.tree(Digest(digest)) for digest in rows.each_known_tree(db))
-        paths.update(layout.envelope(sha256) for sha256, _ in rows.each_attestation(db))
-        paths.update(layout.envelope(sha256) for sha256 in release_statements.each_name(db))
+        below = len(str(self._layout.root)) + 1
+        paths = {_blob_path(key.hex()) for key in rows.each_key(db)}
+        paths.update(self._layout.tree(Digest(d))[below:] for d in rows.each_known_tree(db))
+        paths.update(self._layout.envelope(name)[below:] for name, _ in rows.each_attestation(db))
+        paths.update(
+            self._layout.envelope(name)[below:] for name in release_statements.each_name(db)
+        )
         return paths
 
     def _each_path(self) -> Iterator[str]:
         for kind in SHARDED:
             for shard in SHARDS:
-                folder = f"{self._layout.root}/{kind}/{shard}"
-                if os.path.isdir(folder):  # noqa: PTH112 - a plain string
-                    yield from (f"{folder}/{name}" for name in os.listdir(folder))
+                with contextlib.suppress(FileNotFoundError):  # said by itself
+                    names = os.listdir(f"{self._layout.root}/{kind}/{shard}")
+                    yield from [f"{kind}/{shard}/{name}" for name in names]
+
+
+def _blob_path(key: str) -> str:
+    """Where the blob with a key, in hexadecimal, lies below the root: `layout.blob`, for many."""
+    return (
+        f"blobs/{key[:2]}/{key[2:64]}.x" if key.endswith("78") else f"blobs/{key[:2]}/{key[2:64]}"
+    )
 
 
 def _row_of(manifest: Manifest) -> rows.TreeRow:
@@ -294,9 +303,3 @@ def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def blob_file(key: bytes) -> str:
-    """Where a blob lies below the root: `layout.blob`, for many."""
-    name = key[:-1].hex()
-    return f"blobs/{name[:2]}/{name[2:]}{'.x' if key[-1:] == b'x' else ''}"

@@ -14,9 +14,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from storage.errors import SignatureInvalidError
+from storage.digest import Digest
+from storage.errors import DigestInvalidError, SignatureInvalidError
 from storage.signing import SigningKey, is_signed
 
 IN_TOTO_TYPE = "application/vnd.in-toto+json"
@@ -101,6 +102,27 @@ def unseal(data: bytes, *, payload_type: str, public_key: Callable[[str], bytes 
     if not key_ids:
         raise SignatureInvalidError("no trusted key signed the envelope")
     return Opened(body, frozenset(key_ids))
+
+
+def subject_digest(data: bytes) -> Digest:
+    """Return which tree an envelope's statement says that it is about. Nothing is checked: whoever
+    goes on with it unseals the envelope and reads the statement with that tree.
+
+    Raises:
+        SignatureInvalidError: It names none.
+    """
+    fields = decode_json(data, size_bytes_max=ENVELOPE_BYTES_MAX)
+    statement: Any = decode_json(_decode_base64(fields.get("payload")))
+    try:
+        return Digest.parse(f"blake3:{statement['subject'][0]['digest']['blake3']}")
+    except (KeyError, IndexError, TypeError, DigestInvalidError) as error:
+        raise SignatureInvalidError("the statement is about no tree") from error
+
+
+def signature_by(data: bytes, key_id: str) -> str:
+    """Return the signature of a key in an envelope that was unsealed, in base 64."""
+    fields: Any = decode_json(data, size_bytes_max=ENVELOPE_BYTES_MAX)
+    return str(next(item["sig"] for item in fields["signatures"] if item["keyid"] == key_id))
 
 
 def encode_json(value: Mapping[str, object]) -> bytes:

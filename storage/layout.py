@@ -81,8 +81,10 @@ def blob_mode(*, executable: bool) -> int:
     return EXECUTABLE_MODE if executable else BLOB_MODE
 
 
-def blob_mtime(digest: Digest) -> int:
+def blob_mtime(digest: bytes) -> int:
     """Return the time, in seconds, that every copy of a blob bears: it follows from its digest.
+
+    (Or from its key, which begins with that.)
 
     Equal trees look equal to `stat`, unequal contents of one size do not (so that a cache or a
     `.pyc` which goes by time and size is right), and a write by accident shows.

@@ -80,7 +80,9 @@ def _refer(db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes], at: int
     row = db.execute(
         "INSERT INTO tree(digest, sha256, files, size_bytes, manifest_bytes, verified_at)"
         " VALUES(?,?,?,?,?,?) ON CONFLICT(digest) DO UPDATE"
-        " SET state = 0, verified_at = excluded.verified_at RETURNING id",
+        " SET state = 0, sha256 = excluded.sha256, files = excluded.files,"
+        " size_bytes = excluded.size_bytes, manifest_bytes = excluded.manifest_bytes,"
+        " verified_at = excluded.verified_at RETURNING id",
         (tree.digest, tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes, at),
     ).fetchone()
     count = 0

@@ -25,7 +25,7 @@ from tests.storage.test_crash import HOWS, inject, points, pytestmark
 from tests.storage.test_repair import flip
 
 CHILD = Path(__file__).with_name("repair_child.py")
-TREE = {"twin": b"one", "twin*": b"one", "other": b"two" * 100, "gone": b"gone", "mode": b"mode"}
+TREE = {"twin": b"one", "twin.sh*": b"one", "other": b"two" * 100, "gone": b"gone", "mode": b"mode"}
 BRIEF_COUNT = 3
 
 __all__ = ["pytestmark"]

@@ -1,0 +1,89 @@
+"""Reading all blobs of a store, as fast as that goes: which of them somebody should look at.
+
+A filter and no judge: what is as it must be is passed over, and of the rest nothing is said but its
+key. Folder by folder, so that the system finds a file by its name alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from blake3 import blake3
+
+from storage.digest import DIGEST_BYTES
+from storage.layout import SHARDS, Layout, blob_mode, blob_mtime
+
+_Facts = tuple[int, int, int, int]  # mode, owner, size, time in seconds
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PIECE_BYTES = 4 << 20
+_MODES = {
+    b"f": stat.S_IFREG | blob_mode(executable=False),
+    b"x": stat.S_IFREG | blob_mode(executable=True),
+}
+_ENDINGS = {b"f": "", b"x": ".x"}
+
+
+def suspects(layout: Layout, blobs: Iterable[tuple[bytes, int]], *, reads: bool) -> Iterator[bytes]:
+    """Yield the keys of those blobs that are not as they must be; `reads` as for an inspector.
+
+    `blobs`: keys and sizes.
+    """
+    uid = layout.root.stat().st_uid
+    for shard, group in groupby(sorted(blobs), key=lambda blob: blob[0][0]):
+        wanted = list(group)
+        path = f"{layout.root}/blobs/{SHARDS[shard]}"
+        try:
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            yield from (key for key, _ in wanted)
+            continue
+        try:
+            for key, size_bytes in wanted:
+                kind = key[DIGEST_BYTES:]
+                name = key[1:DIGEST_BYTES].hex() + _ENDINGS[kind]
+                facts = (_MODES[kind], uid, size_bytes, blob_mtime(key))
+                if reads:
+                    is_right = _has_bytes(folder, name, facts, key[:DIGEST_BYTES])
+                else:
+                    is_right = _lies_there(folder, name, facts)
+                if not is_right:
+                    yield key
+        finally:
+            os.close(folder)
+
+
+def _lies_there(folder: int, name: str, facts: _Facts) -> bool:
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return (status.st_mode, status.st_uid, status.st_size, int(status[stat.ST_MTIME])) == facts
+
+
+def _has_bytes(folder: int, name: str, facts: _Facts, digest: bytes) -> bool:
+    size_bytes = facts[2]
+    try:
+        fd = os.open(name, _OPEN, dir_fd=folder)
+        try:
+            status = os.fstat(fd)
+            found = (status.st_mode, status.st_uid, status.st_size, int(status[stat.ST_MTIME]))
+            if found != facts:
+                return False
+            if size_bytes < _PIECE_BYTES:
+                data = os.read(fd, size_bytes + 1)
+                return len(data) == size_bytes and blake3(data).digest() == digest
+            return _digest_of(fd) == digest
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+
+
+def _digest_of(fd: int) -> bytes:
+    hasher = blake3(max_threads=blake3.AUTO)
+    while data := os.read(fd, _PIECE_BYTES):
+        hasher.update(data)
+    return hasher.digest()
