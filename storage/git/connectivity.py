@@ -62,14 +62,12 @@ class Connectivity:
 
     def _is_closed(self, tips: set[bytes], pack: IndexedPack | None) -> bool:
         commits, others = set[bytes](), set[bytes]()
-        inside: Collection[bytes] = ()
         if pack is not None:
-            inside = pack.oids
-            commits |= pack.outside_commits
-            others |= pack.outside_objects
+            commits |= pack.closure.outside_commits
+            others |= pack.closure.outside_objects
         try:
             for tip in tips - self._trusted:
-                if tip not in inside:
+                if pack is None or not pack.has(tip):
                     kind = self._store.kind_and_size(tip)[0]
                     (commits if kind == COMMIT else others).add(tip)
             commits -= self._absent_on_purpose(pack)
@@ -85,8 +83,8 @@ class Connectivity:
     def _absent_on_purpose(self, pack: IndexedPack | None) -> set[bytes]:
         if not self._shallow or pack is None:
             return set()
-        cut = [pack.commits[oid] for oid in self._shallow if oid in pack.commits]
-        return {parent for commit in cut for parent in parse_commit(commit).parents}
+        cut = [self._store.commit(oid) for oid in self._shallow if pack.has(oid)]
+        return {parent for commit in cut for parent in commit.parents}
 
     def _reachable(self, wanted: set[bytes]) -> set[bytes]:
         """Return those of some commits that the trusted refs reach, newest first."""
@@ -180,7 +178,8 @@ def _vouched(store: ObjectStore, pack: IndexedPack, wanted: set[bytes]) -> set[b
     missing = set(wanted)
     visited: set[tuple[bytes, tuple[bytes, ...]]] = set()
     stack: list[tuple[bytes, tuple[bytes, ...]]] = []
-    commits = {oid: parse_commit(data) for oid, data in pack.commits.items()}
+    commits = {oid: parse_commit(data) for oid, data in pack.commits}
+    trees = dict(pack.trees)
     for commit in commits.values():
         olds = []
         for parent in commit.parents:
@@ -192,18 +191,18 @@ def _vouched(store: ObjectStore, pack: IndexedPack, wanted: set[bytes]) -> set[b
     while stack and missing:
         pair = stack.pop()
         new, olds_here = pair
-        if new not in pack.trees or not olds_here or pair in visited:
+        if new not in trees or not olds_here or pair in visited:
             continue
         visited.add(pair)
         subtrees: dict[bytes, list[bytes]] = {}
         for old in olds_here:
-            inside = pack.trees.get(old)
+            inside = trees.get(old)
             for mode, name, oid in tree_entries(inside or store.get_typed(old, TREE)):
                 if inside is None:
                     missing.discard(oid)
                 if mode == MODE_TREE:
                     subtrees.setdefault(name, []).append(oid)
-        for mode, name, oid in tree_entries(pack.trees[new]):
+        for mode, name, oid in tree_entries(trees[new]):
             if mode == MODE_TREE and name in subtrees:
                 stack.append((oid, tuple(subtrees[name])))
     return wanted - missing

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import operator
 import os
 import struct
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from storage.git.closure import Closure
 from storage.git.errors import PackInvalidError, PackTooLargeError
 from storage.git.fsck import FsckRules
 from storage.git.object_checks import ObjectChecks
@@ -25,7 +28,7 @@ from storage.git.objects import ObjectStore
 from storage.git.pack import entry_head
 from storage.git.pack_deltas import DeltaTrees
 from storage.git.pack_halves import scan_by_two
-from storage.git.pack_index import index_row, row_crc, row_offset, row_oid, write_index
+from storage.git.pack_index import index_row, row_crc, row_offset, row_oid, row_oids, write_index
 from storage.git.pack_scan import HEADER_BYTES, PackLimits, PackScan
 from storage.git.pack_streams import PackStreams
 
@@ -38,25 +41,28 @@ class IndexedPack:
 
     Attributes:
         name: hex digits behind `pack-`; `path` is the pack's file.
-        oids: its objects, unordered; `outside_*` are links that leave it.
-        roots: its objects that none of its others links to.
-        commits: their contents; complete, and `trees` too, only if `is_linked`.
+        oids: its objects, sorted.
+        closure: of all of them.
+        commits, trees: (id, content) of each; empty if not `is_linked`.
         warnings: findings of fsck that do not refuse.
         completed_count: bases added to make a thin pack whole.
     """
 
     name: str
     path: Path
-    oids: set[bytes]
-    outside_commits: set[bytes]
-    outside_objects: set[bytes]
-    roots: set[bytes]
-    commits: dict[bytes, bytes]
-    trees: dict[bytes, bytes]
+    oids: list[bytes]
+    closure: Closure
+    commits: list[tuple[bytes, bytes]]
+    trees: list[tuple[bytes, bytes]]
     is_linked: bool
     warnings: list[str] = field(default_factory=list)
     completed_count: int = 0
     delta_count: int = 0
+
+    def has(self, oid: bytes) -> bool:
+        """Say whether an object is in it."""
+        place = bisect_left(self.oids, oid)
+        return place < len(self.oids) and self.oids[place] == oid
 
 
 def index_pack(
@@ -92,19 +98,17 @@ def index_pack(
     end, trailer = scan.streams.end, mapped[scan.streams.end :]
     if trees.completed:
         trailer = _complete(path, end, scan.rows, trees.completed)
-    scan.rows.sort()
-    oids = {row_oid(row) for row in scan.rows}
-    if len(oids) != len(scan.rows):
+    rows = sorted(scan.all_rows)
+    oids = row_oids(rows)
+    if any(map(operator.eq, oids, oids[1:])):
         raise PackInvalidError("the same object appears twice in the pack")
-    write_index(path.with_suffix(".idx"), scan.rows, trailer)
+    write_index(path.with_suffix(".idx"), rows, trailer)
     name = trailer.hex()
     return IndexedPack(
         name=name,
         path=_named(path, name),
         oids=oids,
-        outside_commits=checks.commit_links - oids,
-        outside_objects=checks.object_links - oids,
-        roots=oids - checks.object_links - checks.commit_links,
+        closure=_closure(scan),
         commits=checks.commits,
         trees=checks.trees,
         is_linked=checks.is_linked,
@@ -126,8 +130,8 @@ def read_pack(
     """
     _require_header(mapped[:HEADER_BYTES], len(mapped), limits)
     checks = ObjectChecks(ObjectStore.over([]), None)
-    checks.object_links = checks.commit_links = links
     scan, _ = _read(mapped, limits, checks, may_fork=False)
+    links |= checks.object_links.all() | checks.commit_links.all()
     by_offset = sorted(scan.rows, key=row_offset)
     return ((row_oid(row), row_offset(row), row_crc(row)) for row in by_offset)
 
@@ -178,6 +182,14 @@ def _read(
     if trees.left():
         raise PackInvalidError("unresolved deltas left after unpacking")
     return scan, trees
+
+
+def _closure(scan: PackScan) -> Closure:
+    oids = set(row_oids(scan.rows))
+    closure = scan.checks.closure(oids)
+    if scan.second is None:
+        return closure
+    return closure.joined(oids, scan.second.closure, row_oids(scan.second.rows))
 
 
 # writing

@@ -234,8 +234,8 @@ def _index(
     )
     pack = index_pack(spool, bases=bases, limits=limits, rules=rules, may_fork=may_fork)
     index = pack.path.with_suffix(".idx")
-    outside = pack.outside_commits | pack.outside_objects
-    write_quarantined_links(pack.path, pack.roots, outside)
+    outside = pack.closure.outside_commits | pack.closure.outside_objects
+    write_quarantined_links(pack.path, pack.closure.roots, outside)
     if not pack.oids:
         pack.path.unlink()
         index.unlink()

@@ -122,10 +122,11 @@ def _join(repository: Repository, packs: list[Pack]) -> str:
         limits = PackLimits(objects_max=1 << 31, object_bytes_max=1 << 40)
         nowhere = ObjectStore.over([])
         indexed = index_pack(spool, bases=nowhere, limits=limits)
-        if indexed.oids != set(oids):
+        if indexed.oids != sorted(oids):
             raise RepositoryCorruptError("joining packs lost an object")
-        outside = indexed.outside_commits | indexed.outside_objects
-        write_links(quarantine, indexed.path.stem, indexed.roots, outside)
+        closure = indexed.closure
+        outside = closure.outside_commits | closure.outside_objects
+        write_links(quarantine, indexed.path.stem, closure.roots, outside)
         sync_file(indexed.path)
         sync_file(indexed.path.with_suffix(".idx"))
         for directory in migrate_quarantine(quarantine, repository.sharing).directories:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from storage.git.closure import Closure, Links
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
 from storage.git.fsck import FsckRules, Severity, findings, is_clean
 from storage.git.object_formats import (
@@ -30,27 +31,35 @@ class ObjectChecks:
     Args:
         bases: where objects of the same id may be already.
         rules: how strictly objects are checked; None checks only what links need.
+        linked_bytes_max: of commits and trees that are remembered.
 
     Attributes:
         commit_links, object_links: what the objects link to.
-        commits, trees: their contents; complete only while `is_linked`.
+        commits, trees: (id, content) of each; empty when they are too many to be remembered.
         warnings: findings of fsck that do not refuse.
     """
 
-    def __init__(self, bases: ObjectStore, rules: FsckRules | None) -> None:
+    def __init__(
+        self,
+        bases: ObjectStore,
+        rules: FsckRules | None,
+        linked_bytes_max: int = LINKED_BYTES_MAX,
+    ) -> None:
         self.bases = bases
         self.rules = rules
-        self.commit_links: set[bytes] = set()
-        self.object_links: set[bytes] = set()
-        self.commits: dict[bytes, bytes] = {}
-        self.trees: dict[bytes, bytes] = {}
+        self.commit_links = Links()
+        self.object_links = Links()
+        self.commits: list[tuple[bytes, bytes]] = []
+        self.trees: list[tuple[bytes, bytes]] = []
         self.linked_bytes = 0
+        self.linked_bytes_max = linked_bytes_max
         self.warnings: list[str] = []
         self._may_exist = _existence(bases)
 
     @property
     def is_linked(self) -> bool:
-        return self.linked_bytes <= LINKED_BYTES_MAX
+        """Whether all commits and trees are remembered."""
+        return self.linked_bytes <= self.linked_bytes_max
 
     def named(self, kind: int, data: bytes) -> bytes:
         """Hash, check and search one object; return its id.
@@ -85,23 +94,45 @@ class ObjectChecks:
     def _link(self, oid: bytes, kind: int, data: bytes) -> None:
         try:
             if kind == TREE:
-                self.object_links.update(tree_links(data))
+                self.object_links.note(tree_links(data))
                 self._remember(self.trees, oid, data)
             elif kind == COMMIT:
                 tree, parents = commit_links(data)
-                self.object_links.add(tree)
-                self.commit_links.update(parents)
+                self.object_links.note((tree,))
+                self.commit_links.note(parents)
                 self._remember(self.commits, oid, data)
             else:
                 target, target_kind = parse_tag(data)
-                (self.commit_links if target_kind == COMMIT else self.object_links).add(target)
+                (self.commit_links if target_kind == COMMIT else self.object_links).note((target,))
         except RepositoryCorruptError as error:
             raise PackInvalidError(f"object {oid.hex()}: {error}") from error
 
-    def _remember(self, place: dict[bytes, bytes], oid: bytes, data: bytes) -> None:
-        if self.linked_bytes <= LINKED_BYTES_MAX:
-            place[oid] = data
+    def _remember(self, place: list[tuple[bytes, bytes]], oid: bytes, data: bytes) -> None:
+        if self.linked_bytes <= self.linked_bytes_max:
+            place.append((oid, data))
             self.linked_bytes += len(data)
+            self._forget_too_many()
+
+    def _forget_too_many(self) -> None:
+        if not self.is_linked:
+            self.commits, self.trees = [], []
+
+    def remember_more(
+        self,
+        commits: list[tuple[bytes, bytes]],
+        trees: list[tuple[bytes, bytes]],
+        linked_bytes: int,
+    ) -> None:
+        """Remember what another process has read; without any, too many bytes were linked."""
+        self.commits += commits
+        self.trees += trees
+        is_forgotten = linked_bytes and not commits and not trees
+        self.linked_bytes += self.linked_bytes_max + 1 if is_forgotten else linked_bytes
+        self._forget_too_many()
+
+    def closure(self, oids: set[bytes]) -> Closure:
+        """Return the closure of the objects that were named, whose ids these are."""
+        return Closure.of(oids, self.commit_links.all(), self.object_links.all())
 
     def _check(self, oid: bytes, kind: int, data: bytes) -> None:
         assert self.rules is not None
@@ -112,8 +143,11 @@ class ObjectChecks:
             text = f"object {oid.hex()}: {finding.id}: {finding.message}"
             if severity is Severity.ERROR:
                 raise PackInvalidError(text)
-            if len(self.warnings) < WARNINGS_MAX:
-                self.warnings.append(text)
+            self.warn([text])
+
+    def warn(self, warnings: list[str]) -> None:
+        """Note findings that do not refuse, as far as somebody would read them."""
+        self.warnings += warnings[: WARNINGS_MAX - len(self.warnings)]
 
     def _compare(self, oid: bytes, kind: int, data: bytes) -> None:
         """Refuse an object that has a stored one's id and another content."""

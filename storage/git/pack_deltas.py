@@ -61,7 +61,7 @@ class DeltaTrees:
     def _bases(self) -> Iterator[tuple[int, bytes]]:
         if not self._by_offset and not self._by_oid:
             return
-        for row in self._scan.rows:
+        for row in self._scan.all_rows:
             offset, oid = row_offset(row), row_oid(row)
             if offset in self._by_offset or oid in self._by_oid:
                 yield offset, oid

@@ -11,21 +11,24 @@ from __future__ import annotations
 import re
 import zlib
 from array import array
+from bisect import bisect_left
 from itertools import accumulate
 
 import msgspec
 
-from storage.git.object_checks import LINKED_BYTES_MAX, WARNINGS_MAX, ObjectChecks
+from storage.git.closure import Closure
+from storage.git.object_checks import ObjectChecks
 from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA
 from storage.git.pack import read_entry_head
 from storage.git.pack_deltas import DeltaTrees
-from storage.git.pack_index import row_offset, row_oid, rows_in
-from storage.git.pack_scan import HEADER_BYTES, Delta, PackScan
+from storage.git.pack_index import row_offset, row_offsets, row_oid, row_oids, rows_in
+from storage.git.pack_scan import HEADER_BYTES, Delta, PackScan, SecondPart
 from storage.git.pack_streams import PackStreams
 from storage.git.second_process import SecondProcess, has_second_core
 
 HALVED_COUNT_MIN = 4_000  # fewer entries are read before another process would have begun
 PENDING_BYTES_MAX = 64 << 20
+_FIRST_PART = 0.57  # of the work; the second process reads bases of the first half too
 _ENTRY_COST_BYTES = 1_500  # an entry costs what inflating so many bytes costs
 _SAMPLES, _SAMPLE_BYTES = 64, 8 << 10
 _SEARCHED_BYTES = 256 << 10
@@ -41,10 +44,11 @@ class _Share(msgspec.Struct, frozen=True, array_like=True):
     foreign: bytes
     delta_count: int
     inflated_bytes: int
-    commit_links: bytes
-    object_links: bytes
-    commits: dict[bytes, bytes]
-    trees: dict[bytes, bytes]
+    roots: bytes
+    outside_commits: bytes
+    outside_objects: bytes
+    commits: list[tuple[bytes, bytes]]
+    trees: list[tuple[bytes, bytes]]
     linked_bytes: int
     warnings: list[str]
 
@@ -62,11 +66,13 @@ def scan_by_two(scan: PackScan, count: int) -> None:
         second = SecondProcess(lambda: _second_half(scan, middle, count), _Share)
         try:
             scan.run(middle, count)
+            scan.rows.sort()
             share = second.result() if scan.at == middle else None
         finally:
             second.stop()
-        if share is not None and _is_right(scan, share, count):
-            _take_over(scan, share)
+        rows = rows_in(share.rows) if share is not None else []
+        if share is not None and _is_right(scan, share, rows, count):
+            _take_over(scan, share, rows)
             return
     # Whatever went wrong in the other half is found again here, and told in the words of ever.
     scan.run(streams.end, count - scan.entry_count)
@@ -74,16 +80,12 @@ def scan_by_two(scan: PackScan, count: int) -> None:
 
 def find_middle(streams: PackStreams) -> int | None:
     """Find where an entry probably begins, and about half of the work lies before it."""
-    mapped, size = streams.mapped, streams.end - HEADER_BYTES
-    if size < _SAMPLES * _SAMPLE_BYTES:
-        step, length = max(size // _SAMPLES, 1), max(size // _SAMPLES, 1)
-    else:
-        step, length = size // _SAMPLES, _SAMPLE_BYTES
+    step = max(streams.end // _SAMPLES, 1)
+    length = min(step, _SAMPLE_BYTES)
     starts = range(HEADER_BYTES, streams.end, step)
-    counts = [len(_STREAM_HEAD.findall(mapped[at : at + length])) for at in starts]
+    counts = [len(_STREAM_HEAD.findall(streams.mapped[at : at + length])) for at in starts]
     work = list(accumulate(_ENTRY_COST_BYTES * count + length for count in counts))
-    half = next(number for number, done in enumerate(work) if 2 * done >= work[-1])
-    return _entry_behind(streams, starts[half])
+    return _entry_behind(streams, starts[bisect_left(work, _FIRST_PART * work[-1])])
 
 
 def _entry_behind(streams: PackStreams, at: int) -> int | None:
@@ -103,34 +105,35 @@ def _entry_behind(streams: PackStreams, at: int) -> int | None:
 
 def _second_half(whole: PackScan, middle: int, count: int) -> _Share:
     """Read from the middle on, in the second process."""
-    checks = ObjectChecks(whole.checks.bases, whole.checks.rules)
+    linked_bytes_max = whole.checks.linked_bytes_max // 2  # more would be for nothing, probably
+    checks = ObjectChecks(whole.checks.bases, whole.checks.rules, linked_bytes_max)
     scan = PackScan(whole.streams, whole.limits, checks, middle)
     scan.run(scan.streams.end, count)
     trees = DeltaTrees(scan, pending_bytes_max=PENDING_BYTES_MAX)
     trees.resolve()
-    is_small = checks.linked_bytes <= LINKED_BYTES_MAX // 2
     scan.rows.sort()
+    closure = checks.closure(set(row_oids(scan.rows)))
     return _Share(
         rows=b"".join(scan.rows),
         put_off=trees.left(),
         foreign=array("Q", scan.foreign).tobytes(),
         delta_count=scan.delta_count,
         inflated_bytes=scan.inflated_bytes,
-        commit_links=b"".join(checks.commit_links),
-        object_links=b"".join(checks.object_links),
-        commits=checks.commits if is_small else {},
-        trees=checks.trees if is_small else {},
-        linked_bytes=checks.linked_bytes if is_small else LINKED_BYTES_MAX + 1,
+        roots=b"".join(closure.roots),
+        outside_commits=b"".join(closure.outside_commits),
+        outside_objects=b"".join(closure.outside_objects),
+        commits=checks.commits,
+        trees=checks.trees,
+        linked_bytes=checks.linked_bytes,
         warnings=checks.warnings,
     )
 
 
-def _is_right(scan: PackScan, share: _Share, count: int) -> bool:
+def _is_right(scan: PackScan, share: _Share, rows: list[bytes], count: int) -> bool:
     """Say whether the second half fits to the first one."""
-    rows = rows_in(share.rows)
     if scan.entry_count + len(rows) + len(share.put_off) != count:
         return False
-    begins = {row_offset(row) for row in scan.rows} | {delta.offset for delta in scan.put_off}
+    begins = set(row_offsets(scan.rows)) | {delta.offset for delta in scan.put_off}
     if not begins.issuperset(array("Q", share.foreign)):
         return False
     # Of an object that the second process made of a delta, only the id came here.
@@ -142,21 +145,20 @@ def _is_right(scan: PackScan, share: _Share, count: int) -> bool:
     )
 
 
-def _take_over(scan: PackScan, share: _Share) -> None:
-    checks = scan.checks
+def _take_over(scan: PackScan, share: _Share, rows: list[bytes]) -> None:
+    closure = Closure(
+        roots=_oids_in(share.roots),
+        outside_commits=_oids_in(share.outside_commits),
+        outside_objects=_oids_in(share.outside_objects),
+    )
+    scan.second = SecondPart(rows, closure)
     scan.at = scan.streams.end
-    scan.rows.sort()
-    scan.rows += rows_in(share.rows)
     scan.put_off += share.put_off
     scan.delta_count += share.delta_count
     scan.count_inflated(share.inflated_bytes)
-    checks.commit_links.update(_oids_in(share.commit_links))
-    checks.object_links.update(_oids_in(share.object_links))
-    checks.commits |= share.commits
-    checks.trees |= share.trees
-    checks.linked_bytes += share.linked_bytes
-    checks.warnings += share.warnings[: WARNINGS_MAX - len(checks.warnings)]
+    scan.checks.remember_more(share.commits, share.trees, share.linked_bytes)
+    scan.checks.warn(share.warnings)
 
 
-def _oids_in(data: bytes) -> list[bytes]:
-    return [data[at : at + OID_BYTES] for at in range(0, len(data), OID_BYTES)]
+def _oids_in(data: bytes) -> set[bytes]:
+    return {data[at : at + OID_BYTES] for at in range(0, len(data), OID_BYTES)}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import sys
+from array import array
 from bisect import bisect_left
 from pathlib import Path
 
@@ -36,6 +38,19 @@ def row_offset(row: bytes) -> int:
     return int.from_bytes(row[_OFFSET_AT:], "big")
 
 
+def row_oids(rows: list[bytes]) -> list[bytes]:
+    """Return the ids in some rows."""
+    return [row[:OID_BYTES] for row in rows]
+
+
+def row_offsets(rows: list[bytes]) -> array[int]:
+    """Return the offsets in some rows."""
+    offsets = array("Q", b"".join([row[_OFFSET_AT:] for row in rows]))
+    if sys.byteorder == "little":
+        offsets.byteswap()
+    return offsets
+
+
 def rows_in(data: bytes) -> list[bytes]:
     """Take joined rows apart."""
     return [data[at : at + ROW_BYTES] for at in range(0, len(data), ROW_BYTES)]
@@ -44,15 +59,15 @@ def rows_in(data: bytes) -> list[bytes]:
 def write_index(path: Path, rows: list[bytes], trailer: bytes) -> None:
     """Write a version 2 index of rows that are sorted; `trailer` is the pack's checksum."""
     fanout = [bisect_left(rows, bytes([first + 1])) for first in range(255)]
-    far: list[bytes] = []
+    near, far = _offsets(rows)
     body = b"".join(
         (
             _MAGIC,
             struct.pack(">256L", *fanout, len(rows)),
-            b"".join([row[:OID_BYTES] for row in rows]),
+            b"".join(row_oids(rows)),
             b"".join([row[_CRC_AT:_OFFSET_AT] for row in rows]),
-            b"".join([_near_offset(row, far) for row in rows]),
-            *far,
+            near,
+            far,
             trailer,
         )
     )
@@ -61,9 +76,15 @@ def write_index(path: Path, rows: list[bytes], trailer: bytes) -> None:
         file.write(hashlib.sha1(body, usedforsecurity=False).digest())
 
 
-def _near_offset(row: bytes, far: list[bytes]) -> bytes:
-    offset = row[_OFFSET_AT:]
-    if offset < b"\0\0\0\0\x80":
-        return offset[4:]
-    far.append(offset)
-    return struct.pack(">L", _FAR_OFFSET | (len(far) - 1))
+def _offsets(rows: list[bytes]) -> tuple[bytes, bytes]:
+    """Make the table of offsets, and that of those which do not fit into the first one."""
+    if max(row_offsets(rows), default=0) < _FAR_OFFSET:
+        return b"".join([row[_OFFSET_AT + 4 :] for row in rows]), b""
+    near, far = [], []
+    for row in rows:
+        offset = row_offset(row)
+        if offset >= _FAR_OFFSET:
+            far.append(row[_OFFSET_AT:])
+            offset = _FAR_OFFSET | (len(far) - 1)
+        near.append(struct.pack(">L", offset))
+    return b"".join(near), b"".join(far)

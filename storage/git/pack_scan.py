@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from storage.git.closure import Closure
 from storage.git.errors import (
     PackInvalidError,
     PackOutgrownError,
@@ -68,6 +69,14 @@ Kept = tuple[int, bytes, int]
 stored whole."""
 
 
+@dataclass(frozen=True, slots=True)
+class SecondPart:
+    """The objects that another process has named: their rows, sorted, and their closure."""
+
+    rows: list[bytes]
+    closure: Closure
+
+
 class PackScan:
     """A reading of a pack, or of the part of it that begins at `at`.
 
@@ -78,6 +87,7 @@ class PackScan:
         kept: objects by offset.
         waiting: deltas that are put off, by offset, as far as there is memory.
         foreign: offsets before the part's begin from which bases were read.
+        second: what another process made of the part behind this one, if one did.
         delta_count: with those put off.
     """
 
@@ -91,6 +101,7 @@ class PackScan:
         self.kept: dict[int, Kept] = {}
         self.waiting: dict[int, bytes] = {}
         self.foreign: list[int] = []
+        self.second: SecondPart | None = None
         self.delta_count = 0
         self._kept_bytes = 0
         self.inflated_bytes = 0
@@ -102,7 +113,13 @@ class PackScan:
 
     @property
     def entry_count(self) -> int:
-        return len(self.rows) + len(self.put_off)
+        second = len(self.second.rows) if self.second is not None else 0
+        return len(self.rows) + len(self.put_off) + second
+
+    @property
+    def all_rows(self) -> list[bytes]:
+        """The rows of all objects that are named."""
+        return self.rows if self.second is None else self.rows + self.second.rows
 
     def run(self, stop: int, count_max: int) -> None:
         """Read entries until `stop`, or as many.

@@ -7,6 +7,7 @@ behind its length in four bytes. It ends with its standard input.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from pathlib import Path
@@ -55,10 +56,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     cache = RepositoryCache()
+    gc.disable()  # a task makes many objects and hardly a circle: those are freed after it
     with contextlib.suppress(BrokenPipeError):  # the server has died: nobody waits for the answer
         while (task := _read(sys.stdin.buffer)) is not None:
             answers.write(encode_frame(_done(task, cache)))
             answers.flush()
+            gc.collect()
     with contextlib.suppress(BrokenPipeError):
         answers.close()
 

@@ -76,7 +76,8 @@ def found_in(folder: Path, pack: bytes, *, may_fork: bool) -> tuple[dict[str, An
         folder / "x", bases=ObjectStore.over([]), limits=PackLimits(), may_fork=may_fork
     )
     index = indexed.path.with_suffix(".idx").read_bytes()
-    return {**asdict(indexed), "path": None}, index
+    found = asdict(indexed) | {"commits": dict(indexed.commits), "trees": dict(indexed.trees)}
+    return found | {"path": None}, index
 
 
 def assert_two_find_what_one_finds(folder: Path, pack: bytes) -> dict[str, Any]:
