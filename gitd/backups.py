@@ -197,8 +197,8 @@ def _left_out(facts: Facts) -> list[str]:
         found.append("the root key is not in it: it is kept elsewhere. Know where.")
     if facts.variables_key in ("left_out", "elsewhere"):
         found.append(
-            f"the key of {facts.variables} variables and secrets is not in it: without"
-            " variables.key they cannot be opened again, and have to be set anew."
+            f"variables.key is not in it: without it {facts.sealed} sealed values of variables and"
+            " secrets cannot be opened again, and have to be set anew."
         )
     found.append("what web processes keep in /data is not in it: see docs/backup.md.")
     return found
@@ -285,7 +285,9 @@ def _say_restored(restored: Restored, root: Path) -> None:
     if restored.interrupted:
         click.echo(f"{restored.interrupted:>8} jobs ran at that moment, and count as failed")
     if restored.forgotten_variables:
-        click.echo(f"{restored.forgotten_variables:>8} variables and secrets have to be set again")
+        click.echo(
+            f"{restored.forgotten_variables:>8} values of variables and secrets are gone: set them"
+        )
     if restored.signing_key_id:
         click.echo(f"A new key signs from now on: {restored.signing_key_id}")
     if restored.is_trust_new:

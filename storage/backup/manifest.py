@@ -48,7 +48,7 @@ class Facts(msgspec.Struct, frozen=True):
         signing_key, root_key, variables_key: Whether it has that private key. `elsewhere`: the
             server itself did not have it in a file.
         signing_key_id: The key that signed at that moment, where that is known.
-        variables: How many values of variables and secrets were sealed with the key of those.
+        sealed: How many values and configs are sealed under the key of variables and secrets.
         late_pushes: How many pushes came while it was made: a restored server ends them.
     """
 
@@ -65,7 +65,7 @@ class Facts(msgspec.Struct, frozen=True):
     root_key: Where
     variables_key: Where
     signing_key_id: str | None
-    variables: int
+    sealed: int
     late_pushes: int
 
 

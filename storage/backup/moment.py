@@ -118,7 +118,7 @@ def moment_of(
                     keys=_keys(
                         places.keys,
                         with_keys=with_keys,
-                        has_variables=counts["variables"] > 0,
+                        has_sealed=counts["sealed"] > 0,
                     ),
                 )
             hold = hold_trees(layout, trees)
@@ -170,14 +170,14 @@ class _Copier:
                 self.add(folder / name, KEY_FILE_MODE)
 
 
-def _keys(folder: Path, *, with_keys: bool, has_variables: bool) -> dict[str, Where]:
+def _keys(folder: Path, *, with_keys: bool, has_sealed: bool) -> dict[str, Where]:
     """Say of each private key whether it goes into the backup."""
     found: dict[str, Where] = {}
     for name in (SIGNING_KEY, ROOT_KEY, VARIABLES_KEY):
         if (folder / name).exists():
             found[name] = "included" if with_keys else "left_out"
         else:
-            found[name] = "none" if name == VARIABLES_KEY and not has_variables else "elsewhere"
+            found[name] = "none" if name == VARIABLES_KEY and not has_sealed else "elsewhere"
     return found
 
 

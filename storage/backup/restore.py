@@ -295,7 +295,7 @@ class _Restore:
                 of_roll=_ROLL_INTERRUPTED,
                 at=time.time_ns() // 1_000_000,
             )
-            return interrupted, copies.forget_variables(db) if forgets else 0
+            return interrupted, copies.forget_sealed(db) if forgets else 0
 
 
 def _require_empty(root: Path) -> None:

@@ -42,7 +42,7 @@ from storage.sealing import VARIABLES_KEY
 
 TRIES_MAX = 3  # of the whole, when a site is deleted in the middle
 REPOSITORY_TRIES_MAX = 20  # when its packs are joined in the middle
-FREE_BYTES_MIN = 32 << 20  # left for the manifest and the names
+FREE_BYTES_MIN = 8 << 20  # left for the manifest and the names
 DAMAGE_SHOWN_MAX = 10
 
 
@@ -170,7 +170,7 @@ class _Backup:
             root_key=moment.keys[ROOT_KEY],
             variables_key=moment.keys[VARIABLES_KEY],
             signing_key_id=moment.signing_key_id,
-            variables=moment.counts["variables"],
+            sealed=moment.counts["sealed"],
             late_pushes=late,
         )
 

@@ -70,11 +70,11 @@ def drop_garbage(db: sqlite3.Connection) -> None:
 
 
 def counts(db: sqlite3.Connection) -> dict[str, int]:
-    """How many sites, artifacts that can be deployed, and sealed values there are."""
+    """How many sites, artifacts that can be deployed, and sealed rows there are."""
     found = db.execute(
         "SELECT (SELECT COUNT(*) FROM site) AS sites,"
         " (SELECT COUNT(*) FROM artifact WHERE expired_at IS NULL) AS artifacts,"
-        " (SELECT COUNT(*) FROM variable) AS variables"
+        " (SELECT COUNT(*) FROM variable) + (SELECT COUNT(*) FROM environment_config) AS sealed"
     ).fetchone()
     return dict(found)
 
@@ -86,9 +86,20 @@ def size_of_blobs(db: sqlite3.Connection) -> int:
     return int(size)
 
 
-def forget_variables(db: sqlite3.Connection) -> int:
-    """Forget the sealed values, whose key is lost; return how many there were."""
-    return db.execute("DELETE FROM variable").rowcount
+def forget_sealed(db: sqlite3.Connection) -> int:
+    """Forget all sealed values, whose key is lost; return how many there were.
+
+    What ran with some runs without, as what was released before there were any; so the statements
+    that speak of them go too, and control signs others.
+    """
+    db.execute(
+        "DELETE FROM release_statement WHERE deployment_id IN"
+        " (SELECT id FROM deployment WHERE config_version > 0)"
+    )
+    for table in ("deployment", "release"):
+        db.execute(f"UPDATE {table} SET config_version = NULL WHERE config_version > 0")  # noqa: S608 - names are ours
+    gone = db.execute("DELETE FROM environment_config").rowcount
+    return gone + db.execute("DELETE FROM variable").rowcount
 
 
 def fail_running(db: sqlite3.Connection, *, of_build: Failure, of_roll: Failure, at: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -228,6 +228,12 @@ def small(tmp_path: Path) -> Iterator[Small]:
     made = Small.open(tmp_path / "small")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def make_small() -> Callable[[Path], Small]:
+    """Makes one in a folder, for fixtures that live longer than a test. Close it."""
+    return Small.open
 
 
 @pytest.fixture

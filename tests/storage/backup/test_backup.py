@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import random
+import shutil
 import stat
 import subprocess
 import time
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from storage.artifacts import Ingested
 from storage.backup.keys import KeyPlan, read_keys
 from storage.backup.manifest import Manifest, is_safe
 from storage.backup.places import is_unfinished
@@ -18,12 +22,32 @@ from storage.backup.repositories import picture_of
 from storage.backup.verify import listed, verify
 from storage.collect import Collector, Order
 from storage.digest import Digest
-from storage.errors import BackupDamagedError, BackupError
+from storage.errors import BackupDamagedError, BackupError, StorageFullError
 from storage.git.check import check_repository
 from storage.ids import new_id
 from storage.joblog import JobLogs
-from storage.model import SYSTEM, JobStatus, PushRecord, RefMove
-from storage.records import jobs, pushes
+from storage.model import (
+    SYSTEM,
+    Deployment,
+    Environment,
+    EnvironmentConfig,
+    EnvironmentKind,
+    EnvironmentStatus,
+    JobStatus,
+    PushRecord,
+    RefMove,
+    Trigger,
+)
+from storage.records import (
+    deployments,
+    environment_configs,
+    environments,
+    jobs,
+    pushes,
+    release_statements,
+)
+from storage.records.db import Records
+from storage.records.release_statements import IssuedStatement
 from storage.retention import Retention
 from storage.signing import SigningKey
 
@@ -191,6 +215,35 @@ def test_values_without_their_key_are_forgotten_only_when_told(small, tmp_path: 
     assert made.forgotten_variables == 1
 
 
+def test_forgotten_values_take_the_statements_that_speak_of_them_along(
+    small, tmp_path: Path
+) -> None:
+    ingested = small.ingest({"a": b"a"}, "build_2")
+
+    def change(db) -> None:
+        environments.add(db, ENVIRONMENT)
+        config = EnvironmentConfig("env_1", 1, "d", "p", b"sealed", 0)
+        environment_configs.add(db, config)
+        for number, version in enumerate((0, 1)):
+            deployments.add(db, deployment_of(f"dep_{number}", ingested, version))
+            issued = IssuedStatement(
+                f"{number}", "env_1", number, f"dep_{number}", "k", "p", "e", 0
+            )
+            release_statements.add(db, issued)
+
+    small.records.write(change)
+    keys = read_keys(small.places.keys)
+    del keys["variables.key"]
+    assert small.back_up().facts.sealed == 1
+    small.restore(tmp_path / "new/data", KeyPlan(keys, without_variables=True))
+    with Records.open(tmp_path / "new/data/gitd.db") as records:
+        reader = records.reader()
+        assert not environment_configs.has_any(reader)
+        versions = [deployments.get(reader, f"dep_{n}").config_version for n in (0, 1)]
+        assert versions == [0, None]
+        assert release_statements.each_name(reader) == ["0"]
+
+
 # -- what goes on meanwhile ------------------------------------------------------------------------
 
 
@@ -258,9 +311,74 @@ def test_packs_that_are_joined_in_the_middle_are_looked_up_again(
     assert tips.items() <= again.repositories.branches("site_1").items()
 
 
+ENVIRONMENT = Environment(
+    "env_1",
+    "site_1",
+    "production",
+    EnvironmentKind.PRODUCTION,
+    None,
+    ephemeral=False,
+    status=EnvironmentStatus.ACTIVE,
+    hostname="acme-store",
+    created_at=0,
+)
+
+
+def deployment_of(deployment_id: str, ingested: Ingested, config_version: int) -> Deployment:
+    return Deployment(
+        id=deployment_id,
+        site_id="site_1",
+        env_id="env_1",
+        job_id=new_id("job"),
+        artifact_id=ingested.artifact_id,
+        envelope_sha256=ingested.envelope_sha256,
+        trigger=Trigger.DEPLOY,
+        status=JobStatus.SUCCEEDED,
+        runs_release_command=False,
+        release_id=None,
+        error=None,
+        ref=None,
+        commit=None,
+        actor=SYSTEM,
+        created_at=0,
+        started_at=0,
+        finished_at=0,
+        config_version=config_version,
+    )
+
+
 def landed_push(move: RefMove) -> PushRecord:
     now = time.time_ns() // 1_000_000
     return PushRecord(new_id("push"), "site_1", SYSTEM, (move,), (), now, now)
+
+
+# -- room ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(small) -> Iterator[None]:
+    """Backups lie on a disk of 16 MiB."""
+    small.destination.root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", small.destination.root]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield
+    subprocess.run(["umount", "-l", small.destination.root], check=True)
+
+
+def test_backup_that_has_no_room_leaves_all_as_it_was(small, small_disk) -> None:
+    small.back_up(with_keys=True)
+    free = shutil.disk_usage(small.destination.root).free
+    (small.work / "noise").write_bytes(random.Random(7).randbytes(16 << 20))
+    subprocess.run(["git", "add", "noise"], cwd=small.work, check=True)
+    small.push("noise")  # of which is known how large it is only when it is copied
+    with pytest.raises(StorageFullError):
+        small.back_up(with_keys=True)
+    assert [item.faults for item in verify(small.destination)] == [()]
+    assert shutil.disk_usage(small.destination.root).free > free - (1 << 20)
+    small.ingest({"noise": random.Random(8).randbytes(8 << 20)}, "build_2")
+    with pytest.raises(StorageFullError, match=r"are free at .*, and the backup needs"):
+        small.back_up(with_keys=True)
 
 
 # -- what is refused -------------------------------------------------------------------------------
