@@ -160,6 +160,7 @@ class Control:
             scratch=folder.scratch,
             size_bytes_max=config.builders.output_bytes_max,
             site_bytes_max=config.store.site_bytes_max,
+            variables=self.variables,
         )
         self.housekeeping = Housekeeping(
             Collector(self.store, self.records, retention_of(config)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -19,6 +20,7 @@ from hooks.builds.managed_toml import ManagedToml
 from hooks.builds.plan import Listing, told
 from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.sources import Sources
+from hooks.variables import Variables
 from storage.errors import StorageError
 from storage.git.errors import RepositoryError
 from storage.model import Attestation, Build
@@ -31,28 +33,37 @@ _DECIDES_WHERE = ("root", "sites")  # in the inputs as the folder that they lead
 class Memo:
     """What the builds of each site gave. From any thread."""
 
-    def __init__(self, records: Records, sources: Sources) -> None:
+    def __init__(
+        self, records: Records, sources: Sources, variables: Variables | None = None
+    ) -> None:
+        self._variables = variables
         self._records = records
         self._sources = sources
         self._version = version("gitd")
 
     def inputs_of(self, build: Build) -> str | None:
-        """Return the digest of a build's inputs, the toolchain excepted.
+        """Return the digest of a build's inputs as they are now, the toolchain excepted.
 
         They are: the site, the folder of the commit that is built, by its git tree (which has
         the commits of submodules), `.gitmodules`, the settings of `managed.toml` that lie above
-        the folder, what the build asks to know of its commit and environment, and gitd's version.
-        None for a clean build, for one that is given variables, and for one whose inputs cannot be
-        told: it will say why itself.
+        the folder, what the build asks to know of its commit and environment, what it is given of
+        variables and secrets, by its keyed digest, and gitd's version. None for a clean build, and
+        for one whose inputs cannot be told: it will say why itself.
         """
         if build.clean:
             return None
-        return self.all_inputs_of(build)
+        return self._inputs(build, lambda config: self._given_now(build, config))
 
-    def all_inputs_of(self, build: Build) -> str | None:
-        """As `inputs_of`, also for a clean build: later ones go by what it gives."""
+    def inputs_given(self, build: Build, given: str | None) -> str | None:
+        """As `inputs_of`, once it is over; of a clean build too: later ones go by what it gave.
+
+        `given`: the digest of what it was given; None when nobody knows.
+        """
+        return self._inputs(build, lambda _: given)
+
+    def _inputs(self, build: Build, given_of: Callable[[ManagedToml], str | None]) -> str | None:
         try:
-            inputs = self._read(build)
+            inputs = self._read(build, given_of)
         except (BuildFailedError, StorageError, RepositoryError):
             return None
         encoded = msgspec.json.encode(inputs, order="sorted")
@@ -80,14 +91,17 @@ class Memo:
             return False
         return True
 
-    def _read(self, build: Build) -> dict[str, object] | None:
+    def _read(
+        self, build: Build, given_of: Callable[[ManagedToml], str | None]
+    ) -> dict[str, object] | None:
         site = sites.find(self._records.reader(), build.site_id)
         environment = environments.get(self._records.reader(), build.env_id)
         if site is None or environment is None:
             return None
         config, root = self._config(build)
-        if config.variables:
-            return None  # their values may change while it waits and while it builds
+        given = given_of(config) if config.variables else ""
+        if given is None:
+            return None
         folder = self._sources.folder(build, root)
         if folder is None:
             return None
@@ -100,8 +114,17 @@ class Memo:
             "tree": folder.tree,
             "settings": settings,
             "known": known,
+            "given": given,
             "gitmodules": None if config.ignores_submodules else self._sources.gitmodules(build),
         }
+
+    def _given_now(self, build: Build, config: ManagedToml) -> str | None:
+        if self._variables is None:
+            return None
+        found = self._variables.for_build(
+            self._records.reader(), build.site_id, build.env_id, config.variables or ()
+        )
+        return None if found.missing else found.digest
 
     def _config(self, build: Build) -> tuple[ManagedToml, str]:
         """Return the settings of a build, and the folder of its commit that it reads."""

@@ -22,6 +22,7 @@ from hooks.clock import rfc3339
 from hooks.housekeeping import quota_message
 from hooks.jobs import JobChanges, Jobs
 from hooks.queueing import DeploymentOrder, queue_deployment
+from hooks.variables import Variables
 from storage.artifacts import ArtifactStore, Ingested
 from storage.digest import Digest
 from storage.envelope import Envelope
@@ -63,6 +64,7 @@ class Packer:
         scratch: Path,
         size_bytes_max: int,
         site_bytes_max: int = 0,
+        variables: Variables | None = None,
     ) -> None:
         self._jobs = jobs
         self._records = jobs.records
@@ -73,7 +75,7 @@ class Packer:
         self._size_bytes_max = size_bytes_max
         self._site_bytes_max = site_bytes_max
         self._version = version("gitd")
-        self.memo = Memo(jobs.records, sources)
+        self.memo = Memo(jobs.records, sources, variables)
 
     def tar_of(self, job_id: str) -> Path:
         """Where the tar of the job's output is kept until the build is finished."""
@@ -84,8 +86,10 @@ class Packer:
         for path in self._scratch.glob("output-*"):
             path.unlink()
 
-    async def keep(self, build: Build, outcome: Finish) -> None:
+    async def keep(self, build: Build, outcome: Finish, *, given: str | None = None) -> None:
         """Pack, sign and record the output, and queue its deployment: one commit for all.
+
+        `given`: the digest of the variables and secrets that it was given, if any is known.
 
         Raises:
             TreeError: The output holds what no artifact may hold, or too much of it.
@@ -98,7 +102,7 @@ class Packer:
         assert site is not None, "a site that goes cancels its builds"
         slug = environment.slug if environment is not None else None  # it may be going
         grafts = await asyncio.to_thread(self._sources.grafts_of, build, outcome)
-        inputs = await asyncio.to_thread(self.memo.all_inputs_of, build)
+        inputs = await asyncio.to_thread(self.memo.inputs_given, build, given)
         toolchain = toolchain_digest(outcome.toolchain)
         before = self._recall(build.site_id, inputs, toolchain) if build.clean else None
         published: list[JobChanges] = []

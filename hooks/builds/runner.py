@@ -97,6 +97,7 @@ class _Running:
         deadline: when the lease ends; None while the output is being packed.
         ends_by: when the slot must have ended the build, heartbeats or not.
         has_spoken: the slot did, since this process started.
+        given: digests of the variables and secrets that the slot was given, since then.
         started: set when the job's log says that it runs.
         released: set when the slot holds it no longer.
     """
@@ -110,6 +111,7 @@ class _Running:
     lines_seen: int
     has_spoken: bool
     progress_at: float = 0.0
+    given: set[str] = field(default_factory=set)
     finishing: asyncio.Task[None] | None = field(default=None)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -297,7 +299,8 @@ class BuildRunner:
         Raises:
             BuildFailedError: `build.variable_missing`, `build.variables_unreadable`.
         """
-        build = self._build(self._held(job_id).job)
+        running = self._held(job_id)
+        build = self._build(running.job)
         if self._variables is None:
             return given_to_build(BuildValues(missing=tuple(declared)))
         try:
@@ -309,7 +312,9 @@ class BuildRunner:
             raise BuildFailedError(
                 "build.variables_unreadable", "The server cannot open the values that are set."
             ) from error
-        return given_to_build(found)
+        given = given_to_build(found)
+        running.given.add(given.digest)
+        return given
 
     async def started(self, job_id: str) -> None:
         """Wait until it is written down that the job runs: what it says comes after that.
@@ -428,7 +433,9 @@ class BuildRunner:
                 failure = Failure(error.code, error.message, exit_status=error.exit_status)
                 await self._fail(job_id, failure, outcome.timings)
             else:
-                await self._packer.keep(self._build(running.job), outcome)
+                # One that asked twice may have been given other values meanwhile.
+                given = next(iter(running.given)) if len(running.given) == 1 else None
+                await self._packer.keep(self._build(running.job), outcome, given=given)
         except BuildFailedError as error:
             await self._fail_here(job_id, Failure(error.code, str(error)), outcome.timings)
         except TreeError as error:

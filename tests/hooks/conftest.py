@@ -89,6 +89,7 @@ class World:
             scratch=root / "tmp",
             size_bytes_max=limits.output_bytes_max,
             site_bytes_max=site_bytes_max,
+            variables=variables,
         )
         housekeeping = Housekeeping(
             Collector(store, records, Retention()),

@@ -282,3 +282,82 @@ async def test_submodule_that_the_actor_may_not_read_is_no_inheritance(made, com
     assert again.result["artifact_id"] == first.result["artifact_id"]
     made.world.readable.discard(theme.id)
     assert await made.is_for_a_slot(await made.ask("staging"))
+
+
+DECLARES = {**PAGE, "managed.toml": b'[build]\ncommand = "make"\nvariables = ["TOKEN"]'}
+
+
+class Given:
+    """The variable that the builds of a site declare."""
+
+    def __init__(self, made: Builds) -> None:
+        self.made = made
+
+    async def set(self, value: str, slug: str | None = None) -> None:
+        world, site = self.made.world, self.made.site
+        where = world.environment(site, slug) if slug is not None else None
+        await world.variables.put(site, where, "TOKEN", value, is_secret=True)
+
+    async def make(self, slug="production", *, asks=("TOKEN",), changes_to=None, **options):
+        """As `Builds.make`; the slot asks for what is declared before it builds."""
+        job_id = await self.made.ask(slug, **options)
+        lease = await self.made.lease()
+        assert lease is not None, "it was answered without a slot"
+        if asks:
+            self.made.world.builds.variables_of(job_id, asks)
+        if changes_to is not None:
+            await self.set(changes_to)
+        await self.made.world.builds.finish(job_id, done())
+        return self.made.job(job_id)
+
+
+@pytest.fixture
+def given(made, commit) -> Given:
+    commit(made.world.repositories.path(made.site.id), DECLARES)
+    return Given(made)
+
+
+async def test_what_a_build_was_given_is_an_input(made, given) -> None:
+    await given.set("one long secret")
+    first = await given.make()
+    again = await made.answered(await made.ask("staging"))
+    assert again.result["artifact_id"] == first.result["artifact_id"]
+    await given.set("another secret", "staging")
+    assert made.build(await given.make("staging")).cached is False
+    await given.set("another secret")
+    assert (await made.answered(await made.ask())).status is JobStatus.SUCCEEDED
+    await given.set("one long secret")
+    assert (await made.answered(await made.ask())).status is JobStatus.SUCCEEDED
+
+
+async def test_value_that_changed_during_a_build_is_not_taken_for_its_input(made, given) -> None:
+    await given.set("one long secret")
+    await given.make(changes_to="another secret")
+    assert await made.is_for_a_slot(await made.ask("staging"))
+    await made.world.builds.finish((await made.ask("staging")), FAILED)
+    await given.set("one long secret")
+    assert (await made.answered(await made.ask("staging"))).status is JobStatus.SUCCEEDED
+
+
+async def test_value_that_changed_while_a_build_waited_is_what_counts(made, given) -> None:
+    await given.set("one long secret")
+    await given.make()
+    await made.world.builds.close()  # it answers nothing by itself any more
+    job_id = await made.ask("staging")
+    build = made.build(made.job(job_id))
+    await given.set("another secret")
+    assert not await made.world.builds._packer.reuse(build, toolchain_digest(MACHINE))
+
+
+async def test_build_whose_values_nobody_knows_is_not_remembered(made, given) -> None:
+    await given.set("one long secret")
+    await given.make(asks=())
+    assert await made.is_for_a_slot(await made.ask("staging"))
+
+
+async def test_values_show_in_no_record_of_what_is_remembered(made, given) -> None:
+    await given.set("canary-90f1ab")
+    await given.make()
+    made.world.records.close()
+    for path in made.world.root.glob("gitd.db*"):
+        assert b"canary-90f1ab" not in path.read_bytes()
