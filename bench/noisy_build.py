@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -186,10 +186,11 @@ def compare(daemon: Daemon, visitor: Executor, hog: str, number: int) -> list[st
     return lines
 
 
-def main() -> int:
+def main(wanted: Sequence[str]) -> int:
     if os.geteuid() != 0:
         sys.stderr.write("needs: root\n")
         return 1
+    hogs = {name: HOGS[name] for name in HOGS if not wanted or any(w in name for w in wanted)}
     root = Path(tempfile.mkdtemp(prefix="gitd-bench-"))
     root.chmod(0o711)
     try:
@@ -197,13 +198,13 @@ def main() -> int:
             for site, files in SITES.items():
                 push(daemon, root, site, files)
             wait_until_live(daemon)
-            for number, command in enumerate(HOGS.values()):
+            for number, command in enumerate(hogs.values()):
                 for slot in range(SLOTS):
                     config = f"[build]\ncommand = '''{command}'''\noutput = \".\"\n"
                     push(daemon, root, f"hog-{number}-{slot}", {"managed.toml": config})
             end_builds(daemon)
             print(f"\np99 of visits (target: at most x{TARGET})    {'idle':>9} {'hogs':>12}  ratio")
-            for number, hog in enumerate(HOGS):
+            for number, hog in enumerate(hogs):
                 for line in compare(daemon, visitor, hog, number):
                     print(line, flush=True)
     finally:
@@ -212,4 +213,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -92,10 +92,13 @@ def builder(
 ) -> None:
     """Run one builder slot: lease builds from control and run them in a sandbox."""
     from gitd import log
+    from gitd.systemd import notify, watchdog_every_s
     from hooks.builds.builder import BuilderConfig, main
 
     log.configure()
-    main(BuilderConfig(socket_path, scratch, slot, uid, gid, die_with_parent, cpu_weight))
+    every_s = watchdog_every_s()
+    watchdog = (every_s, lambda: notify("WATCHDOG=1")) if every_s is not None else None
+    main(BuilderConfig(socket_path, scratch, slot, uid, gid, die_with_parent, cpu_weight, watchdog))
 
 
 @cli.command()

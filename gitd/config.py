@@ -29,7 +29,10 @@ from storage.model import PushPolicy
 ENVIRON_PREFIX = "GITD_"
 # What the service manager tells this process alone. Source: systemd.exec(5), sd_notify(3).
 _SERVICE_MANAGERS = frozenset(
-    ["CREDENTIALS_DIRECTORY", "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET"]
+    [
+        *("CREDENTIALS_DIRECTORY", "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET"),
+        *("WATCHDOG_PID", "WATCHDOG_USEC"),
+    ]
 )
 _LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")

@@ -22,6 +22,17 @@ def inherited_sockets() -> dict[str, socket.socket]:
     return found
 
 
+def watchdog_every_s() -> float | None:
+    """How often the service manager wants to hear `WATCHDOG=1`; None when it does not.
+
+    Twice as often as it must be. Source: sd_watchdog_enabled(3).
+    """
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    usec = os.environ.get("WATCHDOG_USEC", "")
+    return int(usec) / 2e6 if usec.isdigit() and int(usec) > 0 else None
+
+
 def notify(state: str) -> None:
     """Tell the service manager, if there is one, such as `READY=1` or `STOPPING=1`."""
     address = os.environ.get("NOTIFY_SOCKET")

@@ -85,6 +85,7 @@ class Process:
         self._child = child
         self._stdout = child.stdout
         self._on_output = on_output
+        self._cpu_s = 0.0
         self._ended = asyncio.Event()
         self._drained = asyncio.Event()
         self._pidfd = os.pidfd_open(child.pid)
@@ -153,6 +154,11 @@ class Process:
         assert status is not None
         return status if status >= 0 else 128 - status
 
+    @property
+    def cpu_s(self) -> float:
+        """The processor time of it and of all that was waited for below it, once it has ended."""
+        return self._cpu_s
+
     def signal(self, number: int) -> None:
         """Signal the process alone. Does nothing once it has ended."""
         if not self._ended.is_set():
@@ -171,7 +177,9 @@ class Process:
 
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
-        self._child.wait()
+        _, status, usage = os.wait4(self.pid, 0)
+        self._child.returncode = os.waitstatus_to_exitcode(status)
+        self._cpu_s = usage.ru_utime + usage.ru_stime
         os.close(self._pidfd)
         self._ended.set()
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class BuilderConfig:
     """A slot. `scratch` is its own folder, emptied at each start.
 
     `uid` and `gid`: what to become, when started as root. `cpu_weight`: what its builds get of the
-    processor while others want it who weigh 100; None leaves it as it is.
+    processor while others want it who weigh 100; None leaves it as it is. `watchdog`: what to call,
+    and every how many seconds, as long as this process does not hang.
     """
 
     socket: Path
@@ -58,6 +59,7 @@ class BuilderConfig:
     gid: int | None = None
     die_with_parent: bool = False
     cpu_weight: int | None = None
+    watchdog: tuple[float, Callable[[], None]] | None = None
 
 
 def main(config: BuilderConfig) -> None:
@@ -94,12 +96,22 @@ async def run_builder(config: BuilderConfig) -> None:
         loop.add_signal_handler(number, stopped.set)
     building = asyncio.create_task(_build_for_ever(config))
     stopping = asyncio.create_task(stopped.wait())
+    beating = asyncio.create_task(_beat(*config.watchdog)) if config.watchdog else None
     await asyncio.wait([building, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     building.cancel()
+    if beating is not None:
+        beating.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await building
     log.info("builder_stopped", slot=config.slot)
+
+
+async def _beat(every_s: float, say_alive: Callable[[], None]) -> None:
+    """Say that this process does not hang, for ever."""
+    while True:
+        say_alive()
+        await asyncio.sleep(every_s)
 
 
 async def _build_for_ever(config: BuilderConfig) -> None:
@@ -293,12 +305,15 @@ class _Build:
                 cache = await phases.restore_cache(
                     plan, wanted, self._job, self._workspace, self._log
                 )
+            used_s = 0.0
             for step in plan.steps:
                 with self._entered(Phase(step.name)):
                     spec = phases.build_spec(
                         step.command, plan.facts, lease, self._workspace, given
                     )
-                    await phases.run_step(step, spec, network, self._workspace, self._log)
+                    used_s += await phases.run_step(
+                        step, spec, network, self._workspace, self._log, used_s=used_s
+                    )
         finally:
             await network.close()
             passed = network.total

@@ -83,9 +83,14 @@ class Group:
         for folder in set(self._folders.values()):
             _write(folder / "cgroup.procs", pid)
 
+    @property
+    def refusals(self) -> Path:
+        """The file that has another content once processes were refused."""
+        return self._folders["pids"] / "pids.events"
+
     def use(self) -> GroupUse:
         memory = self._folders["memory"]
-        forks = _values(self._folders["pids"] / "pids.events").get("max", 0)
+        forks = _values(self.refusals).get("max", 0)
         if self._version == 1:
             kills = _values(memory / "memory.oom_control").get("oom_kill", 0)
             limit = _number(memory / "memory.limit_in_bytes")

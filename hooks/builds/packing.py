@@ -28,7 +28,7 @@ from storage.digest import Digest
 from storage.envelope import Envelope
 from storage.errors import ArtifactMissingError, QuotaExceededError
 from storage.manifest import DirectoryEntry, Entry, Manifest
-from storage.model import Artifact, Attestation, Build, Trigger
+from storage.model import Artifact, Attestation, Build, PushPolicy, Trigger
 from storage.provenance import (
     SANDBOX_BUILDER,
     SOURCE_BUILDER,
@@ -54,7 +54,7 @@ class Packer:
     `seal` signs a statement.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a name
         self,
         jobs: Jobs,
         sources: Sources,
@@ -65,6 +65,7 @@ class Packer:
         size_bytes_max: int,
         site_bytes_max: int = 0,
         variables: Variables | None = None,
+        push_policy: PushPolicy = PushPolicy.OVERRIDE,
     ) -> None:
         self._jobs = jobs
         self._records = jobs.records
@@ -74,6 +75,7 @@ class Packer:
         self._scratch = scratch
         self._size_bytes_max = size_bytes_max
         self._site_bytes_max = site_bytes_max
+        self._push_policy = push_policy
         self._version = version("gitd")
         self.memo = Memo(jobs.records, sources, variables)
 
@@ -120,7 +122,7 @@ class Packer:
             changes = self._jobs.changes_in(db)
             published[:] = [changes]  # a commit that raced with the collector runs again
             took = {**outcome.timings, PACK: round(time.monotonic() - began, 6)}
-            _record_success(changes, build, outcome, kept, took)
+            _record_success(changes, build, outcome, kept, took, self._push_policy)
             if inputs is not None:
                 build_memos.put(db, build.site_id, inputs, toolchain, kept.envelope_sha256)
             self._check_quota(db, build.site_id)
@@ -176,7 +178,7 @@ class Packer:
                 return False
             if changes.start(build.job_id) is not None:
                 builds.start(changes.db, build.id, changes.now)
-                _succeed(changes, build, made_by, {}, cached=True)
+                _succeed(changes, build, made_by, {}, self._push_policy, cached=True)
             return True
 
         is_over = await self._jobs.commit(change)
@@ -252,6 +254,7 @@ def _record_success(
     outcome: Finish,
     kept: Ingested,
     took: Mapping[str, float],
+    policy: PushPolicy,
 ) -> None:
     artifacts.add(
         changes.db,
@@ -277,7 +280,7 @@ def _record_success(
         created_at=changes.now,
     )
     artifacts.attest(changes.db, made_by)
-    _succeed(changes, build, made_by, took)
+    _succeed(changes, build, made_by, took, policy)
 
 
 def _succeed(
@@ -285,13 +288,14 @@ def _succeed(
     build: Build,
     made_by: Attestation,
     took: Mapping[str, float],
+    policy: PushPolicy,
     *,
     cached: bool = False,
 ) -> None:
     result = {"artifact_id": made_by.artifact_id, "build_id": build.id}
     deployment_id = None
     if build.deploys and (job := job_rows.get(changes.db, build.job_id)) and not job.finished_at:
-        deployment_id = _queue_its_deployment(changes, build, made_by)
+        deployment_id = _queue_its_deployment(changes, build, made_by, policy)
         result["deployment_id"] = deployment_id
     if changes.succeed(build.job_id, result) is None:
         return  # canceled meanwhile: the artifact is kept, and that is all
@@ -332,9 +336,14 @@ def _reused(made_by: Attestation) -> list[str]:
     ]
 
 
-def _queue_its_deployment(changes: JobChanges, build: Build, made_by: Attestation) -> str:
+def _queue_its_deployment(
+    changes: JobChanges, build: Build, made_by: Attestation, policy: PushPolicy
+) -> str:
+    site = sites.find(changes.db, build.site_id)
     environment = environments.get(changes.db, build.env_id)
+    assert site is not None, "a site that goes cancels its builds"
     assert environment is not None, "an environment that goes cancels its builds"
+    policy = environment.when_pushed_again or site.when_pushed_again or policy
     order = DeploymentOrder(
         environment,
         made_by.artifact_id,
@@ -343,6 +352,7 @@ def _queue_its_deployment(changes: JobChanges, build: Build, made_by: Attestatio
         build.actor,
         build.ref,
         build.commit,
+        supersedes=policy is not PushPolicy.ALL,
     )
     deployment, _ = queue_deployment(changes, order)
     return deployment.id

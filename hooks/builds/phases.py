@@ -15,7 +15,7 @@ import os
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
@@ -225,9 +225,17 @@ async def keep_cache(
 
 
 async def run_step(
-    step: Step, spec: SandboxSpec, network: BuildNetwork, workspace: Workspace, log: BuildLog
-) -> None:
+    step: Step,
+    spec: SandboxSpec,
+    network: BuildNetwork,
+    workspace: Workspace,
+    log: BuildLog,
+    *,
+    used_s: float = 0,
+) -> float:
     """Run a step as `spec`, of `build_spec`; every process of it is dead when this returns.
+
+    `used_s`: the processor time that the steps before it used of the build's. Returns its own.
 
     Raises:
         BuildFailedError: `build.limit_exceeded`, naming the setting; or `build.command_failed`,
@@ -237,7 +245,10 @@ async def run_step(
     phase = Phase(step.name)
     log.line(phase, f"$ {step.command}")
     lines = log.output(phase)
-    spec = network.given_to(spec, workspace.root)
+    build_limits, spec = (
+        spec.limits,
+        network.given_to(_with_what_is_left(spec, used_s), workspace.root),
+    )
     sandbox = await Sandbox.start(spec, on_output=lines.feed)
     try:
         await network.serve(sandbox)
@@ -246,10 +257,19 @@ async def run_step(
         await sandbox.close()
         lines.end()
     if sandbox.exceeded is not None:
-        message = explain(sandbox.exceeded, spec.limits, who="the build", section="builders")
+        message = explain(sandbox.exceeded, build_limits, who="the build", section="builders")
         raise BuildFailedError(LIMIT_EXCEEDED, _with_tail(f"{message}.", lines.tail))
     if exit_status != 0:
         raise _command_failed(step, exit_status, lines.tail, network.problems)
+    return sandbox.cpu_s
+
+
+def _with_what_is_left(spec: SandboxSpec, used_s: float) -> SandboxSpec:
+    """Leave a step the processor time that its build has left; a second at least."""
+    cpu_s = spec.limits.cpu_s
+    if cpu_s is None:
+        return spec
+    return replace(spec, limits=replace(spec.limits, cpu_s=max(1, round(cpu_s - used_s))))
 
 
 def build_spec(

@@ -62,7 +62,7 @@ log = structlog.get_logger(__name__)
 
 LOSSES_MAX = 2  # the first time the build starts again, the second time it fails
 REAP_EVERY_S = 0.5
-SPEAK_UP_S = 4.0  # after a restart: a slot whose call broke off tries again twice a second
+SPEAK_UP_S = 3.0  # after a restart: a slot whose call broke off tries again twice a second
 ABSENT_S = 10.0  # a slot that has ended a build asks for the next one within that time
 WRITE_AGAIN_S = 1.0
 PROGRESS_EVERY_S = 1.0

@@ -267,6 +267,11 @@ class Sandbox:
         self.kill()
         await self.wait()
 
+    @property
+    def cpu_s(self) -> float:
+        """The processor time that all inside used, once `wait` has returned."""
+        return max(self._watch.cpu_s, self._outer.cpu_s)
+
     def kill(self) -> None:
         """End everything inside at once. Does nothing when it has ended."""
         self._was_killed = True

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,6 +33,37 @@ def test_units_pass_the_verifier(tmp_path: Path) -> None:
         names.append(str(tmp_path / unit.name.replace("@.", "@0.")))
     done = subprocess.run(["systemd-analyze", "verify", *names], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_slot_tells_the_service_manager_that_it_does_not_hang(tmp_path: Path) -> None:
+    own = ["--uid", "60691", "--gid", "60691"] if os.geteuid() == 0 else []
+    scratch = tempfile.mkdtemp(prefix="gitd-test-")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        address = f"gitd-test-{os.getpid()}"
+        manager.bind(f"\0{address}")
+        manager.settimeout(30)
+        slot = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "gitd", "builder", "--socket", str(tmp_path / "none.sock")),
+                *("--scratch", scratch, "--slot", "s", *own),
+            ],
+            env={**os.environ, "NOTIFY_SOCKET": f"@{address}", "WATCHDOG_USEC": "100000"},
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert [manager.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+            slot.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, slot.pid, os.WSTOPPED)
+            manager.settimeout(0.3)  # three of its periods
+            said_before = 0
+            with contextlib.suppress(TimeoutError):
+                while said_before < 100:
+                    said_before += len(manager.recv(100)) > 0
+            assert said_before < 100, "it says so without end, and hangs"
+        finally:
+            slot.kill()
+            slot.wait()
+            shutil.rmtree(scratch)
 
 
 def test_settings_of_the_service_are_valid_and_name_the_users_it_makes() -> None:

@@ -20,7 +20,7 @@ import pytest
 from tests.scenarios.conftest import wait_until
 
 SETTLED_S = 10.0
-OWNED_S = 10.0
+OWNED_S = 5.0
 APP = """
 import http.server, os, time
 time.sleep({starts_s})

@@ -539,3 +539,14 @@ async def test_last_words_of_a_failed_command_show_no_secret(control, slot) -> N
     assert job.outcome["error"]["code"] == "build.command_failed"
     assert "***" in job.outcome["error"]["message"]
     assert CANARY not in json.dumps(job.outcome) + "".join(job.text)
+
+
+async def test_steps_share_the_processor_time_of_their_build(control, slot):
+    burn = "python3 -c 'import time\nwhile time.process_time() < 1.3: pass'"
+    text = f'[build]\ninstall = """{burn}"""\ncommand = """{burn}"""\n'
+    job = await control.build({"managed.toml": text.encode()}, limits={"cpu_s_max": 2})
+    assert job.outcome["error"]["code"] == "build.limit_exceeded", job.outcome
+    assert "install" in job.outcome["timings"]
+    said = "processor time: the build used more than 2 s (builders.cpu_s_max)."
+    assert job.outcome["error"]["message"].startswith(said)
+    assert job.stage("build")[0].startswith("$ python3"), "it was the second one's end"
