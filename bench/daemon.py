@@ -90,7 +90,11 @@ class Daemon:
         if body is not None:
             headers["Content-Type"] = "application/json"
         payload = None if body is None else json.dumps(body).encode()
-        self._api.request(method, f"/v1{path}", body=payload, headers=headers)
+        try:
+            self._api.request(method, f"/v1{path}", body=payload, headers=headers)
+        except (BrokenPipeError, ConnectionResetError):  # it lay idle for too long
+            self._api.close()
+            self._api.request(method, f"/v1{path}", body=payload, headers=headers)
         answer = self._api.getresponse()
         data = answer.read()
         assert answer.status < 300, data

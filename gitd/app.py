@@ -235,14 +235,14 @@ class Control:
         """Where an environment answers."""
         return self.config.sites.url_of(environment.hostname)
 
-    async def recover(self) -> None:
-        """Take up what an earlier run left, however it ended."""
+    async def recover(self, *, slots_are_gone: bool) -> None:
+        """Take up what an earlier run left, however it ended. Its own slots ended with it."""
         self.jobs.recover()
         recovered = await asyncio.to_thread(self.store.recover)
         log.debug("store_recovered", leases=recovered.leases, files=recovered.files)
         await asyncio.to_thread(self.store.room.set_aside)
         await self.push_hooks.recover()
-        self.builds.recover()
+        self.builds.recover(slots_are_gone=slots_are_gone)
         self.rolls.recover()
 
     def children(self) -> Children:
@@ -378,7 +378,7 @@ async def serve(
                 _bound(config.sites.listen, "sites.listen", "--sites").close()
             control.builds.watch_silence(lambda slot: children.kill(_builder_child(slot)))
             await stack.enter_async_context(_kept_running(children.run()))
-        await control.recover()
+        await control.recover(slots_are_gone=with_children)
         await stack.enter_async_context(_sockets(control))
         await stack.enter_async_context(_front(control, listener))
         stack.callback(control.rolls.close)

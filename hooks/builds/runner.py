@@ -160,8 +160,12 @@ class BuildRunner:
 
     # -- life -----------------------------------------------------------------------------------
 
-    def recover(self) -> None:
-        """After a start: queue what was queued, and wait for the slots that were running builds."""
+    def recover(self, *, slots_are_gone: bool = False) -> None:
+        """After a start: queue what was queued, and wait for the slots that were running builds.
+
+        `slots_are_gone`: those of the run before died with it, so there is nobody to wait for.
+        """
+        speak_up_s = 0.0 if slots_are_gone else min(self.limits.lease_s, SPEAK_UP_S)
         self._packer.tidy()
         now = self._now()
         for job in job_rows.unfinished(self._records.reader(), JobType.BUILD_RUN):
@@ -175,13 +179,14 @@ class BuildRunner:
                 job.owner or "",
                 job.lease_id or "",
                 source,
-                deadline=now + min(self.limits.lease_s, SPEAK_UP_S),
+                deadline=now + speak_up_s,
                 ends_by=now + self.limits.timeout_s + self.limits.overtime_s,
                 lines_seen=self._jobs.joblogs.lines_seen(job.id, source),
                 has_spoken=False,
             )
             self._running[job.id].started.set()
-            self._jobs.log(job.id, ["gitd was restarted; waiting for the builder"], stage="gitd")
+            waits = "" if slots_are_gone else "; waiting for the builder"
+            self._jobs.log(job.id, [f"gitd was restarted{waits}"], stage="gitd")
 
     def watch_silence(self, react: Callable[[str], None]) -> None:
         """Call `react` with each slot that spoke, and lost its lease by silence: it hangs."""

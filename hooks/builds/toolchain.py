@@ -26,14 +26,17 @@ VERSION_CHARS_MAX = 100
 _PROGRAMS = "python3 uv node bun php composer ruby rustc gcc make git"
 _PACKAGES = "npm pnpm yarn corepack"
 _NOT_PROGRAMS = ("os", "machine")
+SLOW = "slow"  # before the name of a program that did not answer in time
+TRIES_MAX = 3
 _FOLDERS = (Path("/usr/local/bin"), Path("/usr/bin"))
 _VERSION = re.compile(r"\d+(?:\.\d+)+[\w.+~-]*")
 _SCRIPT = f"""
 ask() {{
   name=$1; shift
   command -v "$1" >/dev/null || return 0
-  said=$(timeout -k 1 5 "$@" </dev/null 2>/dev/null | head -n 1)
-  printf '%s\\t%s\\n' "$name" "$said"
+  said=$(timeout -k 1 5 "$@" </dev/null 2>/dev/null)
+  case $? in 124|137) printf '{SLOW}\\t%s\\n' "$name"; return 0;; esac
+  printf '%s\\t%s\\n' "$name" "$(printf '%s\\n' "$said" | head -n 1)"
 }}
 read_package() {{
   path=$(command -v "$1") || return 0
@@ -57,24 +60,32 @@ class Toolchain:
 
     def __init__(self) -> None:
         self._seen: object = None
+        self._tries = 0
         self._versions: dict[str, str] = {}
 
     async def versions(self) -> dict[str, str]:
         """Return versions by program, sorted; empty where this machine cannot run the sandbox.
 
-        Takes as long as the slowest program the first time, and nothing while nothing changes.
+        Takes as long as the slowest program the first time, and nothing while nothing changes. On a
+        machine that is too busy for all to answer it asks again the next time, but not for ever.
         """
         seen = [_changed_at(folder) for folder in _FOLDERS]
         if seen != self._seen:
-            self._versions = await probe()
-            self._seen = seen
-            log.info("toolchain_probed", **self._versions)
+            self._versions, is_whole = await probe()
+            self._tries = 0 if is_whole else self._tries + 1
+            if is_whole or self._tries >= TRIES_MAX:
+                self._seen, self._tries = seen, 0
+            log.info("toolchain_probed", is_whole=is_whole, **self._versions)
         return self._versions
 
 
-async def probe() -> dict[str, str]:
-    """Ask the programs themselves. One that hangs or is not there is left out."""
+async def probe() -> tuple[dict[str, str], bool]:
+    """Ask the programs themselves, and say whether all answered.
+
+    One that hangs or is not there is left out.
+    """
     said = bytearray()
+    is_whole = True
     spec = SandboxSpec(argv=("/bin/sh", "-c", _SCRIPT), cwd="/")
     try:
         sandbox = await Sandbox.start(spec, on_output=said.extend)
@@ -83,13 +94,15 @@ async def probe() -> dict[str, str]:
                 await sandbox.wait()
         except TimeoutError:
             log.warning("toolchain_incomplete", timeout_s=PROBE_TIMEOUT_S)
+            is_whole = False
         finally:
             await sandbox.close()
     except SandboxUnavailableError as error:
         # Said at the start, and not at the first build that needs one.
         log.error("sandbox_unavailable", reason=str(error))  # noqa: TRY400 - a fact, no bug
-        return {}
-    return read_versions(bytes(said[:OUTPUT_BYTES_MAX]).decode(errors="replace"))
+        return {}, True
+    text = bytes(said[:OUTPUT_BYTES_MAX]).decode(errors="replace")
+    return read_versions(text), is_whole and f"{SLOW}\t" not in text
 
 
 def read_versions(said: str) -> dict[str, str]:

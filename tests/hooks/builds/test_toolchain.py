@@ -19,6 +19,7 @@ from hooks.builds.toolchain import read_versions, toolchain_digest
         ("os\tdebian 12", {"os": "debian 12"}),
         ("machine\tx86_64", {"machine": "x86_64"}),
         ("broken\t", {}),
+        ("slow\tphp", {}),
         ("\tno name 1.0", {}),
         ("no tab 1.0", {}),
         ("composer\tThe iconv extension is missing.", {}),

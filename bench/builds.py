@@ -1,0 +1,165 @@
+"""Builds: one that does nothing against copying its files, cached against clean, and the memo.
+
+    a site of 10,000 files      target: built within twice the time of `cp -a` of them
+    an answer of the memo       target: under 100 ms from the job to its artifact
+    cached against clean        the examples of node and python, each time with another commit
+
+The examples are installed from the registries that the machine's own clients use. Words on the
+command line choose what is measured: `files`, `memo`, `node`, `python`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.daemon import Daemon
+from bench.measure import Pair, in_turn, quantiles, report, timed
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FILES, FOLDERS, FILE_BYTES = 10_000, 100, 4_000
+ROUNDS = 5
+MEMO_ROUNDS = 40
+WAIT_S = 60
+COPY_TARGET = 2.0
+MEMO_TARGET_S = 0.1
+# No step, and a step that does nothing: the second goes through a sandbox, and comes back whole.
+NO_OPS = {"no step": "", "a step that does nothing": '[build]\ncommand = "true"\noutput = "."\n'}
+
+
+class BuiltSite:
+    """A site whose commits are built when it is asked, and never by a push."""
+
+    def __init__(self, daemon: Daemon, root: Path, name: str) -> None:
+        self._daemon = daemon
+        self.work = root / name
+        self._url = daemon.new_site(name)
+        self._builds = f"/sites/{name}/environments/{{}}/builds"
+        routes = {"routes": [{"pattern": "*", "target": "ignore"}]}
+        daemon.api("PUT", f"/sites/{name}/branch-routes", routes)
+
+    def begin(self) -> None:
+        """Make a repository of the files in the work folder."""
+        self._git("init", "-q", "-b", "main")
+        self.push()
+
+    def push(self) -> None:
+        self._git("add", "-A")
+        self._git("commit", "-q", "-m", "another")
+        self._git("push", "-q", "-o", "nowait", self._url, "main")
+
+    def build(self, *, clean: bool, environment: str = "production") -> dict[str, Any]:
+        """Build what was pushed last, to its end; returns the build."""
+        api = self._daemon.api
+        path = self._builds.format(environment)
+        job = api("POST", path, {"ref": "main", "clean": clean})
+        while job["status"] in ("queued", "running"):
+            job = api("GET", f"/jobs/{job['id']}?wait={WAIT_S}")
+        assert job["status"] == "succeeded", job
+        built: dict[str, Any] = api("GET", f"{path}/{job['resource']['id']}")
+        return built
+
+    def _git(self, *arguments: str) -> None:
+        helper = "!f() { echo username=x; echo password=$FORGE_TOKEN; }; f"
+        settings = ("user.name=Bench", "user.email=b@example.com", f"credential.helper={helper}")
+        subprocess.run(
+            ["git", *(word for each in settings for word in ("-c", each)), *arguments],
+            cwd=self.work,
+            env=self._daemon.environ,
+            check=True,
+            capture_output=True,
+        )
+
+
+def many_files(folder: Path, settings: str) -> None:
+    for number in range(FILES):
+        path = folder / f"{number % FOLDERS:02d}" / f"{number}.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(FILE_BYTES // 2).hex().encode())
+    (folder / "index.html").write_text("<h1>hello</h1>")
+    if settings:
+        (folder / "managed.toml").write_text(settings)
+
+
+def no_op(daemon: Daemon, root: Path, number: int, settings: str) -> Pair:
+    """A build of many files over a copy of them; the first, which fills the store, counts not."""
+    site = BuiltSite(daemon, root, f"files-{number}")
+    many_files(site.work, settings)
+    site.begin()
+    files = root / "files"
+    shutil.copytree(site.work, files, ignore=shutil.ignore_patterns(".git"))
+
+    def copy(round_number: int) -> None:
+        target = root / f"copy-{number}-{round_number}"
+        subprocess.run(["cp", "-a", str(files), str(target)], check=True)
+
+    name = f"{FILES:,} files, {list(NO_OPS)[number]}"
+    pair = in_turn(name, lambda _: site.build(clean=True), copy, rounds=ROUNDS)
+    shutil.rmtree(files)
+    return pair
+
+
+def memo(daemon: Daemon, root: Path) -> list[float]:
+    """Seconds from the request for a build that was built before to its artifact."""
+    site = BuiltSite(daemon, root, "memo")
+    site.work.mkdir()
+    (site.work / "index.html").write_text("<h1>hello</h1>")
+    site.begin()
+    site.build(clean=False)
+
+    def ask(environment: str) -> None:
+        assert site.build(clean=False, environment=environment)["cached"]
+
+    environments = ("staging", "production")
+    return [timed(lambda: ask(environments[n % 2])) for n in range(MEMO_ROUNDS)]  # noqa: B023
+
+
+def cached(daemon: Daemon, root: Path, name: str) -> Pair:
+    """A build with its cache over a clean one, of an example with another commit each time."""
+    site = BuiltSite(daemon, root, name)
+    shutil.copytree(EXAMPLES / name, site.work)
+    site.begin()
+
+    def build(*, clean: bool) -> Callable[[int], None]:
+        def run(number: int) -> None:
+            (site.work / "round").write_text(f"{clean} {number}")
+            site.push()
+            assert not site.build(clean=clean)["cached"]
+
+        return run
+
+    return in_turn(f"{name}, cached over clean", build(clean=False), build(clean=True), rounds=3)
+
+
+def main(wanted: Sequence[str] = ()) -> int:
+    if os.geteuid() != 0:
+        sys.stderr.write("needs: root\n")
+        return 1
+    root = Path(tempfile.mkdtemp(prefix="gitd-bench-"))
+    root.chmod(0o711)
+    try:
+        with Daemon(root / "daemon") as daemon:
+            if not wanted or "files" in wanted:
+                pairs = [no_op(daemon, root, n, text) for n, text in enumerate(NO_OPS.values())]
+                report(f"build over cp -a (target: at most x{COPY_TARGET:g})", pairs)
+            if not wanted or "memo" in wanted:
+                took_s = memo(daemon, root)
+                print(quantiles(f"memo (target: under {MEMO_TARGET_S * 1000:.0f} ms)", took_s))
+                print(f"{'':<48} {statistics.mean(took_s) * 1000:.1f} ms on average")
+            for name in ("node-static", "python-deps"):
+                if not wanted or name.partition("-")[0] in wanted:
+                    report("cached over clean (no target: the gain)", [cached(daemon, root, name)])
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
