@@ -14,16 +14,17 @@ from gitd.stores import open_beside, room_of
 from hooks.clock import now_ms, rfc3339
 from hooks.deploys.state import release_folders
 from storage import copies
-from storage.check import Finding, Report, check_store
+from storage.check import Finding, check_store
 from storage.consequences import Consequence
 from storage.digest import Digest
-from storage.errors import ArtifactError, StorageError
+from storage.errors import RecordsError, StorageError
 from storage.git.check import check_repository
 from storage.materialise import verify_tree
+from storage.quarantine import Kept
 from storage.reader import StoreReader
 from storage.records import damage, deployments, environments, integrity, releases, sites
 from storage.records import scrub as scrub_rows
-from storage.records.db import Records
+from storage.records.db import Records, mapped_errors
 from storage.reindex import rebuild_index
 from storage.repair import Mended, Repairer
 from storage.repos import Repositories
@@ -83,7 +84,7 @@ class CheckReport(msgspec.Struct, frozen=True):
 class _Found:
     counts: dict[str, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
-    store: Report | None = None
+    quarantined: tuple[Kept, ...] = ()
 
     def add(self, what: str, fault: str, consequence: Consequence | None = None) -> None:
         self.findings.append(Finding(what, fault, None, consequence or Consequence()))
@@ -190,10 +191,23 @@ def _look(folder: DataFolder, records: Records, *, is_deep: bool) -> _Found:
     for fault in integrity.faults(records.reader()):
         what, _, text = fault.partition(": ")
         found.add(what, text or fault)
+    try:
+        with mapped_errors():
+            _look_at_the_rest(folder, records, found, is_deep=is_deep)
+    except RecordsError as error:
+        if not found.findings:
+            raise
+        found.add("database", str(error))  # as was said above: there is nothing to go by
+    return found
+
+
+def _look_at_the_rest(
+    folder: DataFolder, records: Records, found: _Found, *, is_deep: bool
+) -> None:
     _look_at_repositories(folder, records, found, is_deep=is_deep)
     store = check_store(folder.store, records, is_deep=is_deep)
     found.findings += store.findings
-    found.store = store
+    found.quarantined = store.quarantined
     found.counts |= {
         "artifacts": store.trees,
         "signed statements": store.envelopes,
@@ -202,7 +216,6 @@ def _look(folder: DataFolder, records: Records, *, is_deep: bool) -> _Found:
         "leftover files": len(store.leftovers),
     }
     _look_at_releases(folder, records, found, is_deep=is_deep)
-    return found
 
 
 def _look_at_repositories(
@@ -242,7 +255,7 @@ def _look_at_releases(
         consequence = Consequence((), (name,), (f"what {name} serves",), ROLL_AGAIN)
         try:
             verify_tree(release.path, reader.manifest(release.digest), reads=is_deep)
-        except (ArtifactError, StorageError) as error:
+        except StorageError as error:
             if release in release_folders(folder.host):  # not replaced meanwhile
                 found.add(f"release folder {release.path}", str(error), consequence)
         if _is_another(records, release.env_id, release.deployment_id):
@@ -268,9 +281,6 @@ def _is_another(records: Records, env_id: str, deployment_id: str) -> bool:
 def _report(
     records: Records, config: Config, found: _Found, mended: Sequence[Mended]
 ) -> CheckReport:
-    assert found.store is not None, "it was looked at"
-    before = now_ms() - int(config.store.scrub_every_s * 1000)
-    scrub = scrub_rows.progress(records.reader(), before)
     return CheckReport(
         ok=not found.findings,
         counts=found.counts,
@@ -287,14 +297,24 @@ def _report(
             for finding in found.findings
         ],
         mended=[MendedReport(str(one.part), one.source) for one in mended],
-        quarantine=[kept.name for kept in found.store.quarantined],
-        scrub=ScrubReport(
-            parts=scrub.parts,
-            due=scrub.due,
-            due_bytes=scrub.due_bytes,
-            oldest_read_at=rfc3339(scrub.oldest) if scrub.oldest is not None else None,
-            read_at=rfc3339(scrub.read_at) if scrub.read_at is not None else None,
-            found=scrub.found,
-            mended=scrub.mended,
-        ),
+        quarantine=[kept.name for kept in found.quarantined],
+        scrub=_scrub_report(records, config),
+    )
+
+
+def _scrub_report(records: Records, config: Config) -> ScrubReport:
+    before = now_ms() - int(config.store.scrub_every_s * 1000)
+    try:
+        with mapped_errors():
+            scrub = scrub_rows.progress(records.reader(), before)
+    except RecordsError:  # a database that cannot be read, which is among the findings
+        return ScrubReport(0, 0, 0, None, None, 0, 0)
+    return ScrubReport(
+        parts=scrub.parts,
+        due=scrub.due,
+        due_bytes=scrub.due_bytes,
+        oldest_read_at=rfc3339(scrub.oldest) if scrub.oldest is not None else None,
+        read_at=rfc3339(scrub.read_at) if scrub.read_at is not None else None,
+        found=scrub.found,
+        mended=scrub.mended,
     )

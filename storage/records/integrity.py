@@ -9,8 +9,9 @@ from __future__ import annotations
 import sqlite3
 
 from storage.digest import Digest
-from storage.errors import DigestInvalidError
+from storage.errors import DigestInvalidError, RecordsError
 from storage.ids import artifact_id
+from storage.records.db import mapped_errors
 
 FAULTS_MAX = 20  # of one kind: a lost page takes many rows with it
 # What is wrong, and how it is found.
@@ -75,7 +76,11 @@ _CHECKS: dict[str, str] = {
 
 def faults(db: sqlite3.Connection) -> list[str]:
     """Return a sentence for each thing that is wrong."""
-    found = [row[0] for row in db.execute(f"PRAGMA integrity_check({FAULTS_MAX})")]
+    try:
+        with mapped_errors():
+            found = [row[0] for row in db.execute(f"PRAGMA integrity_check({FAULTS_MAX})")]
+    except RecordsError as error:
+        found = [str(error)]
     if found != ["ok"]:
         return [f"database: {text}" for text in found]  # what it answers means nothing then
     broken = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -129,3 +130,33 @@ def test_damage_is_mended_from_the_folder_of_a_release(server) -> None:
     assert job["status"] == "succeeded"
     assert server.serves("one", "acme-store--staging")
     assert check(server, "--deep")["ok"]
+
+
+def test_release_folder_and_records_that_say_otherwise_are_named(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("one")})
+    work.push("main")
+    (page,) = (server.data / "host/environments").glob("*/releases/*/index.html")
+    status = page.stat()
+    page.chmod(0o644)
+    page.write_text(PAGE.format("two"))
+    page.chmod(0o444)
+    os.utime(page, (status.st_atime, status.st_mtime))
+    assert check(server)["ok"], "its size and time are as before"
+    report = check(server, "--deep")
+    (found,) = report["findings"]
+    assert found["what"] == f"release folder {page.parent}"
+    assert "index.html: its bytes are not what the manifest says" in found["fault"]
+    assert found["environments"] == ["acme-store/production"]
+    page.unlink()
+    with sqlite3.connect(server.data / "gitd.db") as db:
+        db.execute("UPDATE release SET is_current = 0")
+        db.execute("UPDATE job SET finished_at = NULL WHERE type = 'deployment.roll'")
+    db.close()
+    faults = check(server)["faults"]
+    assert [fault.split(":")[0].split()[0] for fault in faults] == [
+        "deployment",
+        "environment",
+        "release",
+    ]
+    assert "index.html: is missing" in faults[2]

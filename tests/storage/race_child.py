@@ -1,4 +1,4 @@
-"""One of several processes that race on a store: it publishes, rolls, reads or collects.
+"""One of several processes that race on a store: it publishes, rolls, reads, collects or scrubs.
 
 Usage: race_child.py ROLE SHOP SEED. Goes on until its standard input ends, and prints a line at
 each round; an error is a broken promise of the store, and ends it with a traceback.
@@ -13,6 +13,7 @@ import select
 import shutil
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,11 +23,14 @@ from conftest import KEEP_NOTHING, Shop, deployment_of, make_shop
 
 from storage.artifacts import Ingested
 from storage.collect import Collector, Order
+from storage.copies import twins
 from storage.errors import ArtifactMissingError
 from storage.gate import Gate
 from storage.materialise import materialise
 from storage.model import Deployment, JobStatus
 from storage.records import artifacts, deployments
+from storage.repair import Repairer
+from storage.scrub import Scrubber, ScrubLimits
 
 CONTENTS = 300
 FILES = 8
@@ -113,11 +117,38 @@ def collect(shop: Shop, pick: random.Random, *, kind: type[Collector] = Collecto
         yield str(collector.run(order).blobs)
 
 
+def flip(shop: Shop, pick: random.Random) -> Iterator[str]:
+    """Change a byte of some blob, in place, as a medium or a stranger would."""
+    while True:
+        shard = pick.choice(list((shop.store.layout.root / "blobs").iterdir()))
+        for path in list(shard.iterdir())[:1]:
+            with contextlib.suppress(FileNotFoundError):
+                path.chmod(0o644)
+                with path.open("r+b") as file:
+                    file.write(b"#")
+                yield "flipped"
+                time.sleep(0.01)
+
+
+def scrub(shop: Shop, pick: random.Random) -> Iterator[str]:
+    """Read everything again and again, and mend what can be."""
+    repairer = Repairer(shop.store, shop.records)
+    limits = ScrubLimits(every_ms=-1, bytes_per_s=1 << 40, quarantine_ms=0)
+    scrubber = Scrubber(repairer, shop.records, [twins(shop.store.layout)], limits=limits)
+    while True:
+        turn = scrubber.turn()
+        if not pick.randrange(4):
+            scrubber.tidy()
+        yield str(len(turn.found))
+
+
 ROLES = {
     "publish": publish,
     "roll": roll,
     "read": read,
     "collect": collect,
+    "flip": flip,
+    "scrub": scrub,
     "reckless": lambda shop, pick: collect(shop, pick, kind=Reckless),
 }
 

@@ -80,9 +80,11 @@ def prepare(shop) -> None:
     shop.records.write(lambda db: environments.add(db, environment))
 
 
-def race(shop, collector: str, *, rounds: int, least_s: float) -> list[Racer]:
+def race(
+    shop, collector: str, *, rounds: int, least_s: float, others: Sequence[str] = OTHERS
+) -> list[Racer]:
     prepare(shop)
-    roles: Sequence[str] = (collector, *OTHERS)
+    roles: Sequence[str] = (collector, *others)
     racers = [Racer(role, shop.folder, seed) for seed, role in enumerate(roles, 1)]
     try:
         end = time.monotonic() + least_s
