@@ -18,12 +18,12 @@ from storage.digest import Digest
 from storage.errors import ArtifactError, SignatureInvalidError
 from storage.files import mapped_errors, read_bounded
 from storage.gate import Gate
-from storage.inspector import Fault, Inspector
+from storage.inspector import Inspector
 from storage.layout import FORMAT_LINE, SHARDED, SHARDS, Layout
-from storage.manifest import Manifest, blob_keys
+from storage.manifest import TreeFacts, read_facts
 from storage.parts import Part
 from storage.quarantine import Kept, Quarantine
-from storage.reader import StoreReader
+from storage.reader import StoreReader, read_manifest_bytes
 from storage.records import blobs as rows
 from storage.records import damage, garbage, release_statements
 from storage.records.db import Records
@@ -187,42 +187,38 @@ class _Check:
 
     def _check_tree(self, digest: Digest) -> None:
         part = Part.of_tree(digest)
-        try:
-            fault = self._inspector.fault(part, None)
-            manifest = self._reader.manifest(digest)
-        except ArtifactError as error:
-            fault = fault or Fault(str(error), is_of_bytes=True)
         db = self._records.reader()
+        fault = self._inspector.fault(part, None)
         if fault is not None:
             if rows.has_tree(db, digest):  # it was not collected meanwhile
                 self._add(part, fault.text)
-            if fault.is_of_bytes:
-                return
-        said = rows.tree(db, digest)
-        is_so = blob_keys(manifest.data) == garbage.references(db, digest)
-        is_so = is_so and said in (None, _row_of(manifest))
+            return
+        # These bytes are what their name says, and were read strictly when they were taken in.
+        tree = read_facts(read_manifest_bytes(self._layout, digest))
+        is_so = tree.keys == garbage.references(db, digest)
+        is_so = is_so and rows.tree(db, digest) in (None, _row_of(tree))
         if not is_so and rows.has_tree(db, digest):  # its references go before its row does
             self._add(
                 f"records of the tree {digest}",
                 "say otherwise than its manifest: gitd check --rebuild-index",
             )
-        self._check_statements(manifest)
+        self._check_statements(tree)
 
     # -- statements -----------------------------------------------------------------------------
 
-    def _check_statements(self, manifest: Manifest) -> None:
+    def _check_statements(self, tree: TreeFacts) -> None:
         """What vouches for a tree, and what says that it may run."""
-        for sha256 in self._provenance.get(str(manifest.digest), ()):
+        for sha256 in self._provenance.get(str(tree.digest), ()):
             try:
-                self._reader.vouched(manifest, sha256)
+                self._reader.vouch(tree, sha256)
             except ArtifactError as error:
                 self._add_of_statement(Part.of_envelope(sha256), str(error))
-        for statement in self._current.get(str(manifest.digest), ()):
+        for statement in self._current.get(str(tree.digest), ()):
             try:
                 data = self._reader.envelope(statement.envelope_sha256)
-                verified = self._reader.vouched(manifest, statement.provenance_sha256)
+                vouched = self._reader.vouch(tree, statement.provenance_sha256)
                 self._reader.verify_release(
-                    data, verified, env_id=statement.env_id, above=None, now_ms=_now_ms()
+                    data, vouched, env_id=statement.env_id, above=None, now_ms=_now_ms()
                 )
             except ArtifactError as error:
                 self._add(f"release of {statement.environment}", str(error))
@@ -284,13 +280,13 @@ def _blob_path(key: str) -> str:
     )
 
 
-def _row_of(manifest: Manifest) -> rows.TreeRow:
+def _row_of(tree: TreeFacts) -> rows.TreeRow:
     return rows.TreeRow(
-        digest=manifest.digest,
-        sha256=bytes.fromhex(manifest.sha256),
-        files=manifest.files,
-        size_bytes=manifest.size_bytes,
-        manifest_bytes=len(manifest.data),
+        digest=tree.digest,
+        sha256=bytes.fromhex(tree.sha256),
+        files=tree.files,
+        size_bytes=tree.size_bytes,
+        manifest_bytes=tree.manifest_bytes,
     )
 
 

@@ -17,7 +17,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import ManifestInvalidError
@@ -39,6 +39,17 @@ _LINE = re.compile(
 _FILE_LINES = tuple(
     (kind, re.compile(rb"\t" + kind + rb"\t\d+\t(.{64})\n")) for kind in (b"f", b"x")
 )
+_FILE_LINE = re.compile(rb"\t([fx])\t(\d+)\t(.{64})\n")
+
+
+class TreeName(Protocol):
+    """Something that knows by which digests statements name a tree: `sha256` in hexadecimal."""
+
+    @property
+    def digest(self) -> Digest: ...
+
+    @property
+    def sha256(self) -> str: ...
 
 
 class DirectoryEntry(NamedTuple):
@@ -178,6 +189,36 @@ def _parse_lines(lines: list[bytes]) -> list[Entry]:
         else:
             raise ManifestInvalidError(f"line {number} has a wrong length")
     return entries
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFacts:
+    """What a manifest says of its tree as a whole. `keys` are those of its blobs, as the records
+    have them.
+    """
+
+    digest: Digest
+    sha256: str
+    files: int
+    size_bytes: int
+    manifest_bytes: int
+    keys: frozenset[bytes]
+
+
+def read_facts(data: bytes) -> TreeFacts:
+    """Read what a manifest says as a whole, in a fraction of the time that `Manifest.parse` takes.
+
+    For bytes that are what their digest says, and so were parsed when they were taken in.
+    """
+    found = _FILE_LINE.findall(data)
+    return TreeFacts(
+        digest=Digest.of(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        files=len(found),
+        size_bytes=sum(int(size) for _, size, _ in found),
+        manifest_bytes=len(data),
+        keys=frozenset(bytes.fromhex(digest.decode()) + kind for kind, _, digest in found),
+    )
 
 
 def blob_keys(data: bytes) -> set[bytes]:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from storage.envelope import decode_json, encode_json
 from storage.errors import SignatureInvalidError
-from storage.manifest import Manifest
+from storage.manifest import Manifest, TreeName
 from storage.statement import (
     STATEMENT_TYPE,
     expect,
@@ -173,7 +173,7 @@ def _described(submodule: Submodule) -> dict[str, object]:
     }
 
 
-def parse_provenance(body: bytes, manifest: Manifest) -> Provenance:
+def parse_provenance(body: bytes, manifest: TreeName) -> Provenance:
     """Read a statement whose signature was checked; it must be about `manifest`.
 
     `body` are exactly the bytes that were signed. An external parameter that is not known is
@@ -189,7 +189,7 @@ def parse_provenance(body: bytes, manifest: Manifest) -> Provenance:
         raise SignatureInvalidError(f"the statement lacks what it needs: {error}") from error
 
 
-def _read(statement: dict[str, object], manifest: Manifest) -> Provenance:
+def _read(statement: dict[str, object], manifest: TreeName) -> Provenance:
     site = read_subject(statement, manifest.digest, manifest.sha256)
     expect(statement["predicateType"], PREDICATE_TYPE)
     predicate = cast("dict[str, Any]", statement["predicate"])

@@ -25,7 +25,7 @@ from storage.errors import (
 from storage.files import mapped, read_bounded
 from storage.layout import FORMAT_LINE, Layout
 from storage.links import escaping_link
-from storage.manifest import MANIFEST_BYTES_MAX, Manifest
+from storage.manifest import MANIFEST_BYTES_MAX, Manifest, TreeName
 from storage.proof_archive import ProofParts
 from storage.provenance import Provenance, parse_provenance
 from storage.release_statement import ReleaseStatement, parse_release
@@ -46,6 +46,22 @@ class VerifiedArtifact:
 
     digest: Digest
     manifest: Manifest
+    provenance: Provenance
+    envelope_sha256: str
+    key_id: str
+    trust_version: int
+
+    @property
+    def manifest_sha256(self) -> str:
+        return self.manifest.sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """A tree that a trusted key vouches for, known by its digests alone."""
+
+    digest: Digest
+    manifest_sha256: str
     provenance: Provenance
     envelope_sha256: str
     key_id: str
@@ -112,18 +128,30 @@ class StoreReader:
         self, manifest: Manifest, envelope_sha256: str, *, site: str | None = None
     ) -> VerifiedArtifact:
         """Check who vouches for a manifest that was read from this store. As `verify`."""
+        found = self.vouch(manifest, envelope_sha256, site=site)
+        return VerifiedArtifact(
+            manifest.digest,
+            manifest,
+            found.provenance,
+            envelope_sha256,
+            found.key_id,
+            found.trust_version,
+        )
+
+    def vouch(self, tree: TreeName, envelope_sha256: str, *, site: str | None = None) -> Vouched:
+        """Check who vouches for a tree that is known by its digests. Raises as `verify`."""
         keyring = self.keyring()
         opened = unseal(
             self.envelope(envelope_sha256),
             payload_type=IN_TOTO_TYPE,
             public_key=keyring.provenance_key,
         )
-        provenance = parse_provenance(opened.body, manifest)
+        provenance = parse_provenance(opened.body, tree)
         key_id = keyring.authorize(opened.key_ids, builder=provenance.builder, site=provenance.site)
         if site is not None and provenance.site != site:
             raise SignatureInvalidError(f"the artifact was built for another site than {site}")
-        return VerifiedArtifact(
-            manifest.digest, manifest, provenance, envelope_sha256, key_id, keyring.version
+        return Vouched(
+            tree.digest, tree.sha256, provenance, envelope_sha256, key_id, keyring.version
         )
 
     def verify_blobs(self, verified: VerifiedArtifact) -> None:
@@ -133,7 +161,7 @@ class StoreReader:
     def verify_release(
         self,
         data: bytes,
-        verified: VerifiedArtifact,
+        verified: VerifiedArtifact | Vouched,
         *,
         env_id: str,
         above: int | None,
@@ -150,7 +178,7 @@ class StoreReader:
             SignatureInvalidError: The trusted keys do not hold.
         """
         keyring = self.keyring()
-        digest, manifest_sha256 = verified.digest, verified.manifest.sha256
+        digest, manifest_sha256 = verified.digest, verified.manifest_sha256
         try:
             opened = unseal(data, payload_type=IN_TOTO_TYPE, public_key=keyring.release_key)
         except SignatureInvalidError as error:

@@ -7,7 +7,6 @@ and doing it again makes everything whole.
 from __future__ import annotations
 
 import importlib
-import random
 import shutil
 import sys
 import tempfile
@@ -21,14 +20,26 @@ from storage.check import check_store
 from storage.digest import Digest
 from storage.parts import Part
 from storage.quarantine import Quarantine
-from tests.storage.test_crash import HOWS, inject, points, pytestmark
+from tests.crashing import HOWS, Child, Point, needs_strace, some
 from tests.storage.test_repair import flip
 
 CHILD = Path(__file__).with_name("repair_child.py")
 TREE = {"twin": b"one", "twin.sh*": b"one", "other": b"two" * 100, "gone": b"gone", "mode": b"mode"}
 BRIEF_COUNT = 3
 
-__all__ = ["pytestmark"]
+pytestmark = needs_strace
+
+
+def repairing(shop: Path) -> Child:
+    return Child(CHILD, (str(shop),))
+
+
+def points(damaged: Path, tmp_path: Path) -> list[Point]:
+    shutil.copytree(damaged, tmp_path / "count", symlinks=True)
+    try:
+        return repairing(tmp_path / "count").points(tmp_path / "trace")
+    finally:
+        shutil.rmtree(tmp_path / "count")
 
 
 def helpers(name: str) -> ModuleType:
@@ -79,13 +90,13 @@ def _name(path: Path) -> str:
     return path.parent.name + path.name.removesuffix(".x")
 
 
-def crash(shop_at, damaged: Path, folder: Path, where: tuple[str, int], *, how: str) -> bool:
+def crash(shop_at, damaged: Path, folder: Path, where: Point, *, how: str) -> bool:
     """Crash a repair once; return whether the point was reached."""
     shop = folder / "shop"
     shutil.copytree(damaged, shop, symlinks=True)
     before = wrong_bytes(shop)
     assert len(before) == 3
-    reached = inject(shop, where, how, child=CHILD)
+    reached = repairing(shop).fail(folder / "trace", where, how)
     opened = shop_at(shop)
     opened.store.recover()
     hurt = {*before, _blob_part(Digest.of(TREE["gone"])), _blob_part(Digest.of(TREE["mode"]))}
@@ -113,13 +124,10 @@ def _read(shop: Path, name: str) -> bytes:
 def test_repair_harms_nothing_and_loses_nothing_at_some_system_calls(
     shop_at, damaged: Path, tmp_path: Path, how: str
 ) -> None:
-    seed = random.randrange(10**6)
-    print("seed", seed)
-    pick = random.Random(seed)
-    every = points(damaged, tmp_path, child=CHILD)
+    every = points(damaged, tmp_path)
     names = [where for where in every if where[0] in ("link", "rename", "unlink")]
     assert len(names) > 8
-    for where in [*pick.sample(names, BRIEF_COUNT), pick.choice(every)]:
+    for where in [*some(names, BRIEF_COUNT), *some(every, 1)]:
         crash(shop_at, damaged, tmp_path, where, how=how)
 
 
@@ -129,7 +137,7 @@ def test_repair_harms_nothing_and_loses_nothing_at_some_system_calls(
 def test_repair_harms_nothing_and_loses_nothing_at_every_system_call(
     shop_at, damaged: Path, tmp_path: Path, how: str
 ) -> None:
-    every = points(damaged, tmp_path, child=CHILD)
+    every = points(damaged, tmp_path)
     reached = sum(crash(shop_at, damaged, tmp_path, where, how=how) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2
