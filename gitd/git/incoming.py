@@ -99,9 +99,17 @@ class Incoming:
             on_arrival()
             if file is not None:
                 await asyncio.to_thread(_write_all, file, waiting)
-            elif (ingested := await asyncio.to_thread(self._ingest_here, waiting)) is not None:
+                return await self._ingest_elsewhere(os.dup(file.fileno()))
+            if (ingested := await asyncio.to_thread(self._ingest_here, waiting)) is not None:
                 return ingested
         return await self._workers.ingest(self._task())
+
+    async def _ingest_elsewhere(self, spool: int) -> Ingested:
+        """Index a large pack in a worker, and have the disk write it meanwhile; closes `spool`."""
+        syncing = asyncio.create_task(asyncio.to_thread(_sync_and_close, spool))
+        ingested = await self._workers.ingest(self._task())
+        await syncing
+        return ingested
 
     def add_blob(self, data: bytes) -> bytes:
         """Put a blob of our own beside what came; return its id. Blocking."""
@@ -177,6 +185,13 @@ def _write_all(file: BinaryIO, pieces: list[bytes]) -> None:
     data = memoryview(b"".join(pieces))
     while data:
         data = data[file.write(data) :]
+
+
+def _sync_and_close(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _severities(section: Mapping[str, str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from gitd.git.push_certificate import NonceVerdict
@@ -42,21 +43,31 @@ class HookRunner:
     """Runs the hooks of one push.
 
     Args:
-        environ: the server's, and what the push adds: who, from where, with which options.
+        environ: makes the server's, with what the push adds: who and from where.
         say: gets what hooks print, both streams as one.
         timeout_s: a hook that takes longer is killed and has failed.
     """
 
     def __init__(
-        self, repository: Repository, environ: Mapping[str, str], say: Say, *, timeout_s: float
+        self,
+        repository: Repository,
+        environ: Callable[[], Mapping[str, str]],
+        say: Say,
+        *,
+        timeout_s: float,
     ) -> None:
         self._repository = repository
-        self.environ = {
-            **{name: value for name, value in environ.items() if name not in _NOT_PASSED_ON},
-            "GIT_DIR": ".",
-        }
+        self._make_environ = environ
         self._say = say
         self._timeout_s = timeout_s
+
+    @cached_property
+    def environ(self) -> dict[str, str]:
+        """What every hook of the push finds in its environment."""
+        made = self._make_environ().items()
+        return {name: value for name, value in made if name not in _NOT_PASSED_ON} | {
+            "GIT_DIR": "."
+        }
 
     def has(self, name: str) -> bool:
         return hook_path(self._repository, name) is not None

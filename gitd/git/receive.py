@@ -192,7 +192,7 @@ class _OnePush:
             agent=wish.agent,
         )
         self._hooks = HookRunner(
-            repository, self._environ(), answer.progress, timeout_s=service.limits.hook_s
+            repository, self._environ, answer.progress, timeout_s=service.limits.hook_s
         )
 
     async def take_objects(self, body: BodyReader) -> None:
@@ -331,8 +331,9 @@ class _OnePush:
     async def _look_at_certificate(self) -> None:
         """Keep the certificate of a signed push and see who signed it, if a hook would ask."""
         certificate = self._wish.certificate
-        has_hooks = self._hooks.has("pre-receive") or self._hooks.has("post-receive")
-        if certificate is None or not self._hook_lines() or not has_hooks:
+        if certificate is None or not self._hook_lines():
+            return
+        if not self._hooks.has("pre-receive") and not self._hooks.has("post-receive"):
             return
         config = self._repository.config
         check = SignatureCheck(config, self._hooks.environ, self._service.limits.hook_s)

@@ -161,14 +161,17 @@ class GitService:
         self, request: web.Request, path: str, service: Service
     ) -> tuple[Opened, Repository]:
         opened = await self._access.open(request, path, service)
-        repository = await asyncio.to_thread(self._repositories.open, opened.repository)
+        return opened, await asyncio.to_thread(self._opened, opened, service)
+
+    def _opened(self, opened: Opened, service: Service) -> Repository:
+        repository = self._repositories.open(opened.repository)
         wish = repository.config.flag(f"http.{service.value.removeprefix('git-').replace('-', '')}")
         is_pushing = service is Service.RECEIVE_PACK
         if wish is False or (wish is None and is_pushing and opened.remote_user is None):
             raise NotAllowedError
         if is_pushing and repository.object_format != "sha1":
             raise NotAllowedError("A repository with SHA-256 ids takes no pushes here.\n")
-        return opened, repository
+        return repository
 
     # info/refs
 
@@ -180,17 +183,16 @@ class GitService:
             service = Service(name)
         except ValueError:
             raise NotAllowedError(f"Unsupported service: '{name[:100]}'\n") from None
-        _, repository = await self._open(request, path, service)
+        opened = await self._access.open(request, path, service)
         version = protocol_version(request.headers.get("Git-Protocol", ""))
-        parts = await asyncio.to_thread(self._advertisement, repository, service, version)
+        parts = await asyncio.to_thread(self._advertisement, opened, service, version)
         content_type = f"application/x-{service.value}-advertisement"
         if request.method == hdrs.METH_HEAD:
             return web.Response(headers={**NO_CACHE, hdrs.CONTENT_TYPE: content_type})
         return await _send_whole(request, parts, content_type, self._limits.idle_s)
 
-    def _advertisement(
-        self, repository: Repository, service: Service, version: int
-    ) -> tuple[bytes, ...]:
+    def _advertisement(self, opened: Opened, service: Service, version: int) -> tuple[bytes, ...]:
+        repository = self._opened(opened, service)
         if service is Service.RECEIVE_PACK:
             capabilities = receive_capabilities(repository)
         elif version == 2:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -205,8 +205,9 @@ def _ingest(task: IngestTask, repository: Repository, *, may_fork: bool) -> Inge
             store.add_alternate(repository.objects)
     shallow = repository.shallow()
     needs_shallow = [oid for oid in task.shallow if oid not in shallow]
-    checker = Connectivity(store, trusted_oids(repository), {*shallow, *task.shallow})
-    broken = checker.broken_tips(task.tips, pack)
+    with _syncing(pack):
+        checker = Connectivity(store, trusted_oids(repository), {*shallow, *task.shallow})
+        broken = checker.broken_tips(task.tips, pack)
     if pack is None:
         return Ingested(broken=broken, needs_shallow=needs_shallow)
     return Ingested(
@@ -240,11 +241,21 @@ def _index(
         pack.path.unlink()
         index.unlink()
         return None
-    with ThreadPoolExecutor(1) as beside:  # one commit of the file system's journal for both
-        done = beside.submit(sync_file, pack.path)
-        sync_file(index)
-        done.result()
     return pack
+
+
+@contextlib.contextmanager
+def _syncing(pack: IndexedPack | None) -> Iterator[None]:
+    """Make a pack and its index durable beside other work, in one commit of the journal."""
+    if pack is None:
+        yield
+        return
+    with ThreadPoolExecutor(2) as beside:
+        files = (pack.path, pack.path.with_suffix(".idx"))
+        done = [beside.submit(sync_file, path) for path in files]
+        yield
+        for one in done:
+            one.result()
 
 
 def _lacking_parents(store: ObjectStore, commits: Iterable[bytes]) -> list[bytes]:

@@ -12,10 +12,11 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.files import sync_directory
+from storage.files import sync_directory, sync_file
 from storage.git.errors import RefUpdateError
 from storage.git.locks import RETRY_S, create_lock
 from storage.git.object_formats import NULL_OID
@@ -226,14 +227,23 @@ class _Transaction:
         loose = [] if is_batch else [one for one in held if not one.is_delete]
         for one in loose:
             self._write_lock(one)
-        # After the locks: one commit of the file system's journal then makes both durable.
-        self._sync_what_they_name()
+        self._sync_locks(loose)
         if packed:
             self._commit_packed(packed)
         for one in loose:
             if one.error is None:
                 self._commit_loose(one)
         self._finish(held)
+
+    def _sync_locks(self, loose: list[_Held]) -> None:
+        """Make locks durable, and what they name: at once, in one commit of the journal."""
+        with ThreadPoolExecutor(1) as beside:
+            named = beside.submit(self._sync_what_they_name) if self._sync_first else None
+            for one in loose:
+                if one.error is None and one.current != one.change.new:
+                    self._sync_lock(one)
+            if named is not None:
+                named.result()
 
     def _commit_together(self, held: list[_Held]) -> None:
         """The rename of one file changes one ref; that of `packed-refs` changes any number."""
@@ -323,7 +333,7 @@ class _Transaction:
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
             except OSError as error:
-                one.error = RefUpdateError(f"cannot update '{show(one.name)}': {error.strerror}")
+                one.error = _not_updated(one, error)
                 continue
             self._directories.add(os.path.dirname(loose))  # noqa: PTH120
 
@@ -333,11 +343,15 @@ class _Transaction:
         try:
             with open(one.lock, "wb") as file:  # noqa: PTH123
                 file.write(one.change.new.hex().encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
             self._sharing.apply(one.lock)
         except OSError as error:
-            one.error = RefUpdateError(f"cannot update '{show(one.name)}': {error.strerror}")
+            one.error = _not_updated(one, error)
+
+    def _sync_lock(self, one: _Held) -> None:
+        try:
+            sync_file(os.fsdecode(one.lock))
+        except OSError as error:
+            one.error = _not_updated(one, error)
 
     def _commit_loose(self, one: _Held) -> None:
         path = self._root + one.name
@@ -352,7 +366,7 @@ class _Transaction:
             one.made.clear()
             self._directories.add(os.path.dirname(path))  # noqa: PTH120
         except OSError as error:
-            one.error = RefUpdateError(f"cannot update '{show(one.name)}': {error.strerror}")
+            one.error = _not_updated(one, error)
 
     def _let_go(self, one: _Held) -> None:
         for lock in one.made:
@@ -413,6 +427,10 @@ class _Transaction:
             return True
         is_on = config.flag("core.logallrefupdates", default=not self._repository.is_bare)
         return bool(is_on) and (name == b"HEAD" or name.startswith(_LOGGED))
+
+
+def _not_updated(one: _Held, error: OSError) -> RefUpdateError:
+    return RefUpdateError(f"cannot update '{show(one.name)}': {error.strerror}")
 
 
 def _conflict(name: bytes, there: bytes) -> RefUpdateError:
