@@ -84,6 +84,14 @@ def read_up_to(fd: int, count: int) -> bytes:
     return b"".join(parts)
 
 
+def read_sized(fd: int, size_bytes: int) -> bytes:
+    """Read a regular file that ought to be so long: a byte more than that when it is longer."""
+    data = os.read(fd, size_bytes + 1)
+    if len(data) >= size_bytes:
+        return data
+    return data + read_up_to(fd, size_bytes + 1 - len(data))  # some filesystems give less at once
+
+
 # -- writing -------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from storage.digest import DIGEST_BYTES, Digest
@@ -103,6 +104,20 @@ class Manifest:
         entries = _parse(data)
         if encode(entries) != data:
             raise ManifestInvalidError("not in canonical form")
+        return cls._of_parsed(data, entries)
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Manifest:
+        """Make the manifest of a tree; the entries may come in any order.
+
+        Raises:
+            ManifestInvalidError: The entries do not form a tree.
+        """
+        data = encode(sorted(entries, key=attrgetter("path")))
+        return cls._of_parsed(data, _parse(data))
+
+    @classmethod
+    def _of_parsed(cls, data: bytes, entries: tuple[Entry, ...]) -> Manifest:
         files = [entry for entry in entries if type(entry) is FileEntry]
         if len(files) > FILES_MAX:
             raise ManifestInvalidError("too many files")
@@ -114,15 +129,6 @@ class Manifest:
             files=len(files),
             size_bytes=sum(entry.size_bytes for entry in files),
         )
-
-    @classmethod
-    def of(cls, entries: Iterable[Entry]) -> Manifest:
-        """Make the manifest of a tree; the entries may come in any order.
-
-        Raises:
-            ManifestInvalidError: The entries do not form a tree.
-        """
-        return cls.parse(encode(sorted(entries, key=lambda entry: entry.path)))
 
 
 def encode(entries: Iterable[Entry]) -> bytes:

@@ -22,7 +22,7 @@ from storage.errors import ArtifactCorruptError, ArtifactMissingError
 from storage.files import (
     mapped_errors,
     open_regular,
-    read_up_to,
+    read_sized,
     sync_directory,
     sync_file,
     sync_filesystem,
@@ -185,7 +185,7 @@ def _copy(layout: Layout, entry: FileEntry, path: bytes) -> None:
         target = os.open(path, _CREATE, 0o600)
         try:
             if entry.size_bytes <= WHOLE_BYTES_MAX:
-                data = read_up_to(source, entry.size_bytes + 1)
+                data = read_sized(source, entry.size_bytes)
                 _expect_bytes(entry, Digest.of(data), len(data))
                 write_all(target, data)
             else:
@@ -202,14 +202,9 @@ def _copy(layout: Layout, entry: FileEntry, path: bytes) -> None:
 def _verify_blob(layout: Layout, entry: FileEntry) -> None:
     source = _open_blob(layout, entry)
     try:
-        hasher = blake3()
-        count = 0
-        while count <= entry.size_bytes and (data := os.read(source, WHOLE_BYTES_MAX)):
-            hasher.update(data)
-            count += len(data)
+        _expect_read(source, entry)
     finally:
         os.close(source)
-    _expect_bytes(entry, hasher.digest(), count)
 
 
 def _copy_large(source: int, target: int, entry: FileEntry) -> None:
@@ -234,6 +229,20 @@ def _open_blob(layout: Layout, entry: FileEntry) -> int:
         if error.errno in (errno.ELOOP, errno.EINVAL):
             raise ArtifactCorruptError(entry.path, "its blob is no regular file") from error
         raise
+
+
+def _expect_read(fd: int, entry: FileEntry) -> None:
+    """Read a file and hold it against its entry."""
+    if entry.size_bytes <= WHOLE_BYTES_MAX:
+        data = read_sized(fd, entry.size_bytes)
+        _expect_bytes(entry, Digest.of(data), len(data))
+        return
+    hasher = blake3()
+    count = 0
+    while count <= entry.size_bytes and (data := os.read(fd, WHOLE_BYTES_MAX)):
+        hasher.update(data)
+        count += len(data)
+    _expect_bytes(entry, hasher.digest(), count)
 
 
 def _expect_bytes(entry: FileEntry, digest: bytes, size_bytes: int) -> None:
@@ -287,17 +296,12 @@ def _verify_file(path: bytes, entry: FileEntry, *, reads: bool = True) -> None:
             raise ArtifactCorruptError(entry.path, "its mode is not what the manifest says")
         if status.st_size != entry.size_bytes:
             raise ArtifactCorruptError(entry.path, "its size is not what the manifest says")
-        if not reads:
-            if int(status.st_mtime) != blob_mtime(entry.digest):
-                raise ArtifactCorruptError(entry.path, "was written to, or its time was set")
-            return
-        hasher = blake3()
-        while data := os.read(fd, WHOLE_BYTES_MAX):
-            hasher.update(data)
+        if reads:
+            _expect_read(fd, entry)
+        elif int(status.st_mtime) != blob_mtime(entry.digest):
+            raise ArtifactCorruptError(entry.path, "was written to, or its time was set")
     finally:
         os.close(fd)
-    if hasher.digest() != entry.digest:
-        raise ArtifactCorruptError(entry.path, "its bytes are not what the manifest says")
 
 
 def _expect_directory(path: bytes, status: os.stat_result) -> None:

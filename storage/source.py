@@ -88,6 +88,7 @@ class Draft:
         self._files = 0
         self._size_bytes = 0
         self._line_bytes = 0
+        self._parent = b""  # known as a directory, like those above it
 
     def admit(self, entry: SourceEntry) -> None:
         """Check the name of an entry and what is known of it so far.
@@ -145,15 +146,18 @@ class Draft:
             raise TreeTooLargeError(b"", f"there are more than {limits.files_max} files")
 
     def _add_parents(self, path: bytes) -> None:
-        parent = path.rpartition(b"/")[0]
+        nearest = parent = path.rpartition(b"/")[0]
+        if nearest == self._parent:
+            return
         while parent:
             known = self._entries.get(parent)
             if isinstance(known, DirectoryEntry):
-                return
+                break
             if known is not None:
                 raise TreeInvalidError(path, "lies below what is no directory")
             self._add(DirectoryEntry(parent))
             parent = parent.rpartition(b"/")[0]
+        self._parent = nearest
 
     def _add(self, entry: Entry) -> None:
         self._entries[entry.path] = entry
@@ -174,9 +178,10 @@ def check_path(path: bytes) -> None:
     """
     if not PATH.fullmatch(path) or len(path) > PATH_BYTES_MAX:
         raise TreeInvalidError(path, f"the name is empty, too long or below {DEPTH_MAX} others")
-    if b"." in path and any(part in (b".", b"..") for part in path.split(b"/")):
+    may_have_dots = path.startswith(b".") or b"/." in path
+    if may_have_dots and any(part in (b".", b"..") for part in path.split(b"/")):
         raise TreeInvalidError(path, "the name has . or .. in it")
-    if not _is_utf8(path):
+    if not path.isascii() and not _is_utf8(path):
         raise TreeInvalidError(path, "the name is not UTF-8")
 
 
@@ -186,8 +191,6 @@ def _check_target(link: SourceLink) -> None:
 
 
 def _is_utf8(text: bytes) -> bool:
-    if text.isascii():
-        return True
     try:
         text.decode("utf-8")
     except UnicodeDecodeError:

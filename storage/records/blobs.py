@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 LIVE = 0
@@ -38,14 +38,13 @@ class BlobsMissingError(Exception):
 
 def live(db: sqlite3.Connection, keys: Iterable[K]) -> set[K]:
     """Return those of the keys that are live."""
-    wanted = {bytes(key): key for key in keys}
     found: set[K] = set()
-    for chunk in chunks(list(wanted)):
+    for chunk in chunks(keys):
         rows = db.execute(
             f"SELECT key FROM blob WHERE state = 0 AND key IN ({marks(chunk)})",  # noqa: S608 - question marks
             chunk,
         )
-        found.update(wanted[row[0]] for row in rows)
+        found.update(chain.from_iterable(rows))
     return found
 
 
@@ -67,12 +66,10 @@ def publish(
         [(key, size_bytes, at) for key, size_bytes in placed.items()],
     )
     known = db.execute(
-        "SELECT 1 FROM tree WHERE digest = ? AND state = 0", (tree.digest,)
+        "SELECT id FROM tree WHERE digest = ? AND state = 0", (tree.digest,)
     ).fetchone()
-    if known is None:
+    if known is None or _live_refs(db, known[0]) != len(keys):
         _refer(db, tree, keys, at)
-    elif len(live(db, keys)) != len(keys):
-        raise BlobsMissingError
 
 
 def _refer(db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes], at: int) -> None:
