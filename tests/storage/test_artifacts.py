@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -159,6 +160,42 @@ def test_same_tree_by_two_builds_is_one_artifact_with_two_statements(shop) -> No
     assert (two.new_blobs, two.new_bytes) == (0, 0)
     assert shop.verify(one).provenance.site == "acme-store"
     assert shop.verify(two).provenance.site == "other-site"
+
+
+def test_hard_link_to_a_stored_file_is_taken_in_as_a_copy(shop, tmp_path: Path) -> None:
+    shop.ingest({"f": b"stored"})
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    os.link(shop.blob(b"stored"), tree / "f")
+    (tree / "g").write_bytes(b"new")
+    os.link(tree / "g", tree / "h")
+    shop.ingest(scan_directory(tree, owner_uid=os.getuid()))
+    assert not shop.blob(b"new").samefile(tree / "g")
+    assert shop.blob(b"new").stat().st_nlink == 1
+    shutil.rmtree(tree)
+    assert shop.blob(b"stored").stat().st_nlink == 1
+
+
+def test_same_tree_is_the_same_artifact_in_another_locale(shop, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for name in ("ä", "Z", "a/é", "a/\u65e5\u672c"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    here = shop.ingest(scan_directory(tree, owner_uid=None)).digest
+    program = (
+        "import sys; from pathlib import Path; from storage.scan import scan_directory as scan;"
+        "from storage.source import Draft, Limits, SourceFile; from storage.digest import Digest;"
+        "draft = Draft(Limits())\n"
+        "for e in scan(Path(sys.argv[1]), owner_uid=None):\n"
+        "    draft.admit(e)\n"
+        "    if isinstance(e, SourceFile): draft.add_file(e, Digest.of(e.read()))\n"
+        "print(sys.getfilesystemencoding(), draft.manifest().digest)"
+    )
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    found = subprocess.run(
+        [sys.executable, "-c", program, tree], env=plain, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert found == ["ascii", str(here)]
 
 
 def test_leftover_without_a_row_is_overwritten_and_not_trusted(shop) -> None:

@@ -523,6 +523,63 @@ def test_damaged_folder_before_is_not_believed(shop, tmp_path: Path, how: str) -
     assert not (tmp_path / "two/same").is_symlink()
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts")
+def test_store_that_cannot_be_written_is_read(shop, tmp_path: Path) -> None:
+    verified = shop.verify(shop.ingest({"a": b"a"}))
+    where = tmp_path / "read-only"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", where]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("cannot mount here")
+    try:
+        shutil.copytree(shop.folder / "store", where / "store")
+        subprocess.run(["mount", "-o", "remount,ro", where], check=True)
+        reader = StoreReader(where / "store")
+        found = reader.verify(verified.digest, verified.envelope_sha256)
+        reader.materialise(found, tmp_path / "out")
+        verify_tree(tmp_path / "out", verified.manifest)
+        # And onto it nothing is unpacked: that is said, and leaves nothing.
+        with pytest.raises(StorageIoError, match="Read-only"):
+            shop.reader.materialise(verified, where / "out")
+    finally:
+        subprocess.run(["umount", where], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts")
+def test_two_names_that_are_one_on_the_disk_stop_the_unpacking(shop, tmp_path: Path) -> None:
+    image, where = tmp_path / "image", tmp_path / "disk"
+    where.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    make = ["mkfs.ext4", "-q", "-F", "-O", "casefold", image]
+    if not shutil.which("mkfs.ext4") or subprocess.run(make, capture_output=True).returncode:
+        pytest.skip("no such filesystem here")
+    if subprocess.run(["mount", "-o", "loop", image, where], capture_output=True).returncode:
+        pytest.skip("the kernel cannot fold names")
+    try:
+        folder = where / "releases"
+        folder.mkdir()
+        subprocess.run(["chattr", "+F", folder], check=True)
+        verified = shop.verify(shop.ingest({"page": b"1", "Page": b"2"}))
+        with pytest.raises(StorageIoError, match="exists"):
+            shop.reader.materialise(verified, folder / "new")
+        assert list(folder.iterdir()) == []
+    finally:
+        subprocess.run(["umount", where], check=True)
+
+
+def test_damage_to_one_artifact_leaves_the_others_be(shop, tmp_path: Path) -> None:
+    damaged = shop.verify(shop.ingest({"shared": b"shared", "mine": b"mine"}))
+    whole = shop.verify(shop.ingest({"shared": b"shared", "other": b"other"}))
+    write(shop.blob(b"mine"), b"MINE")
+    with pytest.raises(ArtifactCorruptError):
+        shop.reader.materialise(damaged, tmp_path / "one")
+    shop.reader.materialise(whole, tmp_path / "two")
+    verify_tree(tmp_path / "two", whole.manifest)
+
+
 def test_stored_files_are_held_against_the_manifest(shop, site) -> None:
     verified = shop.verify(site)
     shop.reader.verify_blobs(verified)

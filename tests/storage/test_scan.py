@@ -148,6 +148,58 @@ def test_hard_links_are_two_files(folder: Path) -> None:
     assert scan(folder) == {"index.html": ("f", b"hello"), "again": ("f", b"hello")}
 
 
+def test_attributes_and_access_lists_are_left_out(folder: Path) -> None:
+    plain = scan(folder)
+    try:
+        os.setxattr(folder / "index.html", "user.note", b"not part of a tree")
+    except OSError:
+        pytest.skip("no attributes on this filesystem")
+    assert scan(folder) == plain
+
+
+@pytest.mark.skipif(not Path("/proc/sys/kernel/random/uuid").exists(), reason="no such /proc")
+def test_file_that_has_more_than_its_size_says_is_refused(tmp_path: Path) -> None:
+    # As the kernel's own files: their size is 0.
+    draft = Draft(Limits())
+    found = scan_directory(Path("/proc/sys/kernel/random"), owner_uid=None)
+    entry = next(e for e in found if e.path == b"uuid")
+    assert isinstance(entry, SourceFile)
+    draft.admit(entry)
+    assert entry.size_bytes == 0
+    contents = entry.read()
+    assert isinstance(contents, bytes)
+    assert len(contents) != entry.size_bytes  # which ends an ingest
+
+
+@pytest.mark.parametrize("size_bytes", [100, 3 << 20])
+@pytest.mark.parametrize("how", ["shrinks", "vanishes", "is written to", "is another"])
+def test_file_that_is_not_as_it_was_found_is_refused(
+    folder: Path, how: str, size_bytes: int
+) -> None:
+    path = folder / "index.html"
+    path.write_bytes(b"x" * size_bytes)
+    for entry in scan_directory(folder, owner_uid=None):
+        assert isinstance(entry, SourceFile)
+        if how == "shrinks":
+            os.truncate(path, size_bytes - 1)
+        elif how == "is written to":
+            path.write_bytes(b"y" * size_bytes)
+        else:
+            path.unlink()
+        if how == "is another":
+            path.write_bytes(b"x" * size_bytes)
+        with pytest.raises(TreeInvalidError, match=r"index\.html"):
+            b"".join(piece for piece in entry.read() if isinstance(piece, bytes))
+
+
+def test_file_is_read_again_after_its_folder_was_left(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "a" / "f").write_bytes(b"again")
+    entries = [e for e in scan_directory(folder, owner_uid=None) if isinstance(e, SourceFile)]
+    assert [entry.read() for entry in entries] == [b"again", b"hello"]
+    assert [entry.read() for entry in entries] == [b"again", b"hello"]
+
+
 @pytest.mark.parametrize("name", [b"a\nb", b"a\tb", b"\x7f", b"\x01", b"\xff\xfe"])
 def test_name_with_control_bytes_or_not_utf8_is_refused(folder: Path, name: bytes) -> None:
     (folder / os.fsdecode(name)).write_text("x")
