@@ -108,7 +108,7 @@ def index_pack(
         name=name,
         path=_named(path, name),
         oids=oids,
-        closure=_closure(scan),
+        closure=scan.closure(),
         commits=checks.commits,
         trees=checks.trees,
         is_linked=checks.is_linked,
@@ -182,14 +182,6 @@ def _read(
     if trees.left():
         raise PackInvalidError("unresolved deltas left after unpacking")
     return scan, trees
-
-
-def _closure(scan: PackScan) -> Closure:
-    oids = set(row_oids(scan.rows))
-    closure = scan.checks.closure(oids)
-    if scan.second is None:
-        return closure
-    return closure.joined(oids, scan.second.closure, row_oids(scan.second.rows))
 
 
 # writing

@@ -28,7 +28,7 @@ from storage.git.second_process import SecondProcess, has_second_core
 
 HALVED_COUNT_MIN = 4_000  # fewer entries are read before another process would have begun
 PENDING_BYTES_MAX = 64 << 20
-_FIRST_PART = 0.57  # of the work; the second process reads bases of the first half too
+_FIRST_PART = 0.59  # of the work; the second process reads bases of the first half too
 _ENTRY_COST_BYTES = 1_500  # an entry costs what inflating so many bytes costs
 _SAMPLES, _SAMPLE_BYTES = 64, 8 << 10
 _SEARCHED_BYTES = 256 << 10
@@ -67,6 +67,7 @@ def scan_by_two(scan: PackScan, count: int) -> None:
         try:
             scan.run(middle, count)
             scan.rows.sort()
+            scan.note_closure()  # the other one is not ready yet, probably
             share = second.result() if scan.at == middle else None
         finally:
             second.stop()

@@ -23,7 +23,7 @@ from storage.git.object_checks import ObjectChecks
 from storage.git.object_formats import BLOB, TYPE_NAMES
 from storage.git.objects import DELTA_DEPTH_MAX, delta_sizes, patched
 from storage.git.pack import read_entry_head
-from storage.git.pack_index import index_row
+from storage.git.pack_index import index_row, row_oids
 from storage.git.pack_streams import PackStreams, damaged
 
 HEADER_BYTES = 12
@@ -102,6 +102,7 @@ class PackScan:
         self.waiting: dict[int, bytes] = {}
         self.foreign: list[int] = []
         self.second: SecondPart | None = None
+        self._closure: tuple[int, Closure] | None = None  # of so many rows
         self.delta_count = 0
         self._kept_bytes = 0
         self.inflated_bytes = 0
@@ -120,6 +121,20 @@ class PackScan:
     def all_rows(self) -> list[bytes]:
         """The rows of all objects that are named."""
         return self.rows if self.second is None else self.rows + self.second.rows
+
+    def note_closure(self) -> None:
+        """Find the closure of the rows so far."""
+        self._closure = len(self.rows), self.checks.closure(set(row_oids(self.rows)))
+
+    def closure(self) -> Closure:
+        """Return the closure of all objects that are named."""
+        if self._closure is None or self._closure[0] != len(self.rows):
+            self.note_closure()
+        assert self._closure is not None
+        closure = self._closure[1]
+        if self.second is None:
+            return closure
+        return closure.joined(row_oids(self.rows), self.second.closure, row_oids(self.second.rows))
 
     def run(self, stop: int, count_max: int) -> None:
         """Read entries until `stop`, or as many.

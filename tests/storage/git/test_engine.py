@@ -24,6 +24,7 @@ from storage.git.indexer import index_pack
 from storage.git.object_formats import BLOB, COMMIT, TREE
 from storage.git.objects import ObjectStore, delta_sizes, patched
 from storage.git.pack import Pack, entry_head
+from storage.git.pack_index import index_row, write_index
 from storage.git.pack_scan import PackLimits
 from storage.git.refs import is_valid_name
 
@@ -226,3 +227,20 @@ def test_fsck_grades_as_git_does() -> None:
     assert [f.id for f in findings(TREE, entry[:29] + entry[:29])] == ["duplicateEntries"]
     assert [f.id for f in findings(TREE, b"100644 ..\0" + b"x" * 20)] == ["hasDotdot"]
     assert [f.id for f in findings(TREE, b"nonsense")] == ["badTree"]
+
+
+@pytest.mark.parametrize("far", [(), (5,), (0, 7, 99)])
+def test_git_reads_the_index_of_a_pack_of_any_size(tmp_path: Path, far: tuple[int, ...]) -> None:
+    numbers = random.Random(3)
+    rows, expected = [], []
+    for number in range(100):
+        oid, crc = numbers.randbytes(20), numbers.getrandbits(32)
+        offset = numbers.randrange(12, 1 << 31)
+        if number in far:
+            offset = numbers.choice([1 << 31, (1 << 32) - 1, 1 << 32, 1 << 45])
+        rows.append(index_row(oid, crc, offset))
+        expected.append(f"{offset} {oid.hex()} ({crc:08x})")
+    write_index(tmp_path / "x.idx", sorted(rows), numbers.randbytes(20))
+    with (tmp_path / "x.idx").open("rb") as file:
+        shown = subprocess.run(["git", "show-index"], stdin=file, capture_output=True, check=True)
+    assert sorted(shown.stdout.decode().splitlines()) == sorted(expected)
