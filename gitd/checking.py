@@ -18,7 +18,7 @@ from storage.check import Finding, check_store
 from storage.consequences import Consequence
 from storage.digest import Digest
 from storage.errors import RecordsError, StorageError
-from storage.git.check import check_repository
+from storage.git.check_processes import check_repositories
 from storage.materialise import verify_tree
 from storage.quarantine import Kept
 from storage.reader import StoreReader
@@ -224,9 +224,9 @@ def _look_at_repositories(
     known = sites.every(records.reader())
     repositories = Repositories(folder.repositories)
     git_objects = 0
-    for site in known:
-        path = repositories.path(site.id)
-        repository = check_repository(path, is_whole=is_deep)
+    paths = [repositories.path(site.id) for site in known]
+    reports = check_repositories(paths, is_whole=is_deep)
+    for site, path, repository in zip(known, paths, reports, strict=True):
         git_objects += repository.objects
         for fault in repository.faults:
             found.add(f"site {site.name}, {path}", fault)

@@ -60,16 +60,16 @@ class RepositoryReport:
 
 
 def check_repository(
-    path: Path, *, is_whole: bool, links_max: int = LINKS_REMEMBERED
+    path: Path, *, is_whole: bool, links_max: int = LINKS_REMEMBERED, may_fork: bool = False
 ) -> RepositoryReport:
     """Check the repository at a git directory. Changes nothing; safe while it is in use.
 
     Of borrowed objects (alternates) only their presence is checked. `links_max`: how many links may
-    wait in memory to be looked up.
+    wait in memory to be looked up. `may_fork` lets a process without threads use two cores.
 
     Raises nothing for what is wrong with the repository: the report says it.
     """
-    check = _Check(is_whole=is_whole, links_max=links_max)
+    check = _Check(is_whole=is_whole, links_max=links_max, may_fork=may_fork)
     try:
         if not is_repository(path):
             check.fault("it is no repository: objects, refs or HEAD are missing")
@@ -113,6 +113,7 @@ class _Check:
 
     is_whole: bool
     links_max: int
+    may_fork: bool
     ref_count: int = 0
     object_count: int = 0
     is_damaged: bool = False
@@ -212,7 +213,7 @@ class _Check:
             self.fault(f"{pack.path.name} cannot be read: {error.strerror}")
             return
         try:
-            found = read_pack(pack.bytes_map, limits=_LIMITS, links=links)
+            found = read_pack(pack.bytes_map, limits=_LIMITS, links=links, may_fork=self.may_fork)
         except PackInvalidError as error:
             if not isinstance(error, PackTooLargeError):  # that is said of the way it is read
                 self.fault(f"{pack.path.name}: {error}")

@@ -119,18 +119,18 @@ def index_pack(
 
 
 def read_pack(
-    mapped: mmap.mmap, *, limits: PackLimits, links: set[bytes]
+    mapped: mmap.mmap, *, limits: PackLimits, links: set[bytes], may_fork: bool = False
 ) -> Iterable[tuple[bytes, int, int]]:
     """Read all of a stored pack: the id, offset and CRC-32 of each entry, by offset.
 
-    `links` is given what its objects link to.
+    `links` is given what its objects link to; `may_fork` as for `index_pack`.
 
     Raises:
         PackInvalidError: it is not whole, or an object cannot be read.
     """
     _require_header(mapped[:HEADER_BYTES], len(mapped), limits)
     checks = ObjectChecks(ObjectStore.over([]), None)
-    scan, _ = _read(mapped, limits, checks, may_fork=False)
+    scan, _ = _read(mapped, limits, checks, may_fork=may_fork)
     links |= checks.object_links.all() | checks.commit_links.all()
     by_offset = sorted(scan.rows, key=row_offset)
     return ((row_oid(row), row_offset(row), row_crc(row)) for row in by_offset)

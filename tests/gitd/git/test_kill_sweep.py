@@ -51,7 +51,7 @@ class Sweep:
 
     def bare(self) -> Path:
         self.count += 1
-        path = self.steady.root / f"r{self.count}.git"
+        path = self.steady.root / f"{self.work.parent.name}-{self.count}.git"
         shutil.copytree(self.template, path, symlinks=True)
         return path
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.git.check import FAULTS_MAX, RepositoryReport, check_repository
+from storage.git.check_processes import check_repositories
 from storage.git.pack import Pack
 from storage.git.pack_index import index_row, write_index
 
@@ -290,3 +291,31 @@ def test_thousands_of_faults_are_told_briefly(bare: Path) -> None:
     faults = quick(bare).faults
     assert len(faults) == FAULTS_MAX + 1
     assert faults[-1] == f"and {2000 - FAULTS_MAX} more faults like these"
+
+
+def test_large_packs_are_checked_in_two_processes_with_the_same_result(tmp_path: Path) -> None:
+    """More objects than one process reads alone, sound and with one byte changed in either half."""
+    bare = tmp_path / "large.git"
+    git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
+    numbers = random.Random(5)
+    stream = "".join(
+        f"commit refs/heads/main\ncommitter A <a@b> {1700000000 + n} +0000\ndata 1\nx\n"
+        f"M 100644 inline d{n % 40}/f{n % 9}\ndata 30\n{numbers.random():<30}\n"
+        for n in range(1500)
+    )
+    git("fast-import", "--quiet", cwd=bare, stdin=stream)
+    damaged = []
+    (pack,) = (bare / "objects/pack").glob("*.pack")
+    for number, share in enumerate((0.2, 0.8)):
+        copy = Path(shutil.copytree(bare, tmp_path / f"damaged{number}.git"))
+        path = copy / "objects/pack" / pack.name
+        data = bytearray(path.read_bytes())
+        data[int(len(data) * share)] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(data)
+        damaged.append(copy)
+    paths = [bare, *damaged]
+    together = list(check_repositories(paths, is_whole=True))
+    assert together == [check_repository(path, is_whole=True) for path in paths]
+    assert together[0].objects > 4000
+    assert [report.is_sound for report in together] == [True, False, False]
