@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -29,12 +30,12 @@ from storage.custody import (
     Custody,
 )
 from storage.digest import Digest
-from storage.errors import BackupError
+from storage.errors import BackupDamagedError, BackupError
 from storage.gate import locked
 from storage.holding import hold_trees
 from storage.layout import STATEMENT_MODE, Layout
 from storage.model import Site
-from storage.records import blobs, copies, migrations, pushes, release_statements, sites
+from storage.records import blobs, copies, damage, migrations, pushes, release_statements, sites
 from storage.records.db import Records
 from storage.sealing import VARIABLES_KEY
 from storage.signing import KEY_FILE_MODE
@@ -51,7 +52,8 @@ class Moment:
         copy: The copy of the records, to be added to the backup last.
         files: What was copied within the moment.
         trees, blobs: What the store had; blobs by key, with their sizes.
-        signing_key_id: The key that signed, where its file could be read.
+        damaged: How many parts of the store were known to be damaged: they are left out.
+        signing_key_id: The key that signed.
         keys: Which private keys are among the files.
     """
 
@@ -61,6 +63,7 @@ class Moment:
     files: tuple[FileEntry, ...]
     trees: tuple[Digest, ...]
     blobs: tuple[tuple[bytes, int], ...]
+    damaged: int
     migrations: list[str]
     counts: dict[str, int]
     signing_key_id: str | None
@@ -103,7 +106,10 @@ def moment_of(
                 copies.drop_garbage(db)
                 counts = copies.counts(db)
                 trees = tuple(map(Digest, blobs.each_tree(db)))
-                statements = [name for name, _ in blobs.each_attestation(db)]
+                known = tuple(map(Digest, blobs.each_known_tree(db)))
+                damaged = damage.every(db)
+                statements = {name for name, _ in blobs.each_attestation(db)}
+                statements.difference_update(found.part.name for found in damaged)
                 issued = release_statements.each_name(db)
                 moment = Moment(
                     made_at=made_at,
@@ -112,6 +118,7 @@ def moment_of(
                     files=(),
                     trees=trees,
                     blobs=tuple(blobs.each_live(db)),
+                    damaged=len(damaged),
                     migrations=migrations.applied(db),
                     counts=counts,
                     signing_key_id=_signing_key_id(layout.trust, custody),
@@ -121,17 +128,17 @@ def moment_of(
                         has_sealed=counts["sealed"] > 0,
                     ),
                 )
-            hold = hold_trees(layout, trees)
+            hold = hold_trees(layout, known)
             stack.callback(hold.release)
             copier = _Copier(places, pool)
             copier.add(layout.format, STATEMENT_MODE)
             copier.add_folder(layout.trust, "root.*.json", STATEMENT_MODE)
-            for name in statements:
-                copier.add(Path(layout.envelope(name)), STATEMENT_MODE)
+            for name in sorted(statements):
+                copier.add_statement(Path(layout.envelope(name)), name)
             for name in issued:
                 # Control lays these copies of its records into the store, when it comes to it.
                 with contextlib.suppress(BackupError):
-                    copier.add(Path(layout.envelope(name)), STATEMENT_MODE)
+                    copier.add_statement(Path(layout.envelope(name)), name)
             copier.add_keys(places.keys, moment.keys)
         yield replace(moment, files=tuple(copier.files))
 
@@ -155,6 +162,15 @@ class _Copier:
             ) from None
         name = os.path.relpath(path, self._places.root)
         self.files.append(FileEntry(name, mode, mtime_ns, kept.size_bytes, kept.digest))
+
+    def add_statement(self, path: Path, sha256: str) -> None:
+        self.add(path, STATEMENT_MODE)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            self.files.pop()
+            raise BackupDamagedError(
+                f"{path} has other bytes than its name says: run gitd check. Nothing was taken from"
+                " earlier backups"
+            )
 
     def add_folder(self, folder: Path, pattern: str, mode: int) -> None:
         for path in sorted(folder.glob(pattern)):

@@ -141,6 +141,11 @@ class _Backup:
         with moment_of(self._places, self._records, pool, copy, with_keys=with_keys) as moment:
             for entry in moment.files:
                 writer.add(entry)
+            if moment.damaged:
+                self.warnings.append(
+                    f"{moment.damaged} parts of the store that were found damaged are not in it:"
+                    " gitd check names them"
+                )
             self._expect_room(moment, pool)
             self._add_repositories(moment, pool, writer, scratch)
             self._add_joblogs(pool, writer)

@@ -38,7 +38,9 @@ from storage.model import (
     RefMove,
     Trigger,
 )
+from storage.parts import Part, PartKind
 from storage.records import (
+    damage,
     deployments,
     environment_configs,
     environments,
@@ -453,6 +455,35 @@ def test_damaged_source_is_named_and_earlier_backups_stay(small) -> None:
         small.back_up(with_keys=True)
     (left,) = verify(small.destination)
     assert left.faults == ()
+
+
+def test_damage_that_is_known_is_left_out_and_said(small, tmp_path: Path) -> None:
+    ingested = small.ingest({"bad": b"bad"}, "build_2")
+    blob = Path(small.store.layout.blob(Digest.of(b"bad"), executable=False))
+    blob.unlink()
+    envelope = Path(small.store.layout.envelope(ingested.envelope_sha256))
+    envelope.unlink()
+    for part in (
+        Part.of_blob(Digest.of(b"bad") + b"f"),
+        Part(PartKind.ENVELOPE, envelope.name[:64]),
+    ):
+        small.records.write(lambda db, part=part: damage.note(db, part, "is gone", 0))
+    taken = small.back_up(with_keys=True)
+    assert [warning[:8] for warning in taken.warnings] == ["2 parts "]
+    assert verify(small.destination)[0].faults == ()
+    small.restore(tmp_path / "new/data")
+    with Records.open(tmp_path / "new/data/gitd.db") as records:
+        assert len(damage.every(records.reader())) == 2
+
+
+def test_statement_with_other_bytes_is_named(small) -> None:
+    ingested = small.ingest({"a": b"a"}, "build_2")
+    envelope = Path(small.store.layout.envelope(ingested.envelope_sha256))
+    envelope.chmod(0o600)
+    envelope.write_bytes(envelope.read_bytes() + b" ")
+    with pytest.raises(BackupDamagedError, match=envelope.name):
+        small.back_up(with_keys=True)
+    assert small.destination.names() == []
 
 
 @pytest.mark.parametrize("path", ["", "/a", "../a", "a/../b", "a//b", "a/\tb", ".", "a/."])
