@@ -64,6 +64,7 @@ NO_CACHE = {
 }
 CONCLUDE_S_MIN = 1.0  # for a push whose refs are just moving, when the time to stop is over
 DUMB_REFUSAL = "Dumb HTTP is not supported; use git >= 1.6.6\n"
+_AT_ONCE_BYTES_MAX = 32 << 10  # what a connection takes in without waiting for its reader
 _GET_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD)
 _FORBIDDEN_IN_PATH = re.compile(r"%(?:2f|5c|00)", re.IGNORECASE)
 _DUMB_FILE = re.compile(
@@ -346,8 +347,12 @@ def _text(status: int, text: str = "", headers: Mapping[str, str] | None = None)
 async def _send_whole(
     request: web.Request, parts: tuple[bytes, ...], content_type: str, stall_s: float
 ) -> web.StreamResponse:
-    response = web.StreamResponse(headers={**NO_CACHE, hdrs.CONTENT_TYPE: content_type})
-    response.content_length = sum(map(len, parts))
+    headers = {**NO_CACHE, hdrs.CONTENT_TYPE: content_type}
+    size = sum(map(len, parts))
+    if size <= _AT_ONCE_BYTES_MAX:
+        return web.Response(headers=headers, body=b"".join(parts))
+    response = web.StreamResponse(headers=headers)
+    response.content_length = size
     try:
         await response.prepare(request)
         for part in parts:

@@ -129,12 +129,10 @@ class SideBandAnswer:
 
     async def end(self) -> None:
         """Close the side band and the answer."""
-        if self.has_bands:
-            await self.write(FLUSH)
-        await self.finish()
+        await self.finish(FLUSH if self.has_bands else b"")
 
-    async def finish(self) -> None:
-        """Close the answer."""
+    async def finish(self, last: bytes = b"") -> None:
+        """Send a last few bytes as they are, and close the answer."""
         if self._keeper is not None:
             self._keeper.cancel()
         async with self._lock:
@@ -143,7 +141,7 @@ class SideBandAnswer:
             try:
                 if not self._response.prepared:
                     await self._response.prepare(self._request)
-                await self._response.write_eof()
+                await self._response.write_eof(last)
             except _ERRORS:
                 self.is_gone = True
 

@@ -24,6 +24,7 @@ from storage.git.indexer import IndexedPack, index_pack
 from storage.git.locks import QUARANTINE_PREFIX
 from storage.git.object_formats import TYPE_NAMES
 from storage.git.objects import ObjectStore
+from storage.git.pack import Pack
 from storage.git.pack_links import DIRECTORY, QUARANTINED_SUFFIX, write_quarantined_links
 from storage.git.pack_scan import PackLimits
 from storage.git.refs import RefStore
@@ -201,7 +202,7 @@ def _ingest(task: IngestTask, repository: Repository, *, may_fork: bool) -> Inge
         quarantine = Path(task.quarantine)
         pack = _index(task, quarantine, store, may_fork=may_fork)
         if pack is not None:
-            store = ObjectStore(quarantine)
+            store = ObjectStore.over([Pack(pack.path.with_suffix(".idx"))])
             store.add_alternate(repository.objects)
     shallow = repository.shallow()
     needs_shallow = [oid for oid in task.shallow if oid not in shallow]
