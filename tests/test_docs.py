@@ -73,6 +73,17 @@ def test_decisions_are_numbered_once_and_listed() -> None:
     assert [name for name in files if name not in index] == []
 
 
+def test_every_proof_that_the_store_names_is_there() -> None:
+    page = (DOCS / "store.md").read_text()
+    section = page.partition("## What is proven")[2].partition("\n## ")[0]
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", section)
+    rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(named) >= len(rows) > 30
+    for path, name in named:
+        text = (ROOT / "tests" / path).read_text()
+        assert re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), f"{path}::{name}"
+
+
 def test_nothing_speaks_of_how_it_was_made() -> None:
     banned = re.compile(r"\.\./shared|/work/|\bsubagent|\bhelper-\d")
     for folder in ("gitd", "hooks", "storage", "docs", "bench", "examples", "systemd", "tests"):

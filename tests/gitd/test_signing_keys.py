@@ -196,7 +196,6 @@ def test_dry_run_says_the_same_and_does_nothing(server: Server) -> None:
 
 
 def test_revocation_since_a_statement_saves_those_before(server: Server) -> None:
-    """Case 27."""
     before, after = server.build(b"one"), server.build(b"two")
     key_id = server.custody.signing_key().key_id
     said = server.json("revoke", key_id, "--reason", "stolen in March", "--since", "2")

@@ -215,7 +215,7 @@ async def test_only_so_many_statements_are_kept(site, monkeypatch) -> None:
 
 
 async def test_wanted_roll_gets_a_sequence_above_the_hosts(site) -> None:
-    """Case 33: the records are older than the host, and somebody deploys."""
+    """The records are older than the host, and somebody deploys."""
     told = await site.told(await site.queue(b"one"))
     await site.refuse(told, "release.replayed", sequence=41, serves="dep_lost")
     again = await site.told(told.deployment_id, above=41)
@@ -250,7 +250,7 @@ async def test_host_that_switched_to_a_canceled_roll_is_told_to_go_back(site) ->
 
 
 async def test_old_records_are_told_by_the_statement_and_not_by_its_number(site) -> None:
-    """Case 33: a number was given twice, before the backup was put back and after."""
+    """A number was given twice, before the backup was put back and after."""
     await site.roll(b"one")
     current = await site.roll(b"two")
     await site.refuse(current, "release.replayed", sequence=2, serves="dep_of_before")
@@ -258,7 +258,7 @@ async def test_old_records_are_told_by_the_statement_and_not_by_its_number(site)
 
 
 async def test_old_records_roll_nothing_back(site) -> None:
-    """Case 33: a database from an old backup; the host serves on until somebody decides."""
+    """A database from an old backup; the host serves on until somebody decides."""
     first = await site.roll(b"one")
     await site.refuse(first, "release.replayed", sequence=9, serves="dep_of_later")
     assert [row["sequence"] for row in site.statements()] == [1]
@@ -266,7 +266,7 @@ async def test_old_records_roll_nothing_back(site) -> None:
 
 
 async def test_old_records_roll_nothing_back_by_a_rotation_either(site) -> None:
-    """Case 33: the backup is from before the rotation, so that its statement is outdated too."""
+    """The backup is from before the rotation, so that its statement is outdated too."""
     first = await site.roll(b"one")
     await site.refuse(first, "release.key_retired", sequence=9, serves="dep_of_later")
     site.world.custody.rotate(site.world.store.layout.trust)
@@ -287,7 +287,7 @@ async def test_old_records_roll_nothing_back_by_a_rotation_either(site) -> None:
 
 
 async def test_old_records_bring_back_what_they_know_where_nothing_is_served(site) -> None:
-    """Case 33: the backup had the store too, and so not what was served."""
+    """The backup had the store too, and so not what was served."""
     first = await site.roll(b"one")
     await site.refuse(first, "release.replayed", sequence=9, serves=None)
     assert site.read(await site.told(first.deployment_id, above=9)).sequence == 10
@@ -303,7 +303,6 @@ async def test_refusal_of_what_is_not_wanted_any_more_changes_nothing(site) -> N
 
 
 async def test_rotation_gives_every_current_release_a_statement_by_the_next_key(site) -> None:
-    """Case 26."""
     first = await site.roll(b"one")
     second = await site.roll(b"two")
     reaping = asyncio.create_task(site.world.rolls.reap())
@@ -326,7 +325,6 @@ async def test_release_of_an_earlier_version_gets_its_first_statement_at_the_sta
 
 
 async def test_statement_names_the_provenance_that_was_signed_again(site) -> None:
-    """Case 27."""
     current = await site.roll(b"one")
     world = site.world
     old_key = world.custody.signing_key().key_id

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,12 +20,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from storage.blobs import Staging, entry_key
 from storage.check import check_store
 from storage.collect import Collector, Order
+from storage.digest import Digest
+from storage.files import Lease
+from storage.manifest import FileEntry, Manifest
+from storage.materialise import verify_tree
 from storage.model import SYSTEM
 from storage.records import artifacts
+from storage.records import blobs as rows
 from storage.records import retention as retention_rows
 from storage.retention import DAY_MS, Pressure, Retention
+from storage.source import Limits, SourceFile
 
 KEEP = Retention(
     releases=2,
@@ -67,6 +76,13 @@ class Mortal(Collector):
         self._step()
 
 
+def files(tree):
+    return [
+        SourceFile(name.encode(), len(data), executable=False, read=lambda data=data: data)
+        for name, data in tree.items()
+    ]
+
+
 class Shopping(RuleBasedStateMachine):
     """A site over a long time, in a few steps."""
 
@@ -80,10 +96,64 @@ class Shopping(RuleBasedStateMachine):
         self.pinned: set[str] = set()
         self.deploying: list[str] = []
         self.current: str | None = None
+        self.rolled: Path | None = None
+        self.rolls = 0
 
     @rule(target=built, contents=TREES)
     def build(self, contents):
         return self.world.shop.ingest({data.decode(): data for data in contents})
+
+    @rule(contents=TREES, whole=st.integers(0, 4), how=st.sampled_from(["source", "statement"]))
+    def build_and_fail(self, contents, whole, how):
+        """The source ends in the middle, or nobody signs: nothing of it is there afterwards."""
+        before = self.world.listed()
+        entries = files({data.decode(): data for data in contents})
+
+        def source():
+            yield from entries[:whole] if how == "source" else entries
+            if how == "source":
+                raise DiedError
+
+        def attest(manifest):
+            raise DiedError
+
+        with pytest.raises(DiedError):
+            self.world.shop.store.ingest(source(), limits=Limits(), attest=attest, record=attest)
+        assert self.world.listed() == before
+        assert list(self.world.shop.store.layout.tmp.iterdir()) == []
+
+    @rule(contents=TREES)
+    def die_after_placing(self, contents):
+        """The process goes down when files have their places and no row knows them yet."""
+        store = self.world.shop.store
+        lease = Lease.take(store.layout.tmp)
+        staging = Staging(store.layout, lease)
+        entries = [FileEntry(data, False, len(data), Digest.of(data)) for data in contents]
+        manifest = Manifest.of(entries)
+        for entry in entries:
+            staging.add(entry_key(entry), entry.path)
+        staging.add_statement("manifest", manifest.data, store.layout.tree(manifest.digest))
+        staging.sync()
+        staging.place(rows.live(self.records.reader(), list(staging.blobs)))
+        os.close(lease.fd)  # the kernel drops the lock; the folder stays
+        self.world.restart()
+        assert check_store(store.layout.root, self.records).leftovers == ()
+
+    @rule(ingested=built)
+    def roll(self, ingested):
+        """Whatever can be deployed can be unpacked, beside what was unpacked last."""
+        if not self.is_available(ingested.artifact_id):
+            return
+        shop = self.world.shop
+        verified = shop.verify(ingested)
+        shop.reader.verify_blobs(verified)
+        self.rolls += 1
+        folder = shop.folder / f"roll{self.rolls}"
+        shop.reader.materialise(verified, folder, beside=self.rolled)
+        verify_tree(folder, verified.manifest)
+        if self.rolled is not None:
+            shutil.rmtree(self.rolled)
+        self.rolled = folder
 
     @rule(ingested=built)
     def release(self, ingested):

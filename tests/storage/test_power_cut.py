@@ -12,16 +12,21 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from storage.check import check_store
+from storage.collect import Collector, Order
+from storage.digest import Digest
 from storage.errors import StorageError
+from storage.materialise import verify_tree
+from storage.retention import Retention
 
 CHILD = Path(__file__).with_name("ingest_child.py")
+COLLECT_CHILD = CHILD.with_name("collect_child.py")
 MEMORY = Path("/dev/shm")
 KINDS = {"ext4": ["-F"], "xfs": ["-f"], "btrfs": ["-f"]}
 SYNCS = "fsync,fdatasync,syncfs"
@@ -48,10 +53,15 @@ class Disk:
     def image(self) -> Path:
         return self.folder / "disk"
 
-    def begin(self) -> Path:
+    def begin(self, base: str = "base") -> Path:
         """Put the first state back and mount it."""
-        shutil.copyfile(self.folder / "base", self.image)
+        shutil.copyfile(self.folder / base, self.image)
         return self.mount(self.image)
+
+    def keep(self, base: str) -> None:
+        """Unmount, and keep what is there as another first state."""
+        subprocess.run(["umount", self.folder / "on-disk"], check=True)
+        shutil.copyfile(self.image, self.folder / base)
 
     def mount(self, image: Path) -> Path:
         where = self.folder / f"on-{image.name}"
@@ -99,7 +109,11 @@ def disk(request: pytest.FixtureRequest, shop_at) -> Iterator[Disk]:
 
 
 def ingest(where: Path, count: int, *strace: str) -> int:
-    command = [sys.executable, CHILD, where / "shop", str(count)]
+    return run(where, [CHILD, where / "shop", str(count)], strace)
+
+
+def run(where: Path, child: Sequence[str | Path], strace: Sequence[str] = ()) -> int:
+    command: list[str | Path] = [sys.executable, *child]
     if strace:
         command = ["strace", "-f", "-qq", "-o", where.parent / "trace", *strace, *command]
     return subprocess.run(command, capture_output=True).returncode
@@ -155,4 +169,64 @@ def test_power_cut_at_any_moment_leaves_whole_artifacts_only(
             kept.records.close()
             disk.end()
     print(f"{disk.kind}: {reached} cuts")
+    assert reached > 8
+
+
+# -- collecting --------------------------------------------------------------------------------
+
+COLLECT_CALLS = ("unlink", "pwrite64", "fdatasync", "flock")
+KEPT = {"a/shared": b"one" * 50, "kept": b"kept"}
+
+
+def fill(disk: Disk, shop_at) -> Digest:
+    """Add what is kept and what is garbage to the first state; return what is kept."""
+    shop = shop_at(disk.begin() / "shop")
+    shop.builds = iter(range(100, 200))
+    for number in range(3):
+        shop.ingest(
+            {"a/shared": b"one" * 50, **{f"{n}": b"%d" % (n * 3 + number) for n in range(9)}}
+        )
+    kept = shop.ingest(KEPT)
+    shop.pin(kept)
+    shop.keep_tree({"cache": b"cache", "kept": b"kept"})
+    shop.records.close()
+    disk.keep("filled")
+    return kept.digest
+
+
+def expect_kept_alone(shop, digest: Digest) -> None:
+    """What is kept is whole at once; another cycle takes the rest, and what it left lying."""
+    shop.store.recover()
+    root = shop.folder / "store"
+    assert check_store(root, shop.records).problems == ()
+    row = shop.records.reader().execute(
+        "SELECT envelope_sha256 FROM attestation JOIN artifact ON artifact.id = artifact_id"
+        " WHERE digest = ?",
+        (str(digest),),
+    )
+    verified = shop.reader.verify(digest, row.fetchone()[0])
+    shop.reader.materialise(verified, shop.folder / "release")
+    verify_tree(shop.folder / "release", verified.manifest)
+    nothing = Retention(0, 0, 0, 0, 0, 0)
+    Collector(shop.store, shop.records, nothing).run(Order(is_hurried=True, is_thorough=True))
+    report = check_store(root, shop.records)
+    assert (report.problems, report.leftovers, report.blobs) == ((), (), len(KEPT))
+
+
+def test_power_cut_while_collecting_takes_nothing_that_is_kept(disk: Disk, shop_at) -> None:
+    digest = fill(disk, shop_at)
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    pick = random.Random(seed)
+    points = [(call, n) for call in COLLECT_CALLS for n in sorted(pick.sample(range(1, 25), 4))]
+    reached = 0
+    for call, number in [*points, ("none", 0)]:
+        where = disk.begin("filled")
+        how = ("-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={number}")
+        reached += run(where, [COLLECT_CHILD, where / "shop"], how if number else ()) != 0
+        kept = shop_at(disk.cut() / "shop")
+        expect_kept_alone(kept, digest)
+        kept.records.close()
+        disk.end()
+    print(f"{disk.kind}: {reached} cuts while collecting")
     assert reached > 8

@@ -85,7 +85,7 @@ async def test_statements_that_do_not_hold_roll_nothing(shelf, control, host, vi
 async def test_newer_statement_for_the_refused_roll_makes_it_happen(
     shelf, control, host, visitor, wanted
 ):
-    """Case 31: control answers a replay with the next sequence."""
+    """Control answers a replay with the next sequence."""
     await control.roll(shelf.release(wanted(pin=shelf.put(page("old"))), sequence=5))
     roll = wanted(pin=shelf.put(page("new")))
     assert (await control.roll(shelf.release(roll, sequence=3))).error.code == "release.replayed"
@@ -97,7 +97,6 @@ async def test_newer_statement_for_the_refused_roll_makes_it_happen(
 async def test_rollback_is_a_new_statement_about_the_old_artifact(
     shelf, control, host, visitor, wanted
 ):
-    """Case 31."""
     old, new = shelf.put(page("old")), shelf.put(page("new"))
     first = shelf.release(wanted(pin=old), sequence=1)
     await control.roll(first)
@@ -109,7 +108,6 @@ async def test_rollback_is_a_new_statement_about_the_old_artifact(
 
 
 async def test_sequence_is_remembered_over_a_restart(shelf, control, host, visitor, wanted):
-    """Case 31."""
     await control.roll(shelf.release(wanted(pin=shelf.put(page("old"))), sequence=5))
     host.kill()
     host.start()
@@ -145,7 +143,7 @@ def rotate(shelf) -> SigningKey:
 
 
 async def test_retired_key_serves_on_and_releases_nothing(shelf, control, host, visitor, wanted):
-    """Case 26: what was gone by stays good over a restart; what is signed too late is refused."""
+    """What was gone by stays good over a restart; what is signed too late is refused."""
     pins = [shelf.put(page("old")), shelf.put(page("new"))]
     await control.roll(wanted(pin=pins[0]))
     following = rotate(shelf)
@@ -163,7 +161,7 @@ async def test_retired_key_serves_on_and_releases_nothing(shelf, control, host, 
 async def test_release_by_a_revoked_key_is_not_served_after_a_start(
     shelf, control, host, visitor, wanted
 ):
-    """Case 27: until then it goes on; afterwards a statement by the next key brings it back."""
+    """Until then it goes on; afterwards a statement by the next key brings it back."""
     roll = wanted(pin=shelf.put(page("x")))
     await control.roll(roll)
     following = rotate(shelf)
@@ -184,7 +182,7 @@ async def test_release_by_a_revoked_key_is_not_served_after_a_start(
 async def test_trust_that_was_put_back_while_the_host_was_down_is_refused(
     shelf, control, host, visitor, wanted
 ):
-    """Case 28: the generation that retired a key is taken away."""
+    """The generation that retired a key is taken away."""
     await control.roll(wanted(pin=shelf.put(page("old"))))
     rotate(shelf)
     following = shelf.put(page("new"))
