@@ -102,13 +102,18 @@ def release_folders(
 
     def source(lacking: Lacking) -> Iterator[Offer]:
         unpacked = folders()
+        places: dict[Digest, dict[bytes, list[str]]] = {}
         for part, size_bytes in list(lacking.items()):
             for digest in damage.trees_of(records.reader(), part):
                 for folder in unpacked.get(digest, ()):
-                    if part.kind is PartKind.BLOB:
-                        yield from _of_release(layout, part, size_bytes, digest, folder)
-                    else:
+                    if part.kind is not PartKind.BLOB:
                         yield from _of_proof(folder.with_name(folder.name + PROOF_SUFFIX), lacking)
+                        continue
+                    if digest not in places:
+                        places[digest] = _places(layout, digest)
+                    for name in places[digest].get(part.key, ()):
+                        where = f"the release folder {folder}"
+                        yield Offer.of_file(part, f"{folder}/{name}", where, size_bytes)
 
     # Manifests first: where the files of a tree lie stands in them.
     def in_order(lacking: Lacking) -> Iterator[Offer]:
@@ -132,17 +137,14 @@ def anything_at(path: Path) -> Source:
     return source
 
 
-def _of_release(
-    layout: Layout, part: Part, size_bytes: int | None, digest: Digest, folder: Path
-) -> Iterator[Offer]:
-    try:
-        manifest = read_manifest(layout, digest)
-    except StorageError:
-        return
-    for entry in manifest.entries:
-        if isinstance(entry, FileEntry) and entry_key(entry) == part.key:
-            path = f"{folder}/{os.fsdecode(entry.path)}"
-            yield Offer.of_file(part, path, f"the release folder {folder}", size_bytes)
+def _places(layout: Layout, digest: Digest) -> dict[bytes, list[str]]:
+    """Where in a tree the contents lie, by the keys of blobs; nowhere, if the manifest is lost."""
+    found: dict[bytes, list[str]] = {}
+    with contextlib.suppress(StorageError):
+        for entry in read_manifest(layout, digest).entries:
+            if isinstance(entry, FileEntry):
+                found.setdefault(entry_key(entry), []).append(os.fsdecode(entry.path))
+    return found
 
 
 def _of_proof(path: Path, lacking: Lacking) -> Iterator[Offer]:

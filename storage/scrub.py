@@ -28,6 +28,7 @@ from storage.repair import Mended, Repairer
 FILE_COST_BYTES = 64 << 10  # what opening a file takes of a disk, as if so much were read
 TURN_S = 5.0  # of reading; then what was read is written down
 TURN_COUNT = 500
+MEND_EVERY_S = 3600.0
 DAY_MS = 24 * 3_600_000
 
 
@@ -86,6 +87,7 @@ class Scrubber:
         self._sources = sources
         self._clock = clock
         self._stopping = threading.Event()
+        self._tried_at = float("-inf")  # when it last tried to mend
 
     def stop(self) -> None:
         """End the turn under way, within a moment, and let no other begin."""
@@ -117,14 +119,9 @@ class Scrubber:
         parts += [Part.of_blob(key) for key in sorted(blobs)]
         found = self._repairer.condemn(parts)
         with mapped_record_errors():
-            mended = self._mend()
-            at = self._clock()
-            self._records.write(
-                lambda db: rows.note_work(
-                    db, at, parts=0, size_bytes=0, found=len(found), mended=len(mended)
-                )
-            )
-        return found, mended
+            if found:
+                self._write_down((), (), 0, found=len(found))
+            return found, self._mend()
 
     def tidy(self) -> int:
         """Remove from quarantine what has been there for long enough; return how many files."""
@@ -145,8 +142,8 @@ class Scrubber:
                 (good if fault is None else suspects).append(one.part)
                 size_bytes += one.size_bytes or 0
         found = self._repairer.condemn(suspects)
-        mended = self._mend()
-        self._write_down(good, suspects, size_bytes, found=len(found), mended=len(mended))
+        self._write_down(good, suspects, size_bytes, found=len(found))
+        mended = self._mend() if found or self._is_time_to_mend() else []
         parts = len(good) + len(suspects)
         return Turn(parts, size_bytes, tuple(found), tuple(mended), is_idle=not waiting)
 
@@ -156,32 +153,38 @@ class Scrubber:
     def _due_before(self) -> int:
         return self._clock() - self.limits.every_ms
 
+    def _is_time_to_mend(self) -> bool:
+        """What could not be mended is tried again now and then: there may be a copy by then."""
+        return time.monotonic() - self._tried_at >= MEND_EVERY_S
+
     def _mend(self) -> list[Mended]:
+        self._tried_at = time.monotonic()
         if not self._repairer.damage():
             return []
         mended = self._repairer.mend(self._sources)
         # What a build would have made anew is not worth to be mourned for.
         self._records.write(damage.drop_caches)
+        if mended:
+            at = self._clock()
+            self._records.write(
+                lambda db: rows.note_work(
+                    db, at, parts=0, size_bytes=0, found=0, mended=len(mended)
+                )
+            )
         return mended
 
     def _write_down(
-        self, good: Sequence[Part], bad: Sequence[Part], size_bytes: int, *, found: int, mended: int
+        self, good: Sequence[Part], bad: Sequence[Part], size_bytes: int, *, found: int
     ) -> None:
-        if not good and not bad and not mended:
+        if not good and not bad and not found:
             return
         at = self._clock()
 
         def change(db: sqlite3.Connection) -> None:
             # Suspects too: those that are damaged have other rows by now.
             rows.note_read(db, [*good, *bad], at)
-            rows.note_work(
-                db,
-                at,
-                parts=len(good) + len(bad),
-                size_bytes=size_bytes,
-                found=found,
-                mended=mended,
-            )
+            parts = len(good) + len(bad)
+            rows.note_work(db, at, parts=parts, size_bytes=size_bytes, found=found, mended=0)
 
         self._records.write(change)
 

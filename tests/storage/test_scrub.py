@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from storage.check import check_store
-from storage.copies import twins
+from storage.copies import Lacking, Offer, twins
 from storage.digest import Digest
 from storage.parts import Part
 from storage.records import scrub as rows
@@ -123,3 +124,35 @@ def test_scrub_that_is_turned_off_reads_nothing(world) -> None:
     world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
     turn = scrubber_of(world, bytes_per_s=0).turn()
     assert (turn.is_idle, turn.parts, turn.found) == (True, 0, ())
+
+
+def test_copies_are_asked_for_when_damage_is_found_and_not_each_time_after(world) -> None:
+    shop = world.shop
+    shop.pin(shop.ingest({"a": b"a"}))
+    asked: list[int] = []
+
+    def source(lacking: Lacking) -> Iterator[Offer]:
+        asked.append(len(lacking))
+        yield from ()
+
+    repairer = Repairer(shop.store, shop.records)
+    limits = ScrubLimits(bytes_per_s=FAST)
+    scrubber = Scrubber(repairer, shop.records, [source], limits=limits)
+    scrubber.turn()
+    assert asked == []
+    flip(shop.blob(b"a"))
+    repairer.condemn([Part.of_blob(Digest.of(b"a") + b"f")])
+    world.write(lambda db: db.execute("UPDATE tree SET verified_at = NULL"))
+    assert scrubber.turn().found == ()
+    assert asked == [], "it was tried a moment ago"
+    flip(Path(shop.store.layout.tree(Digest.parse(world_digest(world)))))
+    world.write(lambda db: db.execute("UPDATE tree SET verified_at = NULL"))
+    assert len(scrubber.turn().found) == 1
+    assert asked == [2]
+    assert scrubber.turn().is_idle
+    assert asked == [2]
+
+
+def world_digest(world) -> str:
+    (row,) = world.shop.records.reader().execute("SELECT digest FROM artifact").fetchall()
+    return row["digest"]
