@@ -186,7 +186,7 @@ def compare(daemon: Daemon, visitor: Executor, hog: str, number: int) -> list[st
     return lines
 
 
-def main(wanted: Sequence[str]) -> int:
+def main(wanted: Sequence[str] = ()) -> int:
     if os.geteuid() != 0:
         sys.stderr.write("needs: root\n")
         return 1

@@ -52,8 +52,8 @@ class Vault:
             if not may_create:
                 raise KeyFileError(
                     f"the key {path} is gone, and the database holds values that it sealed. Put it"
-                    " back; or, if it is lost, delete the rows of the table variable and set the"
-                    " values again"
+                    " back; or, if it is lost, delete the rows of the tables variable and"
+                    " environment_config, and set the values again"
                 )
             with mapped_errors(f"make the key {path}"):
                 data = f"{os.urandom(KEY_BYTES).hex()}\n".encode()
