@@ -25,7 +25,7 @@ from bench.measure import Pair, in_turn, quantiles, report, timed
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FILES, FOLDERS, FILE_BYTES = 10_000, 100, 4_000
-ROUNDS = 5
+ROUNDS = 3
 MEMO_ROUNDS = 40
 WAIT_S = 60
 COPY_TARGET = 2.0
@@ -147,8 +147,9 @@ def main(wanted: Sequence[str] = ()) -> int:
     try:
         with Daemon(root / "daemon") as daemon:
             if not wanted or "files" in wanted:
-                pairs = [no_op(daemon, root, n, text) for n, text in enumerate(NO_OPS.values())]
-                report(f"build over cp -a (target: at most x{COPY_TARGET:g})", pairs)
+                for number, settings in enumerate(NO_OPS.values()):
+                    pair = no_op(daemon, root, number, settings)
+                    report(f"build over cp -a (target: at most x{COPY_TARGET:g})", [pair])
             if not wanted or "memo" in wanted:
                 took_s = memo(daemon, root)
                 print(quantiles(f"memo (target: under {MEMO_TARGET_S * 1000:.0f} ms)", took_s))

@@ -18,7 +18,8 @@ import structlog
 from hooks.builds.errors import SandboxUnavailableError
 from hooks.builds.sandbox import Sandbox, SandboxSpec
 
-PROBE_TIMEOUT_S = 20.0
+PROBE_TIMEOUT_S = 60.0
+ANSWER_TIMEOUTS_S = (5, 10, 20)  # for each program, in one try after the other
 OUTPUT_BYTES_MAX = 64 * 1024
 VERSION_CHARS_MAX = 100
 # What is asked with --version. Those of the second line are scripts that take node a while to
@@ -27,14 +28,14 @@ _PROGRAMS = "python3 uv node bun php composer ruby rustc gcc make git"
 _PACKAGES = "npm pnpm yarn corepack"
 _NOT_PROGRAMS = ("os", "machine")
 SLOW = "slow"  # before the name of a program that did not answer in time
-TRIES_MAX = 3
 _FOLDERS = (Path("/usr/local/bin"), Path("/usr/bin"))
 _VERSION = re.compile(r"\d+(?:\.\d+)+[\w.+~-]*")
 _SCRIPT = f"""
+answer_s=$1
 ask() {{
   name=$1; shift
   command -v "$1" >/dev/null || return 0
-  said=$(timeout -k 1 5 "$@" </dev/null 2>/dev/null)
+  said=$(timeout -k 1 "$answer_s" "$@" </dev/null 2>/dev/null)
   case $? in 124|137) printf '{SLOW}\\t%s\\n' "$name"; return 0;; esac
   printf '%s\\t%s\\n' "$name" "$(printf '%s\\n' "$said" | head -n 1)"
 }}
@@ -60,33 +61,34 @@ class Toolchain:
 
     def __init__(self) -> None:
         self._seen: object = None
-        self._tries = 0
         self._versions: dict[str, str] = {}
 
     async def versions(self) -> dict[str, str]:
         """Return versions by program, sorted; empty where this machine cannot run the sandbox.
 
         Takes as long as the slowest program the first time, and nothing while nothing changes. On a
-        machine that is too busy for all to answer it asks again the next time, but not for ever.
+        machine that is too busy for all to answer in time they are asked again, with more time: one
+        that is left out by chance makes it another toolchain.
         """
         seen = [_changed_at(folder) for folder in _FOLDERS]
         if seen != self._seen:
-            self._versions, is_whole = await probe()
-            self._tries = 0 if is_whole else self._tries + 1
-            if is_whole or self._tries >= TRIES_MAX:
-                self._seen, self._tries = seen, 0
-            log.info("toolchain_probed", is_whole=is_whole, **self._versions)
+            for answer_s in ANSWER_TIMEOUTS_S:
+                self._versions, is_whole = await probe(answer_s)
+                log.info("toolchain_probed", is_whole=is_whole, **self._versions)
+                if is_whole:
+                    break
+            self._seen = seen
         return self._versions
 
 
-async def probe() -> tuple[dict[str, str], bool]:
-    """Ask the programs themselves, and say whether all answered.
+async def probe(answer_s: int) -> tuple[dict[str, str], bool]:
+    """Ask the programs themselves, and say whether all answered within `answer_s` each.
 
     One that hangs or is not there is left out.
     """
     said = bytearray()
     is_whole = True
-    spec = SandboxSpec(argv=("/bin/sh", "-c", _SCRIPT), cwd="/")
+    spec = SandboxSpec(argv=("/bin/sh", "-c", _SCRIPT, "sh", str(answer_s)), cwd="/")
     try:
         sandbox = await Sandbox.start(spec, on_output=said.extend)
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
+from hooks.builds import toolchain
 from hooks.builds.toolchain import read_versions, toolchain_digest
 
 
@@ -57,3 +60,22 @@ async def test_slot_says_with_each_lease_request_what_its_builds_find(
         "output": ".",
         "network": "none",
     }
+
+
+def test_program_that_answers_too_late_is_told_from_one_that_is_not_there(tmp_path) -> None:
+    for name, script in {"node": "sleep 30", "git": "echo git version 2.39.5"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("timeout", "head", "uname", "sleep"):
+        (tmp_path / name).symlink_to(f"/usr/bin/{name}")
+    done = subprocess.run(
+        ["/bin/sh", "-c", toolchain._SCRIPT, "sh", "1"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = done.stdout.splitlines()
+    assert f"{toolchain.SLOW}\tnode" in said
+    assert not any("python3" in line for line in said)
+    assert read_versions(done.stdout)["git"] == "2.39.5"
