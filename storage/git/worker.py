@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,12 +57,10 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     cache = RepositoryCache()
-    gc.disable()  # a task makes many objects and hardly a circle: those are freed after it
     with contextlib.suppress(BrokenPipeError):  # the server has died: nobody waits for the answer
         while (task := _read(sys.stdin.buffer)) is not None:
             answers.write(encode_frame(_done(task, cache)))
             answers.flush()
-            gc.collect()
     with contextlib.suppress(BrokenPipeError):
         answers.close()
 
@@ -70,7 +69,8 @@ def _done(task: Task, cache: RepositoryCache) -> Answer:
     try:
         if task.ingest is not None:
             repository = cache.open(Path(task.ingest.repository))
-            return Answer(ingested=ingest(task.ingest, repository, may_fork=True))
+            with _without_collector():
+                return Answer(ingested=ingest(task.ingest, repository, may_fork=True))
         if task.pack is not None:
             repository = cache.open(Path(task.pack.repository))
             return Answer(built=build_pack(task.pack, repository))
@@ -84,6 +84,16 @@ def _done(task: Task, cache: RepositoryCache) -> Answer:
     except MemoryError:
         return Answer(error="out of memory")
     return Answer(error="unknown task")
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Let objects go by their counts alone: a large pack makes many, and hardly a circle."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _read(source: BinaryIO) -> Task | None:
