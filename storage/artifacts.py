@@ -15,6 +15,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -62,6 +63,7 @@ K = TypeVar("K")
 R = TypeVar("R")
 
 TRIES_MAX = 5
+SYNCS_AT_ONCE = 4  # of files, and of folders: one commit of the filesystem's journal for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class ArtifactStore:
         self.room = room
         self._records = records
         self._gate = Gate(layout)
+        self._syncing = ThreadPoolExecutor(SYNCS_AT_ONCE, "sync")
         self._is_doubtful = False
 
     @classmethod
@@ -294,7 +297,9 @@ class ArtifactStore:
     @contextlib.contextmanager
     def _taking_in(self, tree: Iterable[SourceEntry], limits: Limits) -> Iterator[Ingest]:
         with mapped_errors("take in a tree"), mapped_record_errors(), self._lease() as lease:
-            ingest = Ingest(self._records, Staging(self.layout, lease), self.room, limits)
+            ingest = Ingest(
+                self._records, Staging(self.layout, lease, self._syncing), self.room, limits
+            )
             ingest.stage(tree)
             yield ingest
 

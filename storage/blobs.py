@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NewType
 
@@ -14,7 +15,7 @@ from blake3 import blake3
 
 from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import TreeInvalidError
-from storage.files import Lease, sync_directory, sync_file, sync_filesystem, write_all
+from storage.files import Lease, sync_filesystem, sync_together, write_all
 from storage.layout import Layout, blob_mode, blob_mtime
 from storage.manifest import FileEntry
 
@@ -55,7 +56,9 @@ class StagedBlob:
 class Staging:
     """What one ingest has written. Nothing of it has its final name before `place`."""
 
-    def __init__(self, layout: Layout, lease: Lease) -> None:
+    def __init__(self, layout: Layout, lease: Lease, threads: ThreadPoolExecutor) -> None:
+        """`threads`: those that wait for the disk."""
+        self._threads = threads
         self._layout = layout
         self._lease = lease
         self._count = 0
@@ -121,8 +124,7 @@ class Staging:
         if len(self._unsynced) > SYNC_EACH_COUNT_MAX:
             sync_filesystem(self._lease.fd)
         else:
-            for path in self._unsynced:
-                sync_file(path)
+            sync_together(self._unsynced, self._threads)
         self._unsynced.clear()
 
     def place(self, live: set[BlobKey]) -> None:
@@ -147,8 +149,7 @@ class Staging:
         if len(folders) > SYNC_EACH_COUNT_MAX:
             sync_filesystem(self._lease.fd)
         else:
-            for folder in folders:
-                sync_directory(folder)
+            sync_together(folders, self._threads)
 
     def _add(self, key: BlobKey, path: str, size_bytes: int) -> None:
         self.blobs[key] = StagedBlob(path, size_bytes)

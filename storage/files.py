@@ -13,7 +13,8 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from storage.errors import StorageFullError, StorageIoError
@@ -182,6 +183,19 @@ def sync_file(path: str | Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_together(paths: Collection[str], threads: ThreadPoolExecutor) -> None:
+    """Make a few files or directories durable, all at once.
+
+    A commit of the filesystem's journal takes in what is asked for meanwhile: one after the other,
+    each would wait for a commit of its own.
+
+    Raises:
+        OSError: One of them was refused; the others may be durable or not.
+    """
+    for _ in threads.map(sync_file, paths):
+        pass
 
 
 def sync_filesystem(fd: int) -> None:
