@@ -26,7 +26,7 @@ class Listener(Protocol):
     @property
     def is_gone(self) -> bool: ...
 
-    async def say(self, line: str) -> None: ...
+    async def say(self, *lines: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,14 @@ class PushNarrator:
             if isinstance(item, QueuePlace):
                 if not item.is_starting:
                     await listener.say(_staged("queued", place_in_words(item)))
-            elif item is not None and (line := shown(item.entry)) is not None:
-                await listener.say(line)
-                if isinstance(item.entry, LogLine):
-                    said.append(item.entry.line)
+            elif item is not None:
+                lines = []
+                for entry in (positioned.entry for positioned in item):
+                    if isinstance(entry, LogLine) and (line := shown(entry)) is not None:
+                        lines.append(line)
+                        said.append(entry.line)
+                if lines:
+                    await listener.say(*lines)
         job = self._jobs.get(job_id)
         if job is not None and not job.status.is_final:
             await listener.say(f"  gitd is being stopped; go on with: mf logs --follow {job_id}")
@@ -136,9 +140,7 @@ class PushNarrator:
     async def _tell_live(self, effect: Building, job: Job, listener: Listener) -> None:
         took = ((job.finished_at or 0) - effect.build.created_at) / 1000
         url = self._addresses.of_environment(effect.environment)
-        await listener.say("")
-        await listener.say(f"  {effect.environment.slug} is live after {took:.1f} s: {url}")
-        await listener.say("")
+        await listener.say("", f"  {effect.environment.slug} is live after {took:.1f} s: {url}", "")
 
     async def _tell_failed_build(self, effect: Building, job: Job, listener: Listener) -> None:
         await self._tell_end(

@@ -21,7 +21,7 @@ from hooks.clock import Clock, now_ms, rfc3339
 from hooks.stages import begin_text, end_text
 from storage.ids import new_id
 from storage.joblog import Entry, JobLogs, LogLine, Positioned, StateChange
-from storage.model import Failure, Job, JobStatus, JobType
+from storage.model import Deployment, Failure, Job, JobStatus, JobType
 from storage.records import jobs as job_rows
 from storage.records.db import Records, savepoint
 
@@ -56,9 +56,12 @@ class QueuePlace:
 class JobChanges:
     """A transaction's hand on jobs: it keeps what it touched, to be published after the commit."""
 
-    def __init__(self, db: sqlite3.Connection, clock: Clock) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, clock: Clock, begin: Callable[[JobChanges, Deployment], None]
+    ) -> None:
         self.db = db
         self.now = clock()
+        self._begin = begin
         self.touched: list[Job] = []
         self.environments: list[str] = []
 
@@ -76,6 +79,10 @@ class JobChanges:
     def environment_changed(self, env_id: str) -> None:
         """Say that an environment came, went, or is to be served otherwise."""
         self.environments.append(env_id)
+
+    def deployment_queued(self, deployment: Deployment) -> None:
+        """Say that a deployment and its job are written: it may begin in this transaction."""
+        self._begin(self, deployment)
 
     def add(
         self,
@@ -175,6 +182,7 @@ class Jobs:
         self._watchers: list[Callable[[Job], None]] = []
         self._environment_watchers: list[Callable[[str], None]] = []
         self._place: Callable[[str], QueuePlace | None] = lambda _: None
+        self._begin: Callable[[JobChanges, Deployment], None] = lambda *_: None
 
     def watch(self, react: Callable[[Job], None]) -> None:
         """Call `react` with each job after each of its changes: how the runners hear of work."""
@@ -187,6 +195,10 @@ class Jobs:
     def place_by(self, place: Callable[[str], QueuePlace | None]) -> None:
         """Let `place` say where a queued job stands."""
         self._place = place
+
+    def begin_by(self, begin: Callable[[JobChanges, Deployment], None]) -> None:
+        """Let `begin` begin deployments in the transactions that queue them, where it can."""
+        self._begin = begin
 
     def place(self, job_id: str) -> QueuePlace | None:
         """Where the job stands in the queue; None when it does not wait in one."""
@@ -208,7 +220,7 @@ class Jobs:
         """
 
         def run(db: sqlite3.Connection) -> tuple[T, JobChanges]:
-            changes = JobChanges(db, self.clock)
+            changes = self.changes_in(db)
             return change(changes), changes
 
         committed = self.records.submit(run)
@@ -222,7 +234,7 @@ class Jobs:
 
     def changes_in(self, db: sqlite3.Connection) -> JobChanges:
         """For a transaction that is run elsewhere; `publish` what it touched after its commit."""
-        return JobChanges(db, self.clock)
+        return JobChanges(db, self.clock, self._begin)
 
     def publish(self, changes: JobChanges) -> None:
         for job in changes.touched:
@@ -312,24 +324,29 @@ class Jobs:
         everything = self.follow_with_places(job_id, after=after, heartbeat_s=heartbeat_s)
         async with contextlib.aclosing(everything):
             async for item in everything:
-                if not isinstance(item, QueuePlace):
-                    yield item
+                if item is None:
+                    yield None
+                elif not isinstance(item, QueuePlace):
+                    for entry in item:
+                        yield entry
 
     async def follow_with_places(
         self, job_id: str, *, after: int = 0, heartbeat_s: float
-    ) -> AsyncGenerator[Positioned | QueuePlace | None]:
-        """As `follow`, and yield the job's place in the queue too, whenever it is another one."""
+    ) -> AsyncGenerator[list[Positioned] | QueuePlace | None]:
+        """As `follow`, and yield the job's place in the queue too, whenever it is another one.
+
+        Entries that are there together come together.
+        """
         told: QueuePlace | None = None
         with self._listening(job_id) as changed:
             while True:
                 changed.clear()
-                entries = self.read_log(job_id, after)
-                for item in entries:
-                    yield item
-                    after = item.id
-                    if isinstance(item.entry, StateChange) and item.entry.status.is_final:
-                        return
+                entries = _up_to_final(self.read_log(job_id, after))
                 if entries:
+                    yield entries
+                    if _is_final(entries[-1]):
+                        return
+                    after = entries[-1].id
                     continue
                 if self._is_closing:
                     return
@@ -395,6 +412,15 @@ class Jobs:
             self._waiting[job_id].discard(event)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
+
+
+def _is_final(item: Positioned) -> bool:
+    return isinstance(item.entry, StateChange) and item.entry.status.is_final
+
+
+def _up_to_final(entries: list[Positioned]) -> list[Positioned]:
+    end = next((n for n, item in enumerate(entries, 1) if _is_final(item)), len(entries))
+    return entries[:end]
 
 
 def _state_of(job: Job) -> StateChange:

@@ -197,6 +197,7 @@ def queue_deployment(changes: JobChanges, order: DeploymentOrder) -> tuple[Deplo
         config_version=order.config_version,
     )
     deployments.add(changes.db, deployment)
+    changes.deployment_queued(deployment)
     return deployment, job
 
 

@@ -175,7 +175,7 @@ class JobStreams:
     async def _batches(self, job: Job, after: int) -> AsyncIterator[list[Positioned] | QueuePlace]:
         """Yield what is behind `after`, past and to come, up to the final state.
 
-        What is there comes in large pieces; what is to come, one by one. An empty one stands for
+        What is there comes in large pieces; what is to come, as it comes. An empty one stands for
         a silence. A place in the queue comes whenever it is another one.
         """
         async for batch in self._backlog(job.id, after):
@@ -189,10 +189,8 @@ class JobStreams:
         async for item in self._jobs.follow_with_places(
             job.id, after=after, heartbeat_s=heartbeat_s
         ):
-            if isinstance(item, QueuePlace):
+            if item is not None:
                 yield item
-            elif item is not None:
-                yield [item]
             elif self._is_over(job.id):
                 return
             else:

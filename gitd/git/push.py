@@ -74,8 +74,8 @@ class Remote(Protocol):
     def is_gone(self) -> bool:
         """Whether the client has left; true for ever then."""
 
-    async def say(self, line: str) -> None:
-        """Show `remote: line`. Raises nothing when the client is gone."""
+    async def say(self, *lines: str) -> None:
+        """Show `remote: line` for each, all at once. Raises nothing when the client is gone."""
 
 
 class PushReceiver(Protocol):

@@ -117,9 +117,10 @@ class SideBandAnswer:
         if self.has_bands and text:
             await self.write(b"".join(side_band(PROGRESS, text, bytes_max=self._bytes_max)))
 
-    async def say(self, line: str) -> None:
-        """Show one line to the user, `remote: ` before it."""
-        await self.progress(line.encode("utf-8", "replace") + b"\n")
+    async def say(self, *lines: str) -> None:
+        """Show lines to the user, `remote: ` before each."""
+        text = "".join(f"{line}\n" for line in lines)
+        await self.progress(text.encode("utf-8", "replace"))
 
     async def fail(self, message: str) -> None:
         """Tell the user why this ends here (band 3); nothing may follow."""

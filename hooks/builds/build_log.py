@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from hooks.builds.masking import Masker
-from hooks.builds.wire import BatchLine
+from hooks.builds.wire import BatchLine, LogBatch
 from hooks.clock import now_ms, rfc3339
 from hooks.stages import begin_text, end_text
 
@@ -25,7 +25,8 @@ Send = Callable[[int, Sequence[BatchLine]], Awaitable[None]]
 
 
 class BuildLog:
-    """Lines in order. `run` sends them while they come; `flush` waits until all are sent.
+    """Lines in order. `run` sends them while they come; `flush` waits until all are sent, or but
+    for the last ones, which `rest` gives.
 
     What `masker` knows is in none of them. It is set before anything runs that knows a secret.
     """
@@ -86,13 +87,22 @@ class BuildLog:
             self._news.clear()
             self._idle.set()
 
-    async def flush(self) -> None:
-        """Return when every line so far was sent. `run` must be running."""
+    async def flush(self, *, but_for_a_batch: bool = False) -> None:
+        """Return when every line so far was sent. `run` must be running.
+
+        `but_for_a_batch`: what is left may be no more than one batch takes.
+        """
+        if but_for_a_batch and len(self._next_batch()) == len(self._waiting):
+            return
         self._hurry.set()
         try:
             await self._idle.wait()
         finally:
             self._hurry.clear()
+
+    def rest(self) -> LogBatch | None:
+        """Return what was not sent, or perhaps was, once `run` has ended; None without any."""
+        return LogBatch(self._sent_count, tuple(self._waiting)) if self._waiting else None
 
     def _add(self, line: BatchLine) -> None:
         self._waiting.append(line)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from hooks.builds import dependencies, phases, sandbox
@@ -38,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 LEASE_WAIT_S = 30.0
 BEATS_PER_LEASE = 3.3  # heartbeats in the time that a lease lasts
+FIRST_BEAT_S = 0.1  # after the lease: a build that has ended by then needs none
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 1.0
 SCRATCH_MODE = 0o700
@@ -220,9 +222,11 @@ class _Build:
             for helper in helpers:
                 if helper.done():
                     helper.result()
-            return work.result() if work.done() else None
+            outcome = work.result() if work.done() else None
         finally:
             await _end_tasks([work, *helpers])
+        # The last lines go along with it: one call less to wait for.
+        return outcome and msgspec.structs.replace(outcome, log=self._log.rest())
 
     async def _work(self) -> Finish:
         lease = self._job.lease
@@ -244,7 +248,7 @@ class _Build:
         except Exception as error:
             log.exception("build_crashed", job_id=lease.job_id)
             outcome = self._failed("build.internal", f"The builder failed: {error!r}.")
-        await self._log.flush()
+        await self._log.flush(but_for_a_batch=True)
         return outcome
 
     async def _phases(self, lease: Lease) -> Finish:
@@ -341,6 +345,7 @@ class _Build:
     async def _keep_lease(self) -> None:
         """Keep the lease; return at once when the job is canceled, for control holds its answer."""
         every_s = self._job.lease.lease_s / BEATS_PER_LEASE
+        await asyncio.sleep(min(FIRST_BEAT_S, every_s))
         while True:
             beaten_at = time.monotonic()
             if await self._job.heartbeat(self._phase, PROGRESS[self._phase], every_s):

@@ -355,12 +355,15 @@ class BuildRunner:
     def take_log(self, job_id: str, batch: LogBatch) -> None:
         running = self._held(job_id)
         self._renew(running)
+        self._take_lines(running, batch)
+
+    def _take_lines(self, running: _Running, batch: LogBatch) -> None:
         lines = [
             LogLine(line.line, line.at, line.stage, mark=line.mark, seconds=line.seconds)
             for line in batch.lines
         ]
         running.lines_seen = self._jobs.log_batch(
-            job_id, lines, first=batch.first, source=running.source, seen=running.lines_seen
+            running.job.id, lines, first=batch.first, source=running.source, seen=running.lines_seen
         )
 
     def heartbeat(self, job_id: str, beat: Heartbeat) -> HeartbeatAnswer:
@@ -432,6 +435,8 @@ class BuildRunner:
     async def _end(self, running: _Running, outcome: Finish) -> None:
         job_id = running.job.id
         try:
+            await running.started.wait()
+            self._take_last_lines(running, outcome.log)
             if outcome.status == "failed":
                 error = outcome.error
                 assert error is not None, "a failed build says why"
@@ -460,6 +465,14 @@ class BuildRunner:
             self._absent_at = self._now() + ABSENT_S
             self._forget(job_id)
             self._packer.tar_of(job_id).unlink(missing_ok=True)
+
+    def _take_last_lines(self, running: _Running, batch: LogBatch | None) -> None:
+        """What cannot be written of them is lost: what was built is worth more."""
+        if batch is not None:
+            try:
+                self._take_lines(running, batch)
+            except OSError:
+                log.exception("job_log_not_written", job_id=running.job.id)
 
     async def _fail(
         self, job_id: str, failure: Failure, timings: Mapping[str, float] | None = None
@@ -608,6 +621,7 @@ class BuildRunner:
             ends_by=now + self.limits.timeout_s + self.limits.overtime_s,
             lines_seen=0,
             has_spoken=True,
+            progress_at=now,
         )
         self._running[job.id] = running
         self._spawn(self._run(running))

@@ -228,6 +228,7 @@ class Finish(msgspec.Struct, frozen=True):
 
     For the provenance: `settings`, what the build was told (its command and output); `toolchain`,
     as when it was leased; `cache_inputs`, what was restored from caches, each with its digest.
+    `log`: its last lines, perhaps some that were sent already.
     """
 
     slot: str
@@ -244,3 +245,4 @@ class Finish(msgspec.Struct, frozen=True):
     settings: Settings = {}
     toolchain: Facts = {}
     cache_inputs: Facts = {}
+    log: LogBatch | None = None

@@ -22,6 +22,8 @@ MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
 ROLL_LINES_MAX: Final = 5_000
 """A roll's log ends here, with a line that says so."""
 POST_TIMEOUT_S: Final = 10.0
+LINGER_S: Final = 0.05
+"""Lines of a log wait so long for more, or for the report: a short roll is one message."""
 CONNECTION_COUNT_MAX: Final = 16
 """After a reconnect every environment has something to say: not all at once."""
 
@@ -143,6 +145,7 @@ class Outbox:
         self._line = line
         self._waiting: deque[Report | RollLog] = deque()
         self._filled = asyncio.Event()
+        self._reported = asyncio.Event()
         self._sender = asyncio.get_running_loop().create_task(self._send())
 
     def put(self, message: Report | RollLog) -> None:
@@ -150,16 +153,12 @@ class Outbox:
         if message in self._waiting:
             return
         last = self._waiting[-1] if self._waiting else None
-        if (
-            isinstance(message, RollLog)
-            and isinstance(last, RollLog)
-            and last.deployment_id == message.deployment_id
-        ):
-            self._waiting[-1] = msgspec.structs.replace(
-                last, progress=message.progress, lines=last.lines + message.lines
-            )
+        if isinstance(last, RollLog) and last.deployment_id == message.deployment_id:
+            self._waiting[-1] = _together(last, message)
         else:
             self._waiting.append(message)
+        if isinstance(message, Report):
+            self._reported.set()
         self._filled.set()
 
     async def close(self) -> None:
@@ -171,7 +170,11 @@ class Outbox:
     async def _send(self) -> None:
         while True:
             await self._filled.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await self._reported.wait()
             self._filled.clear()
+            self._reported.clear()
             while self._waiting:
                 await self._deliver(self._waiting.popleft())
 
@@ -186,6 +189,13 @@ class Outbox:
                 pause_s = min(pause_s * 2, BACK_OFF_MAX_S)
             else:
                 return
+
+
+def _together(log: RollLog, more: Report | RollLog) -> Report | RollLog:
+    """One message of two about the same deployment."""
+    if isinstance(more, Report):
+        return msgspec.structs.replace(more, log=log)
+    return msgspec.structs.replace(log, progress=more.progress, lines=log.lines + more.lines)
 
 
 class RollJournal:

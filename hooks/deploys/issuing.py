@@ -21,7 +21,7 @@ from hooks.orders import statement_of
 from storage.custody import Custody
 from storage.digest import Digest
 from storage.envelope import Envelope
-from storage.errors import StorageError
+from storage.errors import KeyFileError, StorageError
 from storage.files import mapped_errors, write_atomic
 from storage.layout import STATEMENT_MODE, Layout
 from storage.model import Deployment, Environment, JobStatus, Trigger
@@ -57,6 +57,8 @@ class ReleaseIssuer:
         self._went_by: dict[str, str | None] = {}
         self._renewed: tuple[int, str] = (-1, "")
         self._copying: set[asyncio.Task[None]] = set()
+        self._said: dict[str, list[str]] = {}  # of deployments that have just begun, for their logs
+        jobs.begin_by(self._begin_where_queued)
 
     def recover(self) -> None:
         """After a start: lay the copies into the store that a crash prevented."""
@@ -65,32 +67,50 @@ class ReleaseIssuer:
     async def begin(self, deployment: Deployment) -> bool:
         """Sign that a deployment is to happen now, and write down that it has begun.
 
-        One that had begun before a restart has its statement. False: it was canceled meanwhile, or
-        its environment is gone.
+        One that began in the transaction that queued it, or before a restart, has its statement.
+        False: it was canceled meanwhile, or its environment is gone.
 
         Raises:
             RefusedError: `artifact.revoked`: nothing vouches for the artifact any more.
             StorageError: The signing key cannot be used, or the database refused.
         """
-        if release_statements.of_deployment(self._reader(), deployment.id) is not None:
+        has = release_statements.of_deployment(self._reader(), deployment.id)
+        if has is not None:
+            self._copy([has])
+            self._tell_settled(deployment)
             return True
-
-        def change(changes: JobChanges) -> list[IssuedStatement]:
-            if deployment.status is JobStatus.QUEUED:
-                if changes.start(deployment.job_id) is None:
-                    return []
-                deployments.start(changes.db, deployment.id, changes.now)
-                if deployment.trigger is Trigger.CONFIG:
-                    _aim_at_what_runs(changes.db, deployment)
-            begun = deployments.get(changes.db, deployment.id) or deployment
-            said.extend(self._settle(changes, begun))
-            return self._issue(changes, begun, rollback=_is_rollback(begun))
-
-        said: list[str] = []
-        issued = await self._commit(change)
-        if issued and said:
-            self._jobs.log(deployment.job_id, said, stage=CONFIG_STAGE)
+        issued = await self._commit(lambda changes: self._begin(changes, deployment))
+        if issued:
+            self._tell_settled(deployment)
         return bool(issued)
+
+    def _begin_where_queued(self, changes: JobChanges, deployment: Deployment) -> None:
+        """Begin a deployment in the transaction that queues it: one commit less to wait for.
+
+        Unless another one goes before it. What cannot be signed stays queued: `begin` says why.
+        """
+        if deployments.unfinished(changes.db, deployment.env_id) != [deployment]:
+            return
+        try:
+            with changes.apart():
+                self._begin(changes, deployment)
+        except (RefusedError, KeyFileError):
+            log.debug("release_not_begun_where_queued", deployment_id=deployment.id)
+
+    def _begin(self, changes: JobChanges, deployment: Deployment) -> list[IssuedStatement]:
+        if deployment.status is JobStatus.QUEUED:
+            if changes.start(deployment.job_id) is None:
+                return []
+            deployments.start(changes.db, deployment.id, changes.now)
+            if deployment.trigger is Trigger.CONFIG:
+                _aim_at_what_runs(changes.db, deployment)
+        begun = deployments.get(changes.db, deployment.id) or deployment
+        self._said[deployment.id] = self._settle(changes, begun)
+        return self._issue(changes, begun, rollback=_is_rollback(begun))
+
+    def _tell_settled(self, deployment: Deployment) -> None:
+        if said := self._said.pop(deployment.id, []):
+            self._jobs.log(deployment.job_id, said, stage=CONFIG_STAGE)
 
     async def again(self, deployment: Deployment, *, rollback: bool) -> bool:
         """Sign another statement for a deployment, above all that its environment went by.
@@ -160,7 +180,7 @@ class ReleaseIssuer:
     ) -> list[IssuedStatement]:
         issued = await self._jobs.commit(change)
         if issued:
-            self._spawn(lambda: _write(self._layout, issued))
+            self._copy(issued)
         return issued
 
     def _settle(self, changes: JobChanges, deployment: Deployment) -> list[str]:
@@ -168,6 +188,9 @@ class ReleaseIssuer:
         version = self._configs.settle(changes, deployment)
         changed = self._configs.changed(changes.db, deployment.env_id, version)
         return [line_of(version, changed)] if changed else []
+
+    def _copy(self, issued: Sequence[IssuedStatement]) -> None:
+        self._spawn(lambda: _write(self._layout, issued))
 
     def _issue(
         self, changes: JobChanges, deployment: Deployment, *, rollback: bool

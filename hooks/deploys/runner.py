@@ -184,6 +184,8 @@ class RollRunner:
 
         A deployment that is over stays as it is: the host is told again what it should serve.
         """
+        if report.log is not None:
+            self.take_log(report.log)
         self._issuer.note(report.env_id, sequence=report.sequence, statement=report.statement)
         rolling = self._rolling.get(report.env_id)
         if report.status == "serving":
@@ -262,7 +264,8 @@ class RollRunner:
         deployment = waiting[0]
         self._relieve()
         seen = self._jobs.joblogs.lines_seen(deployment.job_id, HOST)
-        rolling = self._rolling[env_id] = _Rolling(deployment, self._now(), seen)
+        now = self._now()
+        rolling = self._rolling[env_id] = _Rolling(deployment, now, seen, progress_at=now)
         self._spawn(self._begin(rolling))
 
     async def _begin(self, rolling: _Rolling) -> None:

@@ -102,24 +102,6 @@ class RollFailure(msgspec.Struct, frozen=True):
     message: str
 
 
-class Report(msgspec.Struct, frozen=True):
-    """How a deployment stands at the host. `timings`: seconds by phase of the roll.
-
-    `sequence`: of the release statement that the environment goes by; 0 when it never had one.
-    `statement`: the SHA-256 in hex of its envelope. `serves`: the deployment that it serves now,
-    whatever this report is about.
-    """
-
-    env_id: str
-    deployment_id: str
-    status: Literal["serving", "failed"]
-    error: RollFailure | None = None
-    timings: dict[str, float] = {}
-    sequence: int = 0
-    statement: str | None = None
-    serves: str | None = None
-
-
 class RollLogLine(msgspec.Struct, frozen=True):
     line: str
     at: str
@@ -135,3 +117,22 @@ class RollLog(msgspec.Struct, frozen=True):
     first: int
     progress: int
     lines: tuple[RollLogLine, ...]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How a deployment stands at the host. `timings`: seconds by phase of the roll.
+
+    `sequence`: of the release statement that the environment goes by; 0 when it never had one.
+    `statement`: the SHA-256 in hex of its envelope. `serves`: the deployment that it serves now,
+    whatever this report is about. `log`: lines of the roll that were not sent by themselves.
+    """
+
+    env_id: str
+    deployment_id: str
+    status: Literal["serving", "failed"]
+    error: RollFailure | None = None
+    timings: dict[str, float] = {}
+    sequence: int = 0
+    statement: str | None = None
+    serves: str | None = None
+    log: RollLog | None = None

@@ -28,8 +28,8 @@ class Ear:
         self.lines: list[str] = []
         self._heard = asyncio.Event()
 
-    async def say(self, line: str) -> None:
-        self.lines.append(line.strip())
+    async def say(self, *lines: str) -> None:
+        self.lines.extend(line.strip() for line in lines)
         self._heard.set()
 
     async def hears(self, text: str) -> None:

@@ -21,7 +21,7 @@ from storage.check import check_store
 from storage.digest import Digest
 from storage.model import ActorRef, JobStatus
 from storage.reader import StoreReader
-from storage.records import attestations, deployments, releases
+from storage.records import attestations, deployments, release_statements, releases
 from storage.release_statement import ReleaseStatement
 from storage.resign import resign
 
@@ -151,6 +151,17 @@ async def test_each_roll_has_a_statement_with_the_next_sequence(site) -> None:
         Digest.parse(second.artifact.digest),
     ]
     assert back.artifact == first.artifact
+
+
+async def test_deployment_begins_in_the_commit_that_queues_it_unless_another_goes_before(
+    site,
+) -> None:
+    first, second = await site.queue(b"one"), await site.queue(b"two")
+    reader = site.world.records.reader()
+    assert deployments.get(reader, first).status is JobStatus.RUNNING
+    assert release_statements.of_deployment(reader, first).sequence == 1
+    assert deployments.get(reader, second).status is JobStatus.QUEUED
+    assert release_statements.of_deployment(reader, second) is None
 
 
 async def test_environments_count_for_themselves(site) -> None:

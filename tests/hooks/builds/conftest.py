@@ -251,6 +251,11 @@ class Job:
     def marks(self):
         return [(line["stage"], line["mark"]) for line in self.lines if "mark" in line]
 
+    def take(self, batch):
+        assert batch["first"] <= len(self.lines), "a gap in the log"
+        self.lines += batch["lines"][len(self.lines) - batch["first"] :]
+        self.spoken.set()
+
     async def said(self, text, timeout_s=10):
         async with asyncio.timeout(timeout_s):
             while not any(text in line for line in self.text):
@@ -399,10 +404,8 @@ class ControlPeer:
     async def _log(self, request):
         batch = await request.json()
         job = self.jobs[request.match_info["id"]]
-        assert batch["first"] <= len(job.lines), "a gap in the log"
         self.log_calls.append((batch["first"], len(batch["lines"])))
-        job.lines += batch["lines"][len(job.lines) - batch["first"] :]
-        job.spoken.set()
+        job.take(batch)
         self._held(request, "log")
         return web.json_response({})
 
@@ -428,6 +431,8 @@ class ControlPeer:
     async def _finish(self, request):
         job = self._held(request, "finish")
         job.outcome = await request.json()
+        if job.outcome["log"] is not None:
+            job.take(job.outcome["log"])
         job.finished.set()
         return web.json_response({})
 

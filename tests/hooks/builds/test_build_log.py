@@ -151,6 +151,19 @@ async def test_lines_are_sent_soon_without_a_flush():
     sending.cancel()
 
 
+async def test_last_lines_may_be_left_for_the_end():
+    log, received = BuildLog(), Received()
+    log.take("build", ["x"] * (BATCH_LINES_MAX + 1))
+    sending = asyncio.create_task(log.run(received.send))
+    await log.flush(but_for_a_batch=True)
+    assert log.rest() is None
+    log.line("build", "last")
+    await log.flush(but_for_a_batch=True)
+    sending.cancel()
+    assert log.rest().first == len(received.lines) == BATCH_LINES_MAX + 1
+    assert [line.line for line in log.rest().lines] == ["last"]
+
+
 async def test_flush_of_nothing_returns_at_once():
     await asyncio.wait_for(BuildLog().flush(), 1)
 

@@ -322,6 +322,8 @@ class ControlPeer:
         if self.fail_posts:
             self.fail_posts -= 1
             raise web.HTTPServiceUnavailable
+        if report.log is not None:
+            self._keep(report.log)
         async with self._news:
             self.reports.append(report)
             self._news.notify_all()
@@ -332,11 +334,14 @@ class ControlPeer:
         if self.fail_posts:
             self.fail_posts -= 1
             raise web.HTTPServiceUnavailable
+        self._keep(batch)
+        return web.json_response({})
+
+    def _keep(self, batch: RollLog) -> None:
         kept = self.lines[batch.deployment_id]
         assert batch.first <= len(kept), "a gap in the log"
         kept.extend(batch.lines[len(kept) - batch.first :])
         self.progress[batch.deployment_id] = batch.progress
-        return web.json_response({})
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
 from pathlib import Path
 
 import pytest
 
-from hooks.deploys.wire import ArtifactPin
+from hooks.deploys.control import ControlLine, Outbox, RollJournal
+from hooks.deploys.wire import ArtifactPin, Report
 from storage import trust
 
 
@@ -50,21 +50,23 @@ async def test_a_rollback_copies_nothing(shelf, control, host, visitor, wanted):
     assert len(release_folders(host)) == 2
 
 
-async def test_a_rollback_of_two_hundred_files_is_quick(shelf, control, host, visitor, wanted):
-    trees = [
-        {f"dir{number % 10}/page{number}.html": f"{name} {number} " * 300 for number in range(200)}
-        for name in ("old", "new")
-    ]
-    pins = [shelf.put(tree) for tree in trees]
-    first = await control.roll(wanted(pin=pins[0]))
-    await control.roll(wanted(pin=pins[1]))
-    took = []
-    for pin in pins * 5:
-        started_at = time.perf_counter()
-        report = await control.roll(wanted(pin=pin))
-        took.append((time.perf_counter() - started_at, sum(report.timings.values())))
-    print("first", first.timings, "rollbacks", took)
-    assert sorted(inside for _, inside in took)[len(took) // 2] < 0.05
+async def test_lines_that_wait_go_along_with_the_report(control):
+    line = ControlLine(control.path)
+    following = asyncio.create_task(line.follow(lambda _: None))
+    outbox = Outbox(line)
+    journal = RollJournal(outbox, "dep_1")
+    journal.say("verified", stage="verify")
+    journal.say("switched", stage="switch", progress=100)
+    outbox.put(Report("env_1", "dep_1", "serving"))
+    report = await control.reported("dep_1")
+    assert [one.line for one in report.log.lines] == control.log_of("dep_1")
+    assert control.log_of("dep_1") == ["verified", "switched"]
+    journal.say("alone", stage="switch")
+    async with asyncio.timeout(10):
+        while "alone" not in control.log_of("dep_1"):
+            await asyncio.sleep(0.01)
+    await outbox.close()
+    following.cancel()
 
 
 async def test_only_the_last_five_folders_are_kept(shelf, control, host, wanted):
