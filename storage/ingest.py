@@ -34,11 +34,20 @@ class Ingest:
 
     def stage(self, tree: Iterable[SourceEntry]) -> None:
         """Read the tree; write those of its contents that the store does not have."""
+        has_known = False
         for entry in tree:
             self.draft.admit(entry)
-            if isinstance(entry, SourceFile):
+            if not isinstance(entry, SourceFile):
+                continue
+            if entry.digest is None:
                 self.draft.add_file(entry, self._read(entry))
+            else:
+                has_known = True
+                self.files.setdefault(blob_key(entry.digest, executable=entry.executable), entry)
+                self.draft.add_file(entry, entry.digest)
         self._stage_pending()
+        if has_known:
+            self.stage_again(self.missing_keys(self.live_keys()))
 
     def live_keys(self) -> set[BlobKey]:
         return rows.live(self._records.reader(), self.files)

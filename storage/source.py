@@ -44,6 +44,7 @@ class SourceFile:
         read: Gives the contents: all of them, or in pieces, in order. Called before the next
             entry is asked for.
         is_repeatable: Whether `read` may be called again, later, for the same contents.
+        digest: Of the contents, where it is known: they are read only if the store lacks them.
     """
 
     path: bytes
@@ -51,6 +52,7 @@ class SourceFile:
     executable: bool
     read: Callable[[], bytes | Iterator[bytes]]
     is_repeatable: bool = True
+    digest: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,16 +56,21 @@ class TreeFile:
     Attributes:
         path: relative to the folder walked, `/` between; bytes that are not UTF-8 are escaped
             (`os.fsencode` gives them back).
-        size: bytes; of a link, the length of its target; of a submodule, 0.
         oid: the object's id, 40 hex digits; equal content has an equal one.
     """
 
     path: str
     kind: EntryKind
     is_executable: bool
-    size: int
     oid: str
     _repository: Repository
+
+    @property
+    def size(self) -> int:
+        """Bytes, looked up; of a link, the length of its target; of a submodule, 0."""
+        if self.kind is EntryKind.SUBMODULE:
+            return 0
+        return self._repository.objects.kind_and_size(bytes.fromhex(self.oid))[1]
 
     def read(self) -> bytes:
         """Return the whole content (a link's target; nothing for a submodule)."""
@@ -114,18 +119,16 @@ def walk(top: Tree, grafts: Mapping[str, Tree]) -> Iterator[TreeFile]:
     """
     for tree, path, mode, oid in _walk(top, grafts):
         kind = _kind(mode)
-        objects = tree.repository.objects
-        size = 0 if kind is EntryKind.SUBMODULE else objects.kind_and_size(oid)[1]
-        if kind is EntryKind.LINK and size > LINK_BYTES_MAX:
-            raise RepositoryCorruptError("a symbolic link's target is too long")
-        yield TreeFile(
+        file = TreeFile(
             path=os.fsdecode(path),
             kind=kind,
             is_executable=kind is EntryKind.FILE and bool(int(mode, 8) & 0o100),
-            size=size,
             oid=oid.hex(),
             _repository=tree.repository,
         )
+        if kind is EntryKind.LINK and file.size > LINK_BYTES_MAX:
+            raise RepositoryCorruptError("a symbolic link's target is too long")
+        yield file
 
 
 def find_submodules(top: Tree) -> Iterator[tuple[str, str]]:

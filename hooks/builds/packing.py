@@ -150,8 +150,13 @@ class Packer:
             with self.tar_of(build.job_id).open("rb") as tar:
                 entries = scan_tar(tar)
                 return self._store.ingest(entries, limits=limits, attest=attest, record=record)[0]
-        entries = self._sources.entries(build, outcome, grafts)
-        return self._store.ingest(entries, limits=limits, attest=attest, record=record)[0]
+        files = self._sources.files(build, outcome, grafts)
+
+        def attest_and_learn(manifest: Manifest) -> Envelope:
+            files.learn(manifest)
+            return attest(manifest)
+
+        return self._store.ingest(files, limits=limits, attest=attest_and_learn, record=record)[0]
 
     async def reuse(self, build: Build, toolchain: str) -> bool:
         """End a queued build with what its inputs gave before, and queue its deployment.

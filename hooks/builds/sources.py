@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from hooks.builds.known_files import KnownFile, KnownFiles
 from hooks.builds.lfs import POINTER_BYTES_MAX, is_pointer, pointers_found
 from hooks.builds.profiles import is_published
 from hooks.builds.submodules import GITMODULES, GITMODULES_BYTES_MAX, Submodules
 from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, CONFIG_FILES, Finish, Folder, RootEntry
+from storage.manifest import FileEntry, Manifest
 from storage.model import Build
 from storage.repos import Grafts, Repositories
 from storage.source import (
@@ -29,6 +31,7 @@ class Sources:
     def __init__(self, repositories: Repositories, submodules: Submodules) -> None:
         self._repositories = repositories
         self._submodules = submodules
+        self._known = KnownFiles()
 
     def folder(self, build: Build, path: str = ".") -> Folder | None:
         """Return what is in a folder of the commit, None where it has no such folder."""
@@ -73,23 +76,22 @@ class Sources:
         """Write a folder of the commit as a tar."""
         self._repositories.write_tar(build.site_id, build.commit, folder, out, grafts)
 
-    def entries(self, build: Build, outcome: Finish, grafts: Grafts) -> Iterator[SourceEntry]:
-        """Yield the folder that a build without steps made its output.
+    def files(self, build: Build, outcome: Finish, grafts: Grafts) -> SourceFiles:
+        """Return the folder that a build without steps made its output."""
 
-        Raises:
-            BuildFailedError: `build.submodule_unavailable`, and `build.lfs_pointers` at the end.
-        """
-        pointers: list[str] = []
-        for file in self._repositories.walk_tree(
-            build.site_id, build.commit, outcome.folder, grafts
-        ):
-            if outcome.is_public and not is_published(file.path):
-                continue
-            if file.kind is EntryKind.SUBMODULE and not outcome.ignores_submodules:
-                self.grafts(build, outcome.folder, ignores_submodules=False)  # it names them all
-            yield _entry(file, pointers)
-        if pointers and not outcome.ignores_lfs:
-            raise pointers_found(pointers)
+        def walk() -> Iterator[TreeFile]:
+            for file in self._repositories.walk_tree(
+                build.site_id, build.commit, outcome.folder, grafts
+            ):
+                if outcome.is_public and not is_published(file.path):
+                    continue
+                if file.kind is EntryKind.SUBMODULE and not outcome.ignores_submodules:
+                    self.grafts(build, outcome.folder, ignores_submodules=False)  # names them all
+                yield file
+
+        # What is in a graft is another site's, by ids of its own repository.
+        known = self._known if not grafts else KnownFiles(0)
+        return SourceFiles(walk(), build.site_id, known, ignores_lfs=outcome.ignores_lfs)
 
     def gitmodules(self, build: Build) -> str | None:
         """Return the digest of the commit's `.gitmodules`, None where it has none."""
@@ -99,17 +101,56 @@ class Sources:
         return None if content is None else hashlib.sha256(content).hexdigest()
 
 
-def _entry(file: TreeFile, pointers: list[str]) -> SourceEntry:
-    """Return a file as an entry of a tree to keep, and note it when it is a pointer of LFS."""
-    path = os.fsencode(file.path)
-    if file.kind is EntryKind.LINK:
-        return SourceLink(path, file.read())
-    if file.kind is EntryKind.SUBMODULE:
-        return SourceDirectory(path)
-    if file.size <= POINTER_BYTES_MAX:
-        content = file.read()
-        if is_pointer(content):
-            pointers.append(file.path)
-        return SourceFile(path, file.size, file.is_executable, lambda: content)
-    read = file.chunks if file.size > WHOLE_BYTES_MAX else file.read
-    return SourceFile(path, file.size, file.is_executable, read)
+class SourceFiles:
+    """The files of a commit as entries of a tree to keep. Iterate once."""
+
+    def __init__(
+        self, walk: Iterator[TreeFile], site_id: str, known: KnownFiles, *, ignores_lfs: bool
+    ) -> None:
+        self._walk = walk
+        self._site_id = site_id
+        self._known = known
+        self._ignores_lfs = ignores_lfs
+        self._read: dict[bytes, str] = {}
+        self._pointers: list[str] = []
+
+    def __iter__(self) -> Iterator[SourceEntry]:
+        """Yield the entries.
+
+        Raises:
+            BuildFailedError: `build.submodule_unavailable`, and `build.lfs_pointers` at the end.
+        """
+        for file in self._walk:
+            yield self._entry(file)
+        if self._pointers and not self._ignores_lfs:
+            raise pointers_found(self._pointers)
+
+    def learn(self, manifest: Manifest) -> None:
+        """Remember what was read, by the manifest that was made of it."""
+        files = {
+            self._read[entry.path]: KnownFile(entry.digest, entry.size_bytes)
+            for entry in manifest.entries
+            if isinstance(entry, FileEntry) and entry.path in self._read
+        }
+        self._known.learn(self._site_id, files)
+
+    def _entry(self, file: TreeFile) -> SourceEntry:
+        path = os.fsencode(file.path)
+        if file.kind is EntryKind.LINK:
+            return SourceLink(path, file.read())
+        if file.kind is EntryKind.SUBMODULE:
+            return SourceDirectory(path)
+        known = self._known.find(self._site_id, file.oid)
+        size = known.size_bytes if known is not None else file.size
+        read = file.chunks if size > WHOLE_BYTES_MAX else file.read
+        if known is not None:
+            return SourceFile(path, size, file.is_executable, read, digest=known.digest)
+        if size <= POINTER_BYTES_MAX:
+            content = file.read()
+            if is_pointer(content):
+                self._pointers.append(file.path)
+            else:
+                self._read[path] = file.oid
+            return SourceFile(path, size, file.is_executable, lambda: content)
+        self._read[path] = file.oid
+        return SourceFile(path, size, file.is_executable, read)

@@ -159,18 +159,16 @@ class Rollout:
         timings: Timings,
     ) -> None:
         with timings.of("verify"):
-            verified = await self._verify(desired.site, artifact)
-            statement = await self._verify_release(desired, verified)
+            verified, statement = await self._verify_to_run(desired, artifact)
         journal.say(_verified_line(verified), stage="verify", progress=20)
         with timings.of("unpack"):
-            folder = await self._unpack(verified, is_roll=True)
+            folder = await self._unpack(verified, release=desired.release)
         journal.say(f"release folder {folder} is complete", stage="unpack", progress=50)
         given = await self._given(deployment_id, verified, statement)
         if self._wants_release_command(desired, verified):
             with timings.of("release"):
                 await self._run_release_command(desired, verified, folder, given, journal)
         served = self._next_served(desired, deployment_id, artifact, folder)
-        await self._prove(verified, served)
         with timings.of("start"):
             responder = await self._start(desired, verified, served, given, journal)
         with timings.of("switch"):
@@ -191,9 +189,8 @@ class Rollout:
                 verified = await self._verify(self.state.site, served.artifact)
                 statement = await self._verify_served(served, verified)
                 given = await self._kept(served.deployment_id, verified, statement)
-                folder = await self._unpack(verified, is_roll=False)
+                folder = await self._unpack(verified, release=served.release, is_roll=False)
                 served = msgspec.structs.replace(served, folder=folder)
-                await self._prove(verified, served)
                 responder = await self._resumed(verified, served, given)
                 await _to_the_end(self._switch(served, responder, self.state.release_sequence))
         except RollFailedError as error:
@@ -226,12 +223,13 @@ class Rollout:
         served = self.state.served
         assert served is not None, "it is served"
         with _as_roll_failures():
-            verified = await self._verify(desired.site, served.artifact)
-            statement = await self._verify_release(desired, verified)
+            verified, statement = await self._verify_to_run(desired, served.artifact)
             await self._kept(served.deployment_id, verified, statement)
             adopted = msgspec.structs.replace(served, release=desired.release)
             async with self._folders:
-                await self._prove(verified, adopted)
+                await self._tools.in_thread(
+                    self._prove_blocking, verified, adopted.folder, adopted.release
+                )
             await self._write(self.state.serving(adopted, statement.sequence))
 
     async def withdraw(self) -> None:
@@ -266,21 +264,29 @@ class Rollout:
     # -- verify and unpack ----------------------------------------------------------------------
 
     async def _verify(self, site: str, artifact: ArtifactPin) -> VerifiedArtifact:
-        digest = Digest.parse(artifact.digest)
-        return await self._tools.in_thread(
-            self._tools.reader.verify, digest, artifact.envelope, site=site
-        )
+        return await self._tools.in_thread(self._verify_blocking, site, artifact)
 
-    async def _verify_release(
-        self, desired: Desired, verified: VerifiedArtifact
-    ) -> ReleaseStatement:
-        """Check that control says that the artifact is to run here, and runs here not yet."""
-        if desired.release is None:
-            raise RollFailedError(
-                "release.statement_missing", "control sent no statement with the release"
-            )
+    def _verify_blocking(self, site: str, artifact: ArtifactPin) -> VerifiedArtifact:
+        digest = Digest.parse(artifact.digest)
+        return self._tools.reader.verify(digest, artifact.envelope, site=site)
+
+    async def _verify_to_run(
+        self, desired: Desired, artifact: ArtifactPin
+    ) -> tuple[VerifiedArtifact, ReleaseStatement]:
+        """Check who vouches for the artifact, and that control says that it is to run here, and
+        runs here not yet.
+        """
         above = None if self.goes_by(desired) else self.state.release_sequence
-        return await self._check_release(desired.release, verified, above)
+
+        def verify() -> tuple[VerifiedArtifact, ReleaseStatement]:
+            verified = self._verify_blocking(desired.site, artifact)
+            if desired.release is None:
+                raise RollFailedError(
+                    "release.statement_missing", "control sent no statement with the release"
+                )
+            return verified, self._check_release_blocking(desired.release, verified, above)
+
+        return await self._tools.in_thread(verify)
 
     async def _verify_served(
         self, served: ServedState, verified: VerifiedArtifact
@@ -291,33 +297,39 @@ class Rollout:
         one.
         """
         if served.release is not None:
-            return await self._check_release(served.release, verified, None)
+            return await self._tools.in_thread(
+                self._check_release_blocking, served.release, verified, None
+            )
         if self.state.release_sequence:
             raise RollFailedError(
                 "release.statement_missing", "the statement of what was served is gone"
             )
         return None
 
-    async def _check_release(
+    def _check_release_blocking(
         self, envelope: str, verified: VerifiedArtifact, above: int | None
     ) -> ReleaseStatement:
-        return await self._tools.in_thread(
-            self._tools.reader.verify_release,
-            envelope.encode(),
-            verified,
-            env_id=self.state.env_id,
-            above=above,
-            now_ms=now_ms(),
+        return self._tools.reader.verify_release(
+            envelope.encode(), verified, env_id=self.state.env_id, above=above, now_ms=now_ms()
         )
 
-    async def _unpack(self, verified: VerifiedArtifact, *, is_roll: bool) -> str:
+    async def _unpack(
+        self, verified: VerifiedArtifact, *, release: str | None, is_roll: bool = True
+    ) -> str:
         """Return the name of a folder that holds exactly the artifact, byte by byte.
 
+        Beside it lies a proof, with the release statement: anybody can check it without this host.
         A roll reads the store's files too where it has them unpacked already: what was tampered
         with there is not deployed. What served before a start of the host serves on without that.
         """
+
+        def unpack() -> str:
+            folder = self._unpack_blocking(verified, is_roll=is_roll)
+            self._prove_blocking(verified, folder, release)
+            return folder
+
         async with self._tools.unpacking:
-            return await self._tools.in_thread(self._unpack_blocking, verified, is_roll=is_roll)
+            return await self._tools.in_thread(unpack)
 
     def _unpack_blocking(self, verified: VerifiedArtifact, *, is_roll: bool) -> str:
         kept = self.state.folder_of(verified.digest)
@@ -340,17 +352,10 @@ class Rollout:
         self._tools.reader.materialise(verified, releases / folder, beside=beside)
         return folder
 
-    async def _prove(self, verified: VerifiedArtifact, served: ServedState) -> None:
-        """Put a proof beside the folder, by which anybody can check it without this host."""
-
-        def write() -> None:
-            releases = [served.release.encode()] if served.release is not None else []
-            parts = self._tools.reader.proof(
-                verified.manifest, [verified.envelope_sha256], releases
-            )
-            self._folder.write_proof(served.folder, b"".join(write_proof(parts, files=None)))
-
-        await self._tools.in_thread(write)
+    def _prove_blocking(self, verified: VerifiedArtifact, folder: str, release: str | None) -> None:
+        releases = [release.encode()] if release is not None else []
+        parts = self._tools.reader.proof(verified.manifest, [verified.envelope_sha256], releases)
+        self._folder.write_proof(folder, b"".join(write_proof(parts, files=None)))
 
     # -- what programs are given ----------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mimetypes
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -41,8 +40,8 @@ for _suffix, _type in {
 
 def content_type(name: str) -> str:
     """Return the media type that a file's name stands for; text is UTF-8."""
-    suffix = PurePosixPath(name).suffix.lower()
-    media_type = _TYPES.types_map[True].get(suffix, "application/octet-stream")
+    dot = name.rfind(".", name.rfind("/") + 2)  # one that begins the name begins no suffix
+    media_type = _TYPES.types_map[True].get(name[dot:].lower(), "application/octet-stream")
     if media_type.startswith("text/"):
         return f"{media_type}; charset=utf-8"
     return media_type

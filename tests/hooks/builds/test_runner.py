@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -16,7 +18,7 @@ from hooks.builds.control import Control
 from hooks.builds.errors import BuildFailedError, LeaseLostError
 from hooks.builds.registries import EgressRules
 from hooks.builds.service import make_app
-from hooks.builds.wire import BatchLine, CacheRequest, Egress, Finish
+from hooks.builds.wire import BatchLine, CacheRequest, Egress, Finish, LogBatch
 from storage.errors import StorageFullError
 from storage.joblog import LogLine
 from storage.model import ActorRef, JobStatus
@@ -314,3 +316,25 @@ async def test_cache_that_a_build_leaves_comes_to_the_next(pool, commit, packed,
     assert await held.fetch_cache(found.digest, out)
     assert unpacked(out.read())["home/.cache/a"] == b"left"
     assert not await held.fetch_cache("blake3:" + "0" * 64, io.BytesIO())
+
+
+async def test_end_of_a_build_brings_its_last_lines_once(pool) -> None:
+    job_id = await pool.ask_for_build()
+    job = await pool.lease()
+    await job.log(0, log_lines("one", "two"))
+    last = LogBatch(1, tuple(log_lines("two", "three")))
+    await job.finish(msgspec.structs.replace(done(), log=last))
+    assert pool.lines(job_id)[:3] == ["one", "two", "three"]
+    assert pool.job(job_id).status is JobStatus.SUCCEEDED
+
+
+async def test_contents_that_a_push_did_not_change_are_not_read_again(pool, commit) -> None:
+    repository = pool.world.repositories.path(pool.site.id)
+    blob = hashlib.sha1(b"blob 8\0the same", usedforsecurity=False).hexdigest()
+    for number in (1, 2):
+        commit(repository, {"same.txt": b"the same", "index.html": b"%d" % number})
+        if number == 2:  # git's own object is gone: the store has what was in it
+            (repository / "objects" / blob[:2] / blob[2:]).unlink()
+        job_id = await pool.ask_for_build(clean=True)
+        await (await pool.lease()).finish(done())
+        assert pool.job(job_id).status is JobStatus.SUCCEEDED
