@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 import msgspec
@@ -64,6 +65,7 @@ STOP_GRACE_S: Final = 10.0
 SHUTDOWN_GRACE_S: Final = 3.0
 """The same when the host ends: with the drain before it less than who stops services waits."""
 RELEASE_COMMAND_TIMEOUT_S: Final = 600.0
+TIDY_AFTER_S: Final = 0.5
 UNPACK_COUNT_MAX: Final = 4
 """So many environments unpack at once; the others wait their turn."""
 START_COUNT_MAX: Final = 8
@@ -124,6 +126,7 @@ class Rollout:
         self._tools = tools
         self._retiring: dict[ServedRelease, asyncio.Task[None]] = {}
         self._tidying: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
         self._folders = asyncio.Lock()  # one at a time makes or removes release folders
 
     # -- the stories ----------------------------------------------------------------------------
@@ -252,6 +255,7 @@ class Rollout:
 
     async def close(self) -> None:
         """Stop what is served and what is still draining."""
+        self._closing.set()
         self._retire(self.serving.take_down(Absence.STARTING), is_shutdown=True)
         while tasks := {*self._retiring.values(), *self._tidying}:
             await asyncio.wait(tasks)
@@ -545,16 +549,22 @@ class Rollout:
             await self._prune()
 
     async def _prune(self) -> None:
-        """Put aside the folders that are not kept; removing them waits for nobody."""
+        """Put aside the folders that are not kept; nobody waits for their removal."""
         aside = await self._tools.in_thread(self._folder.put_aside, self.state)
         served = self.state.served
         kept = served.deployment_id if served is not None else None
         await self._tools.in_thread(self._configs.keep_only, kept)
         if aside:
-            removing = self._tools.in_thread(remove_folders, aside)
-            task = asyncio.get_running_loop().create_task(removing)
+            task = asyncio.get_running_loop().create_task(self._remove_aside(aside))
             self._tidying.add(task)
             task.add_done_callback(self._tidying.discard)
+
+    async def _remove_aside(self, aside: list[Path]) -> None:
+        """Remove folders a while later: now the roll is being reported, on the same disk."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TIDY_AFTER_S):
+                await self._closing.wait()
+        await self._tools.in_thread(remove_folders, aside)
 
 
 class Timings:

@@ -33,7 +33,7 @@ from storage.errors import (
 from storage.files import Lease
 from storage.gate import Gate
 from storage.layout import blob_mtime
-from storage.materialise import materialise, verify_tree
+from storage.materialise import materialise
 from storage.records.db import Records
 from storage.scan import scan_directory
 from storage.source import Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
