@@ -56,8 +56,10 @@ class StagedBlob:
 class Staging:
     """What one ingest has written. Nothing of it has its final name before `place`."""
 
-    def __init__(self, layout: Layout, lease: Lease, threads: ThreadPoolExecutor) -> None:
-        """`threads`: those that wait for the disk."""
+    def __init__(
+        self, layout: Layout, lease: Lease, threads: ThreadPoolExecutor | None = None
+    ) -> None:
+        """`threads`: those that wait for the disk; without them one file is synced at a time."""
         self._threads = threads
         self._layout = layout
         self._lease = lease

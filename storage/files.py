@@ -185,7 +185,7 @@ def sync_file(path: str | Path) -> None:
         os.close(fd)
 
 
-def sync_together(paths: Collection[str], threads: ThreadPoolExecutor) -> None:
+def sync_together(paths: Collection[str], threads: ThreadPoolExecutor | None) -> None:
     """Make a few files or directories durable, all at once.
 
     A commit of the filesystem's journal takes in what is asked for meanwhile: one after the other,
@@ -194,7 +194,7 @@ def sync_together(paths: Collection[str], threads: ThreadPoolExecutor) -> None:
     Raises:
         OSError: One of them was refused; the others may be durable or not.
     """
-    for _ in threads.map(sync_file, paths):
+    for _ in threads.map(sync_file, paths) if threads is not None else map(sync_file, paths):
         pass
 
 
