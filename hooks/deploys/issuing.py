@@ -21,7 +21,7 @@ from hooks.orders import statement_of
 from storage.custody import Custody
 from storage.digest import Digest
 from storage.envelope import Envelope
-from storage.errors import KeyFileError, StorageError
+from storage.errors import StorageError
 from storage.files import mapped_errors, write_atomic
 from storage.layout import STATEMENT_MODE, Layout
 from storage.model import Deployment, Environment, JobStatus, Trigger
@@ -87,14 +87,15 @@ class ReleaseIssuer:
     def _begin_where_queued(self, changes: JobChanges, deployment: Deployment) -> None:
         """Begin a deployment in the transaction that queues it: one commit less to wait for.
 
-        Unless another one goes before it. What cannot be signed stays queued: `begin` says why.
+        Unless another one goes before it. What cannot be signed, or given its config, stays queued:
+        `begin` says why.
         """
         if deployments.unfinished(changes.db, deployment.env_id) != [deployment]:
             return
         try:
             with changes.apart():
                 self._begin(changes, deployment)
-        except (RefusedError, KeyFileError):
+        except (RefusedError, StorageError):
             log.debug("release_not_begun_where_queued", deployment_id=deployment.id)
 
     def _begin(self, changes: JobChanges, deployment: Deployment) -> list[IssuedStatement]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from storage.digest import Digest
 from storage.joblog import LogLine
 from storage.model import ActorRef, JobStatus, Trigger, VariableUse
 from storage.reader import StoreReader
-from storage.records import deployments, environment_configs, releases
+from storage.records import artifacts, deployments, environment_configs, releases
 from storage.release_statement import ConfigPin
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
@@ -174,6 +175,17 @@ async def test_config_that_is_kept_no_more_is_said_before_the_roll(running) -> N
         running.production, first.release_id, ACTOR, with_its_config=False
     )
     assert running.given(await running.served()) == {"URL": "new"}
+
+
+async def test_values_that_cannot_be_opened_fail_the_roll_and_not_the_build(running) -> None:
+    await running.set("TOKEN", "a secret of what runs", is_secret=True, roll_by=None)
+    running.world.records.write(lambda db: db.execute("UPDATE variable SET sealed = x'00'"))
+    deployment = await running.push(b"one", is_over=False)
+    async with asyncio.timeout(5):
+        while not (job := running.world.jobs.get(deployment.job_id)).status.is_final:
+            await asyncio.sleep(0.01)
+    assert job.error.code == "release.config_unreadable"
+    assert artifacts.get(running.reader, deployment.artifact_id) is not None
 
 
 async def test_what_is_served_keeps_its_config_however_many_come_after(running) -> None:
