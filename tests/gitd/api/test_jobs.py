@@ -60,13 +60,13 @@ async def test_job_has_an_etag_and_answers_304_while_it_stays_the_same(service, 
 async def test_wait_answers_as_soon_as_the_job_changes(service, acme) -> None:
     path = (await started(service, acme))["links"]["self"]
     etag = (await service.get(path)).headers["ETag"]
-    waiting = asyncio.create_task(service.get(f"{path}?wait=20", headers={"If-None-Match": etag}))
+    waiting = asyncio.create_task(service.get(f"{path}?wait=60", headers={"If-None-Match": etag}))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     lease = await service.builds.lease("slot-0", 5)
     heard = await asyncio.wait_for(waiting, 2)
     assert (heard.status, heard.data["status"]) == (200, "running")
-    waiting = asyncio.create_task(service.get(f"{path}?wait=20"))
+    waiting = asyncio.create_task(service.get(f"{path}?wait=60"))
     await asyncio.sleep(0.05)
     await service.builds.finish(lease.job_id, DONE)
     assert (await asyncio.wait_for(waiting, 2)).data["status"] == "succeeded"
@@ -78,11 +78,11 @@ async def test_wait_with_an_old_etag_or_a_final_job_answers_at_once(service, acm
     await service.builds.lease("slot-0", 5)
     await service.until(path, status="running")
     began = time.monotonic()
-    heard = await service.get(f"{path}?wait=20", headers={"If-None-Match": etag})
+    heard = await service.get(f"{path}?wait=60", headers={"If-None-Match": etag})
     assert heard.data["status"] == "running"
     await service.post(f"{path}/cancel")
-    assert (await service.get(f"{path}?wait=20")).data["status"] == "canceled"
-    assert time.monotonic() - began < 5
+    assert (await service.get(f"{path}?wait=60")).data["status"] == "canceled"
+    assert time.monotonic() - began < 30
 
 
 async def test_wait_that_nothing_ends_answers_what_is(service, acme) -> None:
@@ -210,7 +210,7 @@ async def test_stop_of_the_server_waits_for_no_stream_and_no_poll(service, acme)
     await asyncio.sleep(0.05)
     began = time.monotonic()
     await service.runner.cleanup()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert (await polling).data["status"] == "queued"
     assert (await stream.read()).startswith(b"id: ")
 
