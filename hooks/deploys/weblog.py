@@ -32,11 +32,12 @@ class Lines:
     much left out: a line of ours says how much, and the last ones are passed on all the same.
     """
 
-    def __init__(self, on_line: LineSink) -> None:
+    def __init__(self, on_line: LineSink, seconds: Callable[[], float] = time.monotonic) -> None:
         self._on_line = on_line
+        self._seconds = seconds
         self._rest = b""
         self._allowed = float(BURST_LINES)
-        self._refilled_at = time.monotonic()
+        self._refilled_at = seconds()
         self._left_out = 0
         self._tail = b""  # the last bytes left out
 
@@ -62,7 +63,7 @@ class Lines:
             self._rest = b""
 
     def _room(self) -> int:
-        now = time.monotonic()
+        now = self._seconds()
         earned = (now - self._refilled_at) * LINES_PER_S
         self._allowed = min(self._allowed + earned, BURST_LINES)
         self._refilled_at = now

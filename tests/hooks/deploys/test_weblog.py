@@ -14,7 +14,7 @@ from hooks.deploys.weblog import (
 
 def lines_of(*chunks):
     found: list[str] = []
-    lines = Lines(found.append)
+    lines = Lines(found.append, lambda: 0.0)
     for chunk in chunks:
         lines.write(chunk)
     lines.close()
