@@ -19,8 +19,8 @@ from hooks.deploys.wire import PING_EVERY_S, Config, DesiredMessage, Report, Rol
 BACK_OFF_FIRST_S: Final = 0.05
 BACK_OFF_MAX_S: Final = 1.0
 MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
-ROLL_LINES_MAX: Final = 5_000
-"""A roll's log ends here, with a line that says so."""
+OUTPUT_LINES_MAX: Final = 10_000
+"""So many lines of a release command are in a roll's log; another one says so."""
 POST_TIMEOUT_S: Final = 10.0
 LINGER_S: Final = 0.05
 """Lines of a log wait so long for more, or for the report: a short roll is one message."""
@@ -205,7 +205,16 @@ class RollJournal:
         self._outbox = outbox
         self._deployment_id = deployment_id
         self._count = 0
+        self._output_count = 0
         self._progress = 0
+
+    def say_output(self, line: str, *, stage: str) -> None:
+        """Add a line that a program said, while there is room for such."""
+        self._output_count += 1
+        if self._output_count <= OUTPUT_LINES_MAX:
+            self.say(line, stage=stage)
+        elif self._output_count == OUTPUT_LINES_MAX + 1:
+            self.say("log truncated", stage=stage)
 
     def say(self, line: str, *, stage: str, progress: int | None = None) -> None:
         self.say_all((line,), stage=stage, progress=progress)
@@ -213,11 +222,6 @@ class RollJournal:
     def say_all(self, lines: tuple[str, ...], *, stage: str, progress: int | None = None) -> None:
         """Add lines; `progress`, 0 to 100, holds until the next that is given."""
         self._progress = progress if progress is not None else self._progress
-        room = ROLL_LINES_MAX - self._count
-        if room < 0:
-            return
-        if len(lines) > room:
-            lines = (*lines[:room], "log truncated")
         at = rfc3339(now_ms())
         self._outbox.put(
             RollLog(

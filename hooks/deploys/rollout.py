@@ -414,7 +414,7 @@ class Rollout:
                 given,
             ),
             timeout_s=self._tools.release_command_timeout_s,
-            on_line=lambda line: journal.say(line, stage="release"),
+            on_line=lambda line: journal.say_output(line, stage="release"),
         )
 
     async def _start(
