@@ -28,6 +28,7 @@ from storage.model import Deployment, Environment, JobStatus, Trigger
 from storage.records import (
     artifacts,
     attestations,
+    damage,
     deployments,
     environments,
     release_statements,
@@ -87,10 +88,12 @@ class ReleaseIssuer:
     def _begin_where_queued(self, changes: JobChanges, deployment: Deployment) -> None:
         """Begin a deployment in the transaction that queues it: one commit less to wait for.
 
-        Unless another one goes before it. What cannot be signed, or given its config, stays queued:
-        `begin` says why.
+        Unless another one goes before it, or its artifact has to be mended first. What cannot be
+        signed, or given its config, stays queued: `begin` says why.
         """
-        if deployments.unfinished(changes.db, deployment.env_id) != [deployment]:
+        artifact = artifacts.get(changes.db, deployment.artifact_id)
+        is_next = deployments.unfinished(changes.db, deployment.env_id) == [deployment]
+        if not is_next or artifact is None or not damage.is_whole(changes.db, artifact.digest):
             return
         try:
             with changes.apart():

@@ -173,6 +173,9 @@ def commit(tmp_path: Path) -> Callable[..., str]:
             "GIT_AUTHOR_EMAIL": "a@example.com",
             "GIT_COMMITTER_NAME": "A",
             "GIT_COMMITTER_EMAIL": "a@example.com",
+            # Equal files make an equal commit, at whatever second each is made.
+            "GIT_AUTHOR_DATE": "1700000000 +0000",
+            "GIT_COMMITTER_DATE": "1700000000 +0000",
         }
         done = subprocess.run(
             ["git", *arguments], env=environ, input=stdin, capture_output=True, check=True

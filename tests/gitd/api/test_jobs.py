@@ -8,6 +8,7 @@ import time
 
 from aiohttp import ClientSession
 
+from hooks.builds.runner import PROGRESS_EVERY_S
 from hooks.builds.wire import BatchLine, Finish, Heartbeat, LogBatch
 from hooks.jobs import REMOVED
 
@@ -35,6 +36,7 @@ async def test_job_moves_from_queued_to_running_to_succeeded(service, acme) -> N
     assert job["status"] == "queued"
     lease = await service.builds.lease("slot-0", 5)
     await service.until(path, status="running")
+    await asyncio.sleep(PROGRESS_EVERY_S)
     service.builds.heartbeat(lease.job_id, Heartbeat("slot-0", "build", 40))
     await service.until(path, progress=40)
     await service.builds.finish(lease.job_id, DONE)

@@ -555,7 +555,7 @@ def alive():
 def gone():
     """Wait until no process has `text` in its command line."""
 
-    def wait(text, timeout_s=5):
+    def wait(text, timeout_s=30):
         deadline = time.monotonic() + timeout_s
         while found := processes_with(text):
             assert time.monotonic() < deadline, f"still alive: {found}"

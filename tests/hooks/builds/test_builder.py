@@ -389,7 +389,7 @@ async def test_leftovers_of_a_killed_slot_are_removed_at_the_next_start(control,
     await job.said("begun")
     assert first.leftovers == [job.lease["lease_id"]]
     first.stop(signal.SIGKILL)
-    await asyncio.to_thread(gone, "4716", 5)
+    await asyncio.to_thread(gone, "4716")
     second = start_slot()
     assert (await control.build(STATIC)).outcome["status"] == "succeeded"
     assert second.leftovers == []
@@ -401,7 +401,7 @@ async def test_sigterm_ends_the_build_and_the_slot_which_gives_it_back(control, 
     await job.said("begun")
     assert await asyncio.to_thread(slot.stop) == 0
     assert job.given_back.is_set()
-    gone("4717", timeout_s=5)
+    gone("4717")
     assert slot.leftovers == []
 
 
@@ -422,8 +422,8 @@ async def test_slot_and_its_build_die_with_the_parent_when_asked_to(control, ope
     await job.said("begun")
     parent.kill()
     parent.wait()
-    await asyncio.to_thread(gone, "4718", 5)
-    await asyncio.to_thread(gone, str(open_dir / "dies"), 5)
+    await asyncio.to_thread(gone, "4718")
+    await asyncio.to_thread(gone, str(open_dir / "dies"))
 
 
 async def test_slot_finds_control_that_starts_after_it(control, start_slot):
