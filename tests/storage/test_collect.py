@@ -483,6 +483,7 @@ def test_decision_is_made_again_where_it_is_written(world, shop, meanwhile: str)
     world.expect_whole()
 
 
+@pytest.mark.soak
 def test_neither_publishers_nor_the_collector_starve(world, shop) -> None:
     for n in range(40):
         shop.ingest({"n": b"%d" % n})

@@ -31,7 +31,7 @@ from tests.crashing import HOWS, Child, Point, needs_strace, some
 
 FOLDER = Path(__file__).parent
 BEFORE = {"f": b"before", "a/shared": b"one" * 50}
-BRIEF_COUNT = 8
+BRIEF_COUNT = 3
 
 pytestmark = needs_strace
 

@@ -152,9 +152,7 @@ def test_power_cut_here_does_lose_what_was_not_synced(disk: Disk, shop_at) -> No
 def test_power_cut_at_any_moment_leaves_whole_artifacts_only(
     disk: Disk, shop_at, count: int
 ) -> None:
-    seed = random.randrange(10**6)
-    print("seed", seed)
-    pick = random.Random(seed)
+    pick = random.Random(int(os.environ.get("CRASH_SEED", "0")))
     reached = 0
     for call in CALLS:
         for number in sorted(pick.sample(range(1, 13), 4)):
@@ -215,8 +213,7 @@ def expect_kept_alone(shop, digest: Digest) -> None:
 
 def test_power_cut_while_collecting_takes_nothing_that_is_kept(disk: Disk, shop_at) -> None:
     digest = fill(disk, shop_at)
-    seed = random.randrange(10**6)
-    print("seed", seed)
+    seed = int(os.environ.get("CRASH_SEED", "0"))
     pick = random.Random(seed)
     points = [(call, n) for call in COLLECT_CALLS for n in sorted(pick.sample(range(1, 25), 4))]
     reached = 0
