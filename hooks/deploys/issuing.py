@@ -80,10 +80,13 @@ class ReleaseIssuer:
             self._copy([has])
             self._tell_settled(deployment)
             return True
-        issued = await self._commit(lambda changes: self._begin(changes, deployment))
-        if issued:
-            self._tell_settled(deployment)
-        return bool(issued)
+        try:
+            issued = await self._commit(lambda changes: self._begin(changes, deployment))
+            if issued:
+                self._tell_settled(deployment)
+            return bool(issued)
+        finally:
+            self._said.pop(deployment.id, None)
 
     def _begin_where_queued(self, changes: JobChanges, deployment: Deployment) -> None:
         """Begin a deployment in the transaction that queues it: one commit less to wait for.

@@ -33,9 +33,7 @@ def test_a_hundred_thousand_refs_are_listed(
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.soak)])
-def test_two_thousand_refs_in_one_push(
-    work: Path, bare: Path, git: Git, head: Git, count: int
-) -> None:
+def test_many_refs_in_one_push(work: Path, bare: Path, git: Git, head: Git, count: int) -> None:
     tip = head(work)
     lines = [f"create refs/heads/b{number} {tip}\n" for number in range(count)]
     git("update-ref", "--stdin", cwd=work, stdin="".join(lines).encode())
