@@ -126,8 +126,8 @@ def flip(shop: Shop, pick: random.Random) -> Iterator[str]:
                 path.chmod(0o644)
                 with path.open("r+b") as file:
                     file.write(b"#")
-                yield "flipped"
-                time.sleep(0.01)
+        yield "looked"  # always: once all is collected, there is nothing left to change
+        time.sleep(0.001)
 
 
 def scrub(shop: Shop, pick: random.Random) -> Iterator[str]:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,14 @@ class Racer:
         self.errors = self.process.stderr.read()
 
     def wait_for(self, rounds: int) -> None:
-        while len(self.lines) < rounds and self.process.poll() is None:
+        self._wait(lambda: len(self.lines) >= rounds)
+
+    def wait_for_a_find(self) -> None:
+        """Until one of the counts that it prints is not zero."""
+        self._wait(lambda: any(map(int, self.lines)))
+
+    def _wait(self, is_enough: Callable[[], bool]) -> None:
+        while not is_enough() and self.process.poll() is None:
             self.grew.clear()
             self.grew.wait(1)
 
@@ -90,6 +97,7 @@ def race(
         end = time.monotonic() + least_s
         for racer in racers:
             racer.wait_for(rounds)
+        racers[0].wait_for_a_find()
         while time.monotonic() < end and all(racer.process.poll() is None for racer in racers):
             time.sleep(0.1)
     finally:
