@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-_RECENT_MAX = 1_000
+_RECENT_MAX = 4_000
 
 
 class Links:
@@ -19,7 +19,7 @@ class Links:
         self._recent: set[bytes] = set()
 
     def note(self, links: Iterable[bytes]) -> None:
-        """Note some links; empty ones do not count."""
+        """Note some links."""
         self._recent.update(links)
         if len(self._recent) > _RECENT_MAX:
             self._all |= self._recent
@@ -28,7 +28,6 @@ class Links:
     def all(self) -> set[bytes]:
         """Return all of them."""
         self._all |= self._recent
-        self._all.discard(b"")
         return self._all
 
 

@@ -90,18 +90,18 @@ def tree_entries(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
 
 
 def tree_links(data: bytes) -> list[bytes]:
-    """List what a tree links to, without submodules, quickly; empty ones may be among the links.
+    """List what a tree links to, without submodules, quickly.
 
     Raises:
         RepositoryCorruptError: the bytes are not those of a tree.
     """
     # Split by its entries, a tree leaves its links and nothing between them.
     pieces = _TREE_LINK.split(data)
-    if 2 * pieces.count(b"") != len(pieces) + 1:
+    if any(pieces[::2]):
         raise RepositoryCorruptError("badTree: cannot be parsed as a tree")
     if b"160000 " in data:
         return [oid for mode, _, oid in tree_entries(data) if mode != MODE_SUBMODULE]
-    return pieces
+    return pieces[1::2]
 
 
 def links_of(kind: int, data: bytes) -> list[bytes]:

@@ -270,7 +270,9 @@ class Pack:
         return self.bytes_map[self.end :]
 
 
-def read_entry_head(data: mmap.mmap, offset: int) -> tuple[int, int, int | bytes | None, int]:
+def read_entry_head(
+    data: mmap.mmap | bytes, offset: int
+) -> tuple[int, int, int | bytes | None, int]:
     """Read an entry's head: (type, inflated size, base, offset of the deflated bytes).
 
     `base` is an offset for an OFS_DELTA, an oid for a REF_DELTA, else None.

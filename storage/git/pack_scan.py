@@ -7,7 +7,6 @@ other deltas are put off.
 
 from __future__ import annotations
 
-import mmap
 import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -144,19 +143,27 @@ class PackScan:
         """
         mapped, view, at = self.streams.mapped, self.streams.view, self.at
         object_bytes_max = self.limits.object_bytes_max
-        decompressobj, crc32 = zlib.decompressobj, zlib.crc32
+        decompressobj, crc32, named = zlib.decompressobj, zlib.crc32, self.checks.named
+        rows, inflated_bytes_max = self.rows, self._inflated_bytes_max
         try:
             for _ in range(count_max):
                 if at >= stop:
                     break
                 offset = at
-                kind, size, base, data_at = _entry_head(mapped, offset)
+                try:
+                    kind, size, base, data_at = read_entry_head(mapped, offset)
+                except ValueError as error:
+                    raise PackInvalidError("delta base offset is out of bound") from error
                 at = data_at
+                if base is None and kind not in TYPE_NAMES:
+                    raise PackInvalidError(f"bad object type {kind} at offset {offset}")
                 if size > object_bytes_max:
                     raise PackTooLargeError(
                         f"an object has {size} bytes; at most {object_bytes_max} are taken"
                     )
-                self.count_inflated(size)
+                self.inflated_bytes += size
+                if self.inflated_bytes > inflated_bytes_max:
+                    self.count_inflated(0)
                 if 0 < size < KEPT_OBJECT_BYTES_MAX:
                     # What nearly all objects are: one call inflates all of it.
                     piece = view[at : at + size + _SLACK_BYTES]
@@ -178,10 +185,10 @@ class PackScan:
                     data, at = self.streams.whole(at, size)
                 crc = crc32(view[offset:at])
                 if base is None:
-                    self.rows.append(index_row(self.checks.named(kind, data), crc, offset))
+                    rows.append(index_row(named(kind, data), crc, offset))
                     self._keep(offset, kind, data)
-                else:
-                    self._take_delta(Delta(offset, base, data_at, size, crc), data)
+                elif not self._take_delta(offset, base, data, crc):
+                    self._put_off(Delta(offset, base, data_at, size, crc), data)
         except IndexError as error:
             raise PackInvalidError("early EOF") from error
         except zlib.error as error:
@@ -212,21 +219,21 @@ class PackScan:
 
     # deltas
 
-    def _take_delta(self, delta: Delta, data: bytes) -> None:
+    def _take_delta(self, offset: int, base_at: int | bytes, data: bytes, crc: int) -> bool:
+        """Apply a delta and name what it makes; false when it is to be put off."""
         self.delta_count += 1
-        base = None
-        if not isinstance(delta.base, bytes):
-            base = self.kept.get(delta.base)
-            if base is None and delta.base < self._begin:
-                base = self._foreign(delta.base)
+        if isinstance(base_at, bytes):
+            return False
+        base = self.kept.get(base_at)
+        if base is None and base_at < self._begin:
+            base = self._foreign(base_at)
         made = None if base is None else self._made(base, data)
         if made is None:
-            self._put_off(delta, data)
-            return
-        kind, content, _ = self.kept[delta.offset] = made
+            return False
+        kind, content, _ = self.kept[offset] = made
         self.count_inflated(len(content))
-        oid = self.checks.named(kind, content)
-        self.rows.append(index_row(oid, delta.crc, delta.offset))
+        self.rows.append(index_row(self.checks.named(kind, content), crc, offset))
+        return True
 
     def _put_off(self, delta: Delta, data: bytes) -> None:
         self.put_off.append(delta)
@@ -277,16 +284,6 @@ class PackScan:
                 return None
             found = self.kept[at] = made
         return found
-
-
-def _entry_head(mapped: mmap.mmap, offset: int) -> tuple[int, int, int | bytes | None, int]:
-    try:
-        head = read_entry_head(mapped, offset)
-    except ValueError as error:
-        raise PackInvalidError("delta base offset is out of bound") from error
-    if head[2] is None and head[0] not in TYPE_NAMES:
-        raise PackInvalidError(f"bad object type {head[0]} at offset {offset}")
-    return head
 
 
 def require_depth(depth: int) -> None:
