@@ -125,12 +125,13 @@ class Incoming:
 
     def _ingest_here(self, pieces: list[bytes]) -> Ingested | None:
         """Index a small pack in this process; None when it inflates to too much for that."""
-        with self._open_spool() as file:
-            _write_all(file, pieces)
+        self._quarantine()
         task = replace(self._task(), memory_bytes_max=self._limits.thread_inflated_bytes_max)
         try:
-            return ingest(task, self._repository)
+            return ingest(task, self._repository, content=b"".join(pieces))
         except PackOutgrownError:
+            with self._open_spool() as file:
+                _write_all(file, pieces)
             return None
 
     def _task(self) -> IngestTask:

@@ -32,11 +32,12 @@ _NOT_PASSED_ON = (
 def hook_path(repository: Repository, name: str) -> Path | None:
     """Return the executable of a hook, or None."""
     configured = repository.config.text("core.hookspath")
-    directory = repository.path / "hooks"
     if configured:
-        directory = repository.path / Path(configured).expanduser()
-    path = directory / name
-    return path if path.is_file() and os.access(path, os.X_OK) else None
+        path = os.fspath(repository.path / Path(configured).expanduser() / name)
+    else:
+        path = f"{repository.path}/hooks/{name}"
+    # Asked four times at every push: mostly for what is not there.
+    return Path(path) if os.access(path, os.X_OK) and os.path.isfile(path) else None  # noqa: PTH113
 
 
 class HookRunner:

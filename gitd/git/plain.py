@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from aiohttp import web
@@ -32,10 +33,10 @@ class PlainAccess:
 
     def _find(self, path: str) -> Path:
         for form in _FORMS:
-            candidate = Path(f"{self._root}/{path}{form}")
+            candidate = f"{self._root}/{path}{form}"
             if not is_repository(candidate):
                 continue
-            found = candidate.resolve()
+            found = Path(os.path.realpath(candidate))
             if found == self._root or not found.is_relative_to(self._root):
                 raise NotFoundError
             return found

@@ -41,8 +41,8 @@ from gitd.git.workers import PackWorkers, WorkerLostError
 from storage.git.errors import RefUpdateError, RepositoryError
 from storage.git.ingest import Ingested
 from storage.git.locks import forget_locks
-from storage.git.maintenance import needs_care
-from storage.git.refs import show
+from storage.git.maintenance import may_need_care, needs_care
+from storage.git.refs import RefSnapshot, show
 from storage.git.repository import Repository
 from storage.git.transaction import RefChange, ReflogEntry, change_refs
 
@@ -106,7 +106,8 @@ class ReceivePack:
             # From here on the push ends, whatever becomes of its request: refs that moved must
             # not go unnoticed.
             await asyncio.shield(self._in_background(one.conclude()))
-        if one.is_landed and (opened.is_ours or _wants_care(repository)):
+        is_for_us = opened.is_ours or _wants_care(repository)
+        if one.is_landed and is_for_us and may_need_care(repository):
             self._in_background(self._take_care(repository))
         return response
 
@@ -379,7 +380,7 @@ class _OnePush:
         if self._hooks.has("update"):
             # Hooks may take long, and push here themselves: others go on meanwhile, and what they
             # change is noticed when the refs are locked.
-            words, touched = await asyncio.to_thread(self._take_in_and_judge)
+            words, touched, _ = await asyncio.to_thread(self._take_in_and_judge)
             await self._say(words)
             await self._run_update()
             async with lock:
@@ -391,17 +392,19 @@ class _OnePush:
 
     def _do_all(self) -> list[str]:
         """Keep the objects, judge the refs and move them, in one go."""
-        words, touched = self._take_in_and_judge()
-        return words + self._apply(touched)
+        words, touched, snapshot = self._take_in_and_judge()
+        return words + self._apply(touched, snapshot)
 
-    def _take_in_and_judge(self) -> tuple[list[str], set[Path]]:
+    def _take_in_and_judge(self) -> tuple[list[str], set[Path], RefSnapshot | None]:
+        """Return words for the user, what is to be synced, and the refs as they were read."""
         try:
             touched = self._incoming.take_in(self._new_borders)
         except OSError as error:
             self._refuse_all(NOT_KEPT)
-            return [f"error: cannot keep the objects: {error.strerror}"], set()
-        checks = RefChecks(self._repository, refs_max=self._service.limits.refs_max)
-        return checks.judge_all(self._commands), touched
+            return [f"error: cannot keep the objects: {error.strerror}"], set(), None
+        snapshot = self._repository.refs.snapshot()
+        checks = RefChecks(self._repository, snapshot, refs_max=self._service.limits.refs_max)
+        return checks.judge_all(self._commands), touched, snapshot
 
     async def _run_update(self) -> None:
         for command in self._commands:
@@ -413,7 +416,7 @@ class _OnePush:
                 await self._answer.say(f"error: hook declined to update {name}")
                 command.error = "hook declined"
 
-    def _apply(self, touched: set[Path]) -> list[str]:
+    def _apply(self, touched: set[Path], snapshot: RefSnapshot | None = None) -> list[str]:
         """Move the refs; `touched` directories become durable before any of them moves."""
         is_atomic = self._wish.can(b"atomic")
         if is_atomic and any(command.error for command in self._commands):
@@ -427,6 +430,7 @@ class _OnePush:
             is_atomic=is_atomic,
             log=log,
             sync_first=touched,
+            snapshot=snapshot,
         )
         return _noted(going, errors)
 

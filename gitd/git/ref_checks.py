@@ -11,7 +11,7 @@ from collections import Counter
 from gitd.git.push_request import Command
 from storage.git.errors import RepositoryCorruptError
 from storage.git.object_formats import COMMIT, NULL_OID
-from storage.git.refs import HEADS, is_valid_name, is_writable_name, show
+from storage.git.refs import HEADS, RefSnapshot, is_valid_name, is_writable_name, show
 from storage.git.repository import Repository
 from storage.git.walk import is_ancestor
 
@@ -20,15 +20,16 @@ class RefChecks:
     """Judges the commands of one push, before any of them is applied.
 
     Args:
+        snapshot: all refs as they are now.
         refs_max: how many refs the repository may have.
     """
 
-    def __init__(self, repository: Repository, *, refs_max: int) -> None:
+    def __init__(self, repository: Repository, snapshot: RefSnapshot, *, refs_max: int) -> None:
         self._repository = repository
         self._refs_max = refs_max
         self._config = repository.config
         self._inconsistent: set[bytes] = set()
-        self._snapshot = repository.refs.snapshot()
+        self._snapshot = snapshot
         self._checked_out = _checked_out(repository, self._snapshot.head_target)
         self._ref_count = len(self._snapshot.values)
 

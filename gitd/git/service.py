@@ -64,6 +64,7 @@ NO_CACHE = {
 }
 CONCLUDE_S_MIN = 1.0  # for a push whose refs are just moving, when the time to stop is over
 DUMB_REFUSAL = "Dumb HTTP is not supported; use git >= 1.6.6\n"
+FEW_REFS = 100  # they are listed in less time than it takes to have a thread do it
 _AT_ONCE_BYTES_MAX = 32 << 10  # what a connection takes in without waiting for its reader
 _GET_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD)
 _FORBIDDEN_IN_PATH = re.compile(r"%(?:2f|5c|00)", re.IGNORECASE)
@@ -162,17 +163,12 @@ class GitService:
         self, request: web.Request, path: str, service: Service
     ) -> tuple[Opened, Repository]:
         opened = await self._access.open(request, path, service)
-        return opened, await asyncio.to_thread(self._opened, opened, service)
-
-    def _opened(self, opened: Opened, service: Service) -> Repository:
-        repository = self._repositories.open(opened.repository)
-        wish = repository.config.flag(f"http.{service.value.removeprefix('git-').replace('-', '')}")
-        is_pushing = service is Service.RECEIVE_PACK
-        if wish is False or (wish is None and is_pushing and opened.remote_user is None):
-            raise NotAllowedError
-        if is_pushing and repository.object_format != "sha1":
-            raise NotAllowedError("A repository with SHA-256 ids takes no pushes here.\n")
-        return repository
+        # Nearly always the request before this one has just opened it: no thread is needed then.
+        repository = self._repositories.current(opened.repository)
+        if repository is None:
+            repository = await asyncio.to_thread(self._repositories.open, opened.repository)
+        _require_allowed(repository, opened, service)
+        return opened, repository
 
     # info/refs
 
@@ -186,14 +182,26 @@ class GitService:
             raise NotAllowedError(f"Unsupported service: '{name[:100]}'\n") from None
         opened = await self._access.open(request, path, service)
         version = protocol_version(request.headers.get("Git-Protocol", ""))
-        parts = await asyncio.to_thread(self._advertisement, opened, service, version)
+        current = self._repositories.current(opened.repository)
+        if current is not None and _has_few_refs(current):
+            parts = self._advertisement(current, opened, service, version)
+        else:
+            parts = await asyncio.to_thread(self._opened_advertisement, opened, service, version)
         content_type = f"application/x-{service.value}-advertisement"
         if request.method == hdrs.METH_HEAD:
             return web.Response(headers={**NO_CACHE, hdrs.CONTENT_TYPE: content_type})
         return await _send_whole(request, parts, content_type, self._limits.idle_s)
 
-    def _advertisement(self, opened: Opened, service: Service, version: int) -> tuple[bytes, ...]:
-        repository = self._opened(opened, service)
+    def _opened_advertisement(
+        self, opened: Opened, service: Service, version: int
+    ) -> tuple[bytes, ...]:
+        repository = self._repositories.open(opened.repository)
+        return self._advertisement(repository, opened, service, version)
+
+    def _advertisement(
+        self, repository: Repository, opened: Opened, service: Service, version: int
+    ) -> tuple[bytes, ...]:
+        _require_allowed(repository, opened, service)
         if service is Service.RECEIVE_PACK:
             capabilities = receive_capabilities(repository)
         elif version == 2:
@@ -258,6 +266,25 @@ class GitService:
                 await answer.write(error_packet(f"upload-pack: {error}"))
                 await answer.finish()
         return response
+
+
+def _has_few_refs(repository: Repository) -> bool:
+    known = repository.refs.known_count
+    return known is not None and known <= FEW_REFS
+
+
+def _require_allowed(repository: Repository, opened: Opened, service: Service) -> None:
+    """Let the repository's own config have its say.
+
+    Raises:
+        NotAllowedError: it does not want this service, for this asker.
+    """
+    wish = repository.config.flag(f"http.{service.value.removeprefix('git-').replace('-', '')}")
+    is_pushing = service is Service.RECEIVE_PACK
+    if wish is False or (wish is None and is_pushing and opened.remote_user is None):
+        raise NotAllowedError
+    if is_pushing and repository.object_format != "sha1":
+        raise NotAllowedError("A repository with SHA-256 ids takes no pushes here.\n")
 
 
 def _asked(request: web.Request) -> _Asked:

@@ -61,6 +61,7 @@ class SideBandAnswer:
         self._stall_s = stall_s
         self._lock = asyncio.Lock()
         self._written_at = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._partial = ""
         self.is_gone = False
@@ -82,8 +83,8 @@ class SideBandAnswer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stop_keeping()
         if self._keeper is not None:
-            self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
 
@@ -134,8 +135,7 @@ class SideBandAnswer:
 
     async def finish(self, last: bytes = b"") -> None:
         """Send a last few bytes as they are, and close the answer."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        self._stop_keeping()
         async with self._lock:
             if self.is_gone:
                 return
@@ -150,8 +150,18 @@ class SideBandAnswer:
 
     def keep_alive(self, *, band: int = PROGRESS) -> None:
         """From now on, never be silent for long."""
-        if self.has_bands and self._keeper is None and self._keepalive_s > 0:
-            self._keeper = asyncio.create_task(self._keep_alive(b"0005%c" % band))
+        if self.has_bands and self._timer is None and self._keepalive_s > 0:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._keepalive_s, self._begin_keeping, b"0005%c" % band)
+
+    def _begin_keeping(self, packet: bytes) -> None:
+        self._keeper = asyncio.create_task(self._keep_alive(packet))
+
+    def _stop_keeping(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._keeper is not None:
+            self._keeper.cancel()
 
     async def _keep_alive(self, packet: bytes) -> None:
         while not self.is_gone:

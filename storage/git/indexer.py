@@ -28,7 +28,16 @@ from storage.git.objects import ObjectStore
 from storage.git.pack import entry_head
 from storage.git.pack_deltas import DeltaTrees
 from storage.git.pack_halves import scan_by_two
-from storage.git.pack_index import index_row, row_crc, row_offset, row_oid, row_oids, write_index
+from storage.git.pack_index import (
+    PACK_MODE,
+    index_row,
+    row_crc,
+    row_offset,
+    row_oid,
+    row_oids,
+    write_index,
+    write_pack_file,
+)
 from storage.git.pack_scan import HEADER_BYTES, PackLimits, PackScan
 from storage.git.pack_streams import PackStreams
 
@@ -72,6 +81,7 @@ def index_pack(
     limits: PackLimits,
     rules: FsckRules | None = None,
     may_fork: bool = False,
+    content: bytes | None = None,
 ) -> IndexedPack:
     """Check a pack, complete it if it is thin, and write its index beside it.
 
@@ -83,6 +93,7 @@ def index_pack(
         limits: see `PackLimits`.
         rules: how strictly objects are checked; None checks only what links need.
         may_fork: use two cores for many objects. Only for a process without threads.
+        content: the received bytes, if they are no file yet: then `path` says only where to write.
 
     Raises:
         PackInvalidError: it is no whole, well-formed pack, an object is refused by the rules, or
@@ -90,23 +101,31 @@ def index_pack(
         PackTooLargeError: it exceeds a bound.
         PackOutgrownError: it exceeds `memory_bytes_max`; the file is as it was.
     """
-    with path.open("rb") as file:
-        _require_header(file.read(HEADER_BYTES), path.stat().st_size, limits)
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped = _mapped(path, limits) if content is None else content
+    _require_header(mapped[:HEADER_BYTES], len(mapped), limits)
     checks = ObjectChecks(bases, rules)
     scan, trees = _read(mapped, limits, checks, may_fork=may_fork)
     end, trailer = scan.streams.end, mapped[scan.streams.end :]
-    if trees.completed:
+    if trees.completed and content is not None:
+        content = _completed(content[:end], scan.rows, trees.completed)
+        trailer = content[-OID_BYTES:]
+    elif trees.completed:
         trailer = _complete(path, end, scan.rows, trees.completed)
     rows = sorted(scan.all_rows)
     oids = row_oids(rows)
     if any(map(operator.eq, oids, oids[1:])):
         raise PackInvalidError("the same object appears twice in the pack")
-    write_index(path.with_suffix(".idx"), rows, trailer)
     name = trailer.hex()
+    final = path.with_name(f"pack-{name}.pack")
+    if content is None:
+        os.chmod(path, PACK_MODE)  # noqa: PTH101
+        path.rename(final)
+    else:
+        write_pack_file(final, content)
+    write_index(final.with_suffix(".idx"), rows, trailer)
     return IndexedPack(
         name=name,
-        path=_named(path, name),
+        path=final,
         oids=oids,
         closure=scan.closure(),
         commits=checks.commits,
@@ -136,6 +155,12 @@ def read_pack(
     return ((row_oid(row), row_offset(row), row_crc(row)) for row in by_offset)
 
 
+def _mapped(path: Path, limits: PackLimits) -> mmap.mmap:
+    with path.open("rb") as file:
+        _require_header(file.read(HEADER_BYTES), path.stat().st_size, limits)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 def _require_header(head: bytes, size: int, limits: PackLimits) -> None:
     if len(head) < 12:
         raise PackInvalidError(
@@ -160,7 +185,7 @@ def _require_header(head: bytes, size: int, limits: PackLimits) -> None:
 
 
 def _read(
-    mapped: mmap.mmap, limits: PackLimits, checks: ObjectChecks, *, may_fork: bool
+    mapped: mmap.mmap | bytes, limits: PackLimits, checks: ObjectChecks, *, may_fork: bool
 ) -> tuple[PackScan, DeltaTrees]:
     """Read all entries and resolve all deltas."""
     streams = PackStreams(mapped, len(mapped) - OID_BYTES)
@@ -194,9 +219,7 @@ def _complete(
     with path.open("r+b") as file:
         at = end
         file.seek(at)
-        for oid, kind, data in completed:
-            entry = entry_head(kind, len(data)) + zlib.compress(data)
-            rows.append(index_row(oid, zlib.crc32(entry), at))
+        for entry in _entries(at, rows, completed):
             file.write(entry)
             at += len(entry)
         file.truncate(at)
@@ -212,11 +235,19 @@ def _complete(
     return digest.digest()
 
 
-def _named(path: Path, name: str) -> Path:
-    """Give the pack and its index their names; return the pack's."""
-    final = path.with_name(f"pack-{name}.pack")
-    os.chmod(path, 0o444)  # noqa: PTH101 -- as git leaves packs
-    os.chmod(path.with_suffix(".idx"), 0o444)  # noqa: PTH101
-    path.rename(final)
-    path.with_suffix(".idx").rename(final.with_suffix(".idx"))
-    return final
+def _completed(head: bytes, rows: list[bytes], completed: list[tuple[bytes, int, bytes]]) -> bytes:
+    """Do so for a pack in memory, which is given without its checksum; return all of it."""
+    entries = b"".join(_entries(len(head), rows, completed))
+    body = head[:8] + struct.pack(">L", len(rows)) + head[HEADER_BYTES:] + entries
+    return body + hashlib.sha1(body, usedforsecurity=False).digest()
+
+
+def _entries(
+    at: int, rows: list[bytes], completed: list[tuple[bytes, int, bytes]]
+) -> Iterable[bytes]:
+    """Yield the entries of some objects, the first of them at `at`; each adds its row."""
+    for oid, kind, data in completed:
+        entry = entry_head(kind, len(data)) + zlib.compress(data)
+        rows.append(index_row(oid, zlib.crc32(entry), at))
+        at += len(entry)
+        yield entry

@@ -10,13 +10,13 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from storage.files import sync_in_order
 from storage.git.connectivity import Connectivity
 from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryError
 from storage.git.fsck import FsckRules, Severity
@@ -129,13 +129,13 @@ def migrate_quarantine(quarantine: Path, sharing: Sharing) -> Migrated:
     touched: set[Path] = set()
     indexes = []
     files = [
-        Path(directory) / name
+        f"{directory}/{name}"
         for directory, _, names in os.walk(quarantine)
         for name in names
         if not name.startswith("tmp_")
     ]
     # An index makes its pack visible, so it moves last; loose objects have no such order.
-    for path in sorted(files, key=lambda path: path.suffix == ".idx"):
+    for path in map(Path, sorted(files, key=lambda path: path.endswith(".idx"))):
         if path.suffix == QUARANTINED_SUFFIX:  # a cache: nobody waits for it to be durable
             _keep_record(path, objects / DIRECTORY / path.stem, sharing)
             continue
@@ -171,18 +171,23 @@ def _keep_record(path: Path, target: Path, sharing: Sharing) -> None:
 
 
 def ingest(
-    task: IngestTask, repository: Repository | None = None, *, may_fork: bool = False
+    task: IngestTask,
+    repository: Repository | None = None,
+    *,
+    may_fork: bool = False,
+    content: bytes | None = None,
 ) -> Ingested:
     """Index and check what is in a quarantine, and sync it. Blocking, and heavy for large packs.
 
-    `may_fork` lets a process without threads use two cores.
+    `may_fork` lets a process without threads use two cores. `content` is the pack, when it has not
+    been spooled: then the quarantine gets it whole and checked, or not at all.
 
     Raises:
         PackOutgrownError: it takes more than `memory_bytes_max`; the quarantine is as it was.
     """
     repository = repository or Repository(Path(task.repository))
     try:
-        return _ingest(task, repository, may_fork=may_fork)
+        return _ingest(task, repository, may_fork=may_fork, content=content)
     except PackOutgrownError:
         raise
     except PackInvalidError as error:
@@ -196,19 +201,21 @@ def ingest(
         return Ingested(error="out of memory", unpack_status="index-pack abnormal exit")
 
 
-def _ingest(task: IngestTask, repository: Repository, *, may_fork: bool) -> Ingested:
+def _ingest(
+    task: IngestTask, repository: Repository, *, may_fork: bool, content: bytes | None
+) -> Ingested:
     store, pack = repository.objects, None
     if task.quarantine is not None:
         quarantine = Path(task.quarantine)
-        pack = _index(task, quarantine, store, may_fork=may_fork)
+        pack = _index(task, quarantine, store, may_fork=may_fork, content=content)
         if pack is not None:
             store = ObjectStore.over([Pack(pack.path.with_suffix(".idx"))])
             store.add_alternate(repository.objects)
     shallow = repository.shallow()
     needs_shallow = [oid for oid in task.shallow if oid not in shallow]
-    with _syncing(pack):
-        checker = Connectivity(store, trusted_oids(repository), {*shallow, *task.shallow})
-        broken = checker.broken_tips(task.tips, pack)
+    checker = Connectivity(store, trusted_oids(repository), {*shallow, *task.shallow})
+    files = (pack.path.with_suffix(".idx"), pack.path) if pack is not None else ()
+    broken = sync_in_order(files, lambda: checker.broken_tips(task.tips, pack))
     if pack is None:
         return Ingested(broken=broken, needs_shallow=needs_shallow)
     return Ingested(
@@ -222,7 +229,12 @@ def _ingest(task: IngestTask, repository: Repository, *, may_fork: bool) -> Inge
 
 
 def _index(
-    task: IngestTask, quarantine: Path, bases: ObjectStore, *, may_fork: bool
+    task: IngestTask,
+    quarantine: Path,
+    bases: ObjectStore,
+    *,
+    may_fork: bool,
+    content: bytes | None,
 ) -> IndexedPack | None:
     spool = quarantine / "pack" / SPOOL_NAME
     rules = None
@@ -234,7 +246,9 @@ def _index(
         object_bytes_max=task.object_bytes_max,
         memory_bytes_max=task.memory_bytes_max,
     )
-    pack = index_pack(spool, bases=bases, limits=limits, rules=rules, may_fork=may_fork)
+    pack = index_pack(
+        spool, bases=bases, limits=limits, rules=rules, may_fork=may_fork, content=content
+    )
     index = pack.path.with_suffix(".idx")
     outside = pack.closure.outside_commits | pack.closure.outside_objects
     write_quarantined_links(pack.path, pack.closure.roots, outside)
@@ -243,20 +257,6 @@ def _index(
         index.unlink()
         return None
     return pack
-
-
-@contextlib.contextmanager
-def _syncing(pack: IndexedPack | None) -> Iterator[None]:
-    """Make a pack and its index durable beside other work, in one commit of the journal."""
-    if pack is None:
-        yield
-        return
-    with ThreadPoolExecutor(2) as beside:
-        files = (pack.path, pack.path.with_suffix(".idx"))
-        done = [beside.submit(sync_file, path) for path in files]
-        yield
-        for one in done:
-            one.result()
 
 
 def _lacking_parents(store: ObjectStore, commits: Iterable[bytes]) -> list[bytes]:
@@ -279,12 +279,3 @@ def trusted_oids(repository: Repository) -> set[bytes]:
     for store in repository.objects.alternates:
         trusted.update(RefStore(store.directory.parent).snapshot().values.values())
     return trusted
-
-
-def sync_file(path: Path) -> None:
-    """Make a file or directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

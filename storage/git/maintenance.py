@@ -12,6 +12,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from storage.files import sync_directory, sync_file
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
 from storage.git.indexer import index_pack
 from storage.git.ingest import (
@@ -19,7 +20,6 @@ from storage.git.ingest import (
     discard_quarantine,
     make_quarantine,
     migrate_quarantine,
-    sync_file,
 )
 from storage.git.multi_pack_index import packs_of_indexes
 from storage.git.objects import ObjectStore
@@ -38,6 +38,16 @@ _SUFFIXES = (".idx", ".pack", ".rev", ".bitmap")
 # Kept by its owner; from elsewhere, where what its objects link to may be; nobody's, with the time
 # of each object: joined with others, such a pack would be one of a usual kind.
 _MARKS = (".keep", ".promisor", ".mtimes")
+
+
+def may_need_care(repository: Repository) -> bool:
+    """Say whether `needs_care` is worth asking, without looking at the disk."""
+    refs = repository.refs.known_count
+    return (
+        len(repository.objects.own_packs()) > PACK_COUNT_MAX
+        or refs is None
+        or refs > LOOSE_REF_COUNT_MAX
+    )
 
 
 def needs_care(repository: Repository) -> bool:
@@ -130,7 +140,7 @@ def _join(repository: Repository, packs: list[Pack]) -> str:
         sync_file(indexed.path)
         sync_file(indexed.path.with_suffix(".idx"))
         for directory in migrate_quarantine(quarantine, repository.sharing).directories:
-            sync_file(directory)
+            sync_directory(directory)
         return indexed.path.name
     except PackInvalidError as error:
         raise RepositoryCorruptError(f"a stored pack is damaged: {error}") from error

@@ -140,6 +140,21 @@ class ObjectStore:
 
     # what is there
 
+    def is_current(self) -> bool:
+        """Say whether `refresh` would find nothing new. Two calls of the system, and never more."""
+        stamp = _directory_stamp(self.directory / "pack")
+        return (
+            stamp is not None
+            and self._is_settled(stamp)
+            and not self._alternates
+            and not os.path.lexists(f"{self.directory}/info/alternates")
+        )
+
+    def _is_settled(self, stamp: tuple[int, int]) -> bool:
+        """Say whether the listing is of a directory with that stamp, and was not made too early."""
+        listing = self._listing
+        return stamp == listing.stamp and listing.seen_ns - stamp[0] > RACY_NS
+
     def refresh(self) -> None:
         """See the packs and alternates that came or went since. Cheap when none did."""
         self._refresh_packs()
@@ -158,7 +173,7 @@ class ObjectStore:
                     self._listing = _Listing()
                 return
             is_settled = now_ns - stamp[0] > RACY_NS
-            if stamp == before.stamp and before.seen_ns - stamp[0] > RACY_NS:
+            if self._is_settled(stamp):
                 return
             packs, is_whole = _list_packs(pack_directory, before.packs)
             # A directory that changes while it is read may show neither the old packs nor the

@@ -6,18 +6,21 @@ Source: gitformat-pack(5), "Version 2 pack-*.idx files have the following format
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import sys
 from array import array
 from bisect import bisect_right
 from pathlib import Path
 
+from storage.files import write_all
 from storage.git.object_formats import OID_BYTES
 
 _MAGIC = b"\377tOc\0\0\0\2"
 _FAR_OFFSET = 1 << 31  # this bit of an offset says: look into the table of 64-bit offsets
 _CRC_AT, _OFFSET_AT = OID_BYTES, OID_BYTES + 4
 ROW_BYTES = OID_BYTES + 4 + 8
+PACK_MODE = 0o444  # of packs and indexes, as git leaves them
 
 index_row = struct.Struct(">20sIQ").pack
 """Make the row of one object of its id, the CRC-32 of its entry and its offset. Rows sort by id."""
@@ -72,9 +75,17 @@ def write_index(path: Path, rows: list[bytes], trailer: bytes) -> None:
             trailer,
         )
     )
-    with path.open("wb") as file:
-        file.write(body)
-        file.write(hashlib.sha1(body, usedforsecurity=False).digest())
+    write_pack_file(path, body + hashlib.sha1(body, usedforsecurity=False).digest())
+
+
+def write_pack_file(path: Path, content: bytes) -> None:
+    """Write a file that is only read from then on. Nothing is synced."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PACK_MODE)
+    try:
+        write_all(descriptor, content)
+        os.fchmod(descriptor, PACK_MODE)  # whatever the umask
+    finally:
+        os.close(descriptor)
 
 
 def _column(joined: bytes, at: int, length: int) -> bytes:

@@ -19,7 +19,7 @@ class PackStreams:
         end: where the trailer begins; `view` ends there.
     """
 
-    def __init__(self, mapped: mmap.mmap, end: int) -> None:
+    def __init__(self, mapped: mmap.mmap | bytes, end: int) -> None:
         self.mapped = mapped
         self.end = end
         self.view = memoryview(mapped)[:end]

@@ -99,6 +99,11 @@ class RefStore:
             joined = self._joined = (key, _joined(loose, packed, head))
         return joined[1]
 
+    @property
+    def known_count(self) -> int | None:
+        """How many refs there were when they were last read; None when they never were."""
+        return len(self._joined[1].values) if self._joined is not None else None
+
     def loose_count(self) -> int:
         """Return how many refs have a file of their own."""
         return len(self._read_loose())

@@ -69,6 +69,16 @@ class Repository:
                 "and this server reads those of SHA-1 only"
             )
 
+    def is_current(self) -> bool:
+        """Say whether `refresh` would find nothing new. A few calls of the system, and no more."""
+        try:
+            status = os.stat(f"{self.path}/config")  # noqa: PTH116 -- asked at every request
+        except FileNotFoundError:
+            return False
+        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+        is_usual = self.object_format == "sha1"  # another one is looked into each time
+        return is_usual and stamp == self._config_stamp and self.objects.is_current()
+
     def _is_empty(self) -> bool:
         """Say whether there is nothing that an object's id stands for or in."""
         is_without_objects = not self.objects.packs() and not self.objects.loose_directories()
@@ -122,6 +132,15 @@ class RepositoryCache:
         self._open: OrderedDict[Path, Repository] = OrderedDict()
         self._lock = threading.Lock()
 
+    def _known(self, path: Path) -> Repository | None:
+        with self._lock:
+            return self._open.get(path)
+
+    def current(self, path: Path) -> Repository | None:
+        """Return what `open` would, where that takes a few calls of the system; else None."""
+        repository = self._known(path)
+        return repository if repository is not None and repository.is_current() else None
+
     def open(self, path: Path) -> Repository:
         """Return the repository at a git directory, refreshed.
 
@@ -129,8 +148,7 @@ class RepositoryCache:
             RepositoryNotFoundError: there is none.
             RepositoryUnsupportedError, RepositoryCorruptError: see `Repository.refresh`.
         """
-        with self._lock:
-            repository = self._open.get(path)
+        repository = self._known(path)
         if repository is None:
             if not is_repository(path):
                 raise RepositoryNotFoundError(path.name)
@@ -145,7 +163,7 @@ class RepositoryCache:
         return repository
 
 
-def is_repository(path: Path) -> bool:
+def is_repository(path: str | Path) -> bool:
     """Say whether this directory is a git directory: `objects/`, `refs/` and a HEAD."""
     text = os.fspath(path)
     return (

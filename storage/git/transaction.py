@@ -12,7 +12,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from storage.git.locks import RETRY_S, create_lock
 from storage.git.object_formats import NULL_OID
 from storage.git.packed_refs import packed_refs_locked, replace_packed_refs
 from storage.git.ref_conflicts import TakenNames
-from storage.git.refs import NAME_COMPONENT_BYTES_MAX, show
+from storage.git.refs import NAME_COMPONENT_BYTES_MAX, RefSnapshot, show
 from storage.git.repository import Repository
 
 LOCK_TIMEOUT_S = 0.1  # git's core.filesRefLockTimeout
@@ -75,6 +74,7 @@ def change_refs(
     is_atomic: bool = False,
     log: ReflogEntry | None = None,
     sync_first: Iterable[Path] = (),
+    snapshot: RefSnapshot | None = None,
 ) -> list[RefUpdateError | None]:
     """Apply changes, each by itself or all or none. Durable when it returns.
 
@@ -84,18 +84,24 @@ def change_refs(
     another's way then, not even one that is deleted. Source: as git does both.
 
     `sync_first`: directories that must be durable before any ref points at what is in them.
+    `snapshot`: all refs, for who has read them just now under the same lock; what a ref is when it
+    changes is read again in any case.
 
     Returns for each change None, or why it was not made. A process that dies in between leaves
     each ref old or new (with `is_atomic` all old or all new), and perhaps a `.lock` that
     `forget_locks` removes.
     """
-    transaction = _Transaction(repository, log, sync_first)
+    transaction = _Transaction(repository, log, sync_first, snapshot)
     return transaction.run_atomic(changes) if is_atomic else transaction.run(changes)
 
 
 class _Transaction:
     def __init__(
-        self, repository: Repository, log: ReflogEntry | None, sync_first: Iterable[Path]
+        self,
+        repository: Repository,
+        log: ReflogEntry | None,
+        sync_first: Iterable[Path],
+        snapshot: RefSnapshot | None,
     ) -> None:
         self._sync_first = tuple(sync_first)
         self._repository = repository
@@ -104,7 +110,7 @@ class _Transaction:
         self._root = os.fsencode(repository.path) + b"/"
         self._sharing = repository.sharing
         self._directories: set[bytes] = set()
-        snapshot = self._refs.snapshot()
+        snapshot = snapshot or self._refs.snapshot()
         self._head_target = snapshot.head_target
         self._taken = TakenNames(snapshot.values)
 
@@ -236,14 +242,15 @@ class _Transaction:
         self._finish(held)
 
     def _sync_locks(self, loose: list[_Held]) -> None:
-        """Make locks durable, and what they name: at once, in one commit of the journal."""
-        with ThreadPoolExecutor(1) as beside:
-            named = beside.submit(self._sync_what_they_name) if self._sync_first else None
-            for one in loose:
-                if one.error is None and one.current != one.change.new:
-                    self._sync_lock(one)
-            if named is not None:
-                named.result()
+        """Make locks durable, and what they name.
+
+        The locks first: the commit of the journal that takes in a new file takes in the names that
+        came to a directory before it, so that syncing the directory then waits for nothing.
+        """
+        for one in loose:
+            if one.error is None and one.current != one.change.new:
+                self._sync_lock(one)
+        self._sync_what_they_name()
 
     def _commit_together(self, held: list[_Held]) -> None:
         """The rename of one file changes one ref; that of `packed-refs` changes any number."""
