@@ -110,6 +110,8 @@ class _Transaction:
         self._root = os.fsencode(repository.path) + b"/"
         self._sharing = repository.sharing
         self._directories: set[bytes] = set()
+        self._has_twins = False  # no lock of these will be written to
+        self._twin: bytes | None = None  # the first one, which the others are names of
         snapshot = snapshot or self._refs.snapshot()
         self._head_target = snapshot.head_target
         self._taken = TakenNames(snapshot.values)
@@ -122,9 +124,11 @@ class _Transaction:
             if not part:
                 continue
             held: list[_Held] = []
+            is_packed = is_delete or len(part) > LOOSE_COUNT_MAX
+            self._twin, self._has_twins = None, is_packed
             try:
                 held.extend(self._hold(changes[index]) for index in part)
-                self._commit([one for one in held if one.error is None])
+                self._commit([one for one in held if one.error is None], is_packed=is_packed)
             finally:
                 for one in held:
                     self._let_go(one)
@@ -134,6 +138,7 @@ class _Transaction:
 
     def run_atomic(self, changes: Sequence[RefChange]) -> list[RefUpdateError | None]:
         """Make all changes or none."""
+        self._has_twins = len(changes) > 1
         planned = TakenNames()
         for change in changes:
             planned.add(self._refs.resolve_symbolic(change.name)[0])
@@ -198,8 +203,10 @@ class _Transaction:
         while True:
             try:
                 self._make_directory(directory)
-                create_lock(one.lock)
+                create_lock(one.lock, self._twin)
                 one.made.append(one.lock)
+                if self._has_twins and self._twin is None:
+                    self._twin = one.lock
                 return
             except FileNotFoundError:  # its directory was cleaned away between the two calls
                 pass
@@ -227,10 +234,9 @@ class _Transaction:
 
     # commit
 
-    def _commit(self, held: list[_Held]) -> None:
-        is_batch = len(held) > LOOSE_COUNT_MAX
-        packed = [one for one in held if is_batch or one.is_delete]
-        loose = [] if is_batch else [one for one in held if not one.is_delete]
+    def _commit(self, held: list[_Held], *, is_packed: bool) -> None:
+        """Commit changes of one kind: all of them deletions, or none."""
+        packed, loose = (held, []) if is_packed else ([], held)
         for one in loose:
             self._write_lock(one)
         self._sync_locks(loose)
@@ -255,7 +261,7 @@ class _Transaction:
     def _commit_together(self, held: list[_Held]) -> None:
         """The rename of one file changes one ref; that of `packed-refs` changes any number."""
         if len(held) <= 1:
-            self._commit(held)
+            self._commit(held, is_packed=any(one.is_delete for one in held))
             return
         self._sync_what_they_name()
         self._commit_packed(held, is_atomic=True)

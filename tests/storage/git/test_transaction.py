@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.git.locks import forget_locks
+from storage.git.locks import create_lock, forget_locks
 from storage.git.object_formats import NULL_OID
 from storage.git.repository import Repository
 from storage.git.transaction import LOOSE_COUNT_MAX, RefChange, change_refs
@@ -100,6 +100,31 @@ def test_atomic_change_with_such_names_makes_nothing(
     reasons = change(bare, *((name, "", one) for name in names), is_atomic=True)
     assert set(reasons) == {"atomic transaction failed"}
     assert refs_of(bare) == {}
+
+
+def test_of_many_changes_the_few_that_can_be_made_are_made_each_by_itself(
+    bare: Path, one: str, two: str
+) -> None:
+    make(bare, [f"there/{n}" for n in range(LOOSE_COUNT_MAX)], one)
+    there = [(f"there/{n}", "", two) for n in range(LOOSE_COUNT_MAX)]
+    reasons = change(bare, *there, ("new/one", "", one), ("new/two", "", two))
+    assert reasons == ["reference already exists"] * LOOSE_COUNT_MAX + [None, None]
+    refs = refs_of(bare)
+    assert (refs.pop("new/one"), refs.pop("new/two")) == (one, two)
+    assert refs == {name: one for name, _, _ in there}
+
+
+def test_locks_are_taken_where_a_file_may_have_but_few_names(tmp_path: Path) -> None:
+    held = os.fsencode(tmp_path / "held.lock")
+    create_lock(held)
+    names = [os.fsencode(tmp_path / f"{n}.lock") for n in range(3)]
+    create_lock(names[0], held)
+    assert os.path.samefile(names[0], held)  # noqa: PTH121
+    create_lock(names[1], b"/proc/self/status")  # no link leads out of a filesystem
+    create_lock(names[2], held + b".gone")
+    for taken in names:
+        with pytest.raises(FileExistsError):
+            create_lock(taken, held)
 
 
 @pytest.mark.parametrize("packed", [False, True])
