@@ -57,6 +57,7 @@ class ReleaseIssuer:
         self._floors: dict[str, int] = {}
         self._went_by: dict[str, str | None] = {}
         self._renewed: tuple[int, str] = (-1, "")
+        self._not_renewed: dict[str, str] = {}  # why, by deployment, as it was said
         self._copying: set[asyncio.Task[None]] = set()
         self._said: dict[str, list[str]] = {}  # of deployments that have just begun, for their logs
         jobs.begin_by(self._begin_where_queued)
@@ -139,7 +140,8 @@ class ReleaseIssuer:
         They lack one after an update from a version that signed none, after a rotation, and when
         their provenance was signed again. Returns the environments that got one; costs nothing
         while nothing was committed. Left out are environments that went by what the records know
-        nothing of: what they call current there may be long gone.
+        nothing of: what they call current there may be long gone. One that is refused a statement
+        keeps the one that it has, and no other from getting its own: the log says why.
 
         Raises:
             StorageError: As for `begin`.
@@ -152,20 +154,36 @@ class ReleaseIssuer:
             lambda: release_statements.outdated(self._reader(), seen[1])
         )
 
+        refused: dict[str, str] = {}
+
         def change(changes: JobChanges) -> list[IssuedStatement]:
             issued = []
+            refused.clear()
             for deployment_id in found:
                 deployment = deployments.get(changes.db, deployment_id)
-                if deployment is not None and not self._is_behind(changes.db, deployment.env_id):
-                    rollback = _is_rollback(deployment)
-                    issued += self._issue(changes, deployment, rollback=rollback)
+                if deployment is None or self._is_behind(changes.db, deployment.env_id):
+                    continue
+                try:
+                    with changes.apart():
+                        rollback = _is_rollback(deployment)
+                        issued += self._issue(changes, deployment, rollback=rollback)
+                except RefusedError as error:
+                    refused[deployment_id] = str(error)
             return issued
 
         issued = await self._commit(change) if found else []
         self._renewed = seen
+        self._say_not_renewed(refused)
         if issued:
             log.info("releases_renewed", count=len(issued), key_id=seen[1])
         return [one.env_id for one in issued]
+
+    def _say_not_renewed(self, refused: dict[str, str]) -> None:
+        """Say it once of each, and not at every look."""
+        for deployment_id, reason in refused.items():
+            if self._not_renewed.get(deployment_id) != reason:
+                log.error("release_not_renewed", deployment_id=deployment_id, reason=reason)
+        self._not_renewed = refused
 
     def note(self, env_id: str, *, sequence: int, statement: str | None) -> None:
         """Note by which statement a site host went, as the envelope's SHA-256, and its sequence.

@@ -350,7 +350,7 @@ class RollRunner:
         """Tell hosts of statements that took the place of others, as after a rotation."""
         try:
             renewed = await self._issuer.renew()
-        except (RefusedError, StorageError) as error:
+        except StorageError as error:
             if str(error) != self._told_unsigned:
                 self._told_unsigned = str(error)
                 log.error("releases_unsigned", reason=str(error))  # noqa: TRY400 - a fact, no bug

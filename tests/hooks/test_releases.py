@@ -325,6 +325,38 @@ async def test_rotation_gives_every_current_release_a_statement_by_the_next_key(
     assert site.statements()[-1]["deployment_id"] != first.deployment_id
 
 
+async def test_environment_that_is_refused_a_statement_keeps_no_other_from_its_own(
+    site, capsys
+) -> None:
+    """The config that production's release was given is gone from the records."""
+    first = await site.roll(b"one")
+    staging = site.world.environment(site.made, "staging")
+    promoted = await site.world.pipeline.start_promotion(
+        site.world.environment(site.made), "staging", ACTOR
+    )
+    production, site.env_id = site.env_id, staging.id
+    await site.serve(await site.told(promoted.value.resource_id))
+    site.world.records.write(
+        lambda db: db.execute(
+            "UPDATE deployment SET config_version = 7 WHERE id = ?", (first.deployment_id,)
+        )
+    )
+    rotated = site.world.custody.rotate(site.world.store.layout.trust)
+    reaping = asyncio.create_task(site.world.rolls.reap())
+    await site.told(promoted.value.resource_id, above=1)
+    again = await site.world.pipeline.start_deployment(  # and so another look at all of them
+        staging, first.artifact.id, ACTOR
+    )
+    await site.serve(await site.told(again.value.resource_id))
+    reaping.cancel()
+    assert site.statements()[1]["key_id"] == rotated.key_id
+    site.env_id = production
+    assert [row["sequence"] for row in site.statements()] == [1]
+    said = [line for line in capsys.readouterr().out.splitlines() if "release_not_renewed" in line]
+    assert len(said) == 1
+    assert first.deployment_id in said[0]
+
+
 async def test_release_of_an_earlier_version_gets_its_first_statement_at_the_start(site) -> None:
     """gitd 0.1 signed no releases."""
     current = await site.roll(b"one")
