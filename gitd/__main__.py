@@ -131,7 +131,7 @@ def host(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Run the site host: verify releases, serve them, and keep them as control desires."""
     from gitd import log
-    from gitd.config import load, parse_address
+    from gitd.config import credentials_folder, load, parse_address
     from gitd.systemd import inherited_sockets
     from hooks.deploys.host import HostConfig, main
     from hooks.deploys.runtime import WEB_LIMITS
@@ -150,6 +150,7 @@ def host(  # noqa: PLR0913 - one parameter per option
             gid=gid,
             trusted_proxies=trusted_proxy,
             root_key_ids=frozenset(root_key) or None,
+            credentials=credentials_folder(os.environ),
             web_limits=replace(
                 WEB_LIMITS,
                 memory_bytes=memory_bytes_max or settings.memory_bytes_max,

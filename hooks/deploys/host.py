@@ -64,6 +64,7 @@ class HostConfig:
         parent_pid: End with this parent process.
         trusted_proxies: Networks whose `X-Forwarded-*` is believed.
         root_key_ids: The root keys that trust begins with; None believes the store's own.
+        credentials: Where the service manager put this process's credentials, if it did.
         web_limits: What each web process, and each release command, may use.
     """
 
@@ -77,6 +78,7 @@ class HostConfig:
     parent_pid: int | None = None
     trusted_proxies: tuple[str, ...] = ()
     root_key_ids: frozenset[str] | None = None
+    credentials: Path | None = None
     web_limits: Limits = WEB_LIMITS
     health_timeout_s: float = HEALTH_TIMEOUT_S
     release_command_timeout_s: float = RELEASE_COMMAND_TIMEOUT_S
@@ -115,7 +117,7 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
     line = ControlLine(config.socket)
     with ThreadPoolExecutor(THREADS, "rollout") as threads:
         tools = RolloutTools(
-            vault=Vault.open(config.directory, may_create=True),
+            vault=Vault.open(config.directory, credentials=config.credentials, may_create=True),
             config_of=lambda deployment_id: configs.fetch(line, deployment_id),
             reader=StoreReader(
                 config.store,

@@ -12,7 +12,8 @@ from hooks.deploys.host import HostConfig, main
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    paths = {name: Path(given.pop(name)) for name in ("socket", "directory", "store")}
+    names = ("socket", "directory", "store", "credentials")
+    paths = {name: Path(given.pop(name)) for name in names if name in given}
     level = given.pop("log_level", 20)
     structlog.configure(
         processors=[

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from hooks.deploys.configs import ConfigFiles
 from hooks.deploys.wire import Config
+from storage.sealing import VARIABLES_KEY, Vault
 
 CANARY = 'canary $x \'q\' "d" \\ {"a": 1}\n\u00e9\U0001f511'
 APP = """
@@ -93,6 +96,31 @@ async def test_it_is_given_the_same_after_a_start_of_the_host_without_control(
     environ = json.loads(await visitor.text())["environ"]
     assert (environ["TOKEN"], environ["A"]) == (CANARY, "2")
     assert control.configs_asked == list(control.configs), "each was asked for once"
+
+
+async def test_key_that_the_service_manager_hands_over_seals_what_is_kept(
+    control, host, visitor, wanted_with
+) -> None:
+    await control.roll(wanted_with(config()))
+    key = bytes(range(32))
+    folder = host.root / "credentials"
+    folder.mkdir()
+    (folder / VARIABLES_KEY).write_text(key.hex())
+    (folder / VARIABLES_KEY).chmod(0o400)
+    owner = host.directory.stat()
+    os.chown(folder / VARIABLES_KEY, owner.st_uid, owner.st_gid)
+    await host.stop()
+    (host.directory / VARIABLES_KEY).unlink()
+    host.start(credentials=str(folder))
+    roll = wanted_with(config(2))
+    await control.roll(roll)
+    assert not (host.directory / VARIABLES_KEY).exists(), "it makes none of its own"
+    kept = ConfigFiles(host.directory / "environments" / roll.env_id, Vault(key))
+    assert kept.read(roll.deployment_id) == config(2)
+    await control.stop()
+    host.kill()
+    host.start(credentials=str(folder))
+    assert json.loads(await visitor.text())["environ"]["TOKEN"] == CANARY
 
 
 async def test_config_that_the_statement_does_not_name_is_not_given(
