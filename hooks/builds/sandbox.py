@@ -35,6 +35,7 @@ BWRAP = Path("/usr/bin/bwrap")
 ENV = "/usr/bin/env"
 SHELL = "/bin/sh"
 SPARE_CPU_S = 2  # what the kernel lets through, for the watch to see that it is too much
+NO_CORE_BYTES = 1  # not 0: with that the kernel still starts a program that takes core dumps
 BACKGROUND_NICE = 10
 BACKGROUND_OOM_SCORE = 500  # of 1000: when the machine's memory runs out, it is ended first
 APP_DIR = "/app"  # where a build finds its source, and a site its release: paths stay true
@@ -380,7 +381,7 @@ def _limit(pid: int, spec: SandboxSpec, *, has_group: bool) -> None:
     wanted = {
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_NOFILE: limits.open_file_count,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CORE: NO_CORE_BYTES,
         resource.RLIMIT_CPU: None if limits.cpu_s is None else limits.cpu_s + SPARE_CPU_S,
     }
     if not has_group:  # twice as many processes, for the watch to see that they are too many

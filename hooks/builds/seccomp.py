@@ -7,7 +7,12 @@ Everything is allowed except what is listed: calls that reach into other process
 mounts, clocks, keys, modules or rarely used parts of the kernel. Calls newer than this table answer
 "not implemented", so that programs fall back to older ones that the table knows.
 
-Source: seccomp(2); linux/filter.h; linux/audit.h.
+The limit of core dumps stays as it is, and who sets it is told that it was set. It is one byte:
+programs that lower it to none would make the kernel hand their crashes to the machine's own
+program for them, which runs as root and counts as nobody's.
+
+Source: seccomp(2); linux/filter.h; linux/audit.h; core(5) "Piping core dumps to a program", and
+do_coredump in the kernel's fs/coredump.c for the limit of one byte.
 """
 
 from __future__ import annotations
@@ -98,6 +103,8 @@ _PERSONALITY = {"x86_64": 135, "aarch64": 92}
 _SOCKET = {"x86_64": 41, "aarch64": 198}
 _SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
 _FALLOCATE = {"x86_64": 285, "aarch64": 47}
+_SETRLIMIT = {"x86_64": 160, "aarch64": 164}
+_PRLIMIT64 = {"x86_64": 302, "aarch64": 261}
 
 _CLONE_NEW_NAMESPACES = 0x7E020000  # NS, CGROUP, UTS, IPC, USER, PID, NET
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into a terminal that somebody else reads
@@ -109,10 +116,13 @@ _INET_PROTOCOLS = (0, 1, 6, 17, 58, 262)  # the type's own, ICMP, TCP, UDP, ICMP
 _TYPE_BITS = 0xF  # the others are flags
 _PREALLOCATE = (0x40305828, 0x4030582A, 0x40305839)  # FS_IOC_RESVSP, _RESVSP64, _ZERO_RANGE
 _PERSONALITIES = (0, 0xFFFFFFFF)  # the usual one, and the question which one it is
+_RLIMIT_CORE = 4
+_DONE = 0  # the "error" of a call that is not made, and is said to have succeeded
 
 # struct seccomp_data: int nr; u32 arch; u64 instruction_pointer; u64 args[6]
 _NR, _ARCH = 0, 4
-_ARG0, _ARG1, _ARG2 = 16, 24, 32  # the low halves: both architectures are little-endian
+_ARG0, _ARG1, _ARG2, _ARG3 = 16, 24, 32, 40  # the low halves: both are little-endian
+_HIGH = 4  # from there to the high half
 _LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
 _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -187,6 +197,13 @@ def _assemble(architecture: str, *, may_preallocate: bool) -> Iterator[Instructi
         *_one_of((_UNIX,)),
         _answer(_ERRNO | errno.EAFNOSUPPORT),
     )
+    yield from _for_call(
+        _SETRLIMIT[architecture],
+        (_LOAD, 0, 0, _ARG0),
+        (_JUMP_EQUAL, 0, 1, _RLIMIT_CORE),
+        _answer(_ERRNO | _DONE),
+    )
+    yield from _for_call(_PRLIMIT64[architecture], *_judge_prlimit())
     yield from _for_call(_SOCKET[architecture], *_judge_socket())
     yield _answer(_ALLOW)
 
@@ -213,6 +230,31 @@ def _judge_socket() -> Iterator[Instruction]:
     yield (_LOAD, 0, 0, _ARG2)
     yield from _one_of(_INET_PROTOCOLS)
     yield _answer(_ERRNO | errno.EPROTONOSUPPORT)
+
+
+def _judge_prlimit() -> Iterator[Instruction]:
+    """Let the limit of core dumps be read, but not set; not both at once, which would read nothing.
+
+    A pointer is null when both of its halves are.
+    """
+    changes = (
+        (_LOAD, 0, 0, _ARG3),
+        (_JUMP_EQUAL, 0, 2, 0),
+        (_LOAD, 0, 0, _ARG3 + _HIGH),
+        (_JUMP_EQUAL, 1, 0, 0),
+        _answer(_ERRNO | errno.EPERM),
+        _answer(_ERRNO | _DONE),
+    )
+    reads = (
+        (_LOAD, 0, 0, _ARG2),
+        (_JUMP_EQUAL, 0, 2, 0),
+        (_LOAD, 0, 0, _ARG2 + _HIGH),
+        (_JUMP_EQUAL, len(changes), 0, 0),
+    )
+    yield (_LOAD, 0, 0, _ARG1)
+    yield (_JUMP_EQUAL, 0, len(reads) + len(changes), _RLIMIT_CORE)
+    yield from reads
+    yield from changes
 
 
 def _answer(action: int) -> Instruction:

@@ -312,12 +312,25 @@ async def test_build_stays_the_first_to_go_when_memory_runs_out(control, slot):
 def test_limits_cannot_be_raised_or_left(attack):
     ran = attack(
         "import resource\n"
-        "for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE):\n"
-        "    try: resource.setrlimit(kind, (1 << 20, 1 << 20)); print('raised')\n"
-        "    except ValueError: print('refused')\n"
+        "try: resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 20, 1 << 20)); print('raised')\n"
+        "except ValueError: print('refused')\n"
         "print(attempt(os.listdir, '/sys/fs/cgroup'))"
     )
-    assert ran.output.split() == ["refused", "refused", "ENOENT"]
+    assert ran.output.split() == ["refused", "ENOENT"]
+
+
+def test_crashes_start_no_program_of_the_machine(attack):
+    """With a limit of one byte they do not; a program would set it to none, to have them start."""
+    ran = attack(
+        "import resource, subprocess\n"
+        "for limit in ((0, 0), (1 << 20, 1 << 20)):\n"
+        "    resource.setrlimit(resource.RLIMIT_CORE, limit)\n"
+        "    print(resource.getrlimit(resource.RLIMIT_CORE), call(160, 164, 4, 1), flush=True)\n"
+        "subprocess.run('ulimit -c 0; ulimit -c; ulimit -Hc', shell=True)"
+    )
+    told = ran.output.splitlines()
+    assert told[:2] == ["(1, 1) got 0"] * 2
+    assert set(told[2:]) <= {"0", "1"}, "in blocks of the shell's own"
 
 
 def test_processes_that_hide_from_their_parents_end_with_the_sandbox(attack, gone):

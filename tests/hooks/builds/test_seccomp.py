@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hooks.builds import seccomp
 
-ALLOW, KILL = "allow", "kill"
-ANSWERS = {ALLOW, "EPERM", "ENOSYS", "EAFNOSUPPORT", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT"}
+ALLOW, KILL, DONE = "allow", "kill", "done"
+ANSWERS = {ALLOW, DONE, "EPERM", "ENOSYS", "EAFNOSUPPORT", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT"}
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -33,7 +33,8 @@ def judge(architecture, number, args=(), audit=None, *, may_preallocate=True):
             accumulator &= operand
         elif code == 0x06:
             action, value = operand & 0xFFFF0000, operand & 0xFFFF
-            return {0x7FFF0000: ALLOW, 0x80000000: KILL}.get(action) or errno.errorcode[value]
+            known = {0x7FFF0000: ALLOW, 0x80000000: KILL}.get(action)
+            return known or (errno.errorcode[value] if value else DONE)
         else:
             matches = {
                 0x15: accumulator == operand,
@@ -82,6 +83,14 @@ def judge(architecture, number, args=(), audit=None, *, may_preallocate=True):
         ("ioprio_set", (251, 30), (), "EPERM"),
         ("fallocate", (285, 47), (), ALLOW),
         *[(f"family {n}", (41, 198), (n,), "EAFNOSUPPORT") for n in (0, 3, 17, 38, 40, 44)],
+        ("setrlimit of files", (160, 164), (7, 1), ALLOW),
+        ("setrlimit of core dumps", (160, 164), (4, 1), DONE),
+        ("prlimit of files", (302, 261), (0, 7, 1, 1), ALLOW),
+        ("prlimit that reads that of core dumps", (302, 261), (0, 4, 0, 1), ALLOW),
+        ("prlimit that sets it", (302, 261), (0, 4, 1, 0), DONE),
+        ("prlimit that sets it from far up", (302, 261), (0, (1 << 40) | 4, 1 << 32, 0), DONE),
+        ("prlimit that sets and reads it", (302, 261), (0, 4, 1, 1), "EPERM"),
+        ("prlimit that reads it to far up", (302, 261), (0, 4, 1, 1 << 32), "EPERM"),
         ("personality 0", (135, 92), (0,), ALLOW),
         ("personality ?", (135, 92), (0xFFFFFFFF,), ALLOW),
         ("personality other", (135, 92), (0x0040000,), "EPERM"),
