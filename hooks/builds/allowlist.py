@@ -150,9 +150,15 @@ class Allowlist:
             return "public"  # and what else it is allowed says the same entry again
         return None
 
-    def may_connect(self, address: Address, port: int, reach: Reach) -> bool:
-        """Judge an address that a listed host with this reach has resolved to."""
-        return nature_of(address) <= _NATURE_MAX[reach] or self._has_address(address, port)
+    def may_connect(
+        self, address: Address, port: int, reach: Reach, *, is_own: bool = False
+    ) -> bool:
+        """Judge an address that a listed host with this reach has resolved to.
+
+        `is_own`: it is this machine's, which counts as its loopback does, whatever it looks like.
+        """
+        nature = max(nature_of(address), Nature.LOOPBACK) if is_own else nature_of(address)
+        return nature <= _NATURE_MAX[reach] or self._has_address(address, port)
 
     def ports_of(self, host: str) -> list[int]:
         """The ports that a host is listed with, for advice."""

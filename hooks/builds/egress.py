@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from hooks.builds.addresses import AddressInfo, LookUp, is_own, look_up
 from hooks.builds.allowlist import SETTING, Allowlist, split_port
 from hooks.builds.wire import Egress
 from storage.room import size_in_words
@@ -43,18 +44,10 @@ TOLD_MAX = 50  # hosts and refusals that are told one by one; the others in one 
 OTHERS = "other hosts"
 
 _TARGET = re.compile(r"[a-z0-9._-]{1,253}|[0-9a-f:.]{2,45}")
+# One that would be a line end to some servers, and begin another header, or another request.
+_ODD = re.compile(rb"[\x00\r\n]|^[ \t]")
 _VERSIONS = (b"HTTP/1.1", b"HTTP/1.0")
 _OWN_HEADERS = frozenset({b"connection", b"host", b"keep-alive", b"te", b"upgrade"})
-
-SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-AddressInfo = tuple[int, int, int, str, SocketAddress]
-"""Family, kind, protocol, name and address, as `socket.getaddrinfo` gives them."""
-LookUp = Callable[[str, int], list[AddressInfo]]
-
-
-def look_up(host: str, port: int) -> list[AddressInfo]:
-    """Ask this machine for the addresses of a host. Blocking."""
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
 
 
 class RefusedError(Exception):
@@ -225,7 +218,9 @@ class EgressProxy:
         allowed = [
             info
             for info in found
-            if self._allowlist.may_connect(ip_address(info[4][0]), request.port, reach)
+            if self._allowlist.may_connect(
+                ip_address(info[4][0]), request.port, reach, is_own=is_own(info[4])
+            )
         ]
         if not allowed:
             address = found[0][4][0]
@@ -371,6 +366,8 @@ def parse_request(head: bytes) -> Request:
         RefusedError: It is none.
     """
     line, *headers = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    if any(_ODD.search(each) for each in (line, *headers)):
+        raise RefusedError(400, "the request's head has bytes in it that may be no part of one")
     method, _, rest = line.partition(b" ")
     target, _, version = rest.partition(b" ")
     if version not in _VERSIONS or not method.isalpha():

@@ -159,6 +159,12 @@ def test_addresses_of_a_name_go_as_far_as_who_listed_it_says(reach, address, may
     assert listed.may_connect(ip_address(address), 443, reach) is may
 
 
+@pytest.mark.parametrize(("reach", "may"), [("public", False), ("private", False), ("loopback", 1)])
+def test_public_address_of_this_machine_counts_as_its_loopback(reach, may):
+    listed = allowlist(AllowedHost("registry.example", 443, "pip", reach))
+    assert listed.may_connect(ip_address("1.1.1.1"), 443, reach, is_own=True) == may
+
+
 def test_names_may_resolve_to_a_private_address_that_is_listed_beside_them():
     listed = allowlist("intranet.example", "10.1.2.3")
     assert listed.may_connect(ip_address("10.1.2.3"), 443, "public")

@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from hooks.builds.addresses import is_own, look_up
 from hooks.builds.egress import (
     HEAD_BYTES_MAX,
     EgressProxy,
     RefusedError,
-    look_up,
     parse_request,
 )
 from hooks.builds.wire import AllowedHost, Egress
@@ -261,6 +261,45 @@ async def test_listed_name_that_resolves_to_this_machine_is_refused(world):
     assert world.connections == 0
 
 
+def own_address():
+    """An address of this machine that others could reach it by; None without any."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        return asking.getsockname()[0]
+
+
+async def test_address_of_this_machine_is_as_near_as_its_loopback():
+    """Where it is public, a listed name could lead to what only a firewall keeps from the world."""
+    address = own_address()
+    if address is None:
+        pytest.skip("this machine has no address but its loopback's")
+    with socket.create_server((address, 0)) as listening:
+        port = listening.getsockname()[1]
+        listening.settimeout(0)
+        name = ("registry.example", port, "private")
+        async with proxied(name, look_up=lambda _, port: look_up(address, port)) as at:
+            _, _, answer = await at.tunnel(f"registry.example:{port}")
+        assert answer.startswith(f"HTTP/1.1 403 it resolves to {address}: not public")
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+        async with proxied((f"{address}/32", port)) as at:
+            _, _, answer = await at.tunnel(f"{address}:{port}")
+        assert answer == "HTTP/1.1 200 Connection established", "it is listed by itself"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.53", "::1"])
+def test_own_addresses_are_known(address):
+    assert is_own((address, 443))
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7", "169.254.169.254"])
+def test_addresses_of_others_are_none_of_ones_own(address):
+    assert not is_own((address, 443))
+
+
 @pytest.mark.parametrize("literal", ["2130706433", "0x7f000001", "127.1", "017700000001"])
 async def test_address_in_disguise_is_judged_as_what_it_is(world, literal):
     async with proxied((literal, world.port), here(1)) as at:
@@ -427,6 +466,10 @@ async def test_request_for_an_http_url_of_another_host_is_refused():
         (b"CONNECT reg\x00.example:443 HTTP/1.1\r\n\r\n", 400),
         (b"CONNECT [fe80::1%25eth0]:443 HTTP/1.1\r\n\r\n", 400),
         (b"\x16\x03\x01\r\n\r\n", 400),
+        (b"GET http://registry.example:443/ HTTP/1.1\r\nA: b\nHost: evil.example\r\n\r\n", 400),
+        (b"GET http://registry.example:443/ HTTP/1.1\r\nA: b\rHost: evil.example\r\n\r\n", 400),
+        (b"GET http://registry.example:443/ HTTP/1.1\r\nA: b\0\r\n\r\n", 400),
+        (b"GET http://registry.example:443/ HTTP/1.1\r\nA: b\r\n Content-Length: 1\r\n\r\n", 400),
         (b"\r\n\r\n", 400),
         (b"CONNECT registry.example:443 HTTP/1.1\r\nX: " + b"x" * HEAD_BYTES_MAX, 431),
     ],
