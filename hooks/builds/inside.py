@@ -20,6 +20,7 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _LAST: Final = b"19"  # as nice(1) has it
 _EMPTY_FILE_BYTES: Final = 1024  # what the kernel keeps for a file in memory, whatever is in it
+_DELETED: Final = " (deleted)"
 OPEN_FILES_SEEN_MAX: Final = 50_000  # in one look; a sandbox with more is not looked through
 
 
@@ -107,12 +108,25 @@ class Inside:
         """Return the bytes of files that are open and have no name any more, by device."""
         seen: set[tuple[int, int]] = set()
         total: dict[int, int] = {}
-        for status in self._open_files():
+        for _, status in self._open_files():
             file = (status.st_dev, status.st_ino)
             if status.st_nlink == 0 and stat.S_ISREG(status.st_mode) and file not in seen:
                 seen.add(file)
                 total[status.st_dev] = total.get(status.st_dev, 0) + status.st_blocks * 512
         return total
+
+    def may_hide_files(self) -> bool:
+        """Say whether there may be files on a disk that have no name and that nobody has open.
+
+        Such a file is kept by memory that it is mapped into, or waits in a socket to be received.
+        How large it is, nobody can see.
+        """
+        memory = {os.fstat(fd).st_dev for fd in self._in_memory} | {_UNNAMED_MEMORY}
+        for pid in self._pids():
+            for line in self._read(pid, "maps").splitlines():
+                if line.endswith(_DELETED) and _device_of(line) not in memory:
+                    return True
+        return any(map(self._has_files_waiting, self._sockets()))
 
     def put_last(self, pid: int) -> None:
         """Let the session of a process have the processor after others.
@@ -129,7 +143,17 @@ class Inside:
         with os.scandir(self._proc) as entries:
             return [int(entry.name) for entry in entries if entry.name.isdigit()]
 
-    def _open_files(self) -> Iterator[os.stat_result]:
+    def _sockets(self) -> Iterator[tuple[int, str]]:
+        return (place for place, status in self._open_files() if stat.S_ISSOCK(status.st_mode))
+
+    def _has_files_waiting(self, socket: tuple[int, str]) -> bool:
+        """Source: unix_show_fdinfo in the kernel's net/unix/af_unix.c, from Linux 5.3 on."""
+        pid, fd = socket
+        told = dict(line.split(":", 1) for line in self._read(pid, f"fdinfo/{fd}").splitlines())
+        return int(told.get("scm_fds", "0")) > 0
+
+    def _open_files(self) -> Iterator[tuple[tuple[int, str], os.stat_result]]:
+        """Yield what is open: the process and its number for it, and what it is."""
         seen_count = 0
         for pid in self._pids():
             with contextlib.suppress(OSError):
@@ -140,7 +164,7 @@ class Inside:
                         if seen_count > OPEN_FILES_SEEN_MAX:
                             return
                         with contextlib.suppress(OSError):
-                            yield os.stat(entry.name, dir_fd=folder)
+                            yield (pid, entry.name), os.stat(entry.name, dir_fd=folder)
 
     def _read(self, pid: int, name: str) -> str:
         """Return a file of a process; empty when the process has ended."""
@@ -151,6 +175,19 @@ class Inside:
         with os.fdopen(fd, errors="replace") as file, contextlib.suppress(ProcessLookupError):
             return file.read()
         return ""
+
+
+def _device_of(line: str) -> int:
+    """The device of a line of `maps`: its fourth word, major and minor in hexadecimal."""
+    major, _, minor = line.split(None, 4)[3].partition(":")
+    return os.makedev(int(major, 16), int(minor, 16))
+
+
+def _device_of_unnamed_memory() -> int:
+    """Where memory lies that is shared, or a file without a name."""
+    fd = os.memfd_create("gitd", os.MFD_CLOEXEC)
+    with _closed_after(fd):
+        return os.fstat(fd).st_dev
 
 
 @contextlib.contextmanager
@@ -166,3 +203,6 @@ def _kilobytes(text: str, names: tuple[str, ...]) -> int:
     return sum(
         int(line.split()[1]) * 1024 for line in text.splitlines() if line.partition(":")[0] in names
     )
+
+
+_UNNAMED_MEMORY: Final = _device_of_unnamed_memory()

@@ -258,6 +258,9 @@ class _DiskWatch:
         found = disk_use(self._folders, enough_bytes=enough, is_stopped=stopped.is_set)
         if inside is not None:
             found.size_bytes += inside.unnamed_files().get(self.device, 0)
+            lost = self._free_at_start - self._free_bytes()
+            if found.size_bytes <= enough < lost and inside.may_hide_files():
+                found.is_whole = False
         ended = time.monotonic()
         self._rest_until = ended + REST_PER_LOOK * (ended - began)
         self._walk_at = self._rest_until + WALK_EVERY_S

@@ -133,6 +133,23 @@ def test_processor_time_of_processes_that_ended_counts(limited):
     assert ran.exceeded == Limit.CPU
 
 
+def hiding(how):
+    """Files that are neither named nor open, and whose size cannot be seen from anywhere.
+
+    Far more than the limit: other programs give disk back meanwhile.
+    """
+    return (
+        "python3 -c 'import mmap, os, socket, time\n"
+        "keep, pair = [], socket.socketpair()\n"
+        "for _ in range(300):\n"
+        '    fd = os.open("x", os.O_RDWR | os.O_CREAT); os.unlink("x")\n'
+        "    os.write(fd, bytes(1 << 20))\n"
+        f"    {how}\n"
+        "    os.close(fd)\n"
+        "time.sleep(20)'"
+    ).replace("b'x'", 'b"x"')
+
+
 @pytest.mark.parametrize(
     "fill",
     [
@@ -141,8 +158,13 @@ def test_processor_time_of_processes_that_ended_counts(limited):
         "mkdir closed; head -c 40000000 /dev/urandom > closed/x; chmod 0 closed",
         "exec 3> x; rm x; head -c 12000000 /dev/urandom >&3",
         "mkdir many; cd many; seq 3000 | xargs touch",
+        hiding("keep.append(mmap.mmap(fd, 4096))"),
+        hiding("keep.append(pair); socket.send_fds(pair[0], [b'x'], [fd])"),
     ],
-    ids=["one file", "many files", "a closed folder", "a file without a name", "empty files"],
+    ids=[
+        *("one file", "many files", "a closed folder", "a file without a name", "empty files"),
+        *("files that are only mapped", "files that wait in a socket"),
+    ],
 )
 def test_disk_filler_is_ended(limited, fill):
     ran = limited(f"{fill}; sync -f .; sleep 20", disk_bytes=8 * MiB)
