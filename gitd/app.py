@@ -77,7 +77,6 @@ log = structlog.get_logger(__name__)
 
 BACKLOG = 1024
 HOST_WAIT_S = 5.0
-TIDY_EVERY_S = 30.0
 THREADS = 32
 
 
@@ -387,7 +386,7 @@ async def serve(
         more_loops = (control.log_retention.run(), control.scrubbing.keep())
         await stack.enter_async_context(_kept_running(*loops, *more_loops))
         if with_children:
-            await stack.enter_async_context(_kept_running(_tidy_groups()))
+            await stack.enter_async_context(_kept_running(cgroups.keep_tidy()))
         if with_children:
             await _wait_for_host(control)
         _say_ready(config)
@@ -504,13 +503,6 @@ async def _kept_running(*loops: Coroutine[None, None, None]) -> AsyncIterator[No
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _tidy_groups() -> None:
-    """Remove the control groups of processes that were killed, for ever: they cannot do it."""
-    while True:
-        await asyncio.sleep(TIDY_EVERY_S)
-        await asyncio.to_thread(cgroups.tidy)
 
 
 async def _wait_for_host(control: Control) -> None:

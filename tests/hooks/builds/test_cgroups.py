@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hooks.builds import cgroups
+from hooks.builds import cgroupfs, cgroups
 from hooks.builds.limits import Limits
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make control groups")
@@ -30,7 +32,12 @@ time.sleep(600)
 
 def folders(label):
     """The folders of all hierarchies that groups with this label are in."""
-    return [path for path in Path("/sys/fs/cgroup").rglob(f"gitd-{label}-*") if path.is_dir()]
+    return [
+        Path(above, name)
+        for above, names, _ in os.walk("/sys/fs/cgroup")  # where others make and remove groups too
+        for name in names
+        if name.startswith(f"gitd-{label}-")
+    ]
 
 
 @pytest.fixture
@@ -107,11 +114,72 @@ def test_groups_of_a_killed_process_are_removed_and_what_ran_in_them_is_ended(st
 
 
 @needs_root
+async def test_server_goes_on_removing_what_killed_processes_left(start_maker, label):
+    keeping = asyncio.create_task(cgroups.keep_tidy(0.01))
+    for _ in range(2):
+        maker = start_maker()
+        maker.kill()
+        maker.wait()
+        async with asyncio.timeout(20):
+            while folders(label):
+                await asyncio.sleep(0.01)
+    assert not keeping.done()
+    keeping.cancel()
+
+
+@needs_root
+def test_what_is_left_of_a_group_in_one_hierarchy_alone_is_removed_too(start_maker, label):
+    """The kernel had let go of it in the others, where it was removed then."""
+    maker = start_maker()
+    maker.kill()
+    maker.wait()
+    *others, last = sorted(folders(label))
+    for folder in others:  # in version 2 there is one
+        remove(folder)
+    while last.exists():
+        cgroups.tidy()
+        time.sleep(0.01)
+
+
+def remove(folder):
+    """Remove a group and those in it, as soon as the kernel lets go of who was killed in them."""
+    deadline = time.monotonic() + 20
+    for inner in (*folder.glob("*/"), folder):
+        while inner.exists():
+            assert time.monotonic() < deadline
+            with contextlib.suppress(OSError):
+                inner.rmdir()
+
+
+@needs_root
 def test_groups_of_a_living_process_are_left_alone(start_maker, label):
     start_maker()
     before = folders(label)
     cgroups.tidy()
     assert folders(label) == before != []
+
+
+@needs_root
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/memory").is_dir(), reason="needs version 1")
+def test_groups_of_a_living_process_whose_memory_is_counted_elsewhere_are_left_alone(
+    start_maker, label
+):
+    elsewhere = Path("/sys/fs/cgroup/memory") / f"elsewhere-{label}"
+    elsewhere.mkdir()
+    own = cgroupfs.own_folders()["memory"]
+    cgroupfs.write(elsewhere / "cgroup.procs", 0)
+    try:
+        maker = start_maker()
+    finally:
+        cgroupfs.write(own / "cgroup.procs", 0)
+    before = folders(label)
+    cgroups.tidy()
+    assert folders(label) == before
+    maker.kill()
+    maker.wait()
+    for folder in elsewhere.glob("*/"):
+        remove(folder)
+    elsewhere.rmdir()
 
 
 @needs_root
@@ -170,4 +238,4 @@ MOUNTED_V1 = (
 )
 def test_own_group_is_found(cgroup, mountinfo, found):
     expected = {name: Path("/sys/fs/cgroup", path) for name, path in found.items()}
-    assert cgroups.find_folders(cgroup, mountinfo) == expected
+    assert cgroupfs.find_folders(cgroup, mountinfo) == expected
