@@ -172,7 +172,7 @@ class EgressProxy:
         if len(self._connections) > self._egress.connections_max:
             limit = f"builders.egress_connections_max = {self._egress.connections_max}"
             raise self._told("a connection", RefusedError(503, f"more than {limit} at once"))
-        request = await _read_request(reader)
+        request = await _read_request(reader, min(HEAD_TIMEOUT_S, self._egress.idle_s))
         try:
             upstream = await self._open(request)
         except RefusedError as error:
@@ -346,9 +346,10 @@ async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
         raise
 
 
-async def _read_request(reader: asyncio.StreamReader) -> Request:
+async def _read_request(reader: asyncio.StreamReader, timeout_s: float) -> Request:
+    """Read the head of a request, which has so long to come, however it trickles in."""
     try:
-        async with asyncio.timeout(HEAD_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError:
         head = b""

@@ -175,6 +175,37 @@ async def test_all_builds_every_one_in_order_and_rolls_them_in_order(world, comm
     assert [roll.commit for roll in rolls] == [effect.build.commit for effect in effects]
 
 
+async def test_all_gives_way_to_what_is_asked_for_by_itself(world, commit) -> None:
+    """Pushes wait for each other; a rollback is meant for now, and does not wait for them."""
+    site = await world.site()
+    await world.pipeline.set_push_policy(site, PushPolicy.ALL)
+    effects, lease = await pushed_four_times(world, commit, site)
+    done = Finish("slot-0", "succeeded", profile="static", output="source", folder=".")
+    for effect in effects:
+        if lease is None:
+            lease = await world.builds.lease("slot-0", 5)
+        await world.builds.finish(effect.build.job_id, done)
+        lease = None
+    here = effects[0].environment
+    under_way, *waiting = deployments.unfinished(world.records.reader(), here.id)
+    assert len(waiting) == 3
+    await until(world, under_way.job_id, RUNNING)
+    asked = await world.pipeline.start_deployment(here, under_way.artifact_id, ACTOR)
+    left = deployments.unfinished(world.records.reader(), here.id)
+    assert [roll.job_id for roll in left] == [under_way.job_id, asked.value.id]
+    for roll in waiting:
+        error = world.jobs.get(roll.job_id).error
+        assert error.code == "deployment.superseded"
+        assert left[-1].id in error.message
+    tip = commit(world.repositories.path(site.id), {"index.html": b"last"})
+    newest = await push(world, site, tip)
+    assert await world.builds.lease("slot-0", 5) is not None
+    await world.builds.finish(newest.build.job_id, done)
+    left = deployments.unfinished(world.records.reader(), here.id)
+    assert [roll.job_id for roll in left[:2]] == [under_way.job_id, asked.value.id]
+    assert len(left) == 3, "what was asked for by itself is not dropped"
+
+
 async def test_build_that_went_on_to_deploy_is_left_alone_by_a_newer_push(world, commit) -> None:
     site = await world.site()
     repository = world.repositories.path(site.id)

@@ -466,12 +466,13 @@ main(BuilderConfig(Path(socket), Path(scratch), uid=ids, gid=ids))
 class Slot:
     """A builder slot: the real process."""
 
-    def __init__(self, control, scratch):
+    def __init__(self, control, scratch, through=()):
         self.scratch = scratch
         uid = "" if UID is None else str(UID)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
         self.process = subprocess.Popen(
             [
+                *through,
                 sys.executable,
                 "-c",
                 SLOT,
@@ -517,8 +518,8 @@ class Slot:
 def start_slot(control, open_dir):
     slots = []
 
-    def start(name="slot-0"):
-        slot = Slot(control, open_dir / name)
+    def start(name="slot-0", through=()):
+        slot = Slot(control, open_dir / name, through)
         slots.append(slot)
         return slot
 

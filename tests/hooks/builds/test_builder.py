@@ -434,6 +434,33 @@ async def test_slot_finds_control_that_starts_after_it(control, start_slot):
     assert (await control.build(STATIC)).outcome["status"] == "succeeded"
 
 
+WITHOUT_BWRAP = """
+mount -t tmpfs none "$1" && mkdir "$1/upper" "$1/work" &&
+mount -t overlay none -o "lowerdir=/usr/bin,upperdir=$1/upper,workdir=$1/work" /usr/bin || exit 77
+rm /usr/bin/bwrap; shift; exec "$@"
+"""
+
+
+def on_a_machine_without_bubblewrap(folder):
+    """The program to run another one through, which sees /usr/bin without bwrap; or skip."""
+    through = ("unshare", "--mount", "sh", "-c", WITHOUT_BWRAP, "sh", str(folder))
+    if subprocess.run([*through, "test", "!", "-e", "/usr/bin/bwrap"], check=False).returncode:
+        pytest.skip("needs root, and overlays, to hide bubblewrap")
+    return through
+
+
+async def test_without_bubblewrap_nothing_is_run_and_the_operator_is_told_what_to_install(
+    control, start_slot, tmp_path
+):
+    start_slot(through=on_a_machine_without_bubblewrap(tmp_path))
+    job = await control.build(site("touch ran"))
+    assert job.outcome["error"]["code"] == "build.sandbox_unavailable"
+    assert "/usr/bin/bwrap is not there: install bubblewrap" in job.outcome["error"]["message"]
+    assert job.output is None
+    job = await control.build({"index.html": b"<p>"})
+    assert job.outcome["status"] == "succeeded", "that runs nothing"
+
+
 async def test_two_slots_share_the_work(control, start_slot):
     start_slot("slot-0")
     start_slot("slot-1")

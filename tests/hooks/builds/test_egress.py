@@ -363,6 +363,25 @@ async def test_no_more_connections_than_allowed_are_served_at_once(world):
     assert "egress_connections_max" in at.said[0]
 
 
+async def test_request_that_does_not_come_to_its_end_is_answered_in_time(world):
+    """Also one that is never silent."""
+    async with proxied(here(world.port), limits={"idle_s": 0.3, "connections_max": 1}) as at:
+        reader, writer = await at.connect()
+
+        async def trickle():
+            writer.write(b"CONNECT ")
+            while True:
+                writer.write(b"x")
+                await asyncio.sleep(0.02)
+
+        trickling = asyncio.create_task(trickle())
+        answer = await quietly(reader.readline())
+        trickling.cancel()
+        assert answer == b"HTTP/1.1 408 the request did not come in time\r\n"
+        _, _, answer = await at.tunnel(f"127.0.0.1:{world.port}")
+    assert answer.startswith("HTTP/1.1 200"), "it makes room for others"
+
+
 @pytest.mark.parametrize("way", ["up", "down"])
 async def test_build_that_sends_or_gets_too_much_is_cut_off(world, way):
     limits = {f"{way}_bytes_max": 1000}

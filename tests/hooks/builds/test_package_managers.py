@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import zipfile
@@ -19,6 +20,7 @@ from hooks.builds.registries import EgressRules
 from hooks.builds.wire import Egress
 
 BUILD_PATH = "/usr/local/bin:/usr/bin:/bin"
+UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 PYPROJECT = b"""[project]
 name = "site"
 version = "1.0"
@@ -77,6 +79,24 @@ def needs(program):
     )
 
 
+def reached(job):
+    """The hosts that a build had connections to, and how many bytes came from each."""
+    found = {}
+    for line in job.stage("network"):
+        if told := re.fullmatch(r"egress: (\S+): .* up, ([\d.]+) (\w+) down", line):
+            found[told[1]] = float(told[2]) * UNITS[told[3]]
+    return found
+
+
+async def built_again(control, files, before):
+    """Build with what an earlier build of the same left in its cache."""
+    control.cache, control.is_cache_hit = before.cache_kept, True
+    again = await built(control, files)
+    assert "hit" in again.stage("cache")
+    assert again.cache_kept is None, "it has nothing to add"
+    return again
+
+
 async def built(control, files):
     job = control.queue(files, timeout_s=100)
     await asyncio.wait_for(job.finished.wait(), 110)
@@ -93,28 +113,23 @@ async def test_pip_install_and_uv_sync(control, slot, registry, unpacked):
     files = {"web/pyproject.toml": PYPROJECT, "tools.txt": b"six==1.17.0\nuv\n"}
     job = await built(control, site(f"mkdir dist && {pip} && {sync} && {use}", **files))
     assert unpacked(job.output)["version"] == b"1.17.0\n"
-    reached = [line.split(": ")[1] for line in job.stage("network")]
-    assert set(reached) <= set(hosts)
-    assert reached
+    assert set() < reached(job).keys() <= set(hosts)
 
 
 @needs("npm")
 async def test_npm_ci_as_the_node_profile_runs_it(control, slot, registry, unpacked):
     (host,) = registry("npm")
     use = 'node -e "console.log(require(\\"is-number\\")(7))" > dist/answer'
-    job = await built(
-        control,
-        site(
-            f"mkdir dist && {use}",
-            **{
-                "package.json": json.dumps(PACKAGE).encode(),
-                "package-lock.json": json.dumps(LOCK).encode(),
-            },
-        ),
+    made = site(
+        f"mkdir dist && {use}",
+        **{
+            "package.json": json.dumps(PACKAGE).encode(),
+            "package-lock.json": json.dumps(LOCK).encode(),
+        },
     )
+    job = await built(control, made)
     assert unpacked(job.output)["answer"] == b"true\n"
-    (line,) = job.stage("network")
-    assert line.startswith(f"egress: {host}: ")
+    assert reached(job).keys() == {host}
 
 
 @pytest.fixture
@@ -161,10 +176,12 @@ async def test_pip_uses_the_machines_mirror_and_never_sees_its_password(control,
 
 
 @asynccontextmanager
-async def serving(answers):
+async def serving(answers, asked=None):
     """A web server at 127.0.0.2, since builds do not ask their proxy for 127.0.0.1."""
 
     async def answer(request):
+        if asked is not None:
+            asked.append(request.path)
         if request.path not in answers:
             raise web.HTTPNotFound
         body, kind = answers[request.path]
@@ -180,35 +197,40 @@ async def serving(answers):
 
 @pytest.fixture
 async def repository(packed):
-    """A Composer repository of our own with the package acme/hello; gives its URL."""
+    """A Composer repository of our own with the package acme/hello: its URL, what it is asked."""
+    asked = []
     archive = packed({"hello.php": b"<?php return 'hello';", "composer.json": b"{}"})
     answers = {"/hello.tar": (archive, "application/x-tar")}
-    async with serving(answers) as url:
+    async with serving(answers, asked) as url:
         dist = {"type": "tar", "url": f"{url}/hello.tar"}
         package = {"name": "acme/hello", "version": "1.0.0", "dist": dist}
         root = json.dumps({"packages": {"acme/hello": {"1.0.0": package}}})
         answers["/packages.json"] = (root.encode(), "application/json")
-        yield url
+        yield url, asked
 
 
 @needs("composer")
 async def test_composer_install(control, slot, repository, unpacked):
-    host, port = repository.removeprefix("http://").split(":")
+    url, asked = repository
+    host, port = url.removeprefix("http://").split(":")
     allowed = {"host": host, "port": int(port), "source": "composer", "reach": "loopback"}
     control.egress = {"allow": [allowed]}
     project = {
         "name": "acme/site",
-        "repositories": [{"type": "composer", "url": repository}],
+        "repositories": [{"type": "composer", "url": url}],
         "require": {"acme/hello": "1.0.0"},
         "config": {"secure-http": False},
     }
     use = 'php -r "echo require \\"vendor/acme/hello/hello.php\\";" > dist/said'
-    job = await built(
-        control,
-        site(
-            f"mkdir dist && composer install --no-interaction && {use}",
-            **{"composer.json": json.dumps(project).encode()},
-        ),
+    made = site(
+        f"mkdir dist && composer install --no-interaction && {use}",
+        **{"composer.json": json.dumps(project).encode()},
     )
+    job = await built(control, made)
     assert unpacked(job.output)["said"] == b"hello"
-    assert job.stage("network")[0].startswith(f"egress: {host}:{port}: ")
+    assert reached(job).keys() == {f"{host}:{port}"}
+    assert "/hello.tar" in asked
+    asked.clear()
+    again = await built_again(control, made, job)
+    assert unpacked(again.output)["said"] == b"hello"
+    assert "/hello.tar" not in asked, "it was kept"
