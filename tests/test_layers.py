@@ -15,10 +15,14 @@ MAY_IMPORT = {
     "storage": {"storage"},
 }
 # The command line speaks HTTP alone, and verifies by the store's own rules, which exist once
-# (decision 0026); the git room knows nothing of sites, and its own command reads settings.
+# (decision 0026); the git room knows nothing of sites, and its own command reads settings. Both
+# write other people's words to terminals.
 CLOSED = {
-    "gitd.cli": {"gitd.cli", "storage.proof", "storage.errors"},
-    "gitd.git": {"gitd.git", "gitd.config", "gitd.errors", "hooks.http_server", "storage"},
+    "gitd.cli": {"gitd.cli", "gitd.words", "storage.proof", "storage.errors"},
+    "gitd.git": {
+        *("gitd.git", "gitd.words", "gitd.config", "gitd.errors"),
+        *("hooks.http_server", "storage"),
+    },
 }
 # What verifies without a server stands on nothing that has one: no records, no repositories.
 PROOF = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from gitd.cli.screen import may_ask, printable
+from gitd.cli.screen import may_ask
+from gitd.words import printable
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 

@@ -15,7 +15,7 @@ from enum import IntEnum
 
 import click
 
-from gitd.cli.screen import printable
+from gitd.words import printable
 
 
 class ExitCode(IntEnum):

@@ -8,10 +8,10 @@ from gitd.cli.answers import Job
 from gitd.cli.client import endpoint
 from gitd.cli.exits import ExitCode
 from gitd.cli.options import Following, ListGroup, following_options, json_option, list_options
-from gitd.cli.screen import printable
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
 from gitd.cli.waiting import follow
+from gitd.words import printable
 
 COLUMNS = (
     Column("JOB", "id", Kind.ID),

@@ -12,10 +12,11 @@ from gitd.cli.answers import Job, LogLine, as_fields, text_at
 from gitd.cli.client import Api, endpoint
 from gitd.cli.exits import ExitCode, NothingToDoError
 from gitd.cli.options import Place, json_option
-from gitd.cli.screen import colourful, printable, shows_colours
+from gitd.cli.screen import shows_colours
 from gitd.cli.session import Session, print_json
 from gitd.cli.stream import PATIENCE_S, Item, JobStream, Outage
 from gitd.cli.waiting import environment_endpoint
+from gitd.words import colourful, printable
 
 RESOURCE_TYPES = {"build": "build", "dep": "deployment"}
 PAGES_MAX = 20

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 import click
 
 from gitd.cli.answers import Job, LogLine
-from gitd.cli.screen import colourful, is_live, printable
+from gitd.cli.screen import is_live
 from gitd.cli.stream import Item, Outage
+from gitd.words import colourful, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

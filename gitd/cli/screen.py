@@ -1,40 +1,10 @@
-"""The screen: what may be written to a terminal, and whether there is one.
-
-Log lines, branch names and labels come from other people. A terminal obeys what it is sent, so
-only text and colours pass.
-"""
+"""The screen: whether there is a terminal, and what it shows."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import TextIO
-
-COLOUR = r"\x1b\[[0-9;:]*m"
-_ESCAPES = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: cursor, colours
-    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|\x9c|$)"  # OSC and its kin: titles, clipboard, links
-    r"|\x1b[ -/]*[0-~]"  # the short ones
-)
-_ESCAPES_BUT_COLOURS = re.compile(rf"(?!{COLOUR})(?:{_ESCAPES.pattern})")
-_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_CONTROLS_BUT_COLOURS = re.compile(rf"(?!{COLOUR}){_CONTROLS.pattern}")
-
-
-def printable(text: str) -> str:
-    """The text on one line, without escapes and control characters."""
-    return _CONTROLS.sub("", _ESCAPES.sub("", _last_overprint(text)))
-
-
-def colourful(text: str) -> str:
-    """As `printable`, but colours stay."""
-    return _CONTROLS_BUT_COLOURS.sub("", _ESCAPES_BUT_COLOURS.sub("", _last_overprint(text)))
-
-
-def _last_overprint(text: str) -> str:
-    """What a line with carriage returns (a progress bar's) shows in the end."""
-    return text.rstrip("\r\n").rpartition("\r")[2] if "\r" in text else text
 
 
 def is_live(stream: TextIO) -> bool:

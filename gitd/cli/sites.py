@@ -14,9 +14,9 @@ from gitd.cli.options import (
     list_options,
     policy_option,
 )
-from gitd.cli.screen import printable
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
+from gitd.words import printable
 
 COLUMNS = (
     Column("NAME", "name"),

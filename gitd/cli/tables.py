@@ -16,7 +16,8 @@ from enum import Enum, auto
 import click
 
 from gitd.cli.answers import Fields, Page, at
-from gitd.cli.screen import is_live, printable, shows_colours
+from gitd.cli.screen import is_live, shows_colours
+from gitd.words import printable
 
 STATUS_COLOURS = {
     "succeeded": "green",

@@ -12,9 +12,10 @@ import click
 from gitd.cli.answers import Fields, as_fields, text_at
 from gitd.cli.client import endpoint
 from gitd.cli.options import ListGroup, json_option, list_options, site_option
-from gitd.cli.screen import may_ask, printable
+from gitd.cli.screen import may_ask
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_page
+from gitd.words import printable
 
 VALUE_BYTES_MAX = 32 * 1024
 SECRET_COLUMNS = (

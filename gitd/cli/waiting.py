@@ -9,9 +9,9 @@ from gitd.cli.client import Api, endpoint
 from gitd.cli.exits import CliError, ExitCode
 from gitd.cli.options import Following
 from gitd.cli.progress import Display, display, state_of
-from gitd.cli.screen import printable
 from gitd.cli.session import Session
 from gitd.cli.stream import JobStream
+from gitd.words import printable
 
 
 def started(session: Session, job: Job, *, wait: bool, following: Following) -> ExitCode:

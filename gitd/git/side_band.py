@@ -14,6 +14,7 @@ from typing import Self
 from aiohttp import ClientConnectionError, web
 
 from gitd.git.pkt_line import FLUSH, side_band
+from gitd.words import coloured
 
 DATA, PROGRESS, FATAL = 1, 2, 3
 WRITE_BYTES = 256 << 10  # what waits in this process for a slow reader, at most
@@ -119,8 +120,8 @@ class SideBandAnswer:
             await self.write(b"".join(side_band(PROGRESS, text, bytes_max=self._bytes_max)))
 
     async def say(self, *lines: str) -> None:
-        """Show lines to the user, `remote: ` before each."""
-        text = "".join(f"{line}\n" for line in lines)
+        """Show lines to the user, `remote: ` before each; of other people's, text and colours."""
+        text = "".join(f"{coloured(part)}\n" for line in lines for part in line.split("\n"))
         await self.progress(text.encode("utf-8", "replace"))
 
     async def fail(self, message: str) -> None:

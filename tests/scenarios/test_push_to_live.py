@@ -157,12 +157,14 @@ def test_failing_build_leaves_the_prior_release_and_tells_why(server) -> None:
     work.commit({"index.html": PAGE.format("good")})
     work.push()
     before = current(server)
-    toml = '[build]\ncommand = "echo about to fail; exit 3"\noutput = "."\n'
+    order = r"\033]52;c;cm0gLXJm\007"  # to put something into the clipboard
+    toml = f'[build]\ncommand = \'printf "{order}"; echo about to fail; exit 3\'\noutput = "."\n'
     work.commit({"managed.toml": toml, "index.html": PAGE.format("bad")})
     done = work.git("push", "--progress", "managed", "main", check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 0, "a push never fails because a build fails"
     assert "about to fail" in said
+    assert "\x1b" not in said, "no word of a build is an order to the terminal"
     assert "exited with 3" in said or "status 3" in said
     assert before["id"] in said
     assert "full log" in said
@@ -171,7 +173,7 @@ def test_failing_build_leaves_the_prior_release_and_tells_why(server) -> None:
     (failed, *_) = builds(server)
     assert failed["status"] == "failed"
     log = server.api("GET", f"/sites/acme-store/environments/production/builds/{failed['id']}/log")
-    assert b"about to fail" in log.body
+    assert b"\x1b]52;c;cm0gLXJm\x07about to fail" in log.body
 
 
 def test_commit_that_nothing_can_build_says_what_was_looked_for(server) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gitd.cli.screen import colourful, printable
+from gitd.words import coloured, colourful, printable
 
 RED = "\x1b[31mred\x1b[0m"
 
@@ -39,6 +39,19 @@ RED = "\x1b[31mred\x1b[0m"
 def test_only_text_and_colours_pass(text: str, plain: str, coloured: str) -> None:
     assert printable(text) == plain
     assert colourful(text) == coloured
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("hello", "hello"),
+        (RED, f"{RED}\x1b[m"),
+        ("\x1b[8mwhat follows is hidden", "\x1b[8mwhat follows is hidden\x1b[m"),
+        ("\x1b]52;c;cm0gLXJm\x1b\\x", "x"),
+    ],
+)
+def test_colour_ends_with_its_line(text: str, shown: str) -> None:
+    assert coloured(text) == shown
 
 
 def test_what_is_left_of_an_escape_makes_no_new_one() -> None:
