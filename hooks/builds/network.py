@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hooks.builds.build_log import BuildLog
 from hooks.builds.egress import PORT, EgressProxy, Passed
-from hooks.builds.sandbox import Bind, Sandbox, SandboxSpec
+from hooks.builds.sandbox import Sandbox
+from hooks.builds.sandbox_spec import Bind, SandboxSpec
 from hooks.builds.wire import Egress
 
 STAGE = "network"  # of its lines in the build's log

@@ -32,7 +32,8 @@ from hooks.builds.network import BuildNetwork
 from hooks.builds.plan import Listing, Plan, Step, told
 from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.runtimes import BUILD_ENVIRON
-from hooks.builds.sandbox import APP_DIR, HOME_DIR, Bind, Sandbox, SandboxSpec
+from hooks.builds.sandbox import Sandbox
+from hooks.builds.sandbox_spec import APP_DIR, HOME_DIR, Bind, SandboxSpec
 from hooks.builds.tree import Output, filled_folder, find_output, unpack
 from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease
 from storage.errors import TreeError

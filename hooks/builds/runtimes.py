@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.plan import Need
-from hooks.builds.sandbox import APP_DIR, HOME_DIR
+from hooks.builds.sandbox_spec import APP_DIR, HOME_DIR
 
 RUNTIME_MISSING = "build.runtime_missing"
 PROGRAMS = ("uv", "pnpm", "yarn", "corepack")

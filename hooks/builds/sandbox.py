@@ -15,100 +15,28 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import structlog
 from blake3 import blake3
 
-from hooks.builds import seccomp
+from hooks.builds import bwrap
 from hooks.builds.cgroups import Group, Groups
 from hooks.builds.errors import GroupsUnavailableError, SandboxUnavailableError
-from hooks.builds.limits import Limit, Limits
+from hooks.builds.limits import Limit
 from hooks.builds.listener import listen_inside
 from hooks.builds.namespace import Init, Status, end_named
+from hooks.builds.sandbox_spec import HOME_DIR, IN_MEMORY, SandboxSpec
 from hooks.builds.watch import Watch
 from hooks.process import Process, adopt_orphans
 
 BWRAP = Path("/usr/bin/bwrap")
 ENV = "/usr/bin/env"
-SHELL = "/bin/sh"
 SPARE_CPU_S = 2  # what the kernel lets through, for the watch to see that it is too much
 NO_CORE_BYTES = 1  # not 0: with that the kernel still starts a program that takes core dumps
 BACKGROUND_NICE = 10
 BACKGROUND_OOM_SCORE = 500  # of 1000: when the machine's memory runs out, it is ended first
-APP_DIR = "/app"  # where a build finds its source, and a site its release: paths stay true
-HOME_DIR = "/home/app"
-IN_MEMORY = ("/tmp", "/dev/shm")  # noqa: S108 - the sandbox's own
-INNER_UID = 1000  # what the program believes to be, whatever its uid on the machine
-
-_BASE_ENVIRON = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": HOME_DIR,
-    "USER": "app",
-    "LOGNAME": "app",
-    "SHELL": SHELL,
-    "LANG": "C.UTF-8",
-    "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
-    "TZ": "UTC",
-}
-_ETC_FILES = {
-    "passwd": b"root:x:0:0:root:/root:/bin/sh\n"
-    b"app:x:1000:1000:app:/home/app:/bin/sh\n"
-    b"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-    "group": b"root:x:0:\napp:x:1000:\nnogroup:x:65534:\n",
-    "nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
-}
-_HOSTS = b"127.0.0.1 localhost\n::1 localhost\n"
-_HIDDEN_IN_PROC = ("cmdline", "keys", "key-users")  # the machine's and other users', for all to see
-_ETC_OF_THE_MACHINE = (
-    "ssl/certs",  # not the keys beside them
-    "ssl/openssl.cnf",
-    "ca-certificates",
-    "alternatives",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "localtime",
-    "mime.types",
-    "php.d",  # which of its extensions PHP loads: without them composer does not start
-    "php.ini",
-)
-_ETC_FOR_NETWORK = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
-
-
-@dataclass(frozen=True, slots=True)
-class Bind:
-    """A file or folder of the machine, and where the sandbox sees it."""
-
-    source: Path
-    target: str
-    writable: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxSpec:
-    """What to run, and what it may see.
-
-    `argv[0]` is looked up in the sandbox's PATH. `environ` is added to a small base (PATH, HOME,
-    LANG, ...) and wins over it. `binds` are made in their order. Without a bind at `HOME_DIR` the
-    home is a folder in memory, of at most `limits.tmp_bytes`. `network`: share the machine's.
-    `listen_port`: a port of the sandbox's own loopback that `Sandbox.listener` listens on.
-    `is_background`: others come first, for the processor and when memory runs out. `limits` count
-    for all processes together; the sandbox is ended when it exceeds one.
-    """
-
-    argv: tuple[str, ...]
-    binds: tuple[Bind, ...] = ()
-    cwd: str = APP_DIR
-    environ: Mapping[str, str] = field(default_factory=dict)
-    network: bool = False
-    listen_port: int | None = None
-    is_background: bool = False
-    hostname: str = "build"
-    limits: Limits = field(default_factory=Limits)
-
 
 log = structlog.get_logger(__name__)
 
@@ -309,7 +237,7 @@ def _watch_for(spec: SandboxSpec, group: Group | None) -> Watch:
     on_disk: list[Path] = []
     if {limits.disk_bytes, limits.disk_free_bytes, limits.file_bytes} != {None}:
         on_disk = [bind.source for bind in spec.binds if bind.writable and bind.source.is_dir()]
-    in_memory = [*IN_MEMORY, *([HOME_DIR] if _home_is_in_memory(spec) else ())]
+    in_memory = [*IN_MEMORY, *([HOME_DIR] if spec.home_is_in_memory else ())]
     return Watch(
         limits,
         group=group,
@@ -317,10 +245,6 @@ def _watch_for(spec: SandboxSpec, group: Group | None) -> Watch:
         on_disk=on_disk,
         is_background=spec.is_background,
     )
-
-
-def _home_is_in_memory(spec: SandboxSpec) -> bool:
-    return all(bind.target != HOME_DIR for bind in spec.binds)
 
 
 def _make_group(spec: SandboxSpec) -> Group | None:
@@ -334,10 +258,10 @@ def _make_group(spec: SandboxSpec) -> Group | None:
 
 def _spawn(spec: SandboxSpec, status: Status, wait_for_go: int) -> Process:
     with contextlib.ExitStack() as files:
-        args, pass_fds = _arguments(spec, files)
+        args, pass_fds = bwrap.arguments(spec, files)
         pass_fds += [status.open(files), wait_for_go]
         args += ["--json-status-fd", str(pass_fds[-2]), "--block-fd", str(wait_for_go)]
-        args_fd = _memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
+        args_fd = bwrap.memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
         try:
             # bwrap's own environment is empty: the sandbox can read it in /proc/1/environ
             return Process.start(
@@ -355,7 +279,7 @@ def _spawn(spec: SandboxSpec, status: Status, wait_for_go: int) -> Process:
 
 def _found(argv: Sequence[str]) -> Sequence[str]:
     """Let it be the program's failure, with status 127, when it is not there."""
-    return argv if argv[0] == SHELL else [ENV, "--", *argv]
+    return argv if argv[0] == bwrap.SHELL else [ENV, "--", *argv]
 
 
 def _gate() -> tuple[int, int]:
@@ -407,76 +331,3 @@ async def _begun(outer: Process, status: Status) -> int | None:
     finally:
         telling.cancel()
         ending.cancel()
-
-
-def bwrap_arguments(spec: SandboxSpec) -> list[str]:
-    """Return bubblewrap's arguments for `spec`, without those that name open files."""
-    network = ["--share-net"] if spec.network else []
-    environ = {**_BASE_ENVIRON, **spec.environ}
-    tmp_bytes = str(spec.limits.tmp_bytes)
-    etc = (*_ETC_OF_THE_MACHINE, *(_ETC_FOR_NETWORK if spec.network else ()))
-    args = ["--unshare-all", *network, "--unshare-user", "--disable-userns"]
-    args += ["--uid", str(INNER_UID), "--gid", str(INNER_UID)]
-    args += ["--die-with-parent", "--new-session", "--hostname", spec.hostname, "--clearenv"]
-    for name, value in environ.items():
-        args += ["--setenv", name, value]
-    args += ["--ro-bind", "/usr", "/usr", *_top_level_folders()]
-    for name in etc:
-        args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    for path in _settings_of_php():
-        args += ["--ro-bind", path, path]
-    args += ["--proc", "/proc", "--dev", "/dev"]
-    for folder in IN_MEMORY:
-        args += ["--perms", "1777", "--size", tmp_bytes, "--tmpfs", folder]
-    args += ["--remount-ro", "/dev"]
-    args += ["--dir", "/run", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108 - likewise
-    if _home_is_in_memory(spec):
-        args += ["--size", tmp_bytes, "--tmpfs", HOME_DIR]
-    for bind in spec.binds:
-        args += ["--bind" if bind.writable else "--ro-bind", str(bind.source), bind.target]
-    return [*args, "--chdir", spec.cwd, "--remount-ro", "/"]
-
-
-def _arguments(spec: SandboxSpec, files: contextlib.ExitStack) -> tuple[list[str], list[int]]:
-    contents = dict(_ETC_FILES)
-    if not spec.network:
-        contents["hosts"] = _HOSTS
-    args: list[str] = []
-    pass_fds: list[int] = []
-    for name, content in contents.items():
-        pass_fds.append(_memory_file(files, content))
-        args += ["--perms", "0444", "--file", str(pass_fds[-1]), f"/etc/{name}"]
-    hidden: list[str] = []
-    for name in _HIDDEN_IN_PROC:
-        pass_fds.append(_memory_file(files, b""))
-        hidden += ["--ro-bind-data", str(pass_fds[-1]), f"/proc/{name}"]
-    try:
-        calls = seccomp.program(may_preallocate=spec.limits.disk_bytes is None)
-        pass_fds.append(_memory_file(files, calls))
-    except seccomp.UnknownArchitectureError as error:
-        raise SandboxUnavailableError(str(error)) from error
-    return [*args, *bwrap_arguments(spec), *hidden, "--seccomp", str(pass_fds[-1])], pass_fds
-
-
-def _memory_file(files: contextlib.ExitStack, content: bytes) -> int:
-    """Return a descriptor that reads `content`; it is closed with `files`."""
-    fd = os.memfd_create("sandbox", os.MFD_CLOEXEC)
-    files.callback(os.close, fd)
-    os.write(fd, content)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-def _top_level_folders() -> Iterator[str]:
-    """Show /bin, /lib, ... as the machine has them: links into /usr, or folders of their own."""
-    for path in (Path("/bin"), Path("/sbin"), Path("/lib"), Path("/lib32"), Path("/lib64")):
-        if path.is_symlink():
-            yield from ("--symlink", str(path.readlink()), str(path))
-        elif path.is_dir():
-            yield from ("--ro-bind", str(path), str(path))
-
-
-def _settings_of_php() -> Iterator[str]:
-    """Show Debian's settings of PHP, and not those of its FPM: they hold others' environments."""
-    for name in ("cli", "mods-available"):
-        yield from map(str, Path("/etc/php").glob(f"*/{name}"))

@@ -16,7 +16,8 @@ import msgspec
 import structlog
 
 from hooks.builds.errors import SandboxUnavailableError
-from hooks.builds.sandbox import Sandbox, SandboxSpec
+from hooks.builds.sandbox import Sandbox
+from hooks.builds.sandbox_spec import SandboxSpec
 
 PROBE_TIMEOUT_S = 60.0
 ANSWER_TIMEOUTS_S = (5, 10, 20)  # for each program, in one try after the other

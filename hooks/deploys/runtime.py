@@ -18,7 +18,8 @@ from aiohttp import web
 from hooks.builds.errors import SandboxUnavailableError
 from hooks.builds.limits import Limits, explain
 from hooks.builds.runtimes import SITE_PATH
-from hooks.builds.sandbox import APP_DIR, Bind, Sandbox, SandboxSpec
+from hooks.builds.sandbox import Sandbox
+from hooks.builds.sandbox_spec import APP_DIR, Bind, SandboxSpec
 from hooks.deploys import pages
 from hooks.deploys.configs import RunValues
 from hooks.deploys.errors import RollFailedError

@@ -20,7 +20,8 @@ import structlog
 
 from hooks.builds.errors import SandboxUnavailableError
 from hooks.builds.limits import Limits
-from hooks.builds.sandbox import Bind, Sandbox, SandboxSpec, end_leftovers, keep_in_groups
+from hooks.builds.sandbox import Sandbox, end_leftovers, keep_in_groups
+from hooks.builds.sandbox_spec import Bind, SandboxSpec
 from hooks.process import drop_privileges
 
 

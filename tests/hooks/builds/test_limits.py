@@ -7,7 +7,7 @@ import os
 import pytest
 
 from hooks.builds.limits import Limit, Limits, explain, in_units
-from hooks.builds.sandbox import APP_DIR
+from hooks.builds.sandbox_spec import APP_DIR
 
 MiB = 1 << 20
 

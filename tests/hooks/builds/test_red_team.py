@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hooks.builds.sandbox import APP_DIR
+from hooks.builds.sandbox_spec import APP_DIR
 
 STRICT = {"disk_bytes": 1 << 30}  # as builds have it: what reserves disk is refused
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from hooks.builds.sandbox import APP_DIR, HOME_DIR, Bind, SandboxSpec, bwrap_arguments
+from hooks.builds.bwrap import fixed_arguments
+from hooks.builds.sandbox_spec import APP_DIR, HOME_DIR, Bind, SandboxSpec
 
 MiB = 1 << 20
 
@@ -471,9 +472,9 @@ def test_start_up_takes_milliseconds(in_sandbox):
 
 
 def test_home_is_in_memory_unless_a_folder_is_given():
-    without = bwrap_arguments(SandboxSpec(argv=("true",)))
+    without = fixed_arguments(SandboxSpec(argv=("true",)))
     assert without[without.index(HOME_DIR, without.index("--clearenv") + 12) - 1] == "--tmpfs"
-    bound = bwrap_arguments(
+    bound = fixed_arguments(
         SandboxSpec(argv=("true",), binds=(Bind(Path("/srv/home"), HOME_DIR, writable=True),))
     )
     place = bound.index("/srv/home")
