@@ -85,9 +85,12 @@ class BodyReader:
     def _inflate(self, raw: bytes) -> bytes:
         assert self._inflater is not None
         try:
-            return self._inflater.decompress(raw, _INFLATE_BYTES)
+            piece = self._inflater.decompress(raw, _INFLATE_BYTES)
         except zlib.error as error:
             raise BodyInvalidError(f"the request's body is damaged: {error}") from error
+        if self._inflater.unused_data:  # it would be kept, however much it were
+            raise BodyInvalidError("the request's body is damaged: it goes on behind its end")
+        return piece
 
     async def _require(self, count: int) -> bool:
         while len(self._buffer) < count:

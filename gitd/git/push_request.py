@@ -6,6 +6,7 @@ Source: gitprotocol-pack(5), "Reference Update Request and Packfile Transfer".
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from gitd.git.body import BodyReader
@@ -15,6 +16,8 @@ from gitd.git.pkt_line import Marker
 from gitd.git.push import RefUpdate
 from gitd.git.push_certificate import END_LINE, Certificate
 from storage.git.object_formats import NULL_OID, OID_DIGITS, unhex
+
+_NEED_OFFER = frozenset({b"atomic", b"push-options"})
 
 
 @dataclass(slots=True)
@@ -81,27 +84,30 @@ class Wish:
         return ""
 
 
-async def read_wish(body: BodyReader, limits: GitLimits, *, may_sign: bool) -> Wish:
+async def read_wish(body: BodyReader, limits: GitLimits, *, offered: Collection[bytes]) -> Wish:
     """Read up to the pack.
 
-    `may_sign`: a nonce was offered. Without one a signed push is ignored, as git ignores it.
+    `offered`: the capabilities of the advertisement. As with git, those of `_NEED_OFFER` are not
+    heard where they were not offered, and a signed push without a nonce is ignored.
 
     Raises:
         BodyInvalidError: it is no push.
     """
     wish = Wish()
+    unheard = _NEED_OFFER.difference(offered)
+    may_sign = any(capability.startswith(b"push-cert=") for capability in offered)
     certificate: bytes | None = None
     while not isinstance(line := await body.pkt(), Marker):
         line = line.removesuffix(b"\n")
         if line.startswith(b"shallow "):
             wish.shallow.append(_oid(line[8:]))
         elif line.startswith(b"push-cert\0"):
-            wish.capabilities = frozenset(line[10:].split())
+            wish.capabilities = frozenset(line[10:].split()) - unheard
             certificate = await _read_certificate(body, limits)
         else:
-            if not wish.commands:
-                line, _, capabilities = line.partition(b"\0")
-                wish.capabilities = frozenset(capabilities.split())
+            # Any line may name capabilities, though git's client says them once.
+            line, _, capabilities = line.partition(b"\0")
+            wish.capabilities |= frozenset(capabilities.split()) - unheard
             wish.commands.append(_command(line))
         if len(wish.commands) > limits.commands_max:
             wish.refusal = f"a push may update {limits.commands_max} refs at most"
@@ -154,7 +160,7 @@ async def _read_options(body: BodyReader, wish: Wish, limits: GitLimits) -> None
     total_bytes = 0
     while not isinstance(line := await body.pkt(), Marker):
         total_bytes += len(line)
-        options.append(line.removesuffix(b"\n").decode("utf-8", "replace"))
+        options.append(_as_c_string(line.removesuffix(b"\n")).decode("utf-8", "replace"))
         is_long = total_bytes > limits.push_options_bytes_max
         if is_long or len(options) > limits.push_options_max:
             wish.refusal = (
@@ -165,9 +171,14 @@ async def _read_options(body: BodyReader, wish: Wish, limits: GitLimits) -> None
     wish.options = options
 
 
+def _as_c_string(data: bytes) -> bytes:
+    """Cut what git's own server does not see: hooks cannot be told of it."""
+    return data.partition(b"\0")[0]
+
+
 def _command(line: bytes) -> Command:
     old, _, rest = line.partition(b" ")
-    new, space, name = rest.partition(b" ")
+    new, space, name = _as_c_string(rest).partition(b" ")
     if not space or not name:
         raise BodyInvalidError(f"protocol error: expected old/new/ref, got {line[:200]!r}")
     return Command(name=name, old=_oid(old), new=_oid(new))

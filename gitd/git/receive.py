@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 
 from gitd.git.access import Opened, Service
-from gitd.git.advertisement import HiddenRefs
+from gitd.git.advertisement import HiddenRefs, receive_capabilities
 from gitd.git.body import BodyReader
 from gitd.git.errors import PushRefusedError
 from gitd.git.incoming import Incoming, drain
@@ -80,8 +80,7 @@ class ReceivePack:
     ) -> web.StreamResponse:
         """Take one push from its request, and answer it."""
         body = BodyReader(request, idle_s=self.limits.idle_s, bytes_max=None)
-        may_sign = bool(repository.config.text(SEED_KEY))
-        wish = await read_wish(body, self.limits, may_sign=may_sign)
+        wish = await read_wish(body, self.limits, offered=receive_capabilities(repository))
         answer = SideBandAnswer(
             request,
             response,
@@ -289,15 +288,13 @@ class _OnePush:
         for command in self._commands:
             if command.new in ingested.broken:
                 command.error = "missing necessary objects"
-        if not ingested.needs_shallow:
+        if not ingested.shallow_tips:
             return
         if self._repository.config.flag("receive.shallowupdate"):
-            self._new_borders = ingested.needs_shallow
+            self._new_borders = ingested.new_borders
             return
-        # Which refs need the missing parents is not worth a walk: a push that would make the
-        # repository shallow is refused whole.
         for command in self._commands:
-            if not command.is_delete:
+            if command.new in ingested.shallow_tips:
                 command.error = command.error or "shallow update not allowed"
 
     # before refs move

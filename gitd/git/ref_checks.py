@@ -70,6 +70,8 @@ class RefChecks:
             )
         if not self._is_good_name(command):
             return f"error: refusing to update funny ref '{shown}' remotely", "funny refname"
+        if self._is_broken_symref(name):
+            return f"error: refusing update to broken symref '{shown}'", "broken symref"
         current = self._snapshot.values.get(name)
         if command.is_delete:
             return self._judge_delete(command, shown, current)
@@ -81,6 +83,14 @@ class RefChecks:
             return self._judge_update(command, shown, current)
         except RepositoryCorruptError as error:
             return f"error: {error}", "bad ref"
+
+    def _is_broken_symref(self, name: bytes) -> bool:
+        """Say whether a ref names others in a circle, or in the end something that is no ref."""
+        symbolic = self._snapshot.symrefs
+        if name not in symbolic:
+            return False
+        end, _ = self._repository.refs.resolve_symbolic(name)
+        return end in symbolic or not end.startswith(b"refs/")
 
     def _is_good_name(self, command: Command) -> bool:
         if command.is_delete:

@@ -22,7 +22,7 @@ from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryEr
 from storage.git.fsck import FsckRules, Severity
 from storage.git.indexer import IndexedPack, index_pack
 from storage.git.locks import QUARANTINE_PREFIX
-from storage.git.object_formats import TYPE_NAMES
+from storage.git.object_formats import COMMIT, TYPE_NAMES
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
 from storage.git.pack_links import DIRECTORY, QUARANTINED_SUFFIX, write_quarantined_links
@@ -67,7 +67,8 @@ class Ingested(msgspec.Struct, frozen=True, kw_only=True):
         broken: raw oid of a tip -> what it lacks.
         warnings: fsck's findings that do not refuse.
         object_count, delta_count, completed_count: of the pack.
-        needs_shallow: of `shallow`, those that the repository lacks the parents of.
+        new_borders: of `shallow`, those that are here now, and whose parents are not.
+        shallow_tips: the tips that are complete only if the history may end at those.
     """
 
     error: str | None = None
@@ -77,7 +78,8 @@ class Ingested(msgspec.Struct, frozen=True, kw_only=True):
     object_count: int = 0
     delta_count: int = 0
     completed_count: int = 0
-    needs_shallow: list[bytes] = []
+    new_borders: list[bytes] = []
+    shallow_tips: list[bytes] = []
 
 
 def make_quarantine(repository: Path) -> Path:
@@ -211,16 +213,24 @@ def _ingest(
         if pack is not None:
             store = ObjectStore.over([Pack(pack.path.with_suffix(".idx"))])
             store.add_alternate(repository.objects)
-    shallow = repository.shallow()
-    needs_shallow = [oid for oid in task.shallow if oid not in shallow]
-    checker = Connectivity(store, trusted_oids(repository), {*shallow, *task.shallow})
+    shallow, trusted = repository.shallow(), trusted_oids(repository)
+    borders = _lacking_parents(store, [oid for oid in task.shallow if oid not in shallow])
+
+    def judge() -> tuple[dict[bytes, str], list[bytes]]:
+        broken = Connectivity(store, trusted, {*shallow, *borders}).broken_tips(task.tips, pack)
+        if not borders:
+            return broken, []
+        without = Connectivity(store, trusted, shallow).broken_tips(task.tips, pack)
+        return broken, [oid for oid in without if oid not in broken]
+
     files = (pack.path.with_suffix(".idx"), pack.path) if pack is not None else ()
-    broken = sync_in_order(files, lambda: checker.broken_tips(task.tips, pack))
+    broken, shallow_tips = sync_in_order(files, judge)
     if pack is None:
-        return Ingested(broken=broken, needs_shallow=needs_shallow)
+        return Ingested(broken=broken, new_borders=borders, shallow_tips=shallow_tips)
     return Ingested(
         broken=broken,
-        needs_shallow=_lacking_parents(store, needs_shallow),
+        new_borders=borders,
+        shallow_tips=shallow_tips,
         warnings=pack.warnings,
         object_count=len(pack.oids),
         delta_count=pack.delta_count,
@@ -259,15 +269,18 @@ def _index(
     return pack
 
 
-def _lacking_parents(store: ObjectStore, commits: Iterable[bytes]) -> list[bytes]:
-    lacking = []
-    for oid in commits:
-        if store.contains(oid):
-            if not all(store.contains(parent) for parent in store.commit(oid).parents):
-                lacking.append(oid)
-        else:
-            lacking.append(oid)
-    return lacking
+def _lacking_parents(store: ObjectStore, oids: Iterable[bytes]) -> list[bytes]:
+    """Return the commits that are here without a parent.
+
+    A pusher names all borders that it has: those of other histories have nothing to do with this.
+    """
+    return [
+        oid
+        for oid in oids
+        if store.contains(oid)
+        and store.kind_and_size(oid)[0] == COMMIT
+        and not all(map(store.contains, store.commit(oid).parents))
+    ]
 
 
 def trusted_oids(repository: Repository) -> set[bytes]:

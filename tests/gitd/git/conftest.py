@@ -394,6 +394,31 @@ def oid_of(kind: str, data: bytes) -> str:
     return hashlib.sha1(f"{kind} {len(data)}\0".encode() + data).hexdigest()
 
 
+def by_git(bare: Path, service: str, body: bytes | None = None, version: str = "") -> bytes:
+    """Return the body of git's own answer: of its advertisement when there is no request body."""
+    environ = {
+        **os.environ,
+        "GIT_PROJECT_ROOT": str(bare.parent),
+        "GIT_HTTP_EXPORT_ALL": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "REQUEST_METHOD": "GET" if body is None else "POST",
+        "PATH_INFO": f"/{bare.name}/" + ("info/refs" if body is None else service),
+        "QUERY_STRING": f"service={service}" if body is None else "",
+        "CONTENT_TYPE": f"application/x-{service}-request",
+        "CONTENT_LENGTH": str(len(body or b"")),
+        "GIT_PROTOCOL": version,
+        "REMOTE_USER": "ada",
+    }
+    done = subprocess.run(
+        ["git", "http-backend"],
+        env=environ,
+        input=body or b"",
+        capture_output=True,
+        check=False,
+    )
+    return done.stdout.partition(b"\r\n\r\n")[2]
+
+
 @pytest.fixture
 def wire(server: Server, bare: Path, work: Path) -> Wire:
     return Wire(server, bare, work)
@@ -408,6 +433,7 @@ class RawTools:
     pack_entry = staticmethod(pack_entry)
     oid_of = staticmethod(oid_of)
     parse_push_answer = staticmethod(parse_push_answer)
+    by_git = staticmethod(by_git)
     wire = Wire
 
 

@@ -6,10 +6,8 @@ Both get the same bytes. What differs by intent (the agent, a few [DEV] errors) 
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,37 +19,12 @@ from httpx import Response
 Git = Callable[..., Any]
 
 
-def by_git(bare: Path, service: str, body: bytes | None = None, version: str = "") -> bytes:
-    """Return the body of git's own answer: of its advertisement when there is no request body."""
-    environ = {
-        **os.environ,
-        "GIT_PROJECT_ROOT": str(bare.parent),
-        "GIT_HTTP_EXPORT_ALL": "1",
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-        "REQUEST_METHOD": "GET" if body is None else "POST",
-        "PATH_INFO": f"/{bare.name}/" + ("info/refs" if body is None else service),
-        "QUERY_STRING": f"service={service}" if body is None else "",
-        "CONTENT_TYPE": f"application/x-{service}-request",
-        "CONTENT_LENGTH": str(len(body or b"")),
-        "GIT_PROTOCOL": version,
-        "REMOTE_USER": "ada",
-    }
-    done = subprocess.run(
-        ["git", "http-backend"],
-        env=environ,
-        input=body or b"",
-        capture_output=True,
-        check=False,
-    )
-    return done.stdout.partition(b"\r\n\r\n")[2]
-
-
 @pytest.fixture
-def ask(server: Any, bare: Path) -> Callable[..., tuple[bytes, bytes]]:
+def ask(server: Any, bare: Path, raw: Any) -> Callable[..., tuple[bytes, bytes]]:
     """Send one request to ours and to git's own backend; return both bodies."""
 
     def ask(service: str, body: bytes | None = None, version: str = "") -> tuple[bytes, bytes]:
-        theirs = by_git(bare, service, body, version)
+        theirs = raw.by_git(bare, service, body, version)
         if body is None:
             url = f"{server.url_of(bare)}/info/refs?service={service}"
             ours = server.client.get(url, headers={"Git-Protocol": version}).content
@@ -493,7 +466,7 @@ def test_8_names_in_each_others_way(
         lines = [" ".join(command) for command in commands]
         lines[0] += f"\0{with_caps}"
         body = b"".join(map(raw.pkt, lines)) + b"0000" + empty
-        answer = Response(200, content=by_git(theirs, "git-receive-pack", body))
+        answer = Response(200, content=raw.by_git(theirs, "git-receive-pack", body))
         wanted = raw.parse_push_answer(answer)
         if caps:
             assert got.report == wanted.report

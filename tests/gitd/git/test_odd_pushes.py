@@ -1,0 +1,217 @@
+"""Pushes that git's own client does not make, or makes seldom (docs/git-server.md, section 8).
+
+Where git's own server has an answer, ours is held against it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from httpx import Response
+
+Git = Callable[..., Any]
+NONE = "0" * 40
+CAPS = "report-status side-band-64k"
+
+
+def hook(bare: Path, name: str, script: str) -> None:
+    path = bare / "hooks" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def tip(work: Path, head: Git) -> str:
+    return head(work)
+
+
+@pytest.fixture
+def beside(wire: Any, raw: Any, git: Git) -> Callable[[bytes], tuple[Any, Any]]:
+    """Send a push to the repository as it is, and to git's own server; the same must be left."""
+
+    def push(body: bytes) -> tuple[Any, Any]:
+        ours, theirs = (wire.bare.with_name(f"{who}-{wire.bare.name}") for who in "ab")
+        for copy in (ours, theirs):
+            shutil.copytree(wire.bare, copy, symlinks=True)
+        got = raw.parse_push_answer(wire.server.post(ours, "git-receive-pack", body))
+        answer = Response(200, content=raw.by_git(theirs, "git-receive-pack", body))
+        wanted = raw.parse_push_answer(answer)
+        assert got.status == 200
+        assert files(ours) == files(theirs)
+        return got, wanted
+
+    return push
+
+
+def files(bare: Path) -> dict[str, bytes]:
+    """Return what decides about refs, and what should have nothing to do with them."""
+    found = [*(bare / "refs").rglob("*"), bare / "config", bare / "packed-refs", bare / "shallow"]
+    return {str(path.relative_to(bare)): path.read_bytes() for path in found if path.is_file()}
+
+
+# shallow pushers
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, git: Git, commit: Git) -> Path:
+    """A repository of its own, with some history."""
+    path = tmp_path / "elsewhere"
+    git("init", "-q", "-b", "main", path, cwd=tmp_path)
+    for number in range(3):
+        commit(path, f"u{number}")
+    return path
+
+
+def test_8_29_a_shallow_clone_makes_a_branch_of_what_is_there(
+    server: Any, bare: Path, work: Path, tmp_path: Path, git: Git, commit: Git, head: Git
+) -> None:
+    """The client has nothing to send then but where its history ends."""
+    commit(work, "two")
+    git("push", "-q", "origin", "main", cwd=work)
+    git("clone", "-q", "--depth", "1", server.url_of(bare), "c", cwd=tmp_path)
+    git("push", "-q", "origin", "HEAD:refs/heads/new", cwd=tmp_path / "c")
+    assert head(bare, "new") == head(work)
+    assert not (bare / "shallow").exists()
+
+
+def test_8_29_borders_of_another_history_are_nobodys_business(
+    server: Any, bare: Path, work: Path, elsewhere: Path, git: Git, commit: Git, head: Git
+) -> None:
+    """A client names all borders that it has, those of what it fetched from others too."""
+    git("fetch", "-q", "--depth", "1", f"file://{elsewhere}", "main:other", cwd=work)
+    commit(work, "two")
+    git("push", "-q", "origin", "main", cwd=work)
+    assert head(bare, "main") == head(work)
+    assert not (bare / "shallow").exists()
+
+
+@pytest.mark.parametrize("may", [False, True])
+def test_8_28_only_refs_that_need_a_border_are_refused_for_it(
+    server: Any, bare: Path, work: Path, elsewhere: Path, git: Git, head: Git, commit: Git, *,
+    may: bool,
+) -> None:  # fmt: skip
+    git("config", "receive.shallowUpdate", str(may).lower(), cwd=bare)
+    git("fetch", "-q", "--depth", "1", f"file://{elsewhere}", "main:other", cwd=work)
+    commit(work, "two")
+    done = git("push", "origin", "main", "other", cwd=work, check=False)
+    assert head(bare, "main") == head(work)
+    if may:
+        assert head(bare, "other") == head(elsewhere)
+        assert (bare / "shallow").read_text().split() == [head(elsewhere)]
+    else:
+        assert "other -> other (shallow update not allowed)" in done.err
+        assert not (bare / "shallow").exists()
+    git("fsck", "--full", "--strict", cwd=bare)
+
+
+@pytest.mark.parametrize("border", ["12" * 20, "HEAD^{tree}"])
+def test_8_28_a_border_that_is_no_commit_here_is_none(
+    wire: Any, tip: str, head: Git, border: str
+) -> None:
+    oid = head(wire.work, border)
+    got = wire.push(
+        (NONE, tip, "refs/heads/x"), pack=wire.pack(tip, f"^{tip}"), before=[f"shallow {oid}"]
+    )
+    assert got.refs == {"refs/heads/x": "ok"}
+    assert not (wire.bare / "shallow").exists()
+
+
+# push options
+
+
+@pytest.mark.parametrize(
+    ("option", "seen"),
+    [(b"a\0b", b"a"), (b"\0", b""), (b"a\nb", b"a\nb"), (b"-=\x1b[0m", b"-=\x1b[0m"), (b"", b"")],
+)
+def test_8_30_hooks_get_odd_push_options_as_from_git(
+    beside: Any, wire: Any, raw: Any, tip: str, git: Git, option: bytes, seen: bytes
+) -> None:
+    git("config", "receive.advertisePushOptions", "true", cwd=wire.bare)
+    for name in ("pre-receive", "post-receive"):
+        hook(wire.bare, name, 'printf "%s[%s]\\n" "$GIT_PUSH_OPTION_COUNT" "$GIT_PUSH_OPTION_0"')
+    body = raw.pkt(f"{NONE} {tip} refs/heads/x\0{CAPS} push-options") + b"0000"
+    body += raw.pkt(option) + b"0000" + wire.pack(tip, f"^{tip}")
+    got, wanted = beside(body)
+    assert got.report == wanted.report
+    assert got.words == wanted.words == f"1[{seen.decode()}]\n" * 2
+
+
+def test_8_30_options_are_heard_only_where_they_were_offered(
+    beside: Any, wire: Any, raw: Any, tip: str
+) -> None:
+    body = raw.pkt(f"{NONE} {tip} refs/heads/x\0{CAPS} push-options") + b"0000"
+    got, wanted = beside(body + raw.pkt("a") + b"0000" + wire.pack(tip, f"^{tip}"))
+    assert got.report == wanted.report
+    assert got.unpack == "protocol error (pack signature mismatch detected)"
+
+
+def test_8_11_atomic_is_heard_only_where_it_was_offered(
+    beside: Any, wire: Any, raw: Any, tip: str, git: Git
+) -> None:
+    git("config", "receive.advertiseAtomic", "false", cwd=wire.bare)
+    body = raw.pkt(f"{NONE} {tip} refs/heads/good\0{CAPS} atomic")
+    body += raw.pkt(f"{NONE} {tip} refs/heads/main") + b"0000" + wire.pack(tip, f"^{tip}")
+    got, _ = beside(body)
+    assert got.refs == {"refs/heads/good": "ok", "refs/heads/main": "reference already exists"}
+
+
+# command lines
+
+
+def test_8_35_every_line_may_name_capabilities_and_ends_at_its_nul(
+    beside: Any, wire: Any, raw: Any, tip: str
+) -> None:
+    body = raw.pkt(f"{NONE} {tip} refs/heads/a") + raw.pkt(f"{NONE} {tip} refs/heads/b\0{CAPS}")
+    body += raw.pkt(f"{NONE} {tip} refs/heads/c\0 quiet\n") + b"0000"
+    got, wanted = beside(body + wire.pack(tip, f"^{tip}"))
+    assert got.report == wanted.report
+    assert got.refs == dict.fromkeys(("refs/heads/a", "refs/heads/b", "refs/heads/c"), "ok")
+
+
+@pytest.mark.parametrize("between", ["\n", "\r", "\t", "\x7f", "\x1b", " "])
+def test_8_14_names_that_would_forge_a_line_are_refused(
+    beside: Any, wire: Any, raw: Any, tip: str, between: str
+) -> None:
+    body = raw.pkt(f"{NONE} {tip} refs/heads/a{between}b\0{CAPS}") + b"0000"
+    got, _ = beside(body + wire.pack(tip, f"^{tip}"))
+    assert got.raw.count(b"funny refname") == 1
+
+
+def test_8_5_a_deletion_names_what_it_deletes(wire: Any, tip: str, git: Git, head: Git) -> None:
+    """git's server deletes whatever is there when no old id is named; its client names one."""
+    git("push", "-q", "origin", "main:other", cwd=wire.work)
+    got = wire.push((NONE, NONE, "refs/heads/other"))
+    assert got.refs == {"refs/heads/other": "reference already exists"}
+    assert head(wire.bare, "other") == tip
+
+
+# symbolic refs
+
+
+@pytest.mark.parametrize("target", ["refs/heads/circle", "config", "../outside", "objects/x"])
+@pytest.mark.parametrize("is_delete", [False, True])
+def test_8_41_a_symref_to_what_is_no_ref_is_not_written_through(
+    wire: Any, tip: str, target: str, *, is_delete: bool
+) -> None:
+    (wire.bare / "refs/heads/alias").write_text(f"ref: {target}\n")
+    (wire.bare / "refs/heads/circle").write_text("ref: refs/heads/alias\n")
+    old, new = (tip, NONE) if is_delete else (NONE, tip)
+    before = files(wire.bare)
+    got = wire.push((old, new, "refs/heads/alias"), pack=wire.pack(tip, f"^{tip}"))
+    assert got.refs["refs/heads/alias"] != "ok"
+    assert files(wire.bare) == before
+    assert not (wire.bare.parent / "outside").exists()
+
+
+def test_8_41_a_deleted_symref_takes_what_it_names_with_it(
+    beside: Any, wire: Any, raw: Any, tip: str, git: Git
+) -> None:
+    """Also the current branch: only its own name protects it, as with git."""
+    git("symbolic-ref", "refs/heads/alias", "refs/heads/main", cwd=wire.bare)
+    got, wanted = beside(raw.pkt(f"{tip} {NONE} refs/heads/alias\0{CAPS}") + b"0000")
+    assert got.report == wanted.report == ["unpack ok", "ok refs/heads/alias"]
