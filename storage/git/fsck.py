@@ -39,7 +39,8 @@ _SEVERITIES = {
 }
 
 _MODE = rb"(?:100644|100755|40000|120000|160000)"
-_GOOD_TREE = re.compile(rb"(?:" + _MODE + rb" [^\0/]+\0[\s\S]{20})*")
+# Longer names are looked at one by one: the search for notable ones would take long.
+_GOOD_TREE = re.compile(rb"(?:" + _MODE + rb" [^\0/]{1,255}\0[\s\S]{20})*")
 _ANY_TREE = re.compile(rb"(?:[0-7]+ [^\0]*\0[\s\S]{20})*")
 _NOTABLE_NAME = re.compile(
     rb" (?:\.|\.\.|\.git[^\0]*|git~1|\.g[^\0]*|[^\0]*[\xe2\xef][^\0]*)\0", re.IGNORECASE

@@ -24,10 +24,15 @@ EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")  # there 
 MODE_TREE, MODE_LINK, MODE_SUBMODULE = b"40000", b"120000", b"160000"
 
 TREE_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
-_TREE_LINK = re.compile(rb"[0-7]+ [^\0]+\0(.{20})", re.DOTALL)
+# A search in bytes that are no tree begins anew at each of them: where they may be anybody's and
+# are many, it is asked first, in one go, whether they are a tree.
+_TREE_LINK = re.compile(rb"[0-7]{1,11} [^\0]+\0(.{20})", re.DOTALL)
+_TREE = re.compile(rb"(?:[0-7]{1,11} [^\0]++\0.{20})*+", re.DOTALL)
+_SEARCHED_BYTES_MAX = 2048
+# The line's end is looked for first: what has none would be searched over and over for a time.
 _COMMIT = re.compile(
     rb"tree ([0-9a-f]{40})\n((?:parent [0-9a-f]{40}\n)*)(?:author [^\n]*\n)?"
-    rb"(?:committer [^\n]*?(?:> (\d+)[^\n]*)?\n)?"
+    rb"(?:committer (?=[^\n]*+\n)[^\n]*?(?:> (\d++)[^\n]*+)?\n)?"
 )
 _COMMIT_LINKS = re.compile(rb"tree ([0-9a-f]{40})\n((?:parent [0-9a-f]{40}\n)*)")
 _TAG = re.compile(rb"object ([0-9a-f]{40})\ntype (commit|tree|blob|tag)\n")
@@ -95,6 +100,8 @@ def tree_links(data: bytes) -> list[bytes]:
     Raises:
         RepositoryCorruptError: the bytes are not those of a tree.
     """
+    if len(data) > _SEARCHED_BYTES_MAX and _TREE.fullmatch(data) is None:
+        raise RepositoryCorruptError("badTree: cannot be parsed as a tree")
     # Split by its entries, a tree leaves its links and nothing between them.
     pieces = _TREE_LINK.split(data)
     if any(pieces[::2]):

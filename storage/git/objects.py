@@ -31,7 +31,7 @@ from storage.git.object_formats import (
     parse_commit,
     parse_tag,
 )
-from storage.git.pack import CHUNK_BYTES, Pack
+from storage.git.pack import CHUNK_BYTES, SIZE_OUT_OF_BOUND, SIZE_SHIFT_MAX, Pack
 
 RACY_NS = 100_000_000  # a time stamp this young may still change without looking changed
 LISTING_TRIES_MAX = 20
@@ -500,24 +500,28 @@ def delta_sizes(delta: bytes) -> tuple[int, int]:
     """Read the two sizes at the head of a delta: of its base and of its result.
 
     Raises:
-        RepositoryCorruptError: it ends before them.
+        RepositoryCorruptError: it ends before them, or one is none.
     """
     try:
         byte = delta[0]
         at = 1
         base, shift = byte & 127, 7
-        while byte & 128:
+        while byte & 128 and shift <= SIZE_SHIFT_MAX:
             byte = delta[at]
             at += 1
             base |= (byte & 127) << shift
             shift += 7
+        if byte & 128:
+            raise RepositoryCorruptError(SIZE_OUT_OF_BOUND)
         byte = delta[at]
         result, shift = byte & 127, 7
-        while byte & 128:
+        while byte & 128 and shift <= SIZE_SHIFT_MAX:
             at += 1
             byte = delta[at]
             result |= (byte & 127) << shift
             shift += 7
+        if byte & 128:
+            raise RepositoryCorruptError(SIZE_OUT_OF_BOUND)
     except IndexError as error:
         raise RepositoryCorruptError("a delta is too short") from error
     return base, result

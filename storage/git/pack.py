@@ -21,6 +21,8 @@ from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA
 
 PACK_HEADER_BYTES, TRAILER_BYTES = 12, 20
 CHUNK_BYTES = 256 * 1024
+SIZE_SHIFT_MAX = 60  # of a number's last seven bits: more make no size, and cost without end
+SIZE_OUT_OF_BOUND = "the size of an object is out of bound"
 _INDEX_MAGIC = b"\377tOc\0\0\0\2"
 _FANOUT_BYTES = 256 * 4
 _OIDS_AT = len(_INDEX_MAGIC) + _FANOUT_BYTES
@@ -159,6 +161,8 @@ class Pack:
                 at += 1
                 size |= (byte & 127) << shift
                 shift += 7
+                if shift > SIZE_SHIFT_MAX + 7:
+                    raise RepositoryCorruptError(f"{self.path.name}: {SIZE_OUT_OF_BOUND}")
             if kind == OFS_DELTA:
                 byte = data[at]
                 at += 1
@@ -167,6 +171,8 @@ class Pack:
                     byte = data[at]
                     at += 1
                     distance = ((distance + 1) << 7) | (byte & 127)
+                    if distance > offset:
+                        break
                 if not 0 < distance <= offset - PACK_HEADER_BYTES:
                     raise RepositoryCorruptError(f"{self.path.name}: delta base out of bounds")
                 return kind, size, offset - distance, at
@@ -279,12 +285,14 @@ def read_entry_head(
 
     Raises:
         IndexError: it goes on behind the end.
-        ValueError: its base lies outside of the pack.
+        ValueError: its size is none, or its base lies outside of the pack.
     """
     byte = data[offset]
     at = offset + 1
     kind, size, shift = (byte >> 4) & 7, byte & 15, 4
     while byte & 128:
+        if shift > SIZE_SHIFT_MAX:
+            raise ValueError(SIZE_OUT_OF_BOUND)
         byte = data[at]
         at += 1
         size |= (byte & 127) << shift
@@ -297,8 +305,10 @@ def read_entry_head(
             byte = data[at]
             at += 1
             distance = ((distance + 1) << 7) | (byte & 127)
+            if distance > offset:  # digits go on for as long as somebody likes
+                break
         if not 0 < distance <= offset - PACK_HEADER_BYTES:
-            raise ValueError("delta base out of bounds")
+            raise ValueError("delta base offset is out of bound")
         return kind, size, offset - distance, at
     if kind == REF_DELTA:
         return kind, size, data[at : at + OID_BYTES], at + OID_BYTES

@@ -153,7 +153,7 @@ class PackScan:
                 try:
                     kind, size, base, data_at = read_entry_head(mapped, offset)
                 except ValueError as error:
-                    raise PackInvalidError("delta base offset is out of bound") from error
+                    raise PackInvalidError(str(error)) from error
                 at = data_at
                 if base is None and kind not in TYPE_NAMES:
                     raise PackInvalidError(f"bad object type {kind} at offset {offset}")

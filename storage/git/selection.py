@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import re
+from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -264,9 +265,11 @@ class _Selector:
     def _compare(self, root: bytes, root_olds: tuple[bytes, ...]) -> None:
         """Add what a tree has beyond trees that the client has, or is being sent."""
         depth_max = self._filter.tree_depth
-        stack = [(root, root_olds, 0)]
-        while stack:
-            tree, olds, depth = stack.pop()
+        queue = deque([(root, root_olds, 0)])
+        # With a limit level by level: no tree is then seen again where it lies less deep.
+        take = queue.pop if depth_max is None else queue.popleft
+        while queue:
+            tree, olds, depth = take()
             if tree in olds or (depth_max is not None and depth >= depth_max):
                 continue
             if not self._enter(tree, olds, depth):
@@ -278,7 +281,7 @@ class _Selector:
                     continue
                 if mode == MODE_TREE:
                     subtrees = tuple(twin for kind, twin in twins if kind == MODE_TREE)
-                    stack.append((oid, subtrees, depth + 1))
+                    queue.append((oid, subtrees, depth + 1))
                 elif depth_max is None or depth + 1 < depth_max:
                     self._add_blob(oid, [twin for kind, twin in twins if kind != MODE_TREE])
 

@@ -1,0 +1,186 @@
+"""Packs whose numbers and lines have no end: refused at once, or read in one go.
+
+What takes longer with each byte for each byte would never come to an end here, and fails by the
+time that a test has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.git.errors import PackInvalidError, RepositoryCorruptError
+from storage.git.fsck import findings
+from storage.git.indexer import IndexedPack, index_pack
+from storage.git.object_formats import (
+    BLOB,
+    COMMIT,
+    OFS_DELTA,
+    REF_DELTA,
+    TAG,
+    TREE,
+    parse_commit,
+    tree_links,
+)
+from storage.git.objects import ObjectStore, delta_sizes
+from storage.git.pack import PACK_HEADER_BYTES, Pack, entry_head, read_entry_head
+from storage.git.pack_scan import PackLimits
+
+MANY = 1_000_000
+HEAD_BYTES_MAX = 12  # ten for 64 bits of a size; and as many for a distance
+COMMIT_START = b"tree " + b"a" * 40 + b"\nauthor A <a@b> 1 +0000\ncommitter "
+pytestmark = pytest.mark.timeout(60)
+
+
+def indexed(folder: Path, count: int, entries: bytes) -> IndexedPack:
+    body = b"PACK" + struct.pack(">LL", 2, count) + entries
+    path = folder / "pack"
+    path.write_bytes(body + hashlib.sha1(body).digest())
+    return index_pack(path, bases=ObjectStore.over([]), limits=PackLimits())
+
+
+def entry(kind: int, data: bytes, base: bytes = b"") -> bytes:
+    return entry_head(kind, len(data)) + base + zlib.compress(data, 1)
+
+
+@pytest.mark.parametrize("digit", [b"\xff", b"\x80"])
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (b"\xbf", "the size of an object is out of bound"),
+        (b"\xe1\x01", "delta base offset is out of bound"),
+    ],
+)
+def test_numbers_of_an_entry_end(tmp_path: Path, start: bytes, digit: bytes, says: str) -> None:
+    if digit == b"\x80" and start == b"\xe1\x01":
+        digit = b"\x81"
+    with pytest.raises(PackInvalidError, match=says):
+        indexed(tmp_path, 1, start + digit * MANY + b"\x01")
+
+
+def test_numbers_of_a_stored_entry_end(tmp_path: Path) -> None:
+    found = indexed(tmp_path, 1, entry(BLOB, b"content"))
+    for start in (b"\xbf", b"\xe1\x01"):
+        data = bytearray(found.path.read_bytes())
+        data[PACK_HEADER_BYTES:-20] = start + b"\xff" * MANY
+        found.path.chmod(0o644)
+        found.path.write_bytes(data)
+        with pytest.raises(RepositoryCorruptError, match="out of bound"):
+            Pack(found.path.with_suffix(".idx")).header(PACK_HEADER_BYTES)
+
+
+@pytest.mark.parametrize("before", [b"", b"\x05"])
+def test_sizes_of_a_delta_end(tmp_path: Path, before: bytes) -> None:
+    delta = before + b"\xff" * MANY + b"\x01\x05"
+    with pytest.raises(RepositoryCorruptError):
+        delta_sizes(delta)
+    base = entry(BLOB, b"12345")
+    with pytest.raises(PackInvalidError, match="out of bound"):
+        indexed(tmp_path, 2, base + entry(OFS_DELTA, delta, bytes([len(base)])))
+
+
+@pytest.mark.parametrize("piece", [b"1", b"1 ", b"0 a", b"\0", b"100644 a\0", b"40000 "])
+@pytest.mark.parametrize("count", [1, MANY])
+def test_what_is_no_tree_is_refused(tmp_path: Path, piece: bytes, count: int) -> None:
+    with pytest.raises(PackInvalidError, match="cannot be parsed as a tree"):
+        indexed(tmp_path, 1, entry(TREE, piece * (count // len(piece) or 1)))
+
+
+@pytest.mark.parametrize("mode", [b"1" * 12, b"0" * MANY, b"", b"8"])
+def test_a_mode_has_eleven_digits_at_most(mode: bytes) -> None:
+    for more in (b"", b"100644 a\0" + bytes(20) * 200):
+        with pytest.raises(RepositoryCorruptError):
+            tree_links(mode + b" a\0" + bytes(20) + more)
+    assert tree_links(b"00000100644 a\0" + bytes(range(20))).count(bytes(range(20))) == 1
+
+
+@pytest.mark.parametrize("piece", [b"> 1", b"9", b"> ", b"<", b"> 1\0"])
+@pytest.mark.parametrize("start", [b"", b"x> "])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_commits_time_is_found_in_one_go(piece: bytes, start: bytes, end: bytes) -> None:
+    assert parse_commit(COMMIT_START + start + piece * MANY + end).tree == b"\xaa" * 20
+
+
+def test_a_commits_time_is_the_first_number_behind_the_address() -> None:
+    line = b"A > 12 <a@b> 34 +0000\n\nx> 56 \n"
+    assert parse_commit(COMMIT_START + line).time == 12
+    assert parse_commit(COMMIT_START + b"A <a@b> 34 +0000").time == 0
+    assert parse_commit(COMMIT_START + b"A <a@b>\n\nx> 56\n").time == 0
+
+
+@pytest.mark.parametrize("piece", [b" ", b" .g", b" \xe2", b"a ", b" .git:"])
+def test_checks_of_a_long_name_take_one_go(piece: bytes) -> None:
+    tree = b"100644 " + piece * MANY + b"\0" + bytes(range(20))
+    assert [finding.id for finding in findings(TREE, tree)] == []
+
+
+@pytest.mark.parametrize("kind", [COMMIT, TAG])
+@pytest.mark.parametrize("piece", [b"a <", b"<", b"a> ", b"\n", b"parent ", b"tagger ", b" "])
+def test_checks_of_long_lines_take_one_go(kind: int, piece: bytes) -> None:
+    start = COMMIT_START if kind == COMMIT else b"object " + b"a" * 40 + b"\ntype commit\ntag "
+    assert list(findings(kind, start + piece * MANY))
+
+
+# what a property says of all
+
+
+@given(kind=st.integers(1, 7), size=st.integers(0, 2**63 - 1), tail=st.binary(max_size=30))
+def test_heads_of_entries_are_read_as_they_are_written(kind: int, size: int, tail: bytes) -> None:
+    before = bytes(PACK_HEADER_BYTES)
+    head = entry_head(kind, size)
+    if kind == OFS_DELTA:
+        head, before = head + b"\x05", bytes(PACK_HEADER_BYTES + 5)
+    base = {OFS_DELTA: len(before) - 5, REF_DELTA: tail[:20]}.get(kind)
+    found = read_entry_head(before + head + tail, len(before))  # type: ignore[arg-type]
+    assert found[:3] == (kind, size, base)
+    assert found[3] == len(before + head) + (20 if kind == REF_DELTA else 0)
+
+
+@given(data=st.binary(max_size=40) | st.lists(st.integers(128, 255), max_size=40).map(bytes))
+def test_any_bytes_are_a_head_of_an_entry_or_none(data: bytes) -> None:
+    before = bytes(PACK_HEADER_BYTES)
+    try:
+        _, size, base, at = read_entry_head(before + data, len(before))  # type: ignore[arg-type]
+    except (IndexError, ValueError):
+        return
+    assert size < 2**70
+    assert at - len(before) <= HEAD_BYTES_MAX + (20 if isinstance(base, bytes) else 0)
+
+
+@given(data=st.binary(max_size=40) | st.lists(st.integers(128, 255), max_size=40).map(bytes))
+def test_any_bytes_are_sizes_of_a_delta_or_none(data: bytes) -> None:
+    try:
+        assert all(0 <= size < 2**63 for size in delta_sizes(data))
+    except RepositoryCorruptError:
+        return
+
+
+NAMES = st.binary(min_size=1, max_size=300).filter(lambda name: b"\0" not in name)
+MODES = st.sampled_from([b"100644", b"100755", b"40000", b"120000", b"0100644"])
+ENTRIES = st.lists(st.tuples(MODES, NAMES, st.binary(min_size=20, max_size=20)), max_size=20)
+
+
+@given(entries=ENTRIES, damage=st.integers(0, 4000), byte=st.integers(0, 255))
+def test_a_tree_links_to_what_was_put_into_it(
+    entries: list[tuple[bytes, bytes, bytes]], damage: int, byte: int
+) -> None:
+    data = b"".join(mode + b" " + name + b"\0" + oid for mode, name, oid in entries)
+    found = [oid for oid in tree_links(data) if oid]
+    assert found == [oid for _, _, oid in entries]
+    if damage < len(data):
+        damaged = data[:damage] + bytes([byte]) + data[damage + 1 :]
+        try:
+            tree_links(damaged)
+        except RepositoryCorruptError:
+            return
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_behind_a_committer_make_a_commit(data: bytes) -> None:
+    assert 0 <= parse_commit(COMMIT_START + data).time < 2**63
