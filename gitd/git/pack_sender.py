@@ -59,8 +59,8 @@ class PackSender:
         `announce` makes what stands before the pack, once it is known.
         """
         try:
-            task = await asyncio.to_thread(self._task, repository, fetch, common, borders)
-            ready = await self._ready(repository, task)
+            task, key = await asyncio.to_thread(self._task, repository, fetch, common, borders)
+            ready = await self._ready(repository, task, key)
         except (RepositoryError, WorkerLostError, FilterError, OSError) as error:
             await answer.fail(f"upload-pack: {error}")
             await answer.finish()
@@ -81,7 +81,8 @@ class PackSender:
         fetch: FetchRequest,
         common: list[bytes],
         borders: Borders,
-    ) -> PackTask:
+    ) -> tuple[PackTask, bytes | None]:
+        """Return what is to be packed, and for a clone its key among those that are kept."""
         tags: list[tuple[bytes, bytes]] = []
         if fetch.with_tags:
             view = self._views.visible(repository, Service.UPLOAD_PACK)
@@ -90,7 +91,7 @@ class PackSender:
                 for name, oid in view.values.items()
                 if oid in view.peeled and name.startswith(b"refs/tags/")
             ]
-        return PackTask(
+        task = PackTask(
             repository=os.fspath(repository.path),
             wants=[*dict.fromkeys([*fetch.wants, *borders.more_wants])],
             haves=common,
@@ -102,11 +103,12 @@ class PackSender:
             may_offset=fetch.may_offset,
             memory_bytes_max=self._limits.thread_answer_bytes_max,
         )
+        return task, None if task.haves else _clone_key(task)
 
-    async def _ready(self, repository: Repository, task: PackTask) -> ReadyPack:
-        if task.haves:
+    async def _ready(self, repository: Repository, task: PackTask, key: bytes | None) -> ReadyPack:
+        if key is None:
             return await self._make(repository, task)
-        return await self._kept.shared(_clone_key(task), lambda: self._make(repository, task))
+        return await self._kept.shared(key, lambda: self._make(repository, task))
 
     async def _make(self, repository: Repository, task: PackTask) -> ReadyPack:
         built = await self._build(repository, task)

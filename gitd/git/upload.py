@@ -37,6 +37,7 @@ from storage.git.repository import Repository
 from storage.git.shallow import Depth
 
 _NAK = pkt_line(b"NAK\n")
+_LOOKS_AT_EACH = 32
 
 
 class UploadV0:
@@ -134,25 +135,29 @@ class UploadV0:
     ) -> list[bytes] | None:
         """Answer the haves; return what is common, or None when the client will ask again."""
         talk = _Talk(self._repository, fetch, self._capabilities)
+        haves: list[bytes] = []
         while True:
             line = await body.pkt()
             if line is Marker.FLUSH:
-                reply, is_over = await asyncio.to_thread(talk.batch_end)
+                reply, is_over = await asyncio.to_thread(talk.batch, haves)
+                haves.clear()
             elif line is Marker.END:
-                await answer.write(talk.take_replies())
+                await answer.write(await asyncio.to_thread(talk.replies_to, haves))
                 return None
             elif isinstance(line, Marker):
                 raise FetchRefusedError("upload-pack: expected SHA1 list, got a marker")
             else:
                 text = line.removesuffix(b"\n")
                 if text == b"done":
-                    await answer.write(talk.take_replies() + talk.done())
+                    if haves:
+                        await answer.write(await asyncio.to_thread(talk.replies_to, haves))
+                    await answer.write(talk.done())
                     return talk.common
                 if not text.startswith(b"have "):
                     shown = text[:200].decode("utf-8", "replace")
                     raise FetchRefusedError(f"upload-pack: expected SHA1 list, got '{shown}'")
-                talk.have(parse_oid(text[5:], "have"))
-                if len(talk.common) > self._limits.haves_max:
+                haves.append(parse_oid(text[5:], "have"))
+                if len(talk.common) + len(haves) > self._limits.haves_max:
                     raise FetchRefusedError("upload-pack: too many haves")
                 continue
             await answer.write(reply)
@@ -175,10 +180,16 @@ class _Talk:
         self._seen: set[bytes] = set()
         self._replies: list[bytes] = []
         self._got_common = self._got_other = self._sent_ready = False
-        self._ready_at: tuple[int, bool] = (-1, False)
+        self._look_count = self._looked_at = 0
+        self._found_ready = False
 
-    def have(self, oid: bytes) -> None:
-        """Take one have. Blocking, but short."""
+    def replies_to(self, haves: list[bytes]) -> bytes:
+        """Take haves behind which no flush stands; return what is to be said. Blocking."""
+        for oid in haves:
+            self._have(oid)
+        return self._take_replies()
+
+    def _have(self, oid: bytes) -> None:
         if not self._repository.objects.contains(oid):
             self._got_other = True
             if self._is_multi and self._is_ready():
@@ -196,8 +207,10 @@ class _Talk:
         elif len(self.common) == 1:
             self._ack(oid, b"")
 
-    def batch_end(self) -> tuple[bytes, bool]:
-        """Answer a flush: the reply, and whether the pack follows at once. Blocking."""
+    def batch(self, haves: list[bytes]) -> tuple[bytes, bool]:
+        """Take haves and a flush: the reply, and whether the pack follows at once. Blocking."""
+        for oid in haves:
+            self._have(oid)
         last = self.common[-1] if self.common else None
         if self._is_detailed and self._got_common and not self._got_other and self._is_ready():
             assert last is not None
@@ -209,7 +222,7 @@ class _Talk:
         if is_over and last is not None:
             self._ack(last, b"")
         self._got_common = self._got_other = False
-        return self.take_replies(), is_over
+        return self._take_replies(), is_over
 
     def done(self) -> bytes:
         """Answer `done`."""
@@ -219,8 +232,7 @@ class _Talk:
             return pkt_line(b"ACK " + self.common[-1].hex().encode() + b"\n")
         return b""
 
-    def take_replies(self) -> bytes:
-        """Return what is to be said, once."""
+    def _take_replies(self) -> bytes:
         replies, self._replies = self._replies, []
         return b"".join(replies)
 
@@ -228,7 +240,13 @@ class _Talk:
         self._replies.append(pkt_line(b"ACK " + oid.hex().encode() + status + b"\n"))
 
     def _is_ready(self) -> bool:
-        if self._ready_at[0] != len(self.common):
-            found = is_ready(self._repository, self._fetch, self.common)
-            self._ready_at = (len(self.common), found)
-        return self._ready_at[1]
+        """Look again when more is common: at first each time, then when it has grown by a part.
+
+        Each look may walk the whole history, and a client may say one have after the other.
+        """
+        step = 1 if self._look_count < _LOOKS_AT_EACH else self._looked_at // 4
+        if not self._found_ready and len(self.common) >= self._looked_at + step:
+            self._looked_at = len(self.common)
+            self._look_count += 1
+            self._found_ready = is_ready(self._repository, self._fetch, self.common)
+        return self._found_ready

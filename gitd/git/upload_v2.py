@@ -197,8 +197,8 @@ class UploadV2:
         if not fetch.is_done or fetch.haves:
             common = await asyncio.to_thread(common_haves, repository, fetch)
         sections: list[bytes] = []
-        if not fetch.is_done:
-            may_send = await self._acknowledge(fetch, common, sections)
+        if not fetch.is_done and (fetch.haves or fetch.waits_for_done):
+            may_send = await asyncio.to_thread(self._acknowledge, fetch, common, sections)
             if not may_send:
                 await answer.write(_joined(sections, fetch) + FLUSH)
                 await answer.finish()
@@ -300,19 +300,15 @@ class UploadV2:
         fetch.wants = list(dict.fromkeys([*fetch.wants, *(oid for _, oid in found)]))
         return found
 
-    async def _acknowledge(
-        self, fetch: FetchRequest, common: list[bytes], sections: list[bytes]
-    ) -> bool:
-        """Add the acknowledgments; true when the pack follows in the same answer."""
-        if not fetch.haves and not fetch.waits_for_done:
-            return True
+    def _acknowledge(self, fetch: FetchRequest, common: list[bytes], sections: list[bytes]) -> bool:
+        """Add the acknowledgments; true when the pack follows in the same answer. Blocking."""
         sections.append(pkt_line(b"acknowledgments\n"))
         if not common:
             sections.append(pkt_line(b"NAK\n"))
         sections += [pkt_line(b"ACK " + oid.hex().encode() + b"\n") for oid in common]
         if fetch.waits_for_done:
             return False
-        if not await asyncio.to_thread(is_ready, self._repository, fetch, common):
+        if not is_ready(self._repository, fetch, common):
             return False
         sections.append(pkt_line(b"ready\n"))
         sections.append(DELIM)
