@@ -42,6 +42,7 @@ class Connectivity:
         self._trusted = set(trusted)
         self._shallow = shallow
         self._whole: set[bytes] = set()  # objects found to be there with all that they reach
+        self._broken: dict[bytes, RepositoryCorruptError] = {}  # those that reach what is not
 
     def broken_tips(self, tips: Iterable[bytes], pack: IndexedPack | None) -> dict[bytes, str]:
         """Return the tips that lack something, each with what they lack."""
@@ -129,35 +130,56 @@ class Connectivity:
             ObjectMissingError: something is not there.
             RepositoryCorruptError: something is not what it is linked as.
         """
-        store, whole = self._store, self._whole
-        stack: list[tuple[bytes, int | None]] = [(root, None)]
-        seen: set[bytes] = set()
+        whole = self._whole
+        stack: list[tuple[bytes, int | None, bytes]] = [(root, None, root)]
+        seen: dict[bytes, bytes] = {}  # object -> what linked to it
         while stack:
-            oid, expected = stack.pop()
+            oid, expected, linked_by = stack.pop()
             if oid in whole or oid in seen or oid in self._trusted:
                 continue
-            seen.add(oid)
-            if expected == BLOB:
-                if not store.contains(oid):
-                    raise ObjectMissingError(oid)
-                continue
-            kind, data = self._content(oid, expected)
-            if expected not in (None, kind):
-                raise RepositoryCorruptError(f"object {oid.hex()} is of another type than linked")
-            if kind == COMMIT:
-                commit = store.commit(oid)
-                stack.append((commit.tree, TREE))
-                if oid not in self._shallow:
-                    stack += [(parent, COMMIT) for parent in commit.parents]
-            elif kind == TREE:
-                stack += [
-                    (child, TREE if mode == MODE_TREE else BLOB)
-                    for mode, _, child in tree_entries(data)
-                    if mode != MODE_SUBMODULE
-                ]
-            elif kind == TAG:
-                stack.append(parse_tag(data))
-        whole |= seen
+            seen[oid] = linked_by
+            try:
+                stack += [(link, kind, oid) for link, kind in self._links(oid, expected)]
+            except RepositoryCorruptError as error:
+                self._note_broken(root, linked_by, seen, error)
+                raise
+        whole |= seen.keys()
+
+    def _note_broken(
+        self, root: bytes, oid: bytes, seen: dict[bytes, bytes], error: RepositoryCorruptError
+    ) -> None:
+        """Remember the way to what is not there: other tips may come the same way."""
+        while oid != root:
+            self._broken[oid] = error
+            oid = seen[oid]
+        self._broken[root] = error
+
+    def _links(self, oid: bytes, expected: int | None) -> list[tuple[bytes, int]]:
+        """Look at one object; return what it links to, and as what.
+
+        Raises:
+            RepositoryCorruptError: it is not there, not what it is linked as, or known as broken.
+        """
+        if expected == BLOB:
+            if not self._store.contains(oid):
+                raise ObjectMissingError(oid)
+            return []
+        if (known := self._broken.get(oid)) is not None:
+            raise known.with_traceback(None)
+        kind, data = self._content(oid, expected)
+        if expected not in (None, kind):
+            raise RepositoryCorruptError(f"object {oid.hex()} is of another type than linked")
+        if kind == COMMIT:
+            commit = self._store.commit(oid)
+            parents = () if oid in self._shallow else commit.parents
+            return [(commit.tree, TREE), *((parent, COMMIT) for parent in parents)]
+        if kind == TREE:
+            return [
+                (child, TREE if mode == MODE_TREE else BLOB)
+                for mode, _, child in tree_entries(data)
+                if mode != MODE_SUBMODULE
+            ]
+        return [parse_tag(data)] if kind == TAG else []
 
     def _content(self, oid: bytes, expected: int | None) -> tuple[int, bytes]:
         try:
