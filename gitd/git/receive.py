@@ -49,6 +49,8 @@ from storage.git.transaction import RefChange, ReflogEntry, change_refs
 LAST_WORDS_S = 2.0  # for what is broken off to tidy up
 NOT_KEPT = "unable to migrate objects to permanent storage"  # git's words
 
+_NOT_IN_NAMES = str.maketrans("", "", "<>\n")  # git leaves them out too
+
 _log = structlog.get_logger(__name__)
 
 
@@ -241,7 +243,7 @@ class _OnePush:
     @property
     def _committer(self) -> tuple[str, str]:
         """The name and address for reflogs: the operator's own, if the environment has one."""
-        user = self._opened.remote_user or "anonymous"
+        user = (self._opened.remote_user or "").translate(_NOT_IN_NAMES) or "anonymous"
         environ = self._service.environ
         return (
             environ.get("GIT_COMMITTER_NAME") or user,
@@ -420,7 +422,7 @@ class _OnePush:
             self._refuse_all("atomic push failure")
         going = [command for command in self._commands if command.is_going]
         name, email = self._committer
-        log = ReflogEntry(f"{name} <{email}>".encode(), b"push")
+        log = ReflogEntry(os.fsencode(f"{name} <{email}>"), b"push")
         errors = change_refs(
             self._repository,
             [RefChange(command.name, command.old, command.new) for command in going],

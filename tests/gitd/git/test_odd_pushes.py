@@ -5,8 +5,11 @@ Where git's own server has an answer, ours is held against it.
 
 from __future__ import annotations
 
+import itertools
+import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,36 @@ def test_8_28_a_border_that_is_no_commit_here_is_none(
     assert not (wire.bare / "shallow").exists()
 
 
+# histories that lack something
+
+
+def test_8_19_each_of_many_tips_is_judged_by_what_it_reaches_itself(
+    wire: Any, raw: Any, tip: str, head: Git
+) -> None:
+    """Though what was found out for one is remembered for the others."""
+    tree, who = head(wire.work, "HEAD^{tree}"), "A <a@b> 1 +0000"
+
+    def commit_of(tree: str, *parents: str) -> bytes:
+        lines = "".join(f"parent {parent}\n" for parent in parents)
+        return f"tree {tree}\n{lines}author {who}\ncommitter {who}\n\nx\n".encode()
+
+    objects, oids, wanted = [], [], {}
+    broken, whole = "12" * 20, tip
+    for number in range(30):
+        both = commit_of(tree, broken), commit_of(tree, whole), commit_of(tree, whole, broken)
+        broken, whole, joined = (raw.oid_of("commit", data) for data in both)
+        objects += [("commit", data) for data in both]
+        oids += [(f"broken{number}", broken), (f"whole{number}", whole), (f"join{number}", joined)]
+    # Linked as a tree, and a whole commit all the same.
+    objects.append(("commit", commit_of(whole, tip)))
+    oids += [("odd", raw.oid_of("commit", objects[-1][1])), ("whole", whole)]
+    for name, _ in oids:
+        is_good = name.startswith("whole")
+        wanted[f"refs/heads/{name}"] = "ok" if is_good else "missing necessary objects"
+    commands = [(NONE, oid, f"refs/heads/{name}") for name, oid in oids]
+    assert wire.push(*commands, pack=raw.make_pack(*objects)).refs == wanted
+
+
 # push options
 
 
@@ -158,6 +191,32 @@ def test_8_11_atomic_is_heard_only_where_it_was_offered(
     body += raw.pkt(f"{NONE} {tip} refs/heads/main") + b"0000" + wire.pack(tip, f"^{tip}")
     got, _ = beside(body)
     assert got.refs == {"refs/heads/good": "ok", "refs/heads/main": "reference already exists"}
+
+
+# who pushes
+
+
+@pytest.mark.parametrize(
+    ("user", "shown"),
+    [
+        (b"ada <eve@x>", "ada eve@x"),
+        (b"<>", "anonymous"),
+        (b"r\xc3\xa9mi", "r\u00e9mi"),
+        (b"r\xe9mi", "r\ufffdmi"),
+    ],
+)
+def test_8_42_a_name_breaks_no_reflog(
+    wire: Any, tip: str, git: Git, user: bytes, shown: str
+) -> None:
+    git("config", "core.logAllRefUpdates", "true", cwd=wire.bare)
+    got = wire.push(
+        (NONE, tip, "refs/heads/x"),
+        pack=wire.pack(tip, f"^{tip}"),
+        X_Remote_User=user,
+    )
+    assert got.refs == {"refs/heads/x": "ok"}
+    logged = git("reflog", "--format=%gn|%ge", "refs/heads/x", cwd=wire.bare).out
+    assert logged == f"{shown}|{shown}@http.127.0.0.1"
 
 
 # command lines
@@ -215,3 +274,54 @@ def test_8_41_a_deleted_symref_takes_what_it_names_with_it(
     git("symbolic-ref", "refs/heads/alias", "refs/heads/main", cwd=wire.bare)
     got, wanted = beside(raw.pkt(f"{tip} {NONE} refs/heads/alias\0{CAPS}") + b"0000")
     assert got.report == wanted.report == ["unpack ok", "ok refs/heads/alias"]
+
+
+# pushes at once
+
+NAMES = ("a", "a/b", "a/b/c", "x", "x/y")
+CLIENTS, ROUNDS = 6, 6
+
+
+def test_8_44_pushes_of_all_kinds_at_once_leave_refs_that_agree(
+    wire: Any, raw: Any, tip: str, git: Git, commit: Git
+) -> None:
+    """Of one repository, through this server and git's own, with names that cannot all be."""
+    git("config", "core.logAllRefUpdates", "true", cwd=wire.bare)
+    two = commit(wire.work, "two")
+    git("push", "-q", "origin", "main", cwd=wire.work)
+    empty = wire.pack(tip, f"^{tip}")
+
+    def client(number: int) -> list[Any]:
+        numbers = random.Random(number)
+        return [one_push(number, numbers) for _ in range(ROUNDS)]
+
+    def one_push(number: int, numbers: random.Random) -> Any:
+        moves = [(NONE, tip), (NONE, two), (tip, two), (two, tip), (tip, NONE), (two, NONE)]
+        names = numbers.sample(NAMES, numbers.randint(1, 3))
+        commands = [(*numbers.choice(moves), f"refs/heads/{name}") for name in names]
+        caps = CAPS + numbers.choice(["", " atomic"])
+        lines = [" ".join(command) for command in commands]
+        body = raw.pkt(f"{lines[0]}\0{caps}") + b"".join(map(raw.pkt, lines[1:])) + b"0000"
+        if any(new != NONE for _, new, _ in commands):
+            body += empty
+        if number % 3 == 2:
+            content = raw.by_git(wire.bare, "git-receive-pack", body)
+            return raw.parse_push_answer(Response(200, content=content))
+        answer = raw.parse_push_answer(wire.server.post(wire.bare, "git-receive-pack", body))
+        if "atomic" in caps:
+            assert len({reason == "ok" for reason in answer.refs.values()}) == 1
+        return answer
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        answers = [answer for some in clients.map(client, range(CLIENTS)) for answer in some]
+    assert {answer.status for answer in answers} == {200}
+    assert all(answer.unpack == "ok" for answer in answers)
+    git("fsck", "--full", "--strict", cwd=wire.bare)
+    names = git("for-each-ref", "--format=%(refname)", cwd=wire.bare).out.splitlines()
+    assert not any(other.startswith(f"{name}/") for name in names for other in names)
+    for name in names:
+        log = wire.bare / "logs" / name
+        moves = [line.split()[:2] for line in log.read_text().splitlines()] if log.exists() else []
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(moves))
+    left = [*wire.bare.rglob("*.lock"), *(wire.bare / "objects").glob("tmp_*")]
+    assert left == []
