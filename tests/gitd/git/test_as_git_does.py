@@ -273,6 +273,12 @@ def test_6_fetch(
         (["command=fetch\n", None, "deepen -1\n"], "Invalid deepen"),
         (["command=fetch\n", None, "deepen-not nope\n"], "deepen-not is not a ref: nope"),
         (["command=fetch\n", None, "sideband-all\n"], "unexpected line"),
+        (["command=fetch\n", None, "packfile-uris https\n"], "unexpected line"),
+        (["command=fetch\n", None, *["want-ref refs/heads/main\n"] * 2],
+         "duplicate want-ref refs/heads/main"),
+        (["command=fetch\n", None, "want-ref refs/hidden/x\n"], "unknown ref refs/hidden/x"),
+        (["command=fetch\n", None, "filter sparse:oid=x\n"], "filter 'sparse' not supported"),
+        (["command=object-info\n"], "invalid command 'object-info'"),
     ],
 )  # fmt: skip
 def test_6_errors_are_said_in_the_protocol(
@@ -290,6 +296,30 @@ def test_6_arguments_end_with_a_flush(rich: Path, bare: Path, server: Any, raw: 
     body = raw.pkt("command=fetch\n") + b"0001" + raw.pkt("done\n") + b"0001"
     got = server.post(bare, "git-upload-pack", body, Git_Protocol="version=2")
     assert b"ERR expected flush after fetch arguments" in got.content
+
+
+@pytest.mark.parametrize("command", ["ls-refs", "fetch"])
+def test_6_line_ends_and_options_of_the_server_change_nothing(
+    rich: Path, ask: Any, raw: Any, head: Git, command: str
+) -> None:
+    lines = {"ls-refs": ["peel", "symrefs"], "fetch": [f"want {head(rich)}", "no-progress", "done"]}
+    caps = ("agent=x", "server-option=a=b", "server-option=c", "object-format=sha1\n")
+    plain, _ = ask("git-upload-pack", v2(raw, command, *lines[command]), "version=2")
+    body = b"".join(map(raw.pkt, (f"command={command}", *caps))) + b"0001"
+    body += b"".join(map(raw.pkt, lines[command])) + b"0000"
+    ours, theirs = ask("git-upload-pack", body, "version=2")
+    assert ours == plain
+    assert ours[:9] == theirs[:9]
+
+
+def test_6_how_deep_a_filter_by_depth_may_be_is_the_operators(
+    rich: Path, bare: Path, server: Any, raw: Any, git: Git, head: Git
+) -> None:
+    git("config", "uploadpackfilter.tree.maxDepth", "2", cwd=bare)
+    for depth, says in ((2, b"packfile"), (3, b"ERR tree filter allows max depth 2, but got 3")):
+        body = v2(raw, "fetch", f"want {head(rich)}", f"filter tree:{depth}", "done")
+        got = server.post(bare, "git-upload-pack", body, Git_Protocol="version=2")
+        assert got.content[4:].startswith(says)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +438,8 @@ def test_6_object_info_where_it_is_offered(
     rich: Path, bare: Path, ask: Any, raw: Any, git: Git, head: Git
 ) -> None:
     git("config", "transfer.advertiseObjectInfo", "true", cwd=bare)
-    body = v2(raw, "object-info", "size", f"oid {head(rich)}", f"oid {head(rich, 'HEAD:file')}")
+    some = [f"oid {oid}" for oid in (head(rich), head(rich, "HEAD:file"), "ab" * 20)]
+    body = v2(raw, "object-info", "size", *some)
     ours, theirs = ask("git-upload-pack", body, "version=2")
     assert ours == theirs
 

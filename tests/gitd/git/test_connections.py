@@ -1,4 +1,4 @@
-"""Checklist sections 1, 2 and 10: connections that wait, trickle, are too many, or end early."""
+"""docs/git-server.md, sections 1, 2 and 10: connections that wait or end early, or are too many."""
 
 from __future__ import annotations
 

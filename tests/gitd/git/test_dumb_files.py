@@ -1,4 +1,4 @@
-"""Repositories as plain files, where their operator lets them be (checklist 1.5, 1.17)."""
+"""Repositories as plain files, where an operator lets them be (docs/git-server.md, 1.5, 1.17)."""
 
 from __future__ import annotations
 

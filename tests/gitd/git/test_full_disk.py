@@ -1,4 +1,4 @@
-"""Checklist section 10: a disk that has no room in the middle of a push, and then has."""
+"""docs/git-server.md, section 10: a disk that has no room in the middle of a push, and then has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checklist sections 1 to 3: routing, statuses, bodies, connections."""
+"""docs/git-server.md, sections 1 to 3: routing, statuses, bodies, connections."""
 
 from __future__ import annotations
 
@@ -340,6 +340,29 @@ def test_2_10_one_connection_serves_many_requests(server: Any, bare: Path, work:
         assert connection.sock is sock
     connection.close()
     assert seen == [200, 404, 403, 415, 200]
+
+
+def test_2_10_requests_may_be_sent_ahead(server: Any, bare: Path, work: Path) -> None:
+    """Answered in order, also behind refusals whose bodies nobody read."""
+    head = (
+        "POST /{}/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\n"
+        "Content-Type: {}\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n"
+    )
+    right = "application/x-git-upload-pack-request"
+    sent = []
+    for path, content_type, body, connection in (
+        (bare.name, right, LS_REFS, "keep-alive"),
+        ("none.git", right, bytes(100_000), "keep-alive"),
+        (bare.name, "text/plain", LS_REFS, "keep-alive"),
+        (bare.name, right, LS_REFS, "close"),
+    ):
+        line = head.format(path, content_type, len(body), connection)
+        sent.append(line.encode() + body)
+    with socket_to(server) as connection:
+        connection.sendall(b"".join(sent))
+        answers = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answers) == [b"200", b"404", b"415", b"200"]
+    assert answers.count(b"refs/heads/main") == 2
 
 
 def test_2_11_a_refusal_is_heard_while_the_body_is_sent(

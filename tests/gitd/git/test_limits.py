@@ -123,7 +123,7 @@ def answer_of(client: socket.socket) -> tuple[int, bytes]:
 def test_clients_that_send_nothing_are_told_so(
     server: Any, bare: Path, work: Path, raw: Any
 ) -> None:
-    """Checklist 2.9: there is no total time, but one without a byte."""
+    """2.9: there is no total time, but one without a byte."""
     host, _, port = server.url.removeprefix("http://").partition(":")
     push = raw.pkt(f"{NONE} {'1' * 40} refs/heads/x\0report-status side-band-64k") + b"0000PACK"
     with contextlib.ExitStack() as stack:

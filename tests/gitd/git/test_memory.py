@@ -1,4 +1,4 @@
-"""Checklist 2.13 and section 10: what the server's own process holds stays small."""
+"""docs/git-server.md, 2.13 and section 10: what the server's own process holds stays small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's own hooks, run as git runs them (end of checklist section 8)."""
+"""The operator's own hooks, run as git runs them (docs/git-server.md, 8.42)."""
 
 from __future__ import annotations
 

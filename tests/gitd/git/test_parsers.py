@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import itertools
 
@@ -153,7 +154,9 @@ WORDS = st.sampled_from(
     [b"report-status", b"atomic", b"push-options", b"object-format=sha1", b"object-format=sha256",
      b"agent=\xff", b"push-cert=", b"", b"side-band-64k"]
 )  # fmt: skip
-NAMES = st.sampled_from([b"refs/heads/x", b"", b"\xff", b"HEAD", b"a b", b"refs/heads/" + b"n" * 300])
+NAMES = st.sampled_from(
+    [b"refs/heads/x", b"", b"\xff", b"HEAD", b"a b", b"refs/heads/" + b"n" * 300]
+)
 
 
 @st.composite
@@ -182,12 +185,9 @@ def test_a_push_is_understood_or_refused(examples: int) -> None:
     def each(packets: list[bytes | Marker], places: list[int], tail: bytes) -> None:
         async def run() -> None:
             body = b"".join(map(framed, packets)) + tail
-            try:
+            with contextlib.suppress(GitRequestError):
                 wish = await read_wish(reader_of(cut(body, places)), LIMITS, offered=OFFERED)
-            except GitRequestError as error:
-                assert error.message
-                return
-            require_sane(wish)
+                require_sane(wish)
 
         asyncio.run(run())
 
@@ -227,9 +227,22 @@ def test_capabilities_of_a_push(words: list[bytes], *, is_offered: bool) -> None
         asyncio.run(run())
 
 
-@given(content=st.binary(max_size=200) | st.lists(st.sampled_from(
-    [b"certificate version 0.1\n", b"nonce 1-x\n", b"push-option a\n", b"\n", b"pusher A\n",
-     b"-----BEGIN SSH SIGNATURE-----\n", NULL + b" " + SOME + b" refs/heads/x\n"])).map(b"".join))
+@given(
+    content=st.binary(max_size=200)
+    | st.lists(
+        st.sampled_from(
+            [
+                b"certificate version 0.1\n",
+                b"nonce 1-x\n",
+                b"push-option a\n",
+                b"\n",
+                b"pusher A\n",
+                b"-----BEGIN SSH SIGNATURE-----\n",
+                NULL + b" " + SOME + b" refs/heads/x\n",
+            ]
+        )
+    ).map(b"".join)
+)
 def test_a_certificate_is_taken_apart_without_loss(content: bytes) -> None:  # fmt: skip
     try:
         found = Certificate.parse(content)
@@ -243,27 +256,66 @@ def test_a_certificate_is_taken_apart_without_loss(content: bytes) -> None:  # f
 # words of a fetch, names
 
 
-@given(header=st.text(max_size=40) | st.lists(st.sampled_from(
-    ["version=", "2", "1", "0", ":", "99", "foo", " ", "\u0661"])).map("".join))
+@given(
+    header=st.text(max_size=40)
+    | st.lists(st.sampled_from(["version=", "2", "1", "0", ":", "99", "foo", " ", "\u0661"])).map(
+        "".join
+    )
+)
 def test_any_header_is_a_version(header: str) -> None:  # fmt: skip
     assert protocol_version(header) in (0, 1, 2)
 
 
-@given(spec=st.text(max_size=30) | st.lists(st.sampled_from(
-    ["combine:", "blob:", "none", "limit=", "tree:", "1", "k", "+", "%2B", "object:type=", "tag",
-     "9" * 20, "sparse:oid=x", "%", "%zz"])).map("".join))
+@given(
+    spec=st.text(max_size=30)
+    | st.lists(
+        st.sampled_from(
+            [
+                "combine:",
+                "blob:",
+                "none",
+                "limit=",
+                "tree:",
+                "1",
+                "k",
+                "+",
+                "%2B",
+                "object:type=",
+                "tag",
+                "9" * 20,
+                "sparse:oid=x",
+                "%",
+                "%zz",
+            ]
+        )
+    ).map("".join)
+)
 def test_any_words_are_a_filter_or_none(spec: str) -> None:  # fmt: skip
-    try:
-        found = parse_filter(spec)
-    except FilterError as error:
-        assert str(error)
-        return
-    assert found != ObjectFilter()
+    with contextlib.suppress(FilterError):
+        assert parse_filter(spec) != ObjectFilter()
 
 
-@given(name=st.binary(max_size=30) | st.lists(st.sampled_from(
-    [b"refs/", b"heads", b"/", b".", b"..", b".lock", b"@{", b"@", b"a", b"\xff", b"\n", b"~"])
-    ).map(b"".join))
+@given(
+    name=st.binary(max_size=30)
+    | st.lists(
+        st.sampled_from(
+            [
+                b"refs/",
+                b"heads",
+                b"/",
+                b".",
+                b"..",
+                b".lock",
+                b"@{",
+                b"@",
+                b"a",
+                b"\xff",
+                b"\n",
+                b"~",
+            ]
+        )
+    ).map(b"".join)
+)
 def test_names_that_may_be_written_stay_below_refs(name: bytes) -> None:  # fmt: skip
     if is_writable_name(name):
         parts = name.split(b"/")

@@ -1,4 +1,4 @@
-"""Checklist section 8, row by row, with raw requests."""
+"""docs/git-server.md, section 8, row by row, with raw requests."""
 
 from __future__ import annotations
 

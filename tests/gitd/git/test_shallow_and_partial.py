@@ -1,4 +1,4 @@
-"""Shallow and partial clones with the real client (checklist sections 5 and 6)."""
+"""Shallow and partial clones with the real client (docs/git-server.md, sections 5 and 6)."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_depth_by_date_and_by_exclusion(
 def test_a_shallow_clone_pushes(
     history: Path, bare: Path, server: Any, tmp_path: Path, git: Git, commit: Git, head: Git
 ) -> None:
-    """Checklist 8.29: the server has what lies behind the border."""
+    """8.29: the server has what lies behind the border."""
     clone = tmp_path / "c"
     git("clone", "-q", "--depth", "1", server.url_of(bare), clone, cwd=tmp_path)
     commit(clone, "from-shallow")

@@ -1,4 +1,4 @@
-"""Checklist rows that need one request each, and settings that are read from repositories."""
+"""Rows of docs/git-server.md that need one request each, and settings of repositories."""
 
 from __future__ import annotations
 

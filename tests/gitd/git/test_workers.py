@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -29,8 +30,11 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float = 60) -> None:
 
 
 def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(word) for task in tasks for word in task.read_text().split()]
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found += [int(word) for word in task.read_text().split()]
+    return found
 
 
 def is_alive(pid: int) -> bool:
@@ -42,7 +46,7 @@ def is_alive(pid: int) -> bool:
 
 def has_open(pid: int, name: str) -> bool:
     try:
-        return any(os.readlink(file).endswith(name) for file in Path(f"/proc/{pid}/fd").iterdir())
+        return any(file.readlink().name == name for file in Path(f"/proc/{pid}/fd").iterdir())
     except FileNotFoundError:
         return False
 
@@ -82,6 +86,44 @@ def test_a_worker_that_nobody_listens_to_ends_in_silence(
     shutil.rmtree(quarantine)
 
 
+def test_5_silence_before_a_pack_is_bridged(
+    launch: Any, tmp_path: Path, raw: Any, git: Git, commit: Git, head: Git
+) -> None:
+    """What makes the pack stands still, and the client hears something all the same."""
+    root, work = tmp_path / "root", tmp_path / "work"
+    root.mkdir()
+    server = launch(root)
+    bare = server.create("a.git", uploadpack__keepAlive="1")
+    git("init", "-q", "-b", "main", work, cwd=tmp_path)
+    (work / "data").write_bytes(os.urandom(LARGE_BYTES + 1))
+    commit(work, "large", other="x")
+    git("push", "-q", bare, "main", cwd=work)
+    wait_until(lambda: children(server.process.pid) != [])
+    workers = children(server.process.pid)
+    lines = ["command=fetch\n", None, f"want {head(work)}\n", "filter blob:limit=1\n", "done\n"]
+    git("config", "uploadpack.allowFilter", "true", cwd=bare)
+    body = b"".join(b"0001" if line is None else raw.pkt(line) for line in lines) + b"0000"
+    headers = {
+        "Content-Type": "application/x-git-upload-pack-request", "Git-Protocol": "version=2",
+    }  # fmt: skip
+    url = f"{server.url_of(bare)}/git-upload-pack"
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    try:
+        with server.client.stream("POST", url, content=body, headers=headers) as answer:
+            heard = b""
+            for piece in answer.iter_raw():
+                heard += piece
+                if b"0005\x01" in heard:
+                    break
+            for worker in workers:
+                os.kill(worker, signal.SIGCONT)
+    finally:
+        for worker in filter(is_alive, workers):
+            os.kill(worker, signal.SIGCONT)
+    assert heard.startswith(b"000dpackfile\n0005\x01")
+
+
 @pytest.mark.parametrize("state", ["idle", "working"])
 def test_workers_of_a_killed_server_end_by_themselves(
     launch: Any, tmp_path: Path, git: Git, commit: Git, head: Git, state: str
@@ -101,8 +143,9 @@ def test_workers_of_a_killed_server_end_by_themselves(
             assert pushing.wait(60) == 0
         else:
             wait_until(
-                lambda: any(has_open(pid, SPOOL_NAME) for pid in workers)
-                or pushing.poll() is not None
+                lambda: (
+                    any(has_open(pid, SPOOL_NAME) for pid in workers) or pushing.poll() is not None
+                )
             )
         workers = children(server.process.pid)
         server.process.send_signal(signal.SIGKILL)

@@ -1,0 +1,189 @@
+"""Who may fetch from and push to a site: docs/git-server.md, section 9, by raw requests."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientResponse, ClientSession, web
+
+from gitd.addresses import TrustedProxies
+from gitd.auth import Authenticator, expand_scopes, mint
+from gitd.git.push import SilentReceiver
+from gitd.git.service import GitService
+from gitd.site_git import SiteAccess
+from hooks.housekeeping import Housekeeping, HousekeepingLimits
+from storage.artifacts import ArtifactStore
+from storage.collect import Collector
+from storage.layout import Layout
+from storage.model import Site
+from storage.records import api_keys, sites
+from storage.records.db import Records
+from storage.repos import Repositories
+from storage.retention import Retention
+from storage.room import Room, RoomLimits
+
+NOW = 1_780_000_000_000
+FETCH, PUSH = "git-upload-pack", "git-receive-pack"
+
+
+@dataclass
+class Door:
+    """The git endpoint of two sites, and a client on one connection."""
+
+    records: Records
+    client: ClientSession
+
+    def key(self, *scopes: str, site_id: str | None = None) -> str:
+        secret, key = mint("tests", expand_scopes(scopes), site_id=site_id, now=NOW)
+        self.records.write(lambda db: api_keys.add(db, key))
+        return secret.reveal()
+
+    async def refs(
+        self, service: str, authorization: str | None = None, site: str = "acme"
+    ) -> ClientResponse:
+        headers = {} if authorization is None else {"Authorization": authorization}
+        url = f"/{site}.git/info/refs?service={service}"
+        answer = await self.client.get(url, headers=headers)
+        await answer.read()
+        return answer
+
+    async def post(
+        self, service: str, headers: dict[str, str], site: str = "acme"
+    ) -> ClientResponse:
+        """Send the probe that git sends before a large body."""
+        headers = {"Content-Type": f"application/x-{service}-request", **headers}
+        answer = await self.client.post(f"/{site}.git/{service}", data=b"0000", headers=headers)
+        await answer.read()
+        return answer
+
+
+def basic(password: str, user: str = "x") -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.fixture
+async def door(tmp_path: Path) -> AsyncIterator[Door]:
+    records = Records.open(tmp_path / "gitd.db")
+    repositories = Repositories(tmp_path / "repos")
+    for name in ("acme", "other"):
+        site = Site(f"site_{name}", name, "main", NOW)
+        records.write(lambda db, site=site: sites.add(db, site))
+        repositories.create(site.id, "main")
+    store = ArtifactStore.open(tmp_path / "store", records, group=None)
+    room = Room(Layout(tmp_path / "store"), RoomLimits())
+    collector = Collector(store, records, Retention())
+    housekeeping = Housekeeping(collector, room, records, limits=HousekeepingLimits())
+    access = SiteAccess(
+        records,
+        repositories,
+        Authenticator(records, lambda: NOW),
+        TrustedProxies(),
+        housekeeping=housekeeping,
+    )
+    service = GitService(access, SilentReceiver())
+    app = web.Application(client_max_size=0)
+    app.router.add_route("*", "/{path:.+}", service.handler)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0]
+    async with ClientSession(f"http://{host}:{port}") as client:
+        yield Door(records, client)
+    await runner.cleanup()
+    await service.close()
+    records.close()
+
+
+NOBODYS = (
+    None,
+    "Basic",
+    "Basic !",
+    "Basic " + base64.b64encode(b"\xff:\xff").decode(),
+    "Basic " + base64.b64encode(b"no colon").decode(),
+    basic(""),
+    basic("mfk_live_wrong"),
+    basic("with:colon"),
+    basic("gr\u00fc\u00dfe"),
+    "Bearer nonsense",
+    "Digest username=x",
+)
+
+
+@pytest.mark.parametrize("site", ["acme", "absent"])
+@pytest.mark.parametrize("service", [FETCH, PUSH])
+async def test_9_who_is_nobody_is_asked_to_log_in(door: Door, site: str, service: str) -> None:
+    """Whether the site exists or not, and with wrong credentials as with none: a client forgets
+    wrong ones only for a 401."""
+    for authorization in NOBODYS:
+        answer = await door.refs(service, authorization, site)
+        assert answer.status == 401, authorization
+        assert answer.headers["WWW-Authenticate"].startswith('Basic realm="gitd')
+        assert answer.headers["Cache-Control"].startswith("no-cache")
+        assert answer.content_type == "text/plain"
+        more = {} if authorization is None else {"Authorization": authorization}
+        posted = await door.post(service, more, site)
+        assert posted.status == 401, authorization
+        assert "WWW-Authenticate" in posted.headers
+
+
+async def test_9_any_user_name_does_and_the_key_is_the_password(door: Door) -> None:
+    secret = door.key("deployments:read", "deployments:write")
+    for authorization in (
+        basic(secret),
+        basic(secret, user=""),
+        basic(secret, user="gr\u00fc\u00dfe"),
+        basic(secret).replace("Basic", "bAsIc"),
+        f"Bearer {secret}",
+    ):
+        for service in (FETCH, PUSH):
+            assert (await door.refs(service, authorization)).status == 200
+
+
+async def test_9_each_request_of_a_connection_logs_in_by_itself(door: Door) -> None:
+    allowed = basic(door.key("deployments:read"))
+    seen = [(await door.refs(FETCH, who)).status for who in (None, allowed, None, allowed)]
+    assert seen == [401, 200, 401, 200]
+
+
+async def test_9_a_site_that_a_key_may_not_know_of_looks_like_none(door: Door) -> None:
+    bound = basic(door.key("deployments:read", "deployments:write", site_id="site_acme"))
+    for service in (FETCH, PUSH):
+        assert (await door.refs(service, bound)).status == 200
+        hidden = await door.refs(service, bound, "other")
+        absent = await door.refs(service, bound, "wother")
+        assert hidden.status == absent.status == 404
+        assert (await hidden.text()) == (await absent.text()).replace("wother", "other")
+        names = [{*answer.headers} - {"Date"} for answer in (hidden, absent)]
+        assert names[0] == names[1]
+
+
+async def test_9_a_key_that_may_read_may_not_push_and_is_told_so(door: Door) -> None:
+    reader = basic(door.key("deployments:read"))
+    assert (await door.refs(FETCH, reader)).status == 200
+    answer = await door.refs(PUSH, reader)
+    assert answer.status == 403
+    assert answer.content_type == "text/plain"
+    assert "lacks the scope deployments:write" in await answer.text()
+    assert (await door.post(PUSH, {"Authorization": reader})).status == 403
+
+
+async def test_2_5_a_probe_is_asked_to_log_in_before_a_large_body_comes(door: Door) -> None:
+    """Git repeats the probe with a password; the body itself it could not send again."""
+    pusher = basic(door.key("deployments:read", "deployments:write"))
+    for service in (FETCH, PUSH):
+        assert (await door.post(service, {})).status == 401
+        answer = await door.post(service, {"Authorization": pusher})
+        assert (answer.status, await answer.read()) == (200, b"")
+        assert answer.content_type == f"application/x-{service}-result"
+
+
+async def test_9_the_list_of_a_sites_refs_is_no_file(door: Door) -> None:
+    """An old client would take a page for an empty repository, and say that all went well."""
+    reader = basic(door.key("deployments:read"))
+    answer = await door.client.get("/acme.git/info/refs", headers={"Authorization": reader})
+    assert answer.status == 403
+    assert answer.content_type == "text/plain"
