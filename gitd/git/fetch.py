@@ -33,7 +33,7 @@ class FetchRequest:
 
     Attributes:
         shallow: the client's own borders.
-        want_refs: names wanted instead of ids.
+        want_refs: names wanted instead of ids, in their order, each once.
         is_done: the client negotiates no further.
         all_on_bands: every line of the answer goes on band 1 (`sideband-all`).
         uri_protocols: packs may be named by URLs of these.
@@ -41,7 +41,7 @@ class FetchRequest:
     """
 
     wants: list[bytes] = field(default_factory=list)
-    want_refs: list[bytes] = field(default_factory=list)
+    want_refs: dict[bytes, None] = field(default_factory=dict)
     haves: list[bytes] = field(default_factory=list)
     shallow: list[bytes] = field(default_factory=list)
     depth: Depth = field(default_factory=Depth)
@@ -132,12 +132,18 @@ def parse_oid(digits: bytes, what: str) -> bytes:
     return unhex(digits)
 
 
-def checked_filter(spec: bytes, repository: Repository) -> str:
-    """Return a filter that is offered and understood.
+def take_filter(fetch: FetchRequest, spec: bytes, repository: Repository) -> None:
+    """Take the filter of a fetch.
 
     Raises:
-        FetchRefusedError: it is not.
+        FetchRefusedError: it is not offered or not understood, or is another one.
     """
+    if fetch.filter_spec is not None:
+        raise FetchRefusedError("multiple filter-specs cannot be combined")
+    fetch.filter_spec = _checked_filter(spec, repository)
+
+
+def _checked_filter(spec: bytes, repository: Repository) -> str:
     text = spec.decode("utf-8", "replace")
     try:
         parsed = parse_filter(text)

@@ -16,12 +16,12 @@ from gitd.git.fetch import (
     DepthWish,
     FetchRefusedError,
     FetchRequest,
-    checked_filter,
     find_borders,
     is_ready,
     parse_oid,
     require_reachable,
     shallow_lines,
+    take_filter,
 )
 from gitd.git.limits import GitLimits
 from gitd.git.pack_sender import PackSender
@@ -95,7 +95,7 @@ class UploadV0:
             elif text.startswith(b"shallow "):
                 fetch.shallow.append(parse_oid(text[8:], "shallow"))
             elif text.startswith(b"filter ") and b"filter" in self._capabilities:
-                fetch.filter_spec = checked_filter(text[7:], self._repository)
+                take_filter(fetch, text[7:], self._repository)
             elif not depth.take(text, view):
                 shown = text[:200].decode("utf-8", "replace")
                 raise FetchRefusedError(

@@ -6,6 +6,8 @@ Source: gitprotocol-v2(5); git's serve.c, ls-refs.c, upload-pack.c.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
+from collections.abc import Iterable
 
 from gitd.git.access import Service
 from gitd.git.advertisement import RefViews, VisibleRefs
@@ -15,13 +17,13 @@ from gitd.git.fetch import (
     DepthWish,
     FetchRefusedError,
     FetchRequest,
-    checked_filter,
     common_haves,
     find_borders,
     is_ready,
     parse_oid,
     require_wants,
     shallow_lines,
+    take_filter,
 )
 from gitd.git.limits import GitLimits
 from gitd.git.pack_sender import PackSender
@@ -35,6 +37,7 @@ PACKFILE_URI_KEY = "uploadpack.blobpackfileuri"
 PREFIXES_MAX = 65536
 REMEMBERED_REFS_MIN = 500  # fewer are rendered as fast as they are found
 REMEMBERED_PREFIXES_MAX = 16
+TRIED_PREFIXES_MAX = 16  # with each name; of more, each is looked for among the names
 LINES_MAX = 1_500_000
 _CAPABILITIES = (b"agent", b"object-format", b"server-option", b"session-id")
 
@@ -244,7 +247,8 @@ class UploadV2:
                 fetch.shallow.append(parse_oid(line[8:], "shallow"))
             elif not (self._take_flag(line, fetch) or depth.take(line, view)):
                 self._take_optional(line, fetch)
-        if len(fetch.wants) > self._limits.wants_max or len(fetch.haves) > self._limits.haves_max:
+        want_count = len(fetch.wants) + len(fetch.want_refs)
+        if want_count > self._limits.wants_max or len(fetch.haves) > self._limits.haves_max:
             raise FetchRefusedError("upload-pack: too many wants or haves")
         fetch.depth = depth.depth()
         if fetch.uri_protocols and fetch.all_on_bands:
@@ -273,12 +277,12 @@ class UploadV2:
     def _take_optional(self, line: bytes, fetch: FetchRequest) -> None:
         config = self._repository.config
         if line.startswith(b"filter ") and config.flag("uploadpack.allowfilter"):
-            fetch.filter_spec = checked_filter(line[7:], self._repository)
+            take_filter(fetch, line[7:], self._repository)
         elif line.startswith(b"want-ref ") and config.flag("uploadpack.allowrefinwant"):
             name = line[9:]
             if name in fetch.want_refs:
                 raise FetchRefusedError(f"duplicate want-ref {name.decode('utf-8', 'replace')}")
-            fetch.want_refs.append(name)
+            fetch.want_refs[name] = None
         elif line == b"sideband-all" and config.flag("uploadpack.allowsidebandall"):
             fetch.all_on_bands = True
         elif line.startswith(b"packfile-uris ") and config.texts(PACKFILE_URI_KEY):
@@ -352,9 +356,8 @@ def _ref_lines(
     targets = view.snapshot.symrefs if symrefs else {}
     peeled = view.peeled if peel else {}
     lines = []
-    for name, oid in view.values.items():
-        if wanted and not name.startswith(wanted):
-            continue
+    for name in _names_below(view, wanted):
+        oid = view.values[name]
         line = oid.hex().encode() + b" " + name
         if name in targets:
             line += b" symref-target:" + targets[name]
@@ -362,6 +365,25 @@ def _ref_lines(
             line += b" peeled:" + peeled[oid].hex().encode()
         lines.append(b"%04x%b\n" % (len(line) + 5, line))
     return lines
+
+
+def _names_below(view: VisibleRefs, prefixes: tuple[bytes, ...]) -> Iterable[bytes]:
+    """Return the names with one of some prefixes, in order; all where there are none."""
+    if not prefixes:
+        return view.values
+    if len(prefixes) <= TRIED_PREFIXES_MAX:
+        return [name for name in view.values if name.startswith(prefixes)]
+    names, found = list(view.values), []
+    last: bytes | None = None
+    for prefix in sorted(prefixes):
+        if last is not None and prefix.startswith(last):
+            continue  # all of its names are there
+        last = prefix
+        at = bisect_left(names, prefix)
+        while at < len(names) and names[at].startswith(prefix):
+            found.append(names[at])
+            at += 1
+    return found
 
 
 def _joined(sections: list[bytes], fetch: FetchRequest) -> bytes:

@@ -134,6 +134,8 @@ def v2(raw: Any, command: str, *lines: str, caps: tuple[str, ...] = ()) -> bytes
         ("ref-prefix refs/nothing",),
         ("ref-prefix refs/hidden/",),
         ("peel", "ref-prefix "),
+        ("peel", *(f"ref-prefix refs/heads/b{n}" for n in range(20)), "ref-prefix refs/tags/v"),
+        ("symrefs", *(f"ref-prefix refs/{'heads/'[:n]}" for n in range(7)), *["ref-prefix H"] * 12),
     ],
 )
 @pytest.mark.parametrize("state", ["usual", "detached", "unborn", "dangling"])
@@ -279,6 +281,8 @@ def test_6_fetch(
         (["command=fetch\n", None, "want-ref refs/hidden/x\n"], "unknown ref refs/hidden/x"),
         (["command=fetch\n", None, "filter sparse:oid=x\n"], "filter 'sparse' not supported"),
         (["command=object-info\n"], "invalid command 'object-info'"),
+        (["command=fetch\n", None, *["filter blob:none\n"] * 2],
+         "multiple filter-specs cannot be combined"),
     ],
 )  # fmt: skip
 def test_6_errors_are_said_in_the_protocol(

@@ -102,6 +102,17 @@ def test_fifty_thousand_wants_are_bounded_work(
     assert b"packfile" in got.content
 
 
+def test_names_are_wanted_once_and_counted(
+    server: Any, bare: Path, work: Path, raw: Any, git: Git
+) -> None:
+    """Each is looked for among those before it, and there may be as many as there are wants."""
+    git("config", "uploadpack.allowRefInWant", "true", cwd=bare)
+    lines = b"".join(raw.pkt(f"want-ref r{number}\n") for number in range(250_000))
+    body = raw.pkt("command=fetch\n") + b"0001" + lines + b"0000"
+    got = server.post(bare, "git-upload-pack", body, Git_Protocol="version=2")
+    assert b"ERR upload-pack: too many wants or haves" in got.content
+
+
 def test_a_broken_object_is_an_error_and_not_half_a_pack(
     server: Any, bare: Path, work: Path, tmp_path: Path, git: Git
 ) -> None:
