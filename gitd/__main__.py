@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gitd import starting  # noqa: F401 - before the rest: it makes loading that cheap
 from gitd.backups import backup, restore
 from gitd.beside import (
     become_owner,

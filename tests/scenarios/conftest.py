@@ -81,10 +81,17 @@ class Server:
     config: str = ""
     said: list[str] = field(default_factory=list)
     reserve_bytes: int = 1 << 20
+    slots: int = 1
+    logged_before: int = 0  # bytes
+    last_job: str = ""  # of those before
 
     @property
     def data(self) -> Path:
         return self.root / "data"
+
+    @property
+    def log_path(self) -> Path:
+        return self.root / "gitd.log"
 
     @property
     def url(self) -> str:
@@ -103,8 +110,9 @@ class Server:
             "GIT_CONFIG_NOSYSTEM": "1",
             "NO_COLOR": "1",
             "GITD_BUILDERS_CPU_WEIGHT": "100",  # no less than what else runs on this machine
-            # Not the usual 64 MiB for each of all these servers.
+            # Not the usual 64 MiB and two slots for each of all these servers.
             "GITD_STORE_RESERVE_BYTES": str(self.reserve_bytes),
+            "GITD_BUILDERS_SLOTS": str(self.slots),
         }
 
     def start(self) -> float:
@@ -113,7 +121,7 @@ class Server:
         if self.config:
             (self.root / "gitd.toml").write_text(self.config)
         arguments = ["--config", str(self.root / "gitd.toml")] if self.config else []
-        with (self.root / "gitd.log").open("ab") as log:
+        with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     *("gitd", "serve", "--data", str(self.data)),
@@ -153,7 +161,7 @@ class Server:
 
     def end(self) -> None:
         """Leave no process behind, whatever the test did."""
-        if self.process is not None and self.process.poll() is None:
+        if self.is_running():
             with contextlib.suppress(subprocess.TimeoutExpired, AssertionError):
                 self.stop()
         if self.process is not None:
@@ -175,8 +183,11 @@ class Server:
                     found.append(int(entry.name))
         return sorted(found)
 
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def log(self) -> str:
-        return (self.root / "gitd.log").read_text()
+        return self.log_path.read_bytes()[self.logged_before :].decode()
 
     # -- as its users ---------------------------------------------------------------------------
 
@@ -197,11 +208,24 @@ class Server:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
 
+    def new_key(self) -> None:
+        made = self.gitd("key", "create", "--label", "tests", "--scope", "*", "--json")
+        self.token = json.loads(made)["secret"]
+
     def new_site(self, name: str = "acme-store") -> None:
-        self.gitd("site", "create", name)
         if not self.token:
-            made = self.gitd("key", "create", "--label", "tests", "--scope", "*", "--json")
-            self.token = json.loads(made)["secret"]
+            self.new_key()
+        made = self.api("POST", "/sites", {"name": name})
+        assert made.status == 201, made.body
+
+    def delete_sites(self) -> bool:
+        """Delete all sites; says whether the server did as it was told."""
+        try:
+            found = self.api("GET", "/sites").json["data"]
+            gone = [self.api("DELETE", f"/sites/{site['name']}").status for site in found]
+        except (OSError, LookupError, ValueError, http.client.HTTPException):
+            return False
+        return set(gone) <= {200}
 
     def api(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
         sent = {"Authorization": f"Bearer {self.token}", **headers}
@@ -210,6 +234,13 @@ class Server:
             sent["Content-Type"] = "application/json"
             data = json.dumps(body).encode()
         return fetch(self.port, f"/v1{path}", method=method, headers=sent, body=data)
+
+    def jobs(self) -> list[dict[str, object]]:
+        """The jobs of this test, newest first."""
+        return self.mine(self.api("GET", "/jobs").json["data"])
+
+    def mine(self, jobs: list[dict[str, object]]) -> list[dict[str, object]]:
+        return [job for job in jobs if str(job["id"]) > self.last_job]
 
     def fetch(self, path: str, **headers: str) -> Answer:
         """What anybody gets who asks control, without a key."""
@@ -294,30 +325,81 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    """A running server for all tests of a module, each with sites of its own."""
-    with open_folder() as path:
-        server = Server(path)
-        server.start()
-        yield server
-        server.end()
+class Lender:
+    """Lends out a running server, one test after the other: a start takes seconds."""
+
+    def __init__(self) -> None:
+        self._server: Server | None = None
+        self._token = ""
+        self._folder = contextlib.ExitStack()
+
+    def take(self) -> Server:
+        if self._server is None:
+            self._server = Server(self._folder.enter_context(open_folder()))
+            self._server.start()
+        else:
+            self._server.logged_before = self._server.log_path.stat().st_size
+        self._server.token = self._token
+        return self._server
+
+    def give_back(self, server: Server, token: str) -> None:
+        """Take it back without its sites; one that was stopped or changed is lent no more."""
+        server.token = self._token = token
+        if server.config or not server.is_running() or not server.delete_sites():
+            self.end()
+            return
+        for path in server.root.iterdir():
+            if path not in (server.data, server.log_path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def end(self) -> None:
+        if self._server is not None:
+            self._server.end()
+        self._server = None
+        self._token = ""
+        self._folder.close()
+
+
+@pytest.fixture(scope="session")
+def lender() -> Iterator[Lender]:
+    made = Lender()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def shared(lender: Lender) -> Iterator[Server]:
+    """A running server on which others have been, with a key for everything and no site."""
+    server = lender.take()
+    if not server.token:
+        server.new_key()
+    token = server.token
+    server.last_job = max((job["id"] for job in server.jobs()), default="")
+    yield server
+    lender.give_back(server, token)
 
 
 @pytest.fixture
 def stopped(folder: Path) -> Iterator[Server]:
-    """A server that was not started yet."""
+    """A server of this test alone, that was not started yet."""
     server = Server(folder)
     yield server
     server.end()
 
 
 @pytest.fixture
-def server(stopped: Server) -> Server:
-    """A running server with the site acme-store and a key for everything."""
-    stopped.start()
-    stopped.new_site()
-    return stopped
+def server(request: pytest.FixtureRequest) -> Server:
+    """A running server with the site acme-store and a key for everything.
+
+    Others have been on it, unless the test is marked `own_server`.
+    """
+    if request.node.get_closest_marker("own_server"):
+        server: Server = request.getfixturevalue("stopped")
+        server.start()
+    else:
+        server = request.getfixturevalue("shared")
+    server.new_site()
+    return server
 
 
 @pytest.fixture

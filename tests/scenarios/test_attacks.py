@@ -7,7 +7,10 @@ import os
 import socket
 import subprocess
 
+import pytest
 
+
+@pytest.mark.own_server
 def test_lost_database_is_not_made_anew_and_no_site_loses_its_data(server) -> None:
     work = server.work()
     work.commit({"index.html": "kept"})

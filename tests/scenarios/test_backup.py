@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.own_server
+
 ALL_SCOPES = (
     *("key", "create", "--label", "all", "--json"),
     *("--scope", "*", "--scope", "credentials:read", "--scope", "credentials:write"),

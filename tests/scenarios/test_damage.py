@@ -8,6 +8,10 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.own_server
+
 PAGE = "<!doctype html><title>t</title><p>{}</p>"
 ENVIRONMENTS = "/sites/acme-store/environments"
 SITE = ("--site", "acme-store", "--env", "staging")

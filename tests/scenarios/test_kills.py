@@ -19,8 +19,9 @@ import pytest
 
 from tests.scenarios.conftest import wait_until
 
-SETTLED_S = 10.0
-OWNED_S = 5.0
+# 10 and 5 s are what is promised of a machine that does nothing else.
+SETTLED_S = 3 * 10.0
+OWNED_S = 3 * 5.0
 APP = """
 import http.server, os, time
 time.sleep({starts_s})

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.own_server
+
 FILES, FILE_BYTES = 20, 50 << 20
 CONTROL_KIB_MAX = 300 << 10
 READ_S_MAX = 0.050

@@ -52,7 +52,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 
 def test_push_is_followed_rolled_back_promoted_and_deployed_again(server) -> None:
     work = push(server, {"index.html": PAGE.format("one")})
-    [first] = data(server, "jobs", "--resource-type", "build")
+    [first] = server.mine(data(server, "jobs", "--resource-type", "build"))
     done = server.mf("jobs", "wait", first["id"])
     assert f"is live on production: http://acme-store.localhost:{server.sites_port}" in done.stdout
     assert server.serves("one")
@@ -107,7 +107,7 @@ def test_json_is_what_the_api_says(server) -> None:
 
 def test_manifest_and_provenance_can_be_checked_offline(server) -> None:
     push(server, {"index.html": PAGE.format("one")})
-    [build] = data(server, "jobs", "--resource-type", "build")
+    [build] = server.mine(data(server, "jobs", "--resource-type", "build"))
     job = data(server, "jobs", "wait", build["id"], "--quiet")
     assert job["type"] == "deployment.roll"
     [artifact] = data(server, "artifacts", *PLACE)
@@ -120,7 +120,7 @@ def test_manifest_and_provenance_can_be_checked_offline(server) -> None:
 def test_failed_build_is_code_1_with_its_reason_and_its_log(server) -> None:
     broken = '[build]\ncommand = "echo the reason; exit 3"\noutput = "out"\n'
     push(server, {"managed.toml": broken})
-    [job] = data(server, "jobs")
+    [job] = server.mine(data(server, "jobs"))
     done = server.mf("jobs", "wait", job["id"], check=False)
     assert done.returncode == 1
     assert "build.command_failed" in done.stdout
@@ -133,7 +133,7 @@ def test_failed_build_is_code_1_with_its_reason_and_its_log(server) -> None:
 
 def test_wait_outlives_a_kill_of_the_server(server) -> None:
     push(server, {"managed.toml": SLOW})
-    [job] = data(server, "jobs")
+    [job] = server.mine(data(server, "jobs"))
     waits = begin(server, "jobs", "wait", job["id"])
     seen = read_until(waits, "[build] started")
     server.kill()
@@ -149,7 +149,7 @@ def test_wait_outlives_a_kill_of_the_server(server) -> None:
 
 def test_cancel_ends_a_build_and_who_waits_for_it(server) -> None:
     push(server, {"managed.toml": SLOW})
-    [job] = data(server, "jobs")
+    [job] = server.mine(data(server, "jobs"))
     waits = begin(server, "jobs", "wait", job["id"])
     read_until(waits, "[build] started")
     assert data(server, "jobs", "cancel", job["id"])["status"] == "canceled"
@@ -161,7 +161,7 @@ def test_cancel_ends_a_build_and_who_waits_for_it(server) -> None:
 
 def test_running_log_is_read_so_far_and_followed(server) -> None:
     push(server, {"managed.toml": SLOW})
-    [job] = data(server, "jobs")
+    [job] = server.mine(data(server, "jobs"))
     waits = begin(server, "jobs", "wait", job["id"])
     read_until(waits, "[build] started")
     so_far = server.mf("logs", job["resource"]["id"]).stdout

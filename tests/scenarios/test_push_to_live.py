@@ -44,12 +44,13 @@ def finish(server, answer):
 
 
 def test_first_start_is_ready_at_once_and_stops_cleanly(stopped) -> None:
+    stopped.slots = 2
     took = stopped.start()
     assert stopped.said == [
         f"git and API at http://127.0.0.1:{stopped.port}\n",
         f"sites at http://NAME.localhost:{stopped.sites_port}\n",
     ]
-    assert took < 10, "some 0.5 s on a quiet machine"
+    assert took < 60, "some 0.5 s on a quiet machine"
     assert stopped.process.poll() is None
     children = stopped.children("builder") + stopped.children("host")
     assert len(children) == 3
@@ -148,8 +149,7 @@ def test_ignored_branch_is_kept_and_says_so(server) -> None:
     work = server.work()
     work.commit({"index.html": PAGE.format("wip")})
     assert "ignore" in work.push("main:wip/x")
-    jobs = server.api("GET", "/jobs").json["data"]
-    assert jobs == []
+    assert server.jobs() == []
 
 
 def test_failing_build_leaves_the_prior_release_and_tells_why(server) -> None:
@@ -361,6 +361,7 @@ def test_everything_serves_again_after_a_restart(server) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.own_server
 def test_check_finds_nothing_wrong_and_then_a_flipped_byte(server) -> None:
     work = server.work()
     work.commit({"index.html": PAGE.format("one")})
@@ -380,6 +381,7 @@ def test_check_finds_nothing_wrong_and_then_a_flipped_byte(server) -> None:
 
 
 @pytest.mark.parametrize("part", ["blobs", "trees", "attest"])
+@pytest.mark.own_server
 def test_tampered_store_stops_the_roll_and_the_prior_release_serves_on(server, part) -> None:
     work = server.work()
     work.commit({"index.html": PAGE.format("zero")})

@@ -69,6 +69,7 @@ def silent(text: str, where: str) -> None:
         assert spelling not in text, where
 
 
+@pytest.mark.own_server
 def test_canary_is_in_no_log_no_artifact_no_file_and_no_argument_list(server, keeper) -> None:
     work = server.work()
     work.commit({"managed.toml": TOML.format(""), "say.py": SAYS})

@@ -11,6 +11,8 @@ import pytest
 from storage.signing import SigningKey
 from tests.scenarios.conftest import Server, WorkTree, wait_until
 
+pytestmark = pytest.mark.own_server
+
 PLACE = ("--site", "acme-store", "--env", "production")
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.own_server
+
 PAGE = Path(__file__).parents[2] / "docs" / "verify.md"
 TOOLS = ("b3sum", "openssl", "sha256sum")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
