@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NewType
@@ -76,9 +76,17 @@ class Staging:
         self._add(key, path, len(data))
 
     def add_pieces(
-        self, pieces: Iterator[bytes], *, path: bytes, size_bytes: int, executable: bool
+        self,
+        pieces: Iterator[bytes],
+        *,
+        path: bytes,
+        size_bytes: int,
+        executable: bool,
+        is_known: Callable[[BlobKey], bool] | None = None,
     ) -> Digest:
         """Write a blob whose digest comes out on the way. `path` and `size_bytes` are its source's.
+
+        What turns out to be known already, here or to `is_known`, is removed again, unsynced.
 
         Raises:
             TreeInvalidError: The pieces are not `size_bytes` long together.
@@ -97,7 +105,7 @@ class Staging:
             digest = Digest(hasher.digest())
             key = blob_key(digest, executable=executable)
             _finish(fd, key)
-        if key in self.blobs:
+        if key in self.blobs or (is_known is not None and is_known(key)):
             os.unlink(staged)
         else:
             self._add(key, staged, count)

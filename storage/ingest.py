@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from storage.blobs import BlobKey, Staging, blob_key
 from storage.digest import Digest
@@ -68,15 +68,7 @@ class Ingest:
     def _read(self, entry: SourceFile) -> Digest:
         contents = entry.read()
         if not isinstance(contents, bytes):
-            with self._room.claimed(entry.size_bytes, 1):
-                digest = self.staging.add_pieces(
-                    contents,
-                    path=entry.path,
-                    size_bytes=entry.size_bytes,
-                    executable=entry.executable,
-                )
-            self.files.setdefault(blob_key(digest, executable=entry.executable), entry)
-            return digest
+            return self._stage_pieces(entry, contents)
         if len(contents) != entry.size_bytes:
             raise TreeInvalidError(entry.path, "changed while it was read")
         digest = Digest.of(contents)
@@ -87,6 +79,19 @@ class Ingest:
             self._pending_bytes += len(contents)
             if len(self._pending) >= _CHUNK_COUNT or self._pending_bytes >= _CHUNK_BYTES:
                 self._stage_pending()
+        return digest
+
+    def _stage_pieces(self, entry: SourceFile, pieces: Iterator[bytes]) -> Digest:
+        """Write a large file while it is read; what it is comes out at its end."""
+        with self._room.claimed(entry.size_bytes, 1):
+            digest = self.staging.add_pieces(
+                pieces,
+                path=entry.path,
+                size_bytes=entry.size_bytes,
+                executable=entry.executable,
+                is_known=lambda key: bool(rows.live(self._records.reader(), [key])),
+            )
+        self.files.setdefault(blob_key(digest, executable=entry.executable), entry)
         return digest
 
     def _stage_pending(self) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
 from storage.errors import TreeInvalidError
 from storage.files import read_sized
-from storage.manifest import DEPTH_MAX
+from storage.manifest import DEPTH_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX
 from storage.source import (
     WHOLE_BYTES_MAX,
     SourceDirectory,
@@ -24,8 +24,12 @@ from storage.source import (
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CAPABILITY = "security.capability"
+_ODD = re.compile(rb"[\x00-\x1f\x7f]")
+_SET_ID = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 # What tells a file, and whether it was written to since.
 _identity = attrgetter("st_dev", "st_ino", "st_mode", "st_size", "st_mtime_ns", "st_ctime_ns")
+_MODE, _SIZE = 2, 3  # where they stand in it
 
 
 class _Folder:
@@ -50,7 +54,7 @@ def scan_directory(
     """Give what is in a folder; whoever wrote it must be gone.
 
     `owner_uid`: everything must belong to it, so that a hard link to a stranger's file is not
-    taken in; None does not look. Devices, pipes, sockets, set-id files and files with
+    taken in; None does not look. Devices, pipes, sockets, set-id files and programs with
     capabilities are refused; other attributes and times are not part of a tree. `on_refused` is
     told of what is refused, which is left out then; without it that is an error.
 
@@ -77,91 +81,118 @@ def _scan(
 ) -> Iterator[SourceEntry]:
     if prefix.count(b"/") > DEPTH_MAX:
         raise TreeInvalidError(prefix, "lies too deep")
-    for name in sorted(os.listdir(folder.fd)):  # noqa: PTH208 - an open folder
-        path = prefix + os.fsencode(name)
+    names = sorted(os.listdir(folder.fd))  # noqa: PTH208 - an open folder
+    joined = os.fsencode("/".join(names))
+    is_plain = _are_plain(prefix, joined)
+    for name, encoded in zip(names, joined.split(b"/"), strict=False):  # nothing has one part
+        path = prefix + encoded
         try:
+            if not is_plain:
+                check_path(path)
             entry, child = _look(root, folder, name, path, owner_uid)
         except TreeInvalidError as error:
             if on_refused is None:
                 raise
             on_refused(error)
             continue
+        if child is None:
+            yield entry
+            continue
         try:
             yield entry
-            if child is not None:
-                yield from _scan(root, child, path + b"/", owner_uid, on_refused)
+            yield from _scan(root, child, path + b"/", owner_uid, on_refused)
         finally:
-            if child is not None:
-                child.close()
+            child.close()
+
+
+def _are_plain(prefix: bytes, joined: bytes) -> bool:
+    """Say of all names in a folder, joined by `/`, that `check_path` would let them pass."""
+    return (
+        joined.isascii()
+        and not _ODD.search(joined)
+        and max(map(len, joined.split(b"/"))) <= NAME_BYTES_MAX
+        and len(prefix) + NAME_BYTES_MAX <= PATH_BYTES_MAX
+        and prefix.count(b"/") < DEPTH_MAX
+    )
 
 
 def _look(
     root: Path, folder: _Folder, name: str, path: bytes, owner_uid: int | None
 ) -> tuple[SourceEntry, _Folder | None]:
     """Return an entry, and of a folder that it is, open."""
-    check_path(path)
     try:
         status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
-        entry = _entry(root, folder, name, path, status, owner_uid)
-        if not stat.S_ISDIR(status.st_mode):
-            return entry, None
-        return entry, _Folder(os.open(name, _DIRECTORY, dir_fd=folder.fd))
+        mode = status.st_mode
+        if owner_uid is not None and status.st_uid != owner_uid:
+            raise TreeInvalidError(path, "belongs to another user")
+        if stat.S_ISREG(mode):
+            if mode & _SET_ID:
+                raise TreeInvalidError(path, "has a set-uid, set-gid or sticky bit")
+            read = _Scanned(root, folder, path, status).read
+            return SourceFile(path, status.st_size, bool(mode & _EXECUTABLE), read), None
+        if stat.S_ISDIR(mode):
+            return SourceDirectory(path), _Folder(os.open(name, _DIRECTORY, dir_fd=folder.fd))
+        if stat.S_ISLNK(mode):
+            return SourceLink(path, os.fsencode(os.readlink(name, dir_fd=folder.fd))), None
     except OSError as error:
         raise TreeInvalidError(path, f"cannot be read: {error.strerror}") from error
-
-
-def _entry(
-    root: Path,
-    folder: _Folder,
-    name: str,
-    path: bytes,
-    status: os.stat_result,
-    owner_uid: int | None,
-) -> SourceEntry:
-    mode = status.st_mode
-    if owner_uid is not None and status.st_uid != owner_uid:
-        raise TreeInvalidError(path, "belongs to another user")
-    if stat.S_ISREG(mode):
-        if mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX):
-            raise TreeInvalidError(path, "has a set-uid, set-gid or sticky bit")
-        read = partial(_read, root, folder, path, status.st_size, _identity(status))
-        return SourceFile(path, status.st_size, bool(mode & 0o111), read)
-    if stat.S_ISDIR(mode):
-        return SourceDirectory(path)
-    if stat.S_ISLNK(mode):
-        return SourceLink(path, os.fsencode(os.readlink(name, dir_fd=folder.fd)))
     raise TreeInvalidError(path, "is neither a file, a directory nor a symbolic link")
 
 
-def _read(
-    root: Path, folder: _Folder, path: bytes, size_bytes: int, scanned: tuple[int, ...]
-) -> bytes | Iterator[bytes]:
-    try:
-        if folder.fd >= 0:
-            fd = os.open(path[path.rfind(b"/") + 1 :], _FILE, dir_fd=folder.fd)
-        else:  # asked for later
-            fd = _open_beneath(root, path)
-    except OSError as error:
-        raise TreeInvalidError(path, f"cannot be read: {error.strerror}") from error
-    if size_bytes > WHOLE_BYTES_MAX:
-        return _pieces(fd, path, scanned)
-    try:
-        _expect_plain(fd, path, scanned)
-        data = read_sized(fd, size_bytes)
-        _expect_same(fd, path, scanned)
+class _Scanned:
+    """A file as it was found: read later, and only as long as it is that very file, unchanged."""
+
+    __slots__ = ("_folder", "_found", "_path", "_root")
+
+    def __init__(self, root: Path, folder: _Folder, path: bytes, status: os.stat_result) -> None:
+        self._root = root
+        self._folder = folder
+        self._path = path
+        self._found = _identity(status)
+
+    def read(self) -> bytes | Iterator[bytes]:
+        try:
+            fd = self._open()
+        except OSError as error:
+            raise TreeInvalidError(self._path, f"cannot be read: {error.strerror}") from error
+        size_bytes = self._found[_SIZE]
+        if size_bytes > WHOLE_BYTES_MAX:
+            return self._pieces(fd)
+        try:
+            # Whatever lies there by now gives so many bytes, without a wait, or an error.
+            data = read_sized(fd, size_bytes)
+            self._expect_same(fd)
+            self._expect_plain(fd)
+        except OSError as error:
+            raise TreeInvalidError(self._path, f"cannot be read: {error.strerror}") from error
+        finally:
+            os.close(fd)
         return data
-    finally:
-        os.close(fd)
 
+    def _pieces(self, fd: int) -> Iterator[bytes]:
+        try:
+            self._expect_same(fd)
+            self._expect_plain(fd)
+            while data := os.read(fd, WHOLE_BYTES_MAX):
+                yield data
+            self._expect_same(fd)
+        finally:
+            os.close(fd)
 
-def _pieces(fd: int, path: bytes, scanned: tuple[int, ...]) -> Iterator[bytes]:
-    try:
-        _expect_plain(fd, path, scanned)
-        while data := os.read(fd, WHOLE_BYTES_MAX):
-            yield data
-        _expect_same(fd, path, scanned)
-    finally:
-        os.close(fd)
+    def _open(self) -> int:
+        path = self._path
+        if self._folder.fd >= 0:
+            return os.open(path[path.rfind(b"/") + 1 :], _FILE, dir_fd=self._folder.fd)
+        return _open_beneath(self._root, path)  # asked for later
+
+    def _expect_same(self, fd: int) -> None:
+        if _identity(os.fstat(fd)) != self._found:
+            raise TreeInvalidError(self._path, "changed while it was read")
+
+    def _expect_plain(self, fd: int) -> None:
+        # Capabilities are what a program is started with: without an x bit they are no more.
+        if self._found[_MODE] & _EXECUTABLE and _CAPABILITY in os.listxattr(fd):
+            raise TreeInvalidError(self._path, "has capabilities")
 
 
 def _open_beneath(root: Path, path: bytes) -> int:
@@ -176,14 +207,3 @@ def _open_beneath(root: Path, path: bytes) -> int:
         return os.open(name, _FILE, dir_fd=folder)
     finally:
         os.close(folder)
-
-
-def _expect_same(fd: int, path: bytes, scanned: tuple[int, ...]) -> None:
-    if _identity(os.fstat(fd)) != scanned:
-        raise TreeInvalidError(path, "changed while it was read")
-
-
-def _expect_plain(fd: int, path: bytes, scanned: tuple[int, ...]) -> None:
-    _expect_same(fd, path, scanned)
-    if _CAPABILITY in os.listxattr(fd):
-        raise TreeInvalidError(path, "has capabilities")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -114,7 +114,7 @@ def gather(
             if isinstance(entry, SourceLink) and _leads_elsewhere(entry.target):
                 gathered.left_out.append(f"{folder}/{os.fsdecode(entry.path)}: leads elsewhere")
                 continue
-            placed = replace(entry, path=prefix + entry.path)
+            placed = entry._replace(path=prefix + entry.path)
             draft.admit(placed)
             gathered.entries.append(placed)
             if isinstance(entry, SourceFile):

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storage.digest import Digest
 from storage.errors import TreeInvalidError, TreeTooLargeError
+from storage.manifest import Manifest
 from storage.scan import scan_directory
-from storage.source import Draft, Limits, SourceDirectory, SourceFile, SourceLink
+from storage.source import Draft, Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
 
 
 @pytest.fixture
@@ -110,10 +113,14 @@ def test_device_is_refused(folder: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.skipif(os.getuid() != 0, reason="sets a capability")
-def test_file_with_capabilities_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("size_bytes", [5, 3 << 20])
+def test_program_with_capabilities_is_refused(folder: Path, size_bytes: int) -> None:
     # Revision 2, CAP_NET_BIND_SERVICE, permitted and effective.
     value = bytes.fromhex("0100000200040000000000000000000000000000")
+    (folder / "index.html").write_bytes(bytes(size_bytes))
     os.setxattr(folder / "index.html", "security.capability", value)
+    assert scan(folder), "nobody can start it: they mean nothing"
+    (folder / "index.html").chmod(0o755)
     with pytest.raises(TreeInvalidError, match="capabilities"):
         scan(folder)
 
@@ -310,6 +317,50 @@ def admit(*entries: object, limits: Limits | None = None) -> None:
 
 def file(path: bytes, size_bytes: int = 0) -> SourceFile:
     return SourceFile(path, size_bytes, executable=False, read=lambda: bytes(size_bytes))
+
+
+PARTS = st.sampled_from(
+    [
+        b"a",
+        b"b",
+        b"a.",
+        b".a",
+        b".",
+        b"..",
+        b"",
+        b"\x7f",
+        b"\t",
+        b"\xff",
+        "\u00e9".encode(),
+        b"n" * 256,
+    ]
+)
+PATHS = st.lists(PARTS, min_size=1, max_size=4).map(b"/".join)
+ENTRIES = st.one_of(
+    st.builds(file, PATHS, st.integers(0, 9)),
+    st.builds(SourceDirectory, PATHS),
+    st.builds(SourceLink, PATHS, st.one_of(PATHS, st.just(b"/usr/bin/python3"))),
+)
+
+
+@settings(max_examples=500)
+@given(st.lists(ENTRIES, max_size=12))
+def test_manifest_of_whatever_was_let_in_is_read_as_it_is(entries: list[SourceEntry]) -> None:
+    draft = Draft(Limits())
+    draft.admit(file(b"any"))
+    draft.add_file(file(b"any"), Digest.of(b""))
+    for entry in entries:
+        try:
+            draft.admit(entry)
+        except TreeInvalidError:
+            continue
+        if isinstance(entry, SourceFile):
+            draft.add_file(entry, Digest.of(b"%d" % entry.size_bytes))
+    try:
+        manifest = draft.manifest()
+    except TreeInvalidError:
+        return  # a link leads out
+    assert Manifest.parse(manifest.data) == manifest
 
 
 @pytest.mark.parametrize(
