@@ -4,19 +4,23 @@ Files are copied, never linked: the folder's owner is not the store's, and whoev
 a linked file would write to the store. Each byte is hashed on its way.
 """
 # Plain strings: a push has thousands of files, and a Path costs as much as the call.
-# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH115, PTH208, PTH211
+# ruff: noqa: PTH102, PTH104, PTH208
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import shutil
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
 
+from storage.blob_reading import suspects
+from storage.blobs import BlobKey, entry_key
 from storage.digest import Digest
 from storage.errors import ArtifactCorruptError, ArtifactMissingError
 from storage.files import (
@@ -35,6 +39,8 @@ WHOLE_BYTES_MAX = 1 << 20  # larger files go through in pieces of this size
 SYNC_EACH_COUNT_MAX = 16  # with more entries one sync of the filesystem is cheaper
 PARTIAL_MARK = ".partial-"
 _DIRECTORY_MODE = 0o755
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -74,9 +80,9 @@ def materialise(
         try:
             root = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                previous = None if beside is None else os.fsencode(beside)
-                for entry in manifest.entries:
-                    _unpack(layout, entry, partial, previous)
+                with _opened(beside) as previous:
+                    linked = list(_unpacked(layout, manifest, root, previous))
+                _verify_blobs(layout, linked)
                 os.fchmod(root, _DIRECTORY_MODE)
                 if durable:
                     _sync(root, partial, manifest)
@@ -99,10 +105,8 @@ def verify_blobs(layout: Layout, manifest: Manifest) -> None:
         ArtifactCorruptError: A blob is not what the manifest says; `path` names the entry.
         StorageIoError: The system refused.
     """
-    files = {(e.digest, e.executable): e for e in manifest.entries if isinstance(e, FileEntry)}
     with mapped_errors("verify the blobs of a tree"):
-        for entry in files.values():
-            _verify_blob(layout, entry)
+        _verify_blobs(layout, (e for e in manifest.entries if isinstance(e, FileEntry)))
 
 
 def remove_partials(folder: Path) -> int:
@@ -125,14 +129,16 @@ def verify_tree(root: Path, manifest: Manifest, *, reads: bool = True) -> None:
     """
     with mapped_errors(f"verify {root}"):
         try:
-            status = os.lstat(root)
+            _expect_directory(b"", os.lstat(root))
+            top = os.open(root, _FOLDER)
         except FileNotFoundError as error:
             raise ArtifactMissingError(f"there is no folder {root}") from error
-        _expect_directory(b"", status)
-        top = os.fsencode(root)
-        names = {b"": set(os.listdir(top))}
-        for entry in manifest.entries:
-            _verify_entry(top, entry, names, reads=reads)
+        try:
+            names = {b"": _names_in(top, b".")}
+            for entry in manifest.entries:
+                _verify_entry(top, entry, names, reads=reads)
+        finally:
+            os.close(top)
         for parent, rest in names.items():
             if rest:
                 extra = min(rest)
@@ -144,45 +150,62 @@ def verify_tree(root: Path, manifest: Manifest, *, reads: bool = True) -> None:
 # -- unpacking -----------------------------------------------------------------------------------
 
 
-def _unpack(layout: Layout, entry: Entry, partial: str, previous: bytes | None) -> None:
-    path = os.fsencode(partial) + b"/" + entry.path
-    if isinstance(entry, FileEntry):
-        if previous is not None and _link(entry, previous + b"/" + entry.path, path):
-            _verify_blob(layout, entry)
+@contextlib.contextmanager
+def _opened(folder: Path | None) -> Iterator[int | None]:
+    """Open a folder to take files from; None where there is none: all is copied then."""
+    try:
+        fd = None if folder is None else os.open(folder, _FOLDER)
+    except OSError:
+        fd = None
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _unpacked(
+    layout: Layout, manifest: Manifest, root: int, previous: int | None
+) -> Iterator[FileEntry]:
+    """Unpack everything; yield what was linked: its blob was not read."""
+    for entry in manifest.entries:
+        if isinstance(entry, FileEntry):
+            if previous is not None and _link(entry, previous, root):
+                yield entry
+            else:
+                _copy(layout, entry, root)
+        elif isinstance(entry, DirectoryEntry):
+            os.mkdir(entry.path, dir_fd=root)
+            os.chmod(entry.path, _DIRECTORY_MODE, dir_fd=root)
         else:
-            _copy(layout, entry, path)
-    elif isinstance(entry, DirectoryEntry):
-        os.mkdir(path)
-        os.chmod(path, _DIRECTORY_MODE)
-    else:
-        os.symlink(entry.target, path)
+            os.symlink(entry.target, entry.path, dir_fd=root)
 
 
-def _link(entry: FileEntry, source: bytes, path: bytes) -> bool:
+def _link(entry: FileEntry, previous: int, root: int) -> bool:
     """Link the file that an earlier folder has, and say whether it is what `entry` wants.
 
     What is linked is what was read: the name is checked, then its inode.
     """
     try:
-        status = os.lstat(source)
+        status = os.stat(entry.path, dir_fd=previous, follow_symlinks=False)
         wanted = (entry.size_bytes, blob_mtime(entry.digest))
-        if not entry.size_bytes or (status.st_size, int(status.st_mtime)) != wanted:
+        if not entry.size_bytes or (status.st_size, int(status[stat.ST_MTIME])) != wanted:
             return False
-        os.link(source, path, follow_symlinks=False)
+        os.link(entry.path, entry.path, src_dir_fd=previous, dst_dir_fd=root, follow_symlinks=False)
     except OSError:  # not there, not ours to link, too many links: it is copied then
         return False
     try:
-        _verify_file(path, entry)
+        _verify_file(entry, root)
     except (ArtifactCorruptError, OSError):
-        os.unlink(path)
+        os.unlink(entry.path, dir_fd=root)
         return False
     return True
 
 
-def _copy(layout: Layout, entry: FileEntry, path: bytes) -> None:
+def _copy(layout: Layout, entry: FileEntry, root: int) -> None:
     source = _open_blob(layout, entry)
     try:
-        target = os.open(path, _CREATE, 0o600)
+        target = os.open(entry.path, _CREATE, 0o600, dir_fd=root)
         try:
             if entry.size_bytes <= WHOLE_BYTES_MAX:
                 data = read_sized(source, entry.size_bytes)
@@ -199,12 +222,17 @@ def _copy(layout: Layout, entry: FileEntry, path: bytes) -> None:
         os.close(source)
 
 
-def _verify_blob(layout: Layout, entry: FileEntry) -> None:
-    source = _open_blob(layout, entry)
-    try:
-        _expect_read(source, entry)
-    finally:
-        os.close(source)
+def _verify_blobs(layout: Layout, entries: Iterable[FileEntry]) -> None:
+    """Read the blobs of files, each once, shard by shard; judge those that do not look right."""
+    wanted = {entry_key(entry): entry for entry in entries}
+    sizes = ((key, entry.size_bytes) for key, entry in wanted.items())
+    for key in suspects(layout, sizes, reads=True):
+        entry = wanted[BlobKey(key)]
+        source = _open_blob(layout, entry)
+        try:
+            _expect_read(source, entry)
+        finally:
+            os.close(source)
 
 
 def _copy_large(source: int, target: int, entry: FileEntry) -> None:
@@ -265,40 +293,49 @@ def _sync(root: int, partial: str, manifest: Manifest) -> None:
 # -- verifying -----------------------------------------------------------------------------------
 
 
-def _verify_entry(top: bytes, entry: Entry, names: dict[bytes, set[bytes]], *, reads: bool) -> None:
+def _verify_entry(root: int, entry: Entry, names: dict[bytes, set[bytes]], *, reads: bool) -> None:
     parent, _, name = entry.path.rpartition(b"/")
-    path = top + b"/" + entry.path
     if name not in names[parent]:
         raise ArtifactCorruptError(entry.path, "is missing")
     names[parent].discard(name)
     if isinstance(entry, FileEntry):
-        _verify_file(path, entry, reads=reads)
+        _verify_file(entry, root, reads=reads)
         return
-    status = os.lstat(path)
+    status = os.stat(entry.path, dir_fd=root, follow_symlinks=False)
     if isinstance(entry, LinkEntry):
-        if not stat.S_ISLNK(status.st_mode) or os.readlink(path) != entry.target:
+        if not stat.S_ISLNK(status.st_mode) or os.readlink(entry.path, dir_fd=root) != entry.target:
             raise ArtifactCorruptError(entry.path, "is not the link that the manifest says")
         return
     _expect_directory(entry.path, status)
-    names[entry.path] = set(os.listdir(path))
+    names[entry.path] = _names_in(root, entry.path)
 
 
-def _verify_file(path: bytes, entry: FileEntry, *, reads: bool = True) -> None:
+def _names_in(root: int, path: bytes) -> set[bytes]:
+    folder = os.open(path, _FOLDER, dir_fd=root)
     try:
-        fd = open_regular(os.fsdecode(path))
+        return set(map(os.fsencode, os.listdir(folder)))
+    finally:
+        os.close(folder)
+
+
+def _verify_file(entry: FileEntry, root: int, *, reads: bool = True) -> None:
+    try:
+        fd = os.open(entry.path, _FILE, dir_fd=root)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENOENT, errno.EACCES):
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOENT, errno.EACCES):
             raise ArtifactCorruptError(entry.path, f"cannot be read: {error.strerror}") from error
         raise
     try:
         status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactCorruptError(entry.path, "is not the file that the manifest says")
         if stat.S_IMODE(status.st_mode) != blob_mode(executable=entry.executable):
             raise ArtifactCorruptError(entry.path, "its mode is not what the manifest says")
         if status.st_size != entry.size_bytes:
             raise ArtifactCorruptError(entry.path, "its size is not what the manifest says")
         if reads:
             _expect_read(fd, entry)
-        elif int(status.st_mtime) != blob_mtime(entry.digest):
+        elif int(status[stat.ST_MTIME]) != blob_mtime(entry.digest):
             raise ArtifactCorruptError(entry.path, "was written to, or its time was set")
     finally:
         os.close(fd)
