@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
+import json
 import os
 import random
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +22,16 @@ import pytest
 
 # Those that change something. A call is counted for each thread, as strace does.
 CALLS = (
-    *("write", "pwrite64", "ftruncate", "fallocate", "chmod", "fchmod", "chown", "utimensat"),
-    *("mkdir", "rename", "link", "linkat", "symlink", "unlink", "unlinkat", "rmdir"),
-    *("fsync", "fdatasync", "syncfs", "flock", "statvfs"),
+    *("write", "pwrite64", "ftruncate", "fallocate", "utimensat"),
+    *("chmod", "fchmod", "fchmodat", "chown", "fchown"),
+    *("mkdir", "mkdirat", "rename", "link", "linkat", "symlink", "symlinkat"),
+    *("unlink", "unlinkat", "rmdir"),
+    *("fsync", "fdatasync", "syncfs", "flock", "statfs"),
 )
+FORKER = Path(__file__).with_name("forker.py")
 CREATES = "openat"  # only where it makes a file
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES_MIN = 1 << 30
 HOWS = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)")
 
@@ -36,6 +46,72 @@ Point = tuple[str, int]
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """What became of a child: whether the point was reached, and whether it did its work."""
+
+    is_reached: bool
+    is_done: bool
+
+
+class Forker:
+    """`tests.forker` with a program loaded: starting Python anew takes longer than what it does."""
+
+    def __init__(self, program: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, FORKER, program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
+        )
+        assert self._answer() == "ready"
+
+    @classmethod
+    @functools.cache
+    def of(cls, program: Path) -> Forker:
+        """The one of this program; it ends with the tests."""
+        forker = cls(program)
+        atexit.register(forker.close)
+        return forker
+
+    def run(self, arguments: Sequence[str], trace: Path, *strace: str) -> tuple[int, str]:
+        """Run the program traced from its first line on; return its status and what it printed."""
+        output = trace.with_name(f"{trace.name}.output")
+        pid = self._ask(json.dumps({"arguments": list(arguments), "output": str(output)}))
+        command = ["strace", "-f", "-o", trace, "-p", pid, *strace]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+            assert tracer.stderr is not None
+            said = tracer.stderr.readline()
+            assert "attached" in said, said
+            status = int(self._ask("go"))
+        return status, output.read_text()
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _ask(self, line: str) -> str:
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder, in memory where there is room: what is copied for each crash is small and many."""
+    has_room = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES_MIN
+    with tempfile.TemporaryDirectory(dir=MEMORY if has_room else None) as folder:
+        yield Path(folder)
+
+
+@dataclass(frozen=True)
 class Child:
     """A program of the tests with its arguments.
 
@@ -46,25 +122,14 @@ class Child:
     arguments: tuple[str, ...]
 
     def run(self, trace: Path, *strace: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                *("strace", "-f", "-qq", "-o", trace, *strace),
-                *(sys.executable, self.program, *self.arguments),
-            ],
-            capture_output=True,
-            text=True,
-            env={
-                **os.environ,
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            },
-        )
+        status, output = Forker.of(self.program).run(self.arguments, trace, *strace)
+        return subprocess.CompletedProcess((), status, output, "")
 
     def points(self, trace: Path) -> list[Point]:
         """Do the work; return every system call that changes something, each time it is made."""
         names = ",".join(f"?{name}" for name in (*CALLS, CREATES))
         counted = self.run(trace, "-e", f"trace={names}")
-        assert counted.returncode == 0, counted.stdout + counted.stderr
+        assert counted.returncode == 0, counted.stdout
         made: Counter[tuple[str, str]] = Counter()
         found = set()
         for line in trace.read_text().splitlines():
@@ -77,16 +142,31 @@ class Child:
 
     def fail(self, trace: Path, where: Point, how: str) -> bool:
         """Do the work and fail at one point; return whether the point was reached."""
+        return self.attempt(trace, where, how).is_reached
+
+    def attempt(self, trace: Path, where: Point, how: str) -> Attempt:
+        """Do the work and fail at one point."""
         call, number = where
         done = self.run(trace, "-e", f"trace=?{call}", "-e", f"inject=?{call}:{how}:when={number}")
         text = trace.read_text()
         if how.startswith("signal"):
-            reached = "killed by SIGKILL" in text
-            assert reached == (done.returncode != 0), done.stdout + done.stderr
-            return reached
-        # Either it was said what failed, or it could be done without that call.
-        assert done.returncode in (0, 3), done.stdout + done.stderr
-        return "INJECTED" in text
+            is_reached = "killed by SIGKILL" in text
+            assert is_reached == (done.returncode != 0), done.stdout
+        else:
+            # Either it was said what failed, or it could be done without that call.
+            assert done.returncode in (0, 3), done.stdout
+            is_reached = "INJECTED" in text
+        return Attempt(is_reached, is_done=done.returncode == 0)
+
+
+def share(points: Sequence[Point]) -> list[Point]:
+    """The points of a sweep that this run goes through: all of them.
+
+    With CRASH_SHARE=2/5 only the second of five equal parts, for a machine that has no hour in one
+    piece.
+    """
+    part, _, parts = os.environ.get("CRASH_SHARE", "1/1").partition("/")
+    return list(points)[int(part) - 1 :: int(parts)]
 
 
 def some(points: Sequence[Point], count: int) -> list[Point]:

@@ -321,6 +321,16 @@ def make_shop(folder: Path) -> Shop:
 
 
 @pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder for what is copied and thrown away again and again."""
+    # The programs of the tests, which need this file too, are not to look for strace.
+    from tests.crashing import scratch_folder
+
+    with scratch_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
     made = make_shop(tmp_path / "shop")
     yield made

@@ -12,7 +12,6 @@ import importlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +26,7 @@ from storage.envelope import IN_TOTO_TYPE, unseal
 from storage.layout import blob_mtime
 from storage.materialise import remove_partials, verify_tree
 from storage.trust import load_keyring
-from tests.crashing import HOWS, Child, Point, needs_strace, some
+from tests.crashing import HOWS, Child, Point, needs_strace, scratch_folder, share, some
 
 FOLDER = Path(__file__).parent
 BEFORE = {"f": b"before", "a/shared": b"one" * 50}
@@ -57,19 +56,19 @@ def helpers() -> ModuleType:
 @pytest.fixture(scope="module")
 def before() -> Iterator[Path]:
     """A shop with one artifact in it, to be copied for each crash."""
-    with tempfile.TemporaryDirectory() as folder:
-        shop = helpers().make_shop(Path(folder) / "shop")
+    with scratch_folder() as folder:
+        shop = helpers().make_shop(folder / "shop")
         shop.pin(shop.ingest(BEFORE))
         shop.records.close()
-        yield Path(folder) / "shop"
+        yield folder / "shop"
 
 
-def points(before: Path, tmp_path: Path, count: int) -> list[Point]:
-    shutil.copytree(before, tmp_path / "count", symlinks=True)
+def points(before: Path, scratch: Path, count: int) -> list[Point]:
+    shutil.copytree(before, scratch / "count", symlinks=True)
     try:
-        return ingesting(tmp_path / "count", count).points(tmp_path / "trace")
+        return ingesting(scratch / "count", count).points(scratch / "trace")
     finally:
-        shutil.rmtree(tmp_path / "count")
+        shutil.rmtree(scratch / "count")
 
 
 def expect_whole(shop_at, shop: Path, *, recovers: bool) -> None:
@@ -90,6 +89,7 @@ def expect_whole(shop_at, shop: Path, *, recovers: bool) -> None:
         verified = opened.reader.verify(Digest.parse(row["digest"]), row["envelope_sha256"])
         opened.reader.materialise(verified, shop / f"release{number}")
         verify_tree(shop / f"release{number}", verified.manifest)
+    opened.records.close()
 
 
 def expect_repeatable(shop_at, shop: Path) -> None:
@@ -98,6 +98,7 @@ def expect_repeatable(shop_at, shop: Path) -> None:
     opened.ingest({"a/page.html": b"two" * 50, "f": b"before", "more/1": b"1", "c": b"c"})
     report = check_store(shop / "store", opened.records)
     assert (report.problems, report.leftovers) == ((), ())
+    opened.records.close()
 
 
 def crash(shop_at, before: Path, folder: Path, where: Point, *, how: str, count: int) -> bool:
@@ -114,32 +115,30 @@ def crash(shop_at, before: Path, folder: Path, where: Point, *, how: str, count:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", HOWS)
 def test_ingest_is_whole_or_nothing_at_some_system_calls(
-    shop_at, before: Path, tmp_path: Path, how: str
+    shop_at, before: Path, scratch: Path, how: str
 ) -> None:
-    every = points(before, tmp_path, 0)
+    every = points(before, scratch, 0)
     assert len(every) > 50
     for where in some(every, BRIEF_COUNT):
-        crash(shop_at, before, tmp_path, where, how=how, count=0)
+        crash(shop_at, before, scratch, where, how=how, count=0)
 
 
 @pytest.mark.timeout(300)
-def test_commit_that_failed_is_left_to_the_next_start(
-    shop_at, before: Path, tmp_path: Path
-) -> None:
+def test_commit_that_failed_is_left_to_the_next_start(shop_at, before: Path, scratch: Path) -> None:
     # The database says "disk I/O error", and finds the commit in its log when it is opened again.
-    syncs = [where for where in points(before, tmp_path, 0) if where[0] == "fdatasync"]
+    syncs = [where for where in points(before, scratch, 0) if where[0] == "fdatasync"]
     assert syncs
     for where in syncs:
-        crash(shop_at, before, tmp_path, where, how="error=EIO", count=0)
+        crash(shop_at, before, scratch, where, how="error=EIO", count=0)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [1, 2], ids=["of the bytes", "of the names"])
 def test_sync_that_failed_is_not_tried_again(
-    shop_at, before: Path, tmp_path: Path, number: int
+    shop_at, before: Path, scratch: Path, number: int
 ) -> None:
     # The kernel may have dropped what it could not write: a second sync would say that all is well.
-    shop, trace = tmp_path / "shop", tmp_path / "trace"
+    shop, trace = scratch / "shop", scratch / "trace"
     shutil.copytree(before, shop, symlinks=True)
     fault = f"inject=syncfs:error=EIO:when={number}"
     done = ingesting(shop, 30).run(trace, "-e", "trace=syncfs", "-e", fault)
@@ -151,11 +150,11 @@ def test_sync_that_failed_is_not_tried_again(
 
 
 @pytest.mark.timeout(300)
-def test_quota_of_the_filesystem_is_a_full_disk(shop_at, before: Path, tmp_path: Path) -> None:
-    shop = tmp_path / "shop"
+def test_quota_of_the_filesystem_is_a_full_disk(shop_at, before: Path, scratch: Path) -> None:
+    shop = scratch / "shop"
     shutil.copytree(before, shop, symlinks=True)
     faults = ("-e", "trace=fchmod", "-e", "inject=fchmod:error=EDQUOT:when=2")
-    done = ingesting(shop, 0).run(tmp_path / "trace", *faults)
+    done = ingesting(shop, 0).run(scratch / "trace", *faults)
     assert done.stdout.startswith("StorageFullError")
     expect_whole(shop_at, shop, recovers=False)
 
@@ -212,9 +211,9 @@ BESIDE = pytest.mark.parametrize("is_beside", [False, True], ids=["first", "besi
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", HOWS)
 def test_unpacking_is_whole_or_nothing_at_some_system_calls(
-    shop, tmp_path: Path, *, how: str, is_beside: bool
+    shop, scratch: Path, *, how: str, is_beside: bool
 ) -> None:
-    unpacking = Unpacking(shop, tmp_path, 3, is_beside=is_beside)
+    unpacking = Unpacking(shop, scratch, 3, is_beside=is_beside)
     every = unpacking.points()
     assert len(every) > 12
     assert sum(unpacking.crash(where, how) for where in some(every, 2))
@@ -226,10 +225,10 @@ def test_unpacking_is_whole_or_nothing_at_some_system_calls(
 @pytest.mark.parametrize("count", [3, 30])
 @pytest.mark.parametrize("how", HOWS)
 def test_unpacking_is_whole_or_nothing_at_every_system_call(
-    shop, tmp_path: Path, *, how: str, count: int, is_beside: bool
+    shop, scratch: Path, *, how: str, count: int, is_beside: bool
 ) -> None:
-    unpacking = Unpacking(shop, tmp_path, count, is_beside=is_beside)
-    every = unpacking.points()
+    unpacking = Unpacking(shop, scratch, count, is_beside=is_beside)
+    every = share(unpacking.points())
     reached = sum(unpacking.crash(where, how) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2
@@ -237,13 +236,13 @@ def test_unpacking_is_whole_or_nothing_at_every_system_call(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("code", [errno.EMLINK, errno.EXDEV, errno.EPERM])
-def test_file_that_cannot_be_linked_is_copied(shop, tmp_path: Path, code: int) -> None:
+def test_file_that_cannot_be_linked_is_copied(shop, scratch: Path, code: int) -> None:
     # Too many links to it, another filesystem, or not ours.
-    unpacking = Unpacking(shop, tmp_path, 3, is_beside=True)
+    unpacking = Unpacking(shop, scratch, 3, is_beside=True)
     fault = f"inject=linkat:error={errno.errorcode[code]}"
-    done = unpacking.child.run(tmp_path / "trace", "-e", "trace=linkat", "-e", fault)
+    done = unpacking.child.run(scratch / "trace", "-e", "trace=linkat", "-e", fault)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "trace").read_text().count("INJECTED") == 4
+    assert (scratch / "trace").read_text().count("INJECTED") == 4
     verify_tree(unpacking.releases / "r2", unpacking.verified.manifest)
     assert (unpacking.releases / "r2/d/f1").stat().st_nlink == 1
 
@@ -256,8 +255,8 @@ KEPT = {"a/shared": b"one" * 50, "kept": b"kept"}
 @pytest.fixture(scope="module")
 def garbage() -> Iterator[Path]:
     """A shop with one artifact that is kept, and much to collect, of each kind."""
-    with tempfile.TemporaryDirectory() as folder:
-        shop = helpers().make_shop(Path(folder) / "shop")
+    with scratch_folder() as folder:
+        shop = helpers().make_shop(folder / "shop")
         shop.ingest({"a/shared": b"one" * 50, "x*": b"x", "y": b"y"})
         shop.ingest({"x*": b"x", "z": b"z"})
         shop.pin(shop.ingest(KEPT))
@@ -273,15 +272,15 @@ def garbage() -> Iterator[Path]:
             )
         )
         shop.records.close()
-        yield Path(folder) / "shop"
+        yield folder / "shop"
 
 
-def points_of_collecting(garbage: Path, tmp_path: Path) -> list[Point]:
-    shutil.copytree(garbage, tmp_path / "count", symlinks=True)
+def points_of_collecting(garbage: Path, scratch: Path) -> list[Point]:
+    shutil.copytree(garbage, scratch / "count", symlinks=True)
     try:
-        return collecting(tmp_path / "count").points(tmp_path / "trace")
+        return collecting(scratch / "count").points(scratch / "trace")
     finally:
-        shutil.rmtree(tmp_path / "count")
+        shutil.rmtree(scratch / "count")
 
 
 def crash_collecting(shop_at, garbage: Path, folder: Path, where: Point, *, how: str) -> bool:
@@ -328,26 +327,26 @@ def expect_kept(opened, shop: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", HOWS)
 def test_collecting_takes_nothing_that_is_kept_at_some_system_calls(
-    shop_at, garbage: Path, tmp_path: Path, how: str
+    shop_at, garbage: Path, scratch: Path, how: str
 ) -> None:
-    every = points_of_collecting(garbage, tmp_path)
+    every = points_of_collecting(garbage, scratch)
     unlinks = [where for where in every if where[0] == "unlink"]
     assert len(unlinks) >= 8
     for where in [*some(unlinks, 2), *some(every, 2)]:
-        crash_collecting(shop_at, garbage, tmp_path, where, how=how)
+        crash_collecting(shop_at, garbage, scratch, where, how=how)
 
 
 @pytest.mark.timeout(300)
 def test_collecting_behind_a_commit_in_doubt_harms_nothing(
-    shop_at, before: Path, tmp_path: Path
+    shop_at, before: Path, scratch: Path
 ) -> None:
     # The commit of an ingest fails, and the database may find it in its log later. The same process
     # then collects: what was placed must not go as a leftover and be found missing afterwards.
     for number in range(1, 5):  # of each thread's: the commit is the first or second of its thread
-        shop = tmp_path / "shop"
+        shop = scratch / "shop"
         shutil.copytree(before, shop, symlinks=True)
         where = ("fdatasync", number)
-        collecting(shop, "ingest").fail(tmp_path / "trace", where, "error=EIO")
+        collecting(shop, "ingest").fail(scratch / "trace", where, "error=EIO")
         opened = shop_at(shop)
         opened.store.recover()
         assert check_store(shop / "store", opened.records).problems == ()
@@ -359,10 +358,10 @@ def test_collecting_behind_a_commit_in_doubt_harms_nothing(
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("how", HOWS)
 def test_collecting_takes_nothing_that_is_kept_at_every_system_call(
-    shop_at, garbage: Path, tmp_path: Path, how: str
+    shop_at, garbage: Path, scratch: Path, how: str
 ) -> None:
-    every = points_of_collecting(garbage, tmp_path)
-    reached = sum(crash_collecting(shop_at, garbage, tmp_path, where, how=how) for where in every)
+    every = share(points_of_collecting(garbage, scratch))
+    reached = sum(crash_collecting(shop_at, garbage, scratch, where, how=how) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2
 
@@ -419,8 +418,8 @@ class Rotation:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", HOWS)
-def test_keys_are_the_old_or_the_new_ones_at_some_system_calls(tmp_path: Path, how: str) -> None:
-    rotation = Rotation(tmp_path)
+def test_keys_are_the_old_or_the_new_ones_at_some_system_calls(scratch: Path, how: str) -> None:
+    rotation = Rotation(scratch)
     every = rotation.points()
     unlinks = [where for where in every if where[0] == "unlink"]
     assert len(every) > 20
@@ -430,9 +429,9 @@ def test_keys_are_the_old_or_the_new_ones_at_some_system_calls(tmp_path: Path, h
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("how", HOWS)
-def test_keys_are_the_old_or_the_new_ones_at_every_system_call(tmp_path: Path, how: str) -> None:
-    rotation = Rotation(tmp_path)
-    every = rotation.points()
+def test_keys_are_the_old_or_the_new_ones_at_every_system_call(scratch: Path, how: str) -> None:
+    rotation = Rotation(scratch)
+    every = share(rotation.points())
     reached = sum(rotation.crash(where, how) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2
@@ -446,9 +445,9 @@ def test_keys_are_the_old_or_the_new_ones_at_every_system_call(tmp_path: Path, h
 @pytest.mark.parametrize("count", [0, 20])
 @pytest.mark.parametrize("how", HOWS)
 def test_ingest_is_whole_or_nothing_at_every_system_call(
-    shop_at, before: Path, tmp_path: Path, how: str, count: int
+    shop_at, before: Path, scratch: Path, how: str, count: int
 ) -> None:
-    every = points(before, tmp_path, count)
-    reached = sum(crash(shop_at, before, tmp_path, where, how=how, count=count) for where in every)
+    every = share(points(before, scratch, count))
+    reached = sum(crash(shop_at, before, scratch, where, how=how, count=count) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +19,7 @@ from storage.check import check_store
 from storage.digest import Digest
 from storage.parts import Part
 from storage.quarantine import Quarantine
-from tests.crashing import HOWS, Child, Point, needs_strace, some
+from tests.crashing import HOWS, Child, Point, needs_strace, scratch_folder, share, some
 from tests.storage.test_repair import flip
 
 CHILD = Path(__file__).with_name("repair_child.py")
@@ -34,12 +33,12 @@ def repairing(shop: Path) -> Child:
     return Child(CHILD, (str(shop),))
 
 
-def points(damaged: Path, tmp_path: Path) -> list[Point]:
-    shutil.copytree(damaged, tmp_path / "count", symlinks=True)
+def points(damaged: Path, scratch: Path) -> list[Point]:
+    shutil.copytree(damaged, scratch / "count", symlinks=True)
     try:
-        return repairing(tmp_path / "count").points(tmp_path / "trace")
+        return repairing(scratch / "count").points(scratch / "trace")
     finally:
-        shutil.rmtree(tmp_path / "count")
+        shutil.rmtree(scratch / "count")
 
 
 def helpers(name: str) -> ModuleType:
@@ -53,8 +52,8 @@ def helpers(name: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def damaged() -> Iterator[Path]:
     """A shop with damage of each kind, and copies of what is damaged."""
-    with tempfile.TemporaryDirectory() as folder:
-        shop = helpers("conftest").make_shop(Path(folder) / "shop")
+    with scratch_folder() as folder:
+        shop = helpers("conftest").make_shop(folder / "shop")
         ingested = shop.ingest(TREE)
         shop.pin(ingested)
         copy = shop.folder / "copy"
@@ -122,22 +121,22 @@ def _read(shop: Path, name: str) -> bytes:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", HOWS)
 def test_repair_harms_nothing_and_loses_nothing_at_some_system_calls(
-    shop_at, damaged: Path, tmp_path: Path, how: str
+    shop_at, damaged: Path, scratch: Path, how: str
 ) -> None:
-    every = points(damaged, tmp_path)
+    every = points(damaged, scratch)
     names = [where for where in every if where[0] in ("link", "rename", "unlink")]
     assert len(names) > 8
     for where in [*some(names, BRIEF_COUNT), *some(every, 1)]:
-        crash(shop_at, damaged, tmp_path, where, how=how)
+        crash(shop_at, damaged, scratch, where, how=how)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("how", HOWS)
 def test_repair_harms_nothing_and_loses_nothing_at_every_system_call(
-    shop_at, damaged: Path, tmp_path: Path, how: str
+    shop_at, damaged: Path, scratch: Path, how: str
 ) -> None:
-    every = points(damaged, tmp_path)
-    reached = sum(crash(shop_at, damaged, tmp_path, where, how=how) for where in every)
+    every = share(points(damaged, scratch))
+    reached = sum(crash(shop_at, damaged, scratch, where, how=how) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2

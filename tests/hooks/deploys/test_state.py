@@ -17,7 +17,7 @@ from hooks.deploys.state import (
 )
 from hooks.deploys.wire import ArtifactPin
 from storage.digest import Digest
-from tests.crashing import HOWS, Child, needs_strace, some
+from tests.crashing import HOWS, Child, needs_strace, share, some
 
 
 def pin(number: int) -> ArtifactPin:
@@ -196,7 +196,7 @@ def test_switch_is_made_or_not_at_some_system_calls(tmp_path, state, how):
 @pytest.mark.parametrize("how", HOWS)
 def test_switch_is_made_or_not_at_every_system_call(tmp_path, state, how):
     switch = Switch(tmp_path, state)
-    every = switch.points()
+    every = share(switch.points())
     reached = sum(switch.crash(where, how) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2

@@ -5,13 +5,14 @@ After each: the backups of before are whole, no half one is listed, and doing it
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import os
-import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,84 +28,56 @@ from storage.backup.verify import verify
 from storage.check import check_store
 from storage.git.check import check_repository
 from storage.records.db import Records
+from storage.repos import Repositories
+from tests.crashing import HOWS, Child, Point, needs_strace, scratch_folder, share, some
+from tests.storage.backup.conftest import git
 
 CHILD = Path(__file__).with_name("backup_child.py")
-CALLS = (
-    *("write", "pwrite64", "ftruncate", "fchmod", "utimensat", "mkdir", "rename", "link"),
-    *("unlink", "unlinkat", "rmdir", "fsync", "fdatasync", "syncfs", "flock", "statfs"),
-)
-HOWS = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
+STOPPED = re.compile(r"^(\d+) +--- stopped by SIGSTOP", re.MULTILINE)
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("strace")
-    or subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True).returncode
-    != 0,
-    reason="strace cannot trace here",
-)
+pytestmark = needs_strace
 
 
 @pytest.fixture(scope="module")
 def before(make_small) -> Iterator[Path]:
     """A server with a backup of a former state of it, to be copied for each crash."""
-    with tempfile.TemporaryDirectory() as folder:
-        small = make_small(Path(folder) / "small")
+    with scratch_folder() as folder:
+        small = make_small(folder / "small")
         small.back_up(with_keys=True)
         small.push("after")
         small.ingest({"new": b"new", "index.html": b"<h1>one</h1>"}, "build_2")
         small.close()
-        yield Path(folder) / "small"
+        yield folder / "small"
 
 
-def run(folder: Path, what: str, *strace: str) -> subprocess.CompletedProcess[str]:
-    trace = folder.parent / "trace"
-    return subprocess.run(
-        ["strace", "-f", "-qq", "-o", trace, *strace, sys.executable, CHILD, folder, what],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )
+def child(small: Path, what: str) -> Child:
+    return Child(CHILD, (str(small), what))
 
 
-def points(before: Path, tmp_path: Path, what: str) -> list[tuple[str, int]]:
-    """Every system call that changes something, each time that it is made."""
-    shutil.copytree(before, tmp_path / "count", symlinks=True)
-    names = ",".join(f"?{name}" for name in CALLS)
-    counted = run(tmp_path / "count", what, "-e", f"trace={names}")
-    assert counted.returncode == 0, counted.stdout + counted.stderr
-    shutil.rmtree(tmp_path / "count")
-    made: collections.Counter[str] = collections.Counter()
-    for line in (tmp_path / "trace").read_text().splitlines():
-        words = line.split(maxsplit=1)
-        if len(words) == 2 and "(" in words[1] and not words[1].startswith(("<", "+", "-")):
-            made[words[1].partition("(")[0]] += 1
-    return [(name, n) for name in CALLS for n in range(1, made[name] + 1)]
+def points(before: Path, folder: Path, what: str) -> list[Point]:
+    shutil.copytree(before, folder / "count", symlinks=True)
+    try:
+        return child(folder / "count", what).points(folder / "trace")
+    finally:
+        shutil.rmtree(folder / "count")
 
 
-def crash(before: Path, folder: Path, what: str, where: tuple[str, int], how: str) -> bool:
+def crash(before: Path, folder: Path, what: str, where: Point, how: str) -> bool:
     """Crash once, and prove what must hold then; return whether the point was reached."""
     small = folder / "small"
     shutil.copytree(before, small, symlinks=True)
-    call, number = where
-    inject = ["-e", f"trace=?{call}", "-e", f"inject=?{call}:{how}:when={number}"]
-    done = run(small, what, *inject)
-    trace = (folder / "trace").read_text()
-    if how.startswith("signal"):
-        reached = "killed by SIGKILL" in trace
-        assert reached == (done.returncode != 0), done.stderr
-    else:
-        # Either it was said what failed, or it could be done without that call.
-        assert done.returncode in (0, 3), done.stdout + done.stderr
-        reached = "INJECTED" in trace
-    {"take": expect_backups, "restore": expect_restorable}[what](small, done.returncode)
+    attempt = child(small, what).attempt(folder / "trace", where, how)
+    expect = {"take": expect_backups, "restore": expect_restorable}[what]
+    expect(small, is_done=attempt.is_done)
     shutil.rmtree(small)
-    return reached
+    return attempt.is_reached
 
 
-def expect_backups(small: Path, status: int) -> None:
+def expect_backups(small: Path, *, is_done: bool) -> None:
     destination = Destination(small / "backups")
     found = verify(destination)
     assert [item.faults for item in found] == [()] * len(found)
-    assert len(found) >= 1 + (status == 0)
+    assert len(found) >= 1 + is_done
     take(Places(small / "data"), destination, with_keys=True)
     # Nothing is left of what was broken off.
     take(Places(small / "data"), destination, with_keys=True, keep_count=1)
@@ -121,12 +94,12 @@ def needed(destination: Destination) -> set[str]:
     return {entry.digest.hex() for entry in Manifest.open(destination.manifest(name)).entries()}
 
 
-def expect_restorable(small: Path, status: int) -> None:
+def expect_restorable(small: Path, *, is_done: bool) -> None:
     data = small / "new" / "data"
-    if status != 0 and not (data / "gitd.db").exists() and data.exists():
+    if not is_done and not (data / "gitd.db").exists() and data.exists():
         # No server starts in half of one.
         assert is_unfinished(data) or not [p for p in data.iterdir() if p.name != "restoring"]
-    if status != 0 and (is_unfinished(data) or not (data / "gitd.db").exists()):
+    if not is_done and (is_unfinished(data) or not (data / "gitd.db").exists()):
         restore(Destination(small / "backups"), Places(data), KeyPlan({}))
     assert not is_unfinished(data)
     expect_whole(small / "new")
@@ -141,13 +114,52 @@ def expect_whole(root: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_repository_that_is_repacked_while_it_is_copied_is_looked_at_again(
+    make_small, scratch: Path
+) -> None:
+    small = make_small(scratch / "small")
+    bare = small.repositories.path("site_1")
+    for number in range(2):  # its pack goes between any two openings of it
+        small.push(f"before {number}")
+        git("repack", "-adq", cwd=bare)
+        (pack,) = (bare / "objects" / "pack").glob("*.pack")
+        with stopped(small, scratch / "trace", pack, number + 1):
+            tip = small.push(f"after {number}")
+            git("repack", "-adfq", cwd=bare)
+            assert not pack.exists()
+        found = verify(small.destination, is_deep=True)
+        assert [item.faults for item in found] == [()] * (number + 1)
+        small.restore(scratch / f"new{number}/data")
+        again = Repositories(scratch / f"new{number}/data/repos")
+        assert again.branches("site_1")["main"] in (tip, git("rev-parse", "HEAD^", cwd=small.work))
+    small.close()
+
+
+@contextlib.contextmanager
+def stopped(small, trace: Path, path: Path, number: int) -> Iterator[None]:
+    """Have a backup made by a process that stands still once it opened a file so many times."""
+    root = small.places.root.parent
+    faults = ("-e", "trace=openat", "-e", f"inject=openat:signal=SIGSTOP:when={number}")
+    command = ["strace", "-f", "-qq", "-o", trace, "-P", path, *faults]
+    command += [sys.executable, str(CHILD), str(root), "take"]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    trace.unlink(missing_ok=True)
+    with subprocess.Popen(command, env=environ) as backup:
+        while not (found := STOPPED.search(trace.read_text() if trace.exists() else "")):
+            assert backup.poll() is None, "it ended without a stop"
+            time.sleep(0.01)
+        yield
+        os.kill(int(found[1]), signal.SIGCONT)
+        assert backup.wait() == 0
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", ["take", "restore"])
-def test_all_or_nothing_at_some_system_calls(before: Path, tmp_path: Path, what: str) -> None:
-    every = points(before, tmp_path, what)
+def test_all_or_nothing_at_some_system_calls(before: Path, scratch: Path, what: str) -> None:
+    every = points(before, scratch, what)
     assert len(every) > 50
-    pick = random.Random(int(os.environ.get("CRASH_SEED", "0")))
-    for how, where in zip(HOWS, pick.sample(every, len(HOWS)), strict=True):
-        crash(before, tmp_path, what, where, how)
+    for how, where in zip(HOWS, some(every, len(HOWS)), strict=True):
+        crash(before, scratch, what, where, how)
 
 
 @pytest.mark.soak
@@ -155,9 +167,9 @@ def test_all_or_nothing_at_some_system_calls(before: Path, tmp_path: Path, what:
 @pytest.mark.parametrize("what", ["take", "restore"])
 @pytest.mark.parametrize("how", HOWS)
 def test_all_or_nothing_at_every_system_call(
-    before: Path, tmp_path: Path, what: str, how: str
+    before: Path, scratch: Path, what: str, how: str
 ) -> None:
-    every = points(before, tmp_path, what)
-    reached = sum(crash(before, tmp_path, what, where, how) for where in every)
+    every = share(points(before, scratch, what))
+    reached = sum(crash(before, scratch, what, where, how) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2
