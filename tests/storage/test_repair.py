@@ -12,16 +12,19 @@ from pathlib import Path
 import pytest
 
 from storage.check import Report, check_store
+from storage.collect import Collector, Order
 from storage.copies import Source, anything_at, issued_statements, release_folders, twins
 from storage.digest import Digest
-from storage.errors import ArtifactError
+from storage.errors import ArtifactError, CollectionRefusedError
 from storage.export import exporting
 from storage.layout import blob_mtime
 from storage.materialise import verify_tree
 from storage.parts import Part
 from storage.proof_archive import PROOF_SUFFIX, write_proof
 from storage.records import blobs, damage
+from storage.reindex import rebuild_index
 from storage.repair import Mended, Repairer
+from storage.retention import Retention
 
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n", "a/b": b"b" * 3_000_000}
 
@@ -195,6 +198,28 @@ def test_manifest_and_envelope_are_mended_from_another_copy(shop, how: str) -> N
     assert len(mend(shop, *sources)) == 3
     assert check(shop).problems == ()
     unpack(shop, ingested)
+
+
+@pytest.mark.parametrize("how", ["mended", "taken in again"])
+def test_known_tree_without_its_references_is_whole_again(shop, how: str) -> None:
+    ingested = shop.ingest(SITE)
+    shop.pin(ingested)
+    archive = export(shop, ingested)
+    shop.records.write(lambda db: db.execute("DELETE FROM ref"))
+    flip(Path(shop.store.layout.tree(ingested.digest)))
+    flip(shop.blob(b"hello"))
+    repairer = condemn_all(shop)
+    if how == "mended":
+        assert len(repairer.mend([anything_at(archive)])) == 2
+        (problem,) = check(shop).problems
+        assert problem.endswith("say otherwise than its manifest: gitd check --rebuild-index")
+        with pytest.raises(CollectionRefusedError):  # nothing is deleted meanwhile
+            Collector(shop.store, shop.records, Retention()).run(Order(is_hurried=True))
+        assert rebuild_index(shop.store, shop.records).changed == 1
+    else:
+        shop.ingest(SITE)
+    assert check(shop).problems == ()
+    verify_tree(unpack(shop, ingested), shop.reader.manifest(ingested.digest))
 
 
 def test_release_statement_is_mended_from_the_records(world) -> None:

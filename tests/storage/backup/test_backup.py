@@ -20,7 +20,9 @@ from storage.backup.manifest import Manifest, is_safe
 from storage.backup.places import is_unfinished
 from storage.backup.repositories import picture_of
 from storage.backup.verify import listed, verify
+from storage.check import check_store
 from storage.collect import Collector, Order
+from storage.copies import anything_at
 from storage.digest import Digest
 from storage.errors import BackupDamagedError, BackupError, StorageFullError
 from storage.git.check import check_repository
@@ -50,6 +52,7 @@ from storage.records import (
 )
 from storage.records.db import Records
 from storage.records.release_statements import IssuedStatement
+from storage.repair import Repairer
 from storage.retention import Retention
 from storage.signing import SigningKey
 
@@ -474,6 +477,24 @@ def test_damage_that_is_known_is_left_out_and_said(small, tmp_path: Path) -> Non
     small.restore(tmp_path / "new/data")
     with Records.open(tmp_path / "new/data/gitd.db") as records:
         assert len(damage.every(records.reader())) == 2
+
+
+def test_backup_is_a_source_of_copies(small) -> None:
+    """As `gitd check --repair --from` goes by one."""
+    small.back_up()
+    layout = small.store.layout
+    (manifest,) = (layout.root / "trees").glob("*/*")
+    (envelope,) = (layout.root / "attest").glob("*/*")
+    blob = Path(layout.blob(Digest.of(b"<h1>one</h1>"), executable=False))
+    for path in (manifest, envelope, blob):
+        path.chmod(0o644)
+        path.write_bytes(b"other bytes")
+    repairer = Repairer(small.store, small.records)
+    found = check_store(layout.root, small.records).findings
+    repairer.condemn([finding.part for finding in found if finding.part is not None])
+    mended = repairer.mend([anything_at(small.destination.root)])
+    assert {one.part.kind for one in mended} == set(PartKind)
+    assert check_store(layout.root, small.records).problems == ()
 
 
 def test_statement_with_other_bytes_is_named(small) -> None:
