@@ -27,7 +27,6 @@ from storage.envelope import IN_TOTO_TYPE, Envelope, seal, unseal
 from storage.errors import StorageError
 from storage.ids import artifact_id
 from storage.manifest import Manifest
-from storage.materialise import verify_tree
 from storage.model import Artifact, Attestation
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
 from storage.reader import StoreReader, VerifiedArtifact
@@ -39,6 +38,7 @@ from storage.signing import SigningKey
 from storage.source import Limits, SourceEntry
 from storage.tar import scan_tar
 from storage.trust import establish
+from storage.unpacked import verify_tree
 
 SITE = "acme-store"
 TIME = "2026-01-01T00:00:00.000Z"

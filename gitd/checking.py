@@ -19,7 +19,6 @@ from storage.consequences import Consequence
 from storage.digest import Digest
 from storage.errors import RecordsError, StorageError
 from storage.git.check_processes import check_repositories
-from storage.materialise import verify_tree
 from storage.quarantine import Kept
 from storage.reader import StoreReader
 from storage.records import damage, deployments, environments, integrity, releases, sites
@@ -28,6 +27,7 @@ from storage.records.db import Records, mapped_errors
 from storage.reindex import rebuild_index
 from storage.repair import Mended, Repairer
 from storage.repos import Repositories
+from storage.unpacked import verify_tree
 
 SHOWN_COUNT_MAX = 100  # of what is wrong, for people; --json has all
 ROLL_AGAIN = "its next roll makes it anew: deploy again, or roll back"

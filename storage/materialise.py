@@ -1,10 +1,10 @@
-"""Materialising: a stored tree becomes a folder, and a folder is held against its manifest.
+"""Materialising: a stored tree becomes a folder.
 
 Files are copied, never linked: the folder's owner is not the store's, and whoever could write to
 a linked file would write to the store. Each byte is hashed on its way.
 """
 # Plain strings: a push has thousands of files, and a Path costs as much as the call.
-# ruff: noqa: PTH102, PTH104, PTH208
+# ruff: noqa: PTH102, PTH104
 
 from __future__ import annotations
 
@@ -33,14 +33,18 @@ from storage.files import (
     write_all,
 )
 from storage.layout import Layout, blob_mode, blob_mtime
-from storage.manifest import DirectoryEntry, Entry, FileEntry, LinkEntry, Manifest
+from storage.manifest import DirectoryEntry, FileEntry, Manifest
+from storage.unpacked import (
+    FOLDER_MODE,
+    OPEN_FOLDER,
+    WHOLE_BYTES_MAX,
+    expect_bytes,
+    expect_read,
+    verify_file,
+)
 
-WHOLE_BYTES_MAX = 1 << 20  # larger files go through in pieces of this size
 SYNC_EACH_COUNT_MAX = 16  # with more entries one sync of the filesystem is cheaper
 PARTIAL_MARK = ".partial-"
-_DIRECTORY_MODE = 0o755
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -83,7 +87,7 @@ def materialise(
                 with _opened(beside) as previous:
                     linked = list(_unpacked(layout, manifest, root, previous))
                 _verify_blobs(layout, linked)
-                os.fchmod(root, _DIRECTORY_MODE)
+                os.fchmod(root, FOLDER_MODE)
                 if durable:
                     _sync(root, partial, manifest)
             finally:
@@ -117,36 +121,6 @@ def remove_partials(folder: Path) -> int:
     return len(partials)
 
 
-def verify_tree(root: Path, manifest: Manifest, *, reads: bool = True) -> None:
-    """Hold a folder against a manifest: the exact set of names, kinds, modes, targets and bytes.
-
-    Without `reads` the bytes are believed to be right in a file of the right size and time.
-
-    Raises:
-        ArtifactCorruptError: Something differs; `path` names it.
-        ArtifactMissingError: There is no such folder.
-        StorageIoError: The system refused.
-    """
-    with mapped_errors(f"verify {root}"):
-        try:
-            _expect_directory(b"", os.lstat(root))
-            top = os.open(root, _FOLDER)
-        except FileNotFoundError as error:
-            raise ArtifactMissingError(f"there is no folder {root}") from error
-        try:
-            names = {b"": _names_in(top, b".")}
-            for entry in manifest.entries:
-                _verify_entry(top, entry, names, reads=reads)
-        finally:
-            os.close(top)
-        for parent, rest in names.items():
-            if rest:
-                extra = min(rest)
-                raise ArtifactCorruptError(
-                    parent + b"/" + extra if parent else extra, "is not in the manifest"
-                )
-
-
 # -- unpacking -----------------------------------------------------------------------------------
 
 
@@ -154,7 +128,7 @@ def verify_tree(root: Path, manifest: Manifest, *, reads: bool = True) -> None:
 def _opened(folder: Path | None) -> Iterator[int | None]:
     """Open a folder to take files from; None where there is none: all is copied then."""
     try:
-        fd = None if folder is None else os.open(folder, _FOLDER)
+        fd = None if folder is None else os.open(folder, OPEN_FOLDER)
     except OSError:
         fd = None
     try:
@@ -176,7 +150,7 @@ def _unpacked(
                 _copy(layout, entry, root)
         elif isinstance(entry, DirectoryEntry):
             os.mkdir(entry.path, dir_fd=root)
-            os.chmod(entry.path, _DIRECTORY_MODE, dir_fd=root)
+            os.chmod(entry.path, FOLDER_MODE, dir_fd=root)
         else:
             os.symlink(entry.target, entry.path, dir_fd=root)
 
@@ -195,7 +169,7 @@ def _link(entry: FileEntry, previous: int, root: int) -> bool:
     except OSError:  # not there, not ours to link, too many links: it is copied then
         return False
     try:
-        _verify_file(entry, root)
+        verify_file(entry, root)
     except (ArtifactCorruptError, OSError):
         os.unlink(entry.path, dir_fd=root)
         return False
@@ -209,7 +183,7 @@ def _copy(layout: Layout, entry: FileEntry, root: int) -> None:
         try:
             if entry.size_bytes <= WHOLE_BYTES_MAX:
                 data = read_sized(source, entry.size_bytes)
-                _expect_bytes(entry, Digest.of(data), len(data))
+                expect_bytes(entry, Digest.of(data), len(data))
                 write_all(target, data)
             else:
                 _copy_large(source, target, entry)
@@ -230,7 +204,7 @@ def _verify_blobs(layout: Layout, entries: Iterable[FileEntry]) -> None:
         entry = wanted[BlobKey(key)]
         source = _open_blob(layout, entry)
         try:
-            _expect_read(source, entry)
+            expect_read(source, entry)
         finally:
             os.close(source)
 
@@ -242,7 +216,7 @@ def _copy_large(source: int, target: int, entry: FileEntry) -> None:
         hasher.update(data)
         count += len(data)
         write_all(target, data)
-    _expect_bytes(entry, hasher.digest(), count)
+    expect_bytes(entry, hasher.digest(), count)
 
 
 def _open_blob(layout: Layout, entry: FileEntry) -> int:
@@ -259,25 +233,6 @@ def _open_blob(layout: Layout, entry: FileEntry) -> int:
         raise
 
 
-def _expect_read(fd: int, entry: FileEntry) -> None:
-    """Read a file and hold it against its entry."""
-    if entry.size_bytes <= WHOLE_BYTES_MAX:
-        data = read_sized(fd, entry.size_bytes)
-        _expect_bytes(entry, Digest.of(data), len(data))
-        return
-    hasher = blake3()
-    count = 0
-    while count <= entry.size_bytes and (data := os.read(fd, WHOLE_BYTES_MAX)):
-        hasher.update(data)
-        count += len(data)
-    _expect_bytes(entry, hasher.digest(), count)
-
-
-def _expect_bytes(entry: FileEntry, digest: bytes, size_bytes: int) -> None:
-    if digest != entry.digest or size_bytes != entry.size_bytes:
-        raise ArtifactCorruptError(entry.path, "its bytes are not what the manifest says")
-
-
 def _sync(root: int, partial: str, manifest: Manifest) -> None:
     if len(manifest.entries) > SYNC_EACH_COUNT_MAX:
         sync_filesystem(root)
@@ -288,59 +243,3 @@ def _sync(root: int, partial: str, manifest: Manifest) -> None:
         elif isinstance(entry, DirectoryEntry):
             sync_directory(f"{partial}/{os.fsdecode(entry.path)}")
     os.fsync(root)
-
-
-# -- verifying -----------------------------------------------------------------------------------
-
-
-def _verify_entry(root: int, entry: Entry, names: dict[bytes, set[bytes]], *, reads: bool) -> None:
-    parent, _, name = entry.path.rpartition(b"/")
-    if name not in names[parent]:
-        raise ArtifactCorruptError(entry.path, "is missing")
-    names[parent].discard(name)
-    if isinstance(entry, FileEntry):
-        _verify_file(entry, root, reads=reads)
-        return
-    status = os.stat(entry.path, dir_fd=root, follow_symlinks=False)
-    if isinstance(entry, LinkEntry):
-        if not stat.S_ISLNK(status.st_mode) or os.readlink(entry.path, dir_fd=root) != entry.target:
-            raise ArtifactCorruptError(entry.path, "is not the link that the manifest says")
-        return
-    _expect_directory(entry.path, status)
-    names[entry.path] = _names_in(root, entry.path)
-
-
-def _names_in(root: int, path: bytes) -> set[bytes]:
-    folder = os.open(path, _FOLDER, dir_fd=root)
-    try:
-        return set(map(os.fsencode, os.listdir(folder)))
-    finally:
-        os.close(folder)
-
-
-def _verify_file(entry: FileEntry, root: int, *, reads: bool = True) -> None:
-    try:
-        fd = os.open(entry.path, _FILE, dir_fd=root)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOENT, errno.EACCES):
-            raise ArtifactCorruptError(entry.path, f"cannot be read: {error.strerror}") from error
-        raise
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ArtifactCorruptError(entry.path, "is not the file that the manifest says")
-        if stat.S_IMODE(status.st_mode) != blob_mode(executable=entry.executable):
-            raise ArtifactCorruptError(entry.path, "its mode is not what the manifest says")
-        if status.st_size != entry.size_bytes:
-            raise ArtifactCorruptError(entry.path, "its size is not what the manifest says")
-        if reads:
-            _expect_read(fd, entry)
-        elif int(status[stat.ST_MTIME]) != blob_mtime(entry.digest):
-            raise ArtifactCorruptError(entry.path, "was written to, or its time was set")
-    finally:
-        os.close(fd)
-
-
-def _expect_directory(path: bytes, status: os.stat_result) -> None:
-    if not stat.S_ISDIR(status.st_mode) or stat.S_IMODE(status.st_mode) != _DIRECTORY_MODE:
-        raise ArtifactCorruptError(path, "is not the folder that the manifest says")

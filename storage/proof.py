@@ -31,7 +31,6 @@ from storage.files import mapped_errors, open_regular, read_bounded, read_up_to
 from storage.ids import ArtifactId, artifact_id
 from storage.links import escaping_link
 from storage.manifest import MANIFEST_BYTES_MAX, FileEntry, Manifest
-from storage.materialise import verify_tree
 from storage.proof_archive import (
     FORMAT_LINE,
     FORMAT_NAME,
@@ -45,6 +44,7 @@ from storage.release_statement import ReleaseStatement, parse_release
 from storage.source import SourceDirectory, SourceFile
 from storage.tar import scan_tar
 from storage.trust import Keyring, keyring_of
+from storage.unpacked import verify_tree
 
 STATEMENTS_BYTES_MAX = 64 << 20
 """Of all statements, keys and generations together."""

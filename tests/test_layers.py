@@ -34,7 +34,6 @@ PROOF = {
     "storage.layout",
     "storage.links",
     "storage.manifest",
-    "storage.materialise",
     "storage.proof",
     "storage.proof_archive",
     "storage.provenance",
@@ -44,6 +43,7 @@ PROOF = {
     "storage.statement",
     "storage.tar",
     "storage.trust",
+    "storage.unpacked",
 }
 # The only places that know a foreign library's errors, or the environment of the process.
 ONLY_IN = {

@@ -53,11 +53,11 @@ from storage.errors import (
     SignatureInvalidError,
     StorageError,
 )
-from storage.materialise import verify_tree
 from storage.proof_archive import write_proof
 from storage.reader import StoreReader, VerifiedArtifact
 from storage.release_statement import ReleaseStatement
 from storage.sealing import Vault
+from storage.unpacked import verify_tree
 
 DRAIN_S: Final = 10.0
 STOP_GRACE_S: Final = 10.0

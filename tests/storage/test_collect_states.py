@@ -26,13 +26,13 @@ from storage.collect import Collector, Order
 from storage.digest import Digest
 from storage.files import Lease
 from storage.manifest import FileEntry, Manifest
-from storage.materialise import verify_tree
 from storage.model import SYSTEM
 from storage.records import artifacts
 from storage.records import blobs as rows
 from storage.records import retention as retention_rows
 from storage.retention import DAY_MS, Pressure, Retention
 from storage.source import Limits, SourceFile
+from storage.unpacked import verify_tree
 
 KEEP = Retention(
     releases=2,

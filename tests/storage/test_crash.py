@@ -24,8 +24,9 @@ from storage.custody import Custody
 from storage.digest import Digest
 from storage.envelope import IN_TOTO_TYPE, unseal
 from storage.layout import blob_mtime
-from storage.materialise import remove_partials, verify_tree
+from storage.materialise import remove_partials
 from storage.trust import load_keyring
+from storage.unpacked import verify_tree
 from tests.crashing import HOWS, Child, Point, needs_strace, scratch_folder, share, some
 
 FOLDER = Path(__file__).parent

@@ -22,8 +22,8 @@ from storage.check import check_store
 from storage.collect import Collector, Order
 from storage.digest import Digest
 from storage.errors import StorageError
-from storage.materialise import verify_tree
 from storage.retention import Retention
+from storage.unpacked import verify_tree
 
 CHILD = Path(__file__).with_name("ingest_child.py")
 COLLECT_CHILD = CHILD.with_name("collect_child.py")

@@ -27,12 +27,13 @@ from storage.errors import (
 )
 from storage.layout import blob_mtime
 from storage.manifest import HEADER, FileEntry, Manifest
-from storage.materialise import remove_partials, verify_tree
+from storage.materialise import remove_partials
 from storage.provenance import SANDBOX_BUILDER, RunCommands, build_provenance
 from storage.reader import StoreReader
 from storage.signing import SigningKey
 from storage.source import SourceDirectory, SourceLink
 from storage.trust import establish, revoke
+from storage.unpacked import verify_tree
 
 LARGE = b"0123456789abcdef" * (3 << 16)
 

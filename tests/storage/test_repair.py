@@ -18,13 +18,13 @@ from storage.digest import Digest
 from storage.errors import ArtifactError, CollectionRefusedError
 from storage.export import exporting
 from storage.layout import blob_mtime
-from storage.materialise import verify_tree
 from storage.parts import Part
 from storage.proof_archive import PROOF_SUFFIX, write_proof
 from storage.records import blobs, damage
 from storage.reindex import rebuild_index
 from storage.repair import Mended, Repairer
 from storage.retention import Retention
+from storage.unpacked import verify_tree
 
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n", "a/b": b"b" * 3_000_000}
 
