@@ -194,10 +194,11 @@ def _look(folder: DataFolder, records: Records, *, is_deep: bool) -> _Found:
     try:
         with mapped_errors():
             _look_at_the_rest(folder, records, found, is_deep=is_deep)
-    except RecordsError as error:
+    except (RecordsError, TypeError, ValueError) as error:
         if not found.findings:
             raise
-        found.add("database", str(error))  # as was said above: there is nothing to go by
+        # As was said above: there is nothing to go by.
+        found.add("database", f"the rest cannot be looked at: {error}")
     return found
 
 

@@ -14,6 +14,7 @@ from storage.ids import artifact_id
 from storage.records.db import mapped_errors
 
 FAULTS_MAX = 20  # of one kind: a lost page takes many rows with it
+_KINDS = {"INTEGER": "integer", "BIGINT": "integer", "TEXT": "text", "BLOB": "blob"}
 # What is wrong, and how it is found.
 _CHECKS: dict[str, str] = {
     "build {}: its job {} is gone": """
@@ -83,6 +84,8 @@ def faults(db: sqlite3.Connection) -> list[str]:
         found = [str(error)]
     if found != ["ok"]:
         return [f"database: {text}" for text in found]  # what it answers means nothing then
+    if strange := _strange_kinds(db):
+        return strange
     broken = [
         f"database: a row of {row[0]} refers to a row of {row[2]} that is not there"
         for row in db.execute("PRAGMA foreign_key_check")
@@ -91,6 +94,27 @@ def faults(db: sqlite3.Connection) -> list[str]:
     for sentence, query in _CHECKS.items():
         said += _bounded([sentence.format(*row) for row in db.execute(query)])
     return said + _bounded(_foreign_ids(db))
+
+
+def _strange_kinds(db: sqlite3.Connection) -> list[str]:
+    """Tables with values of another kind than their columns are declared to have.
+
+    The database does not mind; whoever reads them does.
+    """
+    said = []
+    tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    for (table,) in tables:
+        declared = db.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall()
+        kinds = [(name, _KINDS[kind]) for name, kind in declared if kind in _KINDS]
+        wrong = " OR ".join(f"typeof(\"{name}\") NOT IN ('{kind}', 'null')" for name, kind in kinds)
+        if not wrong:
+            continue
+        query = f'SELECT COUNT(*) FROM "{table}" WHERE {wrong}'  # noqa: S608 - its own names
+        (count,) = db.execute(query).fetchone()
+        if count:
+            rows = f"a row of {table} has" if count == 1 else f"{count} rows of {table} have"
+            said.append(f"database: {rows} values of a kind that cannot be there")
+    return said
 
 
 def _foreign_ids(db: sqlite3.Connection) -> list[str]:

@@ -117,6 +117,13 @@ def test_many_faults_of_a_kind_are_bounded(records) -> None:
     assert faults[-1] == "and 80 more like the one before"
 
 
+def test_values_of_another_kind_are_said_and_nothing_else_asked(records) -> None:
+    records.write(lambda db: db.execute("UPDATE job SET created_at = 'never', site_id = x'00'"))
+    (fault,) = integrity.faults(records.reader())
+    assert fault.startswith("database: ")
+    assert "of job ha" in fault
+
+
 def test_broken_database_file_is_said_and_nothing_else_asked(records) -> None:
     records.checkpoint()
     (page,) = (

@@ -1,0 +1,29 @@
+"""`gitd check` where the records themselves cannot be relied on."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from gitd.__main__ import cli
+from gitd.app import Control
+from gitd.config import Config
+from gitd.layout import DataFolder
+from storage.digest import Digest
+
+
+def test_records_with_values_that_cannot_be_are_said_like_any_fault(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    Control(folder, Config(), None).close()
+    with sqlite3.connect(folder.database) as db:
+        db.execute(
+            "INSERT INTO blob(key, size_bytes, state) VALUES(?, '', 0)", (Digest.of(b"") + b"f",)
+        )
+    db.close()
+    done = CliRunner().invoke(cli, ["check", "--deep", "--data", str(folder.root)])
+    assert done.exit_code == 1, done.output
+    assert "a row of blob has values of a kind that cannot be there" in done.output
+    assert "the rest cannot be looked at" in done.output
