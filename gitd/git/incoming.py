@@ -23,6 +23,7 @@ from gitd.git.errors import (
     GitRequestError,
 )
 from gitd.git.limits import GitLimits
+from gitd.git.native_hooks import hook_path
 from gitd.git.push_request import Wish
 from gitd.git.workers import PackWorkers, WorkerLostError
 from storage.git.errors import PackOutgrownError, RepositoryError
@@ -30,6 +31,7 @@ from storage.git.ingest import (
     SPOOL_NAME,
     Ingested,
     IngestTask,
+    StagedPack,
     discard_quarantine,
     ingest,
     make_quarantine,
@@ -55,6 +57,8 @@ class Incoming:
         self._limits = limits
         self._workers = workers
         self.quarantine: Path | None = None
+        self._staged: StagedPack | None = None
+        self._is_over = False
 
     async def receive(self, body: BodyReader, on_arrival: Callable[[], None]) -> Ingested:
         """Read and check the pack; nothing outside of the quarantine changes.
@@ -125,14 +129,34 @@ class Incoming:
 
     def _ingest_here(self, pieces: list[bytes]) -> Ingested | None:
         """Index a small pack in this process; None when it inflates to too much for that."""
-        self._quarantine()
+        staged = None
+        if self._needs_quarantine():
+            self._spool(pieces)
+        else:
+            staged = self._staged = StagedPack(self._repository.path, b"".join(pieces))
         task = replace(self._task(), memory_bytes_max=self._limits.thread_inflated_bytes_max)
         try:
-            return ingest(task, self._repository, content=b"".join(pieces))
+            return ingest(task, self._repository, staged=staged)
         except PackOutgrownError:
-            with self._open_spool() as file:
-                _write_all(file, pieces)
+            if staged is not None:
+                self._staged = None
+                self._spool(pieces)
             return None
+        finally:
+            if self._is_over and staged is not None:  # the request was broken off meanwhile
+                staged.discard()
+
+    def _needs_quarantine(self) -> bool:
+        """Say whether anybody will look at what came, or add to it, before it is taken in."""
+        return (
+            self._wish.certificate is not None
+            or hook_path(self._repository, "pre-receive") is not None
+            or not (self._repository.path / "objects/pack").is_dir()
+        )
+
+    def _spool(self, pieces: list[bytes]) -> None:
+        with self._open_spool() as file:
+            _write_all(file, pieces)
 
     def _task(self) -> IngestTask:
         config = self._repository.config
@@ -157,10 +181,14 @@ class Incoming:
         Raises:
             OSError: the disk is full, or something like it.
         """
-        if self.quarantine is None:
+        if self._staged is not None:
+            migrated = self._staged.take_in(self._repository.sharing)
+            self._staged = None
+        elif self.quarantine is not None:
+            migrated = migrate_quarantine(self.quarantine, self._repository.sharing)
+            self.quarantine = None
+        else:
             return set()
-        migrated = migrate_quarantine(self.quarantine, self._repository.sharing)
-        self.quarantine = None
         if new_borders:
             self._repository.extend_shallow(new_borders)
         for index in migrated.indexes:
@@ -169,6 +197,10 @@ class Incoming:
 
     async def tidy(self) -> None:
         """Drop what was not taken in; a second call does nothing."""
+        self._is_over = True
+        staged, self._staged = self._staged, None
+        if staged is not None:
+            await asyncio.to_thread(staged.discard)
         quarantine, self.quarantine = self.quarantine, None
         if quarantine is not None:
             await asyncio.to_thread(discard_quarantine, quarantine)

@@ -8,7 +8,8 @@ Source: git's connected.c.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import cached_property
 
 from storage.git.errors import ObjectMissingError, RepositoryCorruptError
 from storage.git.indexer import IndexedPack
@@ -30,15 +31,21 @@ class Connectivity:
     """Checks new tips of one push.
 
     Args:
-        store: quarantine and repository together.
+        stored: the repository's objects.
+        whole: opens what came and the repository as one; called when the quick way does not do.
         trusted: oids of the refs before the push.
         shallow: commits whose parents are absent on purpose.
     """
 
     def __init__(
-        self, store: ObjectStore, trusted: Iterable[bytes], shallow: Collection[bytes] = ()
+        self,
+        stored: ObjectStore,
+        trusted: Iterable[bytes],
+        shallow: Collection[bytes] = (),
+        whole: Callable[[], ObjectStore] | None = None,
     ) -> None:
-        self._store = store
+        self._stored = stored
+        self._open_whole = whole
         self._trusted = set(trusted)
         self._shallow = shallow
         self._whole: set[bytes] = set()  # objects found to be there with all that they reach
@@ -59,6 +66,10 @@ class Connectivity:
                 broken[tip] = str(error)
         return broken
 
+    @cached_property
+    def _store(self) -> ObjectStore:
+        return self._open_whole() if self._open_whole is not None else self._stored
+
     # the quick way: only what leaves the pack is looked at
 
     def _is_closed(self, tips: set[bytes], pack: IndexedPack | None) -> bool:
@@ -69,12 +80,12 @@ class Connectivity:
         try:
             for tip in tips - self._trusted:
                 if pack is None or not pack.has(tip):
-                    kind = self._store.kind_and_size(tip)[0]
+                    kind = self._stored.kind_and_size(tip)[0]
                     (commits if kind == COMMIT else others).add(tip)
             commits -= self._absent_on_purpose(pack)
             stray = commits - self._reachable(commits)
             if pack is not None and pack.is_linked and others:
-                others -= _vouched(self._store, pack, others)
+                others -= _vouched(self._stored, pack, others)
             for oid in stray | others:
                 self._require_whole(oid)
         except RepositoryCorruptError:
@@ -93,7 +104,7 @@ class Connectivity:
         missing = wanted - found
         if not missing:
             return found
-        store = self._store
+        store = self._stored
         oldest = min(store.commit(oid).time for oid in missing)
         queue: list[tuple[int, bytes]] = []
         seen: set[bytes] = set()

@@ -44,12 +44,21 @@ from storage.git.pack_streams import PackStreams
 ENTRY_BYTES_MIN = 9  # one byte of head and the shortest deflated stream
 
 
+@dataclass(frozen=True, slots=True)
+class Unwritten:
+    """A received pack that is in memory only, and where its index is to be written."""
+
+    content: bytes
+    index_path: Path
+
+
 @dataclass(slots=True)
 class IndexedPack:
     """A pack that is whole and has its index beside it.
 
     Attributes:
-        name: hex digits behind `pack-`; `path` is the pack's file.
+        name: hex digits behind `pack-`, or to be there.
+        path, index_path: its two files.
         oids: its objects, sorted.
         closure: of all of them.
         commits, trees: (id, content) of each; empty if not `is_linked`.
@@ -59,6 +68,7 @@ class IndexedPack:
 
     name: str
     path: Path
+    index_path: Path
     oids: list[bytes]
     closure: Closure
     commits: list[tuple[bytes, bytes]]
@@ -81,7 +91,7 @@ def index_pack(
     limits: PackLimits,
     rules: FsckRules | None = None,
     may_fork: bool = False,
-    content: bytes | None = None,
+    unwritten: Unwritten | None = None,
 ) -> IndexedPack:
     """Check a pack, complete it if it is thin, and write its index beside it.
 
@@ -93,7 +103,7 @@ def index_pack(
         limits: see `PackLimits`.
         rules: how strictly objects are checked; None checks only what links need.
         may_fork: use two cores for many objects. Only for a process without threads.
-        content: the received bytes, if they are no file yet: then `path` says only where to write.
+        unwritten: the received bytes, if they are no file yet: they are written to `path` as it is.
 
     Raises:
         PackInvalidError: it is no whole, well-formed pack, an object is refused by the rules, or
@@ -101,14 +111,17 @@ def index_pack(
         PackTooLargeError: it exceeds a bound.
         PackOutgrownError: it exceeds `memory_bytes_max`; the file is as it was.
     """
-    mapped = _mapped(path, limits) if content is None else content
+    mapped = _mapped(path, limits) if unwritten is None else unwritten.content
     _require_header(mapped[:HEADER_BYTES], len(mapped), limits)
     checks = ObjectChecks(bases, rules)
     scan, trees = _read(mapped, limits, checks, may_fork=may_fork)
     end, trailer = scan.streams.end, mapped[scan.streams.end :]
-    if trees.completed and content is not None:
-        content = _completed(content[:end], scan.rows, trees.completed)
-        trailer = content[-OID_BYTES:]
+    content = None
+    if unwritten is not None:
+        content = unwritten.content
+        if trees.completed:
+            content = _completed(content[:end], scan.rows, trees.completed)
+            trailer = content[-OID_BYTES:]
     elif trees.completed:
         trailer = _complete(path, end, scan.rows, trees.completed)
     rows = sorted(scan.all_rows)
@@ -116,16 +129,18 @@ def index_pack(
     if any(map(operator.eq, oids, oids[1:])):
         raise PackInvalidError("the same object appears twice in the pack")
     name = trailer.hex()
-    final = path.with_name(f"pack-{name}.pack")
-    if content is None:
-        os.chmod(path, PACK_MODE)  # noqa: PTH101
-        path.rename(final)
+    if unwritten is not None and content is not None:
+        index_path = unwritten.index_path
+        write_pack_file(path, content)
     else:
-        write_pack_file(final, content)
-    write_index(final.with_suffix(".idx"), rows, trailer)
+        os.chmod(path, PACK_MODE)  # noqa: PTH101
+        path = path.rename(path.with_name(f"pack-{name}.pack"))
+        index_path = path.with_suffix(".idx")
+    write_index(index_path, rows, trailer)
     return IndexedPack(
         name=name,
-        path=final,
+        path=path,
+        index_path=index_path,
         oids=oids,
         closure=scan.closure(),
         commits=checks.commits,

@@ -20,18 +20,71 @@ from storage.files import sync_in_order
 from storage.git.connectivity import Connectivity
 from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryError
 from storage.git.fsck import FsckRules, Severity
-from storage.git.indexer import IndexedPack, index_pack
-from storage.git.locks import QUARANTINE_PREFIX
+from storage.git.indexer import IndexedPack, Unwritten, index_pack
+from storage.git.locks import QUARANTINE_PREFIX, STAGED_INDEX_PREFIX, STAGED_PACK_PREFIX
 from storage.git.object_formats import COMMIT, TYPE_NAMES
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
-from storage.git.pack_links import DIRECTORY, QUARANTINED_SUFFIX, write_quarantined_links
+from storage.git.pack_links import (
+    DIRECTORY,
+    QUARANTINED_SUFFIX,
+    encoded_links,
+    keep_links,
+    write_quarantined_links,
+)
 from storage.git.pack_scan import PackLimits
 from storage.git.refs import RefStore
 from storage.git.repository import Repository
 from storage.git.sharing import Sharing
 
 SPOOL_NAME = "tmp_pack_incoming"
+
+
+class StagedPack:
+    """A small pack on its way into the store: no quarantine is made for it.
+
+    Its files lie beside the stored packs, under names that nobody looks at: git takes them for what
+    a crash left, and so does `forget_locks`.
+
+    Attributes:
+        name: hex digits that will stand behind `pack-`; empty as long as there is nothing to keep.
+        links: the record for `pack_links`, for when it is taken in.
+    """
+
+    def __init__(self, repository: Path, content: bytes) -> None:
+        digits = os.urandom(6).hex()
+        directory = repository / "objects/pack"
+        self.path = directory / f"{STAGED_PACK_PREFIX}{digits}"
+        self.unwritten = Unwritten(content, directory / f"{STAGED_INDEX_PREFIX}{digits}")
+        self.name = ""
+        self.links = b""
+
+    def take_in(self, sharing: Sharing) -> Migrated:
+        """Make it part of the store, with the bits of `sharing`.
+
+        Raises:
+            OSError: the disk is full, or something like it.
+        """
+        if not self.name:
+            return Migrated(set(), [])
+        directory = self.path.parent
+        final = directory / f"pack-{self.name}.idx"
+        # An index makes its pack visible, so it moves last.
+        for path, target in ((self.path, final.with_suffix(".pack")), (self._index_path, final)):
+            sharing.apply(path)
+            path.rename(target)
+        if self.links:  # a cache: nobody waits for it to be durable
+            keep_links(directory.parent, final.stem, self.links, sharing)
+        return Migrated({directory}, [final])
+
+    @property
+    def _index_path(self) -> Path:
+        return self.unwritten.index_path
+
+    def discard(self) -> None:
+        """Drop it; a second call is fine."""
+        for path in (self.path, self._index_path):
+            path.unlink(missing_ok=True)
 
 
 class IngestTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,19 +230,19 @@ def ingest(
     repository: Repository | None = None,
     *,
     may_fork: bool = False,
-    content: bytes | None = None,
+    staged: StagedPack | None = None,
 ) -> Ingested:
     """Index and check what is in a quarantine, and sync it. Blocking, and heavy for large packs.
 
-    `may_fork` lets a process without threads use two cores. `content` is the pack, when it has not
-    been spooled: then the quarantine gets it whole and checked, or not at all.
+    `may_fork` lets a process without threads use two cores. `staged` is the pack when there is no
+    quarantine: it gets its files when all of it is indexed.
 
     Raises:
         PackOutgrownError: it takes more than `memory_bytes_max`; the quarantine is as it was.
     """
     repository = repository or Repository(Path(task.repository))
     try:
-        return _ingest(task, repository, may_fork=may_fork, content=content)
+        return _ingest(task, repository, staged, may_fork=may_fork)
     except PackOutgrownError:
         raise
     except PackInvalidError as error:
@@ -204,26 +257,35 @@ def ingest(
 
 
 def _ingest(
-    task: IngestTask, repository: Repository, *, may_fork: bool, content: bytes | None
+    task: IngestTask, repository: Repository, staged: StagedPack | None, *, may_fork: bool
 ) -> Ingested:
-    store, pack = repository.objects, None
-    if task.quarantine is not None:
-        quarantine = Path(task.quarantine)
-        pack = _index(task, quarantine, store, may_fork=may_fork, content=content)
-        if pack is not None:
-            store = ObjectStore.over([Pack(pack.path.with_suffix(".idx"))])
-            store.add_alternate(repository.objects)
+    pack = None
+    if task.quarantine is not None or staged is not None:
+        pack = _index(task, staged, repository.objects, may_fork=may_fork)
+
+    def whole() -> ObjectStore:
+        if pack is None:
+            return repository.objects
+        store = ObjectStore.over([Pack(pack.index_path, pack.path)])
+        store.add_alternate(repository.objects)
+        return store
+
     shallow, trusted = repository.shallow(), trusted_oids(repository)
-    borders = _lacking_parents(store, [oid for oid in task.shallow if oid not in shallow])
+    cut = [oid for oid in task.shallow if oid not in shallow]
+    borders = _lacking_parents(whole(), cut) if cut else []
+
+    def broken_with(ends: set[bytes]) -> dict[bytes, str]:
+        checker = Connectivity(repository.objects, trusted, ends, whole)
+        return checker.broken_tips(task.tips, pack)
 
     def judge() -> tuple[dict[bytes, str], list[bytes]]:
-        broken = Connectivity(store, trusted, {*shallow, *borders}).broken_tips(task.tips, pack)
+        broken = broken_with({*shallow, *borders})
         if not borders:
             return broken, []
-        without = Connectivity(store, trusted, shallow).broken_tips(task.tips, pack)
+        without = broken_with(set(shallow))
         return broken, [oid for oid in without if oid not in broken]
 
-    files = (pack.path.with_suffix(".idx"), pack.path) if pack is not None else ()
+    files = (pack.index_path, pack.path) if pack is not None else ()
     broken, shallow_tips = sync_in_order(files, judge)
     if pack is None:
         return Ingested(broken=broken, new_borders=borders, shallow_tips=shallow_tips)
@@ -239,14 +301,8 @@ def _ingest(
 
 
 def _index(
-    task: IngestTask,
-    quarantine: Path,
-    bases: ObjectStore,
-    *,
-    may_fork: bool,
-    content: bytes | None,
+    task: IngestTask, staged: StagedPack | None, bases: ObjectStore, *, may_fork: bool
 ) -> IndexedPack | None:
-    spool = quarantine / "pack" / SPOOL_NAME
     rules = None
     if task.fsck is not None:
         severities = {name: Severity(value) for name, value in task.fsck.items()}
@@ -256,16 +312,23 @@ def _index(
         object_bytes_max=task.object_bytes_max,
         memory_bytes_max=task.memory_bytes_max,
     )
+    if staged is not None:
+        path, unwritten = staged.path, staged.unwritten
+    else:
+        assert task.quarantine is not None
+        path, unwritten = Path(task.quarantine) / "pack" / SPOOL_NAME, None
     pack = index_pack(
-        spool, bases=bases, limits=limits, rules=rules, may_fork=may_fork, content=content
+        path, bases=bases, limits=limits, rules=rules, may_fork=may_fork, unwritten=unwritten
     )
-    index = pack.path.with_suffix(".idx")
-    outside = pack.closure.outside_commits | pack.closure.outside_objects
-    write_quarantined_links(pack.path, pack.closure.roots, outside)
     if not pack.oids:
         pack.path.unlink()
-        index.unlink()
+        pack.index_path.unlink()
         return None
+    outside = pack.closure.outside_commits | pack.closure.outside_objects
+    if staged is not None:
+        staged.name, staged.links = pack.name, encoded_links(pack.closure.roots, outside)
+    else:
+        write_quarantined_links(pack.path, pack.closure.roots, outside)
     return pack
 
 

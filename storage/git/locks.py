@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 QUARANTINE_PREFIX = "tmp_objdir-incoming-"  # git's own name for it
+STAGED_PACK_PREFIX, STAGED_INDEX_PREFIX = "tmp_pack_", "tmp_idx_"  # git's own, too
 RETRY_S = 0.005
+_STAGED = (STAGED_PACK_PREFIX, STAGED_INDEX_PREFIX)
 
 
 def create_lock(path: bytes, twin: bytes | None = None) -> None:
@@ -47,19 +49,23 @@ def wait_for_lock(path: bytes, timeout_s: float) -> None:
 
 
 def forget_locks(repository_path: Path) -> list[str]:
-    """Remove locks and quarantines that a process left which died; return their names.
+    """Remove locks and incoming objects that a process left which died; return their names.
 
     Only for repositories that nobody else writes, while nothing is being pushed to them.
     """
     gone = []
     root = os.fspath(repository_path)
-    places = [(root, os.listdir(root)), (f"{root}/objects", os.listdir(f"{root}/objects"))]  # noqa: PTH208
+    places = [(place, _names(place)) for place in (root, f"{root}/objects", f"{root}/objects/pack")]
     places += [(directory, files) for directory, _, files in os.walk(f"{root}/refs")]
     for directory, names in places:
         for name in names:
             path = Path(directory) / name
-            is_lock = name.endswith(".lock") or path == repository_path / "packed-refs.new"
-            if is_lock and path.is_file():
+            is_file = (
+                name.endswith(".lock")
+                or path == repository_path / "packed-refs.new"
+                or (name.startswith(_STAGED) and path.parent.name == "pack")
+            )
+            if is_file and path.is_file():
                 path.unlink(missing_ok=True)
             elif name.startswith(QUARANTINE_PREFIX):
                 shutil.rmtree(path, ignore_errors=True)
@@ -67,3 +73,10 @@ def forget_locks(repository_path: Path) -> list[str]:
                 continue
             gone.append(str(path.relative_to(repository_path)))
     return gone
+
+
+def _names(place: str) -> list[str]:
+    try:
+        return os.listdir(place)  # noqa: PTH208
+    except FileNotFoundError:
+        return []

@@ -48,8 +48,8 @@ class Pack:
         end: offset at which the trailer begins.
     """
 
-    def __init__(self, index_path: Path) -> None:
-        self.path = index_path.with_suffix(".pack")
+    def __init__(self, index_path: Path, pack_path: Path | None = None) -> None:
+        self.path = pack_path or index_path.with_suffix(".pack")
         self.serial = next(_serials)
         self._index = _map(index_path)
         self.bytes_map = _map(self.path)

@@ -19,6 +19,7 @@ from pathlib import Path
 from storage.git.object_formats import OID_BYTES
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
+from storage.git.sharing import Sharing
 
 DIRECTORY = "info/gitd-links"
 QUARANTINED_SUFFIX = ".links"  # of a record that waits beside its pack
@@ -44,25 +45,34 @@ def write_links(
     objects_directory: Path, pack_name: str, roots: Collection[bytes], outside: Collection[bytes]
 ) -> None:
     """Remember a pack's links, if they are few. Failing to is no failure."""
+    if data := encoded_links(roots, outside):
+        keep_links(objects_directory, pack_name, data, Sharing())
+
+
+def keep_links(objects_directory: Path, pack_name: str, data: bytes, sharing: Sharing) -> None:
+    """Keep a record's file, with the bits of `sharing`. Failing to is no failure."""
     path = objects_directory / DIRECTORY / pack_name
-    if data := _encoded(roots, outside):
-        with contextlib.suppress(OSError):
+    fresh = path.with_name(f"tmp_{os.urandom(6).hex()}")
+    with contextlib.suppress(OSError):
+        if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f"tmp_{os.urandom(6).hex()}")
-            fresh.write_bytes(data)
-            fresh.rename(path)
+            sharing.apply(path.parent)
+        fresh.write_bytes(data)
+        sharing.apply(fresh)
+        fresh.rename(path)
 
 
 def write_quarantined_links(
     pack_path: Path, roots: Collection[bytes], outside: Collection[bytes]
 ) -> None:
     """Remember the links of a pack in quarantine; they come out of it with the pack."""
-    if data := _encoded(roots, outside):
+    if data := encoded_links(roots, outside):
         with contextlib.suppress(OSError):
             pack_path.with_suffix(QUARANTINED_SUFFIX).write_bytes(data)
 
 
-def _encoded(roots: Collection[bytes], outside: Collection[bytes]) -> bytes:
+def encoded_links(roots: Collection[bytes], outside: Collection[bytes]) -> bytes:
+    """Return a record's file; nothing when it would be too large to be kept."""
     if len(roots) + len(outside) > OIDS_MAX:
         return b""
     body = _MAGIC + struct.pack(">LL", len(roots), len(outside))

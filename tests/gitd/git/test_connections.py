@@ -131,7 +131,7 @@ def test_a_stop_ends_the_hook_of_a_push_that_takes_too_long(
     assert "pushes_broken_off" in log.read_text()
     assert not Path(f"/proc/{(tmp_path / 'begun').read_text().strip()}").exists()
     assert git("for-each-ref", cwd=bare).out == ""
-    assert not list((bare / "objects").glob("tmp_objdir-*"))
+    assert not list((bare / "objects").rglob("tmp_*"))
 
 
 def test_connections_that_never_send_a_whole_head_are_closed(launch: Any, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_2_16_a_push_shorter_than_announced_changes_nothing(
         connection.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert b"ok refs/heads/main" not in answer
-    wait_until(lambda: not list((bare / "objects").glob("tmp_objdir*")))
+    wait_until(lambda: not list((bare / "objects").rglob("tmp_*")))
     assert head(bare, "main") == old
 
 

@@ -141,7 +141,7 @@ class Target:
     def check(self) -> None:
         """Nothing is left, nothing broke, and a right request is answered."""
         assert self.server.process.poll() is None
-        assert not list((self.bare / "objects").glob("tmp_objdir-*"))
+        assert not list((self.bare / "objects").rglob("tmp_*"))
         assert not list(self.bare.rglob("*.lock"))
         body = self.requests["ls-refs"][0]
         head = self.head(

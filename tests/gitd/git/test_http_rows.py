@@ -411,7 +411,7 @@ def test_2_14_a_client_that_leaves_mid_pack_leaves_nothing(
             chunked = b"%x\r\n%b\r\n" % (len(part), part) if "chunked" in form else part
             connection.sendall(chunked)
             time.sleep(0.1)
-        wait_until(lambda: not list((bare / "objects").glob("tmp_objdir*")))
+        wait_until(lambda: not list((bare / "objects").rglob("tmp_*")))
         assert head(bare, "main") == old
 
 

@@ -147,4 +147,4 @@ def test_clients_that_send_nothing_are_told_so(
     assert status == 200
     assert b"unpack the client sent nothing for too long\n" in report
     assert b"ng refs/heads/x unpacker error\n" in report
-    assert not list((bare / "objects").glob("tmp_objdir*"))
+    assert not list((bare / "objects").rglob("tmp_*"))

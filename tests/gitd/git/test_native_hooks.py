@@ -45,7 +45,7 @@ def test_8_17_pre_receive_sees_the_objects_in_quarantine_and_declines(
     assert "main -> main (pre-receive hook declined)" in done.err
     assert head(bare, "main") == before
     assert git("cat-file", "-e", new, cwd=bare, check=False).status != 0
-    assert not list((bare / "objects").glob("tmp_objdir*"))
+    assert not list((bare / "objects").rglob("tmp_*"))
 
 
 def test_8_18_the_update_hook_declines_single_refs(

@@ -16,7 +16,7 @@ Git = Callable[..., Any]
 def sound_at_the_end(bare: Path, git: Git) -> Any:
     yield
     assert git("fsck", "--full", "--strict", cwd=bare).status == 0
-    assert not list((bare / "objects").glob("tmp_objdir*"))
+    assert not list((bare / "objects").rglob("tmp_*"))
     assert not list(bare.rglob("*.lock"))
 
 

@@ -19,7 +19,7 @@ NONE = "0" * 40
 @pytest.fixture(autouse=True)
 def nothing_left_behind(bare: Path, git: Git) -> Any:
     yield
-    assert not list((bare / "objects").glob("tmp_objdir*"))
+    assert not list((bare / "objects").rglob("tmp_*"))
     assert not list(bare.rglob("*.lock"))
     assert not list(bare.rglob("tmp_*"))
     done = git("fsck", "--full", "--connectivity-only", cwd=bare)

@@ -279,10 +279,12 @@ async def test_locks_of_a_dead_process_are_forgotten(room: Room, head: Git) -> N
     (room.bare / "refs/heads/main.lock").touch()
     (room.bare / "packed-refs.lock").touch()
     (room.bare / "objects/tmp_objdir-incoming-dead/pack").mkdir(parents=True)
+    (room.bare / "objects/pack/tmp_pack_dead").touch()
+    (room.bare / "objects/pack/tmp_idx_dead").touch()
     await room.push("main")
     assert head(room.bare, "main") == head(room.work)
     assert not list(room.bare.rglob("*.lock"))
-    assert not list((room.bare / "objects").glob("tmp_objdir*"))
+    assert not list((room.bare / "objects").rglob("tmp_*"))
 
 
 async def test_pushes_at_once_to_one_branch_have_one_winner(
@@ -318,7 +320,7 @@ async def test_many_pushes_leave_few_packs(room: Room, git: Git, commit: Git, he
     async with asyncio.timeout(10):
         while len(list((room.bare / "objects/pack").glob("*.pack"))) > 17:
             await asyncio.sleep(0.05)
-    assert not list((room.bare / "objects").glob("tmp_objdir*"))
+    assert not list((room.bare / "objects").rglob("tmp_*"))
     git("fsck", "--full", "--strict", cwd=room.bare)
     assert head(room.bare, "main") == head(room.work)
     assert len(git("for-each-ref", cwd=room.bare).out.splitlines()) == 81

@@ -151,7 +151,7 @@ def test_a_push_that_a_hook_declines_leaves_no_certificate(
     oid = told(signed)[""]
     assert (signed / "certificate").exists()  # the hook could read it, in quarantine
     assert git("cat-file", "-e", oid, cwd=signed, check=False).status != 0
-    assert not list((signed / "objects").glob("tmp_objdir*"))
+    assert not list((signed / "objects").rglob("tmp_*"))
 
 
 def test_a_signed_deletion_has_its_certificate_too(
