@@ -77,7 +77,7 @@ def found_in(folder: Path, pack: bytes, *, may_fork: bool) -> tuple[dict[str, An
     )
     index = indexed.path.with_suffix(".idx").read_bytes()
     found = asdict(indexed) | {"commits": dict(indexed.commits), "trees": dict(indexed.trees)}
-    return found | {"path": None}, index
+    return found | {"path": None, "index_path": None}, index
 
 
 def assert_two_find_what_one_finds(folder: Path, pack: bytes) -> dict[str, Any]:
