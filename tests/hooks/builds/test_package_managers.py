@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import zipfile
 from contextlib import asynccontextmanager
 
@@ -28,19 +29,24 @@ requires-python = ">=3.9"
 dependencies = ["six==1.17.0"]
 """
 PACKAGE = {"name": "site", "version": "1.0.0", "dependencies": {"is-number": "7.0.0"}}
-LOCK = {
-    "name": "site",
-    "version": "1.0.0",
-    "lockfileVersion": 3,
-    "packages": {
-        "": PACKAGE,
-        "node_modules/is-number": {
-            "version": "7.0.0",
-            "integrity": "sha512-41Cifkg6e8TylSpdtTpeLVMqvSBEVzTttHvERD741+pnZ8ANv0004MRL43QKPDlK"
-            "9cGvNp6NZWZUBlbGXYxxng==",
-        },
-    },
-}
+
+
+def locked():
+    """The lock file of `PACKAGE`, as npm writes it on this machine: with the registry's address."""
+    asked = ["npm", "config", "get", "registry"]
+    registry = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    is_number = {
+        "version": "7.0.0",
+        "resolved": f"{registry.rstrip('/')}/is-number/-/is-number-7.0.0.tgz",
+        "integrity": "sha512-41Cifkg6e8TylSpdtTpeLVMqvSBEVzTttHvERD741+pnZ8ANv0004MRL43QKPDlK"
+        "9cGvNp6NZWZUBlbGXYxxng==",
+    }
+    return {
+        "name": "site",
+        "version": "1.0.0",
+        "lockfileVersion": 3,
+        "packages": {"": PACKAGE, "node_modules/is-number": is_number},
+    }
 
 
 def site(command, **files):
@@ -124,12 +130,15 @@ async def test_npm_ci_as_the_node_profile_runs_it(control, slot, registry, unpac
         f"mkdir dist && {use}",
         **{
             "package.json": json.dumps(PACKAGE).encode(),
-            "package-lock.json": json.dumps(LOCK).encode(),
+            "package-lock.json": json.dumps(locked()).encode(),
         },
     )
     job = await built(control, made)
     assert unpacked(job.output)["answer"] == b"true\n"
     assert reached(job).keys() == {host}
+    again = await built_again(control, made, job)
+    assert unpacked(again.output)["answer"] == b"true\n"
+    assert reached(again) == {}, "everything was kept"
 
 
 @pytest.fixture
