@@ -257,8 +257,9 @@ class Job:
         self.spoken.set()
 
     async def said(self, text, timeout_s=10):
+        """Wait until its command says so; not until the log has the command, before it runs."""
         async with asyncio.timeout(timeout_s):
-            while not any(text in line for line in self.text):
+            while not any(text in line for line in self.text if not line.startswith("$ ")):
                 self.spoken.clear()
                 await self.spoken.wait()
 
