@@ -11,7 +11,7 @@ import pytest
 from aiohttp import StreamReader
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gitd.git.advertisement import protocol_version
@@ -32,6 +32,7 @@ from storage.git.object_filter import FilterError, ObjectFilter, parse_filter
 from storage.git.refs import is_valid_name, is_writable_name
 
 BRIEF, LONG = 60, 20_000
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LIMITS = GitLimits(
     commands_max=5, push_options_max=3, push_options_bytes_max=64, wants_max=5,
     request_bytes_max=4096,
@@ -90,7 +91,7 @@ PLACES = st.lists(st.integers(0, 2000), max_size=6)
 
 @briefly_and_long
 def test_packets_are_what_was_framed_however_it_is_cut(examples: int) -> None:
-    @settings(max_examples=examples, deadline=None)
+    @settings(UNHURRIED, max_examples=examples)
     @given(packets=PACKETS, places=PLACES, encoding=st.sampled_from(sorted(ENCODERS)))
     def each(packets: list[bytes | Marker], places: list[int], encoding: str) -> None:
         async def run() -> None:
@@ -110,7 +111,7 @@ def test_any_bytes_are_packets_and_then_an_error_or_the_end(examples: int) -> No
                          b"0X12", b" 12 ", b"+123", b"1_23", b"\xd9\xa1\xd9\xa1", b"fff1"])
     ).map(b"".join)  # fmt: skip
 
-    @settings(max_examples=examples, deadline=None)
+    @settings(UNHURRIED, max_examples=examples)
     @given(data=some, places=PLACES)
     def each(data: bytes, places: list[int]) -> None:
         async def run() -> None:
@@ -126,6 +127,7 @@ def test_any_bytes_are_packets_and_then_an_error_or_the_end(examples: int) -> No
     each()
 
 
+@UNHURRIED
 @given(data=st.binary(min_size=1, max_size=2000), bytes_max=st.integers(1, 999))
 def test_a_band_carries_what_it_was_given(data: bytes, bytes_max: int) -> None:
     packets = side_band(2, data, bytes_max=bytes_max)
@@ -180,7 +182,7 @@ def push_lines(draw: st.DrawFn) -> bytes:
 def test_a_push_is_understood_or_refused(examples: int) -> None:
     lines = st.lists(push_lines() | st.sampled_from([Marker.FLUSH, Marker.DELIM]), max_size=12)
 
-    @settings(max_examples=examples, deadline=None)
+    @settings(UNHURRIED, max_examples=examples)
     @given(packets=lines, places=PLACES, tail=st.binary(max_size=8))
     def each(packets: list[bytes | Marker], places: list[int], tail: bytes) -> None:
         async def run() -> None:
@@ -207,6 +209,7 @@ def require_sane(wish: Wish) -> None:
         assert command.update.old == command.old.hex()
 
 
+@UNHURRIED
 @given(words=st.lists(WORDS, max_size=4), is_offered=st.booleans())
 def test_capabilities_of_a_push(words: list[bytes], *, is_offered: bool) -> None:
     async def run() -> None:
@@ -227,6 +230,7 @@ def test_capabilities_of_a_push(words: list[bytes], *, is_offered: bool) -> None
         asyncio.run(run())
 
 
+@UNHURRIED
 @given(
     content=st.binary(max_size=200)
     | st.lists(
@@ -256,6 +260,7 @@ def test_a_certificate_is_taken_apart_without_loss(content: bytes) -> None:  # f
 # words of a fetch, names
 
 
+@UNHURRIED
 @given(
     header=st.text(max_size=40)
     | st.lists(st.sampled_from(["version=", "2", "1", "0", ":", "99", "foo", " ", "\u0661"])).map(
@@ -266,6 +271,7 @@ def test_any_header_is_a_version(header: str) -> None:  # fmt: skip
     assert protocol_version(header) in (0, 1, 2)
 
 
+@UNHURRIED
 @given(
     spec=st.text(max_size=30)
     | st.lists(
@@ -295,6 +301,7 @@ def test_any_words_are_a_filter_or_none(spec: str) -> None:  # fmt: skip
         assert parse_filter(spec) != ObjectFilter()
 
 
+@UNHURRIED
 @given(
     name=st.binary(max_size=30)
     | st.lists(

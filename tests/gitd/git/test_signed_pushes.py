@@ -182,8 +182,9 @@ def push_body(raw: Any, content: bytes, options: list[str] | None, *more: str) -
 
 @pytest.mark.parametrize("options", [["one", "2"], ["one"], [], ["one", "two", "three"]])
 def test_push_options_are_those_that_were_signed(
-    server: Any, signed: Path, work: Path, raw: Any, head: Git, options: list[str]
+    server: Any, signed: Path, work: Path, raw: Any, git: Git, head: Git, options: list[str]
 ) -> None:
+    git("config", "receive.advertisePushOptions", "true", cwd=signed)
     content = certificate_of(f"{head(work)} {NONE} refs/heads/main",
                              head="push-option one\npush-option two\n")  # fmt: skip
     got = server.post(signed, "git-receive-pack", push_body(raw, content, options))

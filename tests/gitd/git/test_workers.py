@@ -99,10 +99,16 @@ def test_5_silence_before_a_pack_is_bridged(
     commit(work, "large", other="x")
     git("push", "-q", bare, "main", cwd=work)
     wait_until(lambda: children(server.process.pid) != [])
-    workers = children(server.process.pid)
-    lines = ["command=fetch\n", None, f"want {head(work)}\n", "filter blob:limit=1\n", "done\n"]
     git("config", "uploadpack.allowFilter", "true", cwd=bare)
-    body = b"".join(b"0001" if line is None else raw.pkt(line) for line in lines) + b"0000"
+
+    def asking(limit: int) -> bytes:
+        lines = [f"want {head(work)}\n", f"filter blob:limit={limit}\n", "done\n"]
+        return raw.pkt("command=fetch\n") + b"0001" + b"".join(map(raw.pkt, lines)) + b"0000"
+
+    # For another pack than the one that is waited for: from then on a worker waits for work.
+    first = server.post(bare, "git-upload-pack", asking(2), Git_Protocol="version=2")
+    assert first.content.startswith(b"000dpackfile\n")
+    workers = children(server.process.pid)
     headers = {
         "Content-Type": "application/x-git-upload-pack-request", "Git-Protocol": "version=2",
     }  # fmt: skip
@@ -110,7 +116,7 @@ def test_5_silence_before_a_pack_is_bridged(
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
     try:
-        with server.client.stream("POST", url, content=body, headers=headers) as answer:
+        with server.client.stream("POST", url, content=asking(1), headers=headers) as answer:
             heard = b""
             for piece in answer.iter_raw():
                 heard += piece

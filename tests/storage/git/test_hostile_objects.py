@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
@@ -33,6 +33,7 @@ from storage.git.pack import PACK_HEADER_BYTES, Pack, entry_head, read_entry_hea
 from storage.git.pack_scan import PackLimits
 
 MANY = 1_000_000
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HEAD_BYTES_MAX = 12  # ten for 64 bits of a size; and as many for a distance
 COMMIT_START = b"tree " + b"a" * 40 + b"\nauthor A <a@b> 1 +0000\ncommitter "
 pytestmark = pytest.mark.timeout(60)
@@ -130,6 +131,7 @@ def test_checks_of_long_lines_take_one_go(kind: int, piece: bytes) -> None:
 # what a property says of all
 
 
+@UNHURRIED
 @given(kind=st.integers(1, 7), size=st.integers(0, 2**63 - 1), tail=st.binary(max_size=30))
 def test_heads_of_entries_are_read_as_they_are_written(kind: int, size: int, tail: bytes) -> None:
     before = bytes(PACK_HEADER_BYTES)
@@ -142,6 +144,7 @@ def test_heads_of_entries_are_read_as_they_are_written(kind: int, size: int, tai
     assert found[3] == len(before + head) + (20 if kind == REF_DELTA else 0)
 
 
+@UNHURRIED
 @given(data=st.binary(max_size=40) | st.lists(st.integers(128, 255), max_size=40).map(bytes))
 def test_any_bytes_are_a_head_of_an_entry_or_none(data: bytes) -> None:
     before = bytes(PACK_HEADER_BYTES)
@@ -153,6 +156,7 @@ def test_any_bytes_are_a_head_of_an_entry_or_none(data: bytes) -> None:
     assert at - len(before) <= HEAD_BYTES_MAX + (20 if isinstance(base, bytes) else 0)
 
 
+@UNHURRIED
 @given(data=st.binary(max_size=40) | st.lists(st.integers(128, 255), max_size=40).map(bytes))
 def test_any_bytes_are_sizes_of_a_delta_or_none(data: bytes) -> None:
     try:
@@ -166,6 +170,7 @@ MODES = st.sampled_from([b"100644", b"100755", b"40000", b"120000", b"0100644"])
 ENTRIES = st.lists(st.tuples(MODES, NAMES, st.binary(min_size=20, max_size=20)), max_size=20)
 
 
+@UNHURRIED
 @given(entries=ENTRIES, damage=st.integers(0, 4000), byte=st.integers(0, 255))
 def test_a_tree_links_to_what_was_put_into_it(
     entries: list[tuple[bytes, bytes, bytes]], damage: int, byte: int
@@ -181,6 +186,7 @@ def test_a_tree_links_to_what_was_put_into_it(
             return
 
 
+@UNHURRIED
 @given(data=st.binary(max_size=200))
 def test_any_bytes_behind_a_committer_make_a_commit(data: bytes) -> None:
     assert 0 <= parse_commit(COMMIT_START + data).time < 2**63
