@@ -273,6 +273,18 @@ class Repositories:
         if tree is not None:
             yield from trees.walk(tree, self._grafted(grafts))
 
+    def tree(self, site_id: str, commit: str, folder: str = ".") -> Tree | None:
+        """Return the tree of a folder of a commit, None where it has no such folder."""
+        return trees.find_tree(self._top(site_id, commit), folder)
+
+    def read_blob(self, site_id: str, oid: str) -> bytes:
+        """Return the content of a file by its object's id, 40 hex digits.
+
+        Raises:
+            ObjectMissingError, RepositoryCorruptError: see `ObjectStore.get`.
+        """
+        return self.open(site_id).objects.get(bytes.fromhex(oid))[1]
+
     def write_tar(
         self,
         site_id: str,

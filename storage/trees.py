@@ -118,17 +118,49 @@ def walk(top: Tree, grafts: Mapping[str, Tree]) -> Iterator[TreeFile]:
         RepositoryCorruptError: an object is missing, or a name could not be a file's.
     """
     for tree, path, mode, oid in _walk(top, grafts):
-        kind = _kind(mode)
-        file = TreeFile(
-            path=os.fsdecode(path),
-            kind=kind,
-            is_executable=kind is EntryKind.FILE and bool(int(mode, 8) & 0o100),
-            oid=oid.hex(),
-            _repository=tree.repository,
-        )
-        if kind is EntryKind.LINK and file.size > LINK_BYTES_MAX:
-            raise RepositoryCorruptError("a symbolic link's target is too long")
-        yield file
+        yield _file(tree, path, mode, oid)
+
+
+def _file(tree: Tree, path: bytes, mode: bytes, oid: bytes) -> TreeFile:
+    kind = _kind(mode)
+    file = TreeFile(
+        path=os.fsdecode(path),
+        kind=kind,
+        is_executable=kind is EntryKind.FILE and bool(int(mode, 8) & 0o100),
+        oid=oid.hex(),
+        _repository=tree.repository,
+    )
+    if kind is EntryKind.LINK and file.size > LINK_BYTES_MAX:
+        raise RepositoryCorruptError("a symbolic link's target is too long")
+    return file
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What lies in one folder of a commit: its files, links and submodules, and its folders, by
+    their paths.
+    """
+
+    files: tuple[TreeFile, ...]
+    folders: tuple[tuple[str, Tree], ...]
+
+
+def list_folder(tree: Tree, path: str) -> Listed:
+    """Return what lies in the folder `path`, whose tree this is. The empty path is the top.
+
+    Raises:
+        RepositoryCorruptError: see `walk`.
+    """
+    prefix = os.fsencode(path) + b"/" if path else b""
+    if prefix.count(b"/") >= TREE_DEPTH_MAX:
+        raise RepositoryCorruptError("a tree is too deep")
+    files, folders = [], []
+    for mode, name, oid in _entries(tree):
+        if _kind(mode) is EntryKind.DIR:
+            folders.append((os.fsdecode(prefix + name), Tree(tree.repository, oid)))
+        else:
+            files.append(_file(tree, prefix + name, mode, oid))
+    return Listed(tuple(files), tuple(folders))
 
 
 def find_submodules(top: Tree) -> Iterator[tuple[str, str]]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from hooks.builds.known_files import KnownFile, KnownFiles
+from hooks.builds.known_folders import (
+    FILES_COUNT_MAX,
+    FolderKey,
+    KnownFolder,
+    KnownFolders,
+)
 from hooks.builds.lfs import POINTER_BYTES_MAX, is_pointer, pointers_found
 from hooks.builds.profiles import is_published
 from hooks.builds.submodules import GITMODULES, GITMODULES_BYTES_MAX, Submodules
@@ -22,7 +30,9 @@ from storage.source import (
     SourceFile,
     SourceLink,
 )
-from storage.trees import EntryKind, TreeFile
+from storage.trees import EntryKind, Listed, Tree, TreeFile, list_folder
+
+FOLDERS_COUNT_MAX = 16  # kept in memory: names, and the text of a few files
 
 
 class Sources:
@@ -32,16 +42,22 @@ class Sources:
         self._repositories = repositories
         self._submodules = submodules
         self._known = KnownFiles()
+        self._known_folders = KnownFolders()
+        # A commit never changes, and each is looked at by whoever queues, leases and packs it.
+        self._folder = functools.lru_cache(FOLDERS_COUNT_MAX)(self._read_folder)
 
     def folder(self, build: Build, path: str = ".") -> Folder | None:
         """Return what is in a folder of the commit, None where it has no such folder."""
-        found = self._repositories.folder(build.site_id, build.commit, path)
+        return self._folder(build.site_id, build.commit, path)
+
+    def _read_folder(self, site_id: str, commit: str, path: str) -> Folder | None:
+        found = self._repositories.folder(site_id, commit, path)
         if found is None:
             return None
         files = {}
         for name in set(CONFIG_FILES).intersection(entry.name for entry in found.entries):
             content = self._repositories.read_file(
-                build.site_id, build.commit, f"{path}/{name}", CONFIG_FILE_BYTES_MAX
+                site_id, commit, f"{path}/{name}", CONFIG_FILE_BYTES_MAX
             )
             if content is not None:
                 files[name] = content.decode(errors="replace")
@@ -78,38 +94,97 @@ class Sources:
 
     def files(self, build: Build, outcome: Finish, grafts: Grafts) -> SourceFiles:
         """Return the folder that a build without steps made its output."""
-
-        def walk() -> Iterator[TreeFile]:
-            for file in self._repositories.walk_tree(
+        if grafts:
+            # What is in a graft is another site's, by ids of its own repository.
+            files = self._repositories.walk_tree(
                 build.site_id, build.commit, outcome.folder, grafts
-            ):
-                if outcome.is_public and not is_published(file.path):
-                    continue
-                if file.kind is EntryKind.SUBMODULE and not outcome.ignores_submodules:
-                    self.grafts(build, outcome.folder, ignores_submodules=False)  # names them all
+            )
+            walk = Walk(files, {})
+            known = KnownFiles(0)
+        else:
+            walk = self._walk(build, outcome)
+            known = self._known
+
+        def shown() -> Iterator[TreeFile | SourceFile]:
+            for file in walk.files:
+                if isinstance(file, TreeFile):
+                    if outcome.is_public and not is_published(file.path):
+                        continue
+                    if file.kind is EntryKind.SUBMODULE and not outcome.ignores_submodules:
+                        self.grafts(build, outcome.folder, ignores_submodules=False)  # names all
                 yield file
 
-        # What is in a graft is another site's, by ids of its own repository.
-        known = self._known if not grafts else KnownFiles(0)
-        return SourceFiles(walk(), build.site_id, known, ignores_lfs=outcome.ignores_lfs)
+        return SourceFiles(
+            Walk(shown(), walk.passed),
+            build.site_id,
+            known,
+            self._known_folders,
+            self._repositories,
+            ignores_lfs=outcome.ignores_lfs,
+        )
+
+    def _walk(self, build: Build, outcome: Finish) -> Walk:
+        """Walk a folder of a commit; what is known of it is given as it is known."""
+        passed: dict[FolderKey, Listed] = {}
+
+        def files() -> Iterator[TreeFile | SourceFile]:
+            top = self._repositories.tree(build.site_id, build.commit, outcome.folder)
+            folders = [("", top)] if top is not None else []
+            count = 0
+            while folders:
+                path, tree = folders.pop()
+                key = FolderKey(build.site_id, tree.oid, path, outcome.is_public)
+                known = self._known_folders.find(key)
+                if known is not None:
+                    yield from known.files
+                    folders += [(path, Tree(tree.repository, oid)) for path, oid in known.folders]
+                    continue
+                listed = list_folder(tree, path)
+                yield from listed.files
+                folders += listed.folders
+                count += 1 + len(listed.files)
+                if count <= FILES_COUNT_MAX:
+                    passed[key] = listed
+
+        return Walk(files(), passed)
 
     def gitmodules(self, build: Build) -> str | None:
         """Return the digest of the commit's `.gitmodules`, None where it has none."""
+        root = self.folder(build)
+        if root is None or all(entry.name != GITMODULES for entry in root.entries):
+            return None
         content = self._repositories.read_file(
             build.site_id, build.commit, GITMODULES, GITMODULES_BYTES_MAX
         )
         return None if content is None else hashlib.sha256(content).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The files of a commit; `passed` fills with the folders that were not known on the way."""
+
+    files: Iterator[TreeFile | SourceFile]
+    passed: dict[FolderKey, Listed]
+
+
 class SourceFiles:
     """The files of a commit as entries of a tree to keep. Iterate once."""
 
     def __init__(
-        self, walk: Iterator[TreeFile], site_id: str, known: KnownFiles, *, ignores_lfs: bool
+        self,
+        walk: Walk,
+        site_id: str,
+        known: KnownFiles,
+        known_folders: KnownFolders,
+        repositories: Repositories,
+        *,
+        ignores_lfs: bool,
     ) -> None:
         self._walk = walk
         self._site_id = site_id
         self._known = known
+        self._known_folders = known_folders
+        self._repositories = repositories
         self._ignores_lfs = ignores_lfs
         self._read: dict[bytes, str] = {}
         self._pointers: list[str] = []
@@ -120,19 +195,45 @@ class SourceFiles:
         Raises:
             BuildFailedError: `build.submodule_unavailable`, and `build.lfs_pointers` at the end.
         """
-        for file in self._walk:
-            yield self._entry(file)
+        for file in self._walk.files:
+            yield file if isinstance(file, SourceFile) else self._entry(file)
         if self._pointers and not self._ignores_lfs:
-            raise pointers_found(self._pointers)
+            raise pointers_found(sorted(self._pointers))
 
     def learn(self, manifest: Manifest) -> None:
         """Remember what was read, by the manifest that was made of it."""
+        entries = {entry.path: entry for entry in manifest.entries if isinstance(entry, FileEntry)}
         files = {
-            self._read[entry.path]: KnownFile(entry.digest, entry.size_bytes)
-            for entry in manifest.entries
-            if isinstance(entry, FileEntry) and entry.path in self._read
+            oid: KnownFile(entry.digest, entry.size_bytes)
+            for path, oid in self._read.items()
+            if (entry := entries.get(path)) is not None
         }
         self._known.learn(self._site_id, files)
+        learned = {
+            key: folder
+            for key, listed in self._walk.passed.items()
+            if (folder := self._known_folder(key, listed, entries)) is not None
+        }
+        self._known_folders.learn(learned)
+
+    def _known_folder(
+        self, key: FolderKey, listed: Listed, entries: Mapping[bytes, FileEntry]
+    ) -> KnownFolder | None:
+        """Return what is to be remembered of a folder: nothing, unless it has plain files alone."""
+        files = []
+        for file in listed.files:
+            if key.is_public and not is_published(file.path):
+                continue
+            path = os.fsencode(file.path)
+            entry = entries.get(path)
+            is_plain = file.kind is EntryKind.FILE and file.path not in self._pointers
+            if not is_plain or entry is None or entry.size_bytes > WHOLE_BYTES_MAX:
+                return None
+            read = functools.partial(self._repositories.read_blob, self._site_id, file.oid)
+            files.append(
+                SourceFile(path, entry.size_bytes, entry.executable, read, digest=entry.digest)
+            )
+        return KnownFolder(tuple(files), tuple((path, tree.oid) for path, tree in listed.folders))
 
     def _entry(self, file: TreeFile) -> SourceEntry:
         path = os.fsencode(file.path)
