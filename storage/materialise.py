@@ -33,7 +33,7 @@ from storage.files import (
     write_all,
 )
 from storage.layout import Layout, blob_mode, blob_mtime
-from storage.manifest import DirectoryEntry, FileEntry, Manifest
+from storage.manifest import DirectoryEntry, Entry, FileEntry, Manifest
 from storage.unpacked import (
     FOLDER_MODE,
     OPEN_FOLDER,
@@ -84,9 +84,7 @@ def materialise(
         try:
             root = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                with _opened(beside) as previous:
-                    linked = list(_unpacked(layout, manifest, root, previous))
-                _verify_blobs(layout, linked)
+                unpack_entries(layout, manifest.entries, root, beside=beside)
                 os.fchmod(root, FOLDER_MODE)
                 if durable:
                     _sync(root, partial, manifest)
@@ -99,6 +97,15 @@ def materialise(
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def unpack_entries(
+    layout: Layout, entries: Iterable[Entry], root: int, *, beside: Path | None = None
+) -> None:
+    """Unpack entries into the open folder `root`, each verified. `beside`: as for `materialise`."""
+    with _opened(beside) as previous:
+        linked = list(_unpacked(layout, entries, root, previous))
+    _verify_blobs(layout, linked)
 
 
 def verify_blobs(layout: Layout, manifest: Manifest) -> None:
@@ -139,10 +146,10 @@ def _opened(folder: Path | None) -> Iterator[int | None]:
 
 
 def _unpacked(
-    layout: Layout, manifest: Manifest, root: int, previous: int | None
+    layout: Layout, entries: Iterable[Entry], root: int, previous: int | None
 ) -> Iterator[FileEntry]:
     """Unpack everything; yield what was linked: its blob was not read."""
-    for entry in manifest.entries:
+    for entry in entries:
         if isinstance(entry, FileEntry):
             if previous is not None and _link(entry, previous, root):
                 yield entry

@@ -19,6 +19,7 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from blake3 import blake3
 
@@ -95,7 +96,12 @@ def blob_name(entry: FileEntry) -> str:
 
 def public_keys(trust: Iterable[bytes]) -> dict[str, bytes]:
     """The public keys of the newest generation as files: PEM by name."""
-    keyring = keyring_of(tuple(trust), root_key_ids=None)
+    return dict(_public_keys(tuple(trust)))
+
+
+@lru_cache(4)  # each roll writes a proof, and these hardly ever change
+def _public_keys(trust: tuple[bytes, ...]) -> dict[str, bytes]:
+    keyring = keyring_of(trust, root_key_ids=None)
     publics = {**keyring.roots, **{name: key.public for name, key in keyring.keys.items()}}
     return {
         f"keys/{name.removeprefix('ed25519:')}.pem": public_pem(publics[name])

@@ -127,7 +127,10 @@ class ControlLine:
         assert self._session is not None, "called within _connected"
         timeout = aiohttp.ClientTimeout(total=None, sock_read=3 * PING_EVERY_S)
         async with self._session.get(
-            "http://control/v1/desired", timeout=timeout, raise_for_status=True
+            "http://control/v1/desired",
+            params={"hears": "coming"},
+            timeout=timeout,
+            raise_for_status=True,
         ) as answer:
             rest = b""
             while chunk := await answer.content.readany():

@@ -60,7 +60,14 @@ class ReleaseIssuer:
         self._not_renewed: dict[str, str] = {}  # why, by deployment, as it was said
         self._copying: set[asyncio.Task[None]] = set()
         self._said: dict[str, list[str]] = {}  # of deployments that have just begun, for their logs
+        self._foretell: Callable[[str, str], None] = lambda *_: None
         jobs.begin_by(self._begin_where_queued)
+
+    def watch_beginnings(self, foretell: Callable[[str, str], None]) -> None:
+        """Call `foretell` with the environment and the artifact's digest where a deployment begins
+        in a transaction that is not committed yet. From the thread that commits.
+        """
+        self._foretell = foretell
 
     def recover(self) -> None:
         """After a start: lay the copies into the store that a crash prevented."""
@@ -102,6 +109,7 @@ class ReleaseIssuer:
         try:
             with changes.apart():
                 self._begin(changes, deployment)
+            self._foretell(deployment.env_id, artifact.digest)
         except (RefusedError, StorageError):
             log.debug("release_not_begun_where_queued", deployment_id=deployment.id)
 

@@ -15,6 +15,7 @@ from hooks.deploys.serving import Serving
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState, HostFolder
 from hooks.deploys.wire import (
     Changed,
+    Coming,
     Desired,
     DesiredMessage,
     Ping,
@@ -23,6 +24,8 @@ from hooks.deploys.wire import (
     RollFailure,
     Snapshot,
 )
+from storage.digest import Digest
+from storage.errors import DigestInvalidError
 
 _log = structlog.get_logger()
 
@@ -50,6 +53,7 @@ class EnvironmentKeeper:
         self._failed: Report | None = None
         self._failed_release: str | None = None
         self._is_removed = False
+        self._is_resumed = False
         self._is_new = asyncio.Event()
         self._predecessor = predecessor
         router.put(state.env_id, state.hostnames, self._rollout.serving)
@@ -59,6 +63,14 @@ class EnvironmentKeeper:
         self._desired = desired
         self._router.put(self._env_id, desired.hostnames, self._rollout.serving)
         self._is_new.set()
+
+    def foresee(self, digest: Digest | None) -> None:
+        """Make ready for a roll that is likely to come, of the artifact `digest` if that is known.
+
+        Not before it is clear what is served.
+        """
+        if self._is_resumed and not self._is_removed:
+            self._rollout.foresee(digest)
 
     def remove(self) -> None:
         """Stop serving at once; the folder goes as soon as it can."""
@@ -94,6 +106,7 @@ class EnvironmentKeeper:
         except Exception:  # noqa: BLE001 - the ring around an environment: others go on
             _log.exception("environment_failed", env_id=self._env_id)
             self._rollout.refuse(HOST_FAILED)
+        self._is_resumed = True
         while True:
             await self._is_new.wait()
             self._is_new.clear()
@@ -259,6 +272,8 @@ class Reconciler:
                 self._want(desired)
             case Removed(env_id=env_id):
                 self._remove(env_id)
+            case Coming(env_id=env_id, digest=digest):
+                self._foresee(env_id, digest)
             case Ping():
                 pass
 
@@ -299,6 +314,12 @@ class Reconciler:
             )
             keeper = self._keepers[desired.env_id] = self._keeper(folder, state)
         keeper.want(desired)
+
+    def _foresee(self, env_id: str, digest: str | None) -> None:
+        keeper = self._keepers.get(env_id)
+        if keeper is not None:
+            with contextlib.suppress(DigestInvalidError):
+                keeper.foresee(Digest.parse(digest) if digest is not None else None)
 
     def _remove(self, env_id: str) -> None:
         keeper = self._keepers.pop(env_id, None)

@@ -26,6 +26,7 @@ from hooks.deploys import configs
 from hooks.deploys.configs import ConfigFiles, RunValues
 from hooks.deploys.control import RollJournal
 from hooks.deploys.errors import HOST_FAILED, RollFailedError
+from hooks.deploys.foresight import Foreseen, Foresight
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
 from hooks.deploys.health import HealthCheck
@@ -53,6 +54,7 @@ from storage.errors import (
     SignatureInvalidError,
     StorageError,
 )
+from storage.manifest import Manifest
 from storage.proof_archive import write_proof
 from storage.reader import StoreReader, VerifiedArtifact
 from storage.release_statement import ReleaseStatement
@@ -128,6 +130,14 @@ class Rollout:
         self._tidying: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
         self._folders = asyncio.Lock()  # one at a time makes or removes release folders
+        self._foresight = Foresight(
+            folder,
+            tools.reader,
+            lambda: self.state,
+            self._folders,
+            tools.unpacking,
+            tools.in_thread,
+        )
 
     # -- the stories ----------------------------------------------------------------------------
 
@@ -143,29 +153,48 @@ class Rollout:
         assert desired.deployment_id is not None, "a roll has a deployment"
         timings = Timings()
         async with self._folders:
+            foreseen = await self._take_foreseen()
             try:
                 with _as_roll_failures():
                     await self._put_in_place(
-                        desired, desired.deployment_id, desired.artifact, journal, timings
+                        desired, desired.deployment_id, desired.artifact, foreseen, journal, timings
                     )
             except BaseException:
                 await self._prune()
                 raise
+            finally:
+                if foreseen is not None and foreseen.draft is not None:
+                    await self._tools.in_thread(foreseen.discard)
         return timings.seconds
+
+    def foresee(self, digest: Digest | None) -> None:
+        """Make ready for a roll that is likely to come, of the artifact `digest` if that is known.
+
+        Nothing is served of it, and nothing has to be.
+        """
+        self._foresight.begin(digest)
+
+    async def _take_foreseen(self) -> Foreseen | None:
+        foreseen = self._foresight.take()
+        if foreseen is None or foreseen.is_fresh:
+            return foreseen
+        await self._tools.in_thread(foreseen.discard)
+        return None
 
     async def _put_in_place(
         self,
         desired: Desired,
         deployment_id: str,
         artifact: ArtifactPin,
+        foreseen: Foreseen | None,
         journal: RollJournal,
         timings: Timings,
     ) -> None:
         with timings.of("verify"):
-            verified, statement = await self._verify_to_run(desired, artifact)
+            verified, statement = await self._verify_to_run(desired, artifact, foreseen)
         journal.say(_verified_line(verified), stage="verify", progress=20)
         with timings.of("unpack"):
-            folder = await self._unpack(verified, release=desired.release)
+            folder = await self._unpack(verified, release=desired.release, foreseen=foreseen)
         journal.say(f"release folder {folder} is complete", stage="unpack", progress=50)
         given = await self._given(deployment_id, verified, statement)
         if self._wants_release_command(desired, verified):
@@ -173,9 +202,11 @@ class Rollout:
                 await self._run_release_command(desired, verified, folder, given, journal)
         served = self._next_served(desired, deployment_id, artifact, folder)
         with timings.of("start"):
-            responder = await self._start(desired, verified, served, given, journal)
+            index = foreseen.index_of(verified.digest) if foreseen is not None else None
+            responder = await self._start(desired, verified, served, given, journal, index)
         with timings.of("switch"):
             await _to_the_end(self._switch(served, responder, statement.sequence))
+        self._foresight.note(verified.manifest)
         journal.say("switched", stage="switch", progress=100)
 
     async def resume(self) -> None:
@@ -256,6 +287,7 @@ class Rollout:
     async def close(self) -> None:
         """Stop what is served and what is still draining."""
         self._closing.set()
+        await self._foresight.close()
         self._retire(self.serving.take_down(Absence.STARTING), is_shutdown=True)
         while tasks := {*self._retiring.values(), *self._tidying}:
             await asyncio.wait(tasks)
@@ -270,20 +302,23 @@ class Rollout:
     async def _verify(self, site: str, artifact: ArtifactPin) -> VerifiedArtifact:
         return await self._tools.in_thread(self._verify_blocking, site, artifact)
 
-    def _verify_blocking(self, site: str, artifact: ArtifactPin) -> VerifiedArtifact:
+    def _verify_blocking(
+        self, site: str, artifact: ArtifactPin, manifest: Manifest | None = None
+    ) -> VerifiedArtifact:
         digest = Digest.parse(artifact.digest)
-        return self._tools.reader.verify(digest, artifact.envelope, site=site)
+        return self._tools.reader.verify(digest, artifact.envelope, site=site, manifest=manifest)
 
     async def _verify_to_run(
-        self, desired: Desired, artifact: ArtifactPin
+        self, desired: Desired, artifact: ArtifactPin, foreseen: Foreseen | None = None
     ) -> tuple[VerifiedArtifact, ReleaseStatement]:
         """Check who vouches for the artifact, and that control says that it is to run here, and
         runs here not yet.
         """
         above = None if self.goes_by(desired) else self.state.release_sequence
+        manifest = foreseen.manifest if foreseen is not None else None
 
         def verify() -> tuple[VerifiedArtifact, ReleaseStatement]:
-            verified = self._verify_blocking(desired.site, artifact)
+            verified = self._verify_blocking(desired.site, artifact, manifest)
             if desired.release is None:
                 raise RollFailedError(
                     "release.statement_missing", "control sent no statement with the release"
@@ -318,7 +353,12 @@ class Rollout:
         )
 
     async def _unpack(
-        self, verified: VerifiedArtifact, *, release: str | None, is_roll: bool = True
+        self,
+        verified: VerifiedArtifact,
+        *,
+        release: str | None,
+        is_roll: bool = True,
+        foreseen: Foreseen | None = None,
     ) -> str:
         """Return the name of a folder that holds exactly the artifact, byte by byte.
 
@@ -328,16 +368,20 @@ class Rollout:
         """
 
         def unpack() -> str:
-            folder = self._unpack_blocking(verified, is_roll=is_roll)
+            folder = self._unpack_blocking(verified, foreseen, is_roll=is_roll)
             self._prove_blocking(verified, folder, release)
             return folder
 
         async with self._tools.unpacking:
             return await self._tools.in_thread(unpack)
 
-    def _unpack_blocking(self, verified: VerifiedArtifact, *, is_roll: bool) -> str:
+    def _unpack_blocking(
+        self, verified: VerifiedArtifact, foreseen: Foreseen | None, *, is_roll: bool
+    ) -> str:
         kept = self.state.folder_of(verified.digest)
         if kept is not None:
+            if foreseen is not None and foreseen.kept == kept and foreseen.is_of(verified.digest):
+                return kept
             try:
                 verify_tree(self._folder.releases / kept, verified.manifest)
             except (ArtifactCorruptError, ArtifactMissingError) as error:
@@ -351,6 +395,8 @@ class Rollout:
         self.state = msgspec.structs.replace(self.state, sequence=sequence)
         folder = f"{sequence:06d}-{verified.digest.hex()[:8]}"
         releases = self._folder.releases
+        if foreseen is not None and foreseen.place(verified.manifest, releases / folder):
+            return folder
         served = self.state.served
         beside = releases / served.folder if served is not None else None
         self._tools.reader.materialise(verified, releases / folder, beside=beside)
@@ -424,9 +470,10 @@ class Rollout:
         served: ServedState,
         given: RunValues,
         journal: RollJournal,
+        index: StaticIndex | None,
     ) -> Responder:
         if _serves_files(verified):
-            return await self._static_site(verified, served)
+            return await self._static_site(verified, served, index)
         process = self._web_process(self.state.named_as(desired), verified, served, given)
         journal.say(f"$ {verified.provenance.run.web}", stage="start", progress=70)
         try:
@@ -447,8 +494,11 @@ class Rollout:
         process.keep()
         return WebSite(process, trusted=self._tools.trusted)
 
-    async def _static_site(self, verified: VerifiedArtifact, served: ServedState) -> StaticSite:
-        index = await self._tools.in_thread(StaticIndex, verified.manifest)
+    async def _static_site(
+        self, verified: VerifiedArtifact, served: ServedState, index: StaticIndex | None = None
+    ) -> StaticSite:
+        if index is None:
+            index = await self._tools.in_thread(StaticIndex, verified.manifest)
         root = self._folder.releases / served.folder
         return StaticSite(root, index, modified_s=served.modified_s)
 

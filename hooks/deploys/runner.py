@@ -13,6 +13,7 @@ older than the host. Records that were put back from an old copy roll nothing ba
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -26,6 +27,7 @@ from hooks.deploys.wire import (
     PING_EVERY_S,
     ArtifactPin,
     Changed,
+    Coming,
     Config,
     Desired,
     DesiredMessage,
@@ -124,6 +126,9 @@ class RollRunner:
         self._told_unsigned = ""
         self._told: tuple[int, str | None] = (0, None)
         self._hosts: set[asyncio.Queue[DesiredMessage | None]] = set()
+        self._foreseeing: set[asyncio.Queue[DesiredMessage | None]] = set()  # of these
+        self._loop: asyncio.AbstractEventLoop | None = None  # once there is a host
+        issuer.watch_beginnings(self._foretell_from_thread)
         self._hostless_since: float | None = None
         self.host_connected = asyncio.Event()  # set with the first one, and for good
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,10 +165,16 @@ class RollRunner:
 
     # -- what the host asks and says ------------------------------------------------------------
 
-    async def desired(self) -> AsyncGenerator[DesiredMessage]:
-        """Yield everything once, then every change, with pings between. One reader per host."""
+    async def desired(self, *, hears_coming: bool = False) -> AsyncGenerator[DesiredMessage]:
+        """Yield everything once, then every change, with pings between. One reader per host.
+
+        `hears_coming`: it makes use of being told what may come.
+        """
         queue: asyncio.Queue[DesiredMessage | None] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
         self._hosts.add(queue)
+        if hears_coming:
+            self._foreseeing.add(queue)
         self.host_connected.set()
         try:
             yield self._snapshot()
@@ -178,6 +189,17 @@ class RollRunner:
                 yield message
         finally:
             self._hosts.discard(queue)
+            self._foreseeing.discard(queue)
+
+    def foretell(self, env_id: str, digest: str | None = None) -> None:
+        """Let the hosts make ready for a roll that is likely to come, of the artifact `digest`."""
+        for queue in self._foreseeing:
+            queue.put_nowait(Coming(env_id, digest))
+
+    def _foretell_from_thread(self, env_id: str, digest: str) -> None:
+        if self._loop is not None and self._foreseeing:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server stops
+                self._loop.call_soon_threadsafe(self.foretell, env_id, digest)
 
     async def report(self, report: Report) -> None:
         """Take in how a deployment stands at the host. Repeatable.

@@ -39,7 +39,7 @@ class _HostService:
     async def desired(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        messages = self._runner.desired()
+        messages = self._runner.desired(hears_coming=request.query.get("hears") == "coming")
         with contextlib.suppress(ConnectionError):
             async with contextlib.aclosing(messages):
                 async for message in messages:

@@ -172,6 +172,10 @@ class EnvironmentFolder:
             finally:
                 draft.unlink(missing_ok=True)
 
+    def draft_path(self) -> Path:
+        """Return where a release folder may be made; what is left of one the next start removes."""
+        return self.releases / f"{_ASIDE}{secrets.token_hex(8)}"
+
     def put_aside(self, state: EnvironmentState) -> list[Path]:
         """Rename the release folders that the state neither keeps nor serves; return them.
 

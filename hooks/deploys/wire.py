@@ -2,12 +2,13 @@
 
 | call | body | answer |
 |---|---|---|
-| `GET /v1/desired` | | NDJSON without end: a `Snapshot`, then `Changed`, `Removed`, `Ping` |
+| `GET /v1/desired?hears=coming` | | NDJSON without end: a `Snapshot`, then the others |
 | `GET /v1/configs/DEPLOYMENT` | | `Config`; 404 when that is not what is desired, or has none |
 | `POST /v1/reports` | `Report` | `{}` |
 | `POST /v1/log` | `RollLog` | `{}` |
 
-Each call may be repeated. Times are RFC 3339 in UTC with milliseconds.
+A host that does not say that it `hears` it is told no `Coming`. Each call may be repeated. Times
+are RFC 3339 in UTC with milliseconds.
 """
 
 from __future__ import annotations
@@ -88,11 +89,21 @@ class Removed(msgspec.Struct, frozen=True, tag_field="type", tag="removed"):
     env_id: str
 
 
+class Coming(msgspec.Struct, frozen=True, tag_field="type", tag="coming"):
+    """A roll may follow within moments: of the artifact `digest`, or of nobody knows yet which.
+
+    It binds nobody: a host may make ready for it, and need not.
+    """
+
+    env_id: str
+    digest: str | None = None
+
+
 class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
     pass
 
 
-DesiredMessage = Snapshot | Changed | Removed | Ping
+DesiredMessage = Snapshot | Changed | Removed | Coming | Ping
 
 
 class RollFailure(msgspec.Struct, frozen=True):

@@ -164,6 +164,23 @@ async def test_deployment_begins_in_the_commit_that_queues_it_unless_another_goe
     assert release_statements.of_deployment(reader, second) is None
 
 
+async def test_host_hears_what_is_coming_before_it_is_wanted_if_it_cares(site) -> None:
+    heard: dict[bool, list[str]] = {True: [], False: []}
+
+    async def listen(*, cares: bool) -> None:
+        async for message in site.world.rolls.desired(hears_coming=cares):
+            heard[cares].append(type(message).__name__)
+            if isinstance(message, Changed) and message.environment.deployment_id is not None:
+                return
+
+    listening = [asyncio.create_task(listen(cares=cares)) for cares in (True, False)]
+    await asyncio.sleep(0)
+    await site.queue(b"one")
+    async with asyncio.timeout(10):
+        await asyncio.gather(*listening)
+    assert heard == {True: ["Snapshot", "Coming", "Changed"], False: ["Snapshot", "Changed"]}
+
+
 async def test_environments_count_for_themselves(site) -> None:
     await site.roll(b"one")
     await site.roll(b"two")

@@ -26,6 +26,7 @@ from aiohttp import web
 from hooks.deploys.wire import (
     ArtifactPin,
     Changed,
+    Coming,
     Config,
     Desired,
     Ping,
@@ -118,6 +119,9 @@ class Shelf:
         """Take in a Python program as `app.py`, to be run as the web process."""
         run = {"web": "python3 app.py", **run}
         return self.put({"app.py": source}, profile="procfile", **run)
+
+    def digest_of(self, pin: ArtifactPin) -> Digest:
+        return Digest.parse(pin.digest)
 
     def blob_of(self, pin: ArtifactPin, name: str) -> Path:
         from storage.manifest import FileEntry, Manifest
@@ -260,6 +264,9 @@ class ControlPeer:
         self.desired[wanted.env_id] = wanted
         self._tell(Changed(wanted))
         return wanted
+
+    def foretell(self, env_id: str, pin: ArtifactPin | None = None) -> None:
+        self._tell(Coming(env_id, pin.digest if pin is not None else None))
 
     def remove(self, env_id: str) -> None:
         del self.desired[env_id]
