@@ -191,6 +191,7 @@ class Control:
             caches=BuildCaches(
                 self.jobs, self.store, size_bytes_max=config.builders.cache_site_bytes_max
             ),
+            packs_plain=True,
         )
         self.egress_rules = egress_rules(config.builders, machine_environ())
         scrubber = Scrubber(
@@ -210,6 +211,7 @@ class Control:
             relieve=room.relieve_if_full,
             scrubbing=self.scrubbing,
         )
+        self.builds.watch_plain(self.rolls.foretell)
         kept = config.retention
         self.log_retention = LogRetention(
             self.jobs, LogLimits(kept.log_age_s_max, kept.log_count_max, kept.log_bytes_max)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -88,10 +88,18 @@ class Packer:
         for path in self._scratch.glob("output-*"):
             path.unlink()
 
-    async def keep(self, build: Build, outcome: Finish, *, given: str | None = None) -> None:
+    async def keep(
+        self,
+        build: Build,
+        outcome: Finish,
+        *,
+        given: str | None = None,
+        begin_log: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Pack, sign and record the output, and queue its deployment: one commit for all.
 
         `given`: the digest of the variables and secrets that it was given, if any is known.
+        `begin_log`: what the log has to wait for, while the output is being packed already.
 
         Raises:
             TreeError: The output holds what no artifact may hold, or too much of it.
@@ -99,17 +107,41 @@ class Packer:
             QuotaExceededError: The site's artifacts would be too large with it.
             StorageError: The store could not take it. In each case nothing was kept.
         """
+        published: list[JobChanges] = []
+        began = time.monotonic()
+        packing = asyncio.ensure_future(
+            asyncio.to_thread(self._pack, build, outcome, given, began, published)
+        )
+        if begin_log is not None:
+            await begin_log()
+        self._jobs.begin_stage(build.job_id, PACK)
+        try:
+            kept, before = await packing
+            if before is not None:
+                said = await asyncio.to_thread(self._compare, kept, before)
+                self._jobs.log(build.job_id, said, stage=PACK)
+        finally:
+            self._jobs.end_stage(build.job_id, PACK, time.monotonic() - began)
+        for changes in published:
+            self._jobs.publish(changes)
+
+    def _pack(
+        self,
+        build: Build,
+        outcome: Finish,
+        given: str | None,
+        began: float,
+        published: list[JobChanges],
+    ) -> tuple[Ingested, Attestation | None]:
+        """Do the work of `keep`. Returns what is kept, and for a clean build what was before."""
         site = sites.find(self._records.reader(), build.site_id)
         environment = environments.get(self._records.reader(), build.env_id)
         assert site is not None, "a site that goes cancels its builds"
         slug = environment.slug if environment is not None else None  # it may be going
-        grafts = await asyncio.to_thread(self._sources.grafts_of, build, outcome)
-        inputs = await asyncio.to_thread(self.memo.inputs_given, build, given)
+        grafts = self._sources.grafts_of(build, outcome)
+        inputs = self.memo.inputs_given(build, given)
         toolchain = toolchain_digest(outcome.toolchain)
         before = self._recall(build.site_id, inputs, toolchain) if build.clean else None
-        published: list[JobChanges] = []
-        self._jobs.begin_stage(build.job_id, PACK)
-        began = time.monotonic()
 
         def attest(manifest: Manifest) -> Envelope:
             facts = replace(
@@ -127,15 +159,7 @@ class Packer:
                 build_memos.put(db, build.site_id, inputs, toolchain, kept.envelope_sha256)
             self._check_quota(db, build.site_id)
 
-        try:
-            kept = await asyncio.to_thread(self._ingest, build, outcome, grafts, attest, record)
-            if before is not None:
-                said = await asyncio.to_thread(self._compare, kept, before)
-                self._jobs.log(build.job_id, said, stage=PACK)
-        finally:
-            self._jobs.end_stage(build.job_id, PACK, time.monotonic() - began)
-        for changes in published:
-            self._jobs.publish(changes)
+        return self._ingest(build, outcome, grafts, attest, record), before
 
     def _ingest(
         self,

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
+from hooks.builds.plan import Plan
 from hooks.jobs import QueuePlace
 
 
@@ -24,7 +25,7 @@ class Waiting:
     """A build of the queue.
 
     `lane` is the environment that it deploys onto, if it does; `inputs` what it shares with builds
-    that will give the same.
+    that will give the same. `plan`: of a plain commit, which needs no builder.
     """
 
     job_id: str
@@ -32,6 +33,7 @@ class Waiting:
     site_id: str
     lane: str | None
     inputs: str | None = None
+    plan: Plan | None = None
 
     @property
     def lanes(self) -> tuple[str, ...]:

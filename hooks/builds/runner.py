@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +20,8 @@ from hooks.builds.build_cache import BuildCaches
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.given import given_to_build
 from hooks.builds.packing import Packer
+from hooks.builds.plain import CONTROL, DETECT, finished, plain_plan
+from hooks.builds.plan import Plan
 from hooks.builds.queue import BuildQueue, Waiting
 from hooks.builds.sources import Sources
 from hooks.builds.toolchain import toolchain_digest
@@ -69,6 +71,7 @@ PROGRESS_EVERY_S = 1.0
 NO_SPACE = "store.no_space"
 QUOTA_EXCEEDED = "store.quota_exceeded"
 QUOTA_REMEDY = "Delete previews, or unpin artifacts, or ask for more."
+PACKS_COUNT_MAX = 2  # of plain commits at once; slots help with what waits beyond that
 BUILDER = "builder"  # the source of a slot's lines in the job's log, with the attempt's number
 
 
@@ -90,9 +93,10 @@ class BuildLimits:
 
 @dataclass(slots=True)
 class _Running:
-    """A leased job. Times are loop times.
+    """A job that a slot leased, or that control packs itself. Times are loop times.
 
     Attributes:
+        slot: `CONTROL` for what control packs itself.
         source: of its lines in the job's log.
         deadline: when the lease ends; None while the output is being packed.
         ends_by: when the slot must have ended the build, heartbeats or not.
@@ -134,7 +138,11 @@ class BuildRunner:
         housekeeping: Housekeeping | None = None,
         variables: Variables | None = None,
         caches: BuildCaches | None = None,
+        packs_plain: bool = False,
     ) -> None:
+        """`packs_plain`: plain commits do not wait for a slot."""
+        self._packs_plain = packs_plain
+        self._packing = 0
         self._variables = variables
         self._caches = caches
         self._housekeeping = housekeeping
@@ -149,10 +157,12 @@ class BuildRunner:
         self._absent_at = 0.0  # when slots that neither wait nor build count as gone
         self._news = asyncio.Event()
         self._toolchain: str | None = None  # the digest of what slots build with, once one asked
+        self._programs: dict[str, str] = {}  # that, in words
         self._looked_up: set[str] = set()  # jobs whose inputs gave nothing before
         self._tasks: set[asyncio.Task[None]] = set()
         self.is_closing = False
         self._on_silence: Callable[[str], None] = lambda _: None
+        self._on_plain: Callable[[str], None] = lambda _: None
         jobs.watch(self._on_job)
         jobs.place_by(self._place)
         if housekeeping is not None:
@@ -185,12 +195,21 @@ class BuildRunner:
                 has_spoken=False,
             )
             self._running[job.id].started.set()
-            waits = "" if slots_are_gone else "; waiting for the builder"
+            is_ours = job.owner == CONTROL
+            waits = "" if slots_are_gone or is_ours else "; waiting for the builder"
             self._jobs.log(job.id, [f"gitd was restarted{waits}"], stage="gitd")
+            if is_ours:
+                self._spawn(self._take_back(self._running[job.id]))
 
     def watch_silence(self, react: Callable[[str], None]) -> None:
         """Call `react` with each slot that spoke, and lost its lease by silence: it hangs."""
         self._on_silence = react
+
+    def watch_plain(self, react: Callable[[str], None]) -> None:
+        """Call `react` with the environment that a plain commit is to be deployed onto, when it
+        begins to be packed: that takes but a moment.
+        """
+        self._on_plain = react
 
     async def reap(self) -> None:
         """Take jobs back from slots that fell silent, for ever."""
@@ -238,7 +257,7 @@ class BuildRunner:
         A slot that asks holds nothing: a job that it had is taken back first. `toolchain` is what
         it builds with. `is_gone` says whether it still waits.
         """
-        self._note_toolchain(toolchain_digest(toolchain or {}))
+        self._note_toolchain(toolchain or {})
         for held in [r for r in self._running.values() if r.slot == slot and r.finishing is None]:
             await self._take_back(held, "started anew")
         end = self._now() + wait_s
@@ -433,36 +452,50 @@ class BuildRunner:
     # -- the end of a build ---------------------------------------------------------------------
 
     async def _end(self, running: _Running, outcome: Finish) -> None:
+        await self._conclude(running, self._take_outcome(running, outcome), outcome.timings)
+
+    async def _take_outcome(self, running: _Running, outcome: Finish) -> None:
+        job_id = running.job.id
+        await running.started.wait()
+        self._take_last_lines(running, outcome.log)
+        if outcome.status == "failed":
+            error = outcome.error
+            assert error is not None, "a failed build says why"
+            failure = Failure(error.code, error.message, exit_status=error.exit_status)
+            await self._fail(job_id, failure, outcome.timings)
+        else:
+            # One that asked twice may have been given other values meanwhile.
+            given = next(iter(running.given)) if len(running.given) == 1 else None
+            await self._packer.keep(self._build(running.job), outcome, given=given)
+
+    async def _conclude(
+        self,
+        running: _Running,
+        keeping: Awaitable[None],
+        timings: Mapping[str, float] | None = None,
+    ) -> None:
+        """End a build by `keeping` its output, or with the reason why it cannot be kept."""
         job_id = running.job.id
         try:
-            await running.started.wait()
-            self._take_last_lines(running, outcome.log)
-            if outcome.status == "failed":
-                error = outcome.error
-                assert error is not None, "a failed build says why"
-                failure = Failure(error.code, error.message, exit_status=error.exit_status)
-                await self._fail(job_id, failure, outcome.timings)
-            else:
-                # One that asked twice may have been given other values meanwhile.
-                given = next(iter(running.given)) if len(running.given) == 1 else None
-                await self._packer.keep(self._build(running.job), outcome, given=given)
+            await keeping
         except BuildFailedError as error:
-            await self._fail_here(job_id, Failure(error.code, str(error)), outcome.timings)
+            await self._fail_here(job_id, Failure(error.code, str(error)), timings)
         except TreeError as error:
             failure = Failure("build.output_invalid", str(error))
-            await self._fail_here(job_id, failure, outcome.timings)
+            await self._fail_here(job_id, failure, timings)
         except StorageFullError as error:
             failure = Failure(NO_SPACE, f"{error}. Nothing was kept.")
-            await self._fail_here(job_id, failure, outcome.timings)
+            await self._fail_here(job_id, failure, timings)
         except QuotaExceededError as error:
             message = f"Nothing was kept: {error}. {QUOTA_REMEDY}"
-            await self._fail_here(job_id, Failure(QUOTA_EXCEEDED, message), outcome.timings)
+            await self._fail_here(job_id, Failure(QUOTA_EXCEEDED, message), timings)
         except Exception as error:
             log.exception("build_finish_failed", job_id=job_id)
             failure = Failure("build.internal", f"gitd could not keep the output: {error}")
-            await self._fail_here(job_id, failure, outcome.timings)
+            await self._fail_here(job_id, failure, timings)
         finally:
-            self._absent_at = self._now() + ABSENT_S
+            if running.slot != CONTROL:
+                self._absent_at = self._now() + ABSENT_S
             self._forget(job_id)
             self._packer.tar_of(job_id).unlink(missing_ok=True)
 
@@ -518,8 +551,9 @@ class BuildRunner:
             )
             _fail(changes, job_id, Failure("build.builder_lost", message))
 
-        said = "was stopped" if loss is None else f"was lost ({loss})"
-        self._jobs.log(job_id, [f"the builder {said}"], stage="gitd")
+        if running.slot != CONTROL:
+            said = "was stopped" if loss is None else f"was lost ({loss})"
+            self._jobs.log(job_id, [f"the builder {said}"], stage="gitd")
         await self._write_down(change)
 
     async def _write_down(self, change: Callable[[JobChanges], None]) -> None:
@@ -553,9 +587,12 @@ class BuildRunner:
 
     def _next_build(self) -> Waiting | None:
         """The next build, once there is room for it, or no hope of any."""
-        if self._housekeeping is not None and not self._housekeeping.is_ready():
+        if not self._queue.startable() or not self._has_room_or_no_hope():
             return None
         return self._queue.take()
+
+    def _has_room_or_no_hope(self) -> bool:
+        return self._housekeeping is None or self._housekeeping.is_ready()
 
     async def _refused_for_room(self, build: Waiting) -> Failure | None:
         """Say why the store cannot take what the build would yield."""
@@ -567,12 +604,17 @@ class BuildRunner:
             return Failure(QUOTA_EXCEEDED, f"Nothing more can be kept: {excess}. {QUOTA_REMEDY}")
         return None
 
-    def _note_toolchain(self, digest: str) -> None:
+    def _note_toolchain(self, programs: Mapping[str, str]) -> None:
         """All slots build with what this machine has; an update counts from the next lease on."""
+        digest = toolchain_digest(programs)
         if digest != self._toolchain:
-            self._toolchain = digest
+            self._toolchain, self._programs = digest, dict(programs)
             self._looked_up.clear()
-            self._answer_known()
+            self._do_without_slots()
+
+    def _do_without_slots(self) -> None:
+        self._answer_known()
+        self._pack_plain()
 
     def _answer_known(self) -> None:
         """Begin to end the builds whose inputs gave an artifact before: they need no slot."""
@@ -601,12 +643,49 @@ class BuildRunner:
             self._queue.add(waiting)
         self._stir()
 
+    def _pack_plain(self) -> None:
+        """Begin to pack the plain commits whose turn it is: that, too, needs no slot.
+
+        Once slots have said what they would build with: the statement tells it.
+        """
+        if self._toolchain is None or self.is_closing:
+            return
+        plain = [build for build in self._queue.startable() if build.plan is not None]
+        if not plain or not self._has_room_or_no_hope():
+            return
+        for build in plain[: PACKS_COUNT_MAX - self._packing]:
+            if build.plan is not None:
+                self._queue.start(build)
+                self._packing += 1
+                running = self._begin(build, CONTROL)
+                running.deadline = None
+                running.finishing = self._spawn(self._pack(running, build, build.plan))
+                if build.lane is not None:
+                    self._on_plain(build.lane)
+
+    async def _pack(self, running: _Running, waiting: Waiting, plan: Plan) -> None:
+        try:
+            await self._conclude(running, self._keep_plain(running, waiting, plan))
+        finally:
+            self._packing -= 1
+            self._stir()
+
+    async def _keep_plain(self, running: _Running, waiting: Waiting, plan: Plan) -> None:
+        if refused := await self._refused_for_room(waiting):
+            await self._fail_here(waiting.job_id, refused)
+            return
+
+        async def begin_log() -> None:
+            await running.started.wait()
+            self._jobs.log(waiting.job_id, [plan.explanation, *plan.notes], stage=DETECT)
+
+        outcome = finished(plan, self._programs)
+        await self._packer.keep(self._build(running.job), outcome, begin_log=begin_log)
+
     def _place(self, job_id: str) -> QueuePlace | None:
-        return self._queue.place(
-            job_id,
-            free_slots=self._free_slots,
-            has_builders=bool(self._free_slots or self._running) or self._now() < self._absent_at,
-        )
+        is_building = any(running.slot != CONTROL for running in self._running.values())
+        has_builders = self._free_slots > 0 or is_building or self._now() < self._absent_at
+        return self._queue.place(job_id, free_slots=self._free_slots, has_builders=has_builders)
 
     def _begin(self, waiting: Waiting, slot: str) -> _Running:
         job = self._jobs.get(waiting.job_id)
@@ -717,7 +796,16 @@ class BuildRunner:
     def _waiting(self, job: Job) -> Waiting:
         build = self._build(job)
         lane = job.env_id if build.deploys else None
-        return Waiting(job.id, build.id, job.site_id, lane, self._packer.memo.inputs_of(build))
+        inputs = self._packer.memo.inputs_of(build)
+        plan = self._plan(build) if self._packs_plain else None
+        return Waiting(job.id, build.id, job.site_id, lane, inputs, plan)
+
+    def _plan(self, build: Build) -> Plan | None:
+        try:
+            root = self._sources.folder(build)
+        except (StorageError, RepositoryError):
+            return None  # the one that gets the lease hears of it
+        return plain_plan(root) if root is not None else None
 
     def _forget(self, job_id: str) -> None:
         """Let go of a job that is over: its slot hears of it now."""
@@ -729,7 +817,7 @@ class BuildRunner:
 
     def _stir(self) -> None:
         """Wake the slots that wait for a build, and those who watch their place in the queue."""
-        self._answer_known()
+        self._do_without_slots()
         self._news.set()
         self._news = asyncio.Event()
         self._jobs.moved(self._queue.waiting)

@@ -60,7 +60,8 @@ class World:
     """The sites that whoever starts a build may fetch from."""
 
     @classmethod
-    def open(cls, root: Path, *, site_bytes_max: int = 0) -> World:
+    def open(cls, root: Path, *, site_bytes_max: int = 0, packs_plain: bool = False) -> World:
+        """`packs_plain`: as the server does; without it each build is for a slot."""
         records = Records.open(root / "gitd.db")
         jobs = Jobs(records, JobLogs(root / "joblogs"))
         repositories = Repositories(root / "repos")
@@ -105,6 +106,7 @@ class World:
             housekeeping=housekeeping,
             variables=variables,
             caches=BuildCaches(jobs, store, size_bytes_max=1 << 20),
+            packs_plain=packs_plain,
         )
         rolls = RollRunner(
             jobs,

@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.scenarios.conftest import wait_until
 
 PAGE = "<!doctype html><title>t</title><p>{}</p>"
+QUICK = '[build]\ncommand = "true"\noutput = "."\n'
 
 
 def slow(nap: int) -> str:
@@ -88,11 +89,13 @@ def test_pushes_at_once_are_built_in_turn_and_a_cancel_starts_the_next(stopped) 
     work.commit({"managed.toml": slow(7262)})
     first = begin_push(work, "main")
     read_until(first, "building now")
-    (work.path / "managed.toml").unlink()
     for each in (work, other):
-        each.commit({"index.html": PAGE.format(each.path.name)})
+        each.commit({"managed.toml": QUICK, "index.html": PAGE.format(each.path.name)})
     pushes = [begin_push(work, "main:one"), begin_push(other, "main:two")]
     wait_until(lambda: len(jobs(server, "queued")) == 2, "both are queued")
+    plain = server.work(folder="plain")
+    plain.commit({"index.html": PAGE.format("plain")})
+    assert "is live after" in end(begin_push(plain, "main:three")), "it needs no builder"
     assert sorted(job["queue_position"] for job in jobs(server, "queued")) == [1, 2]
     listed = server.mf("jobs", "list", "--status", "queued").stdout
     assert "QUEUE" in listed
