@@ -32,7 +32,7 @@ from storage.ids import new_id
 from storage.model import ActorRef, ApiKey, Environment, Job
 from storage.records import api_keys
 from storage.records.db import Records
-from storage.records.recall import Recall
+from storage.records.recall import Freshness, Recall
 
 log = structlog.get_logger(__name__)
 
@@ -305,15 +305,15 @@ class Actor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """A key, and what follows from it."""
+class Grant:
+    """A key that somebody presented, and what follows from it."""
 
     key: ApiKey
     actor: Actor
     networks: tuple[Network, ...]
 
     @classmethod
-    def find(cls, db: sqlite3.Connection, secret: str, sha256: bytes) -> _Known | None:
+    def find(cls, db: sqlite3.Connection, secret: str, sha256: bytes) -> Grant | None:
         key = api_keys.by_secret(db, sha256) if is_well_formed(secret) else None
         if key is None:
             return None
@@ -337,9 +337,11 @@ def may_fetch(records: Records, ref: ActorRef, site_id: str, *, now: int) -> boo
 class Authenticator:
     """Knows actors by their secrets. Belongs to one event loop: a look-up is one point read."""
 
-    def __init__(self, records: Records, clock: Clock = now_ms) -> None:
+    def __init__(
+        self, records: Records, clock: Clock = now_ms, *, freshness: Freshness | None = None
+    ) -> None:
         self._records = records
-        self._recall = Recall(records)
+        self._recall = Recall(records, freshness=freshness)
         self._clock = clock
         self._noted: dict[str, int] = {}
 
@@ -350,19 +352,36 @@ class Authenticator:
             AuthenticationError: The secret is unknown, revoked or expired.
             AddressRefusedError: The key may not be used from there.
         """
+        return self.confirm(self.grant(secret), remote_ip)
+
+    def grant(self, secret: str) -> Grant:
+        """Return whose secret this is, whenever and from wherever it may be used.
+
+        Raises:
+            AuthenticationError: The secret is unknown or revoked.
+        """
         sha256 = _sha256(secret)
-        known = self._recall.get(sha256, lambda db: _Known.find(db, secret, sha256))
-        if known is None or known.key.revoked_at is not None:
+        grant = self._recall.get(sha256, lambda db: Grant.find(db, secret, sha256))
+        if grant is None or grant.key.revoked_at is not None:
             raise AuthenticationError("This is no API key of this server, or no longer one.")
-        key, now = known.key, self._clock()
+        return grant
+
+    def confirm(self, grant: Grant, remote_ip: str | None) -> Actor:
+        """Return the actor of a key that is used now, from there.
+
+        Raises:
+            AuthenticationError: It is expired.
+            AddressRefusedError: It may not be used from there.
+        """
+        key, now = grant.key, self._clock()
         if key.expires_at <= now:
             raise AuthenticationError(f"This API key expired at {rfc3339(key.expires_at)}.")
-        if known.networks:
+        if grant.networks:
             address = parse_address(remote_ip or "")
-            if address is None or not is_within(address, known.networks):
+            if address is None or not is_within(address, grant.networks):
                 raise AddressRefusedError(remote_ip)
         self._note_use(key, now)
-        return known.actor
+        return grant.actor
 
     def _note_use(self, key: ApiKey, now: int) -> None:
         """Record the use, at most once a minute; nobody waits for it."""

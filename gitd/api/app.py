@@ -40,7 +40,7 @@ from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
 from hooks.variables import Variables as AllVariables
 from storage.records.db import Records
-from storage.records.recall import Recall
+from storage.records.recall import Freshness, Recall
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,8 @@ class Description:
 
 def build_api(deps: ApiDeps) -> Api:
     """Return the API's routes: everything below /v1, and /errors."""
-    recall = Recall(deps.records)
+    freshness = Freshness(deps.records)
+    recall = Recall(deps.records, freshness=freshness)
     open_ends = OpenEnds()
     streams = JobStreams(deps.jobs, open_ends, heartbeat_s=deps.heartbeat_s)
     description = Description(deps.addresses.server)
@@ -134,7 +135,7 @@ def build_api(deps: ApiDeps) -> Api:
     )
     description.describe(endpoints)
     gate = Gate(recall, deps.authenticator, deps.proxies)
-    dispatch = Dispatch(gate, deps.records, server_url=deps.addresses.server)
+    dispatch = Dispatch(gate, deps.records, server_url=deps.addresses.server, freshness=freshness)
     routes = [_route(endpoint, dispatch) for endpoint in endpoints]
     fallback = logged(dispatch.fallback(endpoints))
     routes += [web.route("*", "/v1", fallback), web.route("*", "/v1/{path:.*}", fallback)]

@@ -6,6 +6,7 @@ of a body is looked at before it is clear that its sender may send it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -30,14 +31,14 @@ from gitd.api.envelope import (
 from gitd.api.errors import CODES, Refusal, refusal_of
 from gitd.api.idempotency import claim_of
 from gitd.api.reading import Reader, version_of
-from gitd.auth import Actor, Authenticator
+from gitd.auth import Actor, Authenticator, Grant
 from gitd.errors import AuthenticationError
 from gitd.log import ACTOR, REQUEST_ID
 from hooks.errors import NotFoundError
 from storage.model import SYSTEM, Environment, Site
 from storage.records import environments, sites
 from storage.records.db import Records
-from storage.records.recall import Recall
+from storage.records.recall import Freshness, Recall
 
 log = structlog.get_logger(__name__)
 
@@ -55,16 +56,20 @@ class Gate:
     authenticator: Authenticator
     proxies: TrustedProxies
 
-    def actor_of(self, request: web.Request) -> Actor:
-        """Raises AuthenticationError, AddressRefusedError."""
+    def grant_of(self, request: web.Request) -> Grant:
+        """Raises AuthenticationError."""
         kind, _, secret = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer" or not secret:
             raise AuthenticationError(
                 "Send an API key: Authorization: Bearer mfk_live_... .",
                 code="authentication.required",
             )
+        return self.authenticator.grant(secret.strip())
+
+    def actor_of(self, request: web.Request, grant: Grant) -> Actor:
+        """Raises AuthenticationError, AddressRefusedError."""
         address = self.proxies.client_ip(request.remote, request.headers.get("X-Forwarded-For"))
-        actor = self.authenticator.authenticate(secret.strip(), address)
+        actor = self.authenticator.confirm(grant, address)
         request[ACTOR] = actor.ref.id
         return actor
 
@@ -91,13 +96,23 @@ class Gate:
         return environment
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The answer of a read, and by which key it was asked."""
+
+    grant: Grant
+    answered: Answered
+
+
 class Dispatch:
     """Makes aiohttp handlers of endpoints."""
 
-    def __init__(self, gate: Gate, records: Records, *, server_url: str) -> None:
+    def __init__(
+        self, gate: Gate, records: Records, *, server_url: str, freshness: Freshness | None = None
+    ) -> None:
         self._gate = gate
         self._records = records
-        self._answers = Recall(records, entries_max=KEPT_COUNT_MAX)
+        self._answers = Recall(records, entries_max=KEPT_COUNT_MAX, freshness=freshness)
         self._server_url = server_url
 
     def handler(self, endpoint: Endpoint) -> Handler:
@@ -106,15 +121,18 @@ class Dispatch:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             request_id, version = request[REQUEST_ID], VERSION
+            kept_as = _kept_as(request) if endpoint.is_kept else None
             try:
                 version = version_of(request)
-                actor = NOBODY if endpoint.is_public else self._gate.actor_of(request)
+                if kept_as is not None and (kept := self._answers.peek(kept_as)) is not None:
+                    assert isinstance(kept, _Kept), "nothing else is kept"
+                    self._gate.actor_of(request, kept.grant)
+                    return _in_envelope(kept.answered, request_id, version)
+                grant = None if endpoint.is_public else self._gate.grant_of(request)
+                actor = NOBODY if grant is None else self._gate.actor_of(request, grant)
                 site = self._gate.site_of(request, actor)
                 environment = self._gate.environment_of(request, actor, site)
                 _require(endpoint, actor)
-                kept_as = (request.raw_path, actor.ref.id) if endpoint.is_kept else None
-                if kept_as is not None and (kept := self._answers.peek(kept_as)) is not None:
-                    return _in_envelope(kept, request_id, version)
                 said: Any = await body.body(request) if has_body else None
                 claim = None
                 if endpoint.is_creating:
@@ -137,14 +155,18 @@ class Dispatch:
                 raise  # nobody is there to be answered
             except Exception as error:  # noqa: BLE001 - the ring of a request
                 return self.refuse(request, error, version=version)
-            if kept_as is not None:
-                answered = self._keep(kept_as, answered)
+            if kept_as is not None and grant is not None:
+                answered = self._keep(kept_as, grant, answered)
             return _in_envelope(answered, request_id, version)
 
         return handle
 
-    def _keep(self, key: Hashable, answered: Answered) -> Answered:
-        """Keep the answer of a read, as JSON, until something is committed."""
+    def _keep(self, key: Hashable, grant: Grant, answered: Answered) -> Answered:
+        """Keep the answer of a read, as JSON, until something is committed.
+
+        Whoever gets it then presents the same key, and that may still be used, from there: it
+        would find the same, and may see the same.
+        """
         if isinstance(answered, Reply):
             data = written(answered.data)
             answered = Reply(data, answered.status, answered.headers)
@@ -154,7 +176,7 @@ class Dispatch:
         else:
             return answered
         if len(bytes(data)) <= KEPT_BYTES_MAX:
-            self._answers.keep(key, answered)
+            self._answers.keep(key, _Kept(grant, answered))
         return answered
 
     def refuse(
@@ -210,6 +232,12 @@ class Dispatch:
             return self.refusal(request, Refusal(CODES["route.not_found"], message))
 
         return handle
+
+
+def _kept_as(request: web.Request) -> Hashable:
+    """Name a read by its path, its query and who asks: by what the key hashes to, not the key."""
+    presented = request.headers.get("Authorization", "")
+    return request.raw_path, hashlib.sha256(presented.encode("utf-8", "surrogatepass")).digest()
 
 
 def _in_envelope(answered: object, request_id: str, version: str) -> web.StreamResponse:

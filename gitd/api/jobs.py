@@ -15,6 +15,7 @@ from gitd.api.envelope import answer_headers, written
 from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.stream import JobStreams, OpenEnds
+from gitd.auth import Actor
 from hooks.errors import NotFoundError
 from hooks.jobs import Jobs as AllJobs
 from hooks.jobs import QueuePlace
@@ -51,6 +52,37 @@ class StreamQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 AnyCall = Call[JobQuery, NoBody] | Call[StreamQuery, NoBody] | Call[NoQuery, NoBody]
 
 
+class _Page:
+    """A page of jobs as the records have them. Where they stand in the queue is not in there."""
+
+    def __init__(self, jobs: tuple[Job, ...], next_cursor: str | None) -> None:
+        self.jobs = jobs
+        self.next_cursor = next_cursor
+        self._written: tuple[tuple[QueuePlace | None, ...], msgspec.Raw] | None = None
+
+    def written(self, places: tuple[QueuePlace | None, ...]) -> msgspec.Raw:
+        """Return the jobs at these places as JSON: made anew when one has moved."""
+        if self._written is None or self._written[0] != places:
+            items = list(map(answers.job, self.jobs, places))
+            self._written = places, written(items)
+        return self._written[1]
+
+
+def _page(db: sqlite3.Connection, query: JobsQuery, actor: Actor) -> _Page:
+    name = list_name("jobs", query.status, query.resource_type, actor.site_id, actor.env_id)
+    (before,) = read_cursor(query.cursor, name)
+    page = job_rows.page(
+        db,
+        status=query.status,
+        resource_type=query.resource_type,
+        site_id=actor.site_id,
+        env_id=actor.env_id,
+        before=before,
+        limit_count=query.limit,
+    )
+    return _Page(page.items, write_cursor(name, page.items[-1].id) if page.has_more else None)
+
+
 class Jobs:
     def __init__(
         self,
@@ -67,21 +99,14 @@ class Jobs:
         self._open_ends = open_ends
 
     async def list(self, call: Call[JobsQuery, NoBody]) -> ListReply:
-        query, actor = call.query, call.actor
-        name = list_name("jobs", query.status, query.resource_type, actor.site_id, actor.env_id)
-        (before,) = read_cursor(query.cursor, name)
-        page = job_rows.page(
-            call.db,
-            status=query.status,
-            resource_type=query.resource_type,
-            site_id=actor.site_id,
-            env_id=actor.env_id,
-            before=before,
-            limit_count=query.limit,
-        )
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
-        items = [answers.job(job, self._jobs.place(job.id)) for job in page.items]
-        return ListReply(items, cursor)
+        actor = call.actor
+        key = ("jobs", call.query, actor.site_id, actor.env_id)
+        page = self._recall.get(key, lambda db: _page(db, call.query, actor))
+        places = tuple(self._place(job) for job in page.jobs)
+        return ListReply(page.written(places), page.next_cursor)
+
+    def _place(self, job: Job) -> QueuePlace | None:
+        return self._jobs.place(job.id) if job.status is JobStatus.QUEUED else None
 
     async def show(self, call: Call[JobQuery, NoBody]) -> Reply | web.Response:
         """The job; with `wait`, once it is another than the caller's `If-None-Match`, or now."""

@@ -14,6 +14,8 @@ from gitd.errors import RequestError
 from gitd.wording import place_and_fault
 
 BODY_BYTES_MAX = 64 * 1024
+QUERIES_COUNT_MAX = 100  # of one endpoint, kept as they were read: clients repeat themselves
+QUERY_CHARS_MAX = 200  # of one that is kept
 _DATE = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])", re.ASCII)
 _FIELD = re.compile(r"^object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`")
 
@@ -34,6 +36,7 @@ class Reader:
         self._decoder = msgspec.json.Decoder(shape)
         fields = msgspec.structs.fields(shape)
         self._names = [field.encode_name for field in fields]
+        self._read: dict[str, msgspec.Struct] = {}
         self._empty = None if any(field.required for field in fields) else shape()
 
     async def body(self, request: web.Request) -> msgspec.Struct:
@@ -72,15 +75,25 @@ class Reader:
         """
         if not request.query_string and self._empty is not None:
             return self._empty
+        text = request.rel_url.raw_query_string
+        if (known := self._read.get(text)) is not None:
+            return known
+        value = self._query(request)
+        if len(self._read) < QUERIES_COUNT_MAX and len(text) <= QUERY_CHARS_MAX:
+            self._read[text] = value
+        return value
+
+    def _query(self, request: web.Request) -> msgspec.Struct:
         parameters: dict[str, Any] = {}
-        for name, value in request.query.items():
+        for name, text in request.query.items():
             if name in parameters:
                 raise RequestError("request.invalid", f"{name} is given twice.", param=name)
-            parameters[name] = value
+            parameters[name] = text
         try:
-            return msgspec.convert(parameters, self._shape, strict=False)
+            value: msgspec.Struct = msgspec.convert(parameters, self._shape, strict=False)
         except msgspec.ValidationError as error:
             raise self._fault(error) from error
+        return value
 
     def _fault(self, error: msgspec.ValidationError) -> RequestError:
         """Name the field, `routes[0].target` or `ref`, and say what is wrong with it."""

@@ -14,23 +14,50 @@ ENTRIES_MAX = 10_000
 LOOK_EVERY_S = 0.005
 
 
-class Recall:
-    """Answers of reads, kept until anybody commits anything. Belongs to one thread.
+class Freshness:
+    """Says whether anybody has committed anything. Belongs to one thread.
 
-    What this process committed is seen at once: every read after a `write` that returned sees it.
+    What this process committed is seen at once: every look after a `write` that returned sees it.
     What another process committed, such as a local command, is seen within `LOOK_EVERY_S`: sqlite
     counts the commits of others, and that is how often the count is looked at.
 
     Source: sqlite.org "PRAGMA data_version".
     """
 
-    def __init__(self, records: Records, *, entries_max: int = ENTRIES_MAX) -> None:
-        self._records = records
-        self._entries_max = entries_max
-        self._kept: dict[Hashable, object] = {}
+    def __init__(self, records: Records) -> None:
+        self.records = records
         self._commits = -1
         self._version = -1
         self._looked_at = 0.0
+
+    def version(self) -> int:
+        """Return what is another number after every commit."""
+        commits, now = self.records.commits, time.monotonic()
+        if commits != self._commits or now - self._looked_at >= LOOK_EVERY_S:
+            with mapped_errors():
+                row = self.records.reader().execute("PRAGMA data_version").fetchone()
+            self._commits, self._version, self._looked_at = commits, row[0], now
+        return self._version
+
+
+class Recall:
+    """Answers of reads, kept until anybody commits anything. Belongs to one thread.
+
+    `freshness` may be shared: several of them look once.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        entries_max: int = ENTRIES_MAX,
+        freshness: Freshness | None = None,
+    ) -> None:
+        self._records = records
+        self._entries_max = entries_max
+        self._freshness = freshness or Freshness(records)
+        self._kept: dict[Hashable, object] = {}
+        self._version = -1
 
     def get(self, key: Hashable, load: Callable[[sqlite3.Connection], T]) -> T:
         """Return what `load` reads. `key` names the read, with all that it depends on."""
@@ -51,15 +78,7 @@ class Recall:
         self._kept[key] = answer
 
     def _forget_what_is_old(self) -> None:
-        commits, now = self._records.commits, time.monotonic()
-        if commits == self._commits and now - self._looked_at < LOOK_EVERY_S:
-            return
-        version = self._data_version()
+        version = self._freshness.version()
         if version != self._version or len(self._kept) >= self._entries_max:
             self._kept.clear()
-        self._commits, self._version, self._looked_at = commits, version, now
-
-    def _data_version(self) -> int:
-        with mapped_errors():
-            (version,) = self._records.reader().execute("PRAGMA data_version").fetchone()
-        return cast("int", version)
+            self._version = version

@@ -38,6 +38,8 @@ async def test_revoked_and_expired_keys_stop_at_once(service, acme, clock) -> No
     heard = await service.get(acme.path, secret=secret)
     assert (heard.status, heard.code) == (401, "authentication.invalid_key")
     short = service.key("*", ttl_ms=1000)
+    for _ in range(3):  # the same answer, kept
+        assert (await service.get(acme.path, secret=short)).status == 200
     clock.now += 1000
     heard = await service.get(acme.path, secret=short)
     assert (heard.status, heard.code) == (401, "authentication.invalid_key")
@@ -113,6 +115,15 @@ async def test_refused_request_changes_nothing(service, acme) -> None:
     assert (await service.post(f"{acme.production}/builds", secret=reader)).status == 403
     assert (await service.get(f"{acme.production}/builds")).data == []
     assert (await service.get(acme.path)).status == 200
+
+
+async def test_answer_that_is_kept_is_given_to_nobody_who_may_not_have_it(service, acme) -> None:
+    for _ in range(3):
+        assert (await service.get(acme.path)).status == 200
+    heard = await service.get(acme.path, secret=service.key("jobs:read"))
+    assert (heard.status, heard.code) == (403, "scope.insufficient")
+    assert (await service.get(acme.path, secret=f"{service.secret[:-1]}?")).status == 401
+    assert (await service.get(acme.path, secret="")).status == 401
 
 
 async def test_body_is_not_looked_at_before_the_scope(service, acme) -> None:
