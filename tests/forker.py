@@ -23,23 +23,28 @@ def main(program: str) -> None:
     while line := sys.stdin.readline():
         order = json.loads(line)
         waiting, go = os.pipe()
+        ready, tell = os.pipe()
         pid = os.fork()
         if not pid:
             os.close(go)
-            _run(program, order["arguments"], order["output"], waiting)
+            _run(program, order["arguments"], order["output"], tell=tell, waiting=waiting)
         os.close(waiting)
+        os.close(tell)
+        os.read(ready, 1)
+        os.close(ready)
         print(pid, flush=True)
         sys.stdin.readline()
         os.close(go)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def _run(program: str, arguments: list[str], output: str, waiting: int) -> None:
+def _run(program: str, arguments: list[str], output: str, *, tell: int, waiting: int) -> None:
     # Whoever attaches is no parent of this one, which not every system lets them.
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, ANY, 0, 0, 0)
     fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for standard in (1, 2):
         os.dup2(fd, standard)
+    os.close(tell)
     os.read(waiting, 1)
     sys.argv = [program, *arguments]
     runpy.run_path(program, run_name="__main__")
