@@ -349,8 +349,10 @@ class Lender:
             self.end()
             return
         for path in server.root.iterdir():
-            if path not in (server.data, server.log_path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir() and path != server.data:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path not in (server.data, server.log_path):
+                path.unlink()
 
     def end(self) -> None:
         if self._server is not None:
@@ -370,11 +372,16 @@ def lender() -> Iterator[Lender]:
 @pytest.fixture
 def shared(lender: Lender) -> Iterator[Server]:
     """A running server on which others have been, with a key for everything and no site."""
-    server = lender.take()
-    if not server.token:
-        server.new_key()
-    token = server.token
-    server.last_job = max((job["id"] for job in server.jobs()), default="")
+    try:
+        server = lender.take()
+        if not server.token:
+            server.new_key()
+        token = server.token
+        everything = server.api("GET", "/jobs").json["data"]  # newest first
+        server.last_job = everything[0]["id"] if everything else ""
+    except BaseException:
+        lender.end()
+        raise
     yield server
     lender.give_back(server, token)
 

@@ -75,7 +75,7 @@ def test_newer_push_takes_over_from_the_build_that_runs(server) -> None:
     said = end(older)
     assert f"superseded by a newer push, of commit {tip[:12]}" in said
     assert "nothing failed" in said
-    [canceled] = jobs(server, "canceled")
+    [canceled] = server.mine(jobs(server, "canceled"))
     assert canceled["error"]["code"] == "build.superseded"
     wait_until(lambda: not is_alive("7261"), "the older build is dead")
 
