@@ -449,6 +449,7 @@ async def control(open_dir):
 SLOT = """
 import os, sys
 from pathlib import Path
+import gitd.starting  # first, as `gitd builder` does
 import structlog
 def on_event(event, args):  # what is loaded too late cannot be loaded at all without privileges
     if event == "import" and os.geteuid() != 0 and IS_ROOT:

@@ -19,6 +19,7 @@ from hooks.builds.runtimes import MACHINE_PATH
 SLOT = """
 import sys
 from pathlib import Path
+import gitd.starting  # first, as `gitd builder` does
 from hooks.builds.builder import BuilderConfig, main
 socket, scratch, uid, dies = sys.argv[1:]
 ids = int(uid) if uid else None

@@ -6,6 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+from gitd import starting  # noqa: F401 - first, as `gitd host` does
+
+# isort: split
 import structlog
 
 from hooks.deploys.host import HostConfig, main
