@@ -195,9 +195,14 @@ class _Check:
         name = pack.path.name
         if not pack.is_index_whole():
             self.fault(f"the index of {name} is damaged")
-        version, count = struct.unpack_from(">LL", pack.bytes_map, 4)
-        if version not in (2, 3) or count != pack.count:
-            self.fault(f"{name} has {count} objects, its index {pack.count}")
+        (version,) = struct.unpack_from(">L", pack.bytes_map, 4)
+        if version not in (2, 3):
+            self.fault(f"{name} is of version {version}, which nobody reads")
+        if pack.said_count != pack.count:
+            self.fault(
+                f"{name} says that it has {pack.said_count} objects, its index has {pack.count}: "
+                "if none is damaged, the care behind the next push writes it anew"
+            )
         offsets = pack.offsets()
         if offsets and not 12 <= min(offsets) <= max(offsets) < pack.end:
             self.fault(f"the index of {name} points outside of it")

@@ -120,10 +120,10 @@ def index_pack(
     if unwritten is not None:
         content = unwritten.content
         if trees.completed:
-            content = _completed(content[:end], scan.rows, trees.completed)
+            content = _completed(content[:end], scan, trees.completed)
             trailer = content[-OID_BYTES:]
     elif trees.completed:
-        trailer = _complete(path, end, scan.rows, trees.completed)
+        trailer = _complete(path, end, scan, trees.completed)
     rows = sorted(scan.all_rows)
     oids = row_oids(rows)
     if any(map(operator.eq, oids, oids[1:])):
@@ -165,8 +165,11 @@ def read_pack(
     _require_header(mapped[:HEADER_BYTES], len(mapped), limits)
     checks = ObjectChecks(ObjectStore.over([]), None)
     scan, _ = _read(mapped, limits, checks, may_fork=may_fork)
-    links |= checks.object_links.all() | checks.commit_links.all()
-    by_offset = sorted(scan.rows, key=row_offset)
+    links.update(checks.object_links.all(), checks.commit_links.all())
+    if scan.second is not None:  # what it links to within itself stands in the pack
+        closure = scan.second.closure
+        links.update(closure.outside_objects, closure.outside_commits)
+    by_offset = sorted(scan.all_rows, key=row_offset)
     return ((row_oid(row), row_offset(row), row_crc(row)) for row in by_offset)
 
 
@@ -228,18 +231,18 @@ def _read(
 
 
 def _complete(
-    path: Path, end: int, rows: list[bytes], completed: list[tuple[bytes, int, bytes]]
+    path: Path, end: int, scan: PackScan, completed: list[tuple[bytes, int, bytes]]
 ) -> bytes:
     """Append a thin pack's bases, so that it stands by itself; return its new checksum."""
     with path.open("r+b") as file:
         at = end
         file.seek(at)
-        for entry in _entries(at, rows, completed):
+        for entry in _entries(at, scan.rows, completed):
             file.write(entry)
             at += len(entry)
         file.truncate(at)
         file.seek(8)
-        file.write(struct.pack(">L", len(rows)))
+        file.write(struct.pack(">L", scan.entry_count))
         file.flush()
         file.seek(0)
         digest = hashlib.sha1(usedforsecurity=False)
@@ -250,10 +253,10 @@ def _complete(
     return digest.digest()
 
 
-def _completed(head: bytes, rows: list[bytes], completed: list[tuple[bytes, int, bytes]]) -> bytes:
+def _completed(head: bytes, scan: PackScan, completed: list[tuple[bytes, int, bytes]]) -> bytes:
     """Do so for a pack in memory, which is given without its checksum; return all of it."""
-    entries = b"".join(_entries(len(head), rows, completed))
-    body = head[:8] + struct.pack(">L", len(rows)) + head[HEADER_BYTES:] + entries
+    entries = b"".join(_entries(len(head), scan.rows, completed))
+    body = head[:8] + struct.pack(">L", scan.entry_count) + head[HEADER_BYTES:] + entries
     return body + hashlib.sha1(body, usedforsecurity=False).digest()
 
 

@@ -45,6 +45,7 @@ def may_need_care(repository: Repository) -> bool:
     refs = repository.refs.known_count
     return (
         len(repository.objects.own_packs()) > PACK_COUNT_MAX
+        or bool(_miscounted(repository))
         or refs is None
         or refs > LOOSE_REF_COUNT_MAX
     )
@@ -52,11 +53,16 @@ def may_need_care(repository: Repository) -> bool:
 
 def needs_care(repository: Repository) -> bool:
     """Say whether `take_care` would do something."""
-    return bool(packs_to_join(repository)) or _has_refs_to_pack(repository)
+    return bool(
+        _miscounted(repository) or packs_to_join(repository) or _has_refs_to_pack(repository)
+    )
 
 
 def take_care(repository: Repository) -> int:
     """Consolidate packs and refs where there are too many; return how many packs went.
+
+    A pack whose head says another number of objects than it has, which git does not read, is
+    written anew.
 
     Blocking, and heavy for large repositories. A crash leaves both the old packs and perhaps the
     new one, which is only waste.
@@ -66,7 +72,21 @@ def take_care(repository: Repository) -> int:
     """
     if _has_refs_to_pack(repository):
         pack_loose_refs(repository)
-    chosen = packs_to_join(repository)
+    whole = [pack for pack in _miscounted(repository) if pack.has_only_indexed()]
+    gone_count = sum(_replace(repository, [pack]) for pack in whole)
+    return gone_count + _replace(repository, packs_to_join(repository))
+
+
+def _miscounted(repository: Repository) -> list[Pack]:
+    """List the packs whose heads have another number of objects than their indexes."""
+    own = repository.objects.own_packs()
+    found = [pack for pack in own if pack.said_count != pack.count]
+    named = packs_of_indexes(repository.path / "objects/pack") if found else frozenset[str]()
+    return [pack for pack in found if not _is_marked(pack, named)]
+
+
+def _replace(repository: Repository, chosen: list[Pack]) -> int:
+    """Write some packs anew as one; return how many they were."""
     if not chosen:
         return 0
     joined = _join(repository, chosen)

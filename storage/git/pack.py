@@ -134,6 +134,24 @@ class Pack:
             yield oid
             rank += 1
 
+    @property
+    def said_count(self) -> int:
+        """Return how many objects the pack's own head says it has."""
+        count: int = struct.unpack_from(">L", self.bytes_map, 8)[0]
+        return count
+
+    def has_only_indexed(self) -> bool:
+        """Say whether the indexed entries, whole each, are all that is in it. Reads all of it."""
+        if not self.is_index_whole():
+            return False
+        at = PACK_HEADER_BYTES
+        for offset, oid in sorted(zip(self.offsets(), self.oids(), strict=True)):
+            stop = self.next_offset(offset)
+            if offset != at or zlib.crc32(self.view[at:stop]) != self.crc(oid):
+                return False
+            at = stop
+        return at == self.end
+
     def is_index_whole(self) -> bool:
         """Say whether the index is as it was written. Reads all of it."""
         with memoryview(self._index) as view:

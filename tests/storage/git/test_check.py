@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +16,12 @@ import pytest
 
 from storage.git.check import FAULTS_MAX, RepositoryReport, check_repository
 from storage.git.check_processes import check_repositories
-from storage.git.pack import Pack
+from storage.git.indexer import index_pack
+from storage.git.object_formats import BLOB, COMMIT, TREE
+from storage.git.objects import ObjectStore
+from storage.git.pack import Pack, entry_head
 from storage.git.pack_index import index_row, write_index
+from storage.git.pack_scan import PackLimits
 
 ENVIRON = {
     **os.environ,
@@ -271,7 +278,7 @@ def test_the_files_of_a_pack_belong_together(bare: Path, tmp_path: Path) -> None
     pack.write_bytes(kept[: len(kept) // 2])
     assert_named(quick(bare), pack.with_suffix(".idx").name)
     pack.write_bytes(kept[:11] + b"\1" + kept[12:])
-    assert_named(quick(bare), pack.name, "has 1 objects")
+    assert_named(quick(bare), pack.name, "has 1 objects", "next push")
     pack.write_bytes(kept)
     assert_sound(bare)
     change_file(pack.with_suffix(".idx"), lambda data: data.__setitem__(1100, data[1100] ^ 1))
@@ -319,3 +326,38 @@ def test_large_packs_are_checked_in_two_processes_with_the_same_result(tmp_path:
     assert together == [check_repository(path, is_whole=True) for path in paths]
     assert together[0].objects > 4000
     assert [report.is_sound for report in together] == [True, False, False]
+
+
+def indexed_pack(bare: Path, *objects: tuple[int, bytes]) -> Pack:
+    """Put a pack of these objects, in this order, into a repository."""
+    body = b"PACK" + struct.pack(">LL", 2, len(objects))
+    body += b"".join(entry_head(kind, len(data)) + zlib.compress(data) for kind, data in objects)
+    path = bare / "objects/pack/received"
+    path.write_bytes(body + hashlib.sha1(body).digest())
+    return Pack(index_pack(path, bases=ObjectStore.over([]), limits=PackLimits()).index_path)
+
+
+def test_what_the_second_process_reads_is_held_against_the_index(tmp_path: Path) -> None:
+    """Two names exchanged, and a link to nothing, in its half."""
+    bare = tmp_path / "r.git"
+    git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
+    tree = b"100644 gone\0" + b"\x11" * 20
+    tree_oid = hashlib.sha1(b"tree %d\0" % len(tree) + tree).hexdigest()
+    commit = f"tree {tree_oid}\nauthor A <a@b> 1 +0000\ncommitter A <a@b> 1 +0000\n\nx\n".encode()
+    blobs = [(BLOB, b"%d" % number) for number in range(4500)]
+    pack = indexed_pack(bare, *blobs, (TREE, tree), (COMMIT, commit))
+    tip = hashlib.sha1(b"commit %d\0" % len(commit) + commit).hexdigest()
+    (bare / "refs/heads/main").write_text(f"{tip}\n")
+    (report,) = check_repositories([bare], is_whole=True)
+    assert report.faults == (f"ref refs/heads/main: missing object {'11' * 20}",)
+
+    one, two = (hashlib.sha1(b"blob 4\0" + data).digest() for _, data in blobs[-2:])
+    names = {one: two, two: one}
+    places = zip(pack.oids(), pack.offsets(), strict=True)
+    rows = [index_row(names.get(oid, oid), pack.crc(oid), at) for oid, at in places]
+    index = pack.path.with_suffix(".idx")
+    index.unlink()
+    write_index(index, sorted(rows), pack.trailer)
+    (report,) = check_repositories([bare], is_whole=True)
+    assert_named(report, f"object {one.hex()}", f"object {two.hex()} in its place")
+    assert_named(report, f"object {two.hex()}", f"object {one.hex()} in its place")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from storage.git.check import check_repository
 from storage.git.errors import RepositoryCorruptError
-from storage.git.maintenance import PACK_COUNT_MAX, needs_care, packs_to_join, take_care
+from storage.git.maintenance import (
+    PACK_COUNT_MAX,
+    may_need_care,
+    needs_care,
+    packs_to_join,
+    take_care,
+)
 from storage.git.multi_pack_index import packs_of_indexes
+from storage.git.pack import Pack
+from storage.git.pack_index import index_row, write_index
 from storage.git.repository import Repository
 
 ENVIRON = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
@@ -156,3 +166,38 @@ def test_the_owners_wish_for_no_care_is_heard(bare: Path) -> None:
     assert take_care(Repository(bare)) == 0
     assert len(packs(bare)) > PACK_COUNT_MAX
     assert not needs_care(Repository(bare))
+
+
+def test_a_pack_that_counts_itself_wrongly_is_written_anew(bare: Path) -> None:
+    """As one was left by a server that counted only half of what it had received."""
+    names = add_packs(bare, "refs/heads/main", 2)
+    before = git("rev-list", "--objects", "--all", cwd=bare)
+    pack, index = (bare / "objects/pack" / f"{min(names)}{end}" for end in (".pack", ".idx"))
+    body = bytearray(pack.read_bytes()[:-20])
+    body[11] -= 1
+    trailer = hashlib.sha1(body).digest()
+    table = index.read_bytes()[:-40] + trailer
+    name = f"pack-{trailer.hex()}"
+    for path, data in ((pack, body + trailer), (index, table + hashlib.sha1(table).digest())):
+        path.unlink()
+        path.with_stem(name).write_bytes(data)
+    assert not check_repository(bare, is_whole=False).is_sound
+    assert may_need_care(Repository(bare))
+    assert care(bare) == 1
+    assert len(packs(bare)) == 2
+    assert name not in packs(bare)
+    assert git("rev-list", "--objects", "--all", cwd=bare) == before
+    assert check_repository(bare, is_whole=True).is_sound
+
+
+def test_a_pack_with_an_entry_that_its_index_lacks_stays(bare: Path) -> None:
+    (name, *_) = add_packs(bare, "refs/heads/main", 1)
+    index = bare / "objects/pack" / f"{name}.idx"
+    pack = Pack(index)
+    offsets = dict(zip(pack.oids(), pack.offsets(), strict=True))
+    first = min(offsets, key=offsets.__getitem__)
+    rows = [index_row(oid, pack.crc(oid), at) for oid, at in offsets.items() if oid != first]
+    index.unlink()
+    write_index(index, rows, pack.trailer)
+    assert take_care(Repository(bare)) == 0
+    assert packs(bare) == {name}

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import random
 import struct
+import subprocess
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -131,6 +132,36 @@ def test_the_second_process_reads_its_half(tmp_path: Path) -> None:
     assert middle is not None
     assert max(scan.kept) < middle
     assert (scan.entry_count, scan.at) == (7500, streams.end)
+
+
+@pytest.mark.skipif(not has_second_core(), reason="one core only")
+@pytest.mark.parametrize("may_fork", [False, True])
+def test_a_thin_pack_of_two_halves_is_stored_as_git_reads_it(
+    tmp_path: Path,
+    *,
+    may_fork: bool,
+) -> None:
+    """A base from elsewhere is added to what both processes have read."""
+    bare = tmp_path / "r.git"
+    subprocess.run(["git", "init", "-q", "--bare", bare], check=True)
+    old = b"a stored line\n"
+    stored = subprocess.run(
+        ["git", "hash-object", "-w", "--stdin"], cwd=bare, input=old, capture_output=True
+    )
+    maker = PackMaker()
+    maker.delta(bytes.fromhex(stored.stdout.decode()), old, b"a new line\n")
+    maker.fill("a", 2 * FILL_COUNT)
+    path = bare / "objects/pack/received"
+    path.write_bytes(maker.whole())
+    bases = ObjectStore(bare / "objects")
+    found = index_pack(path, bases=bases, limits=PackLimits(), may_fork=may_fork)
+    count = len(maker.offsets) + 1
+    assert found.completed_count == 1
+    assert struct.unpack_from(">L", found.path.read_bytes(), 8) == (count,)
+    for command in (("verify-pack", found.path), ("index-pack", "-o", tmp_path / "i", found.path)):
+        done = subprocess.run(["git", *command], cwd=bare, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "i").read_bytes() == found.index_path.read_bytes()
 
 
 def test_bases_are_found_across_the_middle(tmp_path: Path) -> None:
