@@ -17,7 +17,8 @@ class GitLimits:
         push_options_max, push_options_bytes_max: `git push -o`, how many and all together.
         pack_bytes_max: a received pack as it is sent.
         objects_max, object_bytes_max: in a received pack; each object inflated.
-        request_bytes_max: an upload-pack request, inflated.
+        request_bytes_max: an upload-pack request, inflated; the commands of a push, and its
+            certificate.
         wants_max, haves_max: lines in such a request.
         drain_bytes_max: of a refused push, read on so that its client hears why.
         thread_bytes_max, thread_inflated_bytes_max: packs up to this size, as they are sent and

@@ -17,6 +17,7 @@ from gitd.git.push import RefUpdate
 from gitd.git.push_certificate import END_LINE, Certificate
 from storage.git.object_formats import NULL_OID, OID_DIGITS, unhex
 
+CAPABILITIES_MAX = 1_000  # different ones in one push; git's client says some ten
 _NEED_OFFER = frozenset({b"atomic", b"push-options"})
 
 
@@ -64,7 +65,7 @@ class Wish:
 
     commands: list[Command] = field(default_factory=list)
     shallow: list[bytes] = field(default_factory=list)
-    capabilities: frozenset[bytes] = frozenset()
+    capabilities: set[bytes] = field(default_factory=set)
     options: list[str] | None = None
     certificate: Certificate | None = None
     refusal: str | None = None
@@ -92,23 +93,35 @@ async def read_wish(body: BodyReader, limits: GitLimits, *, offered: Collection[
 
     Raises:
         BodyInvalidError: it is no push.
+        BodyTooLargeError: it goes on without a command.
     """
     wish = Wish()
     unheard = _NEED_OFFER.difference(offered)
     may_sign = any(capability.startswith(b"push-cert=") for capability in offered)
     certificate: bytes | None = None
+    total_bytes = 0
     while not isinstance(line := await body.pkt(), Marker):
+        total_bytes += len(line)
         line = line.removesuffix(b"\n")
         if line.startswith(b"shallow "):
             wish.shallow.append(_oid(line[8:]))
         elif line.startswith(b"push-cert\0"):
-            wish.capabilities = frozenset(line[10:].split()) - unheard
+            wish.capabilities = set(line[10:].split()) - unheard
             certificate = await _read_certificate(body, limits)
         else:
             # Any line may name capabilities, though git's client says them once.
             line, _, capabilities = line.partition(b"\0")
-            wish.capabilities |= frozenset(capabilities.split()) - unheard
+            if capabilities:
+                wish.capabilities.update(capabilities.split())
+                wish.capabilities -= unheard
             wish.commands.append(_command(line))
+        if len(wish.capabilities) > CAPABILITIES_MAX:
+            raise BodyInvalidError(f"a push may name {CAPABILITIES_MAX} capabilities at most")
+        if total_bytes > limits.request_bytes_max:
+            wish.refusal = f"the commands of a push have more than {limits.request_bytes_max} bytes"
+            if not wish.commands:
+                raise BodyTooLargeError(wish.refusal)
+            return wish
         if len(wish.commands) > limits.commands_max:
             wish.refusal = f"a push may update {limits.commands_max} refs at most"
             return wish
@@ -190,7 +203,7 @@ def _oid(digits: bytes) -> bytes:
     return unhex(digits)
 
 
-def _require_sha1(capabilities: frozenset[bytes]) -> None:
+def _require_sha1(capabilities: Collection[bytes]) -> None:
     for capability in capabilities:
         if capability.startswith(b"object-format=") and capability != b"object-format=sha1":
             raise BodyInvalidError("error: unsupported object format")

@@ -55,7 +55,8 @@ def forget_locks(repository_path: Path) -> list[str]:
     """
     gone = []
     root = os.fspath(repository_path)
-    places = [(place, _names(place)) for place in (root, f"{root}/objects", f"{root}/objects/pack")]
+    objects, packs = f"{root}/objects", f"{root}/objects/pack"
+    places = [(place, _names(place)) for place in (root, objects, packs)]
     places += [(directory, files) for directory, _, files in os.walk(f"{root}/refs")]
     for directory, names in places:
         for name in names:
@@ -63,11 +64,11 @@ def forget_locks(repository_path: Path) -> list[str]:
             is_file = (
                 name.endswith(".lock")
                 or path == repository_path / "packed-refs.new"
-                or (name.startswith(_STAGED) and path.parent.name == "pack")
+                or (directory == packs and name.startswith(_STAGED))
             )
             if is_file and path.is_file():
                 path.unlink(missing_ok=True)
-            elif name.startswith(QUARANTINE_PREFIX):
+            elif directory == objects and name.startswith(QUARANTINE_PREFIX):
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 continue

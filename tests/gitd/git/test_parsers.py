@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gitd.git.advertisement import protocol_version
 from gitd.git.body import BodyReader
-from gitd.git.errors import BodyInvalidError, GitRequestError
+from gitd.git.errors import BodyInvalidError, BodyTooLargeError, GitRequestError
 from gitd.git.limits import GitLimits
 from gitd.git.pkt_line import (
     DATA_BYTES_MAX,
@@ -27,7 +27,7 @@ from gitd.git.pkt_line import (
     side_band,
 )
 from gitd.git.push_certificate import Certificate
-from gitd.git.push_request import Wish, read_wish
+from gitd.git.push_request import CAPABILITIES_MAX, Wish, read_wish
 from storage.git.object_filter import FilterError, ObjectFilter, parse_filter
 from storage.git.refs import is_valid_name, is_writable_name
 
@@ -228,6 +228,37 @@ def test_capabilities_of_a_push(words: list[bytes], *, is_offered: bool) -> None
             asyncio.run(run())
     else:
         asyncio.run(run())
+
+
+def wish_of(lines: list[bytes]) -> Wish:
+    async def run() -> Wish:
+        body = b"".join(map(pkt_line, lines)) + b"0000"
+        return await read_wish(
+            reader_of([body]), GitLimits(request_bytes_max=4096), offered=OFFERED
+        )
+
+    return asyncio.run(run())
+
+
+def test_capabilities_are_few_however_many_lines_name_them() -> None:
+    words = [b"w%d" % number for number in range(CAPABILITIES_MAX + 1)]
+    line = NULL + b" " + SOME + b" refs/heads/x"
+    few = [line + b"\0" + word for word in words[:20]] + [line]
+    assert wish_of(few).capabilities == set(words[:20])
+    with pytest.raises(BodyInvalidError, match="capabilities at most"):
+        wish_of([line + b"\0" + b" ".join(words)])
+
+
+def test_the_commands_of_a_push_have_a_bound_together() -> None:
+    line = NULL + b" " + SOME + b" refs/heads/" + b"n" * 909
+    assert len(line) == 1002
+    assert wish_of([line] * 4).refusal is None
+    refused = wish_of([line + b"\0report-status", *[line] * 50])
+    assert refused.refusal == "the commands of a push have more than 4096 bytes"
+    assert len(refused.commands) == 5
+    assert refused.can(b"report-status")
+    with pytest.raises(BodyTooLargeError):
+        wish_of([b"shallow " + SOME] * 100)
 
 
 @UNHURRIED

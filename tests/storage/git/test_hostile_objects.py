@@ -121,6 +121,37 @@ def test_checks_of_a_long_name_take_one_go(piece: bytes) -> None:
     assert [finding.id for finding in findings(TREE, tree)] == []
 
 
+@pytest.mark.parametrize("piece", [b" ", b" .g", b" .", b"a "])
+def test_checks_of_many_names_take_one_go(piece: bytes) -> None:
+    name = (piece * 255)[:245]
+    entries = [b"100644 %b%09d\0" % (name, number) + b"\1" * 20 for number in range(100_000)]
+    assert list(findings(TREE, b"".join(entries))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        (b".", "hasDot"),
+        (b"..", "hasDotdot"),
+        (b".GIT", "hasDotgit"),
+        (b".git. ", "hasDotgit"),
+        (b"GIT~1", "hasDotgit"),
+        (b".g\xe2\x80\x8cit", "hasDotgit"),
+        (b"\xef\xbb\xbf.git", "hasDotgit"),
+        (b" .git", None),
+        (b"a .git", None),
+    ],
+)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_notable_name_is_found_anywhere(
+    name: bytes, found: str | None, *, is_first: bool
+) -> None:
+    other = b"100644 %b\0" % (b"\xff" if is_first else b"\1") + b"\1" * 20
+    one = b"100644 %b\0" % name + b"\1" * 20
+    tree = one + other if is_first else other + one
+    assert [finding.id for finding in findings(TREE, tree)] == ([found] if found else [])
+
+
 @pytest.mark.parametrize("kind", [COMMIT, TAG])
 @pytest.mark.parametrize("piece", [b"a <", b"<", b"a> ", b"\n", b"parent ", b"tagger ", b" "])
 def test_checks_of_long_lines_take_one_go(kind: int, piece: bytes) -> None:

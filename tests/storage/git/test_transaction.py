@@ -225,3 +225,19 @@ def test_atomic_change_that_dies_anywhere_leaves_all_old_or_all_new(
     assert seen[0] == old
     assert seen[-1] == new
     assert steps > 10
+
+
+def test_only_what_is_no_ref_is_forgotten(bare: Path, one: str) -> None:
+    """Branches may be called as what a crash leaves elsewhere."""
+    names = ["pack/tmp_pack_fix", "pack/tmp_idx_fix", "tmp_objdir-incoming-fix/a"]
+    names += ["objects/pack/tmp_pack_fix", "tmp_objdir-incoming-b"]
+    make(bare, names, one)
+    old = refs_of(bare)
+    left = ["objects/pack/tmp_pack_a", "objects/pack/tmp_idx_a", "refs/heads/a.lock"]
+    for name in left:
+        (bare / name).touch()
+    (bare / "objects/tmp_objdir-incoming-a/pack").mkdir(parents=True)
+    gone = forget_locks(bare)
+    assert sorted(gone) == sorted([*left, "objects/tmp_objdir-incoming-a"])
+    assert not any((bare / name).exists() for name in gone)
+    assert refs_of(bare) == old
