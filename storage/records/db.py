@@ -46,6 +46,10 @@ def mapped_errors() -> Iterator[None]:
         if getattr(error, "sqlite_errorcode", None) in _FULL:
             raise StorageFullError("the database: the disk is full") from error
         raise RecordsError(f"the database refused: {error}") from error
+    except UnicodeDecodeError as error:  # the driver's, of a message that quotes damage
+        raise RecordsError(
+            f"the database refused, with a message that is no text: {error}"
+        ) from error
 
 
 class Records:

@@ -76,16 +76,24 @@ _CHECKS: dict[str, str] = {
 
 
 def faults(db: sqlite3.Connection) -> list[str]:
-    """Return a sentence for each thing that is wrong."""
+    """Return a sentence for each thing that is wrong.
+
+    What is found of the database itself comes alone: what the rows say means nothing then.
+    """
     try:
         with mapped_errors():
-            found = [row[0] for row in db.execute(f"PRAGMA integrity_check({FAULTS_MAX})")]
+            return _torn(db) or _strange_kinds(db) or _strange_texts(db) or _broken_rows(db)
     except RecordsError as error:
-        found = [str(error)]
-    if found != ["ok"]:
-        return [f"database: {text}" for text in found]  # what it answers means nothing then
-    if strange := _strange_kinds(db):
-        return strange
+        return [f"database: {error}"]
+
+
+def _torn(db: sqlite3.Connection) -> list[str]:
+    found = [row[0] for row in db.execute(f"PRAGMA integrity_check({FAULTS_MAX})")]
+    return [f"database: {text}" for text in found if text != "ok"]
+
+
+def _broken_rows(db: sqlite3.Connection) -> list[str]:
+    """What rows say of others that is not so."""
     broken = [
         f"database: a row of {row[0]} refers to a row of {row[2]} that is not there"
         for row in db.execute("PRAGMA foreign_key_check")
@@ -102,9 +110,7 @@ def _strange_kinds(db: sqlite3.Connection) -> list[str]:
     The database does not mind; whoever reads them does.
     """
     said = []
-    tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    for (table,) in tables:
-        declared = db.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall()
+    for table, declared in _columns(db):
         kinds = [(name, _KINDS[kind]) for name, kind in declared if kind in _KINDS]
         wrong = " OR ".join(f"typeof(\"{name}\") NOT IN ('{kind}', 'null')" for name, kind in kinds)
         if not wrong:
@@ -115,6 +121,34 @@ def _strange_kinds(db: sqlite3.Connection) -> list[str]:
             rows = f"a row of {table} has" if count == 1 else f"{count} rows of {table} have"
             said.append(f"database: {rows} values of a kind that cannot be there")
     return said
+
+
+def _strange_texts(db: sqlite3.Connection) -> list[str]:
+    """Columns with texts that are none: bytes that are no UTF-8, which nobody can read."""
+    said = []
+    for table, declared in _columns(db):
+        for name in (name for name, kind in declared if kind == "TEXT"):
+            query = f'SELECT CAST("{name}" AS BLOB) FROM "{table}"'  # noqa: S608 - its own names
+            count = sum(not _is_text(row[0]) for row in db.execute(query))
+            if count:
+                rows = f"a row of {table} has" if count == 1 else f"{count} rows of {table} have"
+                said.append(f"database: {rows} bytes that are no text as {name}")
+    return said
+
+
+def _is_text(data: bytes | None) -> bool:
+    try:
+        (data or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _columns(db: sqlite3.Connection) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The tables, each with its columns: their names, and what they are declared to have."""
+    tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    query = "SELECT name, type FROM pragma_table_info(?)"
+    return [(table, db.execute(query, (table,)).fetchall()) for (table,) in tables]
 
 
 def _foreign_ids(db: sqlite3.Connection) -> list[str]:

@@ -1,4 +1,7 @@
-"""A medium that forgets a bit of the database: it is said, or it changes nothing of the index."""
+"""A medium that forgets a bit of the database: it is said, or it changes nothing of the index.
+
+What other tables say can change unseen: a name is as good a name with another letter.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +50,9 @@ def said_of(shop: Path) -> list[str]:
 
 
 def pages_of(database: Path) -> list[tuple[str, int, int]]:
-    """The pages of the index, with the tables and indexes that they are of: name, offset, size."""
+    """All pages, with the tables and indexes that they are of: name, offset, size."""
     db = sqlite3.connect(database)
-    names = ",".join(f"'{name}'" for name in INDEX)
-    pages = db.execute(
-        "SELECT name, pgoffset, pgsize FROM dbstat WHERE name IN (SELECT name FROM sqlite_master"
-        f" WHERE tbl_name IN ({names}))"
-    ).fetchall()
+    pages = db.execute("SELECT name, pgoffset, pgsize FROM dbstat").fetchall()
     db.close()
     return pages
 

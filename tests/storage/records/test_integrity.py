@@ -124,6 +124,23 @@ def test_values_of_another_kind_are_said_and_nothing_else_asked(records) -> None
     assert "of job ha" in fault
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        *("build.job_id", "build.status", "build.artifact_id", "deployment.envelope_sha256"),
+        *("deployment.release_id", "artifact.digest", "artifact.id"),
+    ],
+)
+def test_text_that_is_none_is_said_and_nothing_else_asked(records, column: str) -> None:
+    table, _, name = column.partition(".")
+    db = sqlite3.connect(records.path)
+    with db:
+        db.execute(f"UPDATE {table} SET {name} = CAST(x'ff41' AS TEXT)")
+    db.close()
+    said = f"database: a row of {table} has bytes that are no text as {name}"
+    assert integrity.faults(records.reader()) == [said]
+
+
 def test_broken_database_file_is_said_and_nothing_else_asked(records) -> None:
     records.checkpoint()
     (page,) = (
