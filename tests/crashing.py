@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import json
 import os
 import random
@@ -57,6 +56,7 @@ class Forker:
     """`tests.forker` with a program loaded: starting Python anew takes longer than what it does."""
 
     def __init__(self, program: Path) -> None:
+        self._program = program
         self._process = subprocess.Popen(
             [sys.executable, FORKER, program],
             stdin=subprocess.PIPE,
@@ -71,19 +71,22 @@ class Forker:
         assert self._answer() == "ready"
 
     @classmethod
-    @functools.cache
     def of(cls, program: Path) -> Forker:
         """The one of this program; it ends with the tests."""
-        forker = cls(program)
-        atexit.register(forker.close)
-        return forker
+        if program not in _forkers:
+            _forkers[program] = cls(program)
+        return _forkers[program]
 
     def run(self, arguments: Sequence[str], trace: Path, *strace: str) -> tuple[int, str]:
         """Run the program traced from its first line on; return its status and what it printed."""
         output = trace.with_name(f"{trace.name}.output")
-        pid = self._ask(json.dumps({"arguments": list(arguments), "output": str(output)}))
+        with self._in_step():
+            pid = self._ask(json.dumps({"arguments": list(arguments), "output": str(output)}))
         command = ["strace", "-f", "-o", trace, "-p", pid, *strace]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+        with (
+            subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer,
+            self._in_step(),
+        ):
             assert tracer.stderr is not None
             said = tracer.stderr.readline()
             assert "attached" in said, said
@@ -93,6 +96,17 @@ class Forker:
     def close(self) -> None:
         self._process.communicate()
 
+    @contextlib.contextmanager
+    def _in_step(self) -> Iterator[None]:
+        """After an error, of whatever kind, nobody asks this one again; its fork ends with it."""
+        try:
+            yield
+        except BaseException:
+            _forkers.pop(self._program, None)
+            self._process.kill()
+            self._process.communicate()
+            raise
+
     def _ask(self, line: str) -> str:
         assert self._process.stdin is not None
         print(line, file=self._process.stdin, flush=True)
@@ -101,6 +115,15 @@ class Forker:
     def _answer(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
+
+
+_forkers: dict[Path, Forker] = {}
+
+
+@atexit.register
+def _close_forkers() -> None:
+    for forker in _forkers.values():
+        forker.close()
 
 
 @contextlib.contextmanager

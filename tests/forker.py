@@ -11,8 +11,10 @@ import ctypes
 import json
 import os
 import runpy
+import signal
 import sys
 
+PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER = 0x59616D61
 ANY = ctypes.c_ulong(-1)
 
@@ -40,7 +42,9 @@ def main(program: str) -> None:
 
 def _run(program: str, arguments: list[str], output: str, *, tell: int, waiting: int) -> None:
     # Whoever attaches is no parent of this one, which not every system lets them.
-    ctypes.CDLL(None).prctl(PR_SET_PTRACER, ANY, 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_PTRACER, ANY, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for standard in (1, 2):
         os.dup2(fd, standard)

@@ -148,8 +148,10 @@ def stopped(small, trace: Path, path: Path, number: int) -> Iterator[None]:
         while not (found := STOPPED.search(trace.read_text() if trace.exists() else "")):
             assert backup.poll() is None, "it ended without a stop"
             time.sleep(0.01)
-        yield
-        os.kill(int(found[1]), signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.kill(int(found[1]), signal.SIGCONT)
         assert backup.wait() == 0
 
 
