@@ -82,17 +82,24 @@ class Ingest:
         return digest
 
     def _stage_pieces(self, entry: SourceFile, pieces: Iterator[bytes]) -> Digest:
-        """Write a large file while it is read; what it is comes out at its end."""
+        """Write a large file while it is read; what it is comes out at its end.
+
+        What cannot be read again stays here, known or not: what is known may be collected yet.
+        """
+        is_known = self._is_live if entry.is_repeatable else None
         with self._room.claimed(entry.size_bytes, 1):
             digest = self.staging.add_pieces(
                 pieces,
                 path=entry.path,
                 size_bytes=entry.size_bytes,
                 executable=entry.executable,
-                is_known=lambda key: bool(rows.live(self._records.reader(), [key])),
+                is_known=is_known,
             )
         self.files.setdefault(blob_key(digest, executable=entry.executable), entry)
         return digest
+
+    def _is_live(self, key: BlobKey) -> bool:
+        return bool(rows.live(self._records.reader(), [key]))
 
     def _stage_pending(self) -> None:
         live = rows.live(self._records.reader(), self._pending)

@@ -151,13 +151,10 @@ class _Scanned:
         self._found = _identity(status)
 
     def read(self) -> bytes | Iterator[bytes]:
-        try:
-            fd = self._open()
-        except OSError as error:
-            raise TreeInvalidError(self._path, f"cannot be read: {error.strerror}") from error
         size_bytes = self._found[_SIZE]
         if size_bytes > WHOLE_BYTES_MAX:
-            return self._pieces(fd)
+            return self._pieces()
+        fd = self._open()
         try:
             # Whatever lies there by now gives so many bytes, without a wait, or an error.
             data = read_sized(fd, size_bytes)
@@ -169,7 +166,8 @@ class _Scanned:
             os.close(fd)
         return data
 
-    def _pieces(self, fd: int) -> Iterator[bytes]:
+    def _pieces(self) -> Iterator[bytes]:
+        fd = self._open()  # no sooner than somebody reads, who closes it
         try:
             self._expect_same(fd)
             self._expect_plain(fd)
@@ -181,9 +179,12 @@ class _Scanned:
 
     def _open(self) -> int:
         path = self._path
-        if self._folder.fd >= 0:
-            return os.open(path[path.rfind(b"/") + 1 :], _FILE, dir_fd=self._folder.fd)
-        return _open_beneath(self._root, path)  # asked for later
+        try:
+            if self._folder.fd >= 0:
+                return os.open(path[path.rfind(b"/") + 1 :], _FILE, dir_fd=self._folder.fd)
+            return _open_beneath(self._root, path)  # asked for later
+        except OSError as error:
+            raise TreeInvalidError(path, f"cannot be read: {error.strerror}") from error
 
     def _expect_same(self, fd: int) -> None:
         if _identity(os.fstat(fd)) != self._found:

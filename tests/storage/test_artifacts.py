@@ -550,6 +550,21 @@ def test_stream_whose_blobs_were_collected_asks_to_be_repeated(shop) -> None:
         shop.store.ingest([entry], limits=Limits(), attest=attest, record=lambda db, i: None)
 
 
+def test_large_file_of_a_stream_is_kept_though_it_was_known(shop) -> None:
+    data = b"y" * (1 << 20)
+    shop.ingest({"a": data})
+
+    def attest(manifest):
+        sweep(shop)
+        return shop.attest(manifest, "build_x")
+
+    entry = SourceFile(
+        b"a", len(data), executable=False, read=lambda: iter([data]), is_repeatable=False
+    )
+    shop.store.ingest([entry], limits=Limits(), attest=attest, record=lambda db, i: None)
+    assert shop.blob(data).read_bytes() == data
+
+
 def is_clean_but_statements(shop) -> bool:
     """The sweep above forgot a tree and left its manifest and its artifact's row."""
     report = check_store(shop.folder / "store", shop.records)

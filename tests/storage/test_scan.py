@@ -319,6 +319,14 @@ def file(path: bytes, size_bytes: int = 0) -> SourceFile:
     return SourceFile(path, size_bytes, executable=False, read=lambda: bytes(size_bytes))
 
 
+def test_large_file_that_nobody_reads_is_not_opened(folder: Path) -> None:
+    (folder / "large").write_bytes(b"x" * (3 << 20))
+    before = list(Path("/proc/self/fd").iterdir())
+    held = [e.read() for e in scan_directory(folder, owner_uid=None) if isinstance(e, SourceFile)]
+    assert list(Path("/proc/self/fd").iterdir()) == before
+    assert sum(map(len, held[1])) == 3 << 20  # type: ignore[arg-type]
+
+
 PARTS = st.sampled_from(
     [
         b"a",
