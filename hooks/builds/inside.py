@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -115,16 +115,17 @@ class Inside:
                 total[status.st_dev] = total.get(status.st_dev, 0) + status.st_blocks * 512
         return total
 
-    def may_hide_files(self) -> bool:
-        """Say whether there may be files on a disk that have no name and that nobody has open.
+    def may_hide_files(self, folders: Sequence[str]) -> bool:
+        """Say whether there may be files in its folders that have no name and nobody has open.
 
         Such a file is kept by memory that it is mapped into, or waits in a socket to be received.
-        How large it is, nobody can see.
+        How large it is, nobody can see. `folders`: where it may write to a disk, as it sees them.
+        What it has mapped of the machine's own files may be replaced by the machine at any time.
         """
-        memory = {os.fstat(fd).st_dev for fd in self._in_memory} | {_UNNAMED_MEMORY}
+        beneath = tuple(f"{folder.rstrip('/')}/" for folder in folders)
         for pid in self._pids():
-            for line in self._read(pid, "maps").splitlines():
-                if line.endswith(_DELETED) and _device_of(line) not in memory:
+            for line in self._read(pid, "maps").split("\n"):
+                if line.endswith(_DELETED) and line.split(None, 5)[5].startswith(beneath):
                     return True
         return any(map(self._has_files_waiting, self._sockets()))
 
@@ -177,19 +178,6 @@ class Inside:
         return ""
 
 
-def _device_of(line: str) -> int:
-    """The device of a line of `maps`: its fourth word, major and minor in hexadecimal."""
-    major, _, minor = line.split(None, 4)[3].partition(":")
-    return os.makedev(int(major, 16), int(minor, 16))
-
-
-def _device_of_unnamed_memory() -> int:
-    """Where memory lies that is shared, or a file without a name."""
-    fd = os.memfd_create("gitd", os.MFD_CLOEXEC)
-    with _closed_after(fd):
-        return os.fstat(fd).st_dev
-
-
 @contextlib.contextmanager
 def _closed_after(fd: int) -> Iterator[None]:
     try:
@@ -203,6 +191,3 @@ def _kilobytes(text: str, names: tuple[str, ...]) -> int:
     return sum(
         int(line.split()[1]) * 1024 for line in text.splitlines() if line.partition(":")[0] in names
     )
-
-
-_UNNAMED_MEMORY: Final = _device_of_unnamed_memory()

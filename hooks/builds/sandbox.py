@@ -234,9 +234,10 @@ class Sandbox:
 
 def _watch_for(spec: SandboxSpec, group: Group | None) -> Watch:
     limits = spec.limits
-    on_disk: list[Path] = []
+    on_disk: dict[str, Path] = {}
     if {limits.disk_bytes, limits.disk_free_bytes, limits.file_bytes} != {None}:
-        on_disk = [bind.source for bind in spec.binds if bind.writable and bind.source.is_dir()]
+        writable = (bind for bind in spec.binds if bind.writable and bind.source.is_dir())
+        on_disk = {bind.target: bind.source for bind in writable}
     in_memory = [*IN_MEMORY, *([HOME_DIR] if spec.home_is_in_memory else ())]
     return Watch(
         limits,

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hooks.builds.cgroups import Group
@@ -40,9 +40,10 @@ class Watch:
         *,
         group: Group | None,
         in_memory: Sequence[str],
-        on_disk: Sequence[Path],
+        on_disk: Mapping[str, Path],
         is_background: bool,
     ) -> None:
+        """`on_disk`: the folders that it may write to, by the names that it sees them under."""
         self._limits = limits
         self._group = group
         self._in_memory = in_memory
@@ -200,10 +201,11 @@ class _Refusals:
 class _DiskWatch:
     """What the sandbox's folders take, all on one disk."""
 
-    def __init__(self, limits: Limits, folders: Sequence[Path]) -> None:
+    def __init__(self, limits: Limits, folders: Mapping[str, Path]) -> None:
         self._limits = limits
-        self._folders = folders
-        self.device = folders[0].stat().st_dev
+        self._names = list(folders)
+        self._folders = list(folders.values())
+        self.device = self._folders[0].stat().st_dev
         self._free_at_start = self._free_bytes()
         self._free_at_walk = self._free_at_start
         self._known_bytes = 0
@@ -259,7 +261,7 @@ class _DiskWatch:
         if inside is not None:
             found.size_bytes += inside.unnamed_files().get(self.device, 0)
             lost = self._free_at_start - self._free_bytes()
-            if found.size_bytes <= enough < lost and inside.may_hide_files():
+            if found.size_bytes <= enough < lost and inside.may_hide_files(self._names):
                 found.is_whole = False
         ended = time.monotonic()
         self._rest_until = ended + REST_PER_LOOK * (ended - began)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -298,6 +299,19 @@ def test_own_addresses_are_known(address):
 @pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7", "169.254.169.254"])
 def test_addresses_of_others_are_none_of_ones_own(address):
     assert not is_own((address, 443))
+
+
+def test_address_that_cannot_be_looked_into_counts_as_ones_own():
+    used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, hard))
+        with contextlib.suppress(OSError):  # too many open files
+            while True:
+                held.callback(os.close, os.dup(0))
+        assert is_own(("192.0.2.7", 443))
+    assert not is_own(("192.0.2.7", 443))
 
 
 @pytest.mark.parametrize("literal", ["2130706433", "0x7f000001", "127.1", "017700000001"])

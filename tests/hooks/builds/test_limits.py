@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,8 +22,8 @@ def limited(request, runner, watching_runner, in_sandbox, own_dir):
         pytest.skip("needs root, to make control groups")
     starter = runner if request.param == "groups" else watching_runner
 
-    def run(command, **limits):
-        binds = [[str(own_dir), APP_DIR, True]]
+    def run(command, more_binds=(), **limits):
+        binds = [[str(own_dir), APP_DIR, True], *more_binds]
         return in_sandbox(
             command,
             starter=starter,
@@ -169,6 +172,36 @@ def hiding(how):
 def test_disk_filler_is_ended(limited, fill):
     ran = limited(f"{fill}; sync -f .; sleep 20", disk_bytes=8 * MiB)
     assert ran.exceeded == Limit.DISK
+
+
+def test_program_that_the_machine_replaces_while_it_runs_hides_nothing(limited, own_dir, open_dir):
+    """What others take of the disk meanwhile is not this one's."""
+    tools = open_dir / "tools"
+    tools.mkdir()
+    shutil.copy(shutil.which("sleep"), tools / "sleep")
+    others = open_dir / "others"
+
+    def replace():
+        for _ in range(3000):
+            if (own_dir / "begun").exists():
+                break
+            time.sleep(0.01)
+        (tools / "sleep").unlink()
+        with others.open("wb") as file:
+            file.write(os.urandom(40 * MiB))
+            os.fsync(file.fileno())
+        (own_dir / "written").touch()
+
+    with ThreadPoolExecutor() as pool:
+        replaced = pool.submit(replace)
+        ran = limited(
+            "/opt/tools/sleep 60 & sleep 0.3; touch begun;"
+            " until [ -e written ]; do sleep 0.1; done; sleep 1; kill $!; echo fine",
+            more_binds=[[str(tools), "/opt/tools", False]],
+            disk_bytes=8 * MiB,
+        )
+        replaced.result()
+    assert (ran.output, ran.exceeded) == ("fine\n", None)
 
 
 def test_disk_that_was_too_much_only_at_the_end_is_told_too(limited):
