@@ -335,13 +335,16 @@ def may_fetch(records: Records, ref: ActorRef, site_id: str, *, now: int) -> boo
 
 
 class Authenticator:
-    """Knows actors by their secrets. Belongs to one event loop: a look-up is one point read."""
+    """Knows actors by their secrets. Belongs to one event loop: a look-up is one point read.
 
-    def __init__(
-        self, records: Records, clock: Clock = now_ms, *, freshness: Freshness | None = None
-    ) -> None:
+    What is kept of answers that a key got must look at the same `freshness`: with another one, it
+    could hear of a commit, and then keep what this one still lets in.
+    """
+
+    def __init__(self, records: Records, clock: Clock = now_ms) -> None:
+        self.freshness = Freshness(records)
         self._records = records
-        self._recall = Recall(records, freshness=freshness)
+        self._recall = Recall(records, freshness=self.freshness)
         self._clock = clock
         self._noted: dict[str, int] = {}
 

@@ -28,7 +28,7 @@ from gitd.api.endpoints import (
 from gitd.api.envelope import ENCODER, answer_headers
 from gitd.api.environments import Environments
 from gitd.api.exports import Exports, OpenExport
-from gitd.api.jobs import Jobs
+from gitd.api.jobs import PAGES_COUNT_MAX, Jobs
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import Sites
 from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds
@@ -40,7 +40,7 @@ from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
 from hooks.variables import Variables as AllVariables
 from storage.records.db import Records
-from storage.records.recall import Freshness, Recall
+from storage.records.recall import Recall
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,14 @@ class Description:
 
 def build_api(deps: ApiDeps) -> Api:
     """Return the API's routes: everything below /v1, and /errors."""
-    freshness = Freshness(deps.records)
+    freshness = deps.authenticator.freshness
     recall = Recall(deps.records, freshness=freshness)
+    pages = Recall(deps.records, entries_max=PAGES_COUNT_MAX, freshness=freshness)
     open_ends = OpenEnds()
     streams = JobStreams(deps.jobs, open_ends, heartbeat_s=deps.heartbeat_s)
     description = Description(deps.addresses.server)
     endpoints = (
-        *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall)),
+        *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall, pages)),
         *sites_table(Sites(deps.pipeline, deps.addresses)),
         *environments_table(Environments(deps.pipeline, deps.addresses)),
         *variables_table(Variables(deps.variables)),

@@ -108,7 +108,7 @@ class Dispatch:
     """Makes aiohttp handlers of endpoints."""
 
     def __init__(
-        self, gate: Gate, records: Records, *, server_url: str, freshness: Freshness | None = None
+        self, gate: Gate, records: Records, *, server_url: str, freshness: Freshness
     ) -> None:
         self._gate = gate
         self._records = records

@@ -26,6 +26,7 @@ from storage.records import jobs as job_rows
 from storage.records.recall import Recall
 
 WAIT_S_MAX = 60
+PAGES_COUNT_MAX = 100  # that are kept, some 300 KB each
 
 Wait = Annotated[
     float,
@@ -91,8 +92,11 @@ class Jobs:
         streams: JobStreams,
         open_ends: OpenEnds,
         recall: Recall,
+        pages: Recall,
     ) -> None:
+        """`pages` keeps pages of jobs, which are large: fewer than `recall` keeps."""
         self._recall = recall
+        self._pages = pages
         self._jobs = jobs
         self._pipeline = pipeline
         self._streams = streams
@@ -101,7 +105,7 @@ class Jobs:
     async def list(self, call: Call[JobsQuery, NoBody]) -> ListReply:
         actor = call.actor
         key = ("jobs", call.query, actor.site_id, actor.env_id)
-        page = self._recall.get(key, lambda db: _page(db, call.query, actor))
+        page = self._pages.get(key, lambda db: _page(db, call.query, actor))
         places = tuple(self._place(job) for job in page.jobs)
         return ListReply(page.written(places), page.next_cursor)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from storage.records import api_keys
+from storage.records import api_keys, recall
+from storage.records.db import Records
 
 
 async def test_request_without_a_good_key_is_401_with_a_challenge(service, acme) -> None:
@@ -43,6 +46,33 @@ async def test_revoked_and_expired_keys_stop_at_once(service, acme, clock) -> No
     clock.now += 1000
     heard = await service.get(acme.path, secret=short)
     assert (heard.status, heard.code) == (401, "authentication.invalid_key")
+
+
+async def test_key_that_another_process_revoked_stops_whatever_was_kept(
+    service, acme, clock, monkeypatch
+) -> None:
+    """Nobody may see the commit that revokes the key, and keep what others still let it have."""
+    now_s = 1000.0
+    monkeypatch.setattr(recall, "time", SimpleNamespace(monotonic=lambda: now_s))
+    secret, key = service.minted("*")
+
+    async def status(path: str) -> int:
+        return (await service.get(path, secret=secret)).status
+
+    assert await status(acme.path) == 200
+    service.records.write(lambda _: None)  # after the note of the first use
+    assert await status(acme.path) == 200
+    now_s += 1
+    assert await status(acme.path) == 200  # kept: nobody asks whose key it is
+    now_s += recall.LOOK_EVERY_S * 0.6
+    assert await status("/v1/sites") == 200  # not kept
+    other = Records.open(service.root / "gitd.db")
+    other.write(lambda db: api_keys.revoke(db, key.id, clock()))
+    other.close()
+    now_s += recall.LOOK_EVERY_S * 0.6
+    await status(acme.path)
+    now_s += recall.LOOK_EVERY_S
+    assert await status(acme.path) == 401
 
 
 async def test_key_of_other_networks_is_403(service, acme) -> None:
