@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,6 +72,7 @@ NO_SPACE = "store.no_space"
 QUOTA_EXCEEDED = "store.quota_exceeded"
 QUOTA_REMEDY = "Delete previews, or unpin artifacts, or ask for more."
 PACKS_COUNT_MAX = 2  # of plain commits at once; slots help with what waits beyond that
+PLAIN_ATTEMPTS_MAX = 2  # then a slot does it: how often that one is lost has a bound
 BUILDER = "builder"  # the source of a slot's lines in the job's log, with the attempt's number
 
 
@@ -102,6 +103,7 @@ class _Running:
         ends_by: when the slot must have ended the build, heartbeats or not.
         has_spoken: the slot did, since this process started.
         given: digests of the variables and secrets that the slot was given, since then.
+        began_at: when it was leased, or begun here, since this process started. Unix, in ms.
         started: set when the job's log says that it runs.
         released: set when the slot holds it no longer.
     """
@@ -115,6 +117,7 @@ class _Running:
     lines_seen: int
     has_spoken: bool
     progress_at: float = 0.0
+    began_at: int | None = None
     given: set[str] = field(default_factory=set)
     finishing: asyncio.Task[None] | None = field(default=None)
     started: asyncio.Event = field(default_factory=asyncio.Event)
@@ -256,7 +259,12 @@ class BuildRunner:
 
         A slot that asks holds nothing: a job that it had is taken back first. `toolchain` is what
         it builds with. `is_gone` says whether it still waits.
+
+        Raises:
+            ValueError: The slot has the name under which control packs builds itself.
         """
+        if slot == CONTROL:
+            raise ValueError(f"a slot may not be named {CONTROL}")
         self._note_toolchain(toolchain or {})
         for held in [r for r in self._running.values() if r.slot == slot and r.finishing is None]:
             await self._take_back(held, "started anew")
@@ -654,14 +662,21 @@ class BuildRunner:
         if not plain or not self._has_room_or_no_hope():
             return
         for build in plain[: PACKS_COUNT_MAX - self._packing]:
-            if build.plan is not None:
-                self._queue.start(build)
-                self._packing += 1
+            if build.plan is None:
+                continue
+            self._queue.start(build)
+            try:
                 running = self._begin(build, CONTROL)
-                running.deadline = None
-                running.finishing = self._spawn(self._pack(running, build, build.plan))
-                if build.lane is not None:
-                    self._on_plain(build.lane)
+            except Exception:  # whatever it is, the build waits for the next turn, or for a slot
+                log.exception("packing_not_begun", job_id=build.job_id)
+                self._running.pop(build.job_id, None)
+                self._queue.add(build)
+                continue
+            self._packing += 1
+            running.deadline = None
+            running.finishing = self._spawn(self._pack(running, build, build.plan))
+            if build.lane is not None:
+                self._on_plain(build.lane)
 
     async def _pack(self, running: _Running, waiting: Waiting, plan: Plan) -> None:
         try:
@@ -680,7 +695,9 @@ class BuildRunner:
             self._jobs.log(waiting.job_id, [plan.explanation, *plan.notes], stage=DETECT)
 
         outcome = finished(plan, self._programs)
-        await self._packer.keep(self._build(running.job), outcome, begin_log=begin_log)
+        # The records may not say yet that it started.
+        build = replace(self._build(running.job), started_at=running.began_at)
+        await self._packer.keep(build, outcome, begin_log=begin_log)
 
     def _place(self, job_id: str) -> QueuePlace | None:
         is_building = any(running.slot != CONTROL for running in self._running.values())
@@ -701,6 +718,7 @@ class BuildRunner:
             lines_seen=0,
             has_spoken=True,
             progress_at=now,
+            began_at=self._jobs.clock(),
         )
         self._running[job.id] = running
         self._spawn(self._run(running))
@@ -797,7 +815,8 @@ class BuildRunner:
         build = self._build(job)
         lane = job.env_id if build.deploys else None
         inputs = self._packer.memo.inputs_of(build)
-        plan = self._plan(build) if self._packs_plain else None
+        is_tried = job.attempts >= PLAIN_ATTEMPTS_MAX  # each of them may have ended this process
+        plan = self._plan(build) if self._packs_plain and not is_tried else None
         return Waiting(job.id, build.id, job.site_id, lane, inputs, plan)
 
     def _plan(self, build: Build) -> Plan | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 
 from hooks.builds.plain import CONTROL, plain_plan
 from hooks.builds.wire import CONFIG_FILES, Folder, RootEntry
+from hooks.clock import now_ms, rfc3339
+from storage.errors import StorageError
 from storage.joblog import LogLine, StateChange
 from storage.model import ActorRef, JobStatus
 from storage.records import attestations, builds, deployments
@@ -19,7 +23,7 @@ from tests.hooks.conftest import World
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
 MACHINE = {"node": "20.1.0"}
-SOON_S = 10.0
+SOON_S = 60.0
 PAGES = {"index.html": b"one", "css/a.css": b"a", ".env": b"hidden", "css/.b": b"hidden"}
 
 
@@ -68,9 +72,12 @@ class Site:
         return made.value.id
 
     async def ended(self, job_id):
+        """Return the job once it is over, and its log says so."""
         async with asyncio.timeout(SOON_S):
             while not (job := self.world.jobs.get(job_id)).status.is_final:
                 await self.world.jobs.wait_for_change(job, SOON_S)
+            while self.log(job_id)[-1:] != [job.status.value]:
+                await asyncio.sleep(0.01)
         return job
 
     def log(self, job_id) -> list[str]:
@@ -87,6 +94,12 @@ class Site:
         assert made_by is not None
         with self.world.store.reading(self._digest(build.artifact_id)) as manifest:
             return [entry.path for entry in manifest.entries]
+
+    def provenance(self, job) -> dict:
+        build = builds.get(self.world.records.reader(), job.resource_id)
+        made_by = attestations.best(self.world.records.reader(), self.site.id, build.artifact_id)
+        envelope = Path(self.world.store.layout.envelope(made_by.envelope_sha256)).read_bytes()
+        return json.loads(base64.b64decode(json.loads(envelope)["payload"]))["predicate"]
 
     def _digest(self, artifact_id):
         from storage.digest import Digest
@@ -166,8 +179,12 @@ async def test_plain_commit_waits_until_a_slot_said_what_it_would_build_with(
     site.commit(PAGES)
     job_id = await site.ask()
     assert world.jobs.get(job_id).status is JobStatus.QUEUED
+    await asyncio.sleep(0.002)
+    waited_until = rfc3339(now_ms())
     assert await world.builds.lease("slot-0", 0, toolchain=MACHINE) is None
-    assert (await site.ended(job_id)).status is JobStatus.SUCCEEDED
+    job = await site.ended(job_id)
+    assert job.status is JobStatus.SUCCEEDED
+    assert waited_until <= site.provenance(job)["runDetails"]["metadata"]["startedOn"]
     world.records.close()
 
 
@@ -200,23 +217,62 @@ async def test_canceled_plain_build_deploys_nothing(plain) -> None:
         assert [roll.id for roll in rolls] == [job.result["deployment_id"]]
 
 
-async def test_packing_that_a_restart_broke_off_is_done_again_and_is_no_loss(plain) -> None:
-    root = plain.world.root
-    job_id = await plain.ask()
-    await plain.ended(job_id)
+def after_a_crash(plain, job_id, *, attempts) -> World:
+    """A server that starts after one that ended while it packed this build."""
     plain.world.records.write(
         lambda db: db.execute(
-            "UPDATE job SET status = 'running', owner = ?, result = NULL, finished_at = NULL"
-            " WHERE id = ?",
-            (CONTROL, job_id),
+            "UPDATE job SET status = 'running', owner = ?, attempts = ?, result = NULL,"
+            " finished_at = NULL WHERE id = ?",
+            (CONTROL, attempts, job_id),
         )
     )
     plain.world.records.close()
-    world = World.open(root, packs_plain=True)
-    plain.world = world
-    world.builds.recover()
+    plain.world = World.open(plain.world.root, packs_plain=True)
+    plain.world.builds.recover()
+    return plain.world
+
+
+async def test_packing_that_a_restart_broke_off_is_done_again_and_is_no_loss(plain) -> None:
+    job_id = await plain.ask()
+    await plain.ended(job_id)
+    world = after_a_crash(plain, job_id, attempts=1)
     assert await world.builds.lease("slot-0", 0, toolchain=MACHINE) is None
     job = await plain.ended(job_id)
     assert job.status is JobStatus.SUCCEEDED
     assert job_rows.get(world.records.reader(), job_id).losses == 0
     world.records.close()
+
+
+async def test_what_control_did_not_survive_twice_is_for_a_slot(plain) -> None:
+    job_id = await plain.ask(clean=True)  # not answered by what it gave before
+    await plain.ended(job_id)
+    world = after_a_crash(plain, job_id, attempts=2)
+    lease = await world.builds.lease("slot-0", SOON_S, toolchain=MACHINE)
+    assert lease is not None
+    assert lease.job_id == job_id
+
+
+async def test_plain_build_that_cannot_begin_is_queued_again(tmp_path: Path, commit) -> None:
+    world = World.open(tmp_path, packs_plain=True)
+    site = Site(world, await world.site(), commit)
+    site.commit(PAGES)
+    job_id = await site.ask()
+    failures = [StorageError("the disk is slow")]
+
+    def clock() -> int:
+        if failures:
+            raise failures.pop()
+        return now_ms()
+
+    world.jobs.clock = clock
+    lease = await world.builds.lease("slot-0", SOON_S, toolchain=MACHINE)
+    assert lease is not None
+    assert lease.job_id == job_id
+    assert failures == []
+    await world.builds.started(job_id)
+    world.records.close()
+
+
+async def test_no_slot_has_the_name_of_control(plain) -> None:
+    with pytest.raises(ValueError, match="control"):
+        await plain.world.builds.lease(CONTROL, 0, toolchain=MACHINE)
