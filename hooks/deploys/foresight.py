@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ FRESH_S: Final = 1.0
 FILES_COUNT_MAX: Final = 5_000
 SIZE_BYTES_MAX: Final = 64 << 20
 """Larger trees are read once, when they are wanted for sure."""
+SERVED_COUNT_MAX: Final = 16
+"""So many manifests of what is served are remembered, of all environments."""
 
 _log = structlog.get_logger()
 
@@ -88,12 +91,33 @@ class Foreseen:
         return True
 
 
+class Served:
+    """The manifests of what was switched to last, of all environments: drafts begin with those."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._manifests: OrderedDict[Digest, Manifest] = OrderedDict()
+
+    def note(self, manifest: Manifest) -> None:
+        if manifest.files > FILES_COUNT_MAX:
+            return
+        with self._lock:
+            self._manifests[manifest.digest] = manifest
+            self._manifests.move_to_end(manifest.digest)
+            if len(self._manifests) > SERVED_COUNT_MAX:
+                self._manifests.popitem(last=False)
+
+    def find(self, digest: Digest) -> Manifest | None:
+        with self._lock:
+            return self._manifests.get(digest)
+
+
 class Foresight:
     """What one environment foresees, in `folder`. One roll at a time takes it.
 
     `state` tells the environment's state as it is now. `folders` is the lock under which release
     folders come and go, `unpacking` bounds how many environments unpack at once, `in_thread` runs
-    blocking work to its end.
+    blocking work to its end. `served` is shared by all environments.
     """
 
     def __init__(
@@ -104,6 +128,8 @@ class Foresight:
         folders: asyncio.Lock,
         unpacking: asyncio.Semaphore,
         in_thread: Callable[[Callable[[], None]], Awaitable[None]],
+        *,
+        served: Served,
     ) -> None:
         self._folder = folder
         self._reader = reader
@@ -112,7 +138,7 @@ class Foresight:
         self._unpacking = unpacking
         self._in_thread = in_thread
         self._foreseen: Foreseen | None = None
-        self._serves: Manifest | None = None
+        self._served = served
         self._coming: deque[tuple[Digest | None, float]] = deque(maxlen=1)
         self._is_new = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -124,10 +150,6 @@ class Foresight:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def note(self, manifest: Manifest) -> None:
-        """Remember what is served from now on: a draft begins with that."""
-        self._serves = manifest if manifest.files <= FILES_COUNT_MAX else None
-
     def take(self) -> Foreseen | None:
         """Return what was foreseen, and leave it to the caller, who holds the lock."""
         foreseen, self._foreseen = self._foreseen, None
@@ -137,8 +159,7 @@ class Foresight:
         """Stop. A draft that is left is removed at the next start."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task})
 
     async def _run(self) -> None:
         while self._coming or self._foreseen is not None:
@@ -150,21 +171,25 @@ class Foresight:
                     await self._is_new.wait()
 
     def _look(self) -> None:
-        """Unpack what is coming, and drop what nobody took in time."""
+        """Unpack what is coming, and drop what nobody took in time. Whatever fails, rolls do not
+        depend on it.
+        """
         before, self._foreseen = self._foreseen, None
-        if before is not None and not before.is_fresh:
-            before.discard()
-            before = None
         digest, told_at = self._coming.popleft() if self._coming else (None, -FRESH_S)
-        if time.monotonic() - told_at >= FRESH_S:  # it waited for a roll, or nothing is new
-            self._foreseen = before
-            return
         try:
-            self._foreseen = self._unpacked(before, digest)
+            if before is not None and not before.is_fresh:
+                before.discard()
+                before = None
+            if time.monotonic() - told_at >= FRESH_S:  # it waited for a roll, or nothing is new
+                self._foreseen = before
+            else:
+                self._foreseen = self._unpacked(before, digest)
         except StorageError as error:  # a roll would say what is wrong
             _log.debug("not_foreseen", reason=str(error))
-            if before is not None:
-                before.discard()
+            _drop(before)
+        except Exception:  # noqa: BLE001 - the ring of what nothing depends on
+            _log.exception("foresight_failed")
+            _drop(before)
 
     def _unpacked(self, before: Foreseen | None, digest: Digest | None) -> Foreseen | None:
         state, since = self._state(), time.monotonic()
@@ -194,7 +219,11 @@ class Foresight:
         return Foreseen(manifest, since, index, draft=draft)
 
     def _manifest(self, digest: Digest) -> Manifest:
-        known = self._serves
-        if known is not None and known.digest == digest:
-            return known
-        return self._reader.manifest(digest)
+        return self._served.find(digest) or self._reader.manifest(digest)
+
+
+def _drop(foreseen: Foreseen | None) -> None:
+    """Remove a draft after a failure. What is left of it is removed at the next start."""
+    if foreseen is not None:
+        with contextlib.suppress(OSError):
+            foreseen.discard()

@@ -13,7 +13,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -26,7 +26,7 @@ from hooks.deploys import configs
 from hooks.deploys.configs import ConfigFiles, RunValues
 from hooks.deploys.control import RollJournal
 from hooks.deploys.errors import HOST_FAILED, RollFailedError
-from hooks.deploys.foresight import Foreseen, Foresight
+from hooks.deploys.foresight import Foreseen, Foresight, Served
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
 from hooks.deploys.health import HealthCheck
@@ -104,6 +104,7 @@ class RolloutTools:
     release_command_timeout_s: float = RELEASE_COMMAND_TIMEOUT_S
     drain_s: float = DRAIN_S
     web_limits: Limits = WEB_LIMITS
+    served: Served = field(default_factory=Served)
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work to its end: a cancellation waits for it, and then counts."""
@@ -137,6 +138,7 @@ class Rollout:
             self._folders,
             tools.unpacking,
             tools.in_thread,
+            served=tools.served,
         )
 
     # -- the stories ----------------------------------------------------------------------------
@@ -206,7 +208,7 @@ class Rollout:
             responder = await self._start(desired, verified, served, given, journal, index)
         with timings.of("switch"):
             await _to_the_end(self._switch(served, responder, statement.sequence))
-        self._foresight.note(verified.manifest)
+        self._tools.served.note(verified.manifest)
         journal.say("switched", stage="switch", progress=100)
 
     async def resume(self) -> None:
@@ -368,7 +370,12 @@ class Rollout:
         """
 
         def unpack() -> str:
-            folder = self._unpack_blocking(verified, foreseen, is_roll=is_roll)
+            # Asked here again: it may have waited for other environments meanwhile.
+            fresh = foreseen
+            if fresh is not None and not fresh.is_fresh:
+                fresh.discard()
+                fresh = None
+            folder = self._unpack_blocking(verified, fresh, is_roll=is_roll)
             self._prove_blocking(verified, folder, release)
             return folder
 

@@ -11,6 +11,7 @@ from gitd import starting  # noqa: F401 - first, as `gitd host` does
 # isort: split
 import structlog
 
+from hooks.deploys import foresight
 from hooks.deploys.host import HostConfig, main
 
 if __name__ == "__main__":
@@ -18,6 +19,7 @@ if __name__ == "__main__":
     names = ("socket", "directory", "store", "credentials")
     paths = {name: Path(given.pop(name)) for name in names if name in given}
     level = given.pop("log_level", 20)
+    foresight.FRESH_S = given.pop("fresh_s", foresight.FRESH_S)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from hooks.deploys import foresight
+from hooks.deploys.control import ControlLine, Outbox, RollJournal
+from hooks.deploys.errors import RollFailedError
+from hooks.deploys.foresight import SERVED_COUNT_MAX, Foresight, Served
+from hooks.deploys.forwarding import TrustedProxies
+from hooks.deploys.rollout import Rollout, RolloutTools
+from hooks.deploys.state import EnvironmentFolder, EnvironmentState
+from storage.reader import StoreReader
+from storage.sealing import Vault
 from tests.hooks.deploys.test_host_rolls import flip, release_folders
 
 ENV = "env_1"
@@ -31,6 +41,14 @@ async def until(found) -> None:
             await asyncio.sleep(0.02)
 
 
+async def drafted(control, host, pin=None) -> None:
+    """Foretell it until there is a draft: a slow host may have dropped the last one already."""
+    async with asyncio.timeout(WAIT_S):
+        while not drafts(host):
+            control.foretell(ENV, pin)
+            await asyncio.sleep(0.05)
+
+
 async def rolled(control, roll) -> None:
     report = await control.roll(roll)
     assert report.status == "serving", report
@@ -40,14 +58,13 @@ async def rolled(control, roll) -> None:
 async def test_what_was_foretold_is_served(shelf, control, host, visitor, wanted, is_known) -> None:
     old, new = shelf.put(site("old")), shelf.put(site("new"))
     await rolled(control, wanted(pin=old))
-    control.foretell(ENV, new if is_known else None)
-    await until(lambda: drafts(host))
+    await drafted(control, host, new if is_known else None)
     await rolled(control, wanted(pin=new))
     assert await visitor.text() == "new"
     assert await visitor.text("/a/same.css") == "same"
     first, second = release_folders(host)
     assert (releases(host) / first / "a/same.css").samefile(releases(host) / second / "a/same.css")
-    assert drafts(host) == []
+    await until(lambda: not drafts(host))
 
 
 async def test_first_release_can_be_foretold(shelf, control, host, visitor, wanted) -> None:
@@ -55,8 +72,7 @@ async def test_first_release_can_be_foretold(shelf, control, host, visitor, want
     await visitor.until(404)
     pin = shelf.put(site("first"))
     await until(releases(host).exists)
-    control.foretell(ENV, pin)
-    await until(lambda: drafts(host))
+    await drafted(control, host, pin)
     await rolled(control, wanted(pin=pin))
     assert await visitor.text() == "first"
 
@@ -77,8 +93,7 @@ async def test_what_was_foretold_and_does_not_come_is_dropped(
     shelf, control, host, visitor, wanted
 ) -> None:
     await rolled(control, wanted(pin=shelf.put(site("old"))))
-    control.foretell(ENV)
-    await until(lambda: drafts(host))
+    await drafted(control, host)
     await until(lambda: not drafts(host))
     assert await visitor.text() == "old"
     assert len(release_folders(host)) == 1
@@ -89,11 +104,10 @@ async def test_another_release_than_was_foretold_is_served(
 ) -> None:
     old, foretold, new = (shelf.put(site(page)) for page in ("old", "foretold", "new"))
     await rolled(control, wanted(pin=old))
-    control.foretell(ENV, foretold)
-    await until(lambda: drafts(host))
+    await drafted(control, host, foretold)
     await rolled(control, wanted(pin=new))
     assert await visitor.text() == "new"
-    assert drafts(host) == []
+    await until(lambda: not drafts(host))
 
 
 @pytest.mark.parametrize("name", ["index.html", "a/same.css"])
@@ -117,8 +131,7 @@ async def test_statement_that_does_not_hold_rolls_nothing_that_was_foretold(
 ) -> None:
     old, new = shelf.put(site("old")), shelf.put(site("new"))
     await rolled(control, wanted(pin=old))
-    control.foretell(ENV, new)
-    await until(lambda: drafts(host))
+    await drafted(control, host, new)
     report = await control.roll(shelf.release(wanted(pin=new), shelf.root_key))
     assert report.error is not None
     assert report.error.code == "release.statement_invalid"
@@ -129,14 +142,82 @@ async def test_statement_that_does_not_hold_rolls_nothing_that_was_foretold(
 async def test_draft_of_a_host_that_was_killed_is_removed(
     shelf, control, host, visitor, wanted
 ) -> None:
+    host.kill()
+    host.start(fresh_s=600.0)
     await rolled(control, wanted(pin=shelf.put(site("old"))))
-    control.foretell(ENV)
-    await until(lambda: drafts(host))
+    await drafted(control, host)
     host.kill()
     assert drafts(host)
     host.start()
     await visitor.until(200)
     assert drafts(host) == []
+
+
+async def no_config(_: str) -> None:
+    return None
+
+
+async def test_draft_that_grows_old_while_others_unpack_counts_for_nothing(
+    shelf, wanted, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(foresight, "FRESH_S", 600.0)
+    new = wanted(pin=shelf.put(site("new")))
+    state = EnvironmentState(ENV, new.site, new.slug, new.kind, new.hostnames)
+    folder = EnvironmentFolder(tmp_path / ENV)
+    folder.prepare(state)
+    with ThreadPoolExecutor(2) as threads:
+        tools = RolloutTools(
+            StoreReader(shelf.layout.root),
+            Vault.open(tmp_path, may_create=True),
+            no_config,
+            threads,
+            unpacking=asyncio.Semaphore(1),
+            starting=asyncio.Semaphore(1),
+            trusted=TrustedProxies(()),
+        )
+        rollout = Rollout(folder, state, tools=tools)
+        rollout.foresee(shelf.digest_of(new.artifact))
+        await until(lambda: rollout._foresight._foreseen is not None)
+        async with tools.unpacking:  # another environment's turn
+            journal = RollJournal(Outbox(ControlLine(tmp_path / "none")), new.deployment_id)
+            rolling = asyncio.create_task(rollout.roll(shelf.release(new), journal))
+            await until(lambda: rollout._foresight._foreseen is None)
+            monkeypatch.setattr(foresight, "FRESH_S", 0.0)
+            flip(shelf.blob_of(new.artifact, "index.html"))
+        with pytest.raises(RollFailedError) as failed:
+            await rolling
+        assert failed.value.code == "artifact.corrupt"
+        assert [path for path in folder.releases.iterdir() if path.is_dir()] == []
+        await rollout.close()
+
+
+async def test_what_goes_wrong_in_it_stays_in_it(shelf, tmp_path) -> None:
+    calls = []
+
+    def state():
+        calls.append(1)
+        raise OSError("the disk is gone")
+
+    async def in_thread(work) -> None:
+        await asyncio.to_thread(work)
+
+    folder, reader = EnvironmentFolder(tmp_path), StoreReader(shelf.layout.root)
+    lock, unpacking = asyncio.Lock(), asyncio.Semaphore(1)
+    made = Foresight(folder, reader, state, lock, unpacking, in_thread, served=Served())
+    for count in (1, 2):
+        made.begin(None)
+        await until(lambda count=count: len(calls) == count)
+    await made.close()
+
+
+def test_manifests_of_what_is_served_are_remembered_within_bounds(shelf) -> None:
+    served = Served()
+    pins = [shelf.put(site(str(number))) for number in range(SERVED_COUNT_MAX + 1)]
+    reader = StoreReader(shelf.layout.root)
+    for pin in pins:
+        served.note(reader.manifest(shelf.digest_of(pin)))
+    known = [served.find(shelf.digest_of(pin)) is not None for pin in pins]
+    assert known == [False] + [True] * SERVED_COUNT_MAX
 
 
 async def test_foretelling_nonsense_harms_nothing(shelf, control, host, visitor, wanted) -> None:
