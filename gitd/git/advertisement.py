@@ -126,18 +126,37 @@ class RefViews:
                 _remember(self._rendered, key, found)
             return found[1]
 
+    def known_advertisement(
+        self, repository: Repository, service: Service, version: int, *, refs_max: int
+    ) -> tuple[bytes, bytes] | None:
+        """Return what `refs_advertisement` would, where that is known; else None. Never waits.
+
+        Of a repository with up to `refs_max` refs, and what it offers by itself: neither borders
+        nor what it borrows.
+        """
+        snapshot = repository.refs.known_snapshot(refs_max)
+        if snapshot is None or repository.objects.alternates or repository.is_shallow:
+            return None
+        seen = self._views.get((repository.path, HiddenRefs.of(repository, service).key))
+        if seen is None or seen[0] is not snapshot:
+            return None
+        capabilities = _capabilities(repository, service, snapshot)
+        if service is Service.RECEIVE_PACK:
+            return _all_rendered(seen[1], repository, service, capabilities, version), FLUSH
+        found = self._rendered.get((repository.path, service, tuple(capabilities), version))
+        return (found[1], FLUSH) if found is not None and found[0] is seen[1] else None
+
     def refs_advertisement(
-        self, repository: Repository, service: Service, capabilities: list[bytes], version: int
+        self, repository: Repository, service: Service, version: int
     ) -> tuple[bytes, bytes]:
         """Render the v0 or v1 advertisement of a service, its refs and its end. Blocking."""
         view = self.visible(repository, service)
+        capabilities = _capabilities(repository, service, view.snapshot)
         key = (repository.path, service, tuple(capabilities), version)
         is_sending = service is Service.UPLOAD_PACK
 
         def render() -> bytes:
-            lines = _upload_lines(view) if is_sending else _receive_lines(view, repository)
-            null = b"0" * (64 if repository.object_format == "sha256" else 40)
-            return _rendered(service, lines or [null + b" capabilities^{}"], capabilities, version)
+            return _all_rendered(view, repository, service, capabilities, version)
 
         # What is offered to pushers has the tips of alternates in it, which may have moved; and
         # what names its session is said once.
@@ -216,6 +235,19 @@ def _receive_lines(view: VisibleRefs, repository: Repository) -> list[bytes]:
     return lines
 
 
+def _all_rendered(
+    view: VisibleRefs,
+    repository: Repository,
+    service: Service,
+    capabilities: list[bytes],
+    version: int,
+) -> bytes:
+    is_sending = service is Service.UPLOAD_PACK
+    lines = _upload_lines(view) if is_sending else _receive_lines(view, repository)
+    null = b"0" * (64 if repository.object_format == "sha256" else 40)
+    return _rendered(service, lines or [null + b" capabilities^{}"], capabilities, version)
+
+
 def _rendered(
     service: Service, lines: list[bytes], capabilities: list[bytes], version: int
 ) -> bytes:
@@ -227,8 +259,14 @@ def _rendered(
     return b"".join(packets)
 
 
-def upload_capabilities(repository: Repository) -> list[bytes]:
-    """List what upload-pack offers in v0 and v1."""
+def _capabilities(repository: Repository, service: Service, snapshot: RefSnapshot) -> list[bytes]:
+    if service is Service.RECEIVE_PACK:
+        return receive_capabilities(repository)
+    return upload_capabilities(repository, snapshot)
+
+
+def upload_capabilities(repository: Repository, snapshot: RefSnapshot | None = None) -> list[bytes]:
+    """List what upload-pack offers in v0 and v1, and with refs what HEAD stands for."""
     config = repository.config
     found = [
         b"multi_ack",
@@ -251,9 +289,8 @@ def upload_capabilities(repository: Repository) -> list[bytes]:
     ):
         found.append(b"allow-reachable-sha1-in-want")
     found.append(b"no-done")
-    head_target = repository.refs.snapshot().head_target
-    if head_target is not None and repository.refs.snapshot().head is not None:
-        found.append(b"symref=HEAD:" + head_target)
+    if snapshot is not None and snapshot.head_target is not None and snapshot.head is not None:
+        found.append(b"symref=HEAD:" + snapshot.head_target)
     if config.flag("uploadpack.allowfilter"):
         found.append(b"filter")
     return [*found, _object_format(repository), AGENT, *_session_id(repository)]

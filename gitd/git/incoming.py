@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,6 @@ from gitd.git.errors import (
     GitRequestError,
 )
 from gitd.git.limits import GitLimits
-from gitd.git.native_hooks import hook_path
 from gitd.git.push_request import Wish
 from gitd.git.workers import PackWorkers, WorkerLostError
 from storage.git.errors import PackOutgrownError, RepositoryError
@@ -47,15 +47,22 @@ _ABNORMAL_EXIT = "index-pack abnormal exit"
 
 
 class Incoming:
-    """The pack of one push."""
+    """The pack of one push. `is_looked_at`: a hook will see what came before it is taken in."""
 
     def __init__(
-        self, repository: Repository, wish: Wish, limits: GitLimits, workers: PackWorkers
+        self,
+        repository: Repository,
+        wish: Wish,
+        limits: GitLimits,
+        workers: PackWorkers,
+        *,
+        is_looked_at: bool,
     ) -> None:
         self._repository = repository
         self._wish = wish
         self._limits = limits
         self._workers = workers
+        self._is_looked_at = is_looked_at
         self.quarantine: Path | None = None
         self._staged: StagedPack | None = None
         self._is_over = False
@@ -150,7 +157,7 @@ class Incoming:
         """Say whether anybody will look at what came, or add to it, before it is taken in."""
         return (
             self._wish.certificate is not None
-            or hook_path(self._repository, "pre-receive") is not None
+            or self._is_looked_at
             or not (self._repository.path / "objects/pack").is_dir()
         )
 
@@ -179,8 +186,11 @@ class Incoming:
         """Make the objects part of the store; return directories to sync. Blocking.
 
         Raises:
-            OSError: the disk is full, or something like it.
+            OSError: the disk is full, or something like it; or the push was broken off, and the
+                objects are gone.
         """
+        if self._is_over:
+            raise OSError(errno.ECANCELED, "the push was broken off")
         if self._staged is not None:
             migrated = self._staged.take_in(self._repository.sharing)
             self._staged = None

@@ -178,7 +178,6 @@ class _OnePush:
         self._commands = wish.commands
         self._answer = answer
         self._remote_addr = request.remote or "unknown"
-        self._incoming = Incoming(repository, wish, service.limits, service.workers)
         self._new_borders: list[bytes] = []
         self._certified: Mapping[str, str] = {}
         self._asking: asyncio.Task[Mapping[str, str]] | None = None
@@ -196,18 +195,27 @@ class _OnePush:
         self._hooks = HookRunner(
             repository, self._environ, answer.progress, timeout_s=service.limits.hook_s
         )
+        # Asked once: where the objects wait depends on it.
+        self._has_pre_receive = self._hooks.has("pre-receive")
+        self._incoming = Incoming(
+            repository,
+            wish,
+            service.limits,
+            service.workers,
+            is_looked_at=self._has_pre_receive,
+        )
 
     async def take_objects(self, body: BodyReader) -> None:
         """Read the pack and check it; nothing outside of the quarantine changes."""
         try:
             ingested = await self._incoming.receive(body, self._start_asking)
+            self._answer.keep_alive()
+            await self._tell(ingested)
         except BaseException:
             if self._asking is not None:
                 self._asking.cancel()
             await self._incoming.tidy()
             raise
-        self._answer.keep_alive()
-        await self._tell(ingested)
         if ingested.error is None:
             self._judge_tips(ingested)
         else:
@@ -333,7 +341,7 @@ class _OnePush:
         certificate = self._wish.certificate
         if certificate is None or not self._hook_lines():
             return
-        if not self._hooks.has("pre-receive") and not self._hooks.has("post-receive"):
+        if not self._has_pre_receive and not self._hooks.has("post-receive"):
             return
         config = self._repository.config
         check = SignatureCheck(config, self._hooks.environ, self._service.limits.hook_s)
@@ -355,7 +363,7 @@ class _OnePush:
 
     async def _run_pre_receive(self) -> None:
         lines = self._hook_lines()
-        if not lines or not self._hooks.has("pre-receive"):
+        if not lines or not self._has_pre_receive:
             return
         environ = {**option_environ(self._wish.options), **self._certified}
         if self._incoming.quarantine is not None:

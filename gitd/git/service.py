@@ -21,8 +21,6 @@ from gitd.git.access import GitAccess, Opened, Service
 from gitd.git.advertisement import (
     RefViews,
     protocol_version,
-    receive_capabilities,
-    upload_capabilities,
     v2_advertisement,
 )
 from gitd.git.body import BodyReader
@@ -182,35 +180,35 @@ class GitService:
             raise NotAllowedError(f"Unsupported service: '{name[:100]}'\n") from None
         opened = await self._access.open(request, path, service)
         version = protocol_version(request.headers.get("Git-Protocol", ""))
-        current = self._repositories.current(opened.repository)
-        if current is not None and _has_few_refs(current):
-            parts = self._advertisement(current, opened, service, version)
-        else:
+        parts = self._known_advertisement(opened, service, version)
+        if parts is None:
             parts = await asyncio.to_thread(self._opened_advertisement, opened, service, version)
         content_type = f"application/x-{service.value}-advertisement"
         if request.method == hdrs.METH_HEAD:
             return web.Response(headers={**NO_CACHE, hdrs.CONTENT_TYPE: content_type})
         return await _send_whole(request, parts, content_type, self._limits.idle_s)
 
+    def _known_advertisement(
+        self, opened: Opened, service: Service, version: int
+    ) -> tuple[bytes, ...] | None:
+        """Return what needs no more than a few calls of the system; None for all else."""
+        repository = self._repositories.current(opened.repository)
+        if repository is None:
+            return None
+        _require_allowed(repository, opened, service)
+        if service is Service.UPLOAD_PACK and version == 2:
+            return (v2_advertisement(repository),)
+        version = _refs_version(version)
+        return self._views.known_advertisement(repository, service, version, refs_max=FEW_REFS)
+
     def _opened_advertisement(
         self, opened: Opened, service: Service, version: int
     ) -> tuple[bytes, ...]:
         repository = self._repositories.open(opened.repository)
-        return self._advertisement(repository, opened, service, version)
-
-    def _advertisement(
-        self, repository: Repository, opened: Opened, service: Service, version: int
-    ) -> tuple[bytes, ...]:
         _require_allowed(repository, opened, service)
-        if service is Service.RECEIVE_PACK:
-            capabilities = receive_capabilities(repository)
-        elif version == 2:
+        if service is Service.UPLOAD_PACK and version == 2:
             return (v2_advertisement(repository),)
-        else:
-            capabilities = upload_capabilities(repository)
-        # Version 2 has no push: its clients are answered in version 0.
-        version = 1 if version == 1 else 0
-        return self._views.refs_advertisement(repository, service, capabilities, version)
+        return self._views.refs_advertisement(repository, service, _refs_version(version))
 
     async def _file(self, request: web.Request, path: str, name: str) -> web.StreamResponse:
         opened = await self._access.open(request, path, Service.UPLOAD_PACK)
@@ -268,9 +266,9 @@ class GitService:
         return response
 
 
-def _has_few_refs(repository: Repository) -> bool:
-    known = repository.refs.known_count
-    return known is not None and known <= FEW_REFS
+def _refs_version(version: int) -> int:
+    """Return the version in which refs are listed at once: version 2 has no push."""
+    return 1 if version == 1 else 0
 
 
 def _require_allowed(repository: Repository, opened: Opened, service: Service) -> None:

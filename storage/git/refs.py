@@ -99,6 +99,57 @@ class RefStore:
             joined = self._joined = (key, _joined(loose, packed, head))
         return joined[1]
 
+    def known_snapshot(self, count_max: int) -> RefSnapshot | None:
+        """Return the snapshot that was made last, if it is of few refs and nothing changed since.
+
+        The work is bounded by what was known then, however many refs there are by now.
+        """
+        joined = self._joined
+        if joined is None or len(joined[1].values) > count_max:
+            return None
+        packed, head, loose = joined[0]
+        is_known = (
+            self._known_loose(count_max) == loose
+            and self._is_known_packed(packed)
+            and self._read_file(HEAD) == head
+        )
+        return joined[1] if is_known else None
+
+    def _is_known_packed(self, packed: _Packed) -> bool:
+        try:
+            status = os.stat(self._root + b"packed-refs")  # noqa: PTH116 -- hot
+        except FileNotFoundError:
+            return packed is _NONE_PACKED
+        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+        return self._packed[0] == stamp and self._packed[1] is packed
+
+    def _known_loose(self, count_max: int) -> dict[bytes, bytes] | None:
+        """Return the loose refs if all have been read before; None at the first that was not."""
+        known = self._loose
+        found: dict[bytes, bytes] = {}
+        directories = [b"refs"]
+        for directory in directories:
+            if len(directories) > count_max:
+                return None
+            try:
+                with os.scandir(self._root + directory) as entries:
+                    for entry in entries:
+                        name = directory + b"/" + entry.name
+                        if entry.is_dir():
+                            directories.append(name)
+                            if len(directories) > count_max:
+                                return None
+                            continue
+                        status = entry.stat()
+                        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+                        earlier = known.get(name)
+                        if earlier is None or earlier[0] != stamp:
+                            return None
+                        found[name] = earlier[1]
+            except OSError:  # it goes at this moment
+                return None
+        return found
+
     @property
     def known_count(self) -> int | None:
         """How many refs there were when they were last read; None when they never were."""

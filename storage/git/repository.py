@@ -94,6 +94,11 @@ class Repository:
         """Whether it has no work tree."""
         return bool(self._config.flag("core.bare", default=self.path.name != ".git"))
 
+    @property
+    def is_shallow(self) -> bool:
+        """Whether it may lack parents of commits on purpose."""
+        return (self.path / "shallow").exists()
+
     def shallow(self) -> frozenset[bytes]:
         """Return the commits whose parents this repository does not have on purpose."""
         try:
@@ -139,7 +144,12 @@ class RepositoryCache:
     def current(self, path: Path) -> Repository | None:
         """Return what `open` would, where that takes a few calls of the system; else None."""
         repository = self._known(path)
-        return repository if repository is not None and repository.is_current() else None
+        if repository is None or not repository.is_current():
+            return None
+        with self._lock:
+            if path in self._open:
+                self._open.move_to_end(path)
+        return repository
 
     def open(self, path: Path) -> Repository:
         """Return the repository at a git directory, refreshed.
