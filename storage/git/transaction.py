@@ -244,8 +244,9 @@ class _Transaction:
             self._commit_packed(packed)
         for one in loose:
             if one.error is None:
+                self._write_reflog(one)  # under the lock, which the rename gives away; so does git
                 self._commit_loose(one)
-        self._finish(held)
+        self._finish(packed)
 
     def _sync_locks(self, loose: list[_Held]) -> None:
         """Make locks durable, and what they name.
@@ -425,7 +426,7 @@ class _Transaction:
             int(time.time()),
             self._log.message,
         )
-        # The ref has moved already: a log that cannot be written does not undo it.
+        # A log that cannot be written keeps no ref from moving.
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
             with open(path, "ab") as file:  # noqa: PTH123
