@@ -49,7 +49,7 @@ check: install ## Lint, format and types
 
 .PHONY: test
 test: install ## All tests, scenarios with the real git and real kills too
-	$(BIN)/pytest -n 3 --dist worksteal -m 'not soak'
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not soak'
 
 .PHONY: scenarios
 scenarios: install ## Only the scenarios

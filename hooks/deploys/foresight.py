@@ -47,7 +47,8 @@ _log = structlog.get_logger()
 class Foreseen:
     """A tree that was verified from `since` on: in a draft, or in a folder that was kept.
 
-    `since` is a monotonic time. `index` is there when the tree is the one that is coming.
+    `since` is a monotonic time. `index` is there when the tree is the one that is coming; its
+    manifest was read in the store then.
     """
 
     manifest: Manifest
@@ -62,6 +63,10 @@ class Foreseen:
 
     def is_of(self, digest: Digest) -> bool:
         return self.manifest.digest == digest
+
+    @property
+    def read_manifest(self) -> Manifest | None:
+        return self.manifest if self.index is not None else None
 
     def index_of(self, digest: Digest) -> StaticIndex | None:
         return self.index if self.is_of(digest) else None
@@ -197,7 +202,9 @@ class Foresight:
         wanted = digest or serves
         if wanted is None or digest == serves or (before is not None and before.is_of(wanted)):
             return before
-        manifest = self._manifest(wanted)
+        # What is remembered will do for a draft to begin with; what is coming is read in the store.
+        remembered = self._served.find(wanted) if digest is None else None
+        manifest = remembered or self._reader.manifest(wanted)
         if manifest.files > FILES_COUNT_MAX or manifest.size_bytes > SIZE_BYTES_MAX:
             return before
         index = StaticIndex(manifest) if digest is not None else None
@@ -217,9 +224,6 @@ class Foresight:
             self._reader.layout, manifest, self._folder.draft_path(), beside=beside
         )
         return Foreseen(manifest, since, index, draft=draft)
-
-    def _manifest(self, digest: Digest) -> Manifest:
-        return self._served.find(digest) or self._reader.manifest(digest)
 
 
 def _drop(foreseen: Foreseen | None) -> None:

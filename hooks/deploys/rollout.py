@@ -317,7 +317,7 @@ class Rollout:
         runs here not yet.
         """
         above = None if self.goes_by(desired) else self.state.release_sequence
-        manifest = foreseen.manifest if foreseen is not None else None
+        manifest = foreseen.read_manifest if foreseen is not None else None
 
         def verify() -> tuple[VerifiedArtifact, ReleaseStatement]:
             verified = self._verify_blocking(desired.site, artifact, manifest)

@@ -210,6 +210,32 @@ async def test_what_goes_wrong_in_it_stays_in_it(shelf, tmp_path) -> None:
     await made.close()
 
 
+@pytest.mark.parametrize("is_damaged", [False, True])
+async def test_what_is_coming_is_read_in_the_store_though_it_is_remembered(
+    shelf, wanted, tmp_path, is_damaged
+) -> None:
+    new = wanted(pin=shelf.put(site("new")))
+    digest = shelf.digest_of(new.artifact)
+    state = EnvironmentState(ENV, new.site, new.slug, new.kind, new.hostnames)
+    folder, reader, served = EnvironmentFolder(tmp_path), StoreReader(shelf.layout.root), Served()
+    folder.prepare(state)
+    served.note(reader.manifest(digest))
+    if is_damaged:
+        flip(Path(shelf.layout.tree(digest)))
+    looks = []
+
+    async def in_thread(work) -> None:
+        await asyncio.to_thread(work)
+        looks.append(made.take())
+
+    lock, unpacking = asyncio.Lock(), asyncio.Semaphore(1)
+    made = Foresight(folder, reader, lambda: state, lock, unpacking, in_thread, served=served)
+    made.begin(digest)
+    await until(lambda: looks)
+    await made.close()
+    assert (looks[0] is None) == is_damaged
+
+
 def test_manifests_of_what_is_served_are_remembered_within_bounds(shelf) -> None:
     served = Served()
     pins = [shelf.put(site(str(number))) for number in range(SERVED_COUNT_MAX + 1)]
