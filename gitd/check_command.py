@@ -36,6 +36,7 @@ def check(
     from gitd.checking import check_data, in_words, rebuild_data, repair_data
     from gitd.config import Config
     from gitd.stores import noted_settings
+    from gitd.words import printable
 
     if brought and not repair:
         raise click.UsageError("--from goes with --repair")
@@ -54,6 +55,6 @@ def check(
         print_json(report)
     else:
         for line in in_words(report):
-            click.echo(line)
+            click.echo(printable(line))  # damage is quoted in it, whatever that is by now
     if not report.ok:
         sys.exit(1)

@@ -21,13 +21,14 @@ def test_records_with_text_that_is_none_are_said_like_any_fault(tmp_path: Path) 
     with sqlite3.connect(folder.database) as db:
         db.execute(
             "INSERT INTO site(id, name, default_branch, created_at)"
-            " VALUES('site_1', CAST(x'ff41' AS TEXT), 'main', 0)"
+            " VALUES('site_1', CAST(x'1b5d303b7807ff41' AS TEXT), 'main', 0)"  # sets a title
         )
     db.close()
     done = CliRunner().invoke(cli, ["check", "--data", str(folder.root)])
     assert done.exit_code == 1, done.output
     assert "a row of site has bytes that are no text as name" in done.output
     assert "the rest cannot be looked at" in done.output
+    assert not {"\x1b", "\x07"} & set(done.output)
 
 
 def test_records_with_values_that_cannot_be_are_said_like_any_fault(tmp_path: Path) -> None:
