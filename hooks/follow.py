@@ -253,6 +253,8 @@ def _unsaid(job: Job, said: Collection[str]) -> Job:
     if job.error is None:
         return job
     lines = [line for line in job.error.message.splitlines() if line not in said]
+    if lines and lines[-1].endswith(":"):
+        lines.pop()  # what it announces was said
     return replace(job, error=replace(job.error, message="\n".join(lines)))
 
 

@@ -365,7 +365,7 @@ def _command_failed(
 def _with_tail(message: str, tail: list[str]) -> str:
     if not tail:
         return message
-    return f"{message} Its last lines:\n" + "\n".join(line[:TAIL_LINE_CHARS] for line in tail)
+    return "\n".join((message, "Its last lines:", *(line[:TAIL_LINE_CHARS] for line in tail)))
 
 
 async def _in_thread(work: Callable[[Callable[[], bool]], T]) -> T:

@@ -164,6 +164,7 @@ def test_failing_build_leaves_the_prior_release_and_tells_why(server) -> None:
     said = done.stdout + done.stderr
     assert done.returncode == 0, "a push never fails because a build fails"
     assert "about to fail" in said
+    assert "last lines" not in said, "they were said already"
     assert "\x1b" not in said, "no word of a build is an order to the terminal"
     assert "exited with 3" in said or "status 3" in said
     assert before["id"] in said

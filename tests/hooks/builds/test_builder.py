@@ -173,8 +173,10 @@ async def test_failing_command_reports_its_exit_status_and_last_lines(control, s
     job = await control.build(site("for i in $(seq 30); do echo line $i; done; exit 7"))
     error = job.outcome["error"]
     assert (error["code"], error["exit_status"]) == ("build.command_failed", 7)
-    assert error["message"].splitlines()[1:] == [f"line {n}" for n in range(11, 31)]
-    assert job.text[-1] == "The build command ended with exit status 7. Its last lines:"
+    first = "The build command ended with exit status 7."
+    last = [f"line {n}" for n in range(11, 31)]
+    assert error["message"].splitlines() == [first, "Its last lines:", *last]
+    assert job.text[-2:] == ["line 30", first]
 
 
 async def test_commit_that_nothing_detects_fails_with_what_was_looked_for(control, slot):
