@@ -111,13 +111,21 @@ def leases(server) -> set[str]:
         return {row[0] for row in db.execute("SELECT lease_id FROM job WHERE status = 'running'")}
 
 
+KILLS = [
+    *itertools.product(("control", "builder", "host"), MOMENTS),
+    ("control", "landing"),
+    ("control and builder", "building"),
+]
+# When the one that dies has no part in what goes on.
+BYSTANDERS = {
+    *itertools.product(["builder"], ("receiving", "rolling", "starting")),
+    *itertools.product(["host"], ("receiving", "queued", "building")),
+}
+
+
 @pytest.mark.parametrize(
     ("victim", "moment"),
-    [
-        *itertools.product(("control", "builder", "host"), MOMENTS),
-        ("control", "landing"),
-        ("control and builder", "building"),
-    ],
+    [pytest.param(*kill, marks=[pytest.mark.soak] * (kill in BYSTANDERS)) for kill in KILLS],
 )
 def test_killed_process_loses_nothing(server, victim: str, moment: str) -> None:
     work = server.work()
