@@ -19,7 +19,7 @@ from blake3 import blake3
 from storage.blobs import entry_key
 from storage.digest import Digest
 from storage.envelope import ENVELOPE_BYTES_MAX
-from storage.errors import ArtifactMissingError, StorageError
+from storage.errors import ArtifactMissingError, StorageError, TreeError
 from storage.files import open_regular
 from storage.layout import Layout
 from storage.manifest import MANIFEST_BYTES_MAX, FileEntry
@@ -150,8 +150,8 @@ def _places(layout: Layout, digest: Digest) -> dict[bytes, list[str]]:
 def _of_proof(path: Path, lacking: Lacking) -> Iterator[Offer]:
     try:
         yield from _of_archive(path, f"the proof {path}", lacking)
-    except ArtifactMissingError:
-        return  # there is none, or it broke off: what came before is as good as ever
+    except (ArtifactMissingError, TreeError):
+        return  # there is none, or it is damaged too: what came before is as good as ever
 
 
 def _of_archive(path: Path, source: str, lacking: Lacking) -> Iterator[Offer]:

@@ -200,6 +200,20 @@ def test_manifest_and_envelope_are_mended_from_another_copy(shop, how: str) -> N
     unpack(shop, ingested)
 
 
+def test_release_folder_whose_proof_is_damaged_has_its_files_still(shop) -> None:
+    ingested = shop.ingest(SITE)
+    with release_of(shop, ingested) as folders:
+        (folder,) = folders()[ingested.digest]
+        flip(Path(shop.store.layout.envelope(ingested.envelope_sha256)))
+        flip(shop.blob(b"hello"))
+        proof = folder.with_name(folder.name + PROOF_SUFFIX)
+        data = bytearray(proof.read_bytes())
+        data[0] ^= 1  # in the head of its first member: it is no archive any more
+        proof.write_bytes(data)
+        mended = mend(shop, release_folders(shop.store.layout, shop.records, folders))
+    assert Part.of_blob(Digest.of(b"hello") + b"f") in {one.part for one in mended}
+
+
 @pytest.mark.parametrize("how", ["mended", "taken in again"])
 def test_known_tree_without_its_references_is_whole_again(shop, how: str) -> None:
     ingested = shop.ingest(SITE)
