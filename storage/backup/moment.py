@@ -14,13 +14,14 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage.backup.manifest import FileEntry, Where
 from storage.backup.places import Places
-from storage.backup.pool import Pool
+from storage.backup.pool import Kept, Pool
+from storage.backup.salvage import Salvage
 from storage.custody import (
     EXTERNAL,
     PUBLIC_MODE,
@@ -35,6 +36,7 @@ from storage.gate import locked
 from storage.holding import hold_trees
 from storage.layout import STATEMENT_MODE, Layout
 from storage.model import Site
+from storage.parts import Part, PartKind
 from storage.records import blobs, copies, damage, migrations, pushes, release_statements, sites
 from storage.records.db import Records
 from storage.sealing import VARIABLES_KEY
@@ -52,7 +54,8 @@ class Moment:
         copy: The copy of the records, to be added to the backup last.
         files: What was copied within the moment.
         trees, blobs: What the store had; blobs by key, with their sizes.
-        damaged: How many parts of the store were known to be damaged: they are left out.
+        salvaged: What was known to be damaged and is whole in the pool: in this backup it is.
+        damaged: How many other parts were known to be damaged: they are left out.
         signing_key_id: The key that signed.
         keys: Which private keys are among the files.
     """
@@ -63,6 +66,7 @@ class Moment:
     files: tuple[FileEntry, ...]
     trees: tuple[Digest, ...]
     blobs: tuple[tuple[bytes, int], ...]
+    salvaged: Mapping[Part, Kept]
     damaged: int
     migrations: list[str]
     counts: dict[str, int]
@@ -87,17 +91,25 @@ class Moment:
 
 @contextlib.contextmanager
 def moment_of(
-    places: Places, records: Records, pool: Pool, copy: Path, *, with_keys: bool
+    places: Places,
+    records: Records,
+    pool: Pool,
+    salvage: Salvage,
+    copy: Path,
+    *,
+    with_keys: bool,
 ) -> Iterator[Moment]:
     """Take the moment, and hold what it refers to until the context ends.
 
-    `copy`: where the copy of the records is made.
+    `copy`: where the copy of the records is made; what is salvaged is whole by it.
 
     Raises:
         BackupError: A statement that the records know of is gone.
         StorageError, OSError: Something refused.
     """
     layout, custody = Layout(places.store), Custody(places.keys)
+    # Before anybody has to wait: what it takes to read is remembered.
+    salvage.of(records.reader(), damage.every(records.reader()))
     with contextlib.ExitStack() as stack:
         with locked(layout.collector, fcntl.LOCK_EX), custody.locked():
             made_at = time.time_ns() // 1_000_000
@@ -105,20 +117,25 @@ def moment_of(
             with copies.editing(copy) as db:
                 copies.drop_garbage(db)
                 counts = copies.counts(db)
-                trees = tuple(map(Digest, blobs.each_tree(db)))
-                known = tuple(map(Digest, blobs.each_known_tree(db)))
                 damaged = damage.every(db)
+                salvaged = salvage.of(db, damaged)
+                for part in salvaged:
+                    damage.heal(db, part, made_at)
+                known = tuple(map(Digest, blobs.each_known_tree(db)))
                 statements = {name for name, _ in blobs.each_attestation(db)}
-                statements.difference_update(found.part.name for found in damaged)
-                issued = release_statements.each_name(db)
+                issued = set(release_statements.each_name(db))
+                for found in damaged:
+                    statements.discard(found.part.name)
+                    issued.discard(found.part.name)
                 moment = Moment(
                     made_at=made_at,
                     copy=copy,
                     sites=tuple(sites.every(db)),
                     files=(),
-                    trees=trees,
+                    trees=tuple(map(Digest, blobs.each_tree(db))),
                     blobs=tuple(blobs.each_live(db)),
-                    damaged=len(damaged),
+                    salvaged=salvaged,
+                    damaged=len(damaged) - len(salvaged),
                     migrations=migrations.applied(db),
                     counts=counts,
                     signing_key_id=_signing_key_id(layout.trust, custody),
@@ -133,9 +150,12 @@ def moment_of(
             copier = _Copier(places, pool)
             copier.add(layout.format, STATEMENT_MODE)
             copier.add_folder(layout.trust, "root.*.json", STATEMENT_MODE)
+            for part, kept in salvaged.items():
+                if part.kind is PartKind.ENVELOPE:
+                    copier.add_kept(salvage.path(part), STATEMENT_MODE, kept)
             for name in sorted(statements):
                 copier.add_statement(Path(layout.envelope(name)), name)
-            for name in issued:
+            for name in sorted(issued):
                 # Control lays these copies of its records into the store, when it comes to it.
                 with contextlib.suppress(BackupError):
                     copier.add_statement(Path(layout.envelope(name)), name)
@@ -162,6 +182,9 @@ class _Copier:
             ) from None
         name = os.path.relpath(path, self._places.root)
         self.files.append(FileEntry(name, mode, mtime_ns, kept.size_bytes, kept.digest))
+
+    def add_kept(self, name: str, mode: int, kept: Kept) -> None:
+        self.files.append(FileEntry(name, mode, 0, kept.size_bytes, kept.digest))
 
     def add_statement(self, path: Path, sha256: str) -> None:
         self.add(path, STATEMENT_MODE)

@@ -193,7 +193,7 @@ def sweep(destination: Destination, is_needed: Callable[[bytes], bool]) -> tuple
 
 
 def matches(path: str | Path, *, size_bytes: int, digest: bytes) -> bool:
-    """Whether a file is there and has exactly that content."""
+    """Whether a file is there, can be read, and has exactly that content."""
     try:
         fd = open_regular(path)
     except OSError:
@@ -205,6 +205,8 @@ def matches(path: str | Path, *, size_bytes: int, digest: bytes) -> bool:
         for piece in iter(lambda: os.read(fd, PIECE_BYTES), b""):
             hasher.update(piece)
         return hasher.digest() == digest
+    except OSError:  # a medium forgets
+        return False
     finally:
         os.close(fd)
 

@@ -25,20 +25,20 @@ def prune(destination: Destination, keep_count: int | None, *, is_thorough: bool
     backup goes, as an interrupted one leaves them.
 
     Raises:
-        BackupDamagedError: A manifest cannot be read: what it needs is not known, so no content
-            goes.
+        BackupDamagedError: A manifest cannot be read: what it needs is not known, so nothing goes.
         OSError: The system refused.
     """
     names = destination.names()
     gone = names[:-keep_count] if keep_count else []
+    if not gone and not is_thorough:
+        return Pruned((), 0)
+    # Before any backup goes: where one that stays is damaged, an old one may be the last good one.
+    needed: set[bytes] = set()
+    for name in names[len(gone) :]:
+        needed.update(entry.digest for entry in Manifest.open(destination.manifest(name)).entries())
     for name in gone:
         destination.manifest(name).unlink()
     if gone:
         sync_directory(destination.backups)
-    if not gone and not is_thorough:
-        return Pruned((), 0)
-    needed: set[bytes] = set()
-    for name in destination.names():
-        needed.update(entry.digest for entry in Manifest.open(destination.manifest(name)).entries())
     _, size_bytes = sweep(destination, needed.__contains__)
     return Pruned(tuple(gone), size_bytes)

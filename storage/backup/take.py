@@ -28,6 +28,7 @@ from storage.backup.places import DATABASE, JOBLOGS, REPOSITORIES, SETTINGS, Pla
 from storage.backup.pool import Pool
 from storage.backup.progress import Progress, Tell, silently
 from storage.backup.repositories import Listed, Picture, check_view, picture_of
+from storage.backup.salvage import Salvage
 from storage.blobs import blob_path, is_executable
 from storage.custody import ROOT_KEY, SIGNING_KEY
 from storage.digest import DIGEST_BYTES, Digest
@@ -36,6 +37,7 @@ from storage.files import FULL, Lease, mapped_errors, sync_directory, sync_file
 from storage.git.errors import RepositoryNotFoundError
 from storage.joblog import SUFFIX
 from storage.layout import Layout
+from storage.parts import Part
 from storage.records.db import Records
 from storage.room import size_in_words
 from storage.sealing import VARIABLES_KEY
@@ -95,7 +97,13 @@ def take(
             else:
                 raise BackupError("sites were deleted again and again meanwhile: run it again")
         is_thorough = broke_off or tries > 0
-        swept = prune.prune(destination, keep_count, is_thorough=is_thorough)
+        try:
+            swept = prune.prune(destination, keep_count, is_thorough=is_thorough)
+        except BackupDamagedError as error:
+            raise BackupDamagedError(
+                f"the backup {facts.name} was made, but no earlier one removed: {error}, so that"
+                " what it needs is not known. Move that manifest away and run it again"
+            ) from error
         return Taken(facts, digest, tuple(backup.warnings), swept.names, swept.size_bytes)
 
 
@@ -138,14 +146,13 @@ class _Backup:
         writer = ManifestWriter(file)
         copy = scratch / DATABASE
         self._tell(Progress("records"))
-        with moment_of(self._places, self._records, pool, copy, with_keys=with_keys) as moment:
+        salvage = Salvage(self._places, self._destination, pool)
+        with moment_of(
+            self._places, self._records, pool, salvage, copy, with_keys=with_keys
+        ) as moment:
             for entry in moment.files:
                 writer.add(entry)
-            if moment.damaged:
-                self.warnings.append(
-                    f"{moment.damaged} parts of the store that were found damaged are not in it:"
-                    " gitd check names them"
-                )
+            self._say_damage(moment)
             self._expect_room(moment, pool)
             self._add_repositories(moment, pool, writer, scratch)
             self._add_joblogs(pool, writer)
@@ -159,6 +166,19 @@ class _Backup:
         pool.flush()
         facts = self._facts(moment, pool, writer, late)
         return facts, writer.finish(facts)
+
+    def _say_damage(self, moment: Moment) -> None:
+        if moment.salvaged:
+            self.warnings.append(
+                f"{len(moment.salvaged)} parts of the store that were found damaged are in it, from"
+                " earlier backups. To mend the server with them too: gitd check --repair --from"
+                f" {self._destination.root}"
+            )
+        if moment.damaged:
+            self.warnings.append(
+                f"{moment.damaged} parts of the store that were found damaged are not in it:"
+                " gitd check names them"
+            )
 
     def _facts(self, moment: Moment, pool: Pool, writer: ManifestWriter, late: int) -> Facts:
         return Facts(
@@ -269,10 +289,12 @@ class _Backup:
         for digest in moment.trees:
             path = Path(layout.tree(digest))
             name = str(path.relative_to(self._places.root))
+            known = moment.salvaged.get(Part.of_tree(digest))
             with self._noting(f"tree {digest}"):
                 if not pool.has(digest):
                     self._add_content(pool, path, digest)
-                writer.add(FileEntry(name, 0o444, 0, path.stat().st_size, digest))
+                size_bytes = path.stat().st_size if known is None else known.size_bytes
+                writer.add(FileEntry(name, 0o444, 0, size_bytes, digest))
         done, total = 0, sum(size for _, size in moment.blobs)
         for key, size in moment.blobs:
             digest = Digest(key[:DIGEST_BYTES])

@@ -99,7 +99,10 @@ class _Check:
             content = self._destination.content(entry.digest)
             if not self._is_sound(entry):
                 is_whole = False
-                yield f"{_named(entry)}: {content} is gone, or has other bytes than its name says"
+                yield (
+                    f"{_named(entry)}: {content} is gone, cannot be read, or has other bytes than"
+                    " its name says"
+                )
             elif isinstance(entry, BlobEntry):
                 keys.add(blob_key(entry.digest, executable=entry.is_executable))
             elif entry.path == DATABASE:

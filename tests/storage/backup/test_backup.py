@@ -140,6 +140,19 @@ def test_rule_removes_old_backups_and_what_only_they_need(small, restored_at, tm
     restored_at(tmp_path / "new")
 
 
+def test_rule_removes_nothing_while_a_backup_that_stays_cannot_be_read(
+    small, restored_at, tmp_path
+) -> None:
+    names = [small.back_up(with_keys=True).facts.name for _ in range(3)]
+    with changed(small.destination.manifest(names[1])):
+        with pytest.raises(BackupDamagedError, match="was made, but no earlier one removed"):
+            small.back_up(with_keys=True, keep_count=3)
+        assert len(small.destination.names()) == 4
+        small.restore(tmp_path / "new/data", at=names[0])
+        restored_at(tmp_path / "new")
+    assert small.back_up(with_keys=True, keep_count=3).pruned == tuple(names[:2])
+
+
 def test_private_keys_and_what_they_protect_are_left_out_unless_asked_for(small) -> None:
     taken = small.back_up()
     assert (taken.facts.signing_key, taken.facts.root_key) == ("left_out", "left_out")
@@ -477,6 +490,53 @@ def test_damage_that_is_known_is_left_out_and_said(small, tmp_path: Path) -> Non
     small.restore(tmp_path / "new/data")
     with Records.open(tmp_path / "new/data/gitd.db") as records:
         assert len(damage.every(records.reader())) == 2
+
+
+def condemned(small, ingested: Ingested, *contents: bytes) -> Repairer:
+    """Damage an artifact's manifest, its statement and contents of it, and have that found."""
+    layout = small.store.layout
+    paths = [layout.tree(ingested.digest), layout.envelope(ingested.envelope_sha256)]
+    paths += [layout.blob(Digest.of(data), executable=False) for data in contents]
+    for path in map(Path, paths):
+        path.chmod(0o644)
+        path.write_bytes(b"other bytes")
+    repairer = Repairer(small.store, small.records)
+    found = check_store(layout.root, small.records).findings
+    assert len(repairer.condemn([one.part for one in found if one.part is not None])) == len(paths)
+    return repairer
+
+
+def test_last_good_copy_of_what_is_damaged_goes_from_backup_to_backup(
+    small, restored_at, tmp_path: Path
+) -> None:
+    ingested = small.ingest({"bad": b"bad"}, "build_2")
+    small.back_up(with_keys=True)
+    repairer = condemned(small, ingested, b"bad")
+    for _ in range(2):  # the first of them takes it from one that goes by the rule
+        taken = small.back_up(with_keys=True, keep_count=1)
+        assert [warning.split(",")[0] for warning in taken.warnings] == [
+            "3 parts of the store that were found damaged are in it"
+        ]
+    assert [item.faults for item in verify(small.destination)] == [()]
+    small.restore(tmp_path / "new/data")
+    again = restored_at(tmp_path / "new")
+    blob = Path(again.store.layout.blob(Digest.of(b"bad"), executable=False))
+    assert blob.read_bytes() == b"bad"
+    repairer.mend([anything_at(small.destination.root)])
+    assert check_store(small.store.layout.root, small.records).problems == ()
+
+
+def test_copy_that_is_damaged_too_is_not_taken_over(small) -> None:
+    ingested = small.ingest({"bad": b"bad"}, "build_2")
+    small.back_up(with_keys=True)
+    condemned(small, ingested, b"bad")
+    content = Path(small.destination.content(Digest.of(b"bad")))
+    content.chmod(0o600)
+    content.write_bytes(b"BAD")
+    taken = small.back_up(with_keys=True, keep_count=1)
+    assert [warning[:8] for warning in taken.warnings] == ["2 parts ", "1 parts "]
+    assert [item.faults for item in verify(small.destination)] == [()]
+    assert not content.exists()
 
 
 def test_backup_is_a_source_of_copies(small) -> None:
