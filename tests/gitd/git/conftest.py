@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -187,15 +188,28 @@ def bare(server: Server, name: str) -> Path:
     return server.create(name)
 
 
-@pytest.fixture
-def work(server: Server, bare: Path, tmp_path: Path) -> Path:
-    """A clone with one commit, pushed as main to the served repository."""
-    work = tmp_path / "work"
-    run_git("init", "-q", "-b", "main", work, cwd=tmp_path)
-    run_git("remote", "add", "origin", server.url_of(bare), cwd=work)
+@pytest.fixture(scope="session")
+def first_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one commit: a copy costs less than half a dozen processes."""
+    work = tmp_path_factory.mktemp("first") / "work"
+    run_git("init", "-q", "-b", "main", work, cwd=work.parent)
     commit(work, "one")
+    return work
+
+
+@pytest.fixture
+def work(server: Server, bare: Path, tmp_path: Path, first_work: Path) -> Path:
+    """A clone with one commit, pushed as main to the served repository."""
+    work = copied(first_work, tmp_path / "work", server.url_of(bare))
     run_git("push", "-q", "origin", "main", cwd=work)
     return work
+
+
+def copied(work: Path, target: Path, origin: str) -> Path:
+    """Copy a repository without a remote one, and give it that."""
+    shutil.copytree(work, target)
+    run_git("remote", "add", "origin", origin, cwd=target)
+    return target
 
 
 def commit(work: Path, message: str, **files: str) -> str:
@@ -221,6 +235,11 @@ def git() -> Callable[..., Done]:
 @pytest.fixture(scope="session", name="commit")
 def commit_fixture() -> Callable[..., str]:
     return commit
+
+
+@pytest.fixture(scope="session", name="copied")
+def copied_fixture() -> Callable[..., Path]:
+    return copied
 
 
 @pytest.fixture(scope="session", name="head")

@@ -35,9 +35,21 @@ def ask(server: Any, bare: Path, raw: Any) -> Callable[..., tuple[bytes, bytes]]
     return ask
 
 
-@pytest.fixture
-def rich(work: Path, bare: Path, git: Git, commit: Git) -> Path:
-    """Branches, tags of tags, tags of trees and blobs, symrefs, hidden refs; loose and packed."""
+@pytest.fixture(scope="module")
+def rich_pair(
+    tmp_path_factory: pytest.TempPathFactory,
+    shared_server: Any,
+    first_work: Path,
+    git: Git,
+    commit: Git,
+    copied: Git,
+) -> tuple[Path, Path]:
+    """A clone, and what it pushed to: branches, tags of tags, tags of trees and blobs, symrefs,
+    hidden refs; loose and packed.
+    """
+    bare = shared_server.create("rich.git")
+    work = copied(first_work, tmp_path_factory.mktemp("rich") / "work", shared_server.url_of(bare))
+    git("push", "-q", "origin", "main", cwd=work)
     for number in range(6):
         commit(work, f"c{number}", file=f"{number}\n" * 50)
         if number % 2:
@@ -55,7 +67,19 @@ def rich(work: Path, bare: Path, git: Git, commit: Git) -> Path:
     git("config", "transfer.hideRefs", "refs/hidden", cwd=bare)
     git("config", "uploadpack.allowFilter", "true", cwd=bare)
     git("config", "uploadpack.allowRefInWant", "true", cwd=bare)
-    return work
+    git("remote", "remove", "origin", cwd=work)
+    return work, bare
+
+
+@pytest.fixture
+def rich(
+    rich_pair: tuple[Path, Path], server: Any, bare: Path, tmp_path: Path, copied: Git
+) -> Path:
+    """A copy of the rich clone; `bare` becomes one of what that pushed to."""
+    work, pushed = rich_pair
+    shutil.rmtree(bare)
+    shutil.copytree(pushed, bare, symlinks=True)
+    return copied(work, tmp_path / "work", server.url_of(bare))
 
 
 def lines_of(raw: Any, body: bytes) -> list[Any]:
