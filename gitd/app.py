@@ -151,7 +151,9 @@ class Control:
         submodules = Submodules(
             self.records, self.repositories, self._may_fetch, server_url=self.server_url
         )
-        sources = Sources(self.repositories, submodules)
+        sources = Sources(
+            self.repositories, submodules, self.jobs, timeout_s=config.builders.timeout_s
+        )
         packer = Packer(
             self.jobs,
             sources,

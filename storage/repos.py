@@ -22,7 +22,7 @@ from storage.git.object_formats import COMMIT, unhex
 from storage.git.refs import is_valid_name
 from storage.git.repository import Repository, RepositoryCache, is_repository
 from storage.git.walk import reachable_among
-from storage.trees import Folder, Tree, TreeFile
+from storage.trees import Folder, Tree, TreeFile, Visits
 
 COMMIT_PREFIX_DIGITS_MIN = 7
 _HEX = re.compile(r"[0-9a-f]{7,40}")
@@ -231,14 +231,19 @@ class Repositories:
         """Return a regular file's content; None when there is no such file, or it is larger."""
         return trees.read_file(self._top(site_id, commit), path, size_bytes_max)
 
-    def submodules(self, site_id: str, commit: str, folder: str = ".") -> Iterator[tuple[str, str]]:
+    def submodules(
+        self, site_id: str, commit: str, folder: str = ".", *, visits: Visits | None = None
+    ) -> Iterator[tuple[str, str]]:
         """Yield the path, from the folder, and the commit of each submodule below a folder.
+
+        `visits`: what counts the files and folders on the way, together with other walks.
 
         Raises:
             RepositoryCorruptError: a tree is missing, or a name could not be a file's.
+            TreeTooLargeError: there are more files and folders than an artifact may have.
         """
         tree = trees.find_tree(self._top(site_id, commit), folder)
-        return iter(()) if tree is None else trees.find_submodules(tree)
+        return iter(()) if tree is None else trees.find_submodules(tree, visits or Visits())
 
     def reachable(self, site_id: str, commits: Iterable[str]) -> set[str]:
         """Return those of some commits that branches and tags lead to: that a fetch could bring.
@@ -259,19 +264,27 @@ class Repositories:
         return {oid.hex() for oid in found}
 
     def walk_tree(
-        self, site_id: str, commit: str, folder: str = ".", grafts: Grafts = _NO_GRAFTS
+        self,
+        site_id: str,
+        commit: str,
+        folder: str = ".",
+        grafts: Grafts = _NO_GRAFTS,
+        *,
+        visits: Visits | None = None,
     ) -> Iterator[TreeFile]:
         """Yield every file, link and submodule below a folder, depth first, in git's order.
 
         Empty directories do not exist in git. A folder that is absent or no directory has
         nothing in it. `grafts`: what lies in place of submodules, by their paths from the folder.
+        `visits`: see `submodules`.
 
         Raises:
             RepositoryCorruptError: an object is missing, or a name could not be a file's.
+            TreeTooLargeError: there are more files and folders than an artifact may have.
         """
         tree = trees.find_tree(self._top(site_id, commit), folder)
         if tree is not None:
-            yield from trees.walk(tree, self._grafted(grafts))
+            yield from trees.walk(tree, self._grafted(grafts), visits or Visits())
 
     def tree(self, site_id: str, commit: str, folder: str = ".") -> Tree | None:
         """Return the tree of a folder of a commit, None where it has no such folder."""
@@ -292,17 +305,20 @@ class Repositories:
         folder: str,
         out: BinaryIO,
         grafts: Grafts = _NO_GRAFTS,
+        *,
+        visits: Visits | None = None,
     ) -> None:
         """Write the files of a folder as an uncompressed pax tar; reads one file at a time.
 
         Modes are 0644 and 0755, times the commit's, owners 0; a submodule without a graft is an
-        empty directory. `grafts`: see `walk_tree`.
+        empty directory. `grafts`, `visits`: see `walk_tree`.
 
         Raises:
-            RepositoryCorruptError: see `walk_tree`.
+            RepositoryCorruptError, TreeTooLargeError: see `walk_tree`.
         """
         time = self.open(site_id).objects.commit(unhex(commit.encode())).time
-        trees.write_tar(self.walk_tree(site_id, commit, folder, grafts), out, time=time)
+        files = self.walk_tree(site_id, commit, folder, grafts, visits=visits)
+        trees.write_tar(files, out, time=time)
 
     def _top(self, site_id: str, commit: str) -> Tree:
         repository = self.open(site_id)

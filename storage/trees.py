@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from io import BytesIO
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
+from storage.errors import TreeTooLargeError
 from storage.git.errors import RepositoryCorruptError
-from storage.git.object_formats import TREE
+from storage.git.object_formats import TREE, TREE_ENTRY
 from storage.git.object_formats import tree_entries as parse_tree
 from storage.git.repository import Repository
+from storage.manifest import ENTRIES_MAX
 
 TREE_DEPTH_MAX = 256
 LINK_BYTES_MAX = 4095
+CHECK_EVERY_S = 0.25
+_ENTRY_BYTES_MIN = len(b"40000 a\0") + 20
 
 
 class EntryKind(StrEnum):
@@ -84,6 +89,34 @@ class TreeFile:
             yield from self._repository.objects.stream(bytes.fromhex(self.oid))
 
 
+class Visits:
+    """Counts what walks of trees visit, by path: nine trees can have more paths than any machine
+    could walk in a year. What no artifact could hold ends a walk. Several walks may share one.
+    """
+
+    def __init__(
+        self, check: Callable[[], None] | None = None, *, check_every_s: float = CHECK_EVERY_S
+    ) -> None:
+        """`check` is called now and then; what it raises ends the walk."""
+        self._count = 0
+        self._check = check
+        self._check_every_s = check_every_s
+        self._check_at = time.monotonic() + check_every_s
+
+    def add(self, count: int = 0) -> None:
+        """Count so many files and folders.
+
+        Raises:
+            TreeTooLargeError: There are more than an artifact may have. Or what `check` raises.
+        """
+        self._count += count
+        if self._count > ENTRIES_MAX:
+            raise _too_large()
+        if self._check is not None and (now := time.monotonic()) >= self._check_at:
+            self._check_at = now + self._check_every_s
+            self._check()
+
+
 def find_tree(top: Tree, folder: str) -> Tree | None:
     """Return the tree of a folder, None where there is no such folder."""
     if not PurePosixPath(folder).parts:
@@ -109,15 +142,16 @@ def read_file(top: Tree, path: str, size_bytes_max: int) -> bytes | None:
     return top.repository.objects.get(found[1])[1]
 
 
-def walk(top: Tree, grafts: Mapping[str, Tree]) -> Iterator[TreeFile]:
+def walk(top: Tree, grafts: Mapping[str, Tree], visits: Visits) -> Iterator[TreeFile]:
     """Yield every file, link and submodule, depth first, in git's order.
 
     `grafts`: the trees of submodules, by their paths; what is in them is yielded in their place.
 
     Raises:
         RepositoryCorruptError: an object is missing, or a name could not be a file's.
+        TreeTooLargeError: there are too many files and folders, or too many inside one another.
     """
-    for tree, path, mode, oid in _walk(top, grafts):
+    for tree, path, mode, oid in _walk(top, grafts, visits):
         yield _file(tree, path, mode, oid)
 
 
@@ -149,11 +183,11 @@ def list_folder(tree: Tree, path: str) -> Listed:
     """Return what lies in the folder `path`, whose tree this is. The empty path is the top.
 
     Raises:
-        RepositoryCorruptError: see `walk`.
+        RepositoryCorruptError, TreeTooLargeError: see `walk`.
     """
     prefix = os.fsencode(path) + b"/" if path else b""
     if prefix.count(b"/") >= TREE_DEPTH_MAX:
-        raise RepositoryCorruptError("a tree is too deep")
+        raise _too_deep(prefix)
     files, folders = [], []
     for mode, name, oid in _entries(tree):
         if _kind(mode) is EntryKind.DIR:
@@ -163,13 +197,13 @@ def list_folder(tree: Tree, path: str) -> Listed:
     return Listed(tuple(files), tuple(folders))
 
 
-def find_submodules(top: Tree) -> Iterator[tuple[str, str]]:
+def find_submodules(top: Tree, visits: Visits) -> Iterator[tuple[str, str]]:
     """Yield the path and the commit of each submodule; reads trees alone.
 
     Raises:
-        RepositoryCorruptError: see `walk`.
+        RepositoryCorruptError, TreeTooLargeError: see `walk`.
     """
-    for _, path, mode, oid in _walk(top, {}):
+    for _, path, mode, oid in _walk(top, {}, visits):
         if _kind(mode) is EntryKind.SUBMODULE:
             yield os.fsdecode(path), oid.hex()
 
@@ -189,9 +223,11 @@ def write_tar(files: Iterator[TreeFile], out: BinaryIO, *, time: int) -> None:
             _add(tar, file, time)
 
 
-def _walk(top: Tree, grafts: Mapping[str, Tree]) -> Iterator[tuple[Tree, bytes, bytes, bytes]]:
+def _walk(
+    top: Tree, grafts: Mapping[str, Tree], visits: Visits
+) -> Iterator[tuple[Tree, bytes, bytes, bytes]]:
     """Yield the tree, the path, the mode and the id of every entry that is no folder."""
-    stack = [(top, b"", iter(_entries(top)))]
+    stack = [(top, b"", _visited(top, visits))]
     while stack:
         tree, prefix, entries = stack[-1]
         for mode, name, oid in entries:
@@ -206,8 +242,8 @@ def _walk(top: Tree, grafts: Mapping[str, Tree]) -> Iterator[tuple[Tree, bytes, 
                 yield tree, path, mode, oid
                 continue
             if len(stack) == TREE_DEPTH_MAX:
-                raise RepositoryCorruptError("a tree is too deep")
-            stack.append((below, path + b"/", iter(_entries(below))))
+                raise _too_deep(path)
+            stack.append((below, path + b"/", _visited(below, visits)))
             break
         else:
             stack.pop()
@@ -229,13 +265,31 @@ def _find(top: Tree, path: str) -> tuple[bytes, bytes] | None:
     return found
 
 
+def _visited(tree: Tree, visits: Visits) -> Iterator[tuple[bytes, bytes, bytes]]:
+    entries = _entries(tree)
+    visits.add(len(entries))
+    return iter(entries)
+
+
 def _entries(tree: Tree) -> list[tuple[bytes, bytes, bytes]]:
-    entries = parse_tree(tree.repository.objects.get_typed(tree.oid, TREE))
+    data = tree.repository.objects.get_typed(tree.oid, TREE)
+    may_be_many = len(data) > ENTRIES_MAX * _ENTRY_BYTES_MIN
+    if may_be_many and sum(1 for _ in TREE_ENTRY.finditer(data)) > ENTRIES_MAX:
+        raise _too_large()  # before each becomes some hundreds of bytes in memory
+    entries = parse_tree(data)
     for _, name, _ in entries:
         # A name with a slash or of dots would leave the folder that it is written into.
         if b"/" in name or name in (b".", b"..") or name.lower() == b".git":
             raise RepositoryCorruptError(f"tree {tree.oid.hex()} has an entry of a forbidden name")
     return entries
+
+
+def _too_large() -> TreeTooLargeError:
+    return TreeTooLargeError(b"", f"there are more than {ENTRIES_MAX:,} files and folders")
+
+
+def _too_deep(path: bytes) -> TreeTooLargeError:
+    return TreeTooLargeError(path, f"lies below more than {TREE_DEPTH_MAX} folders")
 
 
 def _kind(mode: bytes) -> EntryKind:

@@ -391,7 +391,7 @@ ROWS = (
     ErrorCode(
         JOB,
         "build.output_too_large",
-        "The output has too many files or bytes.",
+        "The output, or the commit that it is made of, has too many files or bytes.",
         "Leave out what a visitor does not need.",
     ),
     ErrorCode(

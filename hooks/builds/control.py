@@ -155,7 +155,11 @@ class LeasedJob:
                 pass
 
     async def folder(self, path: str) -> Folder | None:
-        """Return what is in a folder of the commit, None where it has no such folder."""
+        """Return what is in a folder of the commit, None where it has no such folder.
+
+        Raises:
+            BuildFailedError: `build.source_unreadable`.
+        """
 
         async def ask() -> Folder | None:
             async with self._session.get(
@@ -166,6 +170,7 @@ class LeasedJob:
             ) as response:
                 if response.status == _NOT_FOUND:
                     return None
+                await _check_build(response)
                 _check(response)
                 return msgspec.json.decode(await response.read(), type=Folder)
 
@@ -177,7 +182,7 @@ class LeasedJob:
         """Write the tar of a folder of the commit to the seekable `out`, and go to its start.
 
         Raises:
-            BuildFailedError: `build.submodule_unavailable`.
+            BuildFailedError: What `Sources.grafts` raises.
         """
         wanted = {"folder": folder, **({"submodules": "ignore"} if ignores_submodules else {})}
 

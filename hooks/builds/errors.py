@@ -2,6 +2,7 @@
 
 PipelineError
 ├── BuildFailedError            theirs: the commit cannot be built; `code` says why
+├── BuildOverError              nobody's: it ended while something was done for it
 └── BuilderError                ours
     ├── SandboxUnavailableError     this machine cannot run the sandbox
     ├── GroupsUnavailableError      no control groups can be made here: limits are kept otherwise
@@ -21,6 +22,10 @@ class BuildFailedError(PipelineError):
         super().__init__(message)
         self.code = code
         self.exit_status = exit_status
+
+
+class BuildOverError(PipelineError):
+    """The build was canceled or ended otherwise: nobody waits any more for what was being done."""
 
 
 class BuilderError(PipelineError):

@@ -14,9 +14,11 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.memo import Memo
 from hooks.builds.sources import Sources
 from hooks.builds.toolchain import toolchain_digest
+from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import Finish
 from hooks.clock import rfc3339
 from hooks.housekeeping import quota_message
@@ -26,7 +28,7 @@ from hooks.variables import Variables
 from storage.artifacts import ArtifactStore, Ingested
 from storage.digest import Digest
 from storage.envelope import Envelope
-from storage.errors import ArtifactMissingError, QuotaExceededError
+from storage.errors import ArtifactMissingError, QuotaExceededError, TreeTooLargeError
 from storage.manifest import DirectoryEntry, Entry, Manifest
 from storage.model import Artifact, Attestation, Build, PushPolicy, Trigger
 from storage.provenance import (
@@ -102,10 +104,12 @@ class Packer:
         `begin_log`: what the log has to wait for, while the output is being packed already.
 
         Raises:
-            TreeError: The output holds what no artifact may hold, or too much of it.
-            BuildFailedError: A submodule cannot be had, or a file is a pointer of LFS.
+            TreeError: The output holds what no artifact may hold.
+            BuildFailedError: There is too much of it; a submodule cannot be had, or a file is a
+                pointer of LFS.
             QuotaExceededError: The site's artifacts would be too large with it.
             StorageError: The store could not take it. In each case nothing was kept.
+                Nor is it when the build is over before its commit is read: there is no use in it.
         """
         published: list[JobChanges] = []
         began = time.monotonic()
@@ -120,6 +124,10 @@ class Packer:
             if before is not None:
                 said = await asyncio.to_thread(self._compare, kept, before)
                 self._jobs.log(build.job_id, said, stage=PACK)
+        except BuildOverError:
+            return
+        except TreeTooLargeError as error:
+            raise BuildFailedError(OUTPUT_TOO_LARGE, f"output: {error}.") from error
         finally:
             self._jobs.end_stage(build.job_id, PACK, time.monotonic() - began)
         for changes in published:

@@ -132,7 +132,7 @@ async def fetch_source(plan: Plan, job: LeasedJob, workspace: Workspace, log: Bu
     """Unpack the site's folder of the commit.
 
     Raises:
-        BuildFailedError: See `tree.unpack`, and `build.submodule_unavailable`.
+        BuildFailedError: See `tree.unpack`, and `LeasedJob.fetch_source`.
     """
     with tempfile.TemporaryFile(dir=workspace.root) as archive:
         await job.fetch_source(plan.root, archive, ignores_submodules=plan.ignores_submodules)

@@ -13,9 +13,10 @@ from typing import BinaryIO, TypeVar
 import msgspec
 from aiohttp import web
 
-from hooks.builds.errors import BuildFailedError
+from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildRunner, LeaseLostError
+from hooks.builds.sources import SOURCE_UNREADABLE
 from hooks.builds.wire import (
     LEASE_HEADER,
     BuildError,
@@ -28,6 +29,7 @@ from hooks.builds.wire import (
     LogBatch,
 )
 from hooks.peers import only_from, peer_uid
+from storage.errors import StorageError
 from storage.files import FULL
 
 T = TypeVar("T")
@@ -111,7 +113,11 @@ class _BuilderService:
 
     async def folder(self, request: web.Request) -> web.Response:
         path = request.query.get("path", ".")
-        found = await self._runner.folder_of(request.match_info["job_id"], path)
+        try:
+            found = await self._runner.folder_of(request.match_info["job_id"], path)
+        except StorageError as error:
+            message = f"The commit cannot be read: {error}"
+            return _json(BuildError(SOURCE_UNREADABLE, message), status=422)
         if found is None:
             raise web.HTTPNotFound(text="no such folder\n")
         return _json(found)
@@ -125,6 +131,8 @@ class _BuilderService:
             )
         except BuildFailedError as error:
             return _json(BuildError(error.code, str(error)), status=422)
+        except BuildOverError:
+            raise LeaseLostError from None
         response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
         await response.prepare(request)
         await _stream_from_thread(write, response)

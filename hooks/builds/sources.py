@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.known_files import KnownFile, KnownFiles
 from hooks.builds.known_folders import (
     FILES_COUNT_MAX,
@@ -19,7 +23,11 @@ from hooks.builds.known_folders import (
 from hooks.builds.lfs import POINTER_BYTES_MAX, is_pointer, pointers_found
 from hooks.builds.profiles import is_published
 from hooks.builds.submodules import GITMODULES, GITMODULES_BYTES_MAX, Submodules
+from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, CONFIG_FILES, Finish, Folder, RootEntry
+from hooks.jobs import Jobs
+from storage.errors import TreeTooLargeError
+from storage.git.errors import RepositoryError
 from storage.manifest import FileEntry, Manifest
 from storage.model import Build
 from storage.repos import Grafts, Repositories
@@ -30,17 +38,33 @@ from storage.source import (
     SourceFile,
     SourceLink,
 )
-from storage.trees import EntryKind, Listed, Tree, TreeFile, list_folder
+from storage.trees import CHECK_EVERY_S, EntryKind, Listed, Tree, TreeFile, Visits, list_folder
 
 FOLDERS_COUNT_MAX = 16  # kept in memory: names, and the text of a few files
+SOURCE_UNREADABLE = "build.source_unreadable"
 
 
 class Sources:
-    """The commits that builds are made of, with the submodules in them."""
+    """The commits that builds are made of, with the submodules in them.
 
-    def __init__(self, repositories: Repositories, submodules: Submodules) -> None:
+    Whoever pushes makes them: walking one ends beyond the files and folders of an artifact, when
+    its build is over, and after `timeout_s`.
+    """
+
+    def __init__(
+        self,
+        repositories: Repositories,
+        submodules: Submodules,
+        jobs: Jobs,
+        *,
+        timeout_s: int,
+        check_every_s: float = CHECK_EVERY_S,
+    ) -> None:
         self._repositories = repositories
         self._submodules = submodules
+        self._jobs = jobs
+        self._timeout_s = timeout_s
+        self._check_every_s = check_every_s
         self._known = KnownFiles()
         self._known_folders = KnownFolders()
         # A commit never changes, and each is looked at by whoever queues, leases and packs it.
@@ -71,42 +95,61 @@ class Sources:
     def grafts(self, build: Build, folder: str, *, ignores_submodules: bool) -> Grafts:
         """Return what lies in the places of submodules below a folder of the commit.
 
+        All of the folder is walked for that, so it says of a commit what is too large of it.
+
         Raises:
-            BuildFailedError: See `Submodules.grafts`.
+            BuildFailedError: See `Submodules.grafts`; `build.output_too_large`;
+                `build.source_unreadable`; `build.timed_out`.
+            BuildOverError: The build is over.
         """
-        if ignores_submodules:
-            return {}
-        return self._submodules.grafts(build.site_id, build.actor, build.commit, folder)
+        visits = self._visits(build)
+        with _mapped_errors():
+            if ignores_submodules:
+                walk = self._repositories.submodules(
+                    build.site_id, build.commit, folder, visits=visits
+                )
+                deque(walk, maxlen=0)
+                return {}
+            return self._submodules.grafts(
+                build.site_id, build.actor, build.commit, folder, visits=visits
+            )
 
     def grafts_of(self, build: Build, outcome: Finish) -> Grafts:
         """Return what lay in the places of submodules when a build that ended read its commit.
 
         Raises:
-            BuildFailedError: It may not be had any more.
+            BuildFailedError, BuildOverError: See `grafts`; a submodule may not be had any more.
         """
-        if outcome.output == "source" and not self.gitmodules(build):
+        if outcome.ignores_submodules or (
+            outcome.output == "source" and not self.gitmodules(build)
+        ):
             return {}  # without looking for them: `entries` sees those that no file speaks of
-        return self.grafts(build, outcome.folder, ignores_submodules=outcome.ignores_submodules)
+        return self.grafts(build, outcome.folder, ignores_submodules=False)
 
     def write_tar(self, build: Build, folder: str, grafts: Grafts, out: BinaryIO) -> None:
-        """Write a folder of the commit as a tar."""
-        self._repositories.write_tar(build.site_id, build.commit, folder, out, grafts)
+        """Write a folder of the commit as a tar. Call `grafts` first: it says what is wrong."""
+        visits = self._visits(build)
+        self._repositories.write_tar(
+            build.site_id, build.commit, folder, out, grafts, visits=visits
+        )
 
     def files(self, build: Build, outcome: Finish, grafts: Grafts) -> SourceFiles:
         """Return the folder that a build without steps made its output."""
+        visits = self._visits(build)
         if grafts:
             # What is in a graft is another site's, by ids of its own repository.
             files = self._repositories.walk_tree(
-                build.site_id, build.commit, outcome.folder, grafts
+                build.site_id, build.commit, outcome.folder, grafts, visits=visits
             )
             walk = Walk(files, {})
             known = KnownFiles(0)
         else:
-            walk = self._walk(build, outcome)
+            walk = self._walk(build, outcome, visits)
             known = self._known
 
         def shown() -> Iterator[TreeFile | SourceFile]:
             for file in walk.files:
+                visits.add()  # counted: but the contents of those before may have taken long
                 if isinstance(file, TreeFile):
                     if outcome.is_public and not is_published(file.path):
                         continue
@@ -123,7 +166,24 @@ class Sources:
             ignores_lfs=outcome.ignores_lfs,
         )
 
-    def _walk(self, build: Build, outcome: Finish) -> Walk:
+    def _visits(self, build: Build) -> Visits:
+        """Return what counts the files and folders that are walked for a build."""
+        ends_at = time.monotonic() + self._timeout_s
+
+        def check() -> None:
+            job = self._jobs.get(build.job_id)
+            if job is not None and job.status.is_final:
+                raise BuildOverError(f"{build.job_id} is over")
+            if time.monotonic() > ends_at:
+                raise BuildFailedError(
+                    "build.timed_out",
+                    f"time: reading the commit took longer than {self._timeout_s:,} s"
+                    " (builders.timeout_s).",
+                )
+
+        return Visits(check, check_every_s=self._check_every_s)
+
+    def _walk(self, build: Build, outcome: Finish, visits: Visits) -> Walk:
         """Walk a folder of a commit; what is known of it is given as it is known."""
         passed: dict[FolderKey, Listed] = {}
 
@@ -136,10 +196,12 @@ class Sources:
                 key = FolderKey(build.site_id, tree.oid, path, outcome.is_public)
                 known = self._known_folders.find(key)
                 if known is not None:
+                    visits.add(len(known.files) + len(known.folders))
                     yield from known.files
                     folders += [(path, Tree(tree.repository, oid)) for path, oid in known.folders]
                     continue
                 listed = list_folder(tree, path)
+                visits.add(len(listed.files) + len(listed.folders))
                 yield from listed.files
                 folders += listed.folders
                 count += 1 + len(listed.files)
@@ -194,9 +256,12 @@ class SourceFiles:
 
         Raises:
             BuildFailedError: `build.submodule_unavailable`, and `build.lfs_pointers` at the end.
+                As `Sources.grafts` does.
+            BuildOverError: The build is over.
         """
-        for file in self._walk.files:
-            yield file if isinstance(file, SourceFile) else self._entry(file)
+        with _mapped_errors():
+            for file in self._walk.files:
+                yield file if isinstance(file, SourceFile) else self._entry(file)
         if self._pointers and not self._ignores_lfs:
             raise pointers_found(sorted(self._pointers))
 
@@ -255,3 +320,16 @@ class SourceFiles:
             return SourceFile(path, size, file.is_executable, lambda: content)
         self._read[path] = file.oid
         return SourceFile(path, size, file.is_executable, read)
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[None]:
+    """Tell the author of the commit what is too large of it, or cannot be read."""
+    try:
+        yield
+    except TreeTooLargeError as error:
+        raise BuildFailedError(
+            OUTPUT_TOO_LARGE, f"source: {error}; no artifact may have them."
+        ) from error
+    except RepositoryError as error:
+        raise BuildFailedError(SOURCE_UNREADABLE, f"The commit cannot be read: {error}") from error

@@ -19,6 +19,7 @@ from storage.model import ActorRef, Site
 from storage.records import sites
 from storage.records.db import Records
 from storage.repos import Graft, Grafts, Repositories
+from storage.trees import Visits
 
 SUBMODULE_UNAVAILABLE = "build.submodule_unavailable"
 GITMODULES = ".gitmodules"
@@ -69,11 +70,17 @@ class Submodules:
         self._may_fetch = may_fetch
         self._server_url = server_url
 
-    def grafts(self, site_id: str, actor: ActorRef, commit: str, folder: str) -> Grafts:
+    def grafts(
+        self, site_id: str, actor: ActorRef, commit: str, folder: str, *, visits: Visits
+    ) -> Grafts:
         """Return what lies in the place of each submodule below a folder of a commit.
+
+        `visits` counts the files and folders of all of them.
 
         Raises:
             BuildFailedError: `build.submodule_unavailable`, naming paths with their addresses.
+            TreeTooLargeError: There are too many files and folders. Or what `visits` raises.
+            RepositoryError: Something cannot be read.
         """
         site = sites.find(self._records.reader(), site_id)
         assert site is not None, "a site that goes cancels its builds"
@@ -82,7 +89,7 @@ class Submodules:
         places = [_Place(site, commit, folder)]
         while places:
             place = places.pop()
-            for each in self._look(place, actor):
+            for each in self._look(place, actor, visits):
                 path = place.path + each.path
                 if each.site is None:
                     faults.append(f"{path}: {each.fault}")
@@ -97,12 +104,12 @@ class Submodules:
             raise _unavailable(faults)
         return found
 
-    def _look(self, place: _Place, actor: ActorRef) -> Iterator[_Found]:
+    def _look(self, place: _Place, actor: ActorRef, visits: Visits) -> Iterator[_Found]:
         """Yield the submodules of a place; at last those whose sites may be fetched."""
         listed: dict[str, str] | None = None
         wanted: dict[Site, list[_Found]] = {}
         for path, commit in self._repositories.submodules(
-            place.site.id, place.commit, place.folder
+            place.site.id, place.commit, place.folder, visits=visits
         ):
             if listed is None:
                 listed = self._gitmodules(place)

@@ -81,7 +81,7 @@ class World:
             lambda _, site_id: site_id in readable,
             server_url="https://forge.example",
         )
-        sources = Sources(repositories, submodules)
+        sources = Sources(repositories, submodules, jobs, timeout_s=limits.timeout_s)
         packer = Packer(
             jobs,
             sources,

@@ -101,7 +101,7 @@ class Service:
         submodules = Submodules(
             self.records, self.repositories, lambda _, __: False, server_url="http://forge.example"
         )
-        sources = Sources(self.repositories, submodules)
+        sources = Sources(self.repositories, submodules, self.jobs, timeout_s=60)
         packer = Packer(
             self.jobs,
             sources,
