@@ -149,7 +149,7 @@ def _sweep(folder: Path) -> list[str]:
 def _audit(store: ArtifactStore, collector: Collector) -> float:
     """Hold the manifest against the references, as for a tree that stays."""
     (digest,) = store._records.reader().execute("SELECT digest FROM tree").fetchone()  # noqa: SLF001
-    return timed(lambda: collector._audit_tree(Digest(digest)))  # noqa: SLF001
+    return timed(lambda: collector._audit.check_tree(Digest(digest)))  # noqa: SLF001
 
 
 def _tree(number: int) -> Iterator[SourceFile]:

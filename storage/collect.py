@@ -17,20 +17,19 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from storage.artifacts import ArtifactStore
+from storage.audit import Audit
 from storage.blobs import blob_path
 from storage.digest import Digest
 from storage.errors import CollectionRefusedError, CollectorBusyError
 from storage.files import mapped_errors
 from storage.gate import Gate
 from storage.holding import held_trees
-from storage.leftovers import remove_leftovers
-from storage.manifest import blob_keys
+from storage.leftovers import check_leftovers, remove_leftovers
 from storage.model import BuildCache
-from storage.reader import read_manifest_bytes
 from storage.records import blobs as rows
 from storage.records import build_caches, garbage
 from storage.records import retention as retention_rows
@@ -50,8 +49,6 @@ DUTY = 0.2  # how much of the time a collector that is in no hurry holds the gat
 # ordinary garbage: somebody should look first. Small stores change a lot without it.
 FUSE_SHARE = 0.5
 FUSE_COUNT_MIN = 1000
-# A manifest never changes, and neither should its references: a look now and then is enough.
-AUDIT_EVERY_S = 7 * 24 * 3600.0
 ASK_EVERY_S = 0.05  # whether another collector has ended
 
 
@@ -61,7 +58,7 @@ class Order:
 
     Attributes:
         pressure: What is given up for room.
-        is_forced: Go on in spite of what looks wrong.
+        is_forced: Go on where so much would go that it looks wrong.
         is_hurried: Do not leave the gate to others for most of the time.
         is_thorough: Look for files that no row knows, too.
         waits: When somebody collects already, wait for the end of that.
@@ -154,7 +151,7 @@ class Collector:
         self._gate = Gate(store.layout)
         self._clock = clock
         self._stopping = threading.Event()
-        self._audited: dict[Digest, float] = {}
+        self._audit = Audit(store.layout, records, self._check_stop)
 
     def stop(self) -> None:
         """End the cycle under way between two batches, and let no other begin."""
@@ -191,8 +188,8 @@ class Collector:
 
         Raises:
             CollectorBusyError: Somebody collects already, and the order is not to wait.
-            CollectionRefusedError: Something looks wrong; nothing that the order does not name
-                was deleted. `is_forced` goes on.
+            CollectionRefusedError: Something looks wrong: the records are damaged, which nothing
+                goes on beside, or so much would go that `is_forced` is needed.
             StorageError: The system or the database refused. What was begun is taken up by the next
                 cycle; nothing that is in use was touched.
         """
@@ -207,6 +204,7 @@ class Collector:
             )
             done = Collected()
             try:
+                self._audit.check_database(is_thorough=order.is_thorough)
                 self._store.recover()
                 done = self._decide(order.pressure)
                 self._collect(cycle)
@@ -266,9 +264,9 @@ class Collector:
     def _collect(self, cycle: _Cycle) -> None:
         db = self._records.reader()
         unkept = garbage.unkept_trees(db)
-        if unkept or garbage.condemned_trees(db) or garbage.unreferred_blobs(db):
-            kept = set(rows.each_tree(db)).difference(unkept)
-            self._audit(map(Digest, kept), is_forced=cycle.order.is_forced)
+        is_thorough = cycle.order.is_thorough
+        if is_thorough or unkept or garbage.condemned_trees(db) or garbage.unreferred_blobs(db):
+            self._audit.check_trees(is_thorough=is_thorough)
         self._condemn_trees(unkept)
         condemned = garbage.condemned_trees(db)
         for digest in condemned:
@@ -304,29 +302,6 @@ class Collector:
                 _unlink(self._layout.tree(digest))
             self._records.write(lambda db: garbage.forget_trees(db, gone))
         cycle.tally.trees += len(gone)
-
-    def _audit(self, digests: Iterable[Digest], *, is_forced: bool) -> None:
-        """Hold the references against the manifests of the trees that stay.
-
-        The references alone say what is garbage: were some missing, blobs that are in use would go.
-        """
-        now = time.monotonic()
-        for digest in digests:
-            self._check_stop()
-            if now - self._audited.get(digest, -AUDIT_EVERY_S) < AUDIT_EVERY_S:
-                continue
-            if not is_forced:
-                self._audit_tree(digest)
-            self._audited[digest] = now
-
-    def _audit_tree(self, digest: Digest) -> None:
-        if blob_keys(read_manifest_bytes(self._layout, digest)) != garbage.references(
-            self._records.reader(), digest
-        ):
-            raise CollectionRefusedError(
-                f"nothing was deleted: the records and the manifest of the tree {digest} differ. "
-                "Run gitd check; gitd gc --force goes by the records."
-            )
 
     # -- blobs ----------------------------------------------------------------------------------
 
@@ -374,6 +349,8 @@ class Collector:
             _unlink(blob_path(self._layout, blob.key))
 
     def _remove_leftovers(self, cycle: _Cycle) -> None:
+        if not cycle.order.is_forced:
+            check_leftovers(self._layout, self._records, self._gate)
         removed = remove_leftovers(
             self._layout, self._records, self._gate, is_stopped=self._stopping.is_set
         )

@@ -1,7 +1,8 @@
 """Leftovers: files of a store that no row knows. They cost room, and nothing relies on them.
 
 A crash or a power cut leaves them: a file that was placed and never made to count, or one whose row
-is gone and whose removal did not reach the disk.
+is gone and whose removal did not reach the disk. Such are few. Many of them, or whole artifacts, say
+that the records are not those of this store any more.
 """
 # Plain strings: a store has a million files, and a Path costs as much as the call.
 # ruff: noqa: PTH108, PTH208
@@ -14,17 +15,25 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from storage.envelope import subject_digest
+from storage.errors import CollectionRefusedError, StorageError
 from storage.files import is_draft, mapped_errors, remove_draft
 from storage.gate import Gate
+from storage.ids import artifact_id
 from storage.layout import SHARDS, Layout
+from storage.reader import StoreReader
+from storage.records import artifacts, garbage
 from storage.records import blobs as rows
-from storage.records import garbage
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 
 _BLOB = re.compile(r"([0-9a-f]{62})(\.x)?")
 _TREE = re.compile(r"[0-9a-f]{62}")
 _ENVELOPE = re.compile(r"([0-9a-f]{64})\.dsse\.json")
+
+# More than half of all files is no ordinary garbage. Small stores change a lot without it.
+FUSE_SHARE = 0.5
+FUSE_COUNT_MIN = 1000
 
 # Given the database, a shard and names in it, say which of them no row knows.
 _Strangers = Callable[[sqlite3.Connection, str, list[str]], list[str]]
@@ -47,9 +56,8 @@ def remove_leftovers(
         StorageError: The system or the database refused.
     """
     files = size_bytes = 0
-    kinds = (("blobs", _blobs), ("trees", _trees), ("attest", _envelopes))
     with mapped_errors("remove leftovers"), mapped_record_errors():
-        for kind, strangers in kinds:
+        for kind, strangers in _KINDS:
             for shard in SHARDS:
                 if is_stopped():
                     break
@@ -69,6 +77,58 @@ def remove_leftovers(
                         size_bytes += _remove(f"{folder}/{name}")
                         files += 1
     return Removed(files, size_bytes)
+
+
+def check_leftovers(layout: Layout, records: Records, gate: Gate) -> None:
+    """See that what no row knows looks like what crashes leave. Changes nothing.
+
+    Raises:
+        CollectionRefusedError: It is more than half of all files, or there are artifacts in it that
+            the records never knew.
+        StorageError: The system or the database refused.
+    """
+    with mapped_errors("look for leftovers"), mapped_record_errors():
+        doubt = _doubt(layout, records)
+        if doubt is not None:
+            # Placed by somebody who takes a tree in, and not known yet? Not while the gate is ours.
+            with gate.collecting():
+                doubt = _doubt(layout, records)
+    if doubt is not None:
+        raise CollectionRefusedError(
+            f"{doubt}: were the records lost, or replaced by older ones? No file without a row was "
+            "removed. Put the newest records back, or run gitd check --rebuild-index; gitd gc "
+            "--force removes the files."
+        )
+
+
+def _doubt(layout: Layout, records: Records) -> str | None:
+    """Say what speaks against it that the leftovers are such."""
+    count = strangers_count = unknown = 0
+    db = records.reader()
+    reader = StoreReader(layout.root)
+    for kind, strangers in _KINDS:
+        for shard in SHARDS:
+            names = os.listdir(f"{layout.root}/{kind}/{shard}")
+            found = strangers(db, shard, names)
+            count += len(names)
+            strangers_count += len(found)
+            if kind == "attest":
+                unknown += sum(_proves_unknown(reader, db, name[:64]) for name in found)
+    if strangers_count > FUSE_COUNT_MIN and strangers_count > FUSE_SHARE * count:
+        return f"no row knows {strangers_count} of {count} files in the store"
+    if unknown:
+        return f"the store has {unknown} signed artifacts that the records never knew"
+    return None
+
+
+def _proves_unknown(reader: StoreReader, db: sqlite3.Connection, envelope_sha256: str) -> bool:
+    """Whether an envelope vouches for a tree that lies there, and that was never an artifact."""
+    try:
+        digest = subject_digest(reader.envelope(envelope_sha256))
+        reader.verify(digest, envelope_sha256)
+    except StorageError:  # no statement, or of nothing that is there
+        return False
+    return artifacts.get(db, artifact_id(digest)) is None
 
 
 def _blobs(db: sqlite3.Connection, shard: str, names: list[str]) -> list[str]:
@@ -92,6 +152,13 @@ def _envelopes(db: sqlite3.Connection, _: str, names: list[str]) -> list[str]:
         for name in names
         if (match := _ENVELOPE.fullmatch(name)) and not rows.is_attested(db, match[1])
     ]
+
+
+_KINDS: tuple[tuple[str, _Strangers], ...] = (
+    ("blobs", _blobs),
+    ("trees", _trees),
+    ("attest", _envelopes),
+)
 
 
 def _remove_draft(path: str) -> int | None:

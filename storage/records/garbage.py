@@ -72,6 +72,12 @@ def unkept_trees(db: sqlite3.Connection) -> list[Digest]:
     return [Digest(row[0]) for row in rows]
 
 
+def kept_trees(db: sqlite3.Connection) -> list[Digest]:
+    """The live trees that an artifact or a cache asks for."""
+    rows = db.execute(f"SELECT digest FROM tree WHERE state = ? AND NOT ({_UNKEPT})", (LIVE,))
+    return [Digest(row[0]) for row in rows]
+
+
 def condemn_trees(db: sqlite3.Connection, digests: Iterable[bytes]) -> None:
     """From here on the trees count as absent, those that something asks for by now excepted."""
     db.executemany(

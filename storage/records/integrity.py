@@ -87,6 +87,16 @@ def faults(db: sqlite3.Connection) -> list[str]:
         return [f"database: {error}"]
 
 
+def torn(db: sqlite3.Connection, table: str) -> str | None:
+    """Say what is wrong with a table or its indexes as such; None when nothing is."""
+    try:
+        with mapped_errors():
+            found = db.execute(f"PRAGMA integrity_check({table})").fetchall()[0][0]
+    except RecordsError as error:
+        return str(error)
+    return None if found == "ok" else str(found)
+
+
 def _torn(db: sqlite3.Connection) -> list[str]:
     found = [row[0] for row in db.execute(f"PRAGMA integrity_check({FAULTS_MAX})")]
     return [f"database: {text}" for text in found if text != "ok"]

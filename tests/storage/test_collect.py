@@ -30,7 +30,6 @@ from storage.errors import (
     ArtifactMissingError,
     CollectionRefusedError,
     CollectorBusyError,
-    StorageError,
 )
 from storage.files import Lease
 from storage.gate import Gate
@@ -39,8 +38,11 @@ from storage.model import (
     SYSTEM,
     Site,
 )
+from storage.parts import Part
 from storage.records import artifacts, build_caches, environments, sites
 from storage.records import retention as retention_rows
+from storage.reindex import rebuild_index
+from storage.repair import Repairer
 from storage.retention import DAY_MS, Fate, Pressure, Retention
 
 NOW = 100 * DAY_MS  # where the clock of a world begins
@@ -594,13 +596,17 @@ def test_tree_that_cannot_be_read_stops_the_collector_before_it_deletes(
         )
     before = files_of(shop)
     envelope = Path(shop.store.layout.envelope(gone.envelope_sha256))
-    with pytest.raises(StorageError):
-        world.collect()
+    for is_forced in (False, True):
+        with pytest.raises(CollectionRefusedError, match="gitd check --re"):
+            world.collect(replace(AT_ONCE, is_forced=is_forced))
     assert before - files_of(shop) <= {envelope}
     assert shop.blob(b"a").exists()
-    if wrong != "fewer references":
-        world.collect(replace(AT_ONCE, is_forced=True))
-        assert (shop.blob(b"a").exists(), shop.blob(b"c").exists()) == (True, False)
+    if wrong == "fewer references":
+        assert rebuild_index(shop.store, shop.records).changed == 1
+    else:
+        assert len(Repairer(shop.store, shop.records).condemn([Part.of_tree(kept.digest)])) == 1
+    world.collect()
+    assert (shop.blob(b"a").exists(), shop.blob(b"c").exists()) == (True, False)
 
 
 def test_sweep_of_most_blobs_without_a_reason_needs_force(world, shop) -> None:

@@ -1,0 +1,87 @@
+"""The audit: what the collector makes sure of before it deletes for good.
+
+It goes by rows: a blob without a reference is garbage, a file without a row is a leftover. Were rows
+lost, or not found because an index is damaged, what is in use would go. The manifests know better.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from storage.digest import Digest
+from storage.errors import CollectionRefusedError, StorageError
+from storage.layout import Layout
+from storage.manifest import blob_keys
+from storage.reader import read_manifest_bytes
+from storage.records import garbage, integrity
+from storage.records.db import Records
+
+# A manifest never changes, and neither should its references: a look now and then is enough.
+EVERY_S = 7 * 24 * 3600.0
+# What says which files are wanted, and by whom.
+TABLES = ("blob", "tree", "ref", "artifact", "build_cache", "attestation", "release_statement")
+
+
+class Audit:
+    """The audit of one store; it remembers what it looked at. One thread at a time."""
+
+    def __init__(self, layout: Layout, records: Records, check_stop: Callable[[], None]) -> None:
+        """`check_stop` is called between two steps, and may raise to end them."""
+        self._layout = layout
+        self._records = records
+        self._check_stop = check_stop
+        self._looked_at: dict[Digest, float] = {}
+        self._is_torn = False
+
+    def check_database(self, *, is_thorough: bool) -> None:
+        """Hold the tables that decide against themselves, and their indexes against them.
+
+        Takes seconds where there are millions of rows: done when a cycle is thorough, and in each
+        one after that found something, until it finds nothing.
+
+        Raises:
+            CollectionRefusedError: They are damaged.
+        """
+        if not is_thorough and not self._is_torn:
+            return
+        for table in TABLES:
+            self._check_stop()
+            self._is_torn = True  # also where looking at it fails
+            if fault := integrity.torn(self._records.reader(), table):
+                raise CollectionRefusedError(
+                    f"nothing was deleted: the database is damaged ({table}: {fault}). Run gitd "
+                    "check --rebuild-index; where that does not help, bring a backup back."
+                )
+        self._is_torn = False
+
+    def check_trees(self, *, is_thorough: bool) -> None:
+        """Hold the references against the manifests of the trees that are kept.
+
+        Each tree once a week; all of them when a cycle is thorough, which removes files without a
+        row. Whatever the references name has a row, and with sound indexes it is found.
+
+        Raises:
+            CollectionRefusedError: They differ, or a manifest cannot be read.
+        """
+        now = time.monotonic()
+        for digest in garbage.kept_trees(self._records.reader()):
+            self._check_stop()
+            if is_thorough or now - self._looked_at.get(digest, -EVERY_S) >= EVERY_S:
+                self.check_tree(digest)
+                self._looked_at[digest] = now
+
+    def check_tree(self, digest: Digest) -> None:
+        """As `check_trees`, of one."""
+        try:
+            named = blob_keys(read_manifest_bytes(self._layout, digest))
+        except StorageError as error:
+            raise CollectionRefusedError(
+                f"nothing was deleted: the manifest of the tree {digest} cannot be asked ({error})."
+                " Run gitd check --repair."
+            ) from error
+        if named != garbage.references(self._records.reader(), digest):
+            raise CollectionRefusedError(
+                f"nothing was deleted: the records and the manifest of the tree {digest} differ. "
+                "Run gitd check --rebuild-index."
+            )
