@@ -1,7 +1,8 @@
 """The audit: what the collector makes sure of before it deletes for good.
 
-It goes by rows: a blob without a reference is garbage, a file without a row is a leftover. Were rows
-lost, or not found because an index is damaged, what is in use would go. The manifests know better.
+It goes by rows: a blob without a reference is garbage, a file without a row is a leftover. Were
+rows lost, or not found because an index is damaged, what is in use would go. The manifests know
+better.
 """
 
 from __future__ import annotations

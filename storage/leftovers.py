@@ -1,8 +1,8 @@
 """Leftovers: files of a store that no row knows. They cost room, and nothing relies on them.
 
 A crash or a power cut leaves them: a file that was placed and never made to count, or one whose row
-is gone and whose removal did not reach the disk. Such are few. Many of them, or whole artifacts, say
-that the records are not those of this store any more.
+is gone and whose removal did not reach the disk. Such are few. Many of them, or whole artifacts,
+say that the records are not those of this store any more.
 """
 # Plain strings: a store has a million files, and a Path costs as much as the call.
 # ruff: noqa: PTH108, PTH208

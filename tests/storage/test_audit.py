@@ -109,9 +109,9 @@ def test_signed_artifacts_that_no_row_ever_knew_go_by_force(world) -> None:
     pinned(shop, SITE)
     shop.ingest({"other": b"other"})
     for table in ("ref", "blob", "tree"):
-        world.write(lambda db, table=table: db.execute(f"DELETE FROM {table}"))  # noqa: S608
+        world.write(lambda db, table=table: db.execute(f"DELETE FROM {table}"))
     for table in ("artifact_pin", "attestation", "artifact"):
-        world.write(lambda db, table=table: db.execute(f"DELETE FROM {table}"))  # noqa: S608
+        world.write(lambda db, table=table: db.execute(f"DELETE FROM {table}"))
     with pytest.raises(CollectionRefusedError, match=r"2 signed artifacts .* --force"):
         world.collect()
     assert len(files_of(shop)) == 3 + 2 + 2
