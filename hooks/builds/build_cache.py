@@ -1,7 +1,9 @@
 """Dependency caches, on control's side: which one a build gets, and what it leaves for the next.
 
 A cache belongs to one site and profile. Builds of previews read those of the site's other
-environments and keep their own: what a branch of a stranger left reaches no production.
+environments and keep their own: what a branch of a stranger left reaches no production. They read
+their own after the others: what they begin with then, production may begin with too, and so what
+they give may be remembered for it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from storage.digest import Digest
 from storage.errors import ArtifactCorruptError, ArtifactMissingError, StorageError
 from storage.ids import new_id
 from storage.manifest import Entry, FileEntry, LinkEntry
-from storage.model import Build, BuildCache, EnvironmentKind
+from storage.model import Build, BuildCache
 from storage.records import artifacts, build_caches, environments
 from storage.source import Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
 from storage.tar import scan_tar
@@ -52,7 +54,9 @@ class BuildCaches:
             found = build_caches.find(reader, build.site_id, scope, key)
             if found is not None:
                 self._touch(found)
-                return CacheAnswer(f"hit: {_size(found)}", found.tree_digest, is_hit=True)
+                is_borrowed = scope != scopes[-1]
+                said = f"hit: {_size(found)}"
+                return CacheAnswer(said, found.tree_digest, is_hit=True, is_borrowed=is_borrowed)
         for scope in scopes:
             found = build_caches.newest(reader, build.site_id, scope)
             if found is not None:
@@ -79,6 +83,13 @@ class BuildCaches:
         with self._store.reading(Digest.parse(digest)) as manifest:
             out.writelines(tar_chunks(map(self._entry, manifest.entries)))
 
+    def is_of_previews(self, build: Build, digest: str) -> bool:
+        """Say whether no cache of the site but one that a preview left has this content."""
+        caches = build_caches.of_site(self._records.reader(), build.site_id)
+        return not any(
+            cache.tree_digest == digest and not cache.profile.endswith(_PREVIEW) for cache in caches
+        )
+
     def keep(self, build: Build, asked: CacheRequest, tar: Path) -> CacheAnswer:
         """Keep a tree for the next build. What may not or cannot be kept is no error."""
         if build.clean:
@@ -89,7 +100,7 @@ class BuildCaches:
             cache = BuildCache(
                 id=new_id("cache"),
                 site_id=build.site_id,
-                profile=self._scopes(build, asked.profile)[0],
+                profile=self._scopes(build, asked.profile)[-1],
                 cache_key=encode_key(asked.key),
                 tree_digest=str(kept.digest),
                 files=kept.files,
@@ -108,11 +119,10 @@ class BuildCaches:
         return CacheAnswer(f"kept: {_size(kept)}", str(kept.digest))
 
     def _scopes(self, build: Build, profile: str) -> tuple[str, ...]:
-        """Whose caches the build reads, its own first: it writes that one alone."""
+        """Whose caches the build reads, its own last: it writes that one alone."""
         profile = profile.removesuffix(_PREVIEW)
-        environment = environments.get(self._records.reader(), build.env_id)
-        if environment is None or environment.kind is EnvironmentKind.PREVIEW:
-            return (f"{profile}{_PREVIEW}", profile)
+        if environments.is_preview(self._records.reader(), build.env_id):
+            return (profile, f"{profile}{_PREVIEW}")
         return (profile,)
 
     def _touch(self, cache: BuildCache) -> None:

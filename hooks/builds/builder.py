@@ -269,7 +269,7 @@ class _Build:
                 settings["output"] = await phases.collect(
                     plan, self._job, self._workspace, self._log
                 )
-            is_new = plan.cache or not cache.is_hit
+            is_new = not cache.is_hit or (plan.cache and not cache.is_borrowed)
             if is_new and not lease.clean and not given.secrets and self._leaves_any(plan):
                 with self._entered(Phase.CACHE):
                     await phases.keep_cache(plan, wanted, self._job, self._workspace, self._log)

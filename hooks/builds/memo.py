@@ -1,7 +1,8 @@
 """The build memo: what a build's inputs gave before, they give again, without a builder.
 
 Inputs are whatever may decide what a build yields, and nothing else: see `Memo.inputs_of`. Equal
-inputs of one site give its artifact on any of its environments.
+inputs of one site give its artifact on any of its environments; what a cache of previews had a part
+in, on previews alone.
 """
 
 from __future__ import annotations
@@ -70,12 +71,22 @@ class Memo:
         return None if inputs is None else hashlib.sha256(encoded).hexdigest()
 
     def recall(
-        self, db: sqlite3.Connection, site_id: str, inputs: str, toolchain: str
+        self,
+        db: sqlite3.Connection,
+        site_id: str,
+        inputs: str,
+        toolchain: str,
+        *,
+        for_preview: bool,
     ) -> Attestation | None:
         """The statement of the build that gave an artifact of these inputs, if that can be
         deployed still.
         """
-        return build_memos.find(db, site_id, inputs, toolchain)
+        return build_memos.find(db, site_id, inputs, toolchain, for_preview=for_preview)
+
+    def is_for_preview(self, build: Build) -> bool:
+        """Say whether it is; one whose environment is gone counts as such."""
+        return environments.is_preview(self._records.reader(), build.env_id)
 
     def may_read(self, build: Build) -> bool:
         """Say whether whoever asked for the build may fetch the submodules that are in it.

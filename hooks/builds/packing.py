@@ -96,11 +96,13 @@ class Packer:
         outcome: Finish,
         *,
         given: str | None = None,
+        previews_only: bool = False,
         begin_log: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Pack, sign and record the output, and queue its deployment: one commit for all.
 
         `given`: the digest of the variables and secrets that it was given, if any is known.
+        `previews_only`: if it is of a preview, it may have begun with what one left.
         `begin_log`: what the log has to wait for, while the output is being packed already.
 
         Raises:
@@ -114,7 +116,9 @@ class Packer:
         published: list[JobChanges] = []
         began = time.monotonic()
         packing = asyncio.ensure_future(
-            asyncio.to_thread(self._pack, build, outcome, given, began, published)
+            asyncio.to_thread(
+                self._pack, build, outcome, given, began, published, previews_only=previews_only
+            )
         )
         if begin_log is not None:
             await begin_log()
@@ -140,6 +144,8 @@ class Packer:
         given: str | None,
         began: float,
         published: list[JobChanges],
+        *,
+        previews_only: bool,
     ) -> tuple[Ingested, Attestation | None]:
         """Do the work of `keep`. Returns what is kept, and for a clean build what was before."""
         site = sites.find(self._records.reader(), build.site_id)
@@ -149,7 +155,9 @@ class Packer:
         grafts = self._sources.grafts_of(build, outcome)
         inputs = self.memo.inputs_given(build, given)
         toolchain = toolchain_digest(outcome.toolchain)
-        before = self._recall(build.site_id, inputs, toolchain) if build.clean else None
+        before = self._recall(build, inputs, toolchain) if build.clean else None
+        if outcome.output == "source" or not self.memo.is_for_preview(build):
+            previews_only = False  # it began with nothing, or with what production may begin with
 
         def attest(manifest: Manifest) -> Envelope:
             facts = replace(
@@ -164,7 +172,14 @@ class Packer:
             took = {**outcome.timings, PACK: round(time.monotonic() - began, 6)}
             _record_success(changes, build, outcome, kept, took, self._push_policy)
             if inputs is not None:
-                build_memos.put(db, build.site_id, inputs, toolchain, kept.envelope_sha256)
+                build_memos.put(
+                    db,
+                    build.site_id,
+                    inputs,
+                    toolchain,
+                    kept.envelope_sha256,
+                    previews_only=previews_only,
+                )
             self._check_quota(db, build.site_id)
 
         return self._ingest(build, outcome, grafts, attest, record), before
@@ -201,16 +216,19 @@ class Packer:
             StorageError: The commit failed, and the build is as it was.
         """
         inputs = await asyncio.to_thread(self.memo.inputs_of, build)
-        made_by = self._recall(build.site_id, inputs, toolchain)
+        made_by = self._recall(build, inputs, toolchain)
         if inputs is None or made_by is None:
             return False
+        for_preview = self.memo.is_for_preview(build)
         if not await asyncio.to_thread(self.memo.may_read, build):
             return False
         self._jobs.log(build.job_id, _reused(made_by), stage=MEMO)
 
         def change(changes: JobChanges) -> bool:
             # In the transaction: the collector may have come in between.
-            made_by = self.memo.recall(changes.db, build.site_id, inputs, toolchain)
+            made_by = self.memo.recall(
+                changes.db, build.site_id, inputs, toolchain, for_preview=for_preview
+            )
             if made_by is None:
                 return False
             if changes.start(build.job_id) is not None:
@@ -224,10 +242,11 @@ class Packer:
             self._jobs.log(build.job_id, [gone], stage=MEMO)
         return is_over
 
-    def _recall(self, site_id: str, inputs: str | None, toolchain: str) -> Attestation | None:
+    def _recall(self, build: Build, inputs: str | None, toolchain: str) -> Attestation | None:
         if inputs is None:
             return None
-        return self.memo.recall(self._records.reader(), site_id, inputs, toolchain)
+        reader, for_preview = self._records.reader(), self.memo.is_for_preview(build)
+        return self.memo.recall(reader, build.site_id, inputs, toolchain, for_preview=for_preview)
 
     def _compare(self, kept: Ingested, before: Attestation) -> list[str]:
         """Say whether a clean build gave what the same inputs gave before, and else what not."""

@@ -25,7 +25,8 @@ class Waiting:
     """A build of the queue.
 
     `lane` is the environment that it deploys onto, if it does; `inputs` what it shares with builds
-    that will give the same. `plan`: of a plain commit, which needs no builder.
+    that will give the same. `plan`: of a plain commit, which needs no builder. `for_preview`: it is
+    of one.
     """
 
     job_id: str
@@ -34,6 +35,7 @@ class Waiting:
     lane: str | None
     inputs: str | None = None
     plan: Plan | None = None
+    for_preview: bool = False
 
     @property
     def lanes(self) -> tuple[str, ...]:

@@ -103,6 +103,7 @@ class _Running:
         ends_by: when the slot must have ended the build, heartbeats or not.
         has_spoken: the slot did, since this process started.
         given: digests of the variables and secrets that the slot was given, since then.
+        previews_only: if it is of a preview, it may have begun with what one left.
         began_at: when it was leased, or begun here, since this process started. Unix, in ms.
         started: set when the job's log says that it runs.
         released: set when the slot holds it no longer.
@@ -119,6 +120,7 @@ class _Running:
     progress_at: float = 0.0
     began_at: int | None = None
     given: set[str] = field(default_factory=set)
+    previews_only: bool = False
     finishing: asyncio.Task[None] | None = field(default=None)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -196,6 +198,7 @@ class BuildRunner:
                 ends_by=now + self.limits.timeout_s + self.limits.overtime_s,
                 lines_seen=self._jobs.joblogs.lines_seen(job.id, source),
                 has_spoken=False,
+                previews_only=True,  # nobody knows what it began with
             )
             self._running[job.id].started.set()
             is_ours = job.owner == CONTROL
@@ -368,8 +371,11 @@ class BuildRunner:
 
     def cache_of(self, job_id: str, digest: str) -> Callable[[BinaryIO], None]:
         """Return what writes the tar of a cache. Blocking: for a thread."""
-        build = self._build(self._held(job_id).job)
+        running = self._held(job_id)
+        build = self._build(running.job)
         assert self._caches is not None, "no cache was found without them"
+        if self._caches.is_of_previews(build, digest):
+            running.previews_only = True
         return functools.partial(self._caches.write_tar, build, digest)
 
     async def keep_cache(self, job_id: str, kept: CacheRequest, tar: Path) -> CacheAnswer:
@@ -474,7 +480,8 @@ class BuildRunner:
         else:
             # One that asked twice may have been given other values meanwhile.
             given = next(iter(running.given)) if len(running.given) == 1 else None
-            await self._packer.keep(self._build(running.job), outcome, given=given)
+            build, previews_only = self._build(running.job), running.previews_only
+            await self._packer.keep(build, outcome, given=given, previews_only=previews_only)
 
     async def _conclude(
         self,
@@ -633,7 +640,11 @@ class BuildRunner:
                 continue
             self._looked_up.add(build.job_id)
             if self._packer.memo.recall(
-                self._records.reader(), build.site_id, build.inputs, self._toolchain
+                self._records.reader(),
+                build.site_id,
+                build.inputs,
+                self._toolchain,
+                for_preview=build.for_preview,
             ):
                 self._queue.start(build)
                 self._spawn(self._answer(build, self._toolchain))
@@ -817,7 +828,8 @@ class BuildRunner:
         inputs = self._packer.memo.inputs_of(build)
         is_tried = job.attempts >= PLAIN_ATTEMPTS_MAX  # each of them may have ended this process
         plan = self._plan(build) if self._packs_plain and not is_tried else None
-        return Waiting(job.id, build.id, job.site_id, lane, inputs, plan)
+        for_preview = self._packer.memo.is_for_preview(build)
+        return Waiting(job.id, build.id, job.site_id, lane, inputs, plan, for_preview=for_preview)
 
     def _plan(self, build: Build) -> Plan | None:
         try:

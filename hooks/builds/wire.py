@@ -171,11 +171,15 @@ class CacheRequest(msgspec.Struct, frozen=True):
 
 
 class CacheAnswer(msgspec.Struct, frozen=True):
-    """`said` is for the log. `digest`: of the cache to use; `is_hit`: it has the very same key."""
+    """`said` is for the log. `digest`: of the cache to use; `is_hit`: it has the very same key.
+
+    `is_borrowed`: it is of other environments of the site, and this build takes no other's place.
+    """
 
     said: str
     digest: str | None = None
     is_hit: bool = False
+    is_borrowed: bool = False
 
 
 class BatchLine(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -72,6 +72,12 @@ def preview_of(db: sqlite3.Connection, site_id: str, branch: str) -> Environment
     return None if row is None else _environment(row)
 
 
+def is_preview(db: sqlite3.Connection, env_id: str) -> bool:
+    """Say whether an environment is one; what is gone counts as one."""
+    environment = get(db, env_id)
+    return environment is None or environment.kind is EnvironmentKind.PREVIEW
+
+
 def slug_is_free(db: sqlite3.Connection, site_id: str, slug: str) -> bool:
     row = db.execute(
         "SELECT 1 FROM environment WHERE site_id = ? AND slug = ?", (site_id, slug)

@@ -320,3 +320,21 @@ def scrub(db: Database) -> None:
           size_bytes BIGINT NOT NULL, found BIGINT NOT NULL, mended BIGINT NOT NULL);
         """,
     )
+
+
+@MIGRATIONS()
+def build_memo_of_previews(db: Database) -> None:
+    # What was remembered before does not tell which caches it was made with: it is built again.
+    _run(
+        db,
+        """
+        DROP TABLE build_memo;
+        CREATE TABLE build_memo(
+          site_id TEXT NOT NULL REFERENCES site(id) ON DELETE CASCADE,
+          inputs TEXT NOT NULL, toolchain TEXT NOT NULL, previews_only INTEGER NOT NULL,
+          envelope_sha256 TEXT NOT NULL REFERENCES attestation(envelope_sha256)
+            ON DELETE CASCADE ON UPDATE CASCADE,
+          PRIMARY KEY(site_id, inputs, toolchain, previews_only));
+        CREATE INDEX build_memo_of ON build_memo(envelope_sha256);
+        """,
+    )

@@ -279,6 +279,7 @@ class ControlPeer:
         self.failing = {}  # call -> how many times it answers 500 first
         self.cache = None  # the tar that builds begin with
         self.is_cache_hit = False
+        self.is_cache_borrowed = False
         self.refusing = set()  # calls that answer 413
         self._queue = asyncio.Queue()
         self._runner = None
@@ -392,6 +393,7 @@ class ControlPeer:
         if self.cache is None:
             return web.json_response({"said": "miss: first build"})
         hit = {"said": "hit", "digest": "blake3:" + "0" * 64, "is_hit": self.is_cache_hit}
+        hit["is_borrowed"] = self.is_cache_borrowed
         return web.json_response(hit)
 
     async def _read_cache(self, request):

@@ -47,7 +47,12 @@ async def test_build_finds_what_an_earlier_one_left_and_leaves_its_own(
 
 async def test_build_that_found_its_very_cache_leaves_no_other(control, slot, packed):
     control.cache, control.is_cache_hit = packed({"home/.cache/pip/old": b"of before"}), True
-    job = await control.build(build_of("mkdir out && echo > out/x && echo > ~/.cache/new"))
+    command = "mkdir out && echo > out/x && echo > ~/.cache/new"
+    job = await control.build(build_of(command))
+    assert job.outcome["status"] == "succeeded", job.text
+    assert job.cache_kept is None
+    control.is_cache_borrowed = True  # that stays the others', whatever the site's folders hold
+    job = await control.build(build_of(command, cache='cache = ["out"]'))
     assert job.outcome["status"] == "succeeded", job.text
     assert job.cache_kept is None
 
@@ -199,7 +204,13 @@ async def test_preview_reads_the_sites_cache_and_production_none_of_a_preview(
         kept.caches.write_tar(production, theirs.digest, out)
     ours = kept.keep(production, b"good", packed, {**LOCKED, "node": "20.2.0"})
     assert kept.find(gone).digest == theirs.digest
-    assert kept.find(gone, {**LOCKED, "node": "20.2.0"}).digest == ours.digest
+    found = kept.find(gone, {**LOCKED, "node": "20.2.0"})
+    assert (found.digest, found.is_hit, found.is_borrowed) == (ours.digest, True, True)
+    assert kept.find(gone, {**LOCKED, "node": "20.3.0"}).digest == ours.digest  # it goes first
+    assert not kept.find(gone).is_borrowed
+    assert kept.caches.is_of_previews(gone, theirs.digest)
+    kept.keep(production, b"evil", packed, {"node": "the same content"})
+    assert not kept.caches.is_of_previews(gone, theirs.digest)
 
 
 async def test_cache_that_cannot_be_kept_is_told_and_no_error(kept, packed) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import secrets
 
 import pytest
 
 from hooks.builds.packing import differences
 from hooks.builds.toolchain import toolchain_digest
-from hooks.builds.wire import BuildError, Finish
+from hooks.builds.wire import BuildError, CacheRequest, Finish
 from storage.digest import Digest
 from storage.joblog import LogLine
 from storage.manifest import FileEntry, Manifest
@@ -42,6 +43,10 @@ class Builds:
         environment = self.world.environment(site or self.site, slug)
         made = await self.world.pipeline.start_build(environment, ACTOR, ref=ref, **options)
         return made.value.id
+
+    async def preview(self, slug) -> None:
+        pipeline = self.world.pipeline
+        await pipeline.create_environment(self.site, "preview", slug, ephemeral=True)
 
     async def make(self, slug="production", *, outcome=None, **options):
         """Ask for a build, and let a slot build it; its job."""
@@ -282,6 +287,102 @@ async def test_submodule_that_the_actor_may_not_read_is_no_inheritance(made, com
     assert again.result["artifact_id"] == first.result["artifact_id"]
     made.world.readable.discard(theme.id)
     assert await made.is_for_a_slot(await made.ask("staging"))
+
+
+WANTED = CacheRequest("static", {"package-lock.json": "sha256:1"})
+LEFT = "home/.cache/a"
+
+
+class Cached:
+    """Builds of the site that begin with a cache, which stands in their output, and leave one."""
+
+    def __init__(self, made: Builds, packed, unpacked) -> None:
+        self.made = made
+        self.builds = made.world.builds
+        self._packed = packed
+        self._unpacked = unpacked
+
+    async def make(self, slug, *, leaves=b""):
+        """Ask for a build, and let a slot build it; its job."""
+        job_id = await self.begin(slug)
+        began_with = await self.fetch(job_id)
+        if leaves:
+            tar = self.made.world.root / "cache.tar"
+            tar.write_bytes(self._packed({LEFT: leaves}))
+            assert (await self.builds.keep_cache(job_id, WANTED, tar)).digest
+        return await self.finish(job_id, began_with)
+
+    async def begin(self, slug):
+        if slug not in ("production", "staging"):
+            await self.made.preview(slug)
+        job_id = await self.made.ask(slug)
+        assert await self.made.is_for_a_slot(job_id)
+        return job_id
+
+    async def fetch(self, job_id) -> bytes:
+        found = await self.builds.find_cache(job_id, WANTED)
+        if found.digest is None:
+            return b"nothing"
+        out = io.BytesIO()
+        self.builds.cache_of(job_id, found.digest)(out)
+        return self._unpacked(out.getvalue())[LEFT]
+
+    async def finish(self, job_id, began_with):
+        tar = self._packed({"index.html": b"began with " + began_with})
+        self.builds.output_path(job_id).write_bytes(tar)
+        await self.builds.finish(job_id, done(output="tar"))
+        return self.made.job(job_id)
+
+
+@pytest.fixture
+def cached(made, packed, unpacked) -> Cached:
+    return Cached(made, packed, unpacked)
+
+
+async def test_what_began_with_the_cache_of_a_preview_reaches_previews_alone(
+    made, cached, commit
+) -> None:
+    await cached.make("evil", leaves=b"evil")
+    path = made.world.repositories.path(made.site.id)
+    commit(path, {"index.html": b"innocent"})
+    first = await cached.make("topic")
+    await made.preview("other")
+    other = await made.answered(await made.ask("other"))
+    assert other.result["artifact_id"] == first.result["artifact_id"]
+    merged = await cached.make("production")
+    assert merged.result["artifact_id"] != first.result["artifact_id"]
+    for slug in ("staging", "other"):  # that is everybody's
+        again = await made.answered(await made.ask(slug))
+        assert again.result["artifact_id"] == merged.result["artifact_id"]
+
+
+async def test_merge_of_what_began_with_productions_cache_builds_nothing(
+    made, cached, commit
+) -> None:
+    await cached.make("evil", leaves=b"evil")
+    path = made.world.repositories.path(made.site.id)
+    commit(path, {"index.html": b"two"})
+    await cached.make("production", leaves=b"good")
+    commit(path, {"index.html": b"three"})
+    first = await cached.make("topic")
+    merged = await made.answered(await made.ask("production"))
+    assert merged.result["artifact_id"] == first.result["artifact_id"]
+
+
+async def test_what_a_preview_began_with_before_a_restart_is_nobodys_guess(
+    made, cached, packed, unpacked
+) -> None:
+    job_id = await cached.begin("topic")
+    async with asyncio.timeout(SOON_S):
+        while (job := made.job(job_id)).status is not JobStatus.RUNNING:
+            await made.world.jobs.wait_for_change(job, SOON_S)
+    again = made.world.reopen()
+    again.builds.recover()
+    later = Builds(again, made.site)
+    job = await Cached(later, packed, unpacked).finish(job_id, b"what nobody knows")
+    assert job.status is JobStatus.SUCCEEDED
+    assert await later.is_for_a_slot(await later.ask("production"))
+    again.records.close()
 
 
 DECLARES = {**PAGE, "managed.toml": b'[build]\ncommand = "make"\nvariables = ["TOKEN"]'}
