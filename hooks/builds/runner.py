@@ -550,6 +550,7 @@ class BuildRunner:
             return
         del self._running[job_id]
         running.released.set()
+        self._packer.tar_of(job_id).unlink(missing_ok=True)
         log.warning("build_taken_back", job_id=job_id, slot=running.slot, loss=loss)
 
         def change(changes: JobChanges) -> None:
@@ -839,10 +840,14 @@ class BuildRunner:
         return plain_plan(root) if root is not None else None
 
     def _forget(self, job_id: str) -> None:
-        """Let go of a job that is over: its slot hears of it now."""
+        """Let go of a job that is over: its slot hears of it now. What it sent is nobody's, but
+        for what is being packed.
+        """
         running = self._running.pop(job_id, None)
         if running is not None:
             running.released.set()
+            if running.finishing is None:
+                self._packer.tar_of(job_id).unlink(missing_ok=True)
         self._queue.leave(job_id)
         self._stir()
 

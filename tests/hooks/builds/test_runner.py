@@ -191,6 +191,28 @@ async def test_output_that_the_disk_has_no_room_for_is_refused_as_it_comes(pool)
     await pool.until(job_id, JobStatus.RUNNING)  # it is the slot's to end it
 
 
+async def test_output_of_a_build_that_comes_to_nothing_is_not_kept(pool) -> None:
+    pool.set_limits(lease_s=600.0)
+    scratch = pool.world.root / "tmp"
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"an output"
+
+    canceled = await pool.ask_for_build()
+    await (await pool.lease()).send_output(chunks)
+    assert [path.name for path in scratch.iterdir()] == [f"output-{canceled}.tar"]
+    await pool.world.pipeline.cancel_job(canceled)
+    assert list(scratch.iterdir()) == []
+    lost = await pool.ask_for_build()
+    await (await pool.lease()).send_output(chunks)
+    again = await pool.lease()  # the slot was lost, and the build waits again
+    assert list(scratch.iterdir()) == []
+    await again.send_output(chunks)
+    assert await pool.world.builds.lease("slot-0", 0) is None  # it was lost again
+    assert pool.job(lost).error.code == "build.builder_lost"
+    assert list(scratch.iterdir()) == []
+
+
 async def test_time_that_the_server_itself_stood_still_is_held_against_nobody(pool) -> None:
     pool.set_limits(lease_s=1.5)
     await pool.ask_for_build()
