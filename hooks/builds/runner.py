@@ -12,7 +12,7 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import structlog
 
@@ -60,6 +60,7 @@ from storage.model import (
 from storage.records import builds, environments, sites
 from storage.records import jobs as job_rows
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 LOSSES_MAX = 2  # the first time the build starts again, the second time it fails
@@ -553,26 +554,30 @@ class BuildRunner:
         self._packer.tar_of(job_id).unlink(missing_ok=True)
         log.warning("build_taken_back", job_id=job_id, slot=running.slot, loss=loss)
 
-        def change(changes: JobChanges) -> None:
+        def change(changes: JobChanges) -> bool:
+            """Say whether it is queued as it is: that it ran could not be written down."""
             job = job_rows.get(changes.db, job_id)
             if job is None or job.status is not JobStatus.RUNNING:
-                return
+                return job is not None and job.status is JobStatus.QUEUED
             if loss is None or job.losses + 1 < LOSSES_MAX:
                 changes.requeue(job_id, is_loss=loss is not None)
                 builds.requeue(changes.db, job.resource_id)
-                return
+                return False
             message = (
                 f"The builder was lost {LOSSES_MAX} times while it ran this build (the last time: "
                 f"{loss}). Look at the server's log, then build again."
             )
             _fail(changes, job_id, Failure("build.builder_lost", message))
+            return False
 
         if running.slot != CONTROL:
             said = "was stopped" if loss is None else f"was lost ({loss})"
             self._jobs.log(job_id, [f"the builder {said}"], stage="gitd")
-        await self._write_down(change)
+        if await self._write_down(change):
+            self._queue.add(self._waiting(running.job))
+            self._stir()
 
-    async def _write_down(self, change: Callable[[JobChanges], None]) -> None:
+    async def _write_down(self, change: Callable[[JobChanges], T]) -> T:
         """Commit that a job is over or waits again, however often the disk has no room for it.
 
         Or the job would count as running, and nobody would run it.
@@ -781,6 +786,8 @@ class BuildRunner:
             try:
                 if await started is None and self._running.get(job.id) is running:
                     self._forget(job.id)
+            except StorageError:  # it is built all the same, and its end is written down
+                log.exception("job_not_started", job_id=job.id)
             finally:
                 running.started.set()
 

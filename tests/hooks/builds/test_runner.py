@@ -294,6 +294,29 @@ async def test_stop_of_the_server_leaves_builds_to_slots_that_go_on(pool) -> Non
     again.records.close()
 
 
+async def test_build_whose_start_could_not_be_written_down_waits_again_when_its_slot_goes(
+    pool,
+) -> None:
+    pool.set_limits(lease_s=600.0)
+    job_id = await pool.ask_for_build()
+    records = pool.world.records
+    refuse = (
+        "CREATE TEMP TRIGGER refuse BEFORE UPDATE ON job WHEN NEW.status = 'running'"
+        " BEGIN SELECT RAISE(ABORT, 'no'); END"
+    )
+    records.write(lambda db: db.execute(refuse).close())
+    held = await pool.lease()
+    await held.log(0, log_lines("it is built"))
+    assert pool.job(job_id).status is JobStatus.QUEUED
+    assert pool.world.jobs.place(job_id) is None
+    records.write(lambda db: db.execute("DROP TRIGGER refuse").close())
+    await held.give_back()
+    again = await pool.lease("slot-1")
+    assert again.lease.job_id == job_id
+    await again.finish(done("slot-1"))
+    assert pool.job(job_id).status is JobStatus.SUCCEEDED
+
+
 async def test_end_of_a_job_is_written_down_when_the_disk_has_room_again(pool) -> None:
     job_id = await pool.ask_for_build()
     full = [StorageFullError("the database: the disk is full")]
