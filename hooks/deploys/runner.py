@@ -83,7 +83,10 @@ class RollLimits:
 
 @dataclass(slots=True)
 class _Rolling:
-    """The deployment under way on an environment. Times are loop times."""
+    """The deployment under way on an environment. Times are loop times.
+
+    `unwritten`: what it failed for, while that cannot be written down.
+    """
 
     deployment: Deployment
     since: float
@@ -92,6 +95,7 @@ class _Rolling:
     progress_at: float = 0.0
     is_issued: bool = False
     is_ending: bool = False
+    unwritten: Failure | None = None
 
 
 class RollRunner:
@@ -410,6 +414,7 @@ class RollRunner:
             rolling.is_ending = False
 
     async def _fail(self, rolling: _Rolling, failure: Failure) -> None:
+        """End a roll. If the disk has no room for that now, `reap` does it, as soon as it has."""
         rolling.is_ending = True
         deployment = rolling.deployment
 
@@ -419,6 +424,10 @@ class RollRunner:
 
         try:
             await self._jobs.commit(change)
+        except StorageError:
+            if rolling.unwritten is None:
+                log.exception("roll_not_ended", env_id=deployment.env_id)
+            rolling.unwritten = failure
         finally:
             rolling.is_ending = False
 
@@ -442,6 +451,8 @@ class RollRunner:
     def _overdue(self, rolling: _Rolling, now: float) -> Failure | None:
         if rolling.is_ending:
             return None
+        if rolling.unwritten is not None:
+            return rolling.unwritten
         if now - rolling.since > self._limits.roll_timeout_s:
             return Failure(
                 "deployment.timed_out",

@@ -1,0 +1,55 @@
+"""How rolls end when control itself is in trouble."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hooks.deploys.wire import RollFailure
+from storage.model import JobStatus
+from storage.records import deployments
+from tests.hooks.test_pipeline import build, serve
+
+
+async def begin(world, commit):
+    """A site whose roll is under way: its environment, and the roll's job."""
+    site = await world.site()
+    commit(world.repositories.path(site.id), {"index.html": b"one"})
+    job = await build(world, site, deploy=True)
+    deployment = deployments.get(world.records.reader(), job.result["deployment_id"])
+    return world.environment(site), deployment.job_id
+
+
+async def ended(world, job_id):
+    async with asyncio.timeout(10):
+        while not (job := world.jobs.get(job_id)).status.is_final:
+            await world.jobs.wait_for_change(job, 10)
+    return job
+
+
+async def test_roll_whose_end_cannot_be_written_down_ends_once_it_can(world, commit) -> None:
+    env, job_id = await begin(world, commit)
+    refused = []
+
+    def refuse() -> None:
+        """Refuse what the report and a turn of the reaper write, and no more."""
+        if len(refused) < 2:
+            refused.append(True)
+            raise OSError
+
+    def prepare(db) -> None:
+        db.create_function("refuse", 0, refuse)
+        db.execute(
+            "CREATE TEMP TRIGGER refuse BEFORE UPDATE ON job WHEN NEW.status = 'failed'"
+            " BEGIN SELECT refuse(); END"
+        )
+
+    world.records.write(prepare)
+    reaper = asyncio.create_task(world.rolls.reap())
+    failure = RollFailure("deployment.health_check_failed", "no answer")
+    await serve(world, env.id, status="failed", error=failure)
+    assert world.jobs.get(job_id).status is JobStatus.RUNNING
+    job = await ended(world, job_id)
+    assert (job.error.code, job.error.message) == ("deployment.health_check_failed", "no answer")
+    assert len(refused) == 2
+    assert not reaper.done()
+    reaper.cancel()
