@@ -302,7 +302,7 @@ class RollRunner:
         if self._scrubbing is not None:
             artifact_id = rolling.deployment.artifact_id
             if not self._scrubbing.is_whole(artifact_id):
-                said = await self._scrubbing.examine(rolling.deployment)
+                said = await _examined(self._scrubbing, rolling.deployment)
                 if not self._scrubbing.is_whole(artifact_id):
                     await self._fail(rolling, Failure("artifact.corrupt", said or "It is damaged."))
                     return
@@ -442,7 +442,7 @@ class RollRunner:
         rolling.is_ending = True
 
         async def fail() -> None:
-            said = await scrubbing.examine(rolling.deployment)
+            said = await _examined(scrubbing, rolling.deployment)
             message = f"{failure.message.rstrip('.')}. {said}" if said else failure.message
             await self._fail(rolling, Failure(failure.code, message))
 
@@ -544,6 +544,15 @@ class RollRunner:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+async def _examined(scrubbing: Scrubbing, deployment: Deployment) -> str:
+    """Say what became of what is damaged; nothing where that cannot be found out."""
+    try:
+        return await scrubbing.examine(deployment)
+    except Exception:  # whatever it is, the roll must end
+        log.exception("examination_failed", deployment_id=deployment.id)
+        return ""
 
 
 def _pin(

@@ -25,6 +25,7 @@ from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
+from hooks.scrubbing import Scrubbing
 from hooks.variables import Variables
 from storage.artifacts import ArtifactStore
 from storage.collect import Collector
@@ -33,8 +34,10 @@ from storage.joblog import JobLogs
 from storage.model import ActorRef, Environment, Site
 from storage.records import environments
 from storage.records.db import Records
+from storage.repair import Repairer
 from storage.repos import Repositories
 from storage.retention import Retention
+from storage.scrub import Scrubber, ScrubLimits
 from storage.sealing import Vault
 
 ACTOR = ActorRef("api_key", "key_00000000000000000000000001", "tests")
@@ -60,8 +63,17 @@ class World:
     """The sites that whoever starts a build may fetch from."""
 
     @classmethod
-    def open(cls, root: Path, *, site_bytes_max: int = 0, packs_plain: bool = False) -> World:
-        """`packs_plain`: as the server does; without it each build is for a slot."""
+    def open(
+        cls,
+        root: Path,
+        *,
+        site_bytes_max: int = 0,
+        packs_plain: bool = False,
+        scrubs: bool = False,
+    ) -> World:
+        """`packs_plain`: as the server does; without it each build is for a slot. `scrubs`: as the
+        server does, what cannot be rolled for damage is looked at.
+        """
         records = Records.open(root / "gitd.db")
         jobs = Jobs(records, JobLogs(root / "joblogs"))
         repositories = Repositories(root / "repos")
@@ -108,12 +120,14 @@ class World:
             caches=BuildCaches(jobs, store, size_bytes_max=1 << 20),
             packs_plain=packs_plain,
         )
+        scrubber = Scrubber(Repairer(store, records), records, [], limits=ScrubLimits(1, 1 << 30))
         rolls = RollRunner(
             jobs,
             ReleaseIssuer(jobs, custody, store.layout, configs),
             configs,
             limits=RollLimits(roll_timeout_s=5, host_timeout_s=2),
             domain="localhost",
+            scrubbing=Scrubbing(scrubber, records) if scrubs else None,
         )
         return cls(
             root,

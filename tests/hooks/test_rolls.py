@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from hooks.deploys.wire import RollFailure
+from hooks.deploys.wire import Report, RollFailure
 from storage.model import JobStatus
 from storage.records import deployments
+from tests.hooks.conftest import World
 from tests.hooks.test_pipeline import build, serve
 
 
@@ -53,3 +54,17 @@ async def test_roll_whose_end_cannot_be_written_down_ends_once_it_can(world, com
     assert len(refused) == 2
     assert not reaper.done()
     reaper.cancel()
+
+
+async def test_roll_whose_damage_cannot_be_looked_at_ends_as_it_was_reported(
+    tmp_path, commit
+) -> None:
+    world = World.open(tmp_path, scrubs=True)
+    env, job_id = await begin(world, commit)
+    desired = await world.told(env.id)
+    world.records.write(lambda db: db.execute("UPDATE artifact SET digest = 'nonsense'").close())
+    failure = RollFailure("artifact.corrupt", "index.html is not what it was")
+    await world.rolls.report(Report(env.id, desired.deployment_id, "failed", failure))
+    job = await ended(world, job_id)
+    assert (job.error.code, job.error.message) == (failure.code, failure.message)
+    world.records.close()
