@@ -467,10 +467,21 @@ main(BuilderConfig(Path(socket), Path(scratch), uid=ids, gid=ids))
 """
 
 
-class Slot:
-    """A builder slot: the real process."""
+STOPS_CLOCK = """
+import asyncio, os, signal, sys, time
+stopped_at = []
+def stop(*_):
+    stopped_at.append(time.monotonic())
+    os.close(os.open(sys.argv[2] + "/clock-stands-still", os.O_CREAT))
+signal.signal(signal.SIGUSR1, stop)
+asyncio.BaseEventLoop.time = lambda _: stopped_at[0] if stopped_at else time.monotonic()
+"""
 
-    def __init__(self, control, scratch, through=()):
+
+class Slot:
+    """A builder slot: the real process. One that `has_clock` can be told to let no timer go off."""
+
+    def __init__(self, control, scratch, through=(), *, has_clock=False):
         self.scratch = scratch
         uid = "" if UID is None else str(UID)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
@@ -479,7 +490,7 @@ class Slot:
                 *through,
                 sys.executable,
                 "-c",
-                SLOT,
+                (STOPS_CLOCK if has_clock else "") + SLOT,
                 str(control.socket),
                 str(scratch),
                 uid,
@@ -502,6 +513,13 @@ class Slot:
         self._errors.close()
         assert errors == ""
 
+    async def stop_clock(self):
+        """What the slot does from here on, something else than time brings about."""
+        self.process.send_signal(signal.SIGUSR1)
+        async with asyncio.timeout(5):
+            while not (self.scratch / "clock-stands-still").exists():
+                await asyncio.sleep(0.01)
+
     @property
     def leftovers(self):
         return sorted(path.name for path in self.scratch.iterdir())
@@ -522,8 +540,8 @@ class Slot:
 def start_slot(control, open_dir):
     slots = []
 
-    def start(name="slot-0", through=()):
-        slot = Slot(control, open_dir / name, through)
+    def start(name="slot-0", through=(), **options):
+        slot = Slot(control, open_dir / name, through, **options)
         slots.append(slot)
         return slot
 

@@ -281,6 +281,23 @@ async def test_canceled_build_is_killed_whole_at_once_and_the_next_one_starts(co
     await slot.cleaned()
 
 
+async def test_cancel_itself_lets_the_slot_take_the_next_build(control, start_slot, alive):
+    slot = start_slot(has_clock=True)
+    job = control.queue(site("echo begun; sleep 4719 & wait"), lease_s=600.0)
+    await job.said("begun")
+    async with asyncio.timeout(10):
+        while not any(beat["wait_s"] for beat in job.beats):  # one that control holds
+            job.beaten.clear()
+            await job.beaten.wait()
+    await slot.stop_clock()
+    after = control.queue(site("mkdir dist; echo x > dist/a"), lease_s=600.0)
+    job.canceled.set()
+    await control.taken(after)
+    assert alive("sleep 4719") == []
+    await asyncio.wait_for(after.finished.wait(), 30)
+    assert after.outcome["status"] == "succeeded"
+
+
 async def test_lost_lease_ends_the_build_and_the_slot_goes_on(control, slot, gone):
     job = control.queue(site("echo begun; sleep 4714"), lease_s=0.5)
     await job.said("begun")

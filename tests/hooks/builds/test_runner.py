@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import os
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import msgspec
@@ -18,7 +20,14 @@ from hooks.builds.control import Control
 from hooks.builds.errors import BuildFailedError, LeaseLostError
 from hooks.builds.registries import EgressRules
 from hooks.builds.service import make_app
-from hooks.builds.wire import BatchLine, CacheRequest, Egress, Finish, LogBatch
+from hooks.builds.wire import (
+    BatchLine,
+    CacheRequest,
+    Egress,
+    Finish,
+    Heartbeat,
+    LogBatch,
+)
 from storage.errors import StorageFullError
 from storage.joblog import LogLine
 from storage.model import ActorRef, JobStatus
@@ -111,6 +120,50 @@ async def test_cancel_is_told_at_once_to_the_slot_and_the_next_build_starts(pool
     async with asyncio.timeout(SOON_S):
         assert await beating
         assert (await following).lease.job_id == second
+
+
+@contextlib.contextmanager
+def stopped_clock() -> Iterator[None]:
+    """Let no timer of the loop go off: what happens then, something else than time brought about.
+
+    What never happens is no reason to wait for ever: then the test fails.
+    """
+    loop, test, waited = asyncio.get_running_loop(), asyncio.current_task(), threading.Event()
+    stopped_at = loop.time()
+
+    def end() -> None:
+        waited.set()
+        loop.call_soon_threadsafe(test.cancel)
+
+    bound = threading.Timer(SOON_S, end)
+    bound.start()
+    loop.time = lambda: stopped_at
+    try:
+        yield
+    except asyncio.CancelledError:
+        if waited.is_set():
+            pytest.fail("nothing but time goes on here")
+        raise
+    finally:
+        del loop.time
+        bound.cancel()
+        bound.join()
+
+
+async def test_cancel_itself_ends_the_build_and_starts_the_next_one(pool) -> None:
+    runner = pool.world.builds
+    pool.set_limits(lease_s=600.0)
+    first, second = [await pool.ask_for_build(deploy=True, clean=True) for _ in range(2)]
+    await pool.lease()
+    await pool.until(first, JobStatus.RUNNING)
+    holding = asyncio.create_task(runner.hold(first, Heartbeat("slot-0", wait_s=300.0)))
+    leasing = asyncio.create_task(runner.lease("slot-1", 300.0))
+    await asyncio.sleep(0)  # both wait now
+    assert pool.world.jobs.place(second).behind == pool.job(first).resource_id
+    with stopped_clock():
+        await pool.world.pipeline.cancel_job(first)
+        assert (await holding).canceled
+        assert (await leasing).job_id == second
 
 
 async def test_heartbeat_is_answered_in_time_when_there_is_nothing_to_tell(pool) -> None:
