@@ -191,6 +191,15 @@ class Sandbox:
             return 128 + signal.SIGKILL
         raise SandboxUnavailableError(f"the sandbox did not start: {self._status.tail}")
 
+    async def ended(self) -> None:
+        """Return when its first process or bubblewrap has ended: `wait` sees to what is left."""
+        ends = [asyncio.ensure_future(end) for end in (self._outer.ended(), self._init.gone())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+
     async def close(self) -> None:
         """Kill what runs, and return once every process inside is dead. May be called again."""
         self.kill()

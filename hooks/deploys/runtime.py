@@ -106,6 +106,7 @@ class WebProcess:
         self._starting = starting
         self._sandbox: Sandbox | None = None
         self._exit: asyncio.Task[int] | None = None
+        self._may_be_healthy = False
         self._keeper: asyncio.Task[None] | None = None
         self._healthy = asyncio.Event()
 
@@ -154,7 +155,18 @@ class WebProcess:
         self.port = free_port()
         spec = self._program.sandbox(PORT=str(self.port))
         self._sandbox = await _start(spec, self._log.write)
-        self._exit = asyncio.get_running_loop().create_task(self._sandbox.wait())
+        self._may_be_healthy = True
+        self._exit = asyncio.get_running_loop().create_task(self._ended(self._sandbox))
+
+    async def _ended(self, sandbox: Sandbox) -> int:
+        """Return the exit status once nothing is left of it.
+
+        Others can have its port long before that: it gets no visitor from the first moment on.
+        """
+        await sandbox.ended()
+        self._may_be_healthy = False
+        self._healthy.clear()
+        return await sandbox.wait()
 
     async def _become_healthy(self, timeout_s: float) -> tuple[str, str] | None:
         """Wait for health or the end, whichever is first; return what went wrong: code, message."""
@@ -176,7 +188,8 @@ class WebProcess:
         finally:
             check.cancel()
         if trouble is None:
-            self._healthy.set()
+            if self._may_be_healthy:
+                self._healthy.set()
             return None
         return (
             "deployment.health_check_failed",

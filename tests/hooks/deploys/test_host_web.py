@@ -321,6 +321,30 @@ async def test_a_port_that_another_program_took_gets_no_visitor(
     assert await visitor.text() == "own"
 
 
+async def test_port_of_a_process_that_has_ended_gets_no_visitor(
+    shelf, control, host, visitor, wanted
+):
+    before = 'open("/data/port", "w").write(os.environ["PORT"])'
+    await control.roll(wanted(pin=shelf.put_web(app("own", before=before))))
+    port = int((host.directory / "environments/env_1/data/port").read_text())
+    (pid,) = sandboxes_of(host)
+    output = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY)  # for its end is waited for a second then
+    robbed = []
+
+    async def steal(_, writer):
+        robbed.append(True)
+        writer.close()
+
+    assert (await visitor.ask("/die")).status == 502
+    await eventually(lambda: sandboxes_of(host) == [])
+    thief = await asyncio.start_server(steal, "127.0.0.1", port)
+    assert await visitor.text() == "own"
+    assert robbed == []
+    thief.close()
+    await thief.wait_closed()
+    os.close(output)
+
+
 async def test_each_start_of_a_web_process_has_a_port_of_its_own(
     shelf, control, host, visitor, wanted
 ):
