@@ -2,7 +2,9 @@
 
 Each kind of hog runs in both slots at once, as large as the limits let it be, and is started again
 whenever it is ended. Windows with and without take turns, so that a drifting machine drifts for
-both. Needs root: builds and site host are users of their own, and control groups are made.
+both. What the machine itself does to visitors while its processors are busy is measured first:
+processes that compute outside of any build, of the kernel's idle class, which give way to all
+others at once. Needs root: builds and site host are users of their own, with control groups.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bench.daemon import Daemon
@@ -27,7 +29,9 @@ ROUNDS = 8
 WINDOW_S = 3.0
 PAUSE_S = 0.002  # between two visits: some 300 a second
 TARGET = 1.2
+FLOOR = "no build, an idle class"
 HOGS = {
+    FLOOR: "true",
     "processor burner": "for i in 1 2 3 4; do (while :; do :; done) & done; wait",
     "memory hog, at its limit": (
         "python3 -c 'while True:\n"
@@ -145,6 +149,18 @@ def end_builds(daemon: Daemon) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def idle_class() -> Iterator[None]:
+    """Keep all processors busy with what has them only while nobody else wants them."""
+    with ExitStack() as ending:
+        for _ in range(os.cpu_count() or 1):
+            burner = subprocess.Popen(["sh", "-c", "while :; do :; done"])
+            ending.callback(burner.wait)
+            ending.callback(burner.kill)
+            os.sched_setscheduler(burner.pid, os.SCHED_IDLE, os.sched_param(0))
+        yield
+
+
 def visit(sites_port: int) -> dict[str, list[float]]:
     """Visit the sites in turn for a while; returns seconds by site. For a process of its own."""
     took_s: dict[str, list[float]] = {site: [] for site in SITES}
@@ -173,7 +189,7 @@ def compare(daemon: Daemon, visitor: Executor, hog: str, number: int) -> list[st
     for _ in range(ROUNDS):
         idle_s.append(visitor.submit(visit, daemon.sites_port).result())
         hogs = Hogs(daemon, [f"hog-{number}-{slot}" for slot in range(SLOTS)])
-        with hogs.running():
+        with idle_class() if hog == FLOOR else hogs.running():
             busy_s.append(visitor.submit(visit, daemon.sites_port).result())
         ended += hogs.ended_count
     lines = []
@@ -190,7 +206,11 @@ def main(wanted: Sequence[str] = ()) -> int:
     if os.geteuid() != 0:
         sys.stderr.write("needs: root\n")
         return 1
-    hogs = {name: HOGS[name] for name in HOGS if not wanted or any(w in name for w in wanted)}
+    hogs = {
+        name: command
+        for name, command in HOGS.items()
+        if not wanted or name == FLOOR or any(word in name for word in wanted)
+    }
     root = Path(tempfile.mkdtemp(prefix="gitd-bench-"))
     root.chmod(0o711)
     try:
