@@ -14,6 +14,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import structlog
+
 from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.memo import Memo
 from hooks.builds.sources import Sources
@@ -44,6 +46,8 @@ from storage.records import jobs as job_rows
 from storage.repos import Graft, Grafts
 from storage.source import Limits
 from storage.tar import scan_tar
+
+log = structlog.get_logger(__name__)
 
 PACK = "pack"  # the stages that are control's own
 MEMO = "memo"
@@ -84,6 +88,13 @@ class Packer:
     def tar_of(self, job_id: str) -> Path:
         """Where the tar of the job's output is kept until the build is finished."""
         return self._scratch / f"output-{job_id}.tar"
+
+    def discard(self, job_id: str) -> None:
+        """Remove that tar, if there is one. On a disk in trouble it is left to the next start."""
+        try:
+            self.tar_of(job_id).unlink(missing_ok=True)
+        except OSError:
+            log.exception("output_not_removed", job_id=job_id)
 
     def tidy(self) -> None:
         """After a start: remove the tars of builds that did not end."""

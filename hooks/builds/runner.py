@@ -513,7 +513,7 @@ class BuildRunner:
             if running.slot != CONTROL:
                 self._absent_at = self._now() + ABSENT_S
             self._forget(job_id)
-            self._packer.tar_of(job_id).unlink(missing_ok=True)
+            self._packer.discard(job_id)
 
     def _take_last_lines(self, running: _Running, batch: LogBatch | None) -> None:
         """What cannot be written of them is lost: what was built is worth more."""
@@ -551,7 +551,7 @@ class BuildRunner:
             return
         del self._running[job_id]
         running.released.set()
-        self._packer.tar_of(job_id).unlink(missing_ok=True)
+        self._packer.discard(job_id)
         log.warning("build_taken_back", job_id=job_id, slot=running.slot, loss=loss)
 
         def change(changes: JobChanges) -> bool:
@@ -854,7 +854,7 @@ class BuildRunner:
         if running is not None:
             running.released.set()
             if running.finishing is None:
-                self._packer.tar_of(job_id).unlink(missing_ok=True)
+                self._packer.discard(job_id)
         self._queue.leave(job_id)
         self._stir()
 

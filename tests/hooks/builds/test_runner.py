@@ -266,6 +266,17 @@ async def test_output_of_a_build_that_comes_to_nothing_is_not_kept(pool) -> None
     assert list(scratch.iterdir()) == []
 
 
+async def test_output_that_cannot_be_removed_stops_no_work(pool) -> None:
+    pool.set_limits(lease_s=600.0)
+    job_id = await pool.ask_for_build()
+    held = await pool.lease()
+    pool.world.builds.output_path(job_id).mkdir()  # so that no file of this name can go
+    await pool.world.pipeline.cancel_job(job_id)
+    assert await held.heartbeat("build", 10)
+    after = await pool.ask_for_build()
+    assert (await pool.lease()).lease.job_id == after
+
+
 async def test_time_that_the_server_itself_stood_still_is_held_against_nobody(pool) -> None:
     pool.set_limits(lease_s=1.5)
     await pool.ask_for_build()
