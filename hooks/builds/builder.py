@@ -21,6 +21,7 @@ import structlog
 from hooks.builds import dependencies, phases, sandbox
 from hooks.builds.build_log import BuildLog
 from hooks.builds.control import Control, LeasedJob
+from hooks.builds.disk_allowance import DiskAllowance
 from hooks.builds.errors import (
     BuildFailedError,
     ControlUnreachableError,
@@ -199,7 +200,8 @@ class _Build:
         self._job = job
         self._slot = slot
         self._toolchain = toolchain
-        self._workspace = Workspace(folder)
+        allowance = DiskAllowance(folder, phases.limits_of(job.lease))
+        self._workspace = Workspace(folder, allowance)
         self._log = BuildLog(chars_max=job.lease.limits.log_chars_max)
         self._phase = Phase.DETECT
         self._advanced = asyncio.Event()

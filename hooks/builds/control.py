@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Self, TypeVar
+from typing import Self, TypeVar
 
 import aiohttp
 import msgspec
 
+from hooks.builds.disk_allowance import Spool
 from hooks.builds.errors import BuildFailedError, ControlUnreachableError, LeaseLostError
 from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import (
@@ -177,17 +178,17 @@ class LeasedJob:
         return await self._repeat(ask)
 
     async def fetch_source(
-        self, folder: str, out: BinaryIO, *, ignores_submodules: bool = False
+        self, folder: str, out: Spool, *, ignores_submodules: bool = False
     ) -> None:
-        """Write the tar of a folder of the commit to the seekable `out`, and go to its start.
+        """Write the tar of a folder of the commit to `out`.
 
         Raises:
-            BuildFailedError: What `Sources.grafts` raises.
+            BuildFailedError: What `Sources.grafts` and `Spool.write` raise.
         """
         wanted = {"folder": folder, **({"submodules": "ignore"} if ignores_submodules else {})}
 
         async def fetch() -> None:
-            await asyncio.to_thread(_empty, out)
+            await asyncio.to_thread(out.clear)
             async with self._session.get(
                 f"{self._path}/source", params=wanted, headers=self._headers
             ) as response:
@@ -197,14 +198,17 @@ class LeasedJob:
                     await asyncio.to_thread(out.write, chunk)
 
         await self._repeat(fetch)
-        out.seek(0)
 
     async def find_cache(self, wanted: CacheRequest) -> CacheAnswer:
         """Ask which cache the build begins with."""
         return await self._post("cache", wanted, CacheAnswer)
 
-    async def fetch_cache(self, digest: str, out: BinaryIO) -> bool:
-        """Write a cache as a tar to the seekable `out`, and go to its start. False without it."""
+    async def fetch_cache(self, digest: str, out: Spool) -> bool:
+        """Write a cache as a tar to `out`. False without it.
+
+        Raises:
+            BuildFailedError: What `Spool.write` raises.
+        """
         try:
             async with self._session.get(
                 f"{self._path}/cache",
@@ -217,7 +221,6 @@ class LeasedJob:
                     await asyncio.to_thread(out.write, chunk)
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False
-        out.seek(0)
         return True
 
     async def send_cache(
@@ -335,11 +338,6 @@ def _check(response: aiohttp.ClientResponse) -> None:
     if 400 <= response.status < 500:
         raise LeaseLostError(f"control refuses {response.url.path}: {response.status}")
     response.raise_for_status()
-
-
-def _empty(out: BinaryIO) -> None:
-    out.seek(0)
-    out.truncate()
 
 
 def _now() -> float:

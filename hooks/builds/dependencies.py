@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from hooks.builds.disk_allowance import DiskAllowance
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.plan import Plan
 from hooks.builds.tree import StoppedError, TreeSize, real_folder, tar_chunks, unpack
@@ -135,6 +136,8 @@ def put_back(
     home: Path,
     tree: Path,
     plan: Plan,
+    *,
+    allowance: DiskAllowance,
     is_stopped: Callable[[], bool],
 ) -> TreeSize:
     """Unpack a cache and move its folders to their places, those that the commit has excepted.
@@ -143,7 +146,7 @@ def put_back(
         BuildFailedError: It is not fit to be unpacked; nothing was put back then.
         StoppedError: `is_stopped` said so.
     """
-    size = unpack(stream, scratch, is_stopped=is_stopped, ignores_lfs=True)
+    size = unpack(stream, scratch, allowance=allowance, is_stopped=is_stopped, ignores_lfs=True)
     for top, base, folder in _places(home, tree, plan):
         kept = scratch / top / folder
         if kept.is_symlink() or not kept.is_dir() or os.path.lexists(base / folder):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,9 +22,10 @@ from typing import TypeVar
 from hooks.builds import dependencies, managed_toml, profiles, runtimes
 from hooks.builds.build_log import BuildLog
 from hooks.builds.control import LeasedJob
+from hooks.builds.disk_allowance import DiskAllowance
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.leaks import refuse_secrets
-from hooks.builds.limits import Limits, explain
+from hooks.builds.limits import LIMIT_EXCEEDED, Limits, explain
 from hooks.builds.managed_toml import CONFIG_INVALID, Fact, ManagedToml
 from hooks.builds.masking import Masker
 from hooks.builds.network import BuildNetwork
@@ -34,7 +34,7 @@ from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox import Sandbox
 from hooks.builds.sandbox_spec import APP_DIR, HOME_DIR, Bind, SandboxSpec
-from hooks.builds.tree import Output, filled_folder, find_output, unpack
+from hooks.builds.tree import Output, filled_folder, find_output, remove_tree, unpack
 from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease
 from storage.errors import TreeError
 from storage.source import SourceDirectory
@@ -43,7 +43,6 @@ T = TypeVar("T")
 TAIL_LINE_CHARS = 300
 PROBLEMS_SHOWN_MAX = 5
 NOTHING = Given()
-LIMIT_EXCEEDED = "build.limit_exceeded"
 _EXIT_HINTS = {
     126: "the shell may not execute the command",
     127: "the shell did not find the command: builds have the programs below /usr",
@@ -76,9 +75,10 @@ PROGRESS = {
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The folders of one build, below the slot's scratch folder."""
+    """The folders of one build, below the slot's scratch folder, and what may be put into them."""
 
     root: Path
+    allowance: DiskAllowance
 
     @property
     def tree(self) -> Path:
@@ -134,11 +134,15 @@ async def fetch_source(plan: Plan, job: LeasedJob, workspace: Workspace, log: Bu
     Raises:
         BuildFailedError: See `tree.unpack`, and `LeasedJob.fetch_source`.
     """
-    with tempfile.TemporaryFile(dir=workspace.root) as archive:
+    with workspace.allowance.spool() as archive:
         await job.fetch_source(plan.root, archive, ignores_submodules=plan.ignores_submodules)
         size = await _in_thread(
             lambda is_stopped: unpack(
-                archive, workspace.tree, is_stopped=is_stopped, ignores_lfs=plan.ignores_lfs
+                archive.content(),
+                workspace.tree,
+                allowance=workspace.allowance,
+                is_stopped=is_stopped,
+                ignores_lfs=plan.ignores_lfs,
             )
         )
     log.line(Phase.SOURCE, f"{size}, commit {job.lease.commit[:12]}")
@@ -178,22 +182,25 @@ async def restore_cache(
     if answer.digest is None:
         log.line(Phase.CACHE, answer.said)
         return answer
-    with tempfile.TemporaryFile(dir=workspace.root) as archive:
-        if not await job.fetch_cache(answer.digest, archive):
-            log.line(Phase.CACHE, f"{answer.said}; it could not be read, so it is not used")
-            return CacheAnswer(answer.said)
+    scratch = workspace.root / "cache"
+    with workspace.allowance.spool() as archive:
         try:
+            if not await job.fetch_cache(answer.digest, archive):
+                log.line(Phase.CACHE, f"{answer.said}; it could not be read, so it is not used")
+                return CacheAnswer(answer.said)
             await _in_thread(
                 lambda is_stopped: dependencies.put_back(
-                    archive,
-                    workspace.root / "cache",
+                    archive.content(),
+                    scratch,
                     workspace.home,
                     workspace.tree,
                     plan,
-                    is_stopped,
+                    allowance=workspace.allowance,
+                    is_stopped=is_stopped,
                 )
             )
         except BuildFailedError as error:
+            await asyncio.to_thread(remove_tree, scratch)
             log.line(Phase.CACHE, f"{answer.said}; it is not used: {error}")
             return CacheAnswer(answer.said)
     log.line(Phase.CACHE, answer.said)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from hooks.builds.disk_allowance import DiskAllowance
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.lfs import is_pointer, pointers_found
 from hooks.builds.limits import in_units
@@ -51,6 +52,7 @@ def unpack(
     stream: BinaryIO,
     folder: Path,
     *,
+    allowance: DiskAllowance,
     is_stopped: Callable[[], bool],
     ignores_lfs: bool = False,
 ) -> TreeSize:
@@ -60,7 +62,8 @@ def unpack(
 
     Raises:
         BuildFailedError: `build.output_invalid`, when a name cannot be in any artifact;
-            `build.lfs_pointers`, unless `ignores_lfs`.
+            `build.lfs_pointers`, unless `ignores_lfs`; `build.limit_exceeded`, when it takes more
+            of the disk than `allowance` has.
         StoppedError: `is_stopped` said so.
     """
     pointers: list[str] = []
@@ -68,13 +71,13 @@ def unpack(
     draft = Draft(Limits())
     made = {b""}
     files = size_bytes = 0
-    with _mapped_errors():
+    with _mapped_errors(), allowance.full_disk_told():
         for entry in scan_tar(stream):
-            if is_stopped():
-                raise StoppedError
+            _go_on_unless(is_stopped)
+            allowance.take(entry.size_bytes if isinstance(entry, SourceFile) else 0)
             draft.admit(entry)
             _make_parents(folder, entry, made)
-            if _write(folder, entry):
+            if _write(folder, entry, is_stopped):
                 pointers.append(os.fsdecode(entry.path))
             if isinstance(entry, SourceFile):
                 files += 1
@@ -139,8 +142,7 @@ def find_output(
     files = size_bytes = 0
     with _mapped_errors():
         for entry in scan_directory(root, owner_uid=os.geteuid()):
-            if is_stopped():
-                raise StoppedError
+            _go_on_unless(is_stopped)
             if not is_shown(os.fsdecode(entry.path)):
                 continue
             if isinstance(entry, SourceFile):
@@ -240,7 +242,12 @@ def _make_parents(folder: Path, entry: SourceEntry, made: set[bytes]) -> None:
         path = path.rpartition(b"/")[0]
 
 
-def _write(folder: Path, entry: SourceEntry) -> bool:
+def _go_on_unless(is_stopped: Callable[[], bool]) -> None:
+    if is_stopped():
+        raise StoppedError
+
+
+def _write(folder: Path, entry: SourceEntry, is_stopped: Callable[[], bool]) -> bool:
     """Write an entry, and return whether it is a pointer of Git LFS."""
     path = folder / os.fsdecode(entry.path)
     if isinstance(entry, SourceLink):
@@ -252,6 +259,7 @@ def _write(folder: Path, entry: SourceEntry) -> bool:
     last = b""
     with os.fdopen(fd, "wb", buffering=0) as file:
         for piece in _contents(entry):
+            _go_on_unless(is_stopped)
             file.write(piece)
             last = piece
     return len(last) == entry.size_bytes and is_pointer(last)

@@ -359,6 +359,30 @@ async def test_output_that_control_finds_too_large_fails_the_build(control, slot
     assert job.outcome["error"]["code"] == "build.output_too_large"
 
 
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"disk_bytes_max": 2 << 20}, "took more than 2 MiB (builders.disk_bytes_max)."),
+        ({"disk_free_bytes_min": 1 << 60}, "(builders.disk_free_bytes_min)."),
+    ],
+)
+async def test_source_that_the_disk_has_no_room_for_is_fetched_once(control, slot, limits, said):
+    job = await control.build({**site("mkdir dist"), "big": bytes(3 << 20)}, limits=limits)
+    assert job.outcome["error"]["code"] == "build.limit_exceeded"
+    assert job.outcome["error"]["message"].endswith(said)
+    assert job.asked_for == ["."]
+
+
+async def test_cache_that_the_disk_has_no_room_for_is_not_used(control, slot, packed):
+    for cached in ({"big": bytes(3 << 20)}, {f"{n}": b"" for n in range(600)}):
+        control.cache = packed({f"home/.cache/{name}": data for name, data in cached.items()})
+        command = "mkdir dist; ls $HOME/.cache > dist/a; true"
+        job = await control.build(site(command), limits={"disk_bytes_max": 2 << 20})
+        assert job.outcome["status"] == "succeeded", job.outcome
+        said = "hit; it is not used: disk: the files of the build took more than 2 MiB"
+        assert job.stage("cache")[0].startswith(said)
+
+
 async def test_huge_log_is_truncated_and_keeps_the_last_lines(control, slot):
     job = await control.build(site("seq 400000; echo last words; exit 3"))
     lines = job.stage("build")

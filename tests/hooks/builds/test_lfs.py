@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.lfs import is_pointer, pointers_found
-from hooks.builds.tree import unpack
 from hooks.builds.wire import Finish
 from storage.model import ActorRef, JobStatus
+from tests.hooks.builds.test_tree import unpacked_to
 
 OID = b"4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
 VERSION = b"version https://git-lfs.github.com/spec/v1\n"
@@ -51,11 +49,9 @@ def test_failure_names_the_first_files_and_counts_the_rest():
 def test_pointers_in_a_builds_source_are_found_while_it_is_unpacked(tmp_path, packed):
     files = {"a": b"a", "video/intro.mp4": POINTER, "big": b"x" * 5000}
     with pytest.raises(BuildFailedError, match=r"the commit: video/intro\.mp4\.") as caught:
-        unpack(io.BytesIO(packed(files)), tmp_path / "app", is_stopped=lambda: False)
+        unpacked_to(tmp_path / "app", packed(files))
     assert caught.value.code == "build.lfs_pointers"
-    size = unpack(
-        io.BytesIO(packed(files)), tmp_path / "b", is_stopped=lambda: False, ignores_lfs=True
-    )
+    size = unpacked_to(tmp_path / "b", packed(files), ignores_lfs=True)
     assert size.files == 3
     assert (tmp_path / "b/video/intro.mp4").read_bytes() == POINTER
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import io
 import os
 import threading
 import time
@@ -17,7 +16,9 @@ import pytest
 from aiohttp import web
 
 from hooks.builds.control import Control
+from hooks.builds.disk_allowance import DiskAllowance
 from hooks.builds.errors import BuildFailedError, LeaseLostError
+from hooks.builds.limits import Limits
 from hooks.builds.registries import EgressRules
 from hooks.builds.service import make_app
 from hooks.builds.wire import (
@@ -405,7 +406,9 @@ async def test_log_that_cannot_be_written_stops_no_work(pool) -> None:
     path.rmdir()
 
 
-async def test_cache_that_a_build_leaves_comes_to_the_next(pool, commit, packed, unpacked) -> None:
+async def test_cache_that_a_build_leaves_comes_to_the_next(
+    pool, commit, packed, unpacked, tmp_path
+) -> None:
     wanted = CacheRequest("static", {"package-lock.json": "sha256:1"})
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -421,10 +424,10 @@ async def test_cache_that_a_build_leaves_comes_to_the_next(pool, commit, packed,
     held = await pool.lease()
     found = await held.find_cache(wanted)
     assert found.is_hit
-    out = io.BytesIO()
-    assert await held.fetch_cache(found.digest, out)
-    assert unpacked(out.read())["home/.cache/a"] == b"left"
-    assert not await held.fetch_cache("blake3:" + "0" * 64, io.BytesIO())
+    with DiskAllowance(tmp_path, Limits()).spool() as out:
+        assert await held.fetch_cache(found.digest, out)
+        assert unpacked(out.content().read())["home/.cache/a"] == b"left"
+        assert not await held.fetch_cache("blake3:" + "0" * 64, out)
 
 
 async def test_end_of_a_build_brings_its_last_lines_once(pool) -> None:

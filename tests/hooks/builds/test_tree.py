@@ -6,17 +6,27 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from hooks.builds.errors import BuildFailedError
+from hooks.builds.disk_allowance import DiskAllowance, Spool
+from hooks.builds.errors import BuilderError, BuildFailedError
+from hooks.builds.limits import Limits
 from hooks.builds.tree import StoppedError, TreeSize, find_output, remove_tree, unpack
 from storage.source import SourceFile
 from storage.tar import scan_tar
 
 
-def unpacked_to(folder, tar):
-    return unpack(io.BytesIO(tar), folder, is_stopped=lambda: False)
+def unpacked_to(folder, tar, *, is_stopped=lambda: False, ignores_lfs=False, **limits):
+    allowance = DiskAllowance(folder.parent, Limits(**limits))
+    return unpack(
+        io.BytesIO(tar),
+        folder,
+        allowance=allowance,
+        is_stopped=is_stopped,
+        ignores_lfs=ignores_lfs,
+    )
 
 
 def output_of(tree, folder=".", size_bytes_max=1 << 30, is_shown=lambda _: True):
@@ -98,9 +108,46 @@ def test_source_cut_short_is_refused(tmp_path, packed):
         unpacked_to(tmp_path / "app", tar[:3000])
 
 
+@pytest.mark.parametrize(
+    ("files", "limits", "setting"),
+    [
+        ({"a": bytes(3 << 20)}, {"disk_bytes": 2 << 20}, "disk_bytes_max"),
+        ({f"{n}": b"" for n in range(600)}, {"disk_bytes": 2 << 20}, "disk_bytes_max"),
+        ({"a": b"a"}, {"disk_free_bytes": 1 << 60}, "disk_free_bytes_min"),
+    ],
+)
+def test_source_takes_no_more_of_the_disk_than_its_build_may(
+    tmp_path, packed, files, limits, setting
+):
+    with pytest.raises(BuildFailedError, match=rf"^disk: .* \(builders\.{setting}\)\.$") as caught:
+        unpacked_to(tmp_path / "app", packed(files), **limits)
+    assert caught.value.code == "build.limit_exceeded"
+    written = sum(path.stat().st_size for path in (tmp_path / "app").iterdir())
+    assert written <= 2 << 20
+
+
+def test_full_disk_is_told_as_a_limit_and_never_as_a_connection_that_failed(tmp_path):
+    allowance = DiskAllowance(tmp_path, Limits(disk_free_bytes=1))
+    with Path("/dev/full").open("r+b", buffering=0) as full:
+        spool = Spool(full, allowance)
+        with pytest.raises(BuildFailedError, match=r"builders\.disk_free_bytes_min") as caught:
+            spool.write(b"x")
+    assert caught.value.code == "build.limit_exceeded"
+    with Path("/dev/null").open("rb", buffering=0) as read_only, pytest.raises(BuilderError):
+        Spool(read_only, allowance).write(b"x")
+
+
 def test_unpacking_and_looking_stop_when_told(tmp_path, packed):
     with pytest.raises(StoppedError):
-        unpack(io.BytesIO(packed({"a": b""})), tmp_path / "app", is_stopped=lambda: True)
+        unpacked_to(tmp_path / "app", packed({"a": b""}), is_stopped=lambda: True)
+    asked = []
+    with pytest.raises(StoppedError):  # in the midst of a file too
+        unpacked_to(
+            tmp_path / "half",
+            packed({"a": bytes(5 << 20)}),
+            is_stopped=lambda: asked.append(1) or len(asked) > 3,
+        )
+    assert (tmp_path / "half/a").stat().st_size < 5 << 20
     (tmp_path / "x").touch()
     with pytest.raises(StoppedError):
         find_output(
