@@ -15,7 +15,8 @@ def refuse_secrets(
 ) -> None:
     """Look for the values of secrets in what a build made. Reads all of it: blocking.
 
-    Returns early when `is_stopped` says so: the caller knows.
+    Returns early when `is_stopped` says so, which is asked for each piece of a file: the caller
+    knows.
 
     Raises:
         BuildFailedError: `build.secret_in_output`, naming the file and the secret.
@@ -23,7 +24,7 @@ def refuse_secrets(
     for entry in entries if masker.is_needed else ():
         if is_stopped():
             return
-        form = masker.found_in(_names(entry)) or masker.found_in(_contents(entry))
+        form = masker.found_in(_names(entry)) or masker.found_in(_contents(entry, is_stopped))
         if form is not None:
             path = masker.masked(os.fsdecode(entry.path))
             raise BuildFailedError(
@@ -38,7 +39,10 @@ def _names(entry: SourceEntry) -> list[bytes]:
     return [entry.path, b"\n", entry.target if isinstance(entry, SourceLink) else b""]
 
 
-def _contents(entry: SourceEntry) -> Iterator[bytes]:
+def _contents(entry: SourceEntry, is_stopped: Callable[[], bool]) -> Iterator[bytes]:
     if isinstance(entry, SourceFile):
         data = entry.read()
-        yield from [data] if isinstance(data, bytes) else data
+        for piece in [data] if isinstance(data, bytes) else data:
+            if is_stopped():
+                return
+            yield piece

@@ -9,13 +9,15 @@ own is not found: it holds the value, and can do with it as it likes.
 from __future__ import annotations
 
 import base64
+import bisect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, quote_plus
 
 MASK = b"***"
 FORM_BYTES_MIN = 8  # a form that is shorter, without white space, is not looked for
+HELD_BYTES_MAX = 64 << 10  # white space among them; a form may be longer without any
 _SPACE = b" \t\r\n"
 _ARMOUR = b"-----"  # around every key in PEM: no secret
 
@@ -35,8 +37,11 @@ class Masker:
 
     def __init__(self, secrets: Mapping[str, str] | None = None) -> None:
         once: dict[bytes, Form] = {}
+        self._telling: list[Form] = []
         for name, value in (secrets or {}).items():
-            for form in _forms(name, value):
+            forms = _forms(name, value)
+            self._telling += _telling(forms)
+            for form in forms:
                 once.setdefault(form.squeezed, form)
         self._forms = sorted(once.values(), key=lambda form: -len(form.squeezed))
 
@@ -58,24 +63,26 @@ class Masker:
         """Return what masks bytes that come in pieces."""
         return MaskedStream(self)
 
-    def shown(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return what can be shown of `data`, masked, and the rest: more bytes may follow it, and
-        show that it is the beginning of a secret.
+    def shown(self, data: bytes, masked_bytes: int = 0) -> tuple[bytes, int]:
+        """Return what can be shown of `data`, masked, and where the rest begins: more bytes may
+        follow it, and show that it is the beginning of a secret.
+
+        `masked_bytes`: so many at its beginning were shown as a mask before.
         """
         if not self._forms:
-            return data, b""
+            return data, len(data)
         spans, at = self.spans(data), self._open_from(data)
         at = min((start for start, end in spans if start < at < end), default=at)
-        return _replaced(data[:at], [span for span in spans if span[1] <= at]), data[at:]
+        done = [span for span in spans if span[1] <= at]
+        return _replaced(data[:at], done, min(masked_bytes, at)), at
 
     def found_in(self, pieces: Iterable[bytes]) -> Form | None:
         """Return a form of a whole secret that is in the contents of a file, None without one."""
-        whole = [form for form in self._forms if form.is_whole]
-        keep_bytes = max((len(form.squeezed) for form in whole), default=1) - 1
+        keep_bytes = max((len(form.squeezed) for form in self._telling), default=1) - 1
         kept = b""
-        for piece in pieces if whole else ():
+        for piece in pieces if self._telling else ():
             data = kept + piece.translate(None, _SPACE)
-            for form in whole:
+            for form in self._telling:
                 if form.squeezed in data:
                     return form
             kept = data[-keep_bytes:]
@@ -98,30 +105,44 @@ class Masker:
         """From where on `data` may be a beginning of a secret."""
         squeezed = data.translate(None, _SPACE)
         begun = max(_begun(squeezed, form.squeezed) for form in self._forms)
-        at = len(data)
-        while begun:
-            at -= 1
-            if data[at] not in _SPACE:
-                begun -= 1
-        return at
+        return _place(data, len(squeezed) - begun) if begun else len(data)
 
 
 @dataclass(slots=True)
 class MaskedStream:
-    """Masks what comes in pieces. It holds back what may turn out to be a secret's beginning."""
+    """Masks what comes in pieces. It holds back what may turn out to be a secret's beginning.
+
+    White space may follow that without end: then the beginning is shown as a mask, and remembered
+    without the white space, lest the rest be shown when it comes.
+    """
 
     _masker: Masker
+    held_bytes_max: int = HELD_BYTES_MAX
     _held: bytes = field(default=b"", init=False, repr=False)
+    _masked_bytes: int = field(default=0, init=False)  # so many of them were shown, as a mask
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes, and return those that can be shown by now."""
-        shown, self._held = self._masker.shown(self._held + chunk)
+        data = self._held + chunk
+        if self._held and not chunk.strip(_SPACE):  # which decides nothing
+            shown, at = b"", 0
+        else:
+            shown, at = self._masker.shown(data, self._masked_bytes)
+        self._held, self._masked_bytes = data[at:], max(0, self._masked_bytes - at)
+        if len(self._held) > self.held_bytes_max:
+            shown += self._let_go()
         return shown
 
     def end(self) -> bytes:
         """Return what was held back: nothing follows."""
         held, self._held = self._held, b""
-        return _replaced(held, self._masker.spans(held)) if held else b""
+        return _replaced(held, self._masker.spans(held), self._masked_bytes) if held else b""
+
+    def _let_go(self) -> bytes:
+        self._held = self._held.translate(None, _SPACE)
+        is_masked = self._masked_bytes == len(self._held)
+        self._masked_bytes = len(self._held)
+        return b"" if is_masked else MASK
 
 
 def _forms(name: str, value: str) -> list[Form]:
@@ -145,6 +166,16 @@ def _forms(name: str, value: str) -> list[Form]:
     lines = (line for line in data.splitlines() if not line.startswith(_ARMOUR))
     add("in part", lines, is_whole=False)
     return forms
+
+
+def _telling(forms: Sequence[Form]) -> list[Form]:
+    """Return those whole forms that no other one is in: a file without them has none."""
+    whole = {form.squeezed: form for form in reversed(forms) if form.is_whole}
+    return [
+        form
+        for form in whole.values()
+        if not any(other != form.squeezed and other in form.squeezed for other in whole)
+    ]
 
 
 def _in_base64(data: bytes) -> list[bytes]:
@@ -195,13 +226,21 @@ def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _replaced(data: bytes, spans: list[tuple[int, int]]) -> bytes:
+def _replaced(data: bytes, spans: Sequence[tuple[int, int]], masked_bytes: int = 0) -> bytes:
+    """Put masks for spans; none for the first bytes, which were masked before."""
     pieces = []
-    at = 0
+    at = masked_bytes
     for start, end in spans:
-        pieces += [data[at:start], MASK]
-        at = end
+        if start >= masked_bytes:
+            pieces += [data[at:start], MASK]
+        at = max(at, end)
     return b"".join([*pieces, data[at:]])
+
+
+def _place(data: bytes, count: int) -> int:
+    """Where the byte lies that so many others go before, white space not counted."""
+    ends = range(1, len(data) + 1)
+    return bisect.bisect_left(ends, count + 1, key=lambda e: len(data[:e].translate(None, _SPACE)))
 
 
 def _begun(data: bytes, form: bytes) -> int:
@@ -209,7 +248,9 @@ def _begun(data: bytes, form: bytes) -> int:
     window = data[-(len(form) - 1) :]
     at = window.find(form[:1])
     while at >= 0:
-        if form.startswith(window[at:]):
+        # What differs early, which is nearly all, is not copied to be compared.
+        is_like = window.startswith(form[: min(FORM_BYTES_MIN, len(window) - at)], at)
+        if is_like and form.startswith(window[at:]):
             return len(window) - at
         at = window.find(form[:1], at + 1)
     return 0

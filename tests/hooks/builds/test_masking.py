@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import textwrap
+from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hooks.builds.masking import Masker
+from hooks.builds.leaks import refuse_secrets
+from hooks.builds.masking import HELD_BYTES_MAX, MASK, MaskedStream, Masker
+from storage.source import SourceFile
 
 TOKEN = "npm_Zq8/w+3k=Lr5'x$\"T\\y"
 KEY = (
@@ -86,6 +89,62 @@ def test_what_is_no_secret_stays_as_it_is(data: bytes, size: int) -> None:
     assert masked_in_pieces(Masker(), data, size) == data
 
 
+def test_white_space_without_end_is_not_held_and_lets_no_part_of_a_secret_through() -> None:
+    """A line for each of its characters, and more of nothing between them than anybody keeps."""
+    stream = Masker({"NPM_TOKEN": TOKEN}).stream()
+    space = b"\n" * (HELD_BYTES_MAX // 2)
+    shown = []
+    for byte in TOKEN.encode():
+        shown += [stream.feed(bytes([byte])), *(stream.feed(space) for _ in range(3))]
+        assert MASK in b"".join(shown), "it is not held until the end"
+    shown += [stream.feed(b"after"), stream.end()]
+    assert b"".join(shown).replace(MASK, b"").strip() == b"after"
+
+
+def test_what_was_masked_as_the_beginning_of_a_secret_and_is_none_is_followed_by_the_rest() -> None:
+    stream = Masker({"NPM_TOKEN": TOKEN}).stream()
+    shown = [stream.feed(b"one np"), stream.feed(b"\n" * 2 * HELD_BYTES_MAX), stream.feed(b"npx!")]
+    assert b"".join([*shown, stream.end()]) == b"one ***npx!"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    secret=st.text("abcd/+", min_size=8, max_size=20),
+    parts=st.lists(st.text("WXYZ \n", max_size=6), min_size=2, max_size=4),
+    gaps=st.lists(st.integers(0, 12), min_size=20, max_size=20),
+    size=st.integers(1, 9),
+)
+def test_letting_go_shows_nothing_of_a_secret_and_all_of_the_rest(
+    secret: str, parts: list[str], gaps: list[int], size: int
+) -> None:
+    stretched = "".join(
+        char + " " * gap for char, gap in zip(secret, gaps[: len(secret)], strict=True)
+    )
+    data = stretched.join(parts).encode()
+    stream = MaskedStream(Masker({"S": secret}), held_bytes_max=8)
+    pieces = [stream.feed(data[at : at + size]) for at in range(0, len(data), size)]
+    shown = b"".join([*pieces, stream.end()])
+    assert shown.count(MASK) >= 1
+    rest = "".join(parts).encode().translate(None, b" \n")
+    assert shown.replace(MASK, b"").translate(None, b" \n") == rest
+
+
+def test_looking_for_secrets_stops_within_a_file() -> None:
+    read = []
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(1000):
+            read.append(number)
+            yield bytes(100)
+
+    file = SourceFile(b"big", 100_000, executable=False, read=pieces)
+    masker = Masker({"NPM_TOKEN": TOKEN})
+    refuse_secrets([file], masker, is_stopped=lambda: len(read) >= 5)
+    assert len(read) == 5
+    refuse_secrets([file], masker, is_stopped=lambda: False)
+    assert len(read) == 1005
+
+
 def test_lines_of_a_key_are_masked_one_by_one_and_its_armour_is_not() -> None:
     masker = Masker({"KEY": KEY})
     assert masker.masked(KEY) == "***\n"
@@ -111,6 +170,13 @@ def test_armour_and_single_lines_do_not_make_a_file_a_leak() -> None:
         masker.found_in([b"-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49"]) is None
     )
     assert masker.found_in([b"const key = `" + KEY.encode()]) is not None
+
+
+def test_secret_that_is_a_line_of_another_is_told_too() -> None:
+    masker = Masker({"KEY": KEY, "LINE": "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49"})
+    found = masker.found_in([b"x MIGHAgEAMBMGByqGSM49AgEGCCqGSM49 x"])
+    assert found is not None
+    assert found.name == "LINE"
 
 
 def test_secrets_show_in_no_repr() -> None:
