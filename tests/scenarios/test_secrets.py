@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import subprocess
 from pathlib import Path
 from urllib.parse import quote
@@ -19,7 +20,10 @@ SPELLINGS = [
     CANARY.encode().hex(),
     quote(CANARY, safe=""),
     json.dumps(CANARY)[1:-1],
+    json.dumps(CANARY, ensure_ascii=False)[1:-1],
 ]
+# Envelopes of statements carry base64, and so may whatever a build makes of what it was given.
+BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}")
 SAYS = """
 import base64, json, os, time, urllib.parse
 token = os.environ["TOKEN"]
@@ -64,9 +68,46 @@ def cmdlines() -> str:
     return "\n".join(found)
 
 
+def decoded(text: str) -> str:
+    """All that is base64 in a text, or could be, decoded: from each of the places that it can
+    begin at.
+    """
+    found = []
+    for run in BASE64.findall(text):
+        for start in range(4):
+            part = run[start:].translate(str.maketrans("-_", "+/"))
+            data = base64.b64decode(part[: len(part) - (len(part) % 4 == 1)] + "===")
+            found.append(data.decode(errors="replace"))
+    return "\n".join(found)
+
+
 def silent(text: str, where: str) -> None:
-    for spelling in SPELLINGS:
-        assert spelling not in text, where
+    for each in (text, decoded(text)):
+        for spelling in SPELLINGS:
+            assert spelling not in each, where
+
+
+def files_are_silent(server) -> None:
+    """No file of the server holds the canary, statements of what was built among them."""
+    statements = 0
+    for path in server.root.rglob("*"):
+        if path.is_file() and path.is_relative_to(server.data):
+            text = path.read_bytes().decode(errors="replace")
+            silent(text, str(path))
+            statements += '"predicateType"' in decoded(text)
+    assert statements, "the statements in their envelopes were not read"
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("before", ["", "u", "u:"])
+def test_canary_is_heard_in_an_envelope(spelling: str, before: str) -> None:
+    payload = base64.b64encode(f'{{"x": "{before}{spelling}"}}'.encode()).decode()
+    with pytest.raises(AssertionError, match="envelope"):
+        silent(json.dumps({"payload": payload}), "envelope")
+    bare = base64.urlsafe_b64encode(f"{before}{CANARY}".encode()).decode().rstrip("=")
+    with pytest.raises(AssertionError, match="bare"):
+        silent(f"x={bare}", "bare")
+    silent(json.dumps({"payload": base64.b64encode(b'{"predicateType": 1}' * 9).decode()}), "none")
 
 
 @pytest.mark.own_server
@@ -108,9 +149,7 @@ def test_canary_is_in_no_log_no_artifact_no_file_and_no_argument_list(server, ke
         silent(server.api("GET", path).body.decode(), "log")
     silent(server.log(), "server's log")
     assert server.stop() == 0
-    for path in server.root.rglob("*"):
-        if path.is_file() and path.is_relative_to(server.data):
-            silent(path.read_bytes().decode(errors="replace"), str(path))
+    files_are_silent(server)
 
 
 def test_previews_and_environments_have_secrets_of_their_own(server, keeper) -> None:
@@ -155,6 +194,4 @@ def test_what_runs_is_given_a_secret_and_its_release_keeps_it(server, keeper) ->
     assert subprocess.run(back, env=server.environ, capture_output=True).returncode == 0
     assert server.serves("length 0"), "the release before had none"
     assert server.stop() == 0
-    for path in server.root.rglob("*"):
-        if path.is_file() and path.is_relative_to(server.data):
-            silent(path.read_bytes().decode(errors="replace"), str(path))
+    files_are_silent(server)

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import zipfile
 from contextlib import asynccontextmanager
@@ -185,8 +186,11 @@ async def test_pip_uses_the_machines_mirror_and_never_sees_its_password(control,
 
 
 @asynccontextmanager
-async def serving(answers, asked=None):
-    """A web server at 127.0.0.2, since builds do not ask their proxy for 127.0.0.1."""
+async def serving(answers, asked=None, *, tls=None):
+    """A web server at 127.0.0.2, since builds do not ask their proxy for 127.0.0.1.
+
+    `tls`: a file with a certificate for it and its key.
+    """
 
     async def answer(request):
         if asked is not None:
@@ -199,18 +203,42 @@ async def serving(answers, asked=None):
     runner = web.AppRunner(web.Application())
     runner.app.router.add_get("/{path:.*}", answer)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.2", 0).start()
-    yield f"http://127.0.0.2:{runner.addresses[0][1]}"
+    context = None
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls)
+    await web.TCPSite(runner, "127.0.0.2", 0, ssl_context=context).start()
+    scheme = "http" if tls is None else "https"
+    yield f"{scheme}://127.0.0.2:{runner.addresses[0][1]}"
     await runner.cleanup()
 
 
 @pytest.fixture
-async def repository(packed):
+def certified(open_dir):
+    """A certificate of 127.0.0.2's own with its key, and the certificate alone, for all to read."""
+    key, certificate = open_dir / "key.pem", open_dir / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2"),
+            *("-subj", "/CN=acme", "-addext", "subjectAltName=IP:127.0.0.2"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    certificate.chmod(0o644)
+    both = open_dir / "both.pem"
+    both.write_bytes(key.read_bytes() + certificate.read_bytes())
+    return both, certificate
+
+
+@pytest.fixture
+async def repository(packed, certified):
     """A Composer repository of our own with the package acme/hello: its URL, what it is asked."""
     asked = []
     archive = packed({"hello.php": b"<?php return 'hello';", "composer.json": b"{}"})
     answers = {"/hello.tar": (archive, "application/x-tar")}
-    async with serving(answers, asked) as url:
+    async with serving(answers, asked, tls=certified[0]) as url:
         dist = {"type": "tar", "url": f"{url}/hello.tar"}
         package = {"name": "acme/hello", "version": "1.0.0", "dist": dist}
         root = json.dumps({"packages": {"acme/hello": {"1.0.0": package}}})
@@ -219,16 +247,17 @@ async def repository(packed):
 
 
 @needs("composer")
-async def test_composer_install(control, slot, repository, unpacked):
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not here")
+async def test_composer_install(control, slot, repository, certified, unpacked):
+    """By TLS, through the proxy's tunnel, with the certificates that the machine trusts."""
     url, asked = repository
-    host, port = url.removeprefix("http://").split(":")
+    host, port = url.removeprefix("https://").split(":")
     allowed = {"host": host, "port": int(port), "source": "composer", "reach": "loopback"}
-    control.egress = {"allow": [allowed]}
+    control.egress = {"allow": [allowed], "ca_bundle": str(certified[1])}
     project = {
         "name": "acme/site",
         "repositories": [{"type": "composer", "url": url}],
         "require": {"acme/hello": "1.0.0"},
-        "config": {"secure-http": False},
     }
     use = 'php -r "echo require \\"vendor/acme/hello/hello.php\\";" > dist/said'
     made = site(
