@@ -121,7 +121,7 @@ def gather(
             if isinstance(entry, SourceFile):
                 gathered.files += 1
                 gathered.size_bytes += entry.size_bytes
-    _leave_out_escapes(gathered)
+    _leave_out_escapes(gathered, is_stopped)
     return gathered
 
 
@@ -179,8 +179,10 @@ def _leads_elsewhere(target: bytes) -> bool:
     return target.startswith(b"/") and not is_host_target(target)
 
 
-def _leave_out_escapes(gathered: Gathered) -> None:
+def _leave_out_escapes(gathered: Gathered, is_stopped: Callable[[], bool]) -> None:
     for _ in range(_LINKS_LEFT_OUT_MAX):
+        if is_stopped():
+            raise StoppedError
         links = [
             LinkEntry(entry.path, entry.target)
             for entry in gathered.entries

@@ -56,6 +56,21 @@ def test_link_that_stays_is_let_be(links: dict[str, str]) -> None:
     assert first(links) is None
 
 
+def test_links_that_nobody_could_follow_to_their_end_are_not_followed() -> None:
+    """Each goes a long way forth and back, and then to the next one."""
+    around = "/".join(["a"] * 900 + [".."] * 900)
+    chain = {f"l{number}": f"{around}/l{number + 1}" for number in range(60)}
+    assert first(chain) is not None
+
+
+def test_ordinary_links_are_all_followed() -> None:
+    bins = {f"node_modules/.bin/p{n}": f"../p{n}/bin/cli.js" for n in range(2000)}
+    assert (
+        first({**bins, **{f"node_modules/p{n}/bin": "../../packages/x" for n in range(2000)}})
+        is None
+    )
+
+
 PARTS = st.sampled_from(["..", "a", "b", ".", "c"])
 TARGETS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
 
