@@ -256,7 +256,7 @@ class Job:
         self.lines += batch["lines"][len(self.lines) - batch["first"] :]
         self.spoken.set()
 
-    async def said(self, text, timeout_s=10):
+    async def said(self, text, timeout_s=60):
         """Wait until its command says so; not until the log has the command, before it runs."""
         async with asyncio.timeout(timeout_s):
             while not any(text in line for line in self.text if not line.startswith("$ ")):
