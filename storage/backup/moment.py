@@ -54,6 +54,7 @@ class Moment:
         copy: The copy of the records, to be added to the backup last.
         files: What was copied within the moment.
         trees, blobs: What the store had; blobs by key, with their sizes.
+        absent: The keys of blobs that it should have and that are left out: they are damaged.
         salvaged: What was known to be damaged and is whole in the pool: in this backup it is.
         damaged: How many other parts were known to be damaged: they are left out.
         signing_key_id: The key that signed.
@@ -66,6 +67,7 @@ class Moment:
     files: tuple[FileEntry, ...]
     trees: tuple[Digest, ...]
     blobs: tuple[tuple[bytes, int], ...]
+    absent: frozenset[bytes]
     salvaged: Mapping[Part, Kept]
     damaged: int
     migrations: list[str]
@@ -122,6 +124,7 @@ def moment_of(
                 for part in salvaged:
                     damage.heal(db, part, made_at)
                 known = tuple(map(Digest, blobs.each_known_tree(db)))
+                live = tuple(blobs.each_live(db))
                 statements = {name for name, _ in blobs.each_attestation(db)}
                 issued = set(release_statements.each_name(db))
                 for found in damaged:
@@ -133,7 +136,8 @@ def moment_of(
                     sites=tuple(sites.every(db)),
                     files=(),
                     trees=tuple(map(Digest, blobs.each_tree(db))),
-                    blobs=tuple(blobs.each_live(db)),
+                    blobs=live,
+                    absent=frozenset(blobs.each_key(db).difference(key for key, _ in live)),
                     salvaged=salvaged,
                     damaged=len(damaged) - len(salvaged),
                     migrations=migrations.applied(db),

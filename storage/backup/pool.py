@@ -82,6 +82,10 @@ class Pool:
     def has(self, digest: Digest) -> bool:
         return digest in self._staged or self._contents.has(digest)
 
+    def path(self, digest: Digest) -> str:
+        """Where a content lies that the pool has."""
+        return self._staged.get(digest) or self._destination.content(digest)
+
     def add_bytes(self, data: bytes) -> Kept:
         digest = Digest.of(data)
         if not self.has(digest):

@@ -27,6 +27,7 @@ from storage.backup.moment import Moment, moment_of
 from storage.backup.places import DATABASE, JOBLOGS, REPOSITORIES, SETTINGS, Places
 from storage.backup.pool import Pool
 from storage.backup.progress import Progress, Tell, silently
+from storage.backup.references import reference_fault
 from storage.backup.repositories import Listed, Picture, check_view, picture_of
 from storage.backup.salvage import Salvage
 from storage.blobs import blob_path, is_executable
@@ -157,6 +158,7 @@ class _Backup:
             self._add_repositories(moment, pool, writer, scratch)
             self._add_joblogs(pool, writer)
             self._add_store(moment, pool, writer)
+            self._check_references(moment, pool)
         if self._damage:
             raise BackupDamagedError(_in_words(self._damage))
         late = moment.add_late_pushes(self._records)
@@ -304,6 +306,15 @@ class _Backup:
                 writer.add(BlobEntry(digest, size, is_executable(key)))
             done += size
             self._tell(Progress("artifacts", done, total))
+
+    def _check_references(self, moment: Moment, pool: Pool) -> None:
+        """Hold the manifests against the blobs: records that lost a reference lose a blob too."""
+        there = moment.absent.union(key for key, _ in moment.blobs)
+        for digest in moment.trees:
+            if pool.has(digest):
+                fault = reference_fault(digest, pool.path(digest), there)
+                if fault is not None:
+                    self._damage.append(f"tree {digest}: {fault}: gitd check --rebuild-index")
 
     def _add_content(self, pool: Pool, path: Path, digest: Digest) -> None:
         if pool.add_file(path).digest != digest:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.backup.destination import Destination
 from storage.backup.manifest import BlobEntry, Entry, Facts, FileEntry, Manifest, read_facts
-from storage.backup.places import DATABASE, REPOSITORIES
+from storage.backup.places import DATABASE, REPOSITORIES, STORE
 from storage.backup.pool import matches
 from storage.backup.progress import Progress, Tell, silently
+from storage.backup.references import reference_fault
 from storage.backup.repositories import check_view
 from storage.blobs import blob_key
 from storage.digest import Digest
@@ -23,6 +24,7 @@ from storage.errors import BackupDamagedError, RecordsError
 from storage.files import mapped_errors
 from storage.records import blobs, copies
 
+_TREES = f"{STORE}/trees/"
 FAULTS_MAX = 50  # of one backup; a damaged disk has thousands of the same kind
 
 
@@ -93,6 +95,7 @@ class _Check:
     def _faults(self, manifest: Manifest) -> Iterator[str]:
         repositories: dict[str, dict[str, str]] = defaultdict(dict)
         keys: set[bytes] = set()
+        manifests: dict[Digest, str] = {}
         database: str | None = None
         is_whole, done = True, 0
         for entry in manifest.entries():
@@ -105,6 +108,8 @@ class _Check:
                 )
             elif isinstance(entry, BlobEntry):
                 keys.add(blob_key(entry.digest, executable=entry.is_executable))
+            elif entry.path.startswith(_TREES):
+                manifests[entry.digest] = content
             elif entry.path == DATABASE:
                 database = content
             elif entry.path.startswith(f"{REPOSITORIES}/"):
@@ -114,7 +119,7 @@ class _Check:
             self._tell(Progress(f"backup {manifest.facts.name}", done, manifest.facts.size_bytes))
         if not is_whole:
             return
-        yield from _database_faults(database, keys)
+        yield from _database_faults(database, keys, manifests)
         for name, contents in repositories.items():
             with tempfile.TemporaryDirectory(prefix="gitd-verify-") as folder:
                 view = Path(folder) / name
@@ -131,20 +136,33 @@ class _Check:
         return True
 
 
-def _database_faults(content: str | None, keys: set[bytes]) -> Iterator[str]:
-    """The records themselves, and whether the backup has each blob that they count on."""
+def _database_faults(
+    content: str | None, keys: set[bytes], manifests: Mapping[Digest, str]
+) -> Iterator[str]:
+    """The records themselves, and whether the backup has each blob and manifest that they count
+    on, and each blob that these name.
+    """
     if content is None:
         yield f"{DATABASE} is not in it"
         return
     try:
         with copies.looking_into(content) as db:
             copies.require_sound(db)
-            missing = [key for key, _ in blobs.each_live(db) if key not in keys]
+            live = {key for key, _ in blobs.each_live(db)}
+            damaged = blobs.each_key(db) - live
+            trees = [Digest(digest) for digest in blobs.each_tree(db)]
     except RecordsError as error:
         yield str(error)
         return
+    missing = len(live - keys)
     if missing:
-        yield f"{len(missing)} blobs that the records count on are not in it"
+        yield f"{missing} blobs that the records count on are not in it"
+    there = keys | damaged
+    for digest in trees:
+        if digest not in manifests:
+            yield f"tree {digest}: its manifest is not in it"
+        elif fault := reference_fault(digest, manifests[digest], there):
+            yield f"tree {digest}: {fault}"
 
 
 def _named(entry: Entry) -> str:

@@ -10,13 +10,14 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from storage.artifacts import Ingested
 from storage.backup.keys import KeyPlan, read_keys
-from storage.backup.manifest import Manifest, is_safe
+from storage.backup.manifest import Manifest, ManifestWriter, is_safe
 from storage.backup.places import is_unfinished
 from storage.backup.repositories import picture_of
 from storage.backup.verify import listed, verify
@@ -42,6 +43,7 @@ from storage.model import (
 )
 from storage.parts import Part, PartKind
 from storage.records import (
+    copies,
     damage,
     deployments,
     environment_configs,
@@ -52,6 +54,7 @@ from storage.records import (
 )
 from storage.records.db import Records
 from storage.records.release_statements import IssuedStatement
+from storage.reindex import rebuild_index
 from storage.repair import Repairer
 from storage.retention import Retention
 from storage.signing import SigningKey
@@ -555,6 +558,51 @@ def test_backup_is_a_source_of_copies(small) -> None:
     mended = repairer.mend([anything_at(small.destination.root)])
     assert {one.part.kind for one in mended} == set(PartKind)
     assert check_store(layout.root, small.records).problems == ()
+
+
+LOSE_A_REFERENCE = "DELETE FROM ref WHERE blob_id = (SELECT id FROM blob WHERE key = ?)"
+
+
+def test_records_that_lost_a_reference_are_not_backed_up(small, restored_at, tmp_path) -> None:
+    small.ingest({"lone": b"lone"}, "build_2")
+    key = bytes(Digest.of(b"lone")) + b"f"
+    small.records.write(lambda db: db.execute(LOSE_A_REFERENCE, (key,)))
+    with pytest.raises(BackupDamagedError, match=r"names 1 blobs .* gitd check --rebuild-index"):
+        small.back_up(with_keys=True)
+    assert small.destination.names() == []
+    rebuild_index(small.store, small.records)
+    small.back_up(with_keys=True)
+    small.restore(tmp_path / "new/data")
+    restored_at(tmp_path / "new")
+
+
+def test_backup_of_records_that_lost_a_reference_is_not_whole(small, tmp_path: Path) -> None:
+    small.ingest({"lone": b"lone"}, "build_2")
+    taken = small.back_up(with_keys=True)
+    manifest = Manifest.open(small.destination.manifest(taken.facts.name))
+    entries = {getattr(entry, "path", entry.digest): entry for entry in manifest.entries()}
+    # As a backup was made before manifests were held against the records.
+    copy = tmp_path / "copy"
+    shutil.copyfile(small.destination.content(entries["gitd.db"].digest), copy)
+    with copies.editing(copy) as db:
+        db.execute(LOSE_A_REFERENCE, (bytes(Digest.of(b"lone")) + b"f",))
+        copies.drop_garbage(db)
+    del entries[Digest.of(b"lone")]
+    data = copy.read_bytes()
+    entries["gitd.db"] = replace(entries["gitd.db"], digest=Digest.of(data), size_bytes=len(data))
+    content = Path(small.destination.content(Digest.of(data)))
+    content.parent.mkdir(exist_ok=True)
+    content.write_bytes(data)
+    manifest.path.unlink()
+    with manifest.path.open("wb") as file:
+        writer = ManifestWriter(file)
+        for entry in entries.values():
+            writer.add(entry)
+        writer.finish(taken.facts)
+    (found,) = verify(small.destination)
+    assert [fault.split(": ")[1] for fault in found.faults] == [
+        "names 1 blobs that the records do not count on for it"
+    ]
 
 
 def test_statement_with_other_bytes_is_named(small) -> None:
