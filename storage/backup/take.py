@@ -34,7 +34,7 @@ from storage.blobs import blob_path, is_executable
 from storage.custody import ROOT_KEY, SIGNING_KEY
 from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import BackupDamagedError, BackupError, StorageFullError
-from storage.files import FULL, Lease, mapped_errors, sync_directory, sync_file
+from storage.files import FULL, Lease, mapped_errors, sync_directory, sync_file, sync_filesystem
 from storage.git.errors import RepositoryNotFoundError
 from storage.joblog import SUFFIX
 from storage.layout import Layout
@@ -93,7 +93,7 @@ def take(
             for tries in range(TRIES_MAX):  # noqa: B007 - counted
                 with contextlib.suppress(_SiteGoneError):
                     backup = _Backup(places, destination, records, tell)
-                    facts, digest = backup.run(with_keys=with_keys)
+                    facts, digest = backup.run(with_keys=with_keys, settles=broke_off)
                     break
             else:
                 raise BackupError("sites were deleted again and again meanwhile: run it again")
@@ -122,13 +122,16 @@ class _Backup:
         self.warnings: list[str] = []
         self._damage: list[str] = []
 
-    def run(self, *, with_keys: bool) -> tuple[Facts, Digest]:
+    def run(self, *, with_keys: bool, settles: bool) -> tuple[Facts, Digest]:
+        """`settles`: make durable what an earlier backup that broke off had put into the pool."""
         lease = Lease.take(self._destination.tmp)
         pool = Pool(self._destination, lease)
         try:
             draft = Path(lease.path) / "manifest"
             with draft.open("xb") as file:
                 written = self._write(Path(lease.path), pool, file, with_keys=with_keys)
+            if settles:
+                sync_filesystem(lease.fd)
             self._place(draft, written[0].name)
             return written
         except OSError as error:

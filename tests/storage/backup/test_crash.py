@@ -155,6 +155,22 @@ def stopped(small, trace: Path, path: Path, number: int) -> Iterator[None]:
         assert backup.wait() == 0
 
 
+def test_contents_that_a_killed_backup_named_are_durable_before_the_next_one_counts(
+    before: Path, scratch: Path
+) -> None:
+    small, trace = scratch / "small", scratch / "trace"
+    shutil.copytree(before, small, symlinks=True)
+    # Its second name: the first one was given, and no folder synced.
+    assert child(small, "take").attempt(trace, ("rename", 2), "signal=SIGKILL").is_reached
+    again = child(small, "take").run(trace, "-e", "trace=rename,fsync,syncfs")
+    assert again.returncode == 0, again.stdout
+    calls = trace.read_text().splitlines()
+    (counts,) = [n for n, call in enumerate(calls) if "/backups/backups/" in call]
+    # Everything after the last name in the pool, which the syncs of the killed one had no part in.
+    last = max(n for n, call in enumerate(calls) if "/backups/pool/" in call)
+    assert any("syncfs(" in call for call in calls[last:counts])
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", ["take", "restore"])
 def test_all_or_nothing_at_some_system_calls(before: Path, scratch: Path, what: str) -> None:
