@@ -200,6 +200,7 @@ class Control:
             Repairer(self.store, self.records),
             self.records,
             copies_of(folder, self.records),
+            self.store.layout.trust,
             limits=scrub_limits_of(config),
         )
         self.scrubbing = Scrubbing(scrubber, self.records)

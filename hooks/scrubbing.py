@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 IDLE_S = 60.0  # between two looks for something to read
 FAILED_S = 300.0  # after a turn that failed: a disk that is in trouble is left alone for a while
 TIDY_EVERY_S = DAY_MS / 1000
+TRUST_ADVICE = "put store/trust/root.*.json back from a backup, or from trust/ in an export"
 
 
 class Scrubbing:
@@ -38,6 +39,7 @@ class Scrubbing:
         self._working: set[asyncio.Future[Any]] = set()
         self._is_reading = False
         self._tidied_at = float("-inf")
+        self._trust_fault: str | None = None  # as it was said
 
     async def keep(self) -> None:
         """Scrub, for ever."""
@@ -58,6 +60,7 @@ class Scrubbing:
             log.exception("scrub_failed")
             return FAILED_S
         self._say(turn.found, turn.mended)
+        self._say_trust(turn.trust_fault)
         await self._say_progress(turn)
         return IDLE_S if turn.is_idle else 0.0
 
@@ -123,6 +126,14 @@ class Scrubbing:
             )
         for mend in mended:
             log.info("damage_mended", part=str(mend.part), source=mend.source)
+
+    def _say_trust(self, fault: str | None) -> None:
+        """Log it once, and when it is over: nothing can be rolled meanwhile."""
+        if fault is not None and fault != self._trust_fault:
+            log.error("trust_damaged", reason=fault, advice=TRUST_ADVICE)
+        elif fault is None and self._trust_fault is not None:
+            log.info("trust_whole")
+        self._trust_fault = fault
 
     async def _say_progress(self, turn: Turn) -> None:
         """Say once that everything was read, when it was."""

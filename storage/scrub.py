@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from storage.copies import Source
 from storage.digest import Digest
@@ -24,6 +25,7 @@ from storage.records.damage import Damage
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 from storage.repair import Mended, Repairer
+from storage.scrub_round import Round
 
 FILE_COST_BYTES = 64 << 10  # what opening a file takes of a disk, as if so much were read
 TURN_S = 5.0  # of reading; then what was read is written down
@@ -55,6 +57,7 @@ class Turn:
         parts: How many parts were read, with `size_bytes` of blobs.
         found: What was damaged, and not known to be before.
         mended: What is whole again, whenever it was found.
+        trust_fault: What is wrong with the generations of trust, when they were last read.
         is_idle: There was nothing to read.
     """
 
@@ -62,6 +65,7 @@ class Turn:
     size_bytes: int
     found: tuple[Damage, ...]
     mended: tuple[Mended, ...]
+    trust_fault: str | None
     is_idle: bool
 
 
@@ -70,13 +74,17 @@ def _now_ms() -> int:
 
 
 class Scrubber:
-    """The scrub of one store. One turn at a time; from any thread."""
+    """The scrub of one store. One turn at a time; from any thread.
+
+    `trust_folder`: where the store has the generations of trust.
+    """
 
     def __init__(
         self,
         repairer: Repairer,
         records: Records,
         sources: Sequence[Source],
+        trust_folder: Path,
         *,
         limits: ScrubLimits,
         clock: Callable[[], int] = _now_ms,
@@ -86,6 +94,7 @@ class Scrubber:
         self._records = records
         self._sources = sources
         self._clock = clock
+        self._round = Round(trust_folder, records, every_ms=limits.every_ms)
         self._stopping = threading.Event()
         self._tried_at = float("-inf")  # when it last tried to mend
 
@@ -128,7 +137,8 @@ class Scrubber:
         return len(self._repairer.forget_quarantined(older_than_ms=self.limits.quarantine_ms))
 
     def _turn(self) -> Turn:
-        waiting = [] if not self.limits.bytes_per_s else self._due()
+        is_on = self.limits.bytes_per_s > 0
+        waiting = self._due() if is_on else []
         pace = _Pace(self.limits.bytes_per_s, self._stopping)
         good: list[Part] = []
         suspects: list[Part] = []
@@ -144,11 +154,19 @@ class Scrubber:
         found = self._repairer.condemn(suspects)
         self._write_down(good, suspects, size_bytes, found=len(found))
         mended = self._mend() if found or self._is_time_to_mend() else []
-        parts = len(good) + len(suspects)
-        return Turn(parts, size_bytes, tuple(found), tuple(mended), is_idle=not waiting)
+        return Turn(
+            len(good) + len(suspects),
+            size_bytes,
+            tuple(found),
+            tuple(mended),
+            trust_fault=self._round.trust_fault(self._clock()) if is_on else None,
+            is_idle=not waiting,
+        )
 
     def _due(self) -> list[rows.Due]:
-        return rows.due(self._records.reader(), self._due_before(), limit_count=TURN_COUNT)
+        due = rows.due(self._records.reader(), self._due_before(), limit_count=TURN_COUNT)
+        released = self._round.due(self._clock(), limit_count=TURN_COUNT)
+        return [*(rows.Due(part, None) for part in released), *due]
 
     def _due_before(self) -> int:
         return self._clock() - self.limits.every_ms
@@ -187,6 +205,7 @@ class Scrubber:
             rows.note_work(db, at, parts=parts, size_bytes=size_bytes, found=found, mended=0)
 
         self._records.write(change)
+        self._round.note_read([*good, *bad], at)
 
 
 class _StoppedError(Exception):

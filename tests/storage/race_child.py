@@ -134,7 +134,9 @@ def scrub(shop: Shop, pick: random.Random) -> Iterator[str]:
     """Read everything again and again, and mend what can be."""
     repairer = Repairer(shop.store, shop.records)
     limits = ScrubLimits(every_ms=-1, bytes_per_s=1 << 40, quarantine_ms=0)
-    scrubber = Scrubber(repairer, shop.records, [twins(shop.store.layout)], limits=limits)
+    scrubber = Scrubber(
+        repairer, shop.records, [twins(shop.store.layout)], shop.store.layout.trust, limits=limits
+    )
     while True:
         turn = scrubber.turn()
         if not pick.randrange(4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -10,13 +11,19 @@ from pathlib import Path
 import pytest
 
 from storage.check import check_store
-from storage.copies import Lacking, Offer, twins
+from storage.copies import Lacking, Offer, issued_statements, twins
 from storage.digest import Digest
+from storage.envelope import seal
 from storage.parts import Part
+from storage.records import release_statements
 from storage.records import scrub as rows
 from storage.records.build_caches import every as every_cache
+from storage.records.release_statements import IssuedStatement
 from storage.repair import Repairer
 from storage.scrub import Scrubber, ScrubLimits
+from storage.scrub_round import SETTLE_MS, TRUST_EVERY_MS
+from storage.signing import SigningKey
+from storage.trust import introduce
 from tests.storage.test_repair import flip
 
 DAY = 24 * 3_600_000
@@ -28,7 +35,8 @@ def scrubber_of(world, *, bytes_per_s: int = FAST) -> Scrubber:
     return Scrubber(
         Repairer(shop.store, shop.records, clock=world.clock),
         shop.records,
-        [twins(shop.store.layout)],
+        [twins(shop.store.layout), issued_statements(shop.records)],
+        shop.store.layout.trust,
         limits=ScrubLimits(every_ms=30 * DAY, bytes_per_s=bytes_per_s),
         clock=world.clock,
     )
@@ -118,6 +126,68 @@ def test_damaged_statements_are_found(world, what: str) -> None:
     assert found.part.kind == what
 
 
+def issue(world, ingested) -> Path:
+    """Release an artifact with a statement, as control does; return its file in the store."""
+    world.release(ingested)
+    deployment_id = world.shop.records.reader().execute("SELECT id FROM deployment").fetchone()[0]
+    envelope = seal(b'{"a":"statement"}', world.shop.signing_key)
+    issued = IssuedStatement(
+        envelope.sha256,
+        "env_1",
+        1,
+        deployment_id,
+        world.shop.signing_key.key_id,
+        ingested.envelope_sha256,
+        envelope.data.decode(),
+        0,
+    )
+    world.write(lambda db: release_statements.add(db, issued))
+    return Path(world.shop.store.layout.envelope(envelope.sha256))
+
+
+def test_release_statement_is_read_a_while_after_it_was_issued_and_mended(world) -> None:
+    path = issue(world, world.shop.ingest({"a": b"a"}))
+    scrubber = scrubber_of(world)
+    assert scrubber.turn().found == (), "control is about to lay it there"
+    path.write_bytes(b"rotten")
+    world.clock.now += SETTLE_MS
+    turn = scrubber.turn()
+    assert [found.part.name for found in turn.found] == [path.name[:64]]
+    assert [mended.source for mended in turn.mended] == ["the records"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name[:64]
+    flip(path)
+    assert scrubber.turn().is_idle, "it was read a moment ago"
+    world.clock.now += 30 * DAY
+    assert [found.part.name for found in scrubber.turn().found] == [path.name[:64]]
+
+
+def test_generations_of_trust_are_read(world) -> None:
+    path = world.shop.store.layout.trust / "root.1.json"
+    scrubber = scrubber_of(world)
+    assert scrubber.turn().trust_fault is None
+    flip(path)
+    assert scrubber.turn().trust_fault is None, "they were read a moment ago"
+    world.clock.now += TRUST_EVERY_MS
+    assert scrubber.turn().trust_fault is not None
+    assert scrubber.turn().trust_fault is not None, "it is said until they are whole again"
+    flip(path)
+    world.clock.now += TRUST_EVERY_MS
+    assert scrubber.turn().trust_fault is None
+
+
+def test_generation_that_was_taken_away_is_missed(world) -> None:
+    shop = world.shop
+    other = SigningKey.load_or_create(shop.folder / "other.key")
+    introduce(shop.store.layout.trust, root=shop.root_key, signing=other)
+    scrubber = scrubber_of(world)
+    assert scrubber.turn().trust_fault is None
+    (shop.store.layout.trust / "root.2.json").unlink()  # what is left holds by itself
+    world.clock.now += TRUST_EVERY_MS
+    fault = scrubber.turn().trust_fault
+    assert fault is not None
+    assert "newer ones were taken away" in fault
+
+
 def test_scrub_that_is_turned_off_reads_nothing(world) -> None:
     world.shop.ingest({"a": b"a"})
     flip(world.shop.blob(b"a"))
@@ -137,7 +207,7 @@ def test_copies_are_asked_for_when_damage_is_found_and_not_each_time_after(world
 
     repairer = Repairer(shop.store, shop.records)
     limits = ScrubLimits(bytes_per_s=FAST)
-    scrubber = Scrubber(repairer, shop.records, [source], limits=limits)
+    scrubber = Scrubber(repairer, shop.records, [source], shop.store.layout.trust, limits=limits)
     scrubber.turn()
     assert asked == []
     flip(shop.blob(b"a"))
