@@ -1,0 +1,96 @@
+"""Power cuts: a filesystem on a loop device over memory, whose image is copied at some moment.
+
+What only the kernel's memory knew is lost then, as in a power cut. It does not model a disk that
+reorders writes in a cache of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+MEMORY = Path("/dev/shm")
+KINDS = {"ext4": ["-F"], "xfs": ["-f"], "btrfs": ["-f"]}
+SIZE_BYTES = 600 << 20  # with less, a store refuses for want of room; holes cost nothing
+
+needs_disks = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.getuid() != 0 or not MEMORY.is_dir(), reason="mounts filesystems"),
+]
+
+
+@dataclass
+class Disk:
+    """A disk that can lose its power, with something on it."""
+
+    kind: str
+    folder: Path
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "disk"
+
+    def begin(self, base: str = "base") -> Path:
+        """Put the first state back and mount it."""
+        _copy(self.folder / base, self.image)
+        return self.mount(self.image)
+
+    def keep(self, base: str) -> None:
+        """Unmount, and keep what is there as another first state."""
+        subprocess.run(["umount", self.folder / "on-disk"], check=True)
+        _copy(self.image, self.folder / base)
+
+    def mount(self, image: Path) -> Path:
+        where = self.folder / f"on-{image.name}"
+        where.mkdir(exist_ok=True)
+        options = "loop,nouuid" if self.kind == "xfs" else "loop"
+        subprocess.run(["mount", "-o", options, image, where], check=True, capture_output=True)
+        return where
+
+    def cut(self) -> Path:
+        """Keep what reached the disk by now, and mount that."""
+        _copy(self.image, self.folder / "kept")
+        subprocess.run(["umount", "-l", self.folder / "on-disk"], check=True)
+        return self.mount(self.folder / "kept")
+
+    def end(self) -> None:
+        for name in ("on-kept", "on-disk"):
+            subprocess.run(["umount", "-l", self.folder / name], capture_output=True)
+
+
+@contextlib.contextmanager
+def disk_of(kind: str, fill: Callable[[Path], object]) -> Iterator[Disk]:
+    """Make a disk with what `fill` puts on it as its first state; skip where that cannot be."""
+    if not shutil.which(f"mkfs.{kind}"):
+        pytest.skip(f"mkfs.{kind} is not here")
+    folder = MEMORY / f"gitd-power-{os.getpid()}-{kind}"
+    folder.mkdir()
+    made = Disk(kind, folder)
+    try:
+        with (folder / "base").open("wb") as file:
+            file.truncate(SIZE_BYTES)
+        quiet = ["mkfs.ext4", "-q"] if kind == "ext4" else [f"mkfs.{kind}", "-q"]
+        subprocess.run([*quiet, *KINDS[kind], folder / "base"], check=True, capture_output=True)
+        try:
+            where = made.mount(folder / "base")
+        except subprocess.CalledProcessError:
+            pytest.skip(f"{kind} cannot be mounted here")
+        fill(where)
+        subprocess.run(["umount", where], check=True)
+        yield made
+    finally:
+        made.end()
+        subprocess.run(["umount", "-l", folder / "on-base"], capture_output=True)
+        shutil.rmtree(folder)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """With its holes."""
+    subprocess.run(["cp", "--sparse=always", source, target], check=True)
