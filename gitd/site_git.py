@@ -112,9 +112,8 @@ class SiteAccess:
                 "Log in with any user name and an API key as the password.\n",
                 challenges=(CHALLENGE,),
             )
-        client = self._proxies.client_ip(request.remote, request.headers.get("X-Forwarded-For"))
         try:
-            return self._authenticator.authenticate(secret, client)
+            return self._authenticator.authenticate(secret, self._proxies.client_of(request))
         except AuthenticationError as error:
             raise NotAuthenticatedError(f"{error}\n", challenges=(CHALLENGE,)) from error
         except AddressRefusedError as error:

@@ -68,8 +68,7 @@ class Gate:
 
     def actor_of(self, request: web.Request, grant: Grant) -> Actor:
         """Raises AuthenticationError, AddressRefusedError."""
-        address = self.proxies.client_ip(request.remote, request.headers.get("X-Forwarded-For"))
-        actor = self.authenticator.confirm(grant, address)
+        actor = self.authenticator.confirm(grant, self.proxies.client_of(request))
         request[ACTOR] = actor.ref.id
         return actor
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientResponse, ClientSession, web
+from multidict import CIMultiDict
 
 from gitd.addresses import TrustedProxies
 from gitd.auth import Authenticator, expand_scopes, mint
@@ -37,8 +38,11 @@ class Door:
     records: Records
     client: ClientSession
 
-    def key(self, *scopes: str, site_id: str | None = None) -> str:
-        secret, key = mint("tests", expand_scopes(scopes), site_id=site_id, now=NOW)
+    def key(
+        self, *scopes: str, site_id: str | None = None, cidrs: tuple[str, ...] = ()
+    ) -> str:
+        expanded = expand_scopes(scopes)
+        secret, key = mint("tests", expanded, site_id=site_id, cidrs=cidrs, now=NOW)
         self.records.write(lambda db: api_keys.add(db, key))
         return secret.reveal()
 
@@ -81,7 +85,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
         records,
         repositories,
         Authenticator(records, lambda: NOW),
-        TrustedProxies(),
+        TrustedProxies(("127.0.0.0/8",)),
         housekeeping=housekeeping,
     )
     service = GitService(access, SilentReceiver())
@@ -169,6 +173,21 @@ async def test_9_a_key_that_may_read_may_not_push_and_is_told_so(door: Door) -> 
     assert answer.content_type == "text/plain"
     assert "lacks the scope deployments:write" in await answer.text()
     assert (await door.post(PUSH, {"Authorization": reader})).status == 403
+
+
+async def test_9_a_client_cannot_speak_for_the_proxy_in_front(door: Door) -> None:
+    """A proxy may add its line behind the client's own instead of appending to it."""
+    secret = door.key("deployments:read", cidrs=("127.0.0.0/8", "192.0.2.0/24"))
+    for lines, status in (
+        (["192.0.2.1", "198.51.100.1"], 403),
+        (["198.51.100.1", "192.0.2.1"], 200),
+        (["nonsense"], 403),
+    ):
+        headers = CIMultiDict([("X-Forwarded-For", line) for line in lines])
+        headers["Authorization"] = basic(secret)
+        answer = await door.client.get(f"/acme.git/info/refs?service={FETCH}", headers=headers)
+        assert answer.status == status, lines
+        await answer.read()
 
 
 async def test_2_5_a_probe_is_asked_to_log_in_before_a_large_body_comes(door: Door) -> None:

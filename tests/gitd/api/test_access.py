@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from multidict import CIMultiDict
 
 from storage.records import api_keys, recall
 from storage.records.db import Records
@@ -90,6 +91,24 @@ async def test_forwarded_address_counts_from_a_trusted_proxy(service, acme) -> N
     assert heard.status == 200
     heard = await service.get(acme.path, secret=secret, headers={"X-Forwarded-For": "198.51.100.1"})
     assert heard.status == 403
+
+
+async def test_client_cannot_speak_for_the_proxy_in_front(service, acme) -> None:
+    """Neither by a line of its own before the proxy's, nor where the proxy's is no address."""
+    secret = service.key("*", cidrs=["127.0.0.0/8", "192.0.2.0/24"])
+    await service.stop()
+    service.proxies = ("127.0.0.0/8",)
+    await service.start()
+    for lines, status in (
+        (["192.0.2.1", "198.51.100.1"], 403),
+        (["198.51.100.1", "192.0.2.1"], 200),
+        (["192.0.2.1:4711"], 200),
+        (["nonsense"], 403),
+    ):
+        headers = CIMultiDict([("X-Forwarded-For", line) for line in lines])
+        headers["Authorization"] = f"Bearer {secret}"
+        async with service.client.get(acme.path, headers=headers) as answer:
+            assert answer.status == status, lines
 
 
 # Every endpoint, the scope that it needs, and one that is not enough. Source: contract §3, §4.
