@@ -299,9 +299,7 @@ class Pipeline:
         """
 
         def change(changes: JobChanges) -> Job:
-            target = _target(changes.db, source.site_id, to_env)
-            if only_env is not None and target.id != only_env:
-                raise NotFoundError("environment", to_env)
+            target = _target(changes.db, source.site_id, to_env, only_env)
             if target.id == source.id:
                 raise InvalidRequestError(
                     f"{source.slug} cannot be promoted onto itself.", param="to_env"
@@ -437,17 +435,20 @@ def _delete_site(changes: JobChanges, site: Site) -> None:
     sites.delete(changes.db, site.id)
 
 
-def _target(db: sqlite3.Connection, site_id: str, named: str) -> Environment:
+def _target(
+    db: sqlite3.Connection, site_id: str, named: str, only_env: str | None
+) -> Environment:
+    """The environment that is named, of those that the caller may know of."""
     found = environments.find(db, site_id, named)
-    if found is not None:
-        return found
-    if named in set(EnvironmentKind):
-        of_kind = environments.of_kind(db, site_id, EnvironmentKind(named))
-        if len(of_kind) > 1:
-            raise AmbiguousEnvironmentError(named, [e.slug for e in of_kind])
-        if of_kind:
-            return of_kind[0]
-    raise NotFoundError("environment", named)
+    known = [found] if found is not None else []
+    if found is None and named in set(EnvironmentKind):
+        known = environments.of_kind(db, site_id, EnvironmentKind(named))
+    known = [environment for environment in known if only_env in (None, environment.id)]
+    if not known:
+        raise NotFoundError("environment", named)
+    if len(known) > 1:
+        raise AmbiguousEnvironmentError(named, [e.slug for e in known])
+    return known[0]
 
 
 def _rollback_target(db: sqlite3.Connection, environment: Environment, named: str) -> Release:

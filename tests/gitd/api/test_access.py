@@ -224,6 +224,12 @@ async def test_key_of_an_environment_sees_nothing_of_another(service, acme) -> N
     await acme.release(b"two", "staging")
     heard = await service.post(f"{acme.staging}/promote", {"to_env": "production"}, secret=bound)
     assert (heard.status, heard.code) == (404, "environment.not_found")
+    for branch in ("secret-one", "secret-two"):
+        body = {"kind": "preview", "branch": branch}
+        assert (await service.post(f"{acme.path}/environments", body)).status == 201
+    heard = await service.post(f"{acme.staging}/promote", {"to_env": "preview"}, secret=bound)
+    assert (heard.status, heard.code) == (404, "environment.not_found")
+    assert b"secret" not in heard.raw
     for method, path in (
         ("DELETE", acme.path),
         ("PUT", f"{acme.path}/branch-routes"),
