@@ -5,8 +5,10 @@ Source: contract §6; "404 before 403" in contract §2.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +30,7 @@ from gitd.git.push import Push, RefOutcome, Remote
 from hooks import branches
 from hooks.follow import PushNarrator
 from hooks.housekeeping import Housekeeping
-from hooks.push import PushHooks
+from hooks.push import Effect, PushHooks
 from storage.errors import StorageError, StorageFullError
 from storage.model import PushRecord, RefMove, RouteTarget, Site
 from storage.records import environments, sites
@@ -128,6 +130,7 @@ class SiteReceiver:
         self._push_hooks = push_hooks
         self._narrator = narrator
         self._begun: dict[int, PushRecord] = {}
+        self._landing: dict[int, asyncio.Future[list[Effect]]] = {}
 
     async def accept(self, push: Push) -> Mapping[str, str]:
         """See `gitd.git.push.PushReceiver`."""
@@ -153,18 +156,23 @@ class SiteReceiver:
             log.exception("push_not_recorded", site=who.site.name)
             raise PushRefusedError("the server could not record the push") from error
 
+    def moved(self, push: Push, outcomes: Sequence[RefOutcome]) -> None:
+        """See `gitd.git.push.PushReceiver`. Builds are queued in the order in which refs moved."""
+        record = self._begun.get(id(push))
+        if record is None:
+            return
+        with contextlib.suppress(StorageError):  # `landed` meets it again, and can say so
+            landing = self._push_hooks.land(record, _moves(outcomes))
+            self._landing[id(push)] = asyncio.ensure_future(landing)
+
     async def landed(self, push: Push, outcomes: Sequence[RefOutcome], remote: Remote) -> None:
         """See `gitd.git.push.PushReceiver`."""
         record = self._begun.pop(id(push), None)
+        landing = self._landing.pop(id(push), None)
         if record is None:
             return
-        moved = [
-            RefMove(outcome.update.name, outcome.update.old, outcome.update.new)
-            for outcome in outcomes
-            if outcome.is_ok
-        ]
         try:
-            effects = await self._push_hooks.land(record, moved)
+            effects = await (landing or self._push_hooks.land(record, _moves(outcomes)))
         except StorageError:
             await remote.say("The refs are kept, but gitd could not queue what they ask for.")
             await remote.say("It does so at its next start; its log says what failed.")
@@ -200,6 +208,14 @@ class SiteReceiver:
                 name = bound.slug if bound is not None else bound_to
                 refused[update.name] = f"this key is bound to {name}"
         return refused
+
+
+def _moves(outcomes: Sequence[RefOutcome]) -> list[RefMove]:
+    return [
+        RefMove(outcome.update.name, outcome.update.old, outcome.update.new)
+        for outcome in outcomes
+        if outcome.is_ok
+    ]
 
 
 def _not_in_text(push: Push) -> dict[str, str]:

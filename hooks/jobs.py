@@ -216,17 +216,18 @@ class Jobs:
     def submit(self, change: Callable[[JobChanges], T]) -> Awaitable[T]:
         """Queue `change` now, before whatever is queued after this call, and commit it as above.
 
-        It runs whether or not the answer is awaited; what it touched is published when it is.
+        It runs whether or not the answer is awaited; what it touched is published when it is. The
+        answers of several calls come in the order of the calls.
         """
 
         def run(db: sqlite3.Connection) -> tuple[T, JobChanges]:
             changes = self.changes_in(db)
             return change(changes), changes
 
-        committed = self.records.submit(run)
+        committed = asyncio.wrap_future(self.records.submit(run))
 
         async def publish() -> T:
-            answer, changes = await asyncio.wrap_future(committed)
+            answer, changes = await committed
             self.publish(changes)
             return answer
 
@@ -315,8 +316,8 @@ class Jobs:
     ) -> AsyncGenerator[Positioned | None]:
         """Yield the log's entries behind `after`, past and to come, up to the final state.
 
-        None stands for a silence of `heartbeat_s`. Any number may follow, from anywhere. It ends
-        before the final state when this server stops.
+        None stands for `heartbeat_s` without an entry. Any number may follow, from anywhere. It
+        ends before the final state when this server stops.
 
         Raises:
             JobLogPositionError: `after` is no id of an entry.

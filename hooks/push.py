@@ -9,7 +9,7 @@ Source: contract §5 "Branch routes", §6.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -116,8 +116,10 @@ class PushHooks:
         await self._jobs.commit(lambda changes: pushes.add(changes.db, push))
         return push
 
-    async def land(self, push: PushRecord, moved: Iterable[RefMove]) -> list[Effect]:
+    def land(self, push: PushRecord, moved: Iterable[RefMove]) -> Awaitable[list[Effect]]:
         """End the push: queue what the refs that did move ask for. A second call does nothing.
+
+        It has its place in the order of all changes when this returns; durable when awaited.
 
         Raises:
             StorageError: The records failed; the push stays open, for `recover`.
@@ -135,7 +137,7 @@ class PushHooks:
                 for effect in _effects_apart(changes, site, push.actor, move, policy)
             ]
 
-        return await self._jobs.commit(change)
+        return self._jobs.submit(change)
 
     async def recover(self) -> None:
         """After a start: end the pushes that a crash left open, by what their refs are now.

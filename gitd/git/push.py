@@ -93,6 +93,13 @@ class PushReceiver(Protocol):
             PushRefusedError: all of it is refused.
         """
 
+    def moved(self, push: Push, outcomes: Sequence[RefOutcome], /) -> None:
+        """Begin to act on refs that have just moved, before any other push can move them.
+
+        Called on the event loop while the repository's refs are locked: it does not wait. `landed`
+        may come much later, when the client is slow to read its report.
+        """
+
     async def landed(self, push: Push, outcomes: Sequence[RefOutcome], remote: Remote, /) -> None:
         """Act on a push whose refs are durable and whose report was sent.
 
@@ -106,6 +113,9 @@ class SilentReceiver:
 
     async def accept(self, _push: Push) -> Mapping[str, str]:
         return {}
+
+    def moved(self, _push: Push, _outcomes: Sequence[RefOutcome]) -> None:
+        return
 
     async def landed(self, _push: Push, _outcomes: Sequence[RefOutcome], _remote: Remote) -> None:
         return

@@ -2,7 +2,7 @@
 
 The order of work is git's: commands, options, the pack into quarantine, connectivity, pre-receive,
 out of quarantine, the checks and the update hook of each ref, the transaction, the report, and
-only then whatever a push sets in motion.
+only then whatever a push sets in motion. Its place among other pushes it gets with its refs.
 Source: gitprotocol-pack(5), "Pushing Data To a Server"; git's builtin/receive-pack.c.
 """
 
@@ -392,9 +392,11 @@ class _OnePush:
             await self._run_update()
             async with lock:
                 words = await asyncio.to_thread(self._apply, touched)
+                self._tell_moved()
         else:
             async with lock:
                 words = await asyncio.to_thread(self._do_all)
+                self._tell_moved()
         await self._say(words)
 
     def _do_all(self) -> list[str]:
@@ -441,7 +443,16 @@ class _OnePush:
         )
         return _noted(going, errors)
 
+    def _tell_moved(self) -> None:
+        """Whoever reads the report slowly holds up nobody's turn: that is settled here."""
+        if self.is_landed:
+            self._service.receiver.moved(self._push, self._outcomes)
+
     # after
+
+    @property
+    def _outcomes(self) -> list[RefOutcome]:
+        return [RefOutcome(command.update, command.error) for command in self._commands]
 
     async def _act_after(self) -> None:
         lines = self._hook_lines()
@@ -451,8 +462,7 @@ class _OnePush:
             if self._hooks.has("post-update"):
                 names = [command.name for command in self._commands if command.is_going]
                 await self._hooks.run("post-update", *names)
-        outcomes = [RefOutcome(command.update, command.error) for command in self._commands]
-        await self._service.receiver.landed(self._push, outcomes, self._answer)
+        await self._service.receiver.landed(self._push, self._outcomes, self._answer)
 
 
 async def send_report(answer: SideBandAnswer, wish: Wish, *, unpack_status: str) -> None:

@@ -64,6 +64,7 @@ class Receiver:
     words: list[str] = field(default_factory=list)
     wait_s: float = 0
     pushes: list[Push] = field(default_factory=list)
+    moves: list[Sequence[RefOutcome]] = field(default_factory=list)
     outcomes: list[Sequence[RefOutcome]] = field(default_factory=list)
     was_gone: list[bool] = field(default_factory=list)
     failure: Exception | None = None
@@ -73,6 +74,9 @@ class Receiver:
         if self.refusal is not None:
             raise PushRefusedError(self.refusal)
         return self.refused_refs
+
+    def moved(self, push: Push, outcomes: Sequence[RefOutcome], /) -> None:
+        self.moves.append(outcomes)
 
     async def landed(self, push: Push, outcomes: Sequence[RefOutcome], remote: Remote, /) -> None:
         self.outcomes.append(outcomes)
@@ -144,6 +148,7 @@ async def test_a_push_is_told_as_it_was_made(room: Room, head: Git) -> None:
     ((first, second),) = room.receiver.outcomes
     assert first.is_ok
     assert second.is_ok
+    assert room.receiver.moves == room.receiver.outcomes
 
 
 async def test_1_5_and_1_17_the_room_by_itself_serves_no_files(room: Room) -> None:
@@ -188,6 +193,7 @@ async def test_a_refused_push_moves_nothing_and_says_why(room: Room, git: Git) -
     assert git("for-each-ref", cwd=room.bare).out == ""
     assert not list((room.bare / "objects/pack").iterdir())
     assert {outcome.reason for outcome in room.receiver.outcomes[0]} == {"the site is suspended"}
+    assert room.receiver.moves == []
 
 
 async def test_single_refs_are_refused(room: Room, git: Git) -> None:

@@ -1,0 +1,175 @@
+"""Pushes to a site, one behind the other: which build is the newer one. Contract §6."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession, web
+
+from gitd.addresses import TrustedProxies
+from gitd.auth import Authenticator, expand_scopes, mint
+from gitd.git.service import GitService
+from gitd.site_git import SiteAccess, SiteReceiver
+from hooks.follow import Addresses, PushNarrator
+from hooks.housekeeping import Housekeeping, HousekeepingLimits
+from hooks.jobs import Jobs
+from hooks.pipeline import Pipeline
+from hooks.push import PushHooks
+from storage.artifacts import ArtifactStore
+from storage.collect import Collector
+from storage.joblog import JobLogs
+from storage.layout import Layout
+from storage.model import Build, JobStatus, Site
+from storage.records import api_keys, builds, environments
+from storage.records.db import Records
+from storage.repos import Repositories
+from storage.retention import Retention
+from storage.room import Room, RoomLimits
+
+ZERO = "0" * 40
+REFUSED_COUNT = 2000  # refs: the report says why of each, and is larger than all buffers
+POST = "application/x-git-receive-pack-request"
+
+
+@dataclass
+class Receiving:
+    """A site that takes pushes, in this process, and what its production was asked to build."""
+
+    url: str
+    site: Site
+    bare: Path
+    records: Records
+    receiver: SiteReceiver
+    secret: str
+
+    def head(self) -> dict[str, str]:
+        password = base64.b64encode(f"x:{self.secret}".encode()).decode()
+        return {"Authorization": f"Basic {password}", "Content-Type": POST}
+
+    @property
+    def path(self) -> str:
+        return f"/{self.site.name}.git/git-receive-pack"
+
+    def builds(self) -> list[Build]:
+        """Oldest first."""
+        reader = self.records.reader()
+        environment = environments.find(reader, self.site.id, "production")
+        assert environment is not None
+        page = builds.page(reader, environment.id, before=None, limit_count=10)
+        return list(reversed(page.items))
+
+
+@pytest.fixture
+async def receiving(tmp_path: Path) -> AsyncIterator[Receiving]:
+    records = Records.open(tmp_path / "gitd.db")
+    repositories = Repositories(tmp_path / "repos")
+    jobs = Jobs(records, JobLogs(tmp_path / "joblogs"))
+    site = (await Pipeline(jobs, repositories).create_site("acme")).value
+    store = ArtifactStore.open(tmp_path / "store", records, group=None)
+    room = Room(Layout(tmp_path / "store"), RoomLimits())
+    collector = Collector(store, records, Retention())
+    access = SiteAccess(
+        records,
+        repositories,
+        Authenticator(records),
+        TrustedProxies(),
+        housekeeping=Housekeeping(collector, room, records, limits=HousekeepingLimits()),
+    )
+    addresses = Addresses(of_environment=lambda env: f"http://{env.hostname}", server="http://x")
+    receiver = SiteReceiver(records, PushHooks(jobs, repositories), PushNarrator(jobs, addresses))
+    service = GitService(access, receiver)
+    secret, key = mint("tests", expand_scopes(["deployments:write"]))
+    records.write(lambda db: api_keys.add(db, key))
+    app = web.Application(client_max_size=0)
+    app.router.add_route("*", "/{path:.+}", service.handler)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of its connections too
+    await web.SockSite(runner, listener).start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    bare = repositories.path(site.id)
+    yield Receiving(url, site, bare, records, receiver, secret.reveal())
+    await runner.cleanup()
+    await service.close()
+    records.close()
+
+
+def commits(work: Path) -> tuple[str, str]:
+    """Two commits, the second on the first, in a repository of their own."""
+    environ = {**os.environ, "GIT_DIR": str(work), "GIT_CONFIG_GLOBAL": "/dev/null"}
+    for who in ("AUTHOR", "COMMITTER"):
+        environ |= {f"GIT_{who}_NAME": "A", f"GIT_{who}_EMAIL": "a@example.com"}
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], env=environ, input=b"", capture_output=True, check=True
+        )
+        return done.stdout.decode().strip()
+
+    git("init", "-q", "--bare")
+    tree = git("mktree")
+    first = git("commit-tree", tree, "-m", "first")
+    return first, git("commit-tree", tree, "-m", "second", "-p", first)
+
+
+def pack(work: Path, *revisions: str) -> bytes:
+    done = subprocess.run(
+        ["git", "-C", str(work), "pack-objects", "--stdout", "-q", "--revs"],
+        input="".join(f"{revision}\n" for revision in revisions).encode(),
+        capture_output=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def push(*commands: tuple[str, str, str], objects: bytes) -> bytes:
+    capabilities = "report-status side-band-64k quiet"
+    lines = [f"{old} {new} {ref}" for old, new, ref in commands]
+    lines[0] += f"\0{capabilities}"
+    packets = [b"%04x%b" % (len(line) + 4, line.encode()) for line in lines]
+    return b"".join(packets) + b"0000" + objects
+
+
+async def test_push_whose_report_is_read_slowly_keeps_its_place_before_a_newer_one(
+    receiving: Receiving, tmp_path: Path
+) -> None:
+    """Else its build would be the newer one, and the old commit go live."""
+    work = tmp_path / "work.git"
+    first, second = await asyncio.to_thread(commits, work)
+    refused = [(ZERO, first, f"refs/heads/..{n}{'x' * 200}") for n in range(REFUSED_COUNT)]
+    body = push((ZERO, first, "refs/heads/main"), *refused, objects=pack(work, first))
+    lines = [f"{name}: {value}" for name, value in receiving.head().items()]
+    lines = [f"POST {receiving.path} HTTP/1.1", "Host: x", "Connection: close", *lines]
+    lines.append(f"Content-Length: {len(body)}")
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(60):
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.setblocking(False)
+            port = int(receiving.url.rpartition(":")[2])
+            await loop.sock_connect(slow, ("127.0.0.1", port))
+            await loop.sock_sendall(slow, "\r\n".join([*lines, "", ""]).encode() + body)
+            while not (receiving.bare / "refs/heads/main").exists():
+                await asyncio.sleep(0.01)
+            newer = push(
+                (first, second, "refs/heads/main"), objects=pack(work, second, f"^{first}")
+            )
+            async with (
+                ClientSession(receiving.url) as client,
+                client.post(receiving.path, data=newer, headers=receiving.head()) as answer,
+            ):
+                assert b"ok refs/heads/main" in await answer.read()
+            assert len(receiving.receiver._begun) == 1, "the report is still on its way"
+            old, new = receiving.builds()
+    assert (old.commit, new.commit) == (first, second)
+    assert (old.status, old.superseded_by) == (JobStatus.CANCELED, new.id)
+    assert new.status is JobStatus.QUEUED
