@@ -41,12 +41,14 @@ def mapped_branches(
 
 def first_environments(site: Site, now: int) -> tuple[Environment, Environment]:
     """A new site's production and staging."""
+    routes = branches.default_routes(site.default_branch)
+    live, staged = mapped_branches(routes, site.default_branch)
     production = Environment(
         id=new_id("env"),
         site_id=site.id,
         slug="production",
         kind=EnvironmentKind.PRODUCTION,
-        branch=site.default_branch,
+        branch=live,
         ephemeral=False,
         status=EnvironmentStatus.ACTIVE,
         hostname=branches.production_hostname(site.name),
@@ -57,7 +59,7 @@ def first_environments(site: Site, now: int) -> tuple[Environment, Environment]:
         site_id=site.id,
         slug="staging",
         kind=EnvironmentKind.STAGING,
-        branch="staging",
+        branch=staged,
         ephemeral=False,
         status=EnvironmentStatus.ACTIVE,
         hostname=branches.staging_hostname(site.name),

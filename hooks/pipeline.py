@@ -10,7 +10,7 @@ import asyncio
 import sqlite3
 from collections.abc import Sequence
 
-from hooks import branches
+from hooks import branches, named
 from hooks.configs import config_gone
 from hooks.environments import (
     add_preview,
@@ -19,7 +19,6 @@ from hooks.environments import (
     remove_environment,
 )
 from hooks.errors import (
-    AmbiguousEnvironmentError,
     InvalidRequestError,
     NotFoundError,
     RefusedError,
@@ -44,7 +43,6 @@ from storage.model import (
     EnvironmentKind,
     Job,
     PushPolicy,
-    Release,
     RouteTarget,
     Site,
     SiteArtifact,
@@ -53,7 +51,6 @@ from storage.model import (
 from storage.records import (
     artifacts,
     builds,
-    deployments,
     environment_configs,
     environments,
     releases,
@@ -175,10 +172,11 @@ class Pipeline:
         """Replace the site's branch routes. The first match wins, top to bottom."""
         if len(wanted) > ROUTES_COUNT_MAX:
             raise InvalidRequestError(f"At most {ROUTES_COUNT_MAX} routes.", param="routes")
-        for route in wanted:
+        for number, route in enumerate(wanted):
             if not 0 < len(route.pattern) <= PATTERN_CHARS_MAX:
                 raise InvalidRequestError(
-                    f"A pattern has 1 to {PATTERN_CHARS_MAX} characters.", param="pattern"
+                    f"A pattern has 1 to {PATTERN_CHARS_MAX} characters.",
+                    param=f"routes[{number}].pattern",
                 )
 
         def change(changes: JobChanges) -> None:
@@ -194,9 +192,15 @@ class Pipeline:
 
     async def set_push_policy(self, where: Site | Environment, policy: PushPolicy | None) -> None:
         """Say what newer pushes do to older builds there. None leaves it to the wider setting."""
-        table = "site" if isinstance(where, Site) else "environment"
         columns: dict[str, Value] = {"when_pushed_again": policy}
-        await self._jobs.commit(lambda changes: update(changes.db, table, where.id, columns))
+
+        def change(changes: JobChanges) -> None:
+            if isinstance(where, Environment):
+                named.expect(changes.db, where)
+            table = "site" if isinstance(where, Site) else "environment"
+            update(changes.db, table, where.id, columns)
+
+        await self._jobs.commit(change)
 
     # -- builds and deployments -----------------------------------------------------------------
 
@@ -217,7 +221,7 @@ class Pipeline:
         answer is that one's job.
 
         Raises:
-            NotFoundError: No such ref in the site's repository.
+            NotFoundError: No such ref in the site's repository, or the environment is gone.
             InvalidRequestError: No ref is named, and none can be meant.
         """
         if claim and (earlier := replay(self._records.reader(), claim, self._jobs.clock(), _job)):
@@ -240,9 +244,12 @@ class Pipeline:
         order = BuildOrder(
             environment, resolved.ref, resolved.commit, actor, clean=clean, deploys=deploy
         )
-        return await once(
-            self._jobs, claim, "job", 202, lambda changes: queue_build(changes, order).job, _job
-        )
+
+        def change(changes: JobChanges) -> Job:
+            named.expect(changes.db, environment)
+            return queue_build(changes, order).job
+
+        return await once(self._jobs, claim, "job", 202, change, _job)
 
     async def start_deployment(
         self,
@@ -255,12 +262,13 @@ class Pipeline:
         """Queue a roll of an artifact that a build of this site made.
 
         Raises:
-            NotFoundError: No build of this site made it.
+            NotFoundError: No build of this site made it, or the environment is gone.
             RefusedError: `artifact.revoked`, `artifact.expired`.
         """
 
         def change(changes: JobChanges) -> Job:
-            found = _artifact(changes.db, environment.site_id, artifact_id)
+            named.expect(changes.db, environment)
+            found = named.artifact(changes.db, environment.site_id, artifact_id)
             if not found.artifact.is_available:
                 raise _expired(found.artifact)
             made_by = found.attestation
@@ -292,14 +300,15 @@ class Pipeline:
         `only_env` is the one environment that the caller may know of, if it is bound to one.
 
         Raises:
-            NotFoundError: No such target.
+            NotFoundError: No such target, or the source is gone.
             RefusedError: `environment.nothing_running`, `artifact.revoked`.
             AmbiguousEnvironmentError: Several environments have that kind.
             InvalidRequestError: The target is the source.
         """
 
         def change(changes: JobChanges) -> Job:
-            target = _target(changes.db, source.site_id, to_env, only_env)
+            named.expect(changes.db, source)
+            target = named.target(changes.db, source.site_id, to_env, only_env)
             if target.id == source.id:
                 raise InvalidRequestError(
                     f"{source.slug} cannot be promoted onto itself.", param="to_env"
@@ -329,13 +338,14 @@ class Pipeline:
         `with_its_config`: its programs are given what that release was given; else what is set now.
 
         Raises:
-            NotFoundError: No such deployment or release on this environment.
+            NotFoundError: No such deployment or release on this environment, or it is gone.
             RefusedError: `release.no_previous`, `release.already_current`, `release.unavailable`,
                 `release.config_gone`, `artifact.revoked`.
         """
 
         def change(changes: JobChanges) -> Job:
-            wanted = _rollback_target(changes.db, environment, deployment_or_release)
+            named.expect(changes.db, environment)
+            wanted = named.rollback_target(changes.db, environment, deployment_or_release)
             if wanted.is_current:
                 raise RefusedError(
                     "release.already_current",
@@ -369,11 +379,11 @@ class Pipeline:
         """
 
         def change(changes: JobChanges) -> SiteArtifact:
-            found = _artifact(changes.db, site.id, artifact_id)
+            found = named.artifact(changes.db, site.id, artifact_id)
             if found.artifact.dropped_at is not None:
                 raise _expired(found.artifact)
             retention.pin(changes.db, site.id, artifact_id, actor, changes.now)
-            return _artifact(changes.db, site.id, artifact_id)
+            return named.artifact(changes.db, site.id, artifact_id)
 
         return await self._jobs.commit(change)
 
@@ -385,7 +395,7 @@ class Pipeline:
         """
 
         def change(changes: JobChanges) -> SiteArtifact:
-            found = _artifact(changes.db, site.id, artifact_id)
+            found = named.artifact(changes.db, site.id, artifact_id)
             retention.unpin(changes.db, site.id, artifact_id)
             return found
 
@@ -403,13 +413,6 @@ class Pipeline:
             return cancel_work(changes, job) or job
 
         return await self._jobs.commit(change)
-
-
-def _artifact(db: sqlite3.Connection, site_id: str, artifact_id: str) -> SiteArtifact:
-    found = artifacts.of_site(db, site_id, artifact_id)
-    if found is None:
-        raise NotFoundError("artifact", artifact_id)
-    return found
 
 
 def _expired(artifact: Artifact) -> RefusedError:
@@ -433,43 +436,3 @@ def _delete_site(changes: JobChanges, site: Site) -> None:
     for environment in environments.of_site(changes.db, site.id):
         remove_environment(changes, environment)
     sites.delete(changes.db, site.id)
-
-
-def _target(
-    db: sqlite3.Connection, site_id: str, named: str, only_env: str | None
-) -> Environment:
-    """The environment that is named, of those that the caller may know of."""
-    found = environments.find(db, site_id, named)
-    known = [found] if found is not None else []
-    if found is None and named in set(EnvironmentKind):
-        known = environments.of_kind(db, site_id, EnvironmentKind(named))
-    known = [environment for environment in known if only_env in (None, environment.id)]
-    if not known:
-        raise NotFoundError("environment", named)
-    if len(known) > 1:
-        raise AmbiguousEnvironmentError(named, [e.slug for e in known])
-    return known[0]
-
-
-def _rollback_target(db: sqlite3.Connection, environment: Environment, named: str) -> Release:
-    if named.startswith("rel_"):
-        release = releases.get(db, named)
-        if release is None or release.env_id != environment.id:
-            raise NotFoundError("release", named)
-        return release
-    deployment = deployments.get(db, named)
-    if deployment is None or deployment.env_id != environment.id:
-        raise NotFoundError("deployment", named)
-    made = releases.of_deployment(db, deployment.id)
-    previous = (
-        releases.before(db, made)
-        if made is not None
-        else releases.newest_at(db, environment.id, deployment.id)
-    )
-    if previous is None:
-        raise RefusedError(
-            "release.no_previous",
-            f"Nothing ran on {environment.slug} before {deployment.id}: there is nothing to go "
-            "back to.",
-        )
-    return previous

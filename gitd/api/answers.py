@@ -354,7 +354,7 @@ def artifact(
         ref=made_by.ref,
         commit=made_by.commit,
         build_id=made_by.build_id,
-        created_at=rfc3339(row.created_at),
+        created_at=rfc3339(made_by.created_at),  # another site may have made the same before
         pinned=is_pinned,
         links=ArtifactLinks(path, f"{path}/manifest", f"{path}/provenance"),
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+
+import pytest
 
 from hooks.builds.wire import BuildError
 from hooks.deploys.wire import RollFailure
@@ -304,3 +307,57 @@ async def test_artifact_whose_key_was_revoked_is_listed_as_such_and_not_deployed
     acme.service.records.write(lambda db: attestations.revoke(db, set()))
     listed = (await acme.service.get(f"{acme.production}/artifacts")).data
     assert {item["status"] for item in listed} == {"ready"}
+
+
+async def test_artifact_says_nothing_of_another_site_that_made_the_same(
+    service, acme, clock
+) -> None:
+    await service.post(f"{acme.production}/builds")
+    await service.build()
+    (first,) = (await service.get(f"{acme.production}/artifacts")).data
+    clock.now += 60_000
+    other = (await service.post("/v1/sites", {"name": "other"})).data
+    service.commit(other["id"], {"index.html": b"one"})
+    production = "/v1/sites/other/environments/production"
+    await service.post(f"{production}/builds")
+    await service.build()
+    bound = service.key("deployments:read", site_id=other["id"])
+    (second,) = (await service.get(f"{production}/artifacts", secret=bound)).data
+    build = await service.get(f"{production}/builds/{second['build_id']}", secret=bound)
+    assert second["id"] == first["id"]
+    assert second["created_at"] >= build.data["created_at"] > first["created_at"]
+    assert (await service.get(f"{acme.production}/artifacts")).data == [first]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("builds", {"ref": "main"}),
+        ("deployments", {"artifact_id": "art_00000000000000000000000000"}),
+        ("promote", {"to_env": "production"}),
+        ("deployments/dep_0/rollback", {}),
+    ],
+)
+async def test_work_for_an_environment_that_goes_before_its_body_comes_is_404(
+    service, acme, path: str, body: dict[str, str]
+) -> None:
+    """What is queued for it then, nobody would cancel: it would wait for ever."""
+    made = {"kind": "preview", "branch": "topic"}
+    preview = (await service.post(f"{acme.path}/environments", made)).data["slug"]
+    where = f"{acme.path}/environments/{preview}"
+    data = json.dumps(body).encode()
+    head = (
+        f"POST {where}/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.secret}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+        "Expect: 100-continue\r\nConnection: close\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection(*service.socket.getsockname())
+    writer.write(head.encode())
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+    assert (await service.call("DELETE", where)).status == 200
+    writer.write(data)
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert b'"environment.not_found"' in answer
+    assert (await service.get("/v1/jobs")).data == []

@@ -32,6 +32,17 @@ async def test_site_is_made_with_its_environments_routes_and_repository(service)
     ]
 
 
+async def test_site_whose_default_branch_is_staging_has_nothing_mapped_to_staging(service) -> None:
+    """Its routes send that branch live: staging is not what it stands for."""
+    body = {"name": "acme-store", "default_branch": "staging"}
+    assert (await service.post("/v1/sites", body)).status == 201
+    path = "/v1/sites/acme-store/environments"
+    branches = {e["slug"]: e["branch"] for e in (await service.get(path)).data}
+    assert branches == {"production": "staging", "staging": None}
+    (found,) = (await service.get(f"{path}?branch=staging")).data
+    assert found["slug"] == "production"
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -119,9 +130,11 @@ async def test_branch_routes_are_replaced_as_a_whole_in_order(service, acme) -> 
     heard = await service.call("PUT", routes, {"routes": wanted})
     assert (heard.status, heard.data) == (200, {"routes": wanted})
     assert (await service.get(routes)).data == {"routes": wanted}
-    for wrong in ([{"pattern": "", "target": "live"}], wanted * 40):
+    nameless = {"pattern": "", "target": "live"}
+    for wrong, param in (([*wanted, nameless], "routes[3].pattern"), (wanted * 40, "routes")):
         heard = await service.call("PUT", routes, {"routes": wrong})
         assert (heard.status, heard.code) == (400, "request.invalid")
+        assert heard.body["error"]["param"] == param
     assert (await service.get(routes)).data == {"routes": wanted}
 
 
