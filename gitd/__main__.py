@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from gitd.beside import (
     become_owner,
     beside,
     data_option,
-    fail,
     folder_of,
     json_option,
     open_records,
@@ -31,14 +29,11 @@ from gitd.beside import (
 )
 from gitd.check_command import check
 from gitd.errors import GitdError
+from gitd.key_command import key
 from gitd.signing_keys import signing_key
 
 if TYPE_CHECKING:
     from gitd.config import Config
-    from storage.records.db import Records
-
-_DURATION = re.compile(r"([1-9]\d*)([hdw])")
-_HOURS = {"h": 1, "d": 24, "w": 24 * 7}
 
 
 @click.group()
@@ -194,7 +189,7 @@ def egress(data: Path, config: Path | None, *, as_json: bool) -> None:
         click.echo(f"settings for builds: ~/{name}")
 
 
-# -- sites and keys: beside a running server ------------------------------------------------------
+# -- beside a running server ----------------------------------------------------------------------
 
 
 @cli.group()
@@ -227,106 +222,6 @@ def site_create(name: str, data: Path, default_branch: str, *, as_json: bool) ->
         click.echo(f"  git push managed {made.default_branch}")
 
 
-@cli.group()
-def key() -> None:
-    """API keys, without the API."""
-
-
-@key.command("create")
-@data_option
-@click.option("--label", required=True, help="What the key is for, for people.")
-@click.option("--preset", help="A usual set of scopes: read-only, deploy-bot, ci-terraform.")
-@click.option("--scope", "scopes", multiple=True, help="A scope such as deployments:write.")
-@click.option("--site", "site_name", help="Bind the key to this site.")
-@click.option("--env", "env_name", help="Bind the key to this environment of the site.")
-@click.option("--cidr", "cidrs", multiple=True, help="Only from this network.")
-@click.option("--expires-in", default="90d", show_default=True, help="Such as 12h, 90d or 4w.")
-@json_option
-def key_create(  # noqa: PLR0913 - one parameter per option
-    *,
-    data: Path,
-    label: str,
-    preset: str | None,
-    scopes: tuple[str, ...],
-    site_name: str | None,
-    env_name: str | None,
-    cidrs: tuple[str, ...],
-    expires_in: str,
-    as_json: bool,
-) -> None:
-    """Make an API key and print its secret, once."""
-    from gitd import auth
-    from hooks.clock import rfc3339
-    from storage.records import api_keys
-
-    folder = beside(data)
-    with open_records(folder) as records:
-        site_id, env_id = _binding(records, site_name, env_name)
-        secret, made = auth.mint(
-            label,
-            auth.expand_scopes(scopes, preset=preset),
-            site_id=site_id,
-            env_id=env_id,
-            ttl_ms=_duration_ms(expires_in),
-            cidrs=cidrs,
-        )
-        records.write(lambda db: api_keys.add(db, made))
-    expires_at = rfc3339(made.expires_at)
-    if as_json:
-        facts = {"id": made.id, "label": label, "scopes": made.scopes, "expires_at": expires_at}
-        print_json({**facts, "secret": secret.reveal()})
-    else:
-        click.echo(secret.reveal())
-        click.echo(f"{made.id}, until {expires_at}. The secret is not shown again.", err=True)
-
-
-@key.command("revoke")
-@click.argument("key_id")
-@data_option
-@json_option
-def key_revoke(key_id: str, data: Path, *, as_json: bool) -> None:
-    """End an API key at once."""
-    from hooks.clock import now_ms
-    from storage.records import api_keys
-
-    with open_records(beside(data)) as records:
-        if not records.write(lambda db: api_keys.revoke(db, key_id, now_ms())):
-            fail(f"there is no key {key_id}; their ids begin with key_")
-    if as_json:
-        print_json({"id": key_id, "revoked": True})
-    else:
-        click.echo(f"{key_id} is revoked.")
-
-
-@key.command("list")
-@data_option
-@json_option
-def key_list(data: Path, *, as_json: bool) -> None:
-    """Show the keys; never a secret."""
-    from hooks.clock import now_ms, rfc3339
-    from storage.records import api_keys
-
-    with open_records(beside(data)) as records:
-        keys = api_keys.every(records.reader())
-    rows = [
-        {
-            "id": item.id,
-            "label": item.label,
-            "hint": item.hint,
-            "scopes": item.scopes,
-            "expires_at": rfc3339(item.expires_at),
-            "is_active": item.revoked_at is None and item.expires_at > now_ms(),
-        }
-        for item in keys
-    ]
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        state = f"until {row['expires_at']}" if row["is_active"] else "ended"
-        click.echo(f"{row['id']}  {row['hint']}  {state}  {row['label']}")
-
-
 @cli.command()
 @data_option
 @click.option("--dry-run", is_flag=True, help="Only say what would go, and why.")
@@ -353,6 +248,7 @@ def gc(data: Path, config: Path | None, *, dry_run: bool, force: bool, as_json: 
             click.echo(line)
 
 
+cli.add_command(key)
 cli.add_command(check)
 cli.add_command(signing_key)
 cli.add_command(backup)
@@ -373,33 +269,6 @@ def _settings(data: Path, path: Path | None, *, listen: str | None, sites: str |
 def _environ() -> dict[str, str]:
     """What may hold settings."""
     return {name: value for name, value in os.environ.items() if name != "GITD_DATA"}
-
-
-def _binding(
-    records: Records, site_name: str | None, env_name: str | None
-) -> tuple[str | None, str | None]:
-    from storage.records import environments, sites
-
-    if site_name is None:
-        if env_name is not None:
-            fail("--env names an environment of a site: give --site too")
-        return None, None
-    found = sites.find(records.reader(), site_name)
-    if found is None:
-        fail(f"there is no site {site_name}; make it with: gitd site create {site_name}")
-    if env_name is None:
-        return found.id, None
-    environment = environments.find(records.reader(), found.id, env_name)
-    if environment is None:
-        fail(f"{site_name} has no environment {env_name}")
-    return found.id, environment.id
-
-
-def _duration_ms(text: str) -> int:
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        fail(f"--expires-in: {text!r} is no duration such as 12h, 90d or 4w")
-    return int(match[1]) * _HOURS[match[2]] * 3_600_000
 
 
 def main() -> None:

@@ -64,17 +64,27 @@ def show_environment(session: Session, site: str, env: str) -> None:
 @site_option
 @click.option("--branch", required=True, metavar="BRANCH", help="The branch that it shows.")
 @click.option("--kind", default="preview", show_default=True, help="The environment's kind.")
-@click.option("--ephemeral", is_flag=True, help="It may be removed when it is not used.")
+@click.option(
+    "--ephemeral/--no-ephemeral",
+    default=None,
+    help="Whether it may be removed when it is not used. By default it may.",
+)
 @idempotency_option
 @json_option
 @click.pass_obj
 def create_environment(
-    session: Session, site: str, branch: str, kind: str, idempotency_key: str, *, ephemeral: bool
+    session: Session,
+    site: str,
+    branch: str,
+    kind: str,
+    idempotency_key: str,
+    *,
+    ephemeral: bool | None,
 ) -> None:
     """Make a preview for a branch, before its first push."""
     body: dict[str, object] = {"kind": kind, "branch": branch}
-    if ephemeral:
-        body["ephemeral"] = True
+    if ephemeral is not None:
+        body["ephemeral"] = ephemeral
     path = endpoint("sites", site, "environments")
     made = as_fields(session.api.post(path, body, idempotency_key=idempotency_key), "environment")
 

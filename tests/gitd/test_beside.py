@@ -17,18 +17,26 @@ from click.testing import CliRunner, Result
 
 from gitd.__main__ import cli
 from gitd.app import Control
+from gitd.auth import Authenticator
 from gitd.config import Config
 from gitd.errors import StartError
 from gitd.layout import DataFolder
+from storage.records.db import Records
 
 OWNER = 60690
 ROOT = Path(__file__).parents[2]
-KEY = {"id", "label", "scopes", "expires_at", "secret"}
+KEY = {
+    *("id", "label", "hint", "family", "scopes", "site_id", "env_id", "cidrs"),
+    *("created_at", "expires_at", "revoked_at", "last_used_at", "is_active"),
+}
 # Each local command, in an order in which they work, with the keys of its answer.
 COMMANDS: dict[str, tuple[Sequence[str], set[str]]] = {
     "site create": (["acme-store"], {"id", "name", "default_branch"}),
-    "key create": (["--label", "me", "--preset", "deploy-bot", "--site", "acme-store"], KEY),
-    "key list": ([], {"id", "label", "hint", "scopes", "expires_at", "is_active"}),
+    "key create": (
+        ["--label", "me", "--preset", "deploy-bot", "--site", "acme-store"],
+        KEY | {"secret"},
+    ),
+    "key list": ([], KEY),
     "key revoke": (["{key_id}"], {"id", "revoked"}),
     "check": ([], {"ok", "counts", "faults"}),
     "gc": (["--dry-run"], set()),
@@ -100,6 +108,40 @@ def test_folder_without_a_server_is_refused_and_left_alone(
     assert isinstance(done.exception, StartError)
     assert f"{mistyped} is no data folder of gitd" in str(done.exception)
     assert list(tmp_path.rglob("*")) == ([mistyped] if is_there else [])
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "actor_type"),
+    [
+        ("personal", "mfk_live_", "api_key"),
+        ("personal-test", "mfk_test_", "api_key"),
+        ("service", "mfs_live_", "service_key"),
+    ],
+)
+def test_key_is_of_its_family_and_the_list_shows_what_it_may_and_when_it_was_used(
+    data: Path, family: str, prefix: str, actor_type: str
+) -> None:
+    gitd(data, "site", "create", "acme-store")
+    limits = ("--site", "acme-store", "--env", "staging", "--cidr", "10.0.0.0/8")
+    words = ("--label", "ci", "--scope", "jobs:read", "--family", family, *limits)
+    made: Any = json.loads(gitd(data, "key", "create", *words, "--json").stdout)
+    assert made["secret"].startswith(prefix)
+    assert (made["family"], made["last_used_at"]) == (family, None)
+    assert "never used" in gitd(data, "key", "list").stdout
+    with Records.open(data / "gitd.db") as records:
+        actor = Authenticator(records).authenticate(made["secret"], "10.1.2.3")
+    assert actor.ref.type == actor_type
+    (row,) = json.loads(gitd(data, "key", "list", "--json").stdout)
+    assert row == {**{n: made[n] for n in KEY}, "last_used_at": row["last_used_at"]}
+    assert row["cidrs"] == ["10.0.0.0/8"]
+    assert row["env_id"].startswith("env_")
+    first, second = gitd(data, "key", "list").stdout.splitlines()
+    assert f"last used {row['last_used_at']}" in first
+    assert second.split("; ") == [
+        "    scopes jobs:read",
+        "only site acme-store, environment staging",
+        "only from 10.0.0.0/8",
+    ]
 
 
 def test_check_names_the_site_the_repository_and_the_object(data: Path) -> None:

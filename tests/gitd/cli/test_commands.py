@@ -150,6 +150,9 @@ def test_preview_is_made_for_a_branch(mf, peer) -> None:
     assert ran.out == "feature-x is made: http://x.localhost:8081\n"
     assert peer.seen[0].body == {"kind": "preview", "branch": "feature/x", "ephemeral": True}
     assert mf("env", "create", "--site", "acme-store", "--branch", "b", "--json").json == made
+    assert peer.seen[1].body == {"kind": "preview", "branch": "b"}
+    mf("env", "create", "--site", "acme-store", "--branch", "b", "--no-ephemeral")
+    assert peer.seen[2].body == {"kind": "preview", "branch": "b", "ephemeral": False}
 
 
 DELETES = [
