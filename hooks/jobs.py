@@ -336,9 +336,12 @@ class Jobs:
     ) -> AsyncGenerator[list[Positioned] | QueuePlace | None]:
         """As `follow`, and yield the job's place in the queue too, whenever it is another one.
 
-        Entries that are there together come together.
+        Entries that are there together come together. A place does not put the next None off: a
+        caller may have no use for it, and then nothing was said.
         """
+        loop = asyncio.get_running_loop()
         told: QueuePlace | None = None
+        silent_at = loop.time() + heartbeat_s
         with self._listening(job_id) as changed:
             while True:
                 changed.clear()
@@ -348,6 +351,7 @@ class Jobs:
                     if _is_final(entries[-1]):
                         return
                     after = entries[-1].id
+                    silent_at = loop.time() + heartbeat_s
                     continue
                 if self._is_closing:
                     return
@@ -355,8 +359,9 @@ class Jobs:
                 if place is not None and place != told:
                     yield place
                     told = place
-                elif not await _within(heartbeat_s, changed):
+                elif not await _within(silent_at - loop.time(), changed):
                     yield None
+                    silent_at = loop.time() + heartbeat_s
 
     async def wait_for_change(self, job: Job, timeout_s: float) -> None:
         """Return when the job is another than `job`, or elsewhere in the queue, or time is up."""

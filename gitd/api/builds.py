@@ -86,7 +86,12 @@ class Builds:
         headers = answer_headers(call.request_id, version=call.version, content_type=PLAIN_TEXT)
         query = call.query
         return await self._streams.text(
-            call.request, job, follow=query.follow, offset=query.offset, headers=headers
+            call.request,
+            job,
+            follow=query.follow,
+            offset=query.offset,
+            headers=headers,
+            confirm=call.confirm,
         )
 
 

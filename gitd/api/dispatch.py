@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -32,7 +33,7 @@ from gitd.api.errors import CODES, Refusal, refusal_of
 from gitd.api.idempotency import claim_of
 from gitd.api.reading import Reader, version_of
 from gitd.auth import Actor, Authenticator, Grant
-from gitd.errors import AuthenticationError
+from gitd.errors import AuthenticationError, RequestError
 from gitd.log import ACTOR, REQUEST_ID
 from hooks.errors import NotFoundError
 from storage.model import SYSTEM, Environment, Site
@@ -71,6 +72,14 @@ class Gate:
         actor = self.authenticator.confirm(grant, self.proxies.client_of(request))
         request[ACTOR] = actor.ref.id
         return actor
+
+    def confirm(self, request: web.Request) -> None:
+        """Look again, while a request is being answered, whether its key is good still.
+
+        Raises:
+            AuthenticationError, AddressRefusedError: It is not.
+        """
+        self.actor_of(request, self.grant_of(request))
 
     def site_of(self, request: web.Request, actor: Actor) -> Site | None:
         name = request.match_info.get("site")
@@ -132,6 +141,8 @@ class Dispatch:
                 site = self._gate.site_of(request, actor)
                 environment = self._gate.environment_of(request, actor, site)
                 _require(endpoint, actor)
+                if endpoint.admit is not None:
+                    endpoint.admit(request, actor)
                 said: Any = await body.body(request) if has_body else None
                 claim = None
                 if endpoint.is_creating:
@@ -148,6 +159,7 @@ class Dispatch:
                     query=query.query(request),
                     body=said,
                     claim=claim,
+                    confirm=partial(self._gate.confirm, request),
                 )
                 answered = await endpoint.handler(call)
             except ConnectionError:
@@ -221,14 +233,19 @@ class Dispatch:
         paths = [(_pattern(endpoint.path), endpoint.method) for endpoint in endpoints]
 
         async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                version = version_of(request)
+            except RequestError as error:
+                return self.refuse(request, error)
             methods = {method for pattern, method in paths if pattern.fullmatch(request.path)}
             if methods:
                 allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
                 message = f"{request.method} is not for {request.path[:200]}: use {allowed}."
                 refusal = Refusal(CODES["request.method_not_allowed"], message)
-                return self.refusal(request, refusal, headers={"Allow": allowed})
-            message = f"There is no path {request.path[:200]}."
-            return self.refusal(request, Refusal(CODES["route.not_found"], message))
+                headers = {"Allow": allowed}
+                return self.refusal(request, refusal, version=version, headers=headers)
+            refusal = Refusal(CODES["route.not_found"], f"There is no path {request.path[:200]}.")
+            return self.refusal(request, refusal, version=version)
 
         return handle
 

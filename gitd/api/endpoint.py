@@ -29,7 +29,11 @@ B = TypeVar("B", bound=msgspec.Struct)
 
 
 class Call(msgspec.Struct, Generic[Q, B], frozen=True):
-    """A request that may be answered."""
+    """A request that may be answered.
+
+    `confirm` raises AuthenticationError or AddressRefusedError when its key is not good any more:
+    for answers that take their time.
+    """
 
     request: web.Request
     request_id: str
@@ -41,6 +45,7 @@ class Call(msgspec.Struct, Generic[Q, B], frozen=True):
     query: Q
     body: B
     claim: Claim | None
+    confirm: Callable[[], None]
 
     @property
     def site(self) -> Site:
@@ -111,6 +116,8 @@ class Endpoint:
         answer: The type of `data`, or of its items; None for a raw answer.
         media_type: Of a raw answer.
         is_creating: It takes an `Idempotency-Key`.
+        admit: Raises what keeps a key from what the path names, where no scope says it all: before
+            the body and the query are looked at.
         is_live: Its answers follow from more than the records: from the queue.
         errors: The codes that it has of its own, beside those that all have.
     """
@@ -131,6 +138,7 @@ class Endpoint:
     is_creating: bool = False
     is_public: bool = False
     is_live: bool = False
+    admit: Callable[[web.Request, Actor], None] | None = None
     errors: tuple[str, ...] = ()
 
     @property

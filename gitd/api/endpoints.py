@@ -47,6 +47,7 @@ def jobs_table(jobs: Jobs) -> tuple[Endpoint, ...]:
             scope_note="jobs:read, or deployments:read for a job of the key's own",
             query=JobQuery,
             answer=answers.Job,
+            admit=jobs.admit_reader,
         ),
         Endpoint(
             "GET",
@@ -57,6 +58,7 @@ def jobs_table(jobs: Jobs) -> tuple[Endpoint, ...]:
             query=StreamQuery,
             form=Form.RAW,
             media_type=EVENT_STREAM,
+            admit=jobs.admit_reader,
             errors=("stream.position_invalid",),
         ),
         Endpoint(
@@ -66,6 +68,7 @@ def jobs_table(jobs: Jobs) -> tuple[Endpoint, ...]:
             "Cancel a queued or running job",
             scope_note="deployments:write",
             answer=answers.Job,
+            admit=jobs.admit_canceler,
         ),
     )
 

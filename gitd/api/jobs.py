@@ -114,11 +114,12 @@ class Jobs:
 
     async def show(self, call: Call[JobQuery, NoBody]) -> Reply | web.Response:
         """The job; with `wait`, once it is another than the caller's `If-None-Match`, or now."""
-        job = self._readable(call)
+        job = self._visible(call.named("job"), call.actor)
         place = self._jobs.place(job.id)
         seen = call.request.headers.get("If-None-Match")
         if call.query.wait and (seen is None or _matches(seen, _tag(job, place))):
             await self._open_ends.run(self._jobs.wait_for_change(job, call.query.wait))
+            call.confirm()
             job = job_rows.get(call.db, job.id) or job
             place = self._jobs.place(job.id)
         tag = _tag(job, place)
@@ -131,29 +132,33 @@ class Jobs:
         return Reply(shown, headers=headers)
 
     async def stream(self, call: Call[StreamQuery, NoBody]) -> web.StreamResponse:
-        job = self._readable(call)
+        job = self._visible(call.named("job"), call.actor)
         after = call.request.headers.get("Last-Event-ID", call.query.last_event_id)
-        return await self._streams.events(call.request, job, after=after, headers=_headers(call))
+        return await self._streams.events(
+            call.request, job, after=after, headers=_headers(call), confirm=call.confirm
+        )
 
     async def cancel(self, call: Call[NoQuery, NoBody]) -> Reply:
-        job = self._visible(call)
-        call.actor.require("deployments:write")
+        job = self._visible(call.named("job"), call.actor)
         return Reply(answers.job(await self._pipeline.cancel_job(job.id)))
 
-    def _visible(self, call: AnyCall) -> Job:
-        job_id = call.named("job")
-        job = self._recall.get(("job", job_id), lambda db: job_rows.get(db, job_id))
-        if job is None or not call.actor.sees_job(job):
-            raise NotFoundError("job", job_id)
-        return job
+    def admit_reader(self, request: web.Request, actor: Actor) -> None:
+        """Let in a key that may read jobs, or may read deployments and made this one."""
+        job = self._visible(request.match_info["job"], actor)
+        if actor.may("jobs:read"):
+            return
+        db = self._jobs.records.reader()
+        if not actor.may("deployments:read") or not _is_made_for(db, job, actor.ref.id):
+            actor.require("jobs:read")
 
-    def _readable(self, call: AnyCall) -> Job:
-        """The job, for a key that may read jobs, or may read deployments and made this one."""
-        job = self._visible(call)
-        if not call.actor.may("jobs:read") and not (
-            call.actor.may("deployments:read") and _is_made_for(call.db, job, call.actor.ref.id)
-        ):
-            call.actor.require("jobs:read")
+    def admit_canceler(self, request: web.Request, actor: Actor) -> None:
+        self._visible(request.match_info["job"], actor)
+        actor.require("deployments:write")
+
+    def _visible(self, job_id: str, actor: Actor) -> Job:
+        job = self._recall.get(("job", job_id), lambda db: job_rows.get(db, job_id))
+        if job is None or not actor.sees_job(job):
+            raise NotFoundError("job", job_id)
         return job
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,7 +17,8 @@ from gitd.wording import place_and_fault
 BODY_BYTES_MAX = 64 * 1024
 QUERIES_COUNT_MAX = 100  # of one endpoint, kept as they were read: clients repeat themselves
 QUERY_CHARS_MAX = 200  # of one that is kept
-_DATE = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_NO_OBJECT = re.compile(r"^Expected `object`, got `\w+`$")  # of the whole: no place is named
 _FIELD = re.compile(r"^object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`")
 
 
@@ -62,6 +64,9 @@ class Reader:
         try:
             value: msgspec.Struct = self._decoder.decode(data)
         except msgspec.ValidationError as error:
+            if _NO_OBJECT.match(str(error)):
+                message = "The body must be one JSON object."
+                raise RequestError("request.json_invalid", message) from error
             raise self._fault(error) from error
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise RequestError("request.json_invalid", f"The body: {error}.") from error
@@ -140,8 +145,18 @@ def version_of(request: web.Request) -> str:
     version = request.headers.get(VERSION_HEADER)
     if version is None:
         return VERSION
-    if not _DATE.fullmatch(version):
+    if not _is_date(version):
         raise RequestError(
             "request.version_invalid", f"{VERSION_HEADER} is a date, such as {VERSION}."
         )
     return version
+
+
+def _is_date(text: str) -> bool:
+    if not _DATE.fullmatch(text):
+        return False
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

@@ -8,7 +8,7 @@ Source: contract §3; HTML Standard §9.2 "Server-sent events".
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from aiohttp import web
 
 from gitd.api import answers
 from gitd.api.envelope import ENCODER
-from gitd.errors import RequestError
+from gitd.errors import AddressRefusedError, AuthenticationError, RequestError
 from hooks.jobs import Jobs, QueuePlace, as_of
 from storage.joblog import LogLine, Positioned, StateChange
 from storage.model import Job, JobStatus
@@ -29,6 +29,12 @@ POSITION_DIGITS_MAX = 15
 EVENT_STREAM = "text/event-stream"
 PLAIN_TEXT = "text/plain; charset=utf-8"
 
+Batch = list[Positioned] | QueuePlace
+
+
+class CutShortError(ConnectionError):
+    """The answer ends here, and the job does not: the connection is to look broken."""
+
 
 class OpenEnds:
     """Answers that go on until something happens. A stop of the server ends them."""
@@ -37,21 +43,24 @@ class OpenEnds:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
-    async def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` until it ends, the client goes away, or `close`."""
+    async def run(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Run `work` until it ends, the client goes away, or `close`; say whether it ended."""
         if self._is_closing:
             work.close()
-            return
+            return False
         task = asyncio.create_task(work)
         self._tasks.add(task)
+        has_ended = False
         try:
             with suppress(ConnectionError):
                 await task
+                has_ended = True
         except asyncio.CancelledError:
             if not self._is_closing:
                 raise
         finally:
             self._tasks.discard(task)
+        return has_ended
 
     async def close(self) -> None:
         """End them all now, and at once those that come later."""
@@ -71,9 +80,18 @@ class JobStreams:
         self._heartbeat_s = heartbeat_s
 
     async def events(
-        self, request: web.Request, job: Job, *, after: str | None, headers: Mapping[str, str]
+        self,
+        request: web.Request,
+        job: Job,
+        *,
+        after: str | None,
+        headers: Mapping[str, str],
+        confirm: Callable[[], None],
     ) -> web.StreamResponse:
         """Answer with the job's events behind the id `after`; 204 when there will be none.
+
+        `confirm` raises when the key is not good any more: then, as at a stop of the server, it
+        ends without the event `end`, and the client that comes again hears why.
 
         Raises:
             RequestError: `after` cannot be an id.
@@ -89,7 +107,7 @@ class JobStreams:
         )
         await response.prepare(request)
         if request.method != "HEAD":
-            await self._open_ends.run(self._send_events(response, job, start))
+            await self._open_ends.run(self._send_events(response, job, start, confirm))
         return response
 
     async def text(
@@ -100,14 +118,17 @@ class JobStreams:
         follow: bool,
         offset: int,
         headers: Mapping[str, str],
+        confirm: Callable[[], None],
     ) -> web.StreamResponse:
         """Answer with the job's log lines as text, from the byte `offset` of that text.
 
         Without `follow` the answer is what there is now, and says where the next one may begin;
-        with it, it goes on until the job is over.
+        with it, it goes on until the job is over. When the server stops before, or the key ends
+        (`confirm` raises), the connection is broken off: half a log must not look like the whole.
 
         Raises:
             RequestError: The log has not so many bytes.
+            CutShortError: Not all of it was sent.
         """
         text = await asyncio.to_thread(LogText.measured, self._jobs, job.id, offset)
         more = {"X-Log-Offset": str(offset)}
@@ -118,13 +139,22 @@ class JobStreams:
         headers = {**headers, **more, "Content-Type": PLAIN_TEXT}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        if request.method != "HEAD":
-            await self._open_ends.run(self._send_text(request, response, job, text, follow=follow))
+        if request.method == "HEAD":
+            return response
+        batches: AsyncIterator[Batch] = (
+            self._batches(job, text.after) if follow else self._backlog(job.id, text.after)
+        )
+        end = None if follow else text.end
+        sending = self._send_text(request, response, _while_good(batches, confirm), text, end=end)
+        if not await self._open_ends.run(sending):
+            raise CutShortError(f"the log of {job.id} was cut short")
         return response
 
-    async def _send_events(self, response: web.StreamResponse, job: Job, after: int) -> None:
+    async def _send_events(
+        self, response: web.StreamResponse, job: Job, after: int, confirm: Callable[[], None]
+    ) -> None:
         told = -1
-        async for batch in self._batches(job, after):
+        async for batch in _while_good(self._batches(job, after), confirm):
             if isinstance(batch, QueuePlace):
                 if batch.before == told:
                     continue
@@ -134,7 +164,10 @@ class JobStreams:
                 if waiting is not None and waiting.status is JobStatus.QUEUED:
                     await response.write(_job_event(after, waiting, batch))
             elif batch:
-                await response.write(b"".join(_event(job, item) for item in batch))
+                place = self._place_behind(job.id, batch[-1])
+                told = told if place is None else place.before
+                events = [_event(job, item) for item in batch[:-1]]
+                await response.write(b"".join([*events, _event(job, batch[-1], place)]))
                 after = batch[-1].id
             else:
                 await response.write(b": still here\n\n")
@@ -144,13 +177,13 @@ class JobStreams:
         self,
         request: web.Request,
         response: web.StreamResponse,
-        job: Job,
+        batches: AsyncIterator[Batch],
         text: LogText,
         *,
-        follow: bool,
+        end: int | None,
     ) -> None:
-        skipped, left = text.skipped, None if follow else text.end - text.offset
-        batches = self._batches(job, text.after) if follow else self._backlog(job.id, text.after)
+        """Send the text from its offset up to the byte `end`, or all that comes."""
+        skipped, left = text.skipped, None if end is None else end - text.offset
         async for batch in batches:
             if isinstance(batch, QueuePlace):
                 continue
@@ -172,11 +205,14 @@ class JobStreams:
             yield entries
             after = entries[-1].id
 
-    async def _batches(self, job: Job, after: int) -> AsyncIterator[list[Positioned] | QueuePlace]:
+    async def _batches(self, job: Job, after: int) -> AsyncIterator[Batch]:
         """Yield what is behind `after`, past and to come, up to the final state.
 
         What is there comes in large pieces; what is to come, as it comes. An empty one stands for
         a silence. A place in the queue comes whenever it is another one.
+
+        Raises:
+            CutShortError: The server stops before the job is over.
         """
         async for batch in self._backlog(job.id, after):
             yield batch
@@ -195,6 +231,16 @@ class JobStreams:
                 return
             else:
                 yield []
+        if not self._is_over(job.id):
+            raise CutShortError("the server stops")
+
+    def _place_behind(self, job_id: str, newest: Positioned) -> QueuePlace | None:
+        """Where the job stands that waits in the queue since its log's newest entry."""
+        if not isinstance(newest.entry, StateChange) or newest.entry.status is not JobStatus.QUEUED:
+            return None
+        now = self._jobs.get(job_id)
+        is_so_still = now is not None and now.version == newest.entry.version
+        return self._jobs.place(job_id) if is_so_still else None
 
     def _is_over(self, job_id: str) -> bool:
         job = self._jobs.get(job_id)
@@ -238,6 +284,22 @@ class LogText:
         return cls(_within(offset, end), after, skipped, end, is_complete=False)
 
 
+async def _while_good(
+    batches: AsyncIterator[Batch], confirm: Callable[[], None]
+) -> AsyncIterator[Batch]:
+    """Yield the batches as long as the key is good that asked for them.
+
+    Raises:
+        CutShortError: It was revoked, or has expired.
+    """
+    async for batch in batches:
+        try:
+            confirm()
+        except (AuthenticationError, AddressRefusedError) as error:
+            raise CutShortError("the key is not good any more") from error
+        yield batch
+
+
 def text_of(item: Positioned) -> bytes:
     """What a reader of plain text sees of an entry."""
     if not isinstance(item.entry, LogLine):
@@ -257,9 +319,9 @@ def _is_final(item: Positioned) -> bool:
     return isinstance(item.entry, StateChange) and item.entry.status.is_final
 
 
-def _event(job: Job, item: Positioned) -> bytes:
+def _event(job: Job, item: Positioned, place: QueuePlace | None = None) -> bytes:
     if isinstance(item.entry, StateChange):
-        return _job_event(item.id, as_of(job, item.entry))
+        return _job_event(item.id, as_of(job, item.entry), place)
     line = item.entry
     told = answers.LogLine(line.line, line.at, line.stage, line.mark, line.seconds)
     data = ENCODER.encode(told)

@@ -6,7 +6,6 @@ import pytest
 
 from gitd.addresses import TrustedProxies
 
-
 LOOPBACK = ["127.0.0.1"]
 
 

@@ -38,9 +38,7 @@ class Door:
     records: Records
     client: ClientSession
 
-    def key(
-        self, *scopes: str, site_id: str | None = None, cidrs: tuple[str, ...] = ()
-    ) -> str:
+    def key(self, *scopes: str, site_id: str | None = None, cidrs: tuple[str, ...] = ()) -> str:
         expanded = expand_scopes(scopes)
         secret, key = mint("tests", expanded, site_id=site_id, cidrs=cidrs, now=NOW)
         self.records.write(lambda db: api_keys.add(db, key))

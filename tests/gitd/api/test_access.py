@@ -175,6 +175,23 @@ async def test_answer_that_is_kept_is_given_to_nobody_who_may_not_have_it(servic
     assert (await service.get(acme.path, secret="")).status == 401
 
 
+async def test_nothing_of_a_request_is_looked_at_before_its_job(service, acme) -> None:
+    job = (await service.post(f"{acme.production}/builds")).data["id"]
+    other = (await service.post("/v1/sites", {"name": "other"})).data
+    blind = service.key("*", site_id=other["id"])
+    weak = service.key("webhooks:read")
+    kind = {"Content-Type": "application/json"}
+    for secret, status in ((blind, 404), (weak, 403)):
+        for data, headers in ((b"{", kind), (b"x", {}), (b" " * 70_000, kind), (b'{"x": 1}', kind)):
+            heard = await service.post(
+                f"/v1/jobs/{job}/cancel", secret=secret, data=data, headers=headers
+            )
+            assert heard.status == status, (status, data[:10])
+        for path in (f"/v1/jobs/{job}?x=1", f"/v1/jobs/{job}/stream?x=1"):
+            assert (await service.get(path, secret=secret)).status == status, path
+    assert (await service.get(f"/v1/jobs/{job}")).data["status"] == "queued"
+
+
 async def test_body_is_not_looked_at_before_the_scope(service, acme) -> None:
     reader = service.key("deployments:read")
     heard = await service.post(f"{acme.production}/builds", {"reff": 1}, secret=reader)

@@ -6,11 +6,13 @@ import asyncio
 import json
 import time
 
-from aiohttp import ClientSession
+import pytest
+from aiohttp import ClientPayloadError, ClientSession
 
 from hooks.builds.runner import PROGRESS_EVERY_S
 from hooks.builds.wire import BatchLine, Finish, Heartbeat, LogBatch
-from hooks.jobs import REMOVED
+from hooks.jobs import REMOVED, QueuePlace
+from storage.records import api_keys
 
 AT = "2026-06-23T00:00:00.000Z"
 DONE = Finish("slot-0", "succeeded", profile="static", output="source", folder=".")
@@ -204,6 +206,40 @@ async def test_silent_stream_sends_heartbeats(service, acme) -> None:
                 break
 
 
+@pytest.mark.parametrize("places_differ", [False, True])
+async def test_stream_of_a_job_that_keeps_its_place_lives_while_others_move(
+    service, acme, *, places_differ: bool
+) -> None:
+    """What wakes its listener is no word to the client: it is told how many jobs are before it,
+    and not what else is known of its place."""
+    await service.stop()
+    service.heartbeat_s = 0.1
+    await service.start()
+    job = await started(service, acme)
+    moves = 0
+    service.jobs.place_by(lambda _: QueuePlace(0, f"build_{moves}" if places_differ else None))
+
+    async def others_move() -> None:
+        nonlocal moves
+        while True:
+            moves += 1
+            service.jobs.moved([job["id"]])
+            await asyncio.sleep(0.01)
+
+    moving = asyncio.create_task(others_move())
+    sent = {"Authorization": f"Bearer {service.secret}"}
+    async with (
+        asyncio.timeout(20),
+        service.client.get(job["links"]["stream"], headers=sent) as answer,
+    ):
+        comments = 0
+        async for line in answer.content:
+            comments += line.startswith(b":")
+            if comments == 3:
+                break
+    moving.cancel()
+
+
 async def test_stop_of_the_server_waits_for_no_stream_and_no_poll(service, acme) -> None:
     job = await started(service, acme)
     sent = {"Authorization": f"Bearer {service.secret}"}
@@ -290,6 +326,15 @@ async def test_place_in_the_queue_is_told_by_the_job_its_list_its_wait_and_its_s
     assert [int(e["id"]) for e in events[:-1]] == sorted(int(e["id"]) for e in events[:-1])
 
 
+async def test_stream_says_where_a_queued_job_stands_with_its_state(service, acme) -> None:
+    job = await started(service, acme)
+    sent = {"Authorization": f"Bearer {service.secret}"}
+    async with service.client.get(job["links"]["stream"], headers=sent) as answer:
+        (event,) = events_of(await answer.content.readuntil(b"\n\n"))
+    assert json.loads(event["data"]) == job
+    assert job["queue_position"] == 1
+
+
 async def test_log_as_text_resumes_at_any_byte_without_a_gap_or_a_repeat(service, acme) -> None:
     job = await started(service, acme)
     path = f"{acme.production}/builds/{job['resource']['id']}/log"
@@ -314,6 +359,68 @@ async def test_log_as_text_resumes_at_any_byte_without_a_gap_or_a_repeat(service
     assert (heard.status, heard.body["error"]["param"]) == (400, "offset")
     head = await service.call("HEAD", f"{path}?offset=3")
     assert head.headers["Content-Length"] == str(size - 3)
+
+
+@pytest.mark.parametrize("ended_by", ["server", "revocation", "expiry"])
+async def test_log_that_is_followed_to_no_end_does_not_look_whole(
+    service, acme, clock, ended_by: str
+) -> None:
+    """A log whose job goes on is not closed as one that is complete."""
+    await service.stop()
+    service.heartbeat_s = 0.05
+    await service.start()
+    job = await started(service, acme)
+    lease = await service.builds.lease("slot-0", 5)
+    service.builds.take_log(lease.job_id, LogBatch(0, (BatchLine("one", AT, "build"),)))
+    secret, key = service.minted("deployments:read", ttl_ms=60_000)
+    path = f"{acme.production}/builds/{job['resource']['id']}/log?follow=1"
+    headers = {"Authorization": f"Bearer {secret}"}
+    async with ClientSession(service.url) as client, client.get(path, headers=headers) as answer:
+        assert await answer.content.readexactly(4) == b"one\n"
+        if ended_by == "server":
+            await service.stop()
+        elif ended_by == "revocation":
+            service.records.write(lambda db: api_keys.revoke(db, key.id, clock()))
+        else:
+            clock.now += 60_000
+        with pytest.raises(ClientPayloadError):
+            await asyncio.wait_for(answer.read(), 20)
+    if ended_by == "server":
+        await service.start()
+
+
+@pytest.mark.parametrize("ended_by", ["revocation", "expiry"])
+async def test_key_that_ends_takes_its_streams_and_long_polls_with_it(
+    service, acme, clock, ended_by: str
+) -> None:
+    await service.stop()
+    service.heartbeat_s = 0.05
+    await service.start()
+    job = await started(service, acme)
+    secret, key = service.minted("jobs:read", ttl_ms=60_000)
+    sent = {"Authorization": f"Bearer {secret}"}
+    path = job["links"]["self"]
+    etag = (await service.get(path)).headers["ETag"]
+    async with service.client.get(f"{path}/stream", headers=sent) as answer:
+        begun = await answer.content.readuntil(b"\n\n")
+        polling = asyncio.create_task(
+            service.get(f"{path}?wait=60", secret=secret, headers={"If-None-Match": etag})
+        )
+        while len(service.jobs._waiting.get(job["id"], ())) < 2:
+            await asyncio.sleep(0.01)
+        if ended_by == "revocation":
+            service.records.write(lambda db: api_keys.revoke(db, key.id, clock()))
+        else:
+            clock.now += 60_000
+        rest = await asyncio.wait_for(answer.read(), 20)
+    lease = await service.builds.lease("slot-0", 5)
+    assert lease is not None
+    heard = await asyncio.wait_for(polling, 20)
+    assert (heard.status, heard.code) == (401, "authentication.invalid_key")
+    events = events_of(begun + rest)
+    assert [event["event"] for event in events] == ["job"] * len(events)
+    again = await service.get(f"{path}/stream", secret=secret)
+    assert (again.status, again.code) == (401, "authentication.invalid_key")
 
 
 async def test_text_that_was_broken_off_goes_on_after_a_restart_of_the_server(
