@@ -120,7 +120,9 @@ class World:
             caches=BuildCaches(jobs, store, size_bytes_max=1 << 20),
             packs_plain=packs_plain,
         )
-        scrubber = Scrubber(Repairer(store, records), records, [], limits=ScrubLimits(1, 1 << 30))
+        scrub_limits = ScrubLimits(1, 1 << 30)
+        repairer = Repairer(store, records)
+        scrubber = Scrubber(repairer, records, [], store.layout.trust, limits=scrub_limits)
         rolls = RollRunner(
             jobs,
             ReleaseIssuer(jobs, custody, store.layout, configs),
