@@ -46,6 +46,7 @@ class CollectionReport(msgspec.Struct, frozen=True):
         kept: How many artifacts stay, by the reason.
         logical: The sizes of the dropped artifacts and evicted caches, as if nothing was shared.
         freed: How much smaller the store's files are.
+        withheld: Why no tree, no blob and no leftover goes, and what to do; null when they do.
     """
 
     dry_run: bool
@@ -57,6 +58,7 @@ class CollectionReport(msgspec.Struct, frozen=True):
     leftovers: int
     logical: int
     freed: int
+    withheld: str | None
 
 
 def collect(
@@ -98,6 +100,8 @@ def in_words(report: CollectionReport) -> Iterator[str]:
         yield f"{report.leftovers:>8} leftover files"
     verb = "would be freed" if report.dry_run else "freed"
     logical = size_in_words(report.logical)
+    if report.withheld:
+        yield f"WITHHELD: {report.withheld}"
     yield f"{size_in_words(report.freed):>8} {verb}; {logical} by the sizes of what goes"
 
 
@@ -139,4 +143,5 @@ def _report(records: Records, collected: Collected, *, is_dry_run: bool) -> Coll
         leftovers=collected.leftovers,
         logical=gone + sum(cache.size for cache in caches),
         freed=collected.freed_bytes,
+        withheld=collected.doubt,
     )

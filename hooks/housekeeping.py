@@ -214,6 +214,8 @@ def _log_collected(collected: Collected, order: Order) -> None:
             fate=verdict.fate.value,
             why=verdict.why,
         )
+    if collected.doubt:
+        log.warning("collection_withheld", reason=collected.doubt)
     (log.debug if collected.is_idle else log.info)(
         "collected",
         pressure=order.pressure.name.lower(),

@@ -342,6 +342,7 @@ class ArtifactStore:
             files=manifest.files,
             size_bytes=manifest.size_bytes,
             manifest_bytes=len(manifest.data),
+            blobs=len(ingest.files),
         )
         ingest.staging.place(live)
 

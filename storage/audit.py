@@ -86,3 +86,19 @@ class Audit:
                 f"nothing was deleted: the records and the manifest of the tree {digest} differ. "
                 "Run gitd check --rebuild-index."
             )
+
+    def doubt(self) -> str | None:
+        """Say why nobody knows which blobs are in use, and what to do; None when it is known.
+
+        A damaged manifest cannot be asked, and the references do until it is mended: if they are
+        all there.
+        """
+        unknown = garbage.uncertain_artifacts(self._records.reader())
+        if not unknown:
+            return None
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        return (
+            f"the records do not know all files of {unknown[0]}{more}, and the manifest is lost or "
+            "damaged: no manifest, no blob and no leftover was removed. Run gitd check "
+            "--rebuild-index --repair, with --from where there is a copy; or build it again."
+        )

@@ -17,7 +17,7 @@ from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import TreeInvalidError
 from storage.files import Lease, sync_filesystem, sync_together, write_all
 from storage.layout import Layout, blob_mode, blob_mtime
-from storage.manifest import FileEntry
+from storage.manifest import FileEntry, Manifest
 
 # A blob's key in the records: its digest, then `x` or `f`. Whether it may be executed is a
 # property of the file on disk, so that one content may lie there twice.
@@ -37,6 +37,12 @@ def blob_key(digest: Digest, *, executable: bool) -> BlobKey:
 
 def entry_key(entry: FileEntry) -> BlobKey:
     return blob_key(entry.digest, executable=entry.executable)
+
+
+def blob_sizes(manifest: Manifest) -> dict[BlobKey, int]:
+    """The sizes of a tree's distinct blobs."""
+    files = (entry for entry in manifest.entries if isinstance(entry, FileEntry))
+    return {entry_key(entry): entry.size_bytes for entry in files}
 
 
 def blob_path(layout: Layout, key: bytes) -> str:

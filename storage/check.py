@@ -287,6 +287,7 @@ def _row_of(tree: TreeFacts) -> rows.TreeRow:
         files=tree.files,
         size_bytes=tree.size_bytes,
         manifest_bytes=tree.manifest_bytes,
+        blobs=len(tree.keys),
     )
 
 

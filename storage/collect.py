@@ -81,6 +81,7 @@ class Collected:
         trees: How many trees went; so with `blobs`, whose sizes together are `size_bytes`.
         leftovers: How many files went that no row knew; `leftover_bytes` is their size.
         is_whole: False when it was stopped before its end.
+        doubt: Why no tree, no blob and no leftover went, and what to do; None when they did.
     """
 
     verdicts: tuple[Verdict, ...] = ()
@@ -91,6 +92,7 @@ class Collected:
     leftovers: int = 0
     leftover_bytes: int = 0
     is_whole: bool = True
+    doubt: str | None = None
 
     def of(self, *fates: Fate) -> list[Verdict]:
         return [verdict for verdict in self.verdicts if verdict.fate in fates]
@@ -130,6 +132,7 @@ class _Cycle:
 
     order: Order
     tally: _Tally = field(default_factory=_Tally)
+    doubt: str | None = None
     batch_count: int = BATCH_COUNT_FIRST
 
 
@@ -163,6 +166,8 @@ class Collector:
             db = self._records.reader()
             now = self._clock()
             verdicts, caches = self._decisions(db, now, pressure)
+            if doubt := self._audit.doubt():
+                return Collected(tuple(verdicts), tuple(caches), doubt=doubt)
             gone = {v.artifact.digest for v in verdicts if v.fate is Fate.DROPPED}
             gone |= {cache.tree_digest for cache, _ in caches}
             kept = {v.artifact.digest for v in verdicts if v.fate is not Fate.DROPPED}
@@ -207,14 +212,17 @@ class Collector:
                 self._audit.check_database(is_thorough=order.is_thorough)
                 self._store.recover()
                 done = self._decide(order.pressure)
-                self._collect(cycle)
-                if order.is_thorough:
+                self._check(cycle)
+                if cycle.doubt is None:
+                    self._collect(cycle)
+                if cycle.doubt is None and order.is_thorough:
                     self._remove_leftovers(cycle)
             except _StoppedError:
                 done = replace(done, is_whole=False)
             tally = cycle.tally
             return replace(
                 done,
+                doubt=cycle.doubt,
                 trees=tally.trees,
                 blobs=tally.blobs,
                 size_bytes=tally.size_bytes,
@@ -261,13 +269,19 @@ class Collector:
 
     # -- trees ----------------------------------------------------------------------------------
 
+    def _check(self, cycle: _Cycle) -> None:
+        """Make sure, where something may go, that the records know what is in use."""
+        db, is_thorough = self._records.reader(), cycle.order.is_thorough
+        if is_thorough or any(
+            find(db)
+            for find in (garbage.unkept_trees, garbage.condemned_trees, garbage.unreferred_blobs)
+        ):
+            self._audit.check_trees(is_thorough=is_thorough)
+            cycle.doubt = self._audit.doubt()
+
     def _collect(self, cycle: _Cycle) -> None:
         db = self._records.reader()
-        unkept = garbage.unkept_trees(db)
-        is_thorough = cycle.order.is_thorough
-        if is_thorough or unkept or garbage.condemned_trees(db) or garbage.unreferred_blobs(db):
-            self._audit.check_trees(is_thorough=is_thorough)
-        self._condemn_trees(unkept)
+        self._condemn_trees(garbage.unkept_trees(db))
         condemned = garbage.condemned_trees(db)
         for digest in condemned:
             self._release_tree(cycle, digest)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from storage.artifacts import ArtifactStore
-from storage.blobs import BlobKey, entry_key
+from storage.blobs import BlobKey, blob_sizes
 from storage.digest import Digest
 from storage.envelope import signature_by, subject_digest
 from storage.errors import ArtifactError
@@ -28,7 +28,6 @@ from storage.gate import Gate
 from storage.ids import artifact_id
 from storage.inspector import Inspector
 from storage.layout import SHARDS
-from storage.manifest import FileEntry, Manifest
 from storage.model import Artifact, Attestation
 from storage.parts import Part
 from storage.reader import StoreReader
@@ -99,11 +98,7 @@ class _Rebuild:
             self._records.write(lambda db: index.miss_tree(db, digest))
             self._suspects.append(Part.of_tree(digest))
             return False
-        sizes = {
-            entry_key(entry): entry.size_bytes
-            for entry in manifest.entries
-            if isinstance(entry, FileEntry)
-        }
+        sizes = blob_sizes(manifest)
         for key, size_bytes in sizes.items():
             if key not in self._looked:
                 self._looked[key] = self._is_whole(key, size_bytes, reads=True)
@@ -113,7 +108,7 @@ class _Rebuild:
                 return False  # collected meanwhile
             whole = {bytes(key) for key, size in sizes.items() if self._is_there(db, key, size)}
             self._suspects += [Part.of_blob(key) for key in sizes if key not in whole]
-            row = _row_of(manifest)
+            row = index.row_of(manifest)
             at = _now_ms()
             return self._records.write(lambda db: index.put_tree(db, row, sizes, whole, at))
 
@@ -178,16 +173,6 @@ class _Rebuild:
             for name in sorted(os.listdir(f"{self._layout.root}/attest/{shard}")):
                 if match := _ENVELOPE.fullmatch(name):
                     yield match[1]
-
-
-def _row_of(manifest: Manifest) -> rows.TreeRow:
-    return rows.TreeRow(
-        digest=manifest.digest,
-        sha256=bytes.fromhex(manifest.sha256),
-        files=manifest.files,
-        size_bytes=manifest.size_bytes,
-        manifest_bytes=len(manifest.data),
-    )
 
 
 def _milliseconds(text: str) -> int:

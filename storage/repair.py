@@ -10,25 +10,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from storage.artifacts import ArtifactStore
-from storage.blobs import Staging, blob_key
+from storage.blobs import Staging, blob_key, blob_sizes
 from storage.copies import Offer, Source
 from storage.errors import ArtifactError, TreeError
 from storage.files import Lease, mapped_errors
 from storage.gate import Gate
 from storage.inspector import Fault, Inspector
 from storage.layout import STATEMENT_MODE, blob_mode
+from storage.manifest import Manifest
 from storage.parts import Part, PartKind
 from storage.quarantine import Kept, Quarantine
 from storage.records import blobs as rows
-from storage.records import damage
+from storage.records import damage, index
 from storage.records.damage import Damage
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
+
+# Says in the records, at a time, that a part is there again.
+_Heal = Callable[[sqlite3.Connection, int], None]
 
 _STAGED = "part"  # no name that the recovery of an ingest looks for
 IN_PLACE = "its own file"
@@ -86,10 +91,13 @@ class Repairer:
         mended: list[Mended] = []
         with mapped_errors("repair the store"), mapped_record_errors():
             self._records.write(damage.tidy)
-            lacking = {found.part: found.size_bytes for found in self.damage()}
-            for source in (self._in_place, *sources):
-                if lacking:
-                    self._mend_from(source, lacking, mended)
+            tried: set[Part] = set()
+            # A manifest that is whole again may name blobs that the records had lost.
+            while lacking := self._lacking(tried):
+                tried.update(lacking)
+                for source in (self._in_place, *sources):
+                    if lacking:
+                        self._mend_from(source, lacking, mended)
         return mended
 
     def damage(self) -> list[Damage]:
@@ -159,6 +167,10 @@ class Repairer:
 
     # -- mending --------------------------------------------------------------------------------
 
+    def _lacking(self, tried: Collection[Part]) -> dict[Part, int | None]:
+        """What is damaged and was not tried to mend yet, with the sizes of blobs."""
+        return {one.part: one.size_bytes for one in self.damage() if one.part not in tried}
+
     def _mend_from(
         self, source: Source, lacking: dict[Part, int | None], mended: list[Mended]
     ) -> None:
@@ -182,7 +194,8 @@ class Repairer:
         needed = is_needed or (lambda: damage.is_damaged(db, part))
         with self._room_for(offer), self._lease() as lease:
             staging = Staging(self._layout, lease)
-            if not _stage(staging, offer, part.path(self._layout)):
+            heal = _stage(staging, offer, part.path(self._layout))
+            if heal is None:
                 return False
             staging.sync()
             with self._gate.collecting():
@@ -190,7 +203,7 @@ class Repairer:
                     return True  # mended by somebody else, or gone
                 staging.place(set())
                 at = self._clock()
-                self._records.write(lambda db: damage.heal(db, part, at))
+                self._records.write(lambda db: heal(db, at))
         return True
 
     @contextlib.contextmanager
@@ -214,18 +227,25 @@ class Repairer:
             yield Offer.of_file(part, part.path(self._layout), IN_PLACE, size_bytes)
 
 
-def _stage(staging: Staging, offer: Offer, final: str) -> bool:
+def _stage(staging: Staging, offer: Offer, final: str) -> _Heal | None:
+    """Write what is offered; None when it is not what it must be."""
     part = offer.part
-    if part.kind is not PartKind.BLOB:
+    if part.kind is PartKind.BLOB:
+        digest = staging.add_pieces(
+            offer.pieces, path=b"", size_bytes=offer.size_bytes, executable=part.is_executable
+        )
+        if blob_key(digest, executable=part.is_executable) != part.key:
+            return None
+    else:
         data = b"".join(offer.pieces)
         if not part.names(data):
-            return False
+            return None
         staging.add_statement(_STAGED, data, final)
-        return True
-    digest = staging.add_pieces(
-        offer.pieces, path=b"", size_bytes=offer.size_bytes, executable=part.is_executable
-    )
-    return blob_key(digest, executable=part.is_executable) == part.key
+        if part.kind is PartKind.TREE:
+            manifest = Manifest.parse(data)
+            row, sizes = index.row_of(manifest), blob_sizes(manifest)
+            return lambda db, at: index.heal_tree(db, row, sizes, at)
+    return lambda db, at: damage.heal(db, part, at)
 
 
 def _mode(part: Part) -> int:

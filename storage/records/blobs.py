@@ -23,13 +23,17 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class TreeRow:
-    """A tree as the records know it: digests as raw bytes."""
+    """A tree as the records know it: digests as raw bytes.
+
+    `blobs`: how many different ones it has; None where nobody can say.
+    """
 
     digest: bytes
     sha256: bytes
     files: int
     size_bytes: int
     manifest_bytes: int
+    blobs: int | None
 
 
 class BlobsMissingError(Exception):
@@ -75,12 +79,20 @@ def publish(
 def _refer(db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes], at: int) -> None:
     """Make the tree known, with all its references. Some may be there: it was being forgotten."""
     row = db.execute(
-        "INSERT INTO tree(digest, sha256, files, size_bytes, manifest_bytes, verified_at)"
-        " VALUES(?,?,?,?,?,?) ON CONFLICT(digest) DO UPDATE"
+        "INSERT INTO tree(digest, sha256, files, size_bytes, manifest_bytes, blobs, verified_at)"
+        " VALUES(?,?,?,?,?,?,?) ON CONFLICT(digest) DO UPDATE"
         " SET state = 0, sha256 = excluded.sha256, files = excluded.files,"
         " size_bytes = excluded.size_bytes, manifest_bytes = excluded.manifest_bytes,"
-        " verified_at = excluded.verified_at RETURNING id",
-        (tree.digest, tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes, at),
+        " blobs = excluded.blobs, verified_at = excluded.verified_at RETURNING id",
+        (
+            tree.digest,
+            tree.sha256,
+            tree.files,
+            tree.size_bytes,
+            tree.manifest_bytes,
+            tree.blobs,
+            at,
+        ),
     ).fetchone()
     count = 0
     for chunk in chunks(keys):
@@ -115,7 +127,12 @@ def tree(db: sqlite3.Connection, digest: bytes) -> TreeRow | None:
     if row is None:
         return None
     return TreeRow(
-        row["digest"], row["sha256"], row["files"], row["size_bytes"], row["manifest_bytes"]
+        row["digest"],
+        row["sha256"],
+        row["files"],
+        row["size_bytes"],
+        row["manifest_bytes"],
+        row["blobs"],
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from storage.digest import Digest
-from storage.records.blobs import DELETING, LIVE, chunks, marks
+from storage.records.blobs import CORRUPT, DELETING, LIVE, chunks, marks
 
 # As artifacts name their trees. PostgreSQL would say encode(tree.digest, 'hex').
 TREE_NAME = "'blake3:' || lower(hex(tree.digest))"
@@ -76,6 +76,19 @@ def kept_trees(db: sqlite3.Connection) -> list[Digest]:
     """The live trees that an artifact or a cache asks for."""
     rows = db.execute(f"SELECT digest FROM tree WHERE state = ? AND NOT ({_UNKEPT})", (LIVE,))
     return [Digest(row[0]) for row in rows]
+
+
+def uncertain_artifacts(db: sqlite3.Connection) -> list[str]:
+    """The artifacts that are kept, and of which the records may not know all blobs: their tree has
+    no row, one that says that it is being deleted, or is damaged and has lost references.
+    """
+    rows = db.execute(
+        "SELECT id FROM artifact WHERE dropped_at IS NULL AND digest NOT IN"
+        f" (SELECT {TREE_NAME} FROM tree WHERE state = ? OR (state = ? AND blobs ="
+        "  (SELECT COUNT(*) FROM ref WHERE ref.tree_id = tree.id))) ORDER BY id",
+        (LIVE, CORRUPT),
+    )
+    return [row[0] for row in rows]
 
 
 def condemn_trees(db: sqlite3.Connection, digests: Iterable[bytes]) -> None:

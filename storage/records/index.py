@@ -9,10 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from storage.blobs import blob_sizes
 from storage.digest import Digest
+from storage.manifest import Manifest
 from storage.model import Artifact, Attestation
-from storage.records import artifacts
-from storage.records.blobs import DELETING, LIVE, TreeRow, chunks, marks
+from storage.parts import Part
+from storage.records import artifacts, damage
+from storage.records.blobs import CORRUPT, DELETING, LIVE, TreeRow, chunks, marks
 from storage.records.garbage import references
 
 K = TypeVar("K", bound=bytes)
@@ -71,27 +74,30 @@ def put_tree(
         "UPDATE blob SET state = ?, verified_at = ? WHERE key = ? AND state <> ?",
         [(LIVE, at, bytes(key), LIVE) for key in whole],
     )
-    facts = (tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes)
-    db.execute(
-        "INSERT INTO tree(digest, sha256, files, size_bytes, manifest_bytes, state, verified_at)"
-        " VALUES(?,?,?,?,?,?,?) ON CONFLICT(digest) DO UPDATE SET sha256 = excluded.sha256,"
-        " files = excluded.files, size_bytes = excluded.size_bytes,"
-        " manifest_bytes = excluded.manifest_bytes, state = excluded.state"
-        " WHERE (tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes, tree.state)"
-        " <> (?,?,?,?,?)",
-        (bytes(tree.digest), *facts, LIVE, at, *facts, LIVE),
+    # A deletion that broke off: what the tree refers to is not to be forgotten.
+    db.executemany(
+        "UPDATE blob SET state = ? WHERE key = ? AND state = ?",
+        [(CORRUPT, bytes(key), DELETING) for key in sizes],
     )
+    _put_facts(db, tree, at)
     _put_references(db, tree.digest, set(map(bytes, sizes)))
-    db.execute(
-        "UPDATE artifact SET files = ?, size_bytes = ?, manifest_sha256 = ?"
-        " WHERE digest = ? AND (files, size_bytes, manifest_sha256) <> (?,?,?)",
-        (
-            *(tree.files, tree.size_bytes, tree.sha256.hex()),
-            str(Digest(tree.digest)),
-            *(tree.files, tree.size_bytes, tree.sha256.hex()),
-        ),
-    )
     return db.total_changes != before
+
+
+def heal_tree(db: sqlite3.Connection, tree: TreeRow, sizes: Mapping[K, int], at: int) -> None:
+    """A damaged tree is there again: its manifest lies in its place, durably, and was read.
+
+    It refers to what the manifest says, whatever was lost of that. Blobs without a row count as
+    damaged: whoever mends looks at their places first.
+    """
+    db.executemany(
+        "INSERT INTO blob(key, size_bytes, state) VALUES(?,?,?) ON CONFLICT(key) DO UPDATE"
+        " SET size_bytes = excluded.size_bytes, state = excluded.state WHERE blob.state = ?",
+        [(bytes(key), size, CORRUPT, DELETING) for key, size in sizes.items()],
+    )
+    _put_facts(db, tree, at)
+    _put_references(db, tree.digest, set(map(bytes, sizes)))
+    damage.heal(db, Part.of_tree(tree.digest), at)
 
 
 def miss_tree(db: sqlite3.Connection, digest: Digest) -> None:
@@ -126,6 +132,38 @@ def add_statements(db: sqlite3.Connection, found: Iterable[tuple[Artifact, Attes
         artifacts.attest(db, replace(attestation, site_id=row["site_id"]))
         count += 1
     return count
+
+
+def row_of(manifest: Manifest) -> TreeRow:
+    """What the records say of a tree."""
+    return TreeRow(
+        digest=manifest.digest,
+        sha256=bytes.fromhex(manifest.sha256),
+        files=manifest.files,
+        size_bytes=manifest.size_bytes,
+        manifest_bytes=len(manifest.data),
+        blobs=len(blob_sizes(manifest)),
+    )
+
+
+def _put_facts(db: sqlite3.Connection, tree: TreeRow, at: int) -> None:
+    """Make the rows of a tree, and of its artifact, say what its manifest does: it is live."""
+    facts = (tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes, tree.blobs)
+    db.execute(
+        "INSERT INTO tree(digest, sha256, files, size_bytes, manifest_bytes, blobs, state,"
+        " verified_at) VALUES(?,?,?,?,?,?,?,?) ON CONFLICT(digest) DO UPDATE"
+        " SET sha256 = excluded.sha256, files = excluded.files, size_bytes = excluded.size_bytes,"
+        " manifest_bytes = excluded.manifest_bytes, blobs = excluded.blobs, state = excluded.state"
+        " WHERE (tree.sha256, tree.files, tree.size_bytes, tree.manifest_bytes, tree.state)"
+        " <> (?,?,?,?,?) OR tree.blobs IS NULL OR tree.blobs <> ?",
+        (bytes(tree.digest), *facts, LIVE, at, *facts[:-1], LIVE, tree.blobs),
+    )
+    names = (tree.files, tree.size_bytes, tree.sha256.hex())
+    db.execute(
+        "UPDATE artifact SET files = ?, size_bytes = ?, manifest_sha256 = ?"
+        " WHERE digest = ? AND (files, size_bytes, manifest_sha256) <> (?,?,?)",
+        (*names, str(Digest(tree.digest)), *names),
+    )
 
 
 def _put_references(db: sqlite3.Connection, digest: bytes, keys: set[bytes]) -> None:

@@ -338,3 +338,17 @@ def build_memo_of_previews(db: Database) -> None:
         CREATE INDEX build_memo_of ON build_memo(envelope_sha256);
         """,
     )
+
+
+@MIGRATIONS()
+def tree_blobs(db: Database) -> None:
+    # How many different blobs a tree has; null where nobody can say. A damaged manifest cannot be
+    # asked whether its references are all there.
+    _run(
+        db,
+        """
+        ALTER TABLE tree ADD COLUMN blobs INTEGER;
+        UPDATE tree SET blobs = (SELECT COUNT(*) FROM ref WHERE ref.tree_id = tree.id)
+          WHERE manifest_bytes > 0;
+        """,
+    )

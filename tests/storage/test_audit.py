@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from storage.check import check_store
 from storage.collect import Order
+from storage.copies import anything_at
 from storage.digest import Digest
 from storage.errors import CollectionRefusedError
+from storage.records import retention
 from storage.reindex import rebuild_index
 from tests.storage.test_collect import AT_ONCE, files_of
+from tests.storage.test_repair import condemn_all, export, flip
 
-FORCED = replace(AT_ONCE, is_forced=True)
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n"}
+TWINS = {**SITE, "copy.html": b"hello"}  # as many blobs as before, and more files
+FORCED = replace(AT_ONCE, is_forced=True)
 
 
 def pinned(shop, tree: dict[str, bytes]):
@@ -129,3 +134,54 @@ def test_leftovers_beyond_half_of_the_files_need_force(world) -> None:
     assert shop.blob(b"left 0").exists()
     assert world.collect(FORCED).leftovers == 1001
     world.expect_whole()
+
+
+# -- manifests that cannot be asked --------------------------------------------------------------
+
+UNASKED = {
+    "references": ["DELETE FROM ref"],
+    "a reference": ["DELETE FROM ref WHERE blob_id = (SELECT MIN(blob_id) FROM ref)"],
+    "references and blobs": ["DELETE FROM ref", "DELETE FROM blob"],
+    "its row": ["DELETE FROM ref", "DELETE FROM tree"],
+    "all rows": ["DELETE FROM ref", "DELETE FROM blob", "DELETE FROM tree"],
+}
+
+
+@pytest.mark.parametrize("lost", UNASKED.values(), ids=UNASKED)
+def test_damaged_manifest_whose_references_are_lost_stops_all_that_goes_by_them(
+    world, lost: list[str]
+) -> None:
+    shop = world.shop
+    kept = pinned(shop, TWINS)
+    archive = export(shop, kept)
+    for statement in lost:
+        world.write(lambda db, statement=statement: db.execute(statement))
+    flip(Path(shop.store.layout.tree(kept.digest)))
+    condemn_all(shop)
+    shop.ingest({"gone": b"gone", "shared": b"hello"})
+    for order in (AT_ONCE, FORCED, Order(is_hurried=True)):
+        before = files_of(shop)
+        collected = world.collect(order)
+        assert f"do not know all files of {kept.artifact_id}" in collected.doubt
+        assert (collected.trees, collected.blobs, collected.leftovers) == (0, 0, 0)
+        assert all("attest" in path.parts for path in before - files_of(shop))
+    rebuild_index(shop.store, shop.records)
+    assert world.collector().plan().doubt is not None
+    world.collect()
+    condemn_all(shop).mend([anything_at(archive)])
+    assert world.collect().doubt is None
+    assert not shop.blob(b"gone").exists()
+    assert world.listed() == {kept.artifact_id}
+    world.expect_whole()
+
+
+def test_artifact_that_is_kept_no_more_causes_no_doubt(world) -> None:
+    shop = world.shop
+    kept = pinned(shop, SITE)
+    world.write(lambda db: db.execute("DELETE FROM ref"))
+    flip(Path(shop.store.layout.tree(kept.digest)))
+    condemn_all(shop)
+    assert world.collect().doubt is not None
+    world.write(lambda db: retention.unpin(db, "site_1", kept.artifact_id))
+    assert world.collect().doubt is None
+    assert check_store(shop.store.layout.root, shop.records).blobs == 0

@@ -123,6 +123,20 @@ def test_damage_that_a_rebuild_finds_goes_into_quarantine(world) -> None:
     assert shop.verify(first)
 
 
+def test_rebuild_calls_damaged_what_was_being_deleted_and_is_wanted(world) -> None:
+    shop = world.shop
+    shop.pin(shop.ingest(SITE))
+    world.write(lambda db: db.execute("DELETE FROM ref"))
+    world.write(lambda db: db.execute("UPDATE blob SET state = 2"))
+    shop.blob(b"hello").unlink()
+    rebuild_index(shop.store, shop.records)
+    assert shop.store.recover().deletions == 0  # and no reference leads to nothing
+    (found,) = check_store(shop.store.layout.root, shop.records).findings
+    assert str(found.part) == f"blob {Digest.of(b'hello')}"
+    shop.ingest(SITE)
+    assert check_store(shop.store.layout.root, shop.records).problems == ()
+
+
 def test_envelope_of_a_build_that_never_counted_stays_a_leftover(world) -> None:
     shop = world.shop
     shop.ingest(SITE)
