@@ -244,6 +244,8 @@ class Control:
         self.jobs.recover()
         recovered = await asyncio.to_thread(self.store.recover)
         log.debug("store_recovered", leases=recovered.leases, files=recovered.files)
+        if recovered.stuck:  # each collection tries again, and says what to do
+            log.warning("files_not_removed", count=len(recovered.stuck), first=recovered.stuck[0])
         await asyncio.to_thread(self.store.room.set_aside)
         await self.push_hooks.recover()
         self.builds.recover(slots_are_gone=slots_are_gone)

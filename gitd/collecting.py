@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -16,6 +16,8 @@ from storage.records import retention, sites
 from storage.records.db import Records
 from storage.retention import Fate
 from storage.room import size_in_words
+
+SHOWN_COUNT_MAX = 100  # of files that could not be removed, for people; --json has all
 
 
 class JudgedArtifact(msgspec.Struct, frozen=True):
@@ -46,6 +48,7 @@ class CollectionReport(msgspec.Struct, frozen=True):
         kept: How many artifacts stay, by the reason.
         logical: The sizes of the dropped artifacts and evicted caches, as if nothing was shared.
         freed: How much smaller the store's files are.
+        stuck: Files that could not be removed, and why.
         withheld: Why no tree, no blob and no leftover goes, and what to do; null when they do.
     """
 
@@ -58,6 +61,7 @@ class CollectionReport(msgspec.Struct, frozen=True):
     leftovers: int
     logical: int
     freed: int
+    stuck: Sequence[str]
     withheld: str | None
 
 
@@ -100,6 +104,10 @@ def in_words(report: CollectionReport) -> Iterator[str]:
         yield f"{report.leftovers:>8} leftover files"
     verb = "would be freed" if report.dry_run else "freed"
     logical = size_in_words(report.logical)
+    for line in report.stuck[:SHOWN_COUNT_MAX]:
+        yield f"NOT REMOVED: {line}"
+    if len(report.stuck) > SHOWN_COUNT_MAX:
+        yield f"and {len(report.stuck) - SHOWN_COUNT_MAX} more; --json has all"
     if report.withheld:
         yield f"WITHHELD: {report.withheld}"
     yield f"{size_in_words(report.freed):>8} {verb}; {logical} by the sizes of what goes"
@@ -143,5 +151,6 @@ def _report(records: Records, collected: Collected, *, is_dry_run: bool) -> Coll
         leftovers=collected.leftovers,
         logical=gone + sum(cache.size for cache in caches),
         freed=collected.freed_bytes,
+        stuck=collected.stuck,
         withheld=collected.doubt,
     )

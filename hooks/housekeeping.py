@@ -214,6 +214,13 @@ def _log_collected(collected: Collected, order: Order) -> None:
             fate=verdict.fate.value,
             why=verdict.why,
         )
+    if collected.stuck:
+        log.warning(
+            "files_not_removed",
+            count=len(collected.stuck),
+            first=collected.stuck[0],
+            advice="see what holds it (lsattr, ls -ld, the disk) and remove it",
+        )
     if collected.doubt:
         log.warning("collection_withheld", reason=collected.doubt)
     (log.debug if collected.is_idle else log.info)(

@@ -40,6 +40,7 @@ from storage.errors import (
 )
 from storage.files import (
     Lease,
+    Remover,
     mapped_errors,
     read_bounded,
     sync_directory,
@@ -108,11 +109,15 @@ class KeptTree:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a start found to clean up: dead leases, files that no row knows, begun deletions."""
+    """What a start found to clean up: dead leases, files that no row knows, begun deletions.
+
+    `stuck`: files that could not be removed, and why; the next start or collection tries again.
+    """
 
     leases: int
     files: int
     deletions: int
+    stuck: tuple[str, ...] = ()
 
 
 class ArtifactStore:
@@ -265,15 +270,18 @@ class ArtifactStore:
         as known when there is an `attestation` of it.
         """
         with mapped_errors("recover the store"), mapped_record_errors():
-            leases = files = 0
+            leases = 0
+            remover = Remover()
             for name in os.listdir(self.layout.tmp):  # noqa: PTH208 - plain names are wanted
                 lease = Lease.seize(self.layout.tmp / name)
                 if lease is None:
                     continue
-                files += self._remove_unknown(lease)
+                self._remove_unknown(lease, remover)
                 lease.release()
                 leases += 1
-            return Recovered(leases, files, self._finish_deletions())
+            files = remover.count
+            deletions = self._finish_deletions(remover)
+            return Recovered(leases, files, deletions, remover.stuck())
 
     # -- ingest ----------------------------------------------------------------------------------
 
@@ -289,7 +297,7 @@ class ArtifactStore:
                 raise
             # Should this fail as well, the first error is the one to tell; the rest is harmless.
             with contextlib.suppress(StorageError, OSError):
-                self._remove_unknown(lease)
+                self._remove_unknown(lease, Remover())
             raise
         finally:
             lease.release()
@@ -370,11 +378,19 @@ class ArtifactStore:
 
     # -- recovery --------------------------------------------------------------------------------
 
-    def _remove_unknown(self, lease: Lease) -> int:
-        """Remove what this lease's ingest placed and no row knows; return how many files."""
-        manifest, envelope_sha256 = _statements(lease)
+    def _remove_unknown(self, lease: Lease, remover: Remover) -> None:
+        """Remove what this lease's ingest placed and no row knows.
+
+        The lease is left for the next start when something is there still.
+        """
+        try:
+            manifest, envelope_sha256 = _statements(lease)
+        except OSError as error:
+            remover.refused[lease.path] = error.strerror or str(error)
+            lease.is_abandoned = True
+            return
         if manifest is None:
-            return 0
+            return
         with self._gate.collecting():
             db = self._records.reader()
             keys = {entry_key(e) for e in manifest.entries if isinstance(e, FileEntry)}
@@ -383,17 +399,17 @@ class ArtifactStore:
                 paths.append(self.layout.tree(manifest.digest))
             if envelope_sha256 is not None and not rows.is_attested(db, envelope_sha256):
                 paths.append(self.layout.envelope(envelope_sha256))
-            return sum(_unlink(path) for path in paths)
+            removed = [remover.remove(path) for path in paths]
+            lease.is_abandoned = not all(removed)
 
-    def _finish_deletions(self) -> int:
+    def _finish_deletions(self, remover: Remover) -> int:
         if not rows.deleting(self._records.reader()):
             return 0
         with self._gate.collecting():
             keys = rows.deleting(self._records.reader())
-            for key in keys:
-                _unlink(blob_path(self.layout, key))
-            self._records.write(lambda db: rows.forget(db, keys))
-        return len(keys)
+            gone = [key for key in keys if remover.remove(blob_path(self.layout, key))]
+            self._records.write(lambda db: rows.forget(db, gone))
+        return len(gone)
 
 
 def _now_ms() -> int:
@@ -447,11 +463,3 @@ def _statements(lease: Lease) -> tuple[Manifest | None, str | None]:
     except FileNotFoundError:
         return manifest, None
     return manifest, hashlib.sha256(envelope).hexdigest()
-
-
-def _unlink(path: str) -> int:
-    try:
-        os.unlink(path)  # noqa: PTH108 - a plain string
-    except FileNotFoundError:
-        return 0
-    return 1

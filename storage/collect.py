@@ -3,11 +3,9 @@
 A cycle goes from decisions to deletions, and each step rests on what the one before made durable:
 artifacts expire and are dropped, which changes rows alone; trees that nobody asks for any more are
 condemned, and lose their references; blobs without a reference are condemned and then unlinked, a
-few at a time, alone behind the gate. Any error ends the cycle there and then; the next one takes up
-what was begun.
+few at a time, alone behind the gate. Any error ends the cycle there and then, but for a file that
+cannot be removed: that one is left and said. The next cycle takes up what was begun.
 """
-# Plain strings: a store has a million files, and a Path costs as much as the call.
-# ruff: noqa: PTH108
 
 from __future__ import annotations
 
@@ -20,12 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from storage.artifacts import ArtifactStore
+from storage.artifacts import ArtifactStore, Recovered
 from storage.audit import Audit
 from storage.blobs import blob_path
 from storage.digest import Digest
 from storage.errors import CollectionRefusedError, CollectorBusyError
-from storage.files import mapped_errors
+from storage.files import Remover, mapped_errors
 from storage.gate import Gate
 from storage.holding import held_trees
 from storage.leftovers import check_leftovers, remove_leftovers
@@ -81,6 +79,7 @@ class Collected:
         trees: How many trees went; so with `blobs`, whose sizes together are `size_bytes`.
         leftovers: How many files went that no row knew; `leftover_bytes` is their size.
         is_whole: False when it was stopped before its end.
+        stuck: Files that could not be removed, and why; the next cycle tries again.
         doubt: Why no tree, no blob and no leftover went, and what to do; None when they did.
     """
 
@@ -92,6 +91,7 @@ class Collected:
     leftovers: int = 0
     leftover_bytes: int = 0
     is_whole: bool = True
+    stuck: tuple[str, ...] = ()
     doubt: str | None = None
 
     def of(self, *fates: Fate) -> list[Verdict]:
@@ -154,6 +154,7 @@ class Collector:
         self._gate = Gate(store.layout)
         self._clock = clock
         self._stopping = threading.Event()
+        self._remover = Remover()  # of the cycle under way
         self._audit = Audit(store.layout, records, self._check_stop)
 
     def stop(self) -> None:
@@ -200,6 +201,7 @@ class Collector:
         """
         with mapped_errors("collect"), mapped_record_errors(), self._alone(waits=order.waits):
             cycle = _Cycle(order)
+            self._remover = Remover()
             self._store.room.relieve_if_full()
             # A commit before all else: it proves that the records can be written, and after it no
             # earlier commit is in doubt, so that what has no row now never gets one.
@@ -207,10 +209,10 @@ class Collector:
             self._records.write(
                 lambda db: retention_rows.note_run(db, now, is_thorough=order.is_thorough)
             )
-            done = Collected()
+            done, recovered = Collected(), Recovered(0, 0, 0)
             try:
                 self._audit.check_database(is_thorough=order.is_thorough)
-                self._store.recover()
+                recovered = self._store.recover()
                 done = self._decide(order.pressure)
                 self._check(cycle)
                 if cycle.doubt is None:
@@ -222,6 +224,7 @@ class Collector:
             tally = cycle.tally
             return replace(
                 done,
+                stuck=tuple(dict.fromkeys((*recovered.stuck, *self._remover.stuck()))),
                 doubt=cycle.doubt,
                 trees=tally.trees,
                 blobs=tally.blobs,
@@ -242,7 +245,7 @@ class Collector:
                 lambda db: self._apply(db, now, pressure)
             )
             for name in envelopes:
-                _unlink(self._layout.envelope(name))
+                self._remover.remove(self._layout.envelope(name))
         return Collected(verdicts=tuple(verdicts), caches=tuple(caches))
 
     def _decisions(
@@ -311,9 +314,8 @@ class Collector:
 
     def _unlink_trees(self, cycle: _Cycle, digests: Sequence[Digest]) -> None:
         with self._gate.collecting():
-            gone = garbage.forgettable_trees(self._records.reader(), digests)
-            for digest in gone:
-                _unlink(self._layout.tree(digest))
+            found = garbage.forgettable_trees(self._records.reader(), digests)
+            gone = [one for one in found if self._remover.remove(self._layout.tree(one))]
             self._records.write(lambda db: garbage.forget_trees(db, gone))
         cycle.tally.trees += len(gone)
 
@@ -354,19 +356,25 @@ class Collector:
             if not condemned:
                 return
             self._unlink_blobs(condemned)
-            self._records.write(lambda db: rows.forget(db, [blob.key for blob in condemned]))
-        tally.blobs += len(condemned)
-        tally.size_bytes += sum(blob.size_bytes for blob in condemned)
+            refused = self._remover.refused
+            gone = [b for b in condemned if blob_path(self._layout, b.key) not in refused]
+            self._records.write(lambda db: rows.forget(db, [blob.key for blob in gone]))
+        tally.blobs += len(gone)
+        tally.size_bytes += sum(blob.size_bytes for blob in gone)
 
     def _unlink_blobs(self, condemned: Sequence[garbage.BlobRow]) -> None:
         for blob in condemned:
-            _unlink(blob_path(self._layout, blob.key))
+            self._remover.remove(blob_path(self._layout, blob.key))
 
     def _remove_leftovers(self, cycle: _Cycle) -> None:
         if not cycle.order.is_forced:
             check_leftovers(self._layout, self._records, self._gate)
         removed = remove_leftovers(
-            self._layout, self._records, self._gate, is_stopped=self._stopping.is_set
+            self._layout,
+            self._records,
+            self._gate,
+            self._remover,
+            is_stopped=self._stopping.is_set,
         )
         cycle.tally.leftovers += removed.files
         cycle.tally.leftover_bytes += removed.size_bytes
@@ -404,8 +412,3 @@ def _is_locked(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

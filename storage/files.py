@@ -240,6 +240,38 @@ def sync_filesystem(fd: int) -> None:
         raise OSError(code, os.strerror(code), "syncfs")
 
 
+# -- removing ------------------------------------------------------------------------------------
+
+
+class Remover:
+    """Removes files, each by itself: one that cannot be removed holds up no other.
+
+    Attributes:
+        count: How many files it removed.
+        refused: Why the others are there still, for people, by their paths.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.refused: dict[str, str] = {}
+
+    def remove(self, path: str) -> bool:
+        """Remove a file, and say whether there is no such file now."""
+        try:
+            os.unlink(path)  # noqa: PTH108 - a plain string
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            self.refused[path] = error.strerror or str(error)
+            return False
+        self.count += 1
+        return True
+
+    def stuck(self) -> tuple[str, ...]:
+        """What is there still, a sentence each."""
+        return tuple(f"{path}: {reason}" for path, reason in self.refused.items())
+
+
 # -- leases --------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ is gone and whose removal did not reach the disk. Such are few. Many of them, or
 say that the records are not those of this store any more.
 """
 # Plain strings: a store has a million files, and a Path costs as much as the call.
-# ruff: noqa: PTH108, PTH208
+# ruff: noqa: PTH208
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from storage.envelope import subject_digest
 from storage.errors import CollectionRefusedError, StorageError
-from storage.files import is_draft, mapped_errors, remove_draft
+from storage.files import Remover, is_draft, mapped_errors, remove_draft
 from storage.gate import Gate
 from storage.ids import artifact_id
 from storage.layout import SHARDS, Layout
@@ -46,7 +46,12 @@ class Removed:
 
 
 def remove_leftovers(
-    layout: Layout, records: Records, gate: Gate, *, is_stopped: Callable[[], bool]
+    layout: Layout,
+    records: Records,
+    gate: Gate,
+    remover: Remover,
+    *,
+    is_stopped: Callable[[], bool],
 ) -> Removed:
     """Remove the leftovers of a store, folder by folder. Others may use it meanwhile.
 
@@ -74,8 +79,9 @@ def remove_leftovers(
                 # gate is ours.
                 with gate.collecting():
                     for name in strangers(records.reader(), shard, found):
-                        size_bytes += _remove(f"{folder}/{name}")
-                        files += 1
+                        size = _remove(f"{folder}/{name}", remover)
+                        size_bytes += size or 0
+                        files += size is not None
     return Removed(files, size_bytes)
 
 
@@ -170,10 +176,10 @@ def _remove_draft(path: str) -> int | None:
     return size if remove_draft(path) else None
 
 
-def _remove(path: str) -> int:
+def _remove(path: str, remover: Remover) -> int | None:
+    """Remove a leftover; return its size, None when it is there still."""
     try:
         size = os.lstat(path).st_size
-        os.unlink(path)
-    except FileNotFoundError:
-        return 0
-    return size
+    except OSError:
+        size = 0
+    return size if remover.remove(path) else None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from storage.errors import (
 )
 from storage.files import Lease
 from storage.gate import Gate
+from storage.manifest import FileEntry, Manifest
 from storage.materialise import materialise
 from storage.model import (
     SYSTEM,
@@ -669,6 +671,64 @@ def test_begun_deletions_of_trees_and_blobs_are_finished(world, shop) -> None:
         Path(shop.store.layout.envelope(p))
         for (p,) in shop.records.reader().execute("SELECT envelope_sha256 FROM attestation")
     }
+    world.expect_whole()
+
+
+def make_stuck(path: Path, how: str) -> Callable[[], object]:
+    """See that a file cannot be removed; return what ends that."""
+    if how == "a folder in its place":
+        path.unlink(missing_ok=True)
+        path.mkdir()
+        return path.rmdir
+    path.touch()
+    flag = {"immutable": "i", "append only": "a"}[how]
+    if os.getuid() or not shutil.which("chattr"):
+        pytest.skip("sets flags of files as root")
+    if subprocess.run(["chattr", f"+{flag}", path], capture_output=True).returncode:
+        pytest.skip("this filesystem has no such flags")
+    return lambda: subprocess.run(["chattr", f"-{flag}", path], check=True)
+
+
+@pytest.mark.parametrize("how", ["a folder in its place", "immutable", "append only"])
+def test_file_that_cannot_be_removed_holds_up_no_other(world, shop, how: str) -> None:
+    gone = shop.ingest({"a": b"a", "b": b"b"})
+    layout = shop.store.layout
+    stuck = [
+        shop.blob(b"a"),
+        Path(layout.tree(gone.digest)),
+        Path(layout.envelope(gone.envelope_sha256)),
+        shop.blob(b"left"),
+    ]
+    shop.blob(b"more left").touch()
+    release = [make_stuck(path, how) for path in stuck]
+    try:
+        collected = world.collect()
+        assert {line.split(": ")[0] for line in collected.stuck} == set(map(str, stuck))
+        assert (collected.blobs, collected.trees, collected.leftovers) == (1, 0, 1)
+        assert files_of(shop) == set(stuck)
+        world.restart()  # the server starts, and says which
+        assert len(world.shop.store.recover().stuck) == 1
+        assert len(world.collect().stuck) == 4
+    finally:
+        for free in release:
+            free()
+    collected = world.collect()
+    assert (collected.stuck, collected.trees) == ((), 1)
+    world.expect_whole()
+
+
+def test_dead_ingest_whose_files_cannot_be_removed_is_taken_up_again(world, shop) -> None:
+    manifest = Manifest.of([FileEntry(b"a", False, 1, Digest.of(b"a"))])
+    lease = Lease.take(shop.store.layout.tmp)
+    Path(lease.path, "manifest").write_bytes(manifest.data)
+    os.close(lease.fd)
+    Path(shop.store.layout.tree(manifest.digest)).write_bytes(manifest.data)
+    shop.blob(b"a").mkdir()
+    recovered = shop.store.recover()
+    assert (recovered.files, len(recovered.stuck)) == (1, 1)
+    shop.blob(b"a").rmdir()
+    shop.blob(b"a").write_bytes(b"a")
+    assert (shop.store.recover().files, list(shop.store.layout.tmp.iterdir())) == (1, [])
     world.expect_whole()
 
 
