@@ -19,7 +19,7 @@ from storage.artifacts import ArtifactStore
 from storage.blobs import Staging, blob_key, blob_sizes
 from storage.copies import Offer, Source
 from storage.errors import ArtifactError, TreeError
-from storage.files import Lease, mapped_errors
+from storage.files import FULL, Lease, mapped_errors
 from storage.gate import Gate
 from storage.inspector import Fault, Inspector
 from storage.layout import STATEMENT_MODE, blob_mode
@@ -68,7 +68,8 @@ class Repairer:
     def condemn(self, suspects: Iterable[Part]) -> list[Damage]:
         """Look at parts again; what is damaged goes into quarantine and counts as absent.
 
-        What only lies there wrongly, with its bytes right, is set right.
+        What only lies there wrongly, with its bytes right, is set right. Where the system refuses
+        something about one of them, the damage says so and the others are gone on with.
 
         Returns:
             The damage that nobody had written down before.
@@ -82,6 +83,8 @@ class Repairer:
 
     def mend(self, sources: Sequence[Source]) -> list[Mended]:
         """Put a good copy into the place of everything that is damaged, as far as there are any.
+
+        Where the system refuses one, its damage says so and the others are gone on with.
 
         Raises:
             StorageFullError: There is no room for copies.
@@ -145,11 +148,19 @@ class Repairer:
             if not is_seen and self.inspector.fault(part, size_bytes) is None:
                 return None
             at = self._clock()
-            name = self.quarantine.secure(part, at)
-            self._records.write(lambda db: damage.note(db, part, fault.text, at))
-            if name is not None:
-                self.quarantine.take(part, name)
-        return Damage(part, size_bytes, fault.text, at)
+            why = fault.text
+            with _each_by_itself() as trouble:
+                name = self.quarantine.secure(part, at)
+            if trouble:  # what is there is overwritten, if it counts as absent: it must not be lost
+                return Damage(part, size_bytes, f"{why}; no place in quarantine{trouble[0]}", None)
+            self._records.write(lambda db: damage.note(db, part, why, at))
+            with _each_by_itself() as trouble:
+                if name is not None:
+                    self.quarantine.take(part, name)
+            if trouble:
+                why = f"{why}; cannot be moved away{trouble[0]}"
+                self._records.write(lambda db: damage.note(db, part, why, at))
+        return Damage(part, size_bytes, why, at)
 
     def _set_right(self, part: Part, size_bytes: int) -> bool:
         """Replace a file by its own bytes, with mode, time and owner as they must be.
@@ -160,10 +171,12 @@ class Repairer:
         with contextlib.suppress(OSError):  # to be able to read it
             os.chmod(path, _mode(part))  # noqa: PTH101 - a plain string
         offer = Offer.of_file(part, path, IN_PLACE, size_bytes)
-        with contextlib.suppress(ArtifactError, TreeError):
+        with contextlib.suppress(ArtifactError, TreeError), _each_by_itself() as trouble:
             if self._take(offer, is_needed=lambda: self._size_of(part) is not None):
                 return True
-        return False
+        return bool(
+            trouble
+        )  # its bytes are right: it stays as it is, and a check goes on to say so
 
     # -- mending --------------------------------------------------------------------------------
 
@@ -180,12 +193,20 @@ class Repairer:
                 offer = next(offers, None)
                 if offer is None:
                     return
-                if offer.part not in lacking or not self._take(offer):
+                if offer.part not in lacking or not self._take_or_say(offer):
                     continue
             except (ArtifactError, TreeError):
                 continue  # there is no such copy, or it is another's
             del lacking[offer.part]
             mended.append(Mended(offer.part, offer.source))
+
+    def _take_or_say(self, offer: Offer) -> bool:
+        """As `_take`; where the system refuses it, the damage says so."""
+        with _each_by_itself() as trouble:
+            return self._take(offer)
+        more = f"a good copy cannot take its place{trouble[0]}"
+        self._records.write(lambda db: damage.explain(db, offer.part, more))
+        return False
 
     def _take(self, offer: Offer, is_needed: Callable[[], bool] | None = None) -> bool:
         """Put what is offered into its place, if it is what it must be. Says whether it was."""
@@ -225,6 +246,18 @@ class Repairer:
         """
         for part, size_bytes in list(lacking.items()):
             yield Offer.of_file(part, part.path(self._layout), IN_PLACE, size_bytes)
+
+
+@contextlib.contextmanager
+def _each_by_itself() -> Iterator[list[str]]:
+    """Note what the system says of one part; a disk that is full ends it for all."""
+    said: list[str] = []
+    try:
+        yield said
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        said.append(f": {error.strerror}")
 
 
 def _stage(staging: Staging, offer: Offer, final: str) -> _Heal | None:

@@ -75,6 +75,15 @@ def note(db: sqlite3.Connection, part: Part, why: str, at: int) -> None:
     )
 
 
+def explain(db: sqlite3.Connection, part: Part, more: str) -> None:
+    """Say more of why a part is damaged still; done again it changes nothing."""
+    db.execute(
+        "UPDATE damage SET why = why || '; ' || ? WHERE kind = ? AND name = ?"
+        " AND instr(why, ?) = 0",
+        (more, part.kind.value, part.name, more),
+    )
+
+
 def heal(db: sqlite3.Connection, part: Part, at: int) -> None:
     """The part is there again: its file lies in its place, durably, and was read."""
     if part.kind is PartKind.BLOB:

@@ -25,6 +25,7 @@ from storage.reindex import rebuild_index
 from storage.repair import Mended, Repairer
 from storage.retention import Retention
 from storage.unpacked import verify_tree
+from tests.storage.test_collect import make_stuck
 
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n", "a/b": b"b" * 3_000_000}
 
@@ -317,6 +318,48 @@ def test_content_that_was_put_in_its_place_by_hand_counts_once_it_was_read(shop)
         0o444,
         blob_mtime(Digest.of(b"hello")),
     )
+    assert check(shop).problems == ()
+
+
+def test_place_that_cannot_be_filled_holds_up_no_other(shop) -> None:
+    ingested = shop.ingest(SITE)
+    archive = export(shop, ingested)
+    for contents in (b"hello", SITE["a/b"]):
+        flip(shop.blob(contents))
+    condemn_all(shop)
+    for contents in (b"hello", SITE["a/b"]):
+        shop.blob(contents).mkdir()
+    (shop.blob(b"hello") / "in it").touch()
+    for _ in range(2):
+        assert mend(shop, anything_at(archive)) == []
+    for problem in check(shop).problems:
+        assert problem.count("; a good copy cannot take its place: ") == 1
+    shop.blob(SITE["a/b"]).rmdir()
+    assert len(mend(shop, anything_at(archive))) == 1
+    shutil.rmtree(shop.blob(b"hello"))
+    assert len(mend(shop, anything_at(archive))) == 1
+    assert check(shop).problems == ()
+
+
+def test_damaged_file_that_cannot_be_moved_holds_up_no_other(shop) -> None:
+    ingested = shop.ingest(SITE)
+    archive = export(shop, ingested)
+    flip(shop.blob(b"hello"))
+    flip(shop.blob(SITE["a/b"]))
+    shop.blob(SITE["run*"], executable=True).chmod(0o777)
+    stuck = [shop.blob(b"hello"), shop.blob(SITE["run*"], executable=True)]
+    release = [make_stuck(path, "immutable") for path in stuck]
+    try:
+        repairer = condemn_all(shop)
+        assert len(repairer.mend([anything_at(archive)])) == 1
+        said = sorted(problem.partition(": ")[2] for problem in check(shop).problems)
+        assert said[0] == "has the mode 0777"
+        assert "cannot be moved away: Operation not permitted" in said[1]
+        assert len(said) == 2
+    finally:
+        for free in release:
+            free()
+    assert len(mend(shop, anything_at(archive))) == 1
     assert check(shop).problems == ()
 
 
