@@ -202,11 +202,13 @@ class Repairer:
 
     def _take_or_say(self, offer: Offer) -> bool:
         """As `_take`; where the system refuses it, the damage says so."""
+        is_taken = False
         with _each_by_itself() as trouble:
-            return self._take(offer)
-        more = f"a good copy cannot take its place{trouble[0]}"
-        self._records.write(lambda db: damage.explain(db, offer.part, more))
-        return False
+            is_taken = self._take(offer)
+        if trouble:
+            more = f"a good copy cannot take its place{trouble[0]}"
+            self._records.write(lambda db: damage.explain(db, offer.part, more))
+        return is_taken
 
     def _take(self, offer: Offer, is_needed: Callable[[], bool] | None = None) -> bool:
         """Put what is offered into its place, if it is what it must be. Says whether it was."""
