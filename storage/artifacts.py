@@ -35,6 +35,7 @@ from storage.errors import (
     ManifestInvalidError,
     RecordsError,
     StorageError,
+    StorageFullError,
     StoreChangedError,
     StoreUnusableError,
 )
@@ -368,11 +369,12 @@ class ArtifactStore:
             return described, self._records.write(commit)
         except rows.BlobsMissingError as error:
             raise StoreChangedError("blobs went away behind the gate: repeat it") from error
-        except RecordsError:
+        except (RecordsError, StorageFullError):
             if is_written:
                 # The commit itself failed. The database may still find it in its log when it is
                 # opened again: only the next start knows what is rubbish, so nothing is removed
-                # until then, neither after this failure nor after later ones.
+                # until then, neither after this failure nor after later ones. "Full" too: the log
+                # is written before the file that its processes share has to grow.
                 self._is_doubtful = True
             raise
 

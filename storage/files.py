@@ -22,6 +22,7 @@ from storage.errors import StorageFullError, StorageIoError
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+PROBE_BYTES = 64 << 10
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYNC_FILE_RANGE_WRITE = 2
 _WHOLE = ctypes.c_int64(0)  # from the beginning; to the end
@@ -238,6 +239,18 @@ def sync_filesystem(fd: int) -> None:
     if _LIBC.syncfs(fd) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), "syncfs")
+
+
+def may_grow(folder: str | Path) -> bool:
+    """Whether a file in a folder may take some more bytes: the disk is not full, nor a quota."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, PROBE_BYTES)
+    except OSError as error:
+        return error.errno not in FULL
+    return True
 
 
 # -- removing ------------------------------------------------------------------------------------

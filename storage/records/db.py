@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar, cast
 from sqlite_utils import Database
 
 from storage.errors import RecordConflictError, RecordsError, StorageFullError
+from storage.files import may_grow
 from storage.records.migrations import MIGRATIONS
 
 T = TypeVar("T")
@@ -79,9 +80,12 @@ class Records:
         """
         try:
             _migrate(path)
-        except StorageFullError:
-            if not relieve():
+        except (StorageFullError, RecordsError) as error:
+            told = _told(error, path)
+            if not isinstance(told, StorageFullError):
                 raise
+            if not relieve():
+                raise told from error
             _migrate(path)
         records = cls(path, relieve)
         records._writer.start()
@@ -195,10 +199,10 @@ class Records:
         self, connection: sqlite3.Connection, group: list[tuple[Change[Any], Future[Any]]]
     ) -> None:
         changes = [change for change, _ in group]
-        outcomes = _run_group(connection, changes)
+        outcomes = self._outcomes(connection, changes)
         again = [n for n, outcome in enumerate(outcomes) if _is_full(outcome)]
         if again and self._relieve():
-            retried = _run_group(connection, [changes[n] for n in again])
+            retried = self._outcomes(connection, [changes[n] for n in again])
             for n, outcome in zip(again, retried, strict=True):
                 outcomes[n] = outcome
         if any(not isinstance(outcome, _Failed) for outcome in outcomes):
@@ -209,10 +213,31 @@ class Records:
             else:
                 future.set_result(outcome)
 
+    def _outcomes(self, connection: sqlite3.Connection, changes: list[Change[Any]]) -> list[Any]:
+        """As `_run_group`; a quota that is used up is told as a full disk."""
+        return [
+            _Failed(_told(outcome.error, self.path)) if isinstance(outcome, _Failed) else outcome
+            for outcome in _run_group(connection, changes)
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
     error: Exception
+
+
+def _told(error: Exception, path: Path) -> Exception:
+    """Tell a write that was refused for want of room as that; other errors stay as they are.
+
+    The driver calls a disk full only for ENOSPC: behind its other error may be a quota. The folder
+    of the database is asked.
+    """
+    code = getattr(error.__cause__, "sqlite_errorcode", None)
+    if code != sqlite3.SQLITE_IOERR_WRITE or may_grow(path.parent):
+        return error
+    full = StorageFullError("the database: the disk is full, or a quota is used up")
+    full.__cause__ = error
+    return full
 
 
 def _is_full(outcome: object) -> bool:
