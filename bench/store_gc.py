@@ -19,10 +19,11 @@ from pathlib import Path
 from bench.disk import journalled
 from bench.measure import quantiles, timed
 from storage.artifacts import ArtifactStore, KeptTree
+from storage.audit import TABLES
 from storage.collect import Collector, Order
 from storage.digest import Digest
 from storage.gate import Gate
-from storage.records import garbage
+from storage.records import garbage, integrity
 from storage.records.db import Records
 from storage.retention import Retention
 from storage.source import Limits, SourceFile
@@ -59,6 +60,8 @@ def _rows(folder: Path) -> list[str]:
         marks = [timed(lambda: garbage.unreferred_blobs(records.reader())) for _ in range(ROUNDS)]
         found = len(garbage.unreferred_blobs(records.reader()))
         print(f"mark, {found:,} found: {min(marks):.2f} s (target {MARK_TARGET_S} s)")
+        torn_s = timed(lambda: [integrity.torn(records.reader(), table) for table in TABLES])
+        print(f"check of the tables that decide, once a day: {torn_s:.1f} s")
         drops = [_drop(records, number) for number in range(ROUNDS)]
         print(f"forget a tree of {REFS_EACH:,}: {min(drops):.2f} s")
     missed = []

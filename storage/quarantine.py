@@ -70,7 +70,7 @@ class Quarantine:
                 return kept.name
         name = f"{part.kind.value}-{part.name}-{_stamp(at)}"
         try:
-            os.link(path, self._path(name), follow_symlinks=False)
+            os.link(path, self.path(name), follow_symlinks=False)
         except OSError as error:
             if error.errno not in _CANNOT_LINK:
                 raise
@@ -80,11 +80,11 @@ class Quarantine:
     def take(self, part: Part, name: str) -> None:
         """Let the file of a part have the name that `secure` gave it, and no other."""
         path = part.path(self._layout)
-        if os.path.lexists(self._path(name)):
+        if os.path.lexists(self.path(name)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         else:
-            os.rename(path, self._path(name))
+            os.rename(path, self.path(name))
             sync_directory(self._layout.quarantine)
         sync_directory(os.path.dirname(path))  # noqa: PTH120 - a plain string
 
@@ -92,7 +92,7 @@ class Quarantine:
         """Remove what was found before a time, unless its part is damaged still."""
         old = [kept for kept in self.kept() if kept.found_at < before and kept.part not in but]
         for kept in old:
-            path = self._path(kept.name)
+            path = self.path(kept.name)
             if stat.S_ISDIR(os.lstat(path).st_mode):
                 shutil.rmtree(path)
             else:
@@ -101,11 +101,12 @@ class Quarantine:
 
     def _is_same(self, name: str, status: os.stat_result) -> bool:
         try:
-            return os.path.samestat(os.lstat(self._path(name)), status)
+            return os.path.samestat(os.lstat(self.path(name)), status)
         except FileNotFoundError:
             return False
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
+        """Where the file with that name here lies."""
         return f"{self._layout.quarantine}/{name}"
 
 

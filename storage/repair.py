@@ -37,6 +37,7 @@ _Heal = Callable[[sqlite3.Connection, int], None]
 
 _STAGED = "part"  # no name that the recovery of an ingest looks for
 IN_PLACE = "its own file"
+IN_QUARANTINE = "its own file, in quarantine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Repairer:
             # A manifest that is whole again may name blobs that the records had lost.
             while lacking := self._lacking(tried):
                 tried.update(lacking)
-                for source in (self._in_place, *sources):
+                for source in (self._in_place, self._in_quarantine, *sources):
                     if lacking:
                         self._mend_from(source, lacking, mended)
         return mended
@@ -248,6 +249,13 @@ class Repairer:
         """
         for part, size_bytes in list(lacking.items()):
             yield Offer.of_file(part, part.path(self._layout), IN_PLACE, size_bytes)
+
+    def _in_quarantine(self, lacking: Mapping[Part, int | None]) -> Iterator[Offer]:
+        """What was put away: a disk that could not read it then may be able to now."""
+        for kept in self.quarantine.kept():
+            if kept.part in lacking:
+                path = self.quarantine.path(kept.name)
+                yield Offer.of_file(kept.part, path, IN_QUARANTINE, lacking[kept.part])
 
 
 @contextlib.contextmanager

@@ -363,6 +363,18 @@ def test_damaged_file_that_cannot_be_moved_holds_up_no_other(shop) -> None:
     assert check(shop).problems == ()
 
 
+def test_file_in_quarantine_that_can_be_read_after_all_is_a_copy(shop) -> None:
+    ingested = shop.ingest(SITE)
+    flip(shop.blob(b"hello"))
+    (kept,) = condemn_all(shop).quarantine.kept()
+    assert repairer_of(shop).mend([]) == []
+    flip(shop.store.layout.quarantine / kept.name)  # as a disk that was unwell for a while
+    (mended,) = repairer_of(shop).mend([])
+    assert mended.source == "its own file, in quarantine"
+    assert check(shop).problems == ()
+    unpack(shop, ingested)
+
+
 def test_condemning_again_changes_nothing_and_crashes_in_between_are_taken_up(shop) -> None:
     shop.ingest(SITE)
     path, part = shop.blob(b"hello"), Part.of_blob(Digest.of(b"hello") + b"f")
