@@ -154,9 +154,9 @@ class Housekeeping:
             for pressure in Pressure:
                 is_last = pressure is max(Pressure)
                 order = Order(pressure, is_hurried=True, is_thorough=is_last, waits=True)
-                await self._collect(order)
+                may_help = await self._collect(order)
                 await self._measure()
-                if not self._is_short():
+                if not self._is_short() or not may_help:
                     break
             if lack := self.lack():
                 log.error("no_room", reason=str(lack), advice="make room on the disk")
@@ -183,7 +183,8 @@ class Housekeeping:
         thorough_at = retention.thorough_at(self._records.reader())
         return not 0 <= self._clock() - (thorough_at or 0) < THOROUGH_EVERY_MS
 
-    async def _collect(self, order: Order) -> None:
+    async def _collect(self, order: Order) -> bool:
+        """Collect, and log what came of it. False when no pressure makes room: nothing may go."""
         running = asyncio.get_running_loop().run_in_executor(None, self._collector.run, order)
         self._collecting = running
         try:
@@ -197,6 +198,8 @@ class Housekeeping:
             log.exception("collection_failed")
         else:
             _log_collected(collected, order)
+            return collected.doubt is None
+        return True
 
 
 def quota_message(used_bytes: int, allowed_bytes: int) -> str:

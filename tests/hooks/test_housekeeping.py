@@ -14,8 +14,9 @@ from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from storage.collect import Collector
 from storage.digest import Digest
 from storage.ids import new_id
-from storage.model import ActorRef, BuildCache, JobStatus
+from storage.model import ActorRef, Artifact, BuildCache, JobStatus
 from storage.records import artifacts, build_caches
+from storage.records import retention as retention_rows
 from storage.retention import DAY_MS, Retention
 from storage.source import Limits, SourceFile
 
@@ -112,6 +113,23 @@ async def test_no_more_is_given_up_than_is_needed(world) -> None:
     await house.keeping.look()
     assert (cache.exists(), loose.exists()) == (True, False)
     house.limit(size_bytes_max=3)
+    house.keeping._made_at = float("-inf")
+    await house.keeping.look()
+    assert not cache.exists()
+
+
+async def test_nothing_is_given_up_for_room_that_cannot_come(world) -> None:
+    house = House.over(world, KEEP)
+    site = await world.site()
+    cache = house.cache("k", b"x" * 100, site.id)
+    lost = Artifact("art_lost", str(Digest.of(b"lost")), "", 1, 1, 0)
+    world.records.write(lambda db: artifacts.add(db, lost))
+    world.records.write(lambda db: retention_rows.pin(db, site.id, lost.id, ACTOR, 0))
+    house.limit(size_bytes_max=50)
+    await house.keeping.look()
+    assert cache.exists()
+    assert len(build_caches.every(world.records.reader())) == 1
+    world.records.write(lambda db: retention_rows.unpin(db, site.id, lost.id))
     house.keeping._made_at = float("-inf")
     await house.keeping.look()
     assert not cache.exists()
