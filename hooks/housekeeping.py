@@ -154,9 +154,12 @@ class Housekeeping:
             for pressure in Pressure:
                 is_last = pressure is max(Pressure)
                 order = Order(pressure, is_hurried=True, is_thorough=is_last, waits=True)
-                may_help = await self._collect(order)
+                goes_on = await self._collect(order)
                 await self._measure()
-                if not self._is_short() or not may_help:
+                if not self._is_short():
+                    break
+                # What withholds all may be an expired artifact, but never a cache.
+                if not goes_on and pressure is Pressure.GRACE:
                     break
             if lack := self.lack():
                 log.error("no_room", reason=str(lack), advice="make room on the disk")
@@ -184,7 +187,7 @@ class Housekeeping:
         return not 0 <= self._clock() - (thorough_at or 0) < THOROUGH_EVERY_MS
 
     async def _collect(self, order: Order) -> bool:
-        """Collect, and log what came of it. False when no pressure makes room: nothing may go."""
+        """Collect, and log what came of it. False when all files were withheld."""
         running = asyncio.get_running_loop().run_in_executor(None, self._collector.run, order)
         self._collecting = running
         try:
