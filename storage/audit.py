@@ -8,7 +8,7 @@ better.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from storage.digest import Digest
 from storage.errors import CollectionRefusedError, StorageError
@@ -87,13 +87,16 @@ class Audit:
                 "Run gitd check --rebuild-index."
             )
 
-    def doubt(self) -> str | None:
+    def doubt(self, *, but: Collection[str] = ()) -> str | None:
         """Say why nobody knows which blobs are in use, and what to do; None when it is known.
+
+        `but`: artifacts that are about to go.
 
         A damaged manifest cannot be asked, and the references do until it is mended: if they are
         all there.
         """
-        unknown = garbage.uncertain_artifacts(self._records.reader())
+        found = garbage.uncertain_artifacts(self._records.reader())
+        unknown = [one for one in found if one not in but]
         if not unknown:
             return None
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""

@@ -167,7 +167,8 @@ class Collector:
             db = self._records.reader()
             now = self._clock()
             verdicts, caches = self._decisions(db, now, pressure)
-            if doubt := self._audit.doubt():
+            dropped = {v.artifact.id for v in verdicts if v.fate is Fate.DROPPED}
+            if doubt := self._audit.doubt(but=dropped):
                 return Collected(tuple(verdicts), tuple(caches), doubt=doubt)
             gone = {v.artifact.digest for v in verdicts if v.fate is Fate.DROPPED}
             gone |= {cache.tree_digest for cache, _ in caches}

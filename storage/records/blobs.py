@@ -158,8 +158,15 @@ def known(db: sqlite3.Connection, keys: Iterable[K]) -> set[K]:
 
 
 def deleting(db: sqlite3.Connection) -> list[bytes]:
-    """Return the keys of blobs whose deletion was begun."""
-    return [row[0] for row in db.execute("SELECT key FROM blob WHERE state = ?", (DELETING,))]
+    """Return the keys of blobs whose deletion was begun. What something refers to is not deleted,
+    whatever its state says.
+    """
+    rows = db.execute(
+        "SELECT key FROM blob WHERE state = ?"
+        " AND NOT EXISTS(SELECT 1 FROM ref WHERE ref.blob_id = blob.id)",
+        (DELETING,),
+    )
+    return [row[0] for row in rows]
 
 
 def forget(db: sqlite3.Connection, keys: Iterable[bytes]) -> None:

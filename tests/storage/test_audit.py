@@ -183,5 +183,6 @@ def test_artifact_that_is_kept_no_more_causes_no_doubt(world) -> None:
     condemn_all(shop)
     assert world.collect().doubt is not None
     world.write(lambda db: retention.unpin(db, "site_1", kept.artifact_id))
+    assert world.collector().plan().doubt is None
     assert world.collect().doubt is None
     assert check_store(shop.store.layout.root, shop.records).blobs == 0
