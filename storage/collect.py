@@ -281,7 +281,7 @@ class Collector:
             for find in (garbage.unkept_trees, garbage.condemned_trees, garbage.unreferred_blobs)
         ):
             self._audit.check_trees(is_thorough=is_thorough)
-            cycle.doubt = self._audit.doubt()
+        cycle.doubt = self._audit.doubt()
 
     def _collect(self, cycle: _Cycle) -> None:
         db = self._records.reader()
