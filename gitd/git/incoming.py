@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +45,7 @@ from storage.git.repository import Repository
 SPOOL_BUFFER_BYTES = 1 << 20
 _FATAL_FINDINGS = ("nulinheader", "unterminatedheader")  # what follows cannot be read then
 _ABNORMAL_EXIT = "index-pack abnormal exit"
+_OID = re.compile(r"[0-9a-fA-F]{40}")
 
 
 class Incoming:
@@ -255,6 +257,8 @@ def _read_skip_list(path: Path) -> list[bytes]:
         raise GitRequestError(f"could not open object name list: {path.name}") from error
     for line in text.splitlines():
         digits = line.split("#")[0].strip()
-        if len(digits) == 40:
+        if _OID.fullmatch(digits):
             found.append(bytes.fromhex(digits))
+        elif digits:
+            raise GitRequestError(f"invalid object name: {digits[:200]}")
     return found

@@ -658,3 +658,19 @@ def test_8_27_checks_that_are_set_up_wrongly_let_nothing_in(
     git("config", f"receive.fsck.{key}", "error", cwd=wire.bare)
     if key != "skipList":
         assert wire.push(command, pack=wire.pack(second, f"^{tip}")).refs[command[2]] == "ok"
+
+
+@pytest.mark.parametrize("line", ["main", "x" * 40, "12 " * 20, "1234"])
+def test_8_27_a_list_of_objects_to_skip_holds_nothing_else(
+    wire: Any, tip: str, second: str, git: Git, line: str
+) -> None:
+    git("config", "receive.fsckObjects", "true", cwd=wire.bare)
+    git("config", "receive.fsck.skipList", "skip", cwd=wire.bare)
+    listed = wire.bare / "skip"
+    listed.write_text(f"# known\n\n {tip.upper()} # old\n{line}\n")
+    command = (tip, second, "refs/heads/main")
+    answer = wire.push(command, pack=wire.pack(second, f"^{tip}"))
+    assert answer.unpack == f"invalid object name: {line.strip()}"
+    assert answer.refs == {"refs/heads/main": "unpacker error"}
+    listed.write_text(f"# known\n\n {tip.upper()} # old\n")
+    assert wire.push(command, pack=wire.pack(second, f"^{tip}")).refs[command[2]] == "ok"
