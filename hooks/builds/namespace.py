@@ -83,14 +83,14 @@ class Init:
         return found
 
     def holds(self, inodes: Collection[int]) -> bool:
-        """Say whether some process of the sandbox has each of these sockets open."""
+        """Say whether some process of the sandbox has each of these sockets open; not of none."""
         missing = {f"socket:[{inode}]" for inode in inodes}
         for pid in (self.pid, *self.descendants()):
             with contextlib.suppress(OSError):
                 for entry in os.scandir(f"/proc/{pid}/fd"):
                     with contextlib.suppress(OSError):
                         missing.discard(str(Path(entry.path).readlink()))
-        return not missing
+        return bool(inodes) and not missing
 
 
 class Status:

@@ -110,17 +110,18 @@ class Sandbox:
                 "the sandbox is never run as root: root inside could change the machine's kernel"
             )
         adopt_orphans()
-        group = _make_group(spec)
         status = Status(on_output)
         go, wait_for_go = _gate()
         with os.fdopen(go, "wb", buffering=0) as gate:
             try:
-                outer = _spawn(spec, status, wait_for_go)
-            except SandboxUnavailableError:
-                status.close()
-                if group is not None:
-                    _groups[0].end(group)
-                raise
+                group = _make_group(spec)
+                try:
+                    outer = _spawn(spec, status, wait_for_go)
+                except SandboxUnavailableError:
+                    status.close()
+                    if group is not None:
+                        _groups[0].end(group)
+                    raise
             finally:
                 os.close(wait_for_go)
             starting = asyncio.ensure_future(cls._started(outer, status, group, spec))
@@ -219,7 +220,10 @@ class Sandbox:
         self._outer.signal(signal.SIGKILL)
 
     def holds(self, inodes: Collection[int]) -> bool:
-        """Say whether each of these sockets is open in a process inside. Reads /proc: blocking."""
+        """Say whether each of these sockets is open in a process inside; never of none.
+
+        Reads /proc: blocking.
+        """
         return self._init.holds(inodes)
 
     def terminate(self) -> None:
@@ -268,11 +272,11 @@ def _make_group(spec: SandboxSpec) -> Group | None:
 
 def _spawn(spec: SandboxSpec, status: Status, wait_for_go: int) -> Process:
     with contextlib.ExitStack() as files:
-        args, pass_fds = bwrap.arguments(spec, files)
-        pass_fds += [status.open(files), wait_for_go]
-        args += ["--json-status-fd", str(pass_fds[-2]), "--block-fd", str(wait_for_go)]
-        args_fd = bwrap.memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
         try:
+            args, pass_fds = bwrap.arguments(spec, files)
+            pass_fds += [status.open(files), wait_for_go]
+            args += ["--json-status-fd", str(pass_fds[-2]), "--block-fd", str(wait_for_go)]
+            args_fd = bwrap.memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
             # bwrap's own environment is empty: the sandbox can read it in /proc/1/environ
             return Process.start(
                 [_named[0], "--args", str(args_fd), "--", *_found(spec.argv)],
@@ -298,9 +302,15 @@ def _gate() -> tuple[int, int]:
     The second can be written to as well, so that it stays shut when the first is closed: a
     sandbox whose starter was killed must not run on without its limits.
     """
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+    except OSError as error:
+        raise SandboxUnavailableError(f"no pipe can be made: {error.strerror}") from error
     try:
         return writing, os.open(f"/proc/self/fd/{reading}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        os.close(writing)
+        raise SandboxUnavailableError(f"no pipe can be made: {error.strerror}") from error
     finally:
         os.close(reading)
 

@@ -27,14 +27,13 @@ HOP_BY_HOP: Final = frozenset(
 ORIGIN: Final = frozenset(
     {
         "forwarded",
-        "x-forwarded-for",
-        "x-forwarded-host",
-        "x-forwarded-port",
-        "x-forwarded-proto",
         "x-real-ip",
     }
 )
-"""What a proxy in front says of the visitor: believed only from a trusted address."""
+ORIGIN_PREFIX: Final = "x-forwarded-"
+"""What a proxy in front says of the visitor, whatever follows (-For, -Proto, -Ssl, -Scheme, ...):
+believed only from a trusted address.
+"""
 
 OF_THE_MESSAGE: Final = frozenset({"content-length", "host"})
 """What `Connection` cannot name away: without them the message is another one."""
@@ -98,13 +97,15 @@ def request_headers(
         passed["Host"] = host
     is_trusted = peer in trusted
     for name in list(passed):
-        lower = name.lower()
-        if ("_" in lower and lower.replace("_", "-") in ORIGIN) or (
-            not is_trusted and lower in ORIGIN
-        ):
+        if _tells_the_origin(name) and ("_" in name or not is_trusted):
             passed.popall(name, None)
     before = ", ".join(passed.popall("X-Forwarded-For", ()))
     passed["X-Forwarded-For"] = f"{before}, {peer}" if before else peer
     passed.setdefault("X-Forwarded-Proto", scheme)
     passed.setdefault("X-Forwarded-Host", host)
     return passed
+
+
+def _tells_the_origin(name: str) -> bool:
+    dashed = name.lower().replace("_", "-")
+    return dashed in ORIGIN or dashed.startswith(ORIGIN_PREFIX)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,7 @@ _LOCAL: Final = frozenset(
         socket.inet_aton("127.0.0.1"),
         socket.inet_aton("0.0.0.0"),  # noqa: S104 - read, not bound
         socket.inet_pton(socket.AF_INET6, "::ffff:127.0.0.1"),
+        socket.inet_pton(socket.AF_INET6, "::ffff:0.0.0.0"),  # not the same to the kernel as "::"
         socket.inet_pton(socket.AF_INET6, "::"),
     )
 )
@@ -54,12 +55,13 @@ async def wait_until_healthy(
     check: HealthCheck,
     *,
     timeout_s: float,
-    is_own: Callable[[Collection[int]], bool] = lambda _: True,
+    is_own: Callable[[Collection[int]], bool],
 ) -> str | None:
     """Ask again and again. None once it is healthy; otherwise, after `timeout_s`, why not.
 
     `is_own` says whether listening sockets, by their inodes, are those of the process that was
-    started: every site can listen on every port of the machine.
+    started: every site can listen on every port of the machine. Where nobody can be seen to listen,
+    who answered is not known, and it is asked again.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -69,8 +71,8 @@ async def wait_until_healthy(
         try:
             async with asyncio.timeout(min(TRY_TIMEOUT_S, left_s)):
                 trouble = await _ask(port, check)
-                if not trouble and not await asyncio.to_thread(lambda: is_own(listeners(port))):
-                    trouble = f"another program of this machine listens on port {port} ($PORT)"
+                if not trouble:
+                    trouble = await asyncio.to_thread(_strangers, port, is_own)
         except TimeoutError:
             trouble = "it did not answer in time"
         if not trouble:
@@ -83,16 +85,37 @@ def listeners(port: int) -> set[int]:
     """The inodes of the sockets that a connection to 127.0.0.1 and `port` can reach. Blocking.
 
     Source: proc_net_tcp(5).
+
+    Raises:
+        OSError: The kernel's tables cannot be read.
     """
     found = set()
-    for table in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError), Path("/proc/net", table).open() as lines:
-            for line in lines:
-                fields = line.split()
-                address, _, number = fields[1].partition(":")
-                if fields[3] == _LISTEN and address in _LOCAL and int(number, 16) == port:
-                    found.add(int(fields[9]))
+    for line in _sockets():
+        fields = line.split()
+        address, _, number = fields[1].partition(":")
+        if fields[3] == _LISTEN and address in _LOCAL and int(number, 16) == port:
+            found.add(int(fields[9]))
     return found
+
+
+def _sockets() -> Iterator[str]:
+    with Path("/proc/net/tcp").open() as lines:
+        yield from lines
+    with contextlib.suppress(FileNotFoundError), Path("/proc/net/tcp6").open() as lines:
+        yield from lines  # it is not there where the kernel has no IPv6
+
+
+def _strangers(port: int, is_own: Callable[[Collection[int]], bool]) -> str:
+    """Say what is wrong with who listens on `port`, or nothing. Blocking."""
+    try:
+        found = listeners(port)
+    except OSError as error:
+        return f"who listens on port {port} ($PORT) cannot be found out: {error}"
+    if not found:
+        return f"what answered on port {port} ($PORT) does not listen there any more"
+    if not is_own(found):
+        return f"another program of this machine listens on port {port} ($PORT)"
+    return ""
 
 
 async def _ask(port: int, check: HealthCheck) -> str:

@@ -50,6 +50,9 @@ class WebProxy:
             aiohttp.TCPConnector(limit=0, keepalive_timeout=REUSE_WITHIN_S, use_dns_cache=False)
         )
         self._single = _session(aiohttp.TCPConnector(limit=0, force_close=True))
+        # Otherwise a session repeats PUT, DELETE and TRACE too, which HTTP calls idempotent, and on
+        # fresh connections as well; aiohttp has no public way to say so.
+        self._single._retry_connection = False  # noqa: SLF001
         self._tunnels: set[Tunnel] = set()
         self._answers: set[aiohttp.ClientResponse] = set()
 

@@ -33,6 +33,7 @@ WEB_LIMITS: Final = Limits(is_strict=False)
 HOSTNAME_CHARS_MAX: Final = 64  # sethostname(2)
 PORTS: Final = range(20_000, 30_000)
 """Below the range from which the kernel takes ports for outgoing connections."""
+PORTS_TRIED: Final = 200
 HOLD_S: Final = 5.0
 """How long a request waits for a process that is being started again."""
 STARTING_S: Final = 10.0
@@ -204,8 +205,12 @@ class WebProcess:
             self._sandbox.terminate()
             await asyncio.wait({self._exit}, timeout=grace_s)
         self._sandbox.kill()
-        with contextlib.suppress(SandboxUnavailableError):
+        try:
             await self._exit
+        except SandboxUnavailableError:
+            pass  # it failed before the program began: there is nothing to end
+        except Exception:  # noqa: BLE001 - of what is gone anyway
+            _log.exception("web_process_end_unclear", port=self.port)
         self._sandbox = self._exit = None
 
     async def _keep(self) -> None:
@@ -216,6 +221,9 @@ class WebProcess:
                 await self._live_once()
             except SandboxUnavailableError as error:
                 _log.error("web_process_not_started", reason=str(error))
+            except Exception:  # noqa: BLE001 - whatever it is: a site stays down when nobody tries again
+                _log.exception("web_process_not_kept", port=self.port)
+                await self._end(grace_s=0)
             finally:
                 self._healthy.clear()
             if time.monotonic() - began_at > STEADY_AFTER_S:
@@ -325,12 +333,19 @@ async def _start(spec: SandboxSpec, on_output: Callable[[bytes], None]) -> Sandb
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on just now."""
-    for port in random.sample(PORTS, k=200):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+    """Return a port of this machine that nobody listens on just now.
+
+    Raises:
+        SandboxUnavailableError: None was found, or this process can open nothing.
+    """
+    for port in random.sample(PORTS, k=min(PORTS_TRIED, len(PORTS))):
+        try:
+            probe = socket.socket()
+        except OSError as error:
+            raise SandboxUnavailableError(f"no port can be looked for: {error.strerror}") from error
+        with probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
-    raise RollFailedError("deployment.start_failed", "no port is free")
+    raise SandboxUnavailableError(
+        f"no port from {PORTS[0]} to {PORTS[-1]} is free: other programs of this machine hold them"
+    )

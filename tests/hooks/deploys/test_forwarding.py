@@ -61,6 +61,9 @@ def test_no_connection_header_names_the_host_or_the_length_away():
         "Forwarded",
         "X_Forwarded_For",
         "X-Forwarded_Proto",
+        "X-Forwarded-Ssl",
+        "X-Forwarded-Scheme",
+        "x_forwarded_prefix",
     ],
 )
 def test_a_visitor_cannot_say_who_he_is(name):

@@ -594,6 +594,23 @@ async def test_a_request_that_ends_the_process_is_not_sent_a_third_time(front):
     server.close()
 
 
+@pytest.mark.parametrize(
+    ("method", "count"), [("GET", 2), ("DELETE", 1), ("PUT", 1), ("TRACE", 1), ("POST", 1)]
+)
+async def test_only_what_changes_nothing_is_repeated(front, method, count):
+    asked = []
+
+    async def die(reader, writer):
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split(b" ")[0].decode())
+        writer.transport.abort()
+
+    server = await asyncio.start_server(die, "127.0.0.1", 0)
+    visitor = await front(server.sockets[0].getsockname()[1])
+    assert (await visitor.ask("/", method=method)).status == 502
+    assert asked == [method] * count
+    server.close()
+
+
 async def test_a_release_that_is_closed_breaks_off_what_is_in_flight(app):
     async def never_done(request):
         response = web.StreamResponse()
