@@ -162,8 +162,8 @@ class RefViews:
         # what names its session is said once.
         is_lasting = is_sending and not any(map(_is_session_id, capabilities))
         body = self.remembered(key, view, render) if is_lasting else render()
-        shallow = repository.shallow() if is_sending else frozenset()
-        cuts = b"".join(pkt_line(b"shallow " + oid.hex().encode()) for oid in sorted(shallow))
+        shallow = sorted(repository.shallow())
+        cuts = b"".join(pkt_line(b"shallow " + oid.hex().encode()) for oid in shallow)
         return body, cuts + FLUSH
 
 

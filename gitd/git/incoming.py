@@ -40,6 +40,7 @@ from storage.git.ingest import (
     write_loose,
 )
 from storage.git.object_formats import BLOB
+from storage.git.pack_keeps import PackKeeps
 from storage.git.repository import Repository
 
 SPOOL_BUFFER_BYTES = 1 << 20
@@ -49,7 +50,12 @@ _OID = re.compile(r"[0-9a-fA-F]{40}")
 
 
 class Incoming:
-    """The pack of one push. `is_looked_at`: a hook will see what came before it is taken in."""
+    """The pack of one push.
+
+    Args:
+        is_looked_at: a hook will see what came before it is taken in.
+        is_kept: others may tidy up the repository between that and the moving of the refs.
+    """
 
     def __init__(
         self,
@@ -59,12 +65,14 @@ class Incoming:
         workers: PackWorkers,
         *,
         is_looked_at: bool,
+        is_kept: bool,
     ) -> None:
         self._repository = repository
         self._wish = wish
         self._limits = limits
         self._workers = workers
         self._is_looked_at = is_looked_at
+        self._keeps = PackKeeps() if is_kept else None
         self.quarantine: Path | None = None
         self._staged: StagedPack | None = None
         self._is_over = False
@@ -187,6 +195,8 @@ class Incoming:
     def take_in(self, new_borders: list[bytes]) -> set[Path]:
         """Make the objects part of the store; return directories to sync. Blocking.
 
+        The packs may be kept from then on: call `let_go` when refs name them.
+
         Raises:
             OSError: the disk is full, or something like it; or the push was broken off, and the
                 objects are gone.
@@ -194,10 +204,10 @@ class Incoming:
         if self._is_over:
             raise OSError(errno.ECANCELED, "the push was broken off")
         if self._staged is not None:
-            migrated = self._staged.take_in(self._repository.sharing)
+            migrated = self._staged.take_in(self._repository.sharing, self._keeps)
             self._staged = None
         elif self.quarantine is not None:
-            migrated = migrate_quarantine(self.quarantine, self._repository.sharing)
+            migrated = migrate_quarantine(self.quarantine, self._repository.sharing, self._keeps)
             self.quarantine = None
         else:
             return set()
@@ -207,9 +217,15 @@ class Incoming:
             self._repository.objects.note_pack(index)
         return migrated.directories
 
+    def let_go(self) -> None:
+        """Keep the packs no longer; a second call does nothing. Blocking, for a moment."""
+        if self._keeps is not None:
+            self._keeps.drop()
+
     async def tidy(self) -> None:
         """Drop what was not taken in; a second call does nothing."""
         self._is_over = True
+        self.let_go()
         staged, self._staged = self._staged, None
         if staged is not None:
             await asyncio.to_thread(staged.discard)

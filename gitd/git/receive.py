@@ -203,6 +203,8 @@ class _OnePush:
             service.limits,
             service.workers,
             is_looked_at=self._has_pre_receive,
+            # Of a hosted one nothing goes but by its own maintenance, which loses no object.
+            is_kept=not opened.is_ours or self._hooks.has("update"),
         )
 
     async def take_objects(self, body: BodyReader) -> None:
@@ -441,6 +443,7 @@ class _OnePush:
             sync_first=touched,
             snapshot=snapshot,
         )
+        self._incoming.let_go()
         return _noted(going, errors)
 
     def _tell_moved(self) -> None:

@@ -243,7 +243,7 @@ class GitService:
             request,
             response,
             bytes_max=SIDE_BAND_64K_BYTES_MAX if is_v2 else 0,
-            keepalive_s=float(repository.config.number("uploadpack.keepalive") or 5),
+            keepalive_s=float(repository.config.number("uploadpack.keepalive", default=5) or 0),
             stall_s=limits.idle_s,
         )
         upload = (UploadV2 if is_v2 else UploadV0)(repository, self._views, self._sender, limits)

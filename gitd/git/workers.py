@@ -3,7 +3,7 @@
 Inflating and hashing let other threads run only in short pauses, so that a large pack in this
 process would delay every answer. A worker is this program again (`python -m storage.git.worker`),
 keeps its repositories open, and ends after some idle time; a task that breaks it breaks nothing
-else.
+else. The system kills it with the thread that runs this event loop.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class _Worker:
                 sys.executable,
                 "-m",
                 "storage.git.worker",
+                str(os.getpid()),
                 cwd=root,
                 env={"PATH": os.defpath, "PYTHONPATH": os.fspath(root), "TMPDIR": _tmp()},
                 stdin=asyncio.subprocess.PIPE,

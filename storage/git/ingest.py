@@ -25,6 +25,7 @@ from storage.git.locks import QUARANTINE_PREFIX, STAGED_INDEX_PREFIX, STAGED_PAC
 from storage.git.object_formats import COMMIT, TYPE_NAMES
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
+from storage.git.pack_keeps import PackKeeps
 from storage.git.pack_links import (
     DIRECTORY,
     QUARANTINED_SUFFIX,
@@ -59,8 +60,8 @@ class StagedPack:
         self.name = ""
         self.links = b""
 
-    def take_in(self, sharing: Sharing) -> Migrated:
-        """Make it part of the store, with the bits of `sharing`.
+    def take_in(self, sharing: Sharing, keeps: PackKeeps | None = None) -> Migrated:
+        """Make it part of the store, with the bits of `sharing`; `keeps` gets its `.keep` file.
 
         Raises:
             OSError: the disk is full, or something like it.
@@ -69,6 +70,8 @@ class StagedPack:
             return Migrated(set(), [])
         directory = self.path.parent
         final = directory / f"pack-{self.name}.idx"
+        if keeps is not None:
+            keeps.put(final)
         # An index makes its pack visible, so it moves last.
         for path, target in ((self.path, final.with_suffix(".pack")), (self._index_path, final)):
             sharing.apply(path)
@@ -174,8 +177,12 @@ class Migrated(NamedTuple):
     indexes: list[Path]
 
 
-def migrate_quarantine(quarantine: Path, sharing: Sharing) -> Migrated:
+def migrate_quarantine(
+    quarantine: Path, sharing: Sharing, keeps: PackKeeps | None = None
+) -> Migrated:
     """Make incoming objects part of the store, with the bits of `sharing`; the quarantine goes.
+
+    `keeps` gets the `.keep` files of its packs.
 
     Raises:
         OSError: the disk is full, or something like it.
@@ -201,6 +208,8 @@ def migrate_quarantine(quarantine: Path, sharing: Sharing) -> Migrated:
                 sharing.apply(target.parent)
                 touched.add(objects)
             touched.add(target.parent)
+        if keeps is not None and path.suffix == ".pack":
+            keeps.put(target)
         sharing.apply(path)
         path.rename(target)
         if target.suffix == ".idx":

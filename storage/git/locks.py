@@ -10,6 +10,8 @@ import shutil
 import time
 from pathlib import Path
 
+from storage.git.pack_keeps import is_left_over
+
 QUARANTINE_PREFIX = "tmp_objdir-incoming-"  # git's own name for it
 STAGED_PACK_PREFIX, STAGED_INDEX_PREFIX = "tmp_pack_", "tmp_idx_"  # git's own, too
 RETRY_S = 0.005
@@ -49,7 +51,9 @@ def wait_for_lock(path: bytes, timeout_s: float) -> None:
 
 
 def forget_locks(repository_path: Path) -> list[str]:
-    """Remove locks and incoming objects that a process left which died; return their names.
+    """Remove locks, incoming objects and `.keep` files that a process left which died.
+
+    Returns their names.
 
     Only for repositories that nobody else writes, while nothing is being pushed to them.
     """
@@ -64,7 +68,7 @@ def forget_locks(repository_path: Path) -> list[str]:
             is_file = (
                 name.endswith(".lock")
                 or path == repository_path / "packed-refs.new"
-                or (directory == packs and name.startswith(_STAGED))
+                or (directory == packs and _is_left_beside_packs(path))
             )
             if is_file and path.is_file():
                 path.unlink(missing_ok=True)
@@ -74,6 +78,10 @@ def forget_locks(repository_path: Path) -> list[str]:
                 continue
             gone.append(str(path.relative_to(repository_path)))
     return gone
+
+
+def _is_left_beside_packs(path: Path) -> bool:
+    return path.name.startswith(_STAGED) or (path.suffix == ".keep" and is_left_over(path))
 
 
 def _names(place: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from storage.files import sync_directory
 from storage.git.errors import RepositoryCorruptError
@@ -86,15 +86,25 @@ def pack_loose_refs(repository: Repository) -> int:
             replace_packed_refs(repository, {**values, **loose}, peeled)
     except FileExistsError:
         return 0
+    return prune_loose_refs(repository, loose)
+
+
+def prune_loose_refs(repository: Repository, packed: Mapping[bytes, bytes]) -> int:
+    """Remove the files of refs that were packed with these values; return how many went.
+
+    One that was deleted since and made again as it was is in `packed-refs` no more: its file stays.
+    """
+    root = os.fsencode(repository.path) + b"/"
     moved = 0
-    for name, oid in loose.items():
+    for name, oid in packed.items():
         lock = root + name + b".lock"
         try:
             create_lock(lock)
         except OSError:
             continue  # somebody is at it
         try:
-            if repository.refs.loose_value(name) == oid:
+            refs = repository.refs
+            if refs.loose_value(name) == oid and refs.packed_value(name) == oid:
                 os.unlink(root + name)  # noqa: PTH108
                 moved += 1
         finally:

@@ -46,7 +46,7 @@ class TakenNames:
 
 
 def _folders(name: bytes) -> Iterator[bytes]:
-    """The folders that a ref's file lies in, below `refs/heads` and its like."""
+    """The folders that a ref's file lies in, below `refs`: `refs/stash` can be a ref, too."""
     parts = name.split(b"/")
-    for count in range(3, len(parts)):
+    for count in range(2, len(parts)):
         yield b"/".join(parts[:count])

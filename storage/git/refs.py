@@ -227,14 +227,27 @@ class RefStore:
 
     def _read_file(self, name: bytes) -> bytes | None:
         try:
-            with open(self._root + name, "rb") as file:  # noqa: PTH123 -- hot
-                return file.read(4096)
+            return self._content(self._root + name)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         except OSError as error:
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 return None
             raise RefUpdateError(f"cannot read '{show(name)}': {error.strerror}") from error
+
+    def _content(self, path: bytes) -> bytes:
+        """Read a ref's file. A link to another ref is a symbolic one (`core.preferSymlinkRefs`)."""
+        try:
+            with open(path, "rb", opener=_open_no_link) as file:
+                return file.read(4096)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        target = os.readlink(path)  # noqa: PTH115
+        if target.startswith(b"refs/") and is_valid_name(target):
+            return b"ref: " + target
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read(4096)
 
     def _read_packed(self) -> _Packed:
         path = self._root + b"packed-refs"
@@ -301,6 +314,10 @@ class RefStore:
             found[name] = content
             if status is not None and now_ns - status.st_mtime_ns > RACY_NS:
                 fresh[name] = (stamp, content)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def show(name: bytes) -> str:

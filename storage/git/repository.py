@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
+from storage.files import sync_directory
 from storage.git.config import GitConfig
 from storage.git.errors import RepositoryNotFoundError, RepositoryUnsupportedError
 from storage.git.object_formats import unhex
@@ -17,6 +18,7 @@ from storage.git.refs import RefStore
 from storage.git.sharing import Sharing
 
 _EXTENSIONS = (("objectformat", "sha1"), ("objectformat", "sha256"), ("refstorage", "files"))
+_FOR_OTHERS = ("noop", "partialclone", "worktreeconfig", "preciousobjects", "relativeworktrees")
 OPEN_COUNT_MAX = 64  # repositories kept open; each holds two file descriptors per pack
 
 
@@ -126,6 +128,7 @@ class Repository:
             except OSError:
                 lock.unlink(missing_ok=True)
                 raise
+        sync_directory(self.path)
 
 
 class RepositoryCache:
@@ -190,9 +193,7 @@ def _supported_format(config: GitConfig) -> str:
         raise RepositoryUnsupportedError(f"repository format version {version} is not supported")
     extensions = config.section("extensions.") if version == 1 else {}
     for name, value in extensions.items():
-        is_known = name in ("noop", "partialclone", "worktreeconfig", "preciousobjects")
-        is_usual = (name, value.lower()) in _EXTENSIONS
-        if not is_known and not is_usual:
+        if name not in _FOR_OTHERS and (name, value.lower()) not in _EXTENSIONS:
             raise RepositoryUnsupportedError(
                 f"the repository's extension {name}={value} is not supported"
             )

@@ -1,14 +1,18 @@
-"""A process that does heavy pack work for a server: `python -m storage.git.worker`.
+"""A process that does heavy pack work for a server: `python -m storage.git.worker [SERVER]`.
 
 It reads tasks from standard input and writes answers to standard output, each a MessagePack value
-behind its length in four bytes. It ends with its standard input.
+behind its length in four bytes. It ends with its standard input; and where it is told the id of its
+server's process, the system kills it with that one, in the middle of whatever it does. A repository
+whose locks are forgotten after a crash has nobody then who still writes under one of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +26,8 @@ from storage.git.maintenance import take_care
 from storage.git.object_filter import FilterError
 from storage.git.pack_builder import BuiltPack, PackTask, build_pack
 from storage.git.repository import RepositoryCache
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -53,6 +59,8 @@ def encode_frame(value: Task | Answer) -> bytes:
 
 def main() -> None:
     """Serve tasks until standard input ends."""
+    if len(sys.argv) > 1:
+        _end_with(int(sys.argv[1]))
     # Whatever writes to standard output by mistake must not end up between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -63,6 +71,16 @@ def main() -> None:
             answers.flush()
     with contextlib.suppress(BrokenPipeError):
         answers.close()
+
+
+def _end_with(server: int) -> None:
+    """Let the system kill this process when the thread ends that started it. Source: prctl(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl: {os.strerror(number)}")
+    if os.getppid() != server:  # it died before this
+        sys.exit(1)
 
 
 def _done(task: Task, cache: RepositoryCache) -> Answer:

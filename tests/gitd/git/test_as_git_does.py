@@ -536,3 +536,23 @@ def test_8_names_in_each_others_way(
         assert got.words == wanted.words
         git("fsck", cwd=ours)
         assert git("for-each-ref", cwd=ours).out == git("for-each-ref", cwd=theirs).out
+
+
+def test_7_a_shallow_repository_names_its_borders(
+    rich: Path, bare: Path, ask: Any, raw: Any, head: Git
+) -> None:
+    (bare / "shallow").write_text(f"{head(rich)}\n")
+    ours, theirs = ask("git-receive-pack", None)
+    assert f"shallow {head(rich)}".encode() in ours
+    assert lines_of(raw, ours) == lines_of(raw, theirs)
+
+
+def test_4_head_may_be_a_link(rich: Path, bare: Path, ask: Any, raw: Any) -> None:
+    """As `core.preferSymlinkRefs` has git make it, and also where nothing is at its end."""
+    (bare / "HEAD").unlink()
+    for target in ("refs/heads/main", "refs/heads/unborn"):
+        (bare / "HEAD").symlink_to(target)
+        for body in (None, v2(raw, "ls-refs", "symrefs", "unborn")):
+            ours, theirs = ask("git-upload-pack", body, "version=2" if body else "")
+            assert lines_of(raw, ours) == lines_of(raw, theirs)
+        (bare / "HEAD").unlink()

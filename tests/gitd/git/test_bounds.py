@@ -161,8 +161,8 @@ def test_pushes_and_fetches_go_on_during_gc(
 
     def repack() -> None:
         while not stop.is_set():
-            # Not `repack -a -d`: it drops what a push brought and no ref names yet, git's too.
-            git("gc", "-q", cwd=bare, check=False)
+            for words in (["gc", "-q"], ["repack", "-adq"]):
+                git(*words, cwd=bare, check=False)
 
     thread = threading.Thread(target=repack)
     thread.start()

@@ -94,7 +94,7 @@ class Sweep:
         lines = self.git("for-each-ref", "--format=%(refname) %(objectname)", cwd=bare).out
         assert dict(line.split() for line in lines.splitlines()) == self.new
         self.git("fsck", "--full", "--strict", cwd=bare)
-        left = [*(bare / "objects").glob("tmp_*"), *bare.rglob("*.lock")]
+        left = [*(bare / "objects").glob("tmp_*"), *bare.rglob("*.lock"), *bare.rglob("*.keep")]
         assert left == []
         shutil.rmtree(bare)
 

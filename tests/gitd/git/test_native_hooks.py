@@ -258,3 +258,30 @@ def test_hooks_have_the_servers_environment_without_our_settings(
     assert (told["SITE_COLOR"], told["GIT_TRACE_REDACT"], told["GIT_DIR"]) == ("blue", "1", ".")
     ours = ("GITD_", "FORGE_", "CREDENTIALS_", "GIT_INDEX_FILE")
     assert not [name for name in told if name.startswith(ours)]
+
+
+def test_8_18_what_the_update_hook_tidies_up_takes_nothing_of_the_push(
+    work: Path, bare: Path, git: Git, commit: Git, head: Git
+) -> None:
+    hook(bare, "update", "git repack -adq && ls objects/pack/*.keep; test $1 != refs/heads/bad")
+    new = commit(work, "two")
+    done = git("push", "origin", "main", "main:bad", cwd=work, check=False)
+    assert "remote: objects/pack/pack-" in done.err
+    assert "main -> bad (hook declined)" in done.err
+    assert head(bare, "main") == new
+    git("fsck", "--full", "--strict", cwd=bare)
+    assert not list((bare / "objects").rglob("*.keep"))
+
+
+def test_8_18_a_pack_that_its_owner_keeps_stays_kept(
+    wire: Any, work: Path, bare: Path, commit: Git, head: Git
+) -> None:
+    hook(bare, "update", "exit 0")
+    old, new = head(work), commit(work, "two")
+    pack = wire.pack(new, f"^{old}")
+    keep = bare / f"objects/pack/pack-{pack[-20:].hex()}.keep"
+    keep.touch()
+    answer = wire.push((old, new, "refs/heads/main"), pack=pack)
+    assert answer.refs == {"refs/heads/main": "ok"}
+    assert keep.with_suffix(".pack").exists()
+    assert keep.exists()

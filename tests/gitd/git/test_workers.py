@@ -130,7 +130,7 @@ def test_5_silence_before_a_pack_is_bridged(
     assert heard.startswith(b"000dpackfile\n0005\x01")
 
 
-@pytest.mark.parametrize("state", ["idle", "working"])
+@pytest.mark.parametrize("state", ["idle", "working", "stopped"])
 def test_workers_of_a_killed_server_end_by_themselves(
     launch: Any, tmp_path: Path, git: Git, commit: Git, head: Git, state: str
 ) -> None:
@@ -145,7 +145,7 @@ def test_workers_of_a_killed_server_end_by_themselves(
     workers = children(server.process.pid)
     push = ["git", "push", "-q", server.url_of(bare), "main"]
     with subprocess.Popen(push, cwd=work, stderr=subprocess.DEVNULL) as pushing:
-        if state == "idle":
+        if state != "working":
             assert pushing.wait(60) == 0
         else:
             wait_until(
@@ -154,8 +154,15 @@ def test_workers_of_a_killed_server_end_by_themselves(
                 )
             )
         workers = children(server.process.pid)
+        if state == "stopped":  # it does not see that its server is gone
+            for worker in workers:
+                os.kill(worker, signal.SIGSTOP)
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(30)
-    wait_until(lambda: not any(map(is_alive, workers)))
+    try:
+        wait_until(lambda: not any(map(is_alive, workers)))
+    finally:
+        for worker in filter(is_alive, workers):
+            os.kill(worker, signal.SIGKILL)
     assert "Traceback" not in log.read_text()
     assert "Error" not in log.read_text()

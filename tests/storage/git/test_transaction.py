@@ -15,6 +15,8 @@ import pytest
 
 from storage.git.locks import create_lock, forget_locks
 from storage.git.object_formats import NULL_OID
+from storage.git.pack_keeps import PackKeeps
+from storage.git.packed_refs import pack_loose_refs, prune_loose_refs
 from storage.git.repository import Repository
 from storage.git.transaction import LOOSE_COUNT_MAX, RefChange, change_refs
 
@@ -234,10 +236,46 @@ def test_only_what_is_no_ref_is_forgotten(bare: Path, one: str) -> None:
     make(bare, names, one)
     old = refs_of(bare)
     left = ["objects/pack/tmp_pack_a", "objects/pack/tmp_idx_a", "refs/heads/a.lock"]
-    for name in left:
+    for name in (*left, "objects/pack/pack-b.keep"):
         (bare / name).touch()
+    (bare / "objects/pack/pack-c.keep").write_text("its owner's")
+    PackKeeps().put(bare / "objects/pack/pack-a.pack")
+    left.append("objects/pack/pack-a.keep")
     (bare / "objects/tmp_objdir-incoming-a/pack").mkdir(parents=True)
     gone = forget_locks(bare)
     assert sorted(gone) == sorted([*left, "objects/tmp_objdir-incoming-a"])
     assert not any((bare / name).exists() for name in gone)
+    kept = {path.name for path in (bare / "objects/pack").iterdir()}
+    assert kept == {"pack-b.keep", "pack-c.keep"}
     assert refs_of(bare) == old
+
+
+def test_a_ref_that_is_made_anew_while_refs_are_packed_stays(bare: Path, one: str) -> None:
+    """Deleted and pushed again as it was, between the writing of `packed-refs` and the pruning."""
+    make(bare, ["a", "b"], one)
+    repository = Repository(bare)
+    assert pack_loose_refs(repository) == 2
+    make(bare, ["b"], one)
+    git("update-ref", "-d", "refs/heads/b", cwd=bare)
+    make(bare, ["b"], one)
+    names = [b"refs/heads/a", b"refs/heads/b"]
+    assert prune_loose_refs(repository, dict.fromkeys(names, bytes.fromhex(one))) == 0
+    assert set(refs_of(bare)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_ref_right_below_refs_has_none_below_it(bare: Path, one: str, *, is_packed: bool) -> None:
+    git("update-ref", "refs/stash", one, cwd=bare)
+    if is_packed:
+        git("pack-refs", "--all", cwd=bare)
+    wish = RefChange(b"refs/stash/foo", NULL_OID, bytes.fromhex(one))
+    (error,) = change_refs(Repository(bare), [wish])
+    assert error is not None
+    assert error.reason == "refname conflict"
+    assert git("for-each-ref", "--format=%(refname)", cwd=bare) == "refs/stash"
+
+
+def test_a_repository_with_relative_worktrees_is_read(bare: Path) -> None:
+    git("config", "core.repositoryFormatVersion", "1", cwd=bare)
+    git("config", "extensions.relativeWorktrees", "true", cwd=bare)
+    assert Repository(bare).object_format == "sha1"
