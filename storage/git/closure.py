@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from storage.git.object_formats import BLOB, COMMIT, TAG, TREE
+
+LISTED_KINDS = (COMMIT, TREE, TAG)
 _RECENT_MAX = 4_000
 
 
@@ -37,30 +40,52 @@ class Closure:
 
     Attributes:
         roots: those of them that none of them links to.
-        outside_commits, outside_objects: what they link to and is none of them.
+        named: type -> those of them that are of it; blobs are the rest, and not listed.
+        outside: type -> what they link to as such, and is none of them.
+        is_typed: whether what they link to among them is of the types that they link to it as. If
+            not, `outside` has some of them too.
     """
 
     roots: set[bytes]
-    outside_commits: set[bytes]
-    outside_objects: set[bytes]
+    named: dict[int, set[bytes]]
+    outside: dict[int, set[bytes]]
+    is_typed: bool
 
     @classmethod
-    def of(cls, oids: set[bytes], commit_links: set[bytes], object_links: set[bytes]) -> Closure:
-        """Return the closure of objects with these links."""
-        return cls(
-            roots=oids - object_links - commit_links,
-            outside_commits=commit_links - oids,
-            outside_objects=object_links - oids,
-        )
+    def of(
+        cls, oids: set[bytes], named: dict[int, set[bytes]], links: dict[int, set[bytes]]
+    ) -> Closure:
+        """Return the closure of objects, of which `named` are no blobs, with these links."""
+        outside = {kind: links[kind] - named[kind] for kind in LISTED_KINDS}
+        is_typed = all(oids.isdisjoint(strange) for strange in outside.values())
+        outside[BLOB] = links[BLOB] - oids
+        roots = oids - links[BLOB]
+        for kind in LISTED_KINDS:
+            is_typed = is_typed and links[BLOB].isdisjoint(named[kind])
+            roots -= links[kind]
+        return cls(roots, named, outside, is_typed)
+
+    def all_outside(self) -> set[bytes]:
+        """Return what they link to and is none of them, of whatever type."""
+        return set().union(*self.outside.values())
 
     def joined(self, oids: Collection[bytes], other: Closure, others: Collection[bytes]) -> Closure:
         """Return the closure of these objects and others, of which none are the same."""
-        roots = self.roots - other.outside_objects - other.outside_commits
-        other_roots = other.roots - self.outside_objects - self.outside_commits
+        outside = {
+            kind: (self.outside[kind] - other.named[kind])
+            | (other.outside[kind] - self.named[kind])
+            for kind in LISTED_KINDS
+        }
+        linked = self.outside[BLOB] | other.outside[BLOB]
+        is_typed = self.is_typed and other.is_typed
+        for kind in LISTED_KINDS:
+            strange = outside[kind]
+            is_typed = is_typed and strange.isdisjoint(oids) and strange.isdisjoint(others)
+            is_typed = is_typed and linked.isdisjoint(self.named[kind] | other.named[kind])
+        outside[BLOB] = linked.difference(oids, others)
         return Closure(
-            roots=roots | other_roots,
-            outside_commits=self.outside_commits.difference(others)
-            | other.outside_commits.difference(oids),
-            outside_objects=self.outside_objects.difference(others)
-            | other.outside_objects.difference(oids),
+            roots=(self.roots - other.all_outside()) | (other.roots - self.all_outside()),
+            named={kind: self.named[kind] | other.named[kind] for kind in LISTED_KINDS},
+            outside=outside,
+            is_typed=is_typed,
         )

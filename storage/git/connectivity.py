@@ -20,6 +20,8 @@ from storage.git.object_formats import (
     MODE_TREE,
     TAG,
     TREE,
+    TYPE_NAMES,
+    commit_links,
     parse_commit,
     parse_tag,
     tree_entries,
@@ -48,7 +50,7 @@ class Connectivity:
         self._open_whole = whole
         self._trusted = set(trusted)
         self._shallow = shallow
-        self._whole: set[bytes] = set()  # objects found to be there with all that they reach
+        self._whole: dict[bytes, int] = {}  # type of what is there with all that it reaches
         self._broken: dict[bytes, RepositoryCorruptError] = {}  # those that reach what is not
 
     def broken_tips(self, tips: Iterable[bytes], pack: IndexedPack | None) -> dict[bytes, str]:
@@ -73,38 +75,55 @@ class Connectivity:
     # the quick way: only what leaves the pack is looked at
 
     def _is_closed(self, tips: set[bytes], pack: IndexedPack | None) -> bool:
-        commits, others = set[bytes](), set[bytes]()
-        if pack is not None:
-            commits |= pack.closure.outside_commits
-            others |= pack.closure.outside_objects
+        wanted: dict[int, set[bytes]] = {kind: set() for kind in TYPE_NAMES}
         try:
+            if pack is not None:
+                if not pack.closure.is_typed:
+                    return False
+                wanted |= {kind: set(oids) for kind, oids in pack.closure.outside.items()}
+                wanted[COMMIT] -= self._absent_on_purpose(pack)
             for tip in tips - self._trusted:
                 if pack is None or not pack.has(tip):
-                    kind = self._stored.kind_and_size(tip)[0]
-                    (commits if kind == COMMIT else others).add(tip)
-            commits -= self._absent_on_purpose(pack)
-            stray = commits - self._reachable(commits)
-            if pack is not None and pack.is_linked and others:
-                others -= _vouched(self._stored, pack, others)
-            for oid in stray | others:
-                self._require_whole(oid)
+                    wanted[self._stored.kind_and_size(tip)[0]].add(tip)
+            wanted[COMMIT] -= self._reachable(wanted[COMMIT])
+            if pack is not None and pack.is_linked and (wanted[TREE] or wanted[BLOB]):
+                _drop_vouched(self._stored, pack, wanted[TREE], wanted[BLOB])
+            for kind, oids in wanted.items():
+                for oid in oids:
+                    self._require_whole(oid, kind)
         except RepositoryCorruptError:
             return False
         return True
 
-    def _absent_on_purpose(self, pack: IndexedPack | None) -> set[bytes]:
-        if not self._shallow or pack is None:
-            return set()
-        cut = [self._store.commit(oid) for oid in self._shallow if pack.has(oid)]
-        return {parent for commit in cut for parent in commit.parents}
+    def _absent_on_purpose(self, pack: IndexedPack) -> set[bytes]:
+        """Return the commits that are linked to by borders of the pack, and by nothing else.
+
+        Raises:
+            RepositoryCorruptError: it is not known what else links to them.
+        """
+        borders = [oid for oid in self._shallow if pack.has(oid)] if self._shallow else []
+        absent = {parent for oid in borders for parent in self._store.commit(oid).parents}
+        if absent and (not pack.is_linked or pack.closure.named[TAG]):
+            raise RepositoryCorruptError("not all links of the pack are remembered")
+        if absent:
+            for oid, data in pack.commits:
+                if oid not in self._shallow:
+                    absent.difference_update(commit_links(data)[1])
+        return absent
 
     def _reachable(self, wanted: set[bytes]) -> set[bytes]:
-        """Return those of some commits that the trusted refs reach, newest first."""
+        """Return those of some commits that the trusted refs reach, newest first.
+
+        Raises:
+            RepositoryCorruptError: one of them is missing or no commit.
+        """
+        store = self._stored
         found = wanted & self._trusted
+        for oid in found:
+            store.commit(oid)
         missing = wanted - found
         if not missing:
             return found
-        store = self._stored
         oldest = min(store.commit(oid).time for oid in missing)
         queue: list[tuple[int, bytes]] = []
         seen: set[bytes] = set()
@@ -134,27 +153,33 @@ class Connectivity:
 
     # the thorough way: walk to the end
 
-    def _require_whole(self, root: bytes) -> None:
+    def _require_whole(self, root: bytes, root_kind: int | None = None) -> None:
         """Walk all that an object reaches.
 
         Raises:
             ObjectMissingError: something is not there.
             RepositoryCorruptError: something is not what it is linked as.
         """
+        if root_kind is not None:  # as what it is not, it is no part of what is broken
+            _require_kind(root, self._store.kind_and_size(root)[0], root_kind)
         whole = self._whole
         stack: list[tuple[bytes, int | None, bytes]] = [(root, None, root)]
         seen: dict[bytes, bytes] = {}  # object -> what linked to it
+        kinds: dict[bytes, int] = {}  # of those
         while stack:
             oid, expected, linked_by = stack.pop()
-            if oid in whole or oid in seen or oid in self._trusted:
-                continue
-            seen[oid] = linked_by
             try:
-                stack += [(link, kind, oid) for link, kind in self._links(oid, expected)]
+                kind = whole.get(oid) or kinds.get(oid)
+                if kind is not None:
+                    _require_kind(oid, kind, expected)
+                    continue
+                kind, links = self._look_at(oid, expected)
             except RepositoryCorruptError as error:
                 self._note_broken(root, linked_by, seen, error)
                 raise
-        whole |= seen.keys()
+            seen[oid], kinds[oid] = linked_by, kind
+            stack += [(link, link_kind, oid) for link, link_kind in links]
+        whole |= kinds
 
     def _note_broken(
         self, root: bytes, oid: bytes, seen: dict[bytes, bytes], error: RepositoryCorruptError
@@ -165,50 +190,54 @@ class Connectivity:
             oid = seen[oid]
         self._broken[root] = error
 
-    def _links(self, oid: bytes, expected: int | None) -> list[tuple[bytes, int]]:
-        """Look at one object; return what it links to, and as what.
+    def _look_at(self, oid: bytes, expected: int | None) -> tuple[int, list[tuple[bytes, int]]]:
+        """Look at one object; return its type, and what it links to, and as what.
 
         Raises:
             RepositoryCorruptError: it is not there, not what it is linked as, or known as broken.
         """
-        if expected == BLOB:
-            if not self._store.contains(oid):
-                raise ObjectMissingError(oid)
-            return []
         if (known := self._broken.get(oid)) is not None:
             raise known.with_traceback(None)
-        kind, data = self._content(oid, expected)
-        if expected not in (None, kind):
-            raise RepositoryCorruptError(f"object {oid.hex()} is of another type than linked")
+        is_end = oid in self._trusted
+        kind, data = self._content(oid, is_kind_enough=is_end or expected == BLOB)
+        _require_kind(oid, kind, expected)
+        if is_end or kind == BLOB:
+            return kind, []
         if kind == COMMIT:
             commit = self._store.commit(oid)
             parents = () if oid in self._shallow else commit.parents
-            return [(commit.tree, TREE), *((parent, COMMIT) for parent in parents)]
+            return kind, [(commit.tree, TREE), *((parent, COMMIT) for parent in parents)]
         if kind == TREE:
-            return [
+            return kind, [
                 (child, TREE if mode == MODE_TREE else BLOB)
                 for mode, _, child in tree_entries(data)
                 if mode != MODE_SUBMODULE
             ]
-        return [parse_tag(data)] if kind == TAG else []
+        return kind, [parse_tag(data)]
 
-    def _content(self, oid: bytes, expected: int | None) -> tuple[int, bytes]:
+    def _content(self, oid: bytes, *, is_kind_enough: bool) -> tuple[int, bytes]:
+        """Return an object's type, and its content if that is of use."""
         try:
-            if expected is None and self._store.kind_and_size(oid)[0] == BLOB:
-                return BLOB, b""
-            return self._store.get(oid)
+            kind = self._store.kind_and_size(oid)[0]
+            return (kind, b"") if is_kind_enough or kind == BLOB else self._store.get(oid)
         except ObjectMissingError:
             raise
         except RepositoryCorruptError as error:
             raise RepositoryCorruptError(f"object {oid.hex()}: {error}") from error
 
 
-def _vouched(store: ObjectStore, pack: IndexedPack, wanted: set[bytes]) -> set[bytes]:
-    """Return those of some objects that stand in a parent's tree where the pack's trees stood.
+def _require_kind(oid: bytes, kind: int, expected: int | None) -> None:
+    if expected not in (None, kind):
+        raise RepositoryCorruptError(f"object {oid.hex()} is of another type than linked")
+
+
+def _drop_vouched(
+    store: ObjectStore, pack: IndexedPack, missing_trees: set[bytes], missing_blobs: set[bytes]
+) -> None:
+    """Drop the objects that stand, as such, in a parent's tree where the pack's trees stood.
 
     The parent is outside of the pack, and so either reachable or walked in full by the caller.
     """
-    missing = set(wanted)
     visited: set[tuple[bytes, tuple[bytes, ...]]] = set()
     stack: list[tuple[bytes, tuple[bytes, ...]]] = []
     commits = {oid: parse_commit(data) for oid, data in pack.commits}
@@ -219,9 +248,9 @@ def _vouched(store: ObjectStore, pack: IndexedPack, wanted: set[bytes]) -> set[b
             inside_commit = commits.get(parent)
             olds.append((inside_commit or store.commit(parent)).tree)
             if inside_commit is None:
-                missing.discard(olds[-1])
+                missing_trees.discard(olds[-1])
         stack.append((commit.tree, tuple(olds)))
-    while stack and missing:
+    while stack and (missing_trees or missing_blobs):
         pair = stack.pop()
         new, olds_here = pair
         if new not in trees or not olds_here or pair in visited:
@@ -231,11 +260,12 @@ def _vouched(store: ObjectStore, pack: IndexedPack, wanted: set[bytes]) -> set[b
         for old in olds_here:
             inside = trees.get(old)
             for mode, name, oid in tree_entries(inside or store.get_typed(old, TREE)):
-                if inside is None:
-                    missing.discard(oid)
                 if mode == MODE_TREE:
                     subtrees.setdefault(name, []).append(oid)
+                    if inside is None:
+                        missing_trees.discard(oid)
+                elif inside is None and mode != MODE_SUBMODULE:
+                    missing_blobs.discard(oid)
         for mode, name, oid in tree_entries(trees[new]):
             if mode == MODE_TREE and name in subtrees:
                 stack.append((oid, tuple(subtrees[name])))
-    return wanted - missing

@@ -16,7 +16,7 @@ import struct
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from storage.git.closure import Closure
@@ -63,7 +63,8 @@ class IndexedPack:
         closure: of all of them.
         commits, trees: (id, content) of each; empty if not `is_linked`.
         warnings: findings of fsck that do not refuse.
-        completed_count: bases added to make a thin pack whole.
+        completed: bases from the store, added to make a thin pack whole: roots in the closure,
+            and outside of it if others link to them.
     """
 
     name: str
@@ -75,13 +76,14 @@ class IndexedPack:
     trees: list[tuple[bytes, bytes]]
     is_linked: bool
     warnings: list[str] = field(default_factory=list)
-    completed_count: int = 0
+    completed: frozenset[bytes] = frozenset()
     delta_count: int = 0
 
     def has(self, oid: bytes) -> bool:
-        """Say whether an object is in it."""
+        """Say whether an object came in it."""
         place = bisect_left(self.oids, oid)
-        return place < len(self.oids) and self.oids[place] == oid
+        is_there = place < len(self.oids) and self.oids[place] == oid
+        return is_there and oid not in self.completed
 
 
 def index_pack(
@@ -115,6 +117,8 @@ def index_pack(
     _require_header(mapped[:HEADER_BYTES], len(mapped), limits)
     checks = ObjectChecks(bases, rules)
     scan, trees = _read(mapped, limits, checks, may_fork=may_fork)
+    completed = frozenset(oid for oid, _, _ in trees.completed)
+    closure = scan.closure()  # before those are among its rows: who vouches for what they reach?
     end, trailer = scan.streams.end, mapped[scan.streams.end :]
     content = None
     if unwritten is not None:
@@ -142,12 +146,12 @@ def index_pack(
         path=path,
         index_path=index_path,
         oids=oids,
-        closure=scan.closure(),
+        closure=replace(closure, roots=closure.roots | completed),
         commits=checks.commits,
         trees=checks.trees,
         is_linked=checks.is_linked,
         warnings=checks.warnings,
-        completed_count=len(trees.completed),
+        completed=completed,
         delta_count=scan.delta_count,
     )
 
@@ -165,10 +169,9 @@ def read_pack(
     _require_header(mapped[:HEADER_BYTES], len(mapped), limits)
     checks = ObjectChecks(ObjectStore.over([]), None)
     scan, _ = _read(mapped, limits, checks, may_fork=may_fork)
-    links.update(checks.object_links.all(), checks.commit_links.all())
+    links.update(*(noted.all() for noted in checks.links.values()))
     if scan.second is not None:  # what it links to within itself stands in the pack
-        closure = scan.second.closure
-        links.update(closure.outside_objects, closure.outside_commits)
+        links.update(*scan.second.closure.outside.values())
     by_offset = sorted(scan.all_rows, key=row_offset)
     return ((row_oid(row), row_offset(row), row_crc(row)) for row in by_offset)
 

@@ -305,7 +305,7 @@ def _ingest(
         warnings=pack.warnings,
         object_count=len(pack.oids),
         delta_count=pack.delta_count,
-        completed_count=pack.completed_count,
+        completed_count=len(pack.completed),
     )
 
 
@@ -333,7 +333,7 @@ def _index(
         pack.path.unlink()
         pack.index_path.unlink()
         return None
-    outside = pack.closure.outside_commits | pack.closure.outside_objects
+    outside = pack.closure.all_outside()
     if staged is not None:
         staged.name, staged.links = pack.name, encoded_links(pack.closure.roots, outside)
     else:

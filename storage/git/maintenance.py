@@ -155,8 +155,7 @@ def _join(repository: Repository, packs: list[Pack]) -> str:
         if indexed.oids != sorted(oids):
             raise RepositoryCorruptError("joining packs lost an object")
         closure = indexed.closure
-        outside = closure.outside_commits | closure.outside_objects
-        write_links(quarantine, indexed.path.stem, closure.roots, outside)
+        write_links(quarantine, indexed.path.stem, closure.roots, closure.all_outside())
         sync_file(indexed.path)
         sync_file(indexed.path.with_suffix(".idx"))
         for directory in migrate_quarantine(quarantine, repository.sharing).directories:

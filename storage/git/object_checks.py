@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from storage.git.closure import Closure, Links
+from storage.git.closure import LISTED_KINDS, Closure, Links
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
 from storage.git.fsck import FsckRules, Severity, findings, is_clean
 from storage.git.object_formats import (
@@ -34,7 +34,7 @@ class ObjectChecks:
         linked_bytes_max: of commits and trees that are remembered.
 
     Attributes:
-        commit_links, object_links: what the objects link to.
+        links: type -> what the objects link to as such.
         commits, trees: (id, content) of each; empty when they are too many to be remembered.
         warnings: findings of fsck that do not refuse.
     """
@@ -47,8 +47,8 @@ class ObjectChecks:
     ) -> None:
         self.bases = bases
         self.rules = rules
-        self.commit_links = Links()
-        self.object_links = Links()
+        self.links = {kind: Links() for kind in TYPE_NAMES}
+        self._named: dict[int, set[bytes]] = {kind: set() for kind in LISTED_KINDS}
         self.commits: list[tuple[bytes, bytes]] = []
         self.trees: list[tuple[bytes, bytes]] = []
         self.linked_bytes = 0
@@ -94,16 +94,19 @@ class ObjectChecks:
     def _link(self, oid: bytes, kind: int, data: bytes) -> None:
         try:
             if kind == TREE:
-                self.object_links.note(tree_links(data))
+                trees, blobs = tree_links(data)
+                self.links[TREE].note(trees)
+                self.links[BLOB].note(blobs)
                 self._remember(self.trees, oid, data)
             elif kind == COMMIT:
                 tree, parents = commit_links(data)
-                self.object_links.note((tree,))
-                self.commit_links.note(parents)
+                self.links[TREE].note((tree,))
+                self.links[COMMIT].note(parents)
                 self._remember(self.commits, oid, data)
             else:
                 target, target_kind = parse_tag(data)
-                (self.commit_links if target_kind == COMMIT else self.object_links).note((target,))
+                self.links[target_kind].note((target,))
+            self._named[kind].add(oid)
         except RepositoryCorruptError as error:
             raise PackInvalidError(f"object {oid.hex()}: {error}") from error
 
@@ -132,7 +135,8 @@ class ObjectChecks:
 
     def closure(self, oids: set[bytes]) -> Closure:
         """Return the closure of the objects that were named, whose ids these are."""
-        return Closure.of(oids, self.commit_links.all(), self.object_links.all())
+        links = {kind: noted.all() for kind, noted in self.links.items()}
+        return Closure.of(oids, self._named, links)
 
     def _check(self, oid: bytes, kind: int, data: bytes) -> None:
         assert self.rules is not None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from binascii import unhexlify
+from collections.abc import Iterable
+from operator import itemgetter
 from typing import NamedTuple
 
 from storage.git.errors import RepositoryCorruptError
@@ -22,11 +24,19 @@ TIME_DIGITS_MAX = 18
 NULL_OID = bytes(OID_BYTES)
 EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")  # there without a file
 MODE_TREE, MODE_LINK, MODE_SUBMODULE = b"40000", b"120000", b"160000"
+_MODE_FILE, _MODE_PROGRAM = b"100644", b"100755"
+_PLAIN_MODES = frozenset((_MODE_FILE, _MODE_PROGRAM, MODE_TREE, MODE_LINK, MODE_SUBMODULE))
+_mode_of = itemgetter(0)
 
 TREE_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
 # A search in bytes that are no tree begins anew at each of them: where they may be anybody's and
 # are many, it is asked first, in one go, whether they are a tree.
-_TREE_LINK = re.compile(rb"[0-7]{1,11} [^\0]+\0(.{20})", re.DOTALL)
+# Three groups: a tree's id, a blob's, and that of an entry whose mode is to be looked at.
+_TREE_LINK = re.compile(
+    rb"(?:40000 [^\0]+\0(.{20})|(?:100644|100755|120000) [^\0]+\0(.{20})"
+    rb"|[0-7]{1,11} [^\0]+\0(.{20}))",
+    re.DOTALL,
+)
 _TREE = re.compile(rb"(?:[0-7]{1,11} [^\0]++\0.{20})*+", re.DOTALL)
 _SEARCHED_BYTES_MAX = 2048
 # The line's end is looked for first: what has none would be searched over and over for a time.
@@ -90,12 +100,35 @@ def _seconds(digits: bytes) -> int:
 
 
 def tree_entries(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    """List a tree's entries as (mode, name, oid), in the tree's own order."""
-    return TREE_ENTRY.findall(data)
+    """List a tree's entries as (mode, name, oid), in the tree's own order.
+
+    Each mode is one of the five that git writes, see `plain_mode`.
+    """
+    entries: list[tuple[bytes, bytes, bytes]] = TREE_ENTRY.findall(data)
+    if _PLAIN_MODES.issuperset(map(_mode_of, entries)):
+        return entries
+    return [(plain_mode(mode), name, oid) for mode, name, oid in entries]
 
 
-def tree_links(data: bytes) -> list[bytes]:
-    """List what a tree links to, without submodules, quickly.
+def plain_mode(mode: bytes) -> bytes:
+    """Return what git takes a mode for: old trees have zeros before it, or other bits in it.
+
+    Source: git's object.h, `canon_mode`.
+    """
+    number = int(mode, 8)
+    match number & 0o170000:
+        case 0o040000:
+            return MODE_TREE
+        case 0o100000:
+            return _MODE_PROGRAM if number & 0o100 else _MODE_FILE
+        case 0o120000:
+            return MODE_LINK
+        case _:
+            return MODE_SUBMODULE
+
+
+def tree_links(data: bytes) -> tuple[Iterable[bytes], Iterable[bytes]]:
+    """Return the trees and the blobs that a tree links to, quickly.
 
     Raises:
         RepositoryCorruptError: the bytes are not those of a tree.
@@ -104,11 +137,13 @@ def tree_links(data: bytes) -> list[bytes]:
         raise RepositoryCorruptError("badTree: cannot be parsed as a tree")
     # Split by its entries, a tree leaves its links and nothing between them.
     pieces = _TREE_LINK.split(data)
-    if any(pieces[::2]):
+    if any(pieces[::4]):
         raise RepositoryCorruptError("badTree: cannot be parsed as a tree")
-    if b"160000 " in data:
-        return [oid for mode, _, oid in tree_entries(data) if mode != MODE_SUBMODULE]
-    return pieces[1::2]
+    if any(pieces[3::4]):
+        entries = tree_entries(data)
+        trees = [oid for mode, _, oid in entries if mode == MODE_TREE]
+        return trees, [oid for mode, _, oid in entries if mode not in (MODE_TREE, MODE_SUBMODULE)]
+    return filter(None, pieces[1::4]), filter(None, pieces[2::4])
 
 
 def links_of(kind: int, data: bytes) -> list[bytes]:
@@ -118,10 +153,10 @@ def links_of(kind: int, data: bytes) -> list[bytes]:
         RepositoryCorruptError: the bytes are not those of such an object.
     """
     if kind == TREE:
-        entries = tree_entries(data)
+        entries = TREE_ENTRY.findall(data)
         if sum(len(mode) + len(name) + OID_BYTES + 2 for mode, name, _ in entries) != len(data):
             raise RepositoryCorruptError("bad tree object")
-        return [oid for mode, _, oid in entries if mode != MODE_SUBMODULE]
+        return [oid for mode, _, oid in entries if plain_mode(mode) != MODE_SUBMODULE]
     if kind == COMMIT:
         commit = parse_commit(data)
         return [commit.tree, *commit.parents]

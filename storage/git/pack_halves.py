@@ -45,8 +45,9 @@ class _Share(msgspec.Struct, frozen=True, array_like=True):
     delta_count: int
     inflated_bytes: int
     roots: bytes
-    outside_commits: bytes
-    outside_objects: bytes
+    named: dict[int, bytes]
+    outside: dict[int, bytes]
+    is_typed: bool
     commits: list[tuple[bytes, bytes]]
     trees: list[tuple[bytes, bytes]]
     linked_bytes: int
@@ -121,8 +122,9 @@ def _second_half(whole: PackScan, middle: int, count: int) -> _Share:
         delta_count=scan.delta_count,
         inflated_bytes=scan.inflated_bytes,
         roots=b"".join(closure.roots),
-        outside_commits=b"".join(closure.outside_commits),
-        outside_objects=b"".join(closure.outside_objects),
+        named={kind: b"".join(oids) for kind, oids in closure.named.items()},
+        outside={kind: b"".join(oids) for kind, oids in closure.outside.items()},
+        is_typed=closure.is_typed,
         commits=checks.commits,
         trees=checks.trees,
         linked_bytes=checks.linked_bytes,
@@ -149,8 +151,9 @@ def _is_right(scan: PackScan, share: _Share, rows: list[bytes], count: int) -> b
 def _take_over(scan: PackScan, share: _Share, rows: list[bytes]) -> None:
     closure = Closure(
         roots=_oids_in(share.roots),
-        outside_commits=_oids_in(share.outside_commits),
-        outside_objects=_oids_in(share.outside_objects),
+        named={kind: _oids_in(data) for kind, data in share.named.items()},
+        outside={kind: _oids_in(data) for kind, data in share.outside.items()},
+        is_typed=share.is_typed,
     )
     scan.second = SecondPart(rows, closure)
     scan.at = scan.streams.end

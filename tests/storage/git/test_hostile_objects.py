@@ -25,7 +25,9 @@ from storage.git.object_formats import (
     REF_DELTA,
     TAG,
     TREE,
+    links_of,
     parse_commit,
+    tree_entries,
     tree_links,
 )
 from storage.git.objects import ObjectStore, delta_sizes
@@ -98,7 +100,7 @@ def test_a_mode_has_eleven_digits_at_most(mode: bytes) -> None:
     for more in (b"", b"100644 a\0" + bytes(20) * 200):
         with pytest.raises(RepositoryCorruptError):
             tree_links(mode + b" a\0" + bytes(20) + more)
-    assert tree_links(b"00000100644 a\0" + bytes(range(20))).count(bytes(range(20))) == 1
+    assert tree_links(b"00000100644 a\0" + bytes(range(20))) == ([], [bytes(range(20))])
 
 
 @pytest.mark.parametrize("piece", [b"> 1", b"9", b"> ", b"<", b"> 1\0"])
@@ -197,7 +199,9 @@ def test_any_bytes_are_sizes_of_a_delta_or_none(data: bytes) -> None:
 
 
 NAMES = st.binary(min_size=1, max_size=300).filter(lambda name: b"\0" not in name)
-MODES = st.sampled_from([b"100644", b"100755", b"40000", b"120000", b"0100644"])
+MODES = st.sampled_from(
+    [b"100644", b"100755", b"40000", b"120000", b"0100644", b"040000", b"160000", b"0160000"]
+)
 ENTRIES = st.lists(st.tuples(MODES, NAMES, st.binary(min_size=20, max_size=20)), max_size=20)
 
 
@@ -207,8 +211,11 @@ def test_a_tree_links_to_what_was_put_into_it(
     entries: list[tuple[bytes, bytes, bytes]], damage: int, byte: int
 ) -> None:
     data = b"".join(mode + b" " + name + b"\0" + oid for mode, name, oid in entries)
-    found = [oid for oid in tree_links(data) if oid]
-    assert found == [oid for _, _, oid in entries]
+    trees, blobs = map(list, tree_links(data))
+    assert trees == [oid for mode, _, oid in entries if mode.endswith(b"40000")]
+    assert blobs == [oid for mode, _, oid in entries if not mode.endswith((b"40000", b"160000"))]
+    assert [*tree_entries(data)] == [(m.lstrip(b"0"), name, oid) for m, name, oid in entries]
+    assert sorted(links_of(TREE, data)) == sorted(trees + blobs)
     if damage < len(data):
         damaged = data[:damage] + bytes([byte]) + data[damage + 1 :]
         try:

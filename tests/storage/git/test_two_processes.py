@@ -156,7 +156,7 @@ def test_a_thin_pack_of_two_halves_is_stored_as_git_reads_it(
     bases = ObjectStore(bare / "objects")
     found = index_pack(path, bases=bases, limits=PackLimits(), may_fork=may_fork)
     count = len(maker.offsets) + 1
-    assert found.completed_count == 1
+    assert len(found.completed) == 1
     assert struct.unpack_from(">L", found.path.read_bytes(), 8) == (count,)
     for command in (("verify-pack", found.path), ("index-pack", "-o", tmp_path / "i", found.path)):
         done = subprocess.run(["git", *command], cwd=bare, capture_output=True, text=True)
