@@ -19,7 +19,7 @@ from pathlib import Path
 from dulwich.errors import ApplyDeltaError
 from dulwich.pack import apply_delta
 
-from storage.git.errors import ObjectMissingError, RepositoryCorruptError
+from storage.git.errors import ObjectMissingError, PackOutgrownError, RepositoryCorruptError
 from storage.git.object_formats import (
     EMPTY_TREE,
     OFS_DELTA,
@@ -37,7 +37,8 @@ RACY_NS = 100_000_000  # a time stamp this young may still change without lookin
 LISTING_TRIES_MAX = 20
 DELTA_DEPTH_MAX = 4096  # git's own limit is 4095
 ALTERNATE_DEPTH_MAX = 5  # as git's
-COMMITS_REMEMBERED_MAX = 100_000  # about 40 MB
+LINKS_REMEMBERED_MAX = 200_000  # of commits; about 40 MB when each has one parent
+COMMIT_LINKS_REMEMBERED_MAX = 1_000  # a commit with more of them is read again
 CACHED_OBJECT_BYTES_MAX = 1 << 20  # larger objects are read again
 _LOOSE_HEAD_BYTES = 64
 _LOOSE_NAME = re.compile(r"[0-9a-f]{38}")
@@ -75,6 +76,23 @@ class ContentCache:
             self._old, self._young, self._young_bytes = self._young, {}, 0
         self._young[key] = value
         self._young_bytes += size
+
+
+class _Commits(dict[bytes, Commit]):
+    """The links of commits that were read, until they are too many."""
+
+    links_count = 0
+
+    def note(self, oid: bytes, commit: Commit) -> None:
+        """Remember a commit, unless it alone would fill the place of many."""
+        count = 1 + len(commit.parents)
+        if count > COMMIT_LINKS_REMEMBERED_MAX:
+            return
+        if self.links_count + count > LINKS_REMEMBERED_MAX:
+            self.clear()
+            self.links_count = 0
+        self[oid] = commit
+        self.links_count += count
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +146,7 @@ class ObjectStore:
         self._listing = _Listing()
         self._alternates_stamp: tuple[int, int, int] | None = None
         self._alternates: list[ObjectStore] = []
-        self._commits: dict[bytes, Commit] = {}
+        self._commits = _Commits()
         self.refresh()
 
     @classmethod
@@ -182,7 +200,7 @@ class ObjectStore:
             if is_whole and (is_settled or is_same):
                 break
         if not before.packs.keys() <= packs.keys():
-            self._commits = {}
+            self._commits = _Commits()
         if packs.keys() == before.packs.keys():
             self._listing = replace(before, stamp=stamp, seen_ns=now_ns)
         else:
@@ -360,35 +378,43 @@ class ObjectStore:
 
     # content
 
-    def get(self, oid: bytes) -> tuple[int, bytes]:
+    def get(self, oid: bytes, bytes_max: int | None = None) -> tuple[int, bytes]:
         """Return an object's type and content, whole.
 
         Raises:
             ObjectMissingError: it is not there.
             RepositoryCorruptError: its stored form is damaged.
+            PackOutgrownError: it has more than `bytes_max`, or what it is made of has.
         """
         while isinstance(place := self._find(oid), str):
             with contextlib.suppress(FileNotFoundError):  # packed meanwhile
+                if bytes_max is not None:
+                    _require_size(_read_loose_head(place)[1], bytes_max)
                 return _read_loose(place)
         if place is not None:
-            return self.at(*place)
+            return self.at(*place, bytes_max)
         if oid == EMPTY_TREE:
             return TREE, b""
         raise ObjectMissingError(oid)
 
-    def get_typed(self, oid: bytes, kind: int) -> bytes:
+    def get_typed(self, oid: bytes, kind: int, bytes_max: int | None = None) -> bytes:
         """Return the content of an object of a known type.
 
         Raises:
             RepositoryCorruptError: it is of another type.
+            PackOutgrownError: see `get`.
         """
-        found, data = self.get(oid)
+        found, data = self.get(oid, bytes_max)
         if found != kind:
             raise RepositoryCorruptError(f"object {oid.hex()} is of another type than expected")
         return data
 
-    def at(self, pack: Pack, offset: int) -> tuple[int, bytes]:
-        """Return type and content of the entry at `offset`, its deltas applied."""
+    def at(self, pack: Pack, offset: int, bytes_max: int | None = None) -> tuple[int, bytes]:
+        """Return type and content of the entry at `offset`, its deltas applied.
+
+        Raises:
+            PackOutgrownError: see `get`.
+        """
         cached = self._cache.get((pack.serial, offset))
         if cached is not None:
             return cached
@@ -396,6 +422,8 @@ class ObjectStore:
         at = offset
         while True:
             kind, size, base, data_at = pack.header(at)
+            if bytes_max is not None:
+                _require_size(size, bytes_max)
             if base is None:
                 found = kind, pack.inflate(data_at, size)
                 self._cache.put((pack.serial, at), found)
@@ -406,7 +434,7 @@ class ObjectStore:
             if isinstance(base, bytes):
                 inside = pack.find(base)
                 if inside is None:
-                    found = self.get(base)
+                    found = self.get(base, bytes_max)
                     break
                 base = inside
             at = base
@@ -415,7 +443,10 @@ class ObjectStore:
                 found = earlier
                 break
         for at, data_at, size in reversed(deltas):
-            found = found[0], patched(found[1], pack.inflate(data_at, size))
+            delta = pack.inflate(data_at, size)
+            if bytes_max is not None:
+                _require_size(delta_sizes(delta)[1], bytes_max)
+            found = found[0], patched(found[1], delta)
             self._cache.put((pack.serial, at), found)
         return found
 
@@ -466,20 +497,20 @@ class ObjectStore:
 
     # links, remembered
 
-    def commit(self, oid: bytes) -> Commit:
+    def commit(self, oid: bytes, bytes_max: int | None = None) -> Commit:
         """Return the links of a commit.
 
         Raises:
             RepositoryCorruptError: it is missing, damaged or no commit.
+            PackOutgrownError: see `get`.
         """
         found = self._commits.get(oid)
         if found is None:
-            kind, data = self.get(oid)
+            kind, data = self.get(oid, bytes_max)
             if kind != 1:
                 raise RepositoryCorruptError(f"object {oid.hex()} is not a commit")
-            if len(self._commits) >= COMMITS_REMEMBERED_MAX:
-                self._commits = {}
-            found = self._commits[oid] = parse_commit(data)
+            found = parse_commit(data)
+            self._commits.note(oid, found)
         return found
 
     def peel(self, oid: bytes) -> tuple[int, bytes]:
@@ -494,6 +525,11 @@ class ObjectStore:
             if kind != TAG:
                 kind = self.kind_and_size(oid)[0]
         return kind, oid
+
+
+def _require_size(size: int, bytes_max: int) -> None:
+    if size > bytes_max:
+        raise PackOutgrownError("an object is too large for memory")
 
 
 def delta_sizes(delta: bytes) -> tuple[int, int]:

@@ -91,13 +91,15 @@ def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPac
         cut=frozenset(task.cut),
         object_filter=parse_filter(task.filter_spec) if task.filter_spec else None,
         tags=task.tags,
+        is_memory_scarce=task.out_path is None,
     )
     if task.leave_out:
         return _written_without(task, repository, selection)
     if task.may_verbatim and not task.haves and task.may_offset and selection.oids:
         stored = find_verbatim(objects, selection.oids)
         if stored is not None:
-            if _is_plain_clone(task):  # now it is known that the wants reach all of it
+            # Now it is known that the wants, and tags that came by themselves, reach all of it.
+            if _is_plain_clone(task) and _present_tags(task, stored) <= set(task.wants):
                 write_links(stored.path.parents[1], stored.path.stem, set(task.wants), ())
             return _verbatim(stored)
     return _written(task, repository, selection)
@@ -109,7 +111,7 @@ def ready_pack(task: PackTask, repository: Repository) -> BuiltPack | None:
         return None
     objects = repository.objects
     for pack in objects.packs():
-        if reaches_all(objects, pack, task.wants):
+        if reaches_all(objects, pack, task.wants) and _has_tags_on_it(task, pack):
             return _verbatim(pack)
     packs = all_packs_if_wanted(objects, task.wants)
     return _verbatim(packs[0]) if packs is not None and len(packs) == 1 else None
@@ -118,6 +120,16 @@ def ready_pack(task: PackTask, repository: Repository) -> BuiltPack | None:
 def _is_plain_clone(task: PackTask) -> bool:
     is_whole = not task.haves and not task.cut and task.filter_spec is None
     return is_whole and not task.leave_out and task.may_offset
+
+
+def _present_tags(task: PackTask, pack: Pack) -> set[bytes]:
+    return {tag for tag, _ in task.tags if pack.find(tag) is not None}
+
+
+def _has_tags_on_it(task: PackTask, pack: Pack) -> bool:
+    """Say whether those of the task's tags that name an object of the pack are in the pack too."""
+    named = {tag for tag, target in task.tags if pack.find(target) is not None}
+    return named <= _present_tags(task, pack)
 
 
 def _verbatim(pack: Pack) -> BuiltPack:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import heapq
 import re
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from storage.git.errors import ObjectMissingError, RepositoryCorruptError
 from storage.git.object_filter import ObjectFilter
@@ -21,15 +22,21 @@ from storage.git.object_formats import (
     MODE_TREE,
     TAG,
     TREE,
-    TREE_ENTRY,
     Commit,
     parse_tag,
+    plain_mode,
+    tree_entries,
 )
 from storage.git.objects import ObjectStore
 
 _WANTED, _HAD = 1, 2
-# Of a mode only the beginning counts: 4 is a tree, 16 a submodule, any other 1 a blob.
-_KIND_AND_OID = re.compile(rb"0*(4|16|1)[0-7]+ [^\0]+\0([\s\S]{20})")
+# Larger ones are not read where memory is scarce: each of their links becomes an object there.
+SMALL_COMMIT_BYTES_MAX, SMALL_TREE_BYTES_MAX = 1 << 20, 8 << 20
+# 4 is a tree, 1 a blob; what else a mode can be is there as it is.
+_KIND_AND_OID = re.compile(
+    rb"0*(4(?=0000 )|1(?=00644 |00755 |20000 )|[0-7]+)[0-7]* [^\0]+\0([\s\S]{20})"
+)
+_PLAIN_KINDS, _TREE_KINDS = (b"1", b"4"), (b"4", MODE_TREE)
 
 
 @dataclass(slots=True)
@@ -55,6 +62,7 @@ def select_objects(
     cut: Collection[bytes] = (),
     object_filter: ObjectFilter | None = None,
     tags: Iterable[tuple[bytes, bytes]] = (),
+    is_memory_scarce: bool = False,
 ) -> Selection:
     """Choose what to send.
 
@@ -65,18 +73,30 @@ def select_objects(
         cut: commits whose parents are not followed, the client's borders and the server's.
         object_filter: what to leave out; the wants themselves stay.
         tags: (annotated tag, what it names): sent too when what they name is sent.
+        is_memory_scarce: large commits and trees are not to be read here.
 
     Raises:
         ObjectMissingError, RepositoryCorruptError: an object on the way is missing or damaged.
+        PackOutgrownError: one is large, and memory is scarce.
     """
-    return _Selector(objects, cut, object_filter).run(wants, haves, tags)
+    selector = _Selector(objects, cut, object_filter, is_memory_scarce=is_memory_scarce)
+    return selector.run(wants, haves, tags)
 
 
 class _Selector:
     def __init__(
-        self, objects: ObjectStore, cut: Collection[bytes], object_filter: ObjectFilter | None
+        self,
+        objects: ObjectStore,
+        cut: Collection[bytes],
+        object_filter: ObjectFilter | None,
+        *,
+        is_memory_scarce: bool,
     ) -> None:
         self._objects = objects
+        commit_bytes_max = SMALL_COMMIT_BYTES_MAX if is_memory_scarce else None
+        tree_bytes_max = SMALL_TREE_BYTES_MAX if is_memory_scarce else None
+        self._commit = partial(objects.commit, bytes_max=commit_bytes_max)
+        self._tree = partial(objects.get_typed, kind=TREE, bytes_max=tree_bytes_max)
         self._cut = cut
         self._filter = object_filter or ObjectFilter()
         self._selection = Selection()
@@ -154,7 +174,7 @@ class _Selector:
         return self._history_since(wants, haves)
 
     def _whole_history(self, wants: list[bytes]) -> list[tuple[bytes, Commit]]:
-        commit, cut = self._objects.commit, self._cut
+        commit, cut = self._commit, self._cut
         seen = set(wants)
         queue = list(wants)
         found = []
@@ -172,7 +192,7 @@ class _Selector:
 
     def _history_since(self, wants: list[bytes], haves: set[bytes]) -> list[tuple[bytes, Commit]]:
         """Paint wanted and had commits downwards, newest first, until no wanted one is left."""
-        commit, cut = self._objects.commit, self._cut
+        commit, cut = self._commit, self._cut
         paint: dict[bytes, int] = dict.fromkeys(haves, _HAD)
         for oid in wants:
             paint.setdefault(oid, _WANTED)
@@ -232,7 +252,7 @@ class _Selector:
 
     def _add_whole_trees(self, roots: list[bytes]) -> None:
         seen, oids = self._seen, self._selection.oids
-        find, get = _KIND_AND_OID.findall, self._objects.get_typed
+        find, get = _KIND_AND_OID.findall, self._tree
         takes_all = self._filter == ObjectFilter()
         takes_trees = self._filter.kind in (None, TREE)
         for root in roots:
@@ -244,10 +264,14 @@ class _Selector:
                 seen.add(tree)
                 if takes_trees:
                     oids.append(tree)
-                for kind, oid in find(get(tree, TREE)):
-                    if oid in seen or kind == b"16":
+                for kind, oid in find(get(tree)):
+                    if oid in seen:
                         continue
-                    if kind == b"4":
+                    if kind not in _PLAIN_KINDS:
+                        kind = plain_mode(kind)  # noqa: PLW2901
+                    if kind == MODE_SUBMODULE:
+                        continue
+                    if kind in _TREE_KINDS:
                         queue.append(oid)
                     else:
                         seen.add(oid)
@@ -255,10 +279,11 @@ class _Selector:
                             oids.append(oid)
 
     def _add_changed_trees(self, new: list[tuple[bytes, Commit]]) -> None:
+        """Add what each commit changes, after what its parents do: theirs it is compared with."""
         trees = {oid: commit.tree for oid, commit in new}
-        for _, commit in reversed(new):
+        for commit in _parents_first(new):
             olds = tuple(
-                trees.get(parent) or self._objects.commit(parent).tree for parent in commit.parents
+                trees.get(parent) or self._commit(parent).tree for parent in commit.parents
             )
             self._compare(commit.tree, olds)
 
@@ -275,7 +300,7 @@ class _Selector:
             if not self._enter(tree, olds, depth):
                 continue
             before = self._entries_by_name(olds)
-            for mode, name, oid in TREE_ENTRY.findall(self._objects.get_typed(tree, TREE)):
+            for mode, name, oid in tree_entries(self._tree(tree)):
                 twins = before.get(name, ())
                 if mode == MODE_SUBMODULE or any(oid == twin for _, twin in twins):
                     continue
@@ -302,7 +327,7 @@ class _Selector:
         seen, had = self._seen, self._selection.had
         for tree in trees:
             try:
-                entries = TREE_ENTRY.findall(self._objects.get_typed(tree, TREE))
+                entries = tree_entries(self._tree(tree))
             except ObjectMissingError:
                 continue  # a partial repository: what is not compared is sent
             for mode, name, oid in entries:
@@ -332,3 +357,25 @@ class _Selector:
                 while kind == TAG:
                     self._explicit[oid] = None
                     oid, kind = parse_tag(self._objects.get_typed(oid, TAG))
+
+
+def _parents_first(new: list[tuple[bytes, Commit]]) -> Iterator[Commit]:
+    """Yield commits, given with the newest first, so that parents among them come before.
+
+    What times say is no such order: a clock may have gone back between a commit and the next.
+    """
+    children: dict[bytes, list[tuple[bytes, Commit]]] = {oid: [] for oid, _ in new}
+    waits: dict[bytes, int] = {}
+    for oid, commit in new:
+        parents = [children[parent] for parent in commit.parents if parent in children]
+        for place in parents:
+            place.append((oid, commit))
+        waits[oid] = len(parents)
+    ready = [(oid, commit) for oid, commit in new if not waits[oid]]
+    while ready:
+        oid, commit = ready.pop()
+        yield commit
+        for child in children[oid]:
+            waits[child[0]] -= 1
+            if not waits[child[0]]:
+                ready.append(child)
