@@ -1,7 +1,8 @@
 """HTTP as aiohttp serves it, within bounds, and saying no more of itself than it must.
 
-A connection that waits too long for the head of a request is closed, idle ones make room for new
-ones, what is no HTTP is answered in one line, and a stop ends requests within its time.
+A connection that waits too long for the head of a request is closed, and so is one whose head has
+no end; idle ones make room for new ones, what is no HTTP is answered in one line, and a stop ends
+requests within its time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ FILES_BESIDE: Final = 1024  # packs, records, processes, ...
 BROKEN_OFF_NAMED_MAX: Final = 10
 _LAST_WORDS_S: Final = 2.0
 _NO_HTTP: Final = "This is no request that HTTP/1.1 allows.\n"
+_HEAD_TOO_LONG: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +49,11 @@ class HttpLimits:
 class Connection(web.RequestHandler):
     """A connection. What is no HTTP, and what no handler answers, is answered in one line."""
 
-    __slots__ = ()
+    __slots__ = ("_head_bytes",)
+
+    def __init__(self, manager: web.Server, **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self._head_bytes = 0  # so many came of a head that is not whole
 
     @property
     def idle_since(self) -> float | None:
@@ -57,6 +66,18 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
         if isinstance(self._manager, Server):
             self._manager.make_room(self)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.idle_since is None:  # the head was whole, or another request comes first
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        bound = self._manager.head_bytes_max if isinstance(self._manager, Server) else None
+        if bound is not None and self._head_bytes > bound:
+            if self.transport is not None:
+                self.transport.write(_HEAD_TOO_LONG)
+            self.force_close()
 
     def break_off(self) -> str | None:
         """End it at once, whatever it does; return the request that this ends, if there is one."""
@@ -99,6 +120,7 @@ class Server(web.Server):
     """Makes connections of that kind, and knows how many there may be."""
 
     connections_max: int | None = None
+    head_bytes_max: int | None = None
 
     def __call__(self) -> Connection:
         return Connection(self, loop=self._loop, **self._kwargs)
@@ -165,11 +187,11 @@ class Runner(web.AppRunner):
         server = await super()._make_server()
         server.__class__ = Server
         assert isinstance(server, Server)
-        server.connections_max = _affordable(self._limits.connections_max)
+        server.connections_max = affordable(self._limits.connections_max)
         return server
 
 
-def _affordable(connections_max: int) -> int:
+def affordable(connections_max: int) -> int:
     """Let this process have as many files as so many connections need; return how many it can."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections_max * FILES_PER_CONNECTION + FILES_BESIDE

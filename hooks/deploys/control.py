@@ -24,6 +24,9 @@ OUTPUT_LINES_MAX: Final = 10_000
 POST_TIMEOUT_S: Final = 10.0
 LINGER_S: Final = 0.05
 """Lines of a log wait so long for more, or for the report: a short roll is one message."""
+BATCH_BYTES_MAX: Final = 1024 * 1024
+"""Beyond it neither more lines nor the report go along: control refuses what is too long, and it
+must get the report."""
 CONNECTION_COUNT_MAX: Final = 16
 """After a reconnect every environment has something to say: not all at once."""
 
@@ -147,19 +150,29 @@ class Outbox:
     def __init__(self, line: ControlLine) -> None:
         self._line = line
         self._waiting: deque[Report | RollLog] = deque()
+        self._last_bytes = 0  # the length of the last one that waits
         self._filled = asyncio.Event()
         self._reported = asyncio.Event()
         self._sender = asyncio.get_running_loop().create_task(self._send())
 
     def put(self, message: Report | RollLog) -> None:
-        """Add a message; one that waits already is not doubled, log lines are put together."""
+        """Add a message; one that waits already is not doubled, log lines are put together, as far
+        as a message may be long.
+        """
         if message in self._waiting:
             return
         last = self._waiting[-1] if self._waiting else None
-        if isinstance(last, RollLog) and last.deployment_id == message.deployment_id:
+        size_bytes = len(msgspec.json.encode(message))
+        if (
+            isinstance(last, RollLog)
+            and last.deployment_id == message.deployment_id
+            and self._last_bytes + size_bytes <= BATCH_BYTES_MAX
+        ):
             self._waiting[-1] = _together(last, message)
+            self._last_bytes += size_bytes
         else:
             self._waiting.append(message)
+            self._last_bytes = size_bytes
         if isinstance(message, Report):
             self._reported.set()
         self._filled.set()

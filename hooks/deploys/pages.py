@@ -73,6 +73,10 @@ def bad_request(text: str) -> web.Response:
     return page(400, "Bad request", text)
 
 
+def head_too_large() -> web.Response:
+    return page(431, "Too many headers", "A request's headers are at most 32 KiB: delete cookies.")
+
+
 def internal_error() -> web.Response:
     return page(500, "Something went wrong", "This is our fault, and it has been logged.")
 

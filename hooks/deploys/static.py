@@ -77,7 +77,7 @@ class StaticSite:
         if isinstance(found, Redirect):
             return self._redirect(found.location + mark + query)
         if found is None:
-            return self._not_found()
+            return await self._not_found(request)
         return await self._file(request, found)
 
     def _redirect(self, location: str) -> web.Response:
@@ -86,13 +86,14 @@ class StaticSite:
             headers={**_BASE_HEADERS, "Location": location},
         )
 
-    def _not_found(self) -> web.Response:
+    async def _not_found(self, request: web.BaseRequest) -> web.StreamResponse:
         own = self._index.not_found_page()
-        body = self._read(own) if own is not None else None
-        if own is None or body is None:
+        fd = self._open(own) if own is not None else None
+        if own is None or fd is None:
             return pages.not_found()
         headers = {**_BASE_HEADERS, "Content-Type": own.content_type}
-        return web.Response(status=HTTPStatus.NOT_FOUND, body=body, headers=headers)
+        whole = ByteRange(0, own.size_bytes - 1)
+        return await _send(request, HTTPStatus.NOT_FOUND, headers, fd, whole)
 
     async def _file(self, request: web.BaseRequest, file: StaticFile) -> web.StreamResponse:
         headers = {**_BASE_HEADERS, "ETag": file.etag, "Accept-Ranges": "bytes"}
@@ -127,27 +128,8 @@ class StaticSite:
         fd = self._open(file)
         if fd is None:
             return pages.damaged_file()
-        try:
-            status = HTTPStatus.OK if part is None else HTTPStatus.PARTIAL_CONTENT
-            whole = part or ByteRange(0, file.size_bytes - 1)
-            if request.method == "HEAD":
-                headers["Content-Length"] = str(file.size_bytes)
-                return web.Response(status=status, headers=headers)
-            if whole.count <= INLINE_BYTES_MAX:
-                body = os.pread(fd, whole.count, whole.first)
-                return web.Response(status=status, headers=headers, body=body)
-            return await _send_file(request, status, headers, fd, whole)
-        finally:
-            os.close(fd)
-
-    def _read(self, file: StaticFile) -> bytes | None:
-        fd = self._open(file)
-        if fd is None:
-            return None
-        try:
-            return os.pread(fd, file.size_bytes, 0)
-        finally:
-            os.close(fd)
+        status = HTTPStatus.OK if part is None else HTTPStatus.PARTIAL_CONTENT
+        return await _send(request, status, headers, fd, part or ByteRange(0, file.size_bytes - 1))
 
     def _open(self, file: StaticFile) -> int | None:
         """Open a file; None when `stat` already shows that it is not the released one any more.
@@ -168,6 +150,22 @@ class StaticSite:
             os.close(fd)
             return None
         return fd
+
+
+async def _send(
+    request: web.BaseRequest, status: HTTPStatus, headers: dict[str, str], fd: int, part: ByteRange
+) -> web.StreamResponse:
+    """Answer with a part of a file, which is closed."""
+    try:
+        if request.method == "HEAD":
+            headers["Content-Length"] = str(part.count)
+            return web.Response(status=status, headers=headers)
+        if part.count <= INLINE_BYTES_MAX:
+            body = os.pread(fd, part.count, part.first)
+            return web.Response(status=status, headers=headers, body=body)
+        return await _send_file(request, status, headers, fd, part)
+    finally:
+        os.close(fd)
 
 
 async def _send_file(

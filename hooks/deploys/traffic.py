@@ -13,12 +13,14 @@ from hooks.deploys import pages
 from hooks.deploys.forwarding import destination
 from hooks.deploys.router import Router
 from hooks.deploys.serving import Absence, Serving
-from hooks.http_server import Server
+from hooks.http_server import Server, affordable
 
 HOLD_S: Final = 10.0
 """How long a request waits for an environment that is only just starting with its host."""
 KEEP_ALIVE_S: Final = 75.0
-HEADER_BYTES_MAX: Final = 32 * 1024
+HEAD_BYTES_MAX: Final = 32 * 1024
+"""Of a request: its line and all its headers."""
+CONNECTIONS_MAX: Final = 8192
 
 _log = structlog.get_logger()
 _silent = logging.Logger("hooks.deploys.traffic")  # noqa: LOG001 - nobody is to configure it
@@ -28,15 +30,19 @@ _silent.addHandler(logging.NullHandler())  # aiohttp's: it would write a traceba
 def make_server(router: Router[Serving]) -> Server:
     """Make the HTTP server. Call it in the loop."""
     traffic = Traffic(router)
-    return Server(
+    server = Server(
         traffic.handle,
         access_log=None,
         logger=_silent,
+        handler_cancellation=True,  # whoever leaves takes his request with him
         auto_decompress=False,  # bodies pass as they are
         keepalive_timeout=KEEP_ALIVE_S,
-        max_line_size=HEADER_BYTES_MAX,
-        max_field_size=HEADER_BYTES_MAX,
+        max_line_size=HEAD_BYTES_MAX,
+        max_field_size=HEAD_BYTES_MAX,
     )
+    server.connections_max = affordable(CONNECTIONS_MAX)
+    server.head_bytes_max = HEAD_BYTES_MAX
+    return server
 
 
 class Traffic:
@@ -66,6 +72,8 @@ class Traffic:
         return response
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if _head_bytes(request) > HEAD_BYTES_MAX:
+            return pages.head_too_large()
         hosts = request.headers.getall("Host", [])
         if len(hosts) > 1:
             return pages.bad_request("A request names one host.")
@@ -84,6 +92,13 @@ class Traffic:
             await response.prepare(request)
             await response.write_eof()
             return response
+
+
+def _head_bytes(request: web.BaseRequest) -> int:
+    """How long the request's line and headers are, as they are usually written."""
+    line = len(request.method) + len(request.raw_path) + len("  HTTP/1.1\r\n")
+    fields = sum(len(name) + len(value) for name, value in request.raw_headers)
+    return line + fields + len(": \r\n") * len(request.raw_headers)
 
 
 def _broken_off(request: web.BaseRequest) -> web.StreamResponse:

@@ -226,6 +226,7 @@ class ControlPeer:
         self.lines: dict[str, list] = defaultdict(list)
         self.progress: dict[str, int] = {}
         self.connections = 0
+        self.longest_bytes = 0
         self.fail_posts = 0
         self.ping_s = 5.0
         self._queues: set[asyncio.Queue] = set()
@@ -324,8 +325,13 @@ class ControlPeer:
             raise web.HTTPNotFound
         return web.Response(body=msgspec.json.encode(self.configs[deployment_id]))
 
+    async def _heard(self, request):
+        data = await request.read()
+        self.longest_bytes = max(self.longest_bytes, len(data))
+        return data
+
     async def _report(self, request):
-        report = msgspec.json.decode(await request.read(), type=Report)
+        report = msgspec.json.decode(await self._heard(request), type=Report)
         if self.fail_posts:
             self.fail_posts -= 1
             raise web.HTTPServiceUnavailable
@@ -337,7 +343,7 @@ class ControlPeer:
         return web.json_response({})
 
     async def _log(self, request):
-        batch = msgspec.json.decode(await request.read(), type=RollLog)
+        batch = msgspec.json.decode(await self._heard(request), type=RollLog)
         if self.fail_posts:
             self.fail_posts -= 1
             raise web.HTTPServiceUnavailable

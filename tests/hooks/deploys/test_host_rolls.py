@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hooks.deploys.control import ControlLine, Outbox, RollJournal
+from hooks.deploys.control import BATCH_BYTES_MAX, ControlLine, Outbox, RollJournal
 from hooks.deploys.wire import ArtifactPin, Report
 from storage import trust
 
@@ -65,6 +65,22 @@ async def test_lines_that_wait_go_along_with_the_report(control):
     async with asyncio.timeout(10):
         while "alone" not in control.log_of("dep_1"):
             await asyncio.sleep(0.01)
+    await outbox.close()
+    following.cancel()
+
+
+async def test_a_report_is_not_held_up_by_a_long_log(control):
+    line = ControlLine(control.path)
+    following = asyncio.create_task(line.follow(lambda _: None))
+    outbox = Outbox(line)
+    journal = RollJournal(outbox, "dep_1")
+    said = [f"{number:03d} " + "\x01" * 8_000 for number in range(60)]  # six bytes each in JSON
+    for text in said:
+        journal.say(text, stage="release")
+    outbox.put(Report("env_1", "dep_1", "serving"))
+    await control.reported("dep_1")
+    assert control.log_of("dep_1") == said
+    assert control.longest_bytes <= BATCH_BYTES_MAX + 1000
     await outbox.close()
     following.cancel()
 

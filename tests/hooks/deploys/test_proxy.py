@@ -53,7 +53,8 @@ async def front(visitors):
             release = ServedRelease("dep_1", pin, Passing(proxy))
             serving.switch(release)
             router.put("env_1", ["env-1.localhost"], serving)
-            runner = web.ServerRunner(make_server(router), shutdown_timeout=1)
+            server = make_server(router)
+            runner = web.ServerRunner(server, shutdown_timeout=1)
             await runner.setup()
             stack.push_async_callback(proxy.close)
             stack.push_async_callback(runner.cleanup)
@@ -62,6 +63,7 @@ async def front(visitors):
             made = visitors(runner.addresses[0][1])
             made.release = release
             made.port = runner.addresses[0][1]
+            made.server = server
             return made
 
         yield start
@@ -634,3 +636,63 @@ async def test_a_release_that_is_closed_breaks_off_what_is_in_flight(app):
     await asyncio.sleep(0.1)
     await waiting.release.responder.close(grace_s=0)
     assert (await asyncio.wait_for(asking, 5)).status == 502
+
+
+async def test_a_visitor_who_leaves_before_the_answer_ends_the_request_at_the_process(front):
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+        left.set()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    visitor = await front(server.sockets[0].getsockname()[1])
+    asking = asyncio.create_task(visitor.ask("/"))
+    await asyncio.wait_for(asked.wait(), 5)
+    asking.cancel()
+    await asyncio.wait_for(left.wait(), 5)
+    assert await visitor.release.drain(timeout_s=5)
+    server.close()
+
+
+# -- heads of requests ---------------------------------------------------------------------------
+
+FIELD = b"X-Field: " + b"x" * 1013 + b"\r\n"
+HEAD = b"GET / HTTP/1.1\r\nHost: env-1.localhost\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "end", "status"),
+    [(31, b"\r\n", b"200"), (40, b"\r\n", b"431"), (40, b"", b"431")],
+)
+@pytest.mark.parametrize("pieces", [1, 8])
+async def test_a_head_is_bounded_as_a_whole(app, count, end, status, pieces):
+    visitor = await app(mirror)
+    reader, writer = await asyncio.open_connection("127.0.0.1", visitor.port)
+    request = HEAD + FIELD * count + end
+    length = len(request) // pieces + 1
+    for start in range(0, len(request), length):
+        writer.write(request[start : start + length])
+        await asyncio.sleep(0.01)
+    status_line = await asyncio.wait_for(reader.readline(), 5)
+    assert status_line.split()[1] == status
+    writer.close()
+
+
+async def test_a_body_is_no_head(app):
+    visitor = await app(mirror)
+    answer = await visitor.ask("/", method="POST", data=b"x" * 100_000)
+    assert len(answer.body) > 100_000
+
+
+async def test_connections_are_bounded(front):
+    visitor = await front(9)
+    assert visitor.server.connections_max > 1000
+    visitor.server.connections_max = 2
+    talks = [await asyncio.open_connection("127.0.0.1", visitor.port) for _ in range(3)]
+    assert await asyncio.wait_for(talks[0][0].read(), 5) == b""
+    for _, writer in talks:
+        writer.close()
