@@ -582,7 +582,7 @@ class Rollout:
         self._retire(self.serving.switch(release))
 
     async def _write(self, state: EnvironmentState) -> None:
-        await self._tools.in_thread(self._folder.write, state)
+        await self._tools.in_thread(self._folder.replace, self.state, state)
         self.state = state
 
     def _retire(self, release: ServedRelease | None, *, is_shutdown: bool = False) -> None:

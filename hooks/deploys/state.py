@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,10 @@ from typing import Final
 import msgspec
 import structlog
 
+from hooks.builds.tree import remove_tree
 from hooks.deploys.wire import ArtifactPin, Desired
 from storage.digest import Digest
+from storage.errors import StorageError
 from storage.files import mapped_errors, remove_drafts, write_atomic
 from storage.proof_archive import PROOF_SUFFIX
 
@@ -143,10 +146,29 @@ class EnvironmentFolder:
         return state if state.env_id == self.path.name else None
 
     def write(self, state: EnvironmentState) -> None:
-        """Replace the state, durably, and let `current` point at what it says is served."""
+        """Replace the state, durably, and let `current` point at what it says is served.
+
+        Trouble with `current` is none of the environment's: nothing is served by it.
+        """
         with mapped_errors(f"write the state of {self.path}"):
             write_atomic(self.path / "state.json", msgspec.json.encode(state), mode=0o600)
+        try:
             self._point(state.served)
+        except OSError as error:
+            _log.warning("current_not_pointed", path=str(self.path), reason=str(error))
+
+    def replace(self, before: EnvironmentState, after: EnvironmentState) -> None:
+        """Write `after`. When that fails, `before` is the state again, however far it went: a state
+        that the next start would read and nobody knows of would be served then.
+        """
+        try:
+            self.write(after)
+        except BaseException:
+            try:
+                self.write(before)
+            except StorageError as error:
+                _log.error("environment_state_unclear", path=str(self.path), reason=str(error))
+            raise
 
     def _point(self, served: ServedState | None) -> None:
         current = self.path / "current"
@@ -206,7 +228,13 @@ class EnvironmentFolder:
         """
         with contextlib.suppress(FileNotFoundError):
             (self.path / "state.json").unlink()
-        shutil.rmtree(self.path, ignore_errors=True)
+        reason = "something of it cannot be removed"
+        try:
+            remove_tree(self.path)
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = str(error)
+        if self.path.exists():  # what its visitors left there too: the next start tries again
+            _log.error("environment_not_removed", path=str(self.path), reason=reason)
 
 
 def remove_folders(paths: Iterable[Path]) -> None:

@@ -33,6 +33,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 body = open(self.path.removeprefix("/write")).read().encode()
             except OSError as error:
                 body = str(error).encode()
+        if self.path.startswith("/lock"):
+            folder = self.path.removeprefix("/lock")
+            os.mkdir(folder)
+            open(folder + "/note", "w").close()
+            os.chmod(folder, 0)
         if self.path.startswith("/read"):
             try:
                 body = open(self.path.removeprefix("/read"), "rb").read()
@@ -413,6 +418,7 @@ async def test_a_removed_environment_leaves_no_process_and_no_data(
 ):
     await control.roll(wanted(pin=shelf.put_web(app("one"))))
     await visitor.text("/write/data/note")
+    await visitor.text("/lock/data/locked")
     control.remove("env_1")
     await visitor.until(404)
     await eventually(lambda: not sandboxes_of(host))

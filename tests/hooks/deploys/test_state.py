@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import stat
 import threading
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from hooks.deploys.state import (
 )
 from hooks.deploys.wire import ArtifactPin
 from storage.digest import Digest
+from storage.errors import StorageIoError
 from tests.crashing import HOWS, Child, needs_strace, share, some
 
 
@@ -53,6 +57,33 @@ def test_current_follows_what_is_served(folder, state):
     assert (folder.path / "current").readlink().name == "000002-abcdef00"
     folder.write(state)
     assert not (folder.path / "current").is_symlink()
+
+
+def test_trouble_with_current_is_no_trouble_of_the_state(folder, state):
+    (folder.path / "current").mkdir()
+    (folder.path / "current" / "somebody's").touch()
+    written = state.serving(served(1))
+    folder.write(written)
+    assert folder.read() == written
+
+
+def test_a_state_that_was_not_written_for_sure_is_the_former_again(folder, state, monkeypatch):
+    before, after = state.serving(served(1)), state.serving(served(2))
+    folder.write(before)
+    flush, refused = os.fsync, []
+
+    def fsync(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode) and not refused:
+            refused.append(folder.read())
+            raise OSError(errno.EIO, "the disk says no")
+        flush(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StorageIoError):
+        folder.replace(before, after)
+    assert refused == [after]  # it was there already
+    assert folder.read() == before
+    assert (folder.path / "current").readlink().name == before.served.folder
 
 
 def test_the_folders_used_last_are_kept(state):
