@@ -133,10 +133,18 @@ class MaskedStream:
             shown += self._let_go()
         return shown
 
-    def end(self) -> bytes:
-        """Return what was held back: nothing follows."""
-        held, self._held = self._held, b""
-        return _replaced(held, self._masker.spans(held), self._masked_bytes) if held else b""
+    @property
+    def held_bytes(self) -> int:
+        """So many bytes are held back."""
+        return len(self._held)
+
+    def end(self, last: bytes = b"") -> bytes:
+        """Take the last bytes, and return all that was held back. What comes after that has nothing
+        to do with it.
+        """
+        data, self._held = self._held + last, b""
+        masked_bytes, self._masked_bytes = self._masked_bytes, 0
+        return _replaced(data, self._masker.spans(data), masked_bytes) if data else b""
 
     def _let_go(self) -> bytes:
         self._held = self._held.translate(None, _SPACE)

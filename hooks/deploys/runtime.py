@@ -287,7 +287,7 @@ async def run_release_command(program: Program, *, timeout_s: float, on_line: Li
     Raises:
         RollFailedError: It failed, or took too long; everything it started is dead.
     """
-    lines = Lines(lambda line: on_line(program.given.masker.masked(line)))
+    lines = Lines(on_line, masker=program.given.masker)
     try:
         sandbox = await _start(program.sandbox(), lines.write)
     except SandboxUnavailableError as error:

@@ -28,14 +28,24 @@ LineSink = Callable[[str], None]
 class Lines:
     """Cuts output into lines as it comes. A longer line than 8 KiB becomes several.
 
+    What the `masker` knows as secret is masked before that: no piece shows a part of it.
+
     Every line costs time in the loop that serves all sites. A program that floods has what is too
     much left out: a line of ours says how much, and the last ones are passed on all the same.
     """
 
-    def __init__(self, on_line: LineSink, seconds: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        on_line: LineSink,
+        seconds: Callable[[], float] = time.monotonic,
+        *,
+        masker: Masker | None = None,
+    ) -> None:
         self._on_line = on_line
         self._seconds = seconds
-        self._rest = b""
+        self._mask = (masker or Masker()).stream()
+        self._begun = b""  # of a long line that has no end yet: what is masked already,
+        self._rest = b""  # and what came after that
         self._allowed = float(BURST_LINES)
         self._refilled_at = seconds()
         self._left_out = 0
@@ -58,9 +68,7 @@ class Lines:
     def close(self) -> None:
         """Pass on what came without a line's end, and the last of what was left out."""
         self._tell_what_is_left_out()
-        if self._rest:
-            self._pass_on(self._rest)
-            self._rest = b""
+        self._pass_on_rest()
 
     def _room(self) -> int:
         now = self._seconds()
@@ -72,6 +80,7 @@ class Lines:
     def _tell_what_is_left_out(self) -> None:
         if not self._tail:
             return
+        self._pass_on_rest()
         *last, self._rest = self._tail.split(b"\n")
         shown = last[-TAIL_LINES:]
         hidden = self._left_out - len(self._rest) - sum(len(line) + 1 for line in shown)
@@ -81,13 +90,27 @@ class Lines:
         self._cut_rest()
 
     def _cut_rest(self) -> None:
-        whole = len(self._rest) - len(self._rest) % LINE_BYTES_MAX
         if len(self._rest) > LINE_BYTES_MAX:
-            self._allowed -= self._pass_on(self._rest[:whole])
-            self._rest = self._rest[whole:]
+            masked = self._begun + self._mask.feed(self._rest)
+            whole = len(masked) - len(masked) % LINE_BYTES_MAX
+            if whole:
+                self._allowed -= self._pass_on_masked(masked[:whole])
+            self._begun, self._rest = masked[whole:], b""
 
-    def _pass_on(self, line: bytes) -> int:
-        """Pass on a line, in pieces if it is long, and return their number."""
+    def _pass_on_rest(self) -> None:
+        """Pass on a line that has no end, if there is one."""
+        held = self._mask.held_bytes
+        if self._begun or self._rest or held:
+            self._allowed -= self._pass_on(self._rest)
+            self._rest = b""
+
+    def _pass_on(self, end: bytes) -> int:
+        """Mask the end of a line and pass the line on; return the number of its pieces."""
+        masked = self._begun + self._mask.end(end)
+        self._begun = b""
+        return self._pass_on_masked(masked)
+
+    def _pass_on_masked(self, line: bytes) -> int:
         starts = range(0, max(len(line), 1), LINE_BYTES_MAX)
         for start in starts:
             part = line[start : start + LINE_BYTES_MAX]
@@ -98,7 +121,7 @@ class Lines:
 class WebLog:
     """What a web process says: in a file that never outgrows its bound, and its last lines here.
 
-    What its `masker` knows as secret is masked, line by line.
+    What its `masker` knows as secret is masked, line by line, before long lines are cut.
 
     Trouble with the file is no trouble of the site's: the lines are then only kept here.
     """
@@ -106,7 +129,7 @@ class WebLog:
     def __init__(self, path: Path, masker: Masker | None = None) -> None:
         self._path = path
         self._masker = masker or Masker()
-        self._lines = Lines(self._append)
+        self._lines = Lines(self._append, masker=masker)
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._fd = -1
         self._size_bytes = 0
@@ -116,7 +139,7 @@ class WebLog:
 
     def note(self, line: str) -> None:
         """Add a line of ours."""
-        self._append(f"[gitd] {line}")
+        self._append(self._masker.masked(f"[gitd] {line}"))
 
     def tail(self) -> tuple[str, ...]:
         self._lines.close()
@@ -129,7 +152,6 @@ class WebLog:
             self._fd = -1
 
     def _append(self, line: str) -> None:
-        line = self._masker.masked(line)
         self._tail.append(line)
         data = f"{rfc3339(now_ms())} {line}\n".encode()
         with contextlib.suppress(OSError):

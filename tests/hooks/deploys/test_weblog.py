@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+from hooks.builds.masking import Masker
 from hooks.deploys.weblog import (
     BURST_LINES,
     FILE_BYTES_MAX,
@@ -85,3 +88,28 @@ def test_a_log_that_cannot_be_written_still_knows_its_last_lines(tmp_path):
     log.note("two")
     assert log.tail() == ("one", "[gitd] two")
     log.close()
+
+
+SECRET = "sk_live_" + "".join(chr(ord("A") + number % 26) for number in range(40))
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+@pytest.mark.parametrize("piece_bytes", [1000, LINE_BYTES_MAX, 1 << 20])
+@pytest.mark.parametrize("before", [LINE_BYTES_MAX - 20, LINE_BYTES_MAX + 1, 3 * LINE_BYTES_MAX])
+def test_a_secret_is_masked_wherever_a_long_line_is_cut(tmp_path, before, piece_bytes, end):
+    log = WebLog(tmp_path / "web.log", Masker({"KEY": SECRET}))
+    said = f"{'x' * before}{SECRET}{'y' * LINE_BYTES_MAX}{end}".encode()
+    for start in range(0, len(said), piece_bytes):
+        log.write(said[start : start + piece_bytes])
+    log.close()
+    kept = log.tail()
+    assert "".join(kept) == f"{'x' * before}***{'y' * LINE_BYTES_MAX}"
+    assert max(map(len, kept)) <= LINE_BYTES_MAX
+    log.write(f"{SECRET[:20]}\n{SECRET[20:]}\n{SECRET}\n".encode())
+    assert log.tail()[-3:] == (SECRET[:20], SECRET[20:], "***")
+
+
+def test_a_line_that_a_flood_cuts_off_is_kept():
+    found = lines_of(b"z\n" * BURST_LINES + b"begun", b", the rest is left out\nlast")
+    assert found[BURST_LINES] == "begun"
+    assert found[-2:] == [", the rest is left out", "last"]
