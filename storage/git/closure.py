@@ -81,7 +81,8 @@ class Closure:
         for kind in LISTED_KINDS:
             strange = outside[kind]
             is_typed = is_typed and strange.isdisjoint(oids) and strange.isdisjoint(others)
-            is_typed = is_typed and linked.isdisjoint(self.named[kind] | other.named[kind])
+            for named in (self.named[kind], other.named[kind]):
+                is_typed = is_typed and linked.isdisjoint(named)
         outside[BLOB] = linked.difference(oids, others)
         return Closure(
             roots=(self.roots - other.all_outside()) | (other.roots - self.all_outside()),

@@ -36,6 +36,8 @@ SMALL_COMMIT_BYTES_MAX, SMALL_TREE_BYTES_MAX = 1 << 20, 8 << 20
 _KIND_AND_OID = re.compile(
     rb"0*(4(?=0000 )|1(?=00644 |00755 |20000 )|[0-7]+)[0-7]* [^\0]+\0([\s\S]{20})"
 )
+# A commit's tree is read as its own, and again as its child's parent's.
+_PARSED_TREES_MAX, _PARSED_ENTRIES_MAX = 64, 1_000
 _PLAIN_KINDS, _TREE_KINDS = (b"1", b"4"), (b"4", MODE_TREE)
 
 
@@ -103,6 +105,7 @@ class _Selector:
         self._seen: set[bytes] = set()
         self._explicit: dict[bytes, None] = {}  # sent whatever the filter says
         self._depths: dict[bytes, int] = {}
+        self._parsed: dict[bytes, list[tuple[bytes, bytes, bytes]]] = {}
 
     def run(
         self,
@@ -300,7 +303,7 @@ class _Selector:
             if not self._enter(tree, olds, depth):
                 continue
             before = self._entries_by_name(olds)
-            for mode, name, oid in tree_entries(self._tree(tree)):
+            for mode, name, oid in self._entries(tree):
                 twins = before.get(name, ())
                 if mode == MODE_SUBMODULE or any(oid == twin for _, twin in twins):
                     continue
@@ -322,12 +325,23 @@ class _Selector:
         self._add(tree, TREE)
         return True
 
+    def _entries(self, tree: bytes) -> list[tuple[bytes, bytes, bytes]]:
+        """Return a tree's entries; those of a few small trees that were read last are at hand."""
+        entries = self._parsed.get(tree)
+        if entries is None:
+            entries = tree_entries(self._tree(tree))
+            if len(entries) <= _PARSED_ENTRIES_MAX:
+                if len(self._parsed) >= _PARSED_TREES_MAX:
+                    self._parsed.clear()
+                self._parsed[tree] = entries
+        return entries
+
     def _entries_by_name(self, trees: tuple[bytes, ...]) -> dict[bytes, list[tuple[bytes, bytes]]]:
         found: dict[bytes, list[tuple[bytes, bytes]]] = {}
         seen, had = self._seen, self._selection.had
         for tree in trees:
             try:
-                entries = tree_entries(self._tree(tree))
+                entries = self._entries(tree)
             except ObjectMissingError:
                 continue  # a partial repository: what is not compared is sent
             for mode, name, oid in entries:

@@ -52,6 +52,19 @@ def test_a_clock_that_went_back_hides_nothing(made: Made) -> None:
     assert sent(made, tip, had) == made.reached(tip, without=[had])
 
 
+def test_a_long_history_is_sent_from_anywhere_in_it(made: Made) -> None:
+    """More trees than are at hand at a time, one of them larger than any that is."""
+    many = [(FILE, b"f%04d" % number, made.blob(b"x")) for number in range(1_100)]
+    tips = [made.commit(made.tree(*many))]
+    for number in range(100):
+        folder = made.tree((FILE, b"n", made.blob(b"%d" % number)))
+        tips.append(made.commit(made.tree(*many, (FOLDER, b"g", folder)), tips[-1], time=number))
+        many = many[: 1_100 - number]
+    assert not made.push(tips[-1]).broken
+    for have in tips[0], tips[20], tips[99]:
+        assert sent(made, tips[-1], have) == made.reached(tips[-1], without=[have])
+
+
 # Of each commit: its parents (how far back), its time, and which of few contents its files have.
 HISTORIES = st.lists(
     st.tuples(
