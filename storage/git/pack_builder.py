@@ -92,6 +92,7 @@ def build_pack(task: PackTask, repository: Repository | None = None) -> BuiltPac
         object_filter=parse_filter(task.filter_spec) if task.filter_spec else None,
         tags=task.tags,
         is_memory_scarce=task.out_path is None,
+        may_thin=task.may_thin,
     )
     if task.leave_out:
         return _written_without(task, repository, selection)

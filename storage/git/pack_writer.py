@@ -1,7 +1,8 @@
 """Write a pack of chosen objects, out of what is stored: bytes and deltas are copied as they lie.
 
-Only where a stored delta cannot be used (its base is not sent, and the client lacks it) is an
-object inflated, and then a quick delta against the client's own version of the same path is tried.
+Only where a stored delta cannot be used (its base is not sent, and the client lacks it), or an
+object lies loose, is it inflated, and then a quick delta against the client's own version of the
+same path is tried.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class PackWriter:
                 self._write_packed(pack, offset, oid)
             self._flush_run()
         for oid in loose:
-            self._write_inflated(oid)
+            if not self._write_against_twin(oid):
+                self._write_inflated(oid)
         self._sink(self._digest.digest())
         self.result.size_bytes = self._at + OID_BYTES
         return self.result

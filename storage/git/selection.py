@@ -29,6 +29,7 @@ from storage.git.object_formats import (
 )
 from storage.git.objects import ObjectStore
 
+LATEST_HAVES = 4  # so many of the client's commits are looked at where a history is cut
 _WANTED, _HAD = 1, 2
 # Larger ones are not read where memory is scarce: each of their links becomes an object there.
 SMALL_COMMIT_BYTES_MAX, SMALL_TREE_BYTES_MAX = 1 << 20, 8 << 20
@@ -65,6 +66,7 @@ def select_objects(
     object_filter: ObjectFilter | None = None,
     tags: Iterable[tuple[bytes, bytes]] = (),
     is_memory_scarce: bool = False,
+    may_thin: bool = False,
 ) -> Selection:
     """Choose what to send.
 
@@ -76,12 +78,15 @@ def select_objects(
         object_filter: what to leave out; the wants themselves stay.
         tags: (annotated tag, what it names): sent too when what they name is sent.
         is_memory_scarce: large commits and trees are not to be read here.
+        may_thin: leave out what commits of the client's have, also where a history is cut.
 
     Raises:
         ObjectMissingError, RepositoryCorruptError: an object on the way is missing or damaged.
         PackOutgrownError: one is large, and memory is scarce.
     """
-    selector = _Selector(objects, cut, object_filter, is_memory_scarce=is_memory_scarce)
+    selector = _Selector(
+        objects, cut, object_filter, is_memory_scarce=is_memory_scarce, may_thin=may_thin
+    )
     return selector.run(wants, haves, tags)
 
 
@@ -93,12 +98,14 @@ class _Selector:
         object_filter: ObjectFilter | None,
         *,
         is_memory_scarce: bool,
+        may_thin: bool,
     ) -> None:
         self._objects = objects
         commit_bytes_max = SMALL_COMMIT_BYTES_MAX if is_memory_scarce else None
         tree_bytes_max = SMALL_TREE_BYTES_MAX if is_memory_scarce else None
         self._commit = partial(objects.commit, bytes_max=commit_bytes_max)
         self._tree = partial(objects.get_typed, kind=TREE, bytes_max=tree_bytes_max)
+        self._latest_max = LATEST_HAVES if may_thin else 0
         self._cut = cut
         self._filter = object_filter or ObjectFilter()
         self._selection = Selection()
@@ -120,7 +127,7 @@ class _Selector:
             self._add(oid, COMMIT)
         if not self._has_no_trees():
             if had_commits or self._filter.tree_depth is not None:
-                self._add_changed_trees(new)
+                self._add_changed_trees(new, had_commits)
             else:
                 self._add_whole_trees([commit.tree for _, commit in new])
             for kind, oid in others:
@@ -281,13 +288,16 @@ class _Selector:
                         if takes_all or self._takes_blob(oid):
                             oids.append(oid)
 
-    def _add_changed_trees(self, new: list[tuple[bytes, Commit]]) -> None:
+    def _add_changed_trees(self, new: list[tuple[bytes, Commit]], haves: set[bytes]) -> None:
         """Add what each commit changes, after what its parents do: theirs it is compared with."""
         trees = {oid: commit.tree for oid, commit in new}
-        for commit in _parents_first(new):
-            olds = tuple(
-                trees.get(parent) or self._commit(parent).tree for parent in commit.parents
-            )
+        # At a border no parent is followed: what the client has is all that its tree can be like.
+        latest = heapq.nlargest(
+            self._latest_max, haves, key=lambda oid: (self._commit(oid).time, oid)
+        )
+        for oid, commit in _parents_first(new):
+            before = latest if oid in self._cut else commit.parents
+            olds = tuple(trees.get(old) or self._commit(old).tree for old in before)
             self._compare(commit.tree, olds)
 
     def _compare(self, root: bytes, root_olds: tuple[bytes, ...]) -> None:
@@ -344,6 +354,8 @@ class _Selector:
                 entries = self._entries(tree)
             except ObjectMissingError:
                 continue  # a partial repository: what is not compared is sent
+            if tree not in seen:
+                had.add(tree)
             for mode, name, oid in entries:
                 found.setdefault(name, []).append((mode, oid))
                 if oid not in seen:
@@ -373,7 +385,7 @@ class _Selector:
                     oid, kind = parse_tag(self._objects.get_typed(oid, TAG))
 
 
-def _parents_first(new: list[tuple[bytes, Commit]]) -> Iterator[Commit]:
+def _parents_first(new: list[tuple[bytes, Commit]]) -> Iterator[tuple[bytes, Commit]]:
     """Yield commits, given with the newest first, so that parents among them come before.
 
     What times say is no such order: a clock may have gone back between a commit and the next.
@@ -388,7 +400,7 @@ def _parents_first(new: list[tuple[bytes, Commit]]) -> Iterator[Commit]:
     ready = [(oid, commit) for oid, commit in new if not waits[oid]]
     while ready:
         oid, commit = ready.pop()
-        yield commit
+        yield oid, commit
         for child in children[oid]:
             waits[child[0]] -= 1
             if not waits[child[0]]:

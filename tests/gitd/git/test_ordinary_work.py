@@ -123,6 +123,23 @@ def test_a_large_push_comes_in_chunks_after_a_probe(
     assert head(bare, "main") == head(work)
 
 
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_what_has_changed_is_sent_as_a_difference(
+    work: Path, bare: Path, server: Any, tmp_path: Path, git: Git, commit: Git, *, is_packed: bool
+) -> None:
+    files = {f"f{number}": f"{number}\n" * 300 for number in range(50)}
+    commit(work, "many", **files)
+    git("push", "-q", bare, "main", cwd=work)  # git's own server leaves few objects loose
+    git("clone", "-q", server.url_of(bare), "c", cwd=tmp_path)
+    commit(work, "a line", f7="another\n" + files["f7"])
+    git("push", "-q", bare, "main", cwd=work)
+    if is_packed:
+        git("repack", "-a", "-d", "-q", cwd=bare)
+    fetched = git("fetch", "--progress", cwd=tmp_path / "c")
+    assert "remote: Total 3 (delta 2)" in fetched.err
+    git("fsck", "--full", cwd=tmp_path / "c")
+
+
 def test_an_atomic_push_is_all_or_nothing(
     work: Path, bare: Path, tmp_path: Path, git: Git, commit: Git, head: Git, server: Any
 ) -> None:

@@ -96,6 +96,29 @@ def test_a_shallow_clone_fetches_new_commits(
 
 
 @VERSIONS
+@pytest.mark.parametrize("depth", ["1", "2147483647"])
+def test_a_fetch_to_a_depth_brings_what_has_changed_and_no_more(
+    history: Path,
+    bare: Path,
+    server: Any,
+    tmp_path: Path,
+    git: Git,
+    commit: Git,
+    version: str,
+    depth: str,
+) -> None:
+    clone = tmp_path / "c"
+    protocol = f"protocol.version={version}"
+    git("-c", protocol, "clone", "-q", "--depth", depth, server.url_of(bare), clone, cwd=tmp_path)
+    for message in ("later", "latest"):
+        commit(history, message)
+    git("push", "-q", "origin", "main", cwd=history)
+    fetched = git("-c", protocol, "fetch", "--progress", "--depth", "1", cwd=clone)
+    assert "remote: Total 4 " in fetched.err  # the commit, its tree and two files
+    git("fsck", "--full", cwd=clone)
+
+
+@VERSIONS
 def test_depth_by_date_and_by_exclusion(
     history: Path, bare: Path, server: Any, tmp_path: Path, git: Git, version: str
 ) -> None:
