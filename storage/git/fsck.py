@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from storage.git.errors import PackInvalidError
+from storage.git.fsck_names import GITATTRIBUTES, GITIGNORE, GITMODULES, MAILMAP, is_dotgit
 from storage.git.object_formats import COMMIT, NULL_OID, TAG, TREE, TREE_ENTRY
+
+SpecialFile = tuple[str, bytes]  # name and id of a file whose content git acts on
 
 
 class Severity(StrEnum):
@@ -35,6 +39,10 @@ _SEVERITIES = {
     "badtagname": Severity.WARN,
     "missingtaggerentry": Severity.WARN,
     "emptypackedrefsfile": Severity.WARN,
+    "gitmodulesparse": Severity.WARN,
+    "gitattributessymlink": Severity.WARN,
+    "gitignoresymlink": Severity.WARN,
+    "mailmapsymlink": Severity.WARN,
     "extraheaderentry": Severity.IGNORE,
 }
 
@@ -43,7 +51,11 @@ _MODE = rb"(?:100644|100755|40000|120000|160000)"
 _GOOD_TREE = re.compile(rb"(?:" + _MODE + rb" [^\0/]{1,255}\0[\s\S]{20})*")
 _ANY_TREE = re.compile(rb"(?:[0-7]+ [^\0]*\0[\s\S]{20})*")
 # Between NULs, which no name has: a search that began at each space would take long.
-_NOTABLE_NAME = re.compile(rb"\0(?:\.|\.\.|git~1|\.g[^\0]*)\0", re.IGNORECASE)
+_NOTABLE_NAME = re.compile(rb"\0(?:\.|\.\.|\.(?:g|ma)[^\0]*)\0", re.IGNORECASE)
+# Short names of NTFS, folders of Windows, and the first bytes of what HFS ignores.
+_NOTABLE_BYTES = (b"~", b"\\", b"\xe2", b"\xef")
+_MAY_BE_SPECIAL = re.compile(rb"\.git[ma]|[~\xe2\xef]", re.IGNORECASE)
+_LINK = 0o120000
 _IDENTITY = rb"[^\n<>]+ <[^\n<>]*> (?:0|[1-9]\d{0,18}) [+-]\d{4}\n"
 _GOOD_COMMIT = re.compile(
     rb"tree [0-9a-f]{40}\n(?:parent [0-9a-f]{40}\n)*author "
@@ -74,6 +86,23 @@ class FsckRules:
     def severity(self, finding: Finding) -> Severity:
         lowered = finding.id.lower()
         return self.severities.get(lowered) or _SEVERITIES.get(lowered, Severity.ERROR)
+
+    def judge(self, oid: bytes, found: Iterable[Finding]) -> list[str]:
+        """Return in words what is wrong with an object and does not refuse it.
+
+        Raises:
+            PackInvalidError: something does; the rest is not looked at.
+        """
+        warnings = []
+        for finding in found:
+            severity = self.severity(finding)
+            if oid in self.skip or severity is Severity.IGNORE:
+                continue
+            text = f"object {oid.hex()}: {finding.id}: {finding.message}"
+            if severity is Severity.ERROR:
+                raise PackInvalidError(text)
+            warnings.append(text)
+        return warnings
 
 
 def is_clean(kind: int, data: bytes) -> bool:
@@ -110,8 +139,8 @@ def _has_plain_entries(data: bytes) -> bool:
     if keys != sorted(keys) or len(set(names)) != len(names):
         return False
     joined = b"\0%b\0" % b"\0".join(names)
-    # Characters that HFS ignores begin with one of these bytes.
-    return b"\xe2" not in joined and b"\xef" not in joined and _NOTABLE_NAME.search(joined) is None
+    is_notable = any(byte in joined for byte in _NOTABLE_BYTES)
+    return not is_notable and _NOTABLE_NAME.search(joined) is None
 
 
 def _tree_findings(data: bytes) -> Iterator[Finding]:
@@ -145,8 +174,12 @@ def _entry_findings(mode: bytes, name: bytes, oid: bytes) -> Iterator[Finding]:
         yield Finding("zeroPaddedFilemode", "contains zero-padded file modes")
     if int(mode, 8) not in (0o100644, 0o100755, 0o40000, 0o120000, 0o160000):
         yield Finding("badFilemode", "contains bad file modes")
-    if mode == b"120000" and is_dotgit(name, b"modules"):
-        yield Finding("gitmodulesSymlink", ".gitmodules is a symbolic link")
+    if int(mode, 8) == _LINK:
+        if GITMODULES.is_meant_by_part_of(name):
+            yield Finding("gitmodulesSymlink", ".gitmodules is a symbolic link")
+        for special in (GITATTRIBUTES, GITIGNORE, MAILMAP):
+            if special.is_meant_by(name):
+                yield Finding(f"{special.name[1:]}Symlink", f"{special.name} is a symlink")
 
 
 def _order_findings(entries: list[tuple[bytes, bytes]]) -> Iterator[Finding]:
@@ -159,32 +192,19 @@ def _order_findings(entries: list[tuple[bytes, bytes]]) -> Iterator[Finding]:
         yield Finding("treeNotSorted", "not properly sorted")
 
 
-def is_dotgit(name: bytes, suffix: bytes = b"") -> bool:
-    """Say whether some file system would take this name for `.git` (or `.git` + suffix)."""
-    lowered = name.lower()
-    wanted = b".git" + suffix
-    if lowered == wanted:
-        return True
-    ntfs = lowered.split(b":", 1)[0].split(b"\\", 1)[0].rstrip(b". ")
-    if ntfs == wanted or (not suffix and ntfs == b"git~1"):
-        return True
-    try:
-        text = lowered.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    visible = "".join(c for c in text if c not in _IGNORED_BY_HFS)
-    return visible.casefold().encode() == wanted
+def special_files(data: bytes) -> Iterator[SpecialFile]:
+    """Yield the files of a tree whose content git acts on: their names, and what they have in them.
 
-
-_IGNORED_BY_HFS = frozenset(
-    chr(code)
-    for code in (
-        *range(0x200C, 0x2010),
-        *range(0x202A, 0x202F),
-        *range(0x206A, 0x2070),
-        0xFEFF,
-    )
-)
+    As git, without links, which are refused or nothing to it.
+    """
+    if not _MAY_BE_SPECIAL.search(data):
+        return
+    for mode, name, oid in TREE_ENTRY.findall(data):
+        if int(mode, 8) != _LINK:
+            if GITMODULES.is_meant_by_part_of(name):
+                yield GITMODULES.name, oid
+            if GITATTRIBUTES.is_meant_by(name):
+                yield GITATTRIBUTES.name, oid
 
 
 # commits and tags

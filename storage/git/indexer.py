@@ -21,7 +21,7 @@ from pathlib import Path
 
 from storage.git.closure import Closure
 from storage.git.errors import PackInvalidError, PackTooLargeError
-from storage.git.fsck import FsckRules
+from storage.git.fsck import FsckRules, SpecialFile
 from storage.git.object_checks import ObjectChecks
 from storage.git.object_formats import OID_BYTES
 from storage.git.objects import ObjectStore
@@ -63,6 +63,7 @@ class IndexedPack:
         closure: of all of them.
         commits, trees: (id, content) of each; empty if not `is_linked`.
         warnings: findings of fsck that do not refuse.
+        special_files: whose content is still to be checked.
         completed: bases from the store, added to make a thin pack whole: roots in the closure,
             and outside of it if others link to them.
     """
@@ -76,6 +77,7 @@ class IndexedPack:
     trees: list[tuple[bytes, bytes]]
     is_linked: bool
     warnings: list[str] = field(default_factory=list)
+    special_files: set[SpecialFile] = field(default_factory=set)
     completed: frozenset[bytes] = frozenset()
     delta_count: int = 0
 
@@ -151,6 +153,7 @@ def index_pack(
         trees=checks.trees,
         is_linked=checks.is_linked,
         warnings=checks.warnings,
+        special_files=checks.special_files,
         completed=completed,
         delta_count=scan.delta_count,
     )

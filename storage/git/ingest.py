@@ -20,6 +20,7 @@ from storage.files import sync_in_order
 from storage.git.connectivity import Connectivity
 from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryError
 from storage.git.fsck import FsckRules, Severity
+from storage.git.fsck_files import check_files
 from storage.git.indexer import IndexedPack, Unwritten, index_pack
 from storage.git.locks import QUARANTINE_PREFIX, STAGED_INDEX_PREFIX, STAGED_PACK_PREFIX
 from storage.git.object_formats import COMMIT, TYPE_NAMES
@@ -273,11 +274,7 @@ def _ingest(
         pack = _index(task, staged, repository.objects, may_fork=may_fork)
 
     def whole() -> ObjectStore:
-        if pack is None:
-            return repository.objects
-        store = ObjectStore.over([Pack(pack.index_path, pack.path)])
-        store.add_alternate(repository.objects)
-        return store
+        return repository.objects if pack is None else _with_stored(pack, repository.objects)
 
     shallow, trusted = repository.shallow(), trusted_oids(repository)
     cut = [oid for oid in task.shallow if oid not in shallow]
@@ -309,6 +306,12 @@ def _ingest(
     )
 
 
+def _with_stored(pack: IndexedPack, stored: ObjectStore) -> ObjectStore:
+    store = ObjectStore.over([Pack(pack.index_path, pack.path)])
+    store.add_alternate(stored)
+    return store
+
+
 def _index(
     task: IngestTask, staged: StagedPack | None, bases: ObjectStore, *, may_fork: bool
 ) -> IndexedPack | None:
@@ -333,6 +336,10 @@ def _index(
         pack.path.unlink()
         pack.index_path.unlink()
         return None
+    if rules is not None and pack.special_files:
+        store = _with_stored(pack, bases)
+        is_partial = any((Path(task.repository) / "objects/pack").glob("*.promisor"))
+        pack.warnings += check_files(store, pack.special_files, rules, is_partial=is_partial)
     outside = pack.closure.all_outside()
     if staged is not None:
         staged.name, staged.links = pack.name, encoded_links(pack.closure.roots, outside)

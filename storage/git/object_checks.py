@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from storage.git.closure import LISTED_KINDS, Closure, Links
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
-from storage.git.fsck import FsckRules, Severity, findings, is_clean
+from storage.git.fsck import FsckRules, SpecialFile, findings, is_clean, special_files
 from storage.git.object_formats import (
     BLOB,
     COMMIT,
@@ -37,6 +37,7 @@ class ObjectChecks:
         links: type -> what the objects link to as such.
         commits, trees: (id, content) of each; empty when they are too many to be remembered.
         warnings: findings of fsck that do not refuse.
+        special_files: those in trees whose content is to be checked when all objects are there.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ObjectChecks:
         self.linked_bytes = 0
         self.linked_bytes_max = linked_bytes_max
         self.warnings: list[str] = []
+        self.special_files: set[SpecialFile] = set()
         self._may_exist = _existence(bases)
 
     @property
@@ -75,7 +77,9 @@ class ObjectChecks:
         if kind != BLOB:
             self._link(oid, kind, data)
             if self.rules is not None and not is_clean(kind, data):
-                self._check(oid, kind, data)
+                self.warn(self.rules.judge(oid, findings(kind, data)))
+                if kind == TREE:
+                    self.special_files.update(special_files(data))
         return oid
 
     def named_blob(self, streams: PackStreams, at: int, size: int) -> tuple[bytes, int]:
@@ -137,17 +141,6 @@ class ObjectChecks:
         """Return the closure of the objects that were named, whose ids these are."""
         links = {kind: noted.all() for kind, noted in self.links.items()}
         return Closure.of(oids, self._named, links)
-
-    def _check(self, oid: bytes, kind: int, data: bytes) -> None:
-        assert self.rules is not None
-        for finding in findings(kind, data):
-            severity = self.rules.severity(finding)
-            if oid in self.rules.skip or severity is Severity.IGNORE:
-                continue
-            text = f"object {oid.hex()}: {finding.id}: {finding.message}"
-            if severity is Severity.ERROR:
-                raise PackInvalidError(text)
-            self.warn([text])
 
     def warn(self, warnings: list[str]) -> None:
         """Note findings that do not refuse, as far as somebody would read them."""

@@ -17,6 +17,7 @@ from itertools import accumulate
 import msgspec
 
 from storage.git.closure import Closure
+from storage.git.fsck import SpecialFile
 from storage.git.object_checks import ObjectChecks
 from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA
 from storage.git.pack import read_entry_head
@@ -52,6 +53,7 @@ class _Share(msgspec.Struct, frozen=True, array_like=True):
     trees: list[tuple[bytes, bytes]]
     linked_bytes: int
     warnings: list[str]
+    special_files: list[SpecialFile]
 
 
 def scan_by_two(scan: PackScan, count: int) -> None:
@@ -129,6 +131,7 @@ def _second_half(whole: PackScan, middle: int, count: int) -> _Share:
         trees=checks.trees,
         linked_bytes=checks.linked_bytes,
         warnings=checks.warnings,
+        special_files=list(checks.special_files),
     )
 
 
@@ -162,6 +165,7 @@ def _take_over(scan: PackScan, share: _Share, rows: list[bytes]) -> None:
     scan.count_inflated(share.inflated_bytes)
     scan.checks.remember_more(share.commits, share.trees, share.linked_bytes)
     scan.checks.warn(share.warnings)
+    scan.checks.special_files.update(share.special_files)
 
 
 def _oids_in(data: bytes) -> set[bytes]:

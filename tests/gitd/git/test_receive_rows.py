@@ -419,10 +419,26 @@ def test_8_27_fsck_by_config(wire: Any, tip: str, git: Git, head: Git) -> None:
 def test_8_27_dotgit_is_refused(wire: Any, tip: str, git: Git) -> None:
     git("config", "receive.fsckObjects", "true", cwd=wire.bare)
     blob = git("rev-parse", "HEAD:one", cwd=wire.work).out
-    for name in (".git", ".GIT", "git~1", ".g\u200cit"):
+    for name in (".git", ".GIT", "git~1", ".g\u200cit", "git~1 ", "a\\.git"):
         tree = b"100644 " + name.encode() + b"\0" + bytes.fromhex(blob)
         answer = wire.push((NONE, _oid("tree", tree), "refs/tags/x"), pack=_pack(("tree", tree)))
         assert "hasDotgit: contains '.git'" in answer.words, name
+
+
+def test_8_27_modules_that_would_run_code_are_refused(wire: Any, tip: str, git: Git) -> None:
+    git("config", "receive.fsckObjects", "true", cwd=wire.bare)
+    bad = b'[submodule "a"]\n\tpath = a\n\turl = -u./p\n'
+    tree = b"100644 .gitmodules\0" + bytes.fromhex(_oid("blob", bad))
+    command = (NONE, _oid("tree", tree), "refs/tags/x")
+    pack = _pack(("tree", tree), ("blob", bad))
+    answer = wire.push(command, pack=pack)
+    message = f"object {_oid('blob', bad)}: gitmodulesUrl: disallowed submodule url: -u./p"
+    assert message in answer.words
+    assert answer.refs == {"refs/tags/x": "unpacker error"}
+    git("config", "receive.fsck.gitmodulesUrl", "warn", cwd=wire.bare)
+    answer = wire.push(command, pack=pack)
+    assert f"warning: {message}" in answer.words
+    assert answer.refs == {"refs/tags/x": "ok"}
 
 
 def test_8_28_a_shallow_push_with_an_unknown_border_is_refused(

@@ -16,9 +16,10 @@ import pytest
 
 from storage.git import pack_halves
 from storage.git.errors import PackInvalidError
+from storage.git.fsck import FsckRules
 from storage.git.indexer import index_pack
 from storage.git.object_checks import ObjectChecks
-from storage.git.object_formats import BLOB, OFS_DELTA, REF_DELTA
+from storage.git.object_formats import BLOB, OFS_DELTA, REF_DELTA, TREE
 from storage.git.objects import DELTA_DEPTH_MAX, ObjectStore
 from storage.git.pack import entry_head
 from storage.git.pack_scan import PackLimits, PackScan
@@ -74,7 +75,11 @@ def found_in(folder: Path, pack: bytes, *, may_fork: bool) -> tuple[dict[str, An
     folder.mkdir()
     (folder / "x").write_bytes(pack)
     indexed = index_pack(
-        folder / "x", bases=ObjectStore.over([]), limits=PackLimits(), may_fork=may_fork
+        folder / "x",
+        bases=ObjectStore.over([]),
+        limits=PackLimits(),
+        rules=FsckRules(),
+        may_fork=may_fork,
     )
     index = indexed.path.with_suffix(".idx").read_bytes()
     found = asdict(indexed) | {"commits": dict(indexed.commits), "trees": dict(indexed.trees)}
@@ -120,6 +125,15 @@ def test_two_processes_refuse_what_one_refuses(tmp_path: Path) -> None:
     """The spoiled delta is in the second one's half."""
     with pytest.raises(PackInvalidError, match="delta does not fit its base"):
         found_in(tmp_path / "x", chains(1500, 4, is_spoiled=True).whole(), may_fork=True)
+
+
+def test_files_whose_content_is_checked_are_found_in_both_halves(tmp_path: Path) -> None:
+    maker = PackMaker()
+    for word in (b"a", b"z"):
+        maker.add(TREE, b"100644 .gitmodules\0" + word * 20)
+        maker.fill(word.decode())
+    found = assert_two_find_what_one_finds(tmp_path, maker.whole())
+    assert found["special_files"] == {(".gitmodules", word * 20) for word in (b"a", b"z")}
 
 
 @pytest.mark.skipif(not has_second_core(), reason="one core only")
