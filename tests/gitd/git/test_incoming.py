@@ -20,7 +20,7 @@ def test_nothing_is_taken_in_when_the_push_was_broken_off(tmp_path: Path) -> Non
     run_git("init", "-q", "--bare", "r.git", cwd=tmp_path)
     repository = Repository(tmp_path / "r.git")
     workers = PackWorkers(1)
-    incoming = Incoming(repository, Wish(), GitLimits(), workers, is_looked_at=False)
+    incoming = Incoming(repository, Wish(), GitLimits(), workers, is_looked_at=False, is_kept=True)
     assert incoming.take_in([]) == set()
     incoming.add_blob(b"x")
     asyncio.run(incoming.tidy())
