@@ -78,6 +78,7 @@ def test_settings_of_the_service_are_valid_and_name_the_users_it_makes() -> None
     assert {"gitd", config.host.user, *config.builders.users} == users
 
 
+@pytest.mark.soak  # two installations with pip
 def test_installation_for_elsewhere_says_nothing_of_where_it_was_made(tmp_path: Path) -> None:
     made = tmp_path / "made"
     subprocess.run(

@@ -79,6 +79,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing(folder: Path) -> None:
     assert processes_of(folder) == []
 
 
+@pytest.mark.soak
 def test_commands_that_the_demo_prints_do_the_same_in_a_shell(folder: Path) -> None:
     status, said = interrupt_at("Ctrl-C ends it", folder)
     assert status == 0, said

@@ -425,7 +425,8 @@ async def test_a_removed_environment_leaves_no_process_and_no_data(
     await eventually(lambda: not (host.directory / "environments/env_1").exists())
 
 
-async def test_fifty_web_rolls_fail_no_request(shelf, control, host, visitor, wanted):
+@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.soak)])
+async def test_web_rolls_fail_no_request(shelf, control, host, visitor, wanted, count):
     pins = [shelf.put_web(app("a")), shelf.put_web(app("b"))]
     await control.roll(wanted(pin=pins[0]))
     rolling = True
@@ -440,7 +441,7 @@ async def test_fifty_web_rolls_fail_no_request(shelf, control, host, visitor, wa
 
     visits = [asyncio.create_task(visit()) for _ in range(3)]
     try:
-        for number in range(50):
+        for number in range(count):
             report = await control.roll(wanted(pin=pins[(number + 1) % 2]))
             assert report.status == "serving"
     finally:
