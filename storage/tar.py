@@ -1,4 +1,4 @@
-"""Tar streams: an archive from a stranger as the entries of a source, in one pass.
+"""Tar streams: an archive from a stranger as the entries of a source, in one pass; and headers.
 
 Read strictly and with bounds: POSIX ustar, pax headers for long names and sizes, GNU's long
 names. Hard links, devices, sparse files and names that leave the tree are refused.
@@ -8,7 +8,9 @@ Source: pax(1), "ustar Interchange Format" and "pax Interchange Format"; the GNU
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -16,8 +18,17 @@ from storage.errors import TreeInvalidError
 from storage.source import WHOLE_BYTES_MAX, SourceDirectory, SourceEntry, SourceFile, SourceLink
 
 BLOCK_BYTES = 512
+CHUNK_BYTES = 1 << 20
 HEADER_BYTES_MAX = 64 << 10  # of one pax header or long name
+FILE, LINK, DIRECTORY = b"0", b"2", b"5"  # kinds of entries
+_NAME_BYTES = 100
+_NUMBER_MAX = 8**11 - 1  # of a size, and of a time
+# Name, mode, owner and group 0, size, time; check sum; kind, target, magic and the rest.
+_BEFORE_SUM = b"%b%07o\x000000000\x000000000\x00%011o\x00%011o\x00"
+_AFTER_SUM = b"%b%bustar\x0000%b"
+_SUM_OF_SPACES = 8 * ord(" ")
 _ZERO = bytes(BLOCK_BYTES)
+_REST = bytes(BLOCK_BYTES - 265)  # names of owner and group, and of devices; a prefix
 _SET_ID = 0o7000
 # Keys of a pax header that mean nothing to a tree.
 _IGNORED_KEYS = (b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment")
@@ -50,6 +61,42 @@ def scan_tar(stream: BinaryIO) -> Iterator[SourceEntry]:
             yield SourceDirectory(header.name)
         else:
             yield SourceLink(header.name, header.target)
+
+
+def encode_header(
+    path: bytes, kind: bytes, mode: int, *, size_bytes: int = 0, target: bytes = b"", time: int = 0
+) -> bytes:
+    """Write what stands before an entry's contents, as `tarfile` does: owner 0, pax where needed.
+
+    Short names in ASCII, which are nearly all, take a tenth of its time.
+    """
+    name = path + b"/" if kind == DIRECTORY else path
+    if (
+        len(name) > _NAME_BYTES
+        or len(target) > _NAME_BYTES
+        or not 0 <= time <= _NUMBER_MAX >= size_bytes
+        or not (name.isascii() and target.isascii())
+    ):
+        member = tarfile.TarInfo(os.fsdecode(path))
+        member.type, member.mode, member.size, member.mtime = kind, mode, size_bytes, time
+        member.linkname = os.fsdecode(target)
+        return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    before = _BEFORE_SUM % (name.ljust(_NAME_BYTES, b"\0"), mode, size_bytes, time)
+    after = _AFTER_SUM % (kind, target.ljust(_NAME_BYTES, b"\0"), _REST)
+    return b"%b%06o\x00 %b" % (before, sum(before) + sum(after) + _SUM_OF_SPACES, after)
+
+
+def chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join headers, contents and padding to chunks of about a megabyte, and end the archive."""
+    waiting: list[bytes] = []
+    waiting_bytes = 0
+    for piece in pieces:
+        waiting.append(piece)
+        waiting_bytes += len(piece)
+        if waiting_bytes >= CHUNK_BYTES:
+            yield b"".join(waiting)
+            waiting, waiting_bytes = [], 0
+    yield b"".join([*waiting, bytes(2 * BLOCK_BYTES)])
 
 
 @dataclass(slots=True)
@@ -200,7 +247,7 @@ def _number(data: bytes) -> int:
     if data[0] & 0x80:  # GNU's base 256, for what octal digits cannot hold
         return int.from_bytes(data, "big") & ((1 << (8 * len(data) - 1)) - 1)
     digits = data.strip(b" \0")
-    if not all(digit in b"01234567" for digit in digits):
+    if digits.strip(b"01234567"):
         raise TreeInvalidError(b"", "the archive has a malformed number")
     return int(digits or b"0", 8)
 

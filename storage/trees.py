@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from io import BytesIO
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
+from storage import tar
 from storage.errors import TreeTooLargeError
 from storage.git.errors import RepositoryCorruptError
 from storage.git.object_formats import TREE, TREE_ENTRY
@@ -22,6 +21,7 @@ from storage.manifest import ENTRIES_MAX
 TREE_DEPTH_MAX = 256
 LINK_BYTES_MAX = 4095
 CHECK_EVERY_S = 0.25
+_WHOLE_BYTES_MAX = 256 << 10
 _ENTRY_BYTES_MIN = len(b"40000 a\0") + 20
 
 
@@ -213,14 +213,9 @@ def write_tar(files: Iterator[TreeFile], out: BinaryIO, *, time: int) -> None:
 
     Modes are 0644 and 0755, times `time`, owners 0; a submodule is an empty directory.
     """
-    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18) as tar:
-        directories: set[str] = set()
-        for file in files:
-            for parent in reversed(PurePosixPath(file.path).parents[:-1]):
-                if str(parent) not in directories:
-                    directories.add(str(parent))
-                    tar.addfile(_member(str(parent), tarfile.DIRTYPE, 0o755, time))
-            _add(tar, file, time)
+    directories = {b""}
+    pieces = (piece for file in files for piece in _tar_pieces(file, directories, time))
+    out.writelines(tar.chunks(pieces))
 
 
 def _walk(
@@ -304,46 +299,30 @@ def _kind(mode: bytes) -> EntryKind:
             return EntryKind.FILE
 
 
-def _add(tar: tarfile.TarFile, file: TreeFile, time: int) -> None:
+def _tar_pieces(file: TreeFile, directories: set[bytes], time: int) -> Iterator[bytes]:
+    path = os.fsencode(file.path)
+    folder = path.rpartition(b"/")[0]
+    if folder not in directories:
+        for parent in _folders(folder):
+            if parent not in directories:
+                directories.add(parent)
+                yield tar.encode_header(parent, tar.DIRECTORY, 0o755, time=time)
     if file.kind is EntryKind.SUBMODULE:
-        tar.addfile(_member(file.path, tarfile.DIRTYPE, 0o755, time))
+        yield tar.encode_header(path, tar.DIRECTORY, 0o755, time=time)
     elif file.kind is EntryKind.LINK:
-        member = _member(file.path, tarfile.SYMTYPE, 0o777, time)
-        member.linkname = os.fsdecode(file.read())
-        tar.addfile(member)
+        yield tar.encode_header(path, tar.LINK, 0o777, target=file.read(), time=time)
     else:
+        size_bytes = file.size
         mode = 0o755 if file.is_executable else 0o644
-        member = _member(file.path, tarfile.REGTYPE, mode, time)
-        member.size = file.size
-        tar.addfile(member, _ChunkReader(file))
+        yield tar.encode_header(path, tar.FILE, mode, size_bytes=size_bytes, time=time)
+        if size_bytes <= _WHOLE_BYTES_MAX:
+            yield file.read()
+        else:
+            yield from file.chunks()
+        yield bytes(-size_bytes % tar.BLOCK_BYTES)
 
 
-class _ChunkReader(BytesIO):
-    """A file object over a file's chunks, as `TarFile.addfile` wants it."""
-
-    def __init__(self, file: TreeFile) -> None:
-        super().__init__()
-        self._chunks = file.chunks()
-        self._rest = b""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        parts = [self._rest]
-        missing = (size if size is not None and size >= 0 else 1 << 62) - len(self._rest)
-        while missing > 0:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                break
-            parts.append(chunk)
-            missing -= len(chunk)
-        data = b"".join(parts)
-        if missing >= 0:
-            self._rest = b""
-            return data
-        self._rest = data[missing:]
-        return data[:missing]
-
-
-def _member(path: str, kind: bytes, mode: int, time: int) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(path)
-    member.type, member.mode, member.mtime = kind, mode, time
-    return member
+def _folders(path: bytes) -> list[bytes]:
+    """The folders on the way to a path, and itself, the outermost first."""
+    parts = path.split(b"/")
+    return [b"/".join(parts[:count]) for count in range(1, len(parts) + 1)]

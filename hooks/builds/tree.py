@@ -7,7 +7,6 @@ import os
 import shutil
 import stat
 import subprocess
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +17,17 @@ from hooks.builds.errors import BuildFailedError
 from hooks.builds.lfs import is_pointer, pointers_found
 from hooks.builds.limits import in_units
 from hooks.builds.profiles import INDEX, OUTPUT_INVALID, OUTPUT_MISSING
+from storage import tar
 from storage.errors import TreeError, TreeTooLargeError
+from storage.files import write_all
 from storage.links import escaping_link
 from storage.manifest import LinkEntry
 from storage.scan import scan_directory
 from storage.source import Draft, Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
-from storage.tar import scan_tar
 
 OUTPUT_TOO_LARGE = "build.output_too_large"
-CHUNK_BYTES = 1 << 20
 _REMOVE_TIMEOUT_S = 600.0
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPER_MAX = 3
 
 
@@ -69,15 +69,15 @@ def unpack(
     pointers: list[str] = []
     folder.mkdir(mode=0o755)
     draft = Draft(Limits())
-    made = {b""}
+    top, made = os.fsencode(folder), {b""}
     files = size_bytes = 0
     with _mapped_errors(), allowance.full_disk_told():
-        for entry in scan_tar(stream):
+        for entry in tar.scan_tar(stream):
             _go_on_unless(is_stopped)
             allowance.take(entry.size_bytes if isinstance(entry, SourceFile) else 0)
             draft.admit(entry)
             _make_parents(folder, entry, made)
-            if _write(folder, entry, is_stopped):
+            if _write(top, entry, is_stopped):
                 pointers.append(os.fsdecode(entry.path))
             if isinstance(entry, SourceFile):
                 files += 1
@@ -107,16 +107,7 @@ class Output:
 
 def tar_chunks(entries: Iterable[SourceEntry]) -> Iterator[bytes]:
     """Give entries as a tar, in chunks of about a megabyte. Blocking."""
-    waiting: list[bytes] = []
-    waiting_bytes = 0
-    for entry in entries:
-        for piece in _tar_pieces(entry):
-            waiting.append(piece)
-            waiting_bytes += len(piece)
-            if waiting_bytes >= CHUNK_BYTES:
-                yield b"".join(waiting)
-                waiting, waiting_bytes = [], 0
-    yield b"".join([*waiting, bytes(2 * tarfile.BLOCKSIZE)])
+    return tar.chunks(piece for entry in entries for piece in _tar_pieces(entry))
 
 
 def find_output(
@@ -247,21 +238,22 @@ def _go_on_unless(is_stopped: Callable[[], bool]) -> None:
         raise StoppedError
 
 
-def _write(folder: Path, entry: SourceEntry, is_stopped: Callable[[], bool]) -> bool:
+def _write(folder: bytes, entry: SourceEntry, is_stopped: Callable[[], bool]) -> bool:
     """Write an entry, and return whether it is a pointer of Git LFS."""
-    path = folder / os.fsdecode(entry.path)
+    path = b"%b/%b" % (folder, entry.path)
     if isinstance(entry, SourceLink):
-        path.symlink_to(os.fsdecode(entry.target))
+        os.symlink(entry.target, path)  # noqa: PTH211 - bytes
     if not isinstance(entry, SourceFile):
         return False
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o755 if entry.executable else 0o644)
+    fd = os.open(path, _CREATE, 0o755 if entry.executable else 0o644)
     last = b""
-    with os.fdopen(fd, "wb", buffering=0) as file:
+    try:
         for piece in _contents(entry):
             _go_on_unless(is_stopped)
-            file.write(piece)
+            write_all(fd, piece)
             last = piece
+    finally:
+        os.close(fd)
     return len(last) == entry.size_bytes and is_pointer(last)
 
 
@@ -274,24 +266,15 @@ def _contents(entry: SourceFile) -> Iterator[bytes]:
 
 
 def _tar_pieces(entry: SourceEntry) -> Iterator[bytes]:
-    member = tarfile.TarInfo(os.fsdecode(entry.path))
     if isinstance(entry, SourceFile):
-        member.mode = 0o755 if entry.executable else 0o644
-        member.size = entry.size_bytes
-        yield _tar_header(member)
+        mode = 0o755 if entry.executable else 0o644
+        yield tar.encode_header(entry.path, tar.FILE, mode, size_bytes=entry.size_bytes)
         yield from _contents(entry)
-        yield bytes(-entry.size_bytes % tarfile.BLOCKSIZE)
-        return
-    if isinstance(entry, SourceLink):
-        member.type = tarfile.SYMTYPE
-        member.linkname = os.fsdecode(entry.target)
+        yield bytes(-entry.size_bytes % tar.BLOCK_BYTES)
+    elif isinstance(entry, SourceLink):
+        yield tar.encode_header(entry.path, tar.LINK, 0o644, target=entry.target)
     else:
-        member.type, member.mode = tarfile.DIRTYPE, 0o755
-    yield _tar_header(member)
-
-
-def _tar_header(member: tarfile.TarInfo) -> bytes:
-    return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        yield tar.encode_header(entry.path, tar.DIRECTORY, 0o755)
 
 
 def real_folder(tree: Path, folder: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tarfile
 import time
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from storage.errors import TreeInvalidError
 from storage.source import Draft, Limits, SourceDirectory, SourceFile, SourceLink
-from storage.tar import scan_tar
+from storage.tar import DIRECTORY, FILE, LINK, chunks, encode_header, scan_tar
 
 
 def read(data: bytes, *, dribble: bool = False) -> dict[bytes, object]:
@@ -220,3 +221,42 @@ def test_damaged_archive_is_refused_or_read_within_bounds(data: st.DataObject) -
         reader(bytes(damaged))
     except TreeInvalidError:
         return
+
+
+NAMES = st.binary(min_size=1, max_size=130).map(lambda name: name.replace(b"\0", b"/"))
+
+
+@given(
+    path=NAMES.filter(lambda name: not name.endswith(b"/"))
+    | st.text("ab/é", min_size=1).map(lambda name: f"{name}x".encode()),
+    kind=st.sampled_from([FILE, LINK, DIRECTORY]),
+    mode=st.sampled_from([0o644, 0o755, 0o777]),
+    size_bytes=st.integers(0, 8**12),
+    target=NAMES | st.just(b""),
+    at=st.integers(-5, 8**12),
+)
+def test_headers_are_those_of_the_library(
+    path: bytes, kind: bytes, mode: int, size_bytes: int, target: bytes, at: int
+) -> None:
+    ours = encode_header(path, kind, mode, size_bytes=size_bytes, target=target, time=at)
+    theirs = tarfile.TarInfo(os.fsdecode(path))
+    theirs.type, theirs.mode, theirs.size, theirs.mtime = kind, mode, size_bytes, at
+    theirs.linkname = os.fsdecode(target)
+    assert ours == theirs.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def test_what_is_written_in_pieces_is_an_archive_for_others() -> None:
+    large = bytes(range(256)) * 5000
+    pieces = [
+        encode_header(b"d", DIRECTORY, 0o755),
+        *(encode_header(b"d/large", FILE, 0o644, size_bytes=len(large)), large),
+        bytes(-len(large) % 512),
+        encode_header(b"d/link", LINK, 0o777, target=b"large"),
+    ]
+    data = b"".join(chunks(pieces))
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert archive.getnames() == ["d", "d/large", "d/link"]
+        found = archive.extractfile("d/large")
+        assert found is not None
+        assert found.read() == large
+    assert read(data)[b"d/link"] == ("l", b"large")
