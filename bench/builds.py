@@ -15,12 +15,12 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.daemon import Daemon
+from bench.disk import journalled
 from bench.measure import Pair, in_turn, quantiles, report, timed
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -28,6 +28,7 @@ FILES, FOLDERS, FILE_BYTES = 10_000, 100, 4_000
 ROUNDS = 3
 MEMO_ROUNDS = 40
 WAIT_S = 60
+DISK_BYTES = 8 << 30
 COPY_TARGET = 2.0
 MEMO_TARGET_S = 0.1
 # No step, and a step that does nothing: the second goes through a sandbox, and comes back whole.
@@ -142,23 +143,18 @@ def main(wanted: Sequence[str] = ()) -> int:
     if os.geteuid() != 0:
         sys.stderr.write("needs: root\n")
         return 1
-    root = Path(tempfile.mkdtemp(prefix="gitd-bench-"))
-    root.chmod(0o711)
-    try:
-        with Daemon(root / "daemon") as daemon:
-            if not wanted or "files" in wanted:
-                for number, settings in enumerate(NO_OPS.values()):
-                    pair = no_op(daemon, root, number, settings)
-                    report(f"build over cp -a (target: at most x{COPY_TARGET:g})", [pair])
-            if not wanted or "memo" in wanted:
-                took_s = memo(daemon, root)
-                print(quantiles(f"memo (target: under {MEMO_TARGET_S * 1000:.0f} ms)", took_s))
-                print(f"{'':<48} {statistics.mean(took_s) * 1000:.1f} ms on average")
-            for name in ("node-static", "python-deps"):
-                if not wanted or name.partition("-")[0] in wanted:
-                    report("cached over clean (no target: the gain)", [cached(daemon, root, name)])
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    with journalled(DISK_BYTES) as root, Daemon(root / "daemon") as daemon:
+        if not wanted or "files" in wanted:
+            for number, settings in enumerate(NO_OPS.values()):
+                pair = no_op(daemon, root, number, settings)
+                report(f"build over cp -a (target: at most x{COPY_TARGET:g})", [pair])
+        if not wanted or "memo" in wanted:
+            took_s = memo(daemon, root)
+            print(quantiles(f"memo (target: under {MEMO_TARGET_S * 1000:.0f} ms)", took_s))
+            print(f"{'':<48} {statistics.mean(took_s) * 1000:.1f} ms on average")
+        for name in ("node-static", "python-deps"):
+            if not wanted or name.partition("-")[0] in wanted:
+                report("cached over clean (no target: the gain)", [cached(daemon, root, name)])
     return 0
 
 

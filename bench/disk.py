@@ -19,6 +19,7 @@ def journalled(size_bytes: int) -> Iterator[Path]:
     """Yield a folder on such a disk; a plain temporary one, and say so, where none can be made."""
     with tempfile.TemporaryDirectory(prefix="gitd-bench-") as name:
         folder = Path(name)
+        folder.chmod(0o711)  # builds and site hosts are other users
         device = _attach(folder / "image", size_bytes)
         if device is None:
             print("(not on a disk of its own: needs root and mkfs.ext4)")
@@ -29,6 +30,7 @@ def journalled(size_bytes: int) -> Iterator[Path]:
         try:
             subprocess.run(["mount", device, where], check=True)
             try:
+                where.chmod(0o711)
                 yield where
             finally:
                 subprocess.run(["umount", where], check=True)
