@@ -26,7 +26,7 @@ from storage.errors import CollectionRefusedError, CollectorBusyError
 from storage.files import Remover, mapped_errors
 from storage.gate import Gate
 from storage.holding import held_trees
-from storage.leftovers import check_leftovers, remove_leftovers
+from storage.leftovers import FUSE_COUNT_MIN, FUSE_SHARE, check_leftovers, remove_leftovers
 from storage.model import BuildCache
 from storage.records import blobs as rows
 from storage.records import build_caches, garbage
@@ -43,10 +43,6 @@ HELD_S = 0.03
 REFS_COUNT = 2000  # references in one transaction
 TREES_COUNT = 50  # manifests that go while the gate is held
 DUTY = 0.2  # how much of the time a collector that is in no hurry holds the gate
-# More than half of all blobs without any reference, which no tree of this cycle explains, is no
-# ordinary garbage: somebody should look first. Small stores change a lot without it.
-FUSE_SHARE = 0.5
-FUSE_COUNT_MIN = 1000
 ASK_EVERY_S = 0.05  # whether another collector has ended
 
 

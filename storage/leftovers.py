@@ -31,7 +31,8 @@ _BLOB = re.compile(r"([0-9a-f]{62})(\.x)?")
 _TREE = re.compile(r"[0-9a-f]{62}")
 _ENVELOPE = re.compile(r"([0-9a-f]{64})\.dsse\.json")
 
-# More than half of all files is no ordinary garbage. Small stores change a lot without it.
+# More than half of all is no ordinary garbage: somebody should look first. Small stores change a
+# lot without it.
 FUSE_SHARE = 0.5
 FUSE_COUNT_MIN = 1000
 
