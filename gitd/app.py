@@ -36,9 +36,10 @@ from gitd.systemd import inherited_sockets, notify
 from hooks.builds import allowlist, cgroups
 from hooks.builds import service as builder_service
 from hooks.builds.build_cache import BuildCaches
+from hooks.builds.leases import BuildLimits
 from hooks.builds.packing import Packer
 from hooks.builds.registries import EgressRules
-from hooks.builds.runner import BuildLimits, BuildRunner
+from hooks.builds.runner import BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
 from hooks.builds.wire import Egress, SandboxLimits

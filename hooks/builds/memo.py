@@ -16,7 +16,7 @@ from importlib.metadata import version
 import msgspec
 
 from hooks.builds import managed_toml
-from hooks.builds.errors import BuildFailedError
+from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.managed_toml import ManagedToml
 from hooks.builds.plan import Listing, told
 from hooks.builds.profiles import MANAGED_TOML
@@ -91,14 +91,14 @@ class Memo:
     def may_read(self, build: Build) -> bool:
         """Say whether whoever asked for the build may fetch the submodules that are in it.
 
-        Takes as long as finding them, where the commit has any.
+        Takes as long as finding them, where the commit has any. False when it is over meanwhile.
         """
         try:
             config, root = self._config(build)
             if config.ignores_submodules or not self._sources.gitmodules(build):
                 return True
             self._sources.grafts(build, root, ignores_submodules=False)
-        except (BuildFailedError, StorageError, RepositoryError):
+        except (BuildFailedError, BuildOverError, StorageError, RepositoryError):
             return False
         return True
 

@@ -14,8 +14,9 @@ import msgspec
 from aiohttp import web
 
 from hooks.builds.errors import BuildFailedError, BuildOverError
+from hooks.builds.leases import LeaseLostError
 from hooks.builds.registries import EgressRules
-from hooks.builds.runner import BuildRunner, LeaseLostError
+from hooks.builds.runner import BuildRunner
 from hooks.builds.sources import SOURCE_UNREADABLE
 from hooks.builds.wire import (
     LEASE_HEADER,
@@ -81,7 +82,7 @@ class _BuilderService:
         async def handler(request: web.Request) -> web.StreamResponse:
             lease_id = request.headers.get(LEASE_HEADER, "")
             try:
-                slot = self._runner.check(request.match_info["job_id"], lease_id)
+                slot = self._runner.leases.check(request.match_info["job_id"], lease_id)
                 if slot is not None:
                     self._check_slot(request, slot)
                 return await handle(request)
@@ -104,7 +105,7 @@ class _BuilderService:
             is_gone=lambda: request.transport is None,
         )
         if lease is None:
-            if self._runner.is_closing:  # not 204: the slot would ask again at once
+            if self._runner.leases.is_closing:  # not 204: the slot would ask again at once
                 raise web.HTTPServiceUnavailable
             return web.Response(status=204)
         if request.transport is None:  # the slot left while it waited: the job is not its
@@ -114,7 +115,7 @@ class _BuilderService:
     async def folder(self, request: web.Request) -> web.Response:
         path = request.query.get("path", ".")
         try:
-            found = await self._runner.folder_of(request.match_info["job_id"], path)
+            found = await self._runner.supplies.folder(request.match_info["job_id"], path)
         except StorageError as error:
             message = f"The commit cannot be read: {error}"
             return _json(BuildError(SOURCE_UNREADABLE, message), status=422)
@@ -124,7 +125,7 @@ class _BuilderService:
 
     async def source(self, request: web.Request) -> web.StreamResponse:
         try:
-            write = await self._runner.source_of(
+            write = await self._runner.supplies.source(
                 request.match_info["job_id"],
                 request.query.get("folder", "."),
                 ignores_submodules=request.query.get("submodules") == "ignore",
@@ -144,7 +145,7 @@ class _BuilderService:
     async def variables(self, request: web.Request) -> web.Response:
         declared = await _body(request, Declared)
         try:
-            given = self._runner.variables_of(request.match_info["job_id"], declared.names)
+            given = self._runner.supplies.variables(request.match_info["job_id"], declared.names)
         except BuildFailedError as error:
             return _json(BuildError(error.code, str(error)), status=422)
         return _json(given)
@@ -157,14 +158,16 @@ class _BuilderService:
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         beat = await _body(request, Heartbeat)
-        return _json(await self._runner.hold(request.match_info["job_id"], beat))
+        return _json(await self._runner.leases.hold(request.match_info["job_id"], beat))
 
     async def find_cache(self, request: web.Request) -> web.Response:
         wanted = await _body(request, CacheRequest)
-        return _json(await self._runner.find_cache(request.match_info["job_id"], wanted))
+        return _json(await self._runner.supplies.find_cache(request.match_info["job_id"], wanted))
 
     async def read_cache(self, request: web.Request) -> web.StreamResponse:
-        write = self._runner.cache_of(request.match_info["job_id"], request.query.get("digest", ""))
+        write = self._runner.supplies.cache(
+            request.match_info["job_id"], request.query.get("digest", "")
+        )
         response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
         await response.prepare(request)
         await _stream_from_thread(write, response)
@@ -178,14 +181,14 @@ class _BuilderService:
         except msgspec.DecodeError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         kept = CacheRequest(request.query.get("profile", "")[:64], key)
-        async with self._received(request, self._runner.limits.cache_bytes_max) as tar:
-            return _json(await self._runner.keep_cache(job_id, kept, tar))
+        async with self._received(request, self._runner.leases.limits.cache_bytes_max) as tar:
+            return _json(await self._runner.supplies.keep_cache(job_id, kept, tar))
 
     async def output(self, request: web.Request) -> web.Response:
         """Keep the tar beside, whole or not at all: `finish` reads it."""
         job_id, lease_id = request.match_info["job_id"], request.headers.get(LEASE_HEADER, "")
-        async with self._received(request, self._runner.limits.output_bytes_max) as tar:
-            self._runner.check(job_id, lease_id)  # it may have been lost on the way
+        async with self._received(request, self._runner.leases.limits.output_bytes_max) as tar:
+            self._runner.leases.check(job_id, lease_id)  # it may have been lost on the way
             tar.rename(self._runner.output_path(job_id))
         return _json({})
 
@@ -203,7 +206,7 @@ class _BuilderService:
                     received += len(chunk)
                     if received > size_max:
                         raise web.HTTPRequestEntityTooLarge(max_size=size_max, actual_size=received)
-                    if not self._runner.has_room():
+                    if not self._runner.line.has_room():
                         raise web.HTTPInsufficientStorage
                     await asyncio.to_thread(out.write, chunk)
             yield partial

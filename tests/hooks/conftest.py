@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from hooks.builds.build_cache import BuildCaches
+from hooks.builds.leases import BuildLimits
 from hooks.builds.packing import Packer
-from hooks.builds.runner import BuildLimits, BuildRunner
+from hooks.builds.runner import BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
 from hooks.configs import Configs

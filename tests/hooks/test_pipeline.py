@@ -246,7 +246,7 @@ async def test_canceled_build_ends_at_its_slot_and_leaves_no_deployment(world, c
     lease = await world.builds.lease("slot-0", 5)
     canceled = await world.pipeline.cancel_job(made.value.id)
     assert canceled.status is JobStatus.CANCELED
-    assert world.builds.heartbeat(lease.job_id, Heartbeat("slot-0")).canceled
+    assert world.builds.leases.heartbeat(lease.job_id, Heartbeat("slot-0")).canceled
     await world.builds.finish(lease.job_id, DONE)
     assert world.jobs.get(made.value.id).status is JobStatus.CANCELED
     assert deployments.unfinished(world.records.reader()) == []

@@ -140,7 +140,7 @@ async def test_newer_push_ends_the_older_builds_and_says_which_one_took_over(wor
             assert what in error.message
         ended = builds.get(world.records.reader(), older.build.id)
         assert (ended.status.value, ended.superseded_by) == ("canceled", newer.build.id)
-    assert world.builds.heartbeat(lease.job_id, Heartbeat("slot-0")).canceled
+    assert world.builds.leases.heartbeat(lease.job_id, Heartbeat("slot-0")).canceled
 
 
 @pytest.mark.parametrize("where", ["server", "site", "environment"])

@@ -18,8 +18,9 @@ from aiohttp import ClientSession, ClientTimeout, web
 from gitd.addresses import TrustedProxies
 from gitd.api.app import Api, ApiDeps, build_api
 from gitd.auth import Authenticator, expand_scopes, mint
+from hooks.builds.leases import BuildLimits
 from hooks.builds.packing import Packer
-from hooks.builds.runner import BuildLimits, BuildRunner
+from hooks.builds.runner import BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
 from hooks.builds.wire import BatchLine, BuildError, Finish, LogBatch

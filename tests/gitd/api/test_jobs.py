@@ -9,7 +9,7 @@ import time
 import pytest
 from aiohttp import ClientPayloadError, ClientSession
 
-from hooks.builds.runner import PROGRESS_EVERY_S
+from hooks.builds.leases import PROGRESS_EVERY_S
 from hooks.builds.wire import BatchLine, Finish, Heartbeat, LogBatch
 from hooks.jobs import REMOVED, QueuePlace
 from storage.records import api_keys
@@ -39,7 +39,7 @@ async def test_job_moves_from_queued_to_running_to_succeeded(service, acme) -> N
     lease = await service.builds.lease("slot-0", 5)
     await service.until(path, status="running")
     await asyncio.sleep(PROGRESS_EVERY_S)
-    service.builds.heartbeat(lease.job_id, Heartbeat("slot-0", "build", 40))
+    service.builds.leases.heartbeat(lease.job_id, Heartbeat("slot-0", "build", 40))
     await service.until(path, progress=40)
     await service.builds.finish(lease.job_id, DONE)
     done = (await service.get(path)).data
@@ -275,7 +275,7 @@ async def test_cancel_ends_a_queued_or_running_job_for_good(service, acme) -> No
     lease = await service.builds.lease("slot-0", 5)
     assert lease.job_id == running["id"]
     await service.post(f"{running['links']['self']}/cancel")
-    assert service.builds.heartbeat(lease.job_id, Heartbeat("slot-0")).canceled
+    assert service.builds.leases.heartbeat(lease.job_id, Heartbeat("slot-0")).canceled
     await service.builds.finish(lease.job_id, DONE)
     for job in (queued, running):
         assert (await service.get(job["links"]["self"])).data["status"] == "canceled"

@@ -309,7 +309,7 @@ class Cached:
         if leaves:
             tar = self.made.world.root / "cache.tar"
             tar.write_bytes(self._packed({LEFT: leaves}))
-            assert (await self.builds.keep_cache(job_id, WANTED, tar)).digest
+            assert (await self.builds.supplies.keep_cache(job_id, WANTED, tar)).digest
         return await self.finish(job_id, began_with)
 
     async def begin(self, slug):
@@ -320,11 +320,11 @@ class Cached:
         return job_id
 
     async def fetch(self, job_id) -> bytes:
-        found = await self.builds.find_cache(job_id, WANTED)
+        found = await self.builds.supplies.find_cache(job_id, WANTED)
         if found.digest is None:
             return b"nothing"
         out = io.BytesIO()
-        self.builds.cache_of(job_id, found.digest)(out)
+        self.builds.supplies.cache(job_id, found.digest)(out)
         return self._unpacked(out.getvalue())[LEFT]
 
     async def finish(self, job_id, began_with):
@@ -405,7 +405,7 @@ class Given:
         lease = await self.made.lease()
         assert lease is not None, "it was answered without a slot"
         if asks:
-            self.made.world.builds.variables_of(job_id, asks)
+            self.made.world.builds.supplies.variables(job_id, asks)
         if changes_to is not None:
             await self.set(changes_to)
         await self.made.world.builds.finish(job_id, done())

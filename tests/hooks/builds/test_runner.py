@@ -62,7 +62,8 @@ class Pool:
         await self._runner.cleanup()
 
     def set_limits(self, **changes) -> None:
-        self.world.builds.limits = replace(self.world.builds.limits, **changes)
+        leases = self.world.builds.leases
+        leases.limits = replace(leases.limits, **changes)
 
     async def ask_for_build(self, slug="production", **options) -> str:
         environment = self.world.environment(self.site, slug)
@@ -157,7 +158,7 @@ async def test_cancel_itself_ends_the_build_and_starts_the_next_one(pool) -> Non
     first, second = [await pool.ask_for_build(deploy=True, clean=True) for _ in range(2)]
     await pool.lease()
     await pool.until(first, JobStatus.RUNNING)
-    holding = asyncio.create_task(runner.hold(first, Heartbeat("slot-0", wait_s=300.0)))
+    holding = asyncio.create_task(runner.leases.hold(first, Heartbeat("slot-0", wait_s=300.0)))
     leasing = asyncio.create_task(runner.lease("slot-1", 300.0))
     await asyncio.sleep(0)  # both wait now
     assert pool.world.jobs.place(second).behind == pool.job(first).resource_id
@@ -353,7 +354,7 @@ async def test_stop_of_the_server_leaves_builds_to_slots_that_go_on(pool) -> Non
         assert not await beating
     again = pool.world.reopen()
     again.builds.recover()
-    assert again.builds.check(job_id, held.lease.lease_id) == "slot-0"
+    assert again.builds.leases.check(job_id, held.lease.lease_id) == "slot-0"
     await again.builds.finish(job_id, done())
     assert again.jobs.get(job_id).status is JobStatus.SUCCEEDED
     again.records.close()
@@ -391,8 +392,36 @@ async def test_end_of_a_job_is_written_down_when_the_disk_has_room_again(pool) -
             raise full.pop()
         changes.fail(job_id, None)
 
-    await pool.world.builds._write_down(change)
+    await pool.world.builds.course.write_down(change)
     assert pool.job(job_id).status is JobStatus.FAILED
+
+
+async def test_slots_are_found_silent_though_nothing_can_be_written_down(pool) -> None:
+    job_ids = [await pool.ask_for_build(slug, clean=True) for slug in ("production", "staging")]
+    pool.set_limits(lease_s=600.0)
+    for slot in SLOTS:
+        await pool.lease(slot)
+    for job_id in job_ids:
+        await pool.until(job_id, JobStatus.RUNNING)
+    silent, both = set(), asyncio.Event()
+
+    def note(slot: str) -> None:
+        silent.add(slot)
+        if silent == set(SLOTS):
+            both.set()
+
+    pool.world.builds.watch_silence(note)
+    records = pool.world.records
+    refuse = "CREATE TEMP TRIGGER full BEFORE UPDATE ON job BEGIN SELECT RAISE(ABORT, 'full'); END"
+    records.write(lambda db: db.execute(refuse).close())
+    for held, lease_s in zip(pool.world.builds.leases, (0.0, 2.0), strict=True):
+        held.deadline = asyncio.get_running_loop().time() + lease_s
+    async with asyncio.timeout(SOON_S):
+        await both.wait()
+    assert [pool.job(job_id).status for job_id in job_ids] == [JobStatus.RUNNING] * 2
+    records.write(lambda db: db.execute("DROP TRIGGER full").close())
+    for job_id in job_ids:
+        await pool.until(job_id, JobStatus.QUEUED)
 
 
 async def test_log_that_cannot_be_written_stops_no_work(pool) -> None:

@@ -109,7 +109,7 @@ async def started(world, commit):
 
 async def source_of(world, build, folder=".", *, ignores_submodules=False):
     """What a slot gets to build: the tar."""
-    write = await world.builds.source_of(
+    write = await world.builds.supplies.source(
         build.job_id, folder, ignores_submodules=ignores_submodules
     )
     out = io.BytesIO()

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from hooks.builds.errors import BuildFailedError, BuildOverError
+from hooks.builds.memo import Memo
 from hooks.builds.packing import Packer
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
@@ -87,7 +88,7 @@ async def test_source_of_a_build_is_refused_before_a_byte_of_it_is_sent(
     bomb(world.repositories.path(site.id), leaf=b"x")
     build = await leased(site)
     with pytest.raises(BuildFailedError, check=is_refused):
-        await world.builds.source_of(build.job_id, ".", ignores_submodules=ignores_submodules)
+        await world.builds.supplies.source(build.job_id, ".", ignores_submodules=ignores_submodules)
 
 
 async def test_submodules_count_together(world, bomb, commit, leased) -> None:
@@ -103,7 +104,7 @@ async def test_submodules_count_together(world, bomb, commit, leased) -> None:
             submodules=dict.fromkeys(paths, half),
         )
         build = await leased(site)
-        asked = world.builds.source_of(build.job_id, ".", ignores_submodules=False)
+        asked = world.builds.supplies.source(build.job_id, ".", ignores_submodules=False)
         if is_too_large:
             with pytest.raises(BuildFailedError, check=is_refused):
                 await asked
@@ -142,9 +143,9 @@ async def test_one_tree_of_too_many_entries_is_neither_packed_nor_listed(
     site = await world.site()
     bomb(world.repositories.path(site.id), leaf=b".x", levels=1, width=ENTRIES_MAX + 1)
     build = await leased(site)
-    assert len((await world.builds.folder_of(build.job_id, ".")).entries) == 2
+    assert len((await world.builds.supplies.folder(build.job_id, ".")).entries) == 2
     with pytest.raises(TreeTooLargeError):
-        await world.builds.folder_of(build.job_id, "z")
+        await world.builds.supplies.folder(build.job_id, "z")
     await world.builds.finish(build.job_id, PUBLISHED)
     job = world.jobs.get(build.job_id)
     assert (job.status, job.error.code) == (JobStatus.FAILED, "build.output_too_large")
@@ -161,9 +162,14 @@ def sources_of(world, **options):
 
 async def test_build_that_is_over_is_read_no_further_and_keeps_nothing(world, commit, leased):
     site = await world.site()
-    commit(world.repositories.path(site.id), {"index.html": b"<p>", "a/b/c.css": b"c"})
+    commit(
+        world.repositories.path(site.id),
+        {"index.html": b"<p>", "a/b/c.css": b"c", ".gitmodules": b"\n"},
+    )
     build = await leased(site)
     sources = sources_of(world)
+    memo = Memo(world.records, sources)
+    assert memo.may_read(build)
     assert len(list(sources.files(build, PUBLISHED, {}))) == 2
     assert sources.grafts(build, ".", ignores_submodules=False) == {}
     await world.pipeline.cancel_job(build.job_id)
@@ -172,6 +178,7 @@ async def test_build_that_is_over_is_read_no_further_and_keeps_nothing(world, co
     for ignores in (False, True):
         with pytest.raises(BuildOverError):
             sources.grafts(build, ".", ignores_submodules=ignores)
+    assert not memo.may_read(build)
     packer = Packer(
         world.jobs,
         sources,

@@ -1,0 +1,162 @@
+"""The line: builds that wait, as the jobs have them, and whom it wakes when it moves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from hooks.builds.leases import Leases
+from hooks.builds.memo import Memo
+from hooks.builds.plain import plain_plan
+from hooks.builds.plan import Plan
+from hooks.builds.queue import BuildQueue, Waiting
+from hooks.builds.sources import Sources
+from hooks.housekeeping import Housekeeping
+from hooks.jobs import Jobs, QueuePlace
+from storage.errors import StorageError
+from storage.git.errors import RepositoryError
+from storage.model import Build, Failure, Job
+from storage.records import builds
+
+ABSENT_S = 10.0  # a slot that has ended a build asks for the next one within that time
+PLAIN_ATTEMPTS_MAX = 2  # then a slot does it: how often that one is lost has a bound
+NO_SPACE = "store.no_space"
+QUOTA_EXCEEDED = "store.quota_exceeded"
+QUOTA_REMEDY = "Delete previews, or unpin artifacts, or ask for more."
+
+
+class Line:
+    """The builds that wait, and the slots that wait for them. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        leases: Leases,
+        memo: Memo,
+        sources: Sources,
+        *,
+        housekeeping: Housekeeping | None,
+        packs_plain: bool,
+    ) -> None:
+        """`packs_plain`: plain commits are told apart, so that they need not wait for a slot."""
+        self.queue = BuildQueue()
+        self._jobs = jobs
+        self._leases = leases
+        self._memo = memo
+        self._sources = sources
+        self._housekeeping = housekeeping
+        self._packs_plain = packs_plain
+        self._free_slots = 0
+        self._absent_at = 0.0  # when slots that neither wait nor build count as gone
+        self._news = asyncio.Event()
+        self._go_first: Callable[[], None] = lambda: None
+
+    # -- who waits ------------------------------------------------------------------------------
+
+    def add(self, job: Job) -> None:
+        """Let a job wait, as it is now."""
+        self.queue.add(self._waiting(job))
+
+    def resume(self, job: Job) -> None:
+        """Take in a job that a slot was running before this start."""
+        self.queue.resume(self._waiting(job))
+
+    def place(self, job_id: str) -> QueuePlace | None:
+        """Return where a job stands, None when it does not wait."""
+        is_building = self._leases.are_slots_building()
+        has_builders = self._free_slots > 0 or is_building or _now() < self._absent_at
+        return self.queue.place(job_id, free_slots=self._free_slots, has_builders=has_builders)
+
+    def build_of(self, job: Job) -> Build:
+        return self.find_build(job.resource_id)
+
+    def find_build(self, build_id: str) -> Build:
+        build = builds.get(self._jobs.records.reader(), build_id)
+        assert build is not None, "a job has its build"
+        return build
+
+    def _waiting(self, job: Job) -> Waiting:
+        build = self.build_of(job)
+        lane = job.env_id if build.deploys else None
+        inputs = self._memo.inputs_of(build)
+        is_tried = job.attempts >= PLAIN_ATTEMPTS_MAX  # each of them may have ended this process
+        plan = self._plan(build) if self._packs_plain and not is_tried else None
+        for_preview = self._memo.is_for_preview(build)
+        return Waiting(job.id, build.id, job.site_id, lane, inputs, plan, for_preview=for_preview)
+
+    def _plan(self, build: Build) -> Plan | None:
+        try:
+            root = self._sources.folder(build)
+        except (StorageError, RepositoryError):
+            return None  # the one that gets the lease hears of it
+        return plain_plan(root) if root is not None else None
+
+    # -- whose turn it is -----------------------------------------------------------------------
+
+    async def next(
+        self, wait_s: float, *, is_gone: Callable[[], bool] = lambda: False
+    ) -> Waiting | None:
+        """Take the next build for a slot, waiting up to `wait_s`; None when the slot is gone."""
+        end = _now() + wait_s
+        self._free_slots += 1
+        try:
+            while is_gone() or self._leases.is_closing or (build := self._take()) is None:
+                if is_gone() or self._leases.is_closing or not await self._stirred(end - _now()):
+                    return None
+        finally:
+            self._free_slots -= 1
+            self.note_slot()
+        self.stir()
+        return build
+
+    def note_slot(self) -> None:
+        """Note that there is a slot, which will ask again."""
+        self._absent_at = _now() + ABSENT_S
+
+    def go_first(self, act: Callable[[], None]) -> None:
+        """Call `act` before slots are, whenever the line moves: some builds need none."""
+        self._go_first = act
+
+    def stir(self) -> None:
+        """Wake the slots that wait for a build, and those who watch their place in the queue."""
+        self._go_first()
+        self._news.set()
+        self._news = asyncio.Event()
+        self._jobs.moved(self.queue.waiting)
+
+    def _take(self) -> Waiting | None:
+        """The next build, once there is room for it, or no hope of any."""
+        if not self.queue.startable() or not self.has_room_or_no_hope():
+            return None
+        return self.queue.take()
+
+    async def _stirred(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(max(0, timeout_s)):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # -- room in the store ----------------------------------------------------------------------
+
+    def has_room(self) -> bool:
+        """Whether the disk takes more of an output that is being sent."""
+        return self._housekeeping is None or self._housekeeping.lack() is None
+
+    def has_room_or_no_hope(self) -> bool:
+        return self._housekeeping is None or self._housekeeping.is_ready()
+
+    async def refused_for_room(self, build: Waiting) -> Failure | None:
+        """Say why the store cannot take what the build would yield."""
+        if self._housekeeping is None:
+            return None
+        if lack := self._housekeeping.lack():
+            return Failure(NO_SPACE, f"The server has no room for builds: {lack}.")
+        if excess := await self._housekeeping.exceeded_quota(build.site_id):
+            return Failure(QUOTA_EXCEEDED, f"Nothing more can be kept: {excess}. {QUOTA_REMEDY}")
+        return None
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

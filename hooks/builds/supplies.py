@@ -1,0 +1,151 @@
+"""Supplies: what control gives to the slot that holds a build, and keeps for the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import structlog
+
+from hooks.builds.build_cache import BuildCaches
+from hooks.builds.errors import BuildFailedError
+from hooks.builds.given import given_to_build
+from hooks.builds.leases import Leases, Running
+from hooks.builds.line import Line
+from hooks.builds.sources import Sources
+from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease
+from hooks.jobs import Jobs
+from hooks.variables import BuildValues, Variables
+from storage.errors import SealBrokenError, StorageError
+from storage.records import environments, sites
+
+log = structlog.get_logger(__name__)
+
+
+class Supplies:
+    """What slots get of the commits that they build, by the job that they hold.
+
+    Each call raises `LeaseLostError` when nobody holds it.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        leases: Leases,
+        line: Line,
+        sources: Sources,
+        *,
+        variables: Variables | None,
+        caches: BuildCaches | None,
+    ) -> None:
+        self._records = jobs.records
+        self._leases = leases
+        self._line = line
+        self._sources = sources
+        self._variables = variables
+        self._caches = caches
+
+    def lease(self, running: Running) -> Lease:
+        """What a slot is told of the job that it now holds.
+
+        Raises:
+            StorageError, RepositoryError: The commit cannot be read.
+        """
+        limits = self._leases.limits
+        build = self._line.build_of(running.job)
+        reader = self._records.reader()
+        site = sites.find(reader, build.site_id)
+        environment = environments.get(reader, build.env_id)
+        assert site is not None, "a site that goes cancels its builds"
+        assert environment is not None, "an environment that goes cancels its builds"
+        root = self._sources.folder(build)
+        assert root is not None, "a commit has a tree"
+        return Lease(
+            job_id=running.job.id,
+            lease_id=running.lease_id,
+            build_id=build.id,
+            site=site.name,
+            environment=environment.slug,
+            ref=build.ref,
+            commit=build.commit,
+            clean=build.clean,
+            timeout_s=limits.timeout_s,
+            lease_s=limits.lease_s,
+            output_bytes_max=limits.output_bytes_max,
+            cache_bytes_max=limits.cache_bytes_max,
+            root_entries=root.entries,
+            files=root.files,
+            tree=root.tree,
+            limits=limits.sandbox,
+        )
+
+    async def folder(self, job_id: str, path: str) -> Folder | None:
+        """Return what is in a folder of the job's commit, None where it has no such folder."""
+        build = self._line.build_of(self._leases.held(job_id).job)
+        return await asyncio.to_thread(self._sources.folder, build, path)
+
+    async def source(
+        self, job_id: str, folder: str, *, ignores_submodules: bool
+    ) -> Callable[[BinaryIO], None]:
+        """Return what writes the tar of a folder of the job's commit. Blocking: for a thread.
+
+        Raises:
+            BuildFailedError: `build.submodule_unavailable`.
+        """
+        build = self._line.build_of(self._leases.held(job_id).job)
+        grafts = await asyncio.to_thread(
+            self._sources.grafts, build, folder, ignores_submodules=ignores_submodules
+        )
+        return functools.partial(self._sources.write_tar, build, folder, grafts)
+
+    def variables(self, job_id: str, declared: Sequence[str]) -> Given:
+        """Return the values of what the job's commit declares: for its slot alone.
+
+        Raises:
+            BuildFailedError: `build.variable_missing`, `build.variables_unreadable`.
+        """
+        running = self._leases.held(job_id)
+        build = self._line.build_of(running.job)
+        if self._variables is None:
+            return given_to_build(BuildValues(missing=tuple(declared)))
+        try:
+            found = self._variables.for_build(
+                self._records.reader(), build.site_id, build.env_id, declared
+            )
+        except SealBrokenError as error:
+            log.exception("variables_unreadable", job_id=job_id)
+            raise BuildFailedError(
+                "build.variables_unreadable", "The server cannot open the values that are set."
+            ) from error
+        given = given_to_build(found)
+        running.given.add(given.digest)
+        return given
+
+    async def find_cache(self, job_id: str, wanted: CacheRequest) -> CacheAnswer:
+        """Say which cache the build begins with."""
+        build = self._line.build_of(self._leases.held(job_id).job)
+        if self._caches is None:
+            return CacheAnswer("none is kept here")
+        try:
+            return await asyncio.to_thread(self._caches.find, build, wanted)
+        except StorageError as error:
+            return CacheAnswer(f"not used: {error}")
+
+    def cache(self, job_id: str, digest: str) -> Callable[[BinaryIO], None]:
+        """Return what writes the tar of a cache. Blocking: for a thread."""
+        running = self._leases.held(job_id)
+        build = self._line.build_of(running.job)
+        assert self._caches is not None, "no cache was found without them"
+        if self._caches.is_of_previews(build, digest):
+            running.previews_only = True
+        return functools.partial(self._caches.write_tar, build, digest)
+
+    async def keep_cache(self, job_id: str, kept: CacheRequest, tar: Path) -> CacheAnswer:
+        """Keep what the build leaves for the next one."""
+        build = self._line.build_of(self._leases.held(job_id).job)
+        if self._caches is None:
+            return CacheAnswer("not kept: none is kept here")
+        return await asyncio.to_thread(self._caches.keep, build, kept, tar)
