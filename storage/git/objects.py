@@ -7,131 +7,29 @@ Reading is safe from any thread. What is on disk may be changed by others at any
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import re
-import time
-import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dulwich.errors import ApplyDeltaError
-from dulwich.pack import apply_delta
-
+from storage.git.commit_links import CommitLinks
+from storage.git.content_cache import ContentCache
+from storage.git.delta_formats import DELTA_DEPTH_MAX, delta_sizes, patched
 from storage.git.errors import ObjectMissingError, PackOutgrownError, RepositoryCorruptError
+from storage.git.loose_objects import LooseObjects, loose_chunks, read_loose, read_loose_head
 from storage.git.object_formats import (
     EMPTY_TREE,
     OFS_DELTA,
     REF_DELTA,
     TAG,
     TREE,
-    TYPE_NUMBERS,
     Commit,
     parse_commit,
     parse_tag,
 )
-from storage.git.pack import CHUNK_BYTES, SIZE_OUT_OF_BOUND, SIZE_SHIFT_MAX, Pack
+from storage.git.pack import Pack
+from storage.git.pack_listing import LISTING_TRIES_MAX, PackListing
 
-RACY_NS = 100_000_000  # a time stamp this young may still change without looking changed
-LISTING_TRIES_MAX = 20
-DELTA_DEPTH_MAX = 4096  # git's own limit is 4095
 ALTERNATE_DEPTH_MAX = 5  # as git's
-LINKS_REMEMBERED_MAX = 200_000  # of commits; about 40 MB when each has one parent
-COMMIT_LINKS_REMEMBERED_MAX = 1_000  # a commit with more of them is read again
-CACHED_OBJECT_BYTES_MAX = 1 << 20  # larger objects are read again
-_LOOSE_HEAD_BYTES = 64
-_LOOSE_NAME = re.compile(r"[0-9a-f]{38}")
-_FAN_OUT = re.compile(r"[0-9a-f]{2}")  # the first byte of an id: a directory of loose objects
-
-
-class ContentCache:
-    """Recently used delta bases, shared by all stores of a process.
-
-    Two generations: what is used survives the turn of the generation, the rest goes. Its size
-    stays below `bytes_max`.
-    """
-
-    def __init__(self, bytes_max: int = 64 << 20) -> None:
-        self._half_bytes_max = bytes_max // 2
-        self._young: dict[tuple[int, int], tuple[int, bytes]] = {}
-        self._old: dict[tuple[int, int], tuple[int, bytes]] = {}
-        self._young_bytes = 0
-
-    def get(self, key: tuple[int, int]) -> tuple[int, bytes] | None:
-        """Return (type, content) of an entry, keyed by (serial of the pack, offset)."""
-        found = self._young.get(key)
-        if found is None:
-            found = self._old.get(key)
-            if found is not None:
-                self.put(key, found)
-        return found
-
-    def put(self, key: tuple[int, int], value: tuple[int, bytes]) -> None:
-        """Remember an entry for a while."""
-        size = len(value[1])
-        if size > CACHED_OBJECT_BYTES_MAX:
-            return
-        if self._young_bytes > self._half_bytes_max:
-            self._old, self._young, self._young_bytes = self._young, {}, 0
-        self._young[key] = value
-        self._young_bytes += size
-
-
-class _Commits(dict[bytes, Commit]):
-    """The links of commits that were read, until they are too many."""
-
-    links_count = 0
-
-    def note(self, oid: bytes, commit: Commit) -> None:
-        """Remember a commit, unless it alone would fill the place of many."""
-        count = 1 + len(commit.parents)
-        if count > COMMIT_LINKS_REMEMBERED_MAX:
-            return
-        if self.links_count + count > LINKS_REMEMBERED_MAX:
-            self.clear()
-            self.links_count = 0
-        self[oid] = commit
-        self.links_count += count
-
-
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    """The packs of a directory, as they were at a moment: replaced as a whole.
-
-    Two listings of one `serial` have the same packs.
-    """
-
-    packs: dict[str, Pack] = field(default_factory=dict)
-    stamp: tuple[int, int] | None = None
-    seen_ns: int = 0
-    serial: int = field(default_factory=itertools.count().__next__)
-
-
-def _directory_stamp(directory: Path) -> tuple[int, int] | None:
-    try:
-        status = directory.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_mtime_ns, status.st_ino
-
-
-def _list_packs(directory: Path, known: dict[str, Pack]) -> tuple[dict[str, Pack], bool]:
-    """Open the packs of a directory; false when one was gone, or half replaced, meanwhile."""
-    try:
-        names = {entry.name for entry in os.scandir(directory)}
-    except FileNotFoundError:
-        return {}, False
-    packs: dict[str, Pack] = {}
-    is_whole = True
-    for name in names:
-        if name.endswith(".idx") and name[:-4] + ".pack" in names:
-            pack = known.get(name)
-            try:
-                packs[name] = Pack(directory / name) if pack is None else pack
-            except (FileNotFoundError, RepositoryCorruptError):
-                is_whole = False
-    return packs, is_whole
 
 
 class ObjectStore:
@@ -143,35 +41,29 @@ class ObjectStore:
         self.directory = directory
         self._cache = cache or ContentCache()
         self._alternate_depth = alternate_depth
-        self._listing = _Listing()
+        self._listing = PackListing()
+        self._loose = LooseObjects(directory)
         self._alternates_stamp: tuple[int, int, int] | None = None
         self._alternates: list[ObjectStore] = []
-        self._commits = _Commits()
+        self._commits = CommitLinks()
         self.refresh()
 
     @classmethod
     def over(cls, packs: Iterable[Pack]) -> ObjectStore:
         """Return a store of just these packs, whatever happens to their files."""
         store = cls(Path("/nonexistent"))
-        store._listing = _Listing({pack.path.name: pack for pack in packs})
+        store._listing = PackListing({pack.path.name: pack for pack in packs})
         return store
 
     # what is there
 
     def is_current(self) -> bool:
         """Say whether `refresh` would find nothing new. Two calls of the system, and never more."""
-        stamp = _directory_stamp(self.directory / "pack")
         return (
-            stamp is not None
-            and self._is_settled(stamp)
+            self._listing.is_current(self.directory / "pack")
             and not self._alternates
             and not os.path.lexists(f"{self.directory}/info/alternates")
         )
-
-    def _is_settled(self, stamp: tuple[int, int]) -> bool:
-        """Say whether the listing is of a directory with that stamp, and was not made too early."""
-        listing = self._listing
-        return stamp == listing.stamp and listing.seen_ns - stamp[0] > RACY_NS
 
     def refresh(self) -> None:
         """See the packs and alternates that came or went since. Cheap when none did."""
@@ -180,37 +72,14 @@ class ObjectStore:
 
     def _refresh_packs(self) -> None:
         """List the packs again if their directory changed."""
-        pack_directory = self.directory / "pack"
-        before = self._listing
-        names: frozenset[str] | None = None
-        for _ in range(LISTING_TRIES_MAX):
-            now_ns = time.time_ns()
-            stamp = _directory_stamp(pack_directory)
-            if stamp is None:
-                if before.stamp is not None:
-                    self._listing = _Listing()
-                return
-            is_settled = now_ns - stamp[0] > RACY_NS
-            if self._is_settled(stamp):
-                return
-            packs, is_whole = _list_packs(pack_directory, before.packs)
-            # A directory that changes while it is read may show neither the old packs nor the
-            # new: one that was touched just now is read until it looks the same twice.
-            is_same, names = names == packs.keys(), frozenset(packs)
-            if is_whole and (is_settled or is_same):
-                break
-        if not before.packs.keys() <= packs.keys():
-            self._commits = _Commits()
-        if packs.keys() == before.packs.keys():
-            self._listing = replace(before, stamp=stamp, seen_ns=now_ns)
-        else:
-            self._listing = _Listing(packs, stamp, now_ns)
+        before, after = self._listing, self._listing.refreshed(self.directory / "pack")
+        if not before.packs.keys() <= after.packs.keys():
+            self._commits = CommitLinks()
+        self._listing = after
 
     def note_pack(self, index_path: Path) -> None:
         """See a pack that was just put here, without listing all of them."""
-        listing = self._listing
-        packs = {index_path.name: Pack(index_path), **listing.packs}
-        self._listing = _Listing(packs, listing.stamp, 0)
+        self._listing = self._listing.with_pack(index_path)
 
     def _refresh_alternates(self) -> None:
         path = self.directory / "info" / "alternates"
@@ -302,9 +171,8 @@ class ObjectStore:
             store._look_again()  # noqa: SLF001 -- the same class
 
     def _loose_path(self, oid: bytes) -> str | None:
-        digits = oid.hex()
-        path = f"{self.directory}/{digits[:2]}/{digits[2:]}"
-        if os.path.exists(path):  # noqa: PTH110 -- ten times as fast as pathlib, and it is hot
+        path = self._loose.path_of(oid)
+        if path is not None:
             return path
         for store in self._alternates:
             found = store._loose_path(oid)  # noqa: SLF001 -- the same class
@@ -314,17 +182,10 @@ class ObjectStore:
 
     def loose_directories(self) -> frozenset[int]:
         """Return the first bytes of ids that loose objects may have, alternates' too."""
-        found = {int(path[-2:], 16) for path in self._loose_directories()}
+        found = {int(path[-2:], 16) for path in self._loose.directories()}
         for store in self._alternates:
             found |= store.loose_directories()
         return frozenset(found)
-
-    def _loose_directories(self) -> list[str]:
-        try:
-            names = os.listdir(self.directory)  # noqa: PTH208 -- asked at every fetch
-        except FileNotFoundError:
-            return []
-        return [f"{self.directory}/{name}" for name in names if _FAN_OUT.fullmatch(name)]
 
     def is_within(self, *, objects_max: int, stored_bytes_max: int) -> bool:
         """Say whether all that is stored, alternates' too, is at most so much.
@@ -345,16 +206,10 @@ class ObjectStore:
 
     def loose_files(self) -> Iterator[Path]:
         """Yield the files of loose objects, without those of alternates."""
-        for directory in self._loose_directories():
-            with contextlib.suppress(FileNotFoundError):
-                yield from (p for p in Path(directory).iterdir() if _LOOSE_NAME.fullmatch(p.name))
+        return self._loose.files()
 
     def _loose_sizes(self) -> Iterator[int]:
-        for path in self._loose_directories():
-            with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        yield entry.stat().st_size
+        yield from self._loose.sizes()
         for store in self._alternates:
             yield from store._loose_sizes()  # noqa: SLF001 -- the same class
 
@@ -368,12 +223,8 @@ class ObjectStore:
                 found.add(oid)
                 if len(found) >= limit_count:
                     return found
-        for directory in (self.directory, *(store.directory for store in self._alternates)):
-            with contextlib.suppress(FileNotFoundError):
-                for path in (directory / digits[:2]).iterdir():
-                    name = path.name
-                    if len(name) == 38 and name.startswith(digits[2:]):
-                        found.add(bytes.fromhex(digits[:2] + name))
+        for store in (self, *self._alternates):
+            found.update(store._loose.with_prefix(digits))  # noqa: SLF001 -- the same class
         return found
 
     # content
@@ -389,8 +240,8 @@ class ObjectStore:
         while isinstance(place := self._find(oid), str):
             with contextlib.suppress(FileNotFoundError):  # packed meanwhile
                 if bytes_max is not None:
-                    _require_size(_read_loose_head(place)[1], bytes_max)
-                return _read_loose(place)
+                    _require_size(read_loose_head(place)[1], bytes_max)
+                return read_loose(place)
         if place is not None:
             return self.at(*place, bytes_max)
         if oid == EMPTY_TREE:
@@ -458,7 +309,7 @@ class ObjectStore:
         """
         while isinstance(place := self._find(oid), str):
             with contextlib.suppress(FileNotFoundError):  # packed meanwhile
-                return _read_loose_head(place)
+                return read_loose_head(place)
         if place is None:
             if oid == EMPTY_TREE:
                 return TREE, 0
@@ -491,7 +342,7 @@ class ObjectStore:
             loose = self._loose_path(oid)
             if loose is not None:
                 with contextlib.suppress(FileNotFoundError):  # packed meanwhile
-                    yield from _loose_chunks(loose)
+                    yield from loose_chunks(loose)
                     return
         yield self.get(oid)[1]
 
@@ -530,94 +381,3 @@ class ObjectStore:
 def _require_size(size: int, bytes_max: int) -> None:
     if size > bytes_max:
         raise PackOutgrownError("an object is too large for memory")
-
-
-def delta_sizes(delta: bytes) -> tuple[int, int]:
-    """Read the two sizes at the head of a delta: of its base and of its result.
-
-    Raises:
-        RepositoryCorruptError: it ends before them, or one is none.
-    """
-    try:
-        byte = delta[0]
-        at = 1
-        base, shift = byte & 127, 7
-        while byte & 128 and shift <= SIZE_SHIFT_MAX:
-            byte = delta[at]
-            at += 1
-            base |= (byte & 127) << shift
-            shift += 7
-        if byte & 128:
-            raise RepositoryCorruptError(SIZE_OUT_OF_BOUND)
-        byte = delta[at]
-        result, shift = byte & 127, 7
-        while byte & 128 and shift <= SIZE_SHIFT_MAX:
-            at += 1
-            byte = delta[at]
-            result |= (byte & 127) << shift
-            shift += 7
-        if byte & 128:
-            raise RepositoryCorruptError(SIZE_OUT_OF_BOUND)
-    except IndexError as error:
-        raise RepositoryCorruptError("a delta is too short") from error
-    return base, result
-
-
-def patched(base: bytes, delta: bytes) -> bytes:
-    """Apply a delta to its base.
-
-    Raises:
-        RepositoryCorruptError: the delta does not fit the base.
-    """
-    try:
-        pieces = apply_delta(base, delta)
-    except ApplyDeltaError as error:
-        raise RepositoryCorruptError(f"a delta does not apply: {error}") from error
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _read_loose(path: str) -> tuple[int, bytes]:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 -- hot
-            data = zlib.decompress(file.read())
-    except zlib.error as error:
-        raise RepositoryCorruptError(f"loose object {path[-41:]} is damaged") from error
-    kind, size, start = _loose_head(data[:_LOOSE_HEAD_BYTES], path)
-    if len(data) - start != size:
-        raise RepositoryCorruptError(f"loose object {path[-41:]} has the wrong size")
-    return kind, data[start:]
-
-
-def _loose_head(head: bytes, path: str) -> tuple[int, int, int]:
-    stop = head.find(b"\0")
-    name, _, size = head[: max(stop, 0)].partition(b" ")
-    if name not in TYPE_NUMBERS or not size.isdigit():
-        raise RepositoryCorruptError(f"loose object {path[-41:]} has no valid head")
-    return TYPE_NUMBERS[name], int(size), stop + 1
-
-
-def _read_loose_head(path: str) -> tuple[int, int]:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 -- hot
-            head = zlib.decompressobj().decompress(file.read(4096), _LOOSE_HEAD_BYTES)
-    except zlib.error as error:
-        raise RepositoryCorruptError(f"loose object {path[-41:]} is damaged") from error
-    return _loose_head(head, path)[:2]
-
-
-def _loose_chunks(path: str) -> Iterator[bytes]:
-    inflater = zlib.decompressobj()
-    is_first = True
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 -- hot
-            while rest := file.read(CHUNK_BYTES):
-                while rest and not inflater.eof:
-                    piece = inflater.decompress(rest, CHUNK_BYTES)
-                    rest = inflater.unconsumed_tail
-                    if is_first and piece:
-                        piece = piece[_loose_head(piece[:_LOOSE_HEAD_BYTES], path)[2] :]
-                        is_first = False
-                    if piece:
-                        yield piece
-    except zlib.error as error:
-        raise RepositoryCorruptError(f"loose object {path[-41:]} is damaged") from error

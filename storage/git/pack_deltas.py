@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+from storage.git.delta_formats import delta_sizes, patched
 from storage.git.errors import (
     ObjectMissingError,
     PackInvalidError,
     PackTooLargeError,
     RepositoryCorruptError,
 )
-from storage.git.objects import ObjectStore, delta_sizes, patched
+from storage.git.objects import ObjectStore
 from storage.git.pack import read_entry_head
 from storage.git.pack_index import index_row, row_offset, row_oid
 from storage.git.pack_scan import Delta, Kept, PackScan, require_depth

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from storage.git.closure import Closure
+from storage.git.delta_formats import DELTA_DEPTH_MAX, delta_sizes, patched
 from storage.git.errors import (
     PackInvalidError,
     PackOutgrownError,
@@ -20,7 +21,6 @@ from storage.git.errors import (
 )
 from storage.git.object_checks import ObjectChecks
 from storage.git.object_formats import BLOB, TYPE_NAMES
-from storage.git.objects import DELTA_DEPTH_MAX, delta_sizes, patched
 from storage.git.pack import read_entry_head
 from storage.git.pack_index import index_row, row_oids
 from storage.git.pack_streams import PackStreams, damaged

@@ -1,7 +1,7 @@
 """The refs of a repository: HEAD, loose files and `packed-refs`, read as one sorted whole.
 
 Names are bytes, as in git. Files are read again only when their stat data changed; a file or
-directory touched within the last tenth of a second is never trusted to be unchanged.
+directory touched just now (`storage.git.file_times`) is never trusted to be unchanged.
 Source: gitrepository-layout(5); git's refs/files-backend.c and refs/packed-backend.c.
 """
 
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.git.errors import RefUpdateError
+from storage.git.file_times import is_settled
 from storage.git.object_formats import unhex
-from storage.git.objects import RACY_NS
 
 SYMREF_DEPTH_MAX = 5  # as git's
 HEAD, HEADS = b"HEAD", b"refs/heads/"
@@ -264,8 +264,7 @@ class RefStore:
             packed = _parse_packed(file.read())
         if packed == known:
             packed = known
-        is_settled = now_ns - status.st_mtime_ns > RACY_NS
-        self._packed = (stamp if is_settled else None, packed)
+        self._packed = (stamp if is_settled(status.st_mtime_ns, now_ns) else None, packed)
         return packed
 
     def _read_loose(self) -> dict[bytes, bytes]:
@@ -312,7 +311,7 @@ class RefStore:
         content = self._read_file(name)
         if content is not None:
             found[name] = content
-            if status is not None and now_ns - status.st_mtime_ns > RACY_NS:
+            if status is not None and is_settled(status.st_mtime_ns, now_ns):
                 fresh[name] = (stamp, content)
 
 

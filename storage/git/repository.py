@@ -11,9 +11,11 @@ from pathlib import Path
 
 from storage.files import sync_directory
 from storage.git.config import GitConfig
+from storage.git.content_cache import ContentCache
 from storage.git.errors import RepositoryNotFoundError, RepositoryUnsupportedError
+from storage.git.file_times import is_settled
 from storage.git.object_formats import unhex
-from storage.git.objects import RACY_NS, ContentCache, ObjectStore
+from storage.git.objects import ObjectStore
 from storage.git.refs import RefStore
 from storage.git.sharing import Sharing
 
@@ -62,7 +64,7 @@ class Repository:
                 self._config, self._config_stamp = GitConfig.read(self.path / "config"), None
                 self.object_format = _supported_format(self._config)
                 self.sharing = Sharing.of(self._config)
-                if time.time_ns() - status.st_mtime_ns > RACY_NS:
+                if is_settled(status.st_mtime_ns, time.time_ns()):
                     self._config_stamp = stamp
         self.objects.refresh()
         if self.object_format != "sha1" and not self._is_empty():

@@ -10,7 +10,7 @@ import pytest
 
 from gitd.git.access import Service
 from gitd.git.advertisement import RefViews
-from storage.git.objects import RACY_NS
+from storage.git.file_times import COARSE_NS
 from storage.git.repository import Repository, RepositoryCache
 from tests.gitd.git.conftest import run_git
 
@@ -33,7 +33,7 @@ def bare(tmp_path: Path) -> Path:
 
 def settle(bare: Path) -> None:
     """Let all files be older than what is looked at twice."""
-    then = time.time_ns() - 100 * RACY_NS
+    then = time.time_ns() - 5 * COARSE_NS
     for path in (bare, *bare.rglob("*")):
         os.utime(path, ns=(then, then))
 

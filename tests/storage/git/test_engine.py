@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from storage.git.config import GitConfig
 from storage.git.delta import line_delta
+from storage.git.delta_formats import delta_sizes, patched
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
 from storage.git.fsck import FsckRules, Severity, findings
 from storage.git.indexer import index_pack
 from storage.git.object_formats import BLOB, COMMIT, TREE
-from storage.git.objects import ObjectStore, delta_sizes, patched
+from storage.git.objects import ObjectStore
 from storage.git.pack import Pack, entry_head
 from storage.git.pack_index import index_row, write_index
 from storage.git.pack_scan import PackLimits

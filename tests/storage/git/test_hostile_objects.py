@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from storage.git.delta_formats import delta_sizes
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
 from storage.git.fsck import findings
 from storage.git.indexer import IndexedPack, index_pack
@@ -30,7 +31,7 @@ from storage.git.object_formats import (
     tree_entries,
     tree_links,
 )
-from storage.git.objects import ObjectStore, delta_sizes
+from storage.git.objects import ObjectStore
 from storage.git.pack import PACK_HEADER_BYTES, Pack, entry_head, read_entry_head
 from storage.git.pack_scan import PackLimits
 

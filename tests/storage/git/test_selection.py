@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from storage.git.commit_links import COMMIT_LINKS_REMEMBERED_MAX, LINKS_REMEMBERED_MAX
 from storage.git.errors import PackOutgrownError
 from storage.git.object_filter import parse_filter
-from storage.git.objects import COMMIT_LINKS_REMEMBERED_MAX, LINKS_REMEMBERED_MAX
 from storage.git.pack_builder import PackTask, build_pack
 from storage.git.pack_links import read_links
 from storage.git.selection import select_objects

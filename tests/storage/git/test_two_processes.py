@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from storage.git import pack_halves
+from storage.git.delta_formats import DELTA_DEPTH_MAX
 from storage.git.errors import PackInvalidError
 from storage.git.fsck import FsckRules
 from storage.git.indexer import index_pack
 from storage.git.object_checks import ObjectChecks
 from storage.git.object_formats import BLOB, OFS_DELTA, REF_DELTA, TREE
-from storage.git.objects import DELTA_DEPTH_MAX, ObjectStore
+from storage.git.objects import ObjectStore
 from storage.git.pack import entry_head
 from storage.git.pack_scan import PackLimits, PackScan
 from storage.git.pack_streams import PackStreams
