@@ -11,6 +11,7 @@ import binascii
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import structlog
 from aiohttp import web
@@ -129,8 +130,9 @@ class SiteReceiver:
         self._records = records
         self._push_hooks = push_hooks
         self._narrator = narrator
-        self._begun: dict[int, PushRecord] = {}
-        self._landing: dict[int, asyncio.Future[list[Effect]]] = {}
+        # Whatever a push ends of, what is known of it goes with it.
+        self._begun: WeakKeyDictionary[Push, PushRecord] = WeakKeyDictionary()
+        self._landing: WeakKeyDictionary[Push, asyncio.Future[list[Effect]]] = WeakKeyDictionary()
 
     async def accept(self, push: Push) -> Mapping[str, str]:
         """See `gitd.git.push.PushReceiver`."""
@@ -142,7 +144,7 @@ class SiteReceiver:
             if update.name not in refused
         ]
         if moves:
-            self._begun[id(push)] = await self._begin(who, moves, push.options)
+            self._begun[push] = await self._begin(who, moves, push.options)
         return refused
 
     async def _begin(
@@ -156,19 +158,29 @@ class SiteReceiver:
             log.exception("push_not_recorded", site=who.site.name)
             raise PushRefusedError("the server could not record the push") from error
 
+    async def broken_off(self, push: Push) -> None:
+        """See `gitd.git.push.PushReceiver`. Left open, it would be done again at the next start."""
+        record = self._begun.pop(push, None)
+        if record is None:
+            return
+        try:
+            await self._push_hooks.land(record, ())
+        except StorageError:
+            log.exception("push_not_ended", push_id=record.id)
+
     def moved(self, push: Push, outcomes: Sequence[RefOutcome]) -> None:
         """See `gitd.git.push.PushReceiver`. Builds are queued in the order in which refs moved."""
-        record = self._begun.get(id(push))
+        record = self._begun.get(push)
         if record is None:
             return
         with contextlib.suppress(StorageError):  # `landed` meets it again, and can say so
             landing = self._push_hooks.land(record, _moves(outcomes))
-            self._landing[id(push)] = asyncio.ensure_future(landing)
+            self._landing[push] = asyncio.ensure_future(landing)
 
     async def landed(self, push: Push, outcomes: Sequence[RefOutcome], remote: Remote) -> None:
         """See `gitd.git.push.PushReceiver`."""
-        record = self._begun.pop(id(push), None)
-        landing = self._landing.pop(id(push), None)
+        record = self._begun.pop(push, None)
+        landing = self._landing.pop(push, None)
         if record is None:
             return
         try:

@@ -43,9 +43,9 @@ class RefOutcome:
         return self.reason is None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Push:
-    """One `git push`, as far as it concerns who receives it.
+    """One `git push`, as far as it concerns who receives it. Each is equal to itself alone.
 
     Attributes:
         path: the repository's path in the URL, as the access saw it.
@@ -93,6 +93,12 @@ class PushReceiver(Protocol):
             PushRefusedError: all of it is refused.
         """
 
+    async def broken_off(self, push: Push, /) -> None:
+        """Forget a push that was accepted: its client left, or its pack could not be read.
+
+        No ref has moved, and neither `moved` nor `landed` follows.
+        """
+
     def moved(self, push: Push, outcomes: Sequence[RefOutcome], /) -> None:
         """Begin to act on refs that have just moved, before any other push can move them.
 
@@ -113,6 +119,9 @@ class SilentReceiver:
 
     async def accept(self, _push: Push) -> Mapping[str, str]:
         return {}
+
+    async def broken_off(self, _push: Push) -> None:
+        return
 
     def moved(self, _push: Push, _outcomes: Sequence[RefOutcome]) -> None:
         return

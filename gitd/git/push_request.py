@@ -77,6 +77,19 @@ class Wish:
     def needs_pack(self) -> bool:
         return any(not command.is_delete for command in self.commands)
 
+    def refuse_all(self, reason: str) -> None:
+        """Refuse what is not refused yet."""
+        for command in self.commands:
+            command.error = command.error or reason
+
+    def hook_lines(self) -> bytes:
+        """Return the commands that there is still something to do for, as hooks read them."""
+        return b"".join(
+            b"%s %s %s\n" % (command.old.hex().encode(), command.new.hex().encode(), command.name)
+            for command in self.commands
+            if command.is_going
+        )
+
     @property
     def agent(self) -> str:
         for capability in self.capabilities:

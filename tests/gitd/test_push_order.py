@@ -1,4 +1,4 @@
-"""Pushes to a site, one behind the other: which build is the newer one. Contract §6."""
+"""Pushes to a site that do not just succeed one behind the other. Contract §6."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from storage.collect import Collector
 from storage.joblog import JobLogs
 from storage.layout import Layout
 from storage.model import Build, JobStatus, Site
-from storage.records import api_keys, builds, environments
+from storage.records import api_keys, builds, environments, pushes
 from storage.records.db import Records
 from storage.repos import Repositories
 from storage.retention import Retention
@@ -57,6 +57,17 @@ class Receiving:
     @property
     def path(self) -> str:
         return f"/{self.site.name}.git/git-receive-pack"
+
+    def request(self, body: bytes) -> bytes:
+        """A push as it goes over the wire."""
+        lines = [f"{name}: {value}" for name, value in self.head().items()]
+        lines = [f"POST {self.path} HTTP/1.1", "Host: x", "Connection: close", *lines]
+        return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+    async def connect(self, client: socket.socket) -> None:
+        client.setblocking(False)
+        port = int(self.url.rpartition(":")[2])
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
 
     def builds(self) -> list[Build]:
         """Oldest first."""
@@ -90,7 +101,8 @@ async def receiving(tmp_path: Path) -> AsyncIterator[Receiving]:
     records.write(lambda db: api_keys.add(db, key))
     app = web.Application(client_max_size=0)
     app.router.add_route("*", "/{path:.+}", service.handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    # Whoever leaves ends his request, as a stop of the server does.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1, handler_cancellation=True)
     await runner.setup()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of its connections too
@@ -147,17 +159,12 @@ async def test_push_whose_report_is_read_slowly_keeps_its_place_before_a_newer_o
     first, second = await asyncio.to_thread(commits, work)
     refused = [(ZERO, first, f"refs/heads/..{n}{'x' * 200}") for n in range(REFUSED_COUNT)]
     body = push((ZERO, first, "refs/heads/main"), *refused, objects=pack(work, first))
-    lines = [f"{name}: {value}" for name, value in receiving.head().items()]
-    lines = [f"POST {receiving.path} HTTP/1.1", "Host: x", "Connection: close", *lines]
-    lines.append(f"Content-Length: {len(body)}")
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(60):
         with socket.socket() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            slow.setblocking(False)
-            port = int(receiving.url.rpartition(":")[2])
-            await loop.sock_connect(slow, ("127.0.0.1", port))
-            await loop.sock_sendall(slow, "\r\n".join([*lines, "", ""]).encode() + body)
+            await receiving.connect(slow)
+            await loop.sock_sendall(slow, receiving.request(body))
             while not (receiving.bare / "refs/heads/main").exists():
                 await asyncio.sleep(0.01)
             newer = push(
@@ -173,3 +180,33 @@ async def test_push_whose_report_is_read_slowly_keeps_its_place_before_a_newer_o
     assert (old.commit, new.commit) == (first, second)
     assert (old.status, old.superseded_by) == (JobStatus.CANCELED, new.id)
     assert new.status is JobStatus.QUEUED
+
+
+async def test_push_that_is_broken_off_leaves_nothing_open(
+    receiving: Receiving, tmp_path: Path
+) -> None:
+    """Else the next start would take it for one that a crash broke off, and build it."""
+    first, _ = await asyncio.to_thread(commits, tmp_path / "work.git")
+    objects = await asyncio.to_thread(pack, tmp_path / "work.git", first)
+    # The check of the pack waits for whoever writes this list.
+    skip_list = receiving.bare / "skip"
+    os.mkfifo(skip_list)
+    with (receiving.bare / "config").open("a") as config:
+        config.write('[receive]\n\tfsckObjects = true\n[receive "fsck"]\n\tskipList = skip\n')
+    async with asyncio.timeout(60):
+        with socket.socket() as client:
+            await receiving.connect(client)
+            body = push((ZERO, first, "refs/heads/main"), objects=objects)
+            request = receiving.request(body)
+            await asyncio.get_running_loop().sock_sendall(client, request)
+            while not receiving.receiver._begun:
+                await asyncio.sleep(0.01)
+            assert pushes.open_ones(receiving.records.reader())
+        while pushes.open_ones(receiving.records.reader()):
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(skip_list.write_bytes, b"")
+        while list((receiving.bare / "objects/pack").iterdir()):
+            await asyncio.sleep(0.01)
+    assert not receiving.receiver._begun
+    assert not list((receiving.bare / "refs/heads").iterdir())
+    assert receiving.builds() == []

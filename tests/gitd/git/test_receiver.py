@@ -66,6 +66,7 @@ class Receiver:
     pushes: list[Push] = field(default_factory=list)
     moves: list[Sequence[RefOutcome]] = field(default_factory=list)
     outcomes: list[Sequence[RefOutcome]] = field(default_factory=list)
+    broken: list[Push] = field(default_factory=list)
     was_gone: list[bool] = field(default_factory=list)
     failure: Exception | None = None
 
@@ -74,6 +75,9 @@ class Receiver:
         if self.refusal is not None:
             raise PushRefusedError(self.refusal)
         return self.refused_refs
+
+    async def broken_off(self, push: Push, /) -> None:
+        self.broken.append(push)
 
     def moved(self, push: Push, outcomes: Sequence[RefOutcome], /) -> None:
         self.moves.append(outcomes)

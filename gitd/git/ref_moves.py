@@ -1,0 +1,103 @@
+"""The moment at which a push takes effect: its objects are kept, its refs judged and moved.
+
+All of it blocks. Only what is asked under the repository's lock (`gitd.git.receive`) is sure to
+find the refs as it has read them, as far as this process is concerned.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gitd.git.incoming import Incoming
+from gitd.git.push_request import Command, Wish
+from gitd.git.push_scripts import NOT_KEPT
+from gitd.git.pusher import Pusher
+from gitd.git.ref_checks import RefChecks
+from storage.git.errors import RefUpdateError
+from storage.git.refs import RefSnapshot
+from storage.git.repository import Repository
+from storage.git.transaction import RefChange, ReflogEntry, change_refs
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What was found before any ref moves.
+
+    Attributes:
+        words: for the user.
+        to_sync: directories that must be durable before any ref moves.
+        snapshot: the refs as they were read.
+    """
+
+    words: list[str]
+    to_sync: set[Path]
+    snapshot: RefSnapshot | None = None
+
+
+class RefMoves:
+    """Moves the refs of one push. What is refused is written to its commands."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        wish: Wish,
+        incoming: Incoming,
+        pusher: Pusher,
+        *,
+        refs_max: int,
+    ) -> None:
+        self._repository = repository
+        self._wish = wish
+        self._incoming = incoming
+        self._pusher = pusher
+        self._refs_max = refs_max
+
+    def do_all(self, new_borders: list[bytes]) -> list[str]:
+        """Keep the objects, judge the refs and move them, in one go; return words for the user."""
+        judged = self.take_in_and_judge(new_borders)
+        return judged.words + self.apply(judged.to_sync, judged.snapshot)
+
+    def take_in_and_judge(self, new_borders: list[bytes]) -> Judged:
+        """Make the objects part of the store, and let the repository's own rules have their say."""
+        try:
+            to_sync = self._incoming.take_in(new_borders)
+        except OSError as error:
+            self._wish.refuse_all(NOT_KEPT)
+            return Judged([f"error: cannot keep the objects: {error.strerror}"], set())
+        snapshot = self._repository.refs.snapshot()
+        checks = RefChecks(self._repository, snapshot, refs_max=self._refs_max)
+        return Judged(checks.judge_all(self._wish.commands), to_sync, snapshot)
+
+    def apply(self, to_sync: set[Path], snapshot: RefSnapshot | None = None) -> list[str]:
+        """Move the refs that nobody refused; return words for the user.
+
+        `snapshot`: of the refs, for who has held the lock since it was made.
+        """
+        is_atomic = self._wish.can(b"atomic")
+        if is_atomic and any(command.error for command in self._wish.commands):
+            self._wish.refuse_all("atomic push failure")
+        going = [command for command in self._wish.commands if command.is_going]
+        name, email = self._pusher.committer
+        errors = change_refs(
+            self._repository,
+            [RefChange(command.name, command.old, command.new) for command in going],
+            is_atomic=is_atomic,
+            log=ReflogEntry(os.fsencode(f"{name} <{email}>"), b"push"),
+            sync_first=to_sync,
+            snapshot=snapshot,
+        )
+        self._incoming.let_go()
+        return _noted(going, errors)
+
+
+def _noted(commands: list[Command], errors: list[RefUpdateError | None]) -> list[str]:
+    """Write the errors of a transaction to its commands; return the words for the user."""
+    words = []
+    for command, error in zip(commands, errors, strict=True):
+        if error is not None:
+            command.error = error.reason
+            if str(error):
+                words.append(f"error: {error}")
+    return words
