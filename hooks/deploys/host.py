@@ -27,7 +27,7 @@ from hooks.deploys.control import ControlLine
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
 from hooks.deploys.reconcile import Reconciler
-from hooks.deploys.rollout import (
+from hooks.deploys.rollout_tools import (
     DRAIN_S,
     RELEASE_COMMAND_TIMEOUT_S,
     START_COUNT_MAX,

@@ -9,7 +9,8 @@ import structlog
 
 from hooks.deploys.control import ControlLine, Outbox, RollJournal
 from hooks.deploys.errors import HOST_FAILED, RollFailedError
-from hooks.deploys.rollout import Rollout, RolloutTools
+from hooks.deploys.rollout import Rollout
+from hooks.deploys.rollout_tools import RolloutTools
 from hooks.deploys.router import Router
 from hooks.deploys.serving import Serving
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState, HostFolder

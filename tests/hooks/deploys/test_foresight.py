@@ -13,7 +13,8 @@ from hooks.deploys.control import ControlLine, Outbox, RollJournal
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.foresight import SERVED_COUNT_MAX, Foresight, Served
 from hooks.deploys.forwarding import TrustedProxies
-from hooks.deploys.rollout import Rollout, RolloutTools
+from hooks.deploys.rollout import Rollout
+from hooks.deploys.rollout_tools import RolloutTools
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState
 from storage.reader import StoreReader
 from storage.sealing import Vault
