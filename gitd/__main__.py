@@ -165,8 +165,8 @@ def egress(data: Path, config: Path | None, *, as_json: bool) -> None:
     import msgspec
 
     from gitd import log
-    from gitd.app import egress_rules
     from gitd.config import machine_environ
+    from gitd.control import egress_rules
 
     log.configure(level="warning")
     settings = _settings(data, config, listen=None, sites=None)

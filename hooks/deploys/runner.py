@@ -13,54 +13,26 @@ older than the host. Records that were put back from an old copy roll nothing ba
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sqlite3
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 import structlog
 
 from hooks.configs import Configs
+from hooks.deploys.announcing import Announcer
 from hooks.deploys.issuing import ReleaseIssuer
-from hooks.deploys.wire import (
-    PING_EVERY_S,
-    ArtifactPin,
-    Changed,
-    Coming,
-    Config,
-    Desired,
-    DesiredMessage,
-    Ping,
-    Removed,
-    Report,
-    RollLog,
-    Snapshot,
-)
+from hooks.deploys.reissuing import Reissuer
+from hooks.deploys.wanted import Wanted
+from hooks.deploys.wire import Config, DesiredMessage, Report, RollLog
 from hooks.errors import RefusedError
 from hooks.jobs import JobChanges, Jobs
 from hooks.scrubbing import Scrubbing
 from storage.errors import SealBrokenError, StorageError
 from storage.ids import new_id
 from storage.joblog import LogLine
-from storage.model import (
-    Deployment,
-    Environment,
-    Failure,
-    Job,
-    JobStatus,
-    JobType,
-    Release,
-)
-from storage.records import (
-    artifacts,
-    deployments,
-    environments,
-    release_statements,
-    releases,
-    sites,
-)
-from storage.records.release_statements import IssuedStatement
+from storage.model import Deployment, Environment, Failure, Job, JobStatus, JobType, Release
+from storage.records import deployments, releases
+from storage.records.db import mapped_errors
 
 log = structlog.get_logger(__name__)
 
@@ -68,8 +40,6 @@ REAP_EVERY_S = 0.5
 PROGRESS_EVERY_S = 1.0
 # What a host finds wrong with what lies in the store; the third is of an envelope, too.
 STORE_DAMAGED = ("artifact.corrupt", "artifact.missing", "artifact.signature_invalid")
-RELEASE_REFUSED = "release."  # how the codes begin with which a host refuses a statement
-REISSUE_COUNT_MAX = 3  # statements in a row for what a host refuses
 HOST = "host"  # the source of the site host's lines in the job's log
 
 
@@ -121,23 +91,19 @@ class RollRunner:
         self._jobs = jobs
         self._issuer = issuer
         self._configs = configs
-        self._url_of = url_of
         self._records = jobs.records
         self._limits = limits
-        self._domain = domain
         self._rolling: dict[str, _Rolling] = {}
-        self._reissued: Counter[str] = Counter()
-        self._told_unsigned = ""
-        self._told: tuple[int, str | None] = (0, None)
-        self._hosts: set[asyncio.Queue[DesiredMessage | None]] = set()
-        self._foreseeing: set[asyncio.Queue[DesiredMessage | None]] = set()  # of these
-        self._loop: asyncio.AbstractEventLoop | None = None  # once there is a host
-        issuer.watch_beginnings(self._foretell_from_thread)
+        self._wanted = Wanted(self._records, self._under_way, domain=domain, url_of=url_of)
+        self._hosts = Announcer(self._records, self._wanted)
+        self._reissuer = Reissuer(issuer, self._wanted)
+        self._renewed: set[str] = set()  # environments with a statement that no host heard of yet
+        self._not_read = ""
         self._hostless_since: float | None = None
-        self.host_connected = asyncio.Event()  # set with the first one, and for good
         self._tasks: set[asyncio.Task[None]] = set()
+        issuer.watch_beginnings(self._hosts.foretell_from_thread)
         jobs.watch(self._on_job)
-        jobs.watch_environments(self._on_environment)
+        jobs.watch_environments(self._hosts.tell)
 
     def recover(self) -> None:
         """After a start: go on with the deployments that were queued or under way."""
@@ -145,16 +111,15 @@ class RollRunner:
         self._issuer.recover()
         for deployment in deployments.unfinished(reader):
             self._advance(deployment.env_id)
-        self._spawn(self._renew())
+        self._spawn(self._look_around())
 
     async def reap(self) -> None:
         """End rolls that take too long, for ever."""
         while True:
             await asyncio.sleep(REAP_EVERY_S)
             now = self._now()
-            self._tell_what_others_made()
-            await self._renew()
-            if self._hosts:
+            await self._look_around()
+            if self._hosts.has_hosts:
                 self._hostless_since = None
             elif self._hostless_since is None:
                 self._hostless_since = now
@@ -162,48 +127,45 @@ class RollRunner:
                 if failure := self._overdue(rolling, now):
                     await self._fail(rolling, failure)
 
+    async def _look_around(self) -> None:
+        """Tell hosts of what was made beside this process, and of statements that took the place
+        of others, as after a rotation. What cannot be read now is read at the next turn.
+        """
+        try:
+            with mapped_errors():
+                self._hosts.tell_what_others_made()
+                self._renewed.update(await self._issuer.renew())
+                for env_id in sorted(self._renewed):
+                    self._hosts.tell(env_id)
+                    self._renewed.discard(env_id)
+        except StorageError as error:
+            if str(error) != self._not_read:
+                self._not_read = str(error)
+                log.error("releases_not_renewed", reason=str(error))  # noqa: TRY400 - a fact, no bug
+            return
+        self._not_read = ""
+
     def close(self) -> None:
         """Let the hosts go: the server stops. They serve on, and come back."""
-        for queue in self._hosts:
-            queue.put_nowait(None)
+        self._hosts.close()
 
     # -- what the host asks and says ------------------------------------------------------------
 
-    async def desired(self, *, hears_coming: bool = False) -> AsyncGenerator[DesiredMessage]:
-        """Yield everything once, then every change, with pings between. One reader per host.
+    @property
+    def host_connected(self) -> asyncio.Event:
+        """Set with the first host, and for good."""
+        return self._hosts.host_connected
+
+    def desired(self, *, hears_coming: bool = False) -> AsyncGenerator[DesiredMessage]:
+        """Yield what every environment should serve, then every change. One reader per host.
 
         `hears_coming`: it makes use of being told what may come.
         """
-        queue: asyncio.Queue[DesiredMessage | None] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
-        self._hosts.add(queue)
-        if hears_coming:
-            self._foreseeing.add(queue)
-        self.host_connected.set()
-        try:
-            yield self._snapshot()
-            while True:
-                try:
-                    async with asyncio.timeout(PING_EVERY_S):
-                        message = await queue.get()
-                except TimeoutError:
-                    message = Ping()
-                if message is None:
-                    return
-                yield message
-        finally:
-            self._hosts.discard(queue)
-            self._foreseeing.discard(queue)
+        return self._hosts.messages(hears_coming=hears_coming)
 
     def foretell(self, env_id: str, digest: str | None = None) -> None:
         """Let the hosts make ready for a roll that is likely to come, of the artifact `digest`."""
-        for queue in self._foreseeing:
-            queue.put_nowait(Coming(env_id, digest))
-
-    def _foretell_from_thread(self, env_id: str, digest: str) -> None:
-        if self._loop is not None and self._foreseeing:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server stops
-                self._loop.call_soon_threadsafe(self.foretell, env_id, digest)
+        self._hosts.foretell(env_id, digest)
 
     async def report(self, report: Report) -> None:
         """Take in how a deployment stands at the host. Repeatable.
@@ -215,12 +177,14 @@ class RollRunner:
         self._issuer.note(report.env_id, sequence=report.sequence, statement=report.statement)
         rolling = self._rolling.get(report.env_id)
         if report.status == "serving":
-            self._reissued.pop(report.env_id, None)
+            self._reissuer.note_served(report.env_id)
         elif await self._heal(report, rolling):
             return
         if rolling is None or rolling.deployment.id != report.deployment_id:
-            if report.status == "serving" and not self._is_desired(report):
-                self._tell(report.env_id)
+            if report.status == "serving" and not self._wanted.is_of(
+                report.env_id, report.deployment_id
+            ):
+                self._hosts.tell(report.env_id)
             return
         if rolling.is_ending:
             return
@@ -243,8 +207,7 @@ class RollRunner:
         deployment = deployments.get(reader, deployment_id)
         if deployment is None or not deployment.config_version:
             return None
-        wanted = self._wanted_deployment(reader, deployment.env_id)
-        if wanted is None or wanted.id != deployment_id:
+        if not self._wanted.is_of(deployment.env_id, deployment_id):
             return None
         return self._configs.get(reader, deployment.env_id, deployment.config_version)
 
@@ -275,10 +238,7 @@ class RollRunner:
                 del self._rolling[job.env_id]
                 self._advance(job.env_id)
                 if job.status is not JobStatus.SUCCEEDED and job.env_id not in self._rolling:
-                    self._tell(job.env_id)
-
-    def _on_environment(self, env_id: str) -> None:
-        self._tell(env_id)
+                    self._hosts.tell(job.env_id)
 
     def _advance(self, env_id: str) -> None:
         """Begin the environment's next deployment, unless one is under way."""
@@ -311,7 +271,7 @@ class RollRunner:
             assert begun is not None, "deployments are never deleted"
             rolling.deployment = begun  # now it says what it rolls, and with which config
             rolling.is_issued = True
-            self._tell(rolling.deployment.env_id)
+            self._hosts.tell(rolling.deployment.env_id)
 
     async def _signed(self, rolling: _Rolling, issuing: Awaitable[bool]) -> bool:
         """Await a statement for the deployment under way; end that when it cannot be had."""
@@ -330,60 +290,20 @@ class RollRunner:
         return False
 
     async def _heal(self, report: Report, rolling: _Rolling | None) -> bool:
-        """Answer a host that refused a statement with a newer one, and say whether that was done.
-
-        Only for what it is wanted to serve, and not for ever.
-        """
-        error = report.error
-        if error is None or not error.code.startswith(RELEASE_REFUSED):
+        """Answer a host that refused a statement with a newer one; say whether it was answered."""
+        if rolling is not None and rolling.is_issued and rolling.is_ending:
             return False
-        wanted = self._wanted_deployment(self._records.reader(), report.env_id)
-        if wanted is None or wanted.id != report.deployment_id:
+        wanted = self._reissuer.refused(report)
+        if wanted is None:
             return False
-        if self._reissued[report.env_id] >= REISSUE_COUNT_MAX:
-            return False
-        self._reissued[report.env_id] += 1
         if rolling is not None and rolling.is_issued:
-            if rolling.is_ending:
-                return False
-            again = self._issuer.again(wanted, rollback=False)
-            is_done = await self._signed(rolling, again)
+            is_done = await self._signed(rolling, self._issuer.again(wanted, rollback=False))
         else:
-            is_done = await self._heal_current(report, wanted)
+            is_done = await self._reissuer.heal_current(report, wanted)
         if is_done:
-            log.info("release_reissued", env_id=report.env_id, why=error.code)
-            self._tell(report.env_id)
+            log.info("release_reissued", env_id=report.env_id, deployment_id=wanted.id)
+            self._hosts.tell(report.env_id)
         return True
-
-    async def _heal_current(self, report: Report, wanted: Deployment) -> bool:
-        is_elsewhere = report.serves is not None and report.serves != wanted.id
-        if is_elsewhere and self._issuer.is_behind(report.env_id):
-            log.error(
-                "records_older_than_environment",
-                env_id=report.env_id,
-                sequence=report.sequence,
-                serves=report.serves,
-                advice="it serves what it did; deploy or roll back to decide what it should serve",
-            )
-            return False
-        try:
-            return await self._issuer.again(wanted, rollback=is_elsewhere)
-        except (RefusedError, StorageError) as error:
-            log.error("release_unsigned", env_id=report.env_id, reason=str(error))  # noqa: TRY400 - a fact
-            return False
-
-    async def _renew(self) -> None:
-        """Tell hosts of statements that took the place of others, as after a rotation."""
-        try:
-            renewed = await self._issuer.renew()
-        except StorageError as error:
-            if str(error) != self._told_unsigned:
-                self._told_unsigned = str(error)
-                log.error("releases_unsigned", reason=str(error))  # noqa: TRY400 - a fact, no bug
-            return
-        self._told_unsigned = ""
-        for env_id in renewed:
-            self._tell(env_id)
 
     async def _succeed(self, rolling: _Rolling) -> None:
         rolling.is_ending = True
@@ -480,61 +400,9 @@ class RollRunner:
 
         self._spawn(advance())
 
-    def _tell_what_others_made(self) -> None:
-        """Tell the hosts of environments that a command beside this process made."""
-        reader = self._records.reader()
-        state = environments.state(reader)
-        if state == self._told:
-            return
-        newest, self._told = self._told[1], state
-        for environment in environments.newer_than(reader, newest):
-            self._tell(environment.id)
-
-    # -- what should be served ------------------------------------------------------------------
-
-    def _snapshot(self) -> Snapshot:
-        reader = self._records.reader()
-        return Snapshot(tuple(self._wanted(reader, e) for e in environments.every(reader)))
-
-    def _tell(self, env_id: str) -> None:
-        if not self._hosts:
-            return
-        reader = self._records.reader()
-        environment = environments.get(reader, env_id)
-        message: DesiredMessage = (
-            Removed(env_id) if environment is None else Changed(self._wanted(reader, environment))
-        )
-        for queue in self._hosts:
-            queue.put_nowait(message)
-
-    def _wanted(self, reader: sqlite3.Connection, environment: Environment) -> Desired:
-        site = sites.find(reader, environment.site_id)
-        assert site is not None, "kept by a foreign key"
-        deployment = self._wanted_deployment(reader, environment.id)
-        issued = release_statements.of_deployment(reader, deployment.id) if deployment else None
-        return Desired(
-            env_id=environment.id,
-            site=site.name,
-            slug=environment.slug,
-            kind=environment.kind.value,
-            hostnames=(f"{environment.hostname}.{self._domain}",),
-            deployment_id=deployment.id if deployment else None,
-            artifact=_pin(reader, deployment, issued) if deployment else None,
-            release_command=deployment.runs_release_command if deployment else False,
-            release=issued.envelope if issued else None,
-            url=self._url_of(environment),
-        )
-
-    def _wanted_deployment(self, reader: sqlite3.Connection, env_id: str) -> Deployment | None:
+    def _under_way(self, env_id: str) -> Deployment | None:
         rolling = self._rolling.get(env_id)
-        if rolling is not None and rolling.is_issued:
-            return rolling.deployment
-        current = releases.current(reader, env_id)
-        return deployments.get(reader, current.deployment_id) if current else None
-
-    def _is_desired(self, report: Report) -> bool:
-        wanted = self._wanted_deployment(self._records.reader(), report.env_id)
-        return wanted is not None and wanted.id == report.deployment_id
+        return rolling.deployment if rolling is not None and rolling.is_issued else None
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -553,13 +421,3 @@ async def _examined(scrubbing: Scrubbing, deployment: Deployment) -> str:
     except Exception:  # whatever it is, the roll must end
         log.exception("examination_failed", deployment_id=deployment.id)
         return ""
-
-
-def _pin(
-    reader: sqlite3.Connection, deployment: Deployment, issued: IssuedStatement | None
-) -> ArtifactPin:
-    """The artifact, and the provenance that the release statement names."""
-    artifact = artifacts.get(reader, deployment.artifact_id)
-    assert artifact is not None, "kept by a foreign key"
-    envelope = issued.provenance_sha256 if issued is not None else deployment.envelope_sha256
-    return ArtifactPin(artifact.id, artifact.digest, envelope)

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gitd.__main__ import cli
-from gitd.app import Control
 from gitd.config import Config
+from gitd.control import Control
 from gitd.errors import StartError
 from gitd.layout import DataFolder
 from storage.errors import BackupError

@@ -8,8 +8,8 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from gitd.__main__ import cli
-from gitd.app import Control
 from gitd.config import Config
+from gitd.control import Control
 from gitd.layout import DataFolder
 from storage.digest import Digest
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hooks.builds.wire import Finish
-from hooks.deploys.runner import REISSUE_COUNT_MAX
+from hooks.deploys.reissuing import REISSUE_COUNT_MAX
 from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Snapshot
 from storage.check import check_store
 from storage.digest import Digest

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 
-from hooks.deploys.wire import Report, RollFailure
+from hooks.deploys.wire import Changed, Report, RollFailure, Snapshot
+from hooks.jobs import Jobs
+from hooks.pipeline import Pipeline
 from storage.model import JobStatus
 from storage.records import deployments
+from storage.records.db import Records
 from tests.hooks.conftest import World
 from tests.hooks.test_pipeline import build, serve
 
@@ -68,3 +73,33 @@ async def test_roll_whose_damage_cannot_be_looked_at_ends_as_it_was_reported(
     job = await ended(world, job_id)
     assert (job.error.code, job.error.message) == (failure.code, failure.message)
     world.records.close()
+
+
+async def test_database_that_cannot_be_read_for_a_while_ends_no_watch_over_rolls(
+    world, tmp_path
+) -> None:
+    """A command beside makes a site meanwhile: the hosts hear of it once it can be read again."""
+    refused = []
+
+    def refuse(*_: object) -> int:
+        refused.append(True)
+        return sqlite3.SQLITE_DENY
+
+    async with contextlib.aclosing(world.rolls.desired()) as messages, asyncio.timeout(20):
+        assert isinstance(await anext(messages), Snapshot)
+        reaper = asyncio.create_task(world.rolls.reap())
+        world.records.reader().set_authorizer(refuse)
+        while len(refused) < 4:  # two turns at least
+            await asyncio.sleep(0.05)
+            assert not reaper.done()
+        beside = Records.open(tmp_path / "gitd.db")
+        site = await Pipeline(Jobs(beside, world.jobs.joblogs), world.repositories).create_site("b")
+        beside.close()
+        world.records.reader().set_authorizer(None)
+        told = set()
+        while len(told) < 2:
+            message = await anext(messages)
+            if isinstance(message, Changed) and message.environment.site == site.value.name:
+                told.add(message.environment.slug)
+        assert told == {"production", "staging"}
+        reaper.cancel()

@@ -1,0 +1,89 @@
+"""What each environment should serve: its deployment under way, or else its current release."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+from hooks.deploys.wire import ArtifactPin, Desired
+from storage.model import Deployment, Environment
+from storage.records import (
+    artifacts,
+    deployments,
+    environments,
+    release_statements,
+    releases,
+    sites,
+)
+from storage.records.db import Records
+from storage.records.release_statements import IssuedStatement
+
+
+class Wanted:
+    """Reads it from the records. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        records: Records,
+        under_way: Callable[[str], Deployment | None],
+        *,
+        domain: str,
+        url_of: Callable[[Environment], str],
+    ) -> None:
+        """`under_way`: the deployment of an environment that hosts may hear of, if there is one."""
+        self._records = records
+        self._under_way = under_way
+        self._domain = domain
+        self._url_of = url_of
+
+    def everywhere(self) -> tuple[Desired, ...]:
+        """Return what every environment should serve."""
+        reader = self._records.reader()
+        return tuple(self._of(reader, each) for each in environments.every(reader))
+
+    def of(self, env_id: str) -> Desired | None:
+        """Return what one should serve; None when it is gone."""
+        reader = self._records.reader()
+        environment = environments.get(reader, env_id)
+        return None if environment is None else self._of(reader, environment)
+
+    def deployment(self, env_id: str) -> Deployment | None:
+        """Return the deployment that it should serve, if it should serve any."""
+        if (under_way := self._under_way(env_id)) is not None:
+            return under_way
+        reader = self._records.reader()
+        current = releases.current(reader, env_id)
+        return deployments.get(reader, current.deployment_id) if current else None
+
+    def is_of(self, env_id: str, deployment_id: str) -> bool:
+        """Say whether it should serve that deployment."""
+        wanted = self.deployment(env_id)
+        return wanted is not None and wanted.id == deployment_id
+
+    def _of(self, reader: sqlite3.Connection, environment: Environment) -> Desired:
+        site = sites.find(reader, environment.site_id)
+        assert site is not None, "kept by a foreign key"
+        deployment = self.deployment(environment.id)
+        issued = release_statements.of_deployment(reader, deployment.id) if deployment else None
+        return Desired(
+            env_id=environment.id,
+            site=site.name,
+            slug=environment.slug,
+            kind=environment.kind.value,
+            hostnames=(f"{environment.hostname}.{self._domain}",),
+            deployment_id=deployment.id if deployment else None,
+            artifact=_pin(reader, deployment, issued) if deployment else None,
+            release_command=deployment.runs_release_command if deployment else False,
+            release=issued.envelope if issued else None,
+            url=self._url_of(environment),
+        )
+
+
+def _pin(
+    reader: sqlite3.Connection, deployment: Deployment, issued: IssuedStatement | None
+) -> ArtifactPin:
+    """The artifact, and the provenance that the release statement names."""
+    artifact = artifacts.get(reader, deployment.artifact_id)
+    assert artifact is not None, "kept by a foreign key"
+    envelope = issued.provenance_sha256 if issued is not None else deployment.envelope_sha256
+    return ArtifactPin(artifact.id, artifact.digest, envelope)
