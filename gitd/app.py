@@ -76,7 +76,11 @@ async def serve(
         stack.callback(control.rolls.close)
         stack.push_async_callback(control.builds.close, ends_slots=with_children)
         loops = (control.builds.reap(), control.rolls.reap(), control.housekeeping.keep())
-        more_loops = (control.log_retention.run(), control.scrubbing.keep())
+        more_loops = (
+            control.log_retention.run(),
+            control.scrubbing.keep(),
+            control.previews.keep(),
+        )
         await stack.enter_async_context(_kept_running(*loops, *more_loops))
         if with_children:
             await stack.enter_async_context(_kept_running(cgroups.keep_tidy()))

@@ -68,6 +68,14 @@ class SitesConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PreviewsConfig:
+    """How long previews stay, and how many."""
+
+    idle_s_max: int = 30 * 24 * 3600
+    count_max: int = 100
+
+
+@dataclass(frozen=True, slots=True)
 class BuildersConfig:
     """The builder slots and what one build may use."""
 
@@ -171,6 +179,7 @@ class Config:
 
     server: ServerConfig = field(default_factory=ServerConfig)
     sites: SitesConfig = field(default_factory=SitesConfig)
+    previews: PreviewsConfig = field(default_factory=PreviewsConfig)
     builders: BuildersConfig = field(default_factory=BuildersConfig)
     host: HostConfig = field(default_factory=HostConfig)
     git: GitConfig = field(default_factory=GitConfig)

@@ -23,6 +23,8 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "server.keepalive_s": (1, DAY_S),
     "server.drain_s": (0, DAY_S),
     "sites.public_port": (0, 65535),
+    "previews.idle_s_max": _AGE,
+    "previews.count_max": (0, 100_000),
     "builders.slots": (1, 64),
     "builders.first_uid": (1, UID_MAX - 64),
     "builders.timeout_s": (1, 7 * DAY_S),

@@ -42,7 +42,8 @@ from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from hooks.jobs import Jobs
 from hooks.log_retention import LogLimits, LogRetention
 from hooks.pipeline import Pipeline
-from hooks.push import PushHooks
+from hooks.previews import PreviewKeeper, PreviewLimits
+from hooks.push import PushHooks, PushRules
 from hooks.scrubbing import Scrubbing
 from hooks.variables import Variables
 from storage import ids
@@ -167,9 +168,13 @@ class Control:
         self.log_retention = LogRetention(
             self.jobs, LogLimits(kept.log_age_s_max, kept.log_count_max, kept.log_bytes_max)
         )
-        self.pipeline = Pipeline(self.jobs, self.repositories)
+        previews = PreviewLimits(config.previews.idle_s_max, config.previews.count_max)
+        self.previews = PreviewKeeper(self.jobs, self.repositories, previews)
+        self.pipeline = Pipeline(self.jobs, self.repositories, previews)
         self.push_hooks = PushHooks(
-            self.jobs, self.repositories, PushPolicy(config.builders.when_pushed_again)
+            self.jobs,
+            self.repositories,
+            PushRules(PushPolicy(config.builders.when_pushed_again), previews),
         )
         self.addresses = Addresses(of_environment=self.url_of, server=self.server_url)
         self.narrator = PushNarrator(self.jobs, self.addresses)

@@ -26,6 +26,7 @@ from hooks.errors import (
 from hooks.jobs import JobChanges, Jobs
 from hooks.once import Made, once, replay
 from hooks.orders import again, refuse_revoked
+from hooks.previews import PreviewLimits
 from hooks.queueing import (
     BuildOrder,
     DeploymentOrder,
@@ -53,6 +54,7 @@ from storage.records import (
     builds,
     environment_configs,
     environments,
+    previews,
     releases,
     retention,
     sites,
@@ -69,7 +71,10 @@ PATTERN_CHARS_MAX = 255
 class Pipeline:
     """The use cases over one server's records, repositories and jobs."""
 
-    def __init__(self, jobs: Jobs, repositories: Repositories) -> None:
+    def __init__(
+        self, jobs: Jobs, repositories: Repositories, limits: PreviewLimits | None = None
+    ) -> None:
+        self.preview_limits = limits or PreviewLimits()
         self._jobs = jobs
         self._records = jobs.records
         self._repositories = repositories
@@ -128,7 +133,8 @@ class Pipeline:
 
         Raises:
             InvalidRequestError: The branch cannot be one, or the kind is not `preview`.
-            RefusedError: `environment.exists`, `environment.routed_elsewhere`.
+            RefusedError: `environment.exists`, `environment.routed_elsewhere`,
+                `environment.too_many`.
         """
         if kind != EnvironmentKind.PREVIEW:
             raise InvalidRequestError(
@@ -151,6 +157,9 @@ class Pipeline:
                 raise RefusedError(
                     "environment.exists", f"The branch {branch!r} has a preview: {there.slug}."
                 )
+            crowd = self.preview_limits.crowd(previews.count_of(changes.db, site.id))
+            if crowd is not None:
+                raise RefusedError("environment.too_many", f"{crowd[0].upper()}{crowd[1:]}.")
             return add_preview(changes, site, branch, ephemeral=ephemeral)
 
         return await once(self._jobs, claim, "environment", 201, change, _environment)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -18,6 +18,7 @@ from hooks import branches
 from hooks.environments import add_preview, remove_environment
 from hooks.errors import PipelineError
 from hooks.jobs import JobChanges, Jobs
+from hooks.previews import PreviewLimits
 from hooks.queueing import BuildOrder, queue_build
 from storage.errors import RecordConflictError, StorageError
 from storage.ids import new_id
@@ -32,7 +33,7 @@ from storage.model import (
     RouteTarget,
     Site,
 )
-from storage.records import environments, pushes, sites
+from storage.records import environments, previews, pushes, sites
 from storage.repos import Repositories
 
 log = structlog.get_logger(__name__)
@@ -87,6 +88,14 @@ class Failed:
 Effect = Building | TornDown | Deleted | NotDeployed | Failed
 
 
+@dataclass(frozen=True, slots=True)
+class PushRules:
+    """What holds for all sites. A site and an environment may have a policy of their own."""
+
+    when_pushed_again: PushPolicy = PushPolicy.OVERRIDE
+    previews: PreviewLimits = field(default_factory=PreviewLimits)
+
+
 class PushHooks:
     """What happens around a push to a site's repository."""
 
@@ -94,11 +103,11 @@ class PushHooks:
         self,
         jobs: Jobs,
         repositories: Repositories,
-        policy: PushPolicy = PushPolicy.OVERRIDE,
+        rules: PushRules | None = None,
     ) -> None:
         self._jobs = jobs
         self._repositories = repositories
-        self._policy = policy
+        self._rules = rules or PushRules()
 
     async def begin(
         self, site_id: str, actor: ActorRef, moves: Sequence[RefMove], options: Sequence[str]
@@ -130,11 +139,10 @@ class PushHooks:
             site = sites.find(changes.db, push.site_id)
             if site is None or not pushes.land(changes.db, push.id, changes.now):
                 return []
-            policy = self._policy
             return [
                 effect
                 for move in landed
-                for effect in _effects_apart(changes, site, push.actor, move, policy)
+                for effect in _effects_apart(changes, site, push.actor, move, self._rules)
             ]
 
         return self._jobs.submit(change)
@@ -164,12 +172,12 @@ def _has_moved(move: RefMove, tips: dict[str, str]) -> bool:
 
 
 def _effects_apart(
-    changes: JobChanges, site: Site, actor: ActorRef, move: RefMove, policy: PushPolicy
+    changes: JobChanges, site: Site, actor: ActorRef, move: RefMove, rules: PushRules
 ) -> list[Effect]:
     """Act on one ref by itself: when that fails, the push's other refs do not suffer."""
     try:
         with changes.apart():
-            return _effects(changes, site, actor, move, policy)
+            return _effects(changes, site, actor, move, rules)
     except Exception as error:  # the ring of a ref
         if isinstance(error, StorageError) and not isinstance(error, RecordConflictError):
             raise  # no fault of the ref's: a full disk, for instance, which a repeat may not meet
@@ -178,7 +186,7 @@ def _effects_apart(
 
 
 def _effects(
-    changes: JobChanges, site: Site, actor: ActorRef, move: RefMove, policy: PushPolicy
+    changes: JobChanges, site: Site, actor: ActorRef, move: RefMove, rules: PushRules
 ) -> list[Effect]:
     branch = branches.branch_of(move.ref)
     if branch is None:
@@ -196,23 +204,16 @@ def _effects(
         return [*gone, NotDeployed(move.ref, "nothing changed")]
     if target is RouteTarget.IGNORE:
         return [*gone, NotDeployed(move.ref, "its branch route says ignore")]
-    environment, is_new = _environment_for(changes, site, branch, target)
+    environment, is_new = _permanent(changes, site, target) or preview, False
+    if environment is None:
+        crowd = rules.previews.crowd(previews.count_of(changes.db, site.id))
+        if crowd is not None:
+            return [*gone, NotDeployed(move.ref, crowd)]
+        environment, is_new = add_preview(changes, site, branch), True
     order = BuildOrder(environment, move.ref, move.new, actor, deploys=True, pushed=True)
-    policy = environment.when_pushed_again or site.when_pushed_again or policy
+    policy = environment.when_pushed_again or site.when_pushed_again or rules.when_pushed_again
     queued = queue_build(changes, order, policy)
     return [*gone, Building(move.ref, environment, queued.build, is_new, queued.is_new)]
-
-
-def _environment_for(
-    changes: JobChanges, site: Site, branch: str, target: RouteTarget
-) -> tuple[Environment, bool]:
-    permanent = _permanent(changes, site, target)
-    if permanent is not None:
-        return permanent, False
-    preview = environments.preview_of(changes.db, site.id, branch)
-    if preview is not None:
-        return preview, False
-    return add_preview(changes, site, branch), True
 
 
 def _permanent(changes: JobChanges, site: Site, target: RouteTarget) -> Environment | None:

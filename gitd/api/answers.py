@@ -236,7 +236,9 @@ class Site(msgspec.Struct, frozen=True):
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """`when_pushed_again`: null means the site's."""
+    """`when_pushed_again`: null means the site's. `expires_at`: when it is removed, unless it is
+    pushed to, built or rolled until then; null for those that stay.
+    """
 
     id: str
     site_id: str
@@ -248,6 +250,7 @@ class Environment(msgspec.Struct, frozen=True):
     when_pushed_again: PushPolicy | None
     preview_url: str
     created_at: str
+    expires_at: str | None
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -427,7 +430,9 @@ def _scope(row: model.Variable) -> Literal["site", "environment"]:
     return "site" if row.env_id is None else "environment"
 
 
-def environment(addresses: Addresses, row: model.Environment) -> Environment:
+def environment(
+    addresses: Addresses, row: model.Environment, expires_at: int | None
+) -> Environment:
     return Environment(
         id=row.id,
         site_id=row.site_id,
@@ -439,4 +444,5 @@ def environment(addresses: Addresses, row: model.Environment) -> Environment:
         when_pushed_again=row.when_pushed_again,
         preview_url=addresses.of_environment(row),
         created_at=rfc3339(row.created_at),
+        expires_at=None if expires_at is None else rfc3339(expires_at),
     )

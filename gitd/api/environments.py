@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 
 import msgspec
@@ -13,7 +14,8 @@ from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import BranchText, PolicyBody
 from hooks.follow import Addresses
 from hooks.pipeline import Pipeline
-from storage.records import environments
+from storage.model import Environment
+from storage.records import environments, previews
 
 
 class EnvironmentsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +48,7 @@ class Environments:
             limit_count=query.limit,
         )
         cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
-        return ListReply([answers.environment(self._addresses, e) for e in page.items], cursor)
+        return ListReply([self._answer(call.db, e) for e in page.items], cursor)
 
     async def create(self, call: Call[NoQuery, EnvironmentBody]) -> Reply:
         made = await self._pipeline.create_environment(
@@ -57,22 +59,27 @@ class Environments:
             claim=call.claim,
         )
         return created(
-            answers.environment(self._addresses, made.value),
+            self._answer(call.db, made.value),
             answers.environment_path(call.site, made.value),
             replayed=made.replayed,
         )
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
-        return Reply(answers.environment(self._addresses, call.environment))
+        return Reply(self._answer(call.db, call.environment))
 
     async def change(self, call: Call[NoQuery, PolicyBody]) -> Reply:
         policy = call.body.when_pushed_again
         if policy is msgspec.UNSET:
-            return Reply(answers.environment(self._addresses, call.environment))
+            return Reply(self._answer(call.db, call.environment))
         await self._pipeline.set_push_policy(call.environment, policy)
         changed = replace(call.environment, when_pushed_again=policy)
-        return Reply(answers.environment(self._addresses, changed))
+        return Reply(self._answer(call.db, changed))
 
     async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
         await self._pipeline.delete_environment(call.environment)
         return Reply(answers.Deleted(call.environment.id))
+
+    def _answer(self, db: sqlite3.Connection, row: Environment) -> answers.Environment:
+        preview = previews.get(db, row.id)
+        expires_at = self._pipeline.preview_limits.expires_at(preview) if preview else None
+        return answers.environment(self._addresses, row, expires_at)

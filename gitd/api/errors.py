@@ -219,6 +219,12 @@ ROWS = (
     ),
     ErrorCode(
         CONFLICT,
+        "environment.too_many",
+        "The site has as many previews as it may.",
+        "Delete branches or previews that are done; or raise the setting previews.count_max.",
+    ),
+    ErrorCode(
+        CONFLICT,
         "environment.routed_elsewhere",
         "A branch route sends the branch to production, to staging, or nowhere.",
         "Use the environment that the branch goes to; or change the branch routes first.",

@@ -8,7 +8,7 @@ from storage.model import Environment, EnvironmentKind, EnvironmentStatus
 from storage.records.statements import Page, Value, insert, newest_first, push_policy_of
 
 
-def _environment(row: sqlite3.Row) -> Environment:
+def of_row(row: sqlite3.Row) -> Environment:
     return Environment(
         id=row["id"],
         site_id=row["site_id"],
@@ -45,7 +45,7 @@ def add(db: sqlite3.Connection, environment: Environment) -> None:
 
 def get(db: sqlite3.Connection, env_id: str) -> Environment | None:
     row = db.execute("SELECT * FROM environment WHERE id = ?", (env_id,)).fetchone()
-    return None if row is None else _environment(row)
+    return None if row is None else of_row(row)
 
 
 def find(db: sqlite3.Connection, site_id: str, id_or_slug: str) -> Environment | None:
@@ -53,7 +53,7 @@ def find(db: sqlite3.Connection, site_id: str, id_or_slug: str) -> Environment |
         "SELECT * FROM environment WHERE site_id = ? AND (id = ? OR slug = ?)",
         (site_id, id_or_slug, id_or_slug),
     ).fetchone()
-    return None if row is None else _environment(row)
+    return None if row is None else of_row(row)
 
 
 def of_kind(db: sqlite3.Connection, site_id: str, kind: EnvironmentKind) -> list[Environment]:
@@ -61,7 +61,7 @@ def of_kind(db: sqlite3.Connection, site_id: str, kind: EnvironmentKind) -> list
         "SELECT * FROM environment WHERE site_id = ? AND kind = ? ORDER BY id",
         (site_id, kind.value),
     )
-    return [_environment(row) for row in rows]
+    return [of_row(row) for row in rows]
 
 
 def preview_of(db: sqlite3.Connection, site_id: str, branch: str) -> Environment | None:
@@ -69,7 +69,7 @@ def preview_of(db: sqlite3.Connection, site_id: str, branch: str) -> Environment
         "SELECT * FROM environment WHERE site_id = ? AND branch = ? AND kind = 'preview'",
         (site_id, branch),
     ).fetchone()
-    return None if row is None else _environment(row)
+    return None if row is None else of_row(row)
 
 
 def is_preview(db: sqlite3.Connection, env_id: str) -> bool:
@@ -106,11 +106,11 @@ def page(
     if only is not None:
         where["id"] = only
     rows, has_more = newest_first(db, "environment", where, before=before, limit_count=limit_count)
-    return Page(tuple(map(_environment, rows)), has_more)
+    return Page(tuple(map(of_row, rows)), has_more)
 
 
 def every(db: sqlite3.Connection) -> list[Environment]:
-    return [_environment(row) for row in db.execute("SELECT * FROM environment ORDER BY id")]
+    return [of_row(row) for row in db.execute("SELECT * FROM environment ORDER BY id")]
 
 
 def state(db: sqlite3.Connection) -> tuple[int, str | None]:
@@ -121,12 +121,12 @@ def state(db: sqlite3.Connection) -> tuple[int, str | None]:
 
 def newer_than(db: sqlite3.Connection, env_id: str | None) -> list[Environment]:
     rows = db.execute("SELECT * FROM environment WHERE id > ? ORDER BY id", (env_id or "",))
-    return [_environment(row) for row in rows]
+    return [of_row(row) for row in rows]
 
 
 def of_site(db: sqlite3.Connection, site_id: str) -> list[Environment]:
     rows = db.execute("SELECT * FROM environment WHERE site_id = ? ORDER BY id", (site_id,))
-    return [_environment(row) for row in rows]
+    return [of_row(row) for row in rows]
 
 
 def delete(db: sqlite3.Connection, env_id: str) -> None:

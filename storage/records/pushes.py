@@ -58,5 +58,27 @@ def begun_since(db: sqlite3.Connection, at: int) -> list[PushRecord]:
     ]
 
 
+def has_open(db: sqlite3.Connection, site_id: str) -> bool:
+    """Say whether a push of the site has begun, and is not dealt with."""
+    row = db.execute(
+        "SELECT 1 FROM push WHERE landed_at IS NULL AND site_id = ?", (site_id,)
+    ).fetchone()
+    return row is not None
+
+
+def newest_id(db: sqlite3.Connection) -> str | None:
+    """The id of the push that began last, of any site."""
+    row = db.execute("SELECT MAX(id) AS newest FROM push").fetchone()
+    return None if row["newest"] is None else str(row["newest"])
+
+
+def has_newer(db: sqlite3.Connection, site_id: str, push_id: str) -> bool:
+    """Say whether a push of the site began after that one."""
+    row = db.execute(
+        "SELECT 1 FROM push WHERE id > ? AND site_id = ?", (push_id, site_id)
+    ).fetchone()
+    return row is not None
+
+
 def is_known(db: sqlite3.Connection, push_id: str) -> bool:
     return db.execute("SELECT 1 FROM push WHERE id = ?", (push_id,)).fetchone() is not None

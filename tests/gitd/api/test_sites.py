@@ -92,6 +92,7 @@ async def test_preview_is_made_found_by_branch_and_torn_down(service, acme) -> N
     preview = heard.data
     assert preview["slug"] == "feature-checkout"
     assert preview["ephemeral"] is True
+    assert preview["expires_at"] > preview["created_at"]
     assert heard.headers["Location"] == f"{acme.path}/environments/feature-checkout"
     found = await service.get(f"{acme.path}/environments?branch=feature/checkout")
     assert [e["id"] for e in found.data] == [preview["id"]]
@@ -105,6 +106,7 @@ async def test_preview_is_made_found_by_branch_and_torn_down(service, acme) -> N
 
 async def test_production_and_staging_stay(service, acme) -> None:
     for path in (acme.production, acme.staging):
+        assert (await service.get(path)).data["expires_at"] is None
         heard = await service.call("DELETE", path)
         assert (heard.status, heard.code) == (409, "environment.permanent")
     heard = await service.post(
