@@ -151,7 +151,7 @@ async def _sockets(control: Control) -> AsyncIterator[None]:
     """The builders' and the hosts' sockets: anyone may connect, and the kernel says who it is."""
     slots = control.uids.slots
     builders = builder_service.make_app(control.builds, control.egress_rules, slots=slots)
-    hosts = host_service.make_app(control.rolls, uids={control.uids.host})
+    hosts = host_service.make_app(control.rolls, control.program_logs, uids={control.uids.host})
     async with contextlib.AsyncExitStack() as stack:
         for app, path in (
             (builders, control.folder.builders_socket),

@@ -36,6 +36,7 @@ from hooks.builds.submodules import Submodules
 from hooks.builds.wire import Egress, SandboxLimits
 from hooks.configs import Configs, has_sealed
 from hooks.deploys.issuing import ReleaseIssuer
+from hooks.deploys.program_logs import ProgramLogs
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.follow import Addresses, PushNarrator
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
@@ -163,6 +164,7 @@ class Control:
             relieve=room.relieve_if_full,
             scrubbing=self.scrubbing,
         )
+        self.program_logs = ProgramLogs()
         self.builds.watch_plain(self.rolls.foretell)
         kept = config.retention
         self.log_retention = LogRetention(
@@ -250,6 +252,7 @@ class Control:
                     self.store, store, digest, provenance=provenance, releases=releases
                 ),
                 proxies=self.proxies,
+                program_logs=self.program_logs,
             )
         )
         git = self.git_service()

@@ -22,6 +22,7 @@ from gitd.api.endpoints import (
     deployments_table,
     environments_table,
     jobs_table,
+    program_logs_table,
     sites_table,
     variables_table,
 )
@@ -29,12 +30,14 @@ from gitd.api.envelope import ENCODER, answer_headers
 from gitd.api.environments import Environments
 from gitd.api.exports import Exports, OpenExport
 from gitd.api.jobs import PAGES_COUNT_MAX, Jobs
+from gitd.api.program_logs import ProgramLogs
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import Sites
 from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds
 from gitd.api.variables import Variables
 from gitd.auth import Authenticator
 from gitd.log import logged
+from hooks.deploys.program_logs import ProgramLogs as ProgramLogReaders
 from hooks.follow import Addresses
 from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
@@ -63,6 +66,7 @@ class ApiDeps:
     envelope_bytes: Callable[[str], bytes]
     open_export: OpenExport
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
+    program_logs: ProgramLogReaders = field(default_factory=ProgramLogReaders)
     heartbeat_s: float = HEARTBEAT_S
 
 
@@ -125,6 +129,9 @@ def build_api(deps: ApiDeps) -> Api:
             Exports(deps.open_export),
         ),
         *deployments_table(Deployments(deps.pipeline)),
+        *program_logs_table(
+            ProgramLogs(deps.program_logs, open_ends, heartbeat_s=deps.heartbeat_s)
+        ),
         Endpoint(
             "GET",
             "/v1/openapi.json",

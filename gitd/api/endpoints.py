@@ -14,6 +14,7 @@ from gitd.api.environments import EnvironmentBody, Environments, EnvironmentsQue
 from gitd.api.exports import TAR_TYPE, Exports
 from gitd.api.jobs import JobQuery, Jobs, JobsQuery, StreamQuery
 from gitd.api.paging import PageQuery
+from gitd.api.program_logs import ProgramLogQuery, ProgramLogs, ProgramLogStreamQuery
 from gitd.api.sites import PolicyBody, RoutesBody, SiteBody, Sites
 from gitd.api.stream import EVENT_STREAM
 from gitd.api.variables import RollQuery, VariableBody, Variables
@@ -439,5 +440,32 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
             query=PageQuery,
             answer=answers.Release,
             form=Form.LIST,
+        ),
+    )
+
+
+def program_logs_table(logs: ProgramLogs) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/logs",
+            logs.text,
+            "Read what the programs of an environment print, or follow it",
+            scope="observability:read",
+            query=ProgramLogQuery,
+            form=Form.RAW,
+            media_type="text/plain",
+            errors=("host.away", "log.readers_too_many"),
+        ),
+        Endpoint(
+            "GET",
+            ENVIRONMENT + "/logs/stream",
+            logs.stream,
+            "Follow what the programs of an environment print as Server-Sent Events",
+            scope="observability:read",
+            query=ProgramLogStreamQuery,
+            form=Form.RAW,
+            media_type=EVENT_STREAM,
+            errors=("host.away", "log.readers_too_many", "stream.position_invalid"),
         ),
     )

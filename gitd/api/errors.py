@@ -243,6 +243,19 @@ ROWS = (
     ),
     ErrorCode(
         CONFLICT,
+        "host.away",
+        "The site host, which has what its programs print, is not connected to this server.",
+        "Try again in a moment; see whether gitd host runs, and its log. What it serves, it "
+        "serves on.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "log.readers_too_many",
+        "As many read what programs print as may at the same time.",
+        "Try again when others have ended.",
+    ),
+    ErrorCode(
+        CONFLICT,
         "artifact.revoked",
         "The key that vouched for the artifact was revoked, and nothing else vouches for it.",
         "Build its commit again; or let the server's operator vouch for it with gitd signing-key "

@@ -135,9 +135,9 @@ class Api:
     def delete(self, path: str) -> object:
         return self._data(self._send("DELETE", path))
 
-    def content(self, path: str) -> bytes:
+    def content(self, path: str, query: Query = NO_QUERY) -> bytes:
         """Return the answer's bytes as they are: they may be signed."""
-        response = self._send("GET", path)
+        response = self._send("GET", path, query=query)
         if not response.is_success:
             raise self._refusal(response)
         return response.content
@@ -201,7 +201,12 @@ class Api:
 
     @contextmanager
     def reading(
-        self, path: str, *, headers: Mapping[str, str], silence_s_max: float
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        silence_s_max: float,
+        query: Query = NO_QUERY,
     ) -> Iterator[httpx.Response]:
         """Open an answer that goes on, without tries of its own.
 
@@ -213,7 +218,9 @@ class Api:
         import httpx
 
         timeout = httpx.Timeout(ANSWER_S_MAX, connect=CONNECT_S_MAX, read=silence_s_max)
-        with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+        with self._http.stream(
+            "GET", path, params=dict(query) or None, headers=headers, timeout=timeout
+        ) as response:
             if not response.is_success:
                 response.read()
                 raise self._refusal(response)

@@ -1,10 +1,11 @@
-"""mf logs: what a build or a roll printed."""
+"""mf logs: what a build or a roll printed, or what the programs of an environment print."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import click
 
@@ -14,40 +15,110 @@ from gitd.cli.exits import ExitCode, NothingToDoError
 from gitd.cli.options import Place, json_option
 from gitd.cli.screen import shows_colours
 from gitd.cli.session import Session, print_json
-from gitd.cli.stream import PATIENCE_S, Item, JobStream, Outage
+from gitd.cli.stream import (
+    PATIENCE_S,
+    EventStream,
+    Item,
+    JobStream,
+    Outage,
+    ProgramLogStream,
+)
 from gitd.cli.waiting import environment_endpoint
 from gitd.words import colourful, printable
 
 RESOURCE_TYPES = {"build": "build", "dep": "deployment"}
 PAGES_MAX = 20
+RUNS_ON = "production"
+LINES = 100
+LINES_MAX = 10_000
 
 
 @click.command("logs")
-@click.argument("of", metavar="BUILD|DEPLOYMENT|JOB")
+@click.argument("of", metavar="[BUILD|DEPLOYMENT|JOB]", required=False)
 @click.option(
-    "--site", metavar="SITE", envvar="FORGE_SITE", help="The site of the build or deployment."
+    "--site",
+    metavar="SITE",
+    envvar="FORGE_SITE",
+    show_envvar=True,
+    help="The site: of what runs, or of the build or deployment.",
 )
-@click.option("--env", metavar="ENV", help="Its environment. Without both it is looked for.")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job is over.")
-@click.option("--stages", is_flag=True, help="Begin each line with its stage.")
+@click.option(
+    "--env",
+    metavar="ENV",
+    help=f"Its environment; of what runs, {RUNS_ON} without it. A build's and a deployment's is "
+    "looked for when it is not given.",
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is printed from now on.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0, LINES_MAX),
+    metavar="COUNT",
+    help=f"How many of the last lines of what runs; {LINES} without it.",
+)
+@click.option("--stages", is_flag=True, help="Begin each line of a job with its stage.")
 @json_option
 @click.pass_obj
 def logs(
-    session: Session, of: str, site: str | None, env: str | None, *, follow: bool, stages: bool
+    session: Session,
+    of: str | None,
+    site: str | None,
+    env: str | None,
+    *,
+    follow: bool,
+    lines: int | None,
+    stages: bool,
 ) -> ExitCode:
-    """Print the log of a build, a deployment or a job.
+    """Print the log of a build, a deployment or a job; without one, what runs there prints.
 
     With --json an array of lines, or with --follow too an object per line as it comes.
     """
-    job = find_job(session.api, of, Place(site, env) if site and env else None)
     try:
+        if of is None:
+            if stages:
+                raise click.UsageError("--stages is for the log of a job.")
+            if site is None:
+                raise click.UsageError("Name a job, or the --site whose programs are to be heard.")
+            place = Place(site, env or RUNS_ON)
+            _print_program_log(session, place, LINES if lines is None else lines, follow=follow)
+            return ExitCode.OK
+        if lines is not None:
+            raise click.UsageError("--lines is for what runs: a job's log comes whole.")
+        job = find_job(session.api, of, Place(site, env) if site and env else None)
         if job.is_over or follow:
-            _print_stream(session, job, follow=follow, stages=stages)
+            stream = JobStream(session.api, job, patience_s=PATIENCE_S)
+            _print_stream(session, stream, follow=follow, text=partial(_text, stages=stages))
         else:
             _print_so_far(session, job, stages=stages)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     return ExitCode.OK
+
+
+def _print_program_log(session: Session, place: Place, lines: int, *, follow: bool) -> None:
+    if follow:
+        stream = ProgramLogStream(
+            session.api,
+            place.endpoint("logs", "stream"),
+            lines=lines,
+            advice=f"Follow it again: mf logs --site {place.site} --env {place.env} --follow",
+        )
+        _print_stream(session, stream, follow=True, text=_timed_text)
+        return
+    text = session.api.content(place.endpoint("logs"), {"lines": lines}).decode("utf-8", "replace")
+    said = [_line_of(line) for line in text.removesuffix("\n").split("\n") if line]
+    if session.as_json:
+        print_json([line.fields for line in said])
+        return
+    for line in said:
+        _write(_timed_text(line))
+    if not said:
+        _tell_hint(f"Nothing was printed on {place.env}. A static site has no program that could.")
+
+
+def _line_of(text: str) -> LogLine:
+    at, _, line = text.partition(" ")
+    return LogLine({"line": line, "at": at, "stage": "run"})
 
 
 def find_job(api: Api, name: str, place: Place | None) -> Job:
@@ -74,20 +145,23 @@ def _job_for(api: Api, resource_type: str, resource_id: str) -> Job:
     )
 
 
-def _print_stream(session: Session, job: Job, *, follow: bool, stages: bool) -> None:
-    lines = _lines(JobStream(session.api, job, patience_s=PATIENCE_S))
+def _print_stream(
+    session: Session,
+    stream: EventStream[Job | LogLine] | EventStream[LogLine],
+    *,
+    follow: bool,
+    text: Callable[[LogLine], str],
+) -> None:
+    lines = _lines(stream.batches())
     if session.as_json and not follow:
         print_json([line.fields for line in lines])
         return
     for line in lines:
-        if session.as_json:
-            _write(json.dumps(line.fields))
-        else:
-            _write(_text(line, stages=stages))
+        _write(json.dumps(line.fields) if session.as_json else text(line))
 
 
-def _lines(stream: JobStream) -> Iterator[LogLine]:
-    for batch in stream.batches():
+def _lines(batches: Iterable[Sequence[Item]]) -> Iterator[LogLine]:
+    for batch in batches:
         for item in batch:
             if isinstance(item, LogLine):
                 yield item
@@ -97,7 +171,11 @@ def _lines(stream: JobStream) -> Iterator[LogLine]:
 
 def _tell(item: Item) -> None:
     if isinstance(item, Outage):
-        click.echo(printable(f"(connection lost: {item.message}; trying again)"), err=True)
+        _tell_hint(f"(connection lost: {item.message}; trying again)")
+
+
+def _tell_hint(hint: str) -> None:
+    click.echo(printable(hint), err=True)
 
 
 def _print_so_far(session: Session, job: Job, *, stages: bool) -> None:
@@ -114,7 +192,14 @@ def _print_so_far(session: Session, job: Job, *, stages: bool) -> None:
 
 
 def _text(line: LogLine, *, stages: bool) -> str:
-    text = f"[{line.stage}] {line.line}" if stages and line.stage else line.line
+    return _shown(f"[{line.stage}] {line.line}" if stages and line.stage else line.line)
+
+
+def _timed_text(line: LogLine) -> str:
+    return _shown(f"{text_at(line.fields, 'at')} {line.line}")
+
+
+def _shown(text: str) -> str:
     return f"{colourful(text)}\x1b[0m" if shows_colours(sys.stdout) else printable(text)
 
 

@@ -131,7 +131,7 @@ class ControlLine:
         timeout = aiohttp.ClientTimeout(total=None, sock_read=3 * PING_EVERY_S)
         async with self._session.get(
             "http://control/v1/desired",
-            params={"hears": "coming"},
+            params={"hears": "coming,logs"},
             timeout=timeout,
             raise_for_status=True,
         ) as answer:

@@ -26,6 +26,7 @@ from hooks.deploys import configs
 from hooks.deploys.control import ControlLine
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
+from hooks.deploys.log_sender import LogSender
 from hooks.deploys.reconcile import Reconciler
 from hooks.deploys.rollout_tools import (
     DRAIN_S,
@@ -40,6 +41,7 @@ from hooks.deploys.runtime import WEB_LIMITS
 from hooks.deploys.serving import Serving
 from hooks.deploys.state import HostFolder
 from hooks.deploys.traffic import make_server
+from hooks.deploys.wire import DesiredMessage, LogWanted
 from hooks.process import die_with_parent, drop_privileges
 from storage.reader import StoreReader
 from storage.sealing import Vault
@@ -133,11 +135,20 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
             web_limits=config.web_limits,
             drain_s=config.drain_s,
         )
-        reconciler = Reconciler(HostFolder(config.directory), tools=tools, router=router, line=line)
+        folder = HostFolder(config.directory)
+        reconciler = Reconciler(folder, tools=tools, router=router, line=line)
+        logs = LogSender(folder, config.socket)
+
+        def take(message: DesiredMessage) -> None:
+            if isinstance(message, LogWanted):
+                logs.take(message)
+            else:
+                reconciler.take(message)
+
         reconciler.resume()
         try:
             async with _traffic(router, listener or _listener(config), config.drain_s):
-                following = asyncio.get_running_loop().create_task(line.follow(reconciler.take))
+                following = asyncio.get_running_loop().create_task(line.follow(take))
                 stopped = asyncio.get_running_loop().create_task(stop.wait())
                 await asyncio.wait({following, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 following.cancel()
@@ -145,6 +156,7 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
                     await following
                 reconciler.hurry()
         finally:
+            await logs.close()
             await reconciler.close()
     _log.info("host_stopped")
 

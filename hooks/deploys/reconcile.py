@@ -19,6 +19,7 @@ from hooks.deploys.wire import (
     Coming,
     Desired,
     DesiredMessage,
+    LogWanted,
     Ping,
     Removed,
     Report,
@@ -261,7 +262,7 @@ class Reconciler:
             self._keepers[state.env_id] = self._keeper(folder, state)
 
     def take(self, message: DesiredMessage) -> None:
-        """Take in what control desires."""
+        """Take in what control desires to be served."""
         match message:
             case Snapshot(environments=environments):
                 for desired in environments:
@@ -275,7 +276,7 @@ class Reconciler:
                 self._remove(env_id)
             case Coming(env_id=env_id, digest=digest):
                 self._foresee(env_id, digest)
-            case Ping():
+            case LogWanted() | Ping():
                 pass
 
     def hurry(self) -> None:

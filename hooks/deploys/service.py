@@ -10,8 +10,9 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from hooks.deploys.program_logs import ProgramLogs
 from hooks.deploys.runner import RollRunner
-from hooks.deploys.wire import Report, RollLog
+from hooks.deploys.wire import DesiredMessage, Report, RollLog
 from hooks.errors import RefusedError
 from hooks.peers import only_from
 from storage.errors import SealBrokenError
@@ -21,29 +22,38 @@ log = structlog.get_logger(__name__)
 BODY_BYTES_MAX = 16 * 1024 * 1024
 
 
-def make_app(runner: RollRunner, *, uids: Collection[int]) -> web.Application:
+def make_app(runner: RollRunner, logs: ProgramLogs, *, uids: Collection[int]) -> web.Application:
     """The application behind `hosts.sock`, for callers that run as one of `uids`."""
-    service = _HostService(runner)
+    service = _HostService(runner, logs)
     app = web.Application(middlewares=[only_from(uids)], client_max_size=BODY_BYTES_MAX)
     app.router.add_get("/v1/desired", service.desired)
     app.router.add_get("/v1/configs/{deployment}", service.config)
     app.router.add_post("/v1/reports", service.report)
     app.router.add_post("/v1/log", service.log)
+    app.router.add_post("/v1/program-logs/{id}", service.program_log)
     return app
 
 
 class _HostService:
-    def __init__(self, runner: RollRunner) -> None:
+    def __init__(self, runner: RollRunner, logs: ProgramLogs) -> None:
         self._runner = runner
+        self._logs = logs
 
     async def desired(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        messages = self._runner.desired(hears_coming=request.query.get("hears") == "coming")
-        with contextlib.suppress(ConnectionError):
+        hears = request.query.get("hears", "").split(",")
+
+        async def tell(message: DesiredMessage) -> None:
+            await response.write(msgspec.json.encode(message) + b"\n")
+
+        messages = self._runner.desired(hears_coming="coming" in hears)
+        with contextlib.suppress(ConnectionError), contextlib.ExitStack() as stack:
+            if "logs" in hears:
+                stack.enter_context(self._logs.asked_of(tell))
             async with contextlib.aclosing(messages):
                 async for message in messages:
-                    await response.write(msgspec.json.encode(message) + b"\n")
+                    await tell(message)
         return response
 
     async def config(self, request: web.Request) -> web.Response:
@@ -62,6 +72,11 @@ class _HostService:
 
     async def log(self, request: web.Request) -> web.Response:
         self._runner.take_log(await _body(request, RollLog))
+        return _nothing()
+
+    async def program_log(self, request: web.Request) -> web.Response:
+        if not await self._logs.take(request.match_info["id"], request.content):
+            raise web.HTTPGone(text="nobody reads that\n")
         return _nothing()
 
 

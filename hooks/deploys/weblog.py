@@ -25,6 +25,11 @@ TAIL_BYTES_MAX: Final = 64 * 1024
 LineSink = Callable[[str], None]
 
 
+def older_log(path: Path) -> Path:
+    """Where the file before the one at `path` is."""
+    return path.with_suffix(".log.1")
+
+
 class Lines:
     """Cuts output into lines as it comes. A longer line than 8 KiB becomes several.
 
@@ -165,7 +170,7 @@ class WebLog:
             self._fd = -1
         with contextlib.suppress(FileNotFoundError):
             if self._path.stat().st_size + LINE_BYTES_MAX > FILE_BYTES_MAX:
-                self._path.replace(self._path.with_suffix(".log.1"))
+                self._path.replace(older_log(self._path))
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(self._path, flags, 0o600)
         self._size_bytes = os.fstat(self._fd).st_size

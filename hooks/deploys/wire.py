@@ -2,13 +2,14 @@
 
 | call | body | answer |
 |---|---|---|
-| `GET /v1/desired?hears=coming` | | NDJSON without end: a `Snapshot`, then the others |
+| `GET /v1/desired?hears=coming,logs` | | NDJSON without end: a `Snapshot`, then the others |
 | `GET /v1/configs/DEPLOYMENT` | | `Config`; 404 when that is not what is desired, or has none |
 | `POST /v1/reports` | `Report` | `{}` |
 | `POST /v1/log` | `RollLog` | `{}` |
+| `POST /v1/program-logs/ID` | NDJSON of `LogPiece`s, after an empty line | `{}` at the end |
 
-A host that does not say that it `hears` it is told no `Coming`. Each call may be repeated. Times
-are RFC 3339 in UTC with milliseconds.
+A host is told no `Coming` and no `LogWanted` unless it says that it `hears` those. Each call may be
+repeated, but for the last: an `ID` is good for one. Times are RFC 3339 in UTC with milliseconds.
 """
 
 from __future__ import annotations
@@ -99,11 +100,35 @@ class Coming(msgspec.Struct, frozen=True, tag_field="type", tag="coming"):
     digest: str | None = None
 
 
+class LogWanted(msgspec.Struct, frozen=True, tag_field="type", tag="log_wanted"):
+    """Somebody reads what the programs of an environment print: send it under this `id`.
+
+    From the last so many `lines` on, or from what came `after` that position; with `follow`, go on
+    with what is printed from then on.
+    """
+
+    id: str
+    env_id: str
+    lines: int
+    follow: bool
+    after: str | None = None
+
+
+class LogPiece(msgspec.Struct, frozen=True):
+    """Whole lines of what programs printed, each with its time before it. They begin at the byte
+    `offset` of the log's `file`.
+    """
+
+    file: str
+    offset: int
+    data: bytes
+
+
 class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
     pass
 
 
-DesiredMessage = Snapshot | Changed | Removed | Coming | Ping
+DesiredMessage = Snapshot | Changed | Removed | Coming | LogWanted | Ping
 
 
 class RollFailure(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ from hooks.builds.submodules import Submodules
 from hooks.builds.wire import BatchLine, BuildError, Finish, LogBatch
 from hooks.configs import Configs
 from hooks.deploys.issuing import ReleaseIssuer
+from hooks.deploys.program_logs import ProgramLogs
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.deploys.wire import Report, RollFailure
 from hooks.follow import Addresses
@@ -124,6 +125,7 @@ class Service:
         self.addresses = Addresses(
             of_environment=lambda env: f"http://{env.hostname}.localhost:8081", server=self.url
         )
+        self.program_logs = ProgramLogs()
         self.api = build_api(
             ApiDeps(
                 records=self.records,
@@ -138,6 +140,7 @@ class Service:
                     self.store, self.reader, digest, provenance=provenance, releases=releases
                 ),
                 proxies=TrustedProxies(self.proxies),
+                program_logs=self.program_logs,
                 heartbeat_s=self.heartbeat_s,
             )
         )

@@ -131,6 +131,8 @@ async def test_client_cannot_speak_for_the_proxy_in_front(service, acme) -> None
         ("GET", "{env}/builds", "deployments:read", "jobs:read"),
         ("GET", "{env}/builds/x", "deployments:read", "jobs:read"),
         ("GET", "{env}/builds/x/log", "deployments:read", "jobs:read"),
+        ("GET", "{env}/logs", "observability:read", "deployments:read"),
+        ("GET", "{env}/logs/stream", "observability:read", "deployments:read"),
         ("GET", "{env}/artifacts", "deployments:read", "jobs:read"),
         ("GET", "{env}/artifacts/x", "deployments:read", "jobs:read"),
         ("GET", "{env}/artifacts/x/manifest", "deployments:read", "jobs:read"),

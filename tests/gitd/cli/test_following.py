@@ -179,7 +179,13 @@ def test_stream_that_ends_without_an_end_is_taken_up_again(mf, peer, stream_of) 
     """A proxy may close a connection politely in the middle."""
     stream = stream_of(GOOD[:3])
     job = build_of(peer, stream)
-    threading.Timer(0.7, lambda: stream.events.extend(GOOD[3:])).start()
+
+    def go_on() -> None:
+        while len(stream.resumed_from) < 2:
+            time.sleep(0.01)
+        stream.events.extend(GOOD[3:])
+
+    threading.Thread(target=go_on, daemon=True).start()
     ran = mf("jobs", "wait", job["id"])
     assert ran.code == 0
     assert len(stream.resumed_from) > 1
@@ -512,3 +518,59 @@ def test_table_on_a_terminal_keeps_ids_whole(mf, peer, columns) -> None:
     assert "[red]x" in terminal.shown
     assert (" d ago" in terminal.shown) == (int(columns) > 60)
     assert "\x1b[31mfailed" in terminal.shown
+
+
+# -- mf logs of what runs ------------------------------------------------------------------------
+
+
+def printed(text: str) -> tuple[str, dict[str, object]]:
+    return log(text, "run")
+
+
+def test_what_runs_is_read_on_production_unless_another_is_named(mf, peer) -> None:
+    at = "2026-06-23T12:00:00.000Z"
+    peer.on("GET", f"{HERE}/logs", peer.raw(f"{at} up\n{at} \x1b[31mred\x1b[0m \x07\n"))
+    ran = mf("logs", "--site", "acme-store")
+    assert (ran.code, ran.out, ran.err) == (0, f"{at} up\n{at} red \n", "")
+    assert peer.seen[-1].query == {"lines": "100"}
+    ran = mf("logs", *PLACE, "--lines", "2", "--json")
+    assert ran.json[0] == {"line": "up", "at": at, "stage": "run"}
+    assert peer.seen[-1].query == {"lines": "2"}
+
+
+def test_what_runs_is_followed_over_breaks_and_while_the_host_is_away(mf, peer, stream_of) -> None:
+    stream = stream_of([printed("one"), printed("two"), printed("three"), END], breaks=[1, 1])
+    away = peer.refusal(409, "host.away", "The site host is not connected just now.")
+    path = f"{HERE}/logs/stream"
+    peer.job("job_09", stream)
+    streams = peer._answers["GET", "/v1/jobs/job_09/stream"][0]
+    peer.on("GET", path, streams, away, streams)
+    ran = mf("logs", *PLACE, "--follow")
+    assert ran.code == 0
+    assert [line.split(" ", 1)[1] for line in ran.out.splitlines()] == ["one", "two", "three"]
+    assert stream.resumed_from == ["", "1", "2"]
+    assert "not connected just now" in ran.err
+
+
+def test_a_host_that_is_away_from_the_beginning_is_a_refusal(mf, peer) -> None:
+    for path in (f"{HERE}/logs", f"{HERE}/logs/stream"):
+        peer.on("GET", path, peer.refusal(409, "host.away", "The site host is not connected."))
+    for options in ((), ("--follow",)):
+        ran = mf("logs", *PLACE, *options)
+        assert (ran.code, ran.out) == (3, "")
+        assert "host.away" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ((), "--site"),
+        ((*PLACE, "--stages"), "--stages"),
+        (("job_01", "--lines", "3"), "--lines"),
+        ((*PLACE, "--lines", "100000"), "--lines"),
+    ],
+)
+def test_wrong_use_of_logs_says_what_is_wrong(mf, arguments, hint) -> None:
+    ran = mf("logs", *arguments)
+    assert ran.code == 2
+    assert hint in ran.err

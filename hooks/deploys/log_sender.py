@@ -1,0 +1,70 @@
+"""The site host's side of program logs: it sends what its programs printed to who reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import msgspec
+import structlog
+
+from hooks.deploys.log_reader import LogReader
+from hooks.deploys.state import HostFolder
+from hooks.deploys.wire import LogWanted
+
+LOOK_EVERY_S: Final = 0.2
+"""How often a followed log is looked at: what is printed arrives that much later at most."""
+CONNECT_TIMEOUT_S: Final = 5.0
+
+_log = structlog.get_logger()
+
+
+class LogSender:
+    """Sends logs over connections of their own, each until nobody reads it any more."""
+
+    def __init__(self, folder: HostFolder, socket: Path) -> None:
+        self._folder = folder
+        self._socket = socket
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, wanted: LogWanted) -> None:
+        task = asyncio.get_running_loop().create_task(self._send(wanted))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _send(self, wanted: LogWanted) -> None:
+        connector = aiohttp.UnixConnector(path=str(self._socket))
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+        try:
+            path = self._folder.environment(wanted.env_id).web_log
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+                session.post(
+                    f"http://control/v1/program-logs/{wanted.id}", data=_pieces(path, wanted)
+                ),
+            ):
+                pass
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            _log.info("log_not_sent", env_id=wanted.env_id, reason=str(error))
+
+
+async def _pieces(path: Path, wanted: LogWanted) -> AsyncIterator[bytes]:
+    reader = await asyncio.to_thread(LogReader, path, lines=wanted.lines, after=wanted.after)
+    with contextlib.closing(reader):
+        yield b"\n"  # an empty line says nothing, and the request is on its way
+        while True:
+            if piece := reader.next():
+                yield msgspec.json.encode(piece) + b"\n"
+            elif not wanted.follow or reader.is_over:
+                return
+            else:
+                await asyncio.sleep(LOOK_EVERY_S)

@@ -1,0 +1,167 @@
+"""Control's side of program logs: it asks the site host for what an environment's programs print.
+
+Nothing of it is kept here. Who reads slowly slows the host's reading down, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import Final
+
+import aiohttp
+import msgspec
+from aiohttp.http_exceptions import BadHttpMessage
+
+from hooks.deploys.wire import LogPiece, LogWanted
+from hooks.errors import RefusedError
+
+READERS_MAX: Final = 64
+BEGIN_TIMEOUT_S: Final = 10.0
+"""So long the host has to begin."""
+WAITING_PIECES_MAX: Final = 4
+PIECE_BYTES_MAX: Final = 1024 * 1024
+
+Tell = Callable[[LogWanted], Awaitable[None]]
+
+
+class HostAwayError(RefusedError):
+    """No site host is connected that could say what its programs print."""
+
+    def __init__(self) -> None:
+        super().__init__("host.away", "The site host is not connected just now.")
+
+
+class ReadersTooManyError(RefusedError):
+    def __init__(self) -> None:
+        super().__init__(
+            "log.readers_too_many", f"{READERS_MAX} read what programs print at the same time."
+        )
+
+
+class LogBrokenError(Exception):
+    """The host went away in the middle."""
+
+
+class Reading:
+    """What one reader gets, from one host."""
+
+    def __init__(self) -> None:
+        self.has_begun = asyncio.Event()
+        self.is_left = asyncio.Event()
+        self._pieces: deque[LogPiece] = deque()
+        self._is_over = False
+        self._is_whole = False
+        self._has_news = asyncio.Event()
+        self._has_room = asyncio.Event()
+
+    async def next(self) -> LogPiece | None:
+        """Wait for the next piece; None at the end.
+
+        Raises:
+            LogBrokenError: The host went away before that.
+        """
+        while not self._pieces and not self._is_over:
+            self._has_news.clear()
+            await self._has_news.wait()
+        if self._pieces:
+            self._has_room.set()
+            return self._pieces.popleft()
+        if not self._is_whole:
+            raise LogBrokenError
+        return None
+
+    async def take(self, content: aiohttp.StreamReader) -> None:
+        """Take in what the host sends, to its end or until the reader leaves."""
+        self.has_begun.set()
+        taking = asyncio.create_task(self._take(content))
+        leaving = asyncio.create_task(self.is_left.wait())
+        try:
+            await asyncio.wait({taking, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            taking.cancel()
+            await asyncio.wait({taking, leaving})
+
+    async def _take(self, content: aiohttp.StreamReader) -> None:
+        rest = b""
+        try:
+            async for chunk in content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > PIECE_BYTES_MAX:
+                    return
+                for line in filter(None, lines):
+                    await self._put(msgspec.json.decode(line, type=LogPiece))
+            self._is_whole = not rest
+        except (aiohttp.ClientError, BadHttpMessage, ConnectionError, msgspec.MsgspecError):
+            return
+        finally:
+            self._is_over = True
+            self._has_news.set()
+
+    async def _put(self, piece: LogPiece) -> None:
+        while len(self._pieces) >= WAITING_PIECES_MAX:
+            self._has_room.clear()
+            await self._has_room.wait()
+        self._pieces.append(piece)
+        self._has_news.set()
+
+
+class ProgramLogs:
+    """The logs of what runs, asked of the hosts that run it."""
+
+    def __init__(self) -> None:
+        self._hosts: list[Tell] = []
+        self._readings: dict[str, Reading] = {}
+        self._readers_count = 0
+
+    @contextlib.contextmanager
+    def asked_of(self, tell: Tell) -> Iterator[None]:
+        """Ask the host that is told things by `tell`, as long as this is open."""
+        self._hosts.append(tell)
+        try:
+            yield
+        finally:
+            self._hosts.remove(tell)
+
+    @contextlib.asynccontextmanager
+    async def reading(
+        self, env_id: str, *, lines: int, follow: bool, after: str | None = None
+    ) -> AsyncGenerator[Reading]:
+        """Read what an environment's programs print: `lines`, or from what came `after` a position.
+
+        Raises:
+            HostAwayError: Nobody can say.
+            ReadersTooManyError: As many read already as may.
+        """
+        if not self._hosts:
+            raise HostAwayError
+        if self._readers_count >= READERS_MAX:
+            raise ReadersTooManyError
+        wanted = LogWanted(secrets.token_hex(16), env_id, lines, follow, after)
+        reading = self._readings[wanted.id] = Reading()
+        self._readers_count += 1
+        try:
+            try:
+                async with asyncio.timeout(BEGIN_TIMEOUT_S):
+                    for tell in tuple(self._hosts):
+                        await tell(wanted)
+                    await reading.has_begun.wait()
+            except (TimeoutError, ConnectionError) as error:
+                raise HostAwayError from error
+            yield reading
+        finally:
+            self._readers_count -= 1
+            self._readings.pop(wanted.id, None)
+            reading.is_left.set()
+
+    async def take(self, reading_id: str, content: aiohttp.StreamReader) -> bool:
+        """Take in what a host sends for a reader; say whether there is one."""
+        reading = self._readings.pop(reading_id, None)
+        if reading is None:
+            return False
+        await reading.take(content)
+        return True
