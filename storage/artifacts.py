@@ -8,7 +8,6 @@ count. A crash before the commit leaves rubbish that `recover` removes; never ha
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import sqlite3
@@ -25,14 +24,11 @@ from storage.blobs import (
     MANIFEST_NAME,
     BlobKey,
     Staging,
-    blob_path,
-    entry_key,
 )
 from storage.digest import Digest
-from storage.envelope import ENVELOPE_BYTES_MAX, Envelope
+from storage.envelope import Envelope
 from storage.errors import (
     ArtifactMissingError,
-    ManifestInvalidError,
     RecordsError,
     StorageError,
     StorageFullError,
@@ -53,11 +49,12 @@ from storage.holding import hold_trees
 from storage.ids import ArtifactId, artifact_id
 from storage.ingest import Ingest
 from storage.layout import FORMAT_LINE, SHARDED, SHARDS, Layout
-from storage.manifest import MANIFEST_BYTES_MAX, FileEntry, Manifest
+from storage.manifest import Manifest
 from storage.reader import read_manifest
 from storage.records import blobs as rows
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
+from storage.recovery import Recovered, Recovery
 from storage.room import Room, RoomLimits
 from storage.source import Limits, SourceEntry
 
@@ -108,19 +105,6 @@ class KeptTree:
     new_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What a start found to clean up: dead leases, files that no row knows, begun deletions.
-
-    `stuck`: files that could not be removed, and why; the next start or collection tries again.
-    """
-
-    leases: int
-    files: int
-    deletions: int
-    stuck: tuple[str, ...] = ()
-
-
 class ArtifactStore:
     """A store open for writing. Any thread may use it, also several processes at once."""
 
@@ -129,6 +113,7 @@ class ArtifactStore:
         self.room = room
         self._records = records
         self._gate = Gate(layout)
+        self._recovery = Recovery(layout, records, self._gate)
         self._syncing = ThreadPoolExecutor(SYNCS_AT_ONCE, "sync")
         self._is_doubtful = False
 
@@ -265,24 +250,8 @@ class ArtifactStore:
                 lease.release()
 
     def recover(self) -> Recovered:
-        """Remove what crashes left: staged files, placed files that no row knows, begun deletions.
-
-        Safe while others use the store, since a living ingest's lease is locked. An envelope counts
-        as known when there is an `attestation` of it.
-        """
-        with mapped_errors("recover the store"), mapped_record_errors():
-            leases = 0
-            remover = Remover()
-            for name in os.listdir(self.layout.tmp):  # noqa: PTH208 - plain names are wanted
-                lease = Lease.seize(self.layout.tmp / name)
-                if lease is None:
-                    continue
-                self._remove_unknown(lease, remover)
-                lease.release()
-                leases += 1
-            files = remover.count
-            deletions = self._finish_deletions(remover)
-            return Recovered(leases, files, deletions, remover.stuck())
+        """Remove what crashes left. See `storage.recovery`."""
+        return self._recovery.recover()
 
     # -- ingest ----------------------------------------------------------------------------------
 
@@ -298,7 +267,7 @@ class ArtifactStore:
                 raise
             # Should this fail as well, the first error is the one to tell; the rest is harmless.
             with contextlib.suppress(StorageError, OSError):
-                self._remove_unknown(lease, Remover())
+                self._recovery.remove_unknown(lease, Remover())
             raise
         finally:
             lease.release()
@@ -378,41 +347,6 @@ class ArtifactStore:
                 self._is_doubtful = True
             raise
 
-    # -- recovery --------------------------------------------------------------------------------
-
-    def _remove_unknown(self, lease: Lease, remover: Remover) -> None:
-        """Remove what this lease's ingest placed and no row knows.
-
-        The lease is left for the next start when something is there still.
-        """
-        try:
-            manifest, envelope_sha256 = _statements(lease)
-        except OSError as error:
-            remover.refused[lease.path] = error.strerror or str(error)
-            lease.is_abandoned = True
-            return
-        if manifest is None:
-            return
-        with self._gate.collecting():
-            db = self._records.reader()
-            keys = {entry_key(e) for e in manifest.entries if isinstance(e, FileEntry)}
-            paths = [blob_path(self.layout, key) for key in keys - rows.known(db, keys)]
-            if not rows.has_tree(db, manifest.digest):
-                paths.append(self.layout.tree(manifest.digest))
-            if envelope_sha256 is not None and not rows.is_attested(db, envelope_sha256):
-                paths.append(self.layout.envelope(envelope_sha256))
-            removed = [remover.remove(path) for path in paths]
-            lease.is_abandoned = not all(removed)
-
-    def _finish_deletions(self, remover: Remover) -> int:
-        if not rows.deleting(self._records.reader()):
-            return 0
-        with self._gate.collecting():
-            keys = rows.deleting(self._records.reader())
-            gone = [key for key in keys if remover.remove(blob_path(self.layout, key))]
-            self._records.write(lambda db: rows.forget(db, gone))
-        return len(gone)
-
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
@@ -450,18 +384,3 @@ def _share(layout: Layout, group: int | None) -> None:
         os.chown(layout.root, -1, group)
     if stat.S_IMODE(status.st_mode) != mode:
         layout.root.chmod(mode)
-
-
-def _statements(lease: Lease) -> tuple[Manifest | None, str | None]:
-    """Return what a lease was about to publish, as far as it came. A kept tree has no envelope."""
-    try:
-        manifest = Manifest.parse(
-            read_bounded(f"{lease.path}/{MANIFEST_NAME}", size_bytes_max=MANIFEST_BYTES_MAX)
-        )
-    except (FileNotFoundError, ManifestInvalidError):
-        return None, None  # nothing had been placed yet
-    try:
-        envelope = read_bounded(f"{lease.path}/{ENVELOPE_NAME}", size_bytes_max=ENVELOPE_BYTES_MAX)
-    except FileNotFoundError:
-        return manifest, None
-    return manifest, hashlib.sha256(envelope).hexdigest()

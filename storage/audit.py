@@ -21,7 +21,10 @@ from storage.records.db import Records
 # A manifest never changes, and neither should its references: a look now and then is enough.
 EVERY_S = 7 * 24 * 3600.0
 # What says which files are wanted, and by whom.
-TABLES = ("blob", "tree", "ref", "artifact", "build_cache", "attestation", "release_statement")
+TABLES = (
+    *("blob", "tree", "ref", "artifact", "build_cache", "attestation", "release_statement"),
+    *("release", "deployment", "artifact_pin", "environment", "site"),
+)
 
 
 class Audit:
@@ -35,16 +38,16 @@ class Audit:
         self._looked_at: dict[Digest, float] = {}
         self._is_torn = False
 
-    def check_database(self, *, is_thorough: bool) -> None:
+    def check_database(self, *, goes: bool) -> None:
         """Hold the tables that decide against themselves, and their indexes against them.
 
-        Takes seconds where there are millions of rows: done when a cycle is thorough, and in each
-        one after that found something, until it finds nothing.
+        Takes seconds where there are millions of rows: done where something goes by them, and
+        after it found something, until it finds nothing.
 
         Raises:
             CollectionRefusedError: They are damaged.
         """
-        if not is_thorough and not self._is_torn:
+        if not goes and not self._is_torn:
             return
         for table in TABLES:
             self._check_stop()

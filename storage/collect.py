@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from storage.artifacts import ArtifactStore, Recovered
+from storage.artifacts import ArtifactStore
 from storage.audit import Audit
 from storage.blobs import blob_path
 from storage.digest import Digest
-from storage.errors import CollectionRefusedError, CollectorBusyError
+from storage.errors import CollectionRefusedError, CollectorBusyError, RecordsError
 from storage.files import Remover, mapped_errors
 from storage.gate import Gate
 from storage.holding import held_trees
@@ -33,6 +33,7 @@ from storage.records import build_caches, garbage
 from storage.records import retention as retention_rows
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
+from storage.recovery import Recovered
 from storage.retention import Fate, Pressure, Retention, Verdict, caches_to_evict, judge
 
 # Blobs that go while the gate is held: as many as take some `HELD_S`, which differs a lot by disk.
@@ -208,11 +209,12 @@ class Collector:
             )
             done, recovered = Collected(), Recovered(0, 0, 0)
             try:
-                self._audit.check_database(is_thorough=order.is_thorough)
+                goes = order.is_thorough or self._may_something_go(order.pressure)
+                self._audit.check_database(goes=goes)
                 recovered = self._store.recover()
-                done = self._decide(order.pressure)
+                done = self._decide(order.pressure, goes=goes)
                 self._check(cycle)
-                if cycle.doubt is None:
+                if cycle.doubt is None and goes:
                     self._collect(cycle)
                 if cycle.doubt is None and order.is_thorough:
                     self._remove_leftovers(cycle)
@@ -230,13 +232,32 @@ class Collector:
                 leftover_bytes=tally.leftover_bytes,
             )
 
+    def _may_something_go(self, pressure: Pressure) -> bool:
+        """Whether a cycle would change anything, by what the records say as they are now.
+
+        Where they cannot be read, whoever looks at them before it does will say why.
+        """
+        db = self._records.reader()
+        try:
+            with mapped_record_errors():
+                verdicts, caches = self._decisions(db, self._clock(), pressure)
+                return bool(caches) or _is_any_judged(verdicts) or _has_garbage(db)
+        except RecordsError:
+            return True
+
     # -- decisions ------------------------------------------------------------------------------
 
-    def _decide(self, pressure: Pressure) -> Collected:
-        """Let artifacts and caches go that nothing keeps. Rows alone change."""
+    def _decide(self, pressure: Pressure, *, goes: bool) -> Collected:
+        """Let artifacts and caches go that nothing keeps. Rows alone change.
+
+        Unless it `goes`, which a check of the database came before, what is to go by now waits for
+        the next cycle.
+        """
         now = self._clock()
         verdicts, caches = self._decisions(self._records.reader(), now, pressure)
-        if caches or any(v.fate not in (Fate.KEPT, Fate.WAITS) for v in verdicts):
+        if not goes:
+            return Collected(verdicts=tuple(v for v in verdicts if not _is_judged(v)))
+        if caches or _is_any_judged(verdicts):
             # Once more, in the transaction: somebody may deploy or pin one in this very moment.
             verdicts, caches, envelopes = self._records.write(
                 lambda db: self._apply(db, now, pressure)
@@ -271,11 +292,8 @@ class Collector:
 
     def _check(self, cycle: _Cycle) -> None:
         """Make sure, where something may go, that the records know what is in use."""
-        db, is_thorough = self._records.reader(), cycle.order.is_thorough
-        if is_thorough or any(
-            find(db)
-            for find in (garbage.unkept_trees, garbage.condemned_trees, garbage.unreferred_blobs)
-        ):
+        is_thorough = cycle.order.is_thorough
+        if is_thorough or _has_garbage(self._records.reader()):
             self._audit.check_trees(is_thorough=is_thorough)
         cycle.doubt = self._audit.doubt()
 
@@ -393,6 +411,20 @@ class Collector:
     def _check_stop(self) -> None:
         if self._stopping.is_set():
             raise _StoppedError
+
+
+def _is_any_judged(verdicts: Sequence[Verdict]) -> bool:
+    return any(map(_is_judged, verdicts))
+
+
+def _is_judged(verdict: Verdict) -> bool:
+    """Whether something becomes of an artifact."""
+    return verdict.fate not in (Fate.KEPT, Fate.WAITS)
+
+
+def _has_garbage(db: sqlite3.Connection) -> bool:
+    finders = (garbage.unkept_trees, garbage.condemned_trees, garbage.unreferred_blobs)
+    return any(find(db) for find in finders)
 
 
 def next_batch_count(count: int, took_s: float) -> int:

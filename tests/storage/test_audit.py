@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -9,19 +11,24 @@ from pathlib import Path
 
 import pytest
 
+from storage.blobs import MANIFEST_NAME
 from storage.check import check_store
-from storage.collect import Order
+from storage.collect import Collector, Order
 from storage.copies import anything_at
 from storage.digest import Digest
-from storage.errors import CollectionRefusedError
+from storage.errors import CollectionRefusedError, StorageError
 from storage.records import retention
+from storage.recovery import Recovered
 from storage.reindex import rebuild_index
+from storage.retention import Pressure
+from tests.storage.conftest import KEEP_NOTHING, make_shop
 from tests.storage.test_collect import AT_ONCE, files_of
 from tests.storage.test_repair import condemn_all, export, flip
 
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n"}
 TWINS = {**SITE, "copy.html": b"hello"}  # as many blobs as before, and more files
 FORCED = replace(AT_ONCE, is_forced=True)
+QUICK = Order(is_hurried=True)
 
 
 def pinned(shop, tree: dict[str, bytes]):
@@ -30,14 +37,14 @@ def pinned(shop, tree: dict[str, bytes]):
     return ingested
 
 
-def damage_index(database: Path, index: str, key: bytes) -> None:
+def damage_index(database: Path, index: str, key: bytes, bit: int = 0x80) -> None:
     """Flip a bit of a key where an index has it: by that it is not found any more."""
     db = sqlite3.connect(database)
     pages = db.execute("SELECT pgoffset, pgsize FROM dbstat WHERE name = ?", (index,)).fetchall()
     db.close()
     data = bytearray(database.read_bytes())
     (at,) = (found for start, size in pages if (found := data.find(key, start, start + size)) >= 0)
-    data[at] ^= 0x80
+    data[at] ^= bit
     database.write_bytes(data)
 
 
@@ -59,6 +66,114 @@ def test_damaged_index_of_the_database_loses_no_file(world, index: str) -> None:
     assert collector.run(AT_ONCE).is_idle
     assert files_of(world.shop) == before
     world.expect_whole()
+
+
+@pytest.mark.parametrize("bit", [0x01, 0x80], ids=["another", "no text"])
+@pytest.mark.parametrize("index", ["sqlite_autoindex_artifact_2", "artifact_pin_of"])
+def test_damaged_index_stops_a_quick_collection_that_would_go_by_it(
+    world, index: str, bit: int
+) -> None:
+    kept = pinned(world.shop, SITE)
+    world.shop.records.close()
+    key = str(kept.digest) if index.startswith("sqlite") else kept.artifact_id
+    damage_index(world.shop.folder / "gitd.db", index, key.encode(), bit)
+    world.restart()
+    before = files_of(world.shop)
+    collector = world.collector()
+    for pressure in Pressure:
+        with pytest.raises(CollectionRefusedError, match="gitd check --rebuild-index"):
+            collector.run(Order(pressure, is_hurried=True))
+    assert files_of(world.shop) == before
+    rebuild_index(world.shop.store, world.shop.records)
+    assert collector.run(QUICK).is_idle
+    assert world.listed() == {kept.artifact_id}
+    world.expect_whole()
+
+
+def leave_lease(shop, ingested) -> None:
+    """What a build of the same tree leaves that died before its commit."""
+    lease = shop.store.layout.tmp / "dead"
+    lease.mkdir(mode=0o700)
+    shutil.copy(shop.store.layout.tree(ingested.digest), lease / MANIFEST_NAME)
+
+
+@pytest.mark.parametrize("index", ["sqlite_autoindex_blob_1", "sqlite_autoindex_tree_1"])
+def test_damaged_index_stops_a_start_that_would_go_by_it(world, index: str) -> None:
+    kept = pinned(world.shop, SITE)
+    leave_lease(world.shop, kept)
+    world.shop.records.close()
+    key = Digest.of(b"hello") + b"f" if "blob" in index else kept.digest
+    damage_index(world.shop.folder / "gitd.db", index, key)
+    world.restart()
+    before = files_of(world.shop)
+    recovered = world.shop.store.recover()
+    (said,) = recovered.stuck
+    assert "gitd check --rebuild-index" in said
+    assert recovered.files == 0
+    assert files_of(world.shop) == before
+    rebuild_index(world.shop.store, world.shop.records)
+    assert world.shop.store.recover() == Recovered(leases=1, files=0, deletions=0)
+    world.expect_whole()
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [6, pytest.param(3000, marks=pytest.mark.soak)])
+def test_flipped_bit_in_any_index_takes_nothing_that_is_kept(
+    world, scratch: Path, count: int
+) -> None:
+    seed = int(os.environ.get("CRASH_SEED", "0"))
+    pick = random.Random(seed)
+    shop = world.shop
+    kept = [pinned(shop, {**SITE, "pinned": b"pinned"}), shop.ingest({**SITE, "runs": b"runs"})]
+    world.release(kept[1])
+    names = [path.relative_to(shop.folder) for path in files_of(shop)]
+    leave_lease(shop, kept[0])
+    shop.ingest({**SITE, "gone": b"gone"})
+    shop.keep_tree({"cache": b"cache"})
+    shop.records.close()
+    good = (shop.folder / "gitd.db").read_bytes()
+    pages = pages_of_indexes(shop.folder / "gitd.db")
+    refused = 0
+    for _ in range(count):
+        name, offset, size = pick.choice(pages)
+        used = [at for at in range(offset, offset + size) if good[at]]
+        at, bit = pick.choice(used), pick.randrange(8)
+        bad = bytearray(good)
+        bad[at] ^= 1 << bit
+        shutil.copytree(shop.folder, scratch / "shop")
+        (scratch / "shop/gitd.db").write_bytes(bad)
+        refused += not start_and_collect(scratch / "shop")
+        lost = [path for path in names if not (scratch / "shop" / path).exists()]
+        assert not lost, f"{name}: bit {bit} at {at}, seed {seed}"
+        shutil.rmtree(scratch / "shop")
+    print(f"{refused} of {count} were refused")
+    assert refused
+
+
+def start_and_collect(folder: Path) -> bool:
+    """Start, and collect what nothing keeps; say whether that was done."""
+    try:
+        shop = make_shop(folder)
+    except StorageError:
+        return False
+    try:
+        shop.store.recover()
+        return Collector(shop.store, shop.records, KEEP_NOTHING).run(QUICK).doubt is None
+    except StorageError:
+        return False
+    finally:
+        shop.records.close()
+
+
+def pages_of_indexes(database: Path) -> list[tuple[str, int, int]]:
+    """All pages of indexes, and of the one table that is its own index: name, offset, size."""
+    db = sqlite3.connect(database)
+    pages = db.execute(
+        "SELECT name, pgoffset, pgsize FROM dbstat WHERE name = 'ref' OR name IN"
+        " (SELECT name FROM sqlite_master WHERE type = 'index')"
+    ).fetchall()
+    db.close()
+    return pages
 
 
 LOST = {
