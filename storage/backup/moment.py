@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from storage.backup.manifest import FileEntry, Where
 from storage.backup.places import Places
 from storage.backup.pool import Kept, Pool
 from storage.backup.salvage import Salvage
+from storage.blobs import blob_sizes
 from storage.custody import (
     EXTERNAL,
     PUBLIC_MODE,
@@ -32,12 +34,25 @@ from storage.custody import (
 )
 from storage.digest import Digest
 from storage.errors import BackupDamagedError, BackupError
+from storage.files import read_bounded
 from storage.gate import locked
 from storage.holding import hold_trees
 from storage.layout import STATEMENT_MODE, Layout
+from storage.manifest import MANIFEST_BYTES_MAX
+from storage.manifest import Manifest as TreeManifest
 from storage.model import Site
 from storage.parts import Part, PartKind
-from storage.records import blobs, copies, damage, migrations, pushes, release_statements, sites
+from storage.records import (
+    blobs,
+    copies,
+    damage,
+    index,
+    migrations,
+    pushes,
+    release_statements,
+    sites,
+)
+from storage.records.damage import Damage
 from storage.records.db import Records
 from storage.sealing import VARIABLES_KEY
 from storage.signing import KEY_FILE_MODE
@@ -117,12 +132,9 @@ def moment_of(
             made_at = time.time_ns() // 1_000_000
             records.copy_into(copy)
             with copies.editing(copy) as db:
+                damaged, salvaged = _heal(db, salvage, pool, made_at)
                 copies.drop_garbage(db)
                 counts = copies.counts(db)
-                damaged = damage.every(db)
-                salvaged = salvage.of(db, damaged)
-                for part in salvaged:
-                    damage.heal(db, part, made_at)
                 known = tuple(map(Digest, blobs.each_known_tree(db)))
                 live = tuple(blobs.each_live(db))
                 statements = {name for name, _ in blobs.each_attestation(db)}
@@ -165,6 +177,29 @@ def moment_of(
                     copier.add_statement(Path(layout.envelope(name)), name)
             copier.add_keys(places.keys, moment.keys)
         yield replace(moment, files=tuple(copier.files))
+
+
+def _heal(
+    db: sqlite3.Connection, salvage: Salvage, pool: Pool, at: int
+) -> tuple[tuple[Damage, ...], dict[Part, Kept]]:
+    """Make whole what is whole in the pool; return what was damaged, and what of it was salvaged.
+
+    A tree brings back the references that the records had lost, and with them perhaps blobs that
+    they do not know: those count as damaged, and may be in the pool too.
+    """
+    damaged: dict[Part, Damage] = {}
+    salvaged: dict[Part, Kept] = {}
+    while found := [one for one in damage.every(db) if one.part not in damaged]:
+        damaged.update((one.part, one) for one in found)
+        for part, kept in salvage.of(db, found).items():
+            salvaged[part] = kept
+            if part.kind is PartKind.TREE:
+                data = read_bounded(pool.path(part.digest), size_bytes_max=MANIFEST_BYTES_MAX)
+                manifest = TreeManifest.parse(data)
+                index.heal_tree(db, index.row_of(manifest), blob_sizes(manifest), at)
+            else:
+                damage.heal(db, part, at)
+    return tuple(damaged.values()), salvaged
 
 
 class _Copier:

@@ -529,6 +529,35 @@ def test_last_good_copy_of_what_is_damaged_goes_from_backup_to_backup(
     assert check_store(small.store.layout.root, small.records).problems == ()
 
 
+LOSE_A_REFERENCE = "DELETE FROM ref WHERE blob_id = (SELECT id FROM blob WHERE key = ?)"
+LOSSES = {
+    "a reference": [LOSE_A_REFERENCE],
+    "a blob": [LOSE_A_REFERENCE, "DELETE FROM blob WHERE key = ?"],
+}
+
+
+@pytest.mark.parametrize("lost", LOSSES.values(), ids=LOSSES)
+def test_manifest_that_is_taken_over_brings_back_the_references_that_are_lost(
+    small, restored_at, tmp_path: Path, lost: list[str]
+) -> None:
+    ingested = small.ingest({"lone": b"lone", "index.html": b"<h1>one</h1>"}, "build_2")
+    small.back_up(with_keys=True)
+    key = bytes(Digest.of(b"lone")) + b"f"
+    for statement in lost:
+        small.records.write(lambda db, statement=statement: db.execute(statement, (key,)))
+    Path(small.store.layout.tree(ingested.digest)).unlink()
+    repairer = Repairer(small.store, small.records)
+    repairer.condemn([Part.of_tree(ingested.digest)])
+    small.back_up(with_keys=True, keep_count=1)
+    assert [item.faults for item in verify(small.destination, is_deep=True)] == [()]
+    small.restore(tmp_path / "new/data")
+    again = restored_at(tmp_path / "new")
+    blob = Path(again.store.layout.blob(Digest.of(b"lone"), executable=False))
+    assert blob.read_bytes() == b"lone"
+    repairer.mend([anything_at(small.destination.root)])
+    assert check_store(small.store.layout.root, small.records).problems == ()
+
+
 def test_copy_that_is_damaged_too_is_not_taken_over(small) -> None:
     ingested = small.ingest({"bad": b"bad"}, "build_2")
     small.back_up(with_keys=True)
@@ -558,9 +587,6 @@ def test_backup_is_a_source_of_copies(small) -> None:
     mended = repairer.mend([anything_at(small.destination.root)])
     assert {one.part.kind for one in mended} == set(PartKind)
     assert check_store(layout.root, small.records).problems == ()
-
-
-LOSE_A_REFERENCE = "DELETE FROM ref WHERE blob_id = (SELECT id FROM blob WHERE key = ?)"
 
 
 def test_records_that_lost_a_reference_are_not_backed_up(small, restored_at, tmp_path) -> None:
