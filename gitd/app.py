@@ -104,7 +104,14 @@ def _stop_event() -> asyncio.Event:
 @contextlib.contextmanager
 def _only_one(folder: DataFolder) -> Iterator[None]:
     """Hold the folder: a second gitd on it would write what the first one keeps in memory."""
-    fd = os.open(folder.run / "control.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = folder.run / "control.lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(
+            f"{path}: {error.strerror}. A server writes into its data folder: see its disk and"
+            " owner."
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

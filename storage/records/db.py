@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar, cast
 from sqlite_utils import Database
 
 from storage.errors import RecordConflictError, RecordsError, StorageFullError
+from storage.files import mapped_errors as mapped_file_errors
 from storage.files import may_grow
 from storage.records.migrations import MIGRATIONS
 
@@ -77,6 +78,7 @@ class Records:
         Raises:
             RecordsError: The file is no database, or a migration failed.
             StorageFullError: The disk is full.
+            StorageIoError: The folder cannot be written to.
         """
         try:
             _migrate(path)
@@ -295,7 +297,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(path: Path) -> None:
-    with mapped_errors():
+    with mapped_errors(), mapped_file_errors("open the database"):
         _migrate_locked(path)
 
 

@@ -21,6 +21,7 @@ from gitd.config import Config
 from gitd.control import Control
 from gitd.errors import StartError
 from gitd.layout import DataFolder
+from storage.errors import StorageIoError
 from storage.records.db import Records
 
 OWNER = 60690
@@ -85,6 +86,29 @@ def test_every_local_command_answers_in_json(data: Path) -> None:
             known["key_id"] = answer["id"]
         if name == "signing-key list":
             known["old_key"] = answer["keys"][0]["key_id"]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts")
+def test_folder_on_a_disk_that_is_read_only_is_said_in_one_line(data: Path) -> None:
+    # As the system makes a disk that failed.
+    if subprocess.run(["mount", "--bind", data, data], capture_output=True).returncode != 0:
+        pytest.skip("cannot mount here")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", data], check=True)
+        for words in (("check",), ("gc",), ("key", "list"), ("site", "create", "acme-store")):
+            done = gitd(data, *words)
+            assert isinstance(done.exception, StorageIoError), (words, done.output)
+            assert "Read-only file system" in str(done.exception)
+        serve = [sys.executable, "-m", "gitd", "serve", "--data", data, "--no-children"]
+        said = subprocess.run(serve, capture_output=True, text=True)
+        assert (said.returncode, said.stdout) == (1, "")
+        assert said.stderr == (
+            f"gitd: {data}/run/control.lock: Read-only file system. A server writes into its data"
+            " folder: see its disk and owner.\n"
+        )
+    finally:
+        subprocess.run(["umount", data], check=True)
 
 
 @pytest.mark.parametrize(
