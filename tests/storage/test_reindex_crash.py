@@ -1,0 +1,119 @@
+"""Crashes of a rebuild of the index: a real process, killed or failed at its system calls.
+
+After each: no file is lost, neither then nor to a collector that comes upon the half of it, and
+doing it again makes the index whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.check import check_store
+from storage.collect import Collector
+from storage.digest import Digest
+from storage.errors import CollectionRefusedError
+from storage.parts import Part
+from storage.quarantine import Quarantine
+from storage.reindex import rebuild_index
+from storage.retention import Retention
+from tests.crashing import HOWS, Child, Point, needs_strace, scratch_folder, share, some
+from tests.storage.conftest import AT_ONCE, World, make_shop
+from tests.storage.test_collect import files_of
+from tests.storage.test_reindex import SITE, dump, know_build
+from tests.storage.test_repair import flip
+
+CHILD = Path(__file__).with_name("reindex_child.py")
+BAD = Part.of_blob(Digest.of(b"bad") + b"f")
+
+pytestmark = needs_strace
+
+
+@pytest.fixture(scope="module")
+def lost() -> Iterator[tuple[Path, dict[str, list[tuple[object, ...]]]]]:
+    """A shop that lost its index, and a bit of a blob; and its index as a rebuild makes it."""
+    with scratch_folder() as folder:
+        world = World(make_shop(folder / "shop"))
+        for number, tree in enumerate((SITE, {"bad": b"bad", "index.html": b"hello"})):
+            ingested = world.shop.ingest(tree)
+            know_build(world, ingested, number)
+            world.release(ingested)
+        flip(world.shop.blob(b"bad"))
+        world.shop.records.close()
+        with contextlib.closing(sqlite3.connect(folder / "shop/gitd.db")) as db, db:
+            for table in ("ref", "blob", "tree", "attestation", "artifact"):
+                db.execute(f"DELETE FROM {table}")
+        shutil.copytree(folder / "shop", folder / "rebuilt", symlinks=True)
+        shop = make_shop(folder / "rebuilt")
+        assert rebuild_index(shop.store, shop.records).damaged == 1
+        index = dump(shop)
+        shop.records.close()
+        yield folder / "shop", index
+
+
+def rebuilding(shop: Path) -> Child:
+    return Child(CHILD, (str(shop),))
+
+
+def points(lost: Path, scratch: Path) -> list[Point]:
+    shutil.copytree(lost, scratch / "count", symlinks=True)
+    try:
+        return rebuilding(scratch / "count").points(scratch / "trace")
+    finally:
+        shutil.rmtree(scratch / "count")
+
+
+def crash(shop_at, lost, folder: Path, where: Point, *, how: str) -> bool:
+    """Crash a rebuild once; return whether the point was reached."""
+    before, index = lost
+    shop = folder / "shop"
+    shutil.copytree(before, shop, symlinks=True)
+    reached = rebuilding(shop).fail(folder / "trace", where, how)
+    opened = shop_at(shop)
+    there = files_of(opened)
+    opened.store.recover()
+    with contextlib.suppress(CollectionRefusedError):
+        Collector(opened.store, opened.records, Retention()).run(AT_ONCE)
+    bad = opened.blob(b"bad")
+    assert there - files_of(opened) == set()
+    assert len(there | {bad}) == len(files_below(before))
+    rebuild_index(opened.store, opened.records)
+    assert dump(opened) == index
+    assert {one.part for one in check_store(shop / "store", opened.records).findings} == {BAD}
+    assert [one.part for one in Quarantine(opened.store.layout).kept()] == [BAD]
+    assert list(opened.store.layout.tmp.iterdir()) == []
+    opened.records.close()
+    shutil.rmtree(shop)
+    return reached
+
+
+def files_below(shop: Path) -> list[Path]:
+    kinds = ("blobs", "trees", "attest")
+    return [path for kind in kinds for path in (shop / "store" / kind).glob("*/*")]
+
+
+@pytest.mark.timeout(300)
+def test_rebuild_of_the_index_loses_nothing_at_some_system_calls(
+    shop_at, lost, scratch: Path
+) -> None:
+    every = points(lost[0], scratch)
+    assert len(every) > 20
+    for how, where in zip(HOWS, some(every, len(HOWS)), strict=True):
+        crash(shop_at, lost, scratch, where, how=how)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("how", HOWS)
+def test_rebuild_of_the_index_loses_nothing_at_every_system_call(
+    shop_at, lost, scratch: Path, how: str
+) -> None:
+    every = share(points(lost[0], scratch))
+    reached = sum(crash(shop_at, lost, scratch, where, how=how) for where in every)
+    print(f"{how}: {reached} of {len(every)} points reached")
+    assert reached > len(every) // 2
