@@ -28,6 +28,7 @@ from storage.errors import StorageError
 from storage.ids import artifact_id
 from storage.manifest import Manifest
 from storage.model import Artifact, Attestation
+from storage.proof_archive import write_proof
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
 from storage.reader import StoreReader, VerifiedArtifact
 from storage.records import artifacts
@@ -122,25 +123,33 @@ class Bench:
         return self.reader.verify(*self.newest(), site=SITE)
 
     def unpack(self, name: str, beside: str | None = None) -> None:
+        self._unpack(self.verified(), name, beside)
+
+    def _unpack(self, verified: VerifiedArtifact, name: str, beside: str | None) -> None:
         out = self.environment.releases
         out.mkdir(parents=True, exist_ok=True)
         previous = out / beside if beside else None
-        self.reader.materialise(self.verified(), out / name, beside=previous)
+        self.reader.materialise(verified, out / name, beside=previous)
 
     def roll(self, name: str, beside: str) -> None:
-        """All that the site host does for a roll of a static site, but for the talk about it."""
+        """All that the site host does for a roll of a static site, but for the talk about it.
+
+        And control's statement: it signs what it knows from the records, and reads no manifest.
+        """
         digest, envelope = self.newest()
-        statement = self._release_statement(digest, envelope)
-        state = EnvironmentState("env_1", SITE, "production", "production", ())
         verified = self.verified()
+        statement = self._release_statement(verified, envelope)
+        state = EnvironmentState("env_1", SITE, "production", "production", ())
         self.reader.verify_release(statement, verified, env_id="env_1", above=0, now_ms=0)
-        self.unpack(name, beside)
+        self._unpack(verified, name, beside)
+        parts = self.reader.proof(verified.manifest, [envelope], [statement])
+        self.environment.write_proof(name, b"".join(write_proof(parts, files=None)))
         served = ServedState(
             "dep_1", ArtifactPin(artifact_id(digest), str(digest), envelope), name, 0
         )
         self.environment.write(state.serving(served, 1))
 
-    def _release_statement(self, digest: Digest, envelope: str) -> bytes:
+    def _release_statement(self, verified: VerifiedArtifact, envelope: str) -> bytes:
         said = ReleaseStatement(
             site=SITE,
             env_id="env_1",
@@ -153,7 +162,7 @@ class Bench:
             issued_at=TIME,
             expires_at=None,
         )
-        sha256 = self.reader.manifest(digest).sha256
+        digest, sha256 = verified.digest, verified.manifest_sha256
         return seal(build_release(said, digest=digest, manifest_sha256=sha256), self.key).data
 
     # -- proof -----------------------------------------------------------------------------------

@@ -16,12 +16,11 @@ from blake3 import blake3
 from storage.digest import DIGEST_BYTES
 from storage.layout import SHARDS, Layout, blob_mode, blob_mtime
 
-_Facts = tuple[int, int, int, int]  # mode, owner, size, time in seconds
+Facts = tuple[int, int, int, int]  # mode, owner, size, time in seconds
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PIECE_BYTES = 4 << 20
 _MODES = {
-    b"f": stat.S_IFREG | blob_mode(executable=False),
-    b"x": stat.S_IFREG | blob_mode(executable=True),
+    executable: stat.S_IFREG | blob_mode(executable=executable) for executable in (False, True)
 }
 _ENDINGS = {b"f": "", b"x": ".x"}
 
@@ -44,9 +43,9 @@ def suspects(layout: Layout, blobs: Iterable[tuple[bytes, int]], *, reads: bool)
             for key, size_bytes in wanted:
                 kind = key[DIGEST_BYTES:]
                 name = key[1:DIGEST_BYTES].hex() + _ENDINGS[kind]
-                facts = (_MODES[kind], uid, size_bytes, blob_mtime(key))
+                facts = facts_of(kind == b"x", uid, size_bytes, key)
                 if reads:
-                    is_right = _has_bytes(folder, name, facts, key[:DIGEST_BYTES])
+                    is_right = has_bytes(folder, name, facts, key[:DIGEST_BYTES])
                 else:
                     is_right = _lies_there(folder, name, facts)
                 if not is_right:
@@ -55,7 +54,12 @@ def suspects(layout: Layout, blobs: Iterable[tuple[bytes, int]], *, reads: bool)
             os.close(folder)
 
 
-def _lies_there(folder: int, name: str, facts: _Facts) -> bool:
+def facts_of(executable: bool, uid: int, size_bytes: int, digest: bytes) -> Facts:  # noqa: FBT001 - once for each of many files
+    """What `stat` must say of a file that has this content, and is owned by that user."""
+    return _MODES[executable], uid, size_bytes, blob_mtime(digest)
+
+
+def _lies_there(folder: int, name: str, facts: Facts) -> bool:
     try:
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except OSError:
@@ -63,7 +67,10 @@ def _lies_there(folder: int, name: str, facts: _Facts) -> bool:
     return (status.st_mode, status.st_uid, status.st_size, int(status[stat.ST_MTIME])) == facts
 
 
-def _has_bytes(folder: int, name: str, facts: _Facts, digest: bytes) -> bool:
+def has_bytes(folder: int, name: str | bytes, facts: Facts, digest: bytes) -> bool:
+    """Read a file below an open folder, and say whether it is what it must be. Never waits, and
+    follows no link at the end of its name.
+    """
     size_bytes = facts[2]
     try:
         fd = os.open(name, _OPEN, dir_fd=folder)

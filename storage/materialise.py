@@ -13,19 +13,15 @@ import errno
 import os
 import secrets
 import shutil
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
 
-from storage.blob_reading import suspects
-from storage.blobs import BlobKey, entry_key
+from storage.blob_reading import facts_of, has_bytes
 from storage.digest import Digest
-from storage.errors import ArtifactCorruptError, ArtifactMissingError
 from storage.files import (
     mapped_errors,
-    open_regular,
     read_sized,
     sync_directory,
     sync_file,
@@ -34,14 +30,8 @@ from storage.files import (
 )
 from storage.layout import Layout, blob_mode, blob_mtime
 from storage.manifest import DirectoryEntry, Entry, FileEntry, Manifest
-from storage.unpacked import (
-    FOLDER_MODE,
-    OPEN_FOLDER,
-    WHOLE_BYTES_MAX,
-    expect_bytes,
-    expect_read,
-    verify_file,
-)
+from storage.stored_blobs import open_blob, reading_blobs
+from storage.unpacked import FOLDER_MODE, OPEN_FOLDER, WHOLE_BYTES_MAX, expect_bytes
 
 SYNC_EACH_COUNT_MAX = 16  # with more entries one sync of the filesystem is cheaper
 PARTIAL_MARK = ".partial-"
@@ -100,24 +90,21 @@ def materialise(
 
 
 def unpack_entries(
-    layout: Layout, entries: Iterable[Entry], root: int, *, beside: Path | None = None
+    layout: Layout, entries: Collection[Entry], root: int, *, beside: Path | None = None
 ) -> None:
     """Unpack entries into the open folder `root`, each verified. `beside`: as for `materialise`."""
     with _opened(beside) as previous:
-        linked = list(_unpacked(layout, entries, root, previous))
-    _verify_blobs(layout, linked)
-
-
-def verify_blobs(layout: Layout, manifest: Manifest) -> None:
-    """Hold the blobs of a tree, as the store has them, against its manifest.
-
-    Raises:
-        ArtifactMissingError: A blob is not in the store.
-        ArtifactCorruptError: A blob is not what the manifest says; `path` names the entry.
-        StorageIoError: The system refused.
-    """
-    with mapped_errors("verify the blobs of a tree"):
-        _verify_blobs(layout, (e for e in manifest.entries if isinstance(e, FileEntry)))
+        if previous is None:
+            for entry in entries:
+                _unpack(layout, entry, root)
+            return
+        with reading_blobs(layout, entries) as blobs:
+            linked = list(_linked(layout, entries, root, previous))
+            blobs.begin(linked)
+            for entry in _differing(linked, root):
+                os.unlink(entry.path, dir_fd=root)
+                _copy(layout, entry, root)
+            blobs.verify()
 
 
 def remove_partials(folder: Path) -> int:
@@ -145,46 +132,49 @@ def _opened(folder: Path | None) -> Iterator[int | None]:
             os.close(fd)
 
 
-def _unpacked(
-    layout: Layout, entries: Iterable[Entry], root: int, previous: int | None
+def _unpack(layout: Layout, entry: Entry, root: int) -> None:
+    if isinstance(entry, FileEntry):
+        _copy(layout, entry, root)
+    elif isinstance(entry, DirectoryEntry):
+        os.mkdir(entry.path, dir_fd=root)
+        os.chmod(entry.path, FOLDER_MODE, dir_fd=root)
+    else:
+        os.symlink(entry.target, entry.path, dir_fd=root)
+
+
+def _linked(
+    layout: Layout, entries: Iterable[Entry], root: int, previous: int
 ) -> Iterator[FileEntry]:
-    """Unpack everything; yield what was linked: its blob was not read."""
+    """Unpack everything; yield what was linked: neither it nor its blob was read."""
     for entry in entries:
-        if isinstance(entry, FileEntry):
-            if previous is not None and _link(entry, previous, root):
-                yield entry
-            else:
-                _copy(layout, entry, root)
-        elif isinstance(entry, DirectoryEntry):
-            os.mkdir(entry.path, dir_fd=root)
-            os.chmod(entry.path, FOLDER_MODE, dir_fd=root)
+        if isinstance(entry, FileEntry) and _link(entry, previous, root):
+            yield entry
         else:
-            os.symlink(entry.target, entry.path, dir_fd=root)
+            _unpack(layout, entry, root)
 
 
 def _link(entry: FileEntry, previous: int, root: int) -> bool:
-    """Link the file that an earlier folder has, and say whether it is what `entry` wants.
-
-    What is linked is what was read: the name is checked, then its inode.
-    """
-    try:
-        status = os.stat(entry.path, dir_fd=previous, follow_symlinks=False)
-        wanted = (entry.size_bytes, blob_mtime(entry.digest))
-        if not entry.size_bytes or (status.st_size, int(status[stat.ST_MTIME])) != wanted:
-            return False
-        os.link(entry.path, entry.path, src_dir_fd=previous, dst_dir_fd=root, follow_symlinks=False)
-    except OSError:  # not there, not ours to link, too many links: it is copied then
+    """Link whatever an earlier folder has in a file's place; say whether that was possible."""
+    if not entry.size_bytes:
         return False
     try:
-        verify_file(entry, root)
-    except (ArtifactCorruptError, OSError):
-        os.unlink(entry.path, dir_fd=root)
+        os.link(entry.path, entry.path, src_dir_fd=previous, dst_dir_fd=root, follow_symlinks=False)
+    except OSError:  # not there, not ours to link, too many links: it is copied then
         return False
     return True
 
 
+def _differing(linked: Iterable[FileEntry], root: int) -> Iterator[FileEntry]:
+    """Read what was linked, by its new name: so what is read is what was linked."""
+    uid = os.geteuid()
+    for entry in linked:
+        facts = facts_of(entry.executable, uid, entry.size_bytes, entry.digest)
+        if not has_bytes(root, entry.path, facts, entry.digest):
+            yield entry
+
+
 def _copy(layout: Layout, entry: FileEntry, root: int) -> None:
-    source = _open_blob(layout, entry)
+    source = open_blob(layout, entry)
     try:
         target = os.open(entry.path, _CREATE, 0o600, dir_fd=root)
         try:
@@ -203,19 +193,6 @@ def _copy(layout: Layout, entry: FileEntry, root: int) -> None:
         os.close(source)
 
 
-def _verify_blobs(layout: Layout, entries: Iterable[FileEntry]) -> None:
-    """Read the blobs of files, each once, shard by shard; judge those that do not look right."""
-    wanted = {entry_key(entry): entry for entry in entries}
-    sizes = ((key, entry.size_bytes) for key, entry in wanted.items())
-    for key in suspects(layout, sizes, reads=True):
-        entry = wanted[BlobKey(key)]
-        source = _open_blob(layout, entry)
-        try:
-            expect_read(source, entry)
-        finally:
-            os.close(source)
-
-
 def _copy_large(source: int, target: int, entry: FileEntry) -> None:
     hasher = blake3()
     count = 0
@@ -224,20 +201,6 @@ def _copy_large(source: int, target: int, entry: FileEntry) -> None:
         count += len(data)
         write_all(target, data)
     expect_bytes(entry, hasher.digest(), count)
-
-
-def _open_blob(layout: Layout, entry: FileEntry) -> int:
-    path = layout.blob(entry.digest, executable=entry.executable)
-    try:
-        return open_regular(path)
-    except FileNotFoundError as error:
-        raise ArtifactMissingError(
-            f"{os.fsdecode(entry.path)!r}: its blob {entry.digest} is not in the store"
-        ) from error
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EINVAL):
-            raise ArtifactCorruptError(entry.path, "its blob is no regular file") from error
-        raise
 
 
 def _sync(root: int, partial: str, manifest: Manifest) -> None:

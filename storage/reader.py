@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from storage.manifest import MANIFEST_BYTES_MAX, Manifest, TreeName
 from storage.proof_archive import ProofParts
 from storage.provenance import Provenance, parse_provenance
 from storage.release_statement import ReleaseStatement, parse_release
+from storage.stored_blobs import StoredBlobs, reading_blobs, verify_blobs
 from storage.trust import Keyring
 from storage.trust_memory import TrustMemory
 
@@ -163,8 +165,16 @@ class StoreReader:
         )
 
     def verify_blobs(self, verified: VerifiedArtifact) -> None:
-        """Read every file of the artifact in the store. See `storage.materialise`."""
-        materialise.verify_blobs(self.layout, verified.manifest)
+        """Read every file of the artifact in the store. See `storage.stored_blobs`."""
+        verify_blobs(self.layout, verified.manifest.entries)
+
+    @contextlib.contextmanager
+    def reading_blobs(self, verified: VerifiedArtifact) -> Iterator[StoredBlobs]:
+        """As `verify_blobs`, beside what the caller does: `verify` of what it gives ends it."""
+        entries = verified.manifest.entries
+        with reading_blobs(self.layout, entries) as blobs:
+            blobs.begin(entries)
+            yield blobs
 
     def verify_release(
         self,

@@ -28,8 +28,8 @@ from storage.digest import Digest
 from storage.drafts import Draft
 from storage.errors import StorageError
 from storage.manifest import Manifest
-from storage.materialise import verify_blobs
 from storage.reader import StoreReader
+from storage.stored_blobs import verify_blobs
 from storage.unpacked import verify_tree
 
 FRESH_S: Final = 1.0
@@ -213,7 +213,7 @@ class Foresight:
             if before is not None:
                 before.discard()
             verify_tree(self._folder.releases / kept, manifest)
-            verify_blobs(self._reader.layout, manifest)
+            verify_blobs(self._reader.layout, manifest.entries)
             return Foreseen(manifest, since, index, kept=kept)
         if before is not None and before.draft is not None:
             before.draft.amend(manifest)

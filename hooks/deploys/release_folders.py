@@ -104,15 +104,9 @@ class ReleaseFolders:
         if kept is not None:
             if foreseen is not None and foreseen.kept == kept and foreseen.is_of(verified.digest):
                 return kept
-            try:
-                verify_tree(self._folder.releases / kept, verified.manifest)
-            except (ArtifactCorruptError, ArtifactMissingError) as error:
-                _log.warning("release_folder_damaged", folder=kept, reason=str(error))
-                self.state = self.state.without_folder(kept)
-            else:
-                if is_roll:
-                    self._tools.reader.verify_blobs(verified)
+            if self._is_whole(kept, verified, is_roll=is_roll):
                 return kept
+            self.state = self.state.without_folder(kept)
         sequence = self.state.sequence + 1
         self.state = msgspec.structs.replace(self.state, sequence=sequence)
         folder = f"{sequence:06d}-{verified.digest.hex()[:8]}"
@@ -123,6 +117,20 @@ class ReleaseFolders:
         beside = releases / served.folder if served is not None else None
         self._tools.reader.materialise(verified, releases / folder, beside=beside)
         return folder
+
+    def _is_whole(self, kept: str, verified: VerifiedArtifact, *, is_roll: bool) -> bool:
+        """Hold a folder that was kept against the artifact; for a roll, the store's files too."""
+        reader = self._tools.reader
+        with contextlib.ExitStack() as stack:
+            blobs = stack.enter_context(reader.reading_blobs(verified)) if is_roll else None
+            try:
+                verify_tree(self._folder.releases / kept, verified.manifest)
+            except (ArtifactCorruptError, ArtifactMissingError) as error:
+                _log.warning("release_folder_damaged", folder=kept, reason=str(error))
+                return False
+            if blobs is not None:
+                blobs.verify()
+            return True
 
     def _prove_blocking(self, verified: VerifiedArtifact, folder: str, release: str | None) -> None:
         releases = [release.encode()] if release is not None else []

@@ -1,0 +1,100 @@
+"""A second process that reads the store's files: what it does not read, the first one does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from storage import second_reader
+from storage.blobs import blob_sizes
+from storage.errors import ArtifactCorruptError, ArtifactMissingError
+from storage.second_reader import SecondReader
+from storage.stored_blobs import reading_blobs
+from storage.unpacked import verify_tree
+
+TREE = {"page": b"page", "run*": b"#!", "empty": b"", "d/large": b"x" * (5 << 20)}
+
+needs_two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little there is to read."""
+    monkeypatch.setattr(second_reader, "FILES_COUNT_MIN", 1)
+
+
+@pytest.fixture
+def verified(shop):
+    return shop.verify(shop.ingest(TREE))
+
+
+def overwrite(path: Path) -> None:
+    """Other bytes, and nothing that `stat` could tell."""
+    status = path.stat()
+    data = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    path.chmod(status.st_mode)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_it_names_what_is_not_as_it_must_be(shop, verified) -> None:
+    overwrite(shop.blob(TREE["d/large"]))
+    shop.blob(TREE["run*"], executable=True).unlink()
+    second = SecondReader(shop.store.layout)
+    try:
+        second.begin(blob_sizes(verified.manifest).items())
+        found = second.result()
+    finally:
+        second.stop()
+    large, run = shop.blob(TREE["d/large"]), shop.blob(TREE["run*"], executable=True)
+    assert {(key[:32].hex(), key[32:]) for key in found} == {
+        (large.parent.name + large.name, b"f"),
+        (run.parent.name + run.name.removesuffix(".x"), b"x"),
+    }
+
+
+@needs_two
+def test_damage_that_it_finds_stops_what_is_beside(shop, always, verified, tmp_path: Path) -> None:
+    shop.reader.materialise(verified, tmp_path / "one")
+    shop.reader.materialise(verified, tmp_path / "two", beside=tmp_path / "one")
+    verify_tree(tmp_path / "two", verified.manifest)
+    assert (tmp_path / "one/page").samefile(tmp_path / "two/page")
+    overwrite(shop.blob(b"page"))
+    with pytest.raises(ArtifactCorruptError) as caught:
+        shop.reader.materialise(verified, tmp_path / "three", beside=tmp_path / "one")
+    assert caught.value.path == "page"
+    assert sorted(path.name for path in tmp_path.iterdir() if "three" in path.name) == []
+    shop.blob(b"page").unlink()
+    with (
+        pytest.raises(ArtifactMissingError, match="page"),
+        shop.reader.reading_blobs(verified) as blobs,
+    ):
+        blobs.verify()
+
+
+@needs_two
+@pytest.mark.parametrize("how", ["killed before", "killed after", "no such program", "another one"])
+def test_what_it_did_not_read_is_read_without_it(
+    shop, always, verified, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    programs = {"no such program": "/nowhere/python", "another one": "/bin/false"}
+    monkeypatch.setattr(sys, "executable", programs.get(how, sys.executable))
+    overwrite(shop.blob(b"page"))
+    entries = verified.manifest.entries
+    with reading_blobs(shop.store.layout, entries) as blobs:
+        second = blobs._second
+        assert (second is None) == (how == "no such program")
+        if how == "killed before":
+            second._process.kill()
+            second._process.wait()
+        blobs.begin(entries)
+        if how == "killed after":
+            second._process.kill()
+        with pytest.raises(ArtifactCorruptError) as caught:
+            blobs.verify()
+    assert caught.value.path == "page"
+    assert second is None or second._process.returncode is not None
