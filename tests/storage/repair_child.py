@@ -1,7 +1,7 @@
 """A process that repairs a store, to be killed or failed at any system call of it.
 
-Usage: repair_child.py SHOP. Takes copies from the folder `copy` in it. Exits 0 when it is through,
-3 when the store said why not.
+Usage: repair_child.py SHOP [index]. Takes copies from the folder `copy` in it; with `index` it
+makes the index again instead. Exits 0 when it is through, 3 when the store said why not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from conftest import Shop, make_shop
 from storage.check import check_store
 from storage.copies import anything_at, twins
 from storage.errors import StorageError
+from storage.reindex import rebuild_index
 from storage.repair import Repairer
 
 
@@ -33,7 +34,10 @@ def main() -> int:
         print(f"not opened: {error}")
         return 3
     try:
-        repair(shop)
+        if sys.argv[2:] == ["index"]:
+            rebuild_index(shop.store, shop.records)
+        else:
+            repair(shop)
         shop.records.close()
     except StorageError as error:
         print(f"{type(error).__name__}: {error}")

@@ -22,6 +22,7 @@ from storage.recovery import Recovered
 from storage.reindex import rebuild_index
 from storage.retention import Pressure
 from tests.storage.conftest import KEEP_NOTHING, make_shop
+from tests.storage.records.test_flipped_bits import flip as flip_bit
 from tests.storage.test_collect import AT_ONCE, files_of
 from tests.storage.test_repair import condemn_all, export, flip
 
@@ -135,16 +136,11 @@ def test_flipped_bit_in_any_index_takes_nothing_that_is_kept(
     pages = pages_of_indexes(shop.folder / "gitd.db")
     refused = 0
     for _ in range(count):
-        name, offset, size = pick.choice(pages)
-        used = [at for at in range(offset, offset + size) if good[at]]
-        at, bit = pick.choice(used), pick.randrange(8)
-        bad = bytearray(good)
-        bad[at] ^= 1 << bit
         shutil.copytree(shop.folder, scratch / "shop")
-        (scratch / "shop/gitd.db").write_bytes(bad)
+        where = flip_bit(scratch / "shop/gitd.db", good, pages, pick)
         refused += not start_and_collect(scratch / "shop")
         lost = [path for path in names if not (scratch / "shop" / path).exists()]
-        assert not lost, f"{name}: bit {bit} at {at}, seed {seed}"
+        assert not lost, f"{where}, seed {seed}"
         shutil.rmtree(scratch / "shop")
     print(f"{refused} of {count} were refused")
     assert refused

@@ -28,7 +28,7 @@ from tests.storage.test_collect import files_of
 from tests.storage.test_reindex import SITE, dump, know_build
 from tests.storage.test_repair import flip
 
-CHILD = Path(__file__).with_name("reindex_child.py")
+CHILD = Path(__file__).with_name("repair_child.py")
 BAD = Part.of_blob(Digest.of(b"bad") + b"f")
 
 pytestmark = needs_strace
@@ -57,7 +57,7 @@ def lost() -> Iterator[tuple[Path, dict[str, list[tuple[object, ...]]]]]:
 
 
 def rebuilding(shop: Path) -> Child:
-    return Child(CHILD, (str(shop),))
+    return Child(CHILD, (str(shop), "index"))
 
 
 def points(lost: Path, scratch: Path) -> list[Point]:
