@@ -18,7 +18,28 @@ from gitd.git.work_folder import WorkFolder
 from storage.git.pack_builder import BuiltPack
 
 COUNT_MAX = 32  # packs kept
+SOUND_COUNT_MAX = 1000  # stored packs of which it is remembered that they were sound
 FREE_BYTES_MIN = 1 << 30
+
+
+class SoundPacks:
+    """The files of stored packs that were found sound, as they were then."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
+
+    def add(self, descriptor: int) -> None:
+        self._seen[_identity(descriptor)] = None
+        while len(self._seen) > SOUND_COUNT_MAX:
+            self._seen.popitem(last=False)
+
+    def __contains__(self, descriptor: int) -> bool:
+        return _identity(descriptor) in self._seen
+
+
+def _identity(descriptor: int) -> tuple[int, ...]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class ReadyPack:
@@ -26,11 +47,15 @@ class ReadyPack:
 
     Attributes:
         descriptor: to read from with `os.pread`; None for a pack in memory.
+        is_sound: what it ends with was found to be the sum of its bytes, or has just been made so.
     """
 
-    def __init__(self, built: BuiltPack, on_closed: Callable[[ReadyPack], None]) -> None:
+    def __init__(
+        self, built: BuiltPack, on_closed: Callable[[ReadyPack], None], sound: SoundPacks
+    ) -> None:
         self.built = built
         self.descriptor: int | None = None
+        self._sound = sound
         if built.path is not None:
             self.descriptor = os.open(built.path, os.O_RDONLY | os.O_CLOEXEC)
             if built.is_temporary:
@@ -42,6 +67,15 @@ class ReadyPack:
     def room_bytes(self) -> int:
         """What it takes of the disk, beside the repository."""
         return self.built.size_bytes if self.built.is_temporary else 0
+
+    @property
+    def is_sound(self) -> bool:
+        return self.built.is_temporary or self.descriptor is None or self.descriptor in self._sound
+
+    def note_sound(self) -> None:
+        """Remember that its file is sound: the next reader need not look again."""
+        if self.descriptor is not None:
+            self._sound.add(self.descriptor)
 
     def share(self) -> ReadyPack:
         """Have one more user, who closes it too."""
@@ -91,6 +125,7 @@ class KeptPacks:
         self._free_bytes_min = free_bytes_min
         self._kept: OrderedDict[bytes, ReadyPack | BuiltPack] = OrderedDict()
         self._making: dict[bytes, _Making] = {}
+        self._sound = SoundPacks()
         self._count = 0
         self.used_bytes = 0
 
@@ -101,7 +136,7 @@ class KeptPacks:
 
     def opened(self, built: BuiltPack) -> ReadyPack:
         """Take over a finished pack. Raises FileNotFoundError when its file is gone."""
-        ready = ReadyPack(built, self._note_closed)
+        ready = ReadyPack(built, self._note_closed, self._sound)
         self.used_bytes += ready.room_bytes
         return ready
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import structlog
 from msgspec.structs import replace
 
 from gitd.git.access import Service
@@ -16,6 +17,7 @@ from gitd.git.advertisement import RefViews
 from gitd.git.fetch import FetchRequest
 from gitd.git.kept_packs import KeptPacks, ReadyPack
 from gitd.git.limits import GitLimits
+from gitd.git.pack_sum import PackSum
 from gitd.git.side_band import SEND_BYTES, SideBandAnswer
 from gitd.git.workers import PackWorkers, WorkerLostError
 from storage.git.errors import PackOutgrownError, RepositoryError
@@ -23,6 +25,8 @@ from storage.git.object_filter import FilterError
 from storage.git.pack_builder import BuiltPack, PackTask, build_pack, ready_pack
 from storage.git.repository import Repository
 from storage.git.shallow import Borders
+
+_log = structlog.get_logger(__name__)
 
 
 class PackSender:
@@ -155,11 +159,15 @@ def _clone_key(task: PackTask) -> bytes:
 
 
 async def _send(ready: ReadyPack, answer: SideBandAnswer) -> None:
-    """Send a pack piece by piece, as fast as its reader takes it."""
+    """Send a pack piece by piece, as fast as its reader takes it.
+
+    A stored one is summed up the first time: its last piece is sent if it is what it was.
+    """
     built, descriptor = ready.built, ready.descriptor
     if descriptor is None:
         await answer.send(built.data)
         return
+    total = None if ready.is_sound else PackSum(built.size_bytes)
     at = 0
     while at < built.size_bytes and not answer.is_gone:
         data = os.pread(descriptor, SEND_BYTES, at)
@@ -167,7 +175,16 @@ async def _send(ready: ReadyPack, answer: SideBandAnswer) -> None:
             await answer.fail("upload-pack: the pack ended early")
             return
         at += len(data)
+        if total is not None and not total.take(data):
+            name = os.path.basename(built.path or "")  # noqa: PTH119
+            _log.error("stored_pack_damaged", path=built.path)
+            await answer.fail(
+                f"upload-pack: {name} is damaged: only the server's operator can mend it"
+            )
+            return
         await answer.send(data)
+    if at >= built.size_bytes:
+        ready.note_sound()
 
 
 def _progress(built: BuiltPack) -> bytes:

@@ -17,7 +17,7 @@ from gitd.git.native_hooks import (
     quarantine_environ,
 )
 from gitd.git.push_certificate import SEED_KEY, SLOP_KEY, Certificate, judge_nonce
-from gitd.git.push_request import Wish
+from gitd.git.push_request import Command, Wish
 from gitd.git.pusher import Pusher
 from gitd.git.side_band import SideBandAnswer
 from gitd.git.signatures import SignatureCheck
@@ -68,15 +68,26 @@ class PushScripts:
             self._wish.refuse_all("pre-receive hook declined")
 
     async def run_update(self) -> None:
-        """Ask about each ref."""
-        for command in self._wish.commands:
-            if command.error is not None or command.is_skipped:
-                continue
-            arguments = (command.name, command.old.hex().encode(), command.new.hex().encode())
-            if not await self._hooks.run("update", *arguments):
-                name = show(command.name)
-                await self._answer.say(f"error: hook declined to update {name}")
-                command.error = "hook declined"
+        """Ask about each ref, all of them before any moves, in the order of git since 2.51.
+
+        Deletions come first. Of refs that move together or not at all, none is asked about behind
+        one that is refused.
+        """
+        is_atomic = self._wish.can(b"atomic")
+        commands = self._wish.commands
+        if not is_atomic:
+            commands = sorted(commands, key=lambda command: not command.is_delete)
+        for command in commands:
+            if command.error is None and not command.is_skipped:
+                await self._ask_update(command)
+            if is_atomic and command.error is not None:
+                return
+
+    async def _ask_update(self, command: Command) -> None:
+        arguments = (command.name, command.old.hex().encode(), command.new.hex().encode())
+        if not await self._hooks.run("update", *arguments):
+            await self._answer.say(f"error: hook declined to update {show(command.name)}")
+            command.error = "hook declined"
 
     async def run_after(self) -> None:
         """Tell of the refs that have moved."""

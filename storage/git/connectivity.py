@@ -23,7 +23,6 @@ from storage.git.object_formats import (
     TYPE_NAMES,
     commit_links,
     parse_commit,
-    parse_tag,
     tree_entries,
 )
 from storage.git.objects import ObjectStore
@@ -198,32 +197,32 @@ class Connectivity:
         """
         if (known := self._broken.get(oid)) is not None:
             raise known.with_traceback(None)
-        is_end = oid in self._trusted
-        kind, data = self._content(oid, is_kind_enough=is_end or expected == BLOB)
-        _require_kind(oid, kind, expected)
-        if is_end or kind == BLOB:
-            return kind, []
-        if kind == COMMIT:
-            commit = self._store.commit(oid)
-            parents = () if oid in self._shallow else commit.parents
-            return kind, [(commit.tree, TREE), *((parent, COMMIT) for parent in parents)]
-        if kind == TREE:
-            return kind, [
-                (child, TREE if mode == MODE_TREE else BLOB)
-                for mode, _, child in tree_entries(data)
-                if mode != MODE_SUBMODULE
-            ]
-        return kind, [parse_tag(data)]
-
-    def _content(self, oid: bytes, *, is_kind_enough: bool) -> tuple[int, bytes]:
-        """Return an object's type, and its content if that is of use."""
         try:
             kind = self._store.kind_and_size(oid)[0]
-            return (kind, b"") if is_kind_enough or kind == BLOB else self._store.get(oid)
+            if oid in self._trusted or kind == BLOB or expected not in (None, kind):
+                links = []
+            else:
+                links = self._links(oid, kind)
         except ObjectMissingError:
             raise
         except RepositoryCorruptError as error:
             raise RepositoryCorruptError(f"object {oid.hex()}: {error}") from error
+        _require_kind(oid, kind, expected)
+        return kind, links
+
+    def _links(self, oid: bytes, kind: int) -> list[tuple[bytes, int]]:
+        """List what a commit, tree or tag links to, and as what."""
+        if kind == COMMIT:
+            commit = self._store.commit(oid)
+            parents = () if oid in self._shallow else commit.parents
+            return [(commit.tree, TREE), *((parent, COMMIT) for parent in parents)]
+        if kind == TREE:
+            return [
+                (child, TREE if mode == MODE_TREE else BLOB)
+                for mode, _, child in tree_entries(self._store.get_typed(oid, TREE))
+                if mode != MODE_SUBMODULE
+            ]
+        return [self._store.tag(oid)]
 
 
 def _require_kind(oid: bytes, kind: int, expected: int | None) -> None:

@@ -17,6 +17,7 @@ from storage.git.delta_formats import DELTA_DEPTH_MAX, delta_sizes, patched
 from storage.git.errors import ObjectMissingError, PackOutgrownError, RepositoryCorruptError
 from storage.git.loose_objects import LooseObjects, loose_chunks, read_loose, read_loose_head
 from storage.git.object_formats import (
+    COMMIT,
     EMPTY_TREE,
     OFS_DELTA,
     REF_DELTA,
@@ -30,6 +31,7 @@ from storage.git.pack import Pack
 from storage.git.pack_listing import LISTING_TRIES_MAX, PackListing
 
 ALTERNATE_DEPTH_MAX = 5  # as git's
+LINKS_BYTES_MAX = 16 << 20  # of the head of a commit or tag, which says what it links to
 
 
 class ObjectStore:
@@ -329,8 +331,12 @@ class ObjectStore:
             kind, _, base, _ = pack.header(base)
         raise RepositoryCorruptError(f"{pack.path.name}: a chain of deltas is too long")
 
-    def stream(self, oid: bytes) -> Iterator[bytes]:
-        """Yield an object's content in pieces; only a delta's is held in memory whole."""
+    def stream(self, oid: bytes, bytes_max: int | None = None) -> Iterator[bytes]:
+        """Yield an object's content in pieces; only a delta's is held in memory whole.
+
+        Raises:
+            PackOutgrownError: a delta's has more than `bytes_max`.
+        """
         place = self.locate(oid)
         if place is not None:
             pack, offset = place
@@ -344,7 +350,7 @@ class ObjectStore:
                 with contextlib.suppress(FileNotFoundError):  # packed meanwhile
                     yield from loose_chunks(loose)
                     return
-        yield self.get(oid)[1]
+        yield self.get(oid, bytes_max)[1]
 
     # links, remembered
 
@@ -357,12 +363,35 @@ class ObjectStore:
         """
         found = self._commits.get(oid)
         if found is None:
-            kind, data = self.get(oid, bytes_max)
-            if kind != 1:
-                raise RepositoryCorruptError(f"object {oid.hex()} is not a commit")
-            found = parse_commit(data)
+            found = parse_commit(self._links_of(oid, COMMIT, bytes_max))
             self._commits.note(oid, found)
         return found
+
+    def tag(self, oid: bytes) -> tuple[bytes, int]:
+        """Return what an annotated tag names, and as what type; raises as `commit` does."""
+        return parse_tag(self._links_of(oid, TAG))
+
+    def _links_of(self, oid: bytes, kind: int, bytes_max: int | None = None) -> bytes:
+        """Return what a commit or tag begins with, at least up to the end of its links.
+
+        Its words behind them may be as many as somebody likes; links of more than
+        `LINKS_BYTES_MAX` are none.
+        """
+        try:
+            return self.get_typed(oid, kind, bytes_max or LINKS_BYTES_MAX)
+        except PackOutgrownError:
+            if bytes_max is not None:
+                raise
+        head = bytearray()
+        with contextlib.suppress(PackOutgrownError):
+            for piece in self.stream(oid, LINKS_BYTES_MAX):
+                head += piece
+                if len(head) >= LINKS_BYTES_MAX:
+                    break
+        end = head.find(b"\n\n") + 1
+        if not end or self.kind_and_size(oid)[0] != kind:
+            raise RepositoryCorruptError(f"object {oid.hex()} has no links that can be read")
+        return bytes(head[:end])
 
     def peel(self, oid: bytes) -> tuple[int, bytes]:
         """Follow annotated tags to what they name in the end: (type, oid).
@@ -372,7 +401,7 @@ class ObjectStore:
         """
         kind = self.kind_and_size(oid)[0]
         while kind == TAG:
-            oid, kind = parse_tag(self.get_typed(oid, TAG))
+            oid, kind = self.tag(oid)
             if kind != TAG:
                 kind = self.kind_and_size(oid)[0]
         return kind, oid

@@ -23,7 +23,6 @@ from storage.git.object_formats import (
     TAG,
     TREE,
     Commit,
-    parse_tag,
     plain_mode,
     tree_entries,
 )
@@ -157,7 +156,7 @@ class _Selector:
             kind = self._objects.kind_and_size(oid)[0]
             while kind == TAG:
                 self._explicit[oid] = None
-                oid, kind = parse_tag(self._objects.get_typed(oid, TAG))
+                oid, kind = self._objects.tag(oid)
             self._explicit[oid] = None
             if kind == COMMIT:
                 commits[oid] = None
@@ -382,7 +381,7 @@ class _Selector:
                 oid, kind = tag, TAG
                 while kind == TAG:
                     self._explicit[oid] = None
-                    oid, kind = parse_tag(self._objects.get_typed(oid, TAG))
+                    oid, kind = self._objects.tag(oid)
 
 
 def _parents_first(new: list[tuple[bytes, Commit]]) -> Iterator[tuple[bytes, Commit]]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from storage.git.errors import RepositoryCorruptError
 from storage.git.object_formats import COMMIT
 from storage.git.objects import ObjectStore
-from storage.git.walk import reachable_among
 
 INFINITE_DEPTH = 0x7FFFFFFF
 
@@ -84,9 +83,9 @@ def borders_after(
     else:
         commits = INFINITE_DEPTH if depth.commits is None else depth.commits
         if depth.is_relative and commits != INFINITE_DEPTH:
-            tips = sorted(reachable_among(known, tips, objects, cut=server))
-            commits += 1
-        borders, inside = _by_depth(objects, tips, commits, server)
+            borders, inside = _by_more(objects, tips, commits, known, server)
+        else:
+            borders, inside = _by_depth(objects, tips, commits, server)
         if commits == INFINITE_DEPTH and not server:
             inside |= known
     unshallow = tuple(sorted(oid for oid in known if oid in inside))
@@ -132,6 +131,24 @@ def _by_depth(
         seen |= row
         level += 1
     return borders, inside
+
+
+def _by_more(
+    objects: ObjectStore,
+    tips: Iterable[bytes],
+    commits: int,
+    client: Collection[bytes],
+    server: Collection[bytes],
+) -> tuple[set[bytes], set[bytes]]:
+    """Return what `_by_depth` does, for so many commits behind each border of the client.
+
+    Behind a merge one way may be the longer one: the way back from its border comes to commits
+    that the client has with their parents. They stay what they are. Source: git since 2.54.
+    """
+    present = _history(objects, tips, {*client, *server})
+    ends = present.intersection(client)
+    borders, inside = _by_depth(objects, ends, commits + 1, server)
+    return borders - (present - ends - set(server)), inside
 
 
 def _by_selection(

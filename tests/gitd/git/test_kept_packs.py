@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from gitd.git.kept_packs import KeptPacks, ReadyPack
+from gitd.git.pack_sum import PackSum
 from gitd.git.work_folder import WorkFolder
 from storage.git.pack_builder import BuiltPack
 
@@ -161,6 +163,41 @@ async def test_a_stored_pack_is_looked_for_again(packs: KeptPacks, tmp_path: Pat
     stored.unlink()
     with pytest.raises(FileNotFoundError):
         await packs.shared(b"key", make)
+
+
+async def test_a_stored_pack_is_summed_up_until_it_was_found_sound(
+    packs: KeptPacks, tmp_path: Path
+) -> None:
+    stored = tmp_path / "stored.pack"
+    stored.write_bytes(b"12345")
+    built = BuiltPack(path=str(stored), size_bytes=5)
+    first, beside = packs.opened(built), packs.opened(built)
+    assert not first.is_sound
+    first.note_sound()
+    assert beside.is_sound
+    stored.write_bytes(b"54321")
+    os.utime(stored, ns=(1, 1))
+    later = packs.opened(built)
+    assert not later.is_sound
+    for ready in (first, beside, later):
+        ready.close()
+    made = await packs.shared(b"key", maker(packs, 10, []))
+    assert made.is_sound, "it was written just now"
+    made.close()
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 19, 20, 21, 30, 49, 50, 51, 1000])
+def test_the_last_piece_tells_whether_a_pack_is_sound(piece_bytes: int) -> None:
+    body = bytes(range(50))
+    pack = body + hashlib.sha1(body).digest()
+    pieces = [pack[at : at + piece_bytes] for at in range(0, len(pack), piece_bytes)]
+    for place in (None, 0, 49, 50, 69):
+        found = [bytearray(piece) for piece in pieces]
+        if place is not None:
+            found[place // piece_bytes][place % piece_bytes] ^= 1
+        total = PackSum(len(pack))
+        said = [total.take(bytes(piece)) for piece in found]
+        assert said == [True] * (len(pieces) - 1) + [place is None]
 
 
 def test_a_process_removes_what_a_dead_one_left_and_nothing_else(tmp_path: Path) -> None:

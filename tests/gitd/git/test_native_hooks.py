@@ -61,6 +61,34 @@ def test_8_18_the_update_hook_declines_single_refs(
     assert "main -> good2 (atomic push failure)" in done.err
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "asked"),
+    [
+        ("", ["gone", "main", "bad", "new"]),
+        (" atomic", ["main", "bad"]),
+    ],
+)
+def test_8_18_the_update_hook_is_asked_in_gits_order(
+    work: Path, bare: Path, wire: Any, head: Git, capabilities: str, asked: list[str]
+) -> None:
+    """Since 2.51 of deletions first; of refs that go together, of none behind a refused one."""
+    tip, none = head(bare, "main"), "0" * 40
+    git_ref = bare / "refs/heads/gone"
+    git_ref.write_text(f"{tip}\n")
+    hook(bare, "update", 'echo "asked $1"; test "$1" != refs/heads/bad')
+    answer = wire.push(
+        (tip, tip, "refs/heads/main"),
+        (none, tip, "refs/heads/bad"),
+        (tip, none, "refs/heads/gone"),
+        (none, tip, "refs/heads/new"),
+        pack=wire.pack(tip, f"^{tip}"),
+        caps=f"report-status side-band-64k delete-refs{capabilities}",
+    )
+    lines = [line for line in answer.words.splitlines() if line.startswith("asked ")]
+    assert lines == [f"asked refs/heads/{name}" for name in asked]
+    assert git_ref.exists() is bool(capabilities)
+
+
 def test_post_hooks_hear_of_what_landed_and_cannot_undo_it(
     work: Path, bare: Path, git: Git, head: Git
 ) -> None:

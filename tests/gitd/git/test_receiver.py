@@ -189,6 +189,18 @@ async def test_silence_is_bridged_by_keepalives(room: Room) -> None:
     assert done.err.count("0005.") >= 3
 
 
+async def test_a_repository_may_want_no_keepalives(room: Room) -> None:
+    """`receive.keepAlive = 0`, where the server's own setting would send some."""
+    with (room.bare / "config").open("a") as config:
+        config.write("[receive]\n\tkeepAlive = 0\n")
+    room.receiver.words, room.receiver.wait_s = ["before", "after"], 0.3
+    done = await asyncio.to_thread(
+        room.git, "push", room.url_for("ada"), "main", cwd=room.work, GIT_TRACE_CURL="1"
+    )
+    assert "remote: after" in done.err
+    assert "0005." not in done.err
+
+
 async def test_a_refused_push_moves_nothing_and_says_why(room: Room, git: Git) -> None:
     room.receiver.refusal = "the site is suspended"
     done = await room.push("main", "main:other", check=False)

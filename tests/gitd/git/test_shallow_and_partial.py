@@ -257,3 +257,36 @@ def test_want_ref_takes_names(
     git("init", "-q", "x", cwd=tmp_path)
     git("fetch", "-q", server.url_of(bare), "refs/heads/side", cwd=tmp_path / "x")
     assert head(tmp_path / "x", "FETCH_HEAD") == head(history, "side")
+
+
+def test_deepening_past_a_merge_hides_nothing_that_was_there(
+    bare: Path, server: Any, tmp_path: Path, git: Git
+) -> None:
+    """One way back is longer than the other: a border on it would hide what the other one shows."""
+    parents = {"b": "a", "c": "b", "d": "c", "s": "d", "t": "s", "m": "d"}
+    stream = []
+    for number, name in enumerate("abcdstm"):
+        stream += [
+            f"commit refs/heads/{name}",
+            f"committer A <a@b> {1_700_000_000 + number} +0000",
+            f"data 1\n{name}",
+            *([f"from refs/heads/{parents[name]}"] if name in parents else []),
+            *(["merge refs/heads/t"] if name == "m" else []),
+        ]
+    git("fast-import", "--quiet", cwd=bare, stdin="\n".join([*stream, ""]).encode())
+    git("update-ref", "refs/heads/main", "m", cwd=bare)
+    clone = tmp_path / "c.git"
+    git("clone", "-q", "--bare", "--single-branch", "--depth", "3",
+        server.url_of(bare), clone, cwd=tmp_path)  # fmt: skip
+
+    def there() -> set[str]:
+        return set(git("log", "--format=%s", "main", cwd=clone).out.split())
+
+    assert there() == set("mtsdc")
+    for expected in ("mtsdcb", "mtsdcba"):
+        git("fetch", "-q", "--deepen", "1", "origin", "main", cwd=clone)
+        assert there() == set(expected)
+        git("fsck", "--full", cwd=clone)
+    git("fetch", "-q", "--deepen", "1", "origin", "main", cwd=clone)
+    assert there() == set("mtsdcba")
+    assert not (clone / "shallow").exists()

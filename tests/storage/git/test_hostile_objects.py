@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -31,9 +32,10 @@ from storage.git.object_formats import (
     tree_entries,
     tree_links,
 )
-from storage.git.objects import ObjectStore
+from storage.git.objects import LINKS_BYTES_MAX, ObjectStore
 from storage.git.pack import PACK_HEADER_BYTES, Pack, entry_head, read_entry_head
 from storage.git.pack_scan import PackLimits
+from tests.gitd.git.conftest import run_git
 
 MANY = 1_000_000
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -229,3 +231,49 @@ def test_a_tree_links_to_what_was_put_into_it(
 @given(data=st.binary(max_size=200))
 def test_any_bytes_behind_a_committer_make_a_commit(data: bytes) -> None:
     assert 0 <= parse_commit(COMMIT_START + data).time < 2**63
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+@pytest.mark.parametrize("kind", ["commit", "tag"])
+def test_words_without_end_are_not_read_for_what_stands_before_them(
+    tmp_path: Path, kind: str, *, is_packed: bool
+) -> None:
+    """Links are looked up in the server's own process."""
+    bare = tmp_path / "r.git"
+    run_git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
+    tree = run_git("mktree", cwd=bare).out
+    first = run_git("commit-tree", tree, "-m", "x", cwd=bare).out
+    who = "A <a@b> 1700000000 +0000"
+    head = {
+        "commit": f"tree {tree}\nparent {first}\nauthor {who}\ncommitter {who}\n\n",
+        "tag": f"object {first}\ntype commit\ntag v1\ntagger {who}\n\n",
+    }[kind]
+    words = head.encode() + bytes(4 * LINKS_BYTES_MAX)
+    written = ("-c", "core.looseCompression=1", "hash-object", "-w", "--literally", "--stdin")
+    oid = run_git(*written, "-t", kind, cwd=bare, stdin=words).out
+    if is_packed:
+        run_git("pack-objects", "-q", "objects/pack/pack", cwd=bare, stdin=f"{oid}\n".encode())
+        run_git("prune-packed", cwd=bare)
+    objects = ObjectStore(bare / "objects")
+    tracemalloc.start()
+    try:
+        if kind == "commit":
+            assert [parent.hex() for parent in objects.commit(bytes.fromhex(oid)).parents] == [
+                first
+            ]
+        else:
+            assert objects.peel(bytes.fromhex(oid)) == (1, bytes.fromhex(first))
+        assert tracemalloc.get_traced_memory()[1] < 3 * LINKS_BYTES_MAX
+    finally:
+        tracemalloc.stop()
+
+
+def test_links_without_end_are_none(tmp_path: Path) -> None:
+    bare = tmp_path / "r.git"
+    run_git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
+    parents = b"parent %b\n" % (b"1" * 40) * (LINKS_BYTES_MAX // 48 + 1)
+    content = b"tree %b\n%bauthor A <a@b> 1 +0000\n\n" % (b"2" * 40, parents)
+    written = ("hash-object", "-w", "--literally", "--stdin", "-t", "commit")
+    oid = run_git(*written, cwd=bare, stdin=content).out
+    with pytest.raises(RepositoryCorruptError, match="no links that can be read"):
+        ObjectStore(bare / "objects").commit(bytes.fromhex(oid))
