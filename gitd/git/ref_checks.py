@@ -171,7 +171,9 @@ class RefChecks:
 def _checked_out(repository: Repository, head_target: bytes | None) -> set[bytes]:
     """Find the branches whose files somebody has before them, in linked work trees too."""
     found = set() if repository.is_bare or head_target is None else {head_target}
-    for path in repository.path.glob("worktrees/*/HEAD"):
+    if not (work_trees := repository.path / "worktrees").is_dir():
+        return found
+    for path in work_trees.glob("*/HEAD"):
         with contextlib.suppress(OSError):
             target = path.read_bytes().strip()
             if target.startswith(b"ref: "):

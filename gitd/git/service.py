@@ -43,7 +43,7 @@ from gitd.git.pack_sender import PackSender
 from gitd.git.pkt_line import SIDE_BAND_64K_BYTES_MAX
 from gitd.git.push import PushReceiver
 from gitd.git.receive import ReceivePack
-from gitd.git.side_band import SideBandAnswer, write_pieces
+from gitd.git.side_band import SideBandAnswer, StreamedAnswer, write_pieces
 from gitd.git.upload import UploadV0
 from gitd.git.upload_v2 import UploadV2
 from gitd.git.workers import PackWorkers
@@ -226,7 +226,7 @@ class GitService:
     ) -> web.StreamResponse:
         opened, repository = await self._open(request, path, service)
         _require_type(request, service)
-        response = web.StreamResponse(
+        response = StreamedAnswer(
             headers={**NO_CACHE, hdrs.CONTENT_TYPE: f"application/x-{service.value}-result"}
         )
         if service is Service.RECEIVE_PACK:
@@ -255,7 +255,7 @@ class GitService:
                 await answer.write(error_packet(error.message))
                 await answer.finish()
             except BodyInvalidError as error:
-                if response.prepared or "damaged" not in error.message:
+                if answer.has_begun or "damaged" not in error.message:
                     await answer.write(error_packet(f"upload-pack: {error.message}"))
                     await answer.finish()
                 else:
@@ -376,7 +376,7 @@ async def _send_whole(
     size = sum(map(len, parts))
     if size <= _AT_ONCE_BYTES_MAX:
         return web.Response(headers=headers, body=b"".join(parts))
-    response = web.StreamResponse(headers=headers)
+    response = StreamedAnswer(headers=headers)
     response.content_length = size
     try:
         await response.prepare(request)

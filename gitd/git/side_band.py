@@ -19,6 +19,7 @@ from gitd.words import coloured
 DATA, PROGRESS, FATAL = 1, 2, 3
 WRITE_BYTES = 256 << 10  # what waits in this process for a slow reader, at most
 SEND_BYTES = 240 << 10  # of data at once: in its packets it still fits into that
+HELD_BYTES_MAX = 8 << 10  # what waits for what comes right behind it, to be sent as one
 _ERRORS = (ConnectionError, ClientConnectionError, TimeoutError)
 
 
@@ -34,8 +35,17 @@ async def write_pieces(response: web.StreamResponse, data: bytes, *, stall_s: fl
             await response.write(data[at : at + WRITE_BYTES])
 
 
+class StreamedAnswer(web.StreamResponse):
+    """A streamed answer whose head is sent with the first bytes behind it."""
+
+    _send_headers_immediately = False  # aiohttp's own, for answers that are whole
+
+
 class SideBandAnswer:
     """A streamed answer that may have side bands.
+
+    A few bytes wait until the event loop goes on, so that they are sent with those that come right
+    behind them: each packet of the network wakes the client.
 
     Writing never raises for a client that left: `is_gone` turns true and the rest is dropped.
 
@@ -64,8 +74,16 @@ class SideBandAnswer:
         self._written_at = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._partial = ""
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._flusher: asyncio.Handle | None = None
+        self._flushes: set[asyncio.Task[None]] = set()
         self.is_gone = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something to read for the client, or will be at once."""
+        return self._response.prepared or bool(self._held)
 
     @property
     def has_bands(self) -> bool:
@@ -88,13 +106,28 @@ class SideBandAnswer:
         if self._keeper is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
+        await self._flush()
 
     # raw and bands
 
     async def write(self, data: bytes) -> None:
         """Send bytes as they are."""
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > HELD_BYTES_MAX:
+            await self._flush()
+        elif self._flusher is None:
+            self._flusher = asyncio.get_running_loop().call_soon(self._begin_flush)
+
+    def _begin_flush(self) -> None:
+        task = asyncio.create_task(self._flush())
+        self._flushes.add(task)
+        task.add_done_callback(self._flushes.discard)
+
+    async def _flush(self) -> None:
         async with self._lock:
-            if self.is_gone:
+            data = self._take_held()
+            if self.is_gone or not data:
                 return
             try:
                 if not self._response.prepared:
@@ -104,6 +137,13 @@ class SideBandAnswer:
             except _ERRORS:
                 self.is_gone = True
             self._written_at = time.monotonic()
+
+    def _take_held(self) -> bytes:
+        if self._flusher is not None:
+            self._flusher.cancel()
+            self._flusher = None
+        held, self._held, self._held_bytes = self._held, [], 0
+        return held[0] if len(held) == 1 else b"".join(held)
 
     async def send(self, data: bytes) -> None:
         """Send data: on band 1, or raw for a client without side bands."""
@@ -138,12 +178,14 @@ class SideBandAnswer:
         """Send a last few bytes as they are, and close the answer."""
         self._stop_keeping()
         async with self._lock:
+            data = self._take_held() + last
             if self.is_gone:
                 return
             try:
                 if not self._response.prepared:
+                    self._response.content_length = len(data)
                     await self._response.prepare(self._request)
-                await self._response.write_eof(last)
+                await self._response.write_eof(data)
             except _ERRORS:
                 self.is_gone = True
 
@@ -169,5 +211,6 @@ class SideBandAnswer:
             silent_s = time.monotonic() - self._written_at
             if silent_s >= self._keepalive_s:
                 await self.write(packet)
+                await self._flush()
             else:
                 await asyncio.sleep(self._keepalive_s - silent_s)

@@ -62,7 +62,7 @@ class ObjectStore:
     def is_current(self) -> bool:
         """Say whether `refresh` would find nothing new. Two calls of the system, and never more."""
         return (
-            self._listing.is_current(self.directory / "pack")
+            self._listing.is_current(f"{self.directory}/pack")
             and not self._alternates
             and not os.path.lexists(f"{self.directory}/info/alternates")
         )
@@ -74,7 +74,7 @@ class ObjectStore:
 
     def _refresh_packs(self) -> None:
         """List the packs again if their directory changed."""
-        before, after = self._listing, self._listing.refreshed(self.directory / "pack")
+        before, after = self._listing, self._listing.refreshed(f"{self.directory}/pack")
         if not before.packs.keys() <= after.packs.keys():
             self._commits = CommitLinks()
         self._listing = after
@@ -84,9 +84,9 @@ class ObjectStore:
         self._listing = self._listing.with_pack(index_path)
 
     def _refresh_alternates(self) -> None:
-        path = self.directory / "info" / "alternates"
+        path = f"{self.directory}/info/alternates"
         try:
-            status = path.stat()
+            status = os.stat(path)  # noqa: PTH116 -- asked at every request
         except (FileNotFoundError, NotADirectoryError):
             self._alternates, self._alternates_stamp = [], None
             return
@@ -101,10 +101,10 @@ class ObjectStore:
             for store in self._alternates:
                 store.refresh()
 
-    def _alternate_directories(self, path: Path) -> Iterator[Path]:
+    def _alternate_directories(self, path: str) -> Iterator[Path]:
         if self._alternate_depth >= ALTERNATE_DEPTH_MAX:
             return
-        for line in path.read_bytes().split(b"\n"):
+        for line in Path(path).read_bytes().split(b"\n"):
             if line and not line.startswith(b"#"):
                 yield self.directory / os.fsdecode(line)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import mmap
+import os
 import struct
 import sys
 import zlib
@@ -32,11 +33,13 @@ _serials = itertools.count(1)
 
 
 def _map(path: Path) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     except ValueError as error:  # an empty file cannot be mapped
         raise RepositoryCorruptError(f"{path.name} is empty") from error
+    finally:
+        os.close(descriptor)
 
 
 class Pack:

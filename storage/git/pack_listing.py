@@ -27,7 +27,7 @@ class PackListing:
     seen_ns: int = 0
     serial: int = field(default_factory=itertools.count().__next__)
 
-    def is_current(self, directory: Path) -> bool:
+    def is_current(self, directory: str) -> bool:
         """Say whether looking again would find nothing new. One call of the system."""
         stamp = _stamp(directory)
         return stamp is not None and self._is_settled(stamp)
@@ -36,7 +36,7 @@ class PackListing:
         """Say whether this is of a directory with that stamp, and was not made too early."""
         return stamp == self.stamp and is_settled(stamp[0], self.seen_ns)
 
-    def refreshed(self, directory: Path) -> PackListing:
+    def refreshed(self, directory: str) -> PackListing:
         """List the packs again if their directory changed."""
         names: frozenset[str] | None = None
         for _ in range(LISTING_TRIES_MAX):
@@ -61,18 +61,18 @@ class PackListing:
         return PackListing({index_path.name: Pack(index_path), **self.packs}, self.stamp)
 
 
-def _stamp(directory: Path) -> tuple[int, int] | None:
+def _stamp(directory: str) -> tuple[int, int] | None:
     try:
-        status = directory.stat()
+        status = os.stat(directory)  # noqa: PTH116 -- asked at every request
     except FileNotFoundError:
         return None
     return status.st_mtime_ns, status.st_ino
 
 
-def _list_packs(directory: Path, known: dict[str, Pack]) -> tuple[dict[str, Pack], bool]:
+def _list_packs(directory: str, known: dict[str, Pack]) -> tuple[dict[str, Pack], bool]:
     """Open the packs of a directory; false when one was gone, or half replaced, meanwhile."""
     try:
-        names = {entry.name for entry in os.scandir(directory)}
+        names = set(os.listdir(directory))  # noqa: PTH208 -- names alone are wanted
     except FileNotFoundError:
         return {}, False
     packs: dict[str, Pack] = {}
@@ -81,7 +81,7 @@ def _list_packs(directory: Path, known: dict[str, Pack]) -> tuple[dict[str, Pack
         if name.endswith(".idx") and name[:-4] + ".pack" in names:
             pack = known.get(name)
             try:
-                packs[name] = Pack(directory / name) if pack is None else pack
+                packs[name] = Pack(Path(directory, name)) if pack is None else pack
             except (FileNotFoundError, RepositoryCorruptError):
                 is_whole = False
     return packs, is_whole

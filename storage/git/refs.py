@@ -20,6 +20,7 @@ from storage.git.file_times import is_settled
 from storage.git.object_formats import unhex
 
 SYMREF_DEPTH_MAX = 5  # as git's
+FILE_BYTES_MAX = 4096  # of a ref's own file
 HEAD, HEADS = b"HEAD", b"refs/heads/"
 _OID_LINE = re.compile(rb"([0-9a-f]{40})\s*")
 _PACKED = re.compile(rb"^([0-9a-f]{40}) ([^\n]+)(?:\n\^([0-9a-f]{40}))?$", re.MULTILINE)
@@ -238,16 +239,14 @@ class RefStore:
     def _content(self, path: bytes) -> bytes:
         """Read a ref's file. A link to another ref is a symbolic one (`core.preferSymlinkRefs`)."""
         try:
-            with open(path, "rb", opener=_open_no_link) as file:
-                return file.read(4096)
+            return _beginning(path, os.O_NOFOLLOW)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
         target = os.readlink(path)  # noqa: PTH115
         if target.startswith(b"refs/") and is_valid_name(target):
             return b"ref: " + target
-        with open(path, "rb") as file:  # noqa: PTH123
-            return file.read(4096)
+        return _beginning(path)
 
     def _read_packed(self) -> _Packed:
         path = self._root + b"packed-refs"
@@ -315,8 +314,13 @@ class RefStore:
                 fresh[name] = (stamp, content)
 
 
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
+def _beginning(path: bytes, flags: int = 0) -> bytes:
+    """Read what a ref's file may have at most. Three calls of the system: it is hot."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        return os.read(descriptor, FILE_BYTES_MAX)
+    finally:
+        os.close(descriptor)
 
 
 def show(name: bytes) -> str:

@@ -52,7 +52,7 @@ class Repository:
             RepositoryCorruptError: its config does not parse.
         """
         try:
-            status = (self.path / "config").stat()
+            status = os.stat(f"{self.path}/config")  # noqa: PTH116 -- asked at every request
         except FileNotFoundError:
             if not is_repository(self.path):
                 raise RepositoryNotFoundError(self.path.name) from None
@@ -101,13 +101,15 @@ class Repository:
     @property
     def is_shallow(self) -> bool:
         """Whether it may lack parents of commits on purpose."""
-        return (self.path / "shallow").exists()
+        return os.path.exists(f"{self.path}/shallow")  # noqa: PTH110 -- asked at every request
 
     def shallow(self) -> frozenset[bytes]:
         """Return the commits whose parents this repository does not have on purpose."""
+        if not self.is_shallow:
+            return frozenset()
         try:
             lines = (self.path / "shallow").read_bytes().split()
-        except FileNotFoundError:
+        except FileNotFoundError:  # gone this moment
             return frozenset()
         return frozenset(unhex(line) for line in lines if len(line) == 40)
 

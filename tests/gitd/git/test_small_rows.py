@@ -12,6 +12,7 @@ import pytest
 
 Git = Callable[..., Any]
 UPLOAD, RECEIVE = "git-upload-pack", "git-receive-pack"
+CAPS = "report-status side-band-64k delete-refs"
 
 
 def advertisement(server: Any, bare: Path, service: str, **headers: str) -> httpx.Response:
@@ -42,6 +43,23 @@ def test_1_13_and_1_20_what_a_client_accepts_or_is_called_changes_nothing(
         bare, service, b"0000", Content_Type=content_type, Accept="text/html", Accept_Language="ko"
     )
     assert (posted.status_code, posted.content) == (200, b"")
+
+
+def test_short_answers_are_sent_in_one_piece(
+    server: Any, bare: Path, work: Path, wire: Any, raw: Any, head: Any
+) -> None:
+    """What has nothing to wait for behind it is known to its end before it is sent."""
+    tip = head(bare, "main")
+    packets = [f"{tip} {'0' * 40} refs/heads/gone\0{CAPS}", f"{tip} {tip} refs/heads/main"]
+    body = b"".join(raw.pkt(packet) for packet in packets) + b"0000"
+    pushed = server.post(bare, RECEIVE, body + wire.pack(tip, f"^{tip}"))
+    assert len(raw.parse_push_answer(pushed).report) == 3
+    listed = server.post(
+        bare, UPLOAD, raw.pkt("command=ls-refs\n") + b"0000", Git_Protocol="version=2"
+    )
+    assert tip.encode() in listed.content
+    for answer in (pushed, listed):
+        assert int(answer.headers["Content-Length"]) == len(answer.content)
 
 
 @pytest.mark.parametrize("service", [UPLOAD, RECEIVE])

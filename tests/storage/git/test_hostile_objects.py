@@ -233,8 +233,7 @@ def test_any_bytes_behind_a_committer_make_a_commit(data: bytes) -> None:
     assert 0 <= parse_commit(COMMIT_START + data).time < 2**63
 
 
-@pytest.mark.parametrize("is_packed", [True, False])
-@pytest.mark.parametrize("kind", ["commit", "tag"])
+@pytest.mark.parametrize(("kind", "is_packed"), [("commit", True), ("tag", False)])
 def test_words_without_end_are_not_read_for_what_stands_before_them(
     tmp_path: Path, kind: str, *, is_packed: bool
 ) -> None:
@@ -248,7 +247,7 @@ def test_words_without_end_are_not_read_for_what_stands_before_them(
         "commit": f"tree {tree}\nparent {first}\nauthor {who}\ncommitter {who}\n\n",
         "tag": f"object {first}\ntype commit\ntag v1\ntagger {who}\n\n",
     }[kind]
-    words = head.encode() + bytes(4 * LINKS_BYTES_MAX)
+    words = head.encode() + bytes(3 * LINKS_BYTES_MAX)
     written = ("-c", "core.looseCompression=1", "hash-object", "-w", "--literally", "--stdin")
     oid = run_git(*written, "-t", kind, cwd=bare, stdin=words).out
     if is_packed:
@@ -263,7 +262,7 @@ def test_words_without_end_are_not_read_for_what_stands_before_them(
             ]
         else:
             assert objects.peel(bytes.fromhex(oid)) == (1, bytes.fromhex(first))
-        assert tracemalloc.get_traced_memory()[1] < 3 * LINKS_BYTES_MAX
+        assert tracemalloc.get_traced_memory()[1] < 5 * LINKS_BYTES_MAX // 2
     finally:
         tracemalloc.stop()
 
@@ -271,7 +270,7 @@ def test_words_without_end_are_not_read_for_what_stands_before_them(
 def test_links_without_end_are_none(tmp_path: Path) -> None:
     bare = tmp_path / "r.git"
     run_git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
-    parents = b"parent %b\n" % (b"1" * 40) * (LINKS_BYTES_MAX // 48 + 1)
+    parents = b"parent %b\n" % (b"1" * 40) * (LINKS_BYTES_MAX // 40)
     content = b"tree %b\n%bauthor A <a@b> 1 +0000\n\n" % (b"2" * 40, parents)
     written = ("hash-object", "-w", "--literally", "--stdin", "-t", "commit")
     oid = run_git(*written, cwd=bare, stdin=content).out
