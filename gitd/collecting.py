@@ -13,6 +13,7 @@ from gitd.stores import open_beside, retention_of, room_of
 from hooks.clock import rfc3339
 from storage.collect import Collected, Collector, Order
 from storage.records import retention, sites
+from storage.records.damage import Damage
 from storage.records.db import Records
 from storage.retention import Fate
 from storage.room import size_in_words
@@ -50,6 +51,7 @@ class CollectionReport(msgspec.Struct, frozen=True):
         freed: How much smaller the store's files are.
         stuck: Files that could not be removed, and why.
         withheld: Why no tree, no blob and no leftover goes, and what to do; null when they do.
+        damaged: Manifests that cannot be read, which are in quarantine from here on, and why.
     """
 
     dry_run: bool
@@ -63,6 +65,7 @@ class CollectionReport(msgspec.Struct, frozen=True):
     freed: int
     stuck: Sequence[str]
     withheld: str | None
+    damaged: Sequence[str]
 
 
 def collect(
@@ -80,11 +83,11 @@ def collect(
         store = open_beside(folder, records, room)
         collector = Collector(store, records, retention_of(config))
         if is_dry_run:
-            return _report(records, collector.plan(), is_dry_run=True)
+            return _report(records, collector.plan(), (), is_dry_run=True)
         order = Order(is_forced=is_forced, is_hurried=True, is_thorough=True, waits=True)
         collected = collector.run(order)
         room.set_aside()
-        return _report(records, collected, is_dry_run=False)
+        return _report(records, collected, collector.take_damage(), is_dry_run=False)
 
 
 def in_words(report: CollectionReport) -> Iterator[str]:
@@ -108,12 +111,16 @@ def in_words(report: CollectionReport) -> Iterator[str]:
         yield f"NOT REMOVED: {line}"
     if len(report.stuck) > SHOWN_COUNT_MAX:
         yield f"and {len(report.stuck) - SHOWN_COUNT_MAX} more; --json has all"
+    for line in report.damaged:
+        yield f"DAMAGED: {line}: gitd check --repair"
     if report.withheld:
         yield f"WITHHELD: {report.withheld}"
     yield f"{size_in_words(report.freed):>8} {verb}; {logical} by the sizes of what goes"
 
 
-def _report(records: Records, collected: Collected, *, is_dry_run: bool) -> CollectionReport:
+def _report(
+    records: Records, collected: Collected, damaged: Sequence[Damage], *, is_dry_run: bool
+) -> CollectionReport:
     changed = collected.of(Fate.EXPIRES, Fate.WAITS, Fate.RESTORED, Fate.DROPPED)
     db = records.reader()
     names = retention.site_names(db, [verdict.artifact.id for verdict in changed])
@@ -153,4 +160,5 @@ def _report(records: Records, collected: Collected, *, is_dry_run: bool) -> Coll
         freed=collected.freed_bytes,
         stuck=collected.stuck,
         withheld=collected.doubt,
+        damaged=[f"{one.part}: {one.why}" for one in damaged],
     )

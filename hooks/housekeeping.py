@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from hooks.clock import Clock, now_ms
+from hooks.scrubbing import say_damage
 from storage.collect import Collected, Collector, Order
 from storage.errors import (
     CollectionRefusedError,
@@ -188,6 +189,7 @@ class Housekeeping:
 
     async def _collect(self, order: Order) -> bool:
         """Collect, and log what came of it. False when all files were withheld."""
+        is_withheld = False
         running = asyncio.get_running_loop().run_in_executor(None, self._collector.run, order)
         self._collecting = running
         try:
@@ -201,8 +203,9 @@ class Housekeeping:
             log.exception("collection_failed")
         else:
             _log_collected(collected, order)
-            return collected.doubt is None
-        return True
+            is_withheld = collected.doubt is not None
+        say_damage(self._records, self._collector.take_damage())
+        return not is_withheld
 
 
 def quota_message(used_bytes: int, allowed_bytes: int) -> str:

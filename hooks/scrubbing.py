@@ -59,7 +59,7 @@ class Scrubbing:
         except Exception:  # the ring around a turn: the server goes on without it
             log.exception("scrub_failed")
             return FAILED_S
-        self._say(turn.found, turn.mended)
+        say_damage(self._records, turn.found, turn.mended)
         self._say_trust(turn.trust_fault)
         await self._say_progress(turn)
         return IDLE_S if turn.is_idle else 0.0
@@ -79,7 +79,7 @@ class Scrubbing:
         except StorageError as error:
             log.warning("examination_failed", artifact_id=artifact.id, reason=str(error))
             return ""
-        self._say(found, mended)
+        say_damage(self._records, found, mended)
         return await asyncio.to_thread(self._outcome, digest, mended)
 
     def is_whole(self, artifact_id: str) -> bool:
@@ -107,25 +107,6 @@ class Scrubbing:
             return ""
         sources = ", ".join(sorted({one.source for one in mended}))
         return f"What was damaged was repaired from {sources}: deploy it again."
-
-    def _say(self, found: Sequence[Damage], mended: Sequence[Mended]) -> None:
-        """Log what was found and mended: the errors are whatever is damaged still."""
-        if not found and not mended:
-            return
-        consequences = Consequences(self._records.reader())
-        whole = {one.part for one in mended}
-        for one in found:
-            consequence = consequences.of(one.part)
-            (log.warning if one.part in whole else log.error)(
-                "damage_found",
-                part=str(one.part),
-                why=one.why,
-                artifacts=list(consequence.artifacts),
-                environments=list(consequence.environments),
-                advice=None if one.part in whole else consequence.advice,
-            )
-        for mend in mended:
-            log.info("damage_mended", part=str(mend.part), source=mend.source)
 
     def _say_trust(self, fault: str | None) -> None:
         """Log it once, and when it is over: nothing can be rolled meanwhile."""
@@ -158,3 +139,23 @@ class Scrubbing:
         self._working.add(running)
         running.add_done_callback(self._working.discard)
         return await asyncio.shield(running)
+
+
+def say_damage(records: Records, found: Sequence[Damage], mended: Sequence[Mended] = ()) -> None:
+    """Log what was found and mended: the errors are whatever is damaged still."""
+    if not found and not mended:
+        return
+    consequences = Consequences(records.reader())
+    whole = {one.part for one in mended}
+    for one in found:
+        consequence = consequences.of(one.part)
+        (log.warning if one.part in whole else log.error)(
+            "damage_found",
+            part=str(one.part),
+            why=one.why,
+            artifacts=list(consequence.artifacts),
+            environments=list(consequence.environments),
+            advice=None if one.part in whole else consequence.advice,
+        )
+    for mend in mended:
+        log.info("damage_mended", part=str(mend.part), source=mend.source)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from collections.abc import Set as AbstractSet
 
 from storage.digest import Digest
 from storage.errors import CollectionRefusedError, StorageError
 from storage.layout import Layout
 from storage.manifest import blob_keys
+from storage.parts import Part
 from storage.reader import read_manifest_bytes
-from storage.records import garbage, integrity
+from storage.records import blobs, garbage, integrity
+from storage.records.damage import Damage
 from storage.records.db import Records
+from storage.repair import Repairer
 
 # A manifest never changes, and neither should its references: a look now and then is enough.
 EVERY_S = 7 * 24 * 3600.0
@@ -28,12 +32,24 @@ TABLES = (
 
 
 class Audit:
-    """The audit of one store; it remembers what it looked at. One thread at a time."""
+    """The audit of one store; it remembers what it looked at. One thread at a time.
 
-    def __init__(self, layout: Layout, records: Records, check_stop: Callable[[], None]) -> None:
+    Attributes:
+        found: The manifests that it found damaged, until somebody takes them from here.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        records: Records,
+        repairer: Repairer,
+        check_stop: Callable[[], None],
+    ) -> None:
         """`check_stop` is called between two steps, and may raise to end them."""
+        self.found: list[Damage] = []
         self._layout = layout
         self._records = records
+        self._repairer = repairer
         self._check_stop = check_stop
         self._looked_at: dict[Digest, float] = {}
         self._is_torn = False
@@ -59,36 +75,55 @@ class Audit:
                 )
         self._is_torn = False
 
-    def check_trees(self, *, is_thorough: bool) -> None:
+    def check_trees(
+        self, *, is_thorough: bool, but: AbstractSet[Digest] = frozenset()
+    ) -> set[Digest]:
         """Hold the references against the manifests of the trees that are kept.
 
         Each tree once a week; all of them when a cycle is thorough, which removes files without a
         row. Whatever the references name has a row, and with sound indexes it is found.
 
+        A manifest that cannot be read is damaged from here on, as if the scrub had found it: its
+        references hold for it until it is mended, if they are all there, which `doubt` says.
+
+        `but`: trees that need no look. Returns the others that are kept.
+
         Raises:
-            CollectionRefusedError: They differ, or a manifest cannot be read.
+            CollectionRefusedError: They differ, or a manifest cannot be read, nor called damaged.
         """
         now = time.monotonic()
-        for digest in garbage.kept_trees(self._records.reader()):
+        kept = set(garbage.kept_trees(self._records.reader())) - but
+        for digest in kept:
             self._check_stop()
             if is_thorough or now - self._looked_at.get(digest, -EVERY_S) >= EVERY_S:
                 self.check_tree(digest)
                 self._looked_at[digest] = now
+        return kept
 
     def check_tree(self, digest: Digest) -> None:
         """As `check_trees`, of one."""
+        named = self._named(digest)
+        if named is not None and named != garbage.references(self._records.reader(), digest):
+            raise CollectionRefusedError(
+                f"nothing was deleted: the records and the manifest of the tree {digest} differ. "
+                "Run gitd check --rebuild-index."
+            )
+
+    def _named(self, digest: Digest) -> set[bytes] | None:
+        """The keys that a manifest names; None when it counts as damaged, or the tree is gone."""
         try:
-            named = blob_keys(read_manifest_bytes(self._layout, digest))
+            return blob_keys(read_manifest_bytes(self._layout, digest))
+        except StorageError:
+            self.found += self._repairer.condemn([Part.of_tree(digest)])
+        if not blobs.has_tree(self._records.reader(), digest):
+            return None
+        try:  # it was set right, or is well again
+            return blob_keys(read_manifest_bytes(self._layout, digest))
         except StorageError as error:
             raise CollectionRefusedError(
                 f"nothing was deleted: the manifest of the tree {digest} cannot be asked ({error})."
                 " Run gitd check --repair."
             ) from error
-        if named != garbage.references(self._records.reader(), digest):
-            raise CollectionRefusedError(
-                f"nothing was deleted: the records and the manifest of the tree {digest} differ. "
-                "Run gitd check --rebuild-index."
-            )
 
     def doubt(self, *, but: Collection[str] = ()) -> str | None:
         """Say why nobody knows which blobs are in use, and what to do; None when it is known.

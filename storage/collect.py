@@ -1,10 +1,11 @@
 """The collector: takes from the store what nothing keeps, while others use it.
 
-A cycle goes from decisions to deletions, and each step rests on what the one before made durable:
-artifacts expire and are dropped, which changes rows alone; trees that nobody asks for any more are
-condemned, and lose their references; blobs without a reference are condemned and then unlinked, a
-few at a time, alone behind the gate. Any error ends the cycle there and then, but for a file that
-cannot be removed: that one is left and said. The next cycle takes up what was begun.
+A cycle goes from decisions to deletions, and each step rests on what the one before made durable.
+Nothing is given up before it is certain that files may go for it. Then artifacts expire and are
+dropped, which changes rows alone; trees that nobody asks for any more are condemned, and lose their
+references; blobs without a reference are condemned and then unlinked, a few at a time, alone behind
+the gate. Any error ends the cycle there and then, but for a file that cannot be removed: that one
+is left and said. The next cycle takes up what was begun.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from storage.artifacts import ArtifactStore
 from storage.audit import Audit
 from storage.blobs import blob_path
+from storage.decisions import Decided, apply, decide
 from storage.digest import Digest
 from storage.errors import CollectionRefusedError, CollectorBusyError, RecordsError
 from storage.files import Remover, mapped_errors
@@ -29,12 +32,14 @@ from storage.holding import held_trees
 from storage.leftovers import FUSE_COUNT_MIN, FUSE_SHARE, check_leftovers, remove_leftovers
 from storage.model import BuildCache
 from storage.records import blobs as rows
-from storage.records import build_caches, garbage
+from storage.records import garbage
 from storage.records import retention as retention_rows
+from storage.records.damage import Damage
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 from storage.recovery import Recovered
-from storage.retention import Fate, Pressure, Retention, Verdict, caches_to_evict, judge
+from storage.repair import Repairer
+from storage.retention import Fate, Pressure, Retention, Verdict
 
 # Blobs that go while the gate is held: as many as take some `HELD_S`, which differs a lot by disk.
 BATCH_COUNT_MAX = 250
@@ -129,6 +134,7 @@ class _Cycle:
 
     order: Order
     tally: _Tally = field(default_factory=_Tally)
+    audited: set[Digest] = field(default_factory=set)  # trees that were asked
     doubt: str | None = None
     batch_count: int = BATCH_COUNT_FIRST
 
@@ -152,33 +158,33 @@ class Collector:
         self._clock = clock
         self._stopping = threading.Event()
         self._remover = Remover()  # of the cycle under way
-        self._audit = Audit(store.layout, records, self._check_stop)
+        repairer = Repairer(store, records, clock=clock)
+        self._audit = Audit(store.layout, records, repairer, self._check_stop)
 
     def stop(self) -> None:
         """End the cycle under way between two batches, and let no other begin."""
         self._stopping.set()
 
+    def take_damage(self) -> list[Damage]:
+        """The manifests that were found damaged since this was last asked, also in cycles that
+        were refused. They are in quarantine.
+        """
+        found, self._audit.found = self._audit.found, []
+        return found
+
     def plan(self, pressure: Pressure = Pressure.NONE) -> Collected:
         """Say what a cycle would do now. Changes nothing."""
         with mapped_errors("plan a collection"), mapped_record_errors():
             db = self._records.reader()
-            now = self._clock()
-            verdicts, caches = self._decisions(db, now, pressure)
-            dropped = {v.artifact.id for v in verdicts if v.fate is Fate.DROPPED}
-            if doubt := self._audit.doubt(but=dropped):
-                return Collected(tuple(verdicts), tuple(caches), doubt=doubt)
-            gone = {v.artifact.digest for v in verdicts if v.fate is Fate.DROPPED}
-            gone |= {cache.tree_digest for cache, _ in caches}
-            kept = {v.artifact.digest for v in verdicts if v.fate is not Fate.DROPPED}
-            evicted = {cache.id for cache, _ in caches}
-            kept |= {c.tree_digest for c in build_caches.every(db) if c.id not in evicted}
-            trees = {Digest.parse(text) for text in gone - kept}
-            trees |= {*garbage.unkept_trees(db), *garbage.condemned_trees(db)}
+            decided = self._decisions(db, self._clock(), pressure)
+            if doubt := self._audit.doubt(but=decided.ids(Fate.DROPPED)):
+                return Collected(decided.verdicts, decided.caches, doubt=doubt)
+            trees = {*decided.going, *garbage.unkept_trees(db), *garbage.condemned_trees(db)}
             freed = garbage.freed_blobs(db, trees)
             loose = garbage.unreferred_blobs(db)
             return Collected(
-                verdicts=tuple(verdicts),
-                caches=tuple(caches),
+                verdicts=decided.verdicts,
+                caches=decided.caches,
                 trees=len(trees),
                 blobs=freed.blobs + len(loose),
                 size_bytes=freed.size_bytes + garbage.size_of(db, loose),
@@ -212,8 +218,9 @@ class Collector:
                 goes = order.is_thorough or self._may_something_go(order.pressure)
                 self._audit.check_database(goes=goes)
                 recovered = self._store.recover()
-                done = self._decide(order.pressure, goes=goes)
+                done = self._decide(self._permitted(cycle), goes=goes)
                 self._check(cycle)
+                cycle.doubt = self._audit.doubt()
                 if cycle.doubt is None and goes:
                     self._collect(cycle)
                 if cycle.doubt is None and order.is_thorough:
@@ -240,12 +247,26 @@ class Collector:
         db = self._records.reader()
         try:
             with mapped_record_errors():
-                verdicts, caches = self._decisions(db, self._clock(), pressure)
-                return bool(caches) or _is_any_judged(verdicts) or _has_garbage(db)
+                decided = self._decisions(db, self._clock(), pressure)
+                return decided.changes or _has_garbage(db)
         except RecordsError:
             return True
 
     # -- decisions ------------------------------------------------------------------------------
+
+    def _permitted(self, cycle: _Cycle) -> Pressure:
+        """How much may be given up for room: nothing where no file could go for it.
+
+        Raises:
+            CollectionRefusedError: The records do not know what is in use.
+        """
+        pressure = cycle.order.pressure
+        planned = self._decisions(self._records.reader(), self._clock(), pressure)
+        if planned.gives_up:
+            self._ask_trees(cycle, but=planned.going)
+            if self._audit.doubt(but=planned.ids(Fate.DROPPED)):
+                return Pressure.NONE
+        return pressure
 
     def _decide(self, pressure: Pressure, *, goes: bool) -> Collected:
         """Let artifacts and caches go that nothing keeps. Rows alone change.
@@ -254,48 +275,38 @@ class Collector:
         the next cycle.
         """
         now = self._clock()
-        verdicts, caches = self._decisions(self._records.reader(), now, pressure)
+        decided = self._decisions(self._records.reader(), now, pressure)
         if not goes:
-            return Collected(verdicts=tuple(v for v in verdicts if not _is_judged(v)))
-        if caches or _is_any_judged(verdicts):
+            return Collected(verdicts=decided.unchanged)
+        if decided.changes:
             # Once more, in the transaction: somebody may deploy or pin one in this very moment.
-            verdicts, caches, envelopes = self._records.write(
-                lambda db: self._apply(db, now, pressure)
-            )
+            decided, envelopes = self._records.write(lambda db: self._apply(db, now, pressure))
             for name in envelopes:
                 self._remover.remove(self._layout.envelope(name))
-        return Collected(verdicts=tuple(verdicts), caches=tuple(caches))
+        return Collected(verdicts=decided.verdicts, caches=decided.caches)
 
-    def _decisions(
-        self, db: sqlite3.Connection, now: int, pressure: Pressure
-    ) -> tuple[list[Verdict], list[tuple[BuildCache, str]]]:
-        verdicts = [judge(a, self.retention, now, pressure) for a in retention_rows.facts(db)]
-        return verdicts, caches_to_evict(build_caches.every(db), self.retention, pressure)
+    def _decisions(self, db: sqlite3.Connection, now: int, pressure: Pressure) -> Decided:
+        return decide(db, self.retention, now, pressure)
 
     def _apply(
         self, db: sqlite3.Connection, now: int, pressure: Pressure
-    ) -> tuple[list[Verdict], list[tuple[BuildCache, str]], list[str]]:
-        verdicts, caches = self._decisions(db, now, pressure)
-        ids = {fate: [v.artifact.id for v in verdicts if v.fate is fate] for fate in Fate}
-        retention_rows.expire(db, ids[Fate.EXPIRES], now)
-        retention_rows.restore(db, ids[Fate.RESTORED])
-        envelopes = [
-            name
-            for artifact_id in ids[Fate.DROPPED]
-            for name in retention_rows.drop(db, artifact_id, now)
-        ]
-        for cache, _ in caches:
-            build_caches.delete(db, cache.id)
-        return verdicts, caches, envelopes
+    ) -> tuple[Decided, list[str]]:
+        decided = self._decisions(db, now, pressure)
+        return decided, apply(db, decided, now)
 
     # -- trees ----------------------------------------------------------------------------------
 
     def _check(self, cycle: _Cycle) -> None:
         """Make sure, where something may go, that the records know what is in use."""
+        if cycle.order.is_thorough or _has_garbage(self._records.reader()):
+            self._ask_trees(cycle)
+
+    def _ask_trees(self, cycle: _Cycle, but: AbstractSet[Digest] = frozenset()) -> None:
+        """Each tree once in a cycle: `but` those that are about to go, and stay after all if
+        somebody wants them in that moment.
+        """
         is_thorough = cycle.order.is_thorough
-        if is_thorough or _has_garbage(self._records.reader()):
-            self._audit.check_trees(is_thorough=is_thorough)
-        cycle.doubt = self._audit.doubt()
+        cycle.audited |= self._audit.check_trees(is_thorough=is_thorough, but=but | cycle.audited)
 
     def _collect(self, cycle: _Cycle) -> None:
         db = self._records.reader()
@@ -411,15 +422,6 @@ class Collector:
     def _check_stop(self) -> None:
         if self._stopping.is_set():
             raise _StoppedError
-
-
-def _is_any_judged(verdicts: Sequence[Verdict]) -> bool:
-    return any(map(_is_judged, verdicts))
-
-
-def _is_judged(verdict: Verdict) -> bool:
-    """Whether something becomes of an artifact."""
-    return verdict.fate not in (Fate.KEPT, Fate.WAITS)
 
 
 def _has_garbage(db: sqlite3.Connection) -> bool:

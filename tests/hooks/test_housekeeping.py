@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from hooks.builds.wire import Finish
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
@@ -17,6 +18,7 @@ from storage.ids import new_id
 from storage.model import ActorRef, Artifact, BuildCache, JobStatus
 from storage.records import artifacts, build_caches
 from storage.records import retention as retention_rows
+from storage.reindex import rebuild_index
 from storage.retention import DAY_MS, Retention
 from storage.source import Limits, SourceFile
 
@@ -64,10 +66,29 @@ class House:
 
         file = SourceFile(b"f", len(data), executable=False, read=lambda: data)
         self.world.store.keep_tree([file], limits=Limits(), record=record)
+        return self.blob(data)
+
+    def artifact(self, data: bytes) -> tuple[Artifact, Path]:
+        """An artifact that nothing keeps, and its blob."""
+
+        def record(db, kept) -> None:
+            artifacts.add(db, made(kept))
+
+        def made(kept) -> Artifact:
+            return Artifact(f"art_{data.decode()}", str(kept.digest), "", 1, len(data), 0)
+
+        file = SourceFile(b"f", len(data), executable=False, read=lambda: data)
+        kept, _ = self.world.store.keep_tree([file], limits=Limits(), record=record)
+        return made(kept), self.blob(data)
+
+    def pin(self, artifact: Artifact, site_id: str) -> None:
+        self.world.records.write(lambda db: retention_rows.pin(db, site_id, artifact.id, ACTOR, 0))
+
+    def blob(self, data: bytes) -> Path:
         return Path(self.world.store.layout.blob(Digest.of(data), executable=False))
 
     def leftover(self) -> Path:
-        path = Path(self.world.store.layout.blob(Digest.of(b"left"), executable=False))
+        path = self.blob(b"left")
         path.write_bytes(b"left")
         return path
 
@@ -124,15 +145,59 @@ async def test_nothing_is_given_up_for_room_that_cannot_come(world) -> None:
     cache = house.cache("k", b"x" * 100, site.id)
     lost = Artifact("art_lost", str(Digest.of(b"lost")), "", 1, 1, 0)
     world.records.write(lambda db: artifacts.add(db, lost))
-    world.records.write(lambda db: retention_rows.pin(db, site.id, lost.id, ACTOR, 0))
+    house.pin(lost, site.id)
+    unkept, _ = house.artifact(b"unkept")
     house.limit(size_bytes_max=50)
     await house.keeping.look()
     assert cache.exists()
     assert len(build_caches.every(world.records.reader())) == 1
+    assert not is_dropped(world, unkept)
     world.records.write(lambda db: retention_rows.unpin(db, site.id, lost.id))
     house.keeping._made_at = float("-inf")
     await house.keeping.look()
     assert not cache.exists()
+
+
+async def test_nothing_is_given_up_where_the_collector_refuses(world) -> None:
+    house = House.over(world, KEEP)
+    site = await world.site()
+    cache = house.cache("k", b"x" * 100, site.id)
+    kept, _ = house.artifact(b"kept")
+    house.pin(kept, site.id)
+    unkept, blob = house.artifact(b"unkept")
+    loses_reference = (
+        "DELETE FROM ref WHERE blob_id = (SELECT id FROM blob WHERE key = ?)",
+        (Digest.of(b"kept") + b"f",),
+    )
+    world.records.write(lambda db: db.execute(*loses_reference))
+    house.limit(size_bytes_max=50)
+    await house.keeping.look()
+    assert not is_dropped(world, unkept)
+    assert (cache.exists(), blob.exists()) == (True, True)
+    assert len(build_caches.every(world.records.reader())) == 1
+
+
+async def test_room_is_made_beside_a_manifest_that_rotted_which_is_said(world) -> None:
+    house = House.over(world, KEEP)
+    site = await world.site()
+    kept, blob = house.artifact(b"kept")
+    house.pin(kept, site.id)
+    unkept, loose = house.artifact(b"unkept")
+    manifest = Path(world.store.layout.tree(Digest.parse(kept.digest)))
+    manifest.unlink()
+    manifest.write_bytes(b"rotten")
+    house.limit(size_bytes_max=5)
+    with capture_logs() as logs:
+        await house.keeping.look()
+    assert (blob.exists(), loose.exists()) == (True, False)
+    assert is_dropped(world, unkept)
+    (found,) = [line for line in logs if line["event"] == "damage_found"]
+    assert found["artifacts"] == [kept.id]
+
+
+def is_dropped(world, artifact: Artifact) -> bool:
+    found = artifacts.get(world.records.reader(), artifact.id)
+    return found is None or found.dropped_at is not None
 
 
 async def test_everybody_waits_for_one_collection(world) -> None:
@@ -180,18 +245,16 @@ async def test_clock_that_was_set_back_does_not_stop_the_background(world) -> No
     assert not blob.exists()
 
 
-async def test_collection_that_fails_is_no_end_of_the_house(world) -> None:
+async def test_collection_that_is_refused_is_no_end_of_the_house(world) -> None:
     house = House.over(world, replace(KEEP, cache_site_bytes_max=4))
     site = await world.site()
     kept = house.cache("kept", b"kept", site.id)
     loose = house.cache("loose", b"loose", site.id)
-    (digest,) = world.records.reader().execute("SELECT MIN(id), digest FROM tree").fetchone()[1:]
-    manifest = Path(world.store.layout.tree(Digest(digest)))
-    manifest.rename(world.root / "manifest")
+    world.records.write(lambda db: db.execute("DELETE FROM ref WHERE tree_id = 1"))
     await house.keeping.look()
     assert kept.exists()
     assert loose.exists()
-    (world.root / "manifest").rename(manifest)
+    rebuild_index(world.store, world.records)
     house.clock.now += HOUR_MS
     await house.keeping.look()
     assert (kept.exists(), loose.exists()) == (True, False)

@@ -41,10 +41,9 @@ from storage.model import (
     Site,
 )
 from storage.parts import Part
-from storage.records import artifacts, build_caches, environments, sites
+from storage.records import artifacts, build_caches, damage, environments, sites
 from storage.records import retention as retention_rows
 from storage.reindex import rebuild_index
-from storage.repair import Repairer
 from storage.retention import DAY_MS, Fate, Pressure, Retention
 
 NOW = 100 * DAY_MS  # where the clock of a world begins
@@ -455,17 +454,21 @@ def test_tree_that_is_built_again_while_it_is_forgotten_is_whole(world, shop) ->
     world.expect_whole()
 
 
+@pytest.mark.parametrize("decision", [1, 2], ids=["asked", "decided"])
 @pytest.mark.parametrize("meanwhile", ["deployed", "pinned", "built"])
-def test_decision_is_made_again_where_it_is_written(world, shop, meanwhile: str) -> None:
+def test_decision_is_made_again_where_it_is_written(
+    world, shop, meanwhile: str, decision: int
+) -> None:
+    """After what stays was asked, for which this tree was to go; and after it was decided on."""
     ingested = shop.ingest({"a": b"a"})
 
     class Late(Collector):
-        has_decided = False
+        decisions = 0
 
         def _decisions(self, db, now, pressure):
             found = super()._decisions(db, now, pressure)
-            if not self.has_decided:
-                self.has_decided = True
+            self.decisions += 1
+            if self.decisions == decision:
                 if meanwhile == "deployed":
                     world.deployment(ingested)
                 elif meanwhile == "pinned":
@@ -566,49 +569,98 @@ def test_batches_are_as_large_as_the_disk_allows(count: int, took_s: float, foll
 # -- what looks wrong --------------------------------------------------------------------------
 
 
+def flip(path: Path) -> None:
+    """Change one bit in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(bytes(data))
+
+
 def files_of(shop) -> set[Path]:
     root = shop.store.layout.root
     return {p for kind in ("blobs", "trees", "attest") for p in (root / kind).rglob("*/*")}
 
 
-@pytest.mark.parametrize("wrong", ["gone", "other bytes", "unreadable", "fewer references"])
-def test_tree_that_cannot_be_read_stops_the_collector_before_it_deletes(
-    world, shop, wrong: str
-) -> None:
-    kept, gone = shop.ingest({"a": b"a", "b": b"b"}), shop.ingest({"c": b"c"})
+MANIFEST: dict[str, Callable[[Path], object]] = {
+    "gone": lambda path: path.unlink(),
+    "other bytes": lambda path: (path.unlink(), path.write_bytes(b"other")),
+    "unreadable": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+def kept_and_loose(world):
+    """An artifact that is kept, and one that the next collection drops."""
+    shop = world.shop
+    kept, loose = shop.ingest({"a": b"a", "b": b"b"}), shop.ingest({"c": b"c"})
     world.release(kept)
-    world.write(lambda db: retention_rows.pin(db, "site_1", gone.artifact_id, SYSTEM, 0))
+    shop.pin(loose)
     world.collect()
-    world.write(lambda db: retention_rows.unpin(db, "site_1", gone.artifact_id))
-    manifest = Path(shop.store.layout.tree(kept.digest))
-    if wrong == "gone":
-        manifest.rename(shop.folder / "manifest")
-    elif wrong == "other bytes":
-        manifest.chmod(0o600)
-        manifest.write_bytes(manifest.read_bytes().replace(b"a\tf", b"d\tf"))
-    elif wrong == "unreadable":
-        manifest.unlink()
-        manifest.mkdir()
-    else:
-        world.write(
-            lambda db: db.execute(
-                "DELETE FROM ref WHERE blob_id IN (SELECT id FROM blob WHERE key = ?)",
-                (Digest.of(b"a") + b"f",),
-            )
+    world.write(lambda db: retention_rows.unpin(db, "site_1", loose.artifact_id))
+    return kept, loose
+
+
+def test_records_that_differ_from_a_manifest_stop_the_collector_before_it_lets_anything_go(
+    world, shop
+) -> None:
+    _, loose = kept_and_loose(world)
+    world.write(
+        lambda db: db.execute(
+            "DELETE FROM ref WHERE blob_id IN (SELECT id FROM blob WHERE key = ?)",
+            (Digest.of(b"a") + b"f",),
         )
+    )
     before = files_of(shop)
-    envelope = Path(shop.store.layout.envelope(gone.envelope_sha256))
     for is_forced in (False, True):
-        with pytest.raises(CollectionRefusedError, match="gitd check --re"):
+        with pytest.raises(CollectionRefusedError, match="gitd check --rebuild-index"):
             world.collect(replace(AT_ONCE, is_forced=is_forced))
-    assert before - files_of(shop) <= {envelope}
-    assert shop.blob(b"a").exists()
-    if wrong == "fewer references":
-        assert rebuild_index(shop.store, shop.records).changed == 1
-    else:
-        assert len(Repairer(shop.store, shop.records).condemn([Part.of_tree(kept.digest)])) == 1
+    assert files_of(shop) == before
+    assert loose.artifact_id in world.listed()
+    assert rebuild_index(shop.store, shop.records).changed == 1
     world.collect()
     assert (shop.blob(b"a").exists(), shop.blob(b"c").exists()) == (True, False)
+
+
+@pytest.mark.parametrize("spoil", MANIFEST.values(), ids=MANIFEST)
+def test_manifest_that_cannot_be_read_is_damaged_and_its_references_hold_for_it(
+    world, shop, spoil: Callable[[Path], object]
+) -> None:
+    kept, _ = kept_and_loose(world)
+    spoil(Path(shop.store.layout.tree(kept.digest)))
+    collector = world.collector()
+    assert collector.run(Order(is_hurried=True)).blobs == 1
+    (found,) = collector.take_damage()
+    assert found.part == Part.of_tree(kept.digest)
+    assert [one.part for one in damage.every(shop.records.reader())] == [found.part]
+    assert collector.take_damage() == []
+    assert (shop.blob(b"a").exists(), shop.blob(b"c").exists()) == (True, False)
+    shop.ingest({"a": b"a", "b": b"b"})  # mends it
+    world.collect()
+    world.expect_whole()
+
+
+def test_damaged_manifest_that_cannot_be_put_away_stops_the_collector(world, shop) -> None:
+    kept, loose = kept_and_loose(world)
+    flip(Path(shop.store.layout.tree(kept.digest)))
+    quarantine = shop.store.layout.quarantine
+    quarantine.rmdir()
+    quarantine.symlink_to("/proc/sys")  # another filesystem, where nothing can be made
+    with pytest.raises(CollectionRefusedError, match="gitd check --repair"):
+        world.collect()
+    assert loose.artifact_id in world.listed()
+    quarantine.unlink()
+    quarantine.mkdir()
+    world.collect()
+    assert (shop.blob(b"a").exists(), shop.blob(b"c").exists()) == (True, False)
+
+
+def test_tree_that_is_about_to_go_is_not_asked(world, shop) -> None:
+    _, loose = kept_and_loose(world)
+    flip(Path(shop.store.layout.tree(loose.digest)))
+    collector = world.collector()
+    assert collector.run(AT_ONCE).blobs == 1
+    assert collector.take_damage() == []
+    world.expect_whole()
 
 
 def test_sweep_of_most_blobs_without_a_reason_needs_force(world, shop) -> None:
