@@ -21,11 +21,11 @@ from storage.gate import Gate
 from storage.inspector import Inspector
 from storage.layout import FORMAT_LINE, SHARDED, SHARDS, Layout
 from storage.manifest import TreeFacts, read_facts
-from storage.parts import Part
+from storage.parts import Part, PartKind
 from storage.quarantine import Kept, Quarantine
 from storage.reader import StoreReader, read_manifest_bytes
 from storage.records import blobs as rows
-from storage.records import damage, garbage, release_statements
+from storage.records import damage, garbage, release_statements, unsecured
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 from storage.records.release_statements import CurrentStatement
@@ -129,6 +129,7 @@ class _Check:
             self._check_part(Part.of_envelope(sha256))
         self._add_known_damage()
         leftovers = self._leftovers()
+        quarantined = self._quarantined()
         return Report(
             blobs=len(live),
             trees=len(trees),
@@ -136,7 +137,7 @@ class _Check:
             size_bytes=sum(size for _, size in live),
             findings=self._findings(),
             leftovers=tuple(sorted(leftovers)),
-            quarantined=tuple(Quarantine(self._layout).kept()),
+            quarantined=quarantined,
         )
 
     def _findings(self) -> tuple[Finding, ...]:
@@ -237,10 +238,34 @@ class _Check:
     # -- the rest -------------------------------------------------------------------------------
 
     def _add_known_damage(self) -> None:
-        said = {part for _, _, part in self._found}
-        for known in damage.every(self._records.reader()):
+        db = self._records.reader()
+        said = {part: fault for _, fault, part in self._found}
+        for known in damage.every(db):
             if known.part not in said:
                 self._add(known.part, f"{known.why}; it counts as absent")
+        for part, why in unsecured.every(db).items():
+            if part in said and why.startswith(said[part]):  # the same, and what is in the way
+                self._found.remove((str(part), said[part], part))
+                self._add(part, why)
+            elif part not in said and self._is_damaged_still(part):
+                self._add(part, why)
+
+    def _is_damaged_still(self, part: Part) -> bool:
+        """Whether what could not be put away lies there, is wanted, and is not whole by now."""
+        db = self._records.reader()
+        if part.kind is PartKind.BLOB:
+            size_bytes = rows.size_of_live(db, part.key)
+            return size_bytes is not None and self._inspector.fault(part, size_bytes) is not None
+        is_tree = part.kind is PartKind.TREE
+        is_live = rows.has_tree(db, part.digest) if is_tree else rows.is_attested(db, part.name)
+        return is_live and self._inspector.fault(part, None) is not None
+
+    def _quarantined(self) -> tuple[Kept, ...]:
+        try:
+            return tuple(Quarantine(self._layout).kept())
+        except OSError as error:
+            self._add(str(self._layout.quarantine), f"cannot be read: {error.strerror}")
+            return ()
 
     def _leftovers(self) -> list[str]:
         """Return the files that no row knows, as paths below the root."""

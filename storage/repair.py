@@ -27,7 +27,7 @@ from storage.manifest import Manifest
 from storage.parts import Part, PartKind
 from storage.quarantine import Kept, Quarantine
 from storage.records import blobs as rows
-from storage.records import damage, index
+from storage.records import damage, index, unsecured
 from storage.records.damage import Damage
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
@@ -73,7 +73,8 @@ class Repairer:
         something about one of them, the damage says so and the others are gone on with.
 
         Returns:
-            The damage that nobody had written down before.
+            The damage that nobody had written down before. What there is no place for in quarantine
+            stays where it is and counts as there: it has no `found_at`, and is returned each time.
 
         Raises:
             StorageError: The system or the database refused.
@@ -136,6 +137,8 @@ class Repairer:
         size_bytes = self._size_of(part)
         fault = self.inspector.fault(part, size_bytes) if size_bytes is not None else None
         if size_bytes is None or fault is None:
+            if unsecured.is_noted(self._records.reader(), part):
+                self._records.write(lambda db: unsecured.forget(db, [part]))
             return None
         if not fault.is_of_bytes and self._set_right(part, size_bytes):
             return None
@@ -153,7 +156,9 @@ class Repairer:
             with _each_by_itself() as trouble:
                 name = self.quarantine.secure(part, at)
             if trouble:  # what is there is overwritten, if it counts as absent: it must not be lost
-                return Damage(part, size_bytes, f"{why}; no place in quarantine{trouble[0]}", None)
+                why = f"{why}; no place in quarantine{trouble[0]}"
+                self._records.write(lambda db: unsecured.note(db, part, why))
+                return Damage(part, size_bytes, why, None)
             self._records.write(lambda db: damage.note(db, part, why, at))
             with _each_by_itself() as trouble:
                 if name is not None:

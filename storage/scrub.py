@@ -19,7 +19,7 @@ from storage.copies import Source
 from storage.digest import Digest
 from storage.files import mapped_errors
 from storage.parts import Part
-from storage.records import damage, garbage
+from storage.records import damage, garbage, unsecured
 from storage.records import scrub as rows
 from storage.records.damage import Damage
 from storage.records.db import Records
@@ -55,7 +55,8 @@ class Turn:
 
     Attributes:
         parts: How many parts were read, with `size_bytes` of blobs.
-        found: What was damaged, and not known to be before.
+        found: What was damaged, and not known to be before; what could not be put away is tried
+            again, and found each time.
         mended: What is whole again, whenever it was found.
         trust_fault: What is wrong with the generations of trust, when they were last read.
         is_idle: There was nothing to read.
@@ -97,6 +98,7 @@ class Scrubber:
         self._round = Round(trust_folder, records, every_ms=limits.every_ms)
         self._stopping = threading.Event()
         self._tried_at = float("-inf")  # when it last tried to mend
+        self._stuck: dict[Part, float] = {}  # what could not be put away, and when that was tried
 
     def stop(self) -> None:
         """End the turn under way, within a moment, and let no other begin."""
@@ -128,8 +130,8 @@ class Scrubber:
         parts += [Part.of_blob(key) for key in sorted(blobs)]
         found = self._repairer.condemn(parts)
         with mapped_record_errors():
-            if found:
-                self._write_down((), (), 0, found=len(found))
+            if count := sum(one.found_at is not None for one in found):
+                self._write_down((), (), 0, found=count)
             return found, self._mend()
 
     def tidy(self) -> int:
@@ -152,8 +154,11 @@ class Scrubber:
                 (good if fault is None else suspects).append(one.part)
                 size_bytes += one.size_bytes or 0
         found = self._repairer.condemn(suspects)
-        self._write_down(good, suspects, size_bytes, found=len(found))
-        mended = self._mend() if found or self._is_time_to_mend() else []
+        stuck = {one.part for one in found if one.found_at is None}
+        self._stuck |= dict.fromkeys(stuck, time.monotonic())
+        bad = [part for part in suspects if part not in stuck]
+        self._write_down(good, bad, size_bytes, found=len(found) - len(stuck))
+        mended = self._mend() if len(found) > len(stuck) or self._is_time_to_mend() else []
         return Turn(
             len(good) + len(suspects),
             size_bytes,
@@ -164,9 +169,16 @@ class Scrubber:
         )
 
     def _due(self) -> list[rows.Due]:
-        due = rows.due(self._records.reader(), self._due_before(), limit_count=TURN_COUNT)
-        released = self._round.due(self._clock(), limit_count=TURN_COUNT)
-        return [*(rows.Due(part, None) for part in released), *due]
+        """What to read next: not what is known to be damaged and was tried to be put away lately,
+        which is the first in each list and would keep all others from being read.
+        """
+        since = time.monotonic() - MEND_EVERY_S
+        self._stuck = {part: at for part, at in self._stuck.items() if at > since}
+        count = TURN_COUNT + len(self._stuck)
+        due = rows.due(self._records.reader(), self._due_before(), limit_count=count)
+        released = self._round.due(self._clock(), limit_count=count)
+        waiting = [*(rows.Due(part, None) for part in released), *due]
+        return [one for one in waiting if one.part not in self._stuck]
 
     def _due_before(self) -> int:
         return self._clock() - self.limits.every_ms
@@ -201,6 +213,7 @@ class Scrubber:
         def change(db: sqlite3.Connection) -> None:
             # Suspects too: those that are damaged have other rows by now.
             rows.note_read(db, [*good, *bad], at)
+            unsecured.forget(db, unsecured.every(db).keys() & good)
             parts = len(good) + len(bad)
             rows.note_work(db, at, parts=parts, size_bytes=size_bytes, found=found, mended=0)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from storage.digest import Digest
 from storage.parts import Part, PartKind
+from storage.records import unsecured
 from storage.records.blobs import CORRUPT, LIVE, is_attested
 from storage.records.garbage import TREE_NAME
 
@@ -73,6 +74,7 @@ def note(db: sqlite3.Connection, part: Part, why: str, at: int) -> None:
         " DO UPDATE SET why = excluded.why",
         (part.kind.value, part.name, why, at),
     )
+    unsecured.forget(db, [part])
 
 
 def explain(db: sqlite3.Connection, part: Part, more: str) -> None:

@@ -352,3 +352,22 @@ def tree_blobs(db: Database) -> None:
           WHERE manifest_bytes > 0;
         """,
     )
+
+
+@MIGRATIONS()
+def damaged_tree_blobs(db: Database) -> None:
+    # The step before took the references of damaged trees for all that there had been: nobody can
+    # say that of a manifest that was damaged already.
+    _run(db, "UPDATE tree SET blobs = NULL WHERE state = 3")
+
+
+@MIGRATIONS()
+def unsecured(db: Database) -> None:
+    # What was found damaged and could not be put into quarantine.
+    _run(
+        db,
+        """
+        CREATE TABLE unsecured(
+          kind TEXT NOT NULL, name TEXT NOT NULL, why TEXT NOT NULL, PRIMARY KEY(kind, name));
+        """,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -15,7 +16,7 @@ from storage.copies import Lacking, Offer, issued_statements, twins
 from storage.digest import Digest
 from storage.envelope import seal
 from storage.parts import Part
-from storage.records import release_statements
+from storage.records import release_statements, unsecured
 from storage.records import scrub as rows
 from storage.records.build_caches import every as every_cache
 from storage.records.release_statements import IssuedStatement
@@ -226,3 +227,62 @@ def test_copies_are_asked_for_when_damage_is_found_and_not_each_time_after(world
 def world_digest(world) -> str:
     (row,) = world.shop.records.reader().execute("SELECT digest FROM artifact").fetchall()
     return row["digest"]
+
+
+@contextlib.contextmanager
+def closed_quarantine(shop) -> Iterator[None]:
+    """Where nothing can be put: another filesystem that takes no files."""
+    quarantine = shop.store.layout.quarantine
+    quarantine.rmdir()
+    quarantine.symlink_to("/proc/sys")
+    yield
+    quarantine.unlink()
+    quarantine.mkdir()
+
+
+@pytest.mark.parametrize("what", ["blob", "tree", "envelope"])
+def test_damage_that_cannot_be_put_away_is_not_taken_for_read_and_is_said(world, what: str) -> None:
+    shop = world.shop
+    ingested = shop.ingest({"a": b"a", "b": b"b"})
+    layout = shop.store.layout
+    part = {
+        "blob": Part.of_blob(Digest.of(b"a") + b"f"),
+        "tree": Part.of_tree(ingested.digest),
+        "envelope": Part.of_envelope(ingested.envelope_sha256),
+    }[what]
+    flip(Path(part.path(layout)))
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    with closed_quarantine(shop):
+        scrubber = scrubber_of(world)
+        (found,) = scrubber.turn().found
+        assert (found.part, found.found_at) == (part, None)
+        assert scrubber.progress().due == 1, "it was not read"
+        assert scrubber.turn().is_idle, "it is tried again later, and keeps nothing else waiting"
+        assert scrubber.progress().found == 0
+        assert Path(part.path(layout)).exists()
+        for is_deep in (False, True):
+            report = check_store(layout.root, shop.records, is_deep=is_deep)
+            (problem,) = report.problems
+            assert problem.startswith(f"{part}: ")
+            assert "has other bytes; no place in quarantine: " in problem
+    (found,) = scrubber_of(world).turn().found
+    assert (found.part, found.found_at) == (part, world.clock.now)
+    assert unsecured.every(shop.records.reader()) == {}
+
+
+@pytest.mark.parametrize("seen_by", ["the scrub", "a repair", "a check"])
+def test_what_could_not_be_put_away_and_is_whole_again_is_said_no_more(world, seen_by) -> None:
+    shop = world.shop
+    shop.ingest({"a": b"a"})
+    part = Part.of_blob(Digest.of(b"a") + b"f")
+    flip(shop.blob(b"a"))
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    with closed_quarantine(shop):
+        assert len(scrubber_of(world).turn().found) == 1
+    flip(shop.blob(b"a"))
+    if seen_by == "the scrub":
+        assert scrubber_of(world).turn().found == ()
+    elif seen_by == "a repair":
+        assert Repairer(shop.store, shop.records).condemn([part]) == []
+    assert check_store(shop.store.layout.root, shop.records).problems == ()
+    assert (unsecured.every(shop.records.reader()) == {}) == (seen_by != "a check")
