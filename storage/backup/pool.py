@@ -20,6 +20,7 @@ from blake3 import blake3
 from storage.backup.destination import FILE_MODE, FOLDER_MODE, Destination
 from storage.digest import Digest
 from storage.files import (
+    FULL,
     Lease,
     open_regular,
     read_up_to,
@@ -65,6 +66,11 @@ class Contents:
             self._shards[shard] = found
         return found
 
+    def forget(self, digest: Digest) -> None:
+        """Count a content as absent: it is not what it must be."""
+        name = digest.hex()
+        self.shard(name[:2]).discard(name[2:])
+
 
 class Pool:
     """The pool of a folder that is open for writing. Belongs to one backup."""
@@ -108,6 +114,27 @@ class Pool:
             return self._add_pieces(fd, size)
         finally:
             os.close(fd)
+
+    def renew(self, digest: Digest, source: str | Path) -> bool:
+        """Put what a file has into the place of a content that is damaged, if it is the right one.
+
+        Durable when it returns. Says whether it was done; what is there stays otherwise.
+        """
+        try:
+            size_bytes = os.stat(source).st_size  # noqa: PTH116 - a plain string
+            if not matches(source, size_bytes=size_bytes, digest=digest):
+                return False
+            self.flush()
+            self._contents.forget(digest)
+            self.add_file(source)
+            self.flush()
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            return False
+        # Earlier backups need it as well: it is not taken back with this one.
+        self._placed = [path for path in self._placed if path != self._destination.content(digest)]
+        return matches(self.path(digest), size_bytes=size_bytes, digest=digest)
 
     def flush(self) -> None:
         """Give what was added its name, durably.

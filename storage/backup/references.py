@@ -13,19 +13,23 @@ from storage.files import read_bounded
 from storage.manifest import MANIFEST_BYTES_MAX, blob_keys
 
 
-def reference_fault(digest: Digest, content: str, there: AbstractSet[bytes]) -> str | None:
-    """Say what is wrong with the references of a manifest, as a sentence without a subject.
+def named_blobs(digest: Digest, content: str) -> set[bytes] | None:
+    """The keys of the blobs that a manifest names; None when it is not what its digest says.
 
-    `content`: the file that has it. `there`: the keys of all blobs that are in the backup, or that
-    the records say are damaged.
+    `content`: the file that has it.
     """
     try:
         data = read_bounded(content, size_bytes_max=MANIFEST_BYTES_MAX)
-    except OSError as error:
-        return f"cannot be read: {content}: {error.strerror}"
-    if Digest.of(data) != digest:
-        return f"{content} has other bytes than its name says"
-    lost = blob_keys(data) - there
-    if lost:
-        return f"names {len(lost)} blobs that the records do not count on for it"
-    return None
+    except OSError:
+        return None
+    return blob_keys(data) if Digest.of(data) == digest else None
+
+
+def reference_fault(named: AbstractSet[bytes], there: AbstractSet[bytes]) -> str | None:
+    """Say what is wrong with the references of a manifest, as a sentence without a subject.
+
+    `named`: the keys that it names. `there`: those of all blobs that are in the backup, or that the
+    records say are damaged.
+    """
+    lost = named - there
+    return f"names {len(lost)} blobs that the records do not count on for it" if lost else None

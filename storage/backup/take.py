@@ -25,9 +25,9 @@ from storage.backup.manifest import (
 )
 from storage.backup.moment import Moment, moment_of
 from storage.backup.places import DATABASE, JOBLOGS, REPOSITORIES, SETTINGS, Places
-from storage.backup.pool import Pool
+from storage.backup.pool import Pool, matches
 from storage.backup.progress import Progress, Tell, silently
-from storage.backup.references import reference_fault
+from storage.backup.references import named_blobs, reference_fault
 from storage.backup.repositories import Listed, Picture, check_view, picture_of
 from storage.backup.salvage import Salvage
 from storage.blobs import blob_path, is_executable
@@ -121,6 +121,7 @@ class _Backup:
         self._earlier = _earlier_files(destination)
         self.warnings: list[str] = []
         self._damage: list[str] = []
+        self._renewed = 0  # contents of the pool that were damaged
 
     def run(self, *, with_keys: bool, settles: bool) -> tuple[Facts, Digest]:
         """`settles`: make durable what an earlier backup that broke off had put into the pool."""
@@ -164,6 +165,7 @@ class _Backup:
             self._check_references(moment, pool)
         if self._damage:
             raise BackupDamagedError(_in_words(self._damage))
+        self._say_renewed()
         late = moment.add_late_pushes(self._records)
         writer.add(_entry(DATABASE, pool, copy, mode=0o600))
         with contextlib.suppress(FileNotFoundError):
@@ -183,6 +185,14 @@ class _Backup:
             self.warnings.append(
                 f"{moment.damaged} parts of the store that were found damaged are not in it:"
                 " gitd check names them"
+            )
+
+    def _say_renewed(self) -> None:
+        if self._renewed:
+            root = self._destination.root
+            self.warnings.append(
+                f"{self._renewed} files of {root}/pool were damaged, and are written anew from the"
+                f" server's. Look for others: gitd backup {root} --verify"
             )
 
     def _facts(self, moment: Moment, pool: Pool, writer: ManifestWriter, late: int) -> Facts:
@@ -247,7 +257,7 @@ class _Backup:
             else:
                 raise BackupError(f"the repository of {site.name} does not hold still")
             self.warnings += [f"site {site.name}: {warning}" for warning in picture.warnings]
-            self._check_repository(site.name, entries, pool, scratch / site.id)
+            self._check_repository(site.name, path, entries, pool, scratch / site.id)
             for entry in entries:
                 writer.add(entry)
 
@@ -264,18 +274,33 @@ class _Backup:
         return found
 
     def _check_repository(
-        self, site: str, entries: list[FileEntry], pool: Pool, view: Path
+        self, site: str, path: Path, entries: list[FileEntry], pool: Pool, view: Path
     ) -> None:
         """Prove that each ref has its object in what was copied; not again where nothing is new."""
         if all(self._earlier.get(entry.path) == entry for entry in entries):
             return
         pool.flush()
+        if not (faults := self._view_faults(entries, view)):
+            return
+        # What earlier backups have was not read: is it that which is wrong, or the repository?
+        damaged = [entry for entry in entries if not self._is_sound(entry)]
+        for entry in damaged:
+            self._renew(pool, entry.digest, path / _in_repository(entry))
+        if damaged:
+            faults = self._view_faults(entries, view)
+        self._damage += [f"site {site}: {fault}" for fault in faults]
+
+    def _view_faults(self, entries: list[FileEntry], view: Path) -> tuple[str, ...]:
         contents = {
-            entry.path.split("/", 2)[2]: self._destination.content(entry.digest)
-            for entry in entries
+            _in_repository(entry): self._destination.content(entry.digest) for entry in entries
         }
-        self._damage += [f"site {site}: {fault}" for fault in check_view(view, contents)]
+        faults = check_view(view, contents)
         shutil.rmtree(view)
+        return faults
+
+    def _is_sound(self, entry: FileEntry) -> bool:
+        content = self._destination.content(entry.digest)
+        return matches(content, size_bytes=entry.size_bytes, digest=entry.digest)
 
     # -- logs and blobs --------------------------------------------------------------------------
 
@@ -313,11 +338,27 @@ class _Backup:
     def _check_references(self, moment: Moment, pool: Pool) -> None:
         """Hold the manifests against the blobs: records that lost a reference lose a blob too."""
         there = moment.absent.union(key for key, _ in moment.blobs)
+        layout = Layout(self._places.store)
         for digest in moment.trees:
-            if pool.has(digest):
-                fault = reference_fault(digest, pool.path(digest), there)
-                if fault is not None:
-                    self._damage.append(f"tree {digest}: {fault}: gitd check --rebuild-index")
+            if not pool.has(digest):
+                continue
+            named = named_blobs(digest, pool.path(digest))
+            if named is None and self._renew(pool, digest, Path(layout.tree(digest))):
+                named = named_blobs(digest, pool.path(digest))
+            fault = reference_fault(named, there) if named is not None else None
+            if fault is not None:
+                self._damage.append(f"tree {digest}: {fault}: gitd check --rebuild-index")
+
+    def _renew(self, pool: Pool, digest: Digest, source: Path) -> bool:
+        """Bring back what is damaged in the pool from what it is a copy of, or say what to do."""
+        if pool.renew(digest, source):
+            self._renewed += 1
+            return True
+        self._damage.append(
+            f"{pool.path(digest)} is a damaged copy of {source}, which has other bytes by now or is"
+            " damaged as well: move the copy away, and run gitd check --repair"
+        )
+        return False
 
     def _add_content(self, pool: Pool, path: Path, digest: Digest) -> None:
         if pool.add_file(path).digest != digest:
@@ -351,6 +392,11 @@ class _Backup:
 def _entry(name: str, pool: Pool, path: Path, *, mode: int) -> FileEntry:
     kept = pool.add_file(path)
     return FileEntry(name, mode, 0, kept.size_bytes, kept.digest)
+
+
+def _in_repository(entry: FileEntry) -> str:
+    """The path of a file in its repository."""
+    return entry.path.split("/", 2)[2]
 
 
 def _earlier_files(destination: Destination) -> Mapping[str, FileEntry]:

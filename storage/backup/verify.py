@@ -16,7 +16,7 @@ from storage.backup.manifest import BlobEntry, Entry, Facts, FileEntry, Manifest
 from storage.backup.places import DATABASE, REPOSITORIES, STORE
 from storage.backup.pool import matches
 from storage.backup.progress import Progress, Tell, silently
-from storage.backup.references import reference_fault
+from storage.backup.references import named_blobs, reference_fault
 from storage.backup.repositories import check_view
 from storage.blobs import blob_key
 from storage.digest import Digest
@@ -161,7 +161,9 @@ def _database_faults(
     for digest in trees:
         if digest not in manifests:
             yield f"tree {digest}: its manifest is not in it"
-        elif fault := reference_fault(digest, manifests[digest], there):
+        elif (named := named_blobs(digest, manifests[digest])) is None:
+            yield f"tree {digest}: {manifests[digest]} was damaged a moment ago"
+        elif fault := reference_fault(named, there):
             yield f"tree {digest}: {fault}"
 
 

@@ -571,6 +571,52 @@ def test_copy_that_is_damaged_too_is_not_taken_over(small) -> None:
     assert not content.exists()
 
 
+def spoil(path: str | Path) -> Path:
+    """Give a file other bytes, as many as before."""
+    spoiled = Path(path)
+    spoiled.chmod(0o600)
+    spoiled.write_bytes(b"x" * spoiled.stat().st_size)
+    return spoiled
+
+
+def test_manifest_that_rotted_in_the_pool_is_written_anew(small) -> None:
+    ingested = small.ingest({"a": b"a"}, "build_2")
+    small.back_up()
+    content = spoil(small.destination.content(ingested.digest))
+    taken = small.back_up(keep_count=1)
+    (warning,) = taken.warnings
+    assert warning.startswith(f"1 files of {small.destination.root}/pool were damaged")
+    assert Digest.of(content.read_bytes()) == ingested.digest
+    assert [item.faults for item in verify(small.destination)] == [()]
+    assert small.back_up().warnings == ()
+
+
+def test_manifest_that_rotted_in_the_pool_and_the_store_is_told_with_what_to_do(small) -> None:
+    ingested = small.ingest({"a": b"a"}, "build_2")
+    small.back_up()
+    content = spoil(small.destination.content(ingested.digest))
+    spoil(small.store.layout.tree(ingested.digest))
+    for _ in range(2):
+        with pytest.raises(BackupDamagedError, match=rf"{content} .* move the copy away"):
+            small.back_up()
+    content.unlink()
+    Repairer(small.store, small.records).condemn([Part.of_tree(ingested.digest)])
+    assert [warning[:8] for warning in small.back_up(keep_count=1).warnings] == ["1 parts "]
+    assert [item.faults for item in verify(small.destination)] == [()]
+
+
+def test_pack_that_rotted_in_the_pool_is_written_anew(small) -> None:
+    repack = ["git", "-C", small.repositories.path("site_1"), "repack", "-adq"]
+    subprocess.run(repack, check=True)
+    small.back_up()
+    (pack,) = small.repositories.path("site_1").glob("objects/pack/*.pack")
+    content = spoil(small.destination.content(Digest.of(pack.read_bytes())))
+    small.push("two")
+    assert [warning[:8] for warning in small.back_up(keep_count=1).warnings] == ["1 files "]
+    assert content.read_bytes() == pack.read_bytes()
+    assert [item.faults for item in verify(small.destination)] == [()]
+
+
 def test_backup_is_a_source_of_copies(small) -> None:
     """As `gitd check --repair --from` goes by one."""
     small.back_up()
