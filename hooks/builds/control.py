@@ -159,7 +159,7 @@ class LeasedJob:
         """Return what is in a folder of the commit, None where it has no such folder.
 
         Raises:
-            BuildFailedError: `build.source_unreadable`.
+            BuildFailedError: `build.source_unreadable`, `build.output_too_large`.
         """
 
         async def ask() -> Folder | None:

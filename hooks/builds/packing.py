@@ -91,15 +91,12 @@ class Packer:
 
     def discard(self, job_id: str) -> None:
         """Remove that tar, if there is one. On a disk in trouble it is left to the next start."""
-        try:
-            self.tar_of(job_id).unlink(missing_ok=True)
-        except OSError:
-            log.exception("output_not_removed", job_id=job_id)
+        _remove(self.tar_of(job_id))
 
     def tidy(self) -> None:
-        """After a start: remove the tars of builds that did not end."""
+        """After a start: remove the tars of builds that did not end. None of them holds it up."""
         for path in self._scratch.glob("output-*"):
-            path.unlink()
+            _remove(path)
 
     async def keep(
         self,
@@ -377,6 +374,13 @@ def _succeed(
         at=changes.now,
         cached=cached,
     )
+
+
+def _remove(output: Path) -> None:
+    try:
+        output.unlink(missing_ok=True)
+    except OSError:
+        log.exception("output_not_removed", path=str(output), advice="see what holds it")
 
 
 def differences(old: Manifest, new: Manifest) -> list[str]:

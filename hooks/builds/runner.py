@@ -22,14 +22,13 @@ from hooks.builds.line import Line
 from hooks.builds.packing import Packer
 from hooks.builds.plain import CONTROL
 from hooks.builds.slotless import Slotless
-from hooks.builds.sources import SOURCE_UNREADABLE, Sources
+from hooks.builds.sources import SOURCE_UNREADABLE, Sources, failure_of
 from hooks.builds.supplies import Supplies
 from hooks.builds.wire import Finish, Lease, LogBatch
 from hooks.housekeeping import Housekeeping
 from hooks.jobs import Jobs
 from hooks.variables import Variables
 from storage.errors import StorageError
-from storage.git.errors import RepositoryError
 from storage.joblog import LogLine
 from storage.model import Failure, Job, JobStatus, JobType
 from storage.records import jobs as job_rows
@@ -192,10 +191,11 @@ class BuildRunner:
             return None
         try:
             return self.supplies.lease(running)
-        except (StorageError, RepositoryError) as error:
-            log.exception("lease_failed", job_id=build.job_id)
-            failure = Failure(SOURCE_UNREADABLE, f"The commit cannot be read: {error}")
-            await self.course.fail_here(build.job_id, failure)
+        except StorageError as error:
+            failure = failure_of(error)
+            if failure.code == SOURCE_UNREADABLE:
+                log.exception("lease_failed", job_id=build.job_id)
+            await self.course.fail_here(build.job_id, Failure(failure.code, str(failure)))
             return None
 
     async def started(self, job_id: str) -> None:

@@ -17,7 +17,7 @@ from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.leases import LeaseLostError
 from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildRunner
-from hooks.builds.sources import SOURCE_UNREADABLE
+from hooks.builds.sources import failure_of
 from hooks.builds.wire import (
     LEASE_HEADER,
     BuildError,
@@ -117,8 +117,8 @@ class _BuilderService:
         try:
             found = await self._runner.supplies.folder(request.match_info["job_id"], path)
         except StorageError as error:
-            message = f"The commit cannot be read: {error}"
-            return _json(BuildError(SOURCE_UNREADABLE, message), status=422)
+            failure = failure_of(error)
+            return _json(BuildError(failure.code, str(failure)), status=422)
         if found is None:
             raise web.HTTPNotFound(text="no such folder\n")
         return _json(found)

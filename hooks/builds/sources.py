@@ -26,7 +26,7 @@ from hooks.builds.submodules import GITMODULES, GITMODULES_BYTES_MAX, Submodules
 from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, CONFIG_FILES, Finish, Folder, RootEntry
 from hooks.jobs import Jobs
-from storage.errors import TreeTooLargeError
+from storage.errors import StorageError, TreeTooLargeError
 from storage.git.errors import RepositoryError
 from storage.manifest import FileEntry, Manifest
 from storage.model import Build
@@ -71,7 +71,12 @@ class Sources:
         self._folder = functools.lru_cache(FOLDERS_COUNT_MAX)(self._read_folder)
 
     def folder(self, build: Build, path: str = ".") -> Folder | None:
-        """Return what is in a folder of the commit, None where it has no such folder."""
+        """Return what is in a folder of the commit, None where it has no such folder.
+
+        Raises:
+            TreeTooLargeError: There is more in it than an artifact may have; see `failure_of`.
+            RepositoryError: The commit cannot be read.
+        """
         return self._folder(build.site_id, build.commit, path)
 
     def _read_folder(self, site_id: str, commit: str, path: str) -> Folder | None:
@@ -327,9 +332,12 @@ def _mapped_errors() -> Iterator[None]:
     """Tell the author of the commit what is too large of it, or cannot be read."""
     try:
         yield
-    except TreeTooLargeError as error:
-        raise BuildFailedError(
-            OUTPUT_TOO_LARGE, f"source: {error}; no artifact may have them."
-        ) from error
-    except RepositoryError as error:
-        raise BuildFailedError(SOURCE_UNREADABLE, f"The commit cannot be read: {error}") from error
+    except (TreeTooLargeError, RepositoryError) as error:
+        raise failure_of(error) from error
+
+
+def failure_of(error: StorageError) -> BuildFailedError:
+    """What a build ends with whose commit could not be read."""
+    if isinstance(error, TreeTooLargeError):
+        return BuildFailedError(OUTPUT_TOO_LARGE, f"source: {error}; no artifact may have them.")
+    return BuildFailedError(SOURCE_UNREADABLE, f"The commit cannot be read: {error}")

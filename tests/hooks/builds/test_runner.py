@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 
 import msgspec
@@ -31,6 +32,7 @@ from hooks.builds.wire import (
 )
 from storage.errors import StorageFullError
 from storage.joblog import LogLine
+from storage.manifest import ENTRIES_MAX
 from storage.model import ActorRef, JobStatus
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
@@ -277,6 +279,37 @@ async def test_output_that_cannot_be_removed_stops_no_work(pool) -> None:
     assert await held.heartbeat("build", 10)
     after = await pool.ask_for_build()
     assert (await pool.lease()).lease.job_id == after
+
+
+def test_start_goes_on_past_an_output_that_cannot_be_removed(world) -> None:
+    stuck, left = (world.root / "tmp" / f"output-job_{number}.tar" for number in (1, 2))
+    stuck.mkdir()
+    left.touch()
+    world.reopen().builds.recover()
+    assert (stuck.exists(), left.exists()) == (True, False)
+
+
+async def test_folder_of_too_many_entries_is_told_the_slot_as_what_it_is(pool) -> None:
+    repository = pool.world.repositories.path(pool.site.id)
+
+    def git(*arguments: str, stdin: bytes = b"") -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        environ = {**os.environ, "GIT_DIR": str(repository)}
+        done = subprocess.run(command, env=environ, input=stdin, capture_output=True, check=True)
+        return done.stdout.decode().strip()
+
+    def tree(entries: Iterable[bytes]) -> str:
+        return git("hash-object", "-t", "tree", "-w", "--stdin", stdin=b"".join(entries))
+
+    blob = bytes.fromhex(git("hash-object", "-w", "--stdin"))
+    flat = tree(b"100644 %06d\0%s" % (number, blob) for number in range(ENTRIES_MAX + 1))
+    top = tree([b"40000 web\0" + bytes.fromhex(flat)])
+    git("update-ref", "refs/heads/main", git("commit-tree", "-m", "flat", top))
+    await pool.ask_for_build()
+    held = await pool.lease()
+    with pytest.raises(BuildFailedError, match="more than 200,000 files and folders") as caught:
+        await held.folder("web")
+    assert caught.value.code == "build.output_too_large"
 
 
 async def test_time_that_the_server_itself_stood_still_is_held_against_nobody(pool) -> None:

@@ -46,14 +46,16 @@ def bomb():
         content = b"".join(b"%s %s\0%s" % entry for entry in entries)
         return run(repository, "hash-object", "-t", "tree", "-w", "--stdin", stdin=content)
 
-    def make(repository, *, leaf, submodule=False, width=WIDTH, levels=LEVELS):
+    def make(repository, *, leaf, submodule=False, width=WIDTH, levels=LEVELS, is_beside_it=True):
         blob = bytes.fromhex(run(repository, "hash-object", "-w", "--stdin"))
         mode, oid = (b"160000", b"\x12" * 20) if submodule else (b"100644", blob)
         for _ in range(levels):
             names = (b"%s%06d" % (leaf, number) for number in range(width))
             oid = bytes.fromhex(tree(repository, [(mode, name, oid) for name in names]))
             mode, leaf = b"40000", b"d"
-        top = tree(repository, [(b"100644", b"index.html", blob), (b"40000", b"z", oid)])
+        top = oid.hex()
+        if is_beside_it:
+            top = tree(repository, [(b"100644", b"index.html", blob), (b"40000", b"z", oid)])
         commit = run(repository, "commit-tree", "-m", "b", top)
         run(repository, "update-ref", "refs/heads/main", commit)
         return commit
@@ -149,6 +151,17 @@ async def test_one_tree_of_too_many_entries_is_neither_packed_nor_listed(
     await world.builds.finish(build.job_id, PUBLISHED)
     job = world.jobs.get(build.job_id)
     assert (job.status, job.error.code) == (JobStatus.FAILED, "build.output_too_large")
+
+
+async def test_slot_gets_no_build_whose_root_has_too_many_entries(world, bomb) -> None:
+    site = await world.site()
+    flat = {"levels": 1, "width": ENTRIES_MAX + 1, "is_beside_it": False}
+    bomb(world.repositories.path(site.id), leaf=b"x", **flat)
+    made = await world.pipeline.start_build(world.environment(site), ACTOR, ref="main")
+    assert await world.builds.lease("slot-0", SOON_S) is None
+    job = world.jobs.get(made.value.id)
+    assert job.status is JobStatus.FAILED
+    assert is_refused(job.error)
 
 
 def sources_of(world, **options):
