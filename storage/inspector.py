@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from storage.blobs import is_executable
 from storage.digest import DIGEST_BYTES, Digest
-from storage.files import read_bounded
+from storage.files import read_bounded, read_up_to
 from storage.layout import STATEMENT_MODE, Layout, blob_mode, blob_mtime
 from storage.parts import Part, PartKind
 
@@ -99,17 +99,17 @@ class Inspector:
         except OSError as error:
             return _unreadable(path, error)
         before = "was written to, and " if int(status.st_mtime) != blob_mtime(digest) else ""
-        return Fault(f"{before}has other bytes", is_of_bytes=True, stamp=_stamp(status))
+        return Fault(f"{before}has other bytes", is_of_bytes=True, stamp=stamp_of(status))
 
     def _blob_status_fault(
         self, status: os.stat_result, digest: Digest, key: bytes, size_bytes: int
     ) -> Fault | None:
         mode = status.st_mode
         if not stat.S_ISREG(mode):
-            return Fault("is no regular file", is_of_bytes=True, stamp=_stamp(status))
+            return Fault("is no regular file", is_of_bytes=True, stamp=stamp_of(status))
         if status.st_size != size_bytes:
             text = f"has {status.st_size} bytes instead of {size_bytes}"
-            return Fault(text, is_of_bytes=True, stamp=_stamp(status))
+            return Fault(text, is_of_bytes=True, stamp=stamp_of(status))
         if stat.S_IMODE(mode) != blob_mode(executable=is_executable(key)):
             text = f"has the mode {stat.S_IMODE(mode):04o}"
         elif int(status.st_mtime) != blob_mtime(digest):
@@ -118,7 +118,7 @@ class Inspector:
             text = f"belongs to the user {status.st_uid} instead of {self._uid}"
         else:
             return None
-        return Fault(text, is_of_bytes=False, stamp=_stamp(status))
+        return Fault(text, is_of_bytes=False, stamp=stamp_of(status))
 
     def _statement_fault(self, part: Part, pace: Callable[[int], object] | None) -> Fault | None:
         path = part.path(self._layout)
@@ -127,26 +127,55 @@ class Inspector:
             if pace is not None:
                 pace(status.st_size)
             if not stat.S_ISREG(status.st_mode):
-                return Fault("is no regular file", is_of_bytes=True, stamp=_stamp(status))
+                return Fault("is no regular file", is_of_bytes=True, stamp=stamp_of(status))
             data = read_bounded(path, size_bytes_max=part.size_bytes_max)
         except OSError as error:
             if error.errno == errno.EFBIG:
-                return Fault("is far too long", is_of_bytes=True, stamp=_stamp(status))
+                return Fault("is far too long", is_of_bytes=True, stamp=stamp_of(status))
             return _unreadable(path, error)
         if not part.names(data):
-            return Fault("has other bytes", is_of_bytes=True, stamp=_stamp(status))
+            return Fault("has other bytes", is_of_bytes=True, stamp=stamp_of(status))
         if stat.S_IMODE(status.st_mode) != STATEMENT_MODE:
             text = f"has the mode {stat.S_IMODE(status.st_mode):04o}"
         elif status.st_uid != self._uid:
             text = f"belongs to the user {status.st_uid} instead of {self._uid}"
         else:
             return None
-        return Fault(text, is_of_bytes=False, stamp=_stamp(status))
+        return Fault(text, is_of_bytes=False, stamp=stamp_of(status))
+
+    def is_copy(
+        self,
+        path: str,
+        part: Part,
+        size_bytes: int | None,
+        *,
+        pace: Callable[[int], object] | None,
+    ) -> bool:
+        """Whether a file, wherever it lies, has the bytes of a part. `size_bytes`, `pace`: as for
+        `fault`.
+
+        Raises:
+            OSError: It is not there, or cannot be read.
+        """
+        fd = os.open(path, _OPEN)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return False
+            if part.kind is PartKind.BLOB:
+                return status.st_size == size_bytes and (
+                    _digest_of(fd, status.st_size, pace) == part.digest
+                )
+            return status.st_size <= part.size_bytes_max and part.names(
+                read_up_to(fd, status.st_size + 1)
+            )
+        finally:
+            os.close(fd)
 
     def is_as_before(self, part: Part, fault: Fault) -> bool:
         """Whether what the fault was found in lies there still, unchanged since."""
         try:
-            return _stamp(os.lstat(part.path(self._layout))) == fault.stamp
+            return stamp_of(os.lstat(part.path(self._layout))) == fault.stamp
         except OSError:
             return fault.stamp is None
 
@@ -175,16 +204,17 @@ def _unreadable(path: str, error: OSError) -> Fault:
         return Fault("is missing", is_of_bytes=True)
     if error.errno == errno.EACCES:
         # Nobody knows what is in it before its mode is set right.
-        return Fault("may not be read", is_of_bytes=False, stamp=_stamp_of(path))
-    return Fault(f"cannot be read: {error.strerror}", is_of_bytes=True, stamp=_stamp_of(path))
+        return Fault("may not be read", is_of_bytes=False, stamp=_stamp_at(path))
+    return Fault(f"cannot be read: {error.strerror}", is_of_bytes=True, stamp=_stamp_at(path))
 
 
-def _stamp_of(path: str) -> tuple[int, int, int] | None:
+def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is another one, or was written to."""
+    return status.st_ino, status.st_size, status.st_ctime_ns
+
+
+def _stamp_at(path: str) -> tuple[int, int, int] | None:
     try:
-        return _stamp(os.lstat(path))
+        return stamp_of(os.lstat(path))
     except OSError:
         return None
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_size, status.st_ctime_ns

@@ -9,19 +9,20 @@ one goes on from there.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from storage.artifacts import ArtifactStore
 from storage.blobs import Staging, blob_key, blob_sizes
-from storage.copies import Offer, Source
+from storage.copies import Lacking, Offer, Source
 from storage.errors import ArtifactError, TreeError
 from storage.files import FULL, Lease, mapped_errors
 from storage.gate import Gate
-from storage.inspector import Fault, Inspector
+from storage.inspector import Fault, Inspector, stamp_of
 from storage.layout import STATEMENT_MODE, blob_mode
 from storage.manifest import Manifest
 from storage.parts import Part, PartKind
@@ -65,6 +66,7 @@ class Repairer:
         self._clock = clock
         self.inspector = Inspector(store.layout)
         self.quarantine = Quarantine(store.layout)
+        self._read: dict[str, tuple[int, int, int]] = {}  # files that are no copies, as they were
 
     def condemn(self, suspects: Iterable[Part]) -> list[Damage]:
         """Look at parts again; what is damaged goes into quarantine and counts as absent.
@@ -83,10 +85,16 @@ class Repairer:
             looked = [self._look(part) for part in suspects]
         return [found for found in looked if found is not None]
 
-    def mend(self, sources: Sequence[Source]) -> list[Mended]:
+    def mend(
+        self, sources: Sequence[Source], *, pace: Callable[[int], object] | None = None
+    ) -> list[Mended]:
         """Put a good copy into the place of everything that is damaged, as far as there are any.
 
-        Where the system refuses one, its damage says so and the others are gone on with.
+        Where the system refuses one, its damage says so and the others are gone on with. What lies
+        in quarantine, and in the places, is read before anything is written for it, and is not read
+        again by this one while it stays as it is: only what could not be read is tried each time.
+
+        `pace`: as for `Inspector.fault`, of that reading. What it raises ends the mending.
 
         Raises:
             StorageFullError: There is no room for copies.
@@ -98,9 +106,10 @@ class Repairer:
             self._records.write(damage.tidy)
             tried: set[Part] = set()
             # A manifest that is whole again may name blobs that the records had lost.
+            own = functools.partial(self._own_files, pace=pace)
             while lacking := self._lacking(tried):
                 tried.update(lacking)
-                for source in (self._in_place, self._in_quarantine, *sources):
+                for source in (own, *sources):
                     if lacking:
                         self._mend_from(source, lacking, mended)
         return mended
@@ -117,7 +126,10 @@ class Repairer:
         """
         with mapped_errors("tidy the quarantine"), self._gate.collecting():
             still = {found.part for found in self.damage()}
-            return self.quarantine.forget(self._clock() - older_than_ms, but=still)
+            forgotten = self.quarantine.forget(self._clock() - older_than_ms, but=still)
+        for kept in forgotten:
+            self._read.pop(self.quarantine.path(kept.name), None)
+        return forgotten
 
     # -- condemning -----------------------------------------------------------------------------
 
@@ -248,19 +260,39 @@ class Repairer:
         finally:
             lease.release()
 
-    def _in_place(self, lacking: Mapping[Part, int | None]) -> Iterator[Offer]:
+    def _own_files(self, lacking: Lacking, pace: Callable[[int], object] | None) -> Iterator[Offer]:
         """What lies in the places: the process that put it there may have ended before it said so,
-        or somebody put it there by hand.
+        or somebody put it there by hand. Then what was put away: a disk that could not read it
+        then may be able to now.
         """
-        for part, size_bytes in list(lacking.items()):
-            yield Offer.of_file(part, part.path(self._layout), IN_PLACE, size_bytes)
+        places = [(part, part.path(self._layout), IN_PLACE) for part in lacking]
+        try:
+            kept = self.quarantine.kept()
+        except OSError:
+            kept = []
+        places += [(one.part, self.quarantine.path(one.name), IN_QUARANTINE) for one in kept]
+        for part, path, source in places:
+            if part in lacking and self._is_copy(path, part, lacking[part], pace):
+                yield Offer.of_file(part, path, source, lacking[part])
 
-    def _in_quarantine(self, lacking: Mapping[Part, int | None]) -> Iterator[Offer]:
-        """What was put away: a disk that could not read it then may be able to now."""
-        for kept in self.quarantine.kept():
-            if kept.part in lacking:
-                path = self.quarantine.path(kept.name)
-                yield Offer.of_file(kept.part, path, IN_QUARANTINE, lacking[kept.part])
+    def _is_copy(
+        self,
+        path: str,
+        part: Part,
+        size_bytes: int | None,
+        pace: Callable[[int], object] | None,
+    ) -> bool:
+        """Whether a file of ours is whole after all. It may be large, and for ever none."""
+        try:
+            stamp = stamp_of(os.lstat(path))
+            if self._read.get(path) == stamp:
+                return False
+            if self.inspector.is_copy(path, part, size_bytes, pace=pace):
+                return True
+        except OSError:
+            return False
+        self._read[path] = stamp
+        return False
 
 
 @contextlib.contextmanager

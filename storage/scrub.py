@@ -132,7 +132,7 @@ class Scrubber:
         with mapped_record_errors():
             if count := sum(one.found_at is not None for one in found):
                 self._write_down((), (), 0, found=count)
-            return found, self._mend()
+            return found, self._mend(pace=None)  # somebody waits
 
     def tidy(self) -> int:
         """Remove from quarantine what has been there for long enough; return how many files."""
@@ -158,7 +158,12 @@ class Scrubber:
         self._stuck |= dict.fromkeys(stuck, time.monotonic())
         bad = [part for part in suspects if part not in stuck]
         self._write_down(good, bad, size_bytes, found=len(found) - len(stuck))
-        mended = self._mend() if len(found) > len(stuck) or self._is_time_to_mend() else []
+        mended: list[Mended] = []
+        if len(found) > len(stuck) or self._is_time_to_mend():
+            # What the reading before took is over: this is no turn of so many seconds.
+            pace = _Pace(self.limits.bytes_per_s, self._stopping).spend if is_on else None
+            with contextlib.suppress(_StoppedError):
+                mended = self._mend(pace)
         return Turn(
             len(good) + len(suspects),
             size_bytes,
@@ -187,11 +192,11 @@ class Scrubber:
         """What could not be mended is tried again now and then: there may be a copy by then."""
         return time.monotonic() - self._tried_at >= MEND_EVERY_S
 
-    def _mend(self) -> list[Mended]:
+    def _mend(self, pace: Callable[[int], object] | None) -> list[Mended]:
         self._tried_at = time.monotonic()
         if not self._repairer.damage():
             return []
-        mended = self._repairer.mend(self._sources)
+        mended = self._repairer.mend(self._sources, pace=pace)
         # What a build would have made anew is not worth to be mourned for.
         self._records.write(damage.drop_caches)
         if mended:

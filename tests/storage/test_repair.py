@@ -375,6 +375,49 @@ def test_file_in_quarantine_that_can_be_read_after_all_is_a_copy(shop) -> None:
     unpack(shop, ingested)
 
 
+@pytest.mark.parametrize("what", ["blob", "tree"])
+def test_file_in_quarantine_that_is_no_copy_is_read_once_and_written_nowhere(shop, what) -> None:
+    ingested = shop.ingest(SITE)
+    path = shop.blob(SITE["a/b"]) if what == "blob" else shop.store.layout.tree(ingested.digest)
+    flip(Path(path))
+    (kept,) = condemn_all(shop).quarantine.kept()
+    lying = shop.store.layout.quarantine / kept.name
+    tmp = shop.store.layout.tmp
+    read: list[int] = []
+
+    def pace(count: int) -> None:
+        assert list(tmp.iterdir()) == []
+        read.append(count)
+
+    repairer = repairer_of(shop)
+    for _ in range(3):
+        assert repairer.mend([], pace=pace) == []
+    if what == "blob":
+        size = len(SITE["a/b"])
+        assert size <= sum(read) <= 2 * size, "once, piece by piece"
+    before = lying.stat().st_ctime_ns
+    while lying.stat().st_ctime_ns == before:  # a clock of few ticks
+        rewrite(lying, lying.read_bytes())
+    flip(lying)
+    assert [one.source for one in repairer.mend([])] == ["its own file, in quarantine"]
+    assert check(shop).problems == ()
+
+
+def test_file_in_quarantine_that_cannot_be_read_is_tried_each_time(shop) -> None:
+    shop.ingest(SITE)
+    flip(shop.blob(b"hello"))
+    repairer = condemn_all(shop)
+    (kept,) = repairer.quarantine.kept()
+    lying = shop.store.layout.quarantine / kept.name
+    elsewhere = lying.rename(shop.folder / "elsewhere")
+    lying.symlink_to("/proc/self/mem")  # not to be read
+    assert repairer.mend([]) == []
+    lying.unlink()
+    elsewhere.rename(lying)
+    flip(lying)
+    assert len(repairer.mend([])) == 1
+
+
 def test_condemning_again_changes_nothing_and_crashes_in_between_are_taken_up(shop) -> None:
     shop.ingest(SITE)
     path, part = shop.blob(b"hello"), Part.of_blob(Digest.of(b"hello") + b"f")

@@ -115,6 +115,23 @@ def test_reading_keeps_to_its_pace_and_stops_in_the_middle_of_a_file(world) -> N
     assert scrubber_of(world).progress().due == 4 - turn.parts
 
 
+def test_mending_keeps_to_the_pace_and_stops_in_the_middle_of_a_file(world) -> None:
+    shop = world.shop
+    shop.pin(shop.ingest({"large": bytes(8 << 20)}))
+    flip(shop.blob(bytes(8 << 20)))
+    Repairer(shop.store, shop.records).condemn([Part.of_blob(Digest.of(bytes(8 << 20)) + b"f")])
+    scrubber = scrubber_of(world, bytes_per_s=512 << 10)  # some 17 s for it
+    turns = []
+    mending = threading.Thread(target=lambda: turns.append(scrubber.turn()))
+    mending.start()
+    mending.join(0.5)
+    assert mending.is_alive()
+    scrubber.stop()
+    mending.join(60)
+    (turn,) = turns
+    assert (turn.found, turn.mended) == ((), ())
+
+
 @pytest.mark.parametrize("what", ["tree", "envelope"])
 def test_damaged_statements_are_found(world, what: str) -> None:
     shop = world.shop
