@@ -18,6 +18,10 @@ from storage.files import read_bounded, read_up_to
 from storage.layout import STATEMENT_MODE, Layout, blob_mode, blob_mtime
 from storage.parts import Part, PartKind
 
+# Called with the size of each piece before that is read; may take its time, and what it raises ends
+# the reading.
+Pace = Callable[[int], object]
+
 PIECE_BYTES = 1 << 20
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # What says nothing about the file: this process, or the machine, is out of something.
@@ -55,13 +59,12 @@ class Inspector:
         size_bytes: int | None,
         *,
         reads: bool = True,
-        pace: Callable[[int], object] | None = None,
+        pace: Pace | None = None,
     ) -> Fault | None:
         """Say what is wrong with a part.
 
         `size_bytes`: that of a blob, by its row. `reads`: hold the contents of a blob against its
-        name too. `pace`: the medium is read, not what the system remembers of it; called with
-        the size of each piece before that is read, and may take its time.
+        name too. `pace`: the medium is read, not what the system remembers of it.
 
         Raises:
             OSError: It cannot be looked at, which says nothing about the part.
@@ -77,7 +80,7 @@ class Inspector:
         size_bytes: int,
         *,
         reads: bool,
-        pace: Callable[[int], object] | None = None,
+        pace: Pace | None = None,
     ) -> Fault | None:
         """As `fault`."""
         digest = Digest(key[:DIGEST_BYTES])
@@ -120,7 +123,7 @@ class Inspector:
             return None
         return Fault(text, is_of_bytes=False, stamp=stamp_of(status))
 
-    def _statement_fault(self, part: Part, pace: Callable[[int], object] | None) -> Fault | None:
+    def _statement_fault(self, part: Part, pace: Pace | None) -> Fault | None:
         path = part.path(self._layout)
         try:
             status = os.lstat(path)
@@ -143,14 +146,7 @@ class Inspector:
             return None
         return Fault(text, is_of_bytes=False, stamp=stamp_of(status))
 
-    def is_copy(
-        self,
-        path: str,
-        part: Part,
-        size_bytes: int | None,
-        *,
-        pace: Callable[[int], object] | None,
-    ) -> bool:
+    def is_copy(self, path: str, part: Part, size_bytes: int | None, pace: Pace | None) -> bool:
         """Whether a file, wherever it lies, has the bytes of a part. `size_bytes`, `pace`: as for
         `fault`.
 
@@ -180,7 +176,7 @@ class Inspector:
             return fault.stamp is None
 
 
-def _digest_of(fd: int, size_bytes: int, pace: Callable[[int], object] | None) -> bytes:
+def _digest_of(fd: int, size_bytes: int, pace: Pace | None) -> bytes:
     """Read a file of that size, and see whether it goes on after it."""
     if pace is not None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

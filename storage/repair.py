@@ -22,7 +22,7 @@ from storage.copies import Lacking, Offer, Source
 from storage.errors import ArtifactError, TreeError
 from storage.files import FULL, Lease, mapped_errors
 from storage.gate import Gate
-from storage.inspector import Fault, Inspector, stamp_of
+from storage.inspector import Fault, Inspector, Pace, stamp_of
 from storage.layout import STATEMENT_MODE, blob_mode
 from storage.manifest import Manifest
 from storage.parts import Part, PartKind
@@ -85,16 +85,14 @@ class Repairer:
             looked = [self._look(part) for part in suspects]
         return [found for found in looked if found is not None]
 
-    def mend(
-        self, sources: Sequence[Source], *, pace: Callable[[int], object] | None = None
-    ) -> list[Mended]:
+    def mend(self, sources: Sequence[Source], *, pace: Pace | None = None) -> list[Mended]:
         """Put a good copy into the place of everything that is damaged, as far as there are any.
 
         Where the system refuses one, its damage says so and the others are gone on with. What lies
         in quarantine, and in the places, is read before anything is written for it, and is not read
         again by this one while it stays as it is: only what could not be read is tried each time.
 
-        `pace`: as for `Inspector.fault`, of that reading. What it raises ends the mending.
+        `pace`: of that reading. What it raises ends the mending.
 
         Raises:
             StorageFullError: There is no room for copies.
@@ -260,7 +258,7 @@ class Repairer:
         finally:
             lease.release()
 
-    def _own_files(self, lacking: Lacking, pace: Callable[[int], object] | None) -> Iterator[Offer]:
+    def _own_files(self, lacking: Lacking, pace: Pace | None) -> Iterator[Offer]:
         """What lies in the places: the process that put it there may have ended before it said so,
         or somebody put it there by hand. Then what was put away: a disk that could not read it
         then may be able to now.
@@ -275,19 +273,13 @@ class Repairer:
             if part in lacking and self._is_copy(path, part, lacking[part], pace):
                 yield Offer.of_file(part, path, source, lacking[part])
 
-    def _is_copy(
-        self,
-        path: str,
-        part: Part,
-        size_bytes: int | None,
-        pace: Callable[[int], object] | None,
-    ) -> bool:
+    def _is_copy(self, path: str, part: Part, size_bytes: int | None, pace: Pace | None) -> bool:
         """Whether a file of ours is whole after all. It may be large, and for ever none."""
         try:
             stamp = stamp_of(os.lstat(path))
             if self._read.get(path) == stamp:
                 return False
-            if self.inspector.is_copy(path, part, size_bytes, pace=pace):
+            if self.inspector.is_copy(path, part, size_bytes, pace):
                 return True
         except OSError:
             return False

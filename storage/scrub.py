@@ -18,6 +18,7 @@ from pathlib import Path
 from storage.copies import Source
 from storage.digest import Digest
 from storage.files import mapped_errors
+from storage.inspector import Pace
 from storage.parts import Part
 from storage.records import damage, garbage, unsecured
 from storage.records import scrub as rows
@@ -192,7 +193,7 @@ class Scrubber:
         """What could not be mended is tried again now and then: there may be a copy by then."""
         return time.monotonic() - self._tried_at >= MEND_EVERY_S
 
-    def _mend(self, pace: Callable[[int], object] | None) -> list[Mended]:
+    def _mend(self, pace: Pace | None) -> list[Mended]:
         self._tried_at = time.monotonic()
         if not self._repairer.damage():
             return []

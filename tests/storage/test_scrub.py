@@ -21,7 +21,7 @@ from storage.records import scrub as rows
 from storage.records.build_caches import every as every_cache
 from storage.records.release_statements import IssuedStatement
 from storage.repair import Repairer
-from storage.scrub import Scrubber, ScrubLimits
+from storage.scrub import Scrubber, ScrubLimits, Turn
 from storage.scrub_round import SETTLE_MS, TRUST_EVERY_MS
 from storage.signing import SigningKey
 from storage.trust import introduce
@@ -98,19 +98,25 @@ def test_damage_is_found_mended_and_counted(world) -> None:
     assert all("it counts as absent" in problem for problem in problems)
 
 
+def stopped_turn(scrubber: Scrubber) -> Turn:
+    """A turn that would take long, and is stopped on the way."""
+    turns: list[Turn] = []
+    turning = threading.Thread(target=lambda: turns.append(scrubber.turn()))
+    turning.start()
+    turning.join(0.5)
+    assert turning.is_alive()
+    scrubber.stop()
+    turning.join(60)
+    (turn,) = turns
+    return turn
+
+
 def test_reading_keeps_to_its_pace_and_stops_in_the_middle_of_a_file(world) -> None:
     shop = world.shop
     shop.ingest({"large": bytes(8 << 20), "small": b"small"})
     world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
     scrubber = scrubber_of(world, bytes_per_s=512 << 10)  # some 17 s for the large one
-    turns = []
-    reading = threading.Thread(target=lambda: turns.append(scrubber.turn()))
-    reading.start()
-    reading.join(0.5)
-    assert reading.is_alive()
-    scrubber.stop()
-    reading.join(60)
-    (turn,) = turns
+    turn = stopped_turn(scrubber)
     assert turn.parts < 4
     assert scrubber_of(world).progress().due == 4 - turn.parts
 
@@ -121,14 +127,7 @@ def test_mending_keeps_to_the_pace_and_stops_in_the_middle_of_a_file(world) -> N
     flip(shop.blob(bytes(8 << 20)))
     Repairer(shop.store, shop.records).condemn([Part.of_blob(Digest.of(bytes(8 << 20)) + b"f")])
     scrubber = scrubber_of(world, bytes_per_s=512 << 10)  # some 17 s for it
-    turns = []
-    mending = threading.Thread(target=lambda: turns.append(scrubber.turn()))
-    mending.start()
-    mending.join(0.5)
-    assert mending.is_alive()
-    scrubber.stop()
-    mending.join(60)
-    (turn,) = turns
+    turn = stopped_turn(scrubber)
     assert (turn.found, turn.mended) == ((), ())
 
 
