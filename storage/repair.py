@@ -103,11 +103,14 @@ class Repairer:
         with mapped_errors("repair the store"), mapped_record_errors():
             self._records.write(damage.tidy)
             tried: set[Part] = set()
+            in_place = functools.partial(self._in_place, pace=pace)
+            in_quarantine = functools.partial(self._in_quarantine, pace=pace)
+            # What was found damaged is asked again last: reading it may take long.
+            asked: tuple[Source, ...] = (in_place, *sources, in_quarantine)
             # A manifest that is whole again may name blobs that the records had lost.
-            own = functools.partial(self._own_files, pace=pace)
             while lacking := self._lacking(tried):
                 tried.update(lacking)
-                for source in (own, *sources):
+                for source in asked:
                     if lacking:
                         self._mend_from(source, lacking, mended)
         return mended
@@ -258,20 +261,25 @@ class Repairer:
         finally:
             lease.release()
 
-    def _own_files(self, lacking: Lacking, pace: Pace | None) -> Iterator[Offer]:
+    def _in_place(self, lacking: Lacking, pace: Pace | None) -> Iterator[Offer]:
         """What lies in the places: the process that put it there may have ended before it said so,
-        or somebody put it there by hand. Then what was put away: a disk that could not read it
-        then may be able to now.
+        or somebody put it there by hand.
         """
-        places = [(part, part.path(self._layout), IN_PLACE) for part in lacking]
+        for part, size_bytes in list(lacking.items()):
+            path = part.path(self._layout)
+            if self._is_copy(path, part, size_bytes, pace):
+                yield Offer.of_file(part, path, IN_PLACE, size_bytes)
+
+    def _in_quarantine(self, lacking: Lacking, pace: Pace | None) -> Iterator[Offer]:
+        """What was put away: a disk that could not read it then may be able to now."""
         try:
             kept = self.quarantine.kept()
         except OSError:
-            kept = []
-        places += [(one.part, self.quarantine.path(one.name), IN_QUARANTINE) for one in kept]
-        for part, path, source in places:
+            return
+        for one in kept:
+            path, part = self.quarantine.path(one.name), one.part
             if part in lacking and self._is_copy(path, part, lacking[part], pace):
-                yield Offer.of_file(part, path, source, lacking[part])
+                yield Offer.of_file(part, path, IN_QUARANTINE, lacking[part])
 
     def _is_copy(self, path: str, part: Part, size_bytes: int | None, pace: Pace | None) -> bool:
         """Whether a file of ours is whole after all. It may be large, and for ever none."""

@@ -162,9 +162,9 @@ class Scrubber:
         mended: list[Mended] = []
         if len(found) > len(stuck) or self._is_time_to_mend():
             # What the reading before took is over: this is no turn of so many seconds.
-            pace = _Pace(self.limits.bytes_per_s, self._stopping).spend if is_on else None
+            anew = _Pace(self.limits.bytes_per_s, self._stopping).spend if is_on else None
             with contextlib.suppress(_StoppedError):
-                mended = self._mend(pace)
+                mended = self._mend(anew)
         return Turn(
             len(good) + len(suspects),
             size_bytes,

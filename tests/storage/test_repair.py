@@ -418,6 +418,16 @@ def test_file_in_quarantine_that_cannot_be_read_is_tried_each_time(shop) -> None
     assert len(repairer.mend([])) == 1
 
 
+def test_file_in_quarantine_is_read_for_what_no_other_copy_mends(shop) -> None:
+    ingested = shop.ingest(SITE)
+    archive = export(shop, ingested)
+    flip(shop.blob(SITE["a/b"]))
+    read: list[int] = []
+    repairer = condemn_all(shop)
+    assert len(repairer.mend([anything_at(archive)], pace=read.append)) == 1
+    assert read == []
+
+
 def test_condemning_again_changes_nothing_and_crashes_in_between_are_taken_up(shop) -> None:
     shop.ingest(SITE)
     path, part = shop.blob(b"hello"), Part.of_blob(Digest.of(b"hello") + b"f")
