@@ -9,8 +9,9 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -27,7 +28,7 @@ from gitd.git.errors import (
     NotFoundError,
     PushRefusedError,
 )
-from gitd.git.push import Push, RefOutcome, Remote
+from gitd.git.push import SHALLOW_REFUSED, Push, RefOutcome, Remote
 from hooks import branches
 from hooks.follow import PushNarrator
 from hooks.housekeeping import Housekeeping
@@ -42,6 +43,10 @@ log = structlog.get_logger(__name__)
 
 CHALLENGE = 'Basic realm="gitd: any user name, an API key as the password", charset="UTF-8"'
 NO_WAIT = "nowait"
+SHALLOW_ADVICE = (
+    "This clone is shallow: it ends where this repository's history does not go on.",
+    "Fetch the rest from where it was cloned, then push again: git fetch --unshallow",
+)
 _SCOPES = {
     Service.RECEIVE_PACK: "deployments:write",
     Service.UPLOAD_PACK: "deployments:read",
@@ -50,10 +55,11 @@ _SCOPES = {
 
 @dataclass(frozen=True, slots=True)
 class SiteActor:
-    """Who pushes, to which site."""
+    """Who pushes, to which site. `is_good`: whether the key is, at this moment."""
 
     actor: Actor
     site: Site
+    is_good: Callable[[], bool]
 
 
 class SiteAccess:
@@ -92,7 +98,7 @@ class SiteAccess:
             await self._expect_room()
         return Opened(
             self._repositories.path(site.id),
-            SiteActor(actor, site),
+            SiteActor(actor, site, partial(self._is_good, request)),
             remote_user=actor.ref.label,
             path=f"{site.name}.git",
             is_ours=True,
@@ -107,6 +113,13 @@ class SiteAccess:
                 f"The server has no room for pushes: {lack}.\n"
                 "What is live goes on, and can be promoted and rolled back.\n"
             )
+
+    def _is_good(self, request: web.Request) -> bool:
+        try:
+            self._authenticate(request)
+        except (NotAuthenticatedError, NotAllowedError):
+            return False
+        return True
 
     def _authenticate(self, request: web.Request) -> Actor:
         secret = _presented_secret(request.headers.get("Authorization", ""))
@@ -179,6 +192,8 @@ class SiteReceiver:
 
     async def landed(self, push: Push, outcomes: Sequence[RefOutcome], remote: Remote) -> None:
         """See `gitd.git.push.PushReceiver`."""
+        if any(outcome.reason == SHALLOW_REFUSED for outcome in outcomes):
+            await remote.say(*SHALLOW_ADVICE)
         record = self._begun.pop(push, None)
         landing = self._landing.pop(push, None)
         if record is None:
@@ -193,11 +208,14 @@ class SiteReceiver:
             await self._narrator.announce(effect, remote)
         # git asks for quiet with --quiet, and also when nobody watches its progress.
         is_waiting = NO_WAIT not in push.options and not push.is_quiet
+        listener = _KeyHolder(remote, _who(push).is_good)
         for effect in effects:
             if not is_waiting:
                 await self._narrator.tell_how_to_follow(effect, remote)
-            elif not remote.is_gone:
-                await self._narrator.follow(effect, remote)
+            elif not listener.is_gone:
+                await self._narrator.follow(effect, listener)
+        if listener.has_no_key:
+            await remote.say("  this key is not good any more: the work goes on, and is not shown")
 
     def _beyond_its_environment(self, who: SiteActor, push: Push) -> dict[str, str]:
         """A key bound to an environment moves the branches that deploy there, and no other ref."""
@@ -220,6 +238,25 @@ class SiteReceiver:
                 name = bound.slug if bound is not None else bound_to
                 refused[update.name] = f"this key is bound to {name}"
         return refused
+
+
+class _KeyHolder:
+    """The client of a push, as long as its key is good: from then on it counts as gone."""
+
+    def __init__(self, remote: Remote, is_good: Callable[[], bool]) -> None:
+        self._remote = remote
+        self._is_good = is_good
+        self.has_no_key = False
+
+    @property
+    def is_gone(self) -> bool:
+        if not self.has_no_key and not self._is_good():
+            self.has_no_key = True
+        return self.has_no_key or self._remote.is_gone
+
+    async def say(self, *lines: str) -> None:
+        if not self.is_gone:
+            await self._remote.say(*lines)
 
 
 def _moves(outcomes: Sequence[RefOutcome]) -> list[RefMove]:

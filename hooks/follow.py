@@ -15,7 +15,7 @@ from storage.model import Build, Deployment, Environment, Failure, Job, JobStatu
 from storage.records import artifacts, builds, deployments, releases, sites
 from storage.room import size_in_words
 
-SILENCE_S = 30.0
+SILENCE_S = 5.0  # then it is asked whether anybody is still there, and may listen
 LINES_REMEMBERED = 50  # of the log: what the end of a push need not say again
 SLOW_STAGE_S = 0.1  # what takes less goes without saying
 

@@ -13,7 +13,7 @@ from gitd.git.body import BodyReader
 from gitd.git.errors import PushRefusedError
 from gitd.git.incoming import Incoming
 from gitd.git.limits import GitLimits
-from gitd.git.push import Push, PushReceiver, RefOutcome
+from gitd.git.push import SHALLOW_REFUSED, Push, PushReceiver, RefOutcome
 from gitd.git.push_request import Wish
 from gitd.git.push_scripts import PushScripts
 from gitd.git.pusher import Pusher
@@ -149,7 +149,7 @@ class OnePush:
             return
         for command in self._commands:
             if command.new in ingested.shallow_tips:
-                command.error = command.error or "shallow update not allowed"
+                command.error = command.error or SHALLOW_REFUSED
 
     # the refs
 

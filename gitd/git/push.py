@@ -31,6 +31,9 @@ class RefUpdate:
         return self.new == NO_OBJECT
 
 
+SHALLOW_REFUSED = "shallow update not allowed"  # git's own words
+
+
 @dataclass(frozen=True, slots=True)
 class RefOutcome:
     """What became of one update: `reason` is None when it was made."""

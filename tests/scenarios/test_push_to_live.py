@@ -166,6 +166,33 @@ def test_preview_whose_branch_went_while_the_server_was_dead_goes_at_its_start(s
     assert {each["slug"] for each in listed} == {"production", "staging"}
 
 
+def test_shallow_clone_of_elsewhere_is_refused_with_what_to_do_and_one_of_here_goes_live(
+    server,
+) -> None:
+    """As CI clones: with the last commit alone."""
+    elsewhere = server.work(folder="elsewhere")
+    elsewhere.commit({"index.html": PAGE.format("zero")})
+    elsewhere.commit({"index.html": PAGE.format("one")})
+    work = server.work()
+    work.git("fetch", "--depth", "1", f"file://{elsewhere.path}", "main")
+    work.git("checkout", "-q", "-B", "main", "FETCH_HEAD")
+    said = work.push(check=False)
+    assert "shallow update not allowed" in said
+    assert "then push again: git fetch --unshallow" in said
+    assert server.jobs() == []
+    work.git("fetch", "--unshallow", f"file://{elsewhere.path}", "main")
+    assert "production is live" in work.push()
+
+    helper = work.git("config", "credential.helper").stdout.strip()
+    url, here = f"{server.url}/acme-store.git", str(server.root / "here")
+    work.git("-c", f"credential.helper={helper}", "clone", "-q", "--depth", "1", url, here)
+    (server.root / "here" / "index.html").write_text(PAGE.format("two"))
+    work.git("-C", here, "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qam", "two")
+    asked = ["-c", f"credential.helper={helper}", "push", "--progress", "origin", "main"]
+    assert "production is live" in work.git("-C", here, *asked).stderr
+    assert server.serves("two")
+
+
 def test_ignored_branch_is_kept_and_says_so(server) -> None:
     routes = {"routes": [{"pattern": "wip/*", "target": "ignore"}]}
     answer = server.api("PUT", "/sites/acme-store/branch-routes", routes)
@@ -317,6 +344,32 @@ def test_interrupted_push_leaves_the_build_running(server) -> None:
     push.wait(10)
     push.stderr.close()
     server.wait_for("x")
+
+
+def test_push_is_shown_nothing_more_once_its_key_is_revoked(server) -> None:
+    work = server.work()
+    ticking = "for i in $(seq 600); do echo tick; sleep 0.1; done"
+    work.commit({"managed.toml": f'[build]\ncommand = "{ticking}"\noutput = "."\n'})
+    made = server.gitd("key", "create", "--label", "gone", "--preset", "deploy-bot", "--json")
+    key = json.loads(made)
+    pushing = subprocess.Popen(
+        ["git", "push", "--progress", "managed", "main"],
+        cwd=work.path,
+        env={**server.environ, "FORGE_TOKEN": key["secret"]},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert pushing.stderr
+    for line in pushing.stderr:
+        if "tick" in line:
+            break
+    server.gitd("key", "revoke", key["id"])
+    rest = pushing.stderr.read()
+    pushing.stderr.close()
+    assert pushing.wait(30) == 0  # the refs are kept: the push itself did not fail
+    assert "this key is not good any more: the work goes on, and is not shown" in rest
+    (job,) = [job for job in server.jobs() if job["status"] == "running"]
+    server.mf("jobs", "cancel", str(job["id"]))
 
 
 def test_rest_of_ordinary_git_work(server) -> None:
