@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-
-def _as_the_kernel_writes(packed: bytes) -> str:
-    """Write an address as /proc/net does: words of four bytes in the machine's order."""
-    words = struct.unpack(f"={len(packed) // 4}I", packed)
-    return "".join(f"{word:08X}" for word in words)
-
+from hooks.deploys.listeners import listeners
 
 TIMEOUT_S: Final = 30.0
 FIRST_PAUSES_S: Final = (0.01,) * 50
@@ -24,18 +16,6 @@ FIRST_PAUSES_S: Final = (0.01,) * 50
 NEXT_PAUSES_S: Final = (0.05,) * 600
 PAUSE_S: Final = 0.5
 TRY_TIMEOUT_S: Final = 5.0
-
-_LISTEN: Final = "0A"
-_LOCAL: Final = frozenset(
-    _as_the_kernel_writes(packed)
-    for packed in (
-        socket.inet_aton("127.0.0.1"),
-        socket.inet_aton("0.0.0.0"),  # noqa: S104 - read, not bound
-        socket.inet_pton(socket.AF_INET6, "::ffff:127.0.0.1"),
-        socket.inet_pton(socket.AF_INET6, "::ffff:0.0.0.0"),  # not the same to the kernel as "::"
-        socket.inet_pton(socket.AF_INET6, "::"),
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,34 +61,10 @@ async def wait_until_healthy(
     return trouble
 
 
-def listeners(port: int) -> set[int]:
-    """The inodes of the sockets that a connection to 127.0.0.1 and `port` can reach. Blocking.
-
-    Source: proc_net_tcp(5).
-
-    Raises:
-        OSError: The kernel's tables cannot be read.
-    """
-    found = set()
-    for line in _sockets():
-        fields = line.split()
-        address, _, number = fields[1].partition(":")
-        if fields[3] == _LISTEN and address in _LOCAL and int(number, 16) == port:
-            found.add(int(fields[9]))
-    return found
-
-
-def _sockets() -> Iterator[str]:
-    with Path("/proc/net/tcp").open() as lines:
-        yield from lines
-    with contextlib.suppress(FileNotFoundError), Path("/proc/net/tcp6").open() as lines:
-        yield from lines  # it is not there where the kernel has no IPv6
-
-
 def _strangers(port: int, is_own: Callable[[Collection[int]], bool]) -> str:
     """Say what is wrong with who listens on `port`, or nothing. Blocking."""
     try:
-        found = listeners(port)
+        found = listeners().get(port, set())
     except OSError as error:
         return f"who listens on port {port} ($PORT) cannot be found out: {error}"
     if not found:

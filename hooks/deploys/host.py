@@ -148,12 +148,17 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
         reconciler.resume()
         try:
             async with _traffic(router, listener or _listener(config), config.drain_s):
-                following = asyncio.get_running_loop().create_task(line.follow(take))
-                stopped = asyncio.get_running_loop().create_task(stop.wait())
-                await asyncio.wait({following, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                following.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await following
+                loop = asyncio.get_running_loop()
+                following = loop.create_task(line.follow(take))
+                watching = loop.create_task(tools.ports.keep())
+                stopped = loop.create_task(stop.wait())
+                await asyncio.wait(
+                    {following, watching, stopped}, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in (following, watching):
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
                 reconciler.hurry()
         finally:
             await logs.close()

@@ -131,7 +131,11 @@ class Programs:
         check = HealthCheck(run.health, host=next(iter(state.hostnames), "localhost"))
         program = self._program(run.web, placed, state)
         return WebProcess(
-            program, check, web_log=self._folder.web_log, starting=self._tools.starting
+            program,
+            check,
+            web_log=self._folder.web_log,
+            starting=self._tools.starting,
+            ports=self._tools.ports,
         )
 
     def _program(self, command: str, placed: Placed, state: EnvironmentState) -> Program:

@@ -13,6 +13,7 @@ from hooks.builds.limits import Limits
 from hooks.deploys.foresight import Served
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S
+from hooks.deploys.port_watch import PortWatch
 from hooks.deploys.runtime import WEB_LIMITS
 from hooks.deploys.wire import Config
 from storage.reader import StoreReader
@@ -49,6 +50,7 @@ class RolloutTools:
     drain_s: float = DRAIN_S
     web_limits: Limits = WEB_LIMITS
     served: Served = field(default_factory=Served)
+    ports: PortWatch = field(default_factory=PortWatch)
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work to its end: a cancellation waits for it, and then counts."""

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from hooks.deploys.configs import RunValues
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import HealthCheck, wait_until_healthy
+from hooks.deploys.port_watch import PortWatch
 from hooks.deploys.proxy import NotListeningError, WebProxy
 from hooks.deploys.weblog import Lines, LineSink, WebLog
 
@@ -98,6 +100,7 @@ class WebProcess:
         *,
         web_log: Path,
         starting: asyncio.Semaphore,
+        ports: PortWatch,
     ) -> None:
         self.port = 0
         """A new one at each start: who waits for an old one to be free gets nothing."""
@@ -105,6 +108,7 @@ class WebProcess:
         self._check = check
         self._log = WebLog(web_log, program.given.masker)
         self._starting = starting
+        self._ports = ports
         self._sandbox: Sandbox | None = None
         self._exit: asyncio.Task[int] | None = None
         self._may_be_healthy = False
@@ -157,9 +161,9 @@ class WebProcess:
         spec = self._program.sandbox(PORT=str(self.port))
         self._sandbox = await _start(spec, self._log.write)
         self._may_be_healthy = True
-        self._exit = asyncio.get_running_loop().create_task(self._ended(self._sandbox))
+        self._exit = asyncio.get_running_loop().create_task(self._ended(self._sandbox, self.port))
 
-    async def _ended(self, sandbox: Sandbox) -> int:
+    async def _ended(self, sandbox: Sandbox, port: int) -> int:
         """Return the exit status once nothing is left of it.
 
         Others can have its port long before that: it gets no visitor from the first moment on.
@@ -167,7 +171,16 @@ class WebProcess:
         await sandbox.ended()
         self._may_be_healthy = False
         self._healthy.clear()
+        self._ports.forget(port)
         return await sandbox.wait()
+
+    def _end_for_stranger(self, sandbox: Sandbox) -> None:
+        """End it: it shares its port with another program, and visitors could reach that."""
+        self._may_be_healthy = False
+        self._healthy.clear()
+        self._log.note(f"another program listens on port {self.port} too: it is ended")
+        _log.error("port_shared", port=self.port, advice="let programs not share $PORT")
+        sandbox.kill()
 
     async def _become_healthy(self, timeout_s: float) -> tuple[str, str] | None:
         """Wait for health or the end, whichever is first; return what went wrong: code, message."""
@@ -191,6 +204,11 @@ class WebProcess:
         if trouble is None:
             if self._may_be_healthy:
                 self._healthy.set()
+                self._ports.watch(
+                    self.port,
+                    is_own=self._sandbox.holds,
+                    on_stranger=partial(self._end_for_stranger, self._sandbox),
+                )
             return None
         return (
             "deployment.health_check_failed",

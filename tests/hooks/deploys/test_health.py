@@ -10,7 +10,9 @@ import socket
 import pytest
 
 from hooks.builds.namespace import Init
-from hooks.deploys.health import HealthCheck, listeners, wait_until_healthy
+from hooks.deploys import listeners as kernel
+from hooks.deploys.health import HealthCheck, wait_until_healthy
+from hooks.deploys.listeners import listeners
 
 ANY_HOST = HealthCheck(None, host="env-1.localhost")
 
@@ -43,7 +45,10 @@ def inode(listening: socket.socket) -> int:
 async def test_whatever_a_visitor_can_reach_is_found_and_judged(listen, address):
     listening = listen(address)
     port = listening.getsockname()[1]
-    assert listeners(port) == {inode(listening)}
+    assert listeners()[port] == {inode(listening)}
+    assert (port, inode(listening)) in list(
+        kernel._read()
+    )  # as where the kernel answers no other way
     seen = []
 
     def is_own(inodes):

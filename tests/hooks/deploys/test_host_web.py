@@ -326,6 +326,29 @@ async def test_a_port_that_another_program_took_gets_no_visitor(
     assert await visitor.text() == "own"
 
 
+async def test_a_program_whose_port_another_site_joins_moves_to_another_port(
+    shelf, control, host, visitor, wanted
+):
+    before = (
+        "http.server.HTTPServer.allow_reuse_port = True\n"
+        'open("/data/port", "w").write(os.environ["PORT"])'
+    )
+    await control.roll(wanted(pin=shelf.put_web(app("own", before=before))))
+    data = host.directory / "environments/env_1/data"
+    port = (data / "port").read_text()
+    robbing = (
+        "import socket\n"
+        "thief = socket.socket()\n"
+        "thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        f'thief.bind(("127.0.0.1", {port}))\n'
+        "thief.listen()"
+    )
+    await control.roll(wanted("env_2", pin=shelf.put_web(app("thief", before=robbing))))
+    await eventually(lambda: f"another program listens on port {port} too" in web_log(host))
+    assert await visitor.text() == "own"
+    assert (data / "port").read_text() != port
+
+
 async def test_port_of_a_process_that_has_ended_gets_no_visitor(
     shelf, control, host, visitor, wanted
 ):

@@ -13,6 +13,7 @@ from hooks.builds.errors import SandboxUnavailableError
 from hooks.deploys import runtime
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.health import HealthCheck
+from hooks.deploys.port_watch import PortWatch
 from hooks.deploys.runtime import Program, WebProcess
 
 
@@ -25,6 +26,7 @@ def process(tmp_path):
         HealthCheck(None, host="a.localhost"),
         web_log=tmp_path / "web.log",
         starting=asyncio.Semaphore(1),
+        ports=PortWatch(),
     )
 
 

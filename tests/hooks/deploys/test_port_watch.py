@@ -1,0 +1,110 @@
+"""Ports that others join, or take over while their process runs on: with real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from typing import Self
+
+import pytest
+
+from hooks.builds.namespace import Init
+from hooks.deploys.port_watch import PortWatch
+
+PROGRAM = """
+import socket, sys
+held = []
+for line in sys.stdin:
+    if line == "close\\n":
+        held.pop().close()
+        print("closed", flush=True)
+        continue
+    held.append(socket.socket())
+    held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held[-1].bind(("127.0.0.1", int(line)))
+    held[-1].listen()
+    print(held[-1].getsockname()[1], flush=True)
+"""
+
+
+class Program:
+    """A program that listens where it is told to."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def say(self, line: object) -> str:
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def listen(self, port: int = 0) -> int:
+        return int(self.say(port))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+
+@pytest.fixture
+def programs():
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Program()) for _ in range(2)]
+
+
+async def test_own_sockets_may_be_many_and_come_and_go_and_the_first_foreign_one_is_told(programs):
+    own, other = programs
+    port = own.listen()
+    looked, told = [], []
+    init = Init(own.process.pid, None)
+
+    def is_own(inodes):
+        looked.append(set(inodes))
+        return init.holds(inodes)
+
+    ports = PortWatch()
+    ports.watch(port, is_own=is_own, on_stranger=lambda: told.append(port))
+    for _ in range(3):
+        await ports.look()
+    assert len(looked) == 1  # whose they are is found out once
+    own.listen(port)
+    await ports.look()
+    own.say("close")
+    await ports.look()
+    assert (len(looked), told) == (2, [])
+    other.listen(port)
+    await ports.look()
+    assert told == [port]
+    await ports.look()
+    assert told == [port]
+
+
+async def test_port_that_its_process_let_go_and_another_took_is_told(programs):
+    own, other = programs
+    port = own.listen()
+    told = []
+    ports = PortWatch()
+    ports.watch(
+        port, is_own=Init(own.process.pid, None).holds, on_stranger=lambda: told.append(port)
+    )
+    await ports.look()
+    own.say("close")
+    await ports.look()
+    assert told == []  # nobody can be robbed there
+    other.listen(port)
+    ports.forget(port)
+    await ports.look()
+    assert told == []
+    ports.watch(
+        port, is_own=Init(own.process.pid, None).holds, on_stranger=lambda: told.append(port)
+    )
+    await ports.look()
+    assert told == [port]
