@@ -74,7 +74,7 @@ def test_decisions_are_numbered_once_and_listed() -> None:
     assert [name for name in files if name not in index] == []
 
 
-@pytest.mark.parametrize("name", ["store.md", "builds.md"])
+@pytest.mark.parametrize("name", ["store.md", "builds.md", "promises.md"])
 def test_every_proof_that_a_page_names_is_there(name: str) -> None:
     page = (DOCS / name).read_text()
     section = page.partition("## What is proven")[2].partition("\n## ")[0]

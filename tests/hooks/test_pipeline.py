@@ -120,6 +120,7 @@ async def test_rollback_goes_back_to_what_ran_before_and_adds_to_the_history(wor
     first = await deploy(world, site, b"one", commit)
     second = await deploy(world, site, b"two", commit)
     made = await world.pipeline.start_rollback(env, second.id, ACTOR)
+    assert not (await world.told(env.id, made.value.resource_id)).release_command
     await serve(world, env.id)
     assert world.jobs.get(made.value.id).status is JobStatus.SUCCEEDED
     assert current(world, site).artifact_id == first.artifact_id

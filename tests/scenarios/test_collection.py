@@ -1,4 +1,4 @@
-"""Collecting beside the running daemon, and a disk that is really full."""
+"""Collecting beside the running daemon."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-MB = 1 << 20
 KEEP_LITTLE = """
 [retention]
 releases = 2
@@ -122,101 +119,3 @@ def test_gc_that_is_killed_harms_nothing(keeper) -> None:
     assert len(stored(keeper)) == 2
     _, three, *_ = releases(keeper)
     assert finish(keeper, roll_back(keeper, three["id"]))["status"] == "succeeded"
-
-
-# -- a full disk -------------------------------------------------------------------------------
-
-SMALL = """
-[store]
-free_bytes_min = 33554432
-free_inodes_min = 100
-collect_below_bytes = 50331648
-"""
-
-
-@pytest.fixture
-def small(stopped, folder: Path) -> Iterator[object]:
-    """A server whose data lies on a disk of its own, of 160 MiB."""
-    if os.getuid() != 0 or not shutil.which("mkfs.ext4"):
-        pytest.skip("makes and mounts a filesystem")
-    image = folder / "image"
-    with image.open("wb") as file:
-        file.truncate(160 * MB)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True)
-    stopped.data.mkdir()
-    if subprocess.run(["mount", "-o", "loop", image, stopped.data], capture_output=True).returncode:
-        pytest.skip("mounting is not allowed here")
-    stopped.config = SMALL
-    stopped.reserve_bytes = 8 * MB
-    try:
-        stopped.start()
-        stopped.new_site()
-        yield stopped
-    finally:
-        stopped.end()
-        subprocess.run(["umount", "-l", stopped.data], check=True)
-
-
-def fill(server) -> Path:
-    """Take the disk's last byte, as another program might."""
-    path = server.data / "somebody's"
-    size = 4 * MB
-    with path.open("wb", buffering=0) as file:
-        while size:
-            try:
-                file.write(b"x" * size)
-            except OSError:
-                size //= 2
-        os.fsync(file.fileno())
-    assert shutil.disk_usage(server.data).free < MB
-    return path
-
-
-@pytest.mark.root
-def test_full_disk_stops_builds_and_pushes_and_nothing_else(small) -> None:
-    work = small.work()
-    release_all(small, work, ["one", "two"])
-    work.push("main:staging")
-    work.commit({"index.html": "three"})
-    work.push("main:staging")
-    reserve = small.data / "store" / "reserve"
-    filler = fill(small)
-
-    # What is live serves on; it can be rolled back and promoted, more than once.
-    assert small.serves("two")
-    _, one = releases(small)
-    assert finish(small, roll_back(small, one["id"]))["status"] == "succeeded"
-    assert small.serves("one")
-    path = "/sites/acme-store/environments/staging/promote"
-    promoted = finish(small, small.api("POST", path, {"to_env": "production"}))
-    assert promoted["status"] == "succeeded", promoted
-    assert small.serves("three")
-    assert finish(small, roll_back(small, one["id"]))["status"] == "succeeded"
-
-    # What needs room says so, with the numbers.
-    answer = small.api("POST", "/sites/acme-store/environments/production/builds", {"clean": True})
-    failed = finish(small, answer)
-    assert failed["error"]["code"] == "store.no_space"
-    assert "33.6 MB are kept free" in failed["error"]["message"]
-    work.commit({"index.html": "four"})
-    said = work.push(check=False)
-    assert "The server has no room for pushes" in said
-    assert "33.6 MB are kept free" in said
-    assert "507" in said
-    work.git("fetch", "managed")
-    small.gitd("gc")
-
-    # It comes up on the full disk, too.
-    assert small.stop() == 0
-    small.start()
-    assert small.serves("one")
-    assert finish(small, roll_back(small, releases(small)[1]["id"]))["status"] == "succeeded"
-    assert small.serves("three")
-    assert not reserve.exists()
-
-    filler.unlink()
-    work.push()
-    assert small.serves("four")
-    assert json.loads(small.gitd("check", "--json"))["ok"]
-    small.gitd("gc")
-    assert reserve.stat().st_size == 8 * MB
