@@ -104,17 +104,18 @@ class PreviewKeeper:
             return None if pushes.has_open(reader, site_id) else pushes.newest_id(reader) or ""
 
     def _without_branch(self, site_id: str, of_site: Iterable[Preview]) -> list[Preview]:
-        """Those whose branch was there once and is not. A repository that cannot be read, or that
-        has no branch at all, says nothing: rather is one kept too long.
+        """Those whose branch was there once and is not. A repository that cannot be read, whose
+        refs are damaged, or that has no branch at all, says nothing: rather is one kept too long.
         """
         try:
             tips = self._repositories.branches(site_id)
+            gone = [e for e in of_site if e.had_branch and e.environment.branch not in tips]
+            if not gone or not tips or self._repositories.has_broken_refs(site_id):
+                return []
         except (RepositoryError, OSError) as error:
             log.warning("branches_not_read", site_id=site_id, reason=str(error))
             return []
-        if not tips:
-            return []
-        return [each for each in of_site if each.had_branch and each.environment.branch not in tips]
+        return gone
 
     def _idle(self, of_site: Iterable[Preview]) -> list[Preview]:
         now = self._jobs.clock()

@@ -211,6 +211,10 @@ class Repositories:
             if name.startswith(prefix)
         }
 
+    def has_broken_refs(self, site_id: str) -> bool:
+        """Say whether anything there should be a ref and cannot be read: some may be lost then."""
+        return any(self.open(site_id).refs.broken())
+
     def default_branch(self, site_id: str) -> str | None:
         """Return the branch that HEAD names, whether it exists yet or not."""
         target = self.open(site_id).refs.snapshot().head_target

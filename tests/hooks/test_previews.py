@@ -51,14 +51,17 @@ async def test_preview_goes_when_its_branch_is_deleted_behind_the_servers_back(
     assert world.jobs.get(effects[0].build.job_id).status is JobStatus.QUEUED
 
 
-@pytest.mark.parametrize("harm", ["no branch", "no repository"])
+@pytest.mark.parametrize("harm", ["no branch", "no repository", "damaged refs"])
 async def test_repository_that_says_nothing_takes_no_preview_down(world, commit, harm: str) -> None:
     site, _ = await pushed(world, commit, "topic")
-    if harm == "no branch":
-        delete_ref(world, site, "topic")
-    else:
-        path = world.repositories.path(site.id)
+    path = world.repositories.path(site.id)
+    if harm == "no repository":
         path.rename(path.with_suffix(".away"))
+    else:
+        delete_ref(world, site, "topic")
+    if harm == "damaged refs":
+        commit(path, {"index.html": b"hi"}, branch="main")
+        (path / "packed-refs").write_bytes(b"what was here is lost\n")
     assert await keeper(world).look() == []
     assert "topic" in slugs(world, site)
 
