@@ -10,6 +10,8 @@ PACKAGES := git bubblewrap
 PREFIX ?= /opt/gitd
 DESTDIR ?=
 PLACE = $(abspath $(DESTDIR)$(PREFIX))
+# Tests start hundreds of processes, each of which would compile the whole program again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## This list

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gitd import starting  # noqa: F401 - before the rest: it makes loading that cheap
+from gitd import starting  # before the rest: it makes loading that cheap
 from gitd.backups import backup, restore
 from gitd.beside import (
     become_owner,
@@ -52,6 +52,7 @@ def serve(
     data: Path, listen: str | None, sites: str | None, config: Path | None, *, children: bool
 ) -> None:
     """Run the server. Makes the data folder at its first start."""
+    starting.load_aiohttp()
     from gitd import app, log
     from gitd.config import credentials_folder
 
@@ -87,6 +88,7 @@ def builder(
     cpu_weight: int | None,
 ) -> None:
     """Run one builder slot: lease builds from control and run them in a sandbox."""
+    starting.load_aiohttp()
     from gitd import log
     from gitd.systemd import notify, watchdog_every_s
     from hooks.builds.builder import BuilderConfig, main
@@ -126,6 +128,7 @@ def host(  # noqa: PLR0913 - one parameter per option
     process_count_max: int | None,
 ) -> None:
     """Run the site host: verify releases, serve them, and keep them as control desires."""
+    starting.load_aiohttp()
     from gitd import log
     from gitd.config import credentials_folder, load, parse_address
     from gitd.systemd import inherited_sockets

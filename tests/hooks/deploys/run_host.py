@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+# isort: skip_file
+# ruff: noqa: E402 - the first two lines come first, as in `gitd host`
+from gitd import starting
+
+starting.load_aiohttp()
+
 import json
 import sys
 from pathlib import Path
 
-from gitd import starting  # noqa: F401 - first, as `gitd host` does
-
-# isort: split
 import structlog
 
 from hooks.deploys import foresight
