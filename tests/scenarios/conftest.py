@@ -19,7 +19,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import run_warm, warm
+
 BIN = Path(sys.executable).parent
+PRELOAD = """
+from gitd import starting
+starting.load_aiohttp()
+import gitd.__main__, gitd.app, gitd.collecting, gitd.checking, gitd.log
+import gitd.cli.main, gitd.cli.proofs, gitd.cli.waiting, storage.proof
+import httpx, rich.cells, rich.console, rich.progress, rich.text
+"""
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WAIT_S = 30.0
 
@@ -84,6 +93,7 @@ class Server:
     slots: int = 1
     logged_before: int = 0  # bytes
     last_job: str = ""  # of those before
+    is_anew: bool = False  # by its installed command, and not in a fork of what was loaded before
 
     @property
     def data(self) -> Path:
@@ -122,9 +132,10 @@ class Server:
             (self.root / "gitd.toml").write_text(self.config)
         arguments = ["--config", str(self.root / "gitd.toml")] if self.config else []
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
+            popen = subprocess.Popen if self.is_anew else warm(PRELOAD)
+            self.process = popen(
                 [
-                    *("gitd", "serve", "--data", str(self.data)),
+                    *(str(BIN / "gitd"), "serve", "--data", str(self.data)),
                     *("--listen", f"127.0.0.1:{self.port}"),
                     *("--sites", f"127.0.0.1:{self.sites_port}"),
                     *arguments,
@@ -192,18 +203,12 @@ class Server:
     # -- as its users ---------------------------------------------------------------------------
 
     def gitd(self, *arguments: str) -> str:
-        return subprocess.run(
-            ["gitd", *arguments, "--data", str(self.data)],
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        command = [BIN / "gitd", *arguments, "--data", self.data]
+        return run_warm(PRELOAD, command, env=self.environ, check=True).stdout
 
     def mf(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            ["mf", *arguments], env=self.environ, capture_output=True, text=True, timeout=60
-        )
+        command = [BIN / "mf", *arguments]
+        done = run_warm(PRELOAD, command, env=self.environ, timeout_s=60)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
@@ -335,7 +340,8 @@ class Lender:
 
     def take(self) -> Server:
         if self._server is None:
-            self._server = Server(self._folder.enter_context(open_folder()))
+            folder = self._folder.enter_context(open_folder())
+            self._server = Server(folder, is_anew=True)
             self._server.start()
         else:
             self._server.logged_before = self._server.log_path.stat().st_size
@@ -402,6 +408,7 @@ def server(request: pytest.FixtureRequest) -> Server:
     """
     if request.node.get_closest_marker("own_server"):
         server: Server = request.getfixturevalue("stopped")
+        server.is_anew = True
         server.start()
     else:
         server = request.getfixturevalue("shared")

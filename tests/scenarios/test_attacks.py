@@ -44,6 +44,7 @@ def test_children_import_nothing_from_the_folder_that_control_is_started_in(
     for name in ("structlog", "aiohttp", "gitd"):
         (hostile / f"{name}.py").write_text(f"open({str(folder / 'taken')!r}, 'w')\n")
     monkeypatch.chdir(hostile)
+    stopped.is_anew = True
     stopped.start()
     stopped.new_site()
     work = stopped.work()

@@ -17,7 +17,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from tests.warm import warm
+
 MF = Path(sys.executable).with_name("mf")
+PRELOAD = """
+import gitd.cli.main, gitd.cli.proofs, gitd.cli.waiting, storage.proof
+import httpx, rich.cells, rich.console, rich.progress, rich.text
+"""
 TOKEN = "mfk_live_of_a_test"
 REQUEST_ID = "req_01J9ZZZZZZZZZZZZZZZZZZZZZZ"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -262,7 +268,10 @@ class Mf:
         for name, value in environ.items():
             if value is None:
                 env.pop(name, None)
-        return subprocess.Popen(
+        # What only the start of an interpreter reads needs one.
+        is_anew = any(name.startswith(("PYTHON", "LC_")) for name in environ)
+        popen = subprocess.Popen if is_anew else warm(PRELOAD)
+        return popen(
             [MF, *arguments],
             env=env,
             stdin=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ import pytest
 from aiohttp import web
 
 from hooks.builds.wire import CONFIG_FILES, LEASE_HEADER
+from tests.warm import warm
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -448,11 +449,15 @@ async def control(open_dir):
     await peer.stop()
 
 
-SLOT = """
+PRELOAD = """
 import os, sys
 from pathlib import Path
-import gitd.starting  # first, as `gitd builder` does
+from gitd import starting  # first, as `gitd builder` does
+starting.load_aiohttp()
 import structlog
+from hooks.builds.builder import BuilderConfig, main
+"""
+SLOT = """
 def on_event(event, args):  # what is loaded too late cannot be loaded at all without privileges
     if event == "import" and os.geteuid() != 0 and IS_ROOT:
         os.write(2, f"late import: {args[0]}\\n".encode())
@@ -460,7 +465,6 @@ IS_ROOT = os.geteuid() == 0
 sys.addaudithook(on_event)
 to_text = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 structlog.configure(processors=to_text)
-from hooks.builds.builder import BuilderConfig, main
 socket, scratch, uid = sys.argv[1:]
 ids = int(uid) if uid else None
 main(BuilderConfig(Path(socket), Path(scratch), uid=ids, gid=ids))
@@ -485,12 +489,13 @@ class Slot:
         self.scratch = scratch
         uid = "" if UID is None else str(UID)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
-        self.process = subprocess.Popen(
+        popen = subprocess.Popen if through else warm(PRELOAD)
+        self.process = popen(
             [
                 *through,
                 sys.executable,
                 "-c",
-                (STOPS_CLOCK if has_clock else "") + SLOT,
+                (STOPS_CLOCK if has_clock else "") + PRELOAD + SLOT,
                 str(control.socket),
                 str(scratch),
                 uid,

@@ -47,11 +47,13 @@ from storage.records.db import Records
 from storage.release_statement import ConfigPin, ReleaseStatement, build_release
 from storage.signing import SigningKey
 from storage.source import Limits, SourceFile, SourceLink
+from tests.warm import warm
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 UID = 60680 if os.geteuid() == 0 else None
 WAIT_S = 20
+PRELOAD = f"import runpy; runpy.run_path({str(HERE / 'run_host.py')!r})"
 
 
 @contextlib.contextmanager
@@ -390,7 +392,7 @@ class HostProcess:
             **settings,
         }
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = warm(PRELOAD)(
                 [sys.executable, str(HERE / "run_host.py"), json.dumps(config)],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
