@@ -9,6 +9,9 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from tests import memory
+
+memory.use()
 # A machine that does other things besides is slow, which says nothing of what is tested.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")

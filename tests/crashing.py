@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import memory
+
 # Those that change something. A call is counted for each thread, as strace does.
 CALLS = (
     *("write", "pwrite64", "ftruncate", "fallocate", "utimensat"),
@@ -29,7 +31,6 @@ CALLS = (
 )
 FORKER = Path(__file__).with_name("forker.py")
 CREATES = "openat"  # only where it makes a file
-MEMORY = Path("/dev/shm")
 MEMORY_BYTES_MIN = 1 << 30
 HOWS = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)")
@@ -129,8 +130,8 @@ def _close_forkers() -> None:
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder, in memory where there is room: what is copied for each crash is small and many."""
-    has_room = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES_MIN
-    with tempfile.TemporaryDirectory(dir=MEMORY if has_room else None) as folder:
+    has_room = memory.has_room(MEMORY_BYTES_MIN)
+    with tempfile.TemporaryDirectory(dir=memory.MEMORY if has_room else None) as folder:
         yield Path(folder)
 
 

@@ -1,10 +1,11 @@
 """Python programs that start at once: as forks of a process that has loaded what they import.
 
 Loading takes longer than most of what tests do with a server then. A fork is a process with
-descriptors, environment, folder and command line of its own, whose return code is its own and which
-is killed as any other. What it cannot prove is what only the start of an interpreter does: options
-of Python's, its variables (but PYTHONUNBUFFERED and PYTHONWARNINGS), and what of its modules a
-program imports when, as far as they were loaded before. Tests of those start anew.
+descriptors, environment, folder and command line of its own, whose return code is its own and
+which is killed as any other. What it cannot prove is what only the start and the end of an
+interpreter do: options of Python's, its variables (but PYTHONUNBUFFERED and PYTHONWARNINGS), what
+of its modules a program imports when, as far as they were loaded before, and that all is taken
+apart. Tests of those start anew.
 """
 
 from __future__ import annotations

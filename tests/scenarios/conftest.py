@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import memory
 from tests.warm import run_warm, warm
 
 BIN = Path(sys.executable).parent
@@ -318,7 +319,8 @@ class WorkTree:
 @contextlib.contextmanager
 def open_folder() -> Iterator[Path]:
     """A folder that builders and site host, users of their own, can walk through."""
-    path = Path(tempfile.mkdtemp(prefix="gitd-scenario-", dir="/tmp"))
+    folder = memory.MEMORY if memory.has_room() else "/tmp"  # TMPDIR may be its user's alone
+    path = Path(tempfile.mkdtemp(prefix="gitd-scenario-", dir=folder))
     path.chmod(0o711)
     yield path
     shutil.rmtree(path, ignore_errors=True)
