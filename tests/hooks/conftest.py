@@ -40,6 +40,7 @@ from storage.repos import Repositories
 from storage.retention import Retention
 from storage.scrub import Scrubber, ScrubLimits
 from storage.sealing import Vault
+from tests.new_records import open_records
 
 ACTOR = ActorRef("api_key", "key_00000000000000000000000001", "tests")
 
@@ -75,7 +76,7 @@ class World:
         """`packs_plain`: as the server does; without it each build is for a slot. `scrubs`: as the
         server does, what cannot be rolled for damage is looked at.
         """
-        records = Records.open(root / "gitd.db")
+        records = open_records(root / "gitd.db")
         jobs = Jobs(records, JobLogs(root / "joblogs"))
         repositories = Repositories(root / "repos")
         (root / "repos").mkdir(exist_ok=True)

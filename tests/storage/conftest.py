@@ -48,6 +48,7 @@ from storage.retention import DAY_MS, Retention
 from storage.signing import SigningKey
 from storage.source import Limits, SourceEntry, SourceFile
 from storage.trust import establish
+from tests.new_records import open_records
 
 AT_ONCE = Order(is_hurried=True, is_thorough=True)
 KEEP_NOTHING = Retention(
@@ -312,7 +313,7 @@ def files(tree: dict[str, bytes]) -> list[SourceEntry]:
 
 def make_shop(folder: Path) -> Shop:
     folder.mkdir(exist_ok=True)
-    records = Records.open(folder / "gitd.db")
+    records = open_records(folder / "gitd.db")
     store = ArtifactStore.open(folder / "store", records, group=None)
     root_key = SigningKey.load_or_create(folder / "root.key")
     signing_key = SigningKey.load_or_create(folder / "signing.key")

@@ -44,6 +44,7 @@ from storage.records import api_keys, deployments, release_statements
 from storage.records.db import Records
 from storage.repos import Repositories
 from storage.sealing import Vault
+from tests.new_records import open_records
 
 
 class FrozenClock:
@@ -90,7 +91,7 @@ class Service:
     async def start(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.records = Records.open(self.root / "gitd.db")
+        self.records = open_records(self.root / "gitd.db")
         self.jobs = Jobs(self.records, JobLogs(self.root / "joblogs"), self.clock)
         self.jobs.recover()
         self.repositories = Repositories(self.root / "repos")

@@ -13,9 +13,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+
+from tests.warm import warm
 
 REPOSITORY_ROOT = Path(__file__).parents[3]
 IDENTITY = {
@@ -98,10 +101,16 @@ class Server:
         )
 
 
-def start_server(root: Path, *arguments: str, log: Path | None = None) -> Server:
-    """Start a server; its standard error goes to `log`, where that is given."""
+def start_server(
+    root: Path, *arguments: str, log: Path | None = None, is_anew: bool = False
+) -> Server:
+    """Start a server; its standard error goes to `log`, where that is given.
+
+    One that is started anew shares no memory with what was loaded before.
+    """
     errors = log.open("wb") if log is not None else None
-    process = subprocess.Popen(
+    popen = subprocess.Popen if is_anew else warm("import gitd.git.__main__")
+    process = popen(
         [
             sys.executable,
             "-m",
@@ -262,8 +271,8 @@ def launch_once() -> Iterator[Callable[..., Server]]:
 def started() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(root: Path, *arguments: str, log: Path | None = None) -> Server:
-        servers.append(start_server(root, *arguments, log=log))
+    def start(root: Path, *arguments: str, **how: Any) -> Server:
+        servers.append(start_server(root, *arguments, **how))
         return servers[-1]
 
     yield start

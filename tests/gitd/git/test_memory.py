@@ -47,7 +47,7 @@ def own(launch: Any, tmp_path: Path) -> Any:
     """A server of the test's own, so that its memory tells of this test alone."""
     root = tmp_path / "root"
     root.mkdir()
-    return launch(root)
+    return launch(root, is_anew=True)
 
 
 def loose_repository(server: Any, git: Git, *sizes: int) -> Path:

@@ -43,10 +43,10 @@ from storage.envelope import seal
 from storage.errors import DigestInvalidError
 from storage.ids import new_id
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
-from storage.records.db import Records
 from storage.release_statement import ConfigPin, ReleaseStatement, build_release
 from storage.signing import SigningKey
 from storage.source import Limits, SourceFile, SourceLink
+from tests.new_records import open_records
 from tests.warm import warm
 
 HERE = Path(__file__).parent
@@ -75,7 +75,7 @@ class Shelf:
     """A store as control keeps it: artifacts come in by `put`, signed."""
 
     def __init__(self, root: Path) -> None:
-        self._records = Records.open(root / "gitd.db")
+        self._records = open_records(root / "gitd.db")
         self.store = ArtifactStore.open(root / "store", self._records, group=UID)
         self.layout = self.store.layout
         self.key = SigningKey.load_or_create(root / "signing.key")
