@@ -10,6 +10,8 @@ PACKAGES := git bubblewrap
 PREFIX ?= /opt/gitd
 DESTDIR ?=
 PLACE = $(abspath $(DESTDIR)$(PREFIX))
+# One more than processors: some tests wait.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 # Tests start hundreds of processes, each of which would compile the whole program again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -51,7 +53,7 @@ check: install ## Lint, format and types
 
 .PHONY: test
 test: install ## All tests, scenarios with the real git and real kills too
-	$(BIN)/pytest -n 2 --dist worksteal -m 'not soak'
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not soak'
 
 .PHONY: scenarios
 scenarios: install ## Only the scenarios

@@ -123,7 +123,6 @@ def run_warm(
     command: Sequence[str | Path],
     *,
     env: Mapping[str, str],
-    check: bool = False,
     timeout_s: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run such a program to its end, as `subprocess.run` with `capture_output` and `text`."""
@@ -134,7 +133,4 @@ def run_warm(
         except BaseException:
             process.kill()
             raise
-    done = subprocess.CompletedProcess(command, process.returncode, out, err)
-    if check:
-        done.check_returncode()
-    return done
+    return subprocess.CompletedProcess(command, process.returncode, out, err)

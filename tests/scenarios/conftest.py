@@ -204,11 +204,16 @@ class Server:
     # -- as its users ---------------------------------------------------------------------------
 
     def gitd(self, *arguments: str) -> str:
-        command = [BIN / "gitd", *arguments, "--data", self.data]
-        return run_warm(PRELOAD, command, env=self.environ, check=True).stdout
+        return self.run("gitd", *arguments, "--data", str(self.data)).stdout
 
     def mf(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [BIN / "mf", *arguments]
+        return self.run("mf", *arguments, check=check)
+
+    def run(
+        self, program: str, *arguments: str, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `gitd` or `mf` to its end."""
+        command = [BIN / program, *arguments]
         done = run_warm(PRELOAD, command, env=self.environ, timeout_s=60)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
@@ -408,9 +413,9 @@ def server(request: pytest.FixtureRequest) -> Server:
 
     Others have been on it, unless the test is marked `own_server`.
     """
-    if request.node.get_closest_marker("own_server"):
+    if own := request.node.get_closest_marker("own_server"):
         server: Server = request.getfixturevalue("stopped")
-        server.is_anew = True
+        server.is_anew = own.kwargs.get("is_anew", False)
         server.start()
     else:
         server = request.getfixturevalue("shared")

@@ -21,12 +21,7 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.D
 
 
 def run(server, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        ["gitd", *arguments], env=server.environ, capture_output=True, text=True, timeout=60
-    )
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
+    return server.run("gitd", *arguments, check=check)
 
 
 def back_up(server, *options: str) -> dict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,12 +39,8 @@ def artifact(server) -> dict:
 
 
 def check(server, *options: str) -> dict:
-    done = subprocess.run(
-        ["gitd", "check", "--json", *options, "--data", str(server.data)],
-        env=server.environ,
-        capture_output=True,
-        text=True,
-    )
+    words = ("check", "--json", *options, "--data", str(server.data))
+    done = server.run("gitd", *words, check=False)
     report = json.loads(done.stdout)
     assert done.returncode == (0 if report["ok"] else 1), done.stderr
     return report

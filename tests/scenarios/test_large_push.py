@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.own_server
+pytestmark = pytest.mark.own_server(is_anew=True)
 
 FILES, FILE_BYTES = 20, 50 << 20
 CONTROL_KIB_MAX = 300 << 10
