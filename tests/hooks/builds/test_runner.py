@@ -458,6 +458,7 @@ async def test_slots_are_found_silent_though_nothing_can_be_written_down(pool) -
 
 
 async def test_log_that_cannot_be_written_stops_no_work(pool) -> None:
+    pool.set_limits(lease_s=600.0)
     job_id = await pool.ask_for_build()
     path = pool.world.jobs.joblogs.path(job_id)
     path.unlink()
