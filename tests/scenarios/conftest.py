@@ -94,7 +94,7 @@ class Server:
     slots: int = 1
     logged_before: int = 0  # bytes
     last_job: str = ""  # of those before
-    is_anew: bool = False  # by its installed command, and not in a fork of what was loaded before
+    is_anew: bool = False  # at first: by its installed command, not in a fork of what is loaded
 
     @property
     def data(self) -> Path:
@@ -146,6 +146,7 @@ class Server:
                 text=True,
                 env=self.environ,
             )
+        self.is_anew = False
         assert self.process.stdout
         self.said = [self.process.stdout.readline() for _ in range(2)]
         assert all(self.said), self.log()
