@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 MEMORY = Path("/dev/shm")
-BYTES_MIN = 4 << 30
+BYTES_MIN = 6 << 30  # the largest pushes of the long proofs leave copies
 
 
 def has_room(bytes_min: int = BYTES_MIN) -> bool:
