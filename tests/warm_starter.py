@@ -124,6 +124,7 @@ def run(command: list[str]) -> None:
     elif first == "-m":
         sys.argv = ["-m", *rest[1:]]
         sys.path.insert(0, str(Path.cwd()))
+        sys.modules.pop(f"{rest[0]}.__main__", None)  # loaded, but not yet run: runpy would warn
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = [first, *rest]
