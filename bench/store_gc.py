@@ -61,7 +61,7 @@ def _rows(folder: Path) -> list[str]:
         found = len(garbage.unreferred_blobs(records.reader()))
         print(f"mark, {found:,} found: {min(marks):.2f} s (target {MARK_TARGET_S} s)")
         torn_s = timed(lambda: [integrity.torn(records.reader(), table) for table in TABLES])
-        print(f"check of the tables that decide, once a day: {torn_s:.1f} s")
+        print(f"check of the tables that decide, before anything goes: {torn_s:.1f} s")
         drops = [_drop(records, number) for number in range(ROUNDS)]
         print(f"forget a tree of {REFS_EACH:,}: {min(drops):.2f} s")
     missed = []

@@ -25,6 +25,7 @@ SIZE_BYTES_MIN = 256 << 20
 
 _KEY_BYTES = DIGEST_BYTES + 1
 _SIZE_BYTES = 8
+_PIPE_BYTES = 1 << 20  # 25,000 keys: who hands them over need not wait for the start
 
 
 class SecondReader:
@@ -39,6 +40,7 @@ class SecondReader:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            pipesize=_PIPE_BYTES,
         )
 
     def begin(self, blobs: Iterable[tuple[bytes, int]]) -> None:
