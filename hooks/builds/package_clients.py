@@ -74,13 +74,17 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What one client said. `home_files` and `environ` tell the same to its like in a build."""
+    """What one client said. `home_files` and `environ` tell the same to its like in a build.
+
+    `is_mirrored`: what it has built in is not to be used.
+    """
 
     name: str
     registries: tuple[Registry, ...] = ()
     ca_bundle: str | None = None
     home_files: Mapping[str, str] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
+    is_mirrored: bool = False
 
 
 def without_secrets(url: str) -> str | None:
@@ -265,12 +269,12 @@ def parse_npm(told: str) -> Client:
         registries.append(built_in)
     lines = [f"{name}={each.shown_url}\n" for name, each in set_here.items()]
     files = {".npmrc": "".join(lines)} if lines else {}
-    tools = {}
-    if "registry" in set_here:  # its relatives do not read .npmrc
-        url = set_here["registry"].shown_url
-        files[".yarnrc.yml"] = _yarnrc(url)
-        tools["COREPACK_NPM_REGISTRY"] = url
-    return Client("npm", tuple(registries), ca_bundle, files, tools)
+    # Its relatives do not read .npmrc, and have other names of the same registry built in.
+    url = set_here.get("registry", built_in).shown_url
+    files[".yarnrc.yml"] = _yarnrc(url)
+    tools = {"COREPACK_NPM_REGISTRY": url.rstrip("/")}  # a path is put behind it, with a slash
+    is_mirrored = "registry" in set_here
+    return Client("npm", tuple(registries), ca_bundle, files, tools, is_mirrored=is_mirrored)
 
 
 def _yarnrc(url: str) -> str:

@@ -149,7 +149,7 @@ def read(environ: Mapping[str, str], *, path: str = CLIENT_PATH) -> Registries:
 
 def _without_bypasses(clients: Sequence[Client]) -> list[Client]:
     """Leave out what npm's relatives have built in, where npm is set to a mirror: so are they."""
-    has_mirror = any(client.name == "npm" and client.environ for client in clients)
+    has_mirror = any(client.name == "npm" and client.is_mirrored for client in clients)
     return [
         client
         for client in clients

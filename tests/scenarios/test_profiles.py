@@ -41,6 +41,12 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [f"six {six.__version__} by {__name__}".encode()]
 """
+ASGI = """
+async def app(scope, receive, send):
+    said = f"{scope['type']} {scope['path']} {scope['query_string'].decode()}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": said})
+"""
 SERVE = """
 import os
 from wsgiref.simple_server import make_server
@@ -154,20 +160,20 @@ def test_python_application_is_installed_as_uv_locked_it(shared, project) -> Non
 
 
 @requires("python3")
-def test_install_command_of_ones_own_fills_the_environment_that_it_finds(shared, project) -> None:
-    work = project("own-install")
+def test_asgi_application_answers_by_what_its_own_install_command_brought(shared, project) -> None:
+    work = project("asgi-app")
     work.commit(
         {
             "requirements.txt": "no-such-package==0",
-            "managed.toml": '[build]\ninstall = "pip install six==1.17.0"\n'
-            '[run]\nweb = "python serve.py"\n',
-            "app.py": WSGI,
-            "serve.py": SERVE,
+            "managed.toml": '[build]\ninstall = "pip install uvicorn==0.34.0"\n',
+            "Procfile": "web: uvicorn app:app --port $PORT\n",
+            "app.py": ASGI,
         }
     )
     said = pushed(work)
     assert "install  $ python3 -m venv .venv" in said
-    assert shared.visit("own-install").body == b"six 1.17.0 by app"
+    assert "runs uvicorn app:app --port $PORT" in said
+    assert shared.visit("asgi-app", "/some/path?x=1").body == b"http /some/path x=1"
 
 
 @requires("php", "composer")

@@ -122,7 +122,13 @@ package-lock = true
 def test_npm_without_settings_has_its_built_in_registry():
     told = f'{NPM_DEFAULTS}registry = "https://npm.example/"\n; "user" config from /root/.npmrc\n'
     built_in = Registry("https://npm.example/", is_built_in=True)
-    assert parse_npm(told) == Client("npm", (built_in,))
+    assert parse_npm(told) == Client(
+        "npm",
+        (built_in,),
+        # its relatives, which have others built in, use the same
+        home_files={".yarnrc.yml": 'npmRegistryServer: "https://npm.example/"\n'},
+        environ={"COREPACK_NPM_REGISTRY": "https://npm.example"},
+    )
 
 
 def test_npm_with_settings_has_what_is_set_and_the_registries_of_scopes():
@@ -147,7 +153,8 @@ def test_npm_with_settings_has_what_is_set_and_the_registries_of_scopes():
         "registry=https://mirror.example:8443/\n",
         ".yarnrc.yml": 'npmRegistryServer: "https://mirror.example:8443/"\n',
     }
-    assert client.environ == {"COREPACK_NPM_REGISTRY": "https://mirror.example:8443/"}
+    assert client.environ == {"COREPACK_NPM_REGISTRY": "https://mirror.example:8443"}
+    assert client.is_mirrored
 
 
 def test_scope_beside_the_built_in_registry_keeps_both():
@@ -157,7 +164,8 @@ def test_scope_beside_the_built_in_registry_keeps_both():
     )
     client = parse_npm(told)
     assert [each.is_built_in for each in client.registries] == [False, True]
-    assert client.home_files == {".npmrc": "@acme:registry=https://acme.example/\n"}
+    assert client.home_files[".npmrc"] == "@acme:registry=https://acme.example/\n"
+    assert not client.is_mirrored
 
 
 def test_npm_that_says_no_built_in_registry_is_an_error():
@@ -260,7 +268,7 @@ def test_machine_whose_npm_has_a_mirror_lets_its_relatives_use_no_other(client, 
     environ = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}
     found = read(environ, path=client.path)
     assert [each.host for each in found.allow if each.source != "pip"] == ["mirror.example"]
-    assert found.environ == {"COREPACK_NPM_REGISTRY": "https://mirror.example/"}
+    assert found.environ == {"COREPACK_NPM_REGISTRY": "https://mirror.example"}
     assert ".yarnrc.yml" in found.home_files
 
 

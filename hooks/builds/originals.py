@@ -1,0 +1,62 @@
+"""Originals: the commit's files in a build's tree, and which of them nobody has touched since.
+
+The kernel notes in a file's `ctime` when it was last written to, renamed, linked, or given another
+mode. No call sets it. So what has the marks that it had when it was unpacked is what was unpacked,
+and need not be read to be known.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import tempfile
+import time
+from operator import attrgetter
+from pathlib import Path
+
+_TICK_S = 0.02  # longer than the clock of any file system stands still
+_mark = attrgetter("st_dev", "st_ino", "st_mode", "st_size", "st_mtime_ns", "st_ctime_ns")
+
+
+class Originals:
+    """What was unpacked, by its path in the tree."""
+
+    def __init__(self) -> None:
+        self._marks: dict[bytes, tuple[int, ...]] = {}
+        self._sealed_at_ns = 0
+
+    def note(self, path: bytes, status: os.stat_result) -> None:
+        """Note a file that was just written, with all of its contents."""
+        self._marks[path] = _mark(status)
+
+    def seal(self, folder: Path) -> None:
+        """Call it after the last `note`, and before anybody else may write. Blocking.
+
+        What is written later has no earlier time than this moment; so a file of this very moment
+        is none that could be told. `folder`: beside the files, on the same file system.
+        """
+        with tempfile.TemporaryFile(dir=folder) as file:
+            status = os.fstat(file.fileno())
+        if are_mapped_writes_shown(status.st_dev, folder):
+            self._sealed_at_ns = status.st_ctime_ns
+
+    def has(self, path: bytes, status: os.stat_result) -> bool:
+        """Say whether the file of this status is the one that was unpacked there, untouched.
+
+        Whoever could write to it must be dead. False where that cannot be told, too.
+        """
+        return status.st_ctime_ns < self._sealed_at_ns and self._marks.get(path) == _mark(status)
+
+
+@functools.lru_cache(maxsize=1)
+def are_mapped_writes_shown(_device: int, folder: Path) -> bool:
+    """Say whether the file system notes writes to a file that is mapped into memory."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(mmap.PAGESIZE))
+        file.flush()
+        before_ns = os.fstat(file.fileno()).st_ctime_ns
+        time.sleep(_TICK_S)
+        with mmap.mmap(file.fileno(), mmap.PAGESIZE) as mapped:
+            mapped[0] = 1
+        return os.fstat(file.fileno()).st_ctime_ns > before_ns
