@@ -32,7 +32,7 @@ from gitd.git.push import SHALLOW_REFUSED, Push, RefOutcome, Remote
 from hooks import branches
 from hooks.follow import PushNarrator
 from hooks.housekeeping import Housekeeping
-from hooks.push import Effect, PushHooks
+from hooks.push import CLEAN, Effect, PushHooks
 from storage.errors import StorageError, StorageFullError
 from storage.model import PushRecord, RefMove, RouteTarget, Site
 from storage.records import environments, sites
@@ -43,6 +43,9 @@ log = structlog.get_logger(__name__)
 
 CHALLENGE = 'Basic realm="gitd: any user name, an API key as the password", charset="UTF-8"'
 NO_WAIT = "nowait"
+_OPTIONS = CLEAN | {NO_WAIT}
+_UNKNOWN_SHOWN_MAX = 3
+_UNKNOWN_CHARS_MAX = 40
 SHALLOW_ADVICE = (
     "This clone is shallow: it ends where this repository's history does not go on.",
     "Fetch the rest from where it was cloned, then push again: git fetch --unshallow",
@@ -204,6 +207,9 @@ class SiteReceiver:
             await remote.say("The refs are kept, but gitd could not queue what they ask for.")
             await remote.say("It does so at its next start; its log says what failed.")
             raise
+        for option in sorted({*push.options} - _OPTIONS)[:_UNKNOWN_SHOWN_MAX]:
+            known = ", ".join(sorted(_OPTIONS))
+            await remote.say(f"push option {option[:_UNKNOWN_CHARS_MAX]!a}: unknown here ({known})")
         for effect in effects:
             await self._narrator.announce(effect, remote)
         # git asks for quiet with --quiet, and also when nobody watches its progress.

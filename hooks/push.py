@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 
@@ -37,6 +38,9 @@ from storage.records import environments, previews, pushes, sites
 from storage.repos import Repositories
 
 log = structlog.get_logger(__name__)
+
+CLEAN: Final = frozenset({"clean", "rebuild"})
+"""Push options, of one meaning: use and keep nothing of earlier builds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ class PushHooks:
             return [
                 effect
                 for move in landed
-                for effect in _effects_apart(changes, site, push.actor, move, self._rules)
+                for effect in _effects_apart(changes, site, push, move, self._rules)
             ]
 
         return self._jobs.submit(change)
@@ -172,12 +176,12 @@ def _has_moved(move: RefMove, tips: dict[str, str]) -> bool:
 
 
 def _effects_apart(
-    changes: JobChanges, site: Site, actor: ActorRef, move: RefMove, rules: PushRules
+    changes: JobChanges, site: Site, push: PushRecord, move: RefMove, rules: PushRules
 ) -> list[Effect]:
     """Act on one ref by itself: when that fails, the push's other refs do not suffer."""
     try:
         with changes.apart():
-            return _effects(changes, site, actor, move, rules)
+            return _effects(changes, site, push, move, rules)
     except Exception as error:  # the ring of a ref
         if isinstance(error, StorageError) and not isinstance(error, RecordConflictError):
             raise  # no fault of the ref's: a full disk, for instance, which a repeat may not meet
@@ -186,7 +190,7 @@ def _effects_apart(
 
 
 def _effects(
-    changes: JobChanges, site: Site, actor: ActorRef, move: RefMove, rules: PushRules
+    changes: JobChanges, site: Site, push: PushRecord, move: RefMove, rules: PushRules
 ) -> list[Effect]:
     branch = branches.branch_of(move.ref)
     if branch is None:
@@ -210,7 +214,10 @@ def _effects(
         if crowd is not None:
             return [*gone, NotDeployed(move.ref, crowd)]
         environment, is_new = add_preview(changes, site, branch), True
-    order = BuildOrder(environment, move.ref, move.new, actor, deploys=True, pushed=True)
+    clean = not CLEAN.isdisjoint(push.options)
+    order = BuildOrder(
+        environment, move.ref, move.new, push.actor, clean=clean, deploys=True, pushed=True
+    )
     policy = environment.when_pushed_again or site.when_pushed_again or rules.when_pushed_again
     queued = queue_build(changes, order, policy)
     return [*gone, Building(move.ref, environment, queued.build, is_new, queued.is_new)]

@@ -27,8 +27,8 @@ ACTOR = ActorRef("api_key", "key_1", "tests")
 ZERO = "0" * 40
 
 
-async def push(world, site, *moves: RefMove):
-    record = await world.push_hooks.begin(site.id, ACTOR, moves, ())
+async def push(world, site, *moves: RefMove, options=()):
+    record = await world.push_hooks.begin(site.id, ACTOR, moves, options)
     return await world.push_hooks.land(record, moves)
 
 
@@ -52,6 +52,16 @@ async def test_branches_go_where_their_routes_say(world, commit) -> None:
     assert isinstance(effects[3], NotDeployed)
     assert effects[2].environment.hostname.startswith("acme-store-feature-x-")
     assert effects[2].environment.slug == "feature-x"
+
+
+@pytest.mark.parametrize(
+    ("options", "clean"), [(("clean",), True), (("nowait", "rebuild"), True), (("nowait",), False)]
+)
+async def test_push_says_whether_its_builds_are_clean(world, commit, options, clean) -> None:
+    site = await world.site()
+    tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
+    effects = await push(world, site, branch("main", tip), branch("x", tip), options=options)
+    assert [effect.build.clean for effect in effects] == [clean] * 2
 
 
 async def test_ignored_branch_queues_no_job(world, commit) -> None:

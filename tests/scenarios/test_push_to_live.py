@@ -315,9 +315,12 @@ def test_release_command_runs_once_before_the_switch_and_gates_it(server) -> Non
 def test_nowait_and_quiet_return_at_once(server) -> None:
     work = server.work()
     toml = '[build]\ncommand = "sleep 3; mkdir o; echo {} > o/index.html"\noutput = "o"\n'
-    for arguments, text in ((("--progress", "-o", "nowait"), "slow"), (("--quiet",), "quiet")):
+    loud = ("--progress", "-o", "nowait", "-o", "rebuild", "-o", "rebild")
+    for arguments, text in ((loud, "slow"), (("--quiet",), "quiet")):
         work.commit({"managed.toml": toml.format(text)})
         done = work.git("push", *arguments, "managed", "main")
+        assert ("(clean)" in done.stderr) is (arguments == loud)
+        assert ("push option 'rebild': unknown here" in done.stderr) is (arguments == loud)
         assert "mf logs --follow job_" in done.stderr
         assert "live after" not in done.stderr
         assert not server.serves(text)
