@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from storage.errors import TreeInvalidError
 from storage.files import read_sized
@@ -32,6 +33,18 @@ _identity = attrgetter("st_dev", "st_ino", "st_mode", "st_size", "st_mtime_ns", 
 _MODE, _SIZE = 2, 3  # where they stand in it
 
 
+OnFile = Callable[[bytes, os.stat_result], None]
+
+
+class _Scan(NamedTuple):
+    """What `scan_directory` was asked for."""
+
+    root: Path
+    owner_uid: int | None
+    on_refused: Callable[[TreeInvalidError], None] | None
+    on_file: OnFile | None
+
+
 class _Folder:
     """A folder below the root, as long as it is open: `fd` is -1 then."""
 
@@ -50,13 +63,15 @@ def scan_directory(
     *,
     owner_uid: int | None,
     on_refused: Callable[[TreeInvalidError], None] | None = None,
+    on_file: OnFile | None = None,
 ) -> Iterator[SourceEntry]:
     """Give what is in a folder; whoever wrote it must be gone.
 
     `owner_uid`: everything must belong to it, so that a hard link to a stranger's file is not
     taken in; None does not look. Devices, pipes, sockets, set-id files and programs with
     capabilities are refused; other attributes and times are not part of a tree. `on_refused` is
-    told of what is refused, which is left out then; without it that is an error.
+    told of what is refused, which is left out then; without it that is an error. `on_file` is told
+    the path and status of each file, before it is given.
 
     Raises:
         TreeInvalidError: While iterating or reading: something may not be in an artifact,
@@ -67,18 +82,12 @@ def scan_directory(
     except PermissionError as error:
         raise TreeInvalidError(b".", f"cannot be read: {error.strerror}") from error
     try:
-        yield from _scan(root, top, b"", owner_uid, on_refused)
+        yield from _scan(_Scan(root, owner_uid, on_refused, on_file), top, b"")
     finally:
         top.close()
 
 
-def _scan(
-    root: Path,
-    folder: _Folder,
-    prefix: bytes,
-    owner_uid: int | None,
-    on_refused: Callable[[TreeInvalidError], None] | None,
-) -> Iterator[SourceEntry]:
+def _scan(scan: _Scan, folder: _Folder, prefix: bytes) -> Iterator[SourceEntry]:
     if prefix.count(b"/") > DEPTH_MAX:
         raise TreeInvalidError(prefix, "lies too deep")
     names = sorted(os.listdir(folder.fd))  # noqa: PTH208 - an open folder
@@ -89,18 +98,18 @@ def _scan(
         try:
             if not is_plain:
                 check_path(path)
-            entry, child = _look(root, folder, name, path, owner_uid)
+            entry, child = _look(scan, folder, name, path)
         except TreeInvalidError as error:
-            if on_refused is None:
+            if scan.on_refused is None:
                 raise
-            on_refused(error)
+            scan.on_refused(error)
             continue
         if child is None:
             yield entry
             continue
         try:
             yield entry
-            yield from _scan(root, child, path + b"/", owner_uid, on_refused)
+            yield from _scan(scan, child, path + b"/")
         finally:
             child.close()
 
@@ -117,18 +126,20 @@ def _are_plain(prefix: bytes, joined: bytes) -> bool:
 
 
 def _look(
-    root: Path, folder: _Folder, name: str, path: bytes, owner_uid: int | None
+    scan: _Scan, folder: _Folder, name: str, path: bytes
 ) -> tuple[SourceEntry, _Folder | None]:
     """Return an entry, and of a folder that it is, open."""
     try:
         status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
         mode = status.st_mode
-        if owner_uid is not None and status.st_uid != owner_uid:
+        if scan.owner_uid is not None and status.st_uid != scan.owner_uid:
             raise TreeInvalidError(path, "belongs to another user")
         if stat.S_ISREG(mode):
             if mode & _SET_ID:
                 raise TreeInvalidError(path, "has a set-uid, set-gid or sticky bit")
-            read = _Scanned(root, folder, path, status).read
+            if scan.on_file is not None:
+                scan.on_file(path, status)
+            read = _Scanned(scan.root, folder, path, status).read
             return SourceFile(path, status.st_size, bool(mode & _EXECUTABLE), read), None
         if stat.S_ISDIR(mode):
             return SourceDirectory(path), _Folder(os.open(name, _DIRECTORY, dir_fd=folder.fd))

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from storage import tar
 from storage.errors import TreeTooLargeError
-from storage.git.errors import RepositoryCorruptError
+from storage.git.errors import PackOutgrownError, RepositoryCorruptError
 from storage.git.object_formats import TREE, TREE_ENTRY
 from storage.git.object_formats import tree_entries as parse_tree
 from storage.git.repository import Repository
@@ -82,6 +82,13 @@ class TreeFile:
         if self.kind is EntryKind.SUBMODULE:
             return b""
         return self._repository.objects.get(bytes.fromhex(self.oid))[1]
+
+    def read_small(self, bytes_max: int) -> bytes | None:
+        """Return the content of a file; None when it, or what it is stored as, is larger."""
+        try:
+            return self._repository.objects.get(bytes.fromhex(self.oid), bytes_max)[1]
+        except PackOutgrownError:
+            return None
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the content in pieces of at most some 256 KiB where its stored form allows."""
@@ -312,13 +319,14 @@ def _tar_pieces(file: TreeFile, directories: set[bytes], time: int) -> Iterator[
     elif file.kind is EntryKind.LINK:
         yield tar.encode_header(path, tar.LINK, 0o777, target=file.read(), time=time)
     else:
-        size_bytes = file.size
+        content = file.read_small(_WHOLE_BYTES_MAX)
+        size_bytes = file.size if content is None else len(content)
         mode = 0o755 if file.is_executable else 0o644
         yield tar.encode_header(path, tar.FILE, mode, size_bytes=size_bytes, time=time)
-        if size_bytes <= _WHOLE_BYTES_MAX:
-            yield file.read()
-        else:
+        if content is None:
             yield from file.chunks()
+        else:
+            yield content
         yield bytes(-size_bytes % tar.BLOCK_BYTES)
 
 

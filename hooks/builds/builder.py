@@ -33,7 +33,15 @@ from hooks.builds.phases import PROGRESS, Phase, Workspace
 from hooks.builds.plan import Plan
 from hooks.builds.toolchain import Toolchain
 from hooks.builds.tree import remove_tree
-from hooks.builds.wire import BuildError, CacheAnswer, CacheRequest, Finish, Given, Lease
+from hooks.builds.wire import (
+    BuildError,
+    CacheAnswer,
+    CacheRequest,
+    Finish,
+    Given,
+    Lease,
+    Unchanged,
+)
 from hooks.process import die_with_parent, drop_privileges
 
 log = structlog.get_logger(__name__)
@@ -259,6 +267,7 @@ class _Build:
             given = await phases.fetch_variables(plan, self._job, self._log)
         settings = plan.settings
         cache_inputs: dict[str, str] = {}
+        unchanged = Unchanged()
         if not plan.is_source:
             self._workspace.root.mkdir(mode=SCRATCH_MODE)
             with self._entered(Phase.SOURCE):
@@ -268,9 +277,8 @@ class _Build:
             if cache.digest is not None:
                 cache_inputs["dependencies"] = cache.digest
             with self._entered(Phase.COLLECT):
-                settings["output"] = await phases.collect(
-                    plan, self._job, self._workspace, self._log
-                )
+                unchanged = await phases.collect(plan, self._job, self._workspace, self._log)
+                settings["output"] = unchanged.folder
             is_new = not cache.is_hit or (plan.cache and not cache.is_borrowed)
             if is_new and not lease.clean and not given.secrets and self._leaves_any(plan):
                 with self._entered(Phase.CACHE):
@@ -289,6 +297,7 @@ class _Build:
             settings=settings,
             toolchain=dict(self._toolchain),
             cache_inputs=cache_inputs,
+            unchanged=unchanged,
         )
 
     def _leaves_any(self, plan: Plan) -> bool:
@@ -312,6 +321,7 @@ class _Build:
                     plan, wanted, self._job, self._workspace, self._log
                 )
             used_s = 0.0
+            await asyncio.to_thread(self._workspace.seal)
             for step in plan.steps:
                 with self._entered(Phase(step.name)):
                     spec = phases.build_spec(

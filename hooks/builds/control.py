@@ -19,6 +19,7 @@ import msgspec
 from hooks.builds.disk_allowance import Spool
 from hooks.builds.errors import BuildFailedError, ControlUnreachableError, LeaseLostError
 from hooks.builds.tree import OUTPUT_TOO_LARGE
+from hooks.builds.unpacking import Unpacking
 from hooks.builds.wire import (
     LEASE_HEADER,
     BatchLine,
@@ -178,24 +179,25 @@ class LeasedJob:
         return await self._repeat(ask)
 
     async def fetch_source(
-        self, folder: str, out: Spool, *, ignores_submodules: bool = False
+        self, folder: str, into: Unpacking, *, ignores_submodules: bool = False
     ) -> None:
-        """Write the tar of a folder of the commit to `out`.
+        """Hand the tar of a folder of the commit on as it comes; each try begins `into` anew.
 
         Raises:
-            BuildFailedError: What `Sources.grafts` and `Spool.write` raise.
+            BuildFailedError: What `Supplies.source` raises.
+            UnpackingEndedError: `into` wants no more.
         """
         wanted = {"folder": folder, **({"submodules": "ignore"} if ignores_submodules else {})}
 
         async def fetch() -> None:
-            await asyncio.to_thread(out.clear)
             async with self._session.get(
                 f"{self._path}/source", params=wanted, headers=self._headers
             ) as response:
                 await _check_build(response)
                 _check(response)
-                async for chunk in response.content.iter_chunked(READ_BYTES):
-                    await asyncio.to_thread(out.write, chunk)
+                await into.begin()
+                async for chunk in response.content.iter_any():
+                    await into.write(chunk)
 
         await self._repeat(fetch)
 

@@ -17,6 +17,12 @@ from storage.files import FULL
 LOOK_EVERY_BYTES = 1 << 20
 
 
+def exceeded(limit: Limit, limits: Limits) -> BuildFailedError:
+    """Return what says that a build would exceed a limit."""
+    message = explain(limit, limits, who="the build", section="builders")
+    return BuildFailedError(LIMIT_EXCEEDED, f"{message}.")
+
+
 class DiskAllowance:
     """The disk that a build may take in `folder` and below, by the limits of its sandbox.
 
@@ -29,6 +35,10 @@ class DiskAllowance:
         self._limits = limits
         self._taken_bytes = 0
         self._unseen_bytes = LOOK_EVERY_BYTES
+
+    def clear(self) -> None:
+        """Note that nothing of what was taken is there any more."""
+        self._taken_bytes = 0
 
     def take(self, size_bytes: int = 0) -> None:
         """Count a file of so many bytes, a folder or a link, that is there to stay.
@@ -73,8 +83,7 @@ class DiskAllowance:
             yield Spool(cast("BinaryIO", file), self)
 
     def _exceeded(self, limit: Limit) -> BuildFailedError:
-        message = explain(limit, self._limits, who="the build", section="builders")
-        return BuildFailedError(LIMIT_EXCEEDED, f"{message}.")
+        return exceeded(limit, self._limits)
 
 
 class Spool:

@@ -15,7 +15,8 @@ import time
 from operator import attrgetter
 from pathlib import Path
 
-_TICK_S = 0.02  # longer than the clock of any file system stands still
+_TICK_S = 0.002
+_TICKS_MAX = 10  # longer than the kernel's clock stands still
 _mark = attrgetter("st_dev", "st_ino", "st_mode", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
@@ -26,6 +27,10 @@ class Originals:
         self._marks: dict[bytes, tuple[int, ...]] = {}
         self._sealed_at_ns = 0
 
+    def clear(self) -> None:
+        """Forget what was noted: it is not there any more."""
+        self._marks.clear()
+
     def note(self, path: bytes, status: os.stat_result) -> None:
         """Note a file that was just written, with all of its contents."""
         self._marks[path] = _mark(status)
@@ -33,11 +38,16 @@ class Originals:
     def seal(self, folder: Path) -> None:
         """Call it after the last `note`, and before anybody else may write. Blocking.
 
-        What is written later has no earlier time than this moment; so a file of this very moment
-        is none that could be told. `folder`: beside the files, on the same file system.
+        What is written later has no earlier time than this moment; so this waits for the clock of
+        the file system to go on, and what is of this very moment still is none that could be told.
+        `folder`: beside the files, on the same file system.
         """
-        with tempfile.TemporaryFile(dir=folder) as file:
-            status = os.fstat(file.fileno())
+        newest_ns = max((mark[-1] for mark in self._marks.values()), default=0)
+        for _ in range(_TICKS_MAX):
+            status = _new_file(folder)
+            if status.st_ctime_ns > newest_ns:
+                break
+            time.sleep(_TICK_S)
         if are_mapped_writes_shown(status.st_dev, folder):
             self._sealed_at_ns = status.st_ctime_ns
 
@@ -49,6 +59,11 @@ class Originals:
         return status.st_ctime_ns < self._sealed_at_ns and self._marks.get(path) == _mark(status)
 
 
+def _new_file(folder: Path) -> os.stat_result:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno())
+
+
 @functools.lru_cache(maxsize=1)
 def are_mapped_writes_shown(_device: int, folder: Path) -> bool:
     """Say whether the file system notes writes to a file that is mapped into memory."""
@@ -56,7 +71,7 @@ def are_mapped_writes_shown(_device: int, folder: Path) -> bool:
         file.write(bytes(mmap.PAGESIZE))
         file.flush()
         before_ns = os.fstat(file.fileno()).st_ctime_ns
-        time.sleep(_TICK_S)
+        time.sleep(_TICKS_MAX * _TICK_S)
         with mmap.mmap(file.fileno(), mmap.PAGESIZE) as mapped:
             mapped[0] = 1
         return os.fstat(file.fileno()).st_ctime_ns > before_ns

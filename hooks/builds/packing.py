@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import structlog
 
 from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.memo import Memo
-from hooks.builds.sources import Sources
+from hooks.builds.sources import SourceFiles, Sources
 from hooks.builds.toolchain import toolchain_digest
 from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import Finish
@@ -44,7 +45,7 @@ from storage.provenance import (
 from storage.records import artifacts, build_memos, builds, environments, garbage, sites
 from storage.records import jobs as job_rows
 from storage.repos import Graft, Grafts
-from storage.source import Limits
+from storage.source import Limits, SourceEntry
 from storage.tar import scan_tar
 
 log = structlog.get_logger(__name__)
@@ -203,15 +204,25 @@ class Packer:
         limits = Limits(size_bytes_max=self._size_bytes_max)
         if outcome.output == "tar":
             with self.tar_of(build.job_id).open("rb") as tar:
-                entries = scan_tar(tar)
-                return self._store.ingest(entries, limits=limits, attest=attest, record=record)[0]
+                files = self._sources.unchanged(build, outcome, grafts)
+                entries = chain(scan_tar(tar), files)
+                return self._take_in(entries, files, limits, attest, record)
         files = self._sources.files(build, outcome, grafts)
+        return self._take_in(files, files, limits, attest, record)
 
+    def _take_in(
+        self,
+        entries: Iterable[SourceEntry],
+        files: SourceFiles,
+        limits: Limits,
+        attest: Callable[[Manifest], Envelope],
+        record: Callable[[sqlite3.Connection, Ingested], None],
+    ) -> Ingested:
         def attest_and_learn(manifest: Manifest) -> Envelope:
             files.learn(manifest)
             return attest(manifest)
 
-        return self._store.ingest(files, limits=limits, attest=attest_and_learn, record=record)[0]
+        return self._store.ingest(entries, limits=limits, attest=attest_and_learn, record=record)[0]
 
     async def reuse(self, build: Build, toolchain: str) -> bool:
         """End a queued build with what its inputs gave before, and queue its deployment.

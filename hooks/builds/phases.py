@@ -11,13 +11,14 @@ A plan without steps ends after detect: control has the source itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from hooks.builds import dependencies, managed_toml, profiles, runtimes
 from hooks.builds.build_log import BuildLog
@@ -29,13 +30,15 @@ from hooks.builds.limits import LIMIT_EXCEEDED, Limits, explain
 from hooks.builds.managed_toml import CONFIG_INVALID, Fact, ManagedToml
 from hooks.builds.masking import Masker
 from hooks.builds.network import BuildNetwork
+from hooks.builds.originals import Originals
 from hooks.builds.plan import Listing, Plan, Step, told
 from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox import Sandbox
 from hooks.builds.sandbox_spec import APP_DIR, HOME_DIR, Bind, SandboxSpec
-from hooks.builds.tree import Output, filled_folder, find_output, remove_tree, unpack
-from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease
+from hooks.builds.tree import Output, TreeSize, filled_folder, find_output, remove_tree, unpack
+from hooks.builds.unpacking import Unpacking, UnpackingEndedError
+from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease, Unchanged
 from storage.errors import TreeError
 from storage.source import SourceDirectory
 
@@ -79,6 +82,7 @@ class Workspace:
 
     root: Path
     allowance: DiskAllowance
+    originals: Originals = field(default_factory=Originals)
 
     @property
     def tree(self) -> Path:
@@ -87,6 +91,10 @@ class Workspace:
     @property
     def home(self) -> Path:
         return self.root / "home"
+
+    def seal(self) -> None:
+        """From here on the steps may write. Blocking, a moment."""
+        self.originals.seal(self.root)
 
 
 async def detect(job: LeasedJob, log: BuildLog) -> Plan:
@@ -134,17 +142,26 @@ async def fetch_source(plan: Plan, job: LeasedJob, workspace: Workspace, log: Bu
     Raises:
         BuildFailedError: See `tree.unpack`, and `LeasedJob.fetch_source`.
     """
-    with workspace.allowance.spool() as archive:
-        await job.fetch_source(plan.root, archive, ignores_submodules=plan.ignores_submodules)
-        size = await _in_thread(
-            lambda is_stopped: unpack(
-                archive.content(),
-                workspace.tree,
-                allowance=workspace.allowance,
-                is_stopped=is_stopped,
-                ignores_lfs=plan.ignores_lfs,
-            )
+
+    def unpack_anew(stream: BinaryIO, is_stopped: Callable[[], bool]) -> TreeSize:
+        workspace.allowance.clear()
+        workspace.originals.clear()
+        return unpack(
+            stream,
+            workspace.tree,
+            allowance=workspace.allowance,
+            is_stopped=is_stopped,
+            ignores_lfs=plan.ignores_lfs,
+            on_file=workspace.originals.note,
         )
+
+    unpacking = Unpacking(workspace.tree, unpack_anew)
+    try:
+        with contextlib.suppress(UnpackingEndedError):  # `end` says why
+            await job.fetch_source(plan.root, unpacking, ignores_submodules=plan.ignores_submodules)
+        size = await unpacking.end()
+    finally:
+        await unpacking.close()
     log.line(Phase.SOURCE, f"{size}, commit {job.lease.commit[:12]}")
 
 
@@ -325,8 +342,8 @@ def limits_of(lease: Lease) -> Limits:
     )
 
 
-async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLog) -> str:
-    """Send the output folder to control, and return which it is.
+async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLog) -> Unchanged:
+    """Send the output folder to control, and return which it is, and what of it was not sent.
 
     Raises:
         BuildFailedError: See `tree.find_output`, and `build.secret_in_output`.
@@ -342,6 +359,7 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
             size_bytes_max=job.lease.output_bytes_max,
             is_shown=profiles.is_published if plan.is_public else _everything,
             is_stopped=is_stopped,
+            originals=workspace.originals,
         )
 
     output = await _in_thread(find)
@@ -350,7 +368,7 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
     await job.send_output(lambda: _from_thread(output.chunks()))
     where = "the tree" if folder == "." else folder
     log.line(Phase.COLLECT, f"{output.size}, from {where}")
-    return folder
+    return Unchanged(folder, tuple(map(os.fsdecode, output.unchanged)))
 
 
 def _everything(_: str) -> bool:

@@ -30,13 +30,13 @@ from hooks.builds.wire import (
     LogBatch,
 )
 from hooks.peers import only_from, peer_uid
+from hooks.pipes import PIPE_BYTES, wide_pipe
 from storage.errors import StorageError
 from storage.files import FULL
 
 T = TypeVar("T")
 BODY_BYTES_MAX = 16 * 1024 * 1024
-PIPE_BYTES = 1024 * 1024
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 1024 * 1024
 JobHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -243,7 +243,7 @@ async def _stream_from_thread(
     write: Callable[[BinaryIO], None], response: web.StreamResponse
 ) -> None:
     """Send what `write` writes, from a thread, through a pipe that holds it back."""
-    read_fd, write_fd = os.pipe()
+    read_fd, write_fd = wide_pipe()
     loop = asyncio.get_running_loop()
 
     def produce() -> None:

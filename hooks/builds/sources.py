@@ -9,9 +9,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
+from hooks.builds.disk import NAME_BYTES
+from hooks.builds.disk_allowance import exceeded
 from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.known_files import KnownFile, KnownFiles
 from hooks.builds.known_folders import (
@@ -21,12 +23,13 @@ from hooks.builds.known_folders import (
     KnownFolders,
 )
 from hooks.builds.lfs import POINTER_BYTES_MAX, is_pointer, pointers_found
+from hooks.builds.limits import Limit, Limits
 from hooks.builds.profiles import is_published
 from hooks.builds.submodules import GITMODULES, GITMODULES_BYTES_MAX, Submodules
 from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, CONFIG_FILES, Finish, Folder, RootEntry
 from hooks.jobs import Jobs
-from storage.errors import StorageError, TreeTooLargeError
+from storage.errors import StorageError, TreeInvalidError, TreeTooLargeError
 from storage.git.errors import RepositoryError
 from storage.manifest import FileEntry, Manifest
 from storage.model import Build
@@ -131,6 +134,30 @@ class Sources:
             return {}  # without looking for them: `entries` sees those that no file speaks of
         return self.grafts(build, outcome.folder, ignores_submodules=False)
 
+    def refuse_larger(
+        self, build: Build, folder: str, grafts: Grafts, *, disk_bytes_max: int
+    ) -> None:
+        """Look up how large the files in a folder of the commit are, before any of them is sent.
+
+        They count as they will where they are unpacked: a name takes a block at least.
+
+        Raises:
+            BuildFailedError: `build.limit_exceeded`, and as `grafts` does.
+            BuildOverError: The build is over.
+        """
+        taken_bytes = 0
+        sizes: dict[str, int] = {}  # a few objects may have very many names
+        with _mapped_errors():
+            for file in self._repositories.walk_tree(
+                build.site_id, build.commit, folder, grafts, visits=self._visits(build)
+            ):
+                size = sizes.get(file.oid)
+                if size is None:
+                    size = sizes[file.oid] = file.size
+                taken_bytes += max(size, NAME_BYTES)
+                if taken_bytes > disk_bytes_max:
+                    raise exceeded(Limit.DISK, Limits(disk_bytes=disk_bytes_max))
+
     def write_tar(self, build: Build, folder: str, grafts: Grafts, out: BinaryIO) -> None:
         """Write a folder of the commit as a tar. Call `grafts` first: it says what is wrong."""
         visits = self._visits(build)
@@ -170,6 +197,36 @@ class Sources:
             self._repositories,
             ignores_lfs=outcome.ignores_lfs,
         )
+
+    def unchanged(self, build: Build, outcome: Finish, grafts: Grafts) -> SourceFiles:
+        """Return the files of an output that are the commit's, as `outcome.unchanged` has them.
+
+        Iterating raises `TreeInvalidError` for one that the commit does not have.
+        """
+        return SourceFiles(
+            Walk(self._unchanged(build, outcome, grafts), {}),
+            build.site_id,
+            KnownFiles(0) if grafts else self._known,
+            self._known_folders,
+            self._repositories,
+            ignores_lfs=outcome.ignores_lfs,
+        )
+
+    def _unchanged(self, build: Build, outcome: Finish, grafts: Grafts) -> Iterator[TreeFile]:
+        missing = set(outcome.unchanged.paths)
+        if not missing:
+            return
+        folder = outcome.unchanged.folder
+        prefix = "" if folder == "." else f"{folder}/"
+        for file in self._repositories.walk_tree(
+            build.site_id, build.commit, outcome.folder, grafts, visits=self._visits(build)
+        ):
+            path = file.path.removeprefix(prefix)
+            if path in missing and prefix + path == file.path and file.kind is EntryKind.FILE:
+                missing.remove(path)
+                yield replace(file, path=path) if prefix else file
+        if missing:
+            raise TreeInvalidError(os.fsencode(min(missing)), "is not in the commit as it was said")
 
     def _visits(self, build: Build) -> Visits:
         """Return what counts the files and folders that are walked for a build."""

@@ -21,6 +21,7 @@ from hooks.jobs import Jobs
 from hooks.variables import BuildValues, Variables
 from storage.errors import SealBrokenError, StorageError
 from storage.records import environments, sites
+from storage.repos import Grafts
 
 log = structlog.get_logger(__name__)
 
@@ -93,12 +94,18 @@ class Supplies:
         """Return what writes the tar of a folder of the job's commit. Blocking: for a thread.
 
         Raises:
-            BuildFailedError: `build.submodule_unavailable`.
+            BuildFailedError: `build.submodule_unavailable`; `build.limit_exceeded`, when it is
+                larger than the disk that its build may take.
         """
         build = self._line.build_of(self._leases.held(job_id).job)
-        grafts = await asyncio.to_thread(
-            self._sources.grafts, build, folder, ignores_submodules=ignores_submodules
-        )
+        disk_bytes_max = self._leases.limits.sandbox.disk_bytes_max
+
+        def look() -> Grafts:
+            grafts = self._sources.grafts(build, folder, ignores_submodules=ignores_submodules)
+            self._sources.refuse_larger(build, folder, grafts, disk_bytes_max=disk_bytes_max)
+            return grafts
+
+        grafts = await asyncio.to_thread(look)
         return functools.partial(self._sources.write_tar, build, folder, grafts)
 
     def variables(self, job_id: str, declared: Sequence[str]) -> Given:

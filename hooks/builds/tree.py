@@ -16,16 +16,18 @@ from hooks.builds.disk_allowance import DiskAllowance
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.lfs import is_pointer, pointers_found
 from hooks.builds.limits import in_units
+from hooks.builds.originals import Originals
 from hooks.builds.profiles import INDEX, OUTPUT_INVALID, OUTPUT_MISSING
 from storage import tar
 from storage.errors import TreeError, TreeTooLargeError
 from storage.files import write_all
 from storage.links import escaping_link
 from storage.manifest import LinkEntry
-from storage.scan import scan_directory
+from storage.scan import OnFile, scan_directory
 from storage.source import Draft, Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
 
 OUTPUT_TOO_LARGE = "build.output_too_large"
+UNCHANGED_BYTES_MAX = 4 << 20  # of the names of unchanged files; those beyond are sent whole
 _REMOVE_TIMEOUT_S = 600.0
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPER_MAX = 3
@@ -55,10 +57,12 @@ def unpack(
     allowance: DiskAllowance,
     is_stopped: Callable[[], bool],
     ignores_lfs: bool = False,
+    on_file: OnFile | None = None,
 ) -> TreeSize:
     """Unpack a commit's tar into the new folder `folder`. Blocking: call it in a thread.
 
     Nothing is written outside `folder`: every parent is a directory made here. Not synced.
+    `on_file` is told the path and status of each file, once it is written.
 
     Raises:
         BuildFailedError: `build.output_invalid`, when a name cannot be in any artifact;
@@ -77,7 +81,7 @@ def unpack(
             allowance.take(entry.size_bytes if isinstance(entry, SourceFile) else 0)
             draft.admit(entry)
             _make_parents(folder, entry, made)
-            if _write(top, entry, is_stopped):
+            if _write(top, entry, is_stopped, on_file):
                 pointers.append(os.fsdecode(entry.path))
             if isinstance(entry, SourceFile):
                 files += 1
@@ -89,20 +93,29 @@ def unpack(
 
 @dataclass(slots=True)
 class Output:
-    """The part of the tree that becomes the artifact, found fit to be one. `size` in `chunks`."""
+    """The part of the tree that becomes the artifact, found fit to be one.
+
+    Attributes:
+        size: of all of it.
+        entries: all that is in it.
+        unchanged: the paths of those that are the commit's files as they were, in the order of
+            `entries`.
+    """
 
     size: TreeSize
-    _root: Path
     entries: list[SourceEntry] = field(default_factory=list)
+    unchanged: list[bytes] = field(default_factory=list)
 
     def chunks(self) -> Iterator[bytes]:
-        """Give the output as a tar, in chunks of about a megabyte; as often as wanted. Blocking.
+        """Give all but the unchanged files as a tar, in chunks of about a megabyte; as often as
+        wanted. Blocking.
 
         Raises:
             BuildFailedError: `build.output_invalid`, when something cannot be read.
         """
+        left_out = frozenset(self.unchanged)
         with _mapped_errors():
-            yield from tar_chunks(self.entries)
+            yield from tar_chunks(entry for entry in self.entries if entry.path not in left_out)
 
 
 def tar_chunks(entries: Iterable[SourceEntry]) -> Iterator[bytes]:
@@ -117,10 +130,12 @@ def find_output(
     size_bytes_max: int,
     is_shown: Callable[[str], bool],
     is_stopped: Callable[[], bool],
+    originals: Originals | None = None,
 ) -> Output:
     """Look through the output folder of a finished build. Blocking: call it in a thread.
 
     Everything that could write to `tree` must be dead. `is_shown`: which paths are part of it.
+    `originals`: the files of `tree` that need not be sent where they are unchanged.
 
     Raises:
         BuildFailedError: `build.output_missing`; `build.output_too_large`; or
@@ -130,9 +145,10 @@ def find_output(
     root = real_folder(tree, folder)
     draft = Draft(Limits(size_bytes_max=size_bytes_max, file_bytes_max=size_bytes_max))
     kept: list[SourceEntry] = []
+    unchanged = _Unchanged(originals, folder)
     files = size_bytes = 0
     with _mapped_errors():
-        for entry in scan_directory(root, owner_uid=os.geteuid()):
+        for entry in scan_directory(root, owner_uid=os.geteuid(), on_file=unchanged.look):
             _go_on_unless(is_stopped)
             if not is_shown(os.fsdecode(entry.path)):
                 continue
@@ -151,7 +167,28 @@ def find_output(
         )
     if not files:
         raise BuildFailedError(OUTPUT_MISSING, f"The output {folder!r} has no files in it.")
-    return Output(TreeSize(files, size_bytes), root, kept)
+    return Output(TreeSize(files, size_bytes), kept, unchanged.among(kept))
+
+
+class _Unchanged:
+    """The files of the output that are the commit's, as far as they are few enough to be named."""
+
+    def __init__(self, originals: Originals | None, folder: str) -> None:
+        self._originals = originals
+        self._prefix = b"" if folder == "." else os.fsencode(folder) + b"/"
+        self._found: set[bytes] = set()
+
+    def look(self, path: bytes, status: os.stat_result) -> None:
+        if self._originals is not None and self._originals.has(self._prefix + path, status):
+            self._found.add(path)
+
+    def among(self, entries: Iterable[SourceEntry]) -> list[bytes]:
+        left_bytes = UNCHANGED_BYTES_MAX
+        return [
+            entry.path
+            for entry in entries
+            if entry.path in self._found and (left_bytes := left_bytes - len(entry.path)) >= 0
+        ]
 
 
 def _check_size(size_bytes: int, size_bytes_max: int) -> None:
@@ -238,7 +275,9 @@ def _go_on_unless(is_stopped: Callable[[], bool]) -> None:
         raise StoppedError
 
 
-def _write(folder: bytes, entry: SourceEntry, is_stopped: Callable[[], bool]) -> bool:
+def _write(
+    folder: bytes, entry: SourceEntry, is_stopped: Callable[[], bool], on_file: OnFile | None
+) -> bool:
     """Write an entry, and return whether it is a pointer of Git LFS."""
     path = b"%b/%b" % (folder, entry.path)
     if isinstance(entry, SourceLink):
@@ -252,6 +291,8 @@ def _write(folder: bytes, entry: SourceEntry, is_stopped: Callable[[], bool]) ->
             _go_on_unless(is_stopped)
             write_all(fd, piece)
             last = piece
+        if on_file is not None:
+            on_file(entry.path, os.fstat(fd))
     finally:
         os.close(fd)
     return len(last) == entry.size_bytes and is_pointer(last)

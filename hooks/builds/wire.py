@@ -224,10 +224,20 @@ class BuildError(msgspec.Struct, frozen=True):
     exit_status: int | None = None
 
 
+class Unchanged(msgspec.Struct, frozen=True):
+    """Files of an output that are the commit's still, and not in its tar: by their paths in the
+    output, which is the folder `folder` of what the build read of the commit.
+    """
+
+    folder: str = "."
+    paths: tuple[str, ...] = ()
+
+
 class Finish(msgspec.Struct, frozen=True):
     """How the build ended. `output` says where the tree is: sent before, or a source folder.
 
     `folder` is what the build read of the commit, and with the output `source` the artifact.
+    `unchanged`: what belongs to a tar that was sent, and is not in it.
     `is_public`: only what a static site may publish is taken of it.
 
     For the provenance: `settings`, what the build was told (its command and output); `toolchain`,
@@ -249,4 +259,5 @@ class Finish(msgspec.Struct, frozen=True):
     settings: Settings = {}
     toolchain: Facts = {}
     cache_inputs: Facts = {}
+    unchanged: Unchanged = Unchanged()
     log: LogBatch | None = None

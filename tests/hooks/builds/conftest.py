@@ -176,6 +176,13 @@ def tar_of(files):
     return out.getvalue()
 
 
+def with_unchanged(tar_bytes, files, unchanged):
+    """An output as control puts it together: the tar, and the files that are the commit's still."""
+    inside = below(files, unchanged["folder"])
+    rest = tar_of({path: inside[path] for path in unchanged["paths"]})
+    return tar_bytes[: -2 * tarfile.BLOCKSIZE] + rest
+
+
 def files_of(tar_bytes):
     """What a tar holds: text for links, bytes for files, None for folders."""
     found = {}
@@ -227,6 +234,7 @@ class Job:
     files: dict
     lines: list = field(default_factory=list)
     beats: list = field(default_factory=list)
+    sent: bytes | None = None
     output: bytes | None = None
     outcome: dict | None = None
     canceled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -278,6 +286,7 @@ class ControlPeer:
         self.egress = {}  # what build commands may reach, as `wire.Egress`
         self.given = {}  # variables and secrets, as `wire.Given`
         self.failing = {}  # call -> how many times it answers 500 first
+        self.breaking = {}  # call -> whether its answer breaks off before its end, once
         self.cache = None  # the tar that builds begin with
         self.is_cache_hit = False
         self.is_cache_borrowed = False
@@ -374,7 +383,14 @@ class ControlPeer:
     async def _source(self, request):
         job = self._held(request, "source")
         job.asked_for.append(request.query["folder"])
-        return web.Response(body=tar_of(below(job.files, request.query["folder"])))
+        tar = tar_of(below(job.files, request.query["folder"]))
+        if self.breaking.pop("source", None):
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(tar[: len(tar) * 3 // 4])
+            request.transport.close()
+            return response
+        return web.Response(body=tar)
 
     async def _folder(self, request):
         found = folder_of(self._held(request, "folder").files, request.query["path"])
@@ -429,12 +445,15 @@ class ControlPeer:
 
     async def _output(self, request):
         job = self._held(request, "output")
-        job.output = await request.read()
+        job.sent = job.output = await request.read()
         return web.json_response({})
 
     async def _finish(self, request):
         job = self._held(request, "finish")
         job.outcome = await request.json()
+        if job.output is not None:
+            source = below(job.files, job.outcome["folder"])
+            job.output = with_unchanged(job.sent, source, job.outcome["unchanged"])
         if job.outcome["log"] is not None:
             job.take(job.outcome["log"])
         job.finished.set()

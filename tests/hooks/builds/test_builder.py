@@ -199,6 +199,16 @@ async def test_procfile_with_command_keeps_the_whole_tree_after_it(control, slot
     assert {"made.txt", ".hidden/x", "managed.toml", "run"} <= set(unpacked(job.output))
 
 
+async def test_files_that_no_step_touched_are_named_and_not_sent(control, slot, unpacked):
+    tools = {"w/run": (b"#!/bin/sh\n", 0o755), "w/a": b"1", "w/b": b"2", "w/c": b"3", "w/d": b"4"}
+    command = "cd w; touch a; cp -p b e; chmod +x c; mv d f"
+    job = await control.build({**site(command, output="w"), **tools})
+    assert job.outcome["unchanged"] == {"folder": "w", "paths": ["b", "run"]}
+    assert set(unpacked(job.sent)) == {"a", "c", "e", "f"}
+    expected = {"run": b"#!/bin/sh\n", "a": b"1", "b": b"2", "c": b"3", "e": b"2", "f": b"4"}
+    assert unpacked(job.output) == expected
+
+
 async def test_static_output_leaves_out_what_is_not_published(control, slot, unpacked):
     job = await control.build(
         site("mkdir -p dist/.well-known dist/.git; cd dist; touch a .env .well-known/b .git/c")
@@ -337,6 +347,18 @@ async def test_failed_calls_are_repeated_and_no_log_line_is_lost_or_doubled(
     assert job.stage("build")[1:] == [str(n) for n in range(1, 3001)]
     assert unpacked(job.output) == {"a": b"1\n"}
     assert control.failing == {"log": 0, "source": 0, "output": 0, "finish": 0, "heartbeat": 0}
+
+
+async def test_source_that_breaks_off_is_unpacked_anew(control, slot, unpacked):
+    control.breaking = {"source": True}
+    files = {f"dist/{number}": bytes(number << 10) for number in range(9)}
+    limits = {"disk_bytes_max": 80 << 10}  # with which it could not be there twice
+    job = await control.build({**site("rm dist/8"), **files}, limits=limits)
+    assert job.outcome["status"] == "succeeded", job.outcome
+    assert job.asked_for == [".", "."]
+    assert len(job.outcome["unchanged"]["paths"]) == 8
+    del files["dist/8"]
+    assert {f"dist/{name}": data for name, data in unpacked(job.output).items()} == files
 
 
 async def test_call_that_never_succeeds_fails_the_build_and_not_the_slot(control, slot):

@@ -8,7 +8,7 @@ import pytest
 
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.submodules import site_of, without_password
-from hooks.builds.wire import Finish
+from hooks.builds.wire import Finish, Unchanged
 from storage.digest import Digest
 from storage.manifest import FileEntry
 from storage.model import ActorRef, JobStatus
@@ -139,7 +139,7 @@ async def test_submodule_is_in_the_artifact_of_a_site_without_steps(world, theme
     job = await finished(world, build)
     assert job.status is JobStatus.SUCCEEDED, job.error
     manifest, said = kept(world, build)
-    assert manifest == ["index.html", "theme/css/a.css"]
+    assert list(manifest) == ["index.html", "theme/css/a.css"]
     assert said.submodules == (Submodule("theme", "theme", theme),)
 
 
@@ -176,7 +176,7 @@ async def test_sub_folder_has_the_submodules_below_it_alone(world, theme, starte
     }
     job = await finished(world, build, folder="web")
     assert job.status is JobStatus.SUCCEEDED, job.error
-    assert kept(world, build)[0] == ["index.html", "theme/css/a.css"]
+    assert list(kept(world, build)[0]) == ["index.html", "theme/css/a.css"]
 
 
 async def test_branch_of_the_same_site_needs_no_other_permission(world, started, commit, unpacked):
@@ -277,12 +277,12 @@ async def test_submodules_that_are_ignored_are_empty_folders(world, started, unp
     assert files["x"] is None
     job = await finished(world, build, ignores_submodules=True)
     assert job.status is JobStatus.SUCCEEDED, job.error
-    paths, said = kept(world, build)
-    assert (paths, said.submodules) == (["index.html"], ())
+    files, said = kept(world, build)
+    assert (list(files), said.submodules) == (["index.html"], ())
 
 
 def kept(world, build):
-    """The paths of the files in the newest artifact, and the statement about it."""
+    """The files in the newest artifact, by their paths, and the statement about it."""
     (item,) = artifacts.page(
         world.records.reader(), build.site_id, newest=None, last=None, limit_count=1
     ).items
@@ -290,5 +290,54 @@ def kept(world, build):
         Digest.parse(item.artifact.digest), item.attestation.envelope_sha256
     )
     entries = verified.manifest.entries
-    paths = [entry.path.decode() for entry in entries if isinstance(entry, FileEntry)]
-    return paths, verified.provenance
+    files = {entry.path.decode(): entry for entry in entries if isinstance(entry, FileEntry)}
+    return files, verified.provenance
+
+
+@pytest.fixture
+def finished_with(world, packed):
+    """End a build that ran steps and sent these files; its job."""
+
+    async def finish(build, files, **outcome):
+        world.builds.output_path(build.job_id).write_bytes(packed(files))
+        done = Finish("slot-0", "succeeded", profile="static", **outcome)
+        await world.builds.finish(build.job_id, done)
+        return world.jobs.get(build.job_id)
+
+    return finish
+
+
+async def test_files_that_a_build_left_as_they_were_are_taken_from_its_commit(
+    world, theme, started, finished_with
+):
+    build = await started(
+        {
+            "web/out/a": b"a",
+            "web/a": b"another",
+            ".gitmodules": gitmodules(web__out__theme="../theme.git"),
+        },
+        {"web/out/theme": theme},
+    )
+    unchanged = Unchanged("out", ("a", "theme/css/a.css"))
+    job = await finished_with(build, {"made": b"made"}, folder="web", unchanged=unchanged)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    files = {"a": b"a", "made": b"made", "theme/css/a.css": b"body{}"}
+    assert {path: entry.digest for path, entry in kept(world, build)[0].items()} == {
+        path: Digest.of(content) for path, content in files.items()
+    }
+
+
+@pytest.mark.parametrize("path", ["out/a", "b", "out", "../a", "a/"])
+async def test_file_that_the_commit_does_not_have_is_none_that_was_left(
+    world, started, finished_with, path
+):
+    build = await started({"out/a": b"a"}, {})
+    unchanged = Unchanged("out", ("a", path))
+    job = await finished_with(build, {"made": b"made"}, unchanged=unchanged)
+    assert (job.status, job.error.code) == (JobStatus.FAILED, "build.output_invalid")
+
+
+async def test_file_that_was_sent_and_left_too_is_refused(started, finished_with):
+    build = await started({"a": b"a"}, {})
+    job = await finished_with(build, {"a": b"changed"}, unchanged=Unchanged(".", ("a",)))
+    assert (job.status, job.error.code) == (JobStatus.FAILED, "build.output_invalid")

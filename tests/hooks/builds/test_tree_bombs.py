@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from hooks.builds.memo import Memo
 from hooks.builds.packing import Packer
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
-from hooks.builds.wire import Finish
+from hooks.builds.wire import Finish, SandboxLimits
 from storage.errors import TreeTooLargeError
 from storage.manifest import ENTRIES_MAX
 from storage.model import ActorRef, JobStatus
@@ -162,6 +163,32 @@ async def test_slot_gets_no_build_whose_root_has_too_many_entries(world, bomb) -
     job = world.jobs.get(made.value.id)
     assert job.status is JobStatus.FAILED
     assert is_refused(job.error)
+
+
+@pytest.fixture
+def small_disk(world):
+    """Let no build take more than 2 MiB of the disk."""
+    leases = world.builds.leases
+    leases.limits = replace(leases.limits, sandbox=SandboxLimits(disk_bytes_max=2 << 20))
+
+
+@pytest.mark.usefixtures("small_disk")
+async def test_commit_that_fills_the_disk_of_its_build_is_refused_before_any_of_it_is_sent(
+    world, commit, bomb, leased
+) -> None:
+    site = await world.site()
+    repository = world.repositories.path(site.id)
+    source = world.builds.supplies.source
+    bomb(repository, leaf=b"x", levels=1, width=600)  # names take a block each
+    many = await leased(site)
+    with pytest.raises(BuildFailedError, match=r"2 MiB \(builders\.disk_bytes_max\)"):
+        await source(many.job_id, ".", ignores_submodules=False)
+    commit(repository, {"web/index.html": b"<p>", "big": bytes(3 << 20)})
+    large = await leased(site)
+    with pytest.raises(BuildFailedError) as refused:
+        await source(large.job_id, ".", ignores_submodules=False)
+    assert refused.value.code == "build.limit_exceeded"
+    assert await source(large.job_id, "web", ignores_submodules=False)
 
 
 def sources_of(world, **options):
