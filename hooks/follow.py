@@ -67,8 +67,8 @@ class PushNarrator:
             made = " (new)" if effect.is_new_environment else ""
             same = "" if effect.is_new_build else " (of this commit, asked for before)"
             clean = " (clean)" if effect.build.clean else ""
-            place = f"{effect.environment.slug}{made}"
-            await listener.say(f"{_short(effect.ref)} -> {place}: {effect.build.id}{clean}{same}")
+            where = f"{effect.environment.slug}{made}"
+            await listener.say(f"{_short(effect.ref)} -> {where}: {effect.build.id}{clean}{same}")
 
     async def tell_how_to_follow(self, effect: Effect, listener: Listener) -> None:
         """For a client that does not wait: where its build can be watched."""
