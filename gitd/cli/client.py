@@ -126,14 +126,14 @@ class Api:
         """Return the answer's `data`. Safe to repeat: with a key, or for what happens once."""
         return self._data(self._send("POST", path, body=body, idempotency_key=idempotency_key))
 
-    def put(self, path: str, body: Fields) -> object:
-        return self._data(self._send("PUT", path, body=body))
+    def put(self, path: str, body: Fields, query: Query = NO_QUERY) -> object:
+        return self._data(self._send("PUT", path, query=query, body=body))
 
     def patch(self, path: str, body: Fields) -> object:
         return self._data(self._send("PATCH", path, body=body))
 
-    def delete(self, path: str) -> object:
-        return self._data(self._send("DELETE", path))
+    def delete(self, path: str, query: Query = NO_QUERY) -> object:
+        return self._data(self._send("DELETE", path, query=query))
 
     def content(self, path: str, query: Query = NO_QUERY) -> bytes:
         """Return the answer's bytes as they are: they may be signed."""
@@ -237,6 +237,7 @@ class Api:
     ) -> httpx.Response:
         import httpx
 
+        assert "?" not in path, "httpx drops a path's own query: it goes into `query`"
         headers, content = {}, None
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import click
 
 from gitd.cli.answers import Fields, as_fields, text_at
-from gitd.cli.client import endpoint
+from gitd.cli.client import NO_QUERY, Query, endpoint
 from gitd.cli.options import ListGroup, json_option, list_options, site_option
 from gitd.cli.screen import may_ask
 from gitd.cli.session import Session
@@ -58,6 +58,11 @@ _exact_option = click.option(
 )
 
 
+_empty_option = click.option(
+    "--allow-empty", is_flag=True, help="Take nothing on standard input for an empty value."
+)
+
+
 _for_option = click.option(
     "--for",
     "used_in",
@@ -69,6 +74,7 @@ _roll_option = click.option(
     default=True,
     help="Roll what runs again, so that it is given this; else with its next deployment.",
 )
+_NOTHING = "There is no value on standard input"
 _GIVEN_TO = {
     "build": "builds that declare it get it",
     "run": "what runs gets it",
@@ -128,8 +134,10 @@ def set_variable(
     """Set a variable, to VALUE or to what is on standard input."""
     if value is None:
         value = _read(name, is_secret=False, is_exact=exact)
-    path = holder.endpoint("variables", name)
-    _set(session, _rolling(path, roll=roll), _body(value, used_in), f"{name} for {holder}")
+        if not value:
+            raise click.UsageError(f"{_NOTHING}; if it should be empty, give '' as the VALUE.")
+    path, body = holder.endpoint("variables", name), _body(value, used_in)
+    _set(session, path, body, _rolling(roll=roll), f"{name} for {holder}")
 
 
 @secrets.command("set")
@@ -138,6 +146,7 @@ def set_variable(
 @_for_option
 @_roll_option
 @_exact_option
+@_empty_option
 @json_option
 @click.pass_obj
 def set_secret(
@@ -148,11 +157,14 @@ def set_secret(
     *,
     roll: bool,
     exact: bool,
+    allow_empty: bool,
 ) -> None:
     """Set a secret, to what is typed or on standard input: arguments are seen by others."""
     value = _read(name, is_secret=True, is_exact=exact)
-    path = holder.endpoint("secrets", name)
-    _set(session, _rolling(path, roll=roll), _body(value, used_in), f"{name} for {holder}")
+    if not value and not allow_empty:
+        raise click.UsageError(f"{_NOTHING}; if it should be empty, say --allow-empty.")
+    path, body = holder.endpoint("secrets", name), _body(value, used_in)
+    _set(session, path, body, _rolling(roll=roll), f"{name} for {holder}")
 
 
 @variables.command("unset")
@@ -164,7 +176,7 @@ def set_secret(
 def unset_variable(session: Session, holder: _Holder, name: str, *, roll: bool) -> None:
     """Delete a variable. An environment then has its site's again."""
     path = holder.endpoint("variables", name)
-    _unset(session, _rolling(path, roll=roll), f"{name} for {holder}")
+    _unset(session, path, _rolling(roll=roll), f"{name} for {holder}")
 
 
 @secrets.command("unset")
@@ -176,11 +188,11 @@ def unset_variable(session: Session, holder: _Holder, name: str, *, roll: bool) 
 def unset_secret(session: Session, holder: _Holder, name: str, *, roll: bool) -> None:
     """Delete a secret. An environment then has its site's again."""
     path = holder.endpoint("secrets", name)
-    _unset(session, _rolling(path, roll=roll), f"{name} for {holder}")
+    _unset(session, path, _rolling(roll=roll), f"{name} for {holder}")
 
 
-def _rolling(path: str, *, roll: bool) -> str:
-    return path if roll else f"{path}?roll=false"
+def _rolling(*, roll: bool) -> Query:
+    return NO_QUERY if roll else {"roll": "false"}
 
 
 def _body(value: str, used_in: str | None) -> Fields:
@@ -202,8 +214,8 @@ def _read(name: str, *, is_secret: bool, is_exact: bool) -> str:
         raise click.UsageError("A value is text in UTF-8: encode other bytes, as base64.") from None
 
 
-def _set(session: Session, path: str, body: Fields, what: str) -> None:
-    made = as_fields(session.api.put(path, body), "value")
+def _set(session: Session, path: str, body: Fields, query: Query, what: str) -> None:
+    made = as_fields(session.api.put(path, body, query), "value")
 
     def for_people() -> None:
         given_to = _GIVEN_TO.get(text_at(made, "used_in"), text_at(made, "used_in"))
@@ -213,8 +225,8 @@ def _set(session: Session, path: str, body: Fields, what: str) -> None:
     session.show(made, for_people)
 
 
-def _unset(session: Session, path: str, what: str) -> None:
-    deleted = as_fields(session.api.delete(path), "value")
+def _unset(session: Session, path: str, query: Query, what: str) -> None:
+    deleted = as_fields(session.api.delete(path, query), "value")
 
     def for_people() -> None:
         click.echo(printable(f"{what} is no more"))

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
+PRODUCTION = "/sites/acme-store/environments/production"
 CANARY = "canary/8f3a+61c $x'\"\u00e9"
 SPELLINGS = [
     CANARY,
@@ -187,11 +188,18 @@ def test_what_runs_is_given_a_secret_and_its_release_keeps_it(server, keeper) ->
     assert subprocess.run(wait, env=server.environ, capture_output=True).returncode == 0
     assert server.serves(f"length {len(CANARY)}")
     silent(cmdlines(), "/proc")
-    releases = server.api("GET", "/sites/acme-store/environments/production/releases").json["data"]
+    releases = server.api("GET", f"{PRODUCTION}/releases").json["data"]
     assert [release["config_version"] for release in releases] == [1, 0]
     assert releases[0]["artifact_id"] == releases[1]["artifact_id"]
     back = ["mf", "rollback", "--site", "acme-store", "--env", "production", "--wait"]
     assert subprocess.run(back, env=server.environ, capture_output=True).returncode == 0
     assert server.serves("length 0"), "the release before had none"
+    said = set_secret(server, keeper, "--for", "run", "--no-roll")
+    assert "rolling it out" not in said
+    unset = ["mf", "secrets", "unset", "TOKEN", "--site", "acme-store", "--no-roll"]
+    done = subprocess.run(unset, env={**server.environ, "FORGE_TOKEN": keeper}, capture_output=True)
+    assert done.stdout == b"TOKEN for acme-store is no more\n", done.stderr
+    assert not any(job["status"] in ("queued", "running") for job in server.jobs())
+    assert len(server.api("GET", f"{PRODUCTION}/releases").json["data"]) == 3
     assert server.stop() == 0
     files_are_silent(server)

@@ -1,0 +1,50 @@
+"""mf variables, mf secrets: the requests that they make, and what they refuse to make."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+HERE = "/v1/sites/acme-store"
+VALUE = {"name": "TOKEN", "used_in": "run", "jobs": []}
+
+
+@pytest.mark.parametrize("kind", ["variables", "secrets"])
+@pytest.mark.parametrize(("options", "query"), [((), {}), (("--no-roll",), {"roll": "false"})])
+def test_no_roll_reaches_the_server(mf, peer, kind, options, query) -> None:
+    peer.on("PUT", f"{HERE}/{kind}/TOKEN", peer.one(VALUE))
+    peer.on("DELETE", f"{HERE}/{kind}/TOKEN", peer.one(VALUE))
+    value = ("x",) if kind == "variables" else ("--allow-empty",)
+    for arguments in (("set", "TOKEN", *value), ("unset", "TOKEN")):
+        ran = mf(kind, *arguments, "--site", "acme-store", *options)
+        assert ran.code == 0, ran.err
+    assert [(seen.method, seen.query) for seen in peer.seen] == [("PUT", query), ("DELETE", query)]
+
+
+@pytest.mark.parametrize("given", ["", "\n"])
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [(("secrets", "set", "TOKEN"), "--allow-empty"), (("variables", "set", "TOKEN"), "''")],
+)
+def test_nothing_on_standard_input_is_no_value(mf, peer, given, arguments, advice) -> None:
+    peer.on("PUT", f"{HERE}/secrets/TOKEN", peer.one(VALUE))
+    ran = subprocess.run(
+        [mf.program, *arguments, "--site", "acme-store"],
+        env=mf.environ,
+        input=given,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    assert "no value on standard input" in ran.stderr
+    assert advice in ran.stderr
+    assert not peer.seen
+
+
+def test_empty_value_is_set_where_it_is_asked_for(mf, peer) -> None:
+    peer.on("PUT", f"{HERE}/secrets/TOKEN", peer.one(VALUE))
+    peer.on("PUT", f"{HERE}/variables/TOKEN", peer.one(VALUE))
+    assert mf("secrets", "set", "TOKEN", "--site", "acme-store", "--allow-empty").code == 0
+    assert mf("variables", "set", "TOKEN", "", "--site", "acme-store").code == 0
+    assert [seen.body for seen in peer.seen] == [{"value": ""}, {"value": ""}]
