@@ -89,10 +89,7 @@ class SiteAccess:
         name = path.removesuffix(".git")
         site = sites.find(self._records.reader(), name)
         if site is None or not actor.sees_site(site.id):
-            raise NotFoundError(
-                f"There is no site {name!r} here, or this key may not know of it.\n"
-                "List the sites that it knows with: mf sites list\n"
-            )
+            raise NotFoundError(_no_site(name))
         if not actor.may(_SCOPES[service]):
             raise NotAllowedError(
                 f"This key lacks the scope {_SCOPES[service]}: use one that has it.\n"
@@ -213,11 +210,11 @@ class SiteReceiver:
         for effect in effects:
             await self._narrator.announce(effect, remote)
         # git asks for quiet with --quiet, and also when nobody watches its progress.
-        is_waiting = NO_WAIT not in push.options and not push.is_quiet
+        was_asked = NO_WAIT in push.options
         listener = _KeyHolder(remote, _who(push).is_good)
         for effect in effects:
-            if not is_waiting:
-                await self._narrator.tell_how_to_follow(effect, remote)
+            if was_asked or push.is_quiet:
+                await self._narrator.tell_how_to_follow(effect, remote, was_asked=was_asked)
             elif not listener.is_gone:
                 await self._narrator.follow(effect, listener)
         if listener.has_no_key:
@@ -263,6 +260,16 @@ class _KeyHolder:
     async def say(self, *lines: str) -> None:
         if not self.is_gone:
             await self._remote.say(*lines)
+
+
+def _no_site(name: str) -> str:
+    lines = [
+        f"There is no site {name!r} here, or this key may not know of it.",
+        "List the sites that it knows with: mf sites list",
+    ]
+    if branches.site_name_fault(name) is None:
+        lines.append(f"Make this one with:                mf sites create {name}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _moves(outcomes: Sequence[RefOutcome]) -> list[RefMove]:

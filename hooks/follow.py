@@ -11,13 +11,23 @@ from typing import Protocol
 from hooks.jobs import Jobs, QueuePlace
 from hooks.push import Building, Deleted, Effect, Failed, NotDeployed, TornDown
 from storage.joblog import Entry, LogLine
-from storage.model import Build, Deployment, Environment, Failure, Job, JobStatus
-from storage.records import artifacts, builds, deployments, releases, sites
+from storage.model import (
+    Build,
+    Deployment,
+    Environment,
+    EnvironmentKind,
+    Failure,
+    Job,
+    JobStatus,
+)
+from storage.records import artifacts, builds, deployments, environments, releases, sites
 from storage.room import size_in_words
 
 SILENCE_S = 5.0  # then it is asked whether anybody is still there, and may listen
 LINES_REMEMBERED = 50  # of the log: what the end of a push need not say again
 SLOW_STAGE_S = 0.1  # what takes less goes without saying
+# How a build fails however often the same commit is built.
+OF_THE_COMMIT = frozenset({"build.config_invalid", "build.undetected", "build.lfs_pointers"})
 
 
 class Listener(Protocol):
@@ -70,13 +80,19 @@ class PushNarrator:
             where = f"{effect.environment.slug}{made}"
             await listener.say(f"{_short(effect.ref)} -> {where}: {effect.build.id}{clean}{same}")
 
-    async def tell_how_to_follow(self, effect: Effect, listener: Listener) -> None:
-        """For a client that does not wait: where its build can be watched."""
-        if isinstance(effect, Building):
-            await listener.say(
-                f"  not waiting; watch it with: mf logs --follow {effect.build.job_id}"
-            )
+    async def tell_how_to_follow(
+        self, effect: Effect, listener: Listener, *, was_asked: bool
+    ) -> None:
+        """For a client that does not wait: where its build can be watched.
+
+        `was_asked`: it was told not to wait; else git may have asked for quiet by itself.
+        """
+        if not isinstance(effect, Building):
+            return
+        await listener.say(f"  not waiting; watch it with: mf logs --follow {effect.build.job_id}")
+        if not was_asked:
             await listener.say("  (git push --progress waits where there is no terminal)")
+        await listener.say(*self._what_production_waits_for(effect))
 
     async def follow(self, effect: Effect, listener: Listener) -> None:
         """Tell the build and the roll line by line, to the URL or to the reason why not."""
@@ -140,7 +156,21 @@ class PushNarrator:
     async def _tell_live(self, effect: Building, job: Job, listener: Listener) -> None:
         took = ((job.finished_at or 0) - effect.build.created_at) / 1000
         url = self._addresses.of_environment(effect.environment)
-        await listener.say("", f"  {effect.environment.slug} is live after {took:.1f} s: {url}", "")
+        await listener.say("", f"  {effect.environment.slug} is live after {took:.1f} s: {url}")
+        await listener.say(*self._what_production_waits_for(effect), "")
+
+    def _what_production_waits_for(self, effect: Building) -> list[str]:
+        """Words for whoever pushes beside a production to which nobody has pushed yet."""
+        reader, site_id = self._jobs.records.reader(), effect.environment.site_id
+        for production in environments.of_kind(reader, site_id, EnvironmentKind.PRODUCTION):
+            is_begun = (
+                releases.current(reader, production.id) is not None
+                or builds.newest_deployed_ref(reader, production.id) is not None
+            )
+            if production.branch is not None and not is_begun:
+                refs = shlex.quote(f"{_short(effect.ref)}:{production.branch}")
+                return [f"  production waits for {production.branch}: git push managed {refs}"]
+        return []
 
     async def _tell_failed_build(self, effect: Building, job: Job, listener: Listener) -> None:
         await self._tell_end(
@@ -192,12 +222,13 @@ class PushNarrator:
         await listener.say(f"  {self._what_serves(effect.environment)}")
 
     async def _tell_log(self, effect: Building, job: Job, listener: Listener) -> None:
-        name, slug = self._site_name(effect.environment), effect.environment.slug
-        path = f"/v1/sites/{name}/environments/{slug}/builds/{effect.build.id}"
         ref = shlex.quote(_short(effect.ref))
         again = f"mf build {self._place(effect.environment)} --ref {ref} --deploy --wait"
-        await listener.say(f"  full log: {self._addresses.server}{path}/log, or: mf logs {job.id}")
-        await listener.say(f"  to try again without a push: {again}")
+        await listener.say(f"  full log: mf logs {job.id}")
+        if job.error is not None and job.error.code in OF_THE_COMMIT:
+            await listener.say("  no retry mends that: change it, commit, and push again")
+        else:
+            await listener.say(f"  to try again without a push: {again}")
         await listener.say("")
 
     def _place(self, environment: Environment) -> str:
@@ -220,14 +251,14 @@ class PushNarrator:
 def shown(entry: Entry) -> str | None:
     """What a push shows of an entry of the log: lines, with their stages before them.
 
-    So the marks of stages say little: only where one took its time.
+    So the marks of stages say little: only where one took its time, however it ended.
     """
     if not isinstance(entry, LogLine) or entry.mark == "begin":
         return None
     if entry.mark == "end":
         took_s = entry.seconds or 0
         is_slow = took_s >= SLOW_STAGE_S
-        return _staged(entry.stage, f"done in {took_s:.1f} s") if is_slow else None
+        return _staged(entry.stage, f"took {took_s:.1f} s") if is_slow else None
     return _staged(entry.stage, entry.line)
 
 

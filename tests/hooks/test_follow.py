@@ -9,10 +9,11 @@ import pytest
 
 from hooks.builds.wire import BuildError, Finish
 from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Snapshot
-from hooks.follow import Addresses, PushNarrator, place_in_words
+from hooks.follow import Addresses, PushNarrator, place_in_words, shown
 from hooks.jobs import QueuePlace
 from hooks.push import Deleted, Failed, NotDeployed, TornDown
-from storage.model import ActorRef, RefMove
+from storage.joblog import LogLine
+from storage.model import ActorRef, BranchRoute, RefMove, RouteTarget
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
 DONE = Finish("slot-0", "succeeded", profile="static", output="source", folder=".")
@@ -172,6 +173,68 @@ async def test_failure_ends_with_the_command_that_tries_again(world, narrator, p
     await following
     again = f"mf deploy {desired.artifact.id} --site acme-store --env production --wait"
     assert f"to try again: {again}" in ear.lines
+
+
+@pytest.mark.parametrize("code", ["build.config_invalid", "build.undetected"])
+async def test_commit_that_can_only_fail_again_is_not_built_again(
+    world, narrator, push, code
+) -> None:
+    site = await world.site()
+    effect = await push(site)
+    lease = await world.builds.lease("slot-0", 5)
+    error = BuildError(code, "no", None)
+    await world.builds.finish(lease.job_id, Finish("slot-0", "failed", error=error))
+    ear = Ear()
+    await narrator.follow(effect, ear)
+    assert "no retry mends that: change it, commit, and push again" in ear.lines
+    assert f"full log: mf logs {effect.build.job_id}" in ear.lines
+    assert not any("mf build" in line or "http://here" in line for line in ear.lines)
+
+
+async def test_push_beside_a_production_that_waits_says_what_it_waits_for(
+    world, narrator, push
+) -> None:
+    site = await world.site()
+    waits = "production waits for main: git push managed master:main"
+
+    async def said(branch: str) -> list[str]:
+        ear = Ear()
+        effect = await push(site, branch.encode(), branch=branch)
+        await narrator.tell_how_to_follow(effect, ear, was_asked=True)
+        return ear.lines
+
+    assert waits in await said("master")
+    ear = Ear()
+    effect = await push(site, branch="master")
+    following = asyncio.create_task(narrator.follow(effect, ear))
+    lease = await world.builds.lease("slot-0", 5)
+    await world.builds.finish(lease.job_id, DONE)
+    desired = await told(world, effect.environment.id)
+    await world.rolls.report(Report(desired.env_id, desired.deployment_id, "serving"))
+    await following
+    assert ear.lines[-2:] == [waits, ""]
+    routes = (BranchRoute("v?", RouteTarget.LIVE), BranchRoute("*", RouteTarget.PREVIEW))
+    await world.pipeline.replace_routes(site, routes)
+    assert not any("waits for" in line for line in await said("master")), "no one branch"
+    await world.pipeline.replace_routes(site, (BranchRoute("trunk", RouteTarget.LIVE), *routes))
+    assert any("git push managed master:trunk" in line for line in await said("master"))
+    assert not any("waits for" in line for line in await said("trunk"))
+    assert not any("waits for" in line for line in await said("master")), "it is on its way"
+
+
+@pytest.mark.parametrize("was_asked", [True, False])
+async def test_missing_terminal_is_named_only_where_it_may_be_the_reason(
+    narrator, world, push, was_asked
+) -> None:
+    ear = Ear()
+    await narrator.tell_how_to_follow(await push(await world.site()), ear, was_asked=was_asked)
+    assert any("mf logs --follow" in line for line in ear.lines)
+    assert any("--progress" in line for line in ear.lines) is not was_asked
+
+
+def test_stage_of_a_failure_is_not_called_done() -> None:
+    end = LogLine("== build: 0.12 s", "now", "build", mark="end", seconds=0.12)
+    assert shown(end) == "  build    took 0.1 s"
 
 
 @pytest.mark.parametrize("is_in_the_log", [True, False])

@@ -219,7 +219,7 @@ def test_failing_build_leaves_the_prior_release_and_tells_why(server) -> None:
     assert "\x1b" not in said, "no word of a build is an order to the terminal"
     assert "exited with 3" in said or "status 3" in said
     assert before["id"] in said
-    assert "full log" in said
+    assert "full log: mf logs job_" in said
     assert server.serves("good")
     assert current(server) == before
     (failed, *_) = builds(server)
@@ -322,6 +322,7 @@ def test_nowait_and_quiet_return_at_once(server) -> None:
         assert ("(clean)" in done.stderr) is (arguments == loud)
         assert ("push option 'rebild': unknown here" in done.stderr) is (arguments == loud)
         assert "mf logs --follow job_" in done.stderr
+        assert ("where there is no terminal" in done.stderr) == (arguments == ("--quiet",))
         assert "live after" not in done.stderr
         assert not server.serves(text)
         server.wait_for(text)
