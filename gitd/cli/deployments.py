@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from gitd.cli.answers import Job, as_fields, text_at
+from gitd.cli.answers import Fields, Job, as_fields, text_at
 from gitd.cli.client import Api
-from gitd.cli.exits import ExitCode, NothingToDoError
+from gitd.cli.exits import CliError, ExitCode, NothingToDoError
 from gitd.cli.options import (
     Following,
     ListGroup,
@@ -19,7 +19,8 @@ from gitd.cli.options import (
 from gitd.cli.releases import current_release
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
-from gitd.cli.waiting import started
+from gitd.cli.waiting import COMMIT_CHARS, started
+from gitd.words import printable
 
 COLUMNS = (
     Column("DEPLOYMENT", "id", Kind.ID),
@@ -100,16 +101,52 @@ def rollback(
     Without an id, back to the release before the one that runs now. With a deployment's id, back to
     the release before that deployment. With a release's id, back to that very release.
     """
-    named = back_from or _current_deployment(session.api, place)
+    before = _running(session, place, is_needed=back_from is None)
+    named = back_from or _deployment_of(session.api, place, before)
     path = place.endpoint("deployments", named, "rollback")
     body = {"config": config} if config != "then" else None
     job = Job.of(session.api.post(path, body, idempotency_key=idempotency_key))
-    return started(session, job, wait=wait, following=following)
+    code = started(session, job, wait=wait, following=following)
+    if code is ExitCode.OK and not session.as_json:
+        for line in _what_comes_back(session.api, place, job, before):
+            click.echo(printable(line), err=True)
+    return code
 
 
-def _current_deployment(api: Api, place: Place) -> str:
+def _running(session: Session, place: Place, *, is_needed: bool) -> Fields | None:
+    """The release that runs now, if any. Where it only adds to what is said, it may be missing."""
+    if session.as_json and not is_needed:
+        return None
+    try:
+        return current_release(session.api, place)
+    except CliError:
+        if is_needed:
+            raise
+        return None
+
+
+def _what_comes_back(api: Api, place: Place, job: Job, before: Fields | None) -> list[str]:
+    """Name the commit, and warn where it ran already: what is wrong with it is wrong still."""
+    try:
+        path = place.endpoint("deployments", job.resource("id"))
+        deployment = as_fields(api.get(path), "deployment")
+    except (CliError, click.UsageError):
+        return []  # it only adds to what is said
+    artifact, commit = text_at(deployment, "artifact_id"), text_at(deployment, "commit")
+    lines = [f"Back to {f'commit {commit[:COMMIT_CHARS]}, ' if commit else ''}{artifact}"]
+    is_replayed = before is not None and text_at(before, "deployment_id") == deployment.get("id")
+    if before is not None and text_at(before, "artifact_id") == artifact and not is_replayed:
+        here = f"--site {place.site} --env {place.env}"
+        lines += [
+            f"Warning: {text_at(before, 'id')} ran that very artifact: no file differs.",
+            f"What else ran:   mf releases {here}",
+            f"Back to that:    mf rollback RELEASE {here}",
+        ]
+    return lines
+
+
+def _deployment_of(api: Api, place: Place, release: Fields | None) -> str:
     """The deployment that made the current release."""
-    release = current_release(api, place)
     if release is None:
         raise NothingToDoError("environment.nothing_running", f"Nothing runs on {place.env} yet.")
     named = text_at(release, "deployment_id")

@@ -7,11 +7,14 @@ import click
 from gitd.cli.answers import Fields, Job, as_fields, at, text_at
 from gitd.cli.client import Api, endpoint
 from gitd.cli.exits import CliError, ExitCode
-from gitd.cli.options import Following
+from gitd.cli.options import Following, Place
 from gitd.cli.progress import Display, display, state_of
+from gitd.cli.releases import current_release
 from gitd.cli.session import Session
 from gitd.cli.stream import JobStream
 from gitd.words import printable
+
+COMMIT_CHARS = 7
 
 
 def started(session: Session, job: Job, *, wait: bool, following: Following) -> ExitCode:
@@ -87,7 +90,7 @@ def _say_outcome(api: Api, job: Job) -> None:
         click.echo(printable(_success(api, job)))
         return
     click.echo(printable(f"{job.resource('id') or job.id} {job.status}{_why(job)}"))
-    for line in _after_failure(job):
+    for line in _after_failure(api, job):
         click.echo(printable(line), err=True)
 
 
@@ -119,8 +122,24 @@ def _why(job: Job) -> str:
     return f": {said}{left}" if said else ""
 
 
-def _after_failure(job: Job) -> list[str]:
+def _after_failure(api: Api, job: Job) -> list[str]:
     lines = [f"Its log: mf logs {job.id}"]
     if job.status == "failed" and job.type == "deployment.roll":
-        lines.insert(0, "The environment goes on serving the release that it had.")
+        lines.insert(0, _what_serves(api, job))
     return lines
+
+
+def _what_serves(api: Api, job: Job) -> str:
+    """What a failed roll left its environment with. Where that cannot be seen, it is so too."""
+    place = Place(job.resource("site_id"), job.resource("env_id"))
+    try:
+        release = current_release(api, place)
+    except (CliError, click.UsageError):
+        return "The environment goes on serving what it served before."
+    environment = _environment(api, job)
+    slug, url = text_at(environment, "slug") or place.env, text_at(environment, "preview_url")
+    if release is None:
+        return f"Nothing ran on {slug} before, and nothing does now."
+    commit = text_at(release, "commit")[:COMMIT_CHARS]
+    what = f"{text_at(release, 'id')}{f' ({commit})' if commit else ''}"
+    return f"{slug} still serves {what}{f': {url}' if url else ''}"

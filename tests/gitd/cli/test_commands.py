@@ -214,8 +214,9 @@ def test_start_says_which_job_and_how_to_follow_it(mf, peer, arguments, path, bo
     assert (ran.code, ran.out) == (0, "build_01 queued as job_01\n")
     assert "mf jobs wait job_01" in ran.err
     assert mf(*arguments, "--json").json == JOB
-    assert [seen.body for seen in peer.seen] == [body, body]
-    keys = {seen.headers["Idempotency-Key"] for seen in peer.seen}
+    posts = [seen for seen in peer.seen if seen.method == "POST"]
+    assert [seen.body for seen in posts] == [body, body]
+    keys = {seen.headers["Idempotency-Key"] for seen in posts}
     assert len(keys) == 2
 
 
@@ -257,6 +258,25 @@ def test_rollback_uses_the_deployment_that_a_release_names(mf, peer) -> None:
     peer.on("GET", f"{HERE}/releases", peer.many(releases))
     peer.on("POST", f"{HERE}/deployments/dep_03/rollback", peer.one(JOB, 202))
     assert mf("rollback", *PLACE).code == 0
+
+
+@pytest.mark.parametrize("named", [(), ("rel_02",)])
+@pytest.mark.parametrize("artifact", ["art_01", "art_03"])
+def test_rollback_names_what_comes_back_and_warns_of_the_same(mf, peer, named, artifact) -> None:
+    running = {"id": "rel_03", "current": True, "deployment_id": "dep_03", "artifact_id": "art_03"}
+    peer.on("GET", f"{HERE}/releases", peer.many([running]))
+    job = {**JOB, "type": "deployment.roll", "resource": {**JOB["resource"], "id": "dep_04"}}
+    peer.on("POST", f"{HERE}/deployments/{(*named, 'dep_03')[0]}/rollback", peer.one(job, 202))
+    made = {"id": "dep_04", "artifact_id": artifact, "commit": "a1b2c3d4e5"}
+    peer.on("GET", f"{HERE}/deployments/dep_04", peer.one(made))
+    ran = mf("rollback", *named, *PLACE)
+    assert ran.code == 0
+    assert f"Back to commit a1b2c3d, {artifact}\n" in ran.err
+    is_same = artifact == "art_03"
+    assert ("Warning: rel_03 ran that very artifact" in ran.err) is is_same
+    assert ("mf rollback RELEASE --site acme-store --env production" in ran.err) is is_same
+    ran = mf("rollback", *named, *PLACE, "--json")
+    assert (ran.json, ran.err) == (job, "")
 
 
 def test_rollback_of_nothing_is_refused(mf, peer) -> None:

@@ -153,6 +153,25 @@ def test_deployment_after_a_good_build_decides_the_code(mf, peer, stream_of) -> 
     assert "goes on serving" in ran.err
 
 
+@pytest.mark.parametrize(
+    ("releases", "said"),
+    [
+        ([], "Nothing ran on production before, and nothing does now."),
+        (
+            [{"id": "rel_01", "current": True, "commit": "a1b2c3d4e5"}],
+            "production still serves rel_01 (a1b2c3d): http://acme-store.localhost:8081",
+        ),
+    ],
+)
+def test_failed_roll_says_what_serves(mf, peer, stream_of, releases, said) -> None:
+    error = {"code": "deployment.start_failed", "message": "it ended"}
+    roll_of(peer, stream_of([roll("failed", error=error), END]))
+    peer.on("GET", f"{BELOW}/releases", peer.many(releases))
+    ran = mf("jobs", "wait", "job_02")
+    assert ran.code == 1
+    assert f"{said}\n" in ran.err
+
+
 def test_finished_job_can_be_waited_for(mf, peer, stream_of) -> None:
     build_of(peer, stream_of(GONE_ON))
     roll_of(peer, stream_of(LIVE))
