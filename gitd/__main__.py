@@ -173,7 +173,9 @@ def egress(data: Path, config: Path | None, *, as_json: bool) -> None:
 
     log.configure(level="warning")
     settings = _settings(data, config, listen=None, sites=None)
-    become_owner(folder_of(data))
+    folder = folder_of(data)
+    folder.require_server()
+    become_owner(folder)
     home = pwd.getpwuid(os.geteuid()).pw_dir
     found = egress_rules(settings.builders, {**machine_environ(), "HOME": home}).read()
     if as_json:
@@ -207,6 +209,8 @@ def site() -> None:
 @json_option
 def site_create(name: str, data: Path, default_branch: str, *, as_json: bool) -> None:
     """Make a site: a repository to push to, its production and its staging."""
+    from gitd.config import Config
+    from gitd.stores import noted_settings
     from hooks.jobs import Jobs
     from hooks.pipeline import Pipeline
     from storage.joblog import JobLogs
@@ -221,7 +225,8 @@ def site_create(name: str, data: Path, default_branch: str, *, as_json: bool) ->
         print_json({"id": made.id, "name": made.name, "default_branch": made.default_branch})
     else:
         click.echo(f"{made.name} is there ({made.id}). Push to it:")
-        click.echo(f"  git remote add managed http://HOST:PORT/{made.name}.git")
+        server = (noted_settings(folder) or Config()).server.url
+        click.echo(f"  git remote add managed {server}/{made.name}.git")
         click.echo(f"  git push managed {made.default_branch}")
 
 
@@ -264,6 +269,7 @@ cli.add_command(restore)
 def _settings(data: Path, path: Path | None, *, listen: str | None, sites: str | None) -> Config:
     from gitd.config import load, replace_addresses
 
+    folder_of(data).require_access()
     default = data / "gitd.toml"
     chosen = path or (default if default.exists() else None)
     return replace_addresses(load(chosen, _environ()), listen=listen, sites=sites)

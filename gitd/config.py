@@ -49,6 +49,11 @@ class ServerConfig:
     keepalive_s: float = 120.0
     drain_s: float = 10.0
 
+    @property
+    def url(self) -> str:
+        """Where people reach this server, without a slash at its end."""
+        return self.public_url.rstrip("/") or f"http://{self.listen}"
+
 
 @dataclass(frozen=True, slots=True)
 class SitesConfig:

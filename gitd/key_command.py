@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from gitd.beside import beside, data_option, fail, json_option, open_records, pr
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Iterator
 
     from storage.model import ApiKey
     from storage.records.db import Records
@@ -61,15 +64,18 @@ def key_create(  # noqa: PLR0913 - one parameter per option
     from hooks.clock import rfc3339
     from storage.records import api_keys
 
+    if env_name is not None and site_name is None:
+        raise click.UsageError("--env names an environment of a site: give --site too.")
+    ttl_ms = _duration_ms(expires_in)
     folder = beside(data)
-    with open_records(folder) as records:
-        site_id, env_id = _binding(records, site_name, env_name)
+    with _as_usage(), open_records(folder) as records:
+        site_id, env_id = _binding(records, site_name, env_name, data)
         secret, made = auth.mint(
             label,
             auth.expand_scopes(scopes, preset=preset),
             site_id=site_id,
             env_id=env_id,
-            ttl_ms=_duration_ms(expires_in),
+            ttl_ms=ttl_ms,
             cidrs=cidrs,
             family=auth.Family[family.upper().replace("-", "_")],
         )
@@ -118,6 +124,17 @@ def key_list(data: Path, *, as_json: bool) -> None:
                 click.echo(line)
 
 
+@contextlib.contextmanager
+def _as_usage() -> Iterator[None]:
+    """A key that cannot be made like that was asked for in the wrong way."""
+    from gitd.errors import KeyInvalidError
+
+    try:
+        yield
+    except KeyInvalidError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def _facts(item: ApiKey) -> dict[str, object]:
     from gitd.auth import Family
     from hooks.clock import now_ms, rfc3339
@@ -163,17 +180,16 @@ def _bound_to(db: sqlite3.Connection, item: ApiKey) -> str:
 
 
 def _binding(
-    records: Records, site_name: str | None, env_name: str | None
+    records: Records, site_name: str | None, env_name: str | None, data: Path
 ) -> tuple[str | None, str | None]:
     from storage.records import environments, sites
 
     if site_name is None:
-        if env_name is not None:
-            fail("--env names an environment of a site: give --site too")
         return None, None
     found = sites.find(records.reader(), site_name)
     if found is None:
-        fail(f"there is no site {site_name}; make it with: gitd site create {site_name}")
+        make = shlex.join(["gitd", "site", "create", site_name, "--data", str(data)])
+        fail(f"there is no site {site_name}; make it with: {make}")
     if env_name is None:
         return found.id, None
     environment = environments.find(records.reader(), found.id, env_name)
@@ -185,5 +201,5 @@ def _binding(
 def _duration_ms(text: str) -> int:
     match = _DURATION.fullmatch(text)
     if match is None:
-        fail(f"--expires-in: {text!r} is no duration such as 12h, 90d or 4w")
+        raise click.UsageError(f"--expires-in: {text!r} is no duration such as 12h, 90d or 4w.")
     return int(match[1]) * _HOURS[match[2]] * 3_600_000

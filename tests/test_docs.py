@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -11,10 +12,15 @@ import pytest
 
 from gitd.__main__ import cli
 from gitd.api.errors import CODES
+from gitd.cli.exits import ADVICE
+from gitd.cli.session import NO_KEY
 from hooks.builds import managed_toml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *EXAMPLES]
+_TYPED = r"^(?: {4})?(?:sudo )?(?:/opt/gitd/bin/)?(gitd [a-z].*)$"
 _CODE = re.compile(r"(?:build|deployment|artifact|store|release|environment)\.[a-z_]+")
 # Keys of managed.toml look like codes.
 NOT_CODES = {f"build.{key}" for key in managed_toml.TABLES["build"]}
@@ -28,6 +34,16 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> dict[str, click.
         else:
             found[" ".join((*path, name))] = command
     return found
+
+
+def parse(line: str) -> None:
+    """Read a line that is to be typed as `gitd` would, up to the point where it would act."""
+    words = shlex.split(line.partition("  #")[0])[1:]
+    context, command = cli.make_context("gitd", words), cli
+    while isinstance(command, click.Group):
+        _, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert found is not None
+        context, command = found.make_context(found.name, rest, parent=context), found
 
 
 def test_every_gitd_command_and_option_is_documented() -> None:
@@ -57,6 +73,38 @@ def test_every_key_of_managed_toml_is_documented() -> None:
     for table, keys in managed_toml.TABLES.items():
         for key in keys:
             assert f"| `{table}.{key}` |" in page, key
+
+
+def blocks(page: str) -> list[str]:
+    """What a page shows to be typed: fenced, or indented as in the examples."""
+    fenced = re.findall(r"^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return fenced or re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_every_gitd_command_to_type_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = path.read_text()
+    if "GITD_DATA" in page:
+        monkeypatch.setenv("GITD_DATA", "/srv/gitd")
+    for line in re.findall(_TYPED, "\n".join(blocks(page)), re.MULTILINE):
+        parse(line)
+
+
+@pytest.mark.parametrize("advice", [NO_KEY, ADVICE["authentication."]])
+def test_every_hint_that_names_a_gitd_command_can_be_typed(advice: str) -> None:
+    commands = re.findall(r"`(gitd [^`]*)`", advice)
+    assert commands
+    for line in commands:
+        parse(line)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parent.name)
+def test_site_that_an_example_pushes_to_is_made_before(path: Path) -> None:
+    page = path.read_text()
+    (name,) = re.findall(r"http://127\.0\.0\.1:8080/(\S+)\.git", page)
+    made, pushed = page.find(f"    gitd site create {name} "), page.find("git push managed main")
+    assert 0 < made < pushed
+    assert f"<http://{name}.localhost:8081" in page
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -1,8 +1,8 @@
 """Exits: how `mf` ends when it does not end well, as a code for programs and words for people.
 
 CliError
-├── RefusedError        3  the server said no: its code, its message, what to do, its request id
-├── NothingToDoError    3  the server's answers show that it would say no
+├── RefusedError        3  the server said no, or its answer shows that it would: its code, its
+│                          message, what to do, its request id
 └── UnreachableError    4  no answer, or none of this API's
     └── StrangeAnswerError
 A failed job is a result and no error: the command that waited for it returns `ExitCode.FAILED`.
@@ -32,10 +32,12 @@ class ExitCode(IntEnum):
 ADVICE = {
     "authentication.": (
         "Set FORGE_TOKEN to an API key that is valid here. On the server's machine "
-        "`gitd key create --label NAME --preset deploy-bot` makes one."
+        "`gitd key create --label NAME --preset deploy-bot --data DIR` makes one."
     ),
     "scope.insufficient": "Use a key that has this scope: keys are never widened, make a new one.",
-    "site.not_found": "`mf sites list` shows the sites that this key may see.",
+    "site.not_found": (
+        "`mf sites list` shows the sites that this key may see; `mf sites create NAME` makes one."
+    ),
     "environment.not_found": "`mf env list --site SITE` shows the environments of a site.",
     "environment.ambiguous": "Name one of them by its slug.",
     "environment.nothing_running": "Push to it, or `mf deploy` an artifact onto it, first.",
@@ -85,19 +87,6 @@ class RefusedError(CliError):
 
     def fields(self) -> dict[str, object]:
         return dict(self.envelope)
-
-
-class NothingToDoError(CliError):
-    """What was asked makes no sense as things stand: no request was needed to know it."""
-
-    exit_code = ExitCode.REFUSED
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}", *_known_advice(code))
-        self._code = code
-
-    def code(self) -> str:
-        return self._code
 
 
 class UnreachableError(CliError):

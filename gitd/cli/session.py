@@ -12,6 +12,11 @@ import click
 from gitd.cli.client import Api, is_loopback, server_url
 from gitd.cli.exits import CliError, report
 
+NO_KEY = (
+    "No key: set FORGE_TOKEN to an API key. On the server's machine "
+    "`gitd key create --label NAME --preset deploy-bot --data DIR` makes one."
+)
+
 
 @dataclass(slots=True)
 class Session:
@@ -66,10 +71,7 @@ def print_json(value: Mapping[str, object] | Sequence[object] | object) -> None:
 def _checked_token(token: str | None) -> str:
     secret = (token or "").strip()
     if not secret:
-        raise click.UsageError(
-            "No key: set FORGE_TOKEN to an API key. On the server's machine "
-            "`gitd key create --label NAME --preset deploy-bot` makes one."
-        )
+        raise click.UsageError(NO_KEY)
     if not secret.isascii() or not secret.isprintable() or " " in secret:
         raise click.UsageError("FORGE_TOKEN is no API key: it has spaces or odd characters.")
     return secret
