@@ -25,7 +25,7 @@ F = TypeVar("F", bound="Callable[..., object]")
 def data_option(command: F) -> F:
     return click.option(
         "--data",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=click.Path(path_type=Path, file_okay=False, readable=False),
         required=True,
         envvar="GITD_DATA",
         help="The data folder of the server.",

@@ -61,7 +61,12 @@ class DataFolder:
         return self.root / "builder" / name
 
     def prepare(self) -> None:
-        """Make what is missing. Control alone may read it, but for what children work with."""
+        """Make what is missing. Control alone may read it, but for what children work with.
+
+        Raises:
+            StartError: The folder is another user's, or cannot be made.
+        """
+        self.require_access()
         for path, mode in (
             (self.root, 0o711),
             (self.repositories, 0o700),
@@ -77,8 +82,9 @@ class DataFolder:
         """For commands beside a server: make none where there is none.
 
         Raises:
-            StartError: No server has ever been started here.
+            StartError: No server has ever been started here, or another user's was.
         """
+        self.require_access()
         try:
             if not self.database.exists() and not self.repositories.exists():
                 raise StartError(
@@ -87,6 +93,23 @@ class DataFolder:
                 )
         except OSError as error:
             raise StartError(f"cannot look into {self.root}: {error.strerror}") from error
+
+    def require_access(self) -> None:
+        """Say so at once where the folder is another user's.
+
+        Raises:
+            StartError: This user may not look into it.
+        """
+        mine = os.access(self.root, os.R_OK | os.X_OK, effective_ids=True)
+        try:
+            if mine or not self.root.exists():
+                return
+        except PermissionError:
+            pass  # a folder above it is closed
+        raise StartError(
+            f"{self.root} is closed to this user: run this as the user whose server it is, or as"
+            " root."
+        )
 
     def check_whole(self) -> None:
         """Never make a new database beside what a lost one knew of.

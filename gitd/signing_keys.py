@@ -168,7 +168,7 @@ def resign(
     from storage.resign import resign as sign_again
 
     if before is None and not artifact_ids:
-        fail("say what to vouch for: --before SEQUENCE or --artifact ID")
+        raise click.UsageError("Say what to vouch for: --before SEQUENCE or --artifact ID.")
     folder = beside(data)
     custody = _custody(folder)
     reader = _reader(folder, custody)

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 import click
 
-from gitd.cli.answers import Fields, Page, as_fields, at
+from gitd.cli.answers import Fields, Page, as_fields, at, text_at
 from gitd.cli.exits import RefusedError, StrangeAnswerError, UnreachableError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ RETRY_WAITS_S = (0.1, 0.4, 1.0)
 RETRY_AFTER_S_MAX = 15.0
 BUSY = (429, 502, 503, 504)
 SAID_CHARS_MAX = 200
+REFUSAL_TYPES = {404: "not_found", 409: "conflict"}  # contract section 2, "Errors"
 Query = Mapping[str, str | int]
 NO_QUERY: Query = {}
 
@@ -89,6 +90,7 @@ class Api:
         import httpx
 
         self.url = url
+        self._request_id = ""
         # Certificates take 40 ms to load. Without TLS none are needed, and an empty context trusts
         # nobody, so that nothing is lost if TLS comes in by another way (a proxy's).
         is_plain = urlsplit(url).scheme == "http"
@@ -108,6 +110,17 @@ class Api:
 
     def close(self) -> None:
         self._http.close()
+
+    def refusal(self, status: int, code: str, message: str) -> RefusedError:
+        """What the server would say, by its last answer, to what was not worth asking then."""
+        error = {
+            "type": REFUSAL_TYPES[status],
+            "code": code,
+            "message": message,
+            "doc_url": f"{self.url}/errors/{code}",
+        }
+        envelope = {"error": error, "request_id": self._request_id}
+        return RefusedError(envelope, error, status=status)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -280,6 +293,7 @@ class Api:
         envelope = _json_object(response)
         if envelope is None or "data" not in envelope:
             raise self._strange(response)
+        self._request_id = text_at(envelope, "request_id")
         return envelope
 
     def _refusal(self, response: httpx.Response) -> RefusedError | UnreachableError:

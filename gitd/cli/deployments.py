@@ -6,7 +6,7 @@ import click
 
 from gitd.cli.answers import Fields, Job, as_fields, text_at
 from gitd.cli.client import Api
-from gitd.cli.exits import CliError, ExitCode, NothingToDoError
+from gitd.cli.exits import CliError, ExitCode
 from gitd.cli.options import (
     Following,
     ListGroup,
@@ -148,7 +148,7 @@ def _what_comes_back(api: Api, place: Place, job: Job, before: Fields | None) ->
 def _deployment_of(api: Api, place: Place, release: Fields | None) -> str:
     """The deployment that made the current release."""
     if release is None:
-        raise NothingToDoError("environment.nothing_running", f"Nothing runs on {place.env} yet.")
+        raise api.refusal(409, "environment.nothing_running", f"Nothing runs on {place.env} yet.")
     named = text_at(release, "deployment_id")
     if named:
         return named
@@ -157,8 +157,8 @@ def _deployment_of(api: Api, place: Place, release: Fields | None) -> str:
         for deployment in page.items:
             if text_at(deployment, "release_id") == text_at(release, "id"):
                 return text_at(deployment, "id")
-    raise NothingToDoError(
-        "release.no_previous", f"No deployment of {text_at(release, 'id')} is to be seen."
+    raise api.refusal(
+        409, "release.no_previous", f"No deployment of {text_at(release, 'id')} is to be seen."
     )
 
 

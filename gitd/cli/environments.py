@@ -7,7 +7,7 @@ import click
 from gitd.cli.answers import Fields, as_fields, text_at
 from gitd.cli.client import endpoint
 from gitd.cli.confirmation import confirm, yes_option
-from gitd.cli.exits import NothingToDoError
+from gitd.cli.exits import StrangeAnswerError
 from gitd.cli.options import (
     ListGroup,
     Place,
@@ -132,7 +132,7 @@ def url(session: Session, place: Place, *, browser: bool) -> None:
     found = _environment(session, place)
     address = text_at(found, "preview_url")
     if not address:
-        raise NothingToDoError("environment.no_url", f"{place.env} has no address.")
+        raise StrangeAnswerError(f"The server's answer has no address of {place.env}.")
     session.show(found, lambda: click.echo(printable(address)))
     if browser and address.startswith(("http://", "https://")):
         click.launch(address)

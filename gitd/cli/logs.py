@@ -11,7 +11,7 @@ import click
 
 from gitd.cli.answers import Job, LogLine, as_fields, text_at
 from gitd.cli.client import Api, endpoint
-from gitd.cli.exits import ExitCode, NothingToDoError
+from gitd.cli.exits import ExitCode
 from gitd.cli.options import Place, json_option
 from gitd.cli.screen import shows_colours
 from gitd.cli.session import Session, print_json
@@ -139,7 +139,8 @@ def _job_for(api: Api, resource_type: str, resource_id: str) -> Job:
             job = Job.of(fields)
             if job.resource("id") == resource_id:
                 return job
-    raise NothingToDoError(
+    raise api.refusal(
+        404,
         f"{resource_type}.not_found",
         f"No job of {resource_id} is to be seen: name its --site and --env, or its job.",
     )

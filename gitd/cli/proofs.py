@@ -6,6 +6,7 @@ that `mf` shares. It is imported when it is needed.
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 DRAFT_SUFFIX = ".part"
 STDOUT = "-"
+KEY_ID = re.compile("ed25519:[0-9a-f]{64}")
 
 
 class NotProvenError(CliError):
@@ -110,6 +112,11 @@ def verify_artifact(
             raise click.UsageError(f"{given} is not there, or not to be seen by this user.")
     if manifest is not None and (proof is not None or root_keys):
         raise click.UsageError("--manifest checks no signature: give it alone.")
+    for key_id in root_keys:
+        if not KEY_ID.fullmatch(key_id):
+            raise click.UsageError(
+                f"--root-key: {key_id!r} is no key id, which is ed25519: and 64 hexadecimal digits."
+            )
     if path.is_file() and (proof is not None or manifest is not None):
         raise click.UsageError("--proof and --manifest are for folders: FILE is an archive.")
     with _as_exits(path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,10 +19,11 @@ from click.testing import CliRunner, Result
 
 from gitd.__main__ import cli
 from gitd.auth import Authenticator
-from gitd.config import Config
+from gitd.config import Config, ServerConfig
 from gitd.control import Control
-from gitd.errors import StartError
+from gitd.errors import GitdError, StartError
 from gitd.layout import DataFolder
+from gitd.stores import note_settings
 from storage.errors import StorageIoError
 from storage.records.db import Records
 
@@ -119,6 +122,7 @@ def test_folder_on_a_disk_that_is_read_only_is_said_in_one_line(data: Path) -> N
         ("key", "create", "--label", "me", "--scope", "*"),
         ("key", "list"),
         ("key", "revoke", "key_1"),
+        ("egress",),
     ],
 )
 @pytest.mark.parametrize("is_there", [False, True])
@@ -132,6 +136,58 @@ def test_folder_without_a_server_is_refused_and_left_alone(
     assert isinstance(done.exception, StartError)
     assert f"{mistyped} is no data folder of gitd" in str(done.exception)
     assert list(tmp_path.rglob("*")) == ([mistyped] if is_there else [])
+
+
+@contextlib.contextmanager
+def somebody_else() -> Iterator[None]:
+    """Be another user, where that can be; whoever is none already has no more rights than that."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(OWNER)
+    yield
+    os.seteuid(was)
+
+
+@pytest.mark.parametrize("words", [("key", "list"), ("serve",), ("egress",)])
+def test_folder_of_another_user_is_refused_with_who_may(data: Path, words: tuple[str, ...]) -> None:
+    data.chmod(0)
+    with somebody_else():
+        done = gitd(data, *words)
+    data.chmod(0o711)
+    assert isinstance(done.exception, StartError), done.output
+    assert f"{data} is closed to this user" in str(done.exception)
+    assert "as root" in str(done.exception)
+
+
+KEY_OF = ("key", "create", "--label", "me")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (KEY_OF, "A key needs a scope or a preset"),
+        ((*KEY_OF, "--preset", "deploybot"), "did you mean deploy-bot"),
+        ((*KEY_OF, "--scope", "jobs:raed"), "did you mean jobs:read"),
+        ((*KEY_OF, "--scope", "*", "--expires-in", "90"), "is no duration such as"),
+        ((*KEY_OF, "--scope", "*", "--env", "production"), "give --site too"),
+        (("signing-key", "resign", "ed25519:00"), "--before SEQUENCE or --artifact ID"),
+    ],
+)
+def test_wrong_usage_is_exit_2(data: Path, words: tuple[str, ...], said: str) -> None:
+    done = gitd(data, *words)
+    assert done.exit_code == 2
+    assert said in done.stderr
+
+
+def test_hints_can_be_typed_as_they_are(data: Path) -> None:
+    done = gitd(data, *KEY_OF, "--scope", "*", "--site", "acme-store")
+    assert isinstance(done.exception, GitdError)
+    _, _, hint = str(done.exception).partition("make it with: ")
+    made = CliRunner().invoke(cli, shlex.split(hint)[1:])
+    assert made.exit_code == 0, made.output
+    assert "git remote add managed http://127.0.0.1:8080/acme-store.git" in made.stdout
+    note_settings(DataFolder(data), Config(ServerConfig(public_url="https://forge.example/")))
+    assert "managed https://forge.example/two.git" in gitd(data, "site", "create", "two").stdout
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,15 @@ def test_rollback_of_nothing_is_refused(mf, peer) -> None:
     assert "environment.nothing_running" in ran.err
     ran = mf("rollback", *PLACE, "--json")
     assert ran.out == ""
-    assert json.loads(ran.err)["error"]["code"] == "environment.nothing_running"
+    assert json.loads(ran.err) == {
+        "error": {
+            "type": "conflict",
+            "code": "environment.nothing_running",
+            "message": "Nothing runs on production yet.",
+            "doc_url": f"{peer.url}/errors/environment.nothing_running",
+        },
+        "request_id": "req_01J9ZZZZZZZZZZZZZZZZZZZZZZ",
+    }
 
 
 @pytest.mark.parametrize("name", ["manifest", "provenance"])
@@ -352,7 +360,7 @@ def test_address_of_an_environment_is_printed(mf, peer) -> None:
     peer.on("GET", HERE, peer.one(PRODUCTION), peer.one(PRODUCTION), peer.one({"id": "env_01"}))
     assert mf("url", *PLACE).out == "http://acme-store.localhost:8081\n"
     assert mf("url", *PLACE, "--json").json == PRODUCTION
-    assert mf("url", *PLACE).code == 3
+    assert mf("url", *PLACE).code == 4
 
 
 def test_version_needs_no_server(mf) -> None:

@@ -593,3 +593,13 @@ def test_wrong_use_of_logs_says_what_is_wrong(mf, arguments, hint) -> None:
     ran = mf("logs", *arguments)
     assert ran.code == 2
     assert hint in ran.err
+
+
+def test_log_of_a_build_that_no_job_is_for_is_a_refusal_as_the_servers(mf, peer) -> None:
+    peer.on("GET", "/v1/jobs", peer.many([]))
+    ran = mf("logs", "build_09", "--json")
+    assert (ran.code, ran.out) == (3, "")
+    said = json.loads(ran.err)
+    assert said["request_id"] == "req_01J9ZZZZZZZZZZZZZZZZZZZZZZ"
+    assert (said["error"]["type"], said["error"]["code"]) == ("not_found", "build.not_found")
+    assert said["error"]["message"].startswith("No job of build_09 is to be seen")

@@ -72,6 +72,7 @@ def test_file_that_cannot_be_written_is_said(mf, peer, tmp_path: Path) -> None:
         (("it.tar", "--manifest", "it.tar"), "are for folders"),
         (("it.tar", "--proof", "it.tar"), "are for folders"),
         ((".", "--manifest", "it.tar", "--root-key", "x"), "give it alone"),
+        (("it.tar", "--root-key", "ed25519:00"), "'ed25519:00' is no key id"),
         (("gone",), "is not there"),
         ((".", "--proof", "gone"), "is not there"),
         ((".",), "proves it"),
