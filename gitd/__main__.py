@@ -103,7 +103,7 @@ def builder(
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), required=True)
 @click.option("--dir", "directory", type=click.Path(path_type=Path), required=True)
 @click.option("--store", type=click.Path(path_type=Path), required=True)
-@click.option("--listen", default="127.0.0.1:8081", show_default=True)
+@click.option("--listen", metavar="HOST:PORT", help="Instead of the file's.")
 @click.option("--listen-fd", type=int, help="A listening socket that this process inherited.")
 @click.option("--root-key", multiple=True, help="Trust begins with this key id alone.")
 @click.option("--trusted-proxy", multiple=True, help="A network that may set X-Forwarded-*.")
@@ -117,7 +117,7 @@ def host(  # noqa: PLR0913 - one parameter per option
     socket_path: Path,
     directory: Path,
     store: Path,
-    listen: str,
+    listen: str | None,
     listen_fd: int | None,
     root_key: tuple[str, ...],
     trusted_proxy: tuple[str, ...],
@@ -136,14 +136,14 @@ def host(  # noqa: PLR0913 - one parameter per option
     from hooks.deploys.runtime import WEB_LIMITS
 
     log.configure()
-    settings = load(config, _environ()).host
+    settings = load(config, _environ())
     inherited = inherited_sockets().get("sites")
     main(
         HostConfig(
             socket_path,
             directory,
             store,
-            listen=parse_address(listen, "--listen"),
+            listen=parse_address(listen or settings.sites.listen, "--listen"),
             listen_fd=inherited.detach() if inherited is not None else listen_fd,
             uid=uid,
             gid=gid,
@@ -152,8 +152,8 @@ def host(  # noqa: PLR0913 - one parameter per option
             credentials=credentials_folder(os.environ),
             web_limits=replace(
                 WEB_LIMITS,
-                memory_bytes=memory_bytes_max or settings.memory_bytes_max,
-                process_count=process_count_max or settings.process_count_max,
+                memory_bytes=memory_bytes_max or settings.host.memory_bytes_max,
+                process_count=process_count_max or settings.host.process_count_max,
             ),
         )
     )

@@ -16,12 +16,13 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from gitd.config import Config, is_loopback, parse_address
+from gitd.config import Config
 from gitd.control import Control, builder_child
 from gitd.errors import StartError
 from gitd.layout import DataFolder
+from gitd.listening import front_socket, sites_socket, try_addresses
 from gitd.stores import note_settings
-from gitd.systemd import inherited_sockets, notify
+from gitd.systemd import notify
 from hooks.builds import cgroups
 from hooks.builds import service as builder_service
 from hooks.deploys import service as host_service
@@ -50,13 +51,15 @@ async def serve(
     # The default pool has as many threads as this machine has processors, and a few: slow disks
     # would let pushes wait for each other.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "control"))
-    folder.prepare()
     if os.geteuid() == 0 and with_children:
         folder.check_reachable()
+    if folder.is_new():  # a start that is refused leaves nothing behind
+        try_addresses(config, with_sites=with_children)
+    folder.prepare()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_only_one(folder))
         folder.check_whole()
-        listener = _listener(config)
+        listener = front_socket(config)
         control = Control(folder, config, credentials)
         stack.callback(control.close)
         stack.push_async_callback(control.housekeeping.close)
@@ -67,7 +70,7 @@ async def serve(
             stack.callback(cgroups.tidy)
             children = control.children()
             if not children.has_survivor():
-                _bound(config.sites.listen, "sites.listen", "--sites").close()
+                sites_socket(config).close()
             control.builds.watch_silence(lambda slot: children.kill(builder_child(slot)))
             await stack.enter_async_context(_kept_running(children.run()))
         await control.recover(slots_are_gone=with_children)
@@ -121,36 +124,6 @@ def _only_one(folder: DataFolder) -> Iterator[None]:
         ) from None
     finally:
         os.close(fd)
-
-
-def _listener(config: Config) -> socket.socket:
-    inherited = inherited_sockets().get("http")
-    if inherited is not None:
-        return inherited
-    host, _ = parse_address(config.server.listen, "server.listen")
-    if not is_loopback(host) and not config.server.trusted_proxies:
-        log.warning(
-            "plain_http_beyond_this_machine",
-            listen=config.server.listen,
-            advice="put a TLS proxy in front and name it in server.trusted_proxies",
-        )
-    return _bound(config.server.listen, "server.listen", "--listen")
-
-
-def _bound(address: str, setting: str, option: str) -> socket.socket:
-    host, port = parse_address(address, setting)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError as error:
-        bound.close()
-        raise StartError(
-            f"cannot listen on {address}: {error.strerror}. "
-            f"Stop what has that address, or choose another with {option}."
-        ) from error
-    return bound
 
 
 @contextlib.asynccontextmanager

@@ -185,7 +185,7 @@ class Control:
 
     @property
     def server_url(self) -> str:
-        return self.config.server.public_url.rstrip("/") or f"http://{self.config.server.listen}"
+        return self.config.server.url
 
     def _may_fetch(self, actor: ActorRef, site_id: str) -> bool:
         return may_fetch(self.records, actor, site_id, now=self.jobs.clock())

@@ -60,6 +60,15 @@ class DataFolder:
     def slot(self, name: str) -> Path:
         return self.root / "builder" / name
 
+    def is_new(self) -> bool:
+        """Whether no server was ever started here.
+
+        Raises:
+            StartError: This user may not look into it.
+        """
+        self.require_access()
+        return not self.database.exists() and not self.repositories.exists()
+
     def prepare(self) -> None:
         """Make what is missing. Control alone may read it, but for what children work with.
 
@@ -84,9 +93,8 @@ class DataFolder:
         Raises:
             StartError: No server has ever been started here, or another user's was.
         """
-        self.require_access()
         try:
-            if not self.database.exists() and not self.repositories.exists():
+            if self.is_new():
                 raise StartError(
                     f"{self.root} is no data folder of gitd: there is no {self.database.name} in "
                     "it. Name the one of the server; a new one is made by: gitd serve --data DIR"
@@ -142,10 +150,16 @@ class DataFolder:
     def check_reachable(self) -> None:
         """Children with uids of their own must be able to walk to this folder.
 
+        What is not there yet is made so that they can, and so is our own folder.
+
         Raises:
             StartError: A folder on the way is closed to others.
         """
         for folder in (self.root, *self.root.parents):
+            if not folder.exists() or (
+                folder == self.root and folder.stat().st_uid == os.geteuid()
+            ):
+                continue
             if not folder.stat().st_mode & stat.S_IXOTH:
                 raise StartError(
                     f"The builders and the site host run as users of their own and cannot reach "

@@ -8,9 +8,14 @@ import socket
 _FIRST_FD = 3
 
 
+def is_given_sockets() -> bool:
+    """Whether the service manager opened sockets for this process."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
 def inherited_sockets() -> dict[str, socket.socket]:
     """The listening sockets that the service manager opened for this process, by name."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+    if not is_given_sockets():
         return {}
     count = int(os.environ.get("LISTEN_FDS", "0"))
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,12 +12,14 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 UNITS = Path(__file__).parents[2] / "systemd"
+BIN = Path(sys.executable).parent
 UNIT_KINDS = {".service", ".socket", ".timer"}
 
 
@@ -64,6 +67,34 @@ def test_slot_tells_the_service_manager_that_it_does_not_hang(tmp_path: Path) ->
             slot.kill()
             slot.wait()
             shutil.rmtree(scratch)
+
+
+def test_site_host_of_the_service_listens_where_the_settings_say(tmp_path: Path) -> None:
+    (line,) = re.findall(
+        r"^ExecStart=(.*)$", (UNITS / "gitd-host.service").read_text(), re.MULTILINE
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = tmp_path / "gitd.toml"
+    settings.write_text(f'[sites]\nlisten = "127.0.0.1:{port}"\n')
+    (tmp_path / "gitd-host").mkdir()
+    own = {"/etc/gitd/gitd.toml": str(settings), "/opt/gitd/bin/gitd": f"{BIN / 'gitd'}"}
+    words = [own.get(word, word.replace("/var/lib", str(tmp_path))) for word in line.split()]
+    assert str(settings) in words
+    with (tmp_path / "log").open("wb") as log:
+        host = subprocess.Popen(words, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 60
+        while host.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail((tmp_path / "log").read_text())
+    finally:
+        host.kill()
+        host.wait()
 
 
 def test_settings_of_the_service_are_valid_and_name_the_users_it_makes() -> None:

@@ -561,3 +561,4 @@ def test_taken_address_is_said_at_once(server, tmp_path) -> None:
         assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
         assert option in done.stderr
         assert done.stdout == ""
+        assert not (server.root / f"other{option}").exists(), "it was refused, and made a folder"
