@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from storage.custody import Custody
     from storage.model import Attestation
     from storage.reader import StoreReader
-    from storage.records.attestations import Affected
+    from storage.records.vouching import Affected
     from storage.resign import Resigned
     from storage.signing import SigningKey
     from storage.trust import Keyring, TrustedKey
@@ -121,7 +121,7 @@ def revoke(
     as_json: bool,
 ) -> None:
     """Trust nothing any more that a key ever signed, from this moment on."""
-    from storage.records import attestations
+    from storage.records import attestations, vouching
     from storage.resign import Resigned, resign
 
     root_key = _load(root)
@@ -143,7 +143,7 @@ def revoke(
         lost = attestations.signed_by(records.reader(), name)
         if dry_run:
             lost = [made_by for made_by in lost if since is None or made_by.sequence >= since]
-        affected = attestations.affected(records.reader(), key_id=name, since=since)
+        affected = vouching.affected(records.reader(), key_id=name, since=since)
     _tell_revoked(name, lost, affected, None if dry_run else kept, as_json=as_json)
     if not dry_run and kept.failures:
         raise SystemExit(1)

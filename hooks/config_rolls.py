@@ -67,7 +67,10 @@ def _queued(changes: JobChanges, environment: Environment, actor: ActorRef) -> J
 
 def _runs_something(db: sqlite3.Connection, release: Release) -> bool:
     artifact = artifacts.get(db, release.artifact_id)
-    made_by = attestations.best(db, release.site_id, release.artifact_id)
-    if artifact is None or artifact.dropped_at is not None or made_by is None:
+    deployment = deployments.get(db, release.deployment_id)
+    if artifact is None or artifact.dropped_at is not None or deployment is None:
+        return False
+    made_by = attestations.by_envelope(db, deployment.envelope_sha256)
+    if made_by is None:
         return False
     return made_by.profile != STATIC

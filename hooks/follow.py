@@ -109,7 +109,7 @@ class PushNarrator:
         if job.status is not JobStatus.SUCCEEDED:
             await self._tell_failed_build(effect, _unsaid(job, said), listener)
             return
-        await self._tell_artifact(effect, job, listener)
+        await self._tell_artifact(job, listener)
         deployment = _deployment_of(self._jobs, job)
         if deployment is None:
             return
@@ -142,16 +142,12 @@ class PushNarrator:
             return None
         return job
 
-    async def _tell_artifact(self, effect: Building, job: Job, listener: Listener) -> None:
+    async def _tell_artifact(self, job: Job, listener: Listener) -> None:
         artifact_id = (job.result or {}).get("artifact_id", "")
-        found = artifacts.of_site(
-            self._jobs.records.reader(), effect.environment.site_id, artifact_id
-        )
-        if found is not None:
-            size = size_in_words(found.artifact.size_bytes)
-            await listener.say(
-                f"  artifact {artifact_id}: {found.artifact.files} files, {size}, signed"
-            )
+        artifact = artifacts.get(self._jobs.records.reader(), artifact_id)
+        if artifact is not None:
+            size = size_in_words(artifact.size_bytes)
+            await listener.say(f"  artifact {artifact_id}: {artifact.files} files, {size}, signed")
 
     async def _tell_live(self, effect: Building, job: Job, listener: Listener) -> None:
         took = ((job.finished_at or 0) - effect.build.created_at) / 1000

@@ -18,8 +18,16 @@ def expect(db: sqlite3.Connection, environment: Environment) -> None:
         raise NotFoundError("environment", environment.slug)
 
 
-def artifact(db: sqlite3.Connection, site_id: str, artifact_id: str) -> SiteArtifact:
-    found = artifacts.of_site(db, site_id, artifact_id)
+def artifact(
+    db: sqlite3.Connection, environment: Environment, artifact_id: str, only_env: str | None
+) -> SiteArtifact:
+    """An artifact with the statement that the environment goes by.
+
+    `only_env`: the one environment that the caller may know of, if it is bound to one.
+    """
+    found = artifacts.of_environment(
+        db, environment, artifact_id, only_its_own=only_env is not None
+    )
     if found is None:
         raise NotFoundError("artifact", artifact_id)
     return found

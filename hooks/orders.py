@@ -6,8 +6,16 @@ import sqlite3
 
 from hooks.errors import RefusedError
 from hooks.queueing import DeploymentOrder
-from storage.model import ActorRef, Attestation, Environment, Release, Trigger
-from storage.records import attestations, deployments
+from storage.model import (
+    ActorRef,
+    Attestation,
+    Deployment,
+    Environment,
+    EnvironmentKind,
+    Release,
+    Trigger,
+)
+from storage.records import attestations, deployments, vouching
 
 
 def again(
@@ -22,12 +30,12 @@ def again(
     """The order to roll what `release` ran; where its statement was revoked, by another one.
 
     Raises:
-        RefusedError: `artifact.revoked`: there is no other.
+        RefusedError: `artifact.revoked`: there is no other that the target trusts.
     """
     return DeploymentOrder(
         target,
         release.artifact_id,
-        statement_of(db, release),
+        statement_of(db, release, target),
         trigger,
         actor,
         release.ref,
@@ -36,16 +44,37 @@ def again(
     )
 
 
-def statement_of(db: sqlite3.Connection, release: Release) -> str:
+def statement_of(db: sqlite3.Connection, release: Release, target: Environment) -> str:
     """The envelope of the statement to roll `release` by; raises as `again` does."""
     deployment = deployments.get(db, release.deployment_id)
     assert deployment is not None, "a release has its deployment"
+    return standing(db, deployment, target)
+
+
+def standing(db: sqlite3.Connection, deployment: Deployment, target: Environment) -> str:
+    """The envelope of the statement to go by on `target` for what a deployment rolled: its own,
+    whoever made that, since it was named; else, where that was revoked, one that is trusted there.
+    """
     made_by = attestations.by_envelope(db, deployment.envelope_sha256)
     if made_by is None or not made_by.is_revoked:
         return deployment.envelope_sha256
-    made_by = attestations.best(db, release.site_id, release.artifact_id) or made_by
+    other = vouching.best(db, target, deployment.artifact_id)
+    if other is not None and other.is_trusted:
+        made_by = other.attestation
     refuse_revoked(made_by)
     return made_by.envelope_sha256
+
+
+def refuse_previews_word(environment: Environment, made_by: Attestation) -> None:
+    """Raises RefusedError `artifact.previews_only` where an environment is to run what previews
+    alone say how to run: whoever may push to a preview could mean production by it.
+    """
+    if environment.kind is not EnvironmentKind.PREVIEW:
+        raise RefusedError(
+            "artifact.previews_only",
+            f"Only previews built {made_by.artifact_id}: promote the preview that runs it, or "
+            f"build its commit {made_by.commit[:12]} for {environment.slug}.",
+        )
 
 
 def refuse_revoked(made_by: Attestation) -> None:

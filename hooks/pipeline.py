@@ -25,7 +25,7 @@ from hooks.errors import (
 )
 from hooks.jobs import JobChanges, Jobs
 from hooks.once import Made, once, replay
-from hooks.orders import again, refuse_revoked
+from hooks.orders import again, refuse_previews_word, refuse_revoked
 from hooks.previews import PreviewLimits
 from hooks.queueing import (
     BuildOrder,
@@ -266,21 +266,26 @@ class Pipeline:
         artifact_id: str,
         actor: ActorRef,
         *,
+        only_env: str | None = None,
         claim: Claim | None = None,
     ) -> Made[Job]:
         """Queue a roll of an artifact that a build of this site made.
 
+        `only_env`: the one environment that the caller may know of, if it is bound to one.
+
         Raises:
             NotFoundError: No build of this site made it, or the environment is gone.
-            RefusedError: `artifact.revoked`, `artifact.expired`.
+            RefusedError: `artifact.previews_only`, `artifact.revoked`, `artifact.expired`.
         """
 
         def change(changes: JobChanges) -> Job:
             named.expect(changes.db, environment)
-            found = named.artifact(changes.db, environment.site_id, artifact_id)
+            found = named.artifact(changes.db, environment, artifact_id, only_env)
             if not found.artifact.is_available:
                 raise _expired(found.artifact)
             made_by = found.attestation
+            if not found.is_trusted:
+                refuse_previews_word(environment, made_by)
             refuse_revoked(made_by)
             order = DeploymentOrder(
                 environment,
@@ -379,7 +384,14 @@ class Pipeline:
 
     # -- artifacts ------------------------------------------------------------------------------
 
-    async def pin_artifact(self, site: Site, artifact_id: str, actor: ActorRef) -> SiteArtifact:
+    async def pin_artifact(
+        self,
+        environment: Environment,
+        artifact_id: str,
+        actor: ActorRef,
+        *,
+        only_env: str | None = None,
+    ) -> SiteArtifact:
         """Keep an artifact until it is unpinned; one that has expired is back with it. Repeatable.
 
         Raises:
@@ -388,15 +400,17 @@ class Pipeline:
         """
 
         def change(changes: JobChanges) -> SiteArtifact:
-            found = named.artifact(changes.db, site.id, artifact_id)
+            found = named.artifact(changes.db, environment, artifact_id, only_env)
             if found.artifact.dropped_at is not None:
                 raise _expired(found.artifact)
-            retention.pin(changes.db, site.id, artifact_id, actor, changes.now)
-            return named.artifact(changes.db, site.id, artifact_id)
+            retention.pin(changes.db, environment.site_id, artifact_id, actor, changes.now)
+            return named.artifact(changes.db, environment, artifact_id, only_env)
 
         return await self._jobs.commit(change)
 
-    async def unpin_artifact(self, site: Site, artifact_id: str) -> SiteArtifact:
+    async def unpin_artifact(
+        self, environment: Environment, artifact_id: str, *, only_env: str | None = None
+    ) -> SiteArtifact:
         """Keep an artifact only as long as anything else does. Repeatable.
 
         Raises:
@@ -404,8 +418,8 @@ class Pipeline:
         """
 
         def change(changes: JobChanges) -> SiteArtifact:
-            found = named.artifact(changes.db, site.id, artifact_id)
-            retention.unpin(changes.db, site.id, artifact_id)
+            found = named.artifact(changes.db, environment, artifact_id, only_env)
+            retention.unpin(changes.db, environment.site_id, artifact_id)
             return found
 
         return await self._jobs.commit(change)

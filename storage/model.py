@@ -266,15 +266,16 @@ class Attestation:
 
 @dataclass(frozen=True, slots=True)
 class SiteArtifact:
-    """An artifact as one site sees it: with the statement of a build of it to go by.
+    """An artifact as an environment of a site sees it: with the statement that it goes by.
 
-    That is the newest which is not revoked; a revoked one only when there is no other.
     `is_damaged`: something of it was found damaged in the store, and is not mended yet.
+    `is_trusted`: not previews alone, and other ones than the environment, say how it is run.
     """
 
     artifact: Artifact
     attestation: Attestation
     is_damaged: bool = False
+    is_trusted: bool = True
 
 
 class VariableUse(StrEnum):

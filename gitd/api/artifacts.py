@@ -12,7 +12,8 @@ from gitd.api.endpoint import Call, ListReply, Reply
 from gitd.api.envelope import answer_headers
 from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
-from hooks.errors import NotFoundError, RefusedError
+from hooks import named
+from hooks.errors import RefusedError
 from hooks.pipeline import Pipeline
 from storage.errors import ArtifactMissingError
 from storage.model import SiteArtifact
@@ -41,7 +42,12 @@ class Artifacts:
         name = list_name("artifacts", call.site.id)
         newest, last = read_cursor(call.query.cursor, name, 2)
         page = artifacts.page(
-            call.db, call.site.id, newest=newest, last=last, limit_count=call.query.limit
+            call.db,
+            call.environment,
+            only_its_own=call.actor.env_id is not None,
+            newest=newest,
+            last=last,
+            limit_count=call.query.limit,
         )
         cursor = None
         if page.has_more:
@@ -62,11 +68,18 @@ class Artifacts:
         return Reply(answers.artifact(call.site, call.environment, found, is_pinned=is_pinned))
 
     async def pin(self, call: Call[NoQuery, NoBody]) -> Reply:
-        found = await self._pipeline.pin_artifact(call.site, call.named("artifact"), call.actor.ref)
+        found = await self._pipeline.pin_artifact(
+            call.environment,
+            call.named("artifact"),
+            call.actor.ref,
+            only_env=call.actor.env_id,
+        )
         return Reply(answers.artifact(call.site, call.environment, found, is_pinned=True))
 
     async def unpin(self, call: Call[NoQuery, NoBody]) -> Reply:
-        found = await self._pipeline.unpin_artifact(call.site, call.named("artifact"))
+        found = await self._pipeline.unpin_artifact(
+            call.environment, call.named("artifact"), only_env=call.actor.env_id
+        )
         return Reply(answers.artifact(call.site, call.environment, found, is_pinned=False))
 
     async def manifest(self, call: Call[NoQuery, NoBody]) -> web.Response:
@@ -94,10 +107,7 @@ def _read(read: Callable[[str], bytes], name: str) -> bytes:
 
 
 def _named(call: Call[NoQuery, NoBody]) -> SiteArtifact:
-    found = artifacts.of_site(call.db, call.site.id, call.named("artifact"))
-    if found is None:
-        raise NotFoundError("artifact", call.named("artifact"))
-    return found
+    return named.artifact(call.db, call.environment, call.named("artifact"), call.actor.env_id)
 
 
 def _raw(call: Call[NoQuery, NoBody], data: bytes, content_type: str) -> web.Response:

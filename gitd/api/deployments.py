@@ -43,7 +43,11 @@ class Deployments:
     async def start(self, call: Call[NoQuery, DeploymentBody]) -> Reply:
         return accepted(
             await self._pipeline.start_deployment(
-                call.environment, call.body.artifact_id, call.actor.ref, claim=call.claim
+                call.environment,
+                call.body.artifact_id,
+                call.actor.ref,
+                only_env=call.actor.env_id,
+                claim=call.claim,
             )
         )
 

@@ -380,7 +380,12 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
             answer=answers.Job,
             status=202,
             is_creating=True,
-            errors=("artifact.not_found", "artifact.revoked", "artifact.expired"),
+            errors=(
+                "artifact.not_found",
+                "artifact.previews_only",
+                "artifact.revoked",
+                "artifact.expired",
+            ),
         ),
         Endpoint(
             "GET",

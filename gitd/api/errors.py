@@ -256,6 +256,12 @@ ROWS = (
     ),
     ErrorCode(
         CONFLICT,
+        "artifact.previews_only",
+        "Only builds of previews made the artifact, and so only they say how it is run.",
+        "Promote the preview that runs it; or build its commit for this environment.",
+    ),
+    ErrorCode(
+        CONFLICT,
         "artifact.revoked",
         "The key that vouched for the artifact was revoked, and nothing else vouches for it.",
         "Build its commit again; or let the server's operator vouch for it with gitd signing-key "

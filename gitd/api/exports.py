@@ -13,11 +13,12 @@ from aiohttp import hdrs, web
 from gitd.api.endpoint import Call
 from gitd.api.envelope import answer_headers
 from gitd.api.reading import NoBody, NoQuery
-from hooks.errors import NotFoundError, RefusedError
+from hooks import named
+from hooks.errors import RefusedError
 from storage.digest import Digest
 from storage.errors import StorageError
 from storage.export import Export
-from storage.records import artifacts, attestations, release_statements
+from storage.records import release_statements, vouching
 from storage.records.release_statements import IssuedStatement
 
 TAR_TYPE = "application/x-tar"
@@ -38,9 +39,8 @@ class Exports:
 
     async def show(self, call: Call[NoQuery, NoBody]) -> web.StreamResponse:
         """The artifact's files and statements; the releases are those of the environment."""
-        found = artifacts.of_site(call.db, call.site.id, call.named("artifact"))
-        if found is None:
-            raise NotFoundError("artifact", call.named("artifact"))
+        only_env = call.actor.env_id
+        found = named.artifact(call.db, call.environment, call.named("artifact"), only_env)
         artifact = found.artifact
         if artifact.dropped_at is not None:
             raise RefusedError("artifact.expired", f"{artifact.id} is not kept any more.")
@@ -48,10 +48,18 @@ class Exports:
             raise RefusedError(
                 "artifact.revoked", f"The key that vouched for {artifact.id} was revoked."
             )
-        provenance = attestations.of_artifact(
-            call.db, call.site.id, artifact.id, limit_count=STATEMENTS_MAX
+        provenance = vouching.ranked(
+            call.db,
+            call.environment,
+            artifact.id,
+            only_its_own=only_env is not None,
+            limit_count=STATEMENTS_MAX,
         )
-        names = [one.envelope_sha256 for one in provenance]
+        names = [
+            one.attestation.envelope_sha256
+            for one in provenance
+            if one.is_trusted is found.is_trusted and not one.attestation.is_revoked
+        ]
         releases = [
             one
             for one in release_statements.of_artifact(

@@ -378,9 +378,8 @@ def _succeed(
     builds.succeed(
         changes.db,
         build.id,
-        artifact_id=made_by.artifact_id,
+        made_by,
         deployment_id=deployment_id,
-        profile=made_by.profile,
         timings={**started.waited, **took},
         at=changes.now,
         cached=cached,

@@ -17,7 +17,7 @@ from hooks.clock import rfc3339
 from hooks.configs import NOTHING, Configs, line_of
 from hooks.errors import RefusedError
 from hooks.jobs import JobChanges, Jobs
-from hooks.orders import statement_of
+from hooks.orders import standing, statement_of
 from storage.custody import Custody
 from storage.digest import Digest
 from storage.envelope import Envelope
@@ -27,7 +27,6 @@ from storage.layout import STATEMENT_MODE, Layout
 from storage.model import Deployment, Environment, JobStatus, Trigger
 from storage.records import (
     artifacts,
-    attestations,
     damage,
     deployments,
     environments,
@@ -248,7 +247,7 @@ class ReleaseIssuer:
             environment=environment.slug,
             sequence=sequence,
             deployment_id=deployment.id,
-            provenance_sha256=_provenance(changes.db, deployment),
+            provenance_sha256=_provenance(changes.db, deployment, environment),
             previous=_current_digest(changes.db, environment.id),
             rollback=rollback,
             issued_at=rfc3339(changes.now),
@@ -321,23 +320,17 @@ def _config_version(changes: JobChanges, deployment: Deployment) -> int:
 def _aim_at_what_runs(db: sqlite3.Connection, deployment: Deployment) -> None:
     """Let a roll for a changed config roll what runs now: that may be newer than the change."""
     running = releases.current(db, deployment.env_id)
-    if running is not None:
-        deployments.retarget(db, deployment.id, running, statement_of(db, running))
+    environment = environments.get(db, deployment.env_id)
+    if running is not None and environment is not None:
+        deployments.retarget(db, deployment.id, running, statement_of(db, running, environment))
 
 
-def _provenance(db: sqlite3.Connection, deployment: Deployment) -> str:
+def _provenance(db: sqlite3.Connection, deployment: Deployment, environment: Environment) -> str:
     """Return the envelope of provenance to go by: the deployment's own, unless that was revoked."""
-    made_by = attestations.by_envelope(db, deployment.envelope_sha256)
-    if made_by is None or not made_by.is_revoked:
-        return deployment.envelope_sha256
-    other = attestations.best(db, deployment.site_id, deployment.artifact_id)
-    if other is None or other.is_revoked:
-        raise RefusedError(
-            "artifact.revoked",
-            f"The key that vouched for {deployment.artifact_id} was revoked: build it again.",
-        )
-    deployments.go_by(db, deployment.id, other.envelope_sha256)
-    return other.envelope_sha256
+    envelope = standing(db, deployment, environment)
+    if envelope != deployment.envelope_sha256:
+        deployments.go_by(db, deployment.id, envelope)
+    return envelope
 
 
 def _site_name(db: sqlite3.Connection, environment: Environment) -> str:

@@ -6,8 +6,8 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from storage.model import Artifact, Attestation, SiteArtifact
-from storage.records import attestations
+from storage.model import Artifact, Attestation, Environment, SiteArtifact
+from storage.records import attestations, vouching
 from storage.records.blobs import chunks, marks
 from storage.records.damage import DAMAGED_ARTIFACTS, is_whole
 from storage.records.statements import insert
@@ -92,46 +92,67 @@ def attest(db: sqlite3.Connection, attestation: Attestation) -> None:
     )
 
 
-def of_site(db: sqlite3.Connection, site_id: str, artifact_id: str) -> SiteArtifact | None:
-    """The artifact with the statement of this site to go by, or None when no build here made it.
+def of_environment(
+    db: sqlite3.Connection,
+    environment: Environment,
+    artifact_id: str,
+    *,
+    only_its_own: bool = False,
+) -> SiteArtifact | None:
+    """The artifact with the statement that the environment goes by, or None when no build of its
+    site made it; `only_its_own`: when nothing on the environment itself ever had to do with it.
 
     Also one that has expired or was dropped, as long as a statement of it is kept.
     """
-    made_by = attestations.best(db, site_id, artifact_id)
-    return None if made_by is None else _with_artifact(db, made_by)
+    found = vouching.best(db, environment, artifact_id, only_its_own=only_its_own)
+    return None if found is None else _with_artifact(db, found)
 
 
 def page(
     db: sqlite3.Connection,
-    site_id: str,
+    environment: Environment,
     *,
+    only_its_own: bool = False,
     newest: str | None,
     last: str | None,
     limit_count: int,
 ) -> ArtifactPage:
-    """The site's artifacts that can be deployed by their newest build, as the list stood when
-    `newest` was newest.
+    """The artifacts that can be deployed onto an environment by their newest build, as the list
+    stood when `newest` was newest. `only_its_own`: as for `of_environment`.
 
     A first page has neither bound. An artifact that is built again between two pages keeps its
     place in the walk, so that nothing is missed or seen twice.
     """
     if newest is None:
         row = db.execute(
-            "SELECT MAX(build_id) AS newest FROM attestation WHERE site_id = ?", (site_id,)
+            "SELECT MAX(build_id) AS newest FROM attestation WHERE site_id = ?",
+            (environment.site_id,),
         ).fetchone()
         newest = row["newest"]
     if newest is None:
         return ArtifactPage((), None, None, has_more=False)
     rows = db.execute(
-        "SELECT * FROM attestation a WHERE site_id = ? AND build_id <= ? AND build_id < ?"
-        " AND NOT EXISTS(SELECT 1 FROM attestation b WHERE b.site_id = a.site_id"
-        " AND b.artifact_id = a.artifact_id AND b.build_id > a.build_id AND b.build_id <= ?)"
-        " AND EXISTS(SELECT 1 FROM artifact WHERE id = a.artifact_id AND expired_at IS NULL)"
-        " ORDER BY build_id DESC LIMIT ?",
-        (site_id, newest, last or "build_~", newest, limit_count + 1),
+        "SELECT * FROM attestation m"  # noqa: S608 - constants
+        " WHERE m.site_id = :site AND m.build_id <= :newest AND m.build_id < :last"
+        f" AND {vouching.counts('m')}"
+        " AND NOT EXISTS(SELECT 1 FROM attestation n WHERE n.site_id = m.site_id"
+        "  AND n.artifact_id = m.artifact_id AND n.build_id > m.build_id"
+        f" AND n.build_id <= :newest AND {vouching.counts('n')})"
+        " AND EXISTS(SELECT 1 FROM artifact WHERE id = m.artifact_id AND expired_at IS NULL)"
+        " ORDER BY m.build_id DESC LIMIT :limit",
+        {
+            **vouching.bound(environment, only_its_own=only_its_own),
+            "newest": newest,
+            "last": last or "build_~",
+            "limit": limit_count + 1,
+        },
     ).fetchall()
     kept = [attestations.read(row) for row in rows[:limit_count]]
-    items = tuple(_with_artifact(db, _best(db, made_by)) for made_by in kept)
+    found = [
+        of_environment(db, environment, made_by.artifact_id, only_its_own=only_its_own)
+        for made_by in kept
+    ]
+    items = tuple(one for one in found if one is not None)
     end = kept[-1].build_id if kept else None
     return ArtifactPage(items, newest, end, has_more=len(rows) > limit_count)
 
@@ -151,14 +172,12 @@ def available(db: sqlite3.Connection, site_id: str, artifact_ids: Iterable[str])
     return found
 
 
-def _best(db: sqlite3.Connection, made_by: Attestation) -> Attestation:
-    """The statement to go by of an artifact: another one when this is revoked."""
-    if not made_by.is_revoked:
-        return made_by
-    return attestations.best(db, made_by.site_id, made_by.artifact_id) or made_by
-
-
-def _with_artifact(db: sqlite3.Connection, attestation: Attestation) -> SiteArtifact:
-    artifact = get(db, attestation.artifact_id)
+def _with_artifact(db: sqlite3.Connection, found: vouching.Vouching) -> SiteArtifact:
+    artifact = get(db, found.attestation.artifact_id)
     assert artifact is not None, "kept by a foreign key"
-    return SiteArtifact(artifact, attestation, is_damaged=not is_whole(db, artifact.digest))
+    return SiteArtifact(
+        artifact,
+        found.attestation,
+        is_damaged=not is_whole(db, artifact.digest),
+        is_trusted=found.is_trusted,
+    )

@@ -23,16 +23,6 @@ class KeyUse:
     last: int
 
 
-@dataclass(frozen=True, slots=True)
-class Affected:
-    """An environment whose current release rests on revoked statements alone."""
-
-    site: str
-    environment: str
-    artifact_id: str
-    release_id: str
-
-
 def read(row: sqlite3.Row) -> Attestation:
     return Attestation(
         envelope_sha256=row["envelope_sha256"],
@@ -48,28 +38,6 @@ def read(row: sqlite3.Row) -> Attestation:
         sequence=row["sequence"],
         is_revoked=bool(row["revoked"]),
     )
-
-
-def best(db: sqlite3.Connection, site_id: str, artifact_id: str) -> Attestation | None:
-    """The statement to go by: the newest of this site that is not revoked, else the newest."""
-    row = db.execute(
-        "SELECT * FROM attestation WHERE site_id = ? AND artifact_id = ?"
-        " ORDER BY revoked, build_id DESC LIMIT 1",
-        (site_id, artifact_id),
-    ).fetchone()
-    return None if row is None else read(row)
-
-
-def of_artifact(
-    db: sqlite3.Connection, site_id: str, artifact_id: str, *, limit_count: int
-) -> list[Attestation]:
-    """The newest statements of a site that are not revoked, newest first."""
-    rows = db.execute(
-        "SELECT * FROM attestation WHERE site_id = ? AND artifact_id = ? AND revoked = 0"
-        " ORDER BY build_id DESC LIMIT ?",
-        (site_id, artifact_id, limit_count),
-    )
-    return [read(row) for row in rows]
 
 
 def by_envelope(db: sqlite3.Connection, envelope_sha256: str) -> Attestation | None:
@@ -118,6 +86,9 @@ def replace(
 ) -> None:
     """Let another envelope with the same statement take the place of one, everywhere."""
     db.execute(
+        "UPDATE build SET envelope_sha256 = ? WHERE envelope_sha256 = ?", (new_sha256, old_sha256)
+    )
+    db.execute(
         "UPDATE attestation SET envelope_sha256 = ?, key_id = ?, signature = ?, revoked = 0"
         " WHERE envelope_sha256 = ?",
         (new_sha256, key_id, signature, old_sha256),
@@ -126,23 +97,3 @@ def replace(
         "UPDATE deployment SET envelope_sha256 = ? WHERE envelope_sha256 = ?",
         (new_sha256, old_sha256),
     )
-
-
-def affected(
-    db: sqlite3.Connection, *, key_id: str = "", since: int | None = None
-) -> list[Affected]:
-    """The environments whose current release has no statement left but revoked ones.
-
-    As if `key_id` were revoked too, and its statements before the place `since` signed again.
-    """
-    rows = db.execute(
-        "SELECT site.name AS site, environment.slug, release.artifact_id, release.id"
-        " FROM release JOIN environment ON environment.id = release.env_id"
-        " JOIN site ON site.id = environment.site_id"
-        " WHERE release.is_current = 1 AND NOT EXISTS(SELECT 1 FROM attestation a"
-        " WHERE a.site_id = release.site_id AND a.artifact_id = release.artifact_id"
-        " AND a.revoked = 0 AND (a.key_id <> ? OR a.sequence < ?))"
-        " ORDER BY site.name, environment.slug",
-        (key_id, since or 0),
-    )
-    return [Affected(r["site"], r["slug"], r["artifact_id"], r["id"]) for r in rows]

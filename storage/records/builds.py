@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from storage.model import Build, Failure, JobStatus
+from storage.model import Attestation, Build, Failure, JobStatus
 from storage.records.statements import (
     Page,
     Value,
@@ -148,24 +148,24 @@ def requeue(db: sqlite3.Connection, build_id: str) -> None:
 def succeed(
     db: sqlite3.Connection,
     build_id: str,
+    made_by: Attestation,
     *,
-    artifact_id: str,
     deployment_id: str | None,
-    profile: str,
     timings: Mapping[str, float],
     at: int,
     cached: bool = False,
 ) -> None:
-    """`cached`: an earlier build gave its artifact."""
+    """`made_by`: the statement that it gave; `cached`: an earlier build made that."""
     update(
         db,
         "build",
         build_id,
         {
             "status": "succeeded",
-            "artifact_id": artifact_id,
+            "artifact_id": made_by.artifact_id,
+            "envelope_sha256": made_by.envelope_sha256,
             "deployment_id": deployment_id,
-            "profile": profile,
+            "profile": made_by.profile,
             "cached": int(cached),
             "timings": to_text(timings),
             "finished_at": at,

@@ -371,3 +371,20 @@ def unsecured(db: Database) -> None:
           kind TEXT NOT NULL, name TEXT NOT NULL, why TEXT NOT NULL, PRIMARY KEY(kind, name));
         """,
     )
+
+
+@MIGRATIONS()
+def statements_of_builds(db: Database) -> None:
+    # The statement that a build gave, made by it or found. What was found before, and not deployed,
+    # is not known any more.
+    _run(
+        db,
+        """
+        ALTER TABLE build ADD COLUMN envelope_sha256 TEXT;
+        UPDATE build SET envelope_sha256 = COALESCE(
+          (SELECT attestation.envelope_sha256 FROM attestation WHERE build_id = build.id),
+          (SELECT deployment.envelope_sha256 FROM deployment
+           WHERE deployment.id = build.deployment_id));
+        CREATE INDEX build_gave ON build(envelope_sha256);
+        """,
+    )

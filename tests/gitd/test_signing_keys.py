@@ -17,10 +17,19 @@ from hooks.environments import first_environments
 from storage.artifacts import ArtifactStore, Ingested
 from storage.custody import Custody
 from storage.errors import KeyFileError, SignatureInvalidError
-from storage.model import SYSTEM, Artifact, Attestation, Release, Site
+from storage.model import (
+    SYSTEM,
+    Artifact,
+    Attestation,
+    Build,
+    Environment,
+    JobStatus,
+    Release,
+    Site,
+)
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
 from storage.reader import StoreReader
-from storage.records import artifacts, environments, releases, sites
+from storage.records import artifacts, builds, environments, releases, sites
 from storage.records.db import Records
 from storage.source import Limits, SourceFile
 
@@ -60,21 +69,21 @@ class Server:
             digest = str(kept.digest)
             found = Artifact(kept.artifact_id, digest, kept.manifest_sha256, 1, 1, 0)
             artifacts.add(db, found)
-            artifacts.attest(
-                db,
-                Attestation(
-                    envelope_sha256=kept.envelope_sha256,
-                    artifact_id=kept.artifact_id,
-                    site_id=SITE.id,
-                    build_id=build_id,
-                    key_id=kept.key_id,
-                    signature=kept.signature,
-                    profile="static",
-                    ref=None,
-                    commit=facts.commit,
-                    created_at=0,
-                ),
+            made_by = Attestation(
+                envelope_sha256=kept.envelope_sha256,
+                artifact_id=kept.artifact_id,
+                site_id=SITE.id,
+                build_id=build_id,
+                key_id=kept.key_id,
+                signature=kept.signature,
+                profile="static",
+                ref=None,
+                commit=facts.commit,
+                created_at=0,
             )
+            artifacts.attest(db, made_by)
+            builds.add(db, build_of(db, build_id))
+            builds.succeed(db, build_id, made_by, deployment_id=None, timings={}, at=0)
             releases.add_current(db, release_of(db, kept.artifact_id, self.builds))
 
         entry = SourceFile(b"a", len(contents), False, lambda: contents)
@@ -101,7 +110,9 @@ class Server:
 
     def holds(self, ingested: Ingested) -> bool:
         """Whether what the records go by proves it."""
-        made_by = artifacts.of_site(self.records.reader(), SITE.id, ingested.artifact_id)
+        made_by = artifacts.of_environment(
+            self.records.reader(), production(self.records.reader()), ingested.artifact_id
+        )
         try:
             reader = StoreReader(self.store.layout.root)
             reader.verify(ingested.digest, made_by.attestation.envelope_sha256)
@@ -110,12 +121,41 @@ class Server:
         return True
 
 
+def production(db) -> Environment:
+    return environments.find(db, SITE.id, "production")
+
+
+def build_of(db, build_id: str) -> Build:
+    return Build(
+        id=build_id,
+        site_id=SITE.id,
+        env_id=production(db).id,
+        job_id="job_1",
+        ref=None,
+        commit="",
+        status=JobStatus.RUNNING,
+        clean=False,
+        deploys=False,
+        pushed=False,
+        cached=False,
+        profile=None,
+        artifact_id=None,
+        deployment_id=None,
+        superseded_by=None,
+        error=None,
+        timings={},
+        actor=SYSTEM,
+        created_at=0,
+        started_at=0,
+        finished_at=None,
+    )
+
+
 def release_of(db, artifact_id: str, number: int) -> Release:
-    environment = environments.find(db, SITE.id, "production")
     return Release(
         id=f"rel_{number}",
         site_id=SITE.id,
-        env_id=environment.id,
+        env_id=production(db).id,
         deployment_id=f"dep_{number}",
         artifact_id=artifact_id,
         ref=None,

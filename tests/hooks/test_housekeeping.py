@@ -349,7 +349,9 @@ async def test_build_beyond_the_sites_quota_fails_and_keeps_nothing(
     failed = await build(b"7654321")
     assert (failed.status, failed.error.code) == (JobStatus.FAILED, "store.quota_exceeded")
     assert "14 B together, and may be 10 B" in failed.error.message
-    page = artifacts.page(small.records.reader(), site.id, newest=None, last=None, limit_count=10)
+    page = artifacts.page(
+        small.records.reader(), small.environment(site), newest=None, last=None, limit_count=10
+    )
     assert len(page.items) == 1
     blob = small.store.layout.blob(Digest.of(b"7654321"), executable=False)
     assert not Path(blob).exists()

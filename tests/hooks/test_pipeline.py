@@ -66,7 +66,9 @@ async def test_build_gives_an_artifact_and_deploys_nothing(world, commit) -> Non
     timings = builds.get(world.records.reader(), job.result["build_id"]).timings
     assert list(timings) == ["queued", "pack"]
     assert current(world, site) is None
-    listed = artifacts.page(world.records.reader(), site.id, newest=None, last=None, limit_count=10)
+    listed = artifacts.page(
+        world.records.reader(), world.environment(site), newest=None, last=None, limit_count=10
+    )
     assert [item.artifact.id for item in listed.items] == [job.result["artifact_id"]]
 
 
@@ -348,7 +350,7 @@ async def test_signed_statement_says_all_that_the_output_depends_on(world, commi
     )
     await world.builds.finish(lease.job_id, outcome)
     (item,) = artifacts.page(
-        world.records.reader(), site.id, newest=None, last=None, limit_count=1
+        world.records.reader(), world.environment(site), newest=None, last=None, limit_count=1
     ).items
     verified = StoreReader(world.store.layout.root).verify(
         Digest.parse(item.artifact.digest), item.attestation.envelope_sha256

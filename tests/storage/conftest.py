@@ -213,7 +213,7 @@ class World:
 
     def listed(self) -> set[str]:
         page = artifacts.page(
-            self.shop.records.reader(), "site_1", newest=None, last=None, limit_count=100
+            self.shop.records.reader(), PREVIEW, newest=None, last=None, limit_count=100
         )
         return {item.artifact.id for item in page.items}
 
@@ -223,13 +223,27 @@ class World:
         assert (report.problems, report.leftovers) == ((), ())
         assert list(self.shop.store.layout.tmp.iterdir()) == []
         for number, artifact_id in enumerate(sorted(self.listed())):
-            found = artifacts.of_site(self.shop.records.reader(), "site_1", artifact_id)
+            found = artifacts.of_environment(self.shop.records.reader(), PREVIEW, artifact_id)
             verified = self.shop.reader.verify(
                 Digest.parse(found.artifact.digest), found.attestation.envelope_sha256
             )
             out = self.shop.folder / f"out{number}"
             self.shop.reader.materialise(verified, out)
             shutil.rmtree(out)
+
+
+PREVIEW = Environment(
+    id="env_preview",
+    site_id="site_1",
+    slug="topic",
+    kind=EnvironmentKind.PREVIEW,
+    branch="topic",
+    ephemeral=True,
+    status=EnvironmentStatus.ACTIVE,
+    hostname="topic",
+    created_at=0,
+)
+"""It has built nothing: what it goes by, it shares with every preview of `site_1`."""
 
 
 def deployment_of(artifact_id: str, envelope_sha256: str, env_id: str) -> Deployment:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import KEEP_NOTHING, Shop, deployment_of, make_shop
+from conftest import KEEP_NOTHING, PREVIEW, Shop, deployment_of, make_shop
 
 from storage.artifacts import Ingested
 from storage.collect import Collector, Order
@@ -65,7 +65,7 @@ def roll(shop: Shop, pick: random.Random) -> Iterator[str]:
 
 
 def queued(db: sqlite3.Connection, ingested: Ingested) -> Deployment | None:
-    found = artifacts.of_site(db, "site_1", ingested.artifact_id)
+    found = artifacts.of_environment(db, PREVIEW, ingested.artifact_id)
     if found is None or not found.artifact.is_available:
         return None
     envelope = found.attestation.envelope_sha256

@@ -45,6 +45,7 @@ from storage.records import artifacts, build_caches, damage, environments, sites
 from storage.records import retention as retention_rows
 from storage.reindex import rebuild_index
 from storage.retention import DAY_MS, Fate, Pressure, Retention
+from tests.storage.conftest import PREVIEW
 
 NOW = 100 * DAY_MS  # where the clock of a world begins
 AT_ONCE = Order(is_hurried=True, is_thorough=True)
@@ -154,7 +155,7 @@ def test_statement_that_something_ran_by_stays_as_history(world, shop) -> None:
     world.release(newer)
     world.collect()
     assert Path(shop.store.layout.envelope(ran.envelope_sha256)).exists()
-    found = artifacts.of_site(shop.records.reader(), "site_1", ran.artifact_id)
+    found = artifacts.of_environment(shop.records.reader(), PREVIEW, ran.artifact_id)
     assert found.artifact.dropped_at == NOW
     assert not found.artifact.is_available
     world.expect_whole()

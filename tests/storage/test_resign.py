@@ -10,6 +10,7 @@ from storage.custody import Custody
 from storage.errors import SignatureInvalidError
 from storage.records import artifacts, attestations
 from storage.resign import resign
+from tests.storage.conftest import PREVIEW
 
 
 @pytest.fixture
@@ -35,11 +36,11 @@ def test_statements_before_the_theft_are_saved_and_no_others(shop) -> None:
     sound = attestations.signed_by(db, shop.signing_key.key_id, before=2)
     assert resign(shop.records, shop.reader, custody, sound).count == 1
     revoke(shop, custody)
-    kept = artifacts.of_site(db, "site_1", before.artifact_id).attestation
+    kept = artifacts.of_environment(db, PREVIEW, before.artifact_id).attestation
     verified = shop.reader.verify(before.digest, kept.envelope_sha256)
     assert verified.key_id == custody.signing_key().key_id
     assert verified.provenance.finished_at == "2027-01-01T00:00:00.000Z"
-    lost = artifacts.of_site(db, "site_1", after.artifact_id).attestation
+    lost = artifacts.of_environment(db, PREVIEW, after.artifact_id).attestation
     assert lost.is_revoked
     with pytest.raises(SignatureInvalidError):
         shop.reader.verify(after.digest, lost.envelope_sha256)
@@ -51,7 +52,7 @@ def test_statement_of_a_key_that_is_revoked_already_can_be_signed_again(shop, cu
     db = shop.records.reader()
     lost = attestations.signed_by(db, shop.signing_key.key_id)
     assert resign(shop.records, shop.reader, custody, lost).count == 1
-    again = artifacts.of_site(db, "site_1", ingested.artifact_id).attestation
+    again = artifacts.of_environment(db, PREVIEW, ingested.artifact_id).attestation
     assert shop.reader.verify(ingested.digest, again.envelope_sha256)
     assert not again.is_revoked
 

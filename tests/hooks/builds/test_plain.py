@@ -17,7 +17,7 @@ from hooks.clock import now_ms, rfc3339
 from storage.errors import StorageError
 from storage.joblog import LogLine, StateChange
 from storage.model import ActorRef, JobStatus
-from storage.records import attestations, builds, deployments
+from storage.records import builds, deployments, environments, vouching
 from storage.records import jobs as job_rows
 from tests.hooks.conftest import World
 
@@ -88,16 +88,20 @@ class Site:
             if isinstance(entry, StateChange) or (isinstance(entry, LogLine) and not entry.mark)
         ]
 
+    def made_by(self, build):
+        reader = self.world.records.reader()
+        where = environments.get(reader, build.env_id)
+        return vouching.best(reader, where, build.artifact_id).attestation
+
     def paths(self, job) -> list[bytes]:
         build = builds.get(self.world.records.reader(), job.resource_id)
-        made_by = attestations.best(self.world.records.reader(), self.site.id, build.artifact_id)
-        assert made_by is not None
+        assert self.made_by(build).build_id
         with self.world.store.reading(self._digest(build.artifact_id)) as manifest:
             return [entry.path for entry in manifest.entries]
 
     def provenance(self, job) -> dict:
         build = builds.get(self.world.records.reader(), job.resource_id)
-        made_by = attestations.best(self.world.records.reader(), self.site.id, build.artifact_id)
+        made_by = self.made_by(build)
         envelope = Path(self.world.store.layout.envelope(made_by.envelope_sha256)).read_bytes()
         return json.loads(base64.b64decode(json.loads(envelope)["payload"]))["predicate"]
 

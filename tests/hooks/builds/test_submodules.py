@@ -14,7 +14,7 @@ from storage.manifest import FileEntry
 from storage.model import ActorRef, JobStatus
 from storage.provenance import Submodule
 from storage.reader import StoreReader
-from storage.records import artifacts, builds
+from storage.records import artifacts, builds, environments
 
 ACTOR = ActorRef("api_key", "key_1", "ci")
 PAGE = {"index.html": b"<p>"}
@@ -283,9 +283,9 @@ async def test_submodules_that_are_ignored_are_empty_folders(world, started, unp
 
 def kept(world, build):
     """The files in the newest artifact, by their paths, and the statement about it."""
-    (item,) = artifacts.page(
-        world.records.reader(), build.site_id, newest=None, last=None, limit_count=1
-    ).items
+    db = world.records.reader()
+    where = environments.get(db, build.env_id)
+    (item,) = artifacts.page(db, where, newest=None, last=None, limit_count=1).items
     verified = StoreReader(world.store.layout.root).verify(
         Digest.parse(item.artifact.digest), item.attestation.envelope_sha256
     )

@@ -13,6 +13,7 @@ from storage.model import Artifact, Attestation
 from storage.records import artifacts, attestations
 from storage.records.db import Records
 from storage.records.migrations import MIGRATIONS
+from tests.storage.conftest import PREVIEW
 
 
 def statement(number: int, *, key: str = "old", artifact: str = "art_1") -> Attestation:
@@ -70,11 +71,11 @@ def test_revoked_is_what_these_keys_signed_and_nothing_else(records: Records) ->
 def test_artifact_goes_by_a_statement_that_holds(records: Records) -> None:
     take_in(records, statement(1, key="new"), statement(2))
     db = records.reader()
-    assert artifacts.of_site(db, "site_1", "art_1").attestation.build_id == "build_002"
+    assert artifacts.of_environment(db, PREVIEW, "art_1").attestation.build_id == "build_002"
     records.write(lambda db: attestations.revoke(db, {"old"}))
-    assert artifacts.of_site(db, "site_1", "art_1").attestation.build_id == "build_001"
+    assert artifacts.of_environment(db, PREVIEW, "art_1").attestation.build_id == "build_001"
     records.write(lambda db: attestations.revoke(db, {"old", "new"}))
-    assert artifacts.of_site(db, "site_1", "art_1").attestation.is_revoked
+    assert artifacts.of_environment(db, PREVIEW, "art_1").attestation.is_revoked
 
 
 def test_pages_go_on_past_revoked_statements(records: Records) -> None:
@@ -88,7 +89,7 @@ def test_pages_go_on_past_revoked_statements(records: Records) -> None:
     seen = []
     newest = last = None
     while True:
-        page = artifacts.page(records.reader(), "site_1", newest=newest, last=last, limit_count=1)
+        page = artifacts.page(records.reader(), PREVIEW, newest=newest, last=last, limit_count=1)
         seen += [(one.artifact.id, one.attestation.is_revoked) for one in page.items]
         newest, last = page.newest, page.last
         if not page.has_more:

@@ -1,0 +1,179 @@
+"""Which statement speaks for an artifact on an environment.
+
+The id of an artifact covers its files alone. How they run stands in the statement, and whoever may
+push to one preview can have a statement made for files that other environments have. So trust goes
+before age: what an environment's own builds gave, or those for environments that are no previews,
+comes before what previews alone say, however new that is.
+"""
+# The queries are made of constants and of names of ours.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from storage.model import Attestation, Environment, EnvironmentKind
+from storage.records import attestations
+
+STATEMENTS_MAX = 1000  # of one artifact that are weighed: the newest builds'
+
+
+@dataclass(frozen=True, slots=True)
+class Vouching:
+    """A statement as an environment sees it.
+
+    `is_trusted`: a build for the environment gave it, or one for an environment that is no preview;
+    or what the environment runs goes by it, or went on one that is no preview.
+    """
+
+    attestation: Attestation
+    is_trusted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Affected:
+    """An environment whose current release no statement vouches for that counts there."""
+
+    site: str
+    environment: str
+    artifact_id: str
+    release_id: str
+
+
+def ranked(
+    db: sqlite3.Connection,
+    environment: Environment,
+    artifact_id: str,
+    *,
+    only_its_own: bool = False,
+    limit_count: int = STATEMENTS_MAX,
+) -> list[Vouching]:
+    """The statements about an artifact in the order in which the environment goes by them.
+
+    Those that are trusted come first, and of these the ones that are not revoked; then what was
+    given last. `only_its_own`: of those that its builds gave, or that were to be deployed on it.
+    """
+    rows = db.execute(
+        f"SELECT a.*, CASE WHEN {_is_its_own('a')} THEN 0 WHEN {trusted('a', ':env')} THEN 1"
+        " ELSE 2 END AS distance,"
+        f" COALESCE((SELECT MAX(b.id) {_given('a')}"
+        "  AND (e.id = :env OR e.kind <> 'preview')), a.build_id) AS given_by"
+        " FROM attestation a WHERE a.site_id = :site AND a.artifact_id = :artifact"
+        f" AND (:own = 0 OR {_is_known('a')})"
+        " ORDER BY distance = 2, a.revoked, distance, given_by DESC LIMIT :limit",
+        {
+            **bound(environment, only_its_own=only_its_own),
+            "artifact": artifact_id,
+            "limit": limit_count,
+        },
+    )
+    return [Vouching(attestations.read(row), row["distance"] < 2) for row in rows]
+
+
+def best(
+    db: sqlite3.Connection,
+    environment: Environment,
+    artifact_id: str,
+    *,
+    only_its_own: bool = False,
+) -> Vouching | None:
+    """The statement that the environment goes by; None when it knows of none.
+
+    One that is revoked only where there is no other, or none but what previews say.
+    """
+    found = ranked(db, environment, artifact_id, only_its_own=only_its_own, limit_count=1)
+    return found[0] if found else None
+
+
+def affected(
+    db: sqlite3.Connection, *, key_id: str = "", since: int | None = None
+) -> list[Affected]:
+    """The environments that trust no statement about their current release but revoked ones.
+
+    As if `key_id` were revoked too, and its statements before the place `since` signed again.
+    """
+    rows = db.execute(
+        "SELECT site.name AS site, environment.slug, release.artifact_id, release.id"
+        " FROM release JOIN environment ON environment.id = release.env_id"
+        " JOIN site ON site.id = environment.site_id"
+        " WHERE release.is_current = 1 AND NOT EXISTS(SELECT 1 FROM attestation a"
+        " WHERE a.site_id = release.site_id AND a.artifact_id = release.artifact_id"
+        " AND a.revoked = 0 AND (a.key_id <> ? OR a.sequence < ?)"
+        f" AND {trusted('a', 'environment.id')})"
+        " ORDER BY site.name, environment.slug",
+        (key_id, since or 0),
+    )
+    return [Affected(r["site"], r["slug"], r["artifact_id"], r["id"]) for r in rows]
+
+
+def bound(environment: Environment, *, only_its_own: bool) -> dict[str, str | int]:
+    """What the conditions of this module are bound to."""
+    return {
+        "env": environment.id,
+        "site": environment.site_id,
+        "preview": int(environment.kind is EnvironmentKind.PREVIEW),
+        "own": int(only_its_own),
+    }
+
+
+def counts(alias: str) -> str:
+    """The condition that a statement can be deployed by onto an environment: see `bound`.
+
+    On a preview also by what only another preview's build said.
+    """
+    return f"(:preview = 1 OR {trusted(alias, ':env')}) AND (:own = 0 OR {_is_known(alias)})"
+
+
+def trusted(alias: str, env: str) -> str:
+    """The condition that an environment trusts a statement: see `Vouching`."""
+    return (
+        f"(EXISTS(SELECT 1 {_given(alias)} AND (e.id = {env} OR e.kind <> 'preview'))"
+        f" OR EXISTS(SELECT 1 {_deployed(alias)} AND d.release_id IS NOT NULL"
+        "  AND e.kind <> 'preview')"
+        f" OR EXISTS({_runs(alias, env)}))"
+    )
+
+
+def _is_its_own(alias: str) -> str:
+    """That the environment's own builds gave it, or that it runs by it.
+
+    Environments that are no previews are one in this: what was built for staging goes live.
+    """
+    return (
+        f"(EXISTS(SELECT 1 {_given(alias)}"
+        "  AND (e.id = :env OR :preview = 0 AND e.kind <> 'preview'))"
+        f" OR EXISTS({_runs(alias, ':env')}))"
+    )
+
+
+def _is_known(alias: str) -> str:
+    """That whoever knows of nothing but the environment knows of it."""
+    return (
+        f"(EXISTS(SELECT 1 {_given(alias)} AND e.id = :env)"
+        f" OR EXISTS(SELECT 1 {_deployed(alias)} AND e.id = :env))"
+    )
+
+
+def _given(alias: str) -> str:
+    """The builds that gave a statement: the one that made it, and those that found it made."""
+    return (
+        "FROM build b JOIN environment e ON e.id = b.env_id"
+        f" WHERE b.envelope_sha256 = {alias}.envelope_sha256"
+    )
+
+
+def _deployed(alias: str) -> str:
+    return (
+        f"FROM deployment d JOIN environment e ON e.id = d.env_id"
+        f" WHERE d.artifact_id = {alias}.artifact_id"
+        f" AND d.envelope_sha256 = {alias}.envelope_sha256"
+    )
+
+
+def _runs(alias: str, env: str) -> str:
+    return (
+        "SELECT 1 FROM release r JOIN deployment d ON d.id = r.deployment_id"
+        f" WHERE r.env_id = {env} AND r.is_current = 1"
+        f" AND d.envelope_sha256 = {alias}.envelope_sha256"
+    )
