@@ -150,6 +150,8 @@ class SiteReceiver:
     async def accept(self, push: Push) -> Mapping[str, str]:
         """See `gitd.git.push.PushReceiver`."""
         who = _who(push)
+        if not who.is_good():  # the client sends a push for as long as it likes
+            raise PushRefusedError("this key is not good any more")
         refused = {**_not_in_text(push), **self._beyond_its_environment(who, push)}
         moves = [
             RefMove(update.name, update.old, update.new)

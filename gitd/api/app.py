@@ -31,7 +31,7 @@ from gitd.api.environments import Environments
 from gitd.api.exports import Exports, OpenExport
 from gitd.api.jobs import PAGES_COUNT_MAX, Jobs
 from gitd.api.program_logs import ProgramLogs
-from gitd.api.reading import NoBody, NoQuery
+from gitd.api.reading import BODY_TIMEOUT_S, NoBody, NoQuery
 from gitd.api.sites import Sites
 from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds
 from gitd.api.variables import Variables
@@ -68,6 +68,7 @@ class ApiDeps:
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
     program_logs: ProgramLogReaders = field(default_factory=ProgramLogReaders)
     heartbeat_s: float = HEARTBEAT_S
+    body_timeout_s: float = BODY_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,13 @@ def build_api(deps: ApiDeps) -> Api:
     )
     description.describe(endpoints)
     gate = Gate(recall, deps.authenticator, deps.proxies)
-    dispatch = Dispatch(gate, deps.records, server_url=deps.addresses.server, freshness=freshness)
+    dispatch = Dispatch(
+        gate,
+        deps.records,
+        server_url=deps.addresses.server,
+        freshness=freshness,
+        body_timeout_s=deps.body_timeout_s,
+    )
     routes = [_route(endpoint, dispatch) for endpoint in endpoints]
     fallback = logged(dispatch.fallback(endpoints))
     routes += [web.route("*", "/v1", fallback), web.route("*", "/v1/{path:.*}", fallback)]

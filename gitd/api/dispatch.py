@@ -31,7 +31,7 @@ from gitd.api.envelope import (
 )
 from gitd.api.errors import CODES, Refusal, refusal_of
 from gitd.api.idempotency import claim_of
-from gitd.api.reading import Reader, version_of
+from gitd.api.reading import BODY_TIMEOUT_S, Reader, version_of
 from gitd.auth import Actor, Authenticator, Grant
 from gitd.errors import AuthenticationError, RequestError
 from gitd.log import ACTOR, REQUEST_ID
@@ -116,12 +116,19 @@ class Dispatch:
     """Makes aiohttp handlers of endpoints."""
 
     def __init__(
-        self, gate: Gate, records: Records, *, server_url: str, freshness: Freshness
+        self,
+        gate: Gate,
+        records: Records,
+        *,
+        server_url: str,
+        freshness: Freshness,
+        body_timeout_s: float = BODY_TIMEOUT_S,
     ) -> None:
         self._gate = gate
         self._records = records
         self._answers = Recall(records, entries_max=KEPT_COUNT_MAX, freshness=freshness)
         self._server_url = server_url
+        self._body_timeout_s = body_timeout_s
 
     def handler(self, endpoint: Endpoint) -> Handler:
         body, query = Reader(endpoint.body), Reader(endpoint.query)
@@ -143,7 +150,11 @@ class Dispatch:
                 _require(endpoint, actor)
                 if endpoint.admit is not None:
                     endpoint.admit(request, actor)
-                said: Any = await body.body(request) if has_body else None
+                said: Any = None
+                if has_body:
+                    said = await body.body(request, timeout_s=self._body_timeout_s)
+                    if grant is not None and request.body_exists:  # it came when it liked to
+                        self._gate.confirm(request)
                 claim = None
                 if endpoint.is_creating:
                     target = _target(endpoint, request, site, environment)
@@ -224,7 +235,7 @@ class Dispatch:
             version=version,
             headers=more,
         )
-        if row.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        if row.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
             answer.force_close()  # what is left of the body is not read
         return answer
 

@@ -94,6 +94,13 @@ ROWS = (
     ),
     ErrorCode(
         INVALID,
+        "request.timed_out",
+        "The body did not come in time.",
+        "Send it at once, as a whole.",
+        own_status=408,
+    ),
+    ErrorCode(
+        INVALID,
         "request.method_not_allowed",
         "The path exists, and has no such method.",
         "Use one of the methods that the Allow header lists.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import date
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ from gitd.errors import RequestError
 from gitd.wording import place_and_fault
 
 BODY_BYTES_MAX = 64 * 1024
+BODY_TIMEOUT_S = 30.0  # for all of a body
 QUERIES_COUNT_MAX = 100  # of one endpoint, kept as they were read: clients repeat themselves
 QUERY_CHARS_MAX = 200  # of one that is kept
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
@@ -41,13 +43,21 @@ class Reader:
         self._read: dict[str, msgspec.Struct] = {}
         self._empty = None if any(field.required for field in fields) else shape()
 
-    async def body(self, request: web.Request) -> msgspec.Struct:
+    async def body(
+        self, request: web.Request, *, timeout_s: float = BODY_TIMEOUT_S
+    ) -> msgspec.Struct:
         """Return the body as a value; where every field is optional, no body is one too.
 
         Raises:
-            RequestError: It is too large, no JSON, or a field is wrong.
+            RequestError: It is too large, too slow, no JSON, or a field is wrong.
         """
-        data = await _bytes_of(request)
+        try:
+            async with asyncio.timeout(timeout_s):
+                data = await _bytes_of(request)
+        except TimeoutError as error:
+            raise RequestError(
+                "request.timed_out", f"The body did not come within {timeout_s:g} s."
+            ) from error
         if not data:
             if self._empty is None:
                 raise RequestError(

@@ -210,3 +210,33 @@ async def test_push_that_is_broken_off_leaves_nothing_open(
     assert not receiving.receiver._begun
     assert not list((receiving.bare / "refs/heads").iterdir())
     assert receiving.builds() == []
+
+
+async def test_push_whose_key_is_revoked_before_its_last_byte_moves_nothing(
+    receiving: Receiving, tmp_path: Path
+) -> None:
+    work = tmp_path / "work.git"
+    first, _ = await asyncio.to_thread(commits, work)
+    body = push((ZERO, first, "refs/heads/main"), objects=pack(work, first))
+    (key_id,) = receiving.records.reader().execute("SELECT id FROM api_key").fetchone()
+    held_back = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield body[:-1]
+        await held_back.wait()
+        yield body[-1:]
+
+    async def revoke() -> None:
+        while api_keys.get(receiving.records.reader(), key_id).last_used_at is None:
+            await asyncio.sleep(0.01)  # until it was let in
+        receiving.records.write(lambda db: api_keys.revoke(db, key_id, 1))
+        held_back.set()
+
+    async with asyncio.timeout(60), ClientSession(receiving.url) as client:
+        revoking = asyncio.create_task(revoke())
+        async with client.post(receiving.path, data=slowly(), headers=receiving.head()) as answer:
+            said = await answer.read()
+        await revoking
+    assert b"ng refs/heads/main this key is not good any more" in said
+    assert not (receiving.bare / "refs/heads/main").exists()
+    assert receiving.builds() == []

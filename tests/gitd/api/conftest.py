@@ -83,6 +83,7 @@ class Service:
     clock: FrozenClock
     proxies: tuple[str, ...] = ()
     heartbeat_s: float = 15.0
+    body_timeout_s: float = 30.0
     secret: str = ""
     records: Records = field(init=False)
     jobs: Jobs = field(init=False)
@@ -143,6 +144,7 @@ class Service:
                 proxies=TrustedProxies(self.proxies),
                 program_logs=self.program_logs,
                 heartbeat_s=self.heartbeat_s,
+                body_timeout_s=self.body_timeout_s,
             )
         )
         app = web.Application()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -296,3 +297,56 @@ async def test_key_of_a_deleted_site_is_gone_with_it(service, acme) -> None:
     secret = service.key("*", site_id=acme.id)
     assert (await service.call("DELETE", acme.path, secret=secret)).status == 200
     assert (await service.get("/v1/sites", secret=secret)).status == 401
+
+
+async def test_key_that_is_revoked_before_its_body_is_whole_does_nothing(service) -> None:
+    secret, key = service.minted("*")
+    body = b'{"name": "mine"}'
+    head = (
+        f"POST /v1/sites HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection(*service.socket.getsockname())
+    writer.write(head.encode() + body[:-1])
+    async with asyncio.timeout(20):
+        while api_keys.get(service.records.reader(), key.id).last_used_at is None:
+            await asyncio.sleep(0.01)  # until it was let in
+        service.records.write(lambda db: api_keys.revoke(db, key.id, service.clock.now))
+        writer.write(body[-1:])
+        answer = await reader.readuntil(b"}")
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert (await service.get("/v1/sites")).data == []
+
+
+async def test_body_that_does_not_come_is_not_waited_for(service) -> None:
+    service.body_timeout_s = 0.05
+    await service.restart()
+    head = (
+        f"POST /v1/sites HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.secret}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection(*service.socket.getsockname())
+    writer.write(head.encode() + b"{")
+    answer = await asyncio.wait_for(reader.read(), 20)  # to the end: the connection is closed
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'"request.timed_out"' in answer
+
+
+async def test_key_of_an_environment_reads_and_deploys_no_artifact_of_another(
+    service, acme
+) -> None:
+    release = await acme.release(b"one")
+    bound = service.key("*", site_id=acme.id, env_id=await acme.env_id("staging"))
+    assert (await service.get(f"{acme.staging}/artifacts", secret=bound)).data == []
+    path = f"{acme.staging}/artifacts/{release['artifact_id']}"
+    for part in ("", "/manifest", "/provenance", "/export"):
+        heard = await service.get(f"{path}{part}", secret=bound)
+        assert (heard.status, heard.code) == (404, "artifact.not_found"), part
+        assert (await service.get(f"{path}{part}")).status == 200, part
+    body = {"artifact_id": release["artifact_id"]}
+    heard = await service.post(f"{acme.staging}/deployments", body, secret=bound)
+    assert (heard.status, heard.code) == (404, "artifact.not_found")
+    assert (await service.post(f"{acme.staging}/deployments", body)).status == 202
+    assert (await service.get(path, secret=bound)).status == 200

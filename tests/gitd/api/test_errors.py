@@ -25,6 +25,7 @@ def test_type_fixes_the_status_but_for_the_three_that_http_names() -> None:
     own = {row.code: row.own_status for row in CODES.values() if row.own_status}
     assert own == {
         "request.method_not_allowed": 405,
+        "request.timed_out": 408,
         "request.too_large": 413,
         "request.media_type_unsupported": 415,
     }
