@@ -79,7 +79,13 @@ class ReleaseStatement:
 
 
 def build_release(statement: ReleaseStatement, *, digest: Digest, manifest_sha256: str) -> bytes:
-    """Write the statement about the tree with these digests; `seal` signs it."""
+    """Write the statement about the tree with these digests; `seal` signs it.
+
+    Raises:
+        ReleaseInvalidError: Nobody would take it: it has a sequence that none can have.
+    """
+    if not 1 <= statement.sequence <= SEQUENCE_MAX:
+        raise ReleaseInvalidError(f"no release statement has the sequence {statement.sequence}")
     previous, config = statement.previous, statement.config
     return encode_json(
         {

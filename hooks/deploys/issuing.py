@@ -41,6 +41,8 @@ from storage.release_statement import ReleaseStatement, build_release
 CONFIG_STAGE = "config"
 KEEP_COUNT = 100
 """Statements kept per environment: what an inquiry could want to see."""
+LEAD_MAX = 1_000_000
+"""So many statements an environment can have had since the records were copied that are there."""
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +82,7 @@ class ReleaseIssuer:
 
         Raises:
             RefusedError: `artifact.revoked`: nothing vouches for the artifact any more.
+            ReleaseInvalidError: The environment has had every sequence that there is.
             StorageError: The signing key cannot be used, or the database refused.
         """
         has = release_statements.of_deployment(self._reader(), deployment.id)
@@ -192,14 +195,18 @@ class ReleaseIssuer:
                 log.error("release_not_renewed", deployment_id=deployment_id, reason=reason)
         self._not_renewed = refused
 
-    def note(self, env_id: str, *, sequence: int, statement: str | None) -> None:
+    def note(self, env_id: str, *, sequence: int, statement: str | None) -> bool:
         """Note by which statement a site host went, as the envelope's SHA-256, and its sequence.
 
         None is issued any more that is not above that, whatever the records say, which may have
-        been put back from an old copy.
+        been put back from an old copy. False: it cannot be so, however old they are. To believe it
+        would use up the sequences, and nothing could be rolled there any more.
         """
+        if sequence > release_statements.last_sequence(self._reader(), env_id) + LEAD_MAX:
+            return False
         self._floors[env_id] = max(sequence, self._floors.get(env_id, 0))
         self._went_by[env_id] = statement
+        return True
 
     def is_behind(self, env_id: str) -> bool:
         """Say whether the environment went by a statement that the records know nothing of."""

@@ -170,11 +170,13 @@ class RollRunner:
     async def report(self, report: Report) -> None:
         """Take in how a deployment stands at the host. Repeatable.
 
-        A deployment that is over stays as it is: the host is told again what it should serve.
+        A deployment that is over stays as it is: the host is told again what it should serve. What
+        cannot be so changes nothing: a host is believed what it says of itself, and no more.
         """
+        if not self._is_believable(report):
+            return
         if report.log is not None:
             self.take_log(report.log)
-        self._issuer.note(report.env_id, sequence=report.sequence, statement=report.statement)
         rolling = self._rolling.get(report.env_id)
         if report.status == "serving":
             self._reissuer.note_served(report.env_id)
@@ -194,6 +196,20 @@ class RollRunner:
             error = report.error
             assert error is not None, "a failed roll says why"
             await self._fail_as_reported(rolling, Failure(error.code, error.message))
+
+    def _is_believable(self, report: Report) -> bool:
+        """Note by which statement the environment went, unless that cannot be so."""
+        deployment = deployments.get(self._records.reader(), report.deployment_id)
+        what = f"the environment has no deployment {report.deployment_id:.40}"
+        if deployment is not None and deployment.env_id == report.env_id:
+            went_by = self._issuer.note(
+                report.env_id, sequence=report.sequence, statement=report.statement
+            )
+            if went_by:
+                return True
+            what = f"it never had as many statements as {report.sequence}"
+        log.error("report_not_believed", env_id=report.env_id[:40], reason=what)
+        return False
 
     def config_of(self, deployment_id: str) -> Config | None:
         """What the programs of a deployment are given: for the host that is to roll it, or did.

@@ -14,12 +14,13 @@ repeated, but for the last: an `ID` is good for one. Times are RFC 3339 in UTC w
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from blake3 import blake3
 
 from storage.digest import Digest
+from storage.release_statement import SEQUENCE_MAX
 
 PING_EVERY_S = 5.0
 """Control sends a `Ping` this often, so that a host can tell a quiet control from a dead one."""
@@ -168,7 +169,7 @@ class Report(msgspec.Struct, frozen=True):
     status: Literal["serving", "failed"]
     error: RollFailure | None = None
     timings: dict[str, float] = {}
-    sequence: int = 0
+    sequence: Annotated[int, msgspec.Meta(ge=0, le=SEQUENCE_MAX)] = 0
     statement: str | None = None
     serves: str | None = None
     log: RollLog | None = None

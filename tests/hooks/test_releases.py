@@ -12,9 +12,11 @@ from base64 import b64decode
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hooks.builds.wire import Finish
+from hooks.deploys.issuing import LEAD_MAX
 from hooks.deploys.reissuing import REISSUE_COUNT_MAX
 from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Snapshot
 from storage.check import check_store
@@ -22,7 +24,7 @@ from storage.digest import Digest
 from storage.model import ActorRef, JobStatus
 from storage.reader import StoreReader
 from storage.records import attestations, deployments, release_statements, releases
-from storage.release_statement import ReleaseStatement
+from storage.release_statement import SEQUENCE_MAX, ReleaseStatement
 from storage.resign import resign
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
@@ -263,6 +265,26 @@ async def test_host_that_refuses_for_ever_fails_the_deployment(site) -> None:
     await site.refuse(told, "release.replayed", sequence=sequence, serves=None)
     ended = site.deployment(told.deployment_id)
     assert (ended.status, ended.error.code) == (JobStatus.FAILED, "release.replayed")
+
+
+async def test_report_that_cannot_be_so_leaves_the_environment_rollable(site) -> None:
+    first = await site.roll(b"one")
+    staging = site.world.environment(site.made, "staging")
+    foreign = await site.told(await site.queue(b"two"))
+    for env_id, deployment_id, sequence in (
+        (site.env_id, first.deployment_id, SEQUENCE_MAX),
+        (site.env_id, first.deployment_id, LEAD_MAX + 3),
+        (site.env_id, "dep_made_up", 7),
+        (staging.id, foreign.deployment_id, 7),
+    ):
+        report = Report(env_id, deployment_id, "serving", sequence=sequence, statement="0" * 64)
+        await site.world.rolls.report(report)
+    assert site.deployment(foreign.deployment_id).status is JobStatus.RUNNING
+    await site.serve(foreign)
+    assert site.read(await site.roll(b"three")).sequence == 3
+    beyond = {**msgspec.to_builtins(report), "sequence": SEQUENCE_MAX + 1}
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(beyond, Report)
 
 
 async def test_host_that_switched_to_a_canceled_roll_is_told_to_go_back(site) -> None:

@@ -19,7 +19,12 @@ from storage.errors import (
     ReleaseKeyRetiredError,
     ReleaseReplayedError,
 )
-from storage.release_statement import ReleaseStatement, build_release, parse_release
+from storage.release_statement import (
+    SEQUENCE_MAX,
+    ReleaseStatement,
+    build_release,
+    parse_release,
+)
 from storage.signing import SigningKey
 from storage.trust import establish, revoke
 
@@ -227,6 +232,12 @@ def test_key_that_stands_twice_is_refused(release, shop) -> None:
     body = release.body().replace(b'"sequence":7', b'"sequence":7,"sequence":8')
     with pytest.raises(ReleaseInvalidError, match="twice"):
         release.check(seal(body, shop.signing_key).data)
+
+
+@pytest.mark.parametrize("sequence", [0, SEQUENCE_MAX + 1])
+def test_statement_that_nobody_would_take_is_not_written(release, sequence: int) -> None:
+    with pytest.raises(ReleaseInvalidError):
+        release.sealed(sequence=sequence)
 
 
 def test_statement_is_read_from_exactly_the_bytes_that_were_signed(release) -> None:
