@@ -103,6 +103,10 @@ class WebProxy:
                 trace_request_ctx=attempt,
             ) as answer:
                 if answer.status == 101:
+                    if upgrade is None or not _switches_to(answer, upgrade):
+                        answer.close()
+                        _log.info("web_process_switched_unasked", target=base)
+                        return pages.bad_gateway()
                     return await self._tunnel(request, answer)
                 self._answers.add(answer)
                 try:
@@ -126,7 +130,7 @@ class WebProxy:
     ) -> web.StreamResponse:
         headers = end_to_end(answer.headers)
         headers["Connection"] = "Upgrade"
-        headers["Upgrade"] = answer.headers.get("Upgrade", "websocket")
+        headers["Upgrade"] = answer.headers["Upgrade"]
         response = web.StreamResponse(status=101, reason=answer.reason, headers=headers)
         response.force_close()
         connection = answer.connection
@@ -183,6 +187,15 @@ def _upgrade(request: web.BaseRequest) -> str | None:
     wanted = request.headers.get("Upgrade", "")
     named = request.headers.get("Connection", "").lower()
     return wanted if wanted.lower() == "websocket" and "upgrade" in named else None
+
+
+def _switches_to(answer: aiohttp.ClientResponse, protocol: str) -> bool:
+    """Say whether the process switches to what the visitor asked for, and so knows what follows.
+
+    Source: RFC 9110, 7.8 and 15.2.2.
+    """
+    named = [name.strip().lower() for name in answer.headers.getall("Upgrade", ())]
+    return named == [protocol.lower()]
 
 
 async def _ask_for_body(request: web.BaseRequest) -> None:

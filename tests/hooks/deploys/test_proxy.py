@@ -478,6 +478,19 @@ async def test_a_websocket_that_is_refused_is_a_plain_answer(app):
     assert (await visitor.ask("/")).status == 403
 
 
+@pytest.mark.parametrize(
+    ("asked", "switched"),
+    [(None, b"websocket"), (None, None), ("websocket", b"h2c"), ("websocket", None)],
+)
+async def test_a_process_that_switches_to_what_nobody_asked_for_is_a_502(raw, asked, switched):
+    """Else it would have the visitor's bare connection, and whatever is sent on it later."""
+    named = b"" if switched is None else b"Connection: Upgrade\r\nUpgrade: %b\r\n" % switched
+    visitor = await raw(b"HTTP/1.1 101 Switching Protocols\r\n" + named + b"\r\n", hold=True)
+    headers = {} if asked is None else {"Connection": "Upgrade", "Upgrade": asked}
+    for method in ("GET", "POST"):
+        assert (await visitor.ask("/", method=method, headers=headers)).status == 502
+
+
 async def test_either_end_of_a_websocket_ends_the_other(app):
     ended = asyncio.Event()
 
