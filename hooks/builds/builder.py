@@ -327,9 +327,7 @@ class _Build:
                     spec = phases.build_spec(
                         step.command, plan.facts, lease, self._workspace, given
                     )
-                    used_s += await phases.run_step(
-                        step, spec, network, self._workspace, self._log, used_s=used_s
-                    )
+                    used_s += await phases.run_step(step, spec, network, self._log, used_s=used_s)
         finally:
             await network.close()
             passed = network.total

@@ -36,6 +36,9 @@ _ETC_FILES = {
 }
 _HOSTS = b"127.0.0.1 localhost\n::1 localhost\n"
 _HIDDEN_IN_PROC = ("cmdline", "keys", "key-users")  # the machine's and other users', for all to see
+# Settings of the machine's own clients that lie among the programs which all see. They may hold
+# passwords; what builds may know of them is in `Egress.home_files`.
+_HIDDEN_IN_USR = ("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/pip.conf", "/usr/local/pip.conf")
 _ETC_OF_THE_MACHINE = (
     "ssl/certs",  # not the keys beside them
     "ssl/openssl.cnf",
@@ -97,9 +100,9 @@ def arguments(spec: SandboxSpec, files: contextlib.ExitStack) -> tuple[list[str]
         pass_fds.append(memory_file(files, content))
         args += ["--perms", "0444", "--file", str(pass_fds[-1]), f"/etc/{name}"]
     hidden: list[str] = []
-    for name in _HIDDEN_IN_PROC:
+    for path in (*(f"/proc/{name}" for name in _HIDDEN_IN_PROC), *_hidden_in_usr()):
         pass_fds.append(memory_file(files, b""))
-        hidden += ["--ro-bind-data", str(pass_fds[-1]), f"/proc/{name}"]
+        hidden += ["--ro-bind-data", str(pass_fds[-1]), path]
     try:
         calls = seccomp.program(may_preallocate=spec.limits.disk_bytes is None)
         pass_fds.append(memory_file(files, calls))
@@ -124,6 +127,12 @@ def _top_level_folders() -> Iterator[str]:
             yield from ("--symlink", str(path.readlink()), str(path))
         elif path.is_dir():
             yield from ("--ro-bind", str(path), str(path))
+
+
+def _hidden_in_usr() -> list[str]:
+    """The files of `_HIDDEN_IN_USR` that are there; a link leads on to what has to be hidden."""
+    real = {Path(path).resolve() for path in _HIDDEN_IN_USR}
+    return sorted(str(path) for path in real if path.is_relative_to("/usr") and path.is_file())
 
 
 def _settings_of_php() -> Iterator[str]:

@@ -41,9 +41,6 @@ _CA_VARIABLES = (
     "COMPOSER_CAFILE",
     "CARGO_HTTP_CAINFO",
 )
-# Settings of the machine's own clients that lie among the programs which builds see. They may hold
-# passwords; what builds may know of them is in `Egress.home_files`.
-_HIDDEN = ("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/pip.conf", "/usr/local/pip.conf")
 
 
 class BuildNetwork:
@@ -59,16 +56,11 @@ class BuildNetwork:
                 log.line(STAGE, f"the machine's certificates, {self._ca_bundle}, are not readable")
             self._ca_bundle = None
 
-    def given_to(self, spec: SandboxSpec, scratch: Path) -> SandboxSpec:
-        """Return `spec` with the way to the proxy. `scratch`: a folder that outlives the sandbox.
-
-        What `spec` has of its own wins.
-        """
-        nothing = scratch / "nothing"
-        nothing.touch(mode=0o444)
-        binds = [Bind(nothing, path) for path in _hidden()]
+    def given_to(self, spec: SandboxSpec) -> SandboxSpec:
+        """Return `spec` with the way to the proxy. What `spec` has of its own wins."""
         if not self._egress.allow:
-            return replace(spec, binds=(*binds, *spec.binds))
+            return spec
+        binds = []
         environ = {**_PROXY_ENVIRON, **self._egress.environ}
         if self._ca_bundle is not None:
             environ |= dict.fromkeys(_CA_VARIABLES, CA_BUNDLE)
@@ -116,9 +108,3 @@ class BuildNetwork:
     def problems(self) -> list[str]:
         """What was refused or failed up to now, each once."""
         return self._proxy.problems
-
-
-def _hidden() -> list[str]:
-    """The files of `_HIDDEN` that are there; a link leads on to what has to be hidden."""
-    real = {Path(path).resolve() for path in _HIDDEN}
-    return sorted(str(path) for path in real if path.is_relative_to("/usr") and path.is_file())

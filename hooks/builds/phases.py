@@ -253,7 +253,6 @@ async def run_step(
     step: Step,
     spec: SandboxSpec,
     network: BuildNetwork,
-    workspace: Workspace,
     log: BuildLog,
     *,
     used_s: float = 0,
@@ -272,7 +271,7 @@ async def run_step(
     lines = log.output(phase)
     build_limits, spec = (
         spec.limits,
-        network.given_to(_with_what_is_left(spec, used_s), workspace.root),
+        network.given_to(_with_what_is_left(spec, used_s)),
     )
     sandbox = await Sandbox.start(spec, on_output=lines.feed)
     try:

@@ -64,6 +64,17 @@ def test_the_machine_is_not_there(in_sandbox, path):
     assert in_sandbox(["ls", path]).status == 2
 
 
+@pytest.mark.parametrize("network", [False, True])
+def test_settings_of_the_machines_package_clients_are_hidden(in_sandbox, network):
+    """They may hold passwords, and lie among the programs that builds and sites are to see."""
+    places = ("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/pip.conf", "/usr/local/pip.conf")
+    found = [path for path in places if Path(path).is_file()]
+    if not found:
+        pytest.skip("this machine has none")
+    ran = in_sandbox(f"cat {' '.join(found)}; echo end", network=network)
+    assert (ran.status, ran.output) == (0, "end\n")
+
+
 def test_other_folders_of_the_same_uid_are_not_there(in_sandbox, open_dir, own_dir):
     secret = own_dir / "secret"
     secret.write_text("control's own")
