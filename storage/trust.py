@@ -70,10 +70,12 @@ class TrustedKey:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A generation that somebody went by: its number, and the SHA-256 of its file."""
+    """A generation that somebody went by: its number, and the SHA-256 of its file; empty where
+    that was not remembered.
+    """
 
     version: int
-    sha256: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +86,17 @@ class Keyring:
         version: Its number N.
         roots: Public root keys by id.
         keys: The other keys by id.
-        sha256: Of the generation's file, in hexadecimal.
+        digests: The SHA-256 of each generation's file up to this one, in hexadecimal.
     """
 
     version: int
     roots: Mapping[str, bytes]
     keys: Mapping[str, TrustedKey]
-    sha256: str = ""
+    digests: tuple[str, ...] = ()
 
     @property
     def seen(self) -> Seen:
-        return Seen(self.version, self.sha256)
+        return Seen(self.version, self.digests[-1])
 
     @property
     def revoked(self) -> frozenset[str]:
@@ -272,7 +274,7 @@ def keyring_of(generations: Sequence[bytes], *, root_key_ids: frozenset[str] | N
 
 
 def check_succession(before: Seen, keyring: Keyring) -> None:
-    """Nobody who went by a generation goes back behind it, or to another of that number.
+    """Nobody who went by a generation goes back behind it, or on from another of that number.
 
     Raises:
         SignatureInvalidError: That is what `keyring` would be.
@@ -282,9 +284,9 @@ def check_succession(before: Seen, keyring: Keyring) -> None:
             f"trust: generation {before.version} was seen before, and they end with"
             f" {keyring.version}: newer ones were taken away"
         )
-    if keyring.seen != before and keyring.version == before.version:
+    if before.sha256 and keyring.digests[before.version - 1] != before.sha256:
         raise SignatureInvalidError(
-            f"trust: generation {keyring.version} is not the one that was seen before"
+            f"trust: generation {before.version} is not the one that was seen before"
         )
 
 
@@ -297,7 +299,8 @@ def _check(
     # One signature by the generation's own root keys, and one by those of the generation before.
     for roots in (claimed.roots, before.roots if before else claimed.roots):
         unseal(data, payload_type=TRUST_TYPE, public_key=roots.get)
-    return replace(claimed, sha256=hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    return replace(claimed, digests=(*(before.digests if before else ()), digest))
 
 
 def _unchecked_body(data: bytes) -> bytes:
@@ -358,7 +361,7 @@ def _retired(key: TrustedKey) -> TrustedKey:
 
 
 def _next(newest: Keyring, keys: list[TrustedKey]) -> Keyring:
-    return Keyring(newest.version + 1, newest.roots, _listed(keys))
+    return Keyring(newest.version + 1, newest.roots, _listed(keys), newest.digests)
 
 
 def _listed(keys: list[TrustedKey]) -> dict[str, TrustedKey]:
@@ -393,4 +396,4 @@ def _write(folder: Path, keyring: Keyring, root: SigningKey) -> Keyring:
     with mapped_errors("write the trusted keys"):
         if not write_atomic(path, envelope.data, mode=STATEMENT_MODE, replace=False):
             raise SignatureInvalidError(f"{path.name} was written meanwhile: try again")
-    return replace(keyring, sha256=envelope.sha256)
+    return replace(keyring, digests=(*keyring.digests, envelope.sha256))

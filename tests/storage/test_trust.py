@@ -220,6 +220,33 @@ def test_another_generation_of_the_same_number_is_noticed(tmp_path: Path) -> Non
         memory.take(load_keyring(other, root_key_ids=PIN))
 
 
+def test_longer_chain_of_a_stranger_is_not_what_follows_on_what_was_seen(tmp_path: Path) -> None:
+    """Case 28: where no root key is pinned, its first generation vouches for itself."""
+    own, strange = tmp_path / "own", tmp_path / "strange"
+    own.mkdir()
+    strange.mkdir()
+    establish(own, root=ROOT, signing=KEY)
+    for signing in (KEY, NEXT):
+        establish(strange, root=THIEF, signing=signing)
+    memory = TrustMemory(tmp_path / "seen")
+    memory.take(load_keyring(own, root_key_ids=None))
+    with pytest.raises(SignatureInvalidError, match="generation 1 is not the one"):
+        memory.take(load_keyring(strange, root_key_ids=None))
+    establish(own, root=ROOT, signing=NEXT)
+    memory.take(load_keyring(own, root_key_ids=None))
+
+
+def test_memory_without_a_digest_still_counts(tmp_path: Path) -> None:
+    trust = tmp_path / "trust"
+    trust.mkdir()
+    keyring = establish(trust, root=ROOT, signing=KEY)
+    memory = TrustMemory(tmp_path / "seen")
+    (tmp_path / "seen").write_bytes(b'{"version":2}')
+    with pytest.raises(SignatureInvalidError, match="generation 2 was seen before"):
+        memory.take(keyring)
+    memory.take(establish(trust, root=ROOT, signing=NEXT))
+
+
 def test_memory_goes_on_with_the_generations(tmp_path: Path) -> None:
     trust = tmp_path / "trust"
     trust.mkdir()
