@@ -28,7 +28,8 @@ from storage.digest import Digest
 from storage.errors import BackupDamagedError
 
 HEAD = b"gitd-backup\t1\tblake3\n"
-_FILE = re.compile(rb"f\t([0-7]{4})\t([0-9]{1,20})\t([0-9]{1,15})\t([0-9a-f]{64})\t([^\t\n]+)\n")
+# No mode has more than 0777: whoever writes the backup would make files set-uid by it.
+_FILE = re.compile(rb"f\t(0[0-7]{3})\t([0-9]{1,20})\t([0-9]{1,15})\t([0-9a-f]{64})\t([^\t\n]+)\n")
 _BLOB = re.compile(rb"([bx])\t([0-9]{1,15})\t([0-9a-f]{64})\n")
 _END = re.compile(rb"blake3\t([0-9a-f]{64})\n")
 _PART = re.compile(r"[^\x00-\x1f\x7f/]{1,255}")

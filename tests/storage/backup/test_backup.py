@@ -17,7 +17,7 @@ import pytest
 
 from storage.artifacts import Ingested
 from storage.backup.keys import KeyPlan, read_keys
-from storage.backup.manifest import Manifest, ManifestWriter, is_safe
+from storage.backup.manifest import FileEntry, Manifest, ManifestWriter, is_safe
 from storage.backup.places import is_unfinished
 from storage.backup.repositories import picture_of
 from storage.backup.verify import listed, verify
@@ -690,6 +690,22 @@ def test_statement_with_other_bytes_is_named(small) -> None:
 @pytest.mark.parametrize("path", ["", "/a", "../a", "a/../b", "a//b", "a/\tb", ".", "a/."])
 def test_path_that_leads_elsewhere_is_none(path: str) -> None:
     assert not is_safe(path)
+
+
+def test_backup_makes_no_file_set_uid(small, tmp_path: Path) -> None:
+    """Whoever can write the folder of backups would have one run as root by a restore."""
+    taken = small.back_up(with_keys=True)
+    manifest = Manifest.open(small.destination.manifest(taken.facts.name))
+    entries = list(manifest.entries())
+    manifest.path.unlink()
+    with manifest.path.open("wb") as file:
+        writer = ManifestWriter(file)
+        for entry in entries:
+            is_file = isinstance(entry, FileEntry) and entry.path != "gitd.db"
+            writer.add(replace(entry, mode=entry.mode | 0o4000) if is_file else entry)
+        writer.finish(taken.facts)
+    with pytest.raises(BackupDamagedError, match="one of its lines is none"):
+        small.restore(tmp_path / "new/data")
 
 
 def test_manifest_is_readable_by_other_tools(small) -> None:
