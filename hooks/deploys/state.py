@@ -21,7 +21,7 @@ import subprocess
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import structlog
@@ -29,8 +29,8 @@ import structlog
 from hooks.builds.tree import remove_tree
 from hooks.deploys.wire import ArtifactPin, Desired
 from storage.digest import Digest
-from storage.errors import StorageError
-from storage.files import mapped_errors, remove_drafts, write_atomic
+from storage.errors import DigestInvalidError, StorageError
+from storage.files import mapped_errors, read_bounded, remove_drafts, write_atomic
 from storage.proof_archive import PROOF_SUFFIX
 
 KEEP_COUNT: Final = 5
@@ -39,13 +39,17 @@ KEEP_COUNT: Final = 5
 _ASIDE = ".aside-"
 _CURRENT_DRAFT = ".current."
 _ENV_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_STATE_BYTES_MAX = 1 << 20
 _log = structlog.get_logger()
+
+FolderName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")]
+"""One plain name: control reads these states too, and goes nowhere that a host likes to send it."""
 
 
 class KeptRelease(msgspec.Struct, frozen=True):
     """An unpacked artifact in the folder `releases/<folder>`."""
 
-    folder: str
+    folder: FolderName
     digest: str
 
 
@@ -58,7 +62,7 @@ class ServedState(msgspec.Struct, frozen=True):
 
     deployment_id: str
     artifact: ArtifactPin
-    folder: str
+    folder: FolderName
     modified_s: int
     release: str | None = None
 
@@ -136,7 +140,7 @@ class EnvironmentFolder:
     def read(self) -> EnvironmentState | None:
         """Return the state; None when there is none that can be read: nothing was served yet."""
         try:
-            data = (self.path / "state.json").read_bytes()
+            data = read_bounded(self.path / "state.json", size_bytes_max=_STATE_BYTES_MAX)
             state = msgspec.json.decode(data, type=EnvironmentState)
         except FileNotFoundError:
             return None
@@ -285,26 +289,39 @@ class ReleaseFolder:
 def release_folders(root: Path) -> list[ReleaseFolder]:
     """Return the release folders of a site host, as its states name them; changes nothing.
 
-    None where there is no host's folder, or where this process may not look into it.
+    None where there is no host's folder, or where this process may not look into it. The host owns
+    what lies there, and is trusted with none of it: what is not as it must be is left out, and the
+    log says so.
     """
     found = []
     with contextlib.suppress(FileNotFoundError, PermissionError):
         for path in sorted((root / "environments").iterdir()):
             folder = EnvironmentFolder(path)
+            if path.is_symlink() or folder.releases.is_symlink():
+                _log.error("environment_state_unreadable", path=str(path), reason="it is a link")
+                continue
             state = folder.read()
             if state is None or state.served is None:
                 continue
-            served = state.served
-            folders = {kept.folder: kept.digest for kept in state.kept}
-            folders[served.folder] = served.artifact.digest
-            for name, digest in folders.items():
-                found.append(
-                    ReleaseFolder(
-                        env_id=state.env_id,
-                        path=folder.releases / name,
-                        digest=Digest.parse(digest),
-                        is_served=name == served.folder,
-                        deployment_id=served.deployment_id,
-                    )
-                )
+            try:
+                found += _release_folders(folder, state, state.served)
+            except DigestInvalidError as error:
+                _log.error("environment_state_unreadable", path=str(path), reason=str(error))
     return found
+
+
+def _release_folders(
+    folder: EnvironmentFolder, state: EnvironmentState, served: ServedState
+) -> list[ReleaseFolder]:
+    digests = {kept.folder: kept.digest for kept in state.kept}
+    digests[served.folder] = served.artifact.digest
+    return [
+        ReleaseFolder(
+            env_id=state.env_id,
+            path=folder.releases / name,
+            digest=Digest.parse(digest),
+            is_served=name == served.folder,
+            deployment_id=served.deployment_id,
+        )
+        for name, digest in digests.items()
+    ]

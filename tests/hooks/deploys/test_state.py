@@ -16,6 +16,7 @@ from hooks.deploys.state import (
     EnvironmentState,
     HostFolder,
     ServedState,
+    release_folders,
     remove_folders,
 )
 from hooks.deploys.wire import ArtifactPin
@@ -49,6 +50,48 @@ def test_state_is_read_as_it_was_written(folder, state):
     folder.write(written)
     assert folder.read() == written
     assert (folder.path / "current").readlink().as_posix() == "releases/000001-abcdef00"
+
+
+def _pipe(folder, _):
+    os.mkfifo(folder.path / "state.json")
+
+
+def _endless(folder, _):
+    (folder.path / "state.json").symlink_to("/dev/zero")
+
+
+def _long(folder, state):
+    data = msgspec.json.encode(state.serving(served(1)))
+    (folder.path / "state.json").write_bytes(data.ljust(2 << 20))
+
+
+def _led_out(folder, state):
+    folder.write(state.serving(msgspec.structs.replace(served(1), folder="../../env_2/releases")))
+
+
+def _no_digest(folder, state):
+    folder.write(
+        state.serving(msgspec.structs.replace(served(1), artifact=ArtifactPin("", "", "")))
+    )
+
+
+def _elsewhere(folder, state):
+    folder.write(state.serving(served(1)))
+    folder.releases.rmdir()
+    folder.releases.symlink_to("/usr")
+
+
+@pytest.mark.parametrize(
+    "spoil", [_pipe, _endless, _long, _led_out, _no_digest, _elsewhere], ids=lambda it: it.__name__
+)
+def test_control_reads_of_a_host_what_is_plain_and_nothing_else(folder, state, tmp_path, spoil):
+    """It may be root, and who broke out of a site may be the host."""
+    other = HostFolder(tmp_path).environment("env_2")
+    other.prepare(msgspec.structs.replace(state, env_id="env_2"))
+    other.write(msgspec.structs.replace(state, env_id="env_2").serving(served(2)))
+    spoil(folder, state)
+    (found,) = release_folders(tmp_path)
+    assert (found.env_id, found.path) == ("env_2", other.releases / "000002-abcdef00")
 
 
 def test_current_follows_what_is_served(folder, state):
