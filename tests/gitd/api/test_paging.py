@@ -130,7 +130,9 @@ async def test_artifact_built_again_between_two_pages_keeps_its_place(service, a
 
     for number in range(9):
         attest(number)
-    path = f"{acme.production}/artifacts"
+    topic = {"kind": "preview", "branch": "topic"}  # which any build may be deployed onto
+    await service.post(f"{acme.path}/environments", topic)
+    path = f"{acme.path}/environments/topic/artifacts"
     seen, cursor = [], ""
     while True:
         page = await service.get(f"{path}?limit=2{cursor}")
