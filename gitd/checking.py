@@ -12,7 +12,7 @@ from gitd.config import Config
 from gitd.layout import DataFolder
 from gitd.stores import open_beside, room_of
 from hooks.clock import now_ms, rfc3339
-from hooks.deploys.state import release_folders
+from hooks.deploys.state import ReleaseFolder, release_folders
 from storage import copies
 from storage.check import Finding, check_store
 from storage.consequences import Consequence
@@ -30,6 +30,7 @@ from storage.repos import Repositories
 from storage.unpacked import verify_tree
 
 SHOWN_COUNT_MAX = 100  # of what is wrong, for people; --json has all
+NEWER = "restore newer records, or copy its data away: the site host keeps it for seven days"
 ROLL_AGAIN = "its next roll makes it anew: deploy again, or roll back"
 
 
@@ -248,6 +249,8 @@ def _look_at_releases(
     count = 0
     for release in release_folders(folder.host):
         environment = environments.get(records.reader(), release.env_id)
+        if environment is None and release.is_served:
+            _expect_gone(records, release, found)
         if environment is None or not release.is_served:
             continue
         count += 1
@@ -263,6 +266,17 @@ def _look_at_releases(
             text = "is not what the records say that it runs"
             found.add(f"environment {name}", text, consequence)
     found.counts["release folders"] = count
+
+
+def _expect_gone(records: Records, release: ReleaseFolder, found: _Found) -> None:
+    """What the site host serves of an environment that was never here is newer than the records."""
+    if not environments.gone(records.reader(), [release.env_id]):
+        consequence = Consequence(hurts=("what its visitors see, and its data",), advice=NEWER)
+        found.add(
+            f"environment {release.env_id}",
+            "the site host serves it, and the records do not know of it",
+            consequence,
+        )
 
 
 def _is_another(records: Records, env_id: str, deployment_id: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,15 @@ import msgspec
 import structlog
 
 from hooks.clock import now_ms, rfc3339
-from hooks.deploys.wire import PING_EVERY_S, Config, DesiredMessage, Report, RollLog, RollLogLine
+from hooks.deploys.wire import (
+    PING_EVERY_S,
+    Config,
+    DesiredMessage,
+    EnvironmentIds,
+    Report,
+    RollLog,
+    RollLogLine,
+)
 
 BACK_OFF_FIRST_S: Final = 0.05
 BACK_OFF_MAX_S: Final = 1.0
@@ -88,6 +96,29 @@ class ControlLine:
         if answer.status >= 500:
             raise ControlUnreachableError
         return msgspec.json.decode(data, type=Config) if answer.status == 200 else None
+
+    async def gone(self, env_ids: Collection[str]) -> frozenset[str]:
+        """Ask which of the environments were there once, and were removed.
+
+        None, where control is one that cannot say (0.1). Raises as `config` does.
+        """
+        await self._is_up.wait()
+        if self._session is None:
+            raise ControlUnreachableError
+        timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT_S)
+        asked = msgspec.json.encode(EnvironmentIds(tuple(env_ids)))
+        try:
+            async with self._session.post(
+                "http://control/v1/gone", data=asked, timeout=timeout
+            ) as answer:
+                data = await answer.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ControlUnreachableError from error
+        if answer.status >= 500:
+            raise ControlUnreachableError
+        if answer.status != 200:
+            return frozenset()
+        return frozenset(msgspec.json.decode(data, type=EnvironmentIds).env_ids)
 
     async def post(self, path: str, message: Report | RollLog) -> None:
         """Hand over a message once the line is up.

@@ -14,6 +14,7 @@ from hooks.deploys.rollout_tools import RolloutTools
 from hooks.deploys.router import Router
 from hooks.deploys.serving import Serving
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState, HostFolder
+from hooks.deploys.unclaimed import Unclaimed
 from hooks.deploys.wire import (
     Changed,
     Coming,
@@ -255,6 +256,9 @@ class Reconciler:
         self._line = line
         self._keepers: dict[str, EnvironmentKeeper] = {}
         self._leaving: dict[str, EnvironmentKeeper] = {}
+        self._unclaimed = Unclaimed(
+            folder, tools=tools, line=line, forget=self._forget, is_leaving=self._is_leaving
+        )
 
     def resume(self) -> None:
         """Begin to serve what was served before this start, without asking control."""
@@ -267,16 +271,18 @@ class Reconciler:
             case Snapshot(environments=environments):
                 for desired in environments:
                     self._want(desired)
-                for env_id in self._keepers.keys() - {desired.env_id for desired in environments}:
-                    self._remove(env_id)
-                self._remove_strangers()
+                self._unclaimed.hear_all([desired.env_id for desired in environments])
             case Changed(environment=desired):
                 self._want(desired)
+                self._unclaimed.hear(desired.env_id)
             case Removed(env_id=env_id):
+                self._unclaimed.hear_removed(env_id)
                 self._remove(env_id)
             case Coming(env_id=env_id, digest=digest):
                 self._foresee(env_id, digest)
-            case LogWanted() | Ping():
+            case Ping():
+                self._unclaimed.look_again()
+            case LogWanted():
                 pass
 
     def hurry(self) -> None:
@@ -286,17 +292,23 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stop all that is served; removals are finished first."""
+        await self._unclaimed.close()
         await asyncio.gather(
             *(keeper.removed() for keeper in self._leaving.values()),
             *(keeper.close() for keeper in self._keepers.values()),
         )
 
-    def _remove_strangers(self) -> None:
-        """Remove the folders of environments that a crash left half removed."""
-        known = self._keepers.keys() | self._leaving.keys()
-        for folder in self._folder.strangers(known):
-            _log.info("stranger_removed", path=str(folder.path))
-            self._tools.threads.submit(folder.remove)
+    def _is_leaving(self, env_id: str) -> bool:
+        leaving = self._leaving.get(env_id)
+        return leaving is not None and leaving.is_running
+
+    def _forget(self, env_id: str) -> None:
+        """Remove what is not there any more: also what a crash left half removed."""
+        _log.info("environment_forgotten", env_id=env_id)
+        if env_id in self._keepers:
+            self._remove(env_id)
+        else:
+            self._tools.threads.submit(self._folder.stranger(env_id).remove)
 
     def _want(self, desired: Desired) -> None:
         keeper = self._keepers.get(desired.env_id)

@@ -13,7 +13,7 @@ older than the host. Records that were put back from an old copy roll nothing ba
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 
 import structlog
@@ -31,7 +31,7 @@ from storage.errors import SealBrokenError, StorageError
 from storage.ids import new_id
 from storage.joblog import LogLine
 from storage.model import Deployment, Environment, Failure, Job, JobStatus, JobType, Release
-from storage.records import deployments, releases
+from storage.records import deployments, environments, releases
 from storage.records.db import mapped_errors
 
 log = structlog.get_logger(__name__)
@@ -226,6 +226,10 @@ class RollRunner:
         if not self._wanted.is_of(deployment.env_id, deployment_id):
             return None
         return self._configs.get(reader, deployment.env_id, deployment.config_version)
+
+    def gone(self, env_ids: Collection[str]) -> list[str]:
+        """Those of the environments that were there once, and were removed since."""
+        return environments.gone(self._records.reader(), env_ids)
 
     def take_log(self, batch: RollLog) -> None:
         """Keep the lines of a roll in its job's log; those it has already are dropped."""

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from hooks.deploys.program_logs import ProgramLogs
 from hooks.deploys.runner import RollRunner
-from hooks.deploys.wire import DesiredMessage, Report, RollLog
+from hooks.deploys.wire import DesiredMessage, EnvironmentIds, Report, RollLog
 from hooks.errors import RefusedError
 from hooks.peers import only_from
 from storage.errors import SealBrokenError
@@ -28,6 +28,7 @@ def make_app(runner: RollRunner, logs: ProgramLogs, *, uids: Collection[int]) ->
     app = web.Application(middlewares=[only_from(uids)], client_max_size=BODY_BYTES_MAX)
     app.router.add_get("/v1/desired", service.desired)
     app.router.add_get("/v1/configs/{deployment}", service.config)
+    app.router.add_post("/v1/gone", service.gone)
     app.router.add_post("/v1/reports", service.report)
     app.router.add_post("/v1/log", service.log)
     app.router.add_post("/v1/program-logs/{id}", service.program_log)
@@ -65,6 +66,11 @@ class _HostService:
         if config is None:
             raise web.HTTPNotFound(text="nothing is given to that\n")
         return web.Response(body=msgspec.json.encode(config), content_type="application/json")
+
+    async def gone(self, request: web.Request) -> web.Response:
+        asked = await _body(request, EnvironmentIds)
+        gone = EnvironmentIds(tuple(self._runner.gone(asked.env_ids)))
+        return web.Response(body=msgspec.json.encode(gone), content_type="application/json")
 
     async def report(self, request: web.Request) -> web.Response:
         await self._runner.report(await _body(request, Report))

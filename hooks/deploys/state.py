@@ -8,6 +8,7 @@ current -> releases/…                    for people and tools
 data/                 the web process's own, writable
 logs/web.log          what it says
 config-<deployment>   what it is given, sealed
+unclaimed             for how many seconds control has not known of it, while it does not
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ class EnvironmentFolder:
         self.releases = path / "releases"
         self.data = path / "data"
         self.web_log = path / "logs" / "web.log"
+        self._unclaimed = path / "unclaimed"
 
     def prepare(self, state: EnvironmentState) -> None:
         """Make what is missing, and remove what a crash left: half made, or not in the state."""
@@ -226,6 +228,29 @@ class EnvironmentFolder:
                 aside.append(path)
         return aside
 
+    def note_unclaimed(self, more_s: float) -> float | None:
+        """Note that control did not know of it for `more_s` seconds more; return how many that are.
+
+        None where nothing can be lost: it serves nothing, and has no data.
+        """
+        state = self.read()
+        is_served = state is not None and state.served is not None
+        with mapped_errors(f"look into {self.path}"):
+            has_data = self.data.is_dir() and any(self.data.iterdir())
+        if not is_served and not has_data:
+            return None
+        try:
+            before_s = float(read_bounded(self._unclaimed, size_bytes_max=64))
+        except (OSError, ValueError):
+            before_s = 0.0
+        with mapped_errors(f"write {self._unclaimed}"):
+            write_atomic(self._unclaimed, b"%.0f" % (before_s + more_s), mode=0o600)
+        return before_s + more_s
+
+    def note_claimed(self) -> None:
+        with mapped_errors(f"remove {self._unclaimed}"):
+            self._unclaimed.unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Remove the environment with its data. Its state goes first: nothing half removed is
         ever served again.
@@ -259,10 +284,19 @@ class HostFolder:
             raise ValueError(f"not the id of an environment: {env_id!r}")
         return EnvironmentFolder(self._environments / env_id)
 
-    def strangers(self, known: Collection[str]) -> list[EnvironmentFolder]:
-        """Return the folders that belong to none of the `known` environments."""
-        paths = sorted(self._environments.iterdir())
-        return [EnvironmentFolder(path) for path in paths if path.name not in known]
+    def unclaimed(self, named: Collection[str]) -> list[str]:
+        """Return the names of the folders that belong to none of the environments that control
+        `named`; those that do are not unclaimed any more.
+        """
+        names = sorted(os.listdir(self._environments))  # noqa: PTH208 - names alone are wanted
+        for env_id in named:
+            if env_id in names:
+                self.environment(env_id).note_claimed()
+        return [name for name in names if name not in named]
+
+    def stranger(self, name: str) -> EnvironmentFolder:
+        """Return a folder by its name, whatever that is."""
+        return EnvironmentFolder(self._environments / name)
 
     def known(self) -> Iterator[tuple[EnvironmentFolder, EnvironmentState]]:
         """Yield the environments that have a state; folders without one are leftovers."""

@@ -4,6 +4,7 @@
 |---|---|---|
 | `GET /v1/desired?hears=coming,logs` | | NDJSON without end: a `Snapshot`, then the others |
 | `GET /v1/configs/DEPLOYMENT` | | `Config`; 404 when that is not what is desired, or has none |
+| `POST /v1/gone` | `EnvironmentIds` | `EnvironmentIds`: those that were there, and were removed |
 | `POST /v1/reports` | `Report` | `{}` |
 | `POST /v1/log` | `RollLog` | `{}` |
 | `POST /v1/program-logs/ID` | NDJSON of `LogPiece`s, after an empty line | `{}` at the end |
@@ -78,7 +79,9 @@ def config_digest(config: Config) -> Digest:
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag_field="type", tag="snapshot"):
-    """Every environment there is: what is not in it is gone."""
+    """Every environment that control knows of. What is not in it may be gone, or newer than
+    control's records: `POST /v1/gone` tells.
+    """
 
     environments: tuple[Desired, ...]
 
@@ -89,6 +92,10 @@ class Changed(msgspec.Struct, frozen=True, tag_field="type", tag="environment"):
 
 class Removed(msgspec.Struct, frozen=True, tag_field="type", tag="removed"):
     env_id: str
+
+
+class EnvironmentIds(msgspec.Struct, frozen=True):
+    env_ids: tuple[str, ...]
 
 
 class Coming(msgspec.Struct, frozen=True, tag_field="type", tag="coming"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 
 from storage.model import Environment, EnvironmentKind, EnvironmentStatus
+from storage.records.blobs import chunks, marks
 from storage.records.statements import Page, Value, insert, newest_first, push_policy_of
 
 
@@ -127,6 +129,23 @@ def newer_than(db: sqlite3.Connection, env_id: str | None) -> list[Environment]:
 def of_site(db: sqlite3.Connection, site_id: str) -> list[Environment]:
     rows = db.execute("SELECT * FROM environment WHERE site_id = ? ORDER BY id", (site_id,))
     return [of_row(row) for row in rows]
+
+
+def gone(db: sqlite3.Connection, env_ids: Iterable[str]) -> list[str]:
+    """Those of the environments that were there once and are not any more: their jobs stay.
+
+    One that never had a job is not among them, and neither is one that these records know nothing
+    of, since they were put back from a copy that is older.
+    """
+    found: list[str] = []
+    for chunk in chunks(env_ids):
+        rows = db.execute(
+            f"SELECT DISTINCT env_id FROM job WHERE env_id IN ({marks(chunk)})"  # noqa: S608
+            " AND env_id NOT IN (SELECT id FROM environment)",
+            chunk,
+        )
+        found += [row[0] for row in rows]
+    return found
 
 
 def delete(db: sqlite3.Connection, env_id: str) -> None:

@@ -11,6 +11,8 @@ from gitd.__main__ import cli
 from gitd.config import Config
 from gitd.control import Control
 from gitd.layout import DataFolder
+from hooks.deploys.state import EnvironmentState, HostFolder, ServedState
+from hooks.deploys.wire import ArtifactPin
 from storage.digest import Digest
 
 
@@ -44,3 +46,26 @@ def test_records_with_values_that_cannot_be_are_said_like_any_fault(tmp_path: Pa
     assert done.exit_code == 1, done.output
     assert "a row of blob has values of a kind that cannot be there" in done.output
     assert "the rest cannot be looked at" in done.output
+
+
+def test_environment_that_is_newer_than_the_records_is_said(tmp_path: Path) -> None:
+    """Its data is all that is left of it, and the site host does not keep it for ever."""
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    Control(folder, Config(), None).close()
+    pin = ArtifactPin("art_1", str(Digest.of(b"")), "0" * 64)
+    state = EnvironmentState(
+        "env_of_later",
+        "later",
+        "production",
+        "production",
+        (),
+        served=ServedState("dep_1", pin, "000001-af1349b9", 0),
+    )
+    served = HostFolder(folder.host).environment(state.env_id)
+    served.prepare(state)
+    served.write(state)
+    done = CliRunner().invoke(cli, ["check", "--data", str(folder.root)])
+    assert done.exit_code == 1, done.output
+    assert "environment env_of_later: the site host serves it" in done.output
+    assert "copy its data away" in done.output

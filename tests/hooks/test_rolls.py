@@ -103,3 +103,16 @@ async def test_database_that_cannot_be_read_for_a_while_ends_no_watch_over_rolls
                 told.add(message.environment.slug)
         assert told == {"production", "staging"}
         reaper.cancel()
+
+
+async def test_environments_that_were_removed_are_told_from_those_that_were_never_here(
+    world, commit
+) -> None:
+    """Else a host would take what is newer than the records for gone, and its data with it."""
+    env, _ = await begin(world, commit)
+    site = await world.site("other")
+    commit(world.repositories.path(site.id), {"index.html": b"one"})
+    await build(world, site)
+    gone = world.environment(site).id
+    await world.pipeline.delete_site(site)
+    assert world.rolls.gone([env.id, gone, "env_of_later"]) == [gone]

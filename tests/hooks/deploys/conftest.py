@@ -29,6 +29,7 @@ from hooks.deploys.wire import (
     Coming,
     Config,
     Desired,
+    EnvironmentIds,
     Ping,
     Removed,
     Report,
@@ -222,6 +223,7 @@ class ControlPeer:
         self.signs = True
         self._released: dict[str, str | None] = {}
         self.desired: dict[str, Desired] = {}
+        self.gone: set[str] = set()
         self.configs: dict[str, Config] = {}
         self.configs_asked: list[str] = []
         self.reports: list[Report] = []
@@ -239,6 +241,7 @@ class ControlPeer:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_get("/v1/desired", self._desired)
         app.router.add_get("/v1/configs/{deployment}", self._config)
+        app.router.add_post("/v1/gone", self._gone)
         app.router.add_post("/v1/reports", self._report)
         app.router.add_post("/v1/log", self._log)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -273,7 +276,12 @@ class ControlPeer:
 
     def remove(self, env_id: str) -> None:
         del self.desired[env_id]
+        self.gone.add(env_id)
         self._tell(Removed(env_id))
+
+    def lose(self, env_id: str) -> None:
+        """As records that were put back from an old copy do."""
+        del self.desired[env_id]
 
     async def reported(self, deployment_id: str, *, since: int = 0) -> Report:
         """Wait for the host's word on a deployment, counting from report number `since`."""
@@ -326,6 +334,11 @@ class ControlPeer:
         if deployment_id not in self.configs:
             raise web.HTTPNotFound
         return web.Response(body=msgspec.json.encode(self.configs[deployment_id]))
+
+    async def _gone(self, request):
+        asked = msgspec.json.decode(await request.read(), type=EnvironmentIds)
+        gone = tuple(self.gone.intersection(asked.env_ids))
+        return web.Response(body=msgspec.json.encode(EnvironmentIds(gone)))
 
     async def _heard(self, request):
         data = await request.read()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hooks.deploys.control import BATCH_BYTES_MAX, ControlLine, Outbox, RollJournal
+from hooks.deploys.unclaimed import KEPT_S
 from hooks.deploys.wire import ArtifactPin, Report
 from storage import trust
 
@@ -533,6 +534,43 @@ async def test_folders_of_nobody_are_removed_once_control_says_what_there_is(
         while stranger.exists():
             await asyncio.sleep(0.02)
     assert len(release_folders(host)) == 1
+
+
+async def test_an_environment_that_control_lost_is_served_on_and_keeps_its_data(
+    shelf, control, host, visitor, wanted
+):
+    """The records were put back from last night's copy, and the host was left as it was."""
+    older, newer = wanted("env_1", shelf.put(page("old"))), wanted("env_2", shelf.put(page("new")))
+    await control.roll(older)
+    await control.roll(newer)
+    folder = host.directory / "environments/env_2"
+    (folder / "data/visitors").write_bytes(b"5")
+    host.kill()
+    control.lose("env_2")
+    host.start()
+    async with asyncio.timeout(10):
+        while not any(e["event"] == "environment_unknown_to_control" for e in host.events()):
+            await asyncio.sleep(0.02)
+    assert await visitor.text(host="env-2.localhost") == "new"
+    control.want(newer)
+    await control.stop()
+    await control.start()
+    async with asyncio.timeout(10):
+        while (folder / "unclaimed").exists():
+            await asyncio.sleep(0.02)
+    assert (folder / "data/visitors").read_bytes() == b"5"
+
+
+async def test_an_environment_that_control_lost_long_ago_goes(shelf, control, host, wanted):
+    await control.roll(wanted("env_1", shelf.put(page("x"))))
+    folder = host.directory / "environments/env_1"
+    host.kill()
+    (folder / "unclaimed").write_text(str(KEPT_S))
+    control.lose("env_1")
+    host.start()
+    async with asyncio.timeout(10):
+        while folder.exists():
+            await asyncio.sleep(0.02)
 
 
 async def test_a_host_that_cannot_listen_says_why(host, another_host):
