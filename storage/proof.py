@@ -1,8 +1,8 @@
 """Proofs: whether files are what a build of this server made, without the server.
 
 The same rules as the site host goes by, on an archive (`storage.proof_archive`), on what was
-unpacked of one, or on a release folder beside its proof. Whom to believe at the beginning is for
-the caller to say: `root_key_ids`. Without that the proof's own root keys are believed.
+unpacked of one, or on a release folder beside its proof. Whom to believe is for the caller to say:
+see `Beliefs`.
 
 `mf` uses this module and what it imports: nothing of that knows the records, or writes.
 """
@@ -43,7 +43,7 @@ from storage.provenance import Provenance, parse_provenance
 from storage.release_statement import ReleaseStatement, parse_release
 from storage.source import SourceDirectory, SourceFile
 from storage.tar import scan_tar
-from storage.trust import Keyring, keyring_of
+from storage.trust import Keyring, check_succession, keyring_of
 from storage.unpacked import verify_tree
 
 STATEMENTS_BYTES_MAX = 64 << 20
@@ -53,6 +53,45 @@ _ENVELOPE = re.compile(r"(provenance|releases)/([0-9a-f]{64})\.dsse\.json")
 _GENERATION = re.compile(r"trust/root\.([1-9][0-9]{0,4})\.json")
 _KEY = re.compile(r"keys/[0-9a-f]{64}\.pem")
 _BLOB = re.compile(r"blobs/[0-9a-f]{2}/[0-9a-f]{62}(\.x)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Beliefs:
+    """What the caller knows that does not come from the proof.
+
+    A proof brings the generations of trust that there were when it was made, or fewer: a key that
+    was revoked since is good by them.
+
+    Attributes:
+        root_key_ids: The root keys that trust begins with; None believes the proof's own.
+        min_generation: How many generations there are at least.
+        known: Generations from elsewhere. The proof's must be among them, or go on from them; the
+            newest of all counts.
+    """
+
+    root_key_ids: frozenset[str] | None = None
+    min_generation: int = 1
+    known: Keyring | None = None
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.root_key_ids is not None or self.known is not None
+
+    def newest(self, keyring: Keyring) -> Keyring:
+        """Return the generation to go by, of a proof that ends with `keyring`.
+
+        Raises:
+            SignatureInvalidError: It ends too early, or is of other generations.
+        """
+        if self.known is not None:
+            older, keyring = sorted((keyring, self.known), key=lambda one: one.version)
+            check_succession(older.seen, keyring)
+        if keyring.version < self.min_generation:
+            raise SignatureInvalidError(
+                f"trust: the proof ends with generation {keyring.version}, and there are"
+                f" {self.min_generation}: what was revoked in newer ones is not known"
+            )
+        return keyring
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +115,8 @@ class Proven:
     """What was found to be so.
 
     Attributes:
-        keyring: The newest generation of trust in the proof.
-        is_pinned: The root keys are those that the caller named.
+        keyring: The newest generation of trust in the proof, or that the caller knew.
+        is_pinned: The root keys are those that the caller named, or knew.
         provenance: One or more; the newest build last.
         releases: By environment and sequence.
     """
@@ -93,7 +132,7 @@ class Proven:
         return artifact_id(self.manifest.digest)
 
 
-def verify_archive(stream: BinaryIO, *, root_key_ids: frozenset[str] | None) -> Proven:
+def verify_archive(stream: BinaryIO, beliefs: Beliefs) -> Proven:
     """Check an archive with its files, in one pass.
 
     Raises:
@@ -101,24 +140,22 @@ def verify_archive(stream: BinaryIO, *, root_key_ids: frozenset[str] | None) -> 
         ArtifactCorruptError: A file, or the archive itself, is not what it must be.
         ArtifactMissingError: Something is not in it.
     """
-    return _collected(_of_tar(stream)).proven(root_key_ids, with_files=True)
+    return _collected(_of_tar(stream)).proven(beliefs, with_files=True)
 
 
-def verify_unpacked(folder: Path, *, root_key_ids: frozenset[str] | None) -> Proven:
+def verify_unpacked(folder: Path, beliefs: Beliefs) -> Proven:
     """Check the folder that an archive was unpacked to. Raises as `verify_archive`."""
     with mapped_errors(f"read {folder}"):
-        return _collected(_of_folder(folder)).proven(root_key_ids, with_files=True)
+        return _collected(_of_folder(folder)).proven(beliefs, with_files=True)
 
 
-def verify_release_folder(
-    folder: Path, proof: BinaryIO, *, root_key_ids: frozenset[str] | None
-) -> Proven:
+def verify_release_folder(folder: Path, proof: BinaryIO, beliefs: Beliefs) -> Proven:
     """Hold a release folder against a proof, with or without files in it.
 
     Raises:
         StorageError: As `verify_archive` and `storage.materialise.verify_tree`.
     """
-    proven = _collected(_of_tar(proof)).proven(root_key_ids, with_files=False)
+    proven = _collected(_of_tar(proof)).proven(beliefs, with_files=False)
     verify_tree(folder, proven.manifest)
     return proven
 
@@ -240,16 +277,16 @@ class _Collected:
 
     # -- checking --------------------------------------------------------------------------------
 
-    def proven(self, root_key_ids: frozenset[str] | None, *, with_files: bool) -> Proven:
+    def proven(self, beliefs: Beliefs, *, with_files: bool) -> Proven:
         if self.small.get(FORMAT_NAME) != FORMAT_LINE:
             raise ArtifactCorruptError(b"", "this is no proof of a format that is known here")
-        keyring = self._keyring(root_key_ids)
+        keyring = beliefs.newest(self._keyring(beliefs.root_key_ids))
         manifest = self._manifest()
         provenance = self._provenance(keyring, manifest)
         releases = self._releases(keyring, manifest)
         if with_files:
             self._check_files(manifest)
-        return Proven(manifest, keyring, root_key_ids is not None, provenance, releases)
+        return Proven(manifest, keyring, beliefs.is_pinned, provenance, releases)
 
     def _keyring(self, root_key_ids: frozenset[str] | None) -> Keyring:
         names = [name for name in self.small if _GENERATION.fullmatch(name)]

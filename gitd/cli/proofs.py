@@ -23,7 +23,7 @@ from gitd.cli.tables import print_fields
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from storage.proof import Proven
+    from storage.proof import Beliefs, Proven
 
 DRAFT_SUFFIX = ".part"
 STDOUT = "-"
@@ -83,6 +83,19 @@ def export_artifact(session: Session, place: Place, artifact: str, output: str |
     "repeated. Without it the proof's own is believed.",
 )
 @click.option(
+    "--min-generation",
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many generations of trust there are at least, as `gitd signing-key list` says. A "
+    "proof with fewer does not know what was revoked since.",
+)
+@click.option(
+    "--trust",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="A copy of the server's store/trust: what was revoked there counts.",
+)
+@click.option(
     "--proof",
     type=click.Path(path_type=Path),
     help="What proves the release folder DIR: an export, or what lies beside it (DIR.proof), "
@@ -97,8 +110,11 @@ def export_artifact(session: Session, place: Place, artifact: str, output: str |
 @click.pass_obj
 def verify_artifact(
     session: Session,
+    *,
     path: Path,
     root_keys: tuple[str, ...],
+    min_generation: int | None,
+    trust: Path | None,
     proof: Path | None,
     manifest: Path | None,
 ) -> None:
@@ -107,10 +123,10 @@ def verify_artifact(
     FILE is an archive that `mf artifacts export` wrote; DIR is what it was unpacked to, or a folder
     that a site host serves from. Every file, name, mode and signature is checked.
     """
-    for given in (path, proof, manifest):
+    for given in (path, proof, manifest, trust):
         if given is not None and not given.exists():
             raise click.UsageError(f"{given} is not there, or not to be seen by this user.")
-    if manifest is not None and (proof is not None or root_keys):
+    if manifest is not None and (proof or root_keys or min_generation or trust):
         raise click.UsageError("--manifest checks no signature: give it alone.")
     for key_id in root_keys:
         if not KEY_ID.fullmatch(key_id):
@@ -123,11 +139,20 @@ def verify_artifact(
         if manifest is not None:
             _show_bare(session, path, manifest)
             return
-        proven = _proven(path, proof, frozenset(root_keys) or None)
+        beliefs = _beliefs(frozenset(root_keys) or None, min_generation or 1, trust)
+        proven = _proven(path, proof, beliefs)
     session.show(_fields(proven), lambda: _print(proven, path))
 
 
-def _proven(path: Path, proof: Path | None, root_keys: frozenset[str] | None) -> Proven:
+def _beliefs(root_keys: frozenset[str] | None, min_generation: int, trust: Path | None) -> Beliefs:
+    from storage.proof import Beliefs
+    from storage.trust import load_keyring
+
+    known = load_keyring(trust, root_key_ids=root_keys) if trust is not None else None
+    return Beliefs(root_keys, min_generation, known)
+
+
+def _proven(path: Path, proof: Path | None, beliefs: Beliefs) -> Proven:
     from storage.proof import (
         is_unpacked,
         proof_beside,
@@ -138,10 +163,10 @@ def _proven(path: Path, proof: Path | None, root_keys: frozenset[str] | None) ->
 
     if path.is_file():
         with path.open("rb") as stream:
-            return verify_archive(stream, root_key_ids=root_keys)
+            return verify_archive(stream, beliefs)
     folder = path.resolve()  # the host's `current` is a link to the folder that it serves
     if proof is None and is_unpacked(folder):
-        return verify_unpacked(folder, root_key_ids=root_keys)
+        return verify_unpacked(folder, beliefs)
     beside = proof or proof_beside(folder)
     if not beside.is_file():
         raise click.UsageError(
@@ -149,7 +174,7 @@ def _proven(path: Path, proof: Path | None, root_keys: frozenset[str] | None) ->
             "--manifest."
         )
     with beside.open("rb") as stream:
-        return verify_release_folder(folder, stream, root_key_ids=root_keys)
+        return verify_release_folder(folder, stream, beliefs)
 
 
 def _show_bare(session: Session, folder: Path, manifest: Path) -> None:
@@ -228,6 +253,7 @@ def _print(proven: Proven, path: Path) -> None:
         "ref": said.ref,
         "build": f"{said.build_id}, {said.finished_at}",
         "signed by": _signer(proven),
+        "trust": f"generation {proven.keyring.version}",
     }
     for released in proven.releases[-1:]:
         release = released.release

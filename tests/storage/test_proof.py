@@ -26,6 +26,7 @@ from storage.errors import (
 from storage.export import exporting
 from storage.proof import (
     PROOF_SUFFIX,
+    Beliefs,
     Proven,
     is_unpacked,
     proof_beside,
@@ -39,7 +40,7 @@ from storage.records.release_statements import IssuedStatement
 from storage.release_statement import ReleaseStatement, build_release
 from storage.signing import SigningKey
 from storage.source import SourceDirectory, SourceLink
-from storage.trust import establish, revoke
+from storage.trust import establish, load_keyring, revoke
 
 LARGE = b"0123456789abcdef" * (5 << 14)
 Members = dict[str, bytes]
@@ -62,7 +63,7 @@ class Exported:
         return b"".join(write_proof(self.parts, files=layout))
 
     def verify(self, data: bytes, pin: frozenset[str] | None = None) -> Proven:
-        return verify_archive(io.BytesIO(data), root_key_ids=pin or self.pin)
+        return verify_archive(io.BytesIO(data), Beliefs(pin or self.pin))
 
     def members(self) -> Members:
         """The files of the archive by their names below its folder."""
@@ -147,7 +148,7 @@ def test_any_tar_unpacks_it(exported, tmp_path: Path) -> None:
     top = unpack(exported, tmp_path)
     assert top.name == exported.ingested.artifact_id
     assert is_unpacked(top)
-    assert verify_unpacked(top, root_key_ids=exported.pin) == exported.verify(exported.data())
+    assert verify_unpacked(top, Beliefs(exported.pin)) == exported.verify(exported.data())
 
 
 def test_contents_that_stand_twice_are_in_it_once(exported) -> None:
@@ -165,13 +166,13 @@ def test_release_folder_is_held_against_its_proof(exported, tmp_path: Path) -> N
     folder = tmp_path / "000001-abcd"
     exported.shop.reader.materialise(exported.shop.verify(exported.ingested), folder)
     for data in (exported.data(files=False), exported.data()):
-        proven = verify_release_folder(folder, io.BytesIO(data), root_key_ids=exported.pin)
+        proven = verify_release_folder(folder, io.BytesIO(data), Beliefs(exported.pin))
         assert proven.artifact_id == exported.ingested.artifact_id
     assert proof_beside(folder) == tmp_path / f"000001-abcd{PROOF_SUFFIX}"
     assert not is_unpacked(folder)
     (folder / "void" / "more").write_bytes(b"")
     with pytest.raises(ArtifactCorruptError, match="void/more"):
-        verify_release_folder(folder, io.BytesIO(exported.data()), root_key_ids=exported.pin)
+        verify_release_folder(folder, io.BytesIO(exported.data()), Beliefs(exported.pin))
 
 
 def test_folder_is_held_against_a_manifest_alone(exported, tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_folder_is_held_against_a_manifest_alone(exported, tmp_path: Path) -> No
 
 
 def test_own_root_is_believed_when_none_is_named(exported) -> None:
-    proven = verify_archive(io.BytesIO(exported.data()), root_key_ids=None)
+    proven = verify_archive(io.BytesIO(exported.data()), Beliefs())
     assert not proven.is_pinned
 
 
@@ -307,7 +308,7 @@ def test_forged_archive_is_refused(exported, forgery: str, tmp_path: Path) -> No
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).write_bytes(data)
     with pytest.raises(error):
-        verify_unpacked(top, root_key_ids=exported.pin)
+        verify_unpacked(top, Beliefs(exported.pin))
 
 
 def test_other_root_key_is_not_believed(exported) -> None:
@@ -324,6 +325,28 @@ def test_key_that_is_revoked_in_the_archive_proves_nothing(exported, shop) -> No
     exported.parts = shop.reader.proof(manifest, [exported.ingested.envelope_sha256], [])
     with pytest.raises(SignatureInvalidError, match="no trusted key"):
         exported.verify(exported.data())
+
+
+def test_archive_from_before_a_revocation_is_refused_by_who_knows_of_it(
+    exported, shop, tmp_path
+) -> None:
+    """Whoever stole the key can leave out what revoked it: the chain that is left holds."""
+    data, trust = exported.data(), shop.reader.layout.trust
+    before = exported.verify(data).keyring
+    establish(trust, root=shop.root_key, signing=SigningKey.generate())
+    newest = revoke(trust, root=shop.root_key, key_id=shop.signing_key.key_id, reason="stolen")
+    assert exported.verify(data).keyring.version == before.version
+    for beliefs, reason in (
+        (Beliefs(exported.pin, min_generation=newest.version), "ends with generation 1"),
+        (Beliefs(known=load_keyring(trust, root_key_ids=None)), "no trusted key"),
+    ):
+        with pytest.raises(SignatureInvalidError, match=reason):
+            verify_archive(io.BytesIO(data), beliefs)
+    assert verify_archive(io.BytesIO(data), Beliefs(known=before)).is_pinned
+    (tmp_path / "strange").mkdir()
+    strange = establish(tmp_path / "strange", root=SigningKey.generate(), signing=shop.signing_key)
+    with pytest.raises(SignatureInvalidError, match="not the one that was seen"):
+        verify_archive(io.BytesIO(data), Beliefs(known=strange))
 
 
 def test_archive_that_is_cut_short_anywhere_is_refused(exported) -> None:
@@ -360,7 +383,7 @@ def test_flipped_bit_is_refused_or_means_the_same(exported) -> None:
 )
 def test_what_is_no_proof_is_refused(data: bytes) -> None:
     with pytest.raises(ArtifactError):
-        verify_archive(io.BytesIO(data), root_key_ids=None)
+        verify_archive(io.BytesIO(data), Beliefs())
 
 
 def test_name_that_stands_twice_is_refused(exported) -> None:
@@ -386,7 +409,7 @@ def test_unpacked_file_that_is_none_is_refused(exported, tmp_path: Path, what: s
     else:
         os.mkfifo(path)
     with pytest.raises(ArtifactCorruptError, match="manifest"):
-        verify_unpacked(top, root_key_ids=exported.pin)
+        verify_unpacked(top, Beliefs(exported.pin))
     shutil.rmtree(top)
 
 

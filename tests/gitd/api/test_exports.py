@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from storage.digest import Digest
-from storage.proof import verify_archive
+from storage.proof import Beliefs, verify_archive
 from storage.records import attestations, release_statements
 
 
@@ -24,7 +24,7 @@ async def test_export_is_an_archive_that_proves_itself(acme) -> None:
     assert heard.status == 200
     assert heard.headers["Content-Type"] == "application/x-tar"
     assert int(heard.headers["Content-Length"]) == len(heard.raw)
-    proven = verify_archive(io.BytesIO(heard.raw), root_key_ids=acme.service.custody.root_key_ids())
+    proven = verify_archive(io.BytesIO(heard.raw), Beliefs(acme.service.custody.root_key_ids()))
     assert proven.artifact_id == path.split("/")[-2]
     assert proven.provenance[0].provenance.commit
     assert [released.release.environment for released in proven.releases] == ["production"]
@@ -34,7 +34,7 @@ async def test_export_is_an_archive_that_proves_itself(acme) -> None:
 async def test_releases_in_it_are_those_of_the_environment(acme) -> None:
     path = (await export_of(acme)).replace("/production/", "/staging/")
     heard = await acme.service.get(path)
-    proven = verify_archive(io.BytesIO(heard.raw), root_key_ids=None)
+    proven = verify_archive(io.BytesIO(heard.raw), Beliefs())
     assert proven.releases == ()
 
 

@@ -73,6 +73,8 @@ def test_file_that_cannot_be_written_is_said(mf, peer, tmp_path: Path) -> None:
         (("it.tar", "--proof", "it.tar"), "are for folders"),
         ((".", "--manifest", "it.tar", "--root-key", "x"), "give it alone"),
         (("it.tar", "--root-key", "ed25519:00"), "'ed25519:00' is no key id"),
+        ((".", "--manifest", "it.tar", "--min-generation", "2"), "give it alone"),
+        (("it.tar", "--trust", "gone"), "is not there"),
         (("gone",), "is not there"),
         ((".", "--proof", "gone"), "is not there"),
         ((".",), "proves it"),
