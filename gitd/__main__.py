@@ -106,7 +106,11 @@ def builder(
 @click.option("--listen", metavar="HOST:PORT", help="Instead of the file's.")
 @click.option("--listen-fd", type=int, help="A listening socket that this process inherited.")
 @click.option("--root-key", multiple=True, help="Trust begins with this key id alone.")
-@click.option("--trusted-proxy", multiple=True, help="A network that may set X-Forwarded-*.")
+@click.option(
+    "--trusted-proxy",
+    multiple=True,
+    help="A network that may set X-Forwarded-*, instead of the file's.",
+)
 @click.option("--uid", type=click.IntRange(1), help="Become this user, when started as root.")
 @click.option("--gid", type=click.IntRange(1))
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
@@ -147,7 +151,7 @@ def host(  # noqa: PLR0913 - one parameter per option
             listen_fd=inherited.detach() if inherited is not None else listen_fd,
             uid=uid,
             gid=gid,
-            trusted_proxies=trusted_proxy,
+            trusted_proxies=trusted_proxy or settings.server.trusted_proxies,
             root_key_ids=frozenset(root_key) or None,
             credentials=credentials_folder(os.environ),
             web_limits=replace(

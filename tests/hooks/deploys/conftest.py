@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -404,9 +405,21 @@ class HostProcess:
             **self.settings,
             **settings,
         }
+        self._run(warm(PRELOAD), str(HERE / "run_host.py"), json.dumps(config))
+
+    def start_by_command(self, *options: str) -> None:
+        """As a service manager does it."""
+        command = ["-m", "gitd", "host", "--socket", str(self.root / "hosts.sock")]
+        command += ["--dir", str(self.directory), "--store", str(self.root / "store")]
+        command += ["--listen-fd", str(self.listener.fileno()), *options]
+        if UID is not None:
+            command += ["--uid", str(UID), "--gid", str(UID)]
+        self._run(subprocess.Popen, *command)
+
+    def _run(self, start: Callable[..., subprocess.Popen], *command: str) -> None:
         with self.log.open("ab") as log:
-            self.process = warm(PRELOAD)(
-                [sys.executable, str(HERE / "run_host.py"), json.dumps(config)],
+            self.process = start(
+                [sys.executable, *command],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
                 pass_fds=[self.listener.fileno()],

@@ -26,6 +26,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/facts":
             body = json.dumps({"environ": dict(os.environ), "cwd": os.getcwd(),
                                "uid": os.getuid(), "pid": os.getpid()}).encode()
+        if self.path == "/client":
+            body = self.headers.get("X-Forwarded-For", "").encode()
         if self.path.startswith("/write"):
             try:
                 with open(self.path.removeprefix("/write"), "a") as f:
@@ -126,6 +128,19 @@ async def test_a_web_process_sees_its_release_its_data_and_nothing_else(
     assert await visitor.text("/write/data/note") == "x"
     for path in (host.directory, host.root / "store", host.root / "signing.key", "/etc/shadow"):
         assert "No such file" in await visitor.text(f"/read{path}")
+
+
+async def test_the_settings_of_a_service_name_the_proxies_that_are_trusted(
+    shelf, control, host, open_dir, visitor, wanted
+):
+    await control.roll(wanted(pin=shelf.put_web(app("one"))))
+    said = {"X-Forwarded-For": "203.0.113.7"}
+    assert (await visitor.ask("/client", headers=said)).body == b"127.0.0.1"
+    host.kill()
+    settings = open_dir / "gitd.toml"
+    settings.write_text('[server]\ntrusted_proxies = ["127.0.0.1"]\n')
+    host.start_by_command("--config", str(settings))
+    assert (await visitor.ask("/client", headers=said)).body == b"203.0.113.7, 127.0.0.1"
 
 
 async def test_data_outlives_releases(shelf, control, host, visitor, wanted):
