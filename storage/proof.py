@@ -43,7 +43,7 @@ from storage.provenance import Provenance, parse_provenance
 from storage.release_statement import ReleaseStatement, parse_release
 from storage.source import SourceDirectory, SourceFile
 from storage.tar import scan_tar
-from storage.trust import Keyring, check_succession, keyring_of
+from storage.trust import Keyring, check_succession, keyring_of, load_keyring
 from storage.unpacked import verify_tree
 
 STATEMENTS_BYTES_MAX = 64 << 20
@@ -72,6 +72,18 @@ class Beliefs:
     root_key_ids: frozenset[str] | None = None
     min_generation: int = 1
     known: Keyring | None = None
+
+    @classmethod
+    def read(
+        cls, root_key_ids: frozenset[str] | None, min_generation: int, trust: Path | None
+    ) -> Beliefs:
+        """`trust`: a folder of generations to know, if there is one.
+
+        Raises:
+            SignatureInvalidError: They do not hold.
+        """
+        known = load_keyring(trust, root_key_ids=root_key_ids) if trust is not None else None
+        return cls(root_key_ids, min_generation, known)
 
     @property
     def is_pinned(self) -> bool:

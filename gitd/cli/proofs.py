@@ -135,21 +135,15 @@ def verify_artifact(
             )
     if path.is_file() and (proof is not None or manifest is not None):
         raise click.UsageError("--proof and --manifest are for folders: FILE is an archive.")
+    from storage.proof import Beliefs
+
     with _as_exits(path):
         if manifest is not None:
             _show_bare(session, path, manifest)
             return
-        beliefs = _beliefs(frozenset(root_keys) or None, min_generation or 1, trust)
+        beliefs = Beliefs.read(frozenset(root_keys) or None, min_generation or 1, trust)
         proven = _proven(path, proof, beliefs)
     session.show(_fields(proven), lambda: _print(proven, path))
-
-
-def _beliefs(root_keys: frozenset[str] | None, min_generation: int, trust: Path | None) -> Beliefs:
-    from storage.proof import Beliefs
-    from storage.trust import load_keyring
-
-    known = load_keyring(trust, root_key_ids=root_keys) if trust is not None else None
-    return Beliefs(root_keys, min_generation, known)
 
 
 def _proven(path: Path, proof: Path | None, beliefs: Beliefs) -> Proven:

@@ -40,7 +40,7 @@ from storage.records.release_statements import IssuedStatement
 from storage.release_statement import ReleaseStatement, build_release
 from storage.signing import SigningKey
 from storage.source import SourceDirectory, SourceLink
-from storage.trust import establish, load_keyring, revoke
+from storage.trust import establish, revoke
 
 LARGE = b"0123456789abcdef" * (5 << 14)
 Members = dict[str, bytes]
@@ -338,7 +338,7 @@ def test_archive_from_before_a_revocation_is_refused_by_who_knows_of_it(
     assert exported.verify(data).keyring.version == before.version
     for beliefs, reason in (
         (Beliefs(exported.pin, min_generation=newest.version), "ends with generation 1"),
-        (Beliefs(known=load_keyring(trust, root_key_ids=None)), "no trusted key"),
+        (Beliefs.read(None, 1, trust), "no trusted key"),
     ):
         with pytest.raises(SignatureInvalidError, match=reason):
             verify_archive(io.BytesIO(data), beliefs)
