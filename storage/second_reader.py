@@ -1,9 +1,8 @@
 """A second process that reads the blobs of a large tree: Python uses one core at a time.
 
-`python -m storage.second_reader STORE` reads keys and sizes from standard input, until that ends,
-and answers with the keys of those blobs that are not as they must be. It is started before there
-is anything to read, so that its start costs no time. Nothing depends on it: where there is no
-second core, or it ends early for whatever reason, nobody has read them.
+It is told keys and sizes, and answers with the keys of those blobs that are not as they must be. It
+is started before there is anything to read, so that its start costs no time. Nothing depends on it:
+where there is no second core, or it ends early for whatever reason, nobody has read them.
 """
 
 from __future__ import annotations
@@ -15,16 +14,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from storage.blob_reading import suspects
-from storage.digest import DIGEST_BYTES
+from storage.blob_worker import KEY_BYTES, SIZE_BYTES, split
 from storage.layout import Layout
 
 # Less is read sooner than a process starts.
 FILES_COUNT_MIN = 4000
 SIZE_BYTES_MIN = 256 << 20
 
-_KEY_BYTES = DIGEST_BYTES + 1
-_SIZE_BYTES = 8
 _PIPE_BYTES = 1 << 20  # 25,000 keys: who hands them over need not wait for the start
 
 
@@ -35,7 +31,7 @@ class SecondReader:
         """Raises OSError where none can be started."""
         root = Path(__file__).parents[1]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "storage.second_reader", layout.root.absolute()],
+            [sys.executable, "-P", "-m", "storage.blob_worker", layout.root.absolute()],
             env={"PATH": os.defpath, "PYTHONPATH": os.fspath(root), "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -45,7 +41,7 @@ class SecondReader:
 
     def begin(self, blobs: Iterable[tuple[bytes, int]]) -> None:
         """Let it read these: keys and sizes. Does not wait for the end."""
-        data = b"".join(key + size.to_bytes(_SIZE_BYTES, "big") for key, size in blobs)
+        data = b"".join(key + size.to_bytes(SIZE_BYTES, "big") for key, size in blobs)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
             pipe.write(data)
@@ -54,7 +50,7 @@ class SecondReader:
         """Wait for the keys of what somebody should look at; None when it failed."""
         assert self._process.stdout is not None
         data = self._process.stdout.read()
-        return _split(data, _KEY_BYTES) if self._process.wait() == 0 else None
+        return split(data, KEY_BYTES) if self._process.wait() == 0 else None
 
     def stop(self) -> None:
         """Break it off, unless it has ended."""
@@ -77,21 +73,3 @@ def second_reader(layout: Layout, *, files: int, size_bytes: int) -> Iterator[Se
     finally:
         if second is not None:
             second.stop()
-
-
-def main() -> None:
-    """Read what standard input names."""
-    records = _split(sys.stdin.buffer.read(), _KEY_BYTES + _SIZE_BYTES)
-    blobs = ((one[:_KEY_BYTES], int.from_bytes(one[_KEY_BYTES:], "big")) for one in records)
-    found = b"".join(suspects(Layout(Path(sys.argv[1])), blobs, reads=True))
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.buffer.write(found)
-        sys.stdout.flush()
-
-
-def _split(data: bytes, count: int) -> list[bytes]:
-    return [data[at : at + count] for at in range(0, len(data), count)]
-
-
-if __name__ == "__main__":
-    main()
