@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NewType
 
@@ -26,8 +26,6 @@ BlobKey = NewType("BlobKey", bytes)
 # Up to so many files (or directories) each is synced alone, which leaves other people's dirty
 # pages alone; beyond it one sync of the filesystem is much cheaper.
 SYNC_EACH_COUNT_MAX = 16
-# So much that was written is handed to the disk while the rest is read. It waits for nobody then.
-SYNC_EARLY_BYTES = 32 << 20
 MANIFEST_NAME = "manifest"
 ENVELOPE_NAME = "envelope"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -73,8 +71,6 @@ class Staging:
         self._lease = lease
         self._count = 0
         self._unsynced: list[str] = []
-        self._early: Future[None] | None = None
-        self._early_bytes = 0
         self._statements: list[tuple[str, str]] = []
         self.blobs: dict[BlobKey, StagedBlob] = {}
 
@@ -141,9 +137,6 @@ class Staging:
 
         The lease was opened before the first write, so the kernel reports errors of all writes.
         """
-        if self._early is not None:
-            self._early.result()  # an error is told once: to whoever synced first
-            self._early = None
         if len(self._unsynced) > SYNC_EACH_COUNT_MAX:
             sync_filesystem(self._lease.fd)
         else:
@@ -177,22 +170,6 @@ class Staging:
     def _add(self, key: BlobKey, path: str, size_bytes: int) -> None:
         self.blobs[key] = StagedBlob(path, size_bytes)
         self._unsynced.append(path)
-        self._early_bytes += size_bytes
-        if self._early_bytes >= SYNC_EARLY_BYTES:
-            self._sync_early()
-
-    def _sync_early(self) -> None:
-        """Let the disk have what was written so far, unless it is at it still. `sync` comes after
-        that as ever, and finds less to do.
-        """
-        if self._threads is None or (self._early is not None and not self._early.done()):
-            return
-        if self._early is not None:
-            self._early.result()
-        self._early_bytes = 0
-        # A descriptor of its own, so that the lease need not wait for it when something fails. It
-        # is the same open file: the kernel reports the same errors.
-        self._early = self._threads.submit(_sync_and_close, os.dup(self._lease.fd))
 
     @contextlib.contextmanager
     def _new_file(self) -> Iterator[tuple[int, str]]:
@@ -203,13 +180,6 @@ class Staging:
             yield fd, path
         finally:
             os.close(fd)
-
-
-def _sync_and_close(fd: int) -> None:
-    try:
-        sync_filesystem(fd)
-    finally:
-        os.close(fd)
 
 
 def _finish(fd: int, key: BlobKey) -> None:

@@ -1,7 +1,6 @@
 """A process that takes one tree in, to be killed or failed at any system call of it.
 
-Usage: ingest_child.py SHOP [COUNT [EARLY]]. COUNT more files than a few; each EARLY bytes that it
-wrote go to the disk while it reads on. Exits 0 when the tree is in, 3 when the store said why not.
+Usage: ingest_child.py SHOP. Exits 0 when the tree is in, 3 when the store said why not.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import make_shop
 
-from storage import blobs
 from storage.errors import StorageError
 from storage.source import SourceFile
 
@@ -23,8 +21,6 @@ TREE = {"a/page.html": b"two" * 50, "a/shared": b"one" * 50, "b/run": b"#!/bin/s
 def main() -> int:
     # More of them than are synced one by one, when there are more.
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    if len(sys.argv) > 3:
-        blobs.SYNC_EARLY_BYTES = int(sys.argv[3])
     more = {f"more/{n}": b"%d" % n for n in range(count)}
     try:
         shop = make_shop(Path(sys.argv[1]))

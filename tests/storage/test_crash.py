@@ -151,30 +151,6 @@ def test_sync_that_failed_is_not_tried_again(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("code", [0, errno.EIO], ids=["done", "failed"])
-def test_early_sync_is_no_substitute_and_its_failure_no_reason_for_another(
-    shop_at, before: Path, scratch: Path, code: int
-) -> None:
-    shop, trace = scratch / "shop", scratch / "trace"
-    shutil.copytree(before, shop, symlinks=True)
-    child = Child(FOLDER / "ingest_child.py", (str(shop), "30", "200"))
-    fault = ("-e", "inject=syncfs:error=EIO:when=1") if code else ()
-    done = child.run(trace, "-e", "trace=syncfs,rename", *fault)
-    calls = trace.read_text().splitlines()
-    syncs = [n for n, line in enumerate(calls) if "syncfs(" in line]
-    places = [n for n, line in enumerate(calls) if "/blobs/" in line]
-    if code:
-        assert done.stdout.startswith("StorageIoError")
-        assert (len(syncs), places) == (1, [])
-    else:
-        assert done.returncode == 0, done.stdout
-        assert sum(n < places[0] for n in syncs) == 2
-        assert syncs[-1] > places[-1]
-    expect_whole(shop_at, shop, recovers=False)
-    assert (shop / "release1").exists() == (not code)
-
-
-@pytest.mark.timeout(300)
 def test_quota_of_the_filesystem_is_a_full_disk(shop_at, before: Path, scratch: Path) -> None:
     shop = scratch / "shop"
     shutil.copytree(before, shop, symlinks=True)
