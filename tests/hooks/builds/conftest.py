@@ -37,7 +37,8 @@ def sandbox_uid():
 @pytest.fixture
 def open_dir():
     """A folder that the sandboxes' uid can pass through, as the data folder is."""
-    path = Path(tempfile.mkdtemp(prefix="gitd-test-"))
+    # Not in memory: limits go by what a filesystem has free, and other tests free much there.
+    path = Path(tempfile.mkdtemp(prefix="gitd-test-", dir="/tmp"))
     path.chmod(0o711)
     yield path
     for folder in [path, *(each for each in path.rglob("*") if each.is_dir())]:
