@@ -153,7 +153,9 @@ class Sources:
             ):
                 size = sizes.get(file.oid)
                 if size is None:
-                    size = sizes[file.oid] = file.size
+                    known = None if grafts else self._known.find(build.site_id, file.oid)
+                    size = known.size_bytes if known is not None else file.size
+                    sizes[file.oid] = size
                 taken_bytes += max(size, NAME_BYTES)
                 if taken_bytes > disk_bytes_max:
                     raise exceeded(Limit.DISK, Limits(disk_bytes=disk_bytes_max))
