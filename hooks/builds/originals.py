@@ -7,7 +7,6 @@ and need not be read to be known.
 
 from __future__ import annotations
 
-import functools
 import mmap
 import os
 import struct
@@ -76,14 +75,25 @@ def _new_file(folder: Path) -> os.stat_result:
         return os.fstat(file.fileno())
 
 
-@functools.lru_cache(maxsize=1)
-def are_mapped_writes_shown(_device: int, folder: Path) -> bool:
-    """Say whether the file system notes writes to a file that is mapped into memory."""
+_shown_by_device: dict[int, bool] = {}
+
+
+def are_mapped_writes_shown(device: int, folder: Path) -> bool:
+    """Say whether the file system `device`, of this folder, notes each write to a file that is
+    mapped into memory. Found out once.
+    """
+    if device not in _shown_by_device:
+        _shown_by_device[device] = _shows_mapped_writes(folder)
+    return _shown_by_device[device]
+
+
+def _shows_mapped_writes(folder: Path) -> bool:
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(mmap.PAGESIZE))
         file.flush()
         before_ns = os.fstat(file.fileno()).st_ctime_ns
         time.sleep(_TICKS_MAX * _TICK_S)
         with mmap.mmap(file.fileno(), mmap.PAGESIZE) as mapped:
-            mapped[0] = 1
+            # Once a page was read, tmpfs does not notice that it is written to.
+            mapped[0] = mapped[0] + 1
         return os.fstat(file.fileno()).st_ctime_ns > before_ns

@@ -17,8 +17,20 @@ TEXT = b"one and the same"
 
 @pytest.fixture
 def disk():
-    """A folder on the disk that builds use, which is what the marks are about."""
-    with tempfile.TemporaryDirectory(prefix="gitd-test-") as name:
+    """A folder on a disk that shows what is written, which is what the marks are about."""
+    with tempfile.TemporaryDirectory(prefix="gitd-test-", dir="/var/tmp") as name:
+        if not are_mapped_writes_shown(Path(name).stat().st_dev, Path(name)):
+            pytest.skip("/var/tmp is on no such disk")
+        yield Path(name)
+
+
+@pytest.fixture
+def memory():
+    """A folder in memory."""
+    shm = Path("/dev/shm")
+    if not os.access(shm, os.W_OK):
+        pytest.skip("no /dev/shm")
+    with tempfile.TemporaryDirectory(prefix="gitd-test-", dir=shm) as name:
         yield Path(name)
 
 
@@ -41,6 +53,12 @@ def write_with_old_times(path):
 
 def write_mapped(path):
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0] = ord("O")
+
+
+def read_and_write_mapped(path):
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        assert mapped.find(TEXT) == 0
         mapped[0] = ord("O")
 
 
@@ -78,6 +96,7 @@ def test_file_that_nobody_touched_is_known(noted) -> None:
     [
         write_with_old_times,
         write_mapped,
+        read_and_write_mapped,
         write_mapped_by_another_name,
         replace_by_a_copy,
         put_away_and_back,
@@ -112,5 +131,17 @@ def test_file_of_the_moment_that_others_may_write_from_is_in_doubt(disk) -> None
     assert not originals.has(b"file", path.stat())
 
 
-def test_this_disk_shows_what_is_written_through_memory(disk) -> None:
-    assert are_mapped_writes_shown(disk.stat().st_dev, disk)
+def test_file_in_memory_is_none_that_is_known_where_a_write_would_not_show(memory) -> None:
+    path = memory / "file"
+    path.write_bytes(TEXT)
+    originals = Originals()
+    originals.note(b"file", path.stat())
+    originals.seal(memory)
+    read_and_write_mapped(path)
+    assert not originals.has(b"file", path.stat())
+
+
+def test_a_disk_is_tried_once(disk) -> None:
+    device = disk.stat().st_dev
+    assert are_mapped_writes_shown(device, disk)
+    assert are_mapped_writes_shown(device, disk / "no such folder")
