@@ -147,16 +147,25 @@ class ProgramLogs:
         try:
             try:
                 async with asyncio.timeout(BEGIN_TIMEOUT_S):
-                    for tell in tuple(self._hosts):
-                        await tell(wanted)
+                    await self._ask(wanted)
                     await reading.has_begun.wait()
-            except (TimeoutError, ConnectionError) as error:
+            except TimeoutError as error:
                 raise HostAwayError from error
             yield reading
         finally:
             self._readers_count -= 1
             self._readings.pop(wanted.id, None)
             reading.is_left.set()
+
+    async def _ask(self, wanted: LogWanted) -> None:
+        """Ask every host. A line may be dead and nobody know it yet: one that hears is enough."""
+        has_heard = False
+        for tell in tuple(self._hosts):
+            with contextlib.suppress(ConnectionError):
+                await tell(wanted)
+                has_heard = True
+        if not has_heard:
+            raise HostAwayError
 
     async def take(self, reading_id: str, content: aiohttp.StreamReader) -> bool:
         """Take in what a host sends for a reader; say whether there is one."""

@@ -145,6 +145,19 @@ async def test_a_host_that_goes_away_breaks_the_answer_off(service, host, logs) 
     assert (await service.get(logs)).raw.endswith(b" before\n")
 
 
+async def test_a_line_that_is_dead_keeps_no_other_host_from_being_asked(
+    service, host, logs
+) -> None:
+    async def dead(_: LogWanted) -> None:
+        raise ConnectionResetError
+
+    host.log.write(b"here\n")
+    hosts = service.program_logs._hosts
+    with service.program_logs.asked_of(dead):
+        hosts.insert(0, hosts.pop())
+        assert (await service.get(logs)).raw.endswith(b" here\n")
+
+
 async def test_readers_are_counted_and_let_go(service, host, logs) -> None:
     headers = {"Authorization": f"Bearer {service.secret}"}
     async with AsyncExitStack() as stack:
