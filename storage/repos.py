@@ -213,7 +213,8 @@ class Repositories:
 
     def has_broken_refs(self, site_id: str) -> bool:
         """Say whether anything there should be a ref and cannot be read: some may be lost then."""
-        return any(self.open(site_id).refs.broken())
+        refs = self.open(site_id).refs
+        return not refs.is_packed_whole() or any(refs.broken())
 
     def default_branch(self, site_id: str) -> str | None:
         """Return the branch that HEAD names, whether it exists yet or not."""

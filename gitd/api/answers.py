@@ -236,8 +236,8 @@ class Site(msgspec.Struct, frozen=True):
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """`when_pushed_again`: null means the site's. `expires_at`: when it is removed, unless it is
-    pushed to, built or rolled until then; null for those that stay.
+    """`when_pushed_again`: null means the site's. `expires_at`: when it is removed at the
+    earliest, unless it is pushed to, built or rolled until then; null for those that stay.
     """
 
     id: str

@@ -24,6 +24,7 @@ FILE_BYTES_MAX = 4096  # of a ref's own file
 HEAD, HEADS = b"HEAD", b"refs/heads/"
 _OID_LINE = re.compile(rb"([0-9a-f]{40})\s*")
 _PACKED = re.compile(rb"^([0-9a-f]{40}) ([^\n]+)(?:\n\^([0-9a-f]{40}))?$", re.MULTILINE)
+_PACKED_HEADER = b"# pack-refs with:"
 _PACKED_LINE = re.compile(rb"[0-9a-f]{40} [^\n]+|\^[0-9a-f]{40}|#[^\n]*")
 _BAD_NAME = re.compile(rb"\.\.|//|@\{|[\0-\x20\x7f~^:?*\[\\]|(?:^|/)\.|\.lock(?:/|$)|\.$|/$|^/|^@$")
 NAME_COMPONENT_BYTES_MAX = 255 - len(".lock")
@@ -201,6 +202,20 @@ class RefStore:
         """Return `packed-refs` as it is now: name -> oid, and oid of a tag -> what it names."""
         found = self._read_packed()
         return found.values, found.peeled
+
+    def is_packed_whole(self) -> bool:
+        """Say whether `packed-refs` begins as git writes it and ends with a line, if it is there.
+
+        What is cut between two lines, or gone, cannot be told from what was written so.
+        """
+        try:
+            with open(self._root + b"packed-refs", "rb") as file:  # noqa: PTH123
+                if file.read(len(_PACKED_HEADER)) != _PACKED_HEADER:
+                    return False
+                file.seek(-1, os.SEEK_END)
+                return file.read() == b"\n"
+        except FileNotFoundError:
+            return True
 
     def broken(self) -> Iterator[tuple[bytes, str]]:
         """Yield the refs that `snapshot` leaves out because they cannot be read, and why."""

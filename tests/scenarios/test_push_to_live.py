@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios.conftest import free_port, wait_until
+from tests.scenarios.conftest import free_port
 
 PAGE = "<!doctype html><title>t</title><p>{}</p>"
 
@@ -140,30 +140,6 @@ def test_branch_gets_a_preview_that_goes_with_it(server) -> None:
     while server.visit(url).status == 200 and time.monotonic() < end:
         time.sleep(0.05)
     assert server.visit(url).status == 404
-
-
-@pytest.mark.own_server
-def test_preview_whose_branch_went_while_the_server_was_dead_goes_at_its_start(server) -> None:
-    work = server.work()
-    work.commit({"index.html": PAGE.format("one")})
-    said = work.push("main", "main:topic")
-    (name,) = re.findall(r"http://(acme-store-topic-[0-9a-f]+)\.localhost:\d+", said)
-    assert server.serves("one", name)
-    (folder,) = [
-        path.parent
-        for path in server.data.glob("host/environments/*/state.json")
-        if name in path.read_text()
-    ]
-    server.kill()
-    (repository,) = (server.data / "repos").glob("*.git")
-    subprocess.run(["git", "update-ref", "-d", "refs/heads/topic"], cwd=repository, check=True)
-    assert server.serves("one", name)  # the host serves on, without control
-    server.start()
-    wait_until(lambda: server.visit(name).status == 404, "the preview is gone")
-    wait_until(lambda: not folder.exists(), "its data is gone")
-    assert server.serves("one")
-    listed = server.api("GET", "/sites/acme-store/environments").json["data"]
-    assert {each["slug"] for each in listed} == {"production", "staging"}
 
 
 def test_shallow_clone_of_elsewhere_is_refused_with_what_to_do_and_one_of_here_goes_live(
