@@ -14,6 +14,8 @@ from storage.layout import Layout
 
 KEY_BYTES = DIGEST_BYTES + 1
 SIZE_BYTES = 8
+END = b"read"
+"""Ends the answer, with the count of blobs that were read: without it none counts as read."""
 
 
 def main() -> None:
@@ -22,10 +24,15 @@ def main() -> None:
     blobs = ((one[:KEY_BYTES], int.from_bytes(one[KEY_BYTES:], "big")) for one in records)
     found = b"".join(suspects(Layout(Path(sys.argv[1])), blobs, reads=True))
     try:
-        sys.stdout.buffer.write(found)
+        sys.stdout.buffer.write(found + end_of(len(records)))
         sys.stdout.flush()
     except BrokenPipeError:
         pass  # nobody waits for it any more
+
+
+def end_of(count: int) -> bytes:
+    """What an answer about so many blobs ends with."""
+    return END + count.to_bytes(SIZE_BYTES, "big")
 
 
 def split(data: bytes, count: int) -> list[bytes]:

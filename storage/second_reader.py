@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from storage.blob_worker import KEY_BYTES, SIZE_BYTES, split
+from storage.blob_worker import KEY_BYTES, SIZE_BYTES, end_of, split
 from storage.layout import Layout
 
 # Less is read sooner than a process starts.
@@ -38,10 +38,13 @@ class SecondReader:
             stderr=subprocess.DEVNULL,
             pipesize=_PIPE_BYTES,
         )
+        self._count = 0
 
     def begin(self, blobs: Iterable[tuple[bytes, int]]) -> None:
         """Let it read these: keys and sizes. Does not wait for the end."""
-        data = b"".join(key + size.to_bytes(SIZE_BYTES, "big") for key, size in blobs)
+        records = [key + size.to_bytes(SIZE_BYTES, "big") for key, size in blobs]
+        self._count = len(records)
+        data = b"".join(records)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
             pipe.write(data)
@@ -50,7 +53,11 @@ class SecondReader:
         """Wait for the keys of what somebody should look at; None when it failed."""
         assert self._process.stdout is not None
         data = self._process.stdout.read()
-        return split(data, KEY_BYTES) if self._process.wait() == 0 else None
+        end = end_of(self._count)
+        # How it ended says nothing where somebody ignores the ends of children.
+        if self._process.wait() != 0 or not data.endswith(end):
+            return None
+        return split(data.removesuffix(end), KEY_BYTES)
 
     def stop(self) -> None:
         """Break it off, unless it has ended."""

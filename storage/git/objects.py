@@ -32,6 +32,7 @@ from storage.git.pack_listing import LISTING_TRIES_MAX, PackListing
 
 ALTERNATE_DEPTH_MAX = 5  # as git's
 LINKS_BYTES_MAX = 16 << 20  # of the head of a commit or tag, which says what it links to
+DELTA_BYTES_MAX = 256 << 20  # of a commit or tag that is stored as a delta: it is made whole
 
 
 class ObjectStore:
@@ -374,8 +375,8 @@ class ObjectStore:
     def _links_of(self, oid: bytes, kind: int, bytes_max: int | None = None) -> bytes:
         """Return what a commit or tag begins with, at least up to the end of its links.
 
-        Its words behind them may be as many as somebody likes; links of more than
-        `LINKS_BYTES_MAX` are none.
+        Its words behind them may be as many as somebody likes, unless it is stored as a delta of
+        more than `DELTA_BYTES_MAX`; links of more than `LINKS_BYTES_MAX` are none.
         """
         try:
             return self.get_typed(oid, kind, bytes_max or LINKS_BYTES_MAX)
@@ -384,7 +385,7 @@ class ObjectStore:
                 raise
         head = bytearray()
         with contextlib.suppress(PackOutgrownError):
-            for piece in self.stream(oid, LINKS_BYTES_MAX):
+            for piece in self.stream(oid, DELTA_BYTES_MAX):
                 head += piece
                 if len(head) >= LINKS_BYTES_MAX:
                     break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -77,11 +78,17 @@ def test_damage_that_it_finds_stops_what_is_beside(shop, always, verified, tmp_p
 
 
 @needs_two
-@pytest.mark.parametrize("how", ["killed before", "killed after", "no such program", "another one"])
+@pytest.mark.parametrize(
+    "how", ["killed before", "killed after", "no such program", "another one", "one that is silent"]
+)
 def test_what_it_did_not_read_is_read_without_it(
     shop, always, verified, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    programs = {"no such program": "/nowhere/python", "another one": "/bin/false"}
+    programs = {
+        "no such program": "/nowhere/python",
+        "another one": "/bin/false",
+        "one that is silent": "/bin/true",
+    }
     monkeypatch.setattr(sys, "executable", programs.get(how, sys.executable))
     overwrite(shop.blob(b"page"))
     entries = verified.manifest.entries
@@ -98,3 +105,20 @@ def test_what_it_did_not_read_is_read_without_it(
             blobs.verify()
     assert caught.value.path == "page"
     assert second is None or second._process.returncode is not None
+
+
+@needs_two
+def test_a_reader_that_was_killed_has_read_nothing_though_nobody_hears_of_it(
+    shop, always, verified
+) -> None:
+    entries = verified.manifest.entries
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with reading_blobs(shop.store.layout, entries) as blobs:
+            blobs._second._process.kill()
+            blobs.begin(entries)
+            shop.blob(b"page").unlink()
+            with pytest.raises(ArtifactMissingError, match="page"):
+                blobs.verify()
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -267,6 +267,32 @@ def test_words_without_end_are_not_read_for_what_stands_before_them(
         tracemalloc.stop()
 
 
+def test_words_of_a_commit_that_is_stored_as_a_delta_may_be_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `git repack` stores them by itself."""
+    monkeypatch.setattr("storage.git.objects.LINKS_BYTES_MAX", 10_000)
+    bare = tmp_path / "r.git"
+    run_git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
+    tree = run_git("mktree", cwd=bare).out
+    words = b"".join(b"%d\n" % number for number in range(10_000))
+    head = f"tree {tree}\nauthor A <a@b> 1700000000 +0000\ncommitter A <a@b> 1700000000 +0000\n\n"
+    written = ("-c", "core.looseCompression=1", "hash-object", "-w", "--stdin", "-t", "commit")
+    oids = [
+        run_git(*written, cwd=bare, stdin=head.encode() + words + bytes([end])).out for end in b"ab"
+    ]
+    run_git(
+        *("-c", "pack.compression=1", "pack-objects", "-q", "objects/pack/pack"),
+        cwd=bare,
+        stdin="".join(f"{oid}\n" for oid in oids).encode(),
+    )
+    run_git("prune-packed", cwd=bare)
+    (index,) = bare.glob("objects/pack/*.idx")
+    assert "chain length = 1: 1 object" in run_git("verify-pack", "-v", index, cwd=bare).out
+    objects = ObjectStore(bare / "objects")
+    assert [objects.commit(bytes.fromhex(oid)).tree.hex() for oid in oids] == [tree, tree]
+
+
 def test_links_without_end_are_none(tmp_path: Path) -> None:
     bare = tmp_path / "r.git"
     run_git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
