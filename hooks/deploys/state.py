@@ -230,6 +230,7 @@ class EnvironmentFolder:
 
     def note_unclaimed(self, more_s: float) -> float | None:
         """Note that control did not know of it for `more_s` seconds more; return how many that are.
+        These count from the second time on: at the first, it is not known since when.
 
         None where nothing can be lost: it serves nothing, and has no data.
         """
@@ -240,12 +241,12 @@ class EnvironmentFolder:
         if not is_served and not has_data:
             return None
         try:
-            before_s = float(read_bounded(self._unclaimed, size_bytes_max=64))
+            kept_s = float(read_bounded(self._unclaimed, size_bytes_max=64)) + more_s
         except (OSError, ValueError):
-            before_s = 0.0
+            kept_s = 0.0
         with mapped_errors(f"write {self._unclaimed}"):
-            write_atomic(self._unclaimed, b"%.0f" % (before_s + more_s), mode=0o600)
-        return before_s + more_s
+            write_atomic(self._unclaimed, b"%.0f" % kept_s, mode=0o600)
+        return kept_s
 
     def note_claimed(self) -> None:
         with mapped_errors(f"remove {self._unclaimed}"):

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Collection
 from typing import Final
 
 import structlog
 
-from hooks.deploys.control import ControlLine, ControlUnreachableError
+from hooks.deploys.control import BACK_OFF_FIRST_S, ControlLine, ControlUnreachableError
 from hooks.deploys.rollout_tools import RolloutTools
 from hooks.deploys.state import HostFolder
 
 KEPT_S: Final = 7 * 24 * 3600
-"""How long an environment is kept that control does not know of: of the time in which both ran."""
+"""So long an environment is kept that control does not know of: hours that both are connected."""
 LOOK_EVERY_S: Final = 3600.0
+BACK_OFF_MAX_S: Final = 60.0
 
 _log = structlog.get_logger()
 
@@ -40,19 +42,27 @@ class Unclaimed:
         line: ControlLine,
         forget: Callable[[str], None],
         is_leaving: Callable[[str], bool],
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._tools = tools
         self._line = line
         self._forget = forget
         self._is_leaving = is_leaving
+        self._clock_s = clock_s
         self._named: set[str] = set()
-        self._looked_at: float | None = None
+        self._due_s = 0.0
+        self._counted_to_s: float | None = None
+        """When the last look of this connection that came to its end counted."""
+        self._lock = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
 
     def hear_all(self, named: Collection[str]) -> None:
-        """Control named all that it has."""
+        """Control named all that it has: a connection begins. How long there was none counts for
+        nothing: nobody heard from control that it does not know of an environment.
+        """
         self._named = set(named)
+        self._counted_to_s = None
         self._look()
 
     def hear(self, env_id: str) -> None:
@@ -62,9 +72,9 @@ class Unclaimed:
         self._named.discard(env_id)
 
     def look_again(self) -> None:
-        """Look again if the last time is long ago."""
-        now = asyncio.get_running_loop().time()
-        if self._looked_at is not None and now - self._looked_at >= LOOK_EVERY_S:
+        """Control is still there. Look again if the last time is long ago, and over."""
+        is_looking = self._looking is not None and not self._looking.done()
+        if not is_looking and self._clock_s() >= self._due_s:
             self._look()
 
     async def close(self) -> None:
@@ -76,26 +86,46 @@ class Unclaimed:
     def _look(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
-        now = asyncio.get_running_loop().time()
-        more_s = now - self._looked_at if self._looked_at is not None else 0.0
-        self._looked_at = now
-        self._looking = asyncio.get_running_loop().create_task(self._look_at_all(more_s))
+        self._due_s = self._clock_s() + LOOK_EVERY_S
+        self._looking = asyncio.get_running_loop().create_task(self._look_until_done())
 
-    async def _look_at_all(self, more_s: float) -> None:
-        """`more_s`: since the last look."""
-        try:
-            named = frozenset(self._named)
-            found = await self._tools.in_thread(self._folder.unclaimed, named)
-            lacking = [env_id for env_id in found if not self._is_leaving(env_id)]
-            gone = await self._line.gone(lacking) if lacking else frozenset()
-            for env_id in lacking:
-                is_over = env_id in gone or await self._is_over(env_id, more_s)
-                if is_over and env_id not in self._named:  # it may have come back meanwhile
-                    self._forget(env_id)
-        except ControlUnreachableError:
-            pass  # once it is back, it names all that it has again
-        except Exception:  # noqa: BLE001 - the ring around it: what is served is served on
-            _log.exception("unclaimed_not_looked_at")
+    async def _look_until_done(self) -> None:
+        """Look, again and again while control does not answer. Where the line is down, this waits
+        for it, and is canceled once control names all that it has.
+        """
+        pause_s = BACK_OFF_FIRST_S
+        async with self._lock:  # one that was canceled may still have a thread at work
+            while True:
+                try:
+                    await self._look_at_all()
+                except ControlUnreachableError:
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 2, BACK_OFF_MAX_S)
+                except Exception:  # noqa: BLE001 - the ring around it: what is served is served on
+                    _log.exception("unclaimed_not_looked_at")
+                    return
+                else:
+                    return
+
+    async def _look_at_all(self) -> None:
+        found = await self._tools.in_thread(self._folder.unclaimed, frozenset(self._named))
+        lacking = [env_id for env_id in found if not self._is_leaving(env_id)]
+        gone = await self._line.gone(lacking) if lacking else frozenset()
+        now_s = self._clock_s()
+        more_s = self._more_s(now_s)
+        for env_id in lacking:
+            is_over = env_id in gone or await self._is_over(env_id, more_s)
+            if is_over and env_id not in self._named:  # it may have come back meanwhile
+                self._forget(env_id)
+        self._counted_to_s = now_s
+
+    def _more_s(self, now_s: float) -> float:
+        """Return the time that counts since the last look: no more than what lies between two of
+        them, though this process, or its machine, stood still.
+        """
+        if self._counted_to_s is None:
+            return 0.0
+        return min(max(now_s - self._counted_to_s, 0.0), LOOK_EVERY_S)
 
     async def _is_over(self, env_id: str, more_s: float) -> bool:
         """Whether there is nothing to lose, or somebody had the time to notice."""

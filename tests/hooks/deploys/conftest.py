@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,8 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from hooks.deploys.forwarding import TrustedProxies
+from hooks.deploys.rollout_tools import RolloutTools
 from hooks.deploys.wire import (
     ArtifactPin,
     Changed,
@@ -45,7 +48,9 @@ from storage.envelope import seal
 from storage.errors import DigestInvalidError
 from storage.ids import new_id
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
+from storage.reader import StoreReader
 from storage.release_statement import ConfigPin, ReleaseStatement, build_release
+from storage.sealing import Vault
 from storage.signing import SigningKey
 from storage.source import Limits, SourceFile, SourceLink
 from tests.new_records import open_records
@@ -233,6 +238,7 @@ class ControlPeer:
         self.connections = 0
         self.longest_bytes = 0
         self.fail_posts = 0
+        self.fail_gone = 0
         self.ping_s = 5.0
         self._queues: set[asyncio.Queue] = set()
         self._news = asyncio.Condition()
@@ -338,6 +344,9 @@ class ControlPeer:
 
     async def _gone(self, request):
         asked = msgspec.json.decode(await request.read(), type=EnvironmentIds)
+        if self.fail_gone:
+            self.fail_gone -= 1
+            raise web.HTTPServiceUnavailable
         gone = tuple(self.gone.intersection(asked.env_ids))
         return web.Response(body=msgspec.json.encode(EnvironmentIds(gone)))
 
@@ -379,6 +388,25 @@ async def control(open_dir, shelf):
     await peer.start()
     yield peer
     await peer.stop()
+
+
+@pytest.fixture
+def tools(shelf, tmp_path):
+    """What rollouts work with that this process makes itself; nothing has a config."""
+
+    async def no_config(_: str) -> None:
+        return None
+
+    with ThreadPoolExecutor(2) as threads:
+        yield RolloutTools(
+            StoreReader(shelf.layout.root),
+            Vault.open(tmp_path, may_create=True),
+            no_config,
+            threads,
+            unpacking=asyncio.Semaphore(1),
+            starting=asyncio.Semaphore(1),
+            trusted=TrustedProxies(()),
+        )
 
 
 @dataclass

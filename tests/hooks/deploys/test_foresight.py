@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,9 @@ from hooks.deploys import foresight
 from hooks.deploys.control import ControlLine, Outbox, RollJournal
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.foresight import SERVED_COUNT_MAX, Foresight, Served
-from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.rollout import Rollout
-from hooks.deploys.rollout_tools import RolloutTools
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState
 from storage.reader import StoreReader
-from storage.sealing import Vault
 from tests.hooks.deploys.test_host_rolls import flip, release_folders
 
 ENV = "env_1"
@@ -154,42 +150,28 @@ async def test_draft_of_a_host_that_was_killed_is_removed(
     assert drafts(host) == []
 
 
-async def no_config(_: str) -> None:
-    return None
-
-
 async def test_draft_that_grows_old_while_others_unpack_counts_for_nothing(
-    shelf, wanted, tmp_path, monkeypatch
+    shelf, wanted, tools, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(foresight, "FRESH_S", 600.0)
     new = wanted(pin=shelf.put(site("new")))
     state = EnvironmentState(ENV, new.site, new.slug, new.kind, new.hostnames)
     folder = EnvironmentFolder(tmp_path / ENV)
     folder.prepare(state)
-    with ThreadPoolExecutor(2) as threads:
-        tools = RolloutTools(
-            StoreReader(shelf.layout.root),
-            Vault.open(tmp_path, may_create=True),
-            no_config,
-            threads,
-            unpacking=asyncio.Semaphore(1),
-            starting=asyncio.Semaphore(1),
-            trusted=TrustedProxies(()),
-        )
-        rollout = Rollout(folder, state, tools=tools)
-        rollout.foresee(shelf.digest_of(new.artifact))
-        await until(lambda: rollout._foresight._foreseen is not None)
-        async with tools.unpacking:  # another environment's turn
-            journal = RollJournal(Outbox(ControlLine(tmp_path / "none")), new.deployment_id)
-            rolling = asyncio.create_task(rollout.roll(shelf.release(new), journal))
-            await until(lambda: rollout._foresight._foreseen is None)
-            monkeypatch.setattr(foresight, "FRESH_S", 0.0)
-            flip(shelf.blob_of(new.artifact, "index.html"))
-        with pytest.raises(RollFailedError) as failed:
-            await rolling
-        assert failed.value.code == "artifact.corrupt"
-        assert [path for path in folder.releases.iterdir() if path.is_dir()] == []
-        await rollout.close()
+    rollout = Rollout(folder, state, tools=tools)
+    rollout.foresee(shelf.digest_of(new.artifact))
+    await until(lambda: rollout._foresight._foreseen is not None)
+    async with tools.unpacking:  # another environment's turn
+        journal = RollJournal(Outbox(ControlLine(tmp_path / "none")), new.deployment_id)
+        rolling = asyncio.create_task(rollout.roll(shelf.release(new), journal))
+        await until(lambda: rollout._foresight._foreseen is None)
+        monkeypatch.setattr(foresight, "FRESH_S", 0.0)
+        flip(shelf.blob_of(new.artifact, "index.html"))
+    with pytest.raises(RollFailedError) as failed:
+        await rolling
+    assert failed.value.code == "artifact.corrupt"
+    assert [path for path in folder.releases.iterdir() if path.is_dir()] == []
+    await rollout.close()
 
 
 async def test_what_goes_wrong_in_it_stays_in_it(shelf, tmp_path) -> None:
