@@ -64,7 +64,7 @@ async def wait_until_healthy(
 def _strangers(port: int, is_own: Callable[[Collection[int]], bool]) -> str:
     """Say what is wrong with who listens on `port`, or nothing. Blocking."""
     try:
-        found = listeners().get(port, set())
+        found = listeners({port}).get(port, set())
     except OSError as error:
         return f"who listens on port {port} ($PORT) cannot be found out: {error}"
     if not found:

@@ -2,17 +2,22 @@
 
 The kernel is asked for listening sockets alone (sock_diag(7)), which costs the same however many
 connections there are; where it does not answer that, its tables are read (proc_net_tcp(5)).
+
+A socket on `::` takes what comes to 127.0.0.1 unless it wants IPv6 alone (IPV6_V6ONLY, ipv6(7)).
+One that does can be beside another's on 127.0.0.1: it must never count, or any program could have
+any other taken for one that shares its port.
 """
 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 # Source: linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h; numbers are the machine's order.
 _NETLINK_SOCK_DIAG: Final = 4
@@ -22,6 +27,8 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _HEADER: Final = struct.Struct("=IHHII")
 _REQUEST: Final = struct.Struct("=BBBBI48x")
 _FOUND: Final = struct.Struct("=4xHH16s28xIIIII")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_ATTRIBUTE_V6ONLY: Final = 11  # INET_DIAG_SKV6ONLY: Linux gives it unasked, since 4.3
 _ANSWER_BYTES_MAX: Final = 1 << 16
 _STATE_LISTEN: Final = 10  # Source: net/tcp_states.h
 _LISTEN_TEXT: Final = "0A"
@@ -43,32 +50,59 @@ _LOCAL: Final = {
     socket.AF_INET6: _packed(socket.AF_INET6, "::ffff:127.0.0.1", "::ffff:0.0.0.0", "::"),
 }
 _LOCAL_TEXT: Final = {_as_the_kernel_writes(each) for every in _LOCAL.values() for each in every}
+_ANY: Final = socket.inet_pton(socket.AF_INET6, "::")
+_ANY_TEXT: Final = _as_the_kernel_writes(_ANY)
 
 
-def listeners() -> dict[int, set[int]]:
+class _Listener(NamedTuple):
+    port: int
+    inode: int
+    is_reached: bool
+    """False where the kernel does not say whether its `::` is for IPv6 alone."""
+
+
+def listeners(ports: Container[int]) -> dict[int, set[int]]:
     """The inodes of the sockets that a connection to 127.0.0.1 can reach, by port. Blocking.
 
     Raises:
         OSError: The kernel does not say.
     """
-    found: defaultdict[int, set[int]] = defaultdict(set)
     try:
-        pairs = list(_asked())
+        heard = list(_asked())
     except OSError:
-        pairs = list(_read())
-    for port, inode in pairs:
-        found[port].add(inode)
+        heard = list(_read())
+    found: defaultdict[int, set[int]] = defaultdict(set)
+    unclear: defaultdict[int, set[int]] = defaultdict(set)
+    for each in heard:
+        if each.port in ports:
+            (found if each.is_reached else unclear)[each.port].add(each.inode)
+    for port, inodes in unclear.items():
+        # Beside a socket of an IPv4 address, the kernel gives `::` no connection to 127.0.0.1.
+        if port not in found and _is_taken_everywhere(port):
+            found[port] = inodes
     return dict(found)
 
 
-def _asked() -> Iterator[tuple[int, int]]:
+def _is_taken_everywhere(port: int) -> bool:
+    """Say whether somebody listens on all of IPv4: nobody can on one more address of it then."""
+    address = ".".join(["127", *(str(1 + secrets.randbelow(254)) for _ in range(3))])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # bound alone takes nothing
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return True
+    return False
+
+
+def _asked() -> Iterator[_Listener]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
         yield from _asked_of(kernel, socket.AF_INET)
         with contextlib.suppress(FileNotFoundError):  # the kernel has no IPv6
             yield from _asked_of(kernel, socket.AF_INET6)
 
 
-def _asked_of(kernel: socket.socket, family: socket.AddressFamily) -> Iterator[tuple[int, int]]:
+def _asked_of(kernel: socket.socket, family: socket.AddressFamily) -> Iterator[_Listener]:
     request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << _STATE_LISTEN)
     head = (_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 0, 0)
     kernel.send(_HEADER.pack(*head) + request)
@@ -82,17 +116,31 @@ def _asked_of(kernel: socket.socket, family: socket.AddressFamily) -> Iterator[t
                 (negative,) = struct.unpack_from("=i", answer, _HEADER.size)
                 raise OSError(-negative, "the kernel does not say who listens")
             port, _, address, *_, inode = _FOUND.unpack_from(answer, _HEADER.size)
-            if bytes(address[: 4 if family is socket.AF_INET else 16]) in _LOCAL[family]:
-                yield socket.ntohs(port), inode
+            address = address[: 4 if family is socket.AF_INET else 16]
+            if address in _LOCAL[family]:
+                attributes = answer[_HEADER.size + _FOUND.size : size]
+                v6only = _v6only(attributes) if address == _ANY else False
+                if not v6only:
+                    yield _Listener(socket.ntohs(port), inode, is_reached=v6only is not None)
             answer = answer[(size + 3) & ~3 :]
 
 
-def _read() -> Iterator[tuple[int, int]]:
+def _v6only(attributes: memoryview) -> bool | None:
+    """Whether it is for IPv6 alone; None where the kernel does not say."""
+    while len(attributes) > _ATTRIBUTE.size:
+        size, kind = _ATTRIBUTE.unpack_from(attributes)
+        if kind == _ATTRIBUTE_V6ONLY:
+            return bool(attributes[_ATTRIBUTE.size])
+        attributes = attributes[max(size + 3, _ATTRIBUTE.size) & ~3 :]
+    return None
+
+
+def _read() -> Iterator[_Listener]:
     for line in _lines():
         fields = line.split()
         address, _, port = fields[1].partition(":")
         if fields[3] == _LISTEN_TEXT and address in _LOCAL_TEXT:
-            yield int(port, 16), int(fields[9])
+            yield _Listener(int(port, 16), int(fields[9]), is_reached=address != _ANY_TEXT)
 
 
 def _lines() -> Iterator[str]:

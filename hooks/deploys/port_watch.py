@@ -8,7 +8,7 @@ reaches: the process gets no more of them, and is started again on another port.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,7 +21,10 @@ _log = structlog.get_logger()
 
 
 @dataclass(slots=True, eq=False)
-class _Watched:
+class Watched:
+    """A process's port that is looked at: what `watch` returns and `forget` takes."""
+
+    port: int
     is_own: Callable[[Collection[int]], bool]
     on_stranger: Callable[[], None]
     own: set[int] = field(default_factory=set)
@@ -31,8 +34,22 @@ class PortWatch:
     """The ports of one host's web processes. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._watched: dict[int, _Watched] = {}
+        self._watched: set[Watched] = set()
+        self._held: set[int] = set()
         self._trouble = ""
+
+    @property
+    def held(self) -> Container[int]:
+        """The ports of processes of which something is left."""
+        return self._held
+
+    def hold(self, port: int) -> None:
+        """Keep others from `port`, which nobody holds: its process may listen there at any time."""
+        self._held.add(port)
+
+    def let_go(self, port: int) -> None:
+        """Nothing is left of the process whose port it was."""
+        self._held.remove(port)
 
     def watch(
         self,
@@ -40,16 +57,18 @@ class PortWatch:
         *,
         is_own: Callable[[Collection[int]], bool],
         on_stranger: Callable[[], None],
-    ) -> None:
+    ) -> Watched:
         """Look at `port` from now on. `on_stranger` is called once, and that is the end of it.
 
         `is_own` says whether the sockets of these inodes are all the process's own; it may block.
         """
-        self._watched[port] = _Watched(is_own, on_stranger)
+        watched = Watched(port, is_own, on_stranger)
+        self._watched.add(watched)
+        return watched
 
-    def forget(self, port: int) -> None:
-        """Look at it no more."""
-        self._watched.pop(port, None)
+    def forget(self, watched: Watched) -> None:
+        """Look no more for this one. May be called again."""
+        self._watched.discard(watched)
 
     async def keep(self) -> None:
         """Look again and again, for ever."""
@@ -60,38 +79,38 @@ class PortWatch:
 
     async def look(self) -> None:
         """Look at all ports once."""
-        watched = dict(self._watched)
         try:
-            taken = await asyncio.to_thread(_taken, watched)
+            taken = await asyncio.to_thread(_taken, frozenset(self._watched))
         except OSError as error:
             if str(error) != self._trouble:
                 self._trouble = str(error)
                 _log.error("ports_not_watched", reason=str(error))
             return
         self._trouble = ""
-        for port in taken:
-            if self._watched.get(port) is watched[port]:
-                self.forget(port)
-                watched[port].on_stranger()
+        for each in taken:
+            if each in self._watched:
+                self.forget(each)
+                each.on_stranger()
 
 
-def _taken(watched: Mapping[int, _Watched]) -> list[int]:
-    """The ports that others listen on. Blocking.
+def _taken(watched: Collection[Watched]) -> list[Watched]:
+    """Those on whose ports others listen. Blocking.
 
     Whose a socket is costs more to find out than that it is there: it is found out once.
     """
-    found = listeners()
-    return [port for port, each in watched.items() if _has_stranger(port, each, found)]
+    found = listeners({each.port for each in watched})
+    return [each for each in watched if _has_stranger(each, found)]
 
 
-def _has_stranger(port: int, watched: _Watched, found: Mapping[int, set[int]]) -> bool:
+def _has_stranger(watched: Watched, found: Mapping[int, set[int]]) -> bool:
+    port = watched.port
     now = found.get(port, set())
     while not now <= watched.own:
         if watched.is_own(now):
             watched.own = set(now)
             break
         # One that has just been closed is nobody's.
-        before, now = now, listeners().get(port, set())
+        before, now = now, listeners({port}).get(port, set())
         if before == now:
             return True
     return False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from hooks.deploys.configs import RunValues
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import HealthCheck, wait_until_healthy
-from hooks.deploys.port_watch import PortWatch
+from hooks.deploys.port_watch import PortWatch, Watched
 from hooks.deploys.proxy import NotListeningError, WebProxy
 from hooks.deploys.weblog import Lines, LineSink, WebLog
 
@@ -109,6 +110,7 @@ class WebProcess:
         self._log = WebLog(web_log, program.given.masker)
         self._starting = starting
         self._ports = ports
+        self._watched: Watched | None = None
         self._sandbox: Sandbox | None = None
         self._exit: asyncio.Task[int] | None = None
         self._may_be_healthy = False
@@ -157,22 +159,33 @@ class WebProcess:
         self._log.close()
 
     async def _begin(self) -> None:
-        self.port = free_port()
-        spec = self._program.sandbox(PORT=str(self.port))
-        self._sandbox = await _start(spec, self._log.write)
+        self.port = port = free_port(besides=self._ports.held)
+        self._ports.hold(port)
+        try:
+            spec = self._program.sandbox(PORT=str(port))
+            self._sandbox = await _start(spec, self._log.write)
+        except BaseException:
+            self._ports.let_go(port)
+            raise
         self._may_be_healthy = True
-        self._exit = asyncio.get_running_loop().create_task(self._ended(self._sandbox, self.port))
+        self._exit = asyncio.get_running_loop().create_task(self._ended(self._sandbox, port))
 
     async def _ended(self, sandbox: Sandbox, port: int) -> int:
         """Return the exit status once nothing is left of it.
 
-        Others can have its port long before that: it gets no visitor from the first moment on.
+        Other programs can have its port long before that: it gets no visitor from the first moment
+        on. No process of this host gets it until then.
         """
-        await sandbox.ended()
-        self._may_be_healthy = False
-        self._healthy.clear()
-        self._ports.forget(port)
-        return await sandbox.wait()
+        try:
+            await sandbox.ended()
+            self._may_be_healthy = False
+            self._healthy.clear()
+            if self._watched is not None:
+                self._ports.forget(self._watched)
+                self._watched = None
+            return await sandbox.wait()
+        finally:
+            self._ports.let_go(port)
 
     def _end_for_stranger(self, sandbox: Sandbox) -> None:
         """End it: it shares its port with another program, and visitors could reach that."""
@@ -204,7 +217,7 @@ class WebProcess:
         if trouble is None:
             if self._may_be_healthy:
                 self._healthy.set()
-                self._ports.watch(
+                self._watched = self._ports.watch(
                     self.port,
                     is_own=self._sandbox.holds,
                     on_stranger=partial(self._end_for_stranger, self._sandbox),
@@ -350,20 +363,48 @@ async def _start(spec: SandboxSpec, on_output: Callable[[bytes], None]) -> Sandb
         raise
 
 
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on just now.
+def free_port(*, besides: Container[int] = ()) -> int:
+    """Return a port of this machine that nobody listens on just now, and that is none of `besides`.
 
     Raises:
         SandboxUnavailableError: None was found, or this process can open nothing.
     """
     for port in random.sample(PORTS, k=min(PORTS_TRIED, len(PORTS))):
+        if port in besides:
+            continue
         try:
-            probe = socket.socket()
+            if _is_free(port):
+                return port
         except OSError as error:
             raise SandboxUnavailableError(f"no port can be looked for: {error.strerror}") from error
-        with probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
     raise SandboxUnavailableError(
         f"no port from {PORTS[0]} to {PORTS[-1]} is free: other programs of this machine hold them"
     )
+
+
+def _is_free(port: int) -> bool:
+    """Say whether a program can listen there, whichever of its addresses it takes.
+
+    Many listen on `::`, and fail when somebody has that, if only for IPv6.
+
+    Raises:
+        OSError: This process can open nothing.
+    """
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    try:
+        everywhere = socket.socket(socket.AF_INET6)
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return True
+        raise
+    with everywhere:
+        everywhere.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            everywhere.bind(("::", port))
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE  # otherwise nobody can have it
+    return True

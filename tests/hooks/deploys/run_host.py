@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from hooks.deploys import foresight
+from hooks.deploys import foresight, runtime
 from hooks.deploys.host import HostConfig, main
 
 if __name__ == "__main__":
@@ -23,6 +23,7 @@ if __name__ == "__main__":
     paths = {name: Path(given.pop(name)) for name in names if name in given}
     level = given.pop("log_level", 20)
     foresight.FRESH_S = given.pop("fresh_s", foresight.FRESH_S)
+    runtime.PORTS = range(*given.pop("ports", (runtime.PORTS.start, runtime.PORTS.stop)))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

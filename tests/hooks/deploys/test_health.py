@@ -22,11 +22,13 @@ def listen():
     """Listens on an address of this machine, and gives the socket."""
     with contextlib.ExitStack() as stack:
 
-        def start(address):
+        def start(address, port=0, *options):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             made = stack.enter_context(socket.socket(family))
+            for option in options:
+                made.setsockopt(*option, 1)
             try:
-                made.bind((address, 0))
+                made.bind((address, port))
             except OSError:
                 pytest.skip("this machine has no IPv6")
             made.listen()
@@ -35,20 +37,35 @@ def listen():
         yield start
 
 
+V6ONLY = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+SHARED = (socket.SOL_SOCKET, socket.SO_REUSEPORT)
+
+
 def inode(listening: socket.socket) -> int:
     return os.fstat(listening.fileno()).st_ino
+
+
+def asked_for_nothing_more():
+    raise OSError("the kernel answers no other way")
+
+
+@pytest.fixture(params=["asked", "asked of Linux before 4.3", "read"])
+def way(request, monkeypatch):
+    """Each way of knowing who listens."""
+    if request.param == "read":
+        monkeypatch.setattr(kernel, "_asked", asked_for_nothing_more)
+    elif request.param != "asked":
+        monkeypatch.setattr(kernel, "_ATTRIBUTE_V6ONLY", 0xFFFF)
+    return request.param
 
 
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"]
 )
-async def test_whatever_a_visitor_can_reach_is_found_and_judged(listen, address):
+async def test_whatever_a_visitor_can_reach_is_found_and_judged(listen, address, way):
     listening = listen(address)
     port = listening.getsockname()[1]
-    assert listeners()[port] == {inode(listening)}
-    assert (port, inode(listening)) in list(
-        kernel._read()
-    )  # as where the kernel answers no other way
+    assert listeners({port}) == {port: {inode(listening)}}
     seen = []
 
     def is_own(inodes):
@@ -57,6 +74,44 @@ async def test_whatever_a_visitor_can_reach_is_found_and_judged(listen, address)
 
     assert await wait_until_healthy(port, ANY_HOST, timeout_s=10, is_own=is_own) is None
     assert seen == [{inode(listening)}] * 2
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1"])
+async def test_who_listens_for_ipv6_alone_beside_a_process_is_no_stranger(listen, address, way):
+    own = listen(address)
+    port = own.getsockname()[1]
+    stranger = listen("::", port, V6ONLY)
+    assert stranger.getsockname()[1] == port
+    assert listeners({port}) == {port: {inode(own)}}
+    is_own = Init(os.getpid(), None).holds
+    assert await wait_until_healthy(port, ANY_HOST, timeout_s=10, is_own=is_own) is None
+    own.close()
+    assert listeners({port}) == {}  # it gets no visitor who comes to 127.0.0.1
+
+
+def test_who_only_bound_all_addresses_is_not_taken_for_who_listens_on_them(listen, way):
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("0.0.0.0", 0))
+        port = bound.getsockname()[1]
+        listen("::", port, V6ONLY)
+        assert listeners({port}) == {}
+
+
+def test_a_socket_of_ipv4_gets_the_visitors_before_one_of_both(listen, monkeypatch):
+    own = listen("0.0.0.0", 0, SHARED)
+    port = own.getsockname()[1]
+    both = listen("::", port, SHARED)
+    assert listeners({port}) == {port: {inode(own), inode(both)}}
+    monkeypatch.setattr(kernel, "_asked", asked_for_nothing_more)
+    assert listeners({port}) == {port: {inode(own)}}  # which of them it is cannot be known
+    own.settimeout(20)
+    both.setblocking(False)
+    for _ in range(8):
+        with socket.create_connection(("127.0.0.1", port)):
+            own.accept()[0].close()
+    with pytest.raises(BlockingIOError):
+        both.accept()
 
 
 async def test_who_answers_and_listens_no_more_is_not_taken_for_the_process():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hooks.deploys import runtime
 from hooks.deploys.control import OUTPUT_LINES_MAX
 
 APP = """
@@ -362,6 +363,31 @@ async def test_a_program_whose_port_another_site_joins_moves_to_another_port(
     await eventually(lambda: f"another program listens on port {port} too" in web_log(host))
     assert await visitor.text() == "own"
     assert (data / "port").read_text() != port
+
+
+async def test_no_process_gets_the_port_of_another_that_lives_and_listens_no_more(
+    shelf, control, host, visitor, wanted
+):
+    first = runtime.free_port()
+    host.kill()
+    host.start(ports=[first, first + 1])
+    deaf = (
+        "import socket\n"
+        "own = socket.create_server(('127.0.0.1', int(os.environ['PORT'])))\n"
+        "while not os.path.exists('/data/go'): time.sleep(0.01)\n"
+        "own.close()\n"
+        "print('deaf', flush=True)\n"
+        "time.sleep(300)"
+    )
+    await control.roll(wanted(pin=shelf.put_web(app("deaf", before=deaf))))
+    (host.directory / "environments/env_1/data/go").touch()
+    await eventually(lambda: "deaf" in web_log(host))
+    other = shelf.put_web(app("other"))
+    report = await control.roll(wanted("env_2", pin=other))
+    assert report.error.message.startswith(f"no port from {first} to {first} is free")
+    await control.roll(wanted(pin=shelf.put({"index.html": "static"})))
+    await eventually(lambda: not sandboxes_of(host))
+    assert (await control.roll(wanted("env_2", pin=other))).status == "serving"
 
 
 async def test_port_of_a_process_that_has_ended_gets_no_visitor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 from typing import Self
@@ -10,6 +11,7 @@ from typing import Self
 import pytest
 
 from hooks.builds.namespace import Init
+from hooks.deploys import listeners as kernel
 from hooks.deploys.port_watch import PortWatch
 
 PROGRAM = """
@@ -20,9 +22,13 @@ for line in sys.stdin:
         held.pop().close()
         print("closed", flush=True)
         continue
-    held.append(socket.socket())
-    held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held[-1].bind(("127.0.0.1", int(line)))
+    port, _, v6only = line.partition(" ")
+    held.append(socket.socket(socket.AF_INET6 if v6only else socket.AF_INET))
+    if v6only:
+        held[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    else:
+        held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held[-1].bind(("::" if v6only else "127.0.0.1", int(port)))
     held[-1].listen()
     print(held[-1].getsockname()[1], flush=True)
 """
@@ -92,7 +98,7 @@ async def test_port_that_its_process_let_go_and_another_took_is_told(programs):
     port = own.listen()
     told = []
     ports = PortWatch()
-    ports.watch(
+    watched = ports.watch(
         port, is_own=Init(own.process.pid, None).holds, on_stranger=lambda: told.append(port)
     )
     await ports.look()
@@ -100,7 +106,7 @@ async def test_port_that_its_process_let_go_and_another_took_is_told(programs):
     await ports.look()
     assert told == []  # nobody can be robbed there
     other.listen(port)
-    ports.forget(port)
+    ports.forget(watched)
     await ports.look()
     assert told == []
     ports.watch(
@@ -108,3 +114,51 @@ async def test_port_that_its_process_let_go_and_another_took_is_told(programs):
     )
     await ports.look()
     assert told == [port]
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+@pytest.mark.parametrize("way", ["asked", "read"])
+async def test_who_listens_there_for_ipv6_alone_ends_no_process(programs, way, monkeypatch):
+    def asked_in_vain():
+        raise OSError("the kernel answers no other way")
+
+    if way == "read":
+        monkeypatch.setattr(kernel, "_asked", asked_in_vain)
+    own, other = programs
+    port = own.listen()
+    assert int(other.say(f"{port} v6only")) == port
+    told = []
+    ports = PortWatch()
+    ports.watch(
+        port, is_own=Init(own.process.pid, None).holds, on_stranger=lambda: told.append(port)
+    )
+    await ports.look()
+    own.say("close")
+    await ports.look()
+    assert told == []
+    own.listen(port)
+    other.listen(port)
+    await ports.look()
+    assert told == [port]
+
+
+async def test_each_of_two_processes_that_have_one_port_is_looked_at_until_its_own_end(programs):
+    first, second = programs
+    port = first.listen()
+    told = []
+    ports = PortWatch()
+
+    def watch(name, program):
+        is_own = Init(program.process.pid, None).holds
+        return ports.watch(port, is_own=is_own, on_stranger=lambda: told.append(name))
+
+    watch("first", first)
+    ended = watch("second", first)
+    watch("third", first)
+    ports.forget(ended)
+    ports.forget(ended)
+    await ports.look()
+    assert told == []
+    second.listen(port)
+    await ports.look()
+    assert sorted(told) == ["first", "third"]

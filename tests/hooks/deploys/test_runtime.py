@@ -62,6 +62,21 @@ async def test_whatever_goes_wrong_a_process_is_started_again(process, monkeypat
     await process.stop(grace_s=0)
 
 
+def test_a_port_that_somebody_has_for_ipv6_alone_is_not_free(monkeypatch):
+    try:
+        taken = socket.socket(socket.AF_INET6)
+        taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        taken.bind(("::", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(runtime, "PORTS", range(port, port + 1))
+        with pytest.raises(SandboxUnavailableError, match="is free"):
+            runtime.free_port()
+
+
 async def test_a_roll_without_a_free_port_says_so(process, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
