@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from hooks.builds.wire import Finish, Heartbeat
+from hooks.push import PushHooks, PushRules
 from hooks.queueing import BuildOrder, same_build, superseded
 from storage.model import (
     ActorRef,
@@ -149,7 +150,7 @@ async def test_wait_lets_the_running_build_finish_then_builds_the_newest(
 ) -> None:
     site = await world.site()
     if where == "server":
-        world.push_hooks = type(world.push_hooks)(world.jobs, world.repositories, PushPolicy.WAIT)
+        world.push_hooks = PushHooks(world.jobs, world.repositories, PushRules(PushPolicy.WAIT))
     elif where == "site":
         await world.pipeline.set_push_policy(site, PushPolicy.WAIT)
     else:
