@@ -355,6 +355,7 @@ def _record_success(
         created_at=changes.now,
     )
     artifacts.attest(changes.db, made_by)
+    builds.give(changes.db, build.id, made_by)
     _succeed(changes, build, made_by, took, policy)
 
 

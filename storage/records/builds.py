@@ -145,6 +145,16 @@ def requeue(db: sqlite3.Connection, build_id: str) -> None:
     update(db, "build", build_id, {"status": "queued"})
 
 
+def give(db: sqlite3.Connection, build_id: str, made_by: Attestation) -> None:
+    """Write down what a build gave, also when it was canceled meanwhile: its word counts."""
+    update(
+        db,
+        "build",
+        build_id,
+        {"artifact_id": made_by.artifact_id, "envelope_sha256": made_by.envelope_sha256},
+    )
+
+
 def succeed(
     db: sqlite3.Connection,
     build_id: str,

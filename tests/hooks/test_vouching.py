@@ -5,6 +5,7 @@ The attacker may push to one preview, and nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from pathlib import Path
@@ -19,6 +20,7 @@ from hooks.orders import standing
 from storage.model import ActorRef, JobStatus, Trigger
 from storage.records import artifacts, attestations, builds, deployments, releases, vouching
 
+SOON_S = 60.0
 ACTOR = ActorRef("api_key", "key_1", "tests")
 FILES = {"index.html": b"hello"}
 OWN, EVIL = "exec python3 server.py", "env > index.html; python3 -m http.server"
@@ -40,19 +42,26 @@ class Shop:
 
     async def build(self, slug: str, web: str | None = OWN, *, deploy=False):
         """A build of the same files that is to be run by `web`."""
-        await self.world.pipeline.start_build(
-            self.where(slug), ACTOR, ref="main", deploy=deploy, clean=True
-        )
-        lease = await self.world.builds.lease("slot-0", 5)
-        run = RunCommands(web=web)
-        profile = "procfile" if web else "static"
-        done = Finish("slot-0", "succeeded", profile=profile, output="source", folder=".", run=run)
-        await self.world.builds.finish(lease.job_id, done)
-        job = self.world.jobs.get(lease.job_id)
+        job_id = await self.start(slug, deploy=deploy)
+        job = await self.finish(job_id, web)
         assert job.status is JobStatus.SUCCEEDED, job.error
         if deploy:
             await self.serve(slug)
         return builds.get(self.db, job.resource_id)
+
+    async def start(self, slug: str, *, deploy: bool) -> str:
+        """Begin a build; returns its job."""
+        await self.world.pipeline.start_build(
+            self.where(slug), ACTOR, ref="main", deploy=deploy, clean=True
+        )
+        return (await self.world.builds.lease("slot-0", 5)).job_id
+
+    async def finish(self, job_id: str, web: str | None = OWN):
+        run = RunCommands(web=web)
+        profile = "procfile" if web else "static"
+        done = Finish("slot-0", "succeeded", profile=profile, output="source", folder=".", run=run)
+        await self.world.builds.finish(job_id, done)
+        return self.world.jobs.get(job_id)
 
     async def deploy(self, slug: str, artifact_id: str, **options):
         await self.world.pipeline.start_deployment(self.where(slug), artifact_id, ACTOR, **options)
@@ -127,6 +136,25 @@ async def test_build_that_finds_what_a_preview_built_of_its_inputs_vouches_for_i
     assert (job.status, builds.get(shop.db, job.resource_id).cached) == (JobStatus.SUCCEEDED, True)
     assert shop.listed("production") == [first.id]
     assert await shop.deploy("production", first.artifact_id) == OWN
+
+
+async def test_build_that_is_canceled_while_it_is_packed_vouches_for_what_it_gave(shop) -> None:
+    job_id = await shop.start("production", deploy=True)
+    packer, loop = shop.world.builds._packer, asyncio.get_running_loop()
+    seal = packer._seal
+
+    def cancel_and_seal(statement: bytes):  # on the thread that packs, when it is nearly done
+        canceling = shop.world.pipeline.cancel_job(job_id)
+        asyncio.run_coroutine_threadsafe(canceling, loop).result(SOON_S)
+        return seal(statement)
+
+    packer._seal = cancel_and_seal
+    job = await shop.finish(job_id)
+    canceled = builds.get(shop.db, job.resource_id)
+    assert (job.status, canceled.status) == (JobStatus.CANCELED, JobStatus.CANCELED)
+    assert deployments.unfinished(shop.db) == []
+    assert shop.listed("production") == [canceled.id]
+    assert await shop.deploy("production", canceled.artifact_id) == OWN
 
 
 async def test_revoked_statement_is_not_replaced_by_a_previews(shop) -> None:
