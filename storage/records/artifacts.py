@@ -134,10 +134,13 @@ def page(
     rows = db.execute(
         "SELECT * FROM attestation m"  # noqa: S608 - constants
         " WHERE m.site_id = :site AND m.build_id <= :newest AND m.build_id < :last"
-        f" AND {vouching.counts('m')}"
-        " AND NOT EXISTS(SELECT 1 FROM attestation n WHERE n.site_id = m.site_id"
+        # By CASE, so that only what counts looks for what is newer, and no further than to the
+        # next that counts: each statement is weighed twice at most.
+        f" AND CASE WHEN {vouching.counts('m')} THEN"
+        " NOT EXISTS(SELECT 1 FROM attestation n INDEXED BY attestation_artifact"
+        "  WHERE n.site_id = m.site_id"
         "  AND n.artifact_id = m.artifact_id AND n.build_id > m.build_id"
-        f" AND n.build_id <= :newest AND {vouching.counts('n')})"
+        f"  AND n.build_id <= :newest AND {vouching.counts('n')}) ELSE 0 END"
         " AND EXISTS(SELECT 1 FROM artifact WHERE id = m.artifact_id AND expired_at IS NULL)"
         " ORDER BY m.build_id DESC LIMIT :limit",
         {

@@ -394,3 +394,21 @@ def statements_of_builds(db: Database) -> None:
 def believable_sequences(db: Database) -> None:
     # A sequence that no statement can have: no host took them, and they left none to come after.
     _run(db, "DELETE FROM release_statement WHERE sequence > 9007199254740991")
+
+
+@MIGRATIONS()
+def vouching(db: Database) -> None:
+    # What vouches for an artifact is found without looking at all that was ever done with it.
+    # Builds that were canceled while their output was kept did not say what they gave.
+    _run(
+        db,
+        """
+        UPDATE build SET envelope_sha256 = made.envelope_sha256, artifact_id = made.artifact_id
+          FROM attestation AS made WHERE made.build_id = build.id
+          AND (build.envelope_sha256 IS NULL OR build.artifact_id IS NULL);
+        CREATE INDEX build_artifact ON build(artifact_id, env_id);
+        CREATE INDEX deployment_goes_by ON deployment(envelope_sha256);
+        DROP INDEX deployment_artifact;
+        CREATE INDEX deployment_artifact ON deployment(artifact_id, env_id);
+        """,
+    )

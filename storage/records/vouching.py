@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from storage.model import Attestation, Environment, EnvironmentKind
 from storage.records import attestations
 
-STATEMENTS_MAX = 1000  # of one artifact that are weighed: the newest builds'
+# Of one artifact that are weighed: the newest of all; of those that builds gave whose word counts
+# here, what these gave last; and so of those that were to be deployed where that counts.
+STATEMENTS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +55,22 @@ def ranked(
 
     Those that are trusted come first, and of these the ones that are not revoked; then what was
     given last. `only_its_own`: of those that its builds gave, or that were to be deployed on it.
+    Of very many only some are weighed, but what previews say crowds out nothing that is trusted.
     """
     rows = db.execute(
         f"SELECT a.*, CASE WHEN {_is_its_own('a')} THEN 0 WHEN {trusted('a', ':env')} THEN 1"
         " ELSE 2 END AS distance,"
         f" COALESCE((SELECT MAX(b.id) {_given('a')}"
         "  AND (e.id = :env OR e.kind <> 'preview')), a.build_id) AS given_by"
-        " FROM attestation a WHERE a.site_id = :site AND a.artifact_id = :artifact"
+        f" FROM ({_weighed()}) weighed"
+        " CROSS JOIN attestation a ON a.envelope_sha256 = weighed.envelope_sha256"
+        " WHERE a.site_id = :site AND a.artifact_id = :artifact"
         f" AND (:own = 0 OR {_is_known('a')})"
         " ORDER BY distance = 2, a.revoked, distance, given_by DESC LIMIT :limit",
         {
             **bound(environment, only_its_own=only_its_own),
             "artifact": artifact_id,
+            "weighed": STATEMENTS_MAX,
             "limit": limit_count,
         },
     )
@@ -135,6 +141,25 @@ def trusted(alias: str, env: str) -> str:
     )
 
 
+def _weighed() -> str:
+    """The statements to weigh, see `STATEMENTS_MAX`. By indexes: the rest is not looked at."""
+    return (
+        "SELECT * FROM (SELECT envelope_sha256 FROM attestation"
+        "  WHERE site_id = :site AND artifact_id = :artifact ORDER BY build_id DESC LIMIT :weighed)"
+        f" UNION {_near('build')} UNION {_near('deployment')}"
+    )
+
+
+def _near(table: str) -> str:
+    """The statements of builds or deployments by which they can be trusted here, or known."""
+    return (
+        f"SELECT * FROM (SELECT near.envelope_sha256 FROM environment e CROSS JOIN {table} near"
+        "  ON near.env_id = e.id AND near.artifact_id = :artifact"
+        "  WHERE e.site_id = :site AND (e.id = :env OR e.kind <> 'preview')"
+        "  GROUP BY near.envelope_sha256 ORDER BY MAX(near.id) DESC LIMIT :weighed)"
+    )
+
+
 def _is_its_own(alias: str) -> str:
     """That the environment's own builds gave it, or that it runs by it.
 
@@ -165,9 +190,8 @@ def _given(alias: str) -> str:
 
 def _deployed(alias: str) -> str:
     return (
-        f"FROM deployment d JOIN environment e ON e.id = d.env_id"
-        f" WHERE d.artifact_id = {alias}.artifact_id"
-        f" AND d.envelope_sha256 = {alias}.envelope_sha256"
+        "FROM deployment d JOIN environment e ON e.id = d.env_id"
+        f" WHERE d.envelope_sha256 = {alias}.envelope_sha256"
     )
 
 
