@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,10 +111,11 @@ def test_modes_and_times_follow_from_the_manifest(shop, site, tmp_path: Path, um
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
 def test_reader_needs_nothing_but_its_group(shop, site, tmp_path: Path) -> None:
     ArtifactStore.open(shop.folder / "store", shop.records, group=60600)
-    work = Path("/var/tmp") / f"reader-{os.getpid()}"
+    # Where everybody may look, and on the same disk: a copy would lose its group.
+    work = Path(tempfile.gettempdir()) / f"reader-{os.getpid()}"
     work.mkdir(mode=0o711)
     try:
-        shutil.move(shop.folder / "store", work / "store")
+        (shop.folder / "store").rename(work / "store")
         (work / "host").mkdir()
         os.chown(work / "host", 60600, 60600)
         for gid, want in ((60600, 0), (60601, 1)):
