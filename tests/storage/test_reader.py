@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
