@@ -150,9 +150,10 @@ class PushNarrator:
             await listener.say(f"  artifact {artifact_id}: {artifact.files} files, {size}, signed")
 
     async def _tell_live(self, effect: Building, job: Job, listener: Listener) -> None:
-        took = ((job.finished_at or 0) - effect.build.created_at) / 1000
+        took_ms = (job.finished_at or 0) - effect.build.created_at
+        took = f"{took_ms / 1000:.1f} s" if took_ms >= 100 else f"{took_ms} ms"
         url = self._addresses.of_environment(effect.environment)
-        await listener.say("", f"  {effect.environment.slug} is live after {took:.1f} s: {url}")
+        await listener.say("", f"  {effect.environment.slug} is live after {took}: {url}")
         await listener.say(*self._what_production_waits_for(effect), "")
 
     def _what_production_waits_for(self, effect: Building) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
@@ -48,7 +49,7 @@ class Environments:
             limit_count=query.limit,
         )
         cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
-        return ListReply([self._answer(call.db, e) for e in page.items], cursor)
+        return ListReply(self._answers(call.db, page.items), cursor)
 
     async def create(self, call: Call[NoQuery, EnvironmentBody]) -> Reply:
         made = await self._pipeline.create_environment(
@@ -80,6 +81,12 @@ class Environments:
         return Reply(answers.Deleted(call.environment.id))
 
     def _answer(self, db: sqlite3.Connection, row: Environment) -> answers.Environment:
-        preview = previews.get(db, row.id)
-        expires_at = self._pipeline.preview_limits.expires_at(preview) if preview else None
-        return answers.environment(self._addresses, row, expires_at)
+        return self._answers(db, [row])[0]
+
+    def _answers(
+        self, db: sqlite3.Connection, rows: Sequence[Environment]
+    ) -> Sequence[answers.Environment]:
+        expires_at = self._pipeline.preview_limits.expires_at
+        found = previews.among(db, [row.id for row in rows])
+        ends = {env_id: expires_at(preview) for env_id, preview in found.items()}
+        return [answers.environment(self._addresses, row, ends.get(row.id)) for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storage.model import Environment
@@ -42,6 +43,13 @@ def get(db: sqlite3.Connection, env_id: str) -> Preview | None:
     """Return one; None when it is gone, or no preview."""
     row = db.execute(f"{_SELECT} AND id = ?", (env_id,)).fetchone()
     return None if row is None else _preview(row)
+
+
+def among(db: sqlite3.Connection, env_ids: Sequence[str]) -> dict[str, Preview]:
+    """Return those of these environments that are previews, by id."""
+    marks = ", ".join("?" * len(env_ids))
+    found = map(_preview, db.execute(f"{_SELECT} AND id IN ({marks})", tuple(env_ids)))
+    return {each.environment.id: each for each in found}
 
 
 def count_of(db: sqlite3.Connection, site_id: str) -> int:

@@ -23,7 +23,6 @@ from storage.model import (
     Attestation,
     Build,
     Environment,
-    JobStatus,
     Release,
     Site,
 )
@@ -32,6 +31,7 @@ from storage.reader import StoreReader
 from storage.records import artifacts, builds, environments, releases, sites
 from storage.records.db import Records
 from storage.source import Limits, SourceFile
+from tests.rows import build_row
 
 SITE = Site("site_1", "acme-store", "main", 0)
 
@@ -126,29 +126,7 @@ def production(db) -> Environment:
 
 
 def build_of(db, build_id: str) -> Build:
-    return Build(
-        id=build_id,
-        site_id=SITE.id,
-        env_id=production(db).id,
-        job_id="job_1",
-        ref=None,
-        commit="",
-        status=JobStatus.RUNNING,
-        clean=False,
-        deploys=False,
-        pushed=False,
-        cached=False,
-        profile=None,
-        artifact_id=None,
-        deployment_id=None,
-        superseded_by=None,
-        error=None,
-        timings={},
-        actor=SYSTEM,
-        created_at=0,
-        started_at=0,
-        finished_at=None,
-    )
+    return build_row(build_id, site_id=SITE.id, env_id=production(db).id, started_at=0)
 
 
 def release_of(db, artifact_id: str, number: int) -> Release:

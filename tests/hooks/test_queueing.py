@@ -22,6 +22,7 @@ from storage.model import (
     RefMove,
 )
 from storage.records import builds, deployments
+from tests.rows import build_row
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
 ZERO = "0" * 40
@@ -33,22 +34,8 @@ HERE = Environment(
     hostname="acme-store",
     created_at=0,
 )
-BUILD = Build(
-    *("build_0", "site_1", "env_1", "job_0", "main", "c1", QUEUED),
-    clean=False,
-    deploys=True,
-    pushed=True,
-    cached=False,
-    profile=None,
-    artifact_id=None,
-    deployment_id=None,
-    superseded_by=None,
-    error=None,
-    timings={},
-    actor=ACTOR,
-    created_at=0,
-    started_at=None,
-    finished_at=None,
+BUILD = build_row(
+    "build_0", ref="main", commit="c1", status=QUEUED, deploys=True, pushed=True, actor=ACTOR
 )
 ORDER = BuildOrder(HERE, "main", "c1", ACTOR, deploys=True, pushed=True)
 

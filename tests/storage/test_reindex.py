@@ -8,9 +8,10 @@ import pytest
 
 from storage.check import check_store
 from storage.digest import Digest
-from storage.model import SYSTEM, Build, JobStatus
+from storage.model import JobStatus
 from storage.records import builds
 from storage.reindex import rebuild_index
+from tests.rows import build_row
 from tests.storage.test_repair import flip
 
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n", "twin": b"#!/bin/sh\n"}
@@ -34,26 +35,12 @@ def dump(shop) -> dict[str, list[tuple[object, ...]]]:
 
 
 def know_build(world, ingested, number: int) -> None:
-    build = Build(
-        id=f"build_{number}",
-        site_id="site_1",
-        env_id="env_1",
-        job_id="job_1",
-        ref=None,
+    build = build_row(
+        f"build_{number}",
         commit="7fd1a60b01f91b314f59955a4e4d4e80d8edf11d",
         status=JobStatus.SUCCEEDED,
-        clean=False,
-        deploys=False,
-        pushed=False,
-        cached=False,
         profile="static",
         artifact_id=ingested.artifact_id,
-        deployment_id=None,
-        superseded_by=None,
-        error=None,
-        timings={},
-        actor=SYSTEM,
-        created_at=0,
         started_at=0,
         finished_at=1,
     )
