@@ -59,7 +59,7 @@ _exact_option = click.option(
 
 
 _empty_option = click.option(
-    "--allow-empty", is_flag=True, help="Take nothing on standard input for an empty value."
+    "--allow-empty", is_flag=True, help="Take an empty standard input for an empty value."
 )
 
 
