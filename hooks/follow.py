@@ -240,7 +240,7 @@ class PushNarrator:
         current = releases.current(self._jobs.records.reader(), environment.id)
         if current is None:
             return f"nothing ran on {environment.slug} before, and nothing does now"
-        commit = f" ({current.commit[:7]})" if current.commit else ""
+        commit = f" ({current.commit[:12]})" if current.commit else ""
         url = self._addresses.of_environment(environment)
         return f"{environment.slug} still serves {current.id}{commit}: {url}"
 

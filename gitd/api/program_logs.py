@@ -1,6 +1,6 @@
 """What the programs of an environment print: the last lines, and those to come.
 
-Source: contract §4 (our own addition); HTML Standard §9.2 "Server-sent events".
+Source: docs/api.md, "What programs print"; HTML Standard §9.2 "Server-sent events".
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from gitd.cli.options import (
 )
 from gitd.cli.releases import current_release
 from gitd.cli.session import Session
-from gitd.cli.tables import Column, Kind, print_fields, print_page
-from gitd.cli.waiting import COMMIT_CHARS, started
+from gitd.cli.tables import COMMIT_CHARS, Column, Kind, print_fields, print_page
+from gitd.cli.waiting import started
 from gitd.words import printable
 
 COLUMNS = (

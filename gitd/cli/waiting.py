@@ -12,9 +12,8 @@ from gitd.cli.progress import Display, display, state_of
 from gitd.cli.releases import current_release
 from gitd.cli.session import Session
 from gitd.cli.stream import JobStream
+from gitd.cli.tables import COMMIT_CHARS
 from gitd.words import printable
-
-COMMIT_CHARS = 7
 
 
 def started(session: Session, job: Job, *, wait: bool, following: Following) -> ExitCode:

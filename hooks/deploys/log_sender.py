@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from hooks.deploys.log_reader import LogReader
+from hooks.deploys.rollout_tools import to_the_end
 from hooks.deploys.state import HostFolder
 from hooks.deploys.wire import LogWanted
 
@@ -62,9 +63,10 @@ async def _pieces(path: Path, wanted: LogWanted) -> AsyncIterator[bytes]:
     with contextlib.closing(reader):
         yield b"\n"  # an empty line says nothing, and the request is on its way
         while True:
-            if piece := reader.next():
+            # To its end, whatever comes: the files are closed behind this.
+            if piece := await to_the_end(asyncio.to_thread(reader.next)):
                 yield msgspec.json.encode(piece) + b"\n"
-            elif not wanted.follow or reader.is_over:
+            elif not wanted.follow or await asyncio.to_thread(lambda: reader.is_over):
                 return
             else:
                 await asyncio.sleep(LOOK_EVERY_S)

@@ -50,9 +50,10 @@ class _HostService:
 
         messages = self._runner.desired(hears_coming="coming" in hears)
         with contextlib.suppress(ConnectionError), contextlib.ExitStack() as stack:
-            if "logs" in hears:
-                stack.enter_context(self._logs.asked_of(tell))
             async with contextlib.aclosing(messages):
+                await tell(await anext(messages))  # before anything else, all that there is
+                if "logs" in hears:
+                    stack.enter_context(self._logs.asked_of(tell))
                 async for message in messages:
                     await tell(message)
         return response

@@ -267,11 +267,11 @@ def test_rollback_names_what_comes_back_and_warns_of_the_same(mf, peer, named, a
     peer.on("GET", f"{HERE}/releases", peer.many([running]))
     job = {**JOB, "type": "deployment.roll", "resource": {**JOB["resource"], "id": "dep_04"}}
     peer.on("POST", f"{HERE}/deployments/{(*named, 'dep_03')[0]}/rollback", peer.one(job, 202))
-    made = {"id": "dep_04", "artifact_id": artifact, "commit": "a1b2c3d4e5"}
+    made = {"id": "dep_04", "artifact_id": artifact, "commit": "a1b2c3d4e5f6a7b8"}
     peer.on("GET", f"{HERE}/deployments/dep_04", peer.one(made))
     ran = mf("rollback", *named, *PLACE)
     assert ran.code == 0
-    assert f"Back to commit a1b2c3d, {artifact}\n" in ran.err
+    assert f"Back to commit a1b2c3d4e5f6, {artifact}\n" in ran.err
     is_same = artifact == "art_03"
     assert ("Warning: rel_03 ran that very artifact" in ran.err) is is_same
     assert ("mf rollback RELEASE --site acme-store --env production" in ran.err) is is_same

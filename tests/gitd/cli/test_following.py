@@ -158,8 +158,8 @@ def test_deployment_after_a_good_build_decides_the_code(mf, peer, stream_of) -> 
     [
         ([], "Nothing ran on production before, and nothing does now."),
         (
-            [{"id": "rel_01", "current": True, "commit": "a1b2c3d4e5"}],
-            "production still serves rel_01 (a1b2c3d): http://acme-store.localhost:8081",
+            [{"id": "rel_01", "current": True, "commit": "a1b2c3d4e5f6a7b8"}],
+            "production still serves rel_01 (a1b2c3d4e5f6): http://acme-store.localhost:8081",
         ),
     ],
 )
