@@ -17,6 +17,7 @@ import structlog
 from hooks.deploys.listeners import listeners
 
 LOOK_EVERY_S: Final = 1.0
+_TRIES: Final = 3
 _log = structlog.get_logger()
 
 
@@ -103,14 +104,16 @@ def _taken(watched: Collection[Watched]) -> list[Watched]:
 
 
 def _has_stranger(watched: Watched, found: Mapping[int, set[int]]) -> bool:
+    """Whether a socket lasts there that is not the process's own. Others may open and close theirs
+    as fast as they like: this ends.
+    """
     port = watched.port
-    now = found.get(port, set())
-    while not now <= watched.own:
-        if watched.is_own(now):
-            watched.own = set(now)
-            break
-        # One that has just been closed is nobody's.
-        before, now = now, listeners({port}).get(port, set())
-        if before == now:
-            return True
-    return False
+    lasting = frozenset(found.get(port, ()))
+    for _ in range(_TRIES):
+        if lasting <= watched.own:
+            return False
+        if watched.is_own(lasting):
+            watched.own = set(lasting)
+            return False
+        lasting &= listeners({port}).get(port, set())  # one that has just been closed is nobody's
+    return True

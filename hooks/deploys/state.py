@@ -254,16 +254,19 @@ class EnvironmentFolder:
 
     def remove(self) -> None:
         """Remove the environment with its data. Its state goes first: nothing half removed is
-        ever served again.
+        ever served again. What is no folder goes too; where a link leads stays as it is.
         """
-        with contextlib.suppress(FileNotFoundError):
-            (self.path / "state.json").unlink()
         reason = "something of it cannot be removed"
         try:
-            remove_tree(self.path)
+            if self.path.is_symlink() or not self.path.is_dir():
+                self.path.unlink(missing_ok=True)
+            else:
+                (self.path / "state.json").unlink(missing_ok=True)
+                remove_tree(self.path)
         except (OSError, subprocess.SubprocessError) as error:
             reason = str(error)
-        if self.path.exists():  # what its visitors left there too: the next start tries again
+        # What its visitors left there is to go too: the next start tries again.
+        if os.path.lexists(self.path):
             _log.error("environment_not_removed", path=str(self.path), reason=reason)
 
 
@@ -289,11 +292,14 @@ class HostFolder:
         """Return the names of the folders that belong to none of the environments that control
         `named`; those that do are not unclaimed any more.
         """
-        names = sorted(os.listdir(self._environments))  # noqa: PTH208 - names alone are wanted
-        for env_id in named:
-            if env_id in names:
-                self.environment(env_id).note_claimed()
-        return [name for name in names if name not in named]
+        names = set(os.listdir(self._environments))  # noqa: PTH208 - names alone are wanted
+        claimed = names.intersection(named)
+        for name in sorted(claimed):
+            try:
+                self.stranger(name).note_claimed()
+            except StorageError as error:
+                _log.warning("environment_claim_not_noted", env_id=name, reason=str(error))
+        return sorted(names - claimed)
 
     def stranger(self, name: str) -> EnvironmentFolder:
         """Return a folder by its name, whatever that is."""

@@ -19,6 +19,7 @@ import structlog
 from hooks.deploys.control import BACK_OFF_FIRST_S, ControlLine, ControlUnreachableError
 from hooks.deploys.rollout_tools import RolloutTools
 from hooks.deploys.state import HostFolder
+from storage.errors import StorageError
 
 KEPT_S: Final = 7 * 24 * 3600
 """So long an environment is kept that control does not know of: hours that both are connected."""
@@ -114,10 +115,23 @@ class Unclaimed:
         now_s = self._clock_s()
         more_s = self._more_s(now_s)
         for env_id in lacking:
-            is_over = env_id in gone or await self._is_over(env_id, more_s)
-            if is_over and env_id not in self._named:  # it may have come back meanwhile
-                self._forget(env_id)
+            if env_id in gone:
+                self._forget_unless_named(env_id)
+        for env_id in lacking:
+            if env_id in gone:
+                continue
+            try:
+                is_over = await self._is_over(env_id, more_s)
+            except StorageError as error:  # it is kept for longer; the others are none the worse
+                _log.warning("unclaimed_not_counted", env_id=env_id, reason=str(error))
+                continue
+            if is_over:
+                self._forget_unless_named(env_id)
         self._counted_to_s = now_s
+
+    def _forget_unless_named(self, env_id: str) -> None:
+        if env_id not in self._named:  # it may have come back meanwhile
+            self._forget(env_id)
 
     def _more_s(self, now_s: float) -> float:
         """Return the time that counts since the last look: no more than what lies between two of

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 
 from hooks.builds.namespace import Init
 from hooks.deploys import listeners as kernel
+from hooks.deploys import port_watch
 from hooks.deploys.port_watch import PortWatch
 
 PROGRAM = """
@@ -162,3 +165,17 @@ async def test_each_of_two_processes_that_have_one_port_is_looked_at_until_its_o
     second.listen(port)
     await ports.look()
     assert sorted(told) == ["first", "third"]
+
+
+@pytest.mark.parametrize("lasts", [False, True])
+async def test_sockets_that_come_and_go_for_ever_hold_up_no_look(monkeypatch, lasts):
+    fresh = itertools.count(100)
+    lasting = {1, 2} if lasts else {1}
+    monkeypatch.setattr(port_watch, "listeners", lambda _: {80: {*lasting, next(fresh)}})
+    told = []
+    ports = PortWatch()
+    ports.watch(80, is_own=lambda inodes: set(inodes) == {1}, on_stranger=lambda: told.append(80))
+    for _ in range(2):
+        async with asyncio.timeout(5):
+            await ports.look()
+    assert told == ([80] if lasts else [])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from hooks.deploys.state import (
     KEEP_COUNT,
@@ -158,6 +159,43 @@ def test_a_state_in_the_wrong_folder_is_no_state(folder, state):
     other = msgspec.structs.replace(state, env_id="env_2")
     (folder.path / "state.json").write_bytes(msgspec.json.encode(other))
     assert folder.read() is None
+
+
+def test_what_is_no_folder_is_removed_and_where_a_link_leads_stays(tmp_path):
+    host = HostFolder(tmp_path / "host")
+    kept = tmp_path / "elsewhere"
+    kept.mkdir()
+    (kept / "state.json").touch()
+    environments = tmp_path / "host" / "environments"
+    (environments / "file").touch()
+    (environments / "link").symlink_to(kept)
+    (environments / "dangling").symlink_to("nowhere")
+    with capture_logs() as logs:
+        for name in ("file", "link", "dangling", "none"):
+            host.stranger(name).remove()
+    assert (list(environments.iterdir()), logs) == ([], [])
+    assert (kept / "state.json").exists()
+
+
+def test_a_state_that_cannot_be_removed_is_told(folder):
+    (folder.path / "state.json").mkdir()
+    with capture_logs() as logs:
+        folder.remove()
+    assert [log["event"] for log in logs] == ["environment_not_removed"]
+    assert folder.data.is_dir()
+
+
+def test_a_claim_that_cannot_be_noted_hides_no_other(tmp_path):
+    host = HostFolder(tmp_path)
+    for env_id in ("env_1", "env_2", "env_3"):
+        host.environment(env_id).path.mkdir()
+    (host.environment("env_1").path / "unclaimed").mkdir()
+    noted = host.environment("env_2").path / "unclaimed"
+    noted.write_bytes(b"1")
+    with capture_logs() as logs:
+        assert host.unclaimed({"env_1", "env_2", "env_9"}) == ["env_3"]
+    assert [log["env_id"] for log in logs] == ["env_1"]
+    assert not noted.exists()
 
 
 @pytest.mark.parametrize("env_id", ["", ".", "..", "../x", "a/b", "a" * 65, "env\n"])

@@ -24,6 +24,7 @@ class Watch:
         folder = HostFolder(root)
         self.now_s = 1000.0
         self.forgotten: list[str] = []
+        self.folder = folder
         self.note = folder.environment(ENV).path / "unclaimed"
         data = folder.environment(ENV).data
         data.mkdir(parents=True)
@@ -122,4 +123,17 @@ async def test_a_look_that_failed_counts_for_nothing(watch, control) -> None:
     assert watch.noted_s() == 0
     control.fail_gone = 0
     await watch.looked()
+    assert watch.noted_s() == HOUR_S
+
+
+async def test_one_in_trouble_keeps_none_of_the_others(watch, control) -> None:
+    troubled = watch.folder.environment("env_0")
+    for folder in (troubled, watch.folder.environment("env_Z")):
+        folder.data.mkdir(parents=True)
+        (folder.data / "visitors").write_bytes(b"5")
+    (troubled.path / "unclaimed").mkdir()
+    control.gone.add("env_Z")
+    await watch.connected()
+    assert (watch.forgotten, watch.noted_s()) == (["env_Z"], 0)
+    await watch.pinged(HOUR_S)
     assert watch.noted_s() == HOUR_S
