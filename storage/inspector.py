@@ -162,9 +162,11 @@ class Inspector:
                 return status.st_size == size_bytes and (
                     _digest_of(fd, status.st_size, pace) == part.digest
                 )
-            return status.st_size <= part.size_bytes_max and part.names(
-                read_up_to(fd, status.st_size + 1)
-            )
+            if status.st_size > part.size_bytes_max:
+                return False
+            if pace is not None:
+                pace(status.st_size)
+            return part.names(read_up_to(fd, status.st_size + 1))
         finally:
             os.close(fd)
 

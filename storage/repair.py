@@ -85,21 +85,28 @@ class Repairer:
             looked = [self._look(part) for part in suspects]
         return [found for found in looked if found is not None]
 
-    def mend(self, sources: Sequence[Source], *, pace: Pace | None = None) -> list[Mended]:
+    def mend(
+        self,
+        sources: Sequence[Source],
+        *,
+        pace: Pace | None = None,
+        into: list[Mended] | None = None,
+    ) -> list[Mended]:
         """Put a good copy into the place of everything that is damaged, as far as there are any.
 
         Where the system refuses one, its damage says so and the others are gone on with. What lies
         in quarantine, and in the places, is read before anything is written for it, and is not read
         again by this one while it stays as it is: only what could not be read is tried each time.
 
-        `pace`: of that reading. What it raises ends the mending.
+        `pace`: of that reading. What it raises ends the mending. `into`: is added to and returned;
+        whoever gave it has what was mended before an error, too.
 
         Raises:
             StorageFullError: There is no room for copies.
             StorageError: The store or the database refused. A source that cannot be read is passed
                 over.
         """
-        mended: list[Mended] = []
+        mended = [] if into is None else into
         with mapped_errors("repair the store"), mapped_record_errors():
             self._records.write(damage.tidy)
             tried: set[Part] = set()

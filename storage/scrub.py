@@ -163,8 +163,7 @@ class Scrubber:
         if len(found) > len(stuck) or self._is_time_to_mend():
             # What the reading before took is over: this is no turn of so many seconds.
             anew = _Pace(self.limits.bytes_per_s, self._stopping).spend if is_on else None
-            with contextlib.suppress(_StoppedError):
-                mended = self._mend(anew)
+            mended = self._mend(anew)
         return Turn(
             len(good) + len(suspects),
             size_bytes,
@@ -197,9 +196,11 @@ class Scrubber:
         self._tried_at = time.monotonic()
         if not self._repairer.damage():
             return []
-        mended = self._repairer.mend(self._sources, pace=pace)
-        # What a build would have made anew is not worth to be mourned for.
-        self._records.write(damage.drop_caches)
+        mended: list[Mended] = []
+        with contextlib.suppress(_StoppedError):
+            self._repairer.mend(self._sources, pace=pace, into=mended)
+            # What a build would have made anew is not worth to be mourned for.
+            self._records.write(damage.drop_caches)
         if mended:
             at = self._clock()
             self._records.write(

@@ -103,3 +103,15 @@ def test_one_that_has_ended_stays_until_it_is_waited_for(popen) -> None:
         assert begun.stdout is not None
         assert begun.stdout.read() == b"\n"
         until(lambda: "State:\tZ" in Path(f"/proc/{begun.pid}/status").read_text())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"shell": True}, {"start_new_session": True}, {"process_group": 0}, {"umask": 0o77},
+        {"user": os.getuid()}, {"group": os.getgid()}, {"extra_groups": []},
+    ],
+)  # fmt: skip
+def test_what_a_fork_cannot_be_given_is_not_asked_for(option) -> None:
+    with pytest.raises(AssertionError):
+        warm("import json")([sys.executable, "-c", ""], **option)

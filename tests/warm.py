@@ -64,6 +64,9 @@ class WarmPopen(subprocess.Popen):
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
         assert executable is preexec_fn is None
+        _, _, shell, *_, gid, gids, uid, umask, in_new_session, process_group = rest
+        options = (shell, gid, gids, uid, umask, in_new_session, process_group)
+        assert options == (False, None, None, None, -1, False, -1), "a fork is given none of these"
         pipes = rest[3:9]  # ours and theirs of standard input, output and error
         theirs = (pipes[0], pipes[3], pipes[5])
         command = [os.fspath(word) for word in args]

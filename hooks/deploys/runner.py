@@ -13,11 +13,12 @@ older than the host. Records that were put back from an old copy roll nothing ba
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 import structlog
 
+from hooks.background import Background
 from hooks.configs import Configs
 from hooks.deploys.announcing import Announcer
 from hooks.deploys.issuing import ReleaseIssuer
@@ -100,7 +101,7 @@ class RollRunner:
         self._renewed: set[str] = set()  # environments with a statement that no host heard of yet
         self._not_read = ""
         self._hostless_since: float | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         issuer.watch_beginnings(self._hosts.foretell_from_thread)
         jobs.watch(self._on_job)
         jobs.watch_environments(self._hosts.tell)
@@ -111,7 +112,7 @@ class RollRunner:
         self._issuer.recover()
         for deployment in deployments.unfinished(reader):
             self._advance(deployment.env_id)
-        self._spawn(self._look_around())
+        self._background.spawn(self._look_around())
 
     async def reap(self) -> None:
         """End rolls that take too long, for ever."""
@@ -272,7 +273,7 @@ class RollRunner:
         seen = self._jobs.joblogs.lines_seen(deployment.job_id, HOST)
         now = self._now()
         rolling = self._rolling[env_id] = _Rolling(deployment, now, seen, progress_at=now)
-        self._spawn(self._begin(rolling))
+        self._background.spawn(self._begin(rolling))
 
     async def _begin(self, rolling: _Rolling) -> None:
         """Sign that the deployment is to happen, write down that it does, and tell the host.
@@ -386,7 +387,7 @@ class RollRunner:
             message = f"{failure.message.rstrip('.')}. {said}" if said else failure.message
             await self._fail(rolling, Failure(failure.code, message))
 
-        self._spawn(fail())
+        self._background.spawn(fail())
 
     def _overdue(self, rolling: _Rolling, now: float) -> Failure | None:
         if rolling.is_ending:
@@ -418,16 +419,11 @@ class RollRunner:
         async def advance() -> None:
             await self._jobs.commit(lambda changes: changes.advance(job_id, min(progress, 99)))
 
-        self._spawn(advance())
+        self._background.spawn(advance())
 
     def _under_way(self, env_id: str) -> Deployment | None:
         rolling = self._rolling.get(env_id)
         return rolling.deployment if rolling is not None and rolling.is_issued else None
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     @staticmethod
     def _now() -> float:

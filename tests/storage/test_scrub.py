@@ -123,12 +123,17 @@ def test_reading_keeps_to_its_pace_and_stops_in_the_middle_of_a_file(world) -> N
 
 def test_mending_keeps_to_the_pace_and_stops_in_the_middle_of_a_file(world) -> None:
     shop = world.shop
-    shop.pin(shop.ingest({"large": bytes(8 << 20)}))
-    flip(shop.blob(bytes(8 << 20)))
-    Repairer(shop.store, shop.records).condemn([Part.of_blob(Digest.of(bytes(8 << 20)) + b"f")])
-    scrubber = scrubber_of(world, bytes_per_s=512 << 10)  # some 17 s for it
+    shop.pin(shop.ingest({"large": bytes(8 << 20), "a": b"hello", "a.sh*": b"hello"}))
+    damaged = [bytes(8 << 20), b"hello"]
+    for data in damaged:
+        flip(shop.blob(data))
+    parts = [Part.of_blob(Digest.of(data) + b"f") for data in damaged]
+    Repairer(shop.store, shop.records).condemn(parts)
+    scrubber = scrubber_of(world, bytes_per_s=512 << 10)  # some 17 s for the large one
     turn = stopped_turn(scrubber)
-    assert (turn.found, turn.mended) == ((), ())
+    assert turn.found == ()
+    assert [mended.part for mended in turn.mended] == [parts[1]], "before it was stopped"
+    assert scrubber_of(world).progress().mended == 1
 
 
 @pytest.mark.parametrize("what", ["tree", "envelope"])
