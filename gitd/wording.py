@@ -58,6 +58,8 @@ def _choices(shape: Any, where: str) -> Iterator[str]:
     for option in kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,):
         if isinstance(option, msgspec.inspect.EnumType):
             yield from (str(member.value) for member in option.cls)
+        elif isinstance(option, msgspec.inspect.LiteralType):
+            yield from (str(value) for value in option.values)
 
 
 def _inside(kind: msgspec.inspect.Type, name: str | None) -> msgspec.inspect.Type:

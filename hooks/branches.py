@@ -35,10 +35,18 @@ def default_routes(default_branch: str) -> tuple[BranchRoute, ...]:
 
 def target_of(routes: Sequence[BranchRoute], branch: str) -> RouteTarget:
     """The target of the first route whose pattern matches; `ignore` when none does."""
-    for route in routes:
-        if fnmatchcase(branch, route.pattern):
-            return route.target
-    return RouteTarget.IGNORE
+    route = _route_of(routes, branch)
+    return RouteTarget.IGNORE if route is None else route.target
+
+
+def reason_to_ignore(routes: Sequence[BranchRoute], branch: str) -> str:
+    """Why a branch with the target `ignore` has it."""
+    route = _route_of(routes, branch)
+    return "no branch route matches it" if route is None else "its branch route says ignore"
+
+
+def _route_of(routes: Sequence[BranchRoute], branch: str) -> BranchRoute | None:
+    return next((route for route in routes if fnmatchcase(branch, route.pattern)), None)
 
 
 def branch_of(ref: str) -> str | None:

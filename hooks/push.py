@@ -196,7 +196,8 @@ def _effects(
     if branch is None:
         what = Deleted(move.ref) if move.is_delete else None
         return [what or NotDeployed(move.ref, "only branches are deployed")]
-    target = branches.target_of(sites.routes(changes.db, site.id), branch)
+    routes = sites.routes(changes.db, site.id)
+    target = branches.target_of(routes, branch)
     preview = environments.preview_of(changes.db, site.id, branch)
     gone: list[Effect] = []
     if preview is not None and (move.is_delete or target is not RouteTarget.PREVIEW):
@@ -207,7 +208,7 @@ def _effects(
     if move.old == move.new:
         return [*gone, NotDeployed(move.ref, "nothing changed")]
     if target is RouteTarget.IGNORE:
-        return [*gone, NotDeployed(move.ref, "its branch route says ignore")]
+        return [*gone, NotDeployed(move.ref, branches.reason_to_ignore(routes, branch))]
     environment, is_new = _permanent(changes, site, target) or preview, False
     if environment is None:
         crowd = rules.previews.crowd(previews.count_of(changes.db, site.id))

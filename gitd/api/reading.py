@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gitd.api.envelope import JSON, VERSION, VERSION_HEADER
 from gitd.errors import RequestError
@@ -67,9 +67,10 @@ class Reader:
                 )
             return self._empty
         if request.content_type != JSON:
+            is_told = hdrs.CONTENT_TYPE in request.headers
+            kind = request.content_type if is_told else "of no kind that was told"
             raise RequestError(
-                "request.media_type_unsupported",
-                f"The body is {request.content_type}: send {JSON}.",
+                "request.media_type_unsupported", f"The body is {kind}: send Content-Type: {JSON}."
             )
         try:
             value: msgspec.Struct = self._decoder.decode(data)

@@ -42,6 +42,12 @@ def test_first_matching_route_wins() -> None:
 
 def test_branch_that_no_route_matches_is_ignored() -> None:
     assert branches.target_of((), "main") is RouteTarget.IGNORE
+    assert branches.reason_to_ignore((), "main") == "no branch route matches it"
+
+
+def test_branch_that_a_route_ignores_is_told_so() -> None:
+    routes = (BranchRoute("wip/*", RouteTarget.IGNORE),)
+    assert branches.reason_to_ignore(routes, "wip/a") == "its branch route says ignore"
 
 
 @pytest.mark.parametrize("name", ["acme-store", "a", "0", "a" * 40])

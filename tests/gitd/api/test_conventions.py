@@ -165,6 +165,9 @@ async def test_other_content_types_are_415(service, acme) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/xml"):
         heard = await service.call("POST", builds, data=b"{}", headers={"Content-Type": kind})
         assert (heard.status, heard.code) == (415, "request.media_type_unsupported")
+    heard = await service.call("POST", builds, data=b"{}", skip_auto_headers=["Content-Type"])
+    assert (heard.status, heard.code) == (415, "request.media_type_unsupported")
+    assert "of no kind that was told" in heard.body["error"]["message"]
     for kind in ("application/json", "application/json; charset=utf-8", "Application/JSON"):
         heard = await service.call("POST", builds, data=b"{}", headers={"Content-Type": kind})
         assert heard.status == 202
@@ -198,6 +201,8 @@ async def test_query_that_is_unknown_double_or_wrong_is_named(service, acme) -> 
     ):
         heard = await service.get(f"/v1/sites?{query}")
         assert (heard.status, heard.body["error"]["param"]) == (400, param), query
+    heard = await service.get("/v1/jobs?resource_type=site")
+    assert heard.body["error"]["message"] == "resource_type: 'site' is none of build, deployment."
     heard = await service.get("/v1/jobs?status=done")
     assert (heard.status, heard.body["error"]["param"]) == (400, "status")
     assert (await service.get("/v1/jobs?status=queued&resource_type=build")).status == 200
