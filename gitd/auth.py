@@ -12,7 +12,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from ipaddress import ip_network
@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 DAY_MS = 24 * 60 * 60 * 1000
 TTL_DEFAULT_MS = 90 * DAY_MS
 TTL_MS_MAX = 365 * DAY_MS
+GRACE_MS_MAX = 7 * DAY_MS
 LABEL_CHARS_MAX = 100
 CIDRS_COUNT_MAX = 50
 USE_NOTED_EVERY_MS = 60_000
@@ -53,6 +54,11 @@ class Family(StrEnum):
     PERSONAL = "mfk_live"
     PERSONAL_TEST = "mfk_test"
     SERVICE = "mfs_live"
+
+    @property
+    def word(self) -> str:
+        """As it is spelled by people: `personal`, `personal-test` or `service`."""
+        return self.name.lower().replace("_", "-")
 
 
 SCOPES: dict[str, str] = {
@@ -191,12 +197,6 @@ def mint(
     Raises:
         KeyInvalidError: A field cannot be so; `param` names it.
     """
-    if not 0 < len(label) <= LABEL_CHARS_MAX or not label.isprintable():
-        raise KeyInvalidError(
-            f"A label has 1 to {LABEL_CHARS_MAX} printable characters.", param="label"
-        )
-    if not 0 < ttl_ms <= TTL_MS_MAX:
-        raise KeyInvalidError("A key lives at least a moment and at most 365 days.", param="ttl")
     if env_id is not None and site_id is None:
         raise KeyInvalidError("A key for an environment names its site too.", param="site_id")
     created_at = now_ms() if now is None else now
@@ -204,17 +204,53 @@ def mint(
     return Secret(secret), ApiKey(
         id=new_id("key"),
         family=family.value,
-        label=label,
+        label=_checked_label(label),
         secret_sha256=_sha256(secret),
-        hint=f"{secret[: len(family) + 5]}…{secret[-4:]}",
+        hint=_hint(secret),
         scopes=expand_scopes(scopes),
         site_id=site_id,
         env_id=env_id,
         cidrs=_checked_cidrs(cidrs),
         created_at=created_at,
-        expires_at=created_at + ttl_ms,
+        expires_at=created_at + _checked_ttl(ttl_ms),
         revoked_at=None,
         last_used_at=None,
+    )
+
+
+def changed(key: ApiKey, *, label: str | None = None, cidrs: Iterable[str] | None = None) -> ApiKey:
+    """Return the key with another label, or for other networks.
+
+    Raises:
+        KeyInvalidError: A field cannot be so; `param` names it.
+    """
+    return replace(
+        key,
+        label=key.label if label is None else _checked_label(label),
+        cidrs=key.cidrs if cidrs is None else _checked_cidrs(cidrs),
+    )
+
+
+def roll(key: ApiKey, *, grace_ms: int, ttl_ms: int | None, now: int) -> tuple[Secret, ApiKey]:
+    """Return a new secret and the key with it; the secret that it had is good for `grace_ms` more.
+
+    Without `ttl_ms` the key ends when it would have.
+
+    Raises:
+        KeyInvalidError: A field cannot be so, or the key is at its end; `param` names the field.
+    """
+    if not 0 <= grace_ms <= GRACE_MS_MAX:
+        raise KeyInvalidError("Both secrets work for at most 7 days.", param="grace_s")
+    if ttl_ms is None and key.expires_at <= now:
+        raise KeyInvalidError("The key is expired: say for how long it is to live.", param="ttl_s")
+    secret = _new_secret(Family(key.family))
+    return Secret(secret), replace(
+        key,
+        secret_sha256=_sha256(secret),
+        hint=_hint(secret),
+        expires_at=key.expires_at if ttl_ms is None else now + _checked_ttl(ttl_ms),
+        previous_sha256=key.secret_sha256 if grace_ms else None,
+        previous_until=min(now + grace_ms, key.expires_at) if grace_ms else None,
     )
 
 
@@ -240,6 +276,24 @@ def _checksum(head: str) -> str:
 
 def _sha256(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def _hint(secret: str) -> str:
+    return f"{secret[: secret.rindex('_') + 5]}…{secret[-4:]}"
+
+
+def _checked_label(label: str) -> str:
+    if not 0 < len(label) <= LABEL_CHARS_MAX or not label.isprintable():
+        raise KeyInvalidError(
+            f"A label has 1 to {LABEL_CHARS_MAX} printable characters.", param="label"
+        )
+    return label
+
+
+def _checked_ttl(ttl_ms: int) -> int:
+    if not 0 < ttl_ms <= TTL_MS_MAX:
+        raise KeyInvalidError("A key lives at least a moment and at most 365 days.", param="ttl_s")
+    return ttl_ms
 
 
 def _checked_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
@@ -281,6 +335,11 @@ class Actor:
         if scope not in self.granted:
             raise ScopeInsufficientError(scope)
 
+    def require_all(self, scopes: frozenset[str]) -> None:
+        """Raises ScopeInsufficientError when the key lacks one of `scopes`, which it names."""
+        for scope in sorted(scopes - self.granted):
+            raise ScopeInsufficientError(scope)
+
     def require_unbound(self) -> None:
         """Raises KeyBoundError for a key that is bound to a site or an environment."""
         if self.site_id is not None:
@@ -300,17 +359,24 @@ class Actor:
     def sees_job(self, job: Job) -> bool:
         return self._sees(job.site_id, job.env_id)
 
+    def sees_key(self, key: ApiKey) -> bool:
+        return self.site_id in (None, key.site_id) and self.env_id in (None, key.env_id)
+
     def _sees(self, site_id: str, env_id: str) -> bool:
         return self.sees_site(site_id) and self.env_id in (None, env_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A key that somebody presented, and what follows from it."""
+    """A key that somebody presented, and what follows from it.
+
+    `ends_at`: until when the secret that was presented is good.
+    """
 
     key: ApiKey
     actor: Actor
     networks: tuple[Network, ...]
+    ends_at: int
 
     @classmethod
     def find(cls, db: sqlite3.Connection, secret: str, sha256: bytes) -> Grant | None:
@@ -320,7 +386,10 @@ class Grant:
         kind = "service_key" if key.family == Family.SERVICE else "api_key"
         ref = ActorRef(kind, key.id, key.label)
         actor = Actor(ref, granted_by(key.scopes), key.site_id, key.env_id)
-        return cls(key, actor, tuple(ip_network(text) for text in key.cidrs))
+        ends_at = key.expires_at
+        if key.secret_sha256 != sha256 and key.previous_until is not None:  # it was rolled
+            ends_at = min(ends_at, key.previous_until)
+        return cls(key, actor, tuple(ip_network(text) for text in key.cidrs), ends_at)
 
 
 def may_fetch(records: Records, ref: ActorRef, site_id: str, *, now: int) -> bool:
@@ -377,8 +446,8 @@ class Authenticator:
             AddressRefusedError: It may not be used from there.
         """
         key, now = grant.key, self._clock()
-        if key.expires_at <= now:
-            raise AuthenticationError(f"This API key expired at {rfc3339(key.expires_at)}.")
+        if grant.ends_at <= now:
+            raise AuthenticationError(f"This API key expired at {rfc3339(grant.ends_at)}.")
         if grant.networks:
             address = parse_address(remote_ip or "")
             if address is None or not is_within(address, grant.networks):

@@ -144,7 +144,7 @@ def _facts(item: ApiKey) -> dict[str, object]:
         "id": item.id,
         "label": item.label,
         "hint": item.hint,
-        "family": Family(item.family).name.lower().replace("_", "-"),
+        "family": Family(item.family).word,
         "scopes": item.scopes,
         "site_id": item.site_id,
         "env_id": item.env_id,

@@ -21,7 +21,7 @@ class NotFoundError(PipelineError):
     """There is no such thing, or the caller may not know of it: the two look alike."""
 
     def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"There is no {kind} {name!r} here.")
+        super().__init__(f"There is no {kind.replace('_', ' ')} {name!r} here.")
         self.kind = kind
         self.name = name
 

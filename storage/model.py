@@ -117,7 +117,10 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """`hint` is the secret's public head and tail; the secret itself is never kept."""
+    """`hint` is the secret's public head and tail; the secret itself is never kept.
+
+    `previous_sha256`: of the secret that it had before it was rolled, good until `previous_until`.
+    """
 
     id: str
     family: str
@@ -132,6 +135,8 @@ class ApiKey:
     expires_at: int
     revoked_at: int | None
     last_used_at: int | None
+    previous_sha256: bytes | None = field(default=None, repr=False)
+    previous_until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ Source: contract §1, §3, §4, §5.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 import msgspec
 
+from gitd.auth import Family
 from hooks.clock import rfc3339
 from hooks.follow import Addresses
 from hooks.jobs import QueuePlace
@@ -266,6 +267,32 @@ class Routes(msgspec.Struct, frozen=True):
     routes: list[Route]
 
 
+class ApiKey(msgspec.Struct, frozen=True):
+    """Who may do what. `hint`: the head and the tail of its secret.
+
+    `previous_secret_until`: how long the secret works that it had before it was rolled.
+    """
+
+    id: str
+    label: str
+    hint: str
+    family: str
+    scopes: list[str]
+    site_id: str | None
+    env_id: str | None
+    cidrs: list[str]
+    created_at: str
+    expires_at: str
+    last_used_at: str | None
+    previous_secret_until: str | None
+
+
+class NewApiKey(ApiKey, frozen=True):
+    """A key and its secret, which is shown once: null in the answer to a repeated request."""
+
+    secret: str | None
+
+
 class Deleted(msgspec.Struct, frozen=True):
     id: str
     deleted: bool = True
@@ -416,6 +443,31 @@ def site(addresses: Addresses, row: model.Site) -> Site:
         when_pushed_again=row.when_pushed_again,
         created_at=rfc3339(row.created_at),
     )
+
+
+def api_key(row: model.ApiKey) -> ApiKey:
+    return ApiKey(**_key_fields(row))
+
+
+def new_api_key(row: model.ApiKey, secret: str | None) -> NewApiKey:
+    return NewApiKey(**_key_fields(row), secret=secret)
+
+
+def _key_fields(row: model.ApiKey) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "label": row.label,
+        "hint": row.hint,
+        "family": Family(row.family).word,
+        "scopes": list(row.scopes),
+        "site_id": row.site_id,
+        "env_id": row.env_id,
+        "cidrs": list(row.cidrs),
+        "created_at": rfc3339(row.created_at),
+        "expires_at": rfc3339(row.expires_at),
+        "last_used_at": time_of(row.last_used_at),
+        "previous_secret_until": time_of(row.previous_until),
+    }
 
 
 def variable(row: model.Variable, value: str, jobs: list[str]) -> Variable:

@@ -11,12 +11,14 @@ from aiohttp import web
 
 from gitd.addresses import TrustedProxies
 from gitd.api import error_pages, openapi
+from gitd.api.api_keys import ApiKeys
 from gitd.api.artifacts import Artifacts
 from gitd.api.builds import Builds
 from gitd.api.deployments import Deployments
 from gitd.api.dispatch import Dispatch, Gate
 from gitd.api.endpoint import Call, Endpoint, Form
 from gitd.api.endpoints import (
+    api_keys_table,
     artifacts_table,
     builds_table,
     deployments_table,
@@ -121,6 +123,7 @@ def build_api(deps: ApiDeps) -> Api:
     description = Description(deps.addresses.server)
     endpoints = (
         *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall, pages)),
+        *api_keys_table(ApiKeys(deps.jobs)),
         *sites_table(Sites(deps.pipeline, deps.addresses)),
         *environments_table(Environments(deps.pipeline, deps.addresses)),
         *variables_table(Variables(deps.variables)),

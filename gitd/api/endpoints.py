@@ -6,6 +6,8 @@ The router and `/v1/openapi.json` are both made from it.
 from __future__ import annotations
 
 from gitd.api import answers
+from gitd.api.api_keys import PATH as API_KEYS
+from gitd.api.api_keys import ApiKeyBody, ApiKeyChange, ApiKeys, RollBody
 from gitd.api.artifacts import ENVELOPE_TYPE, MANIFEST_TYPE, Artifacts
 from gitd.api.builds import BuildBody, Builds, LogQuery
 from gitd.api.deployments import DeploymentBody, Deployments, PromotionBody, RollbackBody
@@ -25,6 +27,7 @@ ENVIRONMENTS = SITE + "/environments"
 ENVIRONMENT = ENVIRONMENTS + "/{env}"
 JOBS = "/v1/jobs"
 JOB = JOBS + "/{job}"
+API_KEY = API_KEYS + "/{key}"
 
 
 def jobs_table(jobs: Jobs) -> tuple[Endpoint, ...]:
@@ -70,6 +73,63 @@ def jobs_table(jobs: Jobs) -> tuple[Endpoint, ...]:
             scope_note="deployments:write",
             answer=answers.Job,
             admit=jobs.admit_canceler,
+        ),
+    )
+
+
+def api_keys_table(keys: ApiKeys) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "GET",
+            API_KEYS,
+            keys.list,
+            "List API keys, newest first",
+            scope="keys:write",
+            query=PageQuery,
+            answer=answers.ApiKey,
+            form=Form.LIST,
+        ),
+        Endpoint(
+            "POST",
+            API_KEYS,
+            keys.create,
+            "Make an API key, and show its secret once",
+            scope="keys:write",
+            body=ApiKeyBody,
+            answer=answers.NewApiKey,
+            status=201,
+            is_creating=True,
+            errors=("site.not_found", "environment.not_found"),
+        ),
+        Endpoint(
+            "GET", API_KEY, keys.show, "Show an API key", scope="keys:write", answer=answers.ApiKey
+        ),
+        Endpoint(
+            "PATCH",
+            API_KEY,
+            keys.change,
+            "Change what an API key is called, or where it works from",
+            scope="keys:write",
+            body=ApiKeyChange,
+            answer=answers.ApiKey,
+        ),
+        Endpoint(
+            "DELETE",
+            API_KEY,
+            keys.delete,
+            "End an API key at once",
+            scope="keys:write",
+            answer=answers.Deleted,
+        ),
+        Endpoint(
+            "POST",
+            API_KEY + "/roll",
+            keys.roll,
+            "Give an API key another secret, and show it once",
+            scope="keys:write",
+            body=RollBody,
+            answer=answers.NewApiKey,
+            is_creating=True,
         ),
     )
 

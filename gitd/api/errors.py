@@ -64,6 +64,10 @@ class ErrorCode:
         return self.own_status or STATUS_OF_TYPE.get(self.type, 0)
 
 
+def _spoken(kind: str) -> str:
+    return "API key" if kind == "api_key" else kind
+
+
 ROWS = (
     ErrorCode(
         INVALID,
@@ -184,7 +188,7 @@ ROWS = (
         ErrorCode(
             NOT_FOUND,
             f"{kind}.not_found",
-            f"There is no such {kind}, or this API key may not know of it.",
+            f"There is no such {_spoken(kind)}, or this API key may not know of it.",
             f"Check the id{names}, and which site the API key is bound to.",
         )
         for kind, names in (
@@ -197,6 +201,7 @@ ROWS = (
             ("job", ""),
             ("variable", ""),
             ("secret", ""),
+            ("api_key", ""),
         )
     ),
     ErrorCode(

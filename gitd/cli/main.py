@@ -17,6 +17,7 @@ from gitd.cli.deployments import deploy, deployments, promote, rollback
 from gitd.cli.environments import env, url
 from gitd.cli.exits import ExitCode
 from gitd.cli.jobs import jobs
+from gitd.cli.keys import keys
 from gitd.cli.logs import logs
 from gitd.cli.releases import releases
 from gitd.cli.routes import routes
@@ -69,6 +70,7 @@ for command in (
     releases,
     jobs,
     logs,
+    keys,
     version,
 ):
     mf.add_command(command)

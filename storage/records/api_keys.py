@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from storage.model import ApiKey
-from storage.records.statements import insert, texts_of, to_text
+from storage.records.statements import Page, insert, newest_first, texts_of, to_text, update
 
 
 def _api_key(row: sqlite3.Row) -> ApiKey:
@@ -23,6 +23,8 @@ def _api_key(row: sqlite3.Row) -> ApiKey:
         expires_at=row["expires_at"],
         revoked_at=row["revoked_at"],
         last_used_at=row["last_used_at"],
+        previous_sha256=row["previous_sha256"],
+        previous_until=row["previous_until"],
     )
 
 
@@ -54,8 +56,53 @@ def get(db: sqlite3.Connection, key_id: str) -> ApiKey | None:
 
 
 def by_secret(db: sqlite3.Connection, secret_sha256: bytes) -> ApiKey | None:
-    row = db.execute("SELECT * FROM api_key WHERE secret_sha256 = ?", (secret_sha256,)).fetchone()
+    """The key that has this secret, or had it before it was rolled."""
+    row = db.execute(
+        "SELECT * FROM api_key WHERE secret_sha256 = ? OR previous_sha256 = ?",
+        (secret_sha256, secret_sha256),
+    ).fetchone()
     return None if row is None else _api_key(row)
+
+
+def page(
+    db: sqlite3.Connection,
+    *,
+    site_id: str | None,
+    env_id: str | None,
+    before: str | None,
+    limit_count: int,
+) -> Page[ApiKey]:
+    """Keys that are not revoked, newest first: of all sites, or bound to one or to a part of it."""
+    rows, has_more = newest_first(
+        db,
+        "(SELECT * FROM api_key WHERE revoked_at IS NULL) AS api_key",
+        {
+            name: value
+            for name, value in (("site_id", site_id), ("env_id", env_id))
+            if value is not None
+        },
+        before=before,
+        limit_count=limit_count,
+    )
+    return Page(tuple(_api_key(row) for row in rows), has_more)
+
+
+def change(db: sqlite3.Connection, key: ApiKey) -> None:
+    """Write what may change of a key: its label, its networks, its secrets and its end."""
+    update(
+        db,
+        "api_key",
+        key.id,
+        {
+            "label": key.label,
+            "cidrs": to_text(key.cidrs),
+            "secret_sha256": key.secret_sha256,
+            "hint": key.hint,
+            "expires_at": key.expires_at,
+            "previous_sha256": key.previous_sha256,
+            "previous_until": key.previous_until,
+        },
+    )
 
 
 def every(db: sqlite3.Connection) -> list[ApiKey]:

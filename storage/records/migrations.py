@@ -412,3 +412,15 @@ def vouching(db: Database) -> None:
         CREATE INDEX deployment_artifact ON deployment(artifact_id, env_id);
         """,
     )
+
+
+@MIGRATIONS()
+def rolled_keys(db: Database) -> None:
+    _run(
+        db,
+        """
+        ALTER TABLE api_key ADD COLUMN previous_sha256 BLOB;
+        ALTER TABLE api_key ADD COLUMN previous_until BIGINT;
+        CREATE UNIQUE INDEX api_key_previous ON api_key(previous_sha256);
+        """,
+    )

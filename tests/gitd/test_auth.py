@@ -84,7 +84,7 @@ def test_key_lives_90_days_by_default_and_a_year_at_most() -> None:
     for ttl_ms in (0, -1, auth.TTL_MS_MAX + 1):
         with pytest.raises(KeyInvalidError) as refused:
             mint("ci", ["*"], ttl_ms=ttl_ms, now=NOW)
-        assert refused.value.param == "ttl"
+        assert refused.value.param == "ttl_s"
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ LISTS = [
     (("deployments", *PLACE), f"{HERE}/deployments", {}),
     (("releases", *PLACE), f"{HERE}/releases", {}),
     (("jobs",), "/v1/jobs", {}),
+    (("keys",), "/v1/api-keys", {}),
     (
         ("jobs", "list", "--status", "failed", "--resource-type", "build"),
         "/v1/jobs",
@@ -98,6 +99,7 @@ SHOWS = [
     (("artifacts", "show", "art_01", *PLACE), f"{HERE}/artifacts/art_01"),
     (("deployments", "show", "dep_01", *PLACE), f"{HERE}/deployments/dep_01"),
     (("jobs", "show", "job_01"), "/v1/jobs/job_01"),
+    (("keys", "show", "key_01"), "/v1/api-keys/key_01"),
 ]
 
 
@@ -162,6 +164,12 @@ DELETES = [
         HERE,
         PRODUCTION,
         "/v1/sites/acme-store/environments/env_01",
+    ),
+    (
+        ("keys", "revoke", "key_01"),
+        "/v1/api-keys/key_01",
+        {"id": "key_01", "label": "ci"},
+        "/v1/api-keys/key_01",
     ),
 ]
 

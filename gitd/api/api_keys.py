@@ -1,0 +1,193 @@
+"""API keys, over the API: nobody gives away more than he has. Source: contract §2, §5."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from gitd import auth
+from gitd.api import answers
+from gitd.api.endpoint import Call, ListReply, Reply, created
+from gitd.api.idempotency import REPLAYED
+from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.reading import NoBody, NoQuery
+from gitd.auth import Actor, Family, Secret
+from hooks.errors import NotFoundError
+from hooks.jobs import JobChanges, Jobs
+from hooks.once import Made, once
+from storage.model import ApiKey
+from storage.records import api_keys, environments, sites
+
+PATH = "/v1/api-keys"
+GRACE_S_DEFAULT = 24 * 60 * 60
+
+Label = Annotated[str, msgspec.Meta(description="What it is for; releases name it as actor.")]
+Seconds = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+
+
+class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`site_id` and `env_id` bind the key: an id, or a name and a slug."""
+
+    label: Label
+    scopes: list[str] = []
+    preset: str | None = None
+    family: Literal["personal", "personal-test", "service"] = "personal"
+    site_id: str | None = None
+    env_id: str | None = None
+    cidrs: list[str] = []
+    ttl_s: Seconds = auth.TTL_DEFAULT_MS // 1000
+
+
+class ApiKeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is absent stays."""
+
+    label: str | msgspec.UnsetType = msgspec.UNSET
+    cidrs: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class RollBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`grace_s`: how long the old secret works too. `ttl_s`: the key's new end; null keeps it."""
+
+    grace_s: Seconds = GRACE_S_DEFAULT
+    ttl_s: Seconds | None = None
+
+
+class ApiKeys:
+    """Makes, shows, changes, rolls and revokes keys.
+
+    A key that is revoked is gone, as far as this goes: the records keep it for those who ask later
+    who did something.
+    """
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    async def list(self, call: Call[PageQuery, NoBody]) -> ListReply:
+        actor = call.actor
+        name = list_name("api-keys", actor.site_id, actor.env_id)
+        (before,) = read_cursor(call.query.cursor, name)
+        page = api_keys.page(
+            call.db,
+            site_id=actor.site_id,
+            env_id=actor.env_id,
+            before=before,
+            limit_count=call.query.limit,
+        )
+        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        return ListReply([answers.api_key(key) for key in page.items], cursor)
+
+    async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
+        return Reply(answers.api_key(_found(call.db, call)))
+
+    async def create(self, call: Call[NoQuery, ApiKeyBody]) -> Reply:
+        """Make a key. Its secret is in this answer, and in no other: not in a replay either."""
+        body = call.body
+        scopes = auth.expand_scopes(body.scopes, preset=body.preset)
+        call.actor.require_all(auth.granted_by(scopes))
+        shown: list[Secret] = []
+
+        def make(changes: JobChanges) -> ApiKey:
+            site_id, env_id = _binding(changes.db, call.actor, body)
+            secret, key = auth.mint(
+                body.label,
+                scopes,
+                site_id=site_id,
+                env_id=env_id,
+                ttl_ms=body.ttl_s * 1000,
+                cidrs=body.cidrs,
+                family=Family[body.family.upper().replace("-", "_")],
+                now=changes.now,
+            )
+            api_keys.add(changes.db, key)
+            shown[:] = [secret]
+            return key
+
+        made = await once(self._jobs, call.claim, "api_key", 201, make, _live)
+        path = f"{PATH}/{made.value.id}"
+        return created(_shown(made, shown), path, replayed=made.replayed)
+
+    async def change(self, call: Call[NoQuery, ApiKeyChange]) -> Reply:
+        body = call.body
+
+        def change(changes: JobChanges) -> ApiKey:
+            key = auth.changed(
+                _within(changes.db, call),
+                label=None if body.label is msgspec.UNSET else body.label,
+                cidrs=None if body.cidrs is msgspec.UNSET else body.cidrs,
+            )
+            api_keys.change(changes.db, key)
+            return key
+
+        return Reply(answers.api_key(await self._jobs.commit(change)))
+
+    async def roll(self, call: Call[NoQuery, RollBody]) -> Reply:
+        """Give a key another secret, which is in this answer and in no other."""
+        body = call.body
+        shown: list[Secret] = []
+
+        def make(changes: JobChanges) -> ApiKey:
+            secret, key = auth.roll(
+                _within(changes.db, call),
+                grace_ms=body.grace_s * 1000,
+                ttl_ms=None if body.ttl_s is None else body.ttl_s * 1000,
+                now=changes.now,
+            )
+            api_keys.change(changes.db, key)
+            shown[:] = [secret]
+            return key
+
+        made = await once(self._jobs, call.claim, "api_key", 200, make, _live)
+        return Reply(_shown(made, shown), headers=REPLAYED if made.replayed else {})
+
+    async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
+        def change(changes: JobChanges) -> ApiKey:
+            key = _found(changes.db, call)
+            api_keys.revoke(changes.db, key.id, changes.now)
+            return replace(key, revoked_at=changes.now)
+
+        return Reply(answers.Deleted((await self._jobs.commit(change)).id))
+
+
+def _shown(made: Made[ApiKey], shown: list[Secret]) -> answers.NewApiKey:
+    return answers.new_api_key(made.value, shown[0].reveal() if shown else None)
+
+
+def _live(db: sqlite3.Connection, key_id: str) -> ApiKey | None:
+    key = api_keys.get(db, key_id)
+    return None if key is None or key.revoked_at is not None else key
+
+
+def _found(db: sqlite3.Connection, call: Call[Any, Any]) -> ApiKey:
+    """The key that the path names, if the caller may know of it."""
+    key = _live(db, call.named("key"))
+    if key is None or not call.actor.sees_key(key):
+        raise NotFoundError("api_key", call.named("key"))
+    return key
+
+
+def _within(db: sqlite3.Connection, call: Call[Any, Any]) -> ApiKey:
+    """The same, if it may do nothing that the caller may not: its secret would be his."""
+    key = _found(db, call)
+    call.actor.require_all(auth.granted_by(key.scopes))
+    return key
+
+
+def _binding(
+    db: sqlite3.Connection, actor: Actor, body: ApiKeyBody
+) -> tuple[str | None, str | None]:
+    """What a new key is bound to: what was said, and never more than its maker is."""
+    site_named, env_named = body.site_id or actor.site_id, body.env_id or actor.env_id
+    if site_named is None:
+        return None, env_named
+    site = sites.find(db, site_named)
+    if site is None or not actor.sees_site(site.id):
+        raise NotFoundError("site", site_named)
+    if env_named is None:
+        return site.id, None
+    environment = environments.find(db, site.id, env_named)
+    if environment is None or not actor.sees_environment(environment):
+        raise NotFoundError("environment", env_named)
+    return site.id, environment.id
