@@ -9,7 +9,15 @@ from hooks.errors import RefusedError
 from hooks.jobs import JobChanges
 from hooks.orders import again
 from hooks.queueing import queue_deployment
-from storage.model import ActorRef, Environment, Job, JobStatus, Release, Trigger
+from storage.model import (
+    ActorRef,
+    Environment,
+    EnvironmentStatus,
+    Job,
+    JobStatus,
+    Release,
+    Trigger,
+)
 from storage.records import artifacts, attestations, deployments, environments, releases
 from storage.records import jobs as job_rows
 
@@ -55,6 +63,8 @@ def _waiting(db: sqlite3.Connection, environment: Environment) -> Job | None:
 
 
 def _queued(changes: JobChanges, environment: Environment, actor: ActorRef) -> Job | None:
+    if environment.status is EnvironmentStatus.SUSPENDED:
+        return None
     running = releases.current(changes.db, environment.id)
     if running is None or not _runs_something(changes.db, running):
         return None

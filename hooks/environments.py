@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hooks import branches
 from hooks.jobs import JobChanges
@@ -96,6 +97,30 @@ def add_preview(
     environments.add(changes.db, environment)
     changes.environment_changed(environment.id)
     return environment
+
+
+def suspend_environment(changes: JobChanges, environment: Environment) -> Environment:
+    """Let an environment serve nothing until it is resumed; the work that waits for it is canceled.
+
+    What it ran, it has still: its release, its data, its address.
+    """
+    for job in job_rows.unfinished_of(changes.db, environment.id):
+        cancel_work(changes, job)
+    return _with_status(changes, environment, EnvironmentStatus.SUSPENDED)
+
+
+def resume_environment(changes: JobChanges, environment: Environment) -> Environment:
+    """Let it serve again what it served. To be resumed is to be used, as far as its end goes."""
+    environments.renew(changes.db, environment.id, changes.now)
+    return _with_status(changes, environment, EnvironmentStatus.ACTIVE)
+
+
+def _with_status(
+    changes: JobChanges, environment: Environment, status: EnvironmentStatus
+) -> Environment:
+    environments.set_status(changes.db, environment.id, status)
+    changes.environment_changed(environment.id)
+    return replace(environment, status=status)
 
 
 def remove_environment(changes: JobChanges, environment: Environment) -> None:

@@ -17,6 +17,8 @@ from hooks.environments import (
     first_environments,
     mapped_branches,
     remove_environment,
+    resume_environment,
+    suspend_environment,
 )
 from hooks.errors import (
     InvalidRequestError,
@@ -176,6 +178,43 @@ class Pipeline:
                 f"{environment.slug} lives as long as its site: only previews can be deleted.",
             )
         await self._jobs.commit(lambda changes: remove_environment(changes, environment))
+
+    async def renew_environment(self, environment: Environment) -> Environment:
+        """Begin the time anew after which a preview that nobody uses is removed.
+
+        Raises:
+            RefusedError: `environment.permanent`, for production and staging.
+        """
+        if environment.kind is not EnvironmentKind.PREVIEW:
+            raise RefusedError(
+                "environment.permanent",
+                f"{environment.slug} lives as long as its site: there is nothing to renew.",
+            )
+
+        def change(changes: JobChanges) -> Environment:
+            named.expect(changes.db, environment)
+            environments.renew(changes.db, environment.id, changes.now)
+            return environment
+
+        return await self._jobs.commit(change)
+
+    async def suspend_environment(self, environment: Environment) -> Environment:
+        """Let it serve nothing until it is resumed, or a deployment is rolled onto it."""
+
+        def change(changes: JobChanges) -> Environment:
+            named.expect(changes.db, environment)
+            return suspend_environment(changes, environment)
+
+        return await self._jobs.commit(change)
+
+    async def resume_environment(self, environment: Environment) -> Environment:
+        """Let it serve again what it served when it was suspended."""
+
+        def change(changes: JobChanges) -> Environment:
+            named.expect(changes.db, environment)
+            return resume_environment(changes, environment)
+
+        return await self._jobs.commit(change)
 
     async def replace_routes(self, site: Site, wanted: Sequence[BranchRoute]) -> None:
         """Replace the site's branch routes. The first match wins, top to bottom."""

@@ -236,6 +236,28 @@ class Site(msgspec.Struct, frozen=True):
     created_at: str
 
 
+class CapabilityLimits(msgspec.Struct, frozen=True):
+    """`previews` and `preview_idle_s`: null is without bound. `wait_s`: of `?wait=`."""
+
+    previews: int | None
+    preview_idle_s: int | None
+    page_items: int
+    body_bytes: int
+    wait_s: int
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a site can do here. `scopes`: all that the asking key may, implied ones too."""
+
+    site_id: str
+    features: dict[str, bool]
+    profiles: list[str]
+    environment_kinds: list[str]
+    route_targets: list[str]
+    limits: CapabilityLimits
+    scopes: list[str]
+
+
 class Environment(msgspec.Struct, frozen=True):
     """`when_pushed_again`: null means the site's. `expires_at`: when it is removed at the
     earliest, unless it is pushed to, built or rolled until then; null for those that stay.

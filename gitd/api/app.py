@@ -14,6 +14,7 @@ from gitd.api import error_pages, openapi
 from gitd.api.api_keys import ApiKeys
 from gitd.api.artifacts import Artifacts
 from gitd.api.builds import Builds
+from gitd.api.capabilities import Capabilities
 from gitd.api.deployments import Deployments
 from gitd.api.dispatch import Dispatch, Gate
 from gitd.api.endpoint import Call, Endpoint, Form
@@ -21,6 +22,7 @@ from gitd.api.endpoints import (
     api_keys_table,
     artifacts_table,
     builds_table,
+    capabilities_table,
     deployments_table,
     environments_table,
     jobs_table,
@@ -125,6 +127,7 @@ def build_api(deps: ApiDeps) -> Api:
         *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall, pages)),
         *api_keys_table(ApiKeys(deps.jobs)),
         *sites_table(Sites(deps.pipeline, deps.addresses)),
+        *capabilities_table(Capabilities(deps.pipeline)),
         *environments_table(Environments(deps.pipeline, deps.addresses)),
         *variables_table(Variables(deps.variables)),
         *builds_table(Builds(deps.jobs, deps.pipeline, streams)),

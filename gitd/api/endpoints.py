@@ -10,6 +10,7 @@ from gitd.api.api_keys import PATH as API_KEYS
 from gitd.api.api_keys import ApiKeyBody, ApiKeyChange, ApiKeys, RollBody
 from gitd.api.artifacts import ENVELOPE_TYPE, MANIFEST_TYPE, Artifacts
 from gitd.api.builds import BuildBody, Builds, LogQuery
+from gitd.api.capabilities import Capabilities
 from gitd.api.deployments import DeploymentBody, Deployments, PromotionBody, RollbackBody
 from gitd.api.endpoint import Endpoint, Form, Reach
 from gitd.api.environments import EnvironmentBody, Environments, EnvironmentsQuery
@@ -200,6 +201,19 @@ def sites_table(sites: Sites) -> tuple[Endpoint, ...]:
     )
 
 
+def capabilities_table(capabilities: Capabilities) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "GET",
+            SITE + "/capabilities",
+            capabilities.show,
+            "Show what the site can do here, and the asking key on it",
+            scope="sites:read",
+            answer=answers.Capabilities,
+        ),
+    )
+
+
 def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
     return (
         Endpoint(
@@ -250,6 +264,31 @@ def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
             scope="environments:write",
             answer=answers.Deleted,
             errors=("environment.permanent",),
+        ),
+        Endpoint(
+            "POST",
+            ENVIRONMENT + "/renew",
+            environments.renew,
+            "Begin the time anew after which an unused preview is removed",
+            scope="environments:write",
+            answer=answers.Environment,
+            errors=("environment.permanent",),
+        ),
+        Endpoint(
+            "POST",
+            ENVIRONMENT + "/suspend",
+            environments.suspend,
+            "Serve nothing until it is resumed",
+            scope="environments:write",
+            answer=answers.Environment,
+        ),
+        Endpoint(
+            "POST",
+            ENVIRONMENT + "/resume",
+            environments.resume,
+            "Serve again what was served",
+            scope="environments:write",
+            answer=answers.Environment,
         ),
     )
 

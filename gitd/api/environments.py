@@ -76,6 +76,18 @@ class Environments:
         changed = replace(call.environment, when_pushed_again=policy)
         return Reply(self._answer(call.db, changed))
 
+    async def renew(self, call: Call[NoQuery, NoBody]) -> Reply:
+        row = await self._pipeline.renew_environment(call.environment)
+        return Reply(self._answer(call.db, row))
+
+    async def suspend(self, call: Call[NoQuery, NoBody]) -> Reply:
+        row = await self._pipeline.suspend_environment(call.environment)
+        return Reply(self._answer(call.db, row))
+
+    async def resume(self, call: Call[NoQuery, NoBody]) -> Reply:
+        row = await self._pipeline.resume_environment(call.environment)
+        return Reply(self._answer(call.db, row))
+
     async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
         await self._pipeline.delete_environment(call.environment)
         return Reply(answers.Deleted(call.environment.id))

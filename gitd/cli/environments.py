@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from gitd.cli.answers import Fields, as_fields, text_at
+from gitd.cli.answers import Fields, as_fields, at, text_at
 from gitd.cli.client import endpoint
 from gitd.cli.confirmation import confirm, yes_option
 from gitd.cli.exits import StrangeAnswerError
@@ -105,6 +105,42 @@ def set_environment(session: Session, site: str, env: str, changes: Fields) -> N
     """Change an environment's settings."""
     changed = as_fields(session.api.patch(Place(site, env).endpoint(), changes), "environment")
     session.show(changed, lambda: print_fields(changed))
+
+
+def _asked_for(session: Session, site: str, env: str, what: str, said: str) -> None:
+    found = as_fields(session.api.post(Place(site, env).endpoint(what)), "environment")
+    name = text_at(found, "slug") or env
+    session.show(found, lambda: click.echo(printable(said.format(name, at(found, "expires_at")))))
+
+
+@env.command("renew")
+@site_option
+@click.argument("env")
+@json_option
+@click.pass_obj
+def renew_environment(session: Session, site: str, env: str) -> None:
+    """Begin the time anew after which an unused preview is removed."""
+    _asked_for(session, site, env, "renew", "{0} stays until {1} at least")
+
+
+@env.command("suspend")
+@site_option
+@click.argument("env")
+@json_option
+@click.pass_obj
+def suspend_environment(session: Session, site: str, env: str) -> None:
+    """Let an environment serve nothing until it is resumed."""
+    _asked_for(session, site, env, "suspend", "{0} is suspended")
+
+
+@env.command("resume")
+@site_option
+@click.argument("env")
+@json_option
+@click.pass_obj
+def resume_environment(session: Session, site: str, env: str) -> None:
+    """Let an environment serve again what it served."""
+    _asked_for(session, site, env, "resume", "{0} is active")
 
 
 @env.command("delete")

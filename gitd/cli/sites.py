@@ -50,6 +50,16 @@ def show_site(session: Session, site: str) -> None:
     session.show(found, lambda: print_fields(found))
 
 
+@sites.command("capabilities")
+@click.argument("site")
+@json_option
+@click.pass_obj
+def show_capabilities(session: Session, site: str) -> None:
+    """Show what a site can do on this server, and the key on it."""
+    found = as_fields(session.api.get(endpoint("sites", site, "capabilities")), "site")
+    session.show(found, lambda: print_fields(found))
+
+
 @sites.command("create")
 @click.argument("name")
 @click.option("--default-branch", metavar="BRANCH", help="The branch that goes live; `main` else.")

@@ -51,6 +51,10 @@ def nothing_released() -> web.Response:
     )
 
 
+def suspended() -> web.Response:
+    return page(503, "This site is suspended", "It serves nothing until it is resumed.")
+
+
 def unavailable(code: str) -> web.Response:
     return page(
         503, "This site is unavailable", f"Its release cannot be served: {code}.", retry_after_s=10

@@ -12,7 +12,7 @@ from hooks.deploys.errors import HOST_FAILED, RollFailedError
 from hooks.deploys.rollout import Rollout
 from hooks.deploys.rollout_tools import RolloutTools
 from hooks.deploys.router import Router
-from hooks.deploys.serving import Serving
+from hooks.deploys.serving import Absence, Serving
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState, HostFolder
 from hooks.deploys.unclaimed import Unclaimed
 from hooks.deploys.wire import (
@@ -153,7 +153,9 @@ class EnvironmentKeeper:
         try:
             await self._rollout.name(desired)
             if desired.artifact is None or desired.deployment_id is None:
-                await self._rollout.withdraw()
+                is_suspended = desired.is_suspended
+                absence = Absence.SUSPENDED if is_suspended else Absence.NOTHING_RELEASED
+                await self._rollout.withdraw(absence)
                 return
             current = self._rollout.serving.current
             if (

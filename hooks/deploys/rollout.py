@@ -202,11 +202,11 @@ class Rollout:
             await self._folders.prove(verified, adopted.folder, adopted.release)
             await self._folders.write(self.state.serving(adopted, statement.sequence))
 
-    async def withdraw(self) -> None:
-        """Serve nothing any more; the data stays."""
+    async def withdraw(self, absence: Absence) -> None:
+        """Serve nothing any more; the data stays, and folders too, for when it is served again."""
         if self.state.served is not None:
             await self._folders.write(msgspec.structs.replace(self.state, served=None))
-        self._retire(self.serving.take_down(Absence.NOTHING_RELEASED))
+        self._retire(self.serving.take_down(absence))
 
     async def name(self, desired: Desired) -> None:
         """Take over the environment's names."""
@@ -239,11 +239,19 @@ class Rollout:
         """Check who vouches for the artifact, and that control says that it is to run here, and
         runs here not yet.
         """
-        above = None if self.goes_by(desired) else self.state.release_sequence
+        above = None if self.goes_by(desired) else self._sequence_passed
         manifest = foreseen.read_manifest if foreseen is not None else None
         return await self._tools.in_thread(
             self._verifier.to_run, desired, artifact, above=above, manifest=manifest
         )
+
+    @property
+    def _sequence_passed(self) -> int:
+        """What a statement's sequence must be above. The one that it went by last counts again when
+        what that let run was withdrawn: there was nothing newer that would be undone.
+        """
+        passed = self.state.release_sequence
+        return passed if self.state.served is not None else max(passed - 1, 0)
 
     def _wants_release_command(self, desired: Desired, verified: VerifiedArtifact) -> bool:
         """Say whether to run it: once per deployment, so not for one that was switched to."""

@@ -67,6 +67,7 @@ class Absence(StrEnum):
 
     STARTING = "starting"
     NOTHING_RELEASED = "nothing_released"
+    SUSPENDED = "suspended"
     REFUSED = "refused"
 
 

@@ -115,6 +115,8 @@ def _absent(serving: Serving) -> web.StreamResponse:
     match serving.absence:
         case Absence.NOTHING_RELEASED:
             return pages.nothing_released()
+        case Absence.SUSPENDED:
+            return pages.suspended()
         case Absence.REFUSED:
             return pages.unavailable(serving.code)
         case Absence.STARTING:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 
 from hooks.deploys.wire import ArtifactPin, Desired
-from storage.model import Deployment, Environment
+from storage.model import Deployment, Environment, EnvironmentStatus
 from storage.records import (
     artifacts,
     deployments,
@@ -52,6 +52,9 @@ class Wanted:
         if (under_way := self._under_way(env_id)) is not None:
             return under_way
         reader = self._records.reader()
+        environment = environments.get(reader, env_id)
+        if environment is None or environment.status is EnvironmentStatus.SUSPENDED:
+            return None
         current = releases.current(reader, env_id)
         return deployments.get(reader, current.deployment_id) if current else None
 
@@ -73,10 +76,18 @@ class Wanted:
             hostnames=(f"{environment.hostname}.{self._domain}",),
             deployment_id=deployment.id if deployment else None,
             artifact=_pin(reader, deployment, issued) if deployment else None,
-            release_command=deployment.runs_release_command if deployment else False,
+            release_command=_runs_release_command(deployment),
             release=issued.envelope if issued else None,
             url=self._url_of(environment),
+            is_suspended=environment.status is EnvironmentStatus.SUSPENDED,
         )
+
+
+def _runs_release_command(deployment: Deployment | None) -> bool:
+    """Once for a deployment: not when what it released is to be served again."""
+    return (
+        deployment is not None and deployment.runs_release_command and deployment.release_id is None
+    )
 
 
 def _pin(

@@ -42,7 +42,8 @@ class Desired(msgspec.Struct, frozen=True):
 
     `release_command`: run the release's `release` command, if it has one, before the switch.
     `release`: the envelope of the release statement, as JSON; a control that signs none (0.1) gives
-    none. `url`: where the environment answers.
+    none. `url`: where the environment answers. `is_suspended`: it has something to run, and is not
+    to serve it now.
     """
 
     env_id: str
@@ -55,6 +56,7 @@ class Desired(msgspec.Struct, frozen=True):
     release_command: bool = False
     release: str | None = None
     url: str = ""
+    is_suspended: bool = False
 
 
 class Config(msgspec.Struct, frozen=True):

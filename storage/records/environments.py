@@ -148,5 +148,13 @@ def gone(db: sqlite3.Connection, env_ids: Iterable[str]) -> list[str]:
     return found
 
 
+def set_status(db: sqlite3.Connection, env_id: str, status: EnvironmentStatus) -> None:
+    db.execute("UPDATE environment SET status = ? WHERE id = ?", (status.value, env_id))
+
+
+def renew(db: sqlite3.Connection, env_id: str, at: int) -> None:
+    db.execute("UPDATE environment SET renewed_at = ? WHERE id = ?", (at, env_id))
+
+
 def delete(db: sqlite3.Connection, env_id: str) -> None:
     db.execute("DELETE FROM environment WHERE id = ?", (env_id,))

@@ -424,3 +424,8 @@ def rolled_keys(db: Database) -> None:
         CREATE UNIQUE INDEX api_key_previous ON api_key(previous_sha256);
         """,
     )
+
+
+@MIGRATIONS()
+def renewed_previews(db: Database) -> None:
+    _run(db, "ALTER TABLE environment ADD COLUMN renewed_at BIGINT")

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from storage.model import Environment
 from storage.records import environments
 
-# When it was last pushed, built or rolled: whichever came last. Was its branch ever built for it?
+# When it was last pushed, built, rolled or renewed: whichever came last. Was its branch ever built
+# for it?
 _SELECT = """
     SELECT environment.*,
-      MAX(environment.created_at,
+      MAX(environment.created_at, COALESCE(environment.renewed_at, 0),
           COALESCE((SELECT created_at FROM build WHERE env_id = environment.id
                     ORDER BY id DESC LIMIT 1), 0),
           COALESCE((SELECT created_at FROM deployment WHERE env_id = environment.id
@@ -25,8 +26,8 @@ _SELECT = """
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A preview. `used_at`: when it was made, pushed to, or rolled last. `had_branch`: its branch
-    was there once, and built for it.
+    """A preview. `used_at`: when it was made, pushed to, rolled or renewed last. `had_branch`: its
+    branch was there once, and built for it.
     """
 
     environment: Environment

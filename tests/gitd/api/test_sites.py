@@ -165,3 +165,19 @@ async def test_hundred_requests_for_one_build_at_once_are_one_job(service, acme)
     assert {h.status for h in heard} == {202}
     assert len({h.data["id"] for h in heard}) == 1
     assert len((await service.get("/v1/jobs")).data) == 1
+
+
+async def test_capabilities_say_what_the_site_and_the_key_can_do(service, acme) -> None:
+    reader = service.key("sites:write", "jobs:read")
+    heard = await service.get(f"{acme.path}/capabilities", secret=reader)
+    assert heard.status == 200
+    assert heard.data["site_id"] == acme.id
+    assert heard.data["scopes"] == ["jobs:read", "sites:read", "sites:write"]
+    assert heard.data["features"]["rollback"] is True
+    assert heard.data["features"]["webhooks"] is False
+    assert "static" in heard.data["profiles"]
+    assert heard.data["environment_kinds"] == ["production", "staging", "preview"]
+    assert heard.data["route_targets"] == ["live", "staging", "preview", "ignore"]
+    assert heard.data["limits"]["page_items"] == 100
+    heard = await service.get(f"{acme.path}/capabilities", secret=service.key("jobs:read"))
+    assert (heard.status, heard.code) == (403, "scope.insufficient")

@@ -94,6 +94,7 @@ def test_limit_of_nothing_is_wrong_usage(mf) -> None:
 
 SHOWS = [
     (("sites", "show", "acme-store"), "/v1/sites/acme-store"),
+    (("sites", "capabilities", "acme-store"), "/v1/sites/acme-store/capabilities"),
     (("env", "show", "production", "--site", "acme-store"), HERE),
     (("builds", "show", "build_01", *PLACE), f"{HERE}/builds/build_01"),
     (("artifacts", "show", "art_01", *PLACE), f"{HERE}/artifacts/art_01"),
@@ -155,6 +156,22 @@ def test_preview_is_made_for_a_branch(mf, peer) -> None:
     assert peer.seen[1].body == {"kind": "preview", "branch": "b"}
     mf("env", "create", "--site", "acme-store", "--branch", "b", "--no-ephemeral")
     assert peer.seen[2].body == {"kind": "preview", "branch": "b", "ephemeral": False}
+
+
+@pytest.mark.parametrize(
+    ("verb", "says"),
+    [
+        ("renew", "feature-x stays until 2026-07-23T11:00:00.000Z at least"),
+        ("suspend", "feature-x is suspended"),
+        ("resume", "feature-x is active"),
+    ],
+)
+def test_environment_is_renewed_suspended_and_resumed(mf, peer, verb, says) -> None:
+    path = "/v1/sites/acme-store/environments/feature-x"
+    environment = {"slug": "feature-x", "expires_at": "2026-07-23T11:00:00.000Z"}
+    peer.on("POST", f"{path}/{verb}", peer.one(environment))
+    assert mf("env", verb, "feature-x", "--site", "acme-store").out == f"{says}\n"
+    assert mf("env", verb, "feature-x", "--site", "acme-store", "--json").json == environment
 
 
 DELETES = [

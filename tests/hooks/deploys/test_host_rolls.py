@@ -496,6 +496,24 @@ async def test_a_withdrawn_release_is_not_served_any_more(shelf, control, host, 
     assert (await visitor.ask()).status == 404
 
 
+async def test_what_is_suspended_is_served_again_from_the_folder_that_it_had(
+    shelf, control, host, visitor, wanted
+):
+    roll = control.want(wanted(pin=shelf.put(page("x")), release_command=True))
+    await control.reported(roll.deployment_id)
+    control.want(wanted(is_suspended=True))
+    await visitor.until(503)
+    assert b"suspended" in (await visitor.ask()).body
+    host.kill()
+    await control.stop()
+    host.start()
+    await control.start()
+    await visitor.until(503)
+    assert (await control.roll(roll)).status == "serving"
+    assert await visitor.text() == "x"
+    assert [name[:6] for name in release_folders(host)] == ["000001"]
+
+
 async def test_fifty_rolls_fail_no_request(shelf, control, host, visitor, wanted):
     pins = [shelf.put({"index.html": name, "big.bin": name * 200_000}) for name in "ab"]
     await control.roll(wanted(pin=pins[0]))

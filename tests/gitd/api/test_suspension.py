@@ -1,0 +1,93 @@
+"""Renewing, suspending and resuming environments. Contract §5 "Environments"."""
+
+from __future__ import annotations
+
+import pytest
+
+from hooks.deploys.wire import Desired, Snapshot
+from storage.records import previews
+
+DAY_MS = 24 * 60 * 60 * 1000
+
+
+async def desired(service, env_id: str) -> Desired:
+    """What a site host that comes now is told of an environment."""
+    async for message in service.rolls.desired():
+        assert isinstance(message, Snapshot)
+        return next(each for each in message.environments if each.env_id == env_id)
+    raise AssertionError("nothing was told")
+
+
+async def test_suspended_environment_is_to_serve_nothing_until_it_is_resumed(service, acme) -> None:
+    release = await acme.release(b"one")
+    env_id = await acme.env_id("production")
+    heard = await service.post(f"{acme.production}/suspend")
+    assert (heard.status, heard.data["status"]) == (200, "suspended")
+    assert (await service.get(acme.production)).data["status"] == "suspended"
+    told = await desired(service, env_id)
+    assert (told.deployment_id, told.artifact, told.is_suspended) == (None, None, True)
+    assert (await service.post(f"{acme.production}/suspend")).data["status"] == "suspended"
+    releases = (await service.get(f"{acme.production}/releases")).data
+    assert [(each["id"], each["current"]) for each in releases] == [(release["id"], True)]
+    heard = await service.post(f"{acme.production}/resume")
+    assert (heard.status, heard.data["status"]) == (200, "active")
+    told = await desired(service, env_id)
+    assert (told.deployment_id, told.is_suspended) == (release["deployment_id"], False)
+    assert not told.release_command, "it ran when the release was new"
+    assert (await service.post(f"{acme.production}/resume")).data["status"] == "active"
+
+
+async def test_environment_stays_suspended_over_a_restart(service, acme) -> None:
+    await acme.release(b"one")
+    env_id = await acme.env_id("production")
+    await service.post(f"{acme.production}/suspend")
+    await service.restart()
+    assert (await service.get(acme.production)).data["status"] == "suspended"
+    assert (await desired(service, env_id)).is_suspended
+
+
+async def test_suspending_cancels_the_work_that_waits(service, acme) -> None:
+    job = (await service.post(f"{acme.production}/builds", {"deploy": True})).data
+    await service.post(f"{acme.production}/suspend")
+    assert (await service.get(job["links"]["self"])).data["status"] == "canceled"
+
+
+async def test_deployment_resumes_and_a_build_alone_does_not(service, acme) -> None:
+    release = await acme.release(b"one")
+    await service.post(f"{acme.production}/suspend")
+    await service.post(f"{acme.production}/builds", {"clean": True})
+    await service.build()
+    assert (await service.get(acme.production)).data["status"] == "suspended"
+    body = {"artifact_id": release["artifact_id"]}
+    assert (await service.post(f"{acme.production}/deployments", body)).status == 202
+    assert (await service.get(acme.production)).data["status"] == "active"
+
+
+async def test_renewed_preview_ends_later_and_so_does_one_that_is_resumed(service, acme) -> None:
+    body = {"kind": "preview", "branch": "feature/x"}
+    made = (await service.post(f"{acme.path}/environments", body)).data
+    path, expires_at = f"{acme.path}/environments/feature-x", made["expires_at"]
+    for verb in ("renew", "resume"):
+        service.clock.now += DAY_MS
+        heard = await service.post(f"{path}/{verb}")
+        assert heard.status == 200
+        assert heard.data["expires_at"] > expires_at
+        expires_at = heard.data["expires_at"]
+        seen = previews.get(service.records.reader(), made["id"])
+        assert seen.used_at == service.clock.now
+    service.clock.now += DAY_MS
+    assert (await service.post(f"{path}/suspend")).data["expires_at"] == expires_at
+
+
+async def test_production_and_staging_have_nothing_to_renew(service, acme) -> None:
+    for path in (acme.production, acme.staging):
+        heard = await service.post(f"{path}/renew")
+        assert (heard.status, heard.code) == (409, "environment.permanent")
+
+
+@pytest.mark.parametrize("verb", ["renew", "suspend", "resume"])
+async def test_they_need_environments_write_and_an_environment(service, acme, verb) -> None:
+    heard = await service.post(f"{acme.staging}/{verb}", secret=service.key("environments:read"))
+    assert (heard.status, heard.code) == (403, "scope.insufficient")
+    heard = await service.post(f"{acme.path}/environments/nowhere/{verb}")
+    assert (heard.status, heard.code) == (404, "environment.not_found")
