@@ -158,6 +158,19 @@ class StoreConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimitsConfig:
+    """How many requests an API key may make in a minute, and at once."""
+
+    enabled: bool = False
+    read_per_minute: int = 1000
+    read_burst: int = 1000
+    write_per_minute: int = 100
+    write_burst: int = 100
+    job_per_minute: int = 5
+    job_burst: int = 5
+
+
+@dataclass(frozen=True, slots=True)
 class RetentionConfig:
     """What is kept in the store, and of the logs of builds and rolls."""
 
@@ -189,6 +202,7 @@ class Config:
     host: HostConfig = field(default_factory=HostConfig)
     git: GitConfig = field(default_factory=GitConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    rate_limits: RateLimitsConfig = field(default_factory=RateLimitsConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

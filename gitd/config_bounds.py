@@ -51,6 +51,11 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "host.missing_timeout_s": (0.1, DAY_S),
     "host.memory_bytes_max": _MEMORY,
     "host.process_count_max": _PROCESSES,
+    **{
+        f"rate_limits.{kind}_{what}": _COUNT
+        for kind in ("read", "write", "job")
+        for what in ("per_minute", "burst")
+    },
     "git.idle_s": (0.1, DAY_S),
     "git.hook_s": (0.1, 7 * DAY_S),
     "git.pack_bytes_max": _SIZE,

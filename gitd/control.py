@@ -14,6 +14,7 @@ from aiohttp import web
 
 from gitd.addresses import TrustedProxies
 from gitd.api.app import ApiDeps, build_api
+from gitd.api.rate_limits import limits_of
 from gitd.auth import Authenticator, may_fetch
 from gitd.checking import copies_of
 from gitd.children import Children, ChildSpec
@@ -253,10 +254,11 @@ class Control:
                 ),
                 proxies=self.proxies,
                 program_logs=self.program_logs,
+                rate_limits=limits_of(self.config.rate_limits),
             )
         )
         git = self.git_service()
-        app.add_routes(api.routes)
+        api.mount(app)
         app.router.add_get("/", logged(_front_page))
         app.router.add_route("*", "/{path:.+}", logged(git.handler))
 

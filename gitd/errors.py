@@ -8,11 +8,14 @@ GitdError
 │   ├── ScopeInsufficientError    the key lacks a scope: `scope` names it
 │   ├── AddressRefusedError       the key may not be used from this address
 │   └── KeyBoundError             the key is bound to less than the request touches
+├── RateLimitedError              the key made too many requests: `retry_after_s` says when again
 ├── KeyInvalidError               an API key cannot be made like that: `param` names the field
 └── RequestError                  the request cannot be understood: `code`, `param`
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class GitdError(Exception):
@@ -71,6 +74,17 @@ class KeyBoundError(AccessDeniedError):
             f"This API key is bound to {bound_to}, and the request reaches beyond it.",
         )
         self.bound_to = bound_to
+
+
+class RateLimitedError(GitdError):
+    """The key has made as many requests of a kind as it may for now."""
+
+    def __init__(self, kind: str, retry_after_s: int, headers: Mapping[str, str]) -> None:
+        super().__init__(
+            f"This API key has made too many requests ({kind}): try again in {retry_after_s} s."
+        )
+        self.retry_after_s = retry_after_s
+        self.headers = {**headers, "Retry-After": str(retry_after_s)}
 
 
 class KeyInvalidError(GitdError):

@@ -16,7 +16,7 @@ from gitd.api.artifacts import Artifacts
 from gitd.api.builds import Builds
 from gitd.api.capabilities import Capabilities
 from gitd.api.deployments import Deployments
-from gitd.api.dispatch import Dispatch, Gate
+from gitd.api.dispatch import Dispatch, Gate, add_rate_headers
 from gitd.api.endpoint import Call, Endpoint, Form
 from gitd.api.endpoints import (
     api_keys_table,
@@ -35,6 +35,7 @@ from gitd.api.environments import Environments
 from gitd.api.exports import Exports, OpenExport
 from gitd.api.jobs import PAGES_COUNT_MAX, Jobs
 from gitd.api.program_logs import ProgramLogs
+from gitd.api.rate_limits import RateLimits
 from gitd.api.reading import BODY_TIMEOUT_S, NoBody, NoQuery
 from gitd.api.sites import Sites
 from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds
@@ -71,6 +72,7 @@ class ApiDeps:
     open_export: OpenExport
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
     program_logs: ProgramLogReaders = field(default_factory=ProgramLogReaders)
+    rate_limits: RateLimits | None = None
     heartbeat_s: float = HEARTBEAT_S
     body_timeout_s: float = BODY_TIMEOUT_S
 
@@ -79,13 +81,19 @@ class ApiDeps:
 class Api:
     """The routes to mount, and what to do at the end.
 
-    `close` ends the streams and long polls that are open: call it when the server stops
-    (`app.on_shutdown`), or it waits for them.
+    `mount` adds them to an application. `close` ends the streams and long polls that are open:
+    call it when the server stops (`app.on_shutdown`), or it waits for them.
     """
 
     routes: list[web.RouteDef]
     endpoints: tuple[Endpoint, ...]
     open_ends: OpenEnds
+    has_rate_limits: bool
+
+    def mount(self, app: web.Application) -> None:
+        app.add_routes(self.routes)
+        if self.has_rate_limits:
+            app.on_response_prepare.append(add_rate_headers)
 
     async def close(self) -> None:
         await self.open_ends.close()
@@ -127,7 +135,9 @@ def build_api(deps: ApiDeps) -> Api:
         *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall, pages)),
         *api_keys_table(ApiKeys(deps.jobs)),
         *sites_table(Sites(deps.pipeline, deps.addresses)),
-        *capabilities_table(Capabilities(deps.pipeline)),
+        *capabilities_table(
+            Capabilities(deps.pipeline, has_rate_limits=deps.rate_limits is not None)
+        ),
         *environments_table(Environments(deps.pipeline, deps.addresses)),
         *variables_table(Variables(deps.variables)),
         *builds_table(Builds(deps.jobs, deps.pipeline, streams)),
@@ -156,6 +166,7 @@ def build_api(deps: ApiDeps) -> Api:
         server_url=deps.addresses.server,
         freshness=freshness,
         body_timeout_s=deps.body_timeout_s,
+        rate_limits=deps.rate_limits,
     )
     routes = [_route(endpoint, dispatch) for endpoint in endpoints]
     fallback = logged(dispatch.fallback(endpoints))
@@ -164,7 +175,7 @@ def build_api(deps: ApiDeps) -> Api:
         web.get("/errors", logged(error_pages.index)),
         web.get("/errors/{code}", logged(error_pages.show)),
     ]
-    return Api(routes, endpoints, open_ends)
+    return Api(routes, endpoints, open_ends, deps.rate_limits is not None)
 
 
 def _route(endpoint: Endpoint, dispatch: Dispatch) -> web.RouteDef:

@@ -22,13 +22,14 @@ HAS = (
     "suspension",
     "variables",
 )
-LACKS = ("audit_log", "custom_domains", "rate_limits", "webhooks")
+LACKS = ("audit_log", "custom_domains", "webhooks")
 
 
 class Capabilities:
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, *, has_rate_limits: bool) -> None:
         self._pipeline = pipeline
         features = dict.fromkeys(HAS, True) | dict.fromkeys(LACKS, False)
+        features["rate_limits"] = has_rate_limits
         self._features = dict(sorted(features.items()))
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:

@@ -31,9 +31,10 @@ from gitd.api.envelope import (
 )
 from gitd.api.errors import CODES, Refusal, refusal_of
 from gitd.api.idempotency import claim_of
+from gitd.api.rate_limits import Kind, RateLimits
 from gitd.api.reading import BODY_TIMEOUT_S, Reader, version_of
 from gitd.auth import Actor, Authenticator, Grant
-from gitd.errors import AuthenticationError, RequestError
+from gitd.errors import AuthenticationError, RateLimitedError, RequestError
 from gitd.log import ACTOR, REQUEST_ID
 from hooks.errors import NotFoundError
 from storage.model import SYSTEM, Environment, Site
@@ -46,6 +47,7 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEPT_BYTES_MAX = 64 * 1024  # of one answer
 KEPT_COUNT_MAX = 1000
+RATE_HEADERS = web.RequestKey("rate_headers", dict[str, str])  # of a key that is counted
 NOBODY = Actor(SYSTEM, frozenset())
 
 
@@ -123,16 +125,19 @@ class Dispatch:
         server_url: str,
         freshness: Freshness,
         body_timeout_s: float = BODY_TIMEOUT_S,
+        rate_limits: RateLimits | None = None,
     ) -> None:
         self._gate = gate
         self._records = records
         self._answers = Recall(records, entries_max=KEPT_COUNT_MAX, freshness=freshness)
         self._server_url = server_url
         self._body_timeout_s = body_timeout_s
+        self._rate_limits = rate_limits
 
     def handler(self, endpoint: Endpoint) -> Handler:
         body, query = Reader(endpoint.body), Reader(endpoint.query)
         has_body = endpoint.method in ("POST", "PUT", "PATCH")
+        kind = _kind_of(endpoint)
 
         async def handle(request: web.Request) -> web.StreamResponse:
             request_id, version = request[REQUEST_ID], VERSION
@@ -142,9 +147,11 @@ class Dispatch:
                 if kept_as is not None and (kept := self._answers.peek(kept_as)) is not None:
                     assert isinstance(kept, _Kept), "nothing else is kept"
                     self._gate.actor_of(request, kept.grant)
+                    self._count(request, kept.grant, kind)
                     return _in_envelope(kept.answered, request_id, version)
                 grant = None if endpoint.is_public else self._gate.grant_of(request)
                 actor = NOBODY if grant is None else self._gate.actor_of(request, grant)
+                self._count(request, grant, kind)
                 site = self._gate.site_of(request, actor)
                 environment = self._gate.environment_of(request, actor, site)
                 _require(endpoint, actor)
@@ -183,6 +190,11 @@ class Dispatch:
 
         return handle
 
+    def _count(self, request: web.Request, grant: Grant | None, kind: Kind) -> None:
+        """Raises RateLimitedError when the key made too many requests of that kind."""
+        if self._rate_limits is not None and grant is not None:
+            request[RATE_HEADERS] = self._rate_limits.take(grant.key.id, kind).headers()
+
     def _keep(self, key: Hashable, grant: Grant, answered: Answered) -> Answered:
         """Keep the answer of a read, as JSON, until something is committed.
 
@@ -208,7 +220,8 @@ class Dispatch:
         refusal = refusal_of(error)
         if refusal.row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("request_failed", method=request.method, path=request.path, exc_info=error)
-        return self.refusal(request, refusal, version=version)
+        headers = error.headers if isinstance(error, RateLimitedError) else None
+        return self.refusal(request, refusal, version=version, headers=headers)
 
     def refusal(
         self,
@@ -280,6 +293,17 @@ def _in_envelope(answered: object, request_id: str, version: str) -> web.StreamR
         return json_answer(Many(answered.items, pagination, request_id), version=version)
     assert isinstance(answered, web.StreamResponse), "there is no other kind of answer"
     return answered
+
+
+async def add_rate_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Say in an answer how the key's bucket stands: for `Application.on_response_prepare`."""
+    response.headers.update(request.get(RATE_HEADERS, {}))
+
+
+def _kind_of(endpoint: Endpoint) -> Kind:
+    if endpoint.method == "GET":
+        return Kind.READ
+    return Kind.JOB if endpoint.status == HTTPStatus.ACCEPTED else Kind.WRITE
 
 
 def _require(endpoint: Endpoint, actor: Actor) -> None:

@@ -12,7 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gitd.errors import AccessDeniedError, AuthenticationError, KeyInvalidError, RequestError
+from gitd.errors import (
+    AccessDeniedError,
+    AuthenticationError,
+    KeyInvalidError,
+    RateLimitedError,
+    RequestError,
+)
 from hooks.errors import (
     IdempotencyKeyReusedError,
     InvalidRequestError,
@@ -34,6 +40,7 @@ AUTHENTICATION = "authentication"
 PERMISSION = "permission"
 NOT_FOUND = "not_found"
 CONFLICT = "conflict"
+RATE_LIMIT = "rate_limit"
 OURS = "api_error"
 JOB = "job"  # not an answer of ours: the `error` of a job that failed
 
@@ -44,7 +51,7 @@ STATUS_OF_TYPE = {
     PERMISSION: 403,
     NOT_FOUND: 404,
     CONFLICT: 409,
-    "rate_limit": 429,
+    RATE_LIMIT: 429,
     OURS: 500,
 }
 
@@ -182,6 +189,13 @@ ROWS = (
         "permission.key_bound",
         "The API key is bound to a site or an environment, and the request reaches beyond it.",
         "Use a key that is bound to nothing, or to the whole site.",
+    ),
+    ErrorCode(
+        RATE_LIMIT,
+        "rate_limit.exceeded",
+        "The API key made more requests than it may in this time.",
+        "Wait for as many seconds as Retry-After says. Follow a job by its stream, or by ?wait=, "
+        "and not by asking again and again.",
     ),
     ErrorCode(NOT_FOUND, "route.not_found", "There is no such path.", "See /v1/openapi.json."),
     *(
@@ -602,6 +616,7 @@ def _always(code: str) -> Told:
 EXCEPTIONS: tuple[tuple[type[Exception], Told], ...] = (
     (AuthenticationError, _own_code),
     (AccessDeniedError, _own_code),
+    (RateLimitedError, _always("rate_limit.exceeded")),
     (KeyInvalidError, lambda e: ("request.invalid", e.param)),
     (RequestError, _own_code),
     (NotFoundError, lambda e: (f"{e.kind}.not_found", None)),

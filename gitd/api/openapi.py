@@ -19,7 +19,10 @@ from gitd.api.reading import NoBody
 from gitd.auth import SCOPES
 
 Json = dict[str, Any]
-COMMON_ERRORS = ("authentication.required", "authentication.invalid_key", "api.internal")
+COMMON_ERRORS = (
+    *("authentication.required", "authentication.invalid_key"),
+    *("rate_limit.exceeded", "api.internal"),
+)
 REF = "#/components/schemas/{name}"
 
 

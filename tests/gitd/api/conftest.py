@@ -17,6 +17,7 @@ from aiohttp import ClientSession, ClientTimeout, web
 
 from gitd.addresses import TrustedProxies
 from gitd.api.app import Api, ApiDeps, build_api
+from gitd.api.rate_limits import RateLimits
 from gitd.auth import Authenticator, expand_scopes, mint
 from hooks.builds.leases import BuildLimits
 from hooks.builds.packing import Packer
@@ -84,6 +85,7 @@ class Service:
     proxies: tuple[str, ...] = ()
     heartbeat_s: float = 15.0
     body_timeout_s: float = 30.0
+    rate_limits: RateLimits | None = None
     secret: str = ""
     records: Records = field(init=False)
     jobs: Jobs = field(init=False)
@@ -143,12 +145,13 @@ class Service:
                 ),
                 proxies=TrustedProxies(self.proxies),
                 program_logs=self.program_logs,
+                rate_limits=self.rate_limits,
                 heartbeat_s=self.heartbeat_s,
                 body_timeout_s=self.body_timeout_s,
             )
         )
         app = web.Application()
-        app.add_routes(self.api.routes)
+        self.api.mount(app)
         app.on_shutdown.append(lambda _: self.api.close())
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
         await self.runner.setup()

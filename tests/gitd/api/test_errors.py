@@ -97,6 +97,7 @@ def _sample(kind: type[Exception]) -> Exception:
         "ScopeInsufficientError": ("sites:read",),
         "AddressRefusedError": ("127.0.0.1",),
         "KeyBoundError": ("site_1",),
+        "RateLimitedError": ("read", 1, {}),
         "RequestError": ("request.invalid", "no"),
         "AmbiguousEnvironmentError": ("preview", ["a", "b"]),
         "IdempotencyKeyReusedError": (),
