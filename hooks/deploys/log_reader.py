@@ -61,18 +61,13 @@ class LogReader:
     """A reader of the log at `path`, from its last so many `lines` on, or from what came `after` a
     position: from the oldest that there is, when that place is gone. Blocking; `close` it.
 
-    What is written faster than it is read, for two files on end, is lost to it.
+    What is written between two looks is lost to it where that is more than both files hold.
     """
 
     def __init__(self, path: Path, *, lines: int, after: str | None = None) -> None:
         self._path = path
         self._files: deque[_File] = deque()
-        for at in (path, older_log(path)):
-            file = _opened(at)
-            if file is not None and all(file.inode != other.inode for other in self._files):
-                self._files.appendleft(file)
-            elif file is not None:  # it was renamed between the two
-                os.close(file.fd)
+        self._goes_on()
         if after is None:
             self._seek_last_lines(lines)
         else:
@@ -106,15 +101,20 @@ class LogReader:
         return None
 
     def _goes_on(self) -> bool:
-        """Look whether there is a newer file than those that are known."""
-        file = _opened(self._path)
-        if file is None:
-            return False
-        if self._files and self._files[-1].inode == file.inode:
-            os.close(file.fd)
-            return False
-        self._files.append(file)
-        return True
+        """Look whether there are newer files than those that are known."""
+        known = {self._files[-1].inode} if self._files else set()
+        found: list[_File] = []
+        for at in (self._path, older_log(self._path)):
+            file = _opened(at)
+            if file is None:
+                continue
+            if file.inode in known:  # as is all that is older; or it was renamed between the two
+                os.close(file.fd)
+                break
+            known.add(file.inode)
+            found.append(file)
+        self._files.extend(reversed(found))
+        return bool(found)
 
     def _seek_last_lines(self, count: int) -> None:
         for file in reversed(self._files):

@@ -147,8 +147,7 @@ class ProgramLogs:
         try:
             try:
                 async with asyncio.timeout(BEGIN_TIMEOUT_S):
-                    await self._ask(wanted)
-                    await reading.has_begun.wait()
+                    await self._ask(wanted, reading.has_begun)
             except TimeoutError as error:
                 raise HostAwayError from error
             yield reading
@@ -157,15 +156,21 @@ class ProgramLogs:
             self._readings.pop(wanted.id, None)
             reading.is_left.set()
 
-    async def _ask(self, wanted: LogWanted) -> None:
-        """Ask every host. A line may be dead and nobody know it yet: one that hears is enough."""
-        has_heard = False
-        for tell in tuple(self._hosts):
-            with contextlib.suppress(ConnectionError):
-                await tell(wanted)
-                has_heard = True
-        if not has_heard:
-            raise HostAwayError
+    async def _ask(self, wanted: LogWanted, has_begun: asyncio.Event) -> None:
+        """Ask every host at once, until one begins. A line may be dead, or stand still, and nobody
+        know it yet: it holds up no other.
+        """
+        asking = asyncio.gather(*(_is_told(tell, wanted) for tell in self._hosts))
+        beginning = asyncio.ensure_future(has_begun.wait())
+        try:
+            await asyncio.wait({asking, beginning}, return_when=asyncio.FIRST_COMPLETED)
+            if not has_begun.is_set() and not any(asking.result()):
+                raise HostAwayError
+            await beginning
+        finally:
+            asking.cancel()
+            beginning.cancel()
+            await asyncio.wait({asking, beginning})
 
     async def take(self, reading_id: str, content: aiohttp.StreamReader) -> bool:
         """Take in what a host sends for a reader; say whether there is one."""
@@ -174,3 +179,11 @@ class ProgramLogs:
             return False
         await reading.take(content)
         return True
+
+
+async def _is_told(tell: Tell, wanted: LogWanted) -> bool:
+    try:
+        await tell(wanted)
+    except ConnectionError:
+        return False
+    return True

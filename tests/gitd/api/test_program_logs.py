@@ -15,7 +15,7 @@ from aiohttp import ClientError, web
 from hooks.deploys import service as host_service
 from hooks.deploys.control import ControlLine
 from hooks.deploys.log_sender import LogSender
-from hooks.deploys.program_logs import READERS_MAX
+from hooks.deploys.program_logs import BEGIN_TIMEOUT_S, READERS_MAX
 from hooks.deploys.state import HostFolder
 from hooks.deploys.weblog import WebLog
 from hooks.deploys.wire import DesiredMessage, LogWanted
@@ -158,17 +158,25 @@ async def test_a_host_that_goes_away_breaks_the_answer_off(service, host, logs) 
     assert (await service.get(logs)).raw.endswith(b" before\n")
 
 
-async def test_a_line_that_is_dead_keeps_no_other_host_from_being_asked(
-    service, host, logs
-) -> None:
-    async def dead(_: LogWanted) -> None:
-        raise ConnectionResetError
+async def dead(_: LogWanted) -> None:
+    raise ConnectionResetError
 
+
+async def stuck(_: LogWanted) -> None:
+    """As the line to a host that was stopped: nobody takes anything off it."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("line", [dead, stuck])
+async def test_a_line_that_nobody_reads_keeps_no_other_host_from_being_asked(
+    service, host, logs, line
+) -> None:
     host.log.write(b"here\n")
     hosts = service.program_logs._hosts
-    with service.program_logs.asked_of(dead):
+    with service.program_logs.asked_of(line):
         hosts.insert(0, hosts.pop())
-        assert (await service.get(logs)).raw.endswith(b" here\n")
+        async with asyncio.timeout(BEGIN_TIMEOUT_S / 2):
+            assert (await service.get(logs)).raw.endswith(b" here\n")
 
 
 async def test_readers_are_counted_and_let_go(service, host, logs) -> None:

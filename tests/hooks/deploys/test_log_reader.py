@@ -81,6 +81,16 @@ def test_a_log_that_is_not_there_yet_is_read_once_it_is(log, reader, tmp_path) -
     assert read.is_over
 
 
+def test_a_log_that_begins_a_second_file_before_it_is_looked_at_is_read_from_its_first(
+    log, reader, path
+) -> None:
+    read = reader(lines=0)
+    names = fill(log, 0, FILE_BYTES_MAX // 1000 + 10)
+    assert older_log(path).exists()
+    assert said(read)[0] == noted(*names)
+    assert read.next() is None
+
+
 def test_last_lines_reach_into_the_file_before(log, reader, path) -> None:
     names = fill(log, 0, FILE_BYTES_MAX // 1000 + 10)
     assert older_log(path).exists()
@@ -94,6 +104,15 @@ def test_nothing_is_lost_when_the_file_changes_while_it_is_read(log, reader) -> 
         names += fill(log, start, 300)
         found += said(read)[0]
     assert found == noted(*names)
+
+
+def test_a_whole_file_that_came_and_was_put_aside_between_two_looks_is_read(log, reader) -> None:
+    read = reader()
+    write(log, "first")
+    assert said(read)[0] == noted("first")
+    names = fill(log, 0, 2 * FILE_BYTES_MAX // 1000)
+    assert said(read)[0] == noted(*names)
+    assert read.next() is None
 
 
 def test_it_goes_on_behind_a_place_without_a_gap_or_a_repeat(log, reader) -> None:
