@@ -62,6 +62,9 @@ class Scrubbing:
         say_damage(self._records, turn.found, turn.mended)
         self._say_trust(turn.trust_fault)
         await self._say_progress(turn)
+        if turn.trouble is not None:
+            log.warning("mending_failed", reason=turn.trouble)
+            return FAILED_S
         return IDLE_S if turn.is_idle else 0.0
 
     async def examine(self, deployment: Deployment) -> str:
@@ -73,14 +76,16 @@ class Scrubbing:
         assert artifact is not None, "kept by a foreign key"
         digest = Digest.parse(artifact.digest)
         try:
-            found, mended = await self._in_thread(
+            found, mending = await self._in_thread(
                 lambda: self._scrubber.examine(digest, deployment.envelope_sha256)
             )
         except StorageError as error:
             log.warning("examination_failed", artifact_id=artifact.id, reason=str(error))
             return ""
-        say_damage(self._records, found, mended)
-        return await asyncio.to_thread(self._outcome, digest, mended)
+        say_damage(self._records, found, mending.mended)
+        if mending.trouble is not None:
+            log.warning("examination_failed", artifact_id=artifact.id, reason=mending.trouble)
+        return await asyncio.to_thread(self._outcome, digest, mending.mended)
 
     def is_whole(self, artifact_id: str) -> bool:
         """Whether nothing of an artifact is known to be damaged."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from storage.copies import Source
 from storage.digest import Digest
+from storage.errors import StorageError
 from storage.files import mapped_errors
 from storage.inspector import Pace
 from storage.parts import Part
@@ -61,6 +62,7 @@ class Turn:
         mended: What is whole again, whenever it was found.
         trust_fault: What is wrong with the generations of trust, when they were last read.
         is_idle: There was nothing to read.
+        trouble: What ended the mending before all was tried, if something did.
     """
 
     parts: int
@@ -69,6 +71,15 @@ class Turn:
     mended: tuple[Mended, ...]
     trust_fault: str | None
     is_idle: bool
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mending:
+    """What was mended, and what ended the mending before all was tried, if something did."""
+
+    mended: tuple[Mended, ...] = ()
+    trouble: str | None = None
 
 
 def _now_ms() -> int:
@@ -119,7 +130,7 @@ class Scrubber:
         with mapped_record_errors():
             return rows.progress(self._records.reader(), self._due_before())
 
-    def examine(self, digest: Digest, envelope_sha256: str) -> tuple[list[Damage], list[Mended]]:
+    def examine(self, digest: Digest, envelope_sha256: str) -> tuple[list[Damage], Mending]:
         """Look at everything of one artifact now; condemn and mend. For who stumbled over it.
 
         Raises:
@@ -159,18 +170,19 @@ class Scrubber:
         self._stuck |= dict.fromkeys(stuck, time.monotonic())
         bad = [part for part in suspects if part not in stuck]
         self._write_down(good, bad, size_bytes, found=len(found) - len(stuck))
-        mended: list[Mended] = []
+        mending = Mending()
         if len(found) > len(stuck) or self._is_time_to_mend():
             # What the reading before took is over: this is no turn of so many seconds.
             anew = _Pace(self.limits.bytes_per_s, self._stopping).spend if is_on else None
-            mended = self._mend(anew)
+            mending = self._mend(anew)
         return Turn(
             len(good) + len(suspects),
             size_bytes,
             tuple(found),
-            tuple(mended),
+            mending.mended,
             trust_fault=self._round.trust_fault(self._clock()) if is_on else None,
             is_idle=not waiting,
+            trouble=mending.trouble,
         )
 
     def _due(self) -> list[rows.Due]:
@@ -192,23 +204,35 @@ class Scrubber:
         """What could not be mended is tried again now and then: there may be a copy by then."""
         return time.monotonic() - self._tried_at >= MEND_EVERY_S
 
-    def _mend(self, pace: Pace | None) -> list[Mended]:
+    def _mend(self, pace: Pace | None) -> Mending:
+        """Mend what can be. What is in the way ends this, and takes nothing from what was done."""
         self._tried_at = time.monotonic()
-        if not self._repairer.damage():
-            return []
         mended: list[Mended] = []
-        with contextlib.suppress(_StoppedError):
-            self._repairer.mend(self._sources, pace=pace, into=mended)
-            # What a build would have made anew is not worth to be mourned for.
-            self._records.write(damage.drop_caches)
-        if mended:
-            at = self._clock()
-            self._records.write(
-                lambda db: rows.note_work(
-                    db, at, parts=0, size_bytes=0, found=0, mended=len(mended)
-                )
-            )
-        return mended
+        trouble = None
+        try:
+            with mapped_record_errors():
+                self._mend_into(mended, pace)
+        except StorageError as error:
+            trouble = str(error)
+        return Mending(tuple(mended), trouble)
+
+    def _mend_into(self, mended: list[Mended], pace: Pace | None) -> None:
+        if not self._repairer.damage():
+            return
+        try:
+            with contextlib.suppress(_StoppedError):
+                self._repairer.mend(self._sources, pace=pace, into=mended)
+                # What a build would have made anew is not worth to be mourned for.
+                self._records.write(damage.drop_caches)
+        finally:
+            if mended:
+                self._note_mended(len(mended))
+
+    def _note_mended(self, count: int) -> None:
+        at = self._clock()
+        self._records.write(
+            lambda db: rows.note_work(db, at, parts=0, size_bytes=0, found=0, mended=count)
+        )
 
     def _write_down(
         self, good: Sequence[Part], bad: Sequence[Part], size_bytes: int, *, found: int

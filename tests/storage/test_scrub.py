@@ -136,6 +136,43 @@ def test_mending_keeps_to_the_pace_and_stops_in_the_middle_of_a_file(world) -> N
     assert scrubber_of(world).progress().mended == 1
 
 
+@pytest.mark.parametrize("who", ["turn", "examine"])
+def test_what_was_mended_before_the_disk_was_full_is_said_and_counted(world, who: str) -> None:
+    shop = world.shop
+    ingested = shop.ingest({"a": b"hello", "b": b"other"})
+    shop.pin(ingested)
+    flip(shop.blob(b"hello"))
+    flip(shop.blob(b"other"))
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+
+    def elsewhere(_: Lacking) -> Iterator[Offer]:
+        yield Offer(part_of(b"other"), "elsewhere", 5, iter([b"other"]))
+        yield Offer(part_of(b"hello"), "elsewhere", 1 << 60, iter([b"hello"]))
+
+    repairer = Repairer(shop.store, shop.records, clock=world.clock)
+    trust = shop.store.layout.trust
+    limits = ScrubLimits(bytes_per_s=FAST)
+    scrubber = Scrubber(
+        repairer, shop.records, [elsewhere], trust, limits=limits, clock=world.clock
+    )
+    if who == "turn":
+        turn = scrubber.turn()
+        found, mended, trouble = turn.found, turn.mended, turn.trouble
+    else:
+        condemned, mending = scrubber.examine(ingested.digest, ingested.envelope_sha256)
+        found, mended, trouble = tuple(condemned), mending.mended, mending.trouble
+    assert {one.part for one in found} == {part_of(b"hello"), part_of(b"other")}
+    assert [one.part for one in mended] == [part_of(b"other")]
+    assert "more are needed" in str(trouble)
+    progress = scrubber.progress()
+    assert (progress.found, progress.mended) == (2, 1)
+    assert [one.part for one in repairer.damage()] == [part_of(b"hello")]
+
+
+def part_of(data: bytes) -> Part:
+    return Part.of_blob(Digest.of(data) + b"f")
+
+
 @pytest.mark.parametrize("what", ["tree", "envelope"])
 def test_damaged_statements_are_found(world, what: str) -> None:
     shop = world.shop
