@@ -56,6 +56,7 @@ class EnvironmentKeeper:
         self._failed: Report | None = None
         self._failed_release: str | None = None
         self._is_removed = False
+        self._is_forgotten = False
         self._is_resumed = False
         self._is_new = asyncio.Event()
         self._predecessor = predecessor
@@ -75,9 +76,12 @@ class EnvironmentKeeper:
         if self._is_resumed and not self._is_removed:
             self._rollout.foresee(digest)
 
-    def remove(self) -> None:
-        """Stop serving at once; the folder goes as soon as it can."""
-        self._is_removed = True
+    def remove(self, *, is_forgotten: bool = False) -> None:
+        """Stop serving at once; the folder goes as soon as it can.
+
+        `is_forgotten`: control did not ask for it, so that the log says it once it is done.
+        """
+        self._is_removed, self._is_forgotten = True, is_forgotten
         self._router.remove(self._env_id)
         self._is_new.set()
 
@@ -114,8 +118,10 @@ class EnvironmentKeeper:
             await self._is_new.wait()
             self._is_new.clear()
             if self._is_removed:
-                await self._rollout.remove()
+                is_gone = await self._rollout.remove()
                 await self._outbox.close()
+                if is_gone and self._is_forgotten:
+                    _say_forgotten(self._env_id)
                 return
             assert self._desired is not None, "something new is wanted"
             await self._reach_unless_obsolete(self._desired)
@@ -306,11 +312,10 @@ class Reconciler:
 
     def _forget(self, env_id: str) -> None:
         """Remove what is not there any more: also what a crash left half removed."""
-        _log.info("environment_forgotten", env_id=env_id)
         if env_id in self._keepers:
-            self._remove(env_id)
+            self._remove(env_id, is_forgotten=True)
         else:
-            self._tools.threads.submit(self._folder.stranger(env_id).remove)
+            self._tools.threads.submit(_forget_stranger, self._folder.stranger(env_id))
 
     def _want(self, desired: Desired) -> None:
         keeper = self._keepers.get(desired.env_id)
@@ -337,10 +342,10 @@ class Reconciler:
             with contextlib.suppress(DigestInvalidError):
                 keeper.foresee(Digest.parse(digest) if digest is not None else None)
 
-    def _remove(self, env_id: str) -> None:
+    def _remove(self, env_id: str, *, is_forgotten: bool = False) -> None:
         keeper = self._keepers.pop(env_id, None)
         if keeper is not None:
-            keeper.remove()
+            keeper.remove(is_forgotten=is_forgotten)
             self._leaving = {key: gone for key, gone in self._leaving.items() if gone.is_running}
             self._leaving[env_id] = keeper
 
@@ -353,3 +358,13 @@ class Reconciler:
             line=self._line,
             predecessor=self._leaving.pop(state.env_id, None),
         )
+
+
+def _forget_stranger(folder: EnvironmentFolder) -> None:
+    """Blocking."""
+    if folder.remove():
+        _say_forgotten(folder.path.name)
+
+
+def _say_forgotten(env_id: str) -> None:
+    _log.info("environment_forgotten", env_id=env_id)

@@ -228,10 +228,10 @@ class Rollout:
         while tasks := {*self._retiring.values(), *self._folders.tidying}:
             await asyncio.wait(tasks)
 
-    async def remove(self) -> None:
-        """Stop everything and delete the environment's folder."""
+    async def remove(self) -> bool:
+        """Stop everything and delete the environment's folder; say whether it is gone."""
         await self.close()
-        await self._tools.in_thread(self._folder.remove)
+        return await self._tools.in_thread(self._folder.remove)
 
     async def _verify_to_run(
         self, desired: Desired, artifact: ArtifactPin, foreseen: Foreseen | None = None

@@ -252,9 +252,10 @@ class EnvironmentFolder:
         with mapped_errors(f"remove {self._unclaimed}"):
             self._unclaimed.unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Remove the environment with its data. Its state goes first: nothing half removed is
-        ever served again. What is no folder goes too; where a link leads stays as it is.
+    def remove(self) -> bool:
+        """Remove the environment with its data; say whether nothing of it is left. Its state goes
+        first: nothing half removed is ever served again. What is no folder goes too; where a link
+        leads stays as it is.
         """
         reason = "something of it cannot be removed"
         try:
@@ -266,8 +267,10 @@ class EnvironmentFolder:
         except (OSError, subprocess.SubprocessError) as error:
             reason = str(error)
         # What its visitors left there is to go too: the next start tries again.
-        if os.path.lexists(self.path):
+        is_left = os.path.lexists(self.path)
+        if is_left:
             _log.error("environment_not_removed", path=str(self.path), reason=reason)
+        return not is_left
 
 
 def remove_folders(paths: Iterable[Path]) -> None:
