@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 
 from hooks.errors import RefusedError
 from hooks.queueing import DeploymentOrder
@@ -15,7 +16,7 @@ from storage.model import (
     Release,
     Trigger,
 )
-from storage.records import attestations, deployments, vouching
+from storage.records import artifacts, attestations, deployments, releases, vouching
 
 
 def again(
@@ -63,6 +64,31 @@ def standing(db: sqlite3.Connection, deployment: Deployment, target: Environment
         made_by = other.attestation
     refuse_revoked(made_by)
     return made_by.envelope_sha256
+
+
+def can_run_again(
+    db: sqlite3.Connection, environment: Environment, ran: Iterable[Release]
+) -> set[str]:
+    """The ids of those releases of an environment that can be rolled back to: what they ran is kept
+    and whole, and there is a statement to roll it by. Their config may be gone: then with another.
+    """
+    asked = tuple(ran)
+    there = artifacts.available(db, [release.artifact_id for release in asked])
+    in_doubt = releases.by_revoked_statements(db, [release.id for release in asked])
+    return {
+        release.id
+        for release in asked
+        if release.artifact_id in there
+        and (release.id not in in_doubt or _has_statement(db, release, environment))
+    }
+
+
+def _has_statement(db: sqlite3.Connection, release: Release, target: Environment) -> bool:
+    try:
+        statement_of(db, release, target)
+    except RefusedError:
+        return False
+    return True
 
 
 def refuse_previews_word(environment: Environment, made_by: Attestation) -> None:

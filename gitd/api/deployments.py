@@ -11,8 +11,9 @@ from gitd.api.endpoint import Call, ListReply, Reply, accepted
 from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from hooks.errors import NotFoundError
+from hooks.orders import can_run_again
 from hooks.pipeline import Pipeline
-from storage.records import artifacts, deployments, releases
+from storage.records import deployments, releases
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Target = Annotated[
@@ -95,10 +96,8 @@ class Deployments:
             call.db, call.environment.id, before=before, limit_count=call.query.limit
         )
         cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
-        ran = [release.artifact_id for release in page.items]
-        available = artifacts.available(call.db, call.site.id, ran)
+        available = can_run_again(call.db, call.environment, page.items)
         items = [
-            answers.release(release, is_available=release.artifact_id in available)
-            for release in page.items
+            answers.release(release, is_available=release.id in available) for release in page.items
         ]
         return ListReply(items, cursor)

@@ -10,7 +10,7 @@ import contextlib
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -162,15 +162,16 @@ class ProgramLogs:
         """
         asking = asyncio.gather(*(_is_told(tell, wanted) for tell in self._hosts))
         beginning = asyncio.ensure_future(has_begun.wait())
+        both: set[asyncio.Future[Any]] = {asking, beginning}
         try:
-            await asyncio.wait({asking, beginning}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not has_begun.is_set() and not any(asking.result()):
                 raise HostAwayError
             await beginning
         finally:
             asking.cancel()
             beginning.cancel()
-            await asyncio.wait({asking, beginning})
+            await asyncio.wait(both)
 
     async def take(self, reading_id: str, content: aiohttp.StreamReader) -> bool:
         """Take in what a host sends for a reader; say whether there is one."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 
 from storage.model import Release
+from storage.records.blobs import chunks, marks
 from storage.records.statements import Page, actor_columns, actor_of, insert, newest_first
 
 
@@ -81,6 +83,21 @@ def newest_at(db: sqlite3.Connection, env_id: str, deployment_id: str) -> Releas
         (env_id, deployment_id),
     ).fetchone()
     return None if row is None else _release(row)
+
+
+def by_revoked_statements(db: sqlite3.Connection, release_ids: Iterable[str]) -> set[str]:
+    """Return those of the releases that went by a statement whose key was revoked since."""
+    found: set[str] = set()
+    for chunk in chunks(set(release_ids)):
+        rows = db.execute(
+            "SELECT release.id FROM release"  # noqa: S608 - question marks
+            " JOIN deployment ON deployment.id = release.deployment_id"
+            " JOIN attestation ON attestation.envelope_sha256 = deployment.envelope_sha256"
+            f" WHERE attestation.revoked = 1 AND release.id IN ({marks(chunk)})",
+            chunk,
+        )
+        found.update(row[0] for row in rows)
+    return found
 
 
 def page(

@@ -309,6 +309,35 @@ async def test_artifact_whose_key_was_revoked_is_listed_as_such_and_not_deployed
     assert {item["status"] for item in listed} == {"ready"}
 
 
+async def test_release_is_available_exactly_where_a_rollback_to_it_is_taken(acme) -> None:
+    service = acme.service
+    first = await acme.release(b"one")
+    await acme.release(b"two")
+    made = {"kind": "preview", "branch": "topic"}
+    preview = (await service.post(f"{acme.path}/environments", made)).data["slug"]
+
+    async def built(where: str, content: bytes) -> None:
+        service.commit(acme.id, {"index.html": content})
+        body = {"ref": "main", "clean": True}
+        assert (await service.post(f"{where}/builds", body)).status == 202
+        await service.build()
+
+    async def expect(*, is_taken: bool) -> None:
+        listed = (await service.get(f"{acme.production}/releases")).data
+        assert [item["available"] for item in listed if item["id"] == first["id"]] == [is_taken]
+        heard = await service.post(f"{acme.production}/deployments/{first['id']}/rollback")
+        assert heard.status == (202 if is_taken else 409)
+        assert is_taken or heard.code == "artifact.revoked"
+
+    (key_id,) = service.reader.keyring().keys
+    service.records.write(lambda db: attestations.revoke(db, {key_id}))
+    await expect(is_taken=False)
+    await built(f"{acme.path}/environments/{preview}", b"one")  # whose word does not count there
+    await expect(is_taken=False)
+    await built(acme.production, b"one")
+    await expect(is_taken=True)
+
+
 async def test_artifact_says_nothing_of_another_site_that_made_the_same(
     service, acme, clock
 ) -> None:
