@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from gitd.config import Config
 from gitd.control import Control, builder_child
 from gitd.errors import StartError
 from gitd.layout import DataFolder
+from gitd.lifetime import Lifetime
 from gitd.listening import front_socket, sites_socket, try_addresses
 from gitd.stores import note_settings
 from gitd.systemd import notify
@@ -45,9 +46,11 @@ async def serve(
     Raises:
         StartError: The address is taken, another gitd has the folder, nobody can reach it, or its
             database is lost.
+        LoopFailedError: A part of it that goes on for ever has failed.
         KeyFileError: A private key cannot be used.
     """
-    stopped = _stop_event()
+    lifetime = Lifetime()
+    lifetime.end_on(signal.SIGTERM, signal.SIGINT)
     # The default pool has as many threads as this machine has processors, and a few: slow disks
     # would let pushes wait for each other.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "control"))
@@ -72,7 +75,7 @@ async def serve(
             if not children.has_survivor():
                 sites_socket(config).close()
             control.builds.watch_silence(lambda slot: children.kill(builder_child(slot)))
-            await stack.enter_async_context(_kept_running(children.run()))
+            await stack.enter_async_context(lifetime.running(children.run()))
         await control.recover(slots_are_gone=with_children)
         await stack.enter_async_context(_sockets(control))
         await stack.enter_async_context(_front(control, listener))
@@ -84,24 +87,18 @@ async def serve(
             control.scrubbing.keep(),
             control.previews.keep(),
         )
-        await stack.enter_async_context(_kept_running(*loops, *more_loops))
+        await stack.enter_async_context(lifetime.running(*loops, *more_loops))
         if with_children:
-            await stack.enter_async_context(_kept_running(cgroups.keep_tidy()))
+            await stack.enter_async_context(lifetime.running(cgroups.keep_tidy()))
         if with_children:
             await _wait_for_host(control)
         _say_ready(config)
         notify("READY=1")
-        await stopped.wait()
-        notify("STOPPING=1")
-        log.info("stopping")
-
-
-def _stop_event() -> asyncio.Event:
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    return stopped
+        try:
+            await lifetime.over()
+        finally:
+            notify("STOPPING=1")
+            log.info("stopping")
 
 
 @contextlib.contextmanager
@@ -159,19 +156,6 @@ async def _front(control: Control, listener: socket.socket) -> AsyncIterator[Non
         await runner.cleanup()
 
 
-@contextlib.asynccontextmanager
-async def _kept_running(*loops: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(loop) for loop in loops]
-    for task in tasks:
-        task.add_done_callback(_end_on_failure)
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def _wait_for_host(control: Control) -> None:
     """Ready means that sites answer. A host that does not come is waited for in vain, not long."""
     try:
@@ -179,13 +163,6 @@ async def _wait_for_host(control: Control) -> None:
             await control.rolls.host_connected.wait()
     except TimeoutError:
         log.warning("host_not_connected", advice="sites do not answer; look for its own errors")
-
-
-def _end_on_failure(task: asyncio.Task[None]) -> None:
-    """A loop that should run for ever has failed: end the process, to be started afresh."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("loop_failed", exc_info=error)
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say_ready(config: Config) -> None:

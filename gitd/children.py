@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 
 log = structlog.get_logger(__name__)
@@ -21,6 +21,7 @@ FIRST_DELAY_S = 0.05
 DELAY_S_MAX = 5.0
 STEADY_S = 10.0  # a child that lived this long starts again at once
 STOP_S = 15.0
+NOTE_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,53 +67,77 @@ class Children:
         loop = asyncio.get_running_loop()
         delay_s = FIRST_DELAY_S
         while True:
-            child = self._survivor(spec) or self._start(spec)
             began = loop.time()
-            self._alive[spec.name] = child
-            try:
-                await child.gone()
-            except asyncio.CancelledError:
-                await child.stop()
-                raise
-            finally:
-                del self._alive[spec.name]
-            log.warning("child_ended", child=spec.name, pid=child.pid)
-            delay_s = FIRST_DELAY_S if loop.time() - began > STEADY_S else delay_s * 2
-            await asyncio.sleep(min(delay_s, DELAY_S_MAX))
+            child = self._survivor(spec) or self._start(spec)
+            if child is not None:
+                await self._watch(spec, child)
+            is_steady = loop.time() - began > STEADY_S
+            delay_s = FIRST_DELAY_S if is_steady else min(delay_s * 2, DELAY_S_MAX)
+            await asyncio.sleep(delay_s)
 
-    def _start(self, spec: ChildSpec) -> _Child:
-        process = subprocess.Popen(
-            # -P: whatever lies in the folder that control was started in is not imported as root.
-            [sys.executable, "-P", "-m", "gitd", *spec.arguments],
-            stdin=subprocess.DEVNULL,
-            env=_child_environ(),
-            start_new_session=True,
-        )
-        child = _Child.open(process.pid, process)
-        self._note(spec, child)
+    async def _watch(self, spec: ChildSpec, child: _Child) -> None:
+        """Return when the child has ended; canceled, see to it that it does."""
+        self._alive[spec.name] = child
+        try:
+            is_over = False
+            while not is_over:
+                is_noted = self._note(spec, child)
+                is_over = await child.has_gone(within_s=None if is_noted else NOTE_AGAIN_S)
+        except asyncio.CancelledError:
+            await child.stop()
+            raise
+        finally:
+            del self._alive[spec.name]
+        log.warning("child_ended", child=spec.name, pid=child.pid)
+
+    def _start(self, spec: ChildSpec) -> _Child | None:
+        """Start it; None where the system has no room for that now, so that it is tried again."""
+        try:
+            process = subprocess.Popen(
+                # -P: whatever lies in the folder that control was started in is not imported as
+                # root.
+                [sys.executable, "-P", "-m", "gitd", *spec.arguments],
+                stdin=subprocess.DEVNULL,
+                env=_child_environ(),
+                start_new_session=True,
+            )
+            child = _Child.of(process)
+        except OSError as error:
+            log.error("child_not_started", child=spec.name, reason=str(error))  # noqa: TRY400 - a fact, no bug
+            return None
         log.info("child_started", child=spec.name, pid=child.pid)
         return child
 
-    def _note(self, spec: ChildSpec, child: _Child) -> None:
-        if spec.survives:
-            note = {"pid": child.pid, "born": child.born, "arguments": spec.arguments}
-            path = self._note_path(spec)
-            path.with_suffix(".new").write_text(json.dumps(note))
+    def _note(self, spec: ChildSpec, child: _Child) -> bool:
+        """Write down whom the next control is to take over; say whether that is done.
+
+        One that was taken over stands there already.
+        """
+        if not spec.survives or not child.is_own:
+            return True
+        note = msgspec.json.encode(_Note(child.pid, child.born, spec.arguments))
+        path = self._note_path(spec)
+        try:
+            path.with_suffix(".new").write_bytes(note)
             path.with_suffix(".new").rename(path)
+        except OSError as error:
+            log.error("child_not_noted", child=spec.name, pid=child.pid, reason=str(error))  # noqa: TRY400 - a fact, no bug
+            return False
+        return True
 
     def _survivor(self, spec: ChildSpec) -> _Child | None:
         """The child of an earlier control that was killed, if it is the one wanted now."""
         if not spec.survives:
             return None
         try:
-            note = json.loads(self._note_path(spec).read_text())
-            child = _Child.open(note["pid"], None)
-        except (OSError, ValueError, KeyError):
+            note = msgspec.json.decode(self._note_path(spec).read_bytes(), type=_Note)
+            child = _Child.open(note.pid, None)
+        except (OSError, OverflowError, msgspec.DecodeError):
             return None
-        if child.born != note["born"]:
+        if child.born != note.born:
             child.close()
             return None
-        if tuple(note["arguments"]) != spec.arguments:
+        if note.arguments != spec.arguments:
             log.info("child_replaced", child=spec.name, pid=child.pid)
             child.send(signal.SIGTERM)
         else:
@@ -121,6 +146,14 @@ class Children:
 
     def _note_path(self, spec: ChildSpec) -> Path:
         return self._run_folder / f"{spec.name}.json"
+
+
+class _Note(msgspec.Struct, frozen=True):
+    """A child that survives, as it is written down for the next control."""
+
+    pid: int
+    born: int
+    arguments: tuple[str, ...]
 
 
 class _Child:
@@ -143,6 +176,21 @@ class _Child:
             os.close(pidfd)
             raise
 
+    @classmethod
+    def of(cls, process: subprocess.Popen[bytes]) -> _Child:
+        """Hold a process of our own; one that cannot be held is ended."""
+        try:
+            return cls.open(process.pid, process)
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this process started it."""
+        return self._process is not None
+
     def send(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
@@ -160,13 +208,19 @@ class _Child:
             self._process.wait()
         self.close()
 
+    async def has_gone(self, *, within_s: float | None) -> bool:
+        """As `gone`; False when it has not after so many seconds."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self.gone()
+        except TimeoutError:
+            return False
+        return True
+
     async def stop(self) -> None:
         """Ask the process to end, and see to it."""
         self.send(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(STOP_S):
-                await self.gone()
-        except TimeoutError:
+        if not await self.has_gone(within_s=STOP_S):
             log.warning("child_killed", pid=self.pid)
             self.send(signal.SIGKILL)
             await self.gone()

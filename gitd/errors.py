@@ -3,6 +3,7 @@
 GitdError
 ├── ConfigError                   the settings cannot be used
 ├── StartError                    this machine, or the data folder, does not let it start
+├── LoopFailedError               a part of the server that goes on for ever has ended
 ├── AuthenticationError           nobody that we know: `code` says how far it got
 ├── AccessDeniedError             somebody we know, who may not: `code` says why
 │   ├── ScopeInsufficientError    the key lacks a scope: `scope` names it
@@ -28,6 +29,15 @@ class ConfigError(GitdError):
 
 class StartError(GitdError):
     """The data folder or the machine does not let gitd start. The message says what to do."""
+
+
+class LoopFailedError(GitdError):
+    """A part of the server that goes on for ever has ended: the server has to be started afresh."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a part of the server has failed, and its log says how: it has to be started again"
+        )
 
 
 class AuthenticationError(GitdError):

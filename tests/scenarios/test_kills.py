@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -249,3 +250,35 @@ def test_everything_killed_at_once_comes_back_with_the_next_start(server) -> Non
             os.kill(pid, signal.SIGKILL)
     server.start()
     server.wait_for("version one", timeout_s=SETTLED_S)
+
+
+def test_child_that_cannot_be_started_is_tried_again_and_control_serves_on(server) -> None:
+    """Its start needs files that control may not open now; so it might be with memory."""
+    pid = server.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, limits[1]))
+    for host in server.children("host"):
+        os.kill(host, signal.SIGKILL)
+    wait_until(lambda: "child_not_started" in server.log(), "its start fails")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    wait_until(lambda: server.children("host"), "it is started")
+    work = server.work()
+    commit(work, "one")
+    work.push()
+    assert server.visit().body == b"version one"
+
+
+def test_host_without_a_note_for_the_next_control_serves_on(server) -> None:
+    """No room to write it, for instance: what is in the way here."""
+    in_the_way = server.data / "run" / "host.new"
+    in_the_way.mkdir()
+    try:
+        for host in server.children("host"):
+            os.kill(host, signal.SIGKILL)
+        wait_until(lambda: "child_not_noted" in server.log(), "it cannot be noted")
+        work = server.work()
+        commit(work, "one")
+        work.push()
+        assert server.visit().body == b"version one"
+    finally:
+        in_the_way.rmdir()

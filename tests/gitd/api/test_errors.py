@@ -12,7 +12,7 @@ import gitd.errors
 import hooks.errors
 from gitd.api.errors import CODES, ROWS, STATUS_OF_TYPE, refusal_of
 from gitd.auth import SCOPES
-from gitd.errors import ConfigError, GitdError, StartError
+from gitd.errors import ConfigError, GitdError, LoopFailedError, StartError
 from hooks.errors import NotFoundError, PipelineError, RefusedError
 from storage.errors import StorageError
 
@@ -76,7 +76,7 @@ def test_every_code_that_the_sources_write_has_a_row() -> None:
 @pytest.mark.parametrize("module", [gitd.errors, hooks.errors])
 def test_every_public_error_of_a_request_is_told_as_more_than_internal(module) -> None:
     # Those of the process's own start never meet a request.
-    left_out = {GitdError, PipelineError, ConfigError, StartError}
+    left_out = {GitdError, PipelineError, ConfigError, StartError, LoopFailedError}
     samples = {
         NotFoundError: NotFoundError("site", "x"),
         RefusedError: RefusedError("site.name_taken", "x"),
