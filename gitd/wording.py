@@ -55,7 +55,7 @@ def _choices(shape: Any, where: str) -> Iterator[str]:
     kind = msgspec.inspect.type_info(shape)
     for step in _STEP.finditer(where):
         kind = _inside(kind, step[1])
-    for option in kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,):
+    for option in _options(kind):
         if isinstance(option, msgspec.inspect.EnumType):
             yield from (str(member.value) for member in option.cls)
         elif isinstance(option, msgspec.inspect.LiteralType):
@@ -64,8 +64,7 @@ def _choices(shape: Any, where: str) -> Iterator[str]:
 
 def _inside(kind: msgspec.inspect.Type, name: str | None) -> msgspec.inspect.Type:
     """The kind of a field, or of what a list or an object of any keys holds."""
-    options = kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
-    for option in options:
+    for option in _options(kind):
         if isinstance(option, (msgspec.inspect.StructType, msgspec.inspect.DataclassType)):
             for field in option.fields:
                 if field.encode_name == name:
@@ -75,3 +74,14 @@ def _inside(kind: msgspec.inspect.Type, name: str | None) -> msgspec.inspect.Typ
         if isinstance(option, msgspec.inspect.DictType):
             return option.value_type
     return kind
+
+
+def _options(kind: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
+    """What a value of the kind can be, without notes on it."""
+    if isinstance(kind, msgspec.inspect.Metadata):
+        yield from _options(kind.type)
+    elif isinstance(kind, msgspec.inspect.UnionType):
+        for option in kind.types:
+            yield from _options(option)
+    else:
+        yield kind

@@ -102,6 +102,7 @@ async def test_head_answers_what_get_would_without_a_body(service, acme) -> None
         ("deployments", {}, "artifact_id", "artifact_id is missing."),
         ("deployments", {"artifact_id": None}, "artifact_id", "artifact_id must be text."),
         ("promote", {"to_env": "production", "x": 1}, "x", "There is no field 'x' here."),
+        ("deployments/x/rollback", {"config": "x"}, "config", "config: 'x' is none of now, then."),
     ],
 )
 async def test_wrong_field_of_a_body_is_named(service, acme, path, body, param, words) -> None:
