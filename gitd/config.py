@@ -181,6 +181,7 @@ class RetentionConfig:
     log_age_s_max: int = 90 * 24 * 3600
     log_count_max: int = 10_000
     log_bytes_max: int = 1024**3
+    audit_age_s_max: int = 365 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "retention.recent_s": _AGE,
     "retention.grace_s": _AGE,
     "retention.log_age_s_max": _AGE,
+    "retention.audit_age_s_max": _AGE,
     "retention.log_count_max": (0, 10**9),
     "retention.log_bytes_max": _SIZE_OR_NONE,
 }

@@ -169,7 +169,13 @@ class Control:
         self.builds.watch_plain(self.rolls.foretell)
         kept = config.retention
         self.log_retention = LogRetention(
-            self.jobs, LogLimits(kept.log_age_s_max, kept.log_count_max, kept.log_bytes_max)
+            self.jobs,
+            LogLimits(
+                kept.log_age_s_max,
+                kept.log_count_max,
+                kept.log_bytes_max,
+                audit_age_s_max=kept.audit_age_s_max,
+            ),
         )
         previews = PreviewLimits(config.previews.idle_s_max, config.previews.count_max)
         self.previews = PreviewKeeper(self.jobs, self.repositories, previews)

@@ -79,7 +79,12 @@ def key_create(  # noqa: PLR0913 - one parameter per option
             cidrs=cidrs,
             family=auth.Family[family.upper().replace("-", "_")],
         )
-        records.write(lambda db: api_keys.add(db, made))
+
+        def add(db: sqlite3.Connection) -> None:
+            api_keys.add(db, made)
+            _note(db, "created", made.id, site_id, env_id)
+
+        records.write(add)
     if as_json:
         print_json({**_facts(made), "secret": secret.reveal()})
     else:
@@ -97,8 +102,16 @@ def key_revoke(key_id: str, data: Path, *, as_json: bool) -> None:
     from hooks.clock import now_ms
     from storage.records import api_keys
 
+    def revoke(db: sqlite3.Connection) -> bool:
+        key = api_keys.get(db, key_id)
+        if key is None:
+            return False
+        api_keys.revoke(db, key_id, now_ms())
+        _note(db, "revoked", key_id, key.site_id, key.env_id)
+        return True
+
     with open_records(beside(data)) as records:
-        if not records.write(lambda db: api_keys.revoke(db, key_id, now_ms())):
+        if not records.write(revoke):
             fail(f"there is no key {key_id}; their ids begin with key_")
     if as_json:
         print_json({"id": key_id, "revoked": True})
@@ -122,6 +135,18 @@ def key_list(data: Path, *, as_json: bool) -> None:
         for item in keys:
             for line in _in_words(reader, item):
                 click.echo(line)
+
+
+def _note(
+    db: sqlite3.Connection, what: str, key_id: str, site_id: str | None, env_id: str | None
+) -> None:
+    """Write it into the audit log: whoever has the server's machine did it."""
+    from hooks.clock import now_ms
+    from hooks.jobs import JobChanges
+    from storage.model import Action
+
+    changes = JobChanges(db, now_ms, lambda *_: None)
+    changes.note(Action(f"api_key.{what}"), key_id, site_id=site_id, env_id=env_id)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,9 @@ from gitd.git.errors import (
     PushRefusedError,
 )
 from gitd.git.push import SHALLOW_REFUSED, Push, RefOutcome, Remote
+from gitd.log import REQUEST_ID
 from hooks import branches
+from hooks.audit_log import Asker, asked_by
 from hooks.follow import PushNarrator
 from hooks.housekeeping import Housekeeping
 from hooks.push import CLEAN, Effect, PushHooks
@@ -58,10 +60,11 @@ _SCOPES = {
 
 @dataclass(frozen=True, slots=True)
 class SiteActor:
-    """Who pushes, to which site. `is_good`: whether the key is, at this moment."""
+    """Who pushes, to which site, from where. `is_good`: whether the key is, at this moment."""
 
     actor: Actor
     site: Site
+    asker: Asker
     is_good: Callable[[], bool]
 
 
@@ -98,11 +101,14 @@ class SiteAccess:
             await self._expect_room()
         return Opened(
             self._repositories.path(site.id),
-            SiteActor(actor, site, partial(self._is_good, request)),
+            SiteActor(actor, site, self._asker(request, actor), partial(self._is_good, request)),
             remote_user=actor.ref.label,
             path=f"{site.name}.git",
             is_ours=True,
         )
+
+    def _asker(self, request: web.Request, actor: Actor) -> Asker:
+        return Asker(actor.ref, self._proxies.client_of(request), request.get(REQUEST_ID))
 
     async def _expect_room(self) -> None:
         """A push that the disk has no room for is refused before it sends anything."""
@@ -166,7 +172,8 @@ class SiteReceiver:
         self, who: SiteActor, moves: Sequence[RefMove], options: Sequence[str]
     ) -> PushRecord:
         try:
-            return await self._push_hooks.begin(who.site.id, who.actor.ref, moves, options)
+            with asked_by(who.asker):
+                return await self._push_hooks.begin(who.site.id, who.actor.ref, moves, options)
         except StorageFullError as error:
             raise PushRefusedError("the server's disk is full") from error
         except StorageError as error:
@@ -188,7 +195,8 @@ class SiteReceiver:
         record = self._begun.get(push)
         if record is None:
             return
-        with contextlib.suppress(StorageError):  # `landed` meets it again, and can say so
+        # `landed` meets a failure again, and can say so.
+        with contextlib.suppress(StorageError), asked_by(_who(push).asker):
             landing = self._push_hooks.land(record, _moves(outcomes))
             self._landing[push] = asyncio.ensure_future(landing)
 
@@ -201,7 +209,8 @@ class SiteReceiver:
         if record is None:
             return
         try:
-            effects = await (landing or self._push_hooks.land(record, _moves(outcomes)))
+            with asked_by(_who(push).asker):
+                effects = await (landing or self._push_hooks.land(record, _moves(outcomes)))
         except StorageError:
             await remote.say("The refs are kept, but gitd could not queue what they ask for.")
             await remote.say("It does so at its next start; its log says what failed.")

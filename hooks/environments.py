@@ -10,6 +10,7 @@ from hooks.jobs import JobChanges
 from hooks.queueing import cancel_work
 from storage.ids import new_id
 from storage.model import (
+    Action,
     BranchRoute,
     Environment,
     EnvironmentKind,
@@ -96,7 +97,18 @@ def add_preview(
     )
     environments.add(changes.db, environment)
     changes.environment_changed(environment.id)
+    note_environment(changes, Action.ENVIRONMENT_CREATED, environment)
     return environment
+
+
+def note_environment(changes: JobChanges, action: Action, environment: Environment) -> None:
+    """Write what became of an environment into the audit log."""
+    changes.note(
+        action,
+        environment.id,
+        site_id=environment.site_id,
+        env_id=environment.id,
+    )
 
 
 def suspend_environment(changes: JobChanges, environment: Environment) -> Environment:
@@ -106,12 +118,14 @@ def suspend_environment(changes: JobChanges, environment: Environment) -> Enviro
     """
     for job in job_rows.unfinished_of(changes.db, environment.id):
         cancel_work(changes, job)
+    note_environment(changes, Action.ENVIRONMENT_SUSPENDED, environment)
     return _with_status(changes, environment, EnvironmentStatus.SUSPENDED)
 
 
 def resume_environment(changes: JobChanges, environment: Environment) -> Environment:
     """Let it serve again what it served. To be resumed is to be used, as far as its end goes."""
     environments.renew(changes.db, environment.id, changes.now)
+    note_environment(changes, Action.ENVIRONMENT_RESUMED, environment)
     return _with_status(changes, environment, EnvironmentStatus.ACTIVE)
 
 
@@ -129,3 +143,4 @@ def remove_environment(changes: JobChanges, environment: Environment) -> None:
         cancel_work(changes, job)
     environments.delete(changes.db, environment.id)
     changes.environment_changed(environment.id)
+    note_environment(changes, Action.ENVIRONMENT_DELETED, environment)

@@ -17,11 +17,23 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from hooks.audit_log import Asker, asker
 from hooks.clock import Clock, now_ms, rfc3339
 from hooks.stages import begin_text, end_text
 from storage.ids import new_id
 from storage.joblog import Entry, JobLogs, LogLine, Positioned, StateChange
-from storage.model import Deployment, Failure, Job, JobStatus, JobType
+from storage.model import (
+    SYSTEM,
+    Action,
+    ActorRef,
+    AuditEntry,
+    Deployment,
+    Failure,
+    Job,
+    JobStatus,
+    JobType,
+)
+from storage.records import audit_log
 from storage.records import jobs as job_rows
 from storage.records.db import Records, savepoint
 
@@ -57,11 +69,16 @@ class JobChanges:
     """A transaction's hand on jobs: it keeps what it touched, to be published after the commit."""
 
     def __init__(
-        self, db: sqlite3.Connection, clock: Clock, begin: Callable[[JobChanges, Deployment], None]
+        self,
+        db: sqlite3.Connection,
+        clock: Clock,
+        begin: Callable[[JobChanges, Deployment], None],
+        asker: Asker | None = None,
     ) -> None:
         self.db = db
         self.now = clock()
         self._begin = begin
+        self._asker = asker
         self.touched: list[Job] = []
         self.environments: list[str] = []
 
@@ -75,6 +92,32 @@ class JobChanges:
         except BaseException:
             del self.touched[touched:], self.environments[changed:]
             raise
+
+    def note(
+        self,
+        action: Action,
+        target: str,
+        *,
+        site_id: str | None = None,
+        env_id: str | None = None,
+        actor: ActorRef | None = None,
+    ) -> None:
+        """Write a change into the audit log. It is `actor`'s; or else who asks for it now."""
+        who = self._asker
+        if who is not None and actor is not None and who.actor != actor:
+            who = None  # it happens in another's request
+        entry = AuditEntry(
+            id=new_id("evt"),
+            created_at=self.now,
+            actor=actor or (SYSTEM if who is None else who.actor),
+            action=action,
+            target=target,
+            site_id=site_id,
+            env_id=env_id,
+            address=None if who is None else who.address,
+            request_id=None if who is None else who.request_id,
+        )
+        audit_log.add(self.db, entry)
 
     def environment_changed(self, env_id: str) -> None:
         """Say that an environment came, went, or is to be served otherwise."""
@@ -219,9 +262,10 @@ class Jobs:
         It runs whether or not the answer is awaited; what it touched is published when it is. The
         answers of several calls come in the order of the calls.
         """
+        who = asker()
 
         def run(db: sqlite3.Connection) -> tuple[T, JobChanges]:
-            changes = self.changes_in(db)
+            changes = JobChanges(db, self.clock, self._begin, who)
             return change(changes), changes
 
         committed = asyncio.wrap_future(self.records.submit(run))

@@ -1,4 +1,4 @@
-"""The retention of job logs: which are removed, so that they never fill the disk.
+"""The retention of job logs and of the audit log: what is removed, so that they fill no disk.
 
 The newest build and the newest deployment of every environment keep theirs, however old and large,
 and so does what is not over.
@@ -15,6 +15,7 @@ import structlog
 from hooks.jobs import Jobs
 from storage.errors import StorageError
 from storage.joblog import LogFile
+from storage.records import audit_log
 from storage.records import jobs as job_rows
 
 log = structlog.get_logger(__name__)
@@ -25,11 +26,12 @@ FRESH_MS = 3_600_000  # what was written since may be read by somebody right now
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """How much of all job logs is kept; 0 means without a bound."""
+    """How much of all job logs is kept, and for how long the audit log; 0 is without a bound."""
 
     age_s_max: int = 90 * 24 * 3600
     count_max: int = 10_000
     bytes_max: int = 1024**3
+    audit_age_s_max: int = 365 * 24 * 3600
 
 
 def logs_to_remove(
@@ -54,7 +56,7 @@ def logs_to_remove(
 
 
 class LogRetention:
-    """Removes job logs by and by."""
+    """Removes job logs, and lines of the audit log, by and by."""
 
     def __init__(self, jobs: Jobs, limits: LogLimits) -> None:
         self._jobs = jobs
@@ -65,6 +67,7 @@ class LogRetention:
         while True:
             try:
                 await asyncio.to_thread(self.sweep)
+                await asyncio.to_thread(self.forget)
             except (StorageError, OSError):
                 log.exception("job_logs_not_swept")
             await asyncio.sleep(SWEEP_EVERY_S)
@@ -81,3 +84,10 @@ class LogRetention:
             size_bytes = sum(file.size_bytes for file in removed)
             log.info("job_logs_removed", count=len(removed), size_bytes=size_bytes)
         return len(removed)
+
+    def forget(self) -> int:
+        """Remove what is too old of the audit log, and return how many lines. Blocking."""
+        if not self._limits.audit_age_s_max:
+            return 0
+        before = self._jobs.clock() - 1000 * self._limits.audit_age_s_max
+        return self._jobs.records.write(lambda db: audit_log.forget(db, before))

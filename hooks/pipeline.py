@@ -16,6 +16,7 @@ from hooks.environments import (
     add_preview,
     first_environments,
     mapped_branches,
+    note_environment,
     remove_environment,
     resume_environment,
     suspend_environment,
@@ -39,6 +40,7 @@ from hooks.queueing import (
 from storage.git.errors import RefNotFoundError
 from storage.ids import new_id
 from storage.model import (
+    Action,
     ActorRef,
     Artifact,
     BranchRoute,
@@ -109,6 +111,7 @@ class Pipeline:
             for environment in first_environments(site, changes.now):
                 environments.add(changes.db, environment)
                 changes.environment_changed(environment.id)
+            changes.note(Action.SITE_CREATED, site.id, site_id=site.id)
             return site
 
         # The repository first: a site without one would refuse its first push, and one that a
@@ -194,6 +197,7 @@ class Pipeline:
         def change(changes: JobChanges) -> Environment:
             named.expect(changes.db, environment)
             environments.renew(changes.db, environment.id, changes.now)
+            note_environment(changes, Action.ENVIRONMENT_RENEWED, environment)
             return environment
 
         return await self._jobs.commit(change)
@@ -235,6 +239,7 @@ class Pipeline:
                     update(changes.db, "environment", environment.id, {"branch": live})
                 elif environment.kind is EnvironmentKind.STAGING:
                     update(changes.db, "environment", environment.id, {"branch": staging})
+            changes.note(Action.ROUTES_REPLACED, site.id, site_id=site.id)
 
         await self._jobs.commit(change)
 
@@ -243,10 +248,13 @@ class Pipeline:
         columns: dict[str, Value] = {"when_pushed_again": policy}
 
         def change(changes: JobChanges) -> None:
-            if isinstance(where, Environment):
+            if isinstance(where, Site):
+                update(changes.db, "site", where.id, columns)
+                changes.note(Action.SITE_CHANGED, where.id, site_id=where.id)
+            else:
                 named.expect(changes.db, where)
-            table = "site" if isinstance(where, Site) else "environment"
-            update(changes.db, table, where.id, columns)
+                update(changes.db, "environment", where.id, columns)
+                note_environment(changes, Action.ENVIRONMENT_CHANGED, where)
 
         await self._jobs.commit(change)
 
@@ -443,6 +451,7 @@ class Pipeline:
             if found.artifact.dropped_at is not None:
                 raise _expired(found.artifact)
             retention.pin(changes.db, environment.site_id, artifact_id, actor, changes.now)
+            changes.note(Action.ARTIFACT_PINNED, artifact_id, site_id=environment.site_id)
             return named.artifact(changes.db, environment, artifact_id, only_env)
 
         return await self._jobs.commit(change)
@@ -459,6 +468,7 @@ class Pipeline:
         def change(changes: JobChanges) -> SiteArtifact:
             found = named.artifact(changes.db, environment, artifact_id, only_env)
             retention.unpin(changes.db, environment.site_id, artifact_id)
+            changes.note(Action.ARTIFACT_UNPINNED, artifact_id, site_id=environment.site_id)
             return found
 
         return await self._jobs.commit(change)
@@ -472,7 +482,10 @@ class Pipeline:
             job = job_rows.get(changes.db, job_id)
             if job is None:
                 raise NotFoundError("job", job_id)
-            return cancel_work(changes, job) or job
+            canceled = cancel_work(changes, job)
+            if canceled is not None:
+                changes.note(Action.JOB_CANCELED, job_id, site_id=job.site_id, env_id=job.env_id)
+            return canceled or job
 
         return await self._jobs.commit(change)
 
@@ -498,3 +511,4 @@ def _delete_site(changes: JobChanges, site: Site) -> None:
     for environment in environments.of_site(changes.db, site.id):
         remove_environment(changes, environment)
     sites.delete(changes.db, site.id)
+    changes.note(Action.SITE_DELETED, site.id, site_id=site.id)

@@ -24,6 +24,7 @@ from hooks.queueing import BuildOrder, queue_build
 from storage.errors import RecordConflictError, StorageError
 from storage.ids import new_id
 from storage.model import (
+    Action,
     ActorRef,
     Build,
     Environment,
@@ -126,7 +127,12 @@ class PushHooks:
             created_at=self._jobs.clock(),
             landed_at=None,
         )
-        await self._jobs.commit(lambda changes: pushes.add(changes.db, push))
+
+        def change(changes: JobChanges) -> None:
+            pushes.add(changes.db, push)
+            changes.note(Action.PUSH_RECEIVED, push.id, site_id=site_id, actor=actor)
+
+        await self._jobs.commit(change)
         return push
 
     def land(self, push: PushRecord, moved: Iterable[RefMove]) -> Awaitable[list[Effect]]:

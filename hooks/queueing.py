@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hooks.jobs import JobChanges
 from storage.ids import new_id
 from storage.model import (
+    Action,
     ActorRef,
     Build,
     Deployment,
@@ -162,6 +163,9 @@ def _add_build(changes: JobChanges, order: BuildOrder) -> tuple[Build, Job]:
         finished_at=None,
     )
     builds.add(changes.db, build)
+    changes.note(
+        Action.BUILD_QUEUED, build.id, site_id=build.site_id, env_id=build.env_id, actor=build.actor
+    )
     return build, job
 
 
@@ -202,6 +206,13 @@ def queue_deployment(changes: JobChanges, order: DeploymentOrder) -> tuple[Deplo
         config_version=order.config_version,
     )
     deployments.add(changes.db, deployment)
+    changes.note(
+        Action.DEPLOYMENT_QUEUED,
+        deployment.id,
+        site_id=deployment.site_id,
+        env_id=deployment.env_id,
+        actor=deployment.actor,
+    )
     changes.deployment_queued(deployment)
     return deployment, job
 

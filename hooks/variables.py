@@ -17,7 +17,7 @@ from hooks import config_rolls
 from hooks.errors import InvalidRequestError, NotFoundError, RefusedError
 from hooks.jobs import JobChanges, Jobs
 from hooks.variable_rules import name_fault, value_fault
-from storage.model import ActorRef, Environment, Job, Site, Variable, VariableUse
+from storage.model import Action, ActorRef, Environment, Job, Site, Variable, VariableUse
 from storage.records import variables
 from storage.sealing import Vault
 
@@ -99,6 +99,8 @@ class Variables:
             made = replace(draft, sealed=self.vault.seal(value.encode(), place=draft.place))
             variables.put(changes.db, made)
             _check_room(variables.of_place(changes.db, site.id, env_id))
+            action = Action.SECRET_SET if is_secret else Action.VARIABLE_SET
+            changes.note(action, name, site_id=site.id, env_id=env_id)
             return made
 
         return await self._change(put, site, env_id, roll_by)
@@ -124,6 +126,8 @@ class Variables:
             if there is None or there.is_secret != is_secret:
                 raise NotFoundError("secret" if is_secret else "variable", name)
             variables.delete(changes.db, site.id, env_id, name)
+            action = Action.SECRET_DELETED if is_secret else Action.VARIABLE_DELETED
+            changes.note(action, name, site_id=site.id, env_id=env_id)
 
         return (await self._change(delete, site, env_id, roll_by))[1]
 

@@ -139,6 +139,54 @@ class ApiKey:
     previous_until: int | None = None
 
 
+class Action(StrEnum):
+    """What the audit log tells of."""
+
+    SITE_CREATED = "site.created"
+    SITE_CHANGED = "site.changed"
+    SITE_DELETED = "site.deleted"
+    ROUTES_REPLACED = "routes.replaced"
+    ENVIRONMENT_CREATED = "environment.created"
+    ENVIRONMENT_CHANGED = "environment.changed"
+    ENVIRONMENT_RENEWED = "environment.renewed"
+    ENVIRONMENT_SUSPENDED = "environment.suspended"
+    ENVIRONMENT_RESUMED = "environment.resumed"
+    ENVIRONMENT_DELETED = "environment.deleted"
+    VARIABLE_SET = "variable.set"
+    VARIABLE_DELETED = "variable.deleted"
+    SECRET_SET = "secret.set"  # noqa: S105 - no secret
+    SECRET_DELETED = "secret.deleted"  # noqa: S105 - no secret
+    PUSH_RECEIVED = "push.received"
+    BUILD_QUEUED = "build.queued"
+    DEPLOYMENT_QUEUED = "deployment.queued"
+    RELEASE_MADE = "release.made"
+    ARTIFACT_PINNED = "artifact.pinned"
+    ARTIFACT_UNPINNED = "artifact.unpinned"
+    JOB_CANCELED = "job.canceled"
+    API_KEY_CREATED = "api_key.created"
+    API_KEY_CHANGED = "api_key.changed"
+    API_KEY_ROLLED = "api_key.rolled"
+    API_KEY_REVOKED = "api_key.revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """A line of the audit log. `target`: the id of what was changed, or a variable's name.
+
+    `address` and `request_id`: None when no request asked for it at that moment.
+    """
+
+    id: str
+    created_at: int
+    actor: ActorRef
+    action: Action
+    target: str
+    site_id: str | None
+    env_id: str | None
+    address: str | None
+    request_id: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """`version` grows with every change.

@@ -16,6 +16,7 @@ from hooks.follow import Addresses
 from hooks.jobs import QueuePlace
 from storage import model
 from storage.model import (
+    Action,
     EnvironmentKind,
     EnvironmentStatus,
     JobStatus,
@@ -315,6 +316,23 @@ class NewApiKey(ApiKey, frozen=True):
     secret: str | None
 
 
+class AuditEntry(msgspec.Struct, frozen=True):
+    """Who changed what. `target`: the id of what was changed; of a variable or secret, its name.
+
+    `address` and `request_id`: null where no request asked for it at that moment.
+    """
+
+    id: str
+    created_at: str
+    actor: Actor
+    action: Action
+    target: str
+    site_id: str | None
+    env_id: str | None
+    address: str | None
+    request_id: str | None
+
+
 class Deleted(msgspec.Struct, frozen=True):
     id: str
     deleted: bool = True
@@ -490,6 +508,20 @@ def _key_fields(row: model.ApiKey) -> dict[str, Any]:
         "last_used_at": time_of(row.last_used_at),
         "previous_secret_until": time_of(row.previous_until),
     }
+
+
+def audit_entry(row: model.AuditEntry) -> AuditEntry:
+    return AuditEntry(
+        id=row.id,
+        created_at=rfc3339(row.created_at),
+        actor=actor(row.actor),
+        action=row.action,
+        target=row.target,
+        site_id=row.site_id,
+        env_id=row.env_id,
+        address=row.address,
+        request_id=row.request_id,
+    )
 
 
 def variable(row: model.Variable, value: str, jobs: list[str]) -> Variable:

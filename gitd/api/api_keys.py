@@ -18,7 +18,7 @@ from gitd.auth import Actor, Family, Secret
 from hooks.errors import NotFoundError
 from hooks.jobs import JobChanges, Jobs
 from hooks.once import Made, once
-from storage.model import ApiKey
+from storage.model import Action, ApiKey
 from storage.records import api_keys, environments, sites
 
 PATH = "/v1/api-keys"
@@ -102,6 +102,7 @@ class ApiKeys:
                 now=changes.now,
             )
             api_keys.add(changes.db, key)
+            _note(changes, Action.API_KEY_CREATED, key)
             shown[:] = [secret]
             return key
 
@@ -119,6 +120,7 @@ class ApiKeys:
                 cidrs=None if body.cidrs is msgspec.UNSET else body.cidrs,
             )
             api_keys.change(changes.db, key)
+            _note(changes, Action.API_KEY_CHANGED, key)
             return key
 
         return Reply(answers.api_key(await self._jobs.commit(change)))
@@ -136,6 +138,7 @@ class ApiKeys:
                 now=changes.now,
             )
             api_keys.change(changes.db, key)
+            _note(changes, Action.API_KEY_ROLLED, key)
             shown[:] = [secret]
             return key
 
@@ -146,6 +149,7 @@ class ApiKeys:
         def change(changes: JobChanges) -> ApiKey:
             key = _found(changes.db, call)
             api_keys.revoke(changes.db, key.id, changes.now)
+            _note(changes, Action.API_KEY_REVOKED, key)
             return replace(key, revoked_at=changes.now)
 
         return Reply(answers.Deleted((await self._jobs.commit(change)).id))
@@ -153,6 +157,10 @@ class ApiKeys:
 
 def _shown(made: Made[ApiKey], shown: list[Secret]) -> answers.NewApiKey:
     return answers.new_api_key(made.value, shown[0].reveal() if shown else None)
+
+
+def _note(changes: JobChanges, action: Action, key: ApiKey) -> None:
+    changes.note(action, key.id, site_id=key.site_id, env_id=key.env_id)
 
 
 def _live(db: sqlite3.Connection, key_id: str) -> ApiKey | None:

@@ -13,6 +13,7 @@ from gitd.addresses import TrustedProxies
 from gitd.api import error_pages, openapi
 from gitd.api.api_keys import ApiKeys
 from gitd.api.artifacts import Artifacts
+from gitd.api.audit_log import AuditLog
 from gitd.api.builds import Builds
 from gitd.api.capabilities import Capabilities
 from gitd.api.deployments import Deployments
@@ -21,6 +22,7 @@ from gitd.api.endpoint import Call, Endpoint, Form
 from gitd.api.endpoints import (
     api_keys_table,
     artifacts_table,
+    audit_log_table,
     builds_table,
     capabilities_table,
     deployments_table,
@@ -134,6 +136,7 @@ def build_api(deps: ApiDeps) -> Api:
     endpoints = (
         *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall, pages)),
         *api_keys_table(ApiKeys(deps.jobs)),
+        *audit_log_table(AuditLog()),
         *sites_table(Sites(deps.pipeline, deps.addresses)),
         *capabilities_table(
             Capabilities(deps.pipeline, has_rate_limits=deps.rate_limits is not None)

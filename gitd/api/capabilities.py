@@ -13,6 +13,7 @@ from storage.model import EnvironmentKind, RouteTarget
 
 HAS = (
     "artifact_signatures",
+    "audit_log",
     "branch_previews",
     "build_cache",
     "program_logs",
@@ -22,7 +23,7 @@ HAS = (
     "suspension",
     "variables",
 )
-LACKS = ("audit_log", "custom_domains", "webhooks")
+LACKS = ("custom_domains", "webhooks")
 
 
 class Capabilities:

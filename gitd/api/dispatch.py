@@ -36,6 +36,7 @@ from gitd.api.reading import BODY_TIMEOUT_S, Reader, version_of
 from gitd.auth import Actor, Authenticator, Grant
 from gitd.errors import AuthenticationError, RateLimitedError, RequestError
 from gitd.log import ACTOR, REQUEST_ID
+from hooks.audit_log import Asker, asked_by
 from hooks.errors import NotFoundError
 from storage.model import SYSTEM, Environment, Site
 from storage.records import environments, sites
@@ -179,7 +180,12 @@ class Dispatch:
                     claim=claim,
                     confirm=partial(self._gate.confirm, request),
                 )
-                answered = await endpoint.handler(call)
+                if endpoint.method == "GET":
+                    answered = await endpoint.handler(call)
+                else:
+                    client = self._gate.proxies.client_of(request)
+                    with asked_by(Asker(actor.ref, client, request_id)):
+                        answered = await endpoint.handler(call)
             except ConnectionError:
                 raise  # nobody is there to be answered
             except Exception as error:  # noqa: BLE001 - the ring of a request

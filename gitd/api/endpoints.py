@@ -9,6 +9,8 @@ from gitd.api import answers
 from gitd.api.api_keys import PATH as API_KEYS
 from gitd.api.api_keys import ApiKeyBody, ApiKeyChange, ApiKeys, RollBody
 from gitd.api.artifacts import ENVELOPE_TYPE, MANIFEST_TYPE, Artifacts
+from gitd.api.audit_log import PATH as AUDIT_LOG
+from gitd.api.audit_log import AuditLog
 from gitd.api.builds import BuildBody, Builds, LogQuery
 from gitd.api.capabilities import Capabilities
 from gitd.api.deployments import DeploymentBody, Deployments, PromotionBody, RollbackBody
@@ -131,6 +133,21 @@ def api_keys_table(keys: ApiKeys) -> tuple[Endpoint, ...]:
             body=RollBody,
             answer=answers.NewApiKey,
             is_creating=True,
+        ),
+    )
+
+
+def audit_log_table(audit_log: AuditLog) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "GET",
+            AUDIT_LOG,
+            audit_log.list,
+            "List who changed what, newest first",
+            scope="sites:admin",
+            query=PageQuery,
+            answer=answers.AuditEntry,
+            form=Form.LIST,
         ),
     )
 

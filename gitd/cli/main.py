@@ -12,6 +12,7 @@ import sys
 import click
 
 from gitd.cli.artifacts import artifacts
+from gitd.cli.audit import audit
 from gitd.cli.builds import build, builds
 from gitd.cli.deployments import deploy, deployments, promote, rollback
 from gitd.cli.environments import env, url
@@ -71,6 +72,7 @@ for command in (
     jobs,
     logs,
     keys,
+    audit,
     version,
 ):
     mf.add_command(command)

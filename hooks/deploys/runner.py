@@ -31,7 +31,7 @@ from hooks.scrubbing import Scrubbing
 from storage.errors import SealBrokenError, StorageError
 from storage.ids import new_id
 from storage.joblog import LogLine
-from storage.model import Deployment, Environment, Failure, Job, JobStatus, JobType, Release
+from storage.model import Action, Deployment, Environment, Failure, Job, JobStatus, JobType, Release
 from storage.records import deployments, environments, releases
 from storage.records.db import mapped_errors
 
@@ -348,6 +348,13 @@ class RollRunner:
             if changes.succeed(deployment.job_id, result) is not None:
                 releases.add_current(changes.db, release)
                 deployments.succeed(changes.db, deployment.id, release.id, changes.now)
+                changes.note(
+                    Action.RELEASE_MADE,
+                    release.id,
+                    site_id=release.site_id,
+                    env_id=release.env_id,
+                    actor=release.actor,
+                )
 
         try:
             await self._jobs.commit(change)

@@ -429,3 +429,19 @@ def rolled_keys(db: Database) -> None:
 @MIGRATIONS()
 def renewed_previews(db: Database) -> None:
     _run(db, "ALTER TABLE environment ADD COLUMN renewed_at BIGINT")
+
+
+@MIGRATIONS()
+def audit_log(db: Database) -> None:
+    _run(
+        db,
+        """
+        CREATE TABLE audit_log(
+          id TEXT PRIMARY KEY, created_at BIGINT NOT NULL, actor_type TEXT NOT NULL,
+          actor_id TEXT NOT NULL, actor_label TEXT NOT NULL, action TEXT NOT NULL,
+          target TEXT NOT NULL, site_id TEXT, env_id TEXT, address TEXT, request_id TEXT);
+        CREATE INDEX audit_log_site ON audit_log(site_id, id);
+        CREATE INDEX audit_log_env ON audit_log(env_id, id);
+        CREATE INDEX audit_log_age ON audit_log(created_at);
+        """,
+    )

@@ -27,8 +27,8 @@ from storage.artifacts import ArtifactStore
 from storage.collect import Collector
 from storage.joblog import JobLogs
 from storage.layout import Layout
-from storage.model import Build, JobStatus, Site
-from storage.records import api_keys, builds, environments, pushes
+from storage.model import Action, Build, JobStatus, Site
+from storage.records import api_keys, audit_log, builds, environments, pushes
 from storage.records.db import Records
 from storage.repos import Repositories
 from storage.retention import Retention
@@ -180,6 +180,31 @@ async def test_push_whose_report_is_read_slowly_keeps_its_place_before_a_newer_o
     assert (old.commit, new.commit) == (first, second)
     assert (old.status, old.superseded_by) == (JobStatus.CANCELED, new.id)
     assert new.status is JobStatus.QUEUED
+
+
+async def test_push_stands_in_the_audit_log_with_what_it_set_off_and_where_it_came_from(
+    receiving: Receiving, tmp_path: Path
+) -> None:
+    first, _ = await asyncio.to_thread(commits, tmp_path / "work.git")
+    body = push(
+        (ZERO, first, "refs/heads/main"),
+        (ZERO, first, "refs/heads/topic"),
+        objects=await asyncio.to_thread(pack, tmp_path / "work.git", first),
+    )
+    async with (
+        ClientSession(receiving.url) as client,
+        client.post(receiving.path, data=body, headers=receiving.head()) as answer,
+    ):
+        assert b"ok refs/heads/main" in await answer.read()
+    reader, site_id = receiving.records.reader(), receiving.site.id
+    page = audit_log.page(reader, site_id=site_id, env_id=None, before=None, limit_count=4)
+    assert [entry.action for entry in reversed(page.items)] == [
+        Action.PUSH_RECEIVED,
+        Action.BUILD_QUEUED,
+        Action.ENVIRONMENT_CREATED,
+        Action.BUILD_QUEUED,
+    ]
+    assert {(entry.actor.label, entry.address) for entry in page.items} == {("tests", "127.0.0.1")}
 
 
 async def test_push_that_is_broken_off_leaves_nothing_open(

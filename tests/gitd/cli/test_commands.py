@@ -52,6 +52,7 @@ LISTS = [
     (("releases", *PLACE), f"{HERE}/releases", {}),
     (("jobs",), "/v1/jobs", {}),
     (("keys",), "/v1/api-keys", {}),
+    (("audit",), "/v1/audit-log", {}),
     (
         ("jobs", "list", "--status", "failed", "--resource-type", "build"),
         "/v1/jobs",
