@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from storage.model import Artifact, Attestation, Environment, SiteArtifact
-from storage.records import attestations, vouching
+from storage.records import vouching
 from storage.records.blobs import chunks, marks
 from storage.records.damage import DAMAGED_ARTIFACTS, is_whole
 from storage.records.statements import insert
@@ -131,33 +131,22 @@ def page(
         newest = row["newest"]
     if newest is None:
         return ArtifactPage((), None, None, has_more=False)
-    rows = db.execute(
-        "SELECT * FROM attestation m"  # noqa: S608 - constants
-        " WHERE m.site_id = :site AND m.build_id <= :newest AND m.build_id < :last"
-        # By CASE, so that only what counts looks for what is newer, and no further than to the
-        # next that counts: each statement is weighed twice at most.
-        f" AND CASE WHEN {vouching.counts('m')} THEN"
-        " NOT EXISTS(SELECT 1 FROM attestation n INDEXED BY attestation_artifact"
-        "  WHERE n.site_id = m.site_id"
-        "  AND n.artifact_id = m.artifact_id AND n.build_id > m.build_id"
-        f"  AND n.build_id <= :newest AND {vouching.counts('n')}) ELSE 0 END"
-        " AND EXISTS(SELECT 1 FROM artifact WHERE id = m.artifact_id AND expired_at IS NULL)"
-        " ORDER BY m.build_id DESC LIMIT :limit",
-        {
-            **vouching.bound(environment, only_its_own=only_its_own),
-            "newest": newest,
-            "last": last or "build_~",
-            "limit": limit_count + 1,
-        },
-    ).fetchall()
-    kept = [attestations.read(row) for row in rows[:limit_count]]
-    found = [
+    found = vouching.listed(
+        db,
+        environment,
+        only_its_own=only_its_own,
+        newest=newest,
+        before=last,
+        limit_count=limit_count + 1,
+    )
+    kept = found[:limit_count]
+    shown = [
         of_environment(db, environment, made_by.artifact_id, only_its_own=only_its_own)
         for made_by in kept
     ]
-    items = tuple(one for one in found if one is not None)
+    items = tuple(one for one in shown if one is not None)
     end = kept[-1].build_id if kept else None
-    return ArtifactPage(items, newest, end, has_more=len(rows) > limit_count)
+    return ArtifactPage(items, newest, end, has_more=len(found) > limit_count)
 
 
 def available(db: sqlite3.Connection, artifact_ids: Iterable[str]) -> set[str]:

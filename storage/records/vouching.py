@@ -19,6 +19,10 @@ from storage.records import attestations
 # Of one artifact that are weighed: the newest of all; of those that builds gave whose word counts
 # here, what these gave last; and so of those that were to be deployed where that counts.
 STATEMENTS_MAX = 1000
+# Of a site that are walked through for a page of a list, before those are looked up that can count.
+WALKED_MAX = 300
+
+_IS_KEPT = "EXISTS(SELECT 1 FROM artifact WHERE id = m.artifact_id AND expired_at IS NULL)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,42 @@ def best(
     return found[0] if found else None
 
 
+def listed(
+    db: sqlite3.Connection,
+    environment: Environment,
+    *,
+    only_its_own: bool,
+    newest: str,
+    before: str | None,
+    limit_count: int,
+) -> list[Attestation]:
+    """Of each artifact that is kept the newest statement, as of the build `newest`, by which it can
+    be deployed onto the environment; those of before the build `before`, newest first.
+
+    Where much lies between that does not count, as pushes to previews do on production, it is not
+    walked through: there are fewer that builds gave nearby, or that were to be deployed there.
+    """
+    bounds: dict[str, str | int] = {
+        **bound(environment, only_its_own=only_its_own),
+        "newest": newest,
+        "before": before or "build_~",
+        "limit": limit_count,
+        "end": "",
+    }
+    if only_its_own or environment.kind is not EnvironmentKind.PREVIEW:
+        end = db.execute(
+            "SELECT build_id FROM attestation WHERE site_id = :site AND build_id <= :newest"
+            " AND build_id < :before ORDER BY build_id DESC LIMIT 1 OFFSET :walked",
+            {**bounds, "walked": WALKED_MAX},
+        ).fetchone()
+        if end is not None:
+            found = db.execute(_walk(), {**bounds, "end": end["build_id"]}).fetchall()
+            if len(found) < limit_count:
+                found = db.execute(_look_up(), bounds).fetchall()
+            return [attestations.read(row) for row in found]
+    return [attestations.read(row) for row in db.execute(_walk(), bounds)]
+
+
 def affected(
     db: sqlite3.Connection, *, key_id: str = "", since: int | None = None
 ) -> list[Affected]:
@@ -138,6 +178,42 @@ def trusted(alias: str, env: str) -> str:
         f" OR EXISTS(SELECT 1 {_deployed(alias)} AND d.release_id IS NOT NULL"
         "  AND e.kind <> 'preview')"
         f" OR EXISTS({_runs(alias, env)}))"
+    )
+
+
+def _walk() -> str:
+    """The query of `listed` that looks at each statement, from the newest to that after `end`."""
+    return (
+        "SELECT * FROM attestation m"
+        " WHERE m.site_id = :site AND m.build_id <= :newest AND m.build_id < :before"
+        " AND m.build_id > :end"
+        # By CASE, so that only what counts looks for what is newer, and no further than to the
+        # next that counts: each statement is weighed twice at most.
+        f" AND CASE WHEN {counts('m')} THEN"
+        " NOT EXISTS(SELECT 1 FROM attestation n INDEXED BY attestation_artifact"
+        "  WHERE n.site_id = m.site_id"
+        "  AND n.artifact_id = m.artifact_id AND n.build_id > m.build_id"
+        f"  AND n.build_id <= :newest AND {counts('n')}) ELSE 0 END"
+        f" AND {_IS_KEPT} ORDER BY m.build_id DESC LIMIT :limit"
+    )
+
+
+def _look_up() -> str:
+    """The query of `listed` that looks at what can count alone: not for what counts everywhere."""
+    nearby = " UNION ".join(
+        f"SELECT near.envelope_sha256 FROM environment e CROSS JOIN {table} near"
+        " ON near.env_id = e.id WHERE e.site_id = :site"
+        " AND (e.id = :env OR :own = 0 AND e.kind <> 'preview')"
+        for table in ("build", "deployment")
+    )
+    return (
+        # The other columns are those of the row that has the maximum.
+        "SELECT * FROM (SELECT a.*, MAX(a.build_id)"
+        f" FROM ({nearby}) near CROSS JOIN attestation a"
+        "  ON a.envelope_sha256 = near.envelope_sha256"
+        f" WHERE a.site_id = :site AND a.build_id <= :newest AND {counts('a')}"
+        " GROUP BY a.artifact_id) m"
+        f" WHERE m.build_id < :before AND {_IS_KEPT} ORDER BY m.build_id DESC LIMIT :limit"
     )
 
 
