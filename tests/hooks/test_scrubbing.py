@@ -10,8 +10,8 @@ from hooks.scrubbing import Scrubbing
 from storage.repair import Repairer
 from storage.scrub import Scrubber, ScrubLimits
 from storage.scrub_round import TRUST_EVERY_MS
+from tests.spoiling import flip
 from tests.storage.conftest import Clock, make_shop
-from tests.storage.test_repair import flip
 
 
 async def test_trust_that_does_not_hold_is_said_once_and_so_is_its_end(tmp_path: Path) -> None:

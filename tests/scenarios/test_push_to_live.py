@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.scenarios.conftest import free_port
+from tests.spoiling import flip
 
 PAGE = "<!doctype html><title>t</title><p>{}</p>"
 
@@ -450,10 +451,7 @@ def test_tampered_store_stops_the_roll_and_the_prior_release_serves_on(server, p
     work.push("main")
     files = [p for p in (server.data / "store" / part).rglob("*") if p.is_file()]
     for path in files:
-        path.chmod(0o644)
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
+        flip(path)
     job = finish(
         server,
         server.api(

@@ -12,6 +12,7 @@ import pytest
 from storage.check import check_store
 from storage.digest import Digest
 from storage.layout import blob_mtime
+from tests.spoiling import rewrite
 
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n"}
 
@@ -32,18 +33,11 @@ def test_empty_store_is_sound(shop) -> None:
     assert check(shop).is_sound
 
 
-def rewrite(path: Path, data: bytes) -> None:
-    status = path.stat()
-    path.chmod(0o644)
-    path.write_bytes(data)
-    path.chmod(status.st_mode & 0o7777)
-
-
 DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "missing": ("is missing", lambda path: path.unlink()),
     "short": ("4 bytes instead of 5", lambda path: rewrite(path, b"hell")),
     "mode": ("mode 0644", lambda path: path.chmod(0o644)),
-    "written to": ("written to", lambda path: rewrite(path, b"hellO")),
+    "written to": ("written to", lambda path: rewrite(path, b"hellO", is_hidden=False)),
     "time": ("written to", lambda path: os.utime(path, (0, 0))),
     "link": ("", lambda path: (path.unlink(), path.symlink_to("/etc/passwd"))),
 }

@@ -45,6 +45,7 @@ from storage.records import artifacts, build_caches, damage, environments, sites
 from storage.records import retention as retention_rows
 from storage.reindex import rebuild_index
 from storage.retention import DAY_MS, Fate, Pressure, Retention
+from tests.spoiling import closed_quarantine, flip
 from tests.storage.conftest import PREVIEW
 
 NOW = 100 * DAY_MS  # where the clock of a world begins
@@ -570,14 +571,6 @@ def test_batches_are_as_large_as_the_disk_allows(count: int, took_s: float, foll
 # -- what looks wrong --------------------------------------------------------------------------
 
 
-def flip(path: Path) -> None:
-    """Change one bit in the middle."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(bytes(data))
-
-
 def files_of(shop) -> set[Path]:
     root = shop.store.layout.root
     return {p for kind in ("blobs", "trees", "attest") for p in (root / kind).rglob("*/*")}
@@ -643,14 +636,10 @@ def test_manifest_that_cannot_be_read_is_damaged_and_its_references_hold_for_it(
 def test_damaged_manifest_that_cannot_be_put_away_stops_the_collector(world, shop) -> None:
     kept, loose = kept_and_loose(world)
     flip(Path(shop.store.layout.tree(kept.digest)))
-    quarantine = shop.store.layout.quarantine
-    quarantine.rmdir()
-    quarantine.symlink_to("/proc/sys")  # another filesystem, where nothing can be made
-    with pytest.raises(CollectionRefusedError, match="gitd check --repair"):
-        world.collect()
-    assert loose.artifact_id in world.listed()
-    quarantine.unlink()
-    quarantine.mkdir()
+    with closed_quarantine(shop.store.layout):
+        with pytest.raises(CollectionRefusedError, match="gitd check --repair"):
+            world.collect()
+        assert loose.artifact_id in world.listed()
     world.collect()
     assert (shop.blob(b"a").exists(), shop.blob(b"c").exists()) == (True, False)
 

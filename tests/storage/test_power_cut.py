@@ -23,7 +23,7 @@ from storage.errors import StorageError
 from storage.retention import Retention
 from storage.unpacked import verify_tree
 from tests.power import KINDS, Disk, disk_of, needs_disks
-from tests.storage.test_repair import flip
+from tests.spoiling import flip
 
 CHILD = Path(__file__).with_name("ingest_child.py")
 COLLECT_CHILD = CHILD.with_name("collect_child.py")

@@ -35,6 +35,7 @@ from storage.signing import SigningKey
 from storage.source import SourceDirectory, SourceLink
 from storage.trust import establish, revoke
 from storage.unpacked import verify_tree
+from tests.spoiling import flip, rewrite
 
 LARGE = b"0123456789abcdef" * (3 << 16)
 
@@ -46,21 +47,6 @@ def site(shop, source_files):
         {"a/page.html": b"hello", "a/run*": b"#!/bin/sh\n", "empty": b"", "large": LARGE}
     )
     return shop.ingest([*files, SourceDirectory(b"void"), SourceLink(b"link", b"a/page.html")])
-
-
-def write(path: Path | str, data: bytes) -> None:
-    """Write as root or the owner could: in place, with the mode that was there."""
-    target = Path(path)
-    mode = target.stat().st_mode & 0o7777
-    target.chmod(0o644)
-    target.write_bytes(data)
-    target.chmod(mode)
-
-
-def flip(path: Path | str, at: int) -> None:
-    data = bytearray(Path(path).read_bytes())
-    data[at % len(data)] ^= 1
-    write(path, bytes(data))
 
 
 # -- what is right -----------------------------------------------------------------------------
@@ -178,7 +164,7 @@ def test_flipped_bit_in_a_blob_stops_the_unpacking(shop, site, tmp_path: Path) -
 def test_blob_of_another_length_stops_the_unpacking(
     shop, site, tmp_path: Path, change: Callable[[bytes], bytes], contents: bytes
 ) -> None:
-    write(shop.blob(contents), change(contents))
+    rewrite(shop.blob(contents), change(contents))
     with pytest.raises(ArtifactCorruptError):
         shop.reader.materialise(shop.verify(site), tmp_path / "release")
 
@@ -214,7 +200,7 @@ def test_flipped_bit_in_the_manifest_is_refused(shop, site, at: int) -> None:
 def test_manifest_of_another_artifact_is_refused(shop, site) -> None:
     other = shop.ingest({"evil.html": b"x"})
     manifest = Path(shop.store.layout.tree(other.digest)).read_bytes()
-    write(shop.store.layout.tree(site.digest), manifest)
+    rewrite(shop.store.layout.tree(site.digest), manifest)
     with pytest.raises(ArtifactCorruptError):
         shop.verify(site)
 
@@ -397,7 +383,7 @@ def test_pinned_root_refuses_a_store_with_keys_of_its_own(shop, site) -> None:
 
 
 def test_store_of_an_unknown_format_or_none_is_refused(shop, site) -> None:
-    write(shop.store.layout.format, b"cas-store 2\n")
+    rewrite(shop.store.layout.format, b"cas-store 2\n")
     with pytest.raises(StoreUnusableError):
         shop.verify(site)
     shop.store.layout.format.unlink()
@@ -408,8 +394,8 @@ def test_store_of_an_unknown_format_or_none_is_refused(shop, site) -> None:
 # -- tampering with what was unpacked ----------------------------------------------------------
 
 CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "written in place": ("a/page.html", lambda d: write(d / "a/page.html", b"hellO")),
-    "longer": ("a/page.html", lambda d: write(d / "a/page.html", b"hello!")),
+    "written in place": ("a/page.html", lambda d: rewrite(d / "a/page.html", b"hellO")),
+    "longer": ("a/page.html", lambda d: rewrite(d / "a/page.html", b"hello!")),
     "large one flipped": ("large", lambda d: flip(d / "large", 2 << 20)),
     "missing": ("a/run", lambda d: (d / "a/run").unlink()),
     "extra file": ("a/evil", lambda d: (d / "a/evil").write_text("x")),
@@ -576,7 +562,7 @@ def test_two_names_that_are_one_on_the_disk_stop_the_unpacking(shop, tmp_path: P
 def test_damage_to_one_artifact_leaves_the_others_be(shop, tmp_path: Path) -> None:
     damaged = shop.verify(shop.ingest({"shared": b"shared", "mine": b"mine"}))
     whole = shop.verify(shop.ingest({"shared": b"shared", "other": b"other"}))
-    write(shop.blob(b"mine"), b"MINE")
+    rewrite(shop.blob(b"mine"), b"MINE")
     with pytest.raises(ArtifactCorruptError):
         shop.reader.materialise(damaged, tmp_path / "one")
     shop.reader.materialise(whole, tmp_path / "two")
@@ -591,7 +577,7 @@ def test_stored_files_are_held_against_the_manifest(shop, site) -> None:
         blob = Path(shop.store.layout.blob(entry.digest, executable=entry.executable))
         whole = blob.read_bytes()
         for damaged in (bytes([whole[0] ^ 1]) + whole[1:], whole[:-1], whole + b"x"):
-            write(blob, damaged)
+            rewrite(blob, damaged)
             with pytest.raises(ArtifactCorruptError):
                 shop.reader.verify_blobs(verified)
         blob.unlink()

@@ -12,7 +12,7 @@ from storage.model import JobStatus
 from storage.records import builds
 from storage.reindex import rebuild_index
 from tests.rows import build_row
-from tests.storage.test_repair import flip
+from tests.spoiling import flip
 
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n", "twin": b"#!/bin/sh\n"}
 

@@ -23,10 +23,10 @@ from storage.quarantine import Quarantine
 from storage.reindex import rebuild_index
 from storage.retention import Retention
 from tests.crashing import HOWS, Child, Point, needs_strace, scratch_folder, share, some
+from tests.spoiling import flip
 from tests.storage.conftest import AT_ONCE, World, make_shop
 from tests.storage.test_collect import files_of
 from tests.storage.test_reindex import SITE, dump, know_build
-from tests.storage.test_repair import flip
 
 CHILD = Path(__file__).with_name("repair_child.py")
 BAD = Part.of_blob(Digest.of(b"bad") + b"f")

@@ -25,24 +25,10 @@ from storage.reindex import rebuild_index
 from storage.repair import Mended, Repairer
 from storage.retention import Retention
 from storage.unpacked import verify_tree
+from tests.spoiling import flip, rewrite
 from tests.storage.test_collect import make_stuck
 
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n", "a/b": b"b" * 3_000_000}
-
-
-def rewrite(path: Path, data: bytes) -> None:
-    status = path.stat()
-    path.chmod(0o644)
-    path.write_bytes(data)
-    os.utime(path, (status.st_atime, status.st_mtime))
-    path.chmod(status.st_mode & 0o7777)
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle, and nothing that `stat` would show."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    rewrite(path, bytes(data))
 
 
 def check(shop) -> Report:
@@ -208,9 +194,7 @@ def test_release_folder_whose_proof_is_damaged_has_its_files_still(shop) -> None
         flip(Path(shop.store.layout.envelope(ingested.envelope_sha256)))
         flip(shop.blob(b"hello"))
         proof = folder.with_name(folder.name + PROOF_SUFFIX)
-        data = bytearray(proof.read_bytes())
-        data[0] ^= 1  # in the head of its first member: it is no archive any more
-        proof.write_bytes(data)
+        flip(proof, 0)  # in the head of its first member: it is no archive any more
         mended = mend(shop, release_folders(shop.store.layout, shop.records, folders))
     assert Part.of_blob(Digest.of(b"hello") + b"f") in {one.part for one in mended}
 

@@ -20,7 +20,7 @@ from storage.digest import Digest
 from storage.parts import Part
 from storage.quarantine import Quarantine
 from tests.crashing import HOWS, Child, Point, needs_strace, scratch_folder, share, some
-from tests.storage.test_repair import flip
+from tests.spoiling import flip
 
 CHILD = Path(__file__).with_name("repair_child.py")
 TREE = {"twin": b"one", "twin.sh*": b"one", "other": b"two" * 100, "gone": b"gone", "mode": b"mode"}

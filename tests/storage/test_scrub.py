@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import threading
 import time
@@ -25,7 +24,7 @@ from storage.scrub import Scrubber, ScrubLimits, Turn
 from storage.scrub_round import SETTLE_MS, TRUST_EVERY_MS
 from storage.signing import SigningKey
 from storage.trust import introduce
-from tests.storage.test_repair import flip
+from tests.spoiling import closed_quarantine, flip
 
 DAY = 24 * 3_600_000
 FAST = 1 << 40
@@ -287,17 +286,6 @@ def world_digest(world) -> str:
     return row["digest"]
 
 
-@contextlib.contextmanager
-def closed_quarantine(shop) -> Iterator[None]:
-    """Where nothing can be put: another filesystem that takes no files."""
-    quarantine = shop.store.layout.quarantine
-    quarantine.rmdir()
-    quarantine.symlink_to("/proc/sys")
-    yield
-    quarantine.unlink()
-    quarantine.mkdir()
-
-
 @pytest.mark.parametrize("what", ["blob", "tree", "envelope"])
 def test_damage_that_cannot_be_put_away_is_not_taken_for_read_and_is_said(world, what: str) -> None:
     shop = world.shop
@@ -310,7 +298,7 @@ def test_damage_that_cannot_be_put_away_is_not_taken_for_read_and_is_said(world,
     }[what]
     flip(Path(part.path(layout)))
     world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
-    with closed_quarantine(shop):
+    with closed_quarantine(shop.store.layout):
         scrubber = scrubber_of(world)
         (found,) = scrubber.turn().found
         assert (found.part, found.found_at) == (part, None)
@@ -335,7 +323,7 @@ def test_what_could_not_be_put_away_and_is_whole_again_is_said_no_more(world, se
     part = Part.of_blob(Digest.of(b"a") + b"f")
     flip(shop.blob(b"a"))
     world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
-    with closed_quarantine(shop):
+    with closed_quarantine(shop.store.layout):
         assert len(scrubber_of(world).turn().found) == 1
     flip(shop.blob(b"a"))
     if seen_by == "the scrub":

@@ -18,6 +18,7 @@ from storage.provenance import SANDBOX_BUILDER, SOURCE_BUILDER
 from storage.signing import SigningKey
 from storage.trust import TRUST_TYPE, Keyring, TrustedKey, establish, load_keyring, revoke
 from storage.trust_memory import TrustMemory
+from tests.spoiling import flip
 
 ROOT, KEY, NEXT, THIEF = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3, 4))
 PIN = frozenset({ROOT.key_id})
@@ -127,10 +128,7 @@ def test_folder_without_a_generation_trusts_nobody(tmp_path: Path) -> None:
 def test_flipped_bit_is_refused(tmp_path: Path, at: int) -> None:
     establish(tmp_path, root=ROOT, signing=KEY)
     path = tmp_path / "root.1.json"
-    data = bytearray(path.read_bytes())
-    data[at % len(data)] ^= 1
-    path.unlink()
-    path.write_bytes(data)
+    flip(path, at)
     with pytest.raises(SignatureInvalidError):
         load_keyring(tmp_path, root_key_ids=PIN)
 

@@ -14,7 +14,8 @@ from hooks.deploys.foresight import SERVED_COUNT_MAX, Foresight, Served
 from hooks.deploys.rollout import Rollout
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState
 from storage.reader import StoreReader
-from tests.hooks.deploys.test_host_rolls import flip, release_folders
+from tests.hooks.deploys.test_host_rolls import release_folders
+from tests.spoiling import flip
 
 ENV = "env_1"
 WAIT_S = 20

@@ -11,6 +11,7 @@ from hooks.deploys.control import BATCH_BYTES_MAX, ControlLine, Outbox, RollJour
 from hooks.deploys.unclaimed import KEPT_S
 from hooks.deploys.wire import ArtifactPin, Report
 from storage import trust
+from tests.spoiling import flip, rewrite
 
 
 def page(text: str) -> dict[str, str]:
@@ -96,20 +97,6 @@ async def test_only_the_last_five_folders_are_kept(shelf, control, host, wanted)
 
 
 # -- what is tampered with is not served ----------------------------------------------------------
-
-
-def rewrite(path: Path, data: bytes) -> None:
-    status = path.stat()
-    path.chmod(0o644)
-    path.write_bytes(data)
-    path.chmod(status.st_mode & 0o777)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def flip(path: Path, offset: int = -1) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    rewrite(path, bytes(data))
 
 
 def envelope(shelf, pin) -> Path:

@@ -8,6 +8,7 @@ import itertools
 import socket
 import subprocess
 import sys
+from collections.abc import Collection
 from typing import Self
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from hooks.builds.namespace import Init
 from hooks.deploys import listeners as kernel
 from hooks.deploys import port_watch
-from hooks.deploys.port_watch import PortWatch
+from hooks.deploys.port_watch import PortWatch, Watched
 
 PROGRAM = """
 import socket, sys
@@ -69,59 +70,75 @@ def programs():
         yield [stack.enter_context(Program()) for _ in range(2)]
 
 
-async def test_own_sockets_may_be_many_and_come_and_go_and_the_first_foreign_one_is_told(programs):
+class Watch:
+    """A watch over ports of programs, and of which it told that others listen there."""
+
+    def __init__(self) -> None:
+        self._ports = PortWatch()
+        self.looked: list[set[int]] = []
+        self.told: list[object] = []
+
+    def over(self, port: int, program: Program, name: object = None) -> Watched:
+        init = Init(program.process.pid, None)
+
+        def is_own(inodes: Collection[int]) -> bool:
+            self.looked.append(set(inodes))
+            return init.holds(inodes)
+
+        return self._ports.watch(
+            port, is_own=is_own, on_stranger=lambda: self.told.append(name or port)
+        )
+
+    def forget(self, watched: Watched) -> None:
+        self._ports.forget(watched)
+
+    async def look(self) -> list[object]:
+        """Look once; return of which it told by now."""
+        await self._ports.look()
+        return self.told
+
+
+@pytest.fixture
+def watch():
+    return Watch()
+
+
+async def test_own_sockets_may_be_many_and_come_and_go_and_the_first_foreign_one_is_told(
+    programs, watch
+):
     own, other = programs
     port = own.listen()
-    looked, told = [], []
-    init = Init(own.process.pid, None)
-
-    def is_own(inodes):
-        looked.append(set(inodes))
-        return init.holds(inodes)
-
-    ports = PortWatch()
-    ports.watch(port, is_own=is_own, on_stranger=lambda: told.append(port))
+    watch.over(port, own)
     for _ in range(3):
-        await ports.look()
-    assert len(looked) == 1  # whose they are is found out once
+        await watch.look()
+    assert len(watch.looked) == 1  # whose they are is found out once
     own.listen(port)
-    await ports.look()
+    await watch.look()
     own.say("close")
-    await ports.look()
-    assert (len(looked), told) == (2, [])
+    assert await watch.look() == []
+    assert len(watch.looked) == 2
     other.listen(port)
-    await ports.look()
-    assert told == [port]
-    await ports.look()
-    assert told == [port]
+    assert await watch.look() == [port]
+    assert await watch.look() == [port]
 
 
-async def test_port_that_its_process_let_go_and_another_took_is_told(programs):
+async def test_port_that_its_process_let_go_and_another_took_is_told(programs, watch):
     own, other = programs
     port = own.listen()
-    told = []
-    ports = PortWatch()
-    watched = ports.watch(
-        port, is_own=Init(own.process.pid, None).holds, on_stranger=lambda: told.append(port)
-    )
-    await ports.look()
+    watched = watch.over(port, own)
+    await watch.look()
     own.say("close")
-    await ports.look()
-    assert told == []  # nobody can be robbed there
+    assert await watch.look() == []  # nobody can be robbed there
     other.listen(port)
-    ports.forget(watched)
-    await ports.look()
-    assert told == []
-    ports.watch(
-        port, is_own=Init(own.process.pid, None).holds, on_stranger=lambda: told.append(port)
-    )
-    await ports.look()
-    assert told == [port]
+    watch.forget(watched)
+    assert await watch.look() == []
+    watch.over(port, own)
+    assert await watch.look() == [port]
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
 @pytest.mark.parametrize("way", ["asked", "read"])
-async def test_who_listens_there_for_ipv6_alone_ends_no_process(programs, way, monkeypatch):
+async def test_who_listens_there_for_ipv6_alone_ends_no_process(programs, watch, way, monkeypatch):
     def asked_in_vain():
         raise OSError("the kernel answers no other way")
 
@@ -130,41 +147,28 @@ async def test_who_listens_there_for_ipv6_alone_ends_no_process(programs, way, m
     own, other = programs
     port = own.listen()
     assert int(other.say(f"{port} v6only")) == port
-    told = []
-    ports = PortWatch()
-    ports.watch(
-        port, is_own=Init(own.process.pid, None).holds, on_stranger=lambda: told.append(port)
-    )
-    await ports.look()
+    watch.over(port, own)
+    await watch.look()
     own.say("close")
-    await ports.look()
-    assert told == []
+    assert await watch.look() == []
     own.listen(port)
     other.listen(port)
-    await ports.look()
-    assert told == [port]
+    assert await watch.look() == [port]
 
 
-async def test_each_of_two_processes_that_have_one_port_is_looked_at_until_its_own_end(programs):
+async def test_each_of_two_processes_that_have_one_port_is_looked_at_until_its_own_end(
+    programs, watch
+):
     first, second = programs
     port = first.listen()
-    told = []
-    ports = PortWatch()
-
-    def watch(name, program):
-        is_own = Init(program.process.pid, None).holds
-        return ports.watch(port, is_own=is_own, on_stranger=lambda: told.append(name))
-
-    watch("first", first)
-    ended = watch("second", first)
-    watch("third", first)
-    ports.forget(ended)
-    ports.forget(ended)
-    await ports.look()
-    assert told == []
+    watch.over(port, first, "first")
+    ended = watch.over(port, first, "second")
+    watch.over(port, first, "third")
+    watch.forget(ended)
+    watch.forget(ended)
+    assert await watch.look() == []
     second.listen(port)
-    await ports.look()
-    assert sorted(told) == ["first", "third"]
+    assert sorted(await watch.look()) == ["first", "third"]
 
 
 @pytest.mark.parametrize("lasts", [False, True])
