@@ -7,6 +7,7 @@ each round; an error is a broken promise of the store, and ends it with a traceb
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import select
@@ -25,9 +26,11 @@ from storage.artifacts import Ingested
 from storage.collect import Collector, Order
 from storage.copies import twins
 from storage.errors import ArtifactMissingError
+from storage.export import Export, exporting
 from storage.gate import Gate
 from storage.materialise import materialise
 from storage.model import Deployment, JobStatus
+from storage.proof import Beliefs, verify_archive
 from storage.records import artifacts, deployments
 from storage.repair import Repairer
 from storage.scrub import Scrubber, ScrubLimits
@@ -84,6 +87,36 @@ def read(shop: Shop, pick: random.Random) -> Iterator[str]:
             yield "read"
             continue
         yield "gone"
+
+
+def export(shop: Shop, pick: random.Random) -> Iterator[str]:
+    """As the API does: what is exported is held to its last byte, and proves itself."""
+    while True:
+        ingested = shop.ingest(tree(pick))
+        with contextlib.ExitStack() as stack:
+            held = exporting(
+                shop.store,
+                shop.reader,
+                ingested.digest,
+                provenance=[ingested.envelope_sha256],
+                releases=[],
+            )
+            try:
+                exported = stack.enter_context(held)
+            except ArtifactMissingError:
+                yield "gone"
+                continue
+            archive = exported_whole(exported)
+        proven = verify_archive(io.BytesIO(archive), Beliefs())
+        assert proven.artifact_id == ingested.artifact_id
+        yield "exported"
+
+
+def exported_whole(exported: Export) -> bytes:
+    try:
+        return b"".join(exported.pieces)
+    except ArtifactMissingError as error:
+        raise AssertionError("an artifact went while it was exported") from error
 
 
 def materialise_whole(shop: Shop, manifest: object, unpacked: Path) -> None:
@@ -148,6 +181,7 @@ ROLES = {
     "publish": publish,
     "roll": roll,
     "read": read,
+    "export": export,
     "collect": collect,
     "flip": flip,
     "scrub": scrub,

@@ -38,6 +38,7 @@ from storage.records.db import Records
 from storage.scan import scan_directory
 from storage.source import Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
 from storage.tar import scan_tar
+from tests.power import KINDS, disk_of
 
 SITE = {"index.html": b"<h1>hello</h1>", "bin/run*": b"#!/bin/sh\n", "empty": b""}
 VECTOR = {
@@ -111,6 +112,16 @@ def test_same_tree_of_another_user_is_the_same_artifact(shop, tmp_path: Path) ->
     ingested = shop.ingest(scan_directory(folder, owner_uid=60999))
     assert ingested.artifact_id == "art_A7A5P963RZVN40BM4VEACASWRN"
     assert shop.blob(b"hello world\n").stat().st_uid == 0
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts")
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_tree_is_the_same_artifact_on_each_filesystem(shop, kind: str) -> None:
+    with disk_of(kind, lambda where: write_tree(where / "tree", random.Random(3))) as disk:
+        folder = disk.begin() / "tree"
+        ingested = shop.ingest(scan_directory(folder, owner_uid=os.getuid()))
+    assert ingested.artifact_id == "art_A7A5P963RZVN40BM4VEACASWRN"
 
 
 def test_same_tree_from_an_archive_is_the_same_artifact(shop, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from storage.model import Environment, EnvironmentKind, EnvironmentStatus, Site
 from storage.records import environments, sites
 
 CHILD = Path(__file__).with_name("race_child.py")
-OTHERS = ("publish", "publish", "roll", "read")
+OTHERS = ("publish", "publish", "roll", "read", "export")
 
 
 class Racer:
@@ -116,7 +116,9 @@ def expect_unbroken(shop, racers: list[Racer]) -> None:
 def said(racers: list[Racer]) -> dict[str, object]:
     collector, *others = racers
     counts = {f"{r.role} {n}": len(r.lines) for n, r in enumerate(others)}
-    outcomes = Counter(line for r in others if r.role in ("roll", "read") for line in r.lines)
+    outcomes = Counter(
+        line for r in others if r.role in ("roll", "read", "export") for line in r.lines
+    )
     return {"swept": sum(map(int, collector.lines)), **counts, **outcomes}
 
 
@@ -139,6 +141,7 @@ def test_nothing_that_is_in_use_is_taken_in_a_long_race(shop) -> None:
     assert found["swept"] > 1000
     assert found["rolled"] > 20
     assert found["read"] > 20
+    assert found["exported"] > 20
 
 
 @pytest.mark.soak

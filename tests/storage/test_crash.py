@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from storage.layout import blob_mtime
 from storage.materialise import remove_partials
 from storage.trust import load_keyring
 from storage.unpacked import verify_tree
-from tests.crashing import HOWS, Child, Point, needs_strace, scratch_folder, share, some
+from tests.crashing import HOWS, Attempt, Child, Point, needs_strace, scratch_folder, share, some
 
 FOLDER = Path(__file__).parent
 BEFORE = {"f": b"before", "a/shared": b"one" * 50}
@@ -151,6 +152,25 @@ def test_sync_that_failed_is_not_tried_again(
 
 
 @pytest.mark.timeout(300)
+def test_sync_of_one_file_that_failed_is_not_tried_again(
+    shop_at, before: Path, scratch: Path
+) -> None:
+    shop, trace = scratch / "shop", scratch / "trace"
+    shutil.copytree(before, shop, symlinks=True)
+    fault = "inject=fsync:error=EIO:when=1"  # of each thread
+    done = ingesting(shop, 0).run(trace, "-y", "-e", "trace=fsync", "-e", fault)
+    assert done.returncode == 3
+    assert done.stdout.startswith("StorageIoError")
+    synced = re.findall(r"fsync\(\d+<(.*)>\) += (-?\d)", trace.read_text())
+    failed = {path for path, result in synced if result == "-1"}
+    assert failed
+    assert [path for path, result in synced if path in failed and result != "-1"] == []
+    assert len({path for path, _ in synced}) == len(synced)
+    expect_whole(shop_at, shop, recovers=False)
+    assert not (shop / "release1").exists()
+
+
+@pytest.mark.timeout(300)
 def test_quota_of_the_filesystem_is_a_full_disk(shop_at, before: Path, scratch: Path) -> None:
     shop = scratch / "shop"
     shutil.copytree(before, shop, symlinks=True)
@@ -175,7 +195,7 @@ class Unpacking:
         self.verified = two
         self._reader = shop.reader
         shop.reader.materialise(one, self.releases / "r1")
-        self._before = one
+        self.before = one
         words = [shop.folder / "store", two.digest, two.envelope_sha256, self.releases / "r2"]
         beside = [self.releases / "r1"] if is_beside else []
         self.child = Child(FOLDER / "unpack_child.py", tuple(map(str, words + beside)))
@@ -186,8 +206,11 @@ class Unpacking:
         shutil.rmtree(self.releases / "r2")
         return found
 
+    def attempt(self, where: Point, how: str) -> Attempt:
+        return self.child.attempt(self._trace, where, how)
+
     def crash(self, where: Point, how: str) -> bool:
-        reached = self.child.fail(self._trace, where, how)
+        reached = self.attempt(where, how).is_reached
         if (self.releases / "r2").exists():
             verify_tree(self.releases / "r2", self.verified.manifest)
         if how.startswith("error"):
@@ -199,7 +222,7 @@ class Unpacking:
         shutil.rmtree(self.releases / "r2", ignore_errors=True)
         remove_partials(self.releases)
         assert [path.name for path in self.releases.iterdir()] == ["r1"]
-        verify_tree(self.releases / "r1", self._before.manifest)
+        verify_tree(self.releases / "r1", self.before.manifest)
         self._reader.materialise(self.verified, self.releases / "r2")
         verify_tree(self.releases / "r2", self.verified.manifest)
         shutil.rmtree(self.releases / "r2")
@@ -246,6 +269,25 @@ def test_file_that_cannot_be_linked_is_copied(shop, scratch: Path, code: int) ->
     assert (scratch / "trace").read_text().count("INJECTED") == 5
     verify_tree(unpacking.releases / "r2", unpacking.verified.manifest)
     assert (unpacking.releases / "r2/d/f1").stat().st_nlink == 1
+
+
+# Not links to files: where none can be made, the file is.
+NAMES = ("mkdir", "mkdirat", "openat", "symlink", "symlinkat")
+
+
+@BESIDE
+@pytest.mark.timeout(300)
+def test_name_that_is_one_with_another_on_the_disk_stops_the_unpacking(
+    shop, scratch: Path, *, is_beside: bool
+) -> None:
+    # As a disk that folds names says it, which not every kernel has.
+    unpacking = Unpacking(shop, scratch, 1, is_beside=is_beside)
+    given = [where for where in unpacking.points() if where[0] in NAMES]
+    assert len(given) >= 4
+    for where in given:
+        assert not unpacking.attempt(where, "error=EEXIST").is_done, where
+        assert [path.name for path in unpacking.releases.iterdir()] == ["r1"]
+        verify_tree(unpacking.releases / "r1", unpacking.before.manifest)
 
 
 # -- collecting --------------------------------------------------------------------------------

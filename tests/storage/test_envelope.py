@@ -107,6 +107,9 @@ FORGED = {
     "no key id": changed(signatures=[{"sig": SIGNATURE["sig"]}]),
     "key id is no text": changed(signatures=[{**SIGNATURE, "keyid": 1}]),
     "key id of another key": changed(signatures=[{**SIGNATURE, "keyid": OTHER.key_id}]),
+    "signed by another key in its name": changed(
+        signatures=[{"keyid": KEY.key_id, "sig": seal(b'{"a":1}', OTHER).signature}]
+    ),
     "signature is no text": changed(signatures=[{**SIGNATURE, "sig": None}]),
     "not base 64": changed(payload="{}"),
     "base 64 with a line end": changed(payload=b64(b'{"a":1}') + "\n"),

@@ -90,6 +90,7 @@ HOSTILE = {
     "surrogate": b"a\xed\xa0\x80\td\t-\t-\n",
     "target length": b"a\tl\t3\tabcd\n",
     "empty target": b"a\tl\t0\t\n",
+    "long target": b"a\tl\t4096\t%s\n" % (b"t" * 4096),
     "control byte in target": b"a\tl\t3\ta\x01b\n",
     "long name": b"%s\td\t-\t-\n" % (b"n" * 256),
     "too deep": b"".join(b"%s\td\t-\t-\n" % b"/".join([b"d"] * n) for n in range(1, 66)),
@@ -134,6 +135,7 @@ def test_limits_are_exact() -> None:
     deep = [DirectoryEntry(b"/".join([b"d"] * n)) for n in range(1, 65)]
     assert len(Manifest.of(deep).entries) == 64
     assert Manifest.of([DirectoryEntry(b"n" * 255)]).entries
+    assert Manifest.of([LinkEntry(b"l", b"t" * 4095)]).entries
 
 
 NAMES = st.text(

@@ -18,15 +18,19 @@ import pytest
 
 from storage.check import check_store
 from storage.collect import Collector, Order
+from storage.custody import Custody
 from storage.digest import Digest
+from storage.envelope import IN_TOTO_TYPE, unseal
 from storage.errors import StorageError
 from storage.retention import Retention
+from storage.trust import load_keyring
 from storage.unpacked import verify_tree
 from tests.power import KINDS, Disk, disk_of, needs_disks
 from tests.spoiling import flip
 
 CHILD = Path(__file__).with_name("ingest_child.py")
 COLLECT_CHILD = CHILD.with_name("collect_child.py")
+ROTATE_CHILD = CHILD.with_name("rotate_child.py")
 REPAIR_CHILD = CHILD.with_name("repair_child.py")
 SYNCS = "fsync,fdatasync,syncfs"
 CALLS = ("write", "pwrite64", "rename", "link", "unlink", "fsync", "fdatasync", "syncfs")
@@ -110,6 +114,26 @@ def test_power_cut_after_a_repair_leaves_what_was_mended(ext4: Disk, shop_at) ->
     assert kept.blob(b"before").read_bytes() == b"before"
     assert len(list(kept.store.layout.quarantine.iterdir())) == 1
     kept.records.close()
+
+
+def test_power_cut_after_a_change_of_keys_leaves_the_new_ones(shop_at) -> None:
+    def establish(where: Path) -> None:
+        for name in ("keys", "trust"):
+            (where / name).mkdir()
+        Custody(where / "keys").open(where / "trust")
+
+    with disk_of("ext4", establish) as disk:
+        where = disk.begin()
+        old = Custody(where / "keys").signing_key().key_id
+        assert run(where, [ROTATE_CHILD, where / "keys", where / "trust"]) == 0
+        kept = disk.cut()
+        custody = Custody(kept / "keys")
+        custody.open(kept / "trust")
+        ring = load_keyring(kept / "trust", root_key_ids=custody.root_key_ids())
+        assert ring.keys[old].revoked
+        sealed = custody.seal(b"{}")
+        assert custody.signing_key().key_id != old
+        assert unseal(sealed.data, payload_type=IN_TOTO_TYPE, public_key=ring.provenance_key)
 
 
 # -- acknowledged ----------------------------------------------------------------------------------

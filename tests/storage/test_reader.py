@@ -537,7 +537,12 @@ def test_store_that_cannot_be_written_is_read(shop, tmp_path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts")
-def test_two_names_that_are_one_on_the_disk_stop_the_unpacking(shop, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [("page", "Page"), ("\u00e9", "e\u0301")], ids=["case", "composition"]
+)
+def test_two_names_that_are_one_on_the_disk_stop_the_unpacking(
+    shop, tmp_path: Path, names: tuple[str, str]
+) -> None:
     image, where = tmp_path / "image", tmp_path / "disk"
     where.mkdir()
     with image.open("wb") as file:
@@ -551,10 +556,13 @@ def test_two_names_that_are_one_on_the_disk_stop_the_unpacking(shop, tmp_path: P
         folder = where / "releases"
         folder.mkdir()
         subprocess.run(["chattr", "+F", folder], check=True)
-        verified = shop.verify(shop.ingest({"page": b"1", "Page": b"2"}))
+        before = shop.verify(shop.ingest({names[0]: b"1"}))
+        shop.reader.materialise(before, folder / "old")
+        verified = shop.verify(shop.ingest(dict.fromkeys(names, b"1")))
         with pytest.raises(StorageIoError, match="exists"):
             shop.reader.materialise(verified, folder / "new")
-        assert list(folder.iterdir()) == []
+        assert [path.name for path in folder.iterdir()] == ["old"]
+        verify_tree(folder / "old", before.manifest)
     finally:
         subprocess.run(["umount", where], check=True)
 

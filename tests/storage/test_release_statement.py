@@ -210,6 +210,7 @@ UNSOUND = {
     "previous is no digest": edit("predicate", "previous", "blake3", value="00"),
     "expiry is no time": edit("predicate", "expiresAt", value="never"),
     "expiry without a zone": edit("predicate", "expiresAt", value="2030-01-01T00:00:00"),
+    "expiry in a leap second": edit("predicate", "expiresAt", value="2016-12-31T23:59:60Z"),
     "expiry as a number": edit("predicate", "expiresAt", value=1 << 40),
     "no predicate": edit("predicate", value=[]),
 }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import socket
+import struct
+import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -134,14 +139,38 @@ def test_strangers_file_is_refused_when_the_owner_is_given(folder: Path) -> None
     assert scan(folder, owner_uid=None)
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+@contextlib.contextmanager
+def as_nobody_in_particular() -> Iterator[None]:
+    """Root may read everything."""
+    uid = os.geteuid()
+    if uid == 0:
+        os.seteuid(60998)
+    try:
+        yield
+    finally:
+        if uid == 0:
+            os.seteuid(uid)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Where everybody may look."""
+    path = Path(tempfile.mkdtemp(prefix="gitd-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_unreadable_entry_is_named(folder: Path, what: str) -> None:
-    path = folder / "closed"
+def test_unreadable_entry_is_named(open_folder: Path, what: str) -> None:
+    path = open_folder / "closed"
     path.mkdir() if what == "folder" else path.write_text("x")
     path.chmod(0)
-    with pytest.raises(TreeInvalidError, match="closed: cannot be read"):
-        scan(folder)
+    with (
+        as_nobody_in_particular(),
+        pytest.raises(TreeInvalidError, match="closed: cannot be read"),
+    ):
+        scan(open_folder)
 
 
 def test_set_gid_directory_is_a_directory(folder: Path) -> None:
@@ -155,13 +184,42 @@ def test_hard_links_are_two_files(folder: Path) -> None:
     assert scan(folder) == {"index.html": ("f", b"hello"), "again": ("f", b"hello")}
 
 
-def test_attributes_and_access_lists_are_left_out(folder: Path) -> None:
+def test_attributes_are_left_out(folder: Path) -> None:
     plain = scan(folder)
     try:
         os.setxattr(folder / "index.html", "user.note", b"not part of a tree")
     except OSError:
         pytest.skip("no attributes on this filesystem")
     assert scan(folder) == plain
+
+
+def test_access_list_is_left_out(folder: Path) -> None:
+    plain = scan(folder)
+    # Version 2: rw- for the owner and for user 60998, r-- for the group, rw- as the mask, r--.
+    entries = [(0x01, 6, 0xFFFFFFFF), (0x02, 6, 60998), (0x04, 4, 0xFFFFFFFF)]
+    entries += [(0x10, 6, 0xFFFFFFFF), (0x20, 4, 0xFFFFFFFF)]
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(folder / "index.html", "system.posix_acl_access", value)
+    except OSError:
+        pytest.skip("no access lists on this filesystem")
+    assert scan(folder) == plain
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="sets flags of files")
+@pytest.mark.parametrize("flag", ["i", "a"], ids=["immutable", "append only"])
+def test_file_that_nobody_may_change_is_a_file(flag: str) -> None:
+    # Where files have flags: memory has none.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        path = Path(name, "index.html")
+        path.write_text("hello")
+        if subprocess.run(["chattr", f"+{flag}", path], capture_output=True).returncode:
+            pytest.skip("no flags on this filesystem")
+        try:
+            assert scan(Path(name)) == {"index.html": ("f", b"hello")}
+        finally:
+            subprocess.run(["chattr", f"-{flag}", path], check=True)
 
 
 @pytest.mark.skipif(not Path("/proc/sys/kernel/random/uuid").exists(), reason="no such /proc")
@@ -389,6 +447,22 @@ def test_limits_are_enforced_before_anything_is_read() -> None:
     ):
         with pytest.raises(TreeTooLargeError):
             admit(*entries, limits=limits)
+
+
+def test_file_that_is_larger_than_all_memory_is_refused_unread(folder: Path) -> None:
+    with (folder / "large").open("wb") as large:
+        large.truncate(64 << 30)  # holes
+    found = {entry.path: entry for entry in scan_directory(folder, owner_uid=None)}
+    with pytest.raises(TreeTooLargeError):
+        Draft(Limits()).admit(found[b"large"])
+
+
+def test_tree_may_have_a_hundred_thousand_files_and_no_more() -> None:
+    draft = Draft(Limits())
+    for number in range(100_000):
+        draft.admit(file(b"%06d" % number))
+    with pytest.raises(TreeTooLargeError):
+        draft.admit(file(b"one more"))
 
 
 @pytest.mark.parametrize(
