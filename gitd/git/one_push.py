@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Protocol
 
+import structlog
+
 from gitd.git.access import Opened, Service
 from gitd.git.advertisement import HiddenRefs
 from gitd.git.body import BodyReader
@@ -21,8 +23,11 @@ from gitd.git.ref_moves import RefMoves
 from gitd.git.report import send_report
 from gitd.git.side_band import SideBandAnswer
 from gitd.git.workers import PackWorkers
+from storage.git.errors import RefUpdateError, RepositoryError
 from storage.git.ingest import Ingested
 from storage.git.repository import Repository
+
+_log = structlog.get_logger(__name__)
 
 
 class Taking(Protocol):
@@ -154,25 +159,43 @@ class OnePush:
     # the refs
 
     async def conclude(self) -> None:
-        """Ask, move refs, report, and act on it."""
+        """Ask, move refs, report, and act on it: what fails on the way is a refusal too."""
         try:
-            self._refuse_hidden()
-            await self._hear_receiver()
-            if self._unpack_status == "ok":
-                await self._scripts.run_pre_receive(self._incoming)
-                await self._move_refs()
-        finally:
-            await self._incoming.tidy()
+            try:
+                await self._ask_and_move()
+            finally:
+                await self._incoming.tidy()
+        except Exception as error:  # noqa: BLE001 - the ring of a push: its receiver hears of the end
+            _log.exception("push_failed", repository=str(self._repository.path))
+            await self._own_up(error)
         await send_report(self._answer, self._wish, unpack_status=self._unpack_status)
         try:
-            await self._scripts.run_after()
-            await self._receiver.landed(self._push, self._outcomes, self._answer)
+            await self._act()
         except Exception:
             # The refs have moved and were reported: git must not take the push for a failed one.
             await self._answer.say("error: the server failed after it had moved the refs")
             raise
         finally:
             await self._answer.end()
+
+    async def _ask_and_move(self) -> None:
+        await self._hear_receiver()
+        self._refuse_hidden()
+        if self._unpack_status == "ok":
+            await self._scripts.run_pre_receive(self._incoming)
+            await self._move_refs()
+
+    async def _own_up(self, error: Exception) -> None:
+        """Refuse what has not moved, and say why."""
+        reason, words = _told(error)
+        await asyncio.to_thread(self._moves.refuse_unmoved, reason)
+        await self._say([f"error: {words}"])
+
+    async def _act(self) -> None:
+        try:
+            await self._scripts.run_after()
+        finally:
+            await self._receiver.landed(self._push, self._outcomes, self._answer)
 
     def _refuse_hidden(self) -> None:
         hidden = HiddenRefs.of(self._repository, Service.RECEIVE_PACK)
@@ -216,3 +239,14 @@ class OnePush:
         """Whoever reads the report slowly holds up nobody's turn: that is settled here."""
         if self.is_landed:
             self._receiver.moved(self._push, self._outcomes)
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """Return what the report and the user are told of a failure."""
+    if isinstance(error, RefUpdateError):
+        return error.reason, str(error)
+    if isinstance(error, RepositoryError):
+        return "failed to update ref", str(error)
+    if isinstance(error, OSError):
+        return "failed to update ref", error.strerror or "input/output error"
+    return "the server failed", "the server failed before it had moved the refs; its log says why"

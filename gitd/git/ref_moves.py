@@ -16,6 +16,7 @@ from gitd.git.push_scripts import NOT_KEPT
 from gitd.git.pusher import Pusher
 from gitd.git.ref_checks import RefChecks
 from storage.git.errors import RefUpdateError
+from storage.git.object_formats import NULL_OID
 from storage.git.refs import RefSnapshot
 from storage.git.repository import Repository
 from storage.git.transaction import RefChange, ReflogEntry, change_refs
@@ -53,6 +54,7 @@ class RefMoves:
         self._incoming = incoming
         self._pusher = pusher
         self._refs_max = refs_max
+        self._has_begun = False
 
     def do_all(self, new_borders: list[bytes]) -> list[str]:
         """Keep the objects, judge the refs and move them, in one go; return words for the user."""
@@ -79,6 +81,7 @@ class RefMoves:
         if is_atomic and any(command.error for command in self._wish.commands):
             self._wish.refuse_all("atomic push failure")
         going = [command for command in self._wish.commands if command.is_going]
+        self._has_begun = True
         name, email = self._pusher.committer
         errors = change_refs(
             self._repository,
@@ -90,6 +93,18 @@ class RefMoves:
         )
         self._incoming.let_go()
         return _noted(going, errors)
+
+    def refuse_unmoved(self, reason: str) -> None:
+        """After a failure: refuse each ref that is not where it was to go."""
+        for command in self._wish.commands:
+            if command.is_going and not (self._has_begun and self._is_moved(command)):
+                command.error = reason
+
+    def _is_moved(self, command: Command) -> bool:
+        try:
+            return (self._repository.refs.resolve(command.name) or NULL_OID) == command.new
+        except (RefUpdateError, OSError):  # it cannot be read: none that was just written
+            return False
 
 
 def _noted(commands: list[Command], errors: list[RefUpdateError | None]) -> list[str]:

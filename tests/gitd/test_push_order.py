@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import socket
+import stat
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -265,3 +266,46 @@ async def test_push_whose_key_is_revoked_before_its_last_byte_moves_nothing(
     assert b"ng refs/heads/main this key is not good any more" in said
     assert not (receiving.bare / "refs/heads/main").exists()
     assert receiving.builds() == []
+
+
+async def test_push_beside_a_ref_that_cannot_be_read_is_refused_and_leaves_nothing_open(
+    receiving: Receiving, tmp_path: Path
+) -> None:
+    """Left open, it would end with the next start, and no look at previews would be taken."""
+    first, _ = await asyncio.to_thread(commits, tmp_path / "work.git")
+    objects = await asyncio.to_thread(pack, tmp_path / "work.git", first)
+    await pushed(receiving, (ZERO, first, "refs/heads/topic"), objects=objects)
+    os.mknod(receiving.bare / "refs/heads/odd", stat.S_IFSOCK | 0o600)
+    said = await pushed(receiving, (first, ZERO, "refs/heads/topic"), objects=b"")
+    assert b"ng refs/heads/topic failed to update ref" in said
+    assert b"error: cannot read 'refs/heads/odd': No such device or address" in said
+    assert not pushes.open_ones(receiving.records.reader())
+    assert (receiving.bare / "refs/heads/topic").exists()
+    preview = environments.preview_of(receiving.records.reader(), receiving.site.id, "topic")
+    assert preview is not None
+
+
+async def test_push_that_fails_behind_its_refs_is_acted_on(
+    receiving: Receiving, tmp_path: Path
+) -> None:
+    """A ref that has moved is one that has moved, whatever failed then."""
+    first, _ = await asyncio.to_thread(commits, tmp_path / "work.git")
+    objects = await asyncio.to_thread(pack, tmp_path / "work.git", first)
+    await pushed(receiving, (ZERO, first, "refs/heads/topic"), objects=objects)
+    (receiving.bare / "logs").symlink_to("logs")  # what reflogs there are cannot be removed
+    said = await pushed(receiving, (first, ZERO, "refs/heads/topic"), objects=b"")
+    assert b"ok refs/heads/topic" in said
+    assert b"error: Too many levels of symbolic links" in said
+    assert not pushes.open_ones(receiving.records.reader())
+    assert environments.preview_of(receiving.records.reader(), receiving.site.id, "topic") is None
+
+
+async def pushed(receiving: Receiving, *commands: tuple[str, str, str], objects: bytes) -> bytes:
+    """Push, and return what was answered."""
+    body = push(*commands, objects=objects)
+    async with (
+        asyncio.timeout(60),
+        ClientSession(receiving.url) as client,
+        client.post(receiving.path, data=body, headers=receiving.head()) as answer,
+    ):
+        return await answer.read()

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,7 @@ class Receiver:
     """Remembers what it heard; refuses what it is told to."""
 
     refusal: str | None = None
+    fault: Exception | None = None
     refused_refs: dict[str, str] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
     wait_s: float = 0
@@ -74,6 +76,8 @@ class Receiver:
         self.pushes.append(push)
         if self.refusal is not None:
             raise PushRefusedError(self.refusal)
+        if self.fault is not None:
+            raise self.fault
         return self.refused_refs
 
     async def broken_off(self, push: Push, /) -> None:
@@ -210,6 +214,38 @@ async def test_a_refused_push_moves_nothing_and_says_why(room: Room, git: Git) -
     assert not list((room.bare / "objects/pack").iterdir())
     assert {outcome.reason for outcome in room.receiver.outcomes[0]} == {"the site is suspended"}
     assert room.receiver.moves == []
+
+
+async def test_a_receiver_that_fails_to_judge_hears_that_nothing_moved(
+    room: Room, git: Git
+) -> None:
+    room.receiver.fault = RuntimeError("broken on purpose")
+    done = await room.push("main", check=False)
+    assert "main -> main (the server failed)" in done.err
+    assert "remote: error: the server failed before it had moved the refs" in done.err
+    assert "broken on purpose" not in done.err
+    assert git("for-each-ref", cwd=room.bare).out == ""
+    assert not list((room.bare / "objects/pack").iterdir())
+    assert room.receiver.moves == []
+    assert [outcome.reason for outcome in room.receiver.outcomes[0]] == ["the server failed"]
+
+
+async def test_a_ref_that_cannot_be_read_once_the_hook_was_asked_refuses_the_push(
+    room: Room, git: Git
+) -> None:
+    hook = room.bare / "hooks/update"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(
+        f"#!{sys.executable}\nimport os, stat\nos.mknod('refs/heads/odd', stat.S_IFSOCK | 0o600)\n"
+    )
+    hook.chmod(0o755)
+    done = await room.push("main", check=False)
+    assert "main -> main (failed to update ref)" in done.err
+    assert "remote: error: cannot read 'refs/heads/odd'" in done.err
+    assert room.receiver.moves == []
+    assert [outcome.is_ok for outcome in room.receiver.outcomes[0]] == [False]
+    (room.bare / "refs/heads/odd").unlink()
+    assert git("for-each-ref", cwd=room.bare).out == ""
 
 
 async def test_single_refs_are_refused(room: Room, git: Git) -> None:
