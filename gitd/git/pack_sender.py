@@ -65,7 +65,11 @@ class PackSender:
         try:
             task, key = await asyncio.to_thread(self._task, repository, fetch, common, borders)
             ready = await self._ready(repository, task, key)
-        except (RepositoryError, WorkerLostError, FilterError, OSError) as error:
+        except RepositoryError as error:
+            await answer.fail(_damage(repository.path, str(error)))
+            await answer.finish()
+            return
+        except (WorkerLostError, FilterError, OSError) as error:
             await answer.fail(f"upload-pack: {error}")
             await answer.finish()
             return
@@ -74,7 +78,7 @@ class PackSender:
                 await answer.write(announce(ready.built))
             if not fetch.no_progress:
                 await answer.progress(_progress(ready.built))
-            await _send(ready, answer)
+            await _send(repository.path, ready, answer)
         finally:
             ready.close()
         await answer.end()
@@ -158,7 +162,7 @@ def _clone_key(task: PackTask) -> bytes:
     return hashlib.sha256(b"\0".join(parts)).digest()
 
 
-async def _send(ready: ReadyPack, answer: SideBandAnswer) -> None:
+async def _send(repository: Path, ready: ReadyPack, answer: SideBandAnswer) -> None:
     """Send a pack piece by piece, as fast as its reader takes it.
 
     A stored one is summed up the first time: its last piece is sent if it is what it was.
@@ -177,14 +181,21 @@ async def _send(ready: ReadyPack, answer: SideBandAnswer) -> None:
         at += len(data)
         if total is not None and not total.take(data):
             name = os.path.basename(built.path or "")  # noqa: PTH119
-            _log.error("stored_pack_damaged", path=built.path)
-            await answer.fail(
-                f"upload-pack: {name} is damaged: only the server's operator can mend it"
-            )
+            await answer.fail(_damage(repository, f"{name} is damaged"))
             return
         await answer.send(data)
     if at >= built.size_bytes:
         ready.note_sound()
+
+
+def _damage(repository: Path, what: str) -> str:
+    """Log what is damaged; return the sentence for who asked."""
+    _log.error("repository_damaged", path=os.fspath(repository), what=what)
+    name = repository.parent.name if repository.name == ".git" else repository.name
+    return (
+        f"upload-pack: {what}: only the server's operator can mend {name}; "
+        "'gitd check' or 'git fsck' tells more"
+    )
 
 
 def _progress(built: BuiltPack) -> bytes:

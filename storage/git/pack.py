@@ -78,10 +78,11 @@ class Pack:
 
     def find(self, oid: bytes) -> int | None:
         """Return the offset of an object in this pack, or None."""
-        rank = self._rank(oid)
-        return None if rank is None else self._offset(rank)
+        rank = self.rank(oid)
+        return None if rank is None else self.offset_at(rank)
 
-    def _rank(self, oid: bytes) -> int | None:
+    def rank(self, oid: bytes) -> int | None:
+        """Return the place of an id among all of this pack, ascending, or None."""
         first = oid[0]
         low, high = self._fanout[first - 1] if first else 0, self._fanout[first]
         if high - low > _SCAN_COUNT_MAX:
@@ -105,11 +106,12 @@ class Pack:
         return low, high
 
     def oid_at(self, rank: int) -> bytes:
-        """Return the id of a rank: the place among all ids, ascending."""
+        """Return the id of a rank."""
         at = _OIDS_AT + OID_BYTES * rank
         return self._index[at : at + OID_BYTES]
 
-    def _offset(self, rank: int) -> int:
+    def offset_at(self, rank: int) -> int:
+        """Return where the entry of a rank begins."""
         at = self._offsets_at + 4 * rank
         offset: int = struct.unpack_from(">L", self._index, at)[0]
         return self._far(offset) if offset & _FAR_OFFSET else offset
@@ -286,8 +288,12 @@ class Pack:
 
     def crc(self, oid: bytes) -> int:
         """Return the CRC-32 of an object's entry as the index has it."""
-        rank = self._rank(oid)
+        rank = self.rank(oid)
         assert rank is not None
+        return self.crc_at(rank)
+
+    def crc_at(self, rank: int) -> int:
+        """Return the CRC-32 of the entry of a rank as the index has it."""
         crc: int = struct.unpack_from(">L", self._index, self._crcs_at + 4 * rank)[0]
         return crc
 

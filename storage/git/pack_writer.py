@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.git.delta import line_delta
-from storage.git.errors import PackOutgrownError
+from storage.git.errors import PackOutgrownError, RepositoryCorruptError
 from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA, TREE
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack, entry_head
@@ -26,6 +26,7 @@ GOOD_COMPRESSION_BYTES_MAX = 256 << 10
 _PIECE_BYTES = 1 << 20
 
 Sink = Callable[[bytes | memoryview], object]
+_Entry = tuple[int, int, bytes]  # offset, CRC-32, id
 
 
 @dataclass(slots=True)
@@ -84,6 +85,8 @@ class PackWriter:
     def write(self) -> WrittenPack:
         """Write all of it.
 
+        What lies in a pack is held against the sum in its index before it is used.
+
         Raises:
             PackOutgrownError: an object is too large to be inflated here.
             RepositoryCorruptError: an object is missing or damaged.
@@ -92,8 +95,8 @@ class PackWriter:
         packed, loose = self._by_pack()
         for pack, entries in packed:
             entries.sort()
-            for offset, oid in entries:
-                self._write_packed(pack, offset, oid)
+            for offset, crc, oid in entries:
+                self._write_packed(pack, offset, crc, oid)
             self._flush_run()
         for oid in loose:
             if not self._write_against_twin(oid):
@@ -102,19 +105,19 @@ class PackWriter:
         self.result.size_bytes = self._at + OID_BYTES
         return self.result
 
-    def _by_pack(self) -> tuple[list[tuple[Pack, list[tuple[int, bytes]]]], list[bytes]]:
-        packed: dict[int, tuple[Pack, list[tuple[int, bytes]]]] = {}
+    def _by_pack(self) -> tuple[list[tuple[Pack, list[_Entry]]], list[bytes]]:
+        packed: dict[int, tuple[Pack, list[_Entry]]] = {}
         loose = []
-        locate = self._objects.locate
+        packs = self._objects.packs()
         for oid in self._selection.oids:
-            place = locate(oid)
-            if place is None:
+            for pack in packs:
+                rank = pack.rank(oid)
+                if rank is not None:
+                    _, entries = packed.setdefault(pack.serial, (pack, []))
+                    entries.append((pack.offset_at(rank), pack.crc_at(rank), oid))
+                    break
+            else:
                 loose.append(oid)
-                continue
-            pack, offset = place
-            if pack.serial not in packed:
-                packed[pack.serial] = (pack, [])
-            packed[pack.serial][1].append((offset, oid))
         return list(packed.values()), loose
 
     # bytes
@@ -137,9 +140,11 @@ class PackWriter:
 
     # entries
 
-    def _write_packed(self, pack: Pack, offset: int, oid: bytes) -> None:
+    def _write_packed(self, pack: Pack, offset: int, crc: int, oid: bytes) -> None:
         kind, size, base, data_at = pack.header(offset)
         stop = pack.next_offset(offset)
+        if zlib.crc32(pack.view[offset:stop]) != crc:  # git looks before it copies, too
+            raise RepositoryCorruptError(f"object {oid.hex()} is damaged in {pack.path.name}")
         position = self._position()
         if base is None:
             if size >= TWIN_BYTES_MIN and self._write_against_twin(oid):

@@ -128,10 +128,38 @@ def test_a_broken_object_is_an_error_and_not_half_a_pack(
     whole = git("clone", server.url_of(bare), "c", cwd=tmp_path, check=False)
     assert "remote: upload-pack: pack-" in whole.err
     assert ".pack is damaged" in whole.err
+    assert f": only the server's operator can mend {bare.name}; 'gitd check'" in whole.err
     assert not (tmp_path / "c").exists()
     filtered = ("clone", "--filter=blob:limit=1k", server.url_of(bare), "c")
     assert "remote: upload-pack: pack-" in git(*filtered, cwd=tmp_path, check=False).err
     assert not (tmp_path / "c").exists()
+
+
+def test_a_damaged_entry_is_not_copied_to_who_fetches(
+    server: Any, bare: Path, work: Path, tmp_path: Path, git: Git, commit: Git
+) -> None:
+    """t5303 "corrupted entry data": its sum in the index is looked at before it is sent."""
+    clone = tmp_path / "c"
+    git("clone", "-q", server.url_of(bare), clone, cwd=tmp_path)
+    commit(work, "more", noise=os.urandom(4000).hex())
+    git("push", "-q", "origin", "main", cwd=work)
+    blob = git("rev-parse", "main:noise", cwd=work).out
+    (index,) = (
+        path
+        for path in (bare / "objects/pack").glob("*.idx")
+        if blob in git("show-index", cwd=bare, stdin=path.read_bytes()).out
+    )
+    listed = git("verify-pack", "-v", index, cwd=bare).out
+    (offset,) = (int(line.split()[4]) for line in listed.splitlines() if line.startswith(blob))
+    with index.with_suffix(".pack").open("r+b") as file:
+        file.seek(offset + 1000)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    done = git("fetch", "origin", cwd=clone, check=False)
+    assert f"remote: upload-pack: object {blob} is damaged in {index.stem}.pack" in done.err
+    assert f": only the server's operator can mend {bare.name}; 'gitd check'" in done.err
+    assert done.status != 0
 
 
 def test_a_branch_that_head_names_may_be_missing(
