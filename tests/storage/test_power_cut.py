@@ -31,6 +31,7 @@ from tests.spoiling import flip
 CHILD = Path(__file__).with_name("ingest_child.py")
 COLLECT_CHILD = CHILD.with_name("collect_child.py")
 ROTATE_CHILD = CHILD.with_name("rotate_child.py")
+UNPACK_CHILD = CHILD.with_name("unpack_child.py")
 REPAIR_CHILD = CHILD.with_name("repair_child.py")
 SYNCS = "fsync,fdatasync,syncfs"
 CALLS = ("write", "pwrite64", "rename", "link", "unlink", "fsync", "fdatasync", "syncfs")
@@ -134,6 +135,60 @@ def test_power_cut_after_a_change_of_keys_leaves_the_new_ones(shop_at) -> None:
         sealed = custody.seal(b"{}")
         assert custody.signing_key().key_id != old
         assert unseal(sealed.data, payload_type=IN_TOTO_TYPE, public_key=ring.provenance_key)
+
+
+# -- unpacking ---------------------------------------------------------------------------------
+
+UNPACK_CALLS = ("write", "mkdir", "utimensat", "rename", *SYNCS.split(","))
+
+
+class Unpacking:
+    """An artifact on a disk that is unpacked there, so that it outlasts a power cut."""
+
+    def __init__(self, disk: Disk, shop_at, count: int) -> None:
+        shop = shop_at(disk.begin() / "shop")
+        shop.builds = iter([100])
+        ingested = shop.ingest({f"d/f{n}": b"%d" % n * 100 for n in range(count)})
+        self._manifest = shop.verify(ingested).manifest
+        self._words = (str(ingested.digest), ingested.envelope_sha256)
+        self._disk = disk
+        shop.records.close()
+        disk.keep("filled")
+
+    def cut(self, *strace: str) -> tuple[bool, Path]:
+        """Unpack, and cut the power; return whether it was done, and where it is then if it is."""
+        where = self._disk.begin("filled")
+        child = [UNPACK_CHILD, where / "shop/store", *self._words, where / "release"]
+        is_done = run(where, child, strace) == 0
+        release = self._disk.cut() / "release"
+        if release.exists():
+            verify_tree(release, self._manifest)
+        return is_done, release
+
+
+def test_power_cut_after_an_unpacking_leaves_the_folder_whole(ext4: Disk, shop_at) -> None:
+    for count in (3, 60):
+        is_done, release = Unpacking(ext4, shop_at, count).cut()
+        assert is_done
+        assert release.exists()
+        ext4.end()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("count", [3, 60])
+def test_power_cut_while_unpacking_leaves_a_whole_folder_or_none(
+    disk: Disk, shop_at, count: int
+) -> None:
+    unpacking = Unpacking(disk, shop_at, count)
+    points = [(call, number) for call in UNPACK_CALLS for number in (1, 2, 3, count)]
+    reached = 0
+    for call, number in points:
+        is_done, release = unpacking.cut(*killed_at(call, number))
+        assert release.exists() or not is_done
+        reached += not is_done
+        disk.end()
+    print(f"{disk.kind}: {reached} cuts while unpacking")
+    assert reached > 8
 
 
 # -- acknowledged ----------------------------------------------------------------------------------
