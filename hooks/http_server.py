@@ -1,8 +1,8 @@
 """HTTP as aiohttp serves it, within bounds, and saying no more of itself than it must.
 
 A connection that waits too long for the head of a request is closed, and so is one whose head has
-no end; idle ones make room for new ones, what is no HTTP is answered in one line, and a stop ends
-requests within its time.
+no end; those that only send what nobody reads and idle ones make room for new ones, what is no HTTP
+is answered in one line, and a stop ends requests within its time.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import asyncio
 import resource
 from dataclasses import dataclass
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Any, Final
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 SERVER: Final = "gitd"
@@ -36,7 +37,8 @@ class HttpLimits:
     """Bounds of a server.
 
     Attributes:
-        connections_max: beyond it, the one that has been idle longest is closed for a new one.
+        connections_max: beyond it, one that was answered and still sends the body of its request
+            is closed for a new one, or the one that has been idle longest.
         keepalive_s: how long a connection may be open without the whole head of a request.
         drain_s: how long requests may go on when the server stops.
     """
@@ -49,11 +51,13 @@ class HttpLimits:
 class Connection(web.RequestHandler):
     """A connection. What is no HTTP, and what no handler answers, is answered in one line."""
 
-    __slots__ = ("_head_bytes",)
+    __slots__ = ("_answered_at", "_head_bytes", "_left_unread")
 
     def __init__(self, manager: web.Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._head_bytes = 0  # so many came of a head that is not whole
+        self._left_unread: StreamReader | None = None  # the body of what was answered last
+        self._answered_at = 0.0
 
     @property
     def idle_since(self) -> float | None:
@@ -61,6 +65,26 @@ class Connection(web.RequestHandler):
         if self._waiter is None or self._waiter.done():
             return None
         return self._next_keepalive_close_time
+
+    @property
+    def lingers_since(self) -> float | None:
+        """When it was answered, if all that it does is to send a body that nobody reads."""
+        if self._left_unread is None or self._left_unread.is_eof() or self._force_close:
+            return None
+        return self._answered_at
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        finished = await super().finish_response(request, resp, start_time)
+        self._left_unread, self._answered_at = request.content, self._loop.time()
+        return finished
+
+    def give_way(self) -> None:
+        """Close it, and read nothing more."""
+        if self.lingers_since is not None and self._task_handler is not None:
+            self._task_handler.cancel()  # it would wait for the body all the same
+        self.force_close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -126,15 +150,23 @@ class Server(web.Server):
         return Connection(self, loop=self._loop, **self._kwargs)
 
     def make_room(self, newest: Connection) -> None:
-        """Close the connection that has been idle longest, or the newest, if there are too many."""
+        """Close one if there are too many: one that lingers, the longest idle, or the newest.
+
+        Anybody can have a connection linger: whoever is refused needs no key for it.
+        """
         if self.connections_max is None or len(self._connections) <= self.connections_max:
             return
-        idle = [
-            (since, number, connection)
-            for number, connection in enumerate(self._connections)
-            if isinstance(connection, Connection) and (since := connection.idle_since) is not None
+        ours = [
+            connection for connection in self._connections if isinstance(connection, Connection)
         ]
-        (min(idle)[2] if idle else newest).force_close()
+        for since_of in (attrgetter("lingers_since"), attrgetter("idle_since")):
+            since = {
+                connection: at for connection in ours if (at := since_of(connection)) is not None
+            }
+            if since:
+                min(since, key=since.__getitem__).give_way()
+                return
+        newest.give_way()
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Let requests end for that time; then break off what has not ended, and say what."""

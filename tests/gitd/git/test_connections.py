@@ -182,6 +182,19 @@ def test_idle_connections_make_room_for_new_ones(launch: Any, tmp_path: Path, ra
         connection.close()
 
 
+def test_who_was_refused_and_sends_on_makes_room_for_new_ones(launch: Any, tmp_path: Path) -> None:
+    server, log = configured(launch, tmp_path, "connections_max = 16")
+    crowd = []
+    for _ in range(40):
+        crowd.append(connect(server))
+        crowd[-1].sendall(post(Path("none.git"), "git-upload-pack", b"x", "Content-Length: 1000"))
+        assert crowd[-1].recv(100).startswith(b"HTTP/1.1 404 ")
+    assert server.client.get(f"{server.url}/x").status_code == 404
+    assert log.read_text() == ""
+    for connection in crowd:
+        connection.close()
+
+
 def test_as_many_connections_as_are_set_get_the_files_that_they_need(
     launch: Any, tmp_path: Path
 ) -> None:

@@ -710,3 +710,22 @@ async def test_connections_are_bounded(front):
     assert await asyncio.wait_for(talks[0][0].read(), 5) == b""
     for _, writer in talks:
         writer.close()
+
+
+async def test_whoever_sends_a_body_that_nobody_reads_makes_room(front):
+    """It needs no site for that: an unknown host is refused before its body is there."""
+    visitor = await front(9)
+    visitor.server.connections_max = 4
+    begun = b"POST / HTTP/1.1\r\nHost: nobody.localhost\r\nContent-Length: 1000\r\n\r\nx"
+    idle = await asyncio.open_connection("127.0.0.1", visitor.port)
+    crowd = []
+    for _ in range(12):
+        reader, writer = await asyncio.open_connection("127.0.0.1", visitor.port)
+        crowd.append(writer)
+        writer.write(begun)
+        assert b" 404 " in await asyncio.wait_for(reader.readline(), 5)
+    assert (await visitor.ask("/")).status == 503, "nothing listens behind it, and that is said"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(idle[0].read(), 0.2)
+    for writer in (idle[1], *crowd):
+        writer.close()
