@@ -1,4 +1,4 @@
-"""`gitd check`: records, repositories, store and release folders, each by itself and together."""
+"""`gitd check`: each of what a data folder holds, by itself and together."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from storage import copies
 from storage.check import Finding, check_store
 from storage.consequences import Consequence
 from storage.digest import Digest
-from storage.errors import RecordsError, StorageError
+from storage.errors import JobLogPositionError, RecordsError, StorageError
 from storage.git.check_processes import check_repositories
+from storage.joblog import JobLogs
 from storage.quarantine import Kept
 from storage.reader import StoreReader
 from storage.records import damage, deployments, environments, integrity, releases, sites
@@ -31,6 +32,7 @@ from storage.unpacked import verify_tree
 
 SHOWN_COUNT_MAX = 100  # of what is wrong, for people; --json has all
 NEWER = "restore newer records, or copy its data away: the site host keeps it for seven days"
+KEEP_LOG = "put it back from a backup, or leave it: all else in it is shown, and it goes by its age"
 ROLL_AGAIN = "its next roll makes it anew: deploy again, or roll back"
 
 
@@ -218,6 +220,7 @@ def _look_at_the_rest(
         "leftover files": len(store.leftovers),
     }
     _look_at_releases(folder, records, found, is_deep=is_deep)
+    _look_at_job_logs(folder, found)
 
 
 def _look_at_repositories(
@@ -288,6 +291,24 @@ def _is_another(records: Records, env_id: str, deployment_id: str) -> bool:
         return False
     current = releases.current(db, env_id)
     return current is not None and current.deployment_id != deployment_id
+
+
+def _look_at_job_logs(folder: DataFolder, found: _Found) -> None:
+    joblogs = JobLogs(folder.joblogs)
+    files = joblogs.files()
+    for file in files:
+        consequence = Consequence(hurts=(f"what is to be read of {file.job_id}",), advice=KEEP_LOG)
+        try:
+            count = joblogs.damaged_lines(file.job_id)
+        except JobLogPositionError:
+            continue  # it was removed meanwhile
+        except OSError as error:
+            found.add(f"job log {joblogs.path(file.job_id)}", str(error), consequence)
+            continue
+        if count:
+            text = f"{count} of its lines cannot be read"
+            found.add(f"job log {joblogs.path(file.job_id)}", text, consequence)
+    found.counts["job logs"] = len(files)
 
 
 # -- reporting ------------------------------------------------------------------------------------

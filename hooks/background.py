@@ -1,9 +1,9 @@
-"""Background: tasks that nobody has to wait for. They are kept until they end."""
+"""Background: tasks that nobody has to wait for, kept until they end; and loops that never do."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 
@@ -27,3 +27,22 @@ class Background:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("background_failed", exc_info=error)
+
+
+async def for_ever(turn: Callable[[], Awaitable[object]], *, failed: str, pause_s: float) -> None:
+    """Take one turn after the other, for ever: the ring around every loop of a server.
+
+    Whatever goes wrong in a turn is logged as `failed`, once for as long as it stays the same, and
+    the next turn comes after `pause_s` seconds. A turn that goes well rests by itself.
+    """
+    told = ""
+    while True:
+        try:
+            await turn()
+        except Exception as error:  # the ring: no turn's trouble takes the server down
+            if repr(error) != told:
+                told = repr(error)
+                log.exception(failed)
+            await asyncio.sleep(pause_s)
+        else:
+            told = ""

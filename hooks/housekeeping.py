@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from hooks.background import for_ever
 from hooks.clock import Clock, now_ms
 from hooks.scrubbing import say_damage
 from storage.collect import Collected, Collector, Order
@@ -82,9 +83,11 @@ class Housekeeping:
 
     async def keep(self) -> None:
         """Keep house, for ever."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            await self.look()
+        await for_ever(self._turn, failed="house_not_kept", pause_s=LOOK_EVERY_S)
+
+    async def _turn(self) -> None:
+        await asyncio.sleep(LOOK_EVERY_S)
+        await self.look()
 
     async def look(self) -> None:
         """Do what it is time for: make room, or collect in no hurry."""

@@ -43,6 +43,9 @@ T = TypeVar("T")
 LINE_CHARS_MAX = 8192
 LOG_BYTES_MAX = 64 << 20  # of one job, whatever its builder or host sends: both bound it themselves
 RECOVERED_MS = 60_000
+LOST_MS = (
+    2_000  # a state that is not in the log so long after its commit never gets there by itself
+)
 REMOVED = "this job's log is not kept any more: the settings bound how many, how old and how large"
 CONTROL = "control"  # the source of the lines that control itself writes
 
@@ -352,6 +355,29 @@ class Jobs:
         line = LogLine(REMOVED, rfc3339(self.clock()), "gitd", CONTROL)
         return [Positioned(1, line), Positioned(2, _state_of(job))]
 
+    def lines_seen(self, job_id: str, source: str) -> int:
+        """How many lines of `source` the job's log has: what its next batch may repeat.
+
+        None, as far as is known, where the disk does not let it be read: the job goes on.
+        """
+        try:
+            return self.joblogs.lines_seen(job_id, source)
+        except OSError:
+            log.exception("job_log_not_read", job_id=job_id)
+            return 0
+
+    def lost_end(self, job_id: str) -> Job | None:
+        """The job, if it is over and its log will not say so: the disk was full, or is damaged.
+
+        Blocking: it may read all of the log.
+        """
+        job = self.get(job_id)
+        if job is None or not job.status.is_final:
+            return None
+        if 0 <= self.clock() - (job.finished_at or 0) < LOST_MS:
+            return None  # it is being written
+        return job if self.joblogs.last_version(job_id) < job.version else None
+
     def get(self, job_id: str) -> Job | None:
         return job_rows.get(self.records.reader(), job_id)
 
@@ -361,7 +387,8 @@ class Jobs:
         """Yield the log's entries behind `after`, past and to come, up to the final state.
 
         None stands for `heartbeat_s` without an entry. Any number may follow, from anywhere. It
-        ends before the final state when this server stops.
+        ends before the final state when this server stops. A final state that the log lost comes
+        all the same, with the id of the entry before.
 
         Raises:
             JobLogPositionError: `after` is no id of an entry.
@@ -404,6 +431,9 @@ class Jobs:
                     yield place
                     told = place
                 elif not await _within(silent_at - loop.time(), changed):
+                    if (job := await asyncio.to_thread(self.lost_end, job_id)) is not None:
+                        yield [Positioned(after, _state_of(job))]
+                        return
                     yield None
                     silent_at = loop.time() + heartbeat_s
 
@@ -431,10 +461,16 @@ class Jobs:
     def recover(self) -> None:
         """After a start: log the states that were committed and did not reach the log.
 
-        Only the last commits before a crash can be missing there.
+        Only the last commits before a crash can be missing there. A log that cannot be read holds
+        nothing up.
         """
         for job in job_rows.unfinished_or_last(self.records.reader(), within_ms=RECOVERED_MS):
-            if self.joblogs.last_version(job.id) < job.version:
+            try:
+                is_logged = self.joblogs.last_version(job.id) >= job.version
+            except OSError:
+                log.exception("job_log_not_read", job_id=job.id)
+                continue
+            if not is_logged:
                 self._append_state(job)
 
     def _append_state(self, job: Job) -> None:

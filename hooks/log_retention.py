@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from hooks.background import for_ever
 from hooks.jobs import Jobs
-from storage.errors import StorageError
 from storage.joblog import LogFile
 from storage.records import audit_log
 from storage.records import jobs as job_rows
@@ -64,26 +64,29 @@ class LogRetention:
 
     async def run(self) -> None:
         """Sweep now and every hour, for ever."""
-        while True:
-            try:
-                await asyncio.to_thread(self.sweep)
-                await asyncio.to_thread(self.forget)
-            except (StorageError, OSError):
-                log.exception("job_logs_not_swept")
-            await asyncio.sleep(SWEEP_EVERY_S)
+        await asyncio.gather(
+            for_ever(self._sweep_and_rest, failed="job_logs_not_swept", pause_s=SWEEP_EVERY_S),
+            for_ever(self._forget_and_rest, failed="audit_log_not_swept", pause_s=SWEEP_EVERY_S),
+        )
+
+    async def _sweep_and_rest(self) -> None:
+        await asyncio.to_thread(self.sweep)
+        await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def _forget_and_rest(self) -> None:
+        await asyncio.to_thread(self.forget)
+        await asyncio.sleep(SWEEP_EVERY_S)
 
     def sweep(self) -> int:
         """Remove what is to be removed now, and return how many logs that was. Blocking."""
-        joblogs = self._jobs.joblogs
-        files = joblogs.files()
+        files = self._jobs.joblogs.files()
         kept = job_rows.newest_and_unfinished(self._jobs.records.reader())
         removed = logs_to_remove(files, kept, self._limits, now=self._jobs.clock())
-        for file in removed:
-            joblogs.remove(file.job_id)
-        if removed:
-            size_bytes = sum(file.size_bytes for file in removed)
-            log.info("job_logs_removed", count=len(removed), size_bytes=size_bytes)
-        return len(removed)
+        gone = [file for file in removed if self._is_removed(file)]
+        if gone:
+            size_bytes = sum(file.size_bytes for file in gone)
+            log.info("job_logs_removed", count=len(gone), size_bytes=size_bytes)
+        return len(gone)
 
     def forget(self) -> int:
         """Remove what is too old of the audit log, and return how many lines. Blocking."""
@@ -91,3 +94,12 @@ class LogRetention:
             return 0
         before = self._jobs.clock() - 1000 * self._limits.audit_age_s_max
         return self._jobs.records.write(lambda db: audit_log.forget(db, before))
+
+    def _is_removed(self, file: LogFile) -> bool:
+        """Remove a log. One that cannot be keeps no other from it."""
+        try:
+            self._jobs.joblogs.remove(file.job_id)
+        except OSError as error:
+            log.error("job_log_not_removed", job_id=file.job_id, reason=str(error))  # noqa: TRY400 - a fact, no bug
+            return False
+        return True

@@ -18,10 +18,10 @@ from itertools import groupby
 
 import structlog
 
+from hooks.background import for_ever
 from hooks.clock import rfc3339
 from hooks.environments import remove_environment
 from hooks.jobs import JobChanges, Jobs
-from storage.errors import StorageError
 from storage.git.errors import RepositoryError
 from storage.model import Environment
 from storage.records import previews, pushes
@@ -129,12 +129,11 @@ class PreviewKeeper:
 
     async def keep(self) -> None:
         """Look now and every minute, for ever."""
-        while True:
-            try:
-                await self.look()
-            except StorageError:
-                log.exception("previews_not_looked_at")
-            await asyncio.sleep(LOOK_EVERY_S)
+        await for_ever(self._turn, failed="previews_not_looked_at", pause_s=LOOK_EVERY_S)
+
+    async def _turn(self) -> None:
+        await self.look()
+        await asyncio.sleep(LOOK_EVERY_S)
 
     async def look(self) -> list[Environment]:
         """Remove the previews that have been due for long enough, and return them.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from hooks.background import for_ever
 from storage.consequences import Consequences
 from storage.digest import Digest
 from storage.errors import StorageError
@@ -43,10 +44,10 @@ class Scrubbing:
 
     async def keep(self) -> None:
         """Scrub, for ever."""
-        pause_s = 0.0
-        while True:
-            await asyncio.sleep(pause_s)
-            pause_s = await self.turn()
+        await for_ever(self._turn_and_rest, failed="scrub_failed", pause_s=FAILED_S)
+
+    async def _turn_and_rest(self) -> None:
+        await asyncio.sleep(await self.turn())
 
     async def turn(self) -> float:
         """Read some seconds' worth; return after how many seconds to go on."""
@@ -55,9 +56,6 @@ class Scrubbing:
             turn = await self._in_thread(self._scrubber.turn)
         except StorageError as error:
             log.warning("scrub_failed", reason=str(error))
-            return FAILED_S
-        except Exception:  # the ring around a turn: the server goes on without it
-            log.exception("scrub_failed")
             return FAILED_S
         say_damage(self._records, turn.found, turn.mended)
         self._say_trust(turn.trust_fault)

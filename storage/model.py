@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+FAILURE_CODE_CHARS_MAX = 100
+FAILURE_CHARS_MAX = 16 * 1024
+
 
 class EnvironmentKind(StrEnum):
     PRODUCTION = "production"
@@ -72,11 +75,20 @@ SYSTEM = ActorRef("system", "system", "gitd")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job ended badly: a dotted code that never changes, and a sentence for people."""
+    """Why a job ended badly: a dotted code that never changes, and a sentence for people.
+
+    Both are cut, so that whoever sends what is too long gets it into no record and no log.
+    """
 
     code: str
     message: str
     exit_status: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.code) > FAILURE_CODE_CHARS_MAX:
+            object.__setattr__(self, "code", self.code[:FAILURE_CODE_CHARS_MAX])
+        if len(self.message) > FAILURE_CHARS_MAX:
+            object.__setattr__(self, "message", f"{self.message[:FAILURE_CHARS_MAX]} [...]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,7 +281,8 @@ class LogText:
                 end += size
                 if _is_final(item):
                     return cls(_within(offset, end), after, skipped, end, is_complete=True)
-        return cls(_within(offset, end), after, skipped, end, is_complete=False)
+        is_over = jobs.lost_end(job_id) is not None
+        return cls(_within(offset, end), after, skipped, end, is_complete=is_over)
 
 
 async def _while_good(

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hooks.background import for_ever
 from hooks.builds import cgroupfs
 from hooks.builds.cgroupfs import V2
 from hooks.builds.errors import GroupsUnavailableError
@@ -239,9 +240,12 @@ def vacate() -> None:
 
 async def keep_tidy(every_s: float = TIDY_EVERY_S) -> None:
     """Do what `tidy` does, for ever: processes that were killed could not."""
-    while True:
+
+    async def turn() -> None:
         await asyncio.sleep(every_s)
         await asyncio.to_thread(tidy)
+
+    await for_ever(turn, failed="groups_not_tidied", pause_s=every_s)
 
 
 def tidy() -> None:

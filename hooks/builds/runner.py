@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from hooks.background import Background
+from hooks.background import Background, for_ever
 from hooks.builds.build_cache import BuildCaches
 from hooks.builds.course import Course
 from hooks.builds.leases import BuildLimits, LeaseLostError, Leases, Running
@@ -114,22 +114,24 @@ class BuildRunner:
 
         Nothing is waited for: while the disk is full, what is taken back is not written down.
         """
-        while True:
-            began = _now()
-            await asyncio.sleep(REAP_EVERY_S)
-            now = _now()
-            stalled_s = now - began - REAP_EVERY_S
-            for running in self.leases:
-                if running.deadline is None:
-                    continue
-                if stalled_s > REAP_EVERY_S:  # nobody could be heard while this process stood still
-                    running.deadline += stalled_s
-                if running.deadline < now:
-                    self._background.spawn(self.course.take_back(running, "fell silent"))
-                    if running.has_spoken:
-                        self._on_silence(running.slot)
-                elif running.ends_by < now:
-                    self.course.end_overdue(running)
+        await for_ever(self._reap_once, failed="builds_not_reaped", pause_s=REAP_EVERY_S)
+
+    async def _reap_once(self) -> None:
+        began = _now()
+        await asyncio.sleep(REAP_EVERY_S)
+        now = _now()
+        stalled_s = now - began - REAP_EVERY_S
+        for running in self.leases:
+            if running.deadline is None:
+                continue
+            if stalled_s > REAP_EVERY_S:  # nobody could be heard while this process stood still
+                running.deadline += stalled_s
+            if running.deadline < now:
+                self._background.spawn(self.course.take_back(running, "fell silent"))
+                if running.has_spoken:
+                    self._on_silence(running.slot)
+            elif running.ends_by < now:
+                self.course.end_overdue(running)
 
     async def close(self, *, ends_slots: bool = False) -> None:
         """Let the slots go that wait: the server stops.

@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from hooks.background import for_ever
 from hooks.deploys.listeners import listeners
 
 LOOK_EVERY_S: Final = 1.0
@@ -73,10 +74,12 @@ class PortWatch:
 
     async def keep(self) -> None:
         """Look again and again, for ever."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            if self._watched:
-                await self.look()
+        await for_ever(self._turn, failed="ports_not_watched", pause_s=LOOK_EVERY_S)
+
+    async def _turn(self) -> None:
+        await asyncio.sleep(LOOK_EVERY_S)
+        if self._watched:
+            await self.look()
 
     async def look(self) -> None:
         """Look at all ports once."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from hooks.background import Background
+from hooks.background import Background, for_ever
 from hooks.configs import Configs
 from hooks.deploys.announcing import Announcer
 from hooks.deploys.issuing import ReleaseIssuer
@@ -116,17 +116,19 @@ class RollRunner:
 
     async def reap(self) -> None:
         """End rolls that take too long, for ever."""
-        while True:
-            await asyncio.sleep(REAP_EVERY_S)
-            now = self._now()
-            await self._look_around()
-            if self._hosts.has_hosts:
-                self._hostless_since = None
-            elif self._hostless_since is None:
-                self._hostless_since = now
-            for rolling in list(self._rolling.values()):
-                if failure := self._overdue(rolling, now):
-                    await self._fail(rolling, failure)
+        await for_ever(self._reap_once, failed="rolls_not_reaped", pause_s=REAP_EVERY_S)
+
+    async def _reap_once(self) -> None:
+        await asyncio.sleep(REAP_EVERY_S)
+        now = self._now()
+        await self._look_around()
+        if self._hosts.has_hosts:
+            self._hostless_since = None
+        elif self._hostless_since is None:
+            self._hostless_since = now
+        for rolling in list(self._rolling.values()):
+            if failure := self._overdue(rolling, now):
+                await self._fail(rolling, failure)
 
     async def _look_around(self) -> None:
         """Tell hosts of what was made beside this process, and of statements that took the place
@@ -270,7 +272,7 @@ class RollRunner:
             return
         deployment = waiting[0]
         self._relieve()
-        seen = self._jobs.joblogs.lines_seen(deployment.job_id, HOST)
+        seen = self._jobs.lines_seen(deployment.job_id, HOST)
         now = self._now()
         rolling = self._rolling[env_id] = _Rolling(deployment, now, seen, progress_at=now)
         self._background.spawn(self._begin(rolling))

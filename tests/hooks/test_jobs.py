@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from hooks.jobs import LOG_BYTES_MAX, Jobs
+from hooks.jobs import LOG_BYTES_MAX, LOST_MS, Jobs
 from storage.errors import JobLogPositionError
 from storage.joblog import LogLine, StateChange
 from storage.model import Failure, Job, JobStatus, JobType
@@ -95,6 +95,48 @@ async def test_state_that_did_not_reach_the_log_is_there_after_a_restart(world) 
     again.jobs.recover()
     assert await seen(again.jobs, job.id) == ["queued", "succeeded"]
     again.records.close()
+
+
+async def test_log_that_cannot_be_read_holds_up_no_start_and_no_other_job(world) -> None:
+    unreadable, job = await add(world.jobs), await add(world.jobs)
+    for each in (unreadable, job):
+        world.records.write(lambda db, each=each: world.jobs.changes_in(db).succeed(each.id, {}))
+    path = world.jobs.joblogs.path(unreadable.id)
+    path.unlink()
+    path.mkdir()
+    again = world.reopen()
+    again.jobs.recover()
+    assert await seen(again.jobs, job.id) == ["queued", "succeeded"]
+    assert again.jobs.lines_seen(unreadable.id, "b") == 0
+    again.records.close()
+
+
+async def test_final_state_that_the_log_lost_is_told_all_the_same(world) -> None:
+    jobs = world.jobs
+    job = await add(jobs)
+    begun = jobs.joblogs.size_bytes(job.id)
+    await jobs.commit(lambda c: c.fail(job.id, ENDED))
+    path = jobs.joblogs.path(job.id)
+    path.write_bytes(path.read_bytes()[:begun] + b"\0\n")
+    at = jobs.get(job.id).finished_at
+    jobs.clock = lambda: at + LOST_MS - 1  # it may be on its way there
+    following = jobs.follow(job.id, heartbeat_s=0.05)
+    said = [await anext(following) for _ in range(3)]
+    assert [item and type(item.entry) for item in said] == [StateChange, LogLine, None]
+    jobs.clock = lambda: at + LOST_MS
+    last = await anext(following)
+    assert last.entry.status is JobStatus.FAILED
+    assert last.id == said[1].id
+    assert [item async for item in following] == []
+    assert jobs.lost_end(job.id) == jobs.get(job.id)
+
+
+async def test_final_state_that_is_in_the_log_is_not_lost(world) -> None:
+    job = await add(world.jobs)
+    assert world.jobs.lost_end(job.id) is None
+    await world.jobs.commit(lambda c: c.fail(job.id, ENDED))
+    world.jobs.clock = lambda: 1 << 50
+    assert world.jobs.lost_end(job.id) is None
 
 
 async def test_line_that_a_crash_tore_is_cut_off(world) -> None:

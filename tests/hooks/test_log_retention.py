@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 
 import pytest
 
@@ -74,3 +76,26 @@ async def test_newest_of_each_environment_and_what_is_not_over_stay(world) -> No
     assert [type(entry) for entry in entries] == [LogLine, StateChange]
     assert entries[0].line == REMOVED
     assert entries[1].status is JobStatus.FAILED
+
+
+async def test_strangers_and_logs_that_cannot_be_removed_keep_no_other_from_it(world) -> None:
+    site = await world.site()
+    env_id = world.environment(site).id
+    old = [await job(world, env_id) for _ in range(3)]
+    await job(world, env_id)
+    stranger = world.root / "joblogs" / "AA" / "old.ndjson"
+    stranger.parent.mkdir(exist_ok=True)
+    stranger.touch()
+    os.utime(stranger, ns=(0, 0))
+    retention = LogRetention(world.jobs, LogLimits(**(BOUNDLESS | {"count_max": 1})))
+    stuck = world.jobs.joblogs.path(old[0])
+    if os.getuid() or not shutil.which("chattr"):
+        pytest.skip("sets flags of files as root")
+    if subprocess.run(["chattr", "+i", stuck], capture_output=True).returncode:
+        pytest.skip("this filesystem has no such flags")
+    try:
+        assert retention.sweep() == 2
+    finally:
+        subprocess.run(["chattr", "-i", stuck], check=True)
+    assert retention.sweep() == 1
+    assert stranger.exists()

@@ -159,3 +159,37 @@ def test_release_folder_and_records_that_say_otherwise_are_named(server) -> None
         "release",
     ]
     assert "index.html: is missing" in faults[2]
+
+
+def test_damaged_logs_and_strangers_beside_them_hold_up_no_start(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("one")})
+    work.push("main")
+    build, roll = (
+        next(job["id"] for job in server.jobs() if job["type"] == kind)
+        for kind in ("build.run", "deployment.roll")
+    )
+    assert server.stop() == 0
+    (path,) = (server.data / "joblogs").rglob(f"{build}.ndjson")
+    with path.open("r+b") as log:
+        log.seek(40)
+        log.write(b"\xff")
+    (path,) = (server.data / "joblogs").rglob(f"{roll}.ndjson")
+    path.unlink()
+    path.mkdir()
+    stranger = server.data / "joblogs" / "AA" / "old.ndjson"
+    stranger.parent.mkdir(exist_ok=True)
+    stranger.touch()
+    os.utime(stranger, (0, 0))
+    server.start()
+    server.wait_for("one")
+    said = server.mf("logs", build).stdout
+    assert "(a line of this log is damaged)" in said
+    assert "== pack" in said
+    report = check(server)
+    assert [finding["what"].split("/")[-1] for finding in report["findings"]] == [f"{build}.ndjson"]
+    assert "1 of its lines cannot be read" in report["faults"][0]
+    work.commit({"index.html": PAGE.format("two")})
+    work.push("main")
+    assert server.serves("two")
+    path.rmdir()
