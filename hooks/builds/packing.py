@@ -132,19 +132,19 @@ class Packer:
         if begin_log is not None:
             await begin_log()
         self._jobs.begin_stage(build.job_id, PACK)
+        committed: list[JobChanges] = []
         try:
             kept, before = await packing
-            if before is not None:
-                said = await asyncio.to_thread(self._compare, kept, before)
-                self._jobs.log(build.job_id, said, stage=PACK)
+            committed = published
+            await self._say_whether_equal(build, kept, before)
         except BuildOverError:
             return
         except TreeTooLargeError as error:
             raise BuildFailedError(OUTPUT_TOO_LARGE, f"output: {error}.") from error
         finally:
             self._jobs.end_stage(build.job_id, PACK, time.monotonic() - began)
-        for changes in published:
-            self._jobs.publish(changes)
+            for changes in committed:
+                self._jobs.publish(changes)
 
     def _pack(
         self,
@@ -266,6 +266,20 @@ class Packer:
             return None
         reader, for_preview = self._records.reader(), self.memo.is_for_preview(build)
         return self.memo.recall(reader, build.site_id, inputs, toolchain, for_preview=for_preview)
+
+    async def _say_whether_equal(
+        self, build: Build, kept: Ingested, before: Attestation | None
+    ) -> None:
+        if before is None:
+            return
+        try:
+            said = await asyncio.to_thread(self._compare, kept, before)
+        except Exception:  # the ring of what only tells: the build is kept
+            log.exception("outputs_not_compared", job_id=build.job_id)
+            said = [
+                f"not compared: what {before.build_id}, which had the same inputs, gave is damaged"
+            ]
+        self._jobs.log(build.job_id, said, stage=PACK)
 
     def _compare(self, kept: Ingested, before: Attestation) -> list[str]:
         """Say whether a clean build gave what the same inputs gave before, and else what not."""

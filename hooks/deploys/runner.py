@@ -129,6 +129,19 @@ class RollRunner:
         for rolling in list(self._rolling.values()):
             if failure := self._overdue(rolling, now):
                 await self._fail(rolling, failure)
+        self._take_up_unheard()
+
+    def _take_up_unheard(self) -> None:
+        """Go on where nobody said that a deployment was queued, or is over: what publishes that
+        failed, or it was done beside this process.
+        """
+        with mapped_errors():
+            for rolling in list(self._rolling.values()):
+                job = self._jobs.get(rolling.deployment.job_id)
+                if job is not None and job.status.is_final and not rolling.is_ending:
+                    self._on_job(job)
+            for deployment in deployments.unfinished(self._records.reader()):
+                self._advance(deployment.env_id)
 
     async def _look_around(self) -> None:
         """Tell hosts of what was made beside this process, and of statements that took the place

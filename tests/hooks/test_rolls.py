@@ -9,7 +9,8 @@ import sqlite3
 from hooks.deploys.wire import Changed, Report, RollFailure, Snapshot
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
-from storage.model import JobStatus
+from hooks.queueing import DeploymentOrder, queue_deployment
+from storage.model import Failure, JobStatus, Trigger
 from storage.records import deployments
 from storage.records.db import Records
 from tests.hooks.conftest import World
@@ -58,6 +59,34 @@ async def test_roll_whose_end_cannot_be_written_down_ends_once_it_can(world, com
     assert (job.error.code, job.error.message) == ("deployment.health_check_failed", "no answer")
     assert len(refused) == 2
     assert not reaper.done()
+    reaper.cancel()
+
+
+async def test_deployment_that_nobody_was_told_of_is_rolled_all_the_same(world, commit) -> None:
+    """Committed and not published, as by a command beside the server."""
+    env, job_id = await begin(world, commit)
+    await serve(world, env.id)
+    first = await ended(world, job_id)
+    done = deployments.get(world.records.reader(), first.resource_id)
+    order = DeploymentOrder(
+        env, done.artifact_id, done.envelope_sha256, Trigger.DEPLOY, done.actor, None, done.commit
+    )
+    deployment, job = world.records.write(
+        lambda db: queue_deployment(world.jobs.changes_in(db), order)
+    )
+    reaper = asyncio.create_task(world.rolls.reap())
+    await world.told(env.id, deployment.id)
+    # Nor is anybody told that it is over.
+    gone = Failure("deployment.superseded", "on purpose")
+
+    def end(db) -> None:
+        changes = world.jobs.changes_in(db)
+        changes.fail(job.id, gone)
+        deployments.end(db, deployment.id, JobStatus.FAILED, gone, changes.now)
+
+    world.records.write(end)
+    again, _ = await world.jobs.commit(lambda changes: queue_deployment(changes, order))
+    await world.told(env.id, again.id)
     reaper.cancel()
 
 

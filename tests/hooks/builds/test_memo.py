@@ -12,7 +12,7 @@ from hooks.builds.packing import differences
 from hooks.builds.toolchain import toolchain_digest
 from hooks.builds.wire import BuildError, CacheRequest, Finish
 from storage.digest import Digest
-from storage.joblog import LogLine
+from storage.joblog import LogLine, StateChange
 from storage.manifest import FileEntry, Manifest
 from storage.model import ActorRef, JobStatus
 from storage.records import attestations, builds, deployments, retention
@@ -186,6 +186,26 @@ async def test_clean_build_that_differs_names_the_files_and_counts_from_then_on(
     ]
     later = await made.answered(await made.ask())
     assert later.result["artifact_id"] == other.result["artifact_id"]
+
+
+async def test_clean_build_beside_a_damaged_earlier_artifact_is_heard_of_and_rolled(
+    made, commit
+) -> None:
+    commit(made.world.repositories.path(made.site.id), {"a/x": b"1", "b/y": b"2"})
+    await made.make(outcome=done("a"))
+    (tree,) = (path for path in (made.world.root / "store/trees").rglob("*") if path.is_file())
+    content = bytearray(tree.read_bytes())
+    content[20] ^= 1
+    tree.chmod(0o600)
+    tree.write_bytes(content)
+    other = await made.make(clean=True, deploy=True, outcome=done("b"))
+    assert other.status is JobStatus.SUCCEEDED
+    (said,) = made.lines(other)
+    assert said.startswith("not compared: ")
+    last = made.world.jobs.joblogs.read(other.id)[-1].entry
+    assert (type(last), last.status) == (StateChange, JobStatus.SUCCEEDED)
+    environment = made.world.environment(made.site)
+    assert await made.world.told(environment.id, other.result["deployment_id"])
 
 
 def test_trees_differ_by_their_files(draft_manifest) -> None:
