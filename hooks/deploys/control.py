@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
@@ -196,7 +197,7 @@ class Outbox:
         size_bytes = len(msgspec.json.encode(message))
         if (
             isinstance(last, RollLog)
-            and last.deployment_id == message.deployment_id
+            and _belongs(last, message)
             and self._last_bytes + size_bytes <= BATCH_BYTES_MAX
         ):
             self._waiting[-1] = _together(last, message)
@@ -238,6 +239,12 @@ class Outbox:
                 return
 
 
+def _belongs(log: RollLog, more: Report | RollLog) -> bool:
+    """Whether a message goes on where the lines end."""
+    is_same = isinstance(more, Report) or more.attempt == log.attempt
+    return is_same and more.deployment_id == log.deployment_id
+
+
 def _together(log: RollLog, more: Report | RollLog) -> Report | RollLog:
     """One message of two about the same deployment."""
     if isinstance(more, Report):
@@ -246,11 +253,12 @@ def _together(log: RollLog, more: Report | RollLog) -> Report | RollLog:
 
 
 class RollJournal:
-    """The log of one roll, as its job's followers read it."""
+    """The log of one attempt at a roll, as its job's followers read it."""
 
     def __init__(self, outbox: Outbox, deployment_id: str) -> None:
         self._outbox = outbox
         self._deployment_id = deployment_id
+        self._attempt = secrets.token_hex(4)
         self._count = 0
         self._output_count = 0
         self._progress = 0
@@ -276,6 +284,7 @@ class RollJournal:
                 first=self._count,
                 progress=self._progress,
                 lines=tuple(RollLogLine(line=line, at=at, stage=stage) for line in lines),
+                attempt=self._attempt,
             )
         )
         self._count += len(lines)

@@ -41,7 +41,7 @@ REAP_EVERY_S = 0.5
 PROGRESS_EVERY_S = 1.0
 # What a host finds wrong with what lies in the store; the third is of an envelope, too.
 STORE_DAMAGED = ("artifact.corrupt", "artifact.missing", "artifact.signature_invalid")
-HOST = "host"  # the source of the site host's lines in the job's log
+HOST = "host"  # the source of the site host's lines in the job's log, with the attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,14 @@ class RollLimits:
 class _Rolling:
     """The deployment under way on an environment. Times are loop times.
 
+    `lines_seen`: of `source`, the attempt at it that was heard last.
     `unwritten`: what it failed for, while that cannot be written down.
     """
 
     deployment: Deployment
     since: float
-    lines_seen: int
+    source: str = ""
+    lines_seen: int = 0
     progress: int = 0
     progress_at: float = 0.0
     is_issued: bool = False
@@ -255,9 +257,13 @@ class RollRunner:
         rolling = self._rolling.get(deployment.env_id)
         if rolling is None or rolling.deployment.id != deployment.id:
             return
+        source = f"{HOST}-{batch.attempt}" if batch.attempt else HOST
+        if rolling.source != source:
+            rolling.lines_seen = self._jobs.lines_seen(deployment.job_id, source)
+            rolling.source = source
         lines = [LogLine(line.line, line.at, line.stage) for line in batch.lines]
         rolling.lines_seen = self._jobs.log_batch(
-            deployment.job_id, lines, first=batch.first, source=HOST, seen=rolling.lines_seen
+            deployment.job_id, lines, first=batch.first, source=source, seen=rolling.lines_seen
         )
         self._note_progress(rolling, batch.progress)
 
@@ -285,9 +291,8 @@ class RollRunner:
             return
         deployment = waiting[0]
         self._relieve()
-        seen = self._jobs.lines_seen(deployment.job_id, HOST)
         now = self._now()
-        rolling = self._rolling[env_id] = _Rolling(deployment, now, seen, progress_at=now)
+        rolling = self._rolling[env_id] = _Rolling(deployment, now, progress_at=now)
         self._background.spawn(self._begin(rolling))
 
     async def _begin(self, rolling: _Rolling) -> None:

@@ -155,14 +155,16 @@ class RollLogLine(msgspec.Struct, frozen=True):
 
 
 class RollLog(msgspec.Struct, frozen=True):
-    """Lines of a roll's log. `first` is the index, from 0, of the first of them in the whole roll,
-    so that a batch sent twice is kept once. `progress` is 0 to 100.
+    """Lines of a roll's log. `first` is the index, from 0, of the first of them in the whole
+    attempt, so that a batch sent twice is kept once. `progress` is 0 to 100. `attempt`: another
+    each time that a host begins the roll, which may say other things then; one of 0.1 has none.
     """
 
     deployment_id: str
     first: int
     progress: int
     lines: tuple[RollLogLine, ...]
+    attempt: Annotated[str, msgspec.Meta(max_length=32, pattern="^[0-9a-f]*$")] = ""
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import sqlite3
 
-from hooks.deploys.wire import Changed, Report, RollFailure, Snapshot
+from hooks.deploys.runner import RollRunner
+from hooks.deploys.wire import Changed, Report, RollFailure, RollLog, RollLogLine, Snapshot
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.queueing import DeploymentOrder, queue_deployment
+from storage.joblog import LogLine
 from storage.model import Failure, JobStatus, Trigger
 from storage.records import deployments
 from storage.records.db import Records
 from tests.hooks.conftest import World
 from tests.hooks.test_pipeline import build, serve
+
+AT = "2026-01-01T00:00:00.000Z"
 
 
 async def begin(world, commit):
@@ -60,6 +64,34 @@ async def test_roll_whose_end_cannot_be_written_down_ends_once_it_can(world, com
     assert len(refused) == 2
     assert not reaper.done()
     reaper.cancel()
+
+
+def batch(deployment_id: str, attempt: str, *texts: str, first: int = 0) -> RollLog:
+    lines = tuple(RollLogLine(text, AT, "release") for text in texts)
+    return RollLog(deployment_id, first, 10, lines, attempt)
+
+
+async def test_each_attempt_at_a_roll_has_its_lines_in_the_log_once(world, commit) -> None:
+    """The host was killed while its release command ran, and runs it again."""
+    env, job_id = await begin(world, commit)
+    deployment_id = (await world.told(env.id)).deployment_id
+
+    def say_all(rolls: RollRunner) -> None:
+        rolls.take_log(batch(deployment_id, "", "of 0.1", "of 0.1 too"))
+        rolls.take_log(batch(deployment_id, "aa", "one", "two"))
+        rolls.take_log(batch(deployment_id, "aa", "two", "three", first=1))
+        rolls.take_log(batch(deployment_id, "bb", "one", "other", "last"))
+
+    say_all(world.rolls)
+    say_all(world.rolls)
+    again = world.reopen()
+    again.rolls.recover()
+    await again.told(env.id, deployment_id)
+    say_all(again.rolls)
+    entries = [item.entry for item in again.jobs.read_log(job_id)]
+    said = [e.line for e in entries if isinstance(e, LogLine) and e.stage == "release"]
+    assert said == ["of 0.1", "of 0.1 too", "one", "two", "three", "one", "other", "last"]
+    again.records.close()
 
 
 async def test_deployment_that_nobody_was_told_of_is_rolled_all_the_same(world, commit) -> None:

@@ -224,6 +224,30 @@ def test_push_under_way_is_told_to_go_on_elsewhere_when_the_server_is_stopped(se
     assert work.git("ls-remote", "managed", "refs/heads/main").stdout.split()[0] == new
 
 
+def test_release_command_of_a_roll_that_is_done_again_is_heard_again(server) -> None:
+    work = server.work()
+    said = "for n in 1 2 3; do echo line $n; done; sleep 1"
+    app = APP.replace("{version}", "one").replace("{starts_s}", "0")
+    work.commit({"Procfile": f"web: python3 app.py\nrelease: {said}\n", "app.py": app})
+    push = subprocess.Popen(
+        ["git", "push", "--progress", "managed", "main"],
+        cwd=work.path,
+        env=server.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    heard = ""
+    while "line 3" not in heard:
+        line = push.stderr.readline()
+        assert line, heard
+        heard += line
+    for pid in server.children("host"):
+        os.kill(pid, signal.SIGKILL)
+    heard += push.communicate(timeout=60)[1]
+    assert server.visit().body == b"version one"
+    assert [heard.count(f"release  line {n} ") for n in (1, 2, 3)] == [2, 2, 2], heard
+
+
 def test_sites_serve_on_while_control_is_dead(server) -> None:
     work = server.work()
     commit(work, "one")

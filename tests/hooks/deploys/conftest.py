@@ -234,6 +234,7 @@ class ControlPeer:
         self.configs_asked: list[str] = []
         self.reports: list[Report] = []
         self.lines: dict[str, list] = defaultdict(list)
+        self._seen: dict[tuple[str, str], int] = defaultdict(int)  # lines of each attempt
         self.progress: dict[str, int] = {}
         self.connections = 0
         self.longest_bytes = 0
@@ -376,9 +377,11 @@ class ControlPeer:
         return web.json_response({})
 
     def _keep(self, batch: RollLog) -> None:
-        kept = self.lines[batch.deployment_id]
-        assert batch.first <= len(kept), "a gap in the log"
-        kept.extend(batch.lines[len(kept) - batch.first :])
+        seen = self._seen[batch.deployment_id, batch.attempt]
+        assert batch.first <= seen, "a gap in the log"
+        fresh = batch.lines[seen - batch.first :]
+        self._seen[batch.deployment_id, batch.attempt] += len(fresh)
+        self.lines[batch.deployment_id].extend(fresh)
         self.progress[batch.deployment_id] = batch.progress
 
 

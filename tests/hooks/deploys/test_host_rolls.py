@@ -71,6 +71,21 @@ async def test_lines_that_wait_go_along_with_the_report(control):
     following.cancel()
 
 
+async def test_lines_of_another_attempt_are_not_put_to_those_before(control):
+    """Of one roll that was begun, given up and begun again before control was reached."""
+    line = ControlLine(control.path)
+    outbox = Outbox(line)
+    for _ in range(2):
+        journal = RollJournal(outbox, "dep_1")
+        journal.say_all(("verified", "unpacked"), stage="verify")
+    outbox.put(Report("env_1", "dep_1", "serving"))
+    following = asyncio.create_task(line.follow(lambda _: None))
+    await control.reported("dep_1")
+    assert control.log_of("dep_1") == ["verified", "unpacked"] * 2
+    await outbox.close()
+    following.cancel()
+
+
 async def test_a_report_is_not_held_up_by_a_long_log(control):
     line = ControlLine(control.path)
     following = asyncio.create_task(line.follow(lambda _: None))
