@@ -89,7 +89,7 @@ class PushNarrator:
         """
         if not isinstance(effect, Building):
             return
-        await listener.say(f"  not waiting; watch it with: mf logs --follow {effect.build.job_id}")
+        await listener.say(f"  not waiting; watch it with: mf jobs wait {effect.build.job_id}")
         if not was_asked:
             await listener.say("  (git push --progress waits where there is no terminal)")
         await listener.say(*self._what_production_waits_for(effect))
@@ -138,7 +138,7 @@ class PushNarrator:
                     await listener.say(*lines)
         job = self._jobs.get(job_id)
         if job is not None and not job.status.is_final:
-            await listener.say(f"  gitd is being stopped; go on with: mf logs --follow {job_id}")
+            await listener.say(f"  gitd is being stopped; go on with: mf jobs wait {job_id}")
             return None
         return job
 
@@ -188,7 +188,7 @@ class PushNarrator:
         await listener.say("")
         await listener.say(f"  superseded by a newer push, of commit {newer.commit[:12]}")
         await listener.say(f"  nothing failed: {newer.id} took over and goes on without this push")
-        await listener.say(f"  watch it with: mf logs --follow {newer.job_id}")
+        await listener.say(f"  watch it with: mf jobs wait {newer.job_id}")
         await listener.say(f"  {self._what_serves(effect.environment)}")
         await listener.say("")
 

@@ -23,7 +23,7 @@ from gitd.cli.stream import (
     Outage,
     ProgramLogStream,
 )
-from gitd.cli.waiting import environment_endpoint
+from gitd.cli.waiting import environment_endpoint, failure_of, next_job
 from gitd.words import colourful, printable
 
 RESOURCE_TYPES = {"build": "build", "dep": "deployment"}
@@ -71,6 +71,9 @@ def logs(
 ) -> ExitCode:
     """Print the log of a build, a deployment or a job; without one, what runs there prints.
 
+    With --follow a build that goes on to deploy is followed until its release is live, and it ends
+    as the job ends: 0 when it succeeded, else 1.
+
     With --json an array of lines, or with --follow too an object per line as it comes.
     """
     try:
@@ -85,14 +88,33 @@ def logs(
         if lines is not None:
             raise click.UsageError("--lines is for what runs: a job's log comes whole.")
         job = find_job(session.api, of, Place(site, env) if site and env else None)
-        if job.is_over or follow:
-            stream = JobStream(session.api, job, patience_s=PATIENCE_S)
-            _print_stream(session, stream, follow=follow, text=partial(_text, stages=stages))
+        if follow:
+            return _follow_job(session, job, stages=stages)
+        if job.is_over:
+            _print_job(session, job, follow=False, stages=stages)
         else:
             _print_so_far(session, job, stages=stages)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     return ExitCode.OK
+
+
+def _follow_job(session: Session, job: Job, *, stages: bool) -> ExitCode:
+    """Print a job to its end, and the deployment that a build goes on to. The last decides."""
+    ended = _print_job(session, job, follow=True, stages=stages)
+    rolls = next_job(session.api, ended)
+    if rolls is not None:
+        ended = _print_job(session, rolls, follow=True, stages=stages)
+    if ended.has_succeeded:
+        return ExitCode.OK
+    _tell_hint(failure_of(ended))
+    return ExitCode.FAILED
+
+
+def _print_job(session: Session, job: Job, *, follow: bool, stages: bool) -> Job:
+    stream = JobStream(session.api, job, patience_s=PATIENCE_S)
+    _print_stream(session, stream, follow=follow, text=partial(_text, stages=stages))
+    return stream.job
 
 
 def _print_program_log(session: Session, place: Place, lines: int, *, follow: bool) -> None:

@@ -239,4 +239,4 @@ def _say_jobs(changed: Fields) -> None:
     """Name the jobs by which what runs is given the change."""
     jobs = changed.get("jobs")
     for job_id in jobs if isinstance(jobs, list) else []:
-        click.echo(printable(f"rolling it out: mf logs --follow {job_id}"))
+        click.echo(printable(f"rolling it out: mf jobs wait {job_id}"))

@@ -30,11 +30,10 @@ def follow(session: Session, job: Job, following: Following) -> ExitCode:
     try:
         with display(quiet=following.is_quiet) as shown:
             newest = _to_its_end(session.api, newest, shown, following)
-            if newest.has_succeeded and newest.type == "build.run":
-                rolls = _next_job(session.api, newest)
-                if rolls is not None:
-                    newest = rolls
-                    newest = _to_its_end(session.api, newest, shown, following)
+            rolls = next_job(session.api, newest)
+            if rolls is not None:
+                newest = rolls
+                newest = _to_its_end(session.api, newest, shown, following)
     except KeyboardInterrupt:
         _say_detached(newest)
         return ExitCode.INTERRUPTED
@@ -49,15 +48,15 @@ def _to_its_end(api: Api, job: Job, shown: Display, following: Following) -> Job
     return stream.job
 
 
-def _next_job(api: Api, build_job: Job) -> Job | None:
+def next_job(api: Api, job: Job) -> Job | None:
     """The job of the deployment that a finished build went on to, if any."""
-    deployment_id = build_job.result("deployment_id")
-    if not deployment_id:
+    deployment_id = job.result("deployment_id")
+    if not job.has_succeeded or job.type != "build.run" or not deployment_id:
         return None
-    deployment = as_fields(
-        api.get(environment_endpoint(build_job, "deployments", deployment_id)), "deployment"
-    )
-    job_id = text_at(deployment, "job_id")
+    job_id = job.result("deployment_job_id")
+    if not job_id:  # the build ended before the server said so
+        path = environment_endpoint(job, "deployments", deployment_id)
+        job_id = text_at(as_fields(api.get(path), "deployment"), "job_id")
     return Job.of(api.get(endpoint("jobs", job_id))) if job_id else None
 
 
@@ -88,9 +87,14 @@ def _say_outcome(api: Api, job: Job) -> None:
     if job.has_succeeded:
         click.echo(printable(_success(api, job)))
         return
-    click.echo(printable(f"{job.resource('id') or job.id} {job.status}{_why(job)}"))
+    click.echo(printable(failure_of(job)))
     for line in _after_failure(api, job):
         click.echo(printable(line), err=True)
+
+
+def failure_of(job: Job) -> str:
+    """How a job that did not succeed ended, in a line."""
+    return f"{job.resource('id') or job.id} {job.status}{_why(job)}"
 
 
 def _success(api: Api, job: Job) -> str:

@@ -33,7 +33,7 @@ from storage.digest import Digest
 from storage.envelope import Envelope
 from storage.errors import ArtifactMissingError, QuotaExceededError, TreeTooLargeError
 from storage.manifest import DirectoryEntry, Entry, Manifest
-from storage.model import Artifact, Attestation, Build, PushPolicy, Trigger
+from storage.model import Artifact, Attestation, Build, Deployment, PushPolicy, Trigger
 from storage.provenance import (
     SANDBOX_BUILDER,
     SOURCE_BUILDER,
@@ -385,8 +385,9 @@ def _succeed(
     result = {"artifact_id": made_by.artifact_id, "build_id": build.id}
     deployment_id = None
     if build.deploys and (job := job_rows.get(changes.db, build.job_id)) and not job.finished_at:
-        deployment_id = _queue_its_deployment(changes, build, made_by, policy)
-        result["deployment_id"] = deployment_id
+        deployment = _queue_its_deployment(changes, build, made_by, policy)
+        deployment_id = deployment.id
+        result |= {"deployment_id": deployment_id, "deployment_job_id": deployment.job_id}
     if changes.succeed(build.job_id, result) is None:
         return  # canceled meanwhile: the artifact is kept, and that is all
     started = builds.get(changes.db, build.id) or build
@@ -434,7 +435,7 @@ def _reused(made_by: Attestation) -> list[str]:
 
 def _queue_its_deployment(
     changes: JobChanges, build: Build, made_by: Attestation, policy: PushPolicy
-) -> str:
+) -> Deployment:
     site = sites.find(changes.db, build.site_id)
     environment = environments.get(changes.db, build.env_id)
     assert site is not None, "a site that goes cancels its builds"
@@ -451,4 +452,4 @@ def _queue_its_deployment(
         supersedes=policy is not PushPolicy.ALL,
     )
     deployment, _ = queue_deployment(changes, order)
-    return deployment.id
+    return deployment

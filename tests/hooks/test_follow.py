@@ -122,7 +122,7 @@ async def test_superseded_push_hears_in_plain_words_who_took_over(world, narrato
     said = "\n".join(ear.lines)
     assert f"superseded by a newer push, of commit {newer.build.commit[:12]}" in said
     assert f"nothing failed: {newer.build.id} took over" in said
-    assert f"watch it with: mf logs --follow {newer.build.job_id}" in said
+    assert f"watch it with: mf jobs wait {newer.build.job_id}" in said
     assert "FAILED" not in said
 
 
@@ -228,7 +228,7 @@ async def test_missing_terminal_is_named_only_where_it_may_be_the_reason(
 ) -> None:
     ear = Ear()
     await narrator.tell_how_to_follow(await push(await world.site()), ear, was_asked=was_asked)
-    assert any("mf logs --follow" in line for line in ear.lines)
+    assert any("mf jobs wait job_" in line for line in ear.lines)
     assert any("--progress" in line for line in ear.lines) is not was_asked
 
 

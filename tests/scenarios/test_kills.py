@@ -215,7 +215,7 @@ def test_push_under_way_is_told_to_go_on_elsewhere_when_the_server_is_stopped(se
     assert server.stop() == 0
     said += push.communicate(timeout=30)[1]
     assert push.returncode == 0, "its refs had moved"
-    assert "gitd is being stopped; go on with: mf logs --follow job_" in said
+    assert "gitd is being stopped; go on with: mf jobs wait job_" in said
     assert "hung up" not in said
     with pytest.raises(OSError, match="refused"):  # the site host is stopped too
         server.visit()

@@ -298,7 +298,7 @@ def test_nowait_and_quiet_return_at_once(server) -> None:
         done = work.git("push", *arguments, "managed", "main")
         assert ("(clean)" in done.stderr) is (arguments == loud)
         assert ("push option 'rebild': unknown here" in done.stderr) is (arguments == loud)
-        assert "mf logs --follow job_" in done.stderr
+        assert "mf jobs wait job_" in done.stderr
         assert ("where there is no terminal" in done.stderr) == (arguments == ("--quiet",))
         assert "live after" not in done.stderr
         assert not server.serves(text)

@@ -96,6 +96,9 @@ async def test_build_with_deploy_names_the_deployment_in_its_result(service, acm
     shown = await service.get(f"{acme.production}/deployments/{result['deployment_id']}")
     assert shown.data["status"] == "succeeded"
     assert shown.data["trigger"] == "deploy"
+    rolled = await service.get(f"/v1/jobs/{result['deployment_job_id']}")
+    assert (rolled.data["type"], rolled.data["status"]) == ("deployment.roll", "succeeded")
+    assert rolled.data["resource"]["id"] == result["deployment_id"]
     (release,) = (await service.get(f"{acme.production}/releases")).data
     assert release["id"] == shown.data["release_id"]
 

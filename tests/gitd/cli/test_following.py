@@ -373,6 +373,38 @@ def test_log_of_a_failed_job_is_no_failure_of_mf(mf, peer, stream_of) -> None:
     assert mf("logs", "job_01").code == 0
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_followed_log_goes_on_into_the_roll_and_ends_as_that_ends(
+    mf, peer, stream_of, options
+) -> None:
+    build_of(peer, stream_of(GONE_ON))
+    error = {"code": "deployment.start_failed", "message": "it crashed"}
+    roll_of(peer, stream_of([log("starting", "start"), roll("failed", error=error), END]))
+    ran = mf("logs", "job_01", "--follow", *options)
+    assert ran.code == 1
+    assert "done" in ran.out.splitlines()[-2]
+    assert "starting" in ran.out.splitlines()[-1]
+    assert ran.err == "dep_01 failed: deployment.start_failed: it crashed\n"
+    roll_of(peer, stream_of(LIVE))
+    assert mf("logs", "job_01", "--follow").code == 0
+
+
+def test_followed_log_of_a_failed_build_is_code_1(mf, peer, stream_of) -> None:
+    finished(peer, stream_of, BAD)
+    ran = mf("logs", "build_01", "--follow")
+    assert ran.code == 1
+    assert "build.command_failed" in ran.err
+
+
+def test_roll_of_a_build_is_followed_by_a_key_that_may_read_jobs_alone(mf, peer, stream_of) -> None:
+    result = {**MADE, "deployment_id": "dep_01", "deployment_job_id": "job_02"}
+    build_of(peer, stream_of([*GOOD[:-2], state("succeeded", 100, result=result), END]))
+    peer.job("job_02", stream_of(LIVE), type="deployment.roll", resource=ROLL)
+    assert mf("logs", "job_01", "--follow").out.endswith("done\nverified\n")
+    assert mf("jobs", "wait", "job_01").code == 0
+    assert not [seen for seen in peer.seen if "/deployments/" in seen.path]
+
+
 def test_build_is_looked_for_among_the_jobs_of_builds(mf, peer, stream_of) -> None:
     finished(peer, stream_of)
     mf("logs", "build_01")
