@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -85,6 +86,8 @@ class RefStore:
         self._root = os.fsencode(git_directory) + b"/"
         # Each pair is replaced as one, so that threads never see halves of two.
         self._packed: tuple[Stamp | None, _Packed] = (None, _NONE_PACKED)
+        self._packed_turn = threading.Lock()  # many at once would each hold all refs meanwhile
+        self._packed_read_ns = 0  # when the last reading of it began
         self._loose: dict[bytes, tuple[Stamp, bytes]] = {}
         self._joined: tuple[_SnapshotKey, RefSnapshot] | None = None
 
@@ -273,12 +276,27 @@ class RefStore:
         known_stamp, known = self._packed
         if stamp == known_stamp:
             return known
-        now_ns = time.time_ns()
-        with open(path, "rb") as file:  # noqa: PTH123 -- hot
-            packed = _parse_packed(file.read())
+        asked_ns = time.monotonic_ns()
+        with self._packed_turn:
+            # What somebody began to read since is as new as what would be read now.
+            return self._packed[1] if self._packed_read_ns > asked_ns else self._read_packed_anew()
+
+    def _read_packed_anew(self) -> _Packed:
+        began_ns, now_ns = time.monotonic_ns(), time.time_ns()
+        try:
+            with open(self._root + b"packed-refs", "rb") as file:  # noqa: PTH123 -- hot
+                status = os.fstat(file.fileno())
+                packed = _parse_packed(file.read())
+        except FileNotFoundError:
+            packed, stamp = _NONE_PACKED, None
+        else:
+            stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if not is_settled(status.st_mtime_ns, now_ns):
+                stamp = None
+        known = self._packed[1]
         if packed == known:
             packed = known
-        self._packed = (stamp if is_settled(status.st_mtime_ns, now_ns) else None, packed)
+        self._packed, self._packed_read_ns = (stamp, packed), began_ns
         return packed
 
     def _read_loose(self) -> dict[bytes, bytes]:

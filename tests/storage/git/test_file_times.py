@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,35 @@ def test_a_second_change_in_a_whole_second_is_seen(tmp_path: Path) -> None:
     assert repository.refs.known_snapshot(10) is None
     oids = {name: oid.hex() for name, oid in repository.refs.snapshot().values.items()}
     assert oids == {b"refs/heads/main": "2" * 40, b"refs/heads/other": "2" * 40}
+
+
+def memory_of_reading(bare: Path, thread_count: int) -> int:
+    """The most bytes that were in use while refs just written were read, by all at once."""
+    refs = Repository(bare).refs
+    start = threading.Barrier(thread_count)
+    found = []
+
+    def read() -> None:
+        start.wait()
+        found.append(refs.snapshot())
+
+    threads = [threading.Thread(target=read) for _ in range(thread_count)]
+    tracemalloc.start()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [len(snapshot.values) for snapshot in found] == [20_000] * thread_count
+    return peak_bytes
+
+
+def test_refs_just_written_are_held_once_however_many_read_them(tmp_path: Path) -> None:
+    bare = tmp_path / "r.git"
+    run_git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
+    lines = [f"{'1' * 40} refs/tags/{'t' * 100}{number:06}\n" for number in range(20_000)]
+    (bare / "packed-refs").write_text("".join(lines))
+    soon_ns = (time.time_ns() // SECOND_NS + 10) * SECOND_NS  # it does not settle meanwhile
+    os.utime(bare / "packed-refs", ns=(soon_ns, soon_ns))
+    assert memory_of_reading(bare, 16) < 3 * memory_of_reading(bare, 1)
