@@ -86,6 +86,7 @@ async def serve(
             control.log_retention.run(),
             control.scrubbing.keep(),
             control.previews.keep(),
+            control.messenger.run(),
         )
         await stack.enter_async_context(lifetime.running(*loops, *more_loops))
         if with_children:

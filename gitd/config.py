@@ -171,6 +171,13 @@ class RateLimitsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhooksConfig:
+    """Where webhooks may lead."""
+
+    private_addresses: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
 class RetentionConfig:
     """What is kept in the store, and of the logs of builds and rolls."""
 
@@ -204,6 +211,7 @@ class Config:
     git: GitConfig = field(default_factory=GitConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     rate_limits: RateLimitsConfig = field(default_factory=RateLimitsConfig)
+    webhooks: WebhooksConfig = field(default_factory=WebhooksConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -351,6 +359,8 @@ def _check(config: Config) -> None:
     if not _DOMAIN.fullmatch(config.sites.domain):
         raise ConfigError(f"sites.domain: {config.sites.domain!r} is no domain such as example.com")
     _choose("sites.public_scheme", config.sites.public_scheme, ("http", "https"))
+    private = config.webhooks.private_addresses
+    _choose("webhooks.private_addresses", private, ("auto", "allow", "refuse"))
     _choose("log.level", config.log.level, ("debug", "info", "warning", "error"))
     _choose("log.format", config.log.format, ("auto", "json", "console"))
     _choose("builders.when_pushed_again", config.builders.when_pushed_again, tuple(PushPolicy))

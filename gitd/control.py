@@ -15,10 +15,17 @@ from aiohttp import web
 from gitd.addresses import TrustedProxies
 from gitd.api.app import ApiDeps, build_api
 from gitd.api.rate_limits import limits_of
+from gitd.api.webhook_bodies import render
 from gitd.auth import Authenticator, may_fetch
 from gitd.checking import copies_of
 from gitd.children import Children, ChildSpec
-from gitd.config import BuildersConfig, Config, machine_environ
+from gitd.config import (
+    BuildersConfig,
+    Config,
+    is_loopback,
+    machine_environ,
+    parse_address,
+)
 from gitd.git.limits import GitLimits
 from gitd.git.service import GitService
 from gitd.layout import DataFolder
@@ -48,6 +55,7 @@ from hooks.previews import PreviewKeeper, PreviewLimits
 from hooks.push import PushHooks, PushRules
 from hooks.scrubbing import Scrubbing
 from hooks.variables import Variables
+from hooks.webhooks import Messenger
 from storage import ids
 from storage.artifacts import ArtifactStore
 from storage.collect import Collector
@@ -185,6 +193,9 @@ class Control:
             self.repositories,
             PushRules(PushPolicy(config.builders.when_pushed_again), previews),
         )
+        self.messenger = Messenger(
+            self.jobs, vault, render, may_be_private=may_lead_to_private_addresses(config)
+        )
         self.addresses = Addresses(of_environment=self.url_of, server=self.server_url)
         self.narrator = PushNarrator(self.jobs, self.addresses)
         self.authenticator = Authenticator(self.records)
@@ -252,6 +263,7 @@ class Control:
                 pipeline=self.pipeline,
                 authenticator=self.authenticator,
                 variables=self.variables,
+                messenger=self.messenger,
                 addresses=self.addresses,
                 manifest_bytes=lambda digest: store.manifest(Digest.parse(digest)).data,
                 envelope_bytes=store.envelope,
@@ -298,6 +310,15 @@ class Control:
 
     def close(self) -> None:
         self.records.close()
+
+
+def may_lead_to_private_addresses(config: Config) -> bool:
+    """Whether webhooks may: by the setting, or while only this machine reaches the server."""
+    chosen = config.webhooks.private_addresses
+    if chosen != "auto":
+        return chosen == "allow"
+    host, _ = parse_address(config.server.listen, "server.listen")
+    return is_loopback(host) and not config.server.public_url
 
 
 def egress_rules(builders: BuildersConfig, environ: Mapping[str, str]) -> EgressRules:

@@ -33,7 +33,7 @@ from storage.model import (
     JobStatus,
     JobType,
 )
-from storage.records import audit_log
+from storage.records import audit_log, webhooks
 from storage.records import jobs as job_rows
 from storage.records.db import Records, savepoint
 
@@ -193,9 +193,12 @@ class JobChanges:
         result: dict[str, str] | None = None,
         error: Failure | None = None,
     ) -> Job | None:
-        return self._keep(
-            job_rows.finish(self.db, job_id, status, result=result, error=error, at=self.now)
-        )
+        ended = job_rows.finish(self.db, job_id, status, result=result, error=error, at=self.now)
+        if ended is not None:
+            asker = self._asker
+            request_id = None if asker is None else asker.request_id
+            webhooks.note_end(self.db, ended, self.now, request_id)
+        return self._keep(ended)
 
     def _keep(self, job: Job | None) -> Job | None:
         if job is not None:

@@ -179,6 +179,10 @@ class Action(StrEnum):
     API_KEY_CHANGED = "api_key.changed"
     API_KEY_ROLLED = "api_key.rolled"
     API_KEY_REVOKED = "api_key.revoked"
+    WEBHOOK_CREATED = "webhook.created"
+    WEBHOOK_CHANGED = "webhook.changed"
+    WEBHOOK_ROLLED = "webhook.rolled"
+    WEBHOOK_DELETED = "webhook.deleted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +201,67 @@ class AuditEntry:
     env_id: str | None
     address: str | None
     request_id: str | None
+
+
+class EventType(StrEnum):
+    """What webhooks can hear of."""
+
+    SITE_DEPLOYED = "site.deployed"
+    DEPLOYMENT_FAILED = "deployment.failed"
+    BUILD_SUCCEEDED = "build.succeeded"
+    BUILD_FAILED = "build.failed"
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_FAILED = "job.failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Who is told of `events`, of one site or of all. `sealed`: its secret."""
+
+    id: str
+    url: str
+    events: tuple[str, ...]
+    site_id: str | None
+    is_enabled: bool
+    sealed: bytes = field(repr=False)
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookEvent:
+    """A job that ended, of which webhooks are to be told. `request_id`: of who ended it, if any."""
+
+    id: str
+    job_id: str
+    created_at: int
+    request_id: str | None
+
+
+class DeliveryStatus(StrEnum):
+    QUEUED = "queued"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event on its way to a webhook. `next_at`: when it is tried next; None when it is over.
+
+    `http_status` and `error`: of the last attempt.
+    """
+
+    id: str
+    webhook_id: str
+    event_id: str
+    event_type: str
+    body: bytes
+    status: DeliveryStatus
+    attempts: int
+    next_at: int | None
+    http_status: int | None
+    error: str | None
+    created_at: int
+    attempted_at: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -333,6 +333,41 @@ class AuditEntry(msgspec.Struct, frozen=True):
     request_id: str | None
 
 
+class Webhook(msgspec.Struct, frozen=True):
+    """Who is told of what. `site_id`: null for all sites."""
+
+    id: str
+    url: str
+    events: list[str]
+    site_id: str | None
+    enabled: bool
+    created_at: str
+
+
+class NewWebhook(Webhook, frozen=True):
+    """A webhook and its secret, which is shown once: null in the answer to a repeated request."""
+
+    secret: str | None
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """An event on its way. `response_status` and `error` are of the last attempt; `next_attempt_at`
+    is null when there is no other.
+    """
+
+    id: str
+    webhook_id: str
+    event_id: str
+    event_type: str
+    status: str
+    attempts: int
+    response_status: int | None
+    error: str | None
+    created_at: str
+    attempted_at: str | None
+    next_attempt_at: str | None
+
+
 class Deleted(msgspec.Struct, frozen=True):
     id: str
     deleted: bool = True
@@ -521,6 +556,41 @@ def audit_entry(row: model.AuditEntry) -> AuditEntry:
         env_id=row.env_id,
         address=row.address,
         request_id=row.request_id,
+    )
+
+
+def webhook(row: model.Webhook) -> Webhook:
+    return Webhook(**_webhook_fields(row))
+
+
+def new_webhook(row: model.Webhook, secret: str | None) -> NewWebhook:
+    return NewWebhook(**_webhook_fields(row), secret=secret)
+
+
+def _webhook_fields(row: model.Webhook) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "url": row.url,
+        "events": list(row.events),
+        "site_id": row.site_id,
+        "enabled": row.is_enabled,
+        "created_at": rfc3339(row.created_at),
+    }
+
+
+def delivery(row: model.Delivery) -> Delivery:
+    return Delivery(
+        id=row.id,
+        webhook_id=row.webhook_id,
+        event_id=row.event_id,
+        event_type=row.event_type,
+        status=row.status.value,
+        attempts=row.attempts,
+        response_status=row.http_status,
+        error=row.error,
+        created_at=rfc3339(row.created_at),
+        attempted_at=time_of(row.attempted_at),
+        next_attempt_at=time_of(row.next_at),
     )
 
 

@@ -31,6 +31,7 @@ from gitd.api.endpoints import (
     program_logs_table,
     sites_table,
     variables_table,
+    webhooks_table,
 )
 from gitd.api.envelope import ENCODER, answer_headers
 from gitd.api.environments import Environments
@@ -42,6 +43,7 @@ from gitd.api.reading import BODY_TIMEOUT_S, NoBody, NoQuery
 from gitd.api.sites import Sites
 from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds
 from gitd.api.variables import Variables
+from gitd.api.webhooks import Webhooks
 from gitd.auth import Authenticator
 from gitd.log import logged
 from hooks.deploys.program_logs import ProgramLogs as ProgramLogReaders
@@ -49,6 +51,7 @@ from hooks.follow import Addresses
 from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
 from hooks.variables import Variables as AllVariables
+from hooks.webhooks import Messenger
 from storage.records.db import Records
 from storage.records.recall import Recall
 
@@ -67,6 +70,7 @@ class ApiDeps:
     jobs: AllJobs
     pipeline: Pipeline
     variables: AllVariables
+    messenger: Messenger
     authenticator: Authenticator
     addresses: Addresses
     manifest_bytes: Callable[[str], bytes]
@@ -137,6 +141,7 @@ def build_api(deps: ApiDeps) -> Api:
         *jobs_table(Jobs(deps.jobs, deps.pipeline, streams, open_ends, recall, pages)),
         *api_keys_table(ApiKeys(deps.jobs)),
         *audit_log_table(AuditLog()),
+        *webhooks_table(Webhooks(deps.jobs, deps.variables.vault, deps.messenger)),
         *sites_table(Sites(deps.pipeline, deps.addresses)),
         *capabilities_table(
             Capabilities(deps.pipeline, has_rate_limits=deps.rate_limits is not None)

@@ -22,8 +22,9 @@ HAS = (
     "secrets",
     "suspension",
     "variables",
+    "webhooks",
 )
-LACKS = ("custom_domains", "webhooks")
+LACKS = ("custom_domains",)
 
 
 class Capabilities:

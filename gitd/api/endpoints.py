@@ -23,6 +23,8 @@ from gitd.api.program_logs import ProgramLogQuery, ProgramLogs, ProgramLogStream
 from gitd.api.sites import PolicyBody, RoutesBody, SiteBody, Sites
 from gitd.api.stream import EVENT_STREAM
 from gitd.api.variables import RollQuery, VariableBody, Variables
+from gitd.api.webhooks import PATH as WEBHOOKS
+from gitd.api.webhooks import WebhookBody, WebhookChange, Webhooks
 
 SITES = "/v1/sites"
 SITE = SITES + "/{site}"
@@ -31,6 +33,8 @@ ENVIRONMENT = ENVIRONMENTS + "/{env}"
 JOBS = "/v1/jobs"
 JOB = JOBS + "/{job}"
 API_KEY = API_KEYS + "/{key}"
+WEBHOOK = WEBHOOKS + "/{webhook}"
+DELIVERIES = WEBHOOK + "/deliveries"
 
 
 def jobs_table(jobs: Jobs) -> tuple[Endpoint, ...]:
@@ -148,6 +152,95 @@ def audit_log_table(audit_log: AuditLog) -> tuple[Endpoint, ...]:
             query=PageQuery,
             answer=answers.AuditEntry,
             form=Form.LIST,
+        ),
+    )
+
+
+def webhooks_table(webhooks: Webhooks) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "GET",
+            WEBHOOKS,
+            webhooks.list,
+            "List webhooks, newest first",
+            scope="webhooks:read",
+            query=PageQuery,
+            answer=answers.Webhook,
+            form=Form.LIST,
+            reach=Reach.WHOLE_SITE,
+        ),
+        Endpoint(
+            "POST",
+            WEBHOOKS,
+            webhooks.create,
+            "Make a webhook, and show its secret once",
+            scope="webhooks:write",
+            body=WebhookBody,
+            answer=answers.NewWebhook,
+            status=201,
+            is_creating=True,
+            errors=("site.not_found", "webhook.too_many"),
+            reach=Reach.WHOLE_SITE,
+        ),
+        Endpoint(
+            "GET",
+            WEBHOOK,
+            webhooks.show,
+            "Show a webhook",
+            scope="webhooks:read",
+            answer=answers.Webhook,
+            reach=Reach.WHOLE_SITE,
+        ),
+        Endpoint(
+            "PATCH",
+            WEBHOOK,
+            webhooks.change,
+            "Change where a webhook leads, or what it is told of",
+            scope="webhooks:write",
+            body=WebhookChange,
+            answer=answers.Webhook,
+            reach=Reach.WHOLE_SITE,
+        ),
+        Endpoint(
+            "DELETE",
+            WEBHOOK,
+            webhooks.delete,
+            "Tell a webhook nothing more",
+            scope="webhooks:write",
+            answer=answers.Deleted,
+            reach=Reach.WHOLE_SITE,
+        ),
+        Endpoint(
+            "POST",
+            WEBHOOK + "/roll",
+            webhooks.roll,
+            "Give a webhook another secret, and show it once",
+            scope="webhooks:write",
+            answer=answers.NewWebhook,
+            is_creating=True,
+            reach=Reach.WHOLE_SITE,
+        ),
+        Endpoint(
+            "GET",
+            DELIVERIES,
+            webhooks.list_deliveries,
+            "List what a webhook was told, newest first",
+            scope="webhooks:read",
+            query=PageQuery,
+            answer=answers.Delivery,
+            form=Form.LIST,
+            reach=Reach.WHOLE_SITE,
+        ),
+        Endpoint(
+            "POST",
+            DELIVERIES + "/{delivery}/redeliver",
+            webhooks.redeliver,
+            "Send once more what was sent",
+            scope="webhooks:write",
+            answer=answers.Delivery,
+            status=201,
+            is_creating=True,
+            reach=Reach.WHOLE_SITE,
         ),
     )
 

@@ -216,6 +216,8 @@ ROWS = (
             ("variable", ""),
             ("secret", ""),
             ("api_key", ""),
+            ("webhook", ""),
+            ("delivery", ""),
         )
     ),
     ErrorCode(
@@ -237,6 +239,12 @@ ROWS = (
         "Delete those that nothing uses, or put several values into one.",
     ),
     ErrorCode(CONFLICT, "site.name_taken", "Another site has this name.", "Choose another name."),
+    ErrorCode(
+        CONFLICT,
+        "webhook.too_many",
+        "There are as many webhooks as there may be.",
+        "Delete those that nobody needs.",
+    ),
     ErrorCode(
         CONFLICT,
         "environment.exists",

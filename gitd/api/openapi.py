@@ -157,6 +157,7 @@ def _codes_of(endpoint: Endpoint) -> Iterable[str]:
     names = {"site": "site", "env": "environment", "job": "job", "build": "build"}
     names |= {"artifact": "artifact", "deployment": "deployment"}
     names |= {"variable": "variable", "secret": "secret", "key": "api_key"}
+    names |= {"webhook": "webhook", "delivery": "delivery"}
     codes += [f"{names[name]}.not_found" for name in re.findall(r"\{(\w+)\}", endpoint.path)]
     if endpoint.reach.value > 1:
         codes.append("permission.key_bound")

@@ -26,6 +26,7 @@ from gitd.cli.session import Session
 from gitd.cli.sites import sites
 from gitd.cli.variables import secrets, variables
 from gitd.cli.version import version
+from gitd.cli.webhooks import webhooks
 
 DEFAULT_URL = "http://127.0.0.1:8080"  # where an embedded `gitd serve` listens
 
@@ -73,6 +74,7 @@ for command in (
     logs,
     keys,
     audit,
+    webhooks,
     version,
 ):
     mf.add_command(command)

@@ -445,3 +445,28 @@ def audit_log(db: Database) -> None:
         CREATE INDEX audit_log_age ON audit_log(created_at);
         """,
     )
+
+
+@MIGRATIONS()
+def webhooks(db: Database) -> None:
+    _run(
+        db,
+        """
+        CREATE TABLE webhook(
+          id TEXT PRIMARY KEY, url TEXT NOT NULL, events TEXT NOT NULL,
+          site_id TEXT REFERENCES site(id) ON DELETE CASCADE, enabled INTEGER NOT NULL,
+          sealed BLOB NOT NULL, created_at BIGINT NOT NULL);
+        CREATE INDEX webhook_site ON webhook(site_id, id);
+        CREATE TABLE webhook_event(
+          id TEXT PRIMARY KEY, job_id TEXT NOT NULL, created_at BIGINT NOT NULL, request_id TEXT);
+        CREATE TABLE webhook_delivery(
+          id TEXT PRIMARY KEY,
+          webhook_id TEXT NOT NULL REFERENCES webhook(id) ON DELETE CASCADE,
+          event_id TEXT NOT NULL, event_type TEXT NOT NULL, body BLOB NOT NULL,
+          status TEXT NOT NULL, attempts INTEGER NOT NULL, next_at BIGINT, http_status INTEGER,
+          error TEXT, created_at BIGINT NOT NULL, attempted_at BIGINT);
+        CREATE INDEX webhook_delivery_webhook ON webhook_delivery(webhook_id, id);
+        CREATE INDEX webhook_delivery_due ON webhook_delivery(next_at, id)
+          WHERE next_at IS NOT NULL;
+        """,
+    )

@@ -10,6 +10,7 @@ import pytest
 
 from gitd.config import SECTIONS, Config, SitesConfig, load, machine_environ
 from gitd.config_bounds import BOUNDS
+from gitd.control import may_lead_to_private_addresses
 from gitd.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "gitd.example.toml"
@@ -159,3 +160,25 @@ def test_package_clients_of_the_machine_get_no_setting_and_no_credential_of_ours
 )
 def test_url_of_a_site_has_its_port_where_that_is_needed(settings: SitesConfig, url: str) -> None:
     assert settings.url_of("shop") == url
+
+
+@pytest.mark.parametrize(
+    ("settings", "may"),
+    [
+        ({}, True),
+        ({"GITD_SERVER_LISTEN": "0.0.0.0:8080"}, False),
+        ({"GITD_SERVER_PUBLIC_URL": "https://forge.example.com"}, False),
+        ({"GITD_WEBHOOKS_PRIVATE_ADDRESSES": "refuse"}, False),
+        (
+            {
+                "GITD_WEBHOOKS_PRIVATE_ADDRESSES": "allow",
+                "GITD_SERVER_PUBLIC_URL": "https://forge.example.com",
+            },
+            True,
+        ),
+    ],
+)
+def test_webhooks_lead_to_this_machine_only_where_nobody_else_makes_them(
+    settings: dict[str, str], *, may: bool
+) -> None:
+    assert may_lead_to_private_addresses(load(None, settings)) is may

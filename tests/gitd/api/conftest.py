@@ -18,6 +18,7 @@ from aiohttp import ClientSession, ClientTimeout, web
 from gitd.addresses import TrustedProxies
 from gitd.api.app import Api, ApiDeps, build_api
 from gitd.api.rate_limits import RateLimits
+from gitd.api.webhook_bodies import render
 from gitd.auth import Authenticator, expand_scopes, mint
 from hooks.builds.leases import BuildLimits
 from hooks.builds.packing import Packer
@@ -34,6 +35,7 @@ from hooks.follow import Addresses
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.variables import Variables
+from hooks.webhooks import Messenger
 from storage.artifacts import ArtifactStore
 from storage.custody import Custody
 from storage.digest import Digest
@@ -126,6 +128,7 @@ class Service:
             limits=RollLimits(roll_timeout_s=60, host_timeout_s=60),
             domain="localhost",
         )
+        self.messenger = Messenger(self.jobs, variables.vault, render, may_be_private=True)
         self.addresses = Addresses(
             of_environment=lambda env: f"http://{env.hostname}.localhost:8081", server=self.url
         )
@@ -136,6 +139,7 @@ class Service:
                 jobs=self.jobs,
                 pipeline=Pipeline(self.jobs, self.repositories),
                 variables=variables,
+                messenger=self.messenger,
                 authenticator=Authenticator(self.records, self.clock),
                 addresses=self.addresses,
                 manifest_bytes=lambda digest: self.reader.manifest(Digest.parse(digest)).data,

@@ -7,6 +7,9 @@ import asyncio
 import pytest
 
 from hooks.builds.wire import BuildError
+from hooks.webhooks import Told, delivery_of
+from storage.model import EventType
+from storage.records import webhooks
 
 DAY_MS = 24 * 60 * 60 * 1000
 
@@ -125,7 +128,15 @@ async def test_every_creating_post_takes_a_key(service, acme) -> None:
     second = await acme.release(b"two")
     await acme.release(b"three", "staging")
     service.secret, key = service.minted("*", "keys:write")
+    hooks = "/v1/webhooks"
+    hook = {"url": "http://127.0.0.1:1/"}
+    webhook = (await service.post(hooks, hook)).data["id"]
+    sent = delivery_of(webhook, Told("evt_1", EventType.JOB_FAILED, b"{}"), service.clock.now)
+    service.records.write(lambda db: webhooks.add_delivery(db, sent))
     posts = (
+        (hooks, hook),
+        (f"{hooks}/{webhook}/roll", None),
+        (f"{hooks}/{webhook}/deliveries/{sent.id}/redeliver", None),
         ("/v1/api-keys", {"label": "ci", "scopes": ["jobs:read"]}),
         (f"/v1/api-keys/{key.id}/roll", None),
         ("/v1/sites", {"name": "other"}),

@@ -53,6 +53,8 @@ LISTS = [
     (("jobs",), "/v1/jobs", {}),
     (("keys",), "/v1/api-keys", {}),
     (("audit",), "/v1/audit-log", {}),
+    (("webhooks",), "/v1/webhooks", {}),
+    (("webhooks", "deliveries", "whe_01"), "/v1/webhooks/whe_01/deliveries", {}),
     (
         ("jobs", "list", "--status", "failed", "--resource-type", "build"),
         "/v1/jobs",
@@ -102,6 +104,7 @@ SHOWS = [
     (("deployments", "show", "dep_01", *PLACE), f"{HERE}/deployments/dep_01"),
     (("jobs", "show", "job_01"), "/v1/jobs/job_01"),
     (("keys", "show", "key_01"), "/v1/api-keys/key_01"),
+    (("webhooks", "show", "whe_01"), "/v1/webhooks/whe_01"),
 ]
 
 
@@ -188,6 +191,12 @@ DELETES = [
         "/v1/api-keys/key_01",
         {"id": "key_01", "label": "ci"},
         "/v1/api-keys/key_01",
+    ),
+    (
+        ("webhooks", "delete", "whe_01"),
+        "/v1/webhooks/whe_01",
+        {"id": "whe_01", "url": "https://example.com"},
+        "/v1/webhooks/whe_01",
     ),
 ]
 

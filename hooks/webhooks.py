@@ -1,0 +1,286 @@
+"""Webhooks: whoever wants to hear of what happens is sent it, signed, until it is taken.
+
+Each event is told at least once, and each delivery is tried again with growing pauses. Source:
+contract §5 "Webhooks".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import secrets
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import aiohttp
+import structlog
+from aiohttp import hdrs
+
+from hooks.clock import Clock
+from hooks.http_server import SERVER
+from hooks.jobs import JobChanges, Jobs
+from hooks.webhook_addresses import PrivateAddressError, PublicResolver, check_literal
+from storage.errors import SealBrokenError, StorageError
+from storage.ids import new_id
+from storage.model import (
+    Delivery,
+    DeliveryStatus,
+    EventType,
+    Job,
+    JobStatus,
+    JobType,
+    Webhook,
+    WebhookEvent,
+)
+from storage.records import jobs as job_rows
+from storage.records import webhooks
+from storage.records.db import mapped_errors
+from storage.sealing import Vault
+
+log = structlog.get_logger(__name__)
+
+SIGNATURE_HEADER: Final = "Forge-Signature"
+SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - the head of every secret
+PAUSES_S: Final = (10, 60, 300, 1800, 7200, 18_000, 36_000)
+"""What is waited before each further attempt: eight in all, over 18 hours."""
+TIMEOUT_S: Final = 10.0
+AT_ONCE: Final = 8
+EVENTS_AT_ONCE: Final = 100
+LOOK_EVERY_S: Final = 60.0
+KEPT_MS: Final = 30 * 24 * 3600 * 1000
+FORGET_EVERY_MS: Final = 3600 * 1000
+ERROR_CHARS_MAX: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of an event: its id, its type, and the body of the request as it is sent."""
+
+    event_id: str
+    event_type: EventType
+    body: bytes
+
+
+Render = Callable[[sqlite3.Connection, WebhookEvent, Job, EventType, str], bytes | None]
+"""Makes the body for an event of a job: `data` for that type, under that id of an event. None when
+there is nothing to tell of it any more.
+"""
+
+
+def types_of(job: Job) -> tuple[EventType, ...]:
+    """What a job that ended is told as."""
+    is_good = job.status is JobStatus.SUCCEEDED
+    is_build = job.type is JobType.BUILD_RUN
+    if is_good:
+        own = EventType.BUILD_SUCCEEDED if is_build else EventType.SITE_DEPLOYED
+        return own, EventType.JOB_SUCCEEDED
+    own = EventType.BUILD_FAILED if is_build else EventType.DEPLOYMENT_FAILED
+    return own, EventType.JOB_FAILED
+
+
+def new_secret() -> str:
+    return SECRET_PREFIX + secrets.token_urlsafe(32)
+
+
+def signature(secret: str, at_s: int, body: bytes) -> str:
+    """The header of a delivery: `t=UNIX,v1=HEX`, an HMAC-SHA256 of the time, a dot and the body."""
+    mac = hmac.new(secret.encode(), b"%d.%b" % (at_s, body), hashlib.sha256)
+    return f"t={at_s},v1={mac.hexdigest()}"
+
+
+def seal(vault: Vault, webhook_id: str, secret: str) -> bytes:
+    return vault.seal(secret.encode(), place=_place(webhook_id))
+
+
+def after(delivery: Delivery, *, now: int, http_status: int | None, error: str | None) -> Delivery:
+    """The delivery after an attempt: over, when it was taken or was tried often enough."""
+    attempts = delivery.attempts + 1
+    is_taken = error is None
+    is_over = is_taken or attempts > len(PAUSES_S)
+    status = DeliveryStatus.SUCCEEDED if is_taken else DeliveryStatus.FAILED
+    return replace(
+        delivery,
+        attempts=attempts,
+        status=status if is_over else DeliveryStatus.QUEUED,
+        next_at=None if is_over else now + 1000 * PAUSES_S[attempts - 1],
+        http_status=http_status,
+        error=None if error is None else error[:ERROR_CHARS_MAX],
+        attempted_at=now,
+    )
+
+
+class Messenger:
+    """Makes deliveries of events, and sends them. Belongs to one event loop."""
+
+    def __init__(
+        self, jobs: Jobs, vault: Vault, render: Render, *, may_be_private: bool = False
+    ) -> None:
+        """`may_be_private`: webhooks may lead to addresses of this machine and its networks."""
+        self._jobs = jobs
+        self._records = jobs.records
+        self._vault = vault
+        self._render = render
+        self._may_be_private = may_be_private
+        self._is_new = asyncio.Event()
+        self._forget_at = jobs.clock() + FORGET_EVERY_MS
+        jobs.watch(self._on_job)
+
+    @property
+    def _clock(self) -> Clock:
+        return self._jobs.clock
+
+    def hurry(self) -> None:
+        """There is something to send."""
+        self._is_new.set()
+
+    async def run(self) -> None:
+        """Send what is to be sent, for ever."""
+        async with self._session() as session:
+            while True:
+                self._is_new.clear()
+                try:
+                    with mapped_errors():
+                        await self._tell_all()
+                        await self._send_due(session)
+                        await self._forget()
+                        pause_s = self._pause_s()
+                except StorageError:
+                    log.exception("webhooks_not_sent")
+                    pause_s = LOOK_EVERY_S
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._is_new.wait()
+
+    def _on_job(self, job: Job) -> None:
+        if job.status.is_final:
+            self._is_new.set()
+
+    def _pause_s(self) -> float:
+        due_at = webhooks.next_due(self._records.reader())
+        if due_at is None:
+            return LOOK_EVERY_S
+        return min(LOOK_EVERY_S, max(0.0, (due_at - self._clock()) / 1000))
+
+    async def _tell_all(self) -> None:
+        """Make deliveries of all events that there are."""
+        while found := webhooks.events(self._records.reader(), EVENTS_AT_ONCE):
+
+            def change(changes: JobChanges, found: Sequence[WebhookEvent] = found) -> None:
+                for event in found:
+                    self._tell(changes, event)
+
+            await self._jobs.commit(change)
+
+    async def _forget(self) -> None:
+        """Once an hour, remove the deliveries that were over long ago."""
+        now = self._clock()
+        if now < self._forget_at:
+            return
+        self._forget_at = now + FORGET_EVERY_MS
+        await self._jobs.commit(
+            lambda changes: webhooks.forget_deliveries(changes.db, changes.now - KEPT_MS)
+        )
+
+    def _tell(self, changes: JobChanges, event: WebhookEvent) -> None:
+        db = changes.db
+        webhooks.forget_event(db, event.id)
+        job = job_rows.get(db, event.job_id)
+        if job is None:
+            return
+        listening = webhooks.listening(db, job.site_id)
+        for number, event_type in enumerate(types_of(job)):
+            wanted = [webhook for webhook in listening if event_type in webhook.events]
+            event_id = event.id if number == 0 else new_id("evt")
+            body = self._render(db, event, job, event_type, event_id) if wanted else None
+            for webhook in wanted if body is not None else ():
+                assert body is not None, "looked at just now"
+                told = Told(event_id, event_type, body)
+                webhooks.add_delivery(db, delivery_of(webhook.id, told, changes.now))
+
+    async def _send_due(self, session: aiohttp.ClientSession) -> None:
+        while due := webhooks.due(self._records.reader(), self._clock(), AT_ONCE):
+            done = await asyncio.gather(*(self._attempt(session, each) for each in due))
+
+            def change(changes: JobChanges, done: Sequence[Delivery] = done) -> None:
+                for delivery in done:
+                    webhooks.note_attempt(changes.db, delivery)
+
+            await self._jobs.commit(change)
+
+    async def _attempt(self, session: aiohttp.ClientSession, delivery: Delivery) -> Delivery:
+        webhook = webhooks.get(self._records.reader(), delivery.webhook_id)
+        if webhook is None:
+            return delivery  # it went, and its deliveries with it
+        http_status, error = None, None
+        try:
+            http_status = await self._post(session, webhook, delivery)
+            if not 200 <= http_status < 300:
+                error = f"The receiver answered {http_status}."
+        except SealBrokenError:
+            error = "The server cannot open this webhook's secret: roll it."
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as failure:
+            error = _reason(failure)
+        if error is not None:
+            log.info("webhook_not_taken", webhook_id=webhook.id, reason=error)
+        return after(delivery, now=self._clock(), http_status=http_status, error=error)
+
+    async def _post(
+        self, session: aiohttp.ClientSession, webhook: Webhook, delivery: Delivery
+    ) -> int:
+        if not self._may_be_private:
+            check_literal(webhook.url)
+        secret = self._vault.unseal(webhook.sealed, place=_place(webhook.id)).decode()
+        headers = {
+            hdrs.CONTENT_TYPE: "application/json",
+            hdrs.USER_AGENT: SERVER,
+            SIGNATURE_HEADER: signature(secret, self._clock() // 1000, delivery.body),
+        }
+        async with session.post(
+            webhook.url, data=delivery.body, headers=headers, allow_redirects=False
+        ) as answer:
+            return answer.status
+
+    def _session(self) -> aiohttp.ClientSession:
+        resolver = None if self._may_be_private else PublicResolver()
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=AT_ONCE, force_close=True, use_dns_cache=False, resolver=resolver
+            ),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+
+def delivery_of(webhook_id: str, told: Told, now: int) -> Delivery:
+    """A new delivery, to be sent at once."""
+    return Delivery(
+        id=new_id("whd"),
+        webhook_id=webhook_id,
+        event_id=told.event_id,
+        event_type=told.event_type.value,
+        body=told.body,
+        status=DeliveryStatus.QUEUED,
+        attempts=0,
+        next_at=now,
+        http_status=None,
+        error=None,
+        created_at=now,
+        attempted_at=None,
+    )
+
+
+def _place(webhook_id: str) -> str:
+    return f"webhook {webhook_id}"
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, TimeoutError):
+        return f"The receiver did not answer within {TIMEOUT_S:g} s."
+    if isinstance(failure, aiohttp.ClientConnectorError):
+        inner = failure.os_error
+        failure = inner if isinstance(inner, PrivateAddressError) else failure
+    return str(failure) or type(failure).__name__
