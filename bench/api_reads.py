@@ -59,12 +59,14 @@ async def serve_api(root: Path) -> None:
     """The API as `gitd serve` mounts it, logging to a file, over a site with some jobs."""
     from gitd import log
     from gitd.api.app import ApiDeps, build_api
+    from gitd.api.webhook_bodies import render
     from gitd.auth import Authenticator, mint
     from hooks.follow import Addresses
     from hooks.jobs import Jobs
     from hooks.pipeline import Pipeline
     from hooks.queueing import BuildOrder, queue_build
     from hooks.variables import Variables
+    from hooks.webhooks import Messenger
     from storage.joblog import JobLogs
     from storage.model import SYSTEM
     from storage.records import api_keys, environments
@@ -88,12 +90,14 @@ async def serve_api(root: Path) -> None:
         def absent(*_: object) -> NoReturn:
             raise NotImplementedError
 
+        vault = Vault(bytes(KEY_BYTES))
         api = build_api(
             ApiDeps(
                 records=records,
                 jobs=jobs,
                 pipeline=pipeline,
-                variables=Variables(jobs, Vault(bytes(KEY_BYTES))),
+                variables=Variables(jobs, vault),
+                messenger=Messenger(jobs, vault, render),
                 authenticator=Authenticator(records),
                 addresses=Addresses(
                     lambda env: f"http://{env.hostname}.localhost", "http://127.0.0.1"
@@ -104,7 +108,7 @@ async def serve_api(root: Path) -> None:
             )
         )
         app = web.Application()
-        app.add_routes(api.routes)
+        api.mount(app)
         await _until_told(app, f"{secret.reveal()} {queued.job.id}")
         records.close()
 
