@@ -62,8 +62,9 @@ def _write_again(
             continue
         envelope = custody.seal(body)
         with mapped_errors("write the statement"):
+            # Over whatever lies there: what no row knows may be torn, or its name not durable.
             path = Path(reader.layout.envelope(envelope.sha256))
-            write_atomic(path, envelope.data, mode=STATEMENT_MODE, replace=False)
+            write_atomic(path, envelope.data, mode=STATEMENT_MODE)
         signed.append((made_by.envelope_sha256, envelope))
     return signed, failures
 

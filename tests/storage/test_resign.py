@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage.custody import Custody
+from storage.envelope import IN_TOTO_TYPE, unseal
 from storage.errors import SignatureInvalidError
 from storage.records import artifacts, attestations
 from storage.resign import resign
@@ -73,3 +74,20 @@ def test_statement_that_is_not_what_was_signed_is_not_signed_again(shop, custody
         broken.artifact_id,
         gone.artifact_id,
     ]
+
+
+def test_file_that_lies_where_a_new_statement_belongs_is_overwritten(shop, custody) -> None:
+    """Case 7: no row knows it, so that nobody ever held it against its name."""
+    ingested = shop.ingest({"a": b"x"})
+    (made_by,) = attestations.signed_by(shop.records.reader(), shop.signing_key.key_id)
+    body = unseal(
+        shop.reader.envelope(made_by.envelope_sha256),
+        payload_type=IN_TOTO_TYPE,
+        public_key=lambda _: shop.signing_key.public,
+    ).body
+    path = Path(shop.store.layout.envelope(custody.seal(body).sha256))
+    path.write_bytes(b"torn")
+    assert resign(shop.records, shop.reader, custody, [made_by]).count == 1
+    kept = artifacts.of_environment(shop.records.reader(), PREVIEW, ingested.artifact_id)
+    assert shop.reader.verify(ingested.digest, kept.attestation.envelope_sha256)
+    assert kept.attestation.key_id == custody.signing_key().key_id
