@@ -119,13 +119,13 @@ async def read_wish(body: BodyReader, limits: GitLimits, *, offered: Collection[
         if line.startswith(b"shallow "):
             wish.shallow.append(_oid(line[8:]))
         elif line.startswith(b"push-cert\0"):
-            wish.capabilities = set(line[10:].split()) - unheard
+            wish.capabilities = set(_as_c_string(line[10:]).split()) - unheard
             certificate = await _read_certificate(body, limits)
         else:
             # Any line may name capabilities, though git's client says them once.
             line, _, capabilities = line.partition(b"\0")
             if capabilities:
-                wish.capabilities.update(capabilities.split())
+                wish.capabilities.update(_as_c_string(capabilities).split())
                 wish.capabilities -= unheard
             wish.commands.append(_command(line))
         if len(wish.capabilities) > CAPABILITIES_MAX:

@@ -209,21 +209,31 @@ def require_sane(wish: Wish) -> None:
         assert command.update.old == command.old.hex()
 
 
-@UNHURRIED
-@given(words=st.lists(WORDS, max_size=4), is_offered=st.booleans())
-def test_capabilities_of_a_push(words: list[bytes], *, is_offered: bool) -> None:
+@briefly_and_long
+def test_capabilities_of_a_push(examples: int) -> None:
+    @settings(UNHURRIED, max_examples=examples)
+    @given(words=st.lists(WORDS | st.binary(max_size=9), max_size=6), is_offered=st.booleans())
+    def each(words: list[bytes], *, is_offered: bool) -> None:
+        capabilities_are_heard(words, is_offered=is_offered)
+
+    each()
+
+
+def capabilities_are_heard(words: list[bytes], *, is_offered: bool) -> None:
+    wanted = set(b" ".join(words).partition(b"\0")[0].split())
+    if not is_offered:
+        wanted -= {b"atomic", b"push-options"}
+
     async def run() -> None:
         line = NULL + b" " + SOME + b" refs/heads/x\0" + b" ".join(words)
         options = pkt_line(b"o") + b"0000"
         reader = reader_of([pkt_line(line) + b"0000" + options])
         wish = await read_wish(reader, LIMITS, offered=OFFERED if is_offered else ())
-        wanted = {word for word in words if word}
-        if not is_offered:
-            wanted -= {b"atomic", b"push-options"}
         assert wish.capabilities == wanted
         assert wish.options == (["o"] if b"push-options" in wanted else None)
 
-    if b"object-format=sha256" in words:
+    formats = {word for word in wanted if word.startswith(b"object-format=")}
+    if formats - {b"object-format=sha1"}:
         with pytest.raises(BodyInvalidError, match="unsupported object format"):
             asyncio.run(run())
     else:
