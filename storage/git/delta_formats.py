@@ -11,6 +11,7 @@ from dulwich.pack import apply_delta
 from storage.git.errors import RepositoryCorruptError
 from storage.git.pack import SIZE_OUT_OF_BOUND, SIZE_SHIFT_MAX
 
+DELTA_BYTES_MIN = 4  # as git's: two sizes and the shortest instruction
 DELTA_DEPTH_MAX = 4096  # git's own limit is 4095
 
 
@@ -56,3 +57,37 @@ def patched(base: bytes, delta: bytes) -> bytes:
     except ApplyDeltaError as error:
         raise RepositoryCorruptError(f"a delta does not apply: {error}") from error
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def patched_anew(base: bytes, delta: bytes, size: int) -> bytes:
+    """As `patched`, of a delta that nobody has read before: git must be able to read it too.
+
+    `size`: of its result, as it says itself.
+
+    Raises:
+        RepositoryCorruptError: the delta does not fit the base, or one of its instructions does
+            not; or it is too short for git.
+    """
+    if len(delta) < DELTA_BYTES_MIN:
+        raise RepositoryCorruptError("a delta is too short")
+    # The native code stops at a copy that is out of bounds, and takes no notice of one that is the
+    # last instruction. With one more behind it, it does.
+    at = _end_of_number(delta, 0)
+    longer = delta[:at] + _number(size + 1) + delta[_end_of_number(delta, at) :] + b"\1\0"
+    patched(base, longer)
+    return patched(base, delta)
+
+
+def _end_of_number(delta: bytes, at: int) -> int:
+    while delta[at] & 128:
+        at += 1
+    return at + 1
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from storage.git.delta_formats import delta_sizes, patched
+from storage.git.delta_formats import delta_sizes, patched_anew
 from storage.git.errors import (
     ObjectMissingError,
     PackInvalidError,
@@ -113,7 +113,7 @@ class DeltaTrees:
             scan.count_inflated(size)
             if base_size != len(base):
                 raise PackInvalidError("delta does not fit its base")
-            return patched(base, delta)
+            return patched_anew(base, delta, size)
         except RepositoryCorruptError as error:
             raise PackInvalidError(f"failed to apply delta: {error}") from error
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from storage.git.closure import Closure
-from storage.git.delta_formats import DELTA_DEPTH_MAX, delta_sizes, patched
+from storage.git.delta_formats import DELTA_DEPTH_MAX, delta_sizes, patched_anew
 from storage.git.errors import (
     PackInvalidError,
     PackOutgrownError,
@@ -253,7 +253,7 @@ class PackScan:
                 return None
             require_depth(depth + 1)
             self._kept_bytes += size
-            return kind, patched(content, delta), depth + 1
+            return kind, patched_anew(content, delta, size), depth + 1
         except RepositoryCorruptError as error:
             raise PackInvalidError(f"failed to apply delta: {error}") from error
 

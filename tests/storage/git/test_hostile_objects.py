@@ -91,6 +91,35 @@ def test_sizes_of_a_delta_end(tmp_path: Path, before: bytes) -> None:
         indexed(tmp_path, 2, base + entry(OFS_DELTA, delta, bytes([len(base)])))
 
 
+@pytest.mark.parametrize(
+    "delta",
+    [
+        b"\5\1\2XX",  # too many literal bytes
+        b"\5\1\x91\0\2",  # too many copied bytes
+        b"\5\2\2X",  # too few literal bytes
+        b"\5\1\x91\5\1",  # too few bytes in the base
+        b"\5\2\x91\0",  # truncated copy parameters
+        b"\5\1\1X\1X",  # one instruction more than the result takes
+        b"\5\1\1X\x91\0\1",
+        b"\5\1\1X\x91\5\1",  # ... that copies from behind the base
+        b"\5\0\x91\5\1",  # ... and is the only one
+        b"\5\1\1X\0",  # an instruction that is none
+        b"\5\0",  # none at all
+    ],
+)
+def test_deltas_that_git_cannot_apply_are_refused(tmp_path: Path, delta: bytes) -> None:
+    """t5303 "apply delta with ...": no client could read what they stand for."""
+    base = entry(BLOB, b"12345")
+    with pytest.raises(PackInvalidError, match="failed to apply delta"):
+        indexed(tmp_path, 2, base + entry(OFS_DELTA, delta, bytes([len(base)])))
+
+
+def test_the_shortest_delta_that_git_applies_is_taken(tmp_path: Path) -> None:
+    base = entry(BLOB, b"12345")
+    found = indexed(tmp_path, 2, base + entry(OFS_DELTA, b"\5\1\1X", bytes([len(base)])))
+    assert len(found.oids) == 2
+
+
 @pytest.mark.parametrize("piece", [b"1", b"1 ", b"0 a", b"\0", b"100644 a\0", b"40000 "])
 @pytest.mark.parametrize("count", [1, MANY])
 def test_what_is_no_tree_is_refused(tmp_path: Path, piece: bytes, count: int) -> None:
