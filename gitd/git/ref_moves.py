@@ -15,6 +15,7 @@ from gitd.git.push_request import Command, Wish
 from gitd.git.push_scripts import NOT_KEPT
 from gitd.git.pusher import Pusher
 from gitd.git.ref_checks import RefChecks
+from gitd.git.reserved_refs import refuse_reserved
 from storage.git.errors import RefUpdateError
 from storage.git.object_formats import NULL_OID
 from storage.git.refs import RefSnapshot
@@ -68,9 +69,10 @@ class RefMoves:
         except OSError as error:
             self._wish.refuse_all(NOT_KEPT)
             return Judged([f"error: cannot keep the objects: {error.strerror}"], set())
+        words = refuse_reserved(self._repository, self._wish)
         snapshot = self._repository.refs.snapshot()
         checks = RefChecks(self._repository, snapshot, refs_max=self._refs_max)
-        return Judged(checks.judge_all(self._wish.commands), to_sync, snapshot)
+        return Judged(words + checks.judge_all(self._wish.commands), to_sync, snapshot)
 
     def apply(self, to_sync: set[Path], snapshot: RefSnapshot | None = None) -> list[str]:
         """Move the refs that nobody refused; return words for the user.

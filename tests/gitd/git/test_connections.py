@@ -225,6 +225,14 @@ def test_what_is_no_http_leaves_no_traceback(launch: Any, tmp_path: Path) -> Non
     assert log.read_text() == ""
 
 
+def test_a_line_of_a_head_may_be_as_long_as_a_token_is(server: Any, bare: Path) -> None:
+    """Those of Kerberos, for a front's log-in, have tens of thousands of letters."""
+    url = f"{server.url_of(bare)}/info/refs?service=git-upload-pack"
+    for length, status in ((60_000, 200), (70_000, 400)):
+        answer = server.client.get(url, headers={"Authorization": f"Negotiate {'a' * length}"})
+        assert answer.status_code == status
+
+
 def test_a_content_type_that_is_no_text_is_refused_by_name(server: Any, bare: Path) -> None:
     with connect(server) as connection:
         connection.sendall(

@@ -207,6 +207,42 @@ def test_8_15_hidden_refs_are_not_touched(wire: Any, tip: str, git: Git) -> None
     }
 
 
+def test_8_34_refs_for_a_proc_receive_hook_are_refused(wire: Any, tip: str, git: Git) -> None:
+    """t5411 "no hook": none is run here, and as ordinary refs they would be where nobody looks."""
+    for pattern in (
+        "refs/for/",
+        "d:refs/heads/gone",
+        "m:refs/heads/main",
+        "a!:refs",
+        "x:refs/tags",
+    ):
+        git("config", "--add", "receive.procReceiveRefs", pattern, cwd=wire.bare)
+    git("update-ref", "refs/heads/gone", tip, cwd=wire.bare)
+    git("update-ref", "refs/heads/for", tip, cwd=wire.bare)
+    updates = (
+        (NONE, tip, "refs/for/main/topic"),
+        (NONE, tip, "refs/for"),
+        (NONE, tip, "refs/forest/x"),
+        (tip, NONE, "refs/heads/gone"),
+        (NONE, tip, "refs/heads/gone2"),
+        (tip, NONE, "refs/heads/for"),
+        (NONE, tip, "refs/tags/t"),
+        (tip, tip, "refs/heads/main"),
+    )
+    pack = wire.pack(tip, f"^{tip}")
+    caps = "report-status side-band-64k atomic"
+    answer = wire.push(*updates, pack=pack, caps=caps)
+    assert set(answer.refs.values()) == {"fail to run proc-receive hook"}
+    assert 'error: cannot find hook "proc-receive"' in answer.words
+    answer = wire.push(*updates, pack=pack)
+    refused = {name for name, reason in answer.refs.items() if reason != "ok"}
+    assert refused == {
+        "refs/for/main/topic", "refs/for", "refs/heads/gone", "refs/heads/main",
+    }  # fmt: skip
+    assert {answer.refs[name] for name in refused} == {"fail to run proc-receive hook"}
+    assert git("rev-parse", "--verify", "gone", cwd=wire.bare).out == tip
+
+
 def test_8_16_a_branch_names_a_commit(wire: Any, tip: str, head: Git) -> None:
     tree = head(wire.work, "HEAD^{tree}")
     answer = wire.push(
