@@ -31,6 +31,7 @@ T = TypeVar("T")
 Change = Callable[[sqlite3.Connection], T]
 
 BUSY_TIMEOUT_S = 10.0
+_CLOSED = "the database is closed"
 GROUP_COUNT_MAX = 256  # changes in one commit
 # Full, in sqlite's words. The second: there was no room for the file that its processes share.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -57,7 +58,10 @@ def mapped_errors() -> Iterator[None]:
 class Records:
     """The open database. Thread safe: any thread may write; each thread reads by its own handle."""
 
-    def __init__(self, path: Path, relieve: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, relieve: Callable[[], bool]
+    ) -> None:
+        """For `open`: `connection` is the writer's."""
         self.path = path
         self._relieve = relieve
         self.commits = 0  # by this process; grows before the writers of a commit hear of it
@@ -66,7 +70,9 @@ class Records:
         self._readers: list[sqlite3.Connection] = []
         self._closing = threading.Lock()
         self._is_closed = False
-        self._writer = threading.Thread(target=self._run, name="records-writer", daemon=True)
+        self._writer = threading.Thread(
+            target=self._run, args=(connection,), name="records-writer", daemon=True
+        )
 
     @classmethod
     def open(cls, path: Path, *, relieve: Callable[[], bool] = lambda: False) -> Records:
@@ -89,7 +95,7 @@ class Records:
             if not relieve():
                 raise told from error
             _migrate(path)
-        records = cls(path, relieve)
+        records = cls(path, _connect(path), relieve)
         records._writer.start()
         return records
 
@@ -98,6 +104,9 @@ class Records:
 
         It sees every change whose `write` has returned. Never keep a cursor half read: that pins
         an old state.
+
+        Raises:
+            RecordsError: The database cannot be opened, for want of files for instance.
         """
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
@@ -119,7 +128,7 @@ class Records:
         future.set_running_or_notify_cancel()
         with self._closing:
             if self._is_closed:
-                raise RecordsError("the database is closed")
+                raise RecordsError(_CLOSED)
             self._queue.put((change, future))
         return future
 
@@ -163,23 +172,41 @@ class Records:
     def close(self) -> None:
         """Finish what is queued, then close. A second call does nothing."""
         with self._closing:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            self._queue.put(None)
+            if not self._is_closed:
+                self._is_closed = True
+                self._queue.put(None)
         self._writer.join()
         for connection in self._readers:
             connection.close()
 
     # -- the writer's thread ------------------------------------------------------------------
 
-    def _run(self) -> None:
-        connection = _connect(self.path)
+    def _run(self, connection: sqlite3.Connection) -> None:
         try:
             while (group := self._next_group()) is not None:
-                self._commit(connection, group)
-        finally:
+                self._commit_or_tell(connection, group)
+        finally:  # nobody waits for ever for what nobody does
             connection.close()
+            self._refuse_what_waits()
+
+    def _commit_or_tell(
+        self, connection: sqlite3.Connection, group: list[tuple[Change[Any], Future[Any]]]
+    ) -> None:
+        """Commit; what goes wrong around that is told to everyone in the group as well."""
+        try:
+            self._commit(connection, group)
+        except Exception as error:  # noqa: BLE001 - as the ring of a group
+            _fail(group, error)
+        except BaseException:
+            _fail(group, RecordsError(_CLOSED))
+            raise
+
+    def _refuse_what_waits(self) -> None:
+        with self._closing:
+            self._is_closed = True
+        while not self._queue.empty():
+            if (item := self._queue.get_nowait()) is not None:
+                _fail([item], RecordsError(_CLOSED))
 
     def _next_group(self) -> list[tuple[Change[Any], Future[Any]]] | None:
         first = self._queue.get()
@@ -226,6 +253,12 @@ class Records:
 @dataclass(frozen=True, slots=True)
 class _Failed:
     error: Exception
+
+
+def _fail(group: list[tuple[Change[Any], Future[Any]]], error: Exception) -> None:
+    for _, future in group:
+        if not future.done():
+            future.set_exception(error)
 
 
 def _told(error: Exception, path: Path) -> Exception:
@@ -287,12 +320,17 @@ def savepoint(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False
-    )
-    connection.row_factory = sqlite3.Row
-    for pragma in _PRAGMAS:
-        connection.execute(f"PRAGMA {pragma}")
+    with mapped_errors():
+        connection = sqlite3.connect(
+            path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False
+        )
+        connection.row_factory = sqlite3.Row
+        try:
+            for pragma in _PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
     return connection
 
 

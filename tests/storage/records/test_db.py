@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -156,3 +156,47 @@ def test_full_disk_is_told_apart_from_other_trouble_and_writing_goes_on(records:
         records.write(fill)
     records.write(add_site("a"))
     assert names(records) == ["a"]
+
+
+def test_room_that_cannot_be_made_takes_no_writer_down(tmp_path: Path) -> None:
+    def relieve() -> bool:
+        raise PermissionError
+
+    def fill(db: sqlite3.Connection) -> None:
+        raise StorageFullError("no room")
+
+    with Records.open(tmp_path / "gitd.db", relieve=relieve) as records:
+        with pytest.raises(PermissionError):
+            records.submit(fill).result(10)
+        assert records.submit(add_site("a")).result(10) == "a"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_writer_that_ends_leaves_nobody_waiting(records: Records) -> None:
+    has_begun, goes_on = threading.Event(), threading.Event()
+
+    def end(db: sqlite3.Connection) -> None:
+        has_begun.set()
+        goes_on.wait(10)
+        raise SystemExit
+
+    ending = records.submit(end)
+    assert has_begun.wait(10)
+    behind = records.submit(add_site("a"))
+    goes_on.set()
+    with pytest.raises(RecordsError, match="closed"):
+        ending.result(10)
+    with pytest.raises(RecordsError, match="closed"):
+        behind.result(10)
+    with pytest.raises(RecordsError, match="closed"):
+        records.write(add_site("b"))
+
+
+def test_database_that_cannot_be_opened_by_a_reader_is_told_as_one_of_ours(
+    records: Records, tmp_path: Path
+) -> None:
+    moved = tmp_path / "elsewhere.db"
+    (tmp_path / "gitd.db").rename(moved)
+    (tmp_path / "gitd.db").mkdir()
+    with ThreadPoolExecutor(1) as another, pytest.raises(RecordsError, match="unable to open"):
+        another.submit(records.reader).result(10)
