@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
+import structlog
+
 from hooks.deploys.wanted import Wanted
 from hooks.deploys.wire import (
     PING_EVERY_S,
@@ -18,6 +20,10 @@ from hooks.deploys.wire import (
 )
 from storage.records import environments
 from storage.records.db import Records
+
+log = structlog.get_logger(__name__)
+
+MESSAGES_COUNT_MAX = 4096  # that wait for one host
 
 
 class Announcer:
@@ -39,9 +45,10 @@ class Announcer:
     async def messages(self, *, hears_coming: bool) -> AsyncGenerator[DesiredMessage]:
         """Yield everything once, then every change, with pings between. One reader per host.
 
-        `hears_coming`: it makes use of being told what may come.
+        `hears_coming`: it makes use of being told what may come. For a host that is connected and
+        does not read it ends, by and by: one that reads again comes back, and is told everything.
         """
-        queue: asyncio.Queue[DesiredMessage | None] = asyncio.Queue()
+        queue: asyncio.Queue[DesiredMessage | None] = asyncio.Queue(MESSAGES_COUNT_MAX)
         self._loop = asyncio.get_running_loop()
         self._hosts.add(queue)
         if hears_coming:
@@ -82,7 +89,8 @@ class Announcer:
     def foretell(self, env_id: str, digest: str | None = None) -> None:
         """Let the hosts make ready for a roll that is likely to come, of the artifact `digest`."""
         for queue in self._foreseeing:
-            queue.put_nowait(Coming(env_id, digest))
+            with contextlib.suppress(asyncio.QueueFull):  # nobody depends on it
+                queue.put_nowait(Coming(env_id, digest))
 
     def foretell_from_thread(self, env_id: str, digest: str) -> None:
         """The same, from another thread than the loop's."""
@@ -95,5 +103,16 @@ class Announcer:
         self._send(None)
 
     def _send(self, message: DesiredMessage | None) -> None:
-        for queue in self._hosts:
-            queue.put_nowait(message)
+        for queue in tuple(self._hosts):
+            try:
+                queue.put_nowait(message)
+            except asyncio.QueueFull:
+                log.warning("host_does_not_listen", messages=queue.qsize())
+                self._let_go(queue)
+
+    def _let_go(self, queue: asyncio.Queue[DesiredMessage | None]) -> None:
+        self._hosts.discard(queue)
+        self._foreseeing.discard(queue)
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(None)

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import sqlite3
 
+from hooks.deploys.announcing import MESSAGES_COUNT_MAX
 from hooks.deploys.runner import RollRunner
 from hooks.deploys.wire import Changed, Report, RollFailure, RollLog, RollLogLine, Snapshot
-from hooks.jobs import Jobs
+from hooks.jobs import JobChanges, Jobs
 from hooks.pipeline import Pipeline
 from hooks.queueing import DeploymentOrder, queue_deployment
 from storage.joblog import LogLine
@@ -92,6 +93,35 @@ async def test_each_attempt_at_a_roll_has_its_lines_in_the_log_once(world, commi
     said = [e.line for e in entries if isinstance(e, LogLine) and e.stage == "release"]
     assert said == ["of 0.1", "of 0.1 too", "one", "two", "three", "one", "other", "last"]
     again.records.close()
+
+
+async def test_host_that_does_not_listen_is_let_go_and_told_all_when_it_comes_back(world) -> None:
+    env = world.environment(await world.site())
+    async with contextlib.aclosing(world.rolls.desired()) as messages:
+        assert isinstance(await anext(messages), Snapshot)
+
+        def change_often(changes: JobChanges) -> None:
+            for _ in range(MESSAGES_COUNT_MAX + 1):
+                changes.environment_changed(env.id)
+
+        await world.jobs.commit(change_often)
+        async with asyncio.timeout(10):
+            assert [message async for message in messages] == []
+    assert (await world.told(env.id)).env_id == env.id
+
+
+async def test_host_that_is_told_much_at_once_is_told_all_of_it(world) -> None:
+    env = world.environment(await world.site())
+    async with contextlib.aclosing(world.rolls.desired()) as messages:
+        assert isinstance(await anext(messages), Snapshot)
+
+        def change_often(changes: JobChanges) -> None:
+            for _ in range(MESSAGES_COUNT_MAX):
+                changes.environment_changed(env.id)
+
+        await world.jobs.commit(change_often)
+        for _ in range(MESSAGES_COUNT_MAX):
+            assert isinstance(await anext(messages), Changed)
 
 
 async def test_deployment_that_nobody_was_told_of_is_rolled_all_the_same(world, commit) -> None:
