@@ -1,18 +1,20 @@
 """The retention of job logs and of the audit log: what is removed, so that they fill no disk.
 
 The newest build and the newest deployment of every environment keep theirs, however old and large,
-and so does what is not over.
+and so does what is not over. A clock that is wrong for a while makes nothing too old.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from hooks.background import for_ever
+from hooks.clock import BelievedClock
 from hooks.jobs import Jobs
 from storage.joblog import LogFile
 from storage.records import audit_log
@@ -21,6 +23,7 @@ from storage.records import jobs as job_rows
 log = structlog.get_logger(__name__)
 
 SWEEP_EVERY_S = 3600.0
+GRACE_S = 24 * 3600.0  # time to set a clock right
 FRESH_MS = 3_600_000  # what was written since may be read by somebody right now
 
 
@@ -35,20 +38,26 @@ class LogLimits:
 
 
 def logs_to_remove(
-    files: Sequence[LogFile], kept: Collection[str], limits: LogLimits, *, now: int
+    files: Sequence[LogFile],
+    kept: Collection[str],
+    limits: LogLimits,
+    *,
+    now: int,
+    surely: int | None,
 ) -> list[LogFile]:
     """Return the logs that are too old, and the oldest of those that are too many or too much.
 
-    `kept` are jobs whose logs stay; they count all the same.
+    `kept` are jobs whose logs stay; they count all the same. `surely`: by this time a log is too
+    old; None where it is not known what time it is.
     """
     count, size_bytes = len(files), sum(file.size_bytes for file in files)
     removed = []
     for file in sorted(files, key=lambda file: file.written_at):
-        age_ms = now - file.written_at
-        is_old = 0 < 1000 * limits.age_s_max < age_ms
+        is_old = surely is not None and 0 < 1000 * limits.age_s_max < surely - file.written_at
         is_many = 0 < limits.count_max < count
         is_much = 0 < limits.bytes_max < size_bytes
-        if file.job_id not in kept and age_ms > FRESH_MS and (is_old or is_many or is_much):
+        is_fresh = now - file.written_at <= FRESH_MS
+        if file.job_id not in kept and not is_fresh and (is_old or is_many or is_much):
             removed.append(file)
             count -= 1
             size_bytes -= file.size_bytes
@@ -58,9 +67,17 @@ def logs_to_remove(
 class LogRetention:
     """Removes job logs, and lines of the audit log, by and by."""
 
-    def __init__(self, jobs: Jobs, limits: LogLimits) -> None:
+    def __init__(
+        self, jobs: Jobs, limits: LogLimits, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._jobs = jobs
         self._limits = limits
+        self._clock_of_logs, self._clock_of_audit = (
+            BelievedClock(
+                jobs.clock, grace_s=GRACE_S, step_s_max=2 * SWEEP_EVERY_S, monotonic=monotonic
+            )
+            for _ in range(2)
+        )
 
     async def run(self) -> None:
         """Sweep now and every hour, for ever."""
@@ -81,7 +98,8 @@ class LogRetention:
         """Remove what is to be removed now, and return how many logs that was. Blocking."""
         files = self._jobs.joblogs.files()
         kept = job_rows.newest_and_unfinished(self._jobs.records.reader())
-        removed = logs_to_remove(files, kept, self._limits, now=self._jobs.clock())
+        now, surely = self._jobs.clock(), self._clock_of_logs.now()
+        removed = logs_to_remove(files, kept, self._limits, now=now, surely=surely)
         gone = [file for file in removed if self._is_removed(file)]
         if gone:
             size_bytes = sum(file.size_bytes for file in gone)
@@ -90,9 +108,10 @@ class LogRetention:
 
     def forget(self) -> int:
         """Remove what is too old of the audit log, and return how many lines. Blocking."""
-        if not self._limits.audit_age_s_max:
+        now = self._clock_of_audit.now()
+        if now is None or not self._limits.audit_age_s_max:
             return 0
-        before = self._jobs.clock() - 1000 * self._limits.audit_age_s_max
+        before = now - 1000 * self._limits.audit_age_s_max
         return self._jobs.records.write(lambda db: audit_log.forget(db, before))
 
     def _is_removed(self, file: LogFile) -> bool:

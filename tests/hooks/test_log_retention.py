@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from hooks.jobs import REMOVED
-from hooks.log_retention import FRESH_MS, LogLimits, LogRetention, logs_to_remove
+from hooks.log_retention import FRESH_MS, SWEEP_EVERY_S, LogLimits, LogRetention, logs_to_remove
 from storage.joblog import LogFile, LogLine, StateChange
 from storage.model import JobStatus, JobType
 
@@ -40,7 +40,11 @@ def files(*ages_h: float, size_bytes: int = 10) -> list[LogFile]:
 )
 def test_logs_to_remove(ages_h, limits, kept, removed) -> None:
     found = logs_to_remove(
-        files(*ages_h), {f"job_{n}" for n in kept}, LogLimits(**(BOUNDLESS | limits)), now=NOW
+        files(*ages_h),
+        {f"job_{n}" for n in kept},
+        LogLimits(**(BOUNDLESS | limits)),
+        now=NOW,
+        surely=NOW,
     )
     assert "".join(file.job_id[-1] for file in found) == removed
 
@@ -99,3 +103,41 @@ async def test_strangers_and_logs_that_cannot_be_removed_keep_no_other_from_it(w
         subprocess.run(["chattr", "-i", stuck], check=True)
     assert retention.sweep() == 1
     assert stranger.exists()
+
+
+def sweep_for(retention: LogRetention, elapsed: list[float], *, hours: int) -> int:
+    """Sweep once an hour."""
+    removed = 0
+    for _ in range(hours):
+        elapsed[0] += SWEEP_EVERY_S
+        removed += retention.sweep()
+    return removed
+
+
+async def test_log_that_is_too_old_goes_after_a_day_of_sweeps(world) -> None:
+    env_id = world.environment(await world.site()).id
+    old = [await job(world, env_id) for _ in range(3)]
+    await job(world, env_id)
+    elapsed = [0.0]
+    limits = LogLimits(**(BOUNDLESS | {"age_s_max": 90 * 24 * 3600}))
+    retention = LogRetention(world.jobs, limits, monotonic=lambda: elapsed[0])
+    assert sweep_for(retention, elapsed, hours=24) == 0
+    assert sweep_for(retention, elapsed, hours=1) == len(old)
+
+
+async def test_clock_that_is_wrong_for_a_while_takes_no_log(world) -> None:
+    env_id = world.environment(await world.site()).id
+    for job_id in [await job(world, env_id) for _ in range(4)]:
+        os.utime(world.jobs.joblogs.path(job_id))
+    elapsed, ahead_ms, right = [0.0], [0], world.jobs.clock
+    world.jobs.clock = lambda: right() + ahead_ms[0]
+    limits = LogLimits(**(BOUNDLESS | {"age_s_max": 90 * 24 * 3600}))
+    retention = LogRetention(world.jobs, limits, monotonic=lambda: elapsed[0])
+    assert sweep_for(retention, elapsed, hours=30) == 0
+    ahead_ms[0] = 91 * 24 * 3600 * 1000
+    elapsed[0] += 365 * 24 * 3600  # it stood still, and this is the first sweep since
+    assert sweep_for(retention, elapsed, hours=20) == 0
+    ahead_ms[0] = 0
+    assert sweep_for(retention, elapsed, hours=30) == 0
+    ahead_ms[0] = 91 * 24 * 3600 * 1000  # and it is so for good
+    assert sweep_for(retention, elapsed, hours=26) == 3

@@ -154,7 +154,24 @@ async def test_old_lines_are_forgotten(service) -> None:
     await service.post("/v1/sites", {"name": "old"})
     service.clock.now += 10_000
     await service.post("/v1/sites", {"name": "new"})
-    kept = LogRetention(service.jobs, LogLimits(audit_age_s_max=0))
-    assert kept.forget() == 0
-    assert LogRetention(service.jobs, LogLimits(audit_age_s_max=5)).forget() == 1
+    for age_s, gone in ((0, 0), (5, 1)):
+        hours = iter(range(100))
+        kept = LogRetention(
+            service.jobs,
+            LogLimits(audit_age_s_max=age_s),
+            monotonic=lambda hours=hours: 3600.0 * next(hours),
+        )
+        assert [kept.forget() for _ in range(26)] == [0] * 24 + [gone, 0]
+    assert len(await actions(service)) == 1
+
+
+async def test_clock_that_is_ahead_for_a_while_takes_no_line(service) -> None:
+    await service.post("/v1/sites", {"name": "new"})
+    hours = iter(range(100))
+    kept = LogRetention(service.jobs, LogLimits(), monotonic=lambda: 3600.0 * next(hours))
+    assert {kept.forget() for _ in range(30)} == {0}
+    service.clock.now += 366 * 24 * 3600 * 1000
+    assert {kept.forget() for _ in range(20)} == {0}
+    service.clock.now -= 366 * 24 * 3600 * 1000
+    assert {kept.forget() for _ in range(30)} == {0}
     assert len(await actions(service)) == 1
