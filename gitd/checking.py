@@ -241,6 +241,7 @@ def _look_at_repositories(
         "sites": len(known),
         "git objects": git_objects,
         "repositories without a site": len(strays),
+        "broken-off repositories": len(repositories.left_behind()),
     }
 
 

@@ -33,6 +33,7 @@ from gitd.log import logged
 from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.stores import retention_of, room_of, scrub_limits_of
 from gitd.uids import Uids
+from hooks.background import Background
 from hooks.builds import allowlist
 from hooks.builds.build_cache import BuildCaches
 from hooks.builds.leases import BuildLimits
@@ -82,6 +83,7 @@ class Control:
 
     def __init__(self, folder: DataFolder, config: Config, credentials: Path | None) -> None:
         self.folder = folder
+        self._background = Background()
         self.config = config
         self.uids = Uids.choose(config)
         room = room_of(folder, config)
@@ -220,9 +222,16 @@ class Control:
         if recovered.stuck:  # each collection tries again, and says what to do
             log.warning("files_not_removed", count=len(recovered.stuck), first=recovered.stuck[0])
         await asyncio.to_thread(self.store.room.set_aside)
+        self._background.spawn(self._tidy())
         await self.push_hooks.recover()
         self.builds.recover(slots_are_gone=slots_are_gone)
         self.rolls.recover()
+
+    async def _tidy(self) -> None:
+        """Remove what crashes left of repositories. Nobody waits for it: it may take a while."""
+        left = await asyncio.to_thread(self.repositories.remove_left_behind)
+        if left:
+            log.warning("folders_not_removed", count=len(left), first=str(left[0]))
 
     def children(self) -> Children:
         """The slots and the site host, as processes of their own."""

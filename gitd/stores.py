@@ -11,7 +11,7 @@ import msgspec
 from gitd.config import Config
 from gitd.layout import DataFolder
 from storage.artifacts import ArtifactStore
-from storage.files import mapped_errors, write_atomic
+from storage.files import mapped_errors, remove_drafts, write_atomic
 from storage.layout import Layout
 from storage.records.db import Records
 from storage.retention import Retention
@@ -25,6 +25,7 @@ def note_settings(folder: DataFolder, config: Config) -> None:
     """Write down what this server runs with, for commands beside it."""
     path = folder.run / _SETTINGS
     with mapped_errors(f"write {path}"):
+        remove_drafts(folder.run)
         write_atomic(path, msgspec.json.encode(config), mode=0o600)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from storage import trees
+from storage import repository_folders, trees
 from storage.files import mapped_errors
 from storage.git.errors import (
     ObjectMissingError,
@@ -116,21 +114,19 @@ class Repositories:
             raise ValueError(f"'{default_branch}' is not a valid branch name")
         if is_repository(path):
             return path
-        fresh = self.root / f".new-{site_id}-{os.getpid()}-{os.urandom(4).hex()}"
         with mapped_errors(f"making the repository of {site_id}"):
-            try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with repository_folders.coming(self.root, site_id) as fresh:
                 self._make(fresh, head)
-                fresh.rename(path)
-            except OSError:
-                shutil.rmtree(fresh, ignore_errors=True)
-                if not is_repository(path):  # else another call was first
-                    raise
+                try:
+                    fresh.rename(path)
+                except OSError:
+                    if not is_repository(path):  # else another call was first
+                        raise
             _sync_directory(self.root)
         return path
 
     def _make(self, fresh: Path, head: str) -> None:
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh.mkdir(mode=0o700)
         for name in ("objects/pack", "objects/info", "refs/heads", "refs/tags", "hooks", "info"):
             (fresh / name).mkdir(parents=True)
         _write_synced(fresh / "config", CONFIG.encode())
@@ -140,11 +136,15 @@ class Repositories:
 
     def remove(self, site_id: str) -> None:
         """Delete a repository; one that is not there is fine."""
-        path = self.path(site_id)
-        grave = self.root / f".gone-{site_id}-{os.urandom(4).hex()}"
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(grave)
-            shutil.rmtree(grave, ignore_errors=True)
+        repository_folders.send_off(self.path(site_id))
+
+    def left_behind(self) -> list[Path]:
+        """Folders of repositories that a crash kept from being made, or from being deleted."""
+        return repository_folders.left_behind(self.root)
+
+    def remove_left_behind(self) -> list[Path]:
+        """Remove these, beside whoever makes others; return what is there still."""
+        return repository_folders.remove_left_behind(self.root)
 
     def open(self, site_id: str) -> Repository:
         """Return the open repository of a site.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from gitd.__main__ import cli
 from gitd.config import Config
 from gitd.control import Control
 from gitd.layout import DataFolder
+from gitd.stores import note_settings
 from hooks.deploys.state import EnvironmentState, HostFolder, ServedState
 from hooks.deploys.wire import ArtifactPin
 from storage.digest import Digest
@@ -69,3 +71,31 @@ def test_environment_that_is_newer_than_the_records_is_said(tmp_path: Path) -> N
     assert done.exit_code == 1, done.output
     assert "environment env_of_later: the site host serves it" in done.output
     assert "copy its data away" in done.output
+
+
+async def test_what_a_crash_left_of_repositories_is_counted_and_goes_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    control = Control(folder, Config(), None)
+    left = [folder.repositories / name for name in (".new-site_1-1-0000", ".gone-site_2-0000")]
+    for path in left:
+        (path / "objects").mkdir(parents=True)
+    done = CliRunner().invoke(cli, ["check", "--data", str(folder.root)])
+    assert done.exit_code == 0, done.output
+    assert "2 broken-off repositories" in done.output
+    await control.recover(slots_are_gone=True)
+    async with asyncio.timeout(10):
+        while any(path.exists() for path in left):
+            await asyncio.sleep(0.01)
+    await control.housekeeping.close()
+    control.close()
+
+
+def test_settings_that_were_being_noted_at_a_crash_leave_nothing(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    (folder.run / ".settings.json.0123456789ab").touch()
+    note_settings(folder, Config())
+    assert [path.name for path in folder.run.iterdir()] == ["settings.json"]

@@ -6,11 +6,14 @@ import io
 import os
 import subprocess
 import tarfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from storage import repository_folders
 from storage.errors import StorageFullError
 from storage.git.errors import RefNotFoundError, RepositoryCorruptError
 from storage.repos import Graft, Repositories, ResolvedRef
@@ -119,6 +122,46 @@ def test_removing_takes_all_of_it(repositories: Repositories, work: Path) -> Non
     assert not repositories.exists("site_1")
     assert list(repositories.root.iterdir()) == []
     repositories.remove("site_1")
+
+
+def test_folders_that_a_crash_left_are_removed_and_no_others(repositories: Repositories) -> None:
+    repositories.create("site_1", "main")
+    (repositories.root / ".new-site_2-1-00000000" / "objects").mkdir(parents=True)
+    (repositories.root / ".gone-site_3-00000000" / "objects").mkdir(parents=True)
+    (repositories.root / ".gone-somebody").symlink_to(repositories.root / "site_1.git")
+    with repository_folders.coming(repositories.root, "site_4") as being_made:
+        assert len(repositories.left_behind()) == 2
+        assert repositories.remove_left_behind() == []
+        assert being_made.is_dir()
+    assert repositories.exists("site_1")
+    names = {path.name for path in repositories.root.iterdir()}
+    assert names == {"site_1.git", ".gone-somebody"}
+
+
+def test_many_who_make_and_delete_beside_one_who_tidies_all_get_what_they_want(
+    repositories: Repositories,
+) -> None:
+    repositories.root.mkdir()
+    is_over = threading.Event()
+
+    def tidy() -> None:
+        while not is_over.is_set():
+            assert repositories.remove_left_behind() is not None
+
+    def make(number: int) -> bool:
+        path = repositories.create(f"site_{number}", "main")
+        if number % 2:
+            repositories.remove(f"site_{number}")
+        return path.exists()
+
+    with ThreadPoolExecutor(4) as threads:
+        tidying = threads.submit(tidy)
+        made = list(threads.map(make, range(60)))
+        is_over.set()
+        tidying.result()
+    assert made == [number % 2 == 0 for number in range(60)]
+    repositories.remove_left_behind()
+    assert len(list(repositories.root.iterdir())) == 30
 
 
 @pytest.mark.parametrize("form", ["loose", "packed"])
