@@ -132,7 +132,7 @@ class Children:
         try:
             note = msgspec.json.decode(self._note_path(spec).read_bytes(), type=_Note)
             child = _Child.open(note.pid, None)
-        except (OSError, OverflowError, msgspec.DecodeError):
+        except (OSError, OverflowError, ValueError):
             return None
         if child.born != note.born:
             child.close()

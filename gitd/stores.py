@@ -33,7 +33,7 @@ def noted_settings(folder: DataFolder) -> Config | None:
     """What the server runs with, or ran with last; None when nothing is known."""
     try:
         return msgspec.json.decode((folder.run / _SETTINGS).read_bytes(), type=Config)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, ValueError):
         return None
 
 

@@ -288,18 +288,19 @@ class Jobs:
         return JobChanges(db, self.clock, self._begin)
 
     def publish(self, changes: JobChanges) -> None:
+        """Tell everybody of what was committed. One who fails at it keeps no other from hearing."""
         for job in changes.touched:
             if job.version <= self._published.get(job.id, 0):
                 continue
             self._published[job.id] = job.version
             self._append_state(job)
             for watcher in self._watchers:
-                watcher(job)
+                _tell(watcher, job)
             if job.status.is_final:
                 self._published.pop(job.id, None)
         for env_id in changes.environments:
             for react in self._environment_watchers:
-                react(env_id)
+                _tell(react, env_id)
 
     def log(self, job_id: str, lines: Sequence[str], *, stage: str, source: str = CONTROL) -> None:
         """Add lines of this server's own to the job's log."""
@@ -501,6 +502,13 @@ class Jobs:
             self._waiting[job_id].discard(event)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
+
+
+def _tell(react: Callable[[T], None], what: T) -> None:
+    try:
+        react(what)
+    except Exception:  # the ring around a watcher: it is committed, and the others are to hear it
+        log.exception("change_not_taken_in")
 
 
 def _is_final(item: Positioned) -> bool:

@@ -50,5 +50,5 @@ class TrustMemory:
             return msgspec.json.decode(data, type=Seen)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError) as error:
             raise SignatureInvalidError(f"trust: cannot read {self._path}: {error}") from error

@@ -93,7 +93,7 @@ class Control:
                 if response.status == _NO_CONTENT:
                     return None
                 return msgspec.json.decode(await response.read(), type=Lease)
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise ControlUnreachableError(f"no lease: {error!r}") from error
 
     def job(self, lease: Lease) -> LeasedJob:
@@ -240,7 +240,7 @@ class LeasedJob:
             ) as response:
                 response.raise_for_status()
                 return msgspec.json.decode(await response.read(), type=CacheAnswer).said
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             return f"not kept: {type(error).__name__}"
 
     async def send_output(self, chunks: Callable[[], AsyncIterator[bytes]]) -> None:
@@ -299,7 +299,7 @@ class LeasedJob:
         while True:
             try:
                 answer = await call()
-            except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 now = _now()
                 failing_since = now if failing_since is None else failing_since
                 if now - max(self._heard_at, failing_since) > self.lease.lease_s:

@@ -403,5 +403,5 @@ def _ask(argv: Sequence[str], environ: Mapping[str, str]) -> str:
 def _json(text: str, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.DecodeError:
+    except ValueError:
         raise ClientError("it does not answer in JSON") from None

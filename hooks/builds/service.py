@@ -178,7 +178,7 @@ class _BuilderService:
         job_id = request.match_info["job_id"]
         try:
             key = msgspec.json.decode(request.query.get("key", "{}"), type=Facts)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         kept = CacheRequest(request.query.get("profile", "")[:64], key)
         async with self._received(request, self._runner.leases.limits.cache_bytes_max) as tar:
@@ -230,7 +230,7 @@ class _BuilderService:
 async def _body(request: web.Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(await request.read(), type=kind)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise web.HTTPBadRequest(text=f"{error}\n") from error
 
 

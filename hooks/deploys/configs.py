@@ -99,7 +99,7 @@ class ConfigFiles:
             sealed = (self._folder / f"{_PREFIX}{deployment_id}").read_bytes()
             opened = self._vault.unseal(sealed, place=self._place(deployment_id))
             return msgspec.json.decode(opened, type=Config)
-        except (OSError, SealBrokenError, msgspec.DecodeError):
+        except (OSError, SealBrokenError, ValueError):
             return None
 
     def keep_only(self, deployment_id: str | None) -> None:

@@ -69,7 +69,7 @@ class ControlLine:
                             self._is_up.set()
                         on_message(message)
                     reason = "control ended it"
-                except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
+                except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                     reason = str(error) or type(error).__name__
                 self._is_up.clear()
                 if reason != told:

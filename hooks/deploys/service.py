@@ -90,7 +90,7 @@ class _HostService:
 async def _body(request: web.Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(await request.read(), type=kind)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise web.HTTPBadRequest(text=f"{error}\n") from error
 
 

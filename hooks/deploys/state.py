@@ -146,7 +146,7 @@ class EnvironmentFolder:
             state = msgspec.json.decode(data, type=EnvironmentState)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError) as error:
             _log.error("environment_state_unreadable", path=str(self.path), reason=str(error))
             return None
         return state if state.env_id == self.path.name else None

@@ -167,7 +167,13 @@ class _Restore:
         note = _Note(self._manifest.facts.name, str(self._manifest.digest))
         path = self._scratch / NOTE
         if path.exists():
-            begun = msgspec.json.decode(path.read_bytes(), type=_Note)
+            try:
+                begun = msgspec.json.decode(path.read_bytes(), type=_Note)
+            except ValueError as error:
+                raise BackupError(
+                    f"{path}, which says what is being restored here, is damaged: remove {root} to"
+                    " begin anew"
+                ) from error
             if begun != note:
                 raise BackupError(
                     f"{root} is being restored from the backup {begun.name}, and that broke off: go"

@@ -6,13 +6,14 @@ import asyncio
 import sqlite3
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from gitd.__main__ import cli
 from gitd.config import Config
 from gitd.control import Control
 from gitd.layout import DataFolder
-from gitd.stores import note_settings
+from gitd.stores import note_settings, noted_settings
 from hooks.deploys.state import EnvironmentState, HostFolder, ServedState
 from hooks.deploys.wire import ArtifactPin
 from storage.digest import Digest
@@ -91,6 +92,14 @@ async def test_what_a_crash_left_of_repositories_is_counted_and_goes_at_the_next
             await asyncio.sleep(0.01)
     await control.housekeeping.close()
     control.close()
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b'{"server": {"public_url": "\xff"}}'])
+def test_noted_settings_that_are_damaged_are_none(tmp_path: Path, data: bytes) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    (folder.run / "settings.json").write_bytes(data)
+    assert noted_settings(folder) is None
 
 
 def test_settings_that_were_being_noted_at_a_crash_leave_nothing(tmp_path: Path) -> None:

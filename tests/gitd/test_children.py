@@ -50,7 +50,16 @@ async def test_child_that_cannot_be_noted_is_noted_as_soon_as_it_can(spec, tmp_p
     assert not Children([spec], run_folder=tmp_path).has_survivor()
 
 
-@pytest.mark.parametrize("note", ["", "[]", '{"pid": "x", "born": 1}', '{"pid": 1e30}'])
-def test_note_that_is_damaged_names_no_survivor(spec, tmp_path, note: str) -> None:
-    (tmp_path / "host.json").write_text(note)
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"",
+        b"[]",
+        b'{"pid": "x", "born": 1}',
+        b'{"pid": 1e30}',
+        b'{"pid": 1, "born": 1, "arguments": ["\xff"]}',
+    ],
+)
+def test_note_that_is_damaged_names_no_survivor(spec, tmp_path, note: bytes) -> None:
+    (tmp_path / "host.json").write_bytes(note)
     assert not Children([spec], run_folder=tmp_path).has_survivor()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from hooks.jobs import LOG_BYTES_MAX, LOST_MS, Jobs
+from hooks.jobs import LOG_BYTES_MAX, LOST_MS, JobChanges, Jobs
 from storage.errors import JobLogPositionError
 from storage.joblog import LogLine, StateChange
 from storage.model import Failure, Job, JobStatus, JobType
@@ -195,3 +195,27 @@ async def test_log_that_its_source_does_not_bound_is_bounded_here_and_says_so(wo
     assert LOG_BYTES_MAX < sizes[-1] == sizes[-2] < LOG_BYTES_MAX + 10_000_000
     tail = world.jobs.joblogs.path(job.id).read_bytes().splitlines()[-1]
     assert b"log truncated: it has 64 MiB already" in tail
+
+
+async def test_watcher_that_fails_keeps_no_other_from_hearing(world) -> None:
+    jobs, heard = world.jobs, []
+
+    def fail(_: object) -> None:
+        raise ValueError
+
+    for watch in (jobs.watch, jobs.watch_environments):
+        watch(fail)
+        watch(heard.append)
+
+    def change(changes: JobChanges) -> Job:
+        changes.environment_changed("env_1")
+        return changes.add(
+            JobType.DEPLOYMENT_ROLL,
+            resource_type="deployment",
+            resource_id="dep_1",
+            site_id="site_1",
+            env_id="env_1",
+        )
+
+    job = await jobs.commit(change)
+    assert heard == [job, "env_1"]

@@ -254,8 +254,9 @@ def test_memory_goes_on_with_the_generations(tmp_path: Path) -> None:
     assert b'"version":2' in (tmp_path / "seen").read_bytes()
 
 
-def test_memory_that_cannot_be_read_trusts_nobody(tmp_path: Path) -> None:
-    (tmp_path / "seen").write_bytes(b"{")
+@pytest.mark.parametrize("data", [b"{", b'{"version":1,"sha256":"\xff"}'])
+def test_memory_that_cannot_be_read_trusts_nobody(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "seen").write_bytes(data)
     (tmp_path / "trust").mkdir()
     keyring = establish(tmp_path / "trust", root=ROOT, signing=KEY)
     with pytest.raises(SignatureInvalidError, match="cannot read"):

@@ -149,7 +149,11 @@ def test_folders_that_are_neither_kept_nor_served_are_pruned(folder, state):
     assert [path.name for path in folder.releases.iterdir()] == ["000002-abcdef00"]
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b'{"env_id": "env_1"}', b"\0" * 300])
+NO_TEXT = msgspec.json.encode(EnvironmentState("env_1", "acme", "s", "p", ("a.localhost",)))
+NO_TEXT = NO_TEXT.replace(b"acme", b"acm\xff")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b'{"env_id": "env_1"}', b"\0" * 300, NO_TEXT])
 def test_a_state_that_cannot_be_read_is_no_state(folder, text):
     (folder.path / "state.json").write_bytes(text)
     assert folder.read() is None
