@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import aiohttp
@@ -48,7 +49,6 @@ SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - the head of every secret
 PAUSES_S: Final = (10, 60, 300, 1800, 7200, 18_000, 36_000)
 """What is waited before each further attempt: eight in all, over 18 hours."""
 TIMEOUT_S: Final = 10.0
-AT_ONCE: Final = 8
 EVENTS_AT_ONCE: Final = 100
 LOOK_EVERY_S: Final = 60.0
 KEPT_MS: Final = 30 * 24 * 3600 * 1000
@@ -114,7 +114,9 @@ def after(delivery: Delivery, *, now: int, http_status: int | None, error: str |
 
 
 class Messenger:
-    """Makes deliveries of events, and sends them. Belongs to one event loop."""
+    """Makes deliveries of events, and sends them: to each webhook one at a time, and to all of them
+    at once. Belongs to one event loop.
+    """
 
     def __init__(
         self, jobs: Jobs, vault: Vault, render: Render, *, may_be_private: bool = False
@@ -126,6 +128,7 @@ class Messenger:
         self._render = render
         self._may_be_private = may_be_private
         self._is_new = asyncio.Event()
+        self._busy: set[str] = set()
         self._forget_at = jobs.clock() + FORGET_EVERY_MS
         jobs.watch(self._on_job)
 
@@ -139,18 +142,18 @@ class Messenger:
 
     async def run(self) -> None:
         """Send what is to be sent, for ever."""
-        async with self._session() as session:
+        async with self._session() as session, asyncio.TaskGroup() as sending:
             while True:
                 self._is_new.clear()
+                pause_s = LOOK_EVERY_S
                 try:
                     with mapped_errors():
                         await self._tell_all()
-                        await self._send_due(session)
+                        self._begin_due(session, sending)
                         await self._forget()
                         pause_s = self._pause_s()
                 except StorageError:
-                    log.exception("webhooks_not_sent")
-                    pause_s = LOOK_EVERY_S
+                    log.exception("webhooks_not_told")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
                         await self._is_new.wait()
@@ -160,10 +163,9 @@ class Messenger:
             self._is_new.set()
 
     def _pause_s(self) -> float:
-        due_at = webhooks.next_due(self._records.reader())
-        if due_at is None:
-            return LOOK_EVERY_S
-        return min(LOOK_EVERY_S, max(0.0, (due_at - self._clock()) / 1000))
+        now = self._clock()
+        due_at = webhooks.next_due(self._records.reader(), now)
+        return LOOK_EVERY_S if due_at is None else min(LOOK_EVERY_S, (due_at - now) / 1000)
 
     async def _tell_all(self) -> None:
         """Make deliveries of all events that there are."""
@@ -201,20 +203,34 @@ class Messenger:
                 told = Told(event_id, event_type, body)
                 webhooks.add_delivery(db, delivery_of(webhook.id, told, changes.now))
 
-    async def _send_due(self, session: aiohttp.ClientSession) -> None:
-        while due := webhooks.due(self._records.reader(), self._clock(), AT_ONCE):
-            done = await asyncio.gather(*(self._attempt(session, each) for each in due))
+    def _begin_due(self, session: aiohttp.ClientSession, sending: asyncio.TaskGroup) -> None:
+        """Send to each webhook that has something due, whatever keeps the others."""
+        for webhook_id in webhooks.due(self._records.reader(), self._clock()):
+            if webhook_id not in self._busy:
+                self._busy.add(webhook_id)
+                sending.create_task(self._send_to(session, webhook_id))
 
-            def change(changes: JobChanges, done: Sequence[Delivery] = done) -> None:
-                for delivery in done:
-                    webhooks.note_attempt(changes.db, delivery)
+    async def _send_to(self, session: aiohttp.ClientSession, webhook_id: str) -> None:
+        """Send a webhook what is due, one behind the other."""
+        reader = self._records.reader()
+        try:
+            with mapped_errors():
+                while delivery := webhooks.next_of(reader, webhook_id, self._clock()):
+                    webhook = webhooks.get(reader, webhook_id)
+                    if webhook is None:
+                        return
+                    tried = await self._attempt(session, webhook, delivery)
+                    await self._jobs.commit(partial(_note_attempt, tried))
+        except StorageError:
+            log.exception("webhook_not_sent", webhook_id=webhook_id)
+            await asyncio.sleep(LOOK_EVERY_S)
+        finally:
+            self._busy.discard(webhook_id)
+            self._is_new.set()
 
-            await self._jobs.commit(change)
-
-    async def _attempt(self, session: aiohttp.ClientSession, delivery: Delivery) -> Delivery:
-        webhook = webhooks.get(self._records.reader(), delivery.webhook_id)
-        if webhook is None:
-            return delivery  # it went, and its deliveries with it
+    async def _attempt(
+        self, session: aiohttp.ClientSession, webhook: Webhook, delivery: Delivery
+    ) -> Delivery:
         http_status, error = None, None
         try:
             http_status = await self._post(session, webhook, delivery)
@@ -248,7 +264,7 @@ class Messenger:
         resolver = None if self._may_be_private else PublicResolver()
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=AT_ONCE, force_close=True, use_dns_cache=False, resolver=resolver
+                limit=0, force_close=True, use_dns_cache=False, resolver=resolver
             ),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -271,6 +287,10 @@ def delivery_of(webhook_id: str, told: Told, now: int) -> Delivery:
         created_at=now,
         attempted_at=None,
     )
+
+
+def _note_attempt(delivery: Delivery, changes: JobChanges) -> None:
+    webhooks.note_attempt(changes.db, delivery)
 
 
 def _place(webhook_id: str) -> str:

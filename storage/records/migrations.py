@@ -466,7 +466,9 @@ def webhooks(db: Database) -> None:
           status TEXT NOT NULL, attempts INTEGER NOT NULL, next_at BIGINT, http_status INTEGER,
           error TEXT, created_at BIGINT NOT NULL, attempted_at BIGINT);
         CREATE INDEX webhook_delivery_webhook ON webhook_delivery(webhook_id, id);
-        CREATE INDEX webhook_delivery_due ON webhook_delivery(next_at, id)
+        CREATE INDEX webhook_delivery_due ON webhook_delivery(next_at, webhook_id)
+          WHERE next_at IS NOT NULL;
+        CREATE INDEX webhook_delivery_next ON webhook_delivery(webhook_id, next_at, id)
           WHERE next_at IS NOT NULL;
         """,
     )

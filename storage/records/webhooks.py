@@ -109,17 +109,27 @@ def deliveries(
     return Page(tuple(map(_delivery, rows)), has_more)
 
 
-def due(db: sqlite3.Connection, now: int, limit_count: int) -> list[Delivery]:
-    """Deliveries whose time has come, the one that waits longest first."""
-    rows = db.execute(
-        "SELECT * FROM webhook_delivery WHERE next_at <= ? ORDER BY next_at, id LIMIT ?",
-        (now, limit_count),
-    )
-    return [_delivery(row) for row in rows]
+def due(db: sqlite3.Connection, now: int) -> list[str]:
+    """The webhooks that have deliveries whose time has come."""
+    rows = db.execute("SELECT DISTINCT webhook_id FROM webhook_delivery WHERE next_at <= ?", (now,))
+    return [row["webhook_id"] for row in rows]
 
 
-def next_due(db: sqlite3.Connection) -> int | None:
-    row = db.execute("SELECT MIN(next_at) FROM webhook_delivery WHERE next_at > 0").fetchone()
+def next_of(db: sqlite3.Connection, webhook_id: str, now: int) -> Delivery | None:
+    """The delivery to a webhook whose time has come first."""
+    row = db.execute(
+        "SELECT * FROM webhook_delivery WHERE webhook_id = ? AND next_at <= ?"
+        " ORDER BY next_at, id LIMIT 1",
+        (webhook_id, now),
+    ).fetchone()
+    return None if row is None else _delivery(row)
+
+
+def next_due(db: sqlite3.Connection, after: int) -> int | None:
+    """When the next delivery is due, of those that are not yet."""
+    row = db.execute(
+        "SELECT MIN(next_at) FROM webhook_delivery WHERE next_at > ?", (after,)
+    ).fetchone()
     return None if row[0] is None else int(row[0])
 
 

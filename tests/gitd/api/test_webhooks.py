@@ -229,6 +229,26 @@ async def test_webhook_that_is_turned_off_gives_up_what_waits(service, acme, rec
     assert len(receiver.heard) == 1
 
 
+async def test_webhook_that_hangs_holds_up_no_other(service, acme, receiver) -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the client has had enough
+        writer.close()
+
+    hangs = await asyncio.start_server(hang, "127.0.0.1", 0)
+    port = hangs.sockets[0].getsockname()[1]
+    for number in range(3):
+        await made(service, receiver, url=f"http://127.0.0.1:{port}/{number}")
+    await made(service, receiver)
+    for _ in range(5):
+        await service.post(f"{acme.production}/builds", {"clean": True})
+    async with sending(service.messenger):
+        for _ in range(5):
+            await service.build()
+        await receiver.count(10)
+    hangs.close()
+    await hangs.wait_closed()
+
+
 async def test_nothing_is_noted_where_nobody_listens(service, acme) -> None:
     await acme.release(b"one")
     assert webhooks.events(service.records.reader(), 10) == []
