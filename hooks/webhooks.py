@@ -173,7 +173,7 @@ class Messenger:
 
             def change(changes: JobChanges, found: Sequence[WebhookEvent] = found) -> None:
                 for event in found:
-                    self._tell(changes, event)
+                    self._tell_apart(changes, event)
 
             await self._jobs.commit(change)
 
@@ -187,9 +187,19 @@ class Messenger:
             lambda changes: webhooks.forget_deliveries(changes.db, changes.now - KEPT_MS)
         )
 
+    def _tell_apart(self, changes: JobChanges, event: WebhookEvent) -> None:
+        """Tell of an event, or forget it: none is met again at each start for ever."""
+        webhooks.forget_event(changes.db, event.id)
+        try:
+            with changes.apart():
+                self._tell(changes, event)
+        except StorageError:
+            raise
+        except Exception:  # the ring of an event
+            log.exception("event_not_told", event_id=event.id, job_id=event.job_id)
+
     def _tell(self, changes: JobChanges, event: WebhookEvent) -> None:
         db = changes.db
-        webhooks.forget_event(db, event.id)
         job = job_rows.get(db, event.job_id)
         if job is None:
             return
@@ -240,6 +250,9 @@ class Messenger:
             error = "The server cannot open this webhook's secret: roll it."
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as failure:
             error = _reason(failure)
+        except Exception as failure:  # the ring of a delivery
+            log.exception("webhook_failed", webhook_id=webhook.id)
+            error = f"The server failed: {type(failure).__name__}."
         if error is not None:
             log.info("webhook_not_taken", webhook_id=webhook.id, reason=error)
         return after(delivery, now=self._clock(), http_status=http_status, error=error)

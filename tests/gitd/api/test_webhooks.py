@@ -249,6 +249,27 @@ async def test_webhook_that_hangs_holds_up_no_other(service, acme, receiver) -> 
     await hangs.wait_closed()
 
 
+async def test_event_that_cannot_be_told_holds_up_no_other(
+    service, acme, receiver, tmp_path
+) -> None:
+    await made(service, receiver, events=["build.succeeded"])
+    for _ in range(2):
+        await service.post(f"{acme.production}/builds", {"clean": True})
+        await service.build()
+    first, second = webhooks.events(service.records.reader(), 10)
+
+    def failing(db, event, *more):
+        if event.id == first.id:
+            raise KeyError("a mistake of ours")
+        return render(db, event, *more)
+
+    vault = Vault.open(tmp_path / "keys", may_create=False)
+    async with sending(Messenger(service.jobs, vault, failing, may_be_private=True)):
+        (body,) = await receiver.count(1)
+    assert body["id"] == second.id
+    assert webhooks.events(service.records.reader(), 10) == []
+
+
 async def test_nothing_is_noted_where_nobody_listens(service, acme) -> None:
     await acme.release(b"one")
     assert webhooks.events(service.records.reader(), 10) == []
