@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from storage.blob_reading import suspects
 from storage.consequences import Consequence, Consequences
 from storage.digest import Digest
 from storage.errors import ArtifactError, SignatureInvalidError
@@ -29,6 +28,7 @@ from storage.records import damage, garbage, release_statements, unsecured
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 from storage.records.release_statements import CurrentStatement
+from storage.second_reader import reading_halves
 
 T = TypeVar("T")
 
@@ -122,11 +122,13 @@ class _Check:
         self._provenance = _grouped((about, sha256) for sha256, about in attestations if about)
         current = release_statements.each_current(db)
         self._current = _grouped((statement.digest, statement) for statement in current)
-        self._check_blobs(live, is_deep=is_deep)
-        for digest in trees:
-            self._check_tree(digest)
-        for sha256 in (*(sha256 for sha256, _ in attestations), *released):
-            self._check_part(Part.of_envelope(sha256))
+        with reading_halves(self._layout, live, reads=is_deep) as blobs:
+            self._check_blobs(blobs.ours(reads=is_deep), reads=is_deep)
+            for digest in trees:
+                self._check_tree(digest)
+            for sha256 in (*(sha256 for sha256, _ in attestations), *released):
+                self._check_part(Part.of_envelope(sha256))
+            self._check_blobs(blobs.theirs(), reads=is_deep)
         self._add_known_damage()
         leftovers = self._leftovers()
         quarantined = self._quarantined()
@@ -173,14 +175,14 @@ class _Check:
 
     # -- blobs ----------------------------------------------------------------------------------
 
-    def _check_blobs(self, live: list[tuple[bytes, int]], *, is_deep: bool) -> None:
-        for key in suspects(self._layout, live, reads=is_deep):
+    def _check_blobs(self, suspects: Iterable[bytes], *, reads: bool) -> None:
+        for key in suspects:
             # Collected, or taken in again meanwhile? Nobody does either while the gate is ours.
             with Gate(self._layout).collecting():
                 size_bytes = rows.size_of_live(self._records.reader(), key)
                 if size_bytes is None:
                     continue
-                fault = self._inspector.blob_fault(key, size_bytes, reads=is_deep)
+                fault = self._inspector.blob_fault(key, size_bytes, reads=reads)
             if fault is not None:
                 self._add(Part.of_blob(key), fault.text)
 

@@ -11,9 +11,10 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from storage.blob_reading import suspects
 from storage.blob_worker import KEY_BYTES, SIZE_BYTES, end_of, split
 from storage.layout import Layout
 
@@ -22,6 +23,7 @@ FILES_COUNT_MIN = 4000
 SIZE_BYTES_MIN = 256 << 20
 
 _PIPE_BYTES = 1 << 20  # 25,000 keys: who hands them over need not wait for the start
+_FILE_COST_BYTES = 64 << 10  # what opening a file takes, as if so much were read
 
 
 class SecondReader:
@@ -80,3 +82,50 @@ def second_reader(layout: Layout, *, files: int, size_bytes: int) -> Iterator[Se
     finally:
         if second is not None:
             second.stop()
+
+
+class Halves:
+    """Blobs of which one half is read by a second reader, where there is one, while the caller
+    reads the other and does whatever else there is to do.
+    """
+
+    def __init__(
+        self, layout: Layout, blobs: Iterable[tuple[bytes, int]], second: SecondReader | None
+    ) -> None:
+        self._layout = layout
+        self._second = second
+        ordered = sorted(blobs)
+        count = len(ordered) if second is None else _middle(ordered)
+        self._ours, self._theirs = ordered[:count], ordered[count:]
+        if second is not None:
+            second.begin(self._theirs)
+
+    def ours(self, *, reads: bool = True) -> Iterator[bytes]:
+        """Yield the keys of those of the caller's half that somebody should look at."""
+        return suspects(self._layout, self._ours, reads=reads)
+
+    def theirs(self) -> Iterable[bytes]:
+        """As `ours`, of the other half, when it was read."""
+        found = self._second.result() if self._second is not None else None
+        return suspects(self._layout, self._theirs, reads=True) if found is None else found
+
+
+@contextlib.contextmanager
+def reading_halves(
+    layout: Layout, blobs: Sequence[tuple[bytes, int]], *, reads: bool = True
+) -> Iterator[Halves]:
+    """Begin to read blobs, which are keys and sizes. Without `reads` all are the caller's half."""
+    count = len(blobs) if reads else 0
+    size_bytes = sum(size for _, size in blobs) if reads else 0
+    with second_reader(layout, files=count, size_bytes=size_bytes) as second:
+        yield Halves(layout, blobs, second)
+
+
+def _middle(blobs: Sequence[tuple[bytes, int]]) -> int:
+    """How many of the first ones take as long to read as the others."""
+    left = sum(size + _FILE_COST_BYTES for _, size in blobs) // 2
+    for count, (_, size) in enumerate(blobs):
+        if left <= 0:
+            return count
+        left -= size + _FILE_COST_BYTES
+    return len(blobs)

@@ -11,8 +11,10 @@ import pytest
 
 from storage import second_reader
 from storage.blobs import blob_sizes
+from storage.check import check_store
 from storage.errors import ArtifactCorruptError, ArtifactMissingError
-from storage.second_reader import SecondReader
+from storage.records import blobs as records_of_blobs
+from storage.second_reader import SecondReader, reading_halves
 from storage.stored_blobs import reading_blobs
 from storage.unpacked import verify_tree
 
@@ -105,6 +107,29 @@ def test_what_it_did_not_read_is_read_without_it(
             blobs.verify()
     assert caught.value.path == "page"
     assert second is None or second._process.returncode is not None
+
+
+@needs_two
+@pytest.mark.parametrize("program", [sys.executable, "/bin/false"])
+def test_check_finds_damage_in_either_half(
+    shop, always, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    contents = [b"%d" % number for number in range(32)]
+    shop.ingest({f"f{number}": data for number, data in enumerate(contents)})
+    blobs = sorted((shop.blob(data) for data in contents), key=lambda path: path.parts[-2:])
+    assert check_store(shop.store.layout.root, shop.records).is_sound
+    monkeypatch.setattr(sys, "executable", program)
+    with reading_halves(
+        shop.store.layout, records_of_blobs.each_live(shop.records.reader())
+    ) as halves:
+        assert 10 < len(halves._ours) < 22
+        assert len(halves._ours) + len(halves._theirs) == len(contents)
+    for path in (blobs[0], blobs[-1]):
+        overwrite(path)
+    report = check_store(shop.store.layout.root, shop.records)
+    assert sorted(str(finding.part) for finding in report.findings) == [
+        f"blob blake3:{path.parent.name}{path.name}" for path in (blobs[0], blobs[-1])
+    ]
 
 
 @needs_two
