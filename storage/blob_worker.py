@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 from storage.blob_reading import suspects
-from storage.digest import DIGEST_BYTES
+from storage.digest import KEY_BYTES, split
 from storage.layout import Layout
 
-KEY_BYTES = DIGEST_BYTES + 1
 SIZE_BYTES = 8
 END = b"read"
 """Ends the answer, with the count of blobs that were read: without it none counts as read."""
@@ -33,11 +32,6 @@ def main() -> None:
 def end_of(count: int) -> bytes:
     """What an answer about so many blobs ends with."""
     return END + count.to_bytes(SIZE_BYTES, "big")
-
-
-def split(data: bytes, count: int) -> list[bytes]:
-    """Cut into pieces of one length."""
-    return [data[at : at + count] for at in range(0, len(data), count)]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from storage.digest import DIGEST_BYTES, Digest
+from storage.digest import KEY_BYTES, Digest, split
 from storage.errors import ManifestInvalidError
 
 HEADER = b"cas-tree\t1\tblake3\n"
@@ -37,12 +37,13 @@ _LINE = re.compile(
     rb"(%s)\t(?:(d)\t-\t-|([fx])\t(0|[1-9][0-9]{0,14})\t([0-9a-f]{64})"
     rb"|(l)\t([1-9][0-9]{0,3})\t(%s))" % (PATH.pattern, TARGET.pattern)
 )
-# The lines of files, by what makes a key of their digest. Neither names nor links have tabs.
+# The lines of files, by what makes a key of their digest, in hexadecimal. Neither names nor links
+# have tabs.
 _FILE_LINES = tuple(
-    (kind, re.compile(rb"\t" + kind + rb"\t\d+\t(.{64})\n")) for kind in (b"f", b"x")
+    (kind.hex().encode(), re.compile(rb"\t" + kind + rb"\t\d+\t(.{64})\n")) for kind in (b"f", b"x")
 )
 _path = attrgetter("path")
-_FILE_LINE = re.compile(rb"\t([fx])\t(\d+)\t(.{64})\n")
+_FILE_SIZE = re.compile(rb"\t[fx]\t(\d+)\t.{64}\n")
 
 
 class TreeName(Protocol):
@@ -227,14 +228,14 @@ def read_facts(data: bytes) -> TreeFacts:
 
     For bytes that are what their digest says, and so were parsed when they were taken in.
     """
-    found = _FILE_LINE.findall(data)
+    sizes = _FILE_SIZE.findall(data)
     return TreeFacts(
         digest=Digest.of(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        files=len(found),
-        size_bytes=sum(int(size) for _, size, _ in found),
+        files=len(sizes),
+        size_bytes=sum(map(int, sizes)),
         manifest_bytes=len(data),
-        keys=frozenset(bytes.fromhex(digest.decode()) + kind for kind, _, digest in found),
+        keys=frozenset(blob_keys(data)),
     )
 
 
@@ -246,7 +247,7 @@ def blob_keys(data: bytes) -> set[bytes]:
     """
     keys: set[bytes] = set()
     for kind, line in _FILE_LINES:
-        digests = bytes.fromhex(b"".join(line.findall(data)).decode())
-        starts = range(0, len(digests), DIGEST_BYTES)
-        keys.update([digests[at : at + DIGEST_BYTES] + kind for at in starts])
+        if digests := line.findall(data):
+            names = bytes.fromhex((kind.join(digests) + kind).decode())
+            keys.update(split(names, KEY_BYTES))
     return keys

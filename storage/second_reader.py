@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from storage.blob_reading import suspects
-from storage.blob_worker import KEY_BYTES, SIZE_BYTES, end_of, split
+from storage.blob_worker import SIZE_BYTES, end_of
+from storage.digest import KEY_BYTES, split
 from storage.layout import Layout
 
 # Less is read sooner than a process starts.

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from storage.digest import Digest
+from storage.digest import KEY_BYTES, Digest, split
 from storage.records.blobs import CORRUPT, DELETING, LIVE, chunks, marks
 
 # As artifacts name their trees. PostgreSQL would say encode(tree.digest, 'hex').
@@ -145,12 +145,19 @@ def forget_trees(db: sqlite3.Connection, digests: Iterable[bytes]) -> None:
 
 def references(db: sqlite3.Connection, digest: bytes) -> set[bytes]:
     """The keys of the blobs that a tree refers to, whatever their state."""
-    rows = db.execute(
-        "SELECT blob.key FROM tree JOIN ref ON ref.tree_id = tree.id"
-        " JOIN blob ON blob.id = ref.blob_id WHERE tree.digest = ?",
-        (bytes(digest),),
+    source = (
+        " FROM tree JOIN ref ON ref.tree_id = tree.id"
+        " JOIN blob ON blob.id = ref.blob_id WHERE tree.digest = ?"
     )
-    return {row[0] for row in rows}
+    # Joined by the database: a row for each takes several times as long.
+    joined, count, strange = db.execute(
+        "SELECT CAST(group_concat(blob.key, '') AS BLOB), COUNT(*),"
+        " COUNT(*) FILTER (WHERE typeof(blob.key) <> 'blob')" + source,
+        (bytes(digest),),
+    ).fetchone()
+    if strange or len(joined or b"") != count * KEY_BYTES:  # damaged: what would be joined is lost
+        return {row[0] for row in db.execute("SELECT blob.key" + source, (bytes(digest),))}
+    return set(split(joined or b"", KEY_BYTES))
 
 
 # -- blobs ----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from storage.copies import anything_at
 from storage.digest import Digest
 from storage.errors import CollectionRefusedError, StorageError
 from storage.records import retention
+from storage.records.garbage import references
 from storage.recovery import Recovered
 from storage.reindex import rebuild_index
 from storage.retention import Pressure
@@ -89,6 +90,17 @@ def test_damaged_index_stops_a_quick_collection_that_would_go_by_it(
     assert collector.run(QUICK).is_idle
     assert world.listed() == {kept.artifact_id}
     world.expect_whole()
+
+
+def test_text_that_damage_made_of_a_key_is_no_reference(world) -> None:
+    kept = pinned(world.shop, SITE)
+    key, text = Digest.of(b"hello") + b"f", "k" * 33
+    world.shop.records.write(
+        lambda db: db.execute("UPDATE blob SET key = ? WHERE key = ?", (text, key))
+    )
+    found = references(world.shop.records.reader(), kept.digest)
+    assert len(found) == len(SITE)
+    assert not {key, text.encode()} & found
 
 
 def leave_lease(shop, ingested) -> None:
