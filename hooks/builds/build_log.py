@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from hooks.builds.masking import Masker
+from hooks.builds.reasons import Found
 from hooks.builds.wire import BatchLine, LogBatch
 from hooks.clock import now_ms, rfc3339
 from hooks.stages import begin_text, end_text
@@ -125,7 +126,7 @@ class OutputLines:
 
     A line is what a terminal would show of it after the last carriage return: progress bars take
     one line. Colours are kept; bytes that are not UTF-8 become U+FFFD. When the log is full one
-    line says so, and the last lines are added by `end`.
+    line says so, and the last lines are added by `end`. `reason`: why it failed, if it says so.
     """
 
     def __init__(self, log: BuildLog, stage: str) -> None:
@@ -136,6 +137,7 @@ class OutputLines:
         self._partial = ""
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._left_out = 0
+        self.reason = Found()
 
     @property
     def tail(self) -> list[str]:
@@ -174,6 +176,7 @@ class OutputLines:
 
     def _keep(self, lines: list[str]) -> None:
         self._tail.extend(lines)
+        self.reason.look(lines)
         taken = 0 if self._left_out else self._log.take(self._stage, lines)
         if taken < len(lines) and not self._left_out:
             self._log.line(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from hooks.builds import dependencies, managed_toml, profiles, runtimes
-from hooks.builds.build_log import BuildLog
+from hooks.builds.build_log import BuildLog, OutputLines
 from hooks.builds.control import LeasedJob
 from hooks.builds.disk_allowance import DiskAllowance
 from hooks.builds.errors import BuildFailedError
@@ -284,7 +284,7 @@ async def run_step(
         message = explain(sandbox.exceeded, build_limits, who="the build", section="builders")
         raise BuildFailedError(LIMIT_EXCEEDED, _with_tail(f"{message}.", lines.tail))
     if exit_status != 0:
-        raise _command_failed(step, exit_status, lines.tail, network.problems)
+        raise _command_failed(step, exit_status, lines, network.problems)
     return sandbox.cpu_s
 
 
@@ -375,14 +375,16 @@ def _everything(_: str) -> bool:
 
 
 def _command_failed(
-    step: Step, exit_status: int, tail: list[str], problems: list[str]
+    step: Step, exit_status: int, lines: OutputLines, problems: list[str]
 ) -> BuildFailedError:
     hint = f" ({_EXIT_HINTS[exit_status]})" if exit_status in _EXIT_HINTS else ""
     message = f"The {step.name} command ended with exit status {exit_status}{hint}."
     if problems:
         message += f" Its network: {', '.join(problems[:PROBLEMS_SHOWN_MAX])}."
+    if reason := lines.reason.text:
+        message += f"\n{reason}"
     return BuildFailedError(
-        "build.command_failed", _with_tail(message, tail), exit_status=exit_status
+        lines.reason.code, _with_tail(message, lines.tail), exit_status=exit_status
     )
 
 

@@ -179,6 +179,18 @@ async def test_failing_command_reports_its_exit_status_and_last_lines(control, s
     assert job.text[-2:] == ["line 30", first]
 
 
+async def test_reason_far_above_the_end_stands_in_the_first_lines(control, slot):
+    says = "npm error `npm ci` can only install packages when your package.json and "
+    says += "package-lock.json or npm-shrinkwrap.json are in sync."
+    command = "cat said; for i in $(seq 60); do echo npm error Missing: a$i from lock file; done"
+    job = await control.build({**site(f"{command}; exit 1"), "said": f"{says}\n".encode()})
+    lines = job.outcome["error"]["message"].splitlines()
+    assert lines[0] == "The build command ended with exit status 1."
+    fix = "run `npm install` and commit it"
+    assert lines[1] == f"package-lock.json does not fit package.json: {fix}"
+    assert lines[2] == "Its last lines:"
+
+
 async def test_commit_that_nothing_detects_fails_with_what_was_looked_for(control, slot):
     job = await control.build({"main.c": b"int main;"})
     assert job.outcome["error"]["code"] == "build.undetected"
