@@ -11,6 +11,7 @@ from hooks.queueing import cancel_work
 from storage.ids import new_id
 from storage.model import (
     Action,
+    ActorRef,
     BranchRoute,
     Environment,
     EnvironmentKind,
@@ -127,6 +128,21 @@ def resume_environment(changes: JobChanges, environment: Environment) -> Environ
     environments.renew(changes.db, environment.id, changes.now)
     note_environment(changes, Action.ENVIRONMENT_RESUMED, environment)
     return _with_status(changes, environment, EnvironmentStatus.ACTIVE)
+
+
+def resume_if_suspended(changes: JobChanges, env_id: str, actor: ActorRef) -> None:
+    """Let what is suspended serve again: a release of `actor`'s is live there."""
+    environment = environments.get(changes.db, env_id)
+    if environment is None or environment.status is not EnvironmentStatus.SUSPENDED:
+        return
+    _with_status(changes, environment, EnvironmentStatus.ACTIVE)
+    changes.note(
+        Action.ENVIRONMENT_RESUMED,
+        env_id,
+        site_id=environment.site_id,
+        env_id=env_id,
+        actor=actor,
+    )
 
 
 def _with_status(

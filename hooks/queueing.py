@@ -13,7 +13,6 @@ from storage.model import (
     Build,
     Deployment,
     Environment,
-    EnvironmentStatus,
     Failure,
     Job,
     JobStatus,
@@ -21,7 +20,7 @@ from storage.model import (
     PushPolicy,
     Trigger,
 )
-from storage.records import builds, deployments, environments
+from storage.records import builds, deployments
 from storage.records import jobs as job_rows
 
 _AUTOMATIC = frozenset({Trigger.PUSH, Trigger.CONFIG})
@@ -172,10 +171,9 @@ def _add_build(changes: JobChanges, order: BuildOrder) -> tuple[Build, Job]:
 def queue_deployment(changes: JobChanges, order: DeploymentOrder) -> tuple[Deployment, Job]:
     """Queue a roll. A rollback runs no release command: that ran when its release was new.
 
-    An environment that is suspended is resumed by it.
+    An environment that is suspended is resumed when the release is live, and not by a failed roll.
     """
     deployment_id = new_id("dep")
-    environments.set_status(changes.db, order.environment.id, EnvironmentStatus.ACTIVE)
     if order.supersedes:
         _supersede_rolls(changes, order, deployment_id)
     job = changes.add(

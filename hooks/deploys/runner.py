@@ -25,13 +25,24 @@ from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.reissuing import Reissuer
 from hooks.deploys.wanted import Wanted
 from hooks.deploys.wire import Config, DesiredMessage, Report, RollLog
+from hooks.environments import resume_if_suspended
 from hooks.errors import RefusedError
 from hooks.jobs import JobChanges, Jobs
 from hooks.scrubbing import Scrubbing
 from storage.errors import SealBrokenError, StorageError
 from storage.ids import new_id
 from storage.joblog import LogLine
-from storage.model import Action, Deployment, Environment, Failure, Job, JobStatus, JobType, Release
+from storage.model import (
+    Action,
+    Deployment,
+    Environment,
+    EnvironmentStatus,
+    Failure,
+    Job,
+    JobStatus,
+    JobType,
+    Release,
+)
 from storage.records import deployments, environments, releases
 from storage.records.db import mapped_errors
 
@@ -312,7 +323,14 @@ class RollRunner:
             assert begun is not None, "deployments are never deleted"
             rolling.deployment = begun  # now it says what it rolls, and with which config
             rolling.is_issued = True
+            self._say_whether_suspended(begun)
             self._hosts.tell(rolling.deployment.env_id)
+
+    def _say_whether_suspended(self, deployment: Deployment) -> None:
+        environment = environments.get(self._records.reader(), deployment.env_id)
+        if environment is not None and environment.status is EnvironmentStatus.SUSPENDED:
+            said = f"{environment.slug} is suspended: it is resumed when this release is live"
+            self._jobs.log(deployment.job_id, [said], stage="gitd")
 
     async def _signed(self, rolling: _Rolling, issuing: Awaitable[bool]) -> bool:
         """Await a statement for the deployment under way; end that when it cannot be had."""
@@ -366,6 +384,7 @@ class RollRunner:
             )
             result = {"deployment_id": deployment.id, "release_id": release.id}
             if changes.succeed(deployment.job_id, result) is not None:
+                resume_if_suspended(changes, deployment.env_id, deployment.actor)
                 releases.add_current(changes.db, release)
                 deployments.succeed(changes.db, deployment.id, release.id, changes.now)
                 changes.note(

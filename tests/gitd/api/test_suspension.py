@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hooks.deploys.wire import Desired, Snapshot
+from hooks.deploys.wire import Desired, RollFailure, Snapshot
 from storage.records import previews
 
 DAY_MS = 24 * 60 * 60 * 1000
@@ -60,7 +60,26 @@ async def test_deployment_resumes_and_a_build_alone_does_not(service, acme) -> N
     assert (await service.get(acme.production)).data["status"] == "suspended"
     body = {"artifact_id": release["artifact_id"]}
     assert (await service.post(f"{acme.production}/deployments", body)).status == 202
+    assert (await service.get(acme.production)).data["status"] == "suspended"
+    await service.serve(await acme.env_id("production"))
     assert (await service.get(acme.production)).data["status"] == "active"
+    entry = (await service.get("/v1/audit-log?limit=2")).data[1]
+    assert (entry["action"], entry["actor"]["label"]) == ("environment.resumed", "the owner")
+
+
+async def test_failed_roll_leaves_an_environment_suspended(service, acme) -> None:
+    release = await acme.release(b"one")
+    env_id = await acme.env_id("production")
+    await service.post(f"{acme.production}/suspend")
+    body = {"artifact_id": release["artifact_id"]}
+    job = (await service.post(f"{acme.production}/deployments", body)).data
+    told = await desired(service, env_id)
+    assert told.deployment_id == job["resource"]["id"], "the host is to roll it all the same"
+    await service.serve(env_id, RollFailure("deployment.start_failed", "it crashed"))
+    assert (await service.get(job["links"]["self"])).data["status"] == "failed"
+    assert (await service.get(acme.production)).data["status"] == "suspended"
+    told = await desired(service, env_id)
+    assert (told.deployment_id, told.is_suspended) == (None, True)
 
 
 async def test_renewed_preview_ends_later_and_so_does_one_that_is_resumed(service, acme) -> None:
