@@ -34,9 +34,13 @@ ADVICE = {
         "Set FORGE_TOKEN to an API key that is valid here. On the server's machine "
         "`gitd key create --label NAME --preset deploy-bot --data DIR` makes one."
     ),
-    "scope.insufficient": "Use a key that has this scope: keys are never widened, make a new one.",
+    "scope.insufficient": (
+        "Use a key that has this scope: keys are never widened. On the server's machine "
+        "`gitd key create --label NAME --scope SCOPE` makes one."
+    ),
     "site.not_found": (
-        "`mf sites list` shows the sites that this key may see; `mf sites create NAME` makes one."
+        "`mf sites list` shows the sites that this key may see; `mf sites create NAME` makes one, "
+        "with a key that has sites:write, and so does `gitd site create NAME` on the server."
     ),
     "environment.not_found": "`mf env list --site SITE` shows the environments of a site.",
     "environment.ambiguous": "Name one of them by its slug.",

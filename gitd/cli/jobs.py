@@ -7,7 +7,15 @@ import click
 from gitd.cli.answers import Job
 from gitd.cli.client import endpoint
 from gitd.cli.exits import ExitCode
-from gitd.cli.options import Following, ListGroup, following_options, json_option, list_options
+from gitd.cli.job_names import RESOURCE_TYPES, find_job, job_place_options, newest_job
+from gitd.cli.options import (
+    Following,
+    ListGroup,
+    Place,
+    following_options,
+    json_option,
+    list_options,
+)
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
 from gitd.cli.waiting import follow
@@ -45,34 +53,45 @@ def list_jobs(
 
 
 @jobs.command("show")
-@click.argument("job_id", metavar="JOB")
+@click.argument("of", metavar="JOB|BUILD|DEPLOYMENT")
+@job_place_options
 @json_option
 @click.pass_obj
-def show_job(session: Session, job_id: str) -> None:
-    """Show one job."""
-    job = Job.of(session.api.get(endpoint("jobs", job_id)))
+def show_job(session: Session, of: str, place: Place | None) -> None:
+    """Show one job: by its id, or that of a build or a deployment."""
+    job = find_job(session.api, of, place)
     session.show(job.fields, lambda: print_fields(job.fields))
 
 
 @jobs.command("cancel")
-@click.argument("job_id", metavar="JOB")
+@click.argument("of", metavar="JOB|BUILD|DEPLOYMENT")
+@job_place_options
 @json_option
 @click.pass_obj
-def cancel_job(session: Session, job_id: str) -> None:
+def cancel_job(session: Session, of: str, place: Place | None) -> None:
     """Cancel a queued or running job. One that is over stays as it is."""
+    is_job = of.partition("_")[0] not in RESOURCE_TYPES
+    job_id = of if is_job else find_job(session.api, of, place).id
     job = Job.of(session.api.post(endpoint("jobs", job_id, "cancel")))
     session.show(job.fields, lambda: click.echo(printable(f"{job.id} is {job.status}")))
 
 
 @jobs.command("wait")
-@click.argument("job_id", metavar="JOB")
+@click.argument("of", metavar="[JOB|BUILD|DEPLOYMENT]", required=False)
+@job_place_options
 @following_options
 @json_option
 @click.pass_obj
-def wait_for_job(session: Session, job_id: str, following: Following) -> ExitCode:
+def wait_for_job(
+    session: Session, of: str | None, place: Place | None, following: Following
+) -> ExitCode:
     """Follow a job to its end, and end as it ends: 0 when it succeeded, else 1.
 
-    A build that goes on to deploy is followed until its release is live.
+    Without one, the newest of the environment that --site and --env name. A build that goes on to
+    deploy is followed until its release is live.
     """
-    job = Job.of(session.api.get(endpoint("jobs", job_id)))
-    return follow(session, job, following)
+    if of is None:
+        if place is None:
+            raise click.UsageError("Name a job, or a --site and an --env for its newest one.")
+        return follow(session, newest_job(session.api, place), following)
+    return follow(session, find_job(session.api, of, place), following)

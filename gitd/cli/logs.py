@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 import click
 
-from gitd.cli.answers import Job, LogLine, as_fields, text_at
-from gitd.cli.client import Api, endpoint
-from gitd.cli.exits import ExitCode
+from gitd.cli.answers import Job, LogLine, text_at
+from gitd.cli.exits import CliError, ExitCode
+from gitd.cli.job_names import find_job
 from gitd.cli.options import Place, json_option
+from gitd.cli.releases import current_release
 from gitd.cli.screen import shows_colours
 from gitd.cli.session import Session, print_json
 from gitd.cli.stream import (
@@ -26,8 +28,6 @@ from gitd.cli.stream import (
 from gitd.cli.waiting import environment_endpoint, failure_of, next_job
 from gitd.words import colourful, printable
 
-RESOURCE_TYPES = {"build": "build", "dep": "deployment"}
-PAGES_MAX = 20
 RUNS_ON = "production"
 LINES = 100
 LINES_MAX = 10_000
@@ -135,37 +135,20 @@ def _print_program_log(session: Session, place: Place, lines: int, *, follow: bo
     for line in said:
         _write(_timed_text(line))
     if not said:
-        _tell_hint(f"Nothing was printed on {place.env}. A static site has no program that could.")
+        _tell_hint(_why_nothing(session, place))
+
+
+def _why_nothing(session: Session, place: Place) -> str:
+    """Say why nothing was printed. A key that may not see releases is told less."""
+    with suppress(CliError):
+        if current_release(session.api, place) is None:
+            return f"Nothing runs on {place.env} yet."
+    return f"Nothing was printed on {place.env}. A static site has no program that could."
 
 
 def _line_of(text: str) -> LogLine:
     at, _, line = text.partition(" ")
     return LogLine({"line": line, "at": at, "stage": "run"})
-
-
-def find_job(api: Api, name: str, place: Place | None) -> Job:
-    """The job with this id, or the one that works for the build or deployment with it."""
-    resource_type = RESOURCE_TYPES.get(name.partition("_")[0])
-    if resource_type is None:
-        return Job.of(api.get(endpoint("jobs", name)))
-    if place is None:
-        return _job_for(api, resource_type, name)
-    found = as_fields(api.get(place.endpoint(f"{resource_type}s", name)), resource_type)
-    return Job.of(api.get(endpoint("jobs", text_at(found, "job_id"))))
-
-
-def _job_for(api: Api, resource_type: str, resource_id: str) -> Job:
-    pages = api.pages(endpoint("jobs"), {"resource_type": resource_type})
-    for page, _ in zip(pages, range(PAGES_MAX), strict=False):
-        for fields in page.items:
-            job = Job.of(fields)
-            if job.resource("id") == resource_id:
-                return job
-    raise api.refusal(
-        404,
-        f"{resource_type}.not_found",
-        f"No job of {resource_id} is to be seen: name its --site and --env, or its job.",
-    )
 
 
 def _print_stream(

@@ -141,6 +141,9 @@ def _what_serves(api: Api, job: Job) -> str:
         return "The environment goes on serving what it served before."
     environment = _environment(api, job)
     slug, url = text_at(environment, "slug") or place.env, text_at(environment, "preview_url")
+    if release is not None and text_at(environment, "status") == "suspended":
+        resume = f"mf env resume {slug} --site {place.site}"
+        return f"{slug} is suspended and serves nothing ({resume})"
     if release is None:
         return f"Nothing ran on {slug} before, and nothing does now."
     commit = text_at(release, "commit")[:COMMIT_CHARS]

@@ -306,6 +306,45 @@ def test_job_that_vanishes_is_a_refusal(mf, peer, stream_of) -> None:
     assert "job.not_found" in ran.err
 
 
+@pytest.mark.parametrize("place", [(), PLACE])
+def test_job_is_named_by_its_build_too(mf, peer, stream_of, place) -> None:
+    job = finished(peer, stream_of)
+    peer.on("GET", f"{HERE}/builds/build_01", peer.one({"id": "build_01", "job_id": "job_01"}))
+    peer.on("POST", "/v1/jobs/job_01/cancel", peer.one(job))
+    assert mf("jobs", "wait", "build_01", *place).out == "build_01 made art_01\n"
+    assert mf("jobs", "show", "build_01", *place, "--json").json["id"] == "job_01"
+    assert mf("jobs", "cancel", "build_01", *place).out == "job_01 is succeeded\n"
+
+
+def test_newest_job_of_an_environment_is_waited_for(mf, peer, stream_of) -> None:
+    build_of(peer, stream_of(GOOD))
+    roll_of(peer, stream_of(LIVE))
+    build = {"id": "build_01", "job_id": "job_01", "created_at": "2026-06-23T12:00:01.000Z"}
+    deployment = {"id": "dep_01", "job_id": "job_02", "created_at": "2026-06-23T12:00:00.000Z"}
+    peer.on("GET", f"{HERE}/builds", peer.many([build, {"id": "build_00", "job_id": "job_00"}]))
+    peer.on("GET", f"{HERE}/deployments", peer.many([deployment]))
+    assert mf("jobs", "wait", *PLACE).out == "build_01 made art_01\n"
+    later = {**deployment, "created_at": "2026-06-23T12:00:02.000Z"}
+    peer.on("GET", f"{HERE}/deployments", peer.many([later]))
+    assert "rel_01 is live" in mf("jobs", "wait", *PLACE).out
+    for kind in ("builds", "deployments"):
+        peer.on("GET", f"{HERE}/{kind}", peer.many([]))
+    ran = mf("jobs", "wait", *PLACE)
+    assert (ran.code, "Nothing was ever built for production" in ran.err) == (3, True)
+    assert mf("jobs", "wait").code == 2
+
+
+def test_failed_roll_of_a_suspended_environment_is_not_said_to_serve(mf, peer, stream_of) -> None:
+    job = roll_of(peer, stream_of([roll("failed"), END]))
+    peer.on("POST", f"{HERE}/deployments", peer.one(job, 202))
+    peer.on("GET", BELOW, peer.one({"slug": "production", "status": "suspended"}))
+    peer.on("GET", f"{BELOW}/releases", peer.many([{"id": "rel_01", "current": True}]))
+    ran = mf("deploy", "art_01", *PLACE, "--wait")
+    assert ran.code == 1
+    resume = "mf env resume production --site site_01"
+    assert f"production is suspended and serves nothing ({resume})" in ran.err
+
+
 def test_interrupt_leaves_the_job_running(mf, peer, stream_of) -> None:
     build_of(peer, stream_of(GOOD[:4], hold=True))
     process = mf.begin("build", *PLACE, "--wait")
@@ -625,6 +664,17 @@ def test_wrong_use_of_logs_says_what_is_wrong(mf, arguments, hint) -> None:
     ran = mf("logs", *arguments)
     assert ran.code == 2
     assert hint in ran.err
+
+
+def test_nothing_printed_where_nothing_ever_ran_is_not_called_a_static_site(mf, peer) -> None:
+    peer.on("GET", f"{HERE}/logs", peer.raw(""))
+    peer.on("GET", f"{HERE}/releases", peer.many([]))
+    assert mf("logs", *PLACE).err == "Nothing runs on production yet.\n"
+    peer.on("GET", f"{HERE}/releases", peer.many([{"id": "rel_01", "current": True}]))
+    static = "Nothing was printed on production. A static site has no program that could.\n"
+    assert mf("logs", *PLACE).err == static
+    peer.on("GET", f"{HERE}/releases", peer.refusal(403, "scope.insufficient", "no"))
+    assert (mf("logs", *PLACE).code, mf("logs", *PLACE).err) == (0, static)
 
 
 def test_log_of_a_build_that_no_job_is_for_is_a_refusal_as_the_servers(mf, peer) -> None:
