@@ -34,7 +34,7 @@ from hooks import branches
 from hooks.audit_log import Asker, asked_by
 from hooks.follow import PushNarrator
 from hooks.housekeeping import Housekeeping
-from hooks.push import CLEAN, Effect, PushHooks
+from hooks.push import CLEAN, Building, Effect, PushHooks
 from storage.errors import StorageError, StorageFullError
 from storage.model import PushRecord, RefMove, RouteTarget, Site
 from storage.records import environments, sites
@@ -92,11 +92,9 @@ class SiteAccess:
         name = path.removesuffix(".git")
         site = sites.find(self._records.reader(), name)
         if site is None or not actor.sees_site(site.id):
-            raise NotFoundError(_no_site(name))
+            raise NotFoundError(_no_site(name, actor))
         if not actor.may(_SCOPES[service]):
-            raise NotAllowedError(
-                f"This key lacks the scope {_SCOPES[service]}: use one that has it.\n"
-            )
+            raise NotAllowedError(_lacks(_SCOPES[service]))
         if service is Service.RECEIVE_PACK:
             await self._expect_room()
         return Opened(
@@ -223,7 +221,10 @@ class SiteReceiver:
         # git asks for quiet with --quiet, and also when nobody watches its progress.
         was_asked = NO_WAIT in push.options
         listener = _KeyHolder(remote, _who(push).is_good)
+        has_several = sum(isinstance(effect, Building) for effect in effects) > 1
         for effect in effects:
+            if has_several:
+                await self._narrator.begin(effect, listener)
             if was_asked or push.is_quiet:
                 await self._narrator.tell_how_to_follow(effect, remote, was_asked=was_asked)
             elif not listener.is_gone:
@@ -273,14 +274,24 @@ class _KeyHolder:
             await self._remote.say(*lines)
 
 
-def _no_site(name: str) -> str:
-    lines = [
-        f"There is no site {name!r} here, or this key may not know of it.",
-        "List the sites that it knows with: mf sites list",
-    ]
+def _no_site(name: str, actor: Actor) -> str:
+    """Advise only what this key may do."""
+    lines = [f"There is no site {name!r} here, or this key may not know of it."]
+    if actor.may("sites:read"):
+        lines.append("List the sites that it knows with: mf sites list")
     if branches.site_name_fault(name) is None:
-        lines.append(f"Make this one with:                mf sites create {name}")
+        makes = f"gitd site create {name}    (on the server: this key may not)"
+        if actor.may("sites:write") and actor.site_id is None:
+            makes = f"mf sites create {name}"
+        lines.append(f"Make this one with:                {makes}")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _lacks(scope: str) -> str:
+    return (
+        f"This key lacks the scope {scope}: use one that has it. Made on the server with:\n"
+        f"gitd key create --label NAME --scope {scope}\n"
+    )
 
 
 def _moves(outcomes: Sequence[RefOutcome]) -> list[RefMove]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from hooks.advice import after_failure
 from hooks.jobs import Jobs, QueuePlace
 from hooks.push import Building, Deleted, Effect, Failed, NotDeployed, TornDown
 from storage.joblog import Entry, LogLine
@@ -16,6 +17,7 @@ from storage.model import (
     Deployment,
     Environment,
     EnvironmentKind,
+    EnvironmentStatus,
     Failure,
     Job,
     JobStatus,
@@ -26,8 +28,6 @@ from storage.room import size_in_words
 SILENCE_S = 5.0  # then it is asked whether anybody is still there, and may listen
 LINES_REMEMBERED = 50  # of the log: what the end of a push need not say again
 SLOW_STAGE_S = 0.1  # what takes less goes without saying
-# How a build fails however often the same commit is built.
-OF_THE_COMMIT = frozenset({"build.config_invalid", "build.undetected", "build.lfs_pointers"})
 
 
 class Listener(Protocol):
@@ -79,6 +79,11 @@ class PushNarrator:
             clean = " (clean)" if effect.build.clean else ""
             where = f"{effect.environment.slug}{made}"
             await listener.say(f"{_short(effect.ref)} -> {where}: {effect.build.id}{clean}{same}")
+
+    async def begin(self, effect: Effect, listener: Listener) -> None:
+        """Head the lines of one environment, where a push has several."""
+        if isinstance(effect, Building):
+            await listener.say("", f"{effect.environment.slug} ({effect.build.id}):")
 
     async def tell_how_to_follow(
         self, effect: Effect, listener: Listener, *, was_asked: bool
@@ -153,7 +158,10 @@ class PushNarrator:
         took_ms = (job.finished_at or 0) - effect.build.created_at
         took = f"{took_ms / 1000:.1f} s" if took_ms >= 100 else f"{took_ms} ms"
         url = self._addresses.of_environment(effect.environment)
-        await listener.say("", f"  {effect.environment.slug} is live after {took}: {url}")
+        slug = effect.environment.slug
+        await listener.say("", f"  {slug} is live after {took}: {url}")
+        if effect.environment.status is EnvironmentStatus.SUSPENDED:
+            await listener.say(f"  {slug} was suspended: this push resumed it")
         await listener.say(*self._what_production_waits_for(effect), "")
 
     def _what_production_waits_for(self, effect: Building) -> list[str]:
@@ -176,7 +184,9 @@ class PushNarrator:
             effect,
             listener,
         )
-        await self._tell_log(effect, job, listener)
+        ref = shlex.quote(_short(effect.ref))
+        again = f"mf build {self._place(effect.environment)} --ref {ref} --deploy --wait"
+        await self._tell_what_to_do(job, again, listener)
 
     def _newer_build(self, build: Build) -> Build | None:
         reader = self._jobs.records.reader()
@@ -203,9 +213,8 @@ class PushNarrator:
             listener,
         )
         place = self._place(effect.environment)
-        await listener.say(f"  full log: mf logs {job.id}")
-        await listener.say(f"  to try again: mf deploy {deployment.artifact_id} {place} --wait")
-        await listener.say("")
+        again = f"mf deploy {deployment.artifact_id} {place} --wait"
+        await self._tell_what_to_do(job, again, listener)
 
     async def _tell_end(
         self, what: str, error: Failure | None, effect: Building, listener: Listener
@@ -218,15 +227,11 @@ class PushNarrator:
             await listener.say(f"  {line}")
         await listener.say(f"  {self._what_serves(effect.environment)}")
 
-    async def _tell_log(self, effect: Building, job: Job, listener: Listener) -> None:
-        ref = shlex.quote(_short(effect.ref))
-        again = f"mf build {self._place(effect.environment)} --ref {ref} --deploy --wait"
+    async def _tell_what_to_do(self, job: Job, again: str, listener: Listener) -> None:
+        is_canceled = job.status is JobStatus.CANCELED
+        code = job.error.code if job.error is not None and not is_canceled else None
         await listener.say(f"  full log: mf logs {job.id}")
-        if job.error is not None and job.error.code in OF_THE_COMMIT:
-            await listener.say("  no retry mends that: change it, commit, and push again")
-        else:
-            await listener.say(f"  to try again without a push: {again}")
-        await listener.say("")
+        await listener.say(*(f"  {line}" for line in after_failure(code, again)), "")
 
     def _place(self, environment: Environment) -> str:
         """The options of `mf` that name an environment."""
@@ -237,7 +242,12 @@ class PushNarrator:
         return site.name if site else environment.site_id
 
     def _what_serves(self, environment: Environment) -> str:
-        current = releases.current(self._jobs.records.reader(), environment.id)
+        reader = self._jobs.records.reader()
+        current = releases.current(reader, environment.id)
+        now = environments.get(reader, environment.id)
+        if current is not None and now is not None and now.status is EnvironmentStatus.SUSPENDED:
+            resume = f"mf env resume {environment.slug} --site {self._site_name(environment)}"
+            return f"{environment.slug} is suspended and serves nothing ({resume})"
         if current is None:
             return f"nothing ran on {environment.slug} before, and nothing does now"
         commit = f" ({current.commit[:12]})" if current.commit else ""

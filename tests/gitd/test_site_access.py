@@ -170,7 +170,27 @@ async def test_9_a_key_that_may_read_may_not_push_and_is_told_so(door: Door) -> 
     assert answer.status == 403
     assert answer.content_type == "text/plain"
     assert "lacks the scope deployments:write" in await answer.text()
+    assert "gitd key create --label NAME --scope deployments:write" in await answer.text()
     assert (await door.post(PUSH, {"Authorization": reader})).status == 403
+
+
+@pytest.mark.parametrize(
+    ("scopes", "site_id", "advice"),
+    [
+        (("deployments:write", "sites:read"), None, "gitd site create nosuch    (on the server"),
+        (("deployments:write", "sites:write"), None, "mf sites create nosuch\n"),
+        (("deployments:write", "sites:write"), "site_acme", "gitd site create nosuch"),
+    ],
+)
+async def test_9_advice_about_a_site_that_is_not_there_is_for_this_key(
+    door: Door, scopes: tuple[str, ...], site_id: str | None, advice: str
+) -> None:
+    answer = await door.refs(PUSH, basic(door.key(*scopes, site_id=site_id)), "nosuch")
+    text = await answer.text()
+    assert answer.status == 404
+    assert advice in text
+    assert ("mf sites create" in text) == ("sites:write" in scopes and site_id is None)
+    assert "mf sites list" in text
 
 
 async def test_9_a_client_cannot_speak_for_the_proxy_in_front(door: Door) -> None:

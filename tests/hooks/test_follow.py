@@ -160,7 +160,8 @@ async def test_failure_ends_with_the_command_that_tries_again(world, narrator, p
     await narrator.follow(effect, ear)
     slug = effect.environment.slug
     again = f"mf build --site acme-store --env {slug} --ref 'topic/$(x)' --deploy --wait"
-    assert f"to try again without a push: {again}" in ear.lines
+    assert f"or, if it was not the commit's fault: {again}" in ear.lines
+    assert "mend it, commit, and push again" in ear.lines
 
     effect = await push(site)
     lease = await world.builds.lease("slot-0", 5)
@@ -172,10 +173,64 @@ async def test_failure_ends_with_the_command_that_tries_again(world, narrator, p
     await world.rolls.report(Report(desired.env_id, desired.deployment_id, "failed", failure))
     await following
     again = f"mf deploy {desired.artifact.id} --site acme-store --env production --wait"
-    assert f"to try again: {again}" in ear.lines
+    assert ear.lines[-3:-1] == [
+        "mend it, commit, and push again",
+        f"or, if it was not the commit's fault: {again}",
+    ]
 
 
-@pytest.mark.parametrize("code", ["build.config_invalid", "build.undetected"])
+@pytest.mark.parametrize("code", ["build.builder_lost", "build.variable_missing"])
+async def test_what_is_not_the_commits_fault_is_tried_again_as_it_is(
+    world, narrator, push, code
+) -> None:
+    effect = await push(await world.site())
+    lease = await world.builds.lease("slot-0", 5)
+    error = BuildError(code, "no", None)
+    await world.builds.finish(lease.job_id, Finish("slot-0", "failed", error=error))
+    ear = Ear()
+    await narrator.follow(effect, ear)
+    again = "mf build --site acme-store --env production --ref main --deploy --wait"
+    assert ear.lines[-2] == f"to try again without a push: {again}"
+    assert not any("mend" in line for line in ear.lines)
+
+
+async def test_suspended_environment_is_not_said_to_serve(world, narrator, push) -> None:
+    site = await world.site()
+    effect = await push(site)
+    lease = await world.builds.lease("slot-0", 5)
+    await world.builds.finish(lease.job_id, DONE)
+    desired = await told(world, effect.environment.id)
+    await world.rolls.report(Report(desired.env_id, desired.deployment_id, "serving"))
+    await world.pipeline.suspend_environment(world.environment(site))
+    effect = await push(site, b"two")
+    lease = await world.builds.lease("slot-0", 5)
+    await world.builds.finish(lease.job_id, FAILED)
+    ear = Ear()
+    await narrator.follow(effect, ear)
+    resume = "mf env resume production --site acme-store"
+    assert f"production is suspended and serves nothing ({resume})" in ear.lines
+    assert not any("still serves" in line for line in ear.lines)
+
+
+async def test_push_says_that_it_resumed_what_was_suspended(world, narrator, push) -> None:
+    site = await world.site()
+    await world.pipeline.suspend_environment(world.environment(site))
+    effect = await push(site)
+    ear = Ear()
+    following = asyncio.create_task(narrator.follow(effect, ear))
+    lease = await world.builds.lease("slot-0", 5)
+    await world.builds.finish(lease.job_id, DONE)
+    desired = await told(world, effect.environment.id)
+    await world.rolls.report(Report(desired.env_id, desired.deployment_id, "serving"))
+    await following
+    assert "production was suspended: this push resumed it" in ear.lines
+    soon = "production is suspended: it is resumed when this release is live"
+    assert any(line.endswith(soon) for line in ear.lines)
+
+
+@pytest.mark.parametrize(
+    "code", ["build.config_invalid", "build.undetected", "build.output_missing"]
+)
 async def test_commit_that_can_only_fail_again_is_not_built_again(
     world, narrator, push, code
 ) -> None:
@@ -186,7 +241,7 @@ async def test_commit_that_can_only_fail_again_is_not_built_again(
     await world.builds.finish(lease.job_id, Finish("slot-0", "failed", error=error))
     ear = Ear()
     await narrator.follow(effect, ear)
-    assert "no retry mends that: change it, commit, and push again" in ear.lines
+    assert "mend it, commit, and push again: no retry helps" in ear.lines
     assert f"full log: mf logs {effect.build.job_id}" in ear.lines
     assert not any("mf build" in line or "http://here" in line for line in ear.lines)
 

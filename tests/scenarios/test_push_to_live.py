@@ -205,6 +205,19 @@ def test_failing_build_leaves_the_prior_release_and_tells_why(server) -> None:
     assert b"\x1b]52;c;cm0gLXJm\x07about to fail" in log.body
 
 
+def test_lines_of_each_environment_of_one_push_are_headed(server) -> None:
+    work = server.work()
+    good = work.commit({"index.html": PAGE.format("one")})
+    work.commit({"managed.toml": '[build]\ncommand = "echo broken; exit 3"\noutput = "o"\n'})
+    said = work.push("main:bad", f"{good}:refs/heads/main")
+    blocks = re.split(r"remote: (\S+) \(build_\w+\):", said)
+    told = dict(zip(blocks[1::2], blocks[2::2], strict=True))
+    assert set(told) == {"bad", "production"}
+    assert "BUILD FAILED" in told["bad"]
+    assert "production is live" in told["production"]
+    assert not re.search(r"\(build_\w+\):", work.push("main", "--force")), "one needs no heading"
+
+
 def test_commit_that_nothing_can_build_says_what_was_looked_for(server) -> None:
     work = server.work()
     work.commit({"README": "nothing here"})
