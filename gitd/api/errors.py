@@ -402,7 +402,7 @@ ROWS = (
     ErrorCode(
         JOB,
         "build.runtime_missing",
-        "The server lacks a program that the build or the site needs.",
+        "The server lacks a program, or its version, that the build or the site needs.",
         "Ask its operator to install what the message names, or build another way in managed.toml.",
     ),
     ErrorCode(

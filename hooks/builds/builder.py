@@ -263,7 +263,7 @@ class _Build:
 
     async def _phases(self, lease: Lease) -> Finish:
         with self._entered(Phase.DETECT):
-            plan = await phases.detect(self._job, self._log)
+            plan = await phases.detect(self._job, self._log, self._toolchain)
             given = await phases.fetch_variables(plan, self._job, self._log)
         settings = plan.settings
         cache_inputs: dict[str, str] = {}

@@ -14,13 +14,13 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from hooks.builds import dependencies, managed_toml, profiles, runtimes
+from hooks.builds import dependencies, managed_toml, profiles, runtimes, versions
 from hooks.builds.build_log import BuildLog, OutputLines
 from hooks.builds.control import LeasedJob
 from hooks.builds.disk_allowance import DiskAllowance
@@ -97,8 +97,8 @@ class Workspace:
         self.originals.seal(self.root)
 
 
-async def detect(job: LeasedJob, log: BuildLog) -> Plan:
-    """Decide what to do, and say so.
+async def detect(job: LeasedJob, log: BuildLog, toolchain: Mapping[str, str]) -> Plan:
+    """Decide what to do, and say so. `toolchain`: the versions that the build finds.
 
     Raises:
         BuildFailedError: See `profiles.detect` and `runtimes.require`.
@@ -112,7 +112,8 @@ async def detect(job: LeasedJob, log: BuildLog) -> Plan:
         config = config.overridden_by(await _managed_toml(listing))
     plan = await _in_thread(lambda _: profiles.detect(listing, config, runtimes.available()))
     log.line(Phase.DETECT, plan.explanation)
-    for note in plan.notes:
+    unmet = await _in_thread(lambda _: versions.unmet(listing, plan, toolchain))
+    for note in (*plan.notes, *unmet):
         log.line(Phase.DETECT, note)
     await asyncio.to_thread(runtimes.require, plan.needs)
     return plan

@@ -27,7 +27,14 @@ from hooks.builds.limits import Limit, Limits
 from hooks.builds.profiles import is_published
 from hooks.builds.submodules import GITMODULES, GITMODULES_BYTES_MAX, Submodules
 from hooks.builds.tree import OUTPUT_TOO_LARGE
-from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, CONFIG_FILES, Finish, Folder, RootEntry
+from hooks.builds.wire import (
+    CONFIG_FILE_BYTES_MAX,
+    CONFIG_FILES,
+    VERSION_FILES,
+    Finish,
+    Folder,
+    RootEntry,
+)
 from hooks.jobs import Jobs
 from storage.errors import StorageError, TreeInvalidError, TreeTooLargeError
 from storage.git.errors import RepositoryError
@@ -87,7 +94,8 @@ class Sources:
         if found is None:
             return None
         files = {}
-        for name in set(CONFIG_FILES).intersection(entry.name for entry in found.entries):
+        names = {entry.name for entry in found.entries}
+        for name in names.intersection((*CONFIG_FILES, *VERSION_FILES)):
             content = self._repositories.read_file(
                 site_id, commit, f"{path}/{name}", CONFIG_FILE_BYTES_MAX
             )

@@ -33,6 +33,8 @@ from hooks.stages import Mark
 
 CONFIG_FILES = ("managed.toml", "Procfile", "package.json", "pyproject.toml")
 """The files of a folder whose text travels with its names, when they are there."""
+VERSION_FILES = (".nvmrc", ".node-version", ".python-version", "runtime.txt")
+"""So does the text of these, which change nothing: what they ask for is compared."""
 CONFIG_FILE_BYTES_MAX = 256 * 1024
 LEASE_HEADER = "Gitd-Lease"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from hooks.builds.wire import CONFIG_FILES, LEASE_HEADER
+from hooks.builds.wire import CONFIG_FILES, LEASE_HEADER, VERSION_FILES
 from tests.warm import warm
 
 HERE = Path(__file__).parent
@@ -220,7 +220,7 @@ def folder_of(files, folder):
         "entries": [{"name": name, "kind": kind} for name, kind in kinds.items()],
         "files": {
             name: inside[name].decode(errors="replace")
-            for name in CONFIG_FILES
+            for name in (*CONFIG_FILES, *VERSION_FILES)
             if isinstance(inside.get(name), bytes)
         },
     }

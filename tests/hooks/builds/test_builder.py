@@ -179,6 +179,12 @@ async def test_failing_command_reports_its_exit_status_and_last_lines(control, s
     assert job.text[-2:] == ["line 30", first]
 
 
+async def test_version_that_the_server_has_not_is_told_before_anything_runs(control, slot):
+    files = {".python-version": b"3.99\n", "requirements.txt": b"", "Procfile": b"web: python3 a"}
+    job = await control.build({**files, "managed.toml": b'[build]\ninstall = "exit 3"'})
+    assert any(line.startswith(".python-version asks for python 3.99;") for line in job.text[:3])
+
+
 async def test_reason_far_above_the_end_stands_in_the_first_lines(control, slot):
     says = "npm error `npm ci` can only install packages when your package.json and "
     says += "package-lock.json or npm-shrinkwrap.json are in sync."
