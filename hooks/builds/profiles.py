@@ -37,6 +37,14 @@ _PROGRAMS = {
     Profile.PHP: ("php", "php-fpm", "frankenphp", "rr"),
 }
 
+
+def _built_by(command: str, web: str, language: str) -> str:
+    return (
+        f"there is no profile for {language}, but where the server has it {MANAGED_TOML} can say"
+        f' [build] command = "{command}" and [run] web = "{web}"'
+    )
+
+
 _SERVERS = {
     Profile.NODE: "node server.js",
     Profile.PYTHON: "gunicorn app:app --bind 127.0.0.1:$PORT",
@@ -45,6 +53,18 @@ _SERVERS = {
 _LACKS = {
     Profile.NODE: ": package.json has neither a build script nor one that starts a server",
     Profile.PHP: ": there is no index.php, and no folder public or web beside composer.json",
+}
+# What there is no profile for, and what to add for it.
+_NO_PROFILE = {
+    "Dockerfile": f"images are not built here; add a {PROCFILE} with what its CMD runs",
+    "Containerfile": f"images are not built here; add a {PROCFILE} with what its CMD runs",
+    "go.mod": _built_by("go build -o server .", "./server", "Go"),
+    "Cargo.toml": _built_by("cargo build --release", "./target/release/NAME", "Rust"),
+    "Gemfile": _built_by(
+        "bundle config set path vendor/bundle && bundle install",
+        "bundle exec puma -b tcp://127.0.0.1:$PORT",
+        "Ruby",
+    ),
 }
 
 
@@ -185,7 +205,11 @@ class _Detection:
         match profile:
             case Profile.NODE:
                 return self._node_recipe()
+            case Profile.PROCFILE:
+                return Recipe(notes=python.unread(listing))
             case Profile.PYTHON:
+                if self._config.install is None:
+                    python.refuse_package_mode(listing)
                 return self._with_assets(
                     python.recipe(listing, programs, runs=self._web is not None)
                 )
@@ -351,6 +375,8 @@ def _undetected(listing: Listing) -> BuildFailedError:
         found = f"Found {MANAGED_TOML}, which sets neither build.command, build.output nor run.web."
     if node.PACKAGE_JSON in listing.kinds:
         found = f"Found {node.PACKAGE_JSON}, without a build script or a server to start."
+    if (other := listing.first_file(*_NO_PROFILE)) is not None:
+        found = f"There is a {other}: {_NO_PROFILE[other]}."
     advice = (
         f"Add an {INDEX}, or a {PROCFILE} with a line `web: COMMAND`, or a {MANAGED_TOML} with"
         " [build] output or [run] web. For a site in a sub-folder: [build] root."

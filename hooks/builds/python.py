@@ -30,6 +30,13 @@ _WITHOUT_TIMES = (
 _COMPILE = (
     "PYTHONHASHSEED=0 python3 -m compileall -q -q -f --invalidation-mode unchecked-hash . || true"
 )
+_POETRY_EXPORT = "poetry export -o requirements.txt"
+_PIPENV_EXPORT = "pipenv requirements > requirements.txt"
+_EXPORTS = {
+    "poetry.lock": _POETRY_EXPORT,
+    "Pipfile.lock": _PIPENV_EXPORT,
+    "Pipfile": _PIPENV_EXPORT,
+}
 _PYTHON = Need(("python3",), "python3")
 _ENSUREPIP = Need(("python3",), "python3-venv", module="ensurepip")
 _UV = Need(("uv",), "uv")
@@ -72,11 +79,8 @@ def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe
         prune = (_WITHOUT_PIP,) if runs else ()
         client_needs = (_ENSUREPIP,)
     notes = [
-        f"{name} is not read: {advice}"
-        for name, advice in (
-            ("poetry.lock", "`poetry export -o requirements.txt` pins its versions"),
-            ("Pipfile.lock", "`pipenv requirements > requirements.txt` pins its versions"),
-        )
+        f"{name} is not read: `{_EXPORTS[name]}` pins its versions"
+        for name in ("poetry.lock", "Pipfile.lock")
         if listing.has_file(name) and decided != UV_LOCK
     ]
     return Recipe(
@@ -89,6 +93,37 @@ def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe
         client_needs=client_needs if decided else (),
         notes=tuple(notes),
     )
+
+
+def unread(listing: Listing) -> tuple[str, ...]:
+    """Return what is to be said of a tree that is no Python project here, and of Pipenv or Poetry
+    would be one: nothing is installed.
+    """
+    name = listing.first_file(*_EXPORTS)
+    if name is None and "[tool.poetry" in listing.files.get(PYPROJECT, ""):
+        name = PYPROJECT
+    if name is None:
+        return ()
+    export = _EXPORTS.get(name, _POETRY_EXPORT)
+    return (f"{name} is not read, and nothing is installed: commit what `{export}` writes",)
+
+
+def refuse_package_mode(listing: Listing) -> None:
+    """Refuse a project of Poetry's that is no package where it would be installed as one.
+
+    Raises:
+        BuildFailedError: `build.config_invalid`, with what to do.
+    """
+    if dependency_file(listing) != PYPROJECT or not _is_package(listing):
+        return
+    tool = _pyproject(listing).get("tool")
+    poetry = tool.get("poetry") if isinstance(tool, dict) else None
+    if isinstance(poetry, dict) and poetry.get("package-mode") is False:
+        raise BuildFailedError(
+            CONFIG_INVALID,
+            f"{listing.path(PYPROJECT)} says package-mode = false, which Poetry alone can install:"
+            f" commit what `{_POETRY_EXPORT}` writes, or set build.install in managed.toml",
+        )
 
 
 def _wanted(listing: Listing, decided: str) -> str:

@@ -30,6 +30,7 @@ COMPOSER = (
     "composer install --no-dev --no-interaction --no-progress --prefer-dist --optimize-autoloader"
 )
 PHP = 'PHP_CLI_SERVER_WORKERS=4 php -S "127.0.0.1:$PORT" -t'
+POETRY_APP = '[build-system]\nrequires = ["x"]\n[tool.poetry]\npackage-mode = false'
 CACHES = "rm -rf node_modules/.cache .next/cache"
 
 
@@ -343,6 +344,13 @@ def test_python_project_that_is_no_package_gets_what_it_depends_on():
     assert install.endswith("> /tmp/requirements.txt && pip install -r /tmp/requirements.txt")
 
 
+def test_poetry_project_that_is_no_package_may_say_how_it_is_installed():
+    found = plan(pyproject=POETRY_APP, Procfile="web: a", toml='[build]\ninstall = "x"')
+    assert ("install", "x") in steps(found)
+    locked = plan("requirements.txt", pyproject=POETRY_APP, Procfile="web: a")
+    assert PIP in steps(locked)
+
+
 def test_install_command_of_ones_own_finds_an_environment():
     found = plan(
         "requirements.txt", Procfile="web: a", toml='[build]\ninstall = "pip install -r a/b.txt"'
@@ -505,6 +513,13 @@ def test_one_line_tells_what_decided_and_what_follows(found, line):
         ),
         (plan("composer.json", "public/"), "there is no composer.lock"),
         (plan("requirements.txt", "poetry.lock", Procfile="web: a"), "poetry.lock is not read"),
+        (plan("Pipfile.lock", Procfile="web: a"), "Pipfile.lock is not read, and nothing is inst"),
+        (plan("Pipfile", Procfile="web: a"), "Pipfile is not read, and nothing is installed: co"),
+        (plan("poetry.lock", Procfile="web: a"), "poetry.lock is not read, and nothing is inst"),
+        (
+            plan(pyproject='[tool.poetry]\nname = "a"', Procfile="web: a"),
+            "pyproject.toml is not read, and nothing is installed: commit what `poetry export -o",
+        ),
     ],
 )
 def test_what_is_left_out_is_said(found, note):
@@ -613,6 +628,21 @@ def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
             "build.config_invalid",
             ("scripts.start is longer",),
         ),
+        (
+            (),
+            {"pyproject": POETRY_APP, "Procfile": "web: a"},
+            "build.config_invalid",
+            ("pyproject.toml says package-mode = false", "poetry export -o requirements.txt"),
+        ),
+        (
+            ("Dockerfile",),
+            {},
+            "build.undetected",
+            ("There is a Dockerfile: images are not built here; add a Procfile",),
+        ),
+        (("go.mod", "main.go"), {}, "build.undetected", ("There is a go.mod:", "go build")),
+        (("Cargo.toml",), {}, "build.undetected", ("There is a Cargo.toml:", "cargo build")),
+        (("Gemfile",), {}, "build.undetected", ("There is a Gemfile:", "bundle install")),
         (("x",), {"pyproject": "[["}, "build.config_invalid", ("pyproject.toml is not TOML",)),
         (
             (),
