@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 import time
@@ -129,6 +130,23 @@ def test_failed_build_is_code_1_with_its_reason_and_its_log(server) -> None:
     build_id = job["resource"]["id"]
     for arguments in ((build_id,), (job["id"],), (build_id, *PLACE)):
         assert "the reason\n" in server.mf("logs", *arguments).stdout
+
+
+def test_program_that_crashes_at_its_start_fails_whoever_follows_the_push(server) -> None:
+    work = server.work()
+    work.commit({"Procfile": "web: echo the reason; exit 127"})
+    said = work.push("-o", "nowait", "main")
+    (job_id,) = re.findall(r"watch it with: mf jobs wait (job_\w+)", said)
+    for arguments in (
+        ("jobs", "wait", job_id),
+        ("jobs", "wait", *PLACE),
+        ("logs", "--follow", job_id),
+        ("logs", "--follow", job_id, "--json"),
+    ):
+        done = server.mf(*arguments, check=False)
+        assert done.returncode == 1, arguments
+        assert "deployment.start_failed" in done.stdout + done.stderr
+        assert "the reason" in done.stdout + done.stderr
 
 
 def test_wait_outlives_a_kill_of_the_server(server) -> None:
