@@ -222,6 +222,8 @@ class SiteReceiver:
         was_asked = NO_WAIT in push.options
         listener = _KeyHolder(remote, _who(push).is_good)
         has_several = sum(isinstance(effect, Building) for effect in effects) > 1
+        if has_several:
+            await listener.say("")
         for effect in effects:
             if has_several:
                 await self._narrator.begin(effect, listener)

@@ -83,7 +83,7 @@ class PushNarrator:
     async def begin(self, effect: Effect, listener: Listener) -> None:
         """Head the lines of one environment, where a push has several."""
         if isinstance(effect, Building):
-            await listener.say("", f"{effect.environment.slug} ({effect.build.id}):")
+            await listener.say(f"{effect.environment.slug} ({effect.build.id}):")
 
     async def tell_how_to_follow(
         self, effect: Effect, listener: Listener, *, was_asked: bool
@@ -152,7 +152,8 @@ class PushNarrator:
         artifact = artifacts.get(self._jobs.records.reader(), artifact_id)
         if artifact is not None:
             size = size_in_words(artifact.size_bytes)
-            await listener.say(f"  artifact {artifact_id}: {artifact.files} files, {size}, signed")
+            files = f"{artifact.files} file{'' if artifact.files == 1 else 's'}"
+            await listener.say(f"  artifact {artifact_id}: {files}, {size}, signed")
 
     async def _tell_live(self, effect: Building, job: Job, listener: Listener) -> None:
         took_ms = (job.finished_at or 0) - effect.build.created_at
