@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
+from zlib import adler32
 
 from storage.errors import TreeInvalidError
 from storage.source import WHOLE_BYTES_MAX, SourceDirectory, SourceEntry, SourceFile, SourceLink
@@ -30,6 +31,9 @@ _SUM_OF_SPACES = 8 * ord(" ")
 _ZERO = bytes(BLOCK_BYTES)
 _REST = bytes(BLOCK_BYTES - 265)  # names of owner and group, and of devices; a prefix
 _SET_ID = 0o7000
+# What stands between name and size, and behind the check sum, where a plain file has such a mode.
+_PLAIN_MODES = {b"%07o\x000000000\x000000000\x00" % mode: mode for mode in (0o644, 0o755)}
+_PLAIN_AFTER = _AFTER_SUM % (FILE, bytes(_NAME_BYTES), _REST)
 # Keys of a pax header that mean nothing to a tree.
 _IGNORED_KEYS = (b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment")
 
@@ -83,7 +87,8 @@ def encode_header(
         return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
     before = _BEFORE_SUM % (name.ljust(_NAME_BYTES, b"\0"), mode, size_bytes, time)
     after = _AFTER_SUM % (kind, target.ljust(_NAME_BYTES, b"\0"), _REST)
-    return b"%b%06o\x00 %b" % (before, sum(before) + sum(after) + _SUM_OF_SPACES, after)
+    # Together they are a block without its check sum, which counts as spaces.
+    return b"%b%06o\x00 %b" % (before, _sum(before + after) + _SUM_OF_SPACES, after)
 
 
 def chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -117,6 +122,9 @@ class _Extended:
     size_bytes: int | None = None
 
 
+_NOTHING = _Extended()
+
+
 class _Contents:
     """The bytes of the entry that the stream stands at."""
 
@@ -134,8 +142,9 @@ class _Contents:
         return self._pieces()
 
     def skip(self) -> None:
-        for _ in self._pieces():
-            pass
+        if self._left:
+            for _ in self._pieces():
+                pass
         _read_exactly(self._stream, self._padding, self._path)
 
     def _pieces(self) -> Iterator[bytes]:
@@ -146,12 +155,14 @@ class _Contents:
 
 
 def _next_header(stream: BinaryIO) -> _Header | None:
-    extended = _Extended()
+    extended = _NOTHING
     while True:
         block = _read_exactly(stream, BLOCK_BYTES, b"")
         if block == _ZERO:
             _read_to_end(stream)
             return None
+        if extended is _NOTHING and (plain := _plain_header(block)) is not None:
+            return plain
         _check_sum(block)
         kind = block[156:157]
         size_bytes = _number(block[124:136])
@@ -160,9 +171,35 @@ def _next_header(stream: BinaryIO) -> _Header | None:
                 raise TreeInvalidError(b"", "the archive has too long a header")
             data = _read_exactly(stream, size_bytes, b"")
             _read_exactly(stream, -size_bytes % BLOCK_BYTES, b"")
+            if extended is _NOTHING:
+                extended = _Extended()
             _extend(extended, kind, data)
             continue
         return _entry_header(block, kind, size_bytes, extended)
+
+
+def _plain_header(block: bytes) -> _Header | None:
+    """Read the header of a file as `encode_header` writes nearly all of them, in a third of the
+    time. None for any other.
+    """
+    mode = _PLAIN_MODES.get(block[100:124])
+    name, size, total = block[:100].rstrip(b"\0"), block[124:135], block[148:154]
+    if (
+        mode is None
+        or block[156:] != _PLAIN_AFTER
+        or block[135] != 0
+        or block[154:156] != b"\0 "
+        or not (size.isdigit() and total.isdigit())
+        or b"\0" in name
+        or name.startswith(b"./")
+        or name[-1:] in (b"", b".", b"/")
+    ):
+        return None
+    try:
+        is_whole = int(total, 8) == _sum(block[:148] + block[156:]) + _SUM_OF_SPACES
+        return _Header(name, b"", FILE, mode, int(size, 8)) if is_whole else None
+    except ValueError:
+        return None
 
 
 def _entry_header(block: bytes, kind: bytes, size_bytes: int, extended: _Extended) -> _Header:
@@ -246,19 +283,30 @@ def _text(data: bytes) -> bytes:
 def _number(data: bytes) -> int:
     if data[0] & 0x80:  # GNU's base 256, for what octal digits cannot hold
         return int.from_bytes(data, "big") & ((1 << (8 * len(data) - 1)) - 1)
-    digits = data.strip(b" \0")
-    if digits.strip(b"01234567"):
+    digits = data.strip(b" \0") or b"0"
+    # What `int` would take besides: signs, underscores, a prefix.
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:
         raise TreeInvalidError(b"", "the archive has a malformed number")
-    return int(digits or b"0", 8)
+    return int(digits, 8)
 
 
 def _check_sum(block: bytes) -> None:
-    if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+    if _number(block[148:156]) != _sum(block[:148] + block[156:]) + _SUM_OF_SPACES:
         raise TreeInvalidError(b"", "the archive is damaged")
 
 
+def _sum(header: bytes) -> int:
+    """Add up the bytes of a header of up to 512, which `sum` takes ten times as long for.
+
+    The lower half of Adler-32 is one more than their sum, modulo 65521, which 256 cannot reach.
+    """
+    return (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) - 2
+
+
 def _read_exactly(stream: BinaryIO, count: int, path: bytes) -> bytes:
-    data = stream.read(count) if count else b""
+    if not count:
+        return b""
+    data = stream.read(count)
     if len(data) == count:
         return data
     parts = [data]

@@ -260,3 +260,47 @@ def test_what_is_written_in_pieces_is_an_archive_for_others() -> None:
         assert found is not None
         assert found.read() == large
     assert read(data)[b"d/link"] == ("l", b"large")
+
+
+@given(
+    places=st.lists(
+        st.integers(0, 511).filter(lambda place: not 148 <= place < 156),
+        min_size=2,
+        max_size=2,
+        unique=True,
+    ),
+    step=st.integers(1, 255),
+)
+def test_header_that_differs_from_ours_is_read_as_tarfile_reads_it_or_refused(
+    places: list[int], step: int
+) -> None:
+    block = bytearray(encode_header(b"d/file.txt", FILE, 0o644, size_bytes=0, time=1_700_000_000))
+    upward, downward = places
+    if block[upward] + step > 255 or block[downward] < step:
+        return
+    block[upward] += step
+    block[downward] -= step  # the check sum is right
+    data = bytes(block) + bytes(10 * 512)
+    try:
+        entries = list(scan_tar(io.BytesIO(data)))
+    except TreeInvalidError:
+        return
+    try:
+        theirs = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return  # an owner or a time, which are nothing to a tree
+    if not entries:
+        assert theirs.isdir() or theirs.name in (".", "./")
+        return
+    [ours] = entries
+    assert os.fsdecode(ours.path) == theirs.name.removeprefix("./").removesuffix("/")
+    if isinstance(ours, SourceFile):
+        assert (ours.size_bytes, ours.executable) == (theirs.size, bool(theirs.mode & 0o111))
+
+
+@pytest.mark.parametrize("place", [0, 20, 103, 130, 140, 156, 200, 260, 300, 400, 511])
+def test_header_with_one_bit_that_flipped_is_refused(place: int) -> None:
+    block = bytearray(encode_header(b"d/file.txt", FILE, 0o644, size_bytes=0, time=1_700_000_000))
+    block[place] ^= 1
+    with pytest.raises(TreeInvalidError):
+        list(scan_tar(io.BytesIO(bytes(block) + bytes(2 * 512))))
