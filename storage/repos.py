@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from storage import repository_folders, trees
 from storage.files import mapped_errors
@@ -16,7 +15,7 @@ from storage.git.errors import (
     RefNotFoundError,
     RepositoryNotFoundError,
 )
-from storage.git.object_formats import COMMIT, unhex
+from storage.git.object_formats import COMMIT
 from storage.git.refs import is_valid_name
 from storage.git.repository import Repository, RepositoryCache, is_repository
 from storage.git.walk import reachable_among
@@ -303,27 +302,9 @@ class Repositories:
         """
         return self.open(site_id).objects.get(bytes.fromhex(oid))[1]
 
-    def write_tar(
-        self,
-        site_id: str,
-        commit: str,
-        folder: str,
-        out: BinaryIO,
-        grafts: Grafts = _NO_GRAFTS,
-        *,
-        visits: Visits | None = None,
-    ) -> None:
-        """Write the files of a folder as an uncompressed pax tar; reads one file at a time.
-
-        Modes are 0644 and 0755, times the commit's, owners 0; a submodule without a graft is an
-        empty directory. `grafts`, `visits`: see `walk_tree`.
-
-        Raises:
-            RepositoryCorruptError, TreeTooLargeError: see `walk_tree`.
-        """
-        time = self.open(site_id).objects.commit(unhex(commit.encode())).time
-        files = self.walk_tree(site_id, commit, folder, grafts, visits=visits)
-        trees.write_tar(files, out, time=time)
+    def commit_time(self, site_id: str, commit: str) -> int:
+        """Return a commit's time, in seconds; 0 when that is unreadable."""
+        return self.open(site_id).objects.commit(bytes.fromhex(commit)).time
 
     def _top(self, site_id: str, commit: str) -> Tree:
         repository = self.open(site_id)

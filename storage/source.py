@@ -87,6 +87,7 @@ class Draft:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._files_max = min(limits.files_max, FILES_MAX)
         self._entries: dict[bytes, Entry] = {}
         self._files = 0
         self._size_bytes = 0
@@ -102,11 +103,15 @@ class Draft:
         """
         path = entry.path
         check_path(path)
-        if isinstance(entry, SourceFile):
-            self._count(entry)
-        elif isinstance(entry, SourceLink):
-            _check_target(entry)
         known = self._entries.get(path)
+        if isinstance(entry, SourceFile):
+            if known is not None:
+                raise TreeInvalidError(path, "stands twice")
+            self._count(entry)
+            self._add_parents(path)
+            return
+        if isinstance(entry, SourceLink):
+            _check_target(entry)
         if known is not None and not (
             isinstance(entry, SourceDirectory) and isinstance(known, DirectoryEntry)
         ):
@@ -114,7 +119,7 @@ class Draft:
         self._add_parents(path)
         if isinstance(entry, SourceDirectory):
             self._add(DirectoryEntry(path))
-        elif isinstance(entry, SourceLink):
+        else:
             self._add(LinkEntry(path, entry.target))
 
     def add_file(self, entry: SourceFile, digest: Digest) -> None:
@@ -145,7 +150,7 @@ class Draft:
             raise TreeTooLargeError(
                 b"", f"the files are larger than {limits.size_bytes_max} bytes together"
             )
-        if self._files > min(limits.files_max, FILES_MAX):
+        if self._files > self._files_max:
             raise TreeTooLargeError(b"", f"there are more than {limits.files_max} files")
 
     def _add_parents(self, path: bytes) -> None:

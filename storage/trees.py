@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from storage import tar
 from storage.errors import TreeTooLargeError
 from storage.git.errors import PackOutgrownError, RepositoryCorruptError
-from storage.git.object_formats import TREE, TREE_ENTRY
+from storage.git.object_formats import (
+    MODE_LINK,
+    MODE_PROGRAM,
+    MODE_SUBMODULE,
+    MODE_TREE,
+    TREE,
+    TREE_ENTRY,
+)
 from storage.git.object_formats import tree_entries as parse_tree
 from storage.git.repository import Repository
 from storage.manifest import ENTRIES_MAX
@@ -30,6 +37,13 @@ class EntryKind(StrEnum):
     DIR = "dir"
     LINK = "link"
     SUBMODULE = "submodule"
+
+
+_KINDS = {
+    MODE_TREE: EntryKind.DIR,
+    MODE_LINK: EntryKind.LINK,
+    MODE_SUBMODULE: EntryKind.SUBMODULE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +68,8 @@ class Folder:
     entries: tuple[RootEntry, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TreeFile:
+# A tuple: a commit may have two hundred thousand, and a frozen dataclass takes longer to make.
+class TreeFile(NamedTuple):
     """One file, link or submodule of a commit.
 
     Attributes:
@@ -68,32 +82,32 @@ class TreeFile:
     kind: EntryKind
     is_executable: bool
     oid: str
-    _repository: Repository
+    repository: Repository
 
     @property
     def size(self) -> int:
         """Bytes, looked up; of a link, the length of its target; of a submodule, 0."""
         if self.kind is EntryKind.SUBMODULE:
             return 0
-        return self._repository.objects.kind_and_size(bytes.fromhex(self.oid))[1]
+        return self.repository.objects.kind_and_size(bytes.fromhex(self.oid))[1]
 
     def read(self) -> bytes:
         """Return the whole content (a link's target; nothing for a submodule)."""
         if self.kind is EntryKind.SUBMODULE:
             return b""
-        return self._repository.objects.get(bytes.fromhex(self.oid))[1]
+        return self.repository.objects.get(bytes.fromhex(self.oid))[1]
 
     def read_small(self, bytes_max: int) -> bytes | None:
         """Return the content of a file; None when it, or what it is stored as, is larger."""
         try:
-            return self._repository.objects.get(bytes.fromhex(self.oid), bytes_max)[1]
+            return self.repository.objects.get(bytes.fromhex(self.oid), bytes_max)[1]
         except PackOutgrownError:
             return None
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the content in pieces of at most some 256 KiB where its stored form allows."""
         if self.kind is not EntryKind.SUBMODULE:
-            yield from self._repository.objects.stream(bytes.fromhex(self.oid))
+            yield from self.repository.objects.stream(bytes.fromhex(self.oid))
 
 
 class Visits:
@@ -167,9 +181,9 @@ def _file(tree: Tree, path: bytes, mode: bytes, oid: bytes) -> TreeFile:
     file = TreeFile(
         path=os.fsdecode(path),
         kind=kind,
-        is_executable=kind is EntryKind.FILE and bool(int(mode, 8) & 0o100),
+        is_executable=mode == MODE_PROGRAM,
         oid=oid.hex(),
-        _repository=tree.repository,
+        repository=tree.repository,
     )
     if kind is EntryKind.LINK and file.size > LINK_BYTES_MAX:
         raise RepositoryCorruptError("a symbolic link's target is too long")
@@ -215,8 +229,8 @@ def find_submodules(top: Tree, visits: Visits) -> Iterator[tuple[str, str]]:
             yield os.fsdecode(path), oid.hex()
 
 
-def write_tar(files: Iterator[TreeFile], out: BinaryIO, *, time: int) -> None:
-    """Write files as an uncompressed pax tar; reads one at a time.
+def write_tar(files: Iterable[TreeFile], out: BinaryIO, *, time: int) -> None:
+    """Write files, in the order of a walk, as an uncompressed pax tar; reads one at a time.
 
     Modes are 0644 and 0755, times `time`, owners 0; a submodule is an empty directory.
     """
@@ -235,10 +249,9 @@ def _walk(
         for mode, name, oid in entries:
             path = prefix + name
             below = None
-            kind = _kind(mode)
-            if kind is EntryKind.DIR:
+            if mode == MODE_TREE:
                 below = Tree(tree.repository, oid)
-            elif kind is EntryKind.SUBMODULE and grafts:
+            elif grafts and mode == MODE_SUBMODULE:
                 below = grafts.get(os.fsdecode(path))
             if below is None:
                 yield tree, path, mode, oid
@@ -295,15 +308,7 @@ def _too_deep(path: bytes) -> TreeTooLargeError:
 
 
 def _kind(mode: bytes) -> EntryKind:
-    match int(mode, 8) >> 12:
-        case 0o04:
-            return EntryKind.DIR
-        case 0o12:
-            return EntryKind.LINK
-        case 0o16:
-            return EntryKind.SUBMODULE
-        case _:
-            return EntryKind.FILE
+    return _KINDS.get(mode, EntryKind.FILE)
 
 
 def _tar_pieces(file: TreeFile, directories: set[bytes], time: int) -> Iterator[bytes]:

@@ -8,8 +8,8 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from hooks.builds.disk import NAME_BYTES
@@ -48,7 +48,16 @@ from storage.source import (
     SourceFile,
     SourceLink,
 )
-from storage.trees import CHECK_EVERY_S, EntryKind, Listed, Tree, TreeFile, Visits, list_folder
+from storage.trees import (
+    CHECK_EVERY_S,
+    EntryKind,
+    Listed,
+    Tree,
+    TreeFile,
+    Visits,
+    list_folder,
+    write_tar,
+)
 
 FOLDERS_COUNT_MAX = 16  # kept in memory: names, and the text of a few files
 SOURCE_UNREADABLE = "build.source_unreadable"
@@ -142,18 +151,20 @@ class Sources:
             return {}  # without looking for them: `entries` sees those that no file speaks of
         return self.grafts(build, outcome.folder, ignores_submodules=False)
 
-    def refuse_larger(
+    def list_files(
         self, build: Build, folder: str, grafts: Grafts, *, disk_bytes_max: int
-    ) -> None:
-        """Look up how large the files in a folder of the commit are, before any of them is sent.
+    ) -> list[TreeFile]:
+        """List the files in a folder of the commit, and how large they are before any is sent.
 
-        They count as they will where they are unpacked: a name takes a block at least.
+        They count as they will where they are unpacked: a name takes a block at least. Call
+        `grafts` first: it says what is wrong with them.
 
         Raises:
             BuildFailedError: `build.limit_exceeded`, and as `grafts` does.
             BuildOverError: The build is over.
         """
         taken_bytes = 0
+        files = []
         sizes: dict[str, int] = {}  # a few objects may have very many names
         with _mapped_errors():
             for file in self._repositories.walk_tree(
@@ -167,13 +178,20 @@ class Sources:
                 taken_bytes += max(size, NAME_BYTES)
                 if taken_bytes > disk_bytes_max:
                     raise exceeded(Limit.DISK, Limits(disk_bytes=disk_bytes_max))
+                files.append(file)
+        return files
 
-    def write_tar(self, build: Build, folder: str, grafts: Grafts, out: BinaryIO) -> None:
-        """Write a folder of the commit as a tar. Call `grafts` first: it says what is wrong."""
+    def write_tar(self, build: Build, files: Iterable[TreeFile], out: BinaryIO) -> None:
+        """Write files of the commit, as `list_files` has them, as a tar."""
         visits = self._visits(build)
-        self._repositories.write_tar(
-            build.site_id, build.commit, folder, out, grafts, visits=visits
-        )
+
+        def counted() -> Iterator[TreeFile]:
+            for file in files:
+                visits.add()  # counted: but the contents of those before may have taken long
+                yield file
+
+        time = self._repositories.commit_time(build.site_id, build.commit)
+        write_tar(counted(), out, time=time)
 
     def files(self, build: Build, outcome: Finish, grafts: Grafts) -> SourceFiles:
         """Return the folder that a build without steps made its output."""
@@ -234,7 +252,7 @@ class Sources:
             path = file.path.removeprefix(prefix)
             if path in missing and prefix + path == file.path and file.kind is EntryKind.FILE:
                 missing.remove(path)
-                yield replace(file, path=path) if prefix else file
+                yield file._replace(path=path) if prefix else file
         if missing:
             raise TreeInvalidError(os.fsencode(min(missing)), "is not in the commit as it was said")
 

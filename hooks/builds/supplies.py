@@ -21,7 +21,7 @@ from hooks.jobs import Jobs
 from hooks.variables import BuildValues, Variables
 from storage.errors import SealBrokenError, StorageError
 from storage.records import environments, sites
-from storage.repos import Grafts
+from storage.trees import TreeFile
 
 log = structlog.get_logger(__name__)
 
@@ -100,13 +100,12 @@ class Supplies:
         build = self._line.build_of(self._leases.held(job_id).job)
         disk_bytes_max = self._leases.limits.sandbox.disk_bytes_max
 
-        def look() -> Grafts:
+        def look() -> list[TreeFile]:
             grafts = self._sources.grafts(build, folder, ignores_submodules=ignores_submodules)
-            self._sources.refuse_larger(build, folder, grafts, disk_bytes_max=disk_bytes_max)
-            return grafts
+            return self._sources.list_files(build, folder, grafts, disk_bytes_max=disk_bytes_max)
 
-        grafts = await asyncio.to_thread(look)
-        return functools.partial(self._sources.write_tar, build, folder, grafts)
+        files = await asyncio.to_thread(look)
+        return functools.partial(self._sources.write_tar, build, files)
 
     def variables(self, job_id: str, declared: Sequence[str]) -> Given:
         """Return the values of what the job's commit declares: for its slot alone.

@@ -24,8 +24,8 @@ TIME_DIGITS_MAX = 18
 NULL_OID = bytes(OID_BYTES)
 EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")  # there without a file
 MODE_TREE, MODE_LINK, MODE_SUBMODULE = b"40000", b"120000", b"160000"
-_MODE_FILE, _MODE_PROGRAM = b"100644", b"100755"
-_PLAIN_MODES = frozenset((_MODE_FILE, _MODE_PROGRAM, MODE_TREE, MODE_LINK, MODE_SUBMODULE))
+_MODE_FILE, MODE_PROGRAM = b"100644", b"100755"
+_PLAIN_MODES = frozenset((_MODE_FILE, MODE_PROGRAM, MODE_TREE, MODE_LINK, MODE_SUBMODULE))
 _mode_of = itemgetter(0)
 
 TREE_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
@@ -120,7 +120,7 @@ def plain_mode(mode: bytes) -> bytes:
         case 0o040000:
             return MODE_TREE
         case 0o100000:
-            return _MODE_PROGRAM if number & 0o100 else _MODE_FILE
+            return MODE_PROGRAM if number & 0o100 else _MODE_FILE
         case 0o120000:
             return MODE_LINK
         case _:

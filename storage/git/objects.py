@@ -153,6 +153,9 @@ class ObjectStore:
         A miss looks at the disk again, until it was searched for in just what is there: while
         others repack, an object may be in the next pack each time.
         """
+        packed = self.locate(oid)
+        if packed is not None:  # nearly always
+            return packed
         for _ in range(LISTING_TRIES_MAX):
             searched = self._serials()
             found = self.locate(oid) or self._loose_path(oid)

@@ -17,7 +17,7 @@ from storage import repository_folders
 from storage.errors import StorageFullError
 from storage.git.errors import RefNotFoundError, RepositoryCorruptError
 from storage.repos import Graft, Repositories, ResolvedRef
-from storage.trees import EntryKind, Folder, RootEntry
+from storage.trees import EntryKind, Folder, RootEntry, write_tar
 
 IDENTITY = {
     "GIT_AUTHOR_NAME": "Ada",
@@ -271,7 +271,8 @@ def test_the_tar_unpacks_to_the_work_tree(
 ) -> None:
     commit = git("rev-parse", "HEAD", cwd=work)
     out = io.BytesIO()
-    repositories.write_tar("site_1", commit, ".", out)
+    files = repositories.walk_tree("site_1", commit)
+    write_tar(files, out, time=repositories.commit_time("site_1", commit))
     out.seek(0)
     target = tmp_path / "unpacked"
     with tarfile.open(fileobj=out) as tar:
