@@ -357,7 +357,7 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
             workspace.tree,
             folder,
             size_bytes_max=job.lease.output_bytes_max,
-            is_shown=profiles.is_published if plan.is_public else _everything,
+            is_shown=profiles.is_published if plan.is_public else None,
             is_stopped=is_stopped,
             originals=workspace.originals,
         )
@@ -369,10 +369,6 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
     where = "the tree" if folder == "." else folder
     log.line(Phase.COLLECT, f"{output.size}, from {where}")
     return Unchanged(folder, tuple(map(os.fsdecode, output.unchanged)))
-
-
-def _everything(_: str) -> bool:
-    return True
 
 
 def _command_failed(

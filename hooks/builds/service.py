@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import msgspec
 from aiohttp import web
@@ -30,7 +32,6 @@ from hooks.builds.wire import (
     LogBatch,
 )
 from hooks.peers import only_from, peer_uid
-from hooks.pipes import PIPE_BYTES, wide_pipe
 from storage.errors import StorageError
 from storage.files import FULL
 
@@ -242,24 +243,50 @@ def _json(value: object, *, status: int = 200) -> web.Response:
 async def _stream_from_thread(
     write: Callable[[BinaryIO], None], response: web.StreamResponse
 ) -> None:
-    """Send what `write` writes, from a thread, through a pipe that holds it back."""
-    read_fd, write_fd = wide_pipe()
-    loop = asyncio.get_running_loop()
+    """Send what `write` writes, from a thread: each piece while the next one is made."""
+    sending = _Sending(response, asyncio.get_running_loop())
 
     def produce() -> None:
-        with os.fdopen(write_fd, "wb") as out:
-            write(out)
+        write(cast("BinaryIO", sending))
+        sending.wait()
 
-    reader = asyncio.StreamReader(limit=PIPE_BYTES)
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb", buffering=0)
-    )
     producing = asyncio.ensure_future(asyncio.to_thread(produce))
     try:
-        while chunk := await reader.read(CHUNK_BYTES):
-            await response.write(chunk)
-        await producing
+        await asyncio.shield(producing)
         await response.write_eof()
     finally:
-        transport.close()
+        sending.end()
         await asyncio.wait([producing])
+
+
+class _Sending(io.RawIOBase):
+    """A file that is written to in a thread, in large pieces, and sent as a response's body."""
+
+    def __init__(self, response: web.StreamResponse, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._response = response
+        self._loop = loop
+        self._sent: Future[None] | None = None
+        self._is_over = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, piece: Any) -> int:
+        """Send a piece, once the one before it is sent. Raises what that raised."""
+        self.wait()
+        self._sent = asyncio.run_coroutine_threadsafe(self._response.write(piece), self._loop)
+        return len(piece)
+
+    def wait(self) -> None:
+        """Return when all is sent that was written."""
+        if self._is_over:
+            raise BrokenPipeError
+        if self._sent is not None:
+            self._sent.result()
+
+    def end(self) -> None:
+        """Let no more be written. In the loop's thread."""
+        self._is_over = True
+        if self._sent is not None:
+            self._sent.cancel()

@@ -81,11 +81,14 @@ def unpack(
             allowance.take(entry.size_bytes if isinstance(entry, SourceFile) else 0)
             draft.admit(entry)
             _make_parents(folder, entry, made)
-            if _write(top, entry, is_stopped, on_file):
-                pointers.append(os.fsdecode(entry.path))
+            path = b"%b/%b" % (top, entry.path)
             if isinstance(entry, SourceFile):
+                if _write_file(path, entry, is_stopped, on_file):
+                    pointers.append(os.fsdecode(entry.path))
                 files += 1
                 size_bytes += entry.size_bytes
+            elif isinstance(entry, SourceLink):
+                os.symlink(entry.target, path)  # noqa: PTH211 - bytes
     if pointers and not ignores_lfs:
         raise pointers_found(pointers)
     return TreeSize(files, size_bytes)
@@ -128,13 +131,14 @@ def find_output(
     folder: str,
     *,
     size_bytes_max: int,
-    is_shown: Callable[[str], bool],
+    is_shown: Callable[[str], bool] | None,
     is_stopped: Callable[[], bool],
     originals: Originals | None = None,
 ) -> Output:
     """Look through the output folder of a finished build. Blocking: call it in a thread.
 
-    Everything that could write to `tree` must be dead. `is_shown`: which paths are part of it.
+    Everything that could write to `tree` must be dead. `is_shown`: which paths are part of it; all
+    without it.
     `originals`: the files of `tree` that need not be sent where they are unchanged.
 
     Raises:
@@ -150,7 +154,7 @@ def find_output(
     with _mapped_errors():
         for entry in scan_directory(root, owner_uid=os.geteuid(), on_file=unchanged.look):
             _go_on_unless(is_stopped)
-            if not is_shown(os.fsdecode(entry.path)):
+            if is_shown is not None and not is_shown(os.fsdecode(entry.path)):
                 continue
             if isinstance(entry, SourceFile):
                 files += 1
@@ -275,27 +279,24 @@ def _go_on_unless(is_stopped: Callable[[], bool]) -> None:
         raise StoppedError
 
 
-def _write(
-    folder: bytes, entry: SourceEntry, is_stopped: Callable[[], bool], on_file: OnFile | None
+def _write_file(
+    path: bytes, entry: SourceFile, is_stopped: Callable[[], bool], on_file: OnFile | None
 ) -> bool:
-    """Write an entry, and return whether it is a pointer of Git LFS."""
-    path = b"%b/%b" % (folder, entry.path)
-    if isinstance(entry, SourceLink):
-        os.symlink(entry.target, path)  # noqa: PTH211 - bytes
-    if not isinstance(entry, SourceFile):
-        return False
+    """Write a file, and return whether it is a pointer of Git LFS: those come whole."""
+    data = entry.read()
     fd = os.open(path, _CREATE, 0o755 if entry.executable else 0o644)
-    last = b""
     try:
-        for piece in _contents(entry):
-            _go_on_unless(is_stopped)
-            write_all(fd, piece)
-            last = piece
+        if isinstance(data, bytes):
+            write_all(fd, data)
+        else:
+            for piece in data:
+                _go_on_unless(is_stopped)
+                write_all(fd, piece)
         if on_file is not None:
             on_file(entry.path, os.fstat(fd))
     finally:
         os.close(fd)
-    return len(last) == entry.size_bytes and is_pointer(last)
+    return isinstance(data, bytes) and is_pointer(data)
 
 
 def _contents(entry: SourceFile) -> Iterator[bytes]:
