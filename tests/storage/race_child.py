@@ -35,7 +35,7 @@ from storage.records import artifacts, deployments
 from storage.repair import Repairer
 from storage.scrub import Scrubber, ScrubLimits
 
-CONTENTS = 300
+CONTENTS = 1000
 FILES = 8
 
 
