@@ -56,7 +56,9 @@ class ControlLine:
         self._is_up = asyncio.Event()
 
     async def follow(self, on_message: Callable[[DesiredMessage], None]) -> None:
-        """Pass on what control desires, until canceled."""
+        """Pass on what control desires, until canceled. A message that cannot be taken in is
+        logged: it must not take down what is served.
+        """
         pause_s = BACK_OFF_FIRST_S
         told = ""
         async with self._connected():
@@ -67,7 +69,7 @@ class ControlLine:
                             _log.info("control_reached")
                             pause_s, told = BACK_OFF_FIRST_S, ""
                             self._is_up.set()
-                        on_message(message)
+                        _pass_on(message, on_message)
                     reason = "control ended it"
                 except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                     reason = str(error) or type(error).__name__
@@ -174,6 +176,13 @@ class ControlLine:
                     raise aiohttp.ClientPayloadError("a message is too long")
                 for line in lines:
                     yield _DECODER.decode(line)
+
+
+def _pass_on(message: DesiredMessage, on_message: Callable[[DesiredMessage], None]) -> None:
+    try:
+        on_message(message)
+    except Exception:  # noqa: BLE001 - the ring around a message: the host and the next go on
+        _log.exception("message_not_taken_in", kind=type(message).__name__)
 
 
 class Outbox:

@@ -9,7 +9,7 @@ import pytest
 
 from hooks.deploys.control import BATCH_BYTES_MAX, ControlLine, Outbox, RollJournal
 from hooks.deploys.unclaimed import KEPT_S
-from hooks.deploys.wire import ArtifactPin, Report
+from hooks.deploys.wire import ArtifactPin, Coming, Report, Snapshot
 from storage import trust
 from tests.spoiling import flip, rewrite
 
@@ -69,6 +69,27 @@ async def test_lines_that_wait_go_along_with_the_report(control):
             await asyncio.sleep(0.01)
     await outbox.close()
     following.cancel()
+
+
+@pytest.mark.parametrize("failure", [KeyError, OSError, ValueError])
+async def test_message_that_cannot_be_taken_in_keeps_no_other_away(control, failure):
+    line = ControlLine(control.path)
+    heard = asyncio.Queue()
+
+    def take(message):
+        heard.put_nowait(message)
+        if isinstance(message, Coming):
+            raise failure
+
+    following = asyncio.create_task(line.follow(take))
+    async with asyncio.timeout(10):
+        assert isinstance(await heard.get(), Snapshot)
+        for env_id in ("env_1", "env_2"):
+            control.foretell(env_id)
+            assert (await heard.get()).env_id == env_id
+    assert control.connections == 1
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_lines_of_another_attempt_are_not_put_to_those_before(control):
