@@ -86,6 +86,24 @@ async def until_over(service, webhook: dict, count: int) -> list[dict]:
             await asyncio.sleep(0.01)
 
 
+async def test_turn_that_fails_ends_no_sending(service, acme, receiver) -> None:
+    await made(service, receiver)
+    async with sending(service.messenger):
+        right, asked = service.jobs.clock, asyncio.Event()
+
+        def fail() -> int:
+            asked.set()
+            raise ArithmeticError
+
+        service.jobs.clock = fail
+        service.messenger.hurry()
+        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.sleep(0.01)
+        service.jobs.clock = right
+        await acme.release(b"one")
+        assert await receiver.count(1)
+
+
 async def test_build_and_roll_are_told_signed_with_the_secret_that_was_shown(
     service, acme, receiver
 ) -> None:
