@@ -14,7 +14,7 @@ from itertools import groupby
 from blake3 import blake3
 
 from storage.digest import DIGEST_BYTES
-from storage.layout import SHARDS, Layout, blob_mode, blob_mtime
+from storage.layout import Layout, blob_mode, blob_mtime, blob_name
 
 Facts = tuple[int, int, int, int]  # mode, owner, size, time in seconds
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -22,7 +22,6 @@ _PIECE_BYTES = 4 << 20
 _MODES = {
     executable: stat.S_IFREG | blob_mode(executable=executable) for executable in (False, True)
 }
-_ENDINGS = {b"f": "", b"x": ".x"}
 
 
 def suspects(layout: Layout, blobs: Iterable[tuple[bytes, int]], *, reads: bool) -> Iterator[bytes]:
@@ -33,17 +32,15 @@ def suspects(layout: Layout, blobs: Iterable[tuple[bytes, int]], *, reads: bool)
     uid = layout.root.stat().st_uid
     for shard, group in groupby(sorted(blobs), key=lambda blob: blob[0][0]):
         wanted = list(group)
-        path = f"{layout.root}/blobs/{SHARDS[shard]}"
         try:
-            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            folder = os.open(layout.blob_folder(shard), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             yield from (key for key, _ in wanted)
             continue
         try:
             for key, size_bytes in wanted:
-                kind = key[DIGEST_BYTES:]
-                name = key[1:DIGEST_BYTES].hex() + _ENDINGS[kind]
-                facts = facts_of(kind == b"x", uid, size_bytes, key)
+                name = blob_name(key)
+                facts = facts_of(key[DIGEST_BYTES:] == b"x", uid, size_bytes, key)
                 if reads:
                     is_right = has_bytes(folder, name, facts, key[:DIGEST_BYTES])
                 else:

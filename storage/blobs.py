@@ -1,14 +1,14 @@
 """Blobs on their way in: staged in a lease of one ingest, synced, then placed under their names."""
 # Plain strings: a push has thousands of files, and a Path costs as much as the call.
-# ruff: noqa: PTH104, PTH108
+# ruff: noqa: PTH104
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NewType
 
 from blake3 import blake3
@@ -16,7 +16,7 @@ from blake3 import blake3
 from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import TreeInvalidError
 from storage.files import Lease, sync_filesystem, sync_together, write_all
-from storage.layout import Layout, blob_mode, blob_mtime
+from storage.layout import Layout, blob_mode, blob_mtime, blob_name
 from storage.manifest import FileEntry, Manifest
 
 # A blob's key in the records: its digest, then `x` or `f`. Whether it may be executed is a
@@ -28,6 +28,7 @@ BlobKey = NewType("BlobKey", bytes)
 SYNC_EACH_COUNT_MAX = 16
 MANIFEST_NAME = "manifest"
 ENVELOPE_NAME = "envelope"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -55,7 +56,9 @@ def is_executable(key: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StagedBlob:
-    path: str
+    """A blob in the lease, by its name there."""
+
+    name: str
     size_bytes: int
 
 
@@ -76,10 +79,13 @@ class Staging:
 
     def add(self, key: BlobKey, data: bytes) -> None:
         """Write the whole contents of a blob."""
-        with self._new_file() as (fd, path):
+        name, fd = self._new_file()
+        try:
             write_all(fd, data)
             _finish(fd, key)
-        self._add(key, path, len(data))
+        finally:
+            os.close(fd)
+        self._add(key, name, len(data))
 
     def add_pieces(
         self,
@@ -99,7 +105,8 @@ class Staging:
         """
         hasher = blake3()
         count = 0
-        with self._new_file() as (fd, staged):
+        name, fd = self._new_file()
+        try:
             for piece in pieces:
                 count += len(piece)
                 if count > size_bytes:
@@ -111,10 +118,12 @@ class Staging:
             digest = Digest(hasher.digest())
             key = blob_key(digest, executable=executable)
             _finish(fd, key)
+        finally:
+            os.close(fd)
         if key in self.blobs or (is_known is not None and is_known(key)):
-            os.unlink(staged)
+            os.unlink(name, dir_fd=self._lease.fd)
         else:
-            self._add(key, staged, count)
+            self._add(key, name, count)
         return digest
 
     def add_statement(self, name: str, data: bytes, final: str) -> None:
@@ -149,14 +158,10 @@ class Staging:
         A live blob keeps its file. One that is not live is put over whatever lies there: a file
         without a row may be torn by a crash, and is never trusted.
         """
-        folders = set()
-        for key, blob in self.blobs.items():
-            if key in live:
-                os.unlink(blob.path)
-                continue
-            final = blob_path(self._layout, key)
-            os.rename(blob.path, final)
-            folders.add(final.rpartition("/")[0])
+        placed = [(key, blob) for key, blob in self.blobs.items() if key not in live]
+        folders = {self._layout.blob_folder(shard) for shard in self._place_blobs(placed)}
+        for key in self.blobs.keys() & live:
+            os.unlink(self.blobs[key].name, dir_fd=self._lease.fd)
         for path, final in self._statements:
             os.link(path, f"{path}.place")
             os.rename(f"{path}.place", final)
@@ -167,22 +172,41 @@ class Staging:
         else:
             sync_together(folders, self._threads)
 
-    def _add(self, key: BlobKey, path: str, size_bytes: int) -> None:
-        self.blobs[key] = StagedBlob(path, size_bytes)
-        self._unsynced.append(path)
+    def _place_blobs(self, placed: list[tuple[BlobKey, StagedBlob]]) -> list[int]:
+        """Rename blobs, shard by shard: so the system finds both names in open folders. Return
+        which shards were written to.
+        """
+        lease, shards = self._lease.fd, []
+        for shard, blobs in groupby(sorted(placed, key=_key), key=_shard):
+            folder = os.open(self._layout.blob_folder(shard), _FOLDER)
+            try:
+                for key, blob in blobs:
+                    os.rename(blob.name, blob_name(key), src_dir_fd=lease, dst_dir_fd=folder)
+            finally:
+                os.close(folder)
+            shards.append(shard)
+        return shards
 
-    @contextlib.contextmanager
-    def _new_file(self) -> Iterator[tuple[int, str]]:
-        path = f"{self._lease.path}/{self._count}"
+    def _add(self, key: BlobKey, name: str, size_bytes: int) -> None:
+        self.blobs[key] = StagedBlob(name, size_bytes)
+        self._unsynced.append(f"{self._lease.path}/{name}")
+
+    def _new_file(self) -> tuple[str, int]:
+        """Make a file in the lease; return its name, and itself, open."""
+        name = str(self._count)
         self._count += 1
-        fd = os.open(path, _CREATE, 0o600)
-        try:
-            yield fd, path
-        finally:
-            os.close(fd)
+        return name, os.open(name, _CREATE, 0o600, dir_fd=self._lease.fd)
+
+
+def _key(blob: tuple[BlobKey, StagedBlob]) -> BlobKey:
+    return blob[0]
+
+
+def _shard(blob: tuple[BlobKey, StagedBlob]) -> int:
+    return blob[0][0]
 
 
 def _finish(fd: int, key: BlobKey) -> None:
     os.fchmod(fd, blob_mode(executable=is_executable(key)))
-    mtime = blob_mtime(Digest(key[:DIGEST_BYTES]))
+    mtime = blob_mtime(key)
     os.utime(fd, (mtime, mtime))

@@ -19,13 +19,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.digest import Digest
+from storage.digest import DIGEST_BYTES, Digest
 
 FORMAT_LINE = b"cas-store 1\n"
 SHARDS = tuple(f"{number:02x}" for number in range(256))
 SHARDED = ("blobs", "trees", "attest")
 BLOB_MODE = 0o444
 EXECUTABLE_MODE = 0o555
+_ENDINGS = {b"f": "", b"x": ".x"}
 STATEMENT_MODE = 0o444
 
 
@@ -69,12 +70,21 @@ class Layout:
         name = digest.hex()
         return f"{self.root}/blobs/{name[:2]}/{name[2:]}{'.x' if executable else ''}"
 
+    def blob_folder(self, shard: int) -> str:
+        """Where the blobs lie whose digest begins with that byte."""
+        return f"{self.root}/blobs/{SHARDS[shard]}"
+
     def tree(self, digest: Digest) -> str:
         name = digest.hex()
         return f"{self.root}/trees/{name[:2]}/{name[2:]}"
 
     def envelope(self, sha256: str) -> str:
         return f"{self.root}/attest/{sha256[:2]}/{sha256}.dsse.json"
+
+
+def blob_name(key: bytes) -> str:
+    """The name of the blob with a key in the folder of its shard."""
+    return key[1:DIGEST_BYTES].hex() + _ENDINGS[key[DIGEST_BYTES:]]
 
 
 def blob_mode(*, executable: bool) -> int:

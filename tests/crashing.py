@@ -25,7 +25,7 @@ from tests import memory
 CALLS = (
     *("write", "pwrite64", "ftruncate", "fallocate", "utimensat"),
     *("chmod", "fchmod", "fchmodat", "chown", "fchown"),
-    *("mkdir", "mkdirat", "rename", "link", "linkat", "symlink", "symlinkat"),
+    *("mkdir", "mkdirat", "rename", "renameat", "link", "linkat", "symlink", "symlinkat"),
     *("unlink", "unlinkat", "rmdir"),
     *("fsync", "fdatasync", "syncfs", "flock", "statfs"),
 )

@@ -67,7 +67,7 @@ def publish(
         "INSERT INTO blob(key, size_bytes, state, verified_at) VALUES(?,?,0,?)"
         " ON CONFLICT(key) DO UPDATE SET state = 0, size_bytes = excluded.size_bytes,"
         " verified_at = excluded.verified_at WHERE blob.state <> 0",
-        [(key, size_bytes, at) for key, size_bytes in placed.items()],
+        [(key, size_bytes, at) for key, size_bytes in sorted(placed.items())],
     )
     known = db.execute(
         "SELECT id FROM tree WHERE digest = ? AND state = 0", (tree.digest,)
@@ -95,7 +95,7 @@ def _refer(db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes], at: int
         ),
     ).fetchone()
     count = 0
-    for chunk in chunks(keys):
+    for chunk in chunks(sorted(keys)):
         count += db.execute(
             "INSERT INTO ref(blob_id, tree_id) SELECT id, ? FROM blob"  # noqa: S608 - question marks
             f" WHERE state = 0 AND key IN ({marks(chunk)}) ON CONFLICT DO NOTHING",

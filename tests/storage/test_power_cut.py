@@ -34,7 +34,10 @@ ROTATE_CHILD = CHILD.with_name("rotate_child.py")
 UNPACK_CHILD = CHILD.with_name("unpack_child.py")
 REPAIR_CHILD = CHILD.with_name("repair_child.py")
 SYNCS = "fsync,fdatasync,syncfs"
-CALLS = ("write", "pwrite64", "rename", "link", "unlink", "fsync", "fdatasync", "syncfs")
+CALLS = (
+    *("write", "pwrite64", "rename", "renameat", "link", "unlink", "unlinkat"),
+    *("fsync", "fdatasync", "syncfs"),
+)
 COUNTS = (0, 60)  # files more: few are synced one by one, many together
 
 pytestmark = [
@@ -91,7 +94,7 @@ def killed_at(call: str, number: int) -> tuple[str, ...]:
 def test_power_cut_takes_no_artifact_that_was_acknowledged_and_leaves_no_half_one(
     ext4: Disk, shop_at
 ) -> None:
-    for how in ((), killed_at("rename", 3)):
+    for how in ((), killed_at("renameat", 3)):
         is_done = ingest(ext4.begin(), 0, *how) == 0
         assert is_done == (how == ())
         kept = shop_at(ext4.cut() / "shop")

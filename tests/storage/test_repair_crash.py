@@ -124,7 +124,7 @@ def test_repair_harms_nothing_and_loses_nothing_at_some_system_calls(
     shop_at, damaged: Path, scratch: Path, how: str
 ) -> None:
     every = points(damaged, scratch)
-    names = [where for where in every if where[0] in ("link", "rename", "unlink")]
+    names = [where for where in every if where[0] in ("link", "rename", "renameat", "unlink")]
     assert len(names) > 8
     for where in [*some(names, BRIEF_COUNT), *some(every, 1)]:
         crash(shop_at, damaged, scratch, where, how=how)
