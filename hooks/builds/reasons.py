@@ -6,7 +6,7 @@ Such a line is often far above the end: what is missing is listed below it, one 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hooks.builds.runtimes import RUNTIME_MISSING
@@ -77,13 +77,15 @@ class Found:
         self.reason: Reason | None = None
         self._line = ""
 
-    def look(self, lines: Iterable[str]) -> None:
+    def look(self, lines: Sequence[str]) -> None:
         """Look for reasons in what a program printed."""
-        for line in lines:
-            for reason in REASONS[: _ORDER[self.reason] if self.reason else len(REASONS)]:
-                if reason.mark in line:
-                    self.reason, self._line = reason, line
-                    break
+        text = "\n".join(lines)  # most have none, which is seen sooner in all at once
+        better = REASONS[: _ORDER[self.reason]] if self.reason is not None else REASONS
+        for reason in better:
+            if reason.mark in text:
+                self.reason = reason
+                self._line = next(line for line in lines if reason.mark in line)
+                return
 
     @property
     def code(self) -> str:
