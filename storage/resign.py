@@ -38,10 +38,13 @@ def resign(
 
     Each must be what its key signed, whether that is trusted still or not. Releases that name one
     of them name its successor from then on.
+
+    Raises:
+        StorageError: The system or the database refused; none of them counts then.
     """
     # Behind the gate, from the first file to the rows: or the collector could take the new files
     # for leftovers.
-    with Gate(reader.layout).publishing():
+    with mapped_errors("sign statements again"), Gate(reader.layout).publishing():
         signed, failures = _write_again(reader, custody, statements)
         records.write(lambda db: _replace(db, signed))
     return Resigned(len(signed), tuple(failures))
@@ -61,10 +64,9 @@ def _write_again(
             failures.append(f"{made_by.artifact_id} of {made_by.build_id}: {error}")
             continue
         envelope = custody.seal(body)
-        with mapped_errors("write the statement"):
-            # Over whatever lies there: what no row knows may be torn, or its name not durable.
-            path = Path(reader.layout.envelope(envelope.sha256))
-            write_atomic(path, envelope.data, mode=STATEMENT_MODE)
+        # Over whatever lies there: what no row knows may be torn, or its name not durable.
+        path = Path(reader.layout.envelope(envelope.sha256))
+        write_atomic(path, envelope.data, mode=STATEMENT_MODE)
         signed.append((made_by.envelope_sha256, envelope))
     return signed, failures
 

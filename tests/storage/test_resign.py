@@ -8,7 +8,7 @@ import pytest
 
 from storage.custody import Custody
 from storage.envelope import IN_TOTO_TYPE, unseal
-from storage.errors import SignatureInvalidError
+from storage.errors import SignatureInvalidError, StorageIoError
 from storage.records import artifacts, attestations
 from storage.resign import resign
 from tests.storage.conftest import PREVIEW
@@ -91,3 +91,14 @@ def test_file_that_lies_where_a_new_statement_belongs_is_overwritten(shop, custo
     kept = artifacts.of_environment(shop.records.reader(), PREVIEW, ingested.artifact_id)
     assert shop.reader.verify(ingested.digest, kept.attestation.envelope_sha256)
     assert kept.attestation.key_id == custody.signing_key().key_id
+
+
+def test_lock_that_cannot_be_had_is_said_and_changes_nothing(shop, custody) -> None:
+    shop.ingest({"a": b"x"})
+    made = attestations.signed_by(shop.records.reader(), shop.signing_key.key_id)
+    turnstile = Path(shop.store.layout.turnstile)
+    turnstile.rename(turnstile.with_name("elsewhere"))
+    turnstile.mkdir()
+    with pytest.raises(StorageIoError, match="sign statements again"):
+        resign(shop.records, shop.reader, custody, made)
+    assert attestations.signed_by(shop.records.reader(), shop.signing_key.key_id) == made
