@@ -33,8 +33,11 @@ class Ingest:
         self._pending_bytes = 0
 
     def stage(self, tree: Iterable[SourceEntry]) -> None:
-        """Read the tree; write those of its contents that the store does not have."""
-        has_known = False
+        """Read the tree; write those of its contents that the store does not have.
+
+        Files of a known digest are not looked up here: `missing_keys` names those to stage, which
+        has to be asked behind the gate anyway.
+        """
         for entry in tree:
             self.draft.admit(entry)
             if not isinstance(entry, SourceFile):
@@ -42,12 +45,9 @@ class Ingest:
             if entry.digest is None:
                 self.draft.add_file(entry, self._read(entry))
             else:
-                has_known = True
                 self.files.setdefault(blob_key(entry.digest, executable=entry.executable), entry)
                 self.draft.add_file(entry, entry.digest)
         self._stage_pending()
-        if has_known:
-            self.stage_again(self.missing_keys(self.live_keys()))
 
     def live_keys(self) -> set[BlobKey]:
         return rows.live(self._records.reader(), self.files)
