@@ -97,7 +97,7 @@ class Memo:
             config, root = self._config(build)
             if config.ignores_submodules or not self._sources.gitmodules(build):
                 return True
-            self._sources.grafts(build, root, ignores_submodules=False)
+            self._sources.grafts(build, root)
         except (BuildFailedError, BuildOverError, StorageError, RepositoryError):
             return False
         return True

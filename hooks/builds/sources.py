@@ -7,7 +7,6 @@ import functools
 import hashlib
 import os
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -117,7 +116,7 @@ class Sources:
         """Return the object id of the commit's tree."""
         return self._repositories.tree_of(build.site_id, build.commit)
 
-    def grafts(self, build: Build, folder: str, *, ignores_submodules: bool) -> Grafts:
+    def grafts(self, build: Build, folder: str) -> Grafts:
         """Return what lies in the places of submodules below a folder of the commit.
 
         All of the folder is walked for that, so it says of a commit what is too large of it.
@@ -129,12 +128,6 @@ class Sources:
         """
         visits = self._visits(build)
         with _mapped_errors():
-            if ignores_submodules:
-                walk = self._repositories.submodules(
-                    build.site_id, build.commit, folder, visits=visits
-                )
-                deque(walk, maxlen=0)
-                return {}
             return self._submodules.grafts(
                 build.site_id, build.actor, build.commit, folder, visits=visits
             )
@@ -145,24 +138,33 @@ class Sources:
         Raises:
             BuildFailedError, BuildOverError: See `grafts`; a submodule may not be had any more.
         """
-        if outcome.ignores_submodules or (
-            outcome.output == "source" and not self.gitmodules(build)
-        ):
-            return {}  # without looking for them: `entries` sees those that no file speaks of
-        return self.grafts(build, outcome.folder, ignores_submodules=False)
+        if outcome.ignores_submodules or not self.gitmodules(build):
+            # Without looking for them. Those that no file speaks of: `files` sees them, and where
+            # there were steps `list_files` did.
+            return {}
+        return self.grafts(build, outcome.folder)
 
     def list_files(
-        self, build: Build, folder: str, grafts: Grafts, *, disk_bytes_max: int
+        self, build: Build, folder: str, *, ignores_submodules: bool, disk_bytes_max: int
     ) -> list[TreeFile]:
-        """List the files in a folder of the commit, and how large they are before any is sent.
+        """List the files in a folder of the commit, and look how large they are: none is sent yet.
 
-        They count as they will where they are unpacked: a name takes a block at least. Call
-        `grafts` first: it says what is wrong with them.
+        They count as they will where they are unpacked: a name takes a block at least.
 
         Raises:
             BuildFailedError: `build.limit_exceeded`, and as `grafts` does.
             BuildOverError: The build is over.
         """
+        is_grafted = not ignores_submodules and self.gitmodules(build) is not None
+        grafts = self.grafts(build, folder) if is_grafted else {}
+        files = self._list_files(build, folder, grafts, disk_bytes_max)
+        if not (ignores_submodules or is_grafted) and any(map(_is_submodule, files)):
+            self.grafts(build, folder)  # names all
+        return files
+
+    def _list_files(
+        self, build: Build, folder: str, grafts: Grafts, disk_bytes_max: int
+    ) -> list[TreeFile]:
         taken_bytes = 0
         files = []
         sizes: dict[str, int] = {}  # a few objects may have very many names
@@ -214,7 +216,7 @@ class Sources:
                     if outcome.is_public and not is_published(file.path):
                         continue
                     if file.kind is EntryKind.SUBMODULE and not outcome.ignores_submodules:
-                        self.grafts(build, outcome.folder, ignores_submodules=False)  # names all
+                        self.grafts(build, outcome.folder)  # names all
                 yield file
 
         return SourceFiles(
@@ -231,30 +233,26 @@ class Sources:
 
         Iterating raises `TreeInvalidError` for one that the commit does not have.
         """
+        said = outcome.unchanged
+        paths = frozenset(map(os.fsencode, said.paths))
+        visits = self._visits(build)
+        if grafts or said.folder != ".":  # known folders have other names, and one site's files
+            files = self._repositories.walk_tree(
+                build.site_id, build.commit, outcome.folder, grafts, visits=visits
+            )
+            walk = Walk(files, {})
+        else:
+            walk = self._walk(build, outcome, visits)
+        prefix = b"" if said.folder == "." else os.fsencode(said.folder) + b"/"
         return SourceFiles(
-            Walk(self._unchanged(build, outcome, grafts), {}),
+            Walk(_among(walk.files, paths, prefix), walk.passed),
             build.site_id,
             KnownFiles(0) if grafts else self._known,
             self._known_folders,
             self._repositories,
             ignores_lfs=outcome.ignores_lfs,
+            only=paths,
         )
-
-    def _unchanged(self, build: Build, outcome: Finish, grafts: Grafts) -> Iterator[TreeFile]:
-        missing = set(outcome.unchanged.paths)
-        if not missing:
-            return
-        folder = outcome.unchanged.folder
-        prefix = "" if folder == "." else f"{folder}/"
-        for file in self._repositories.walk_tree(
-            build.site_id, build.commit, outcome.folder, grafts, visits=self._visits(build)
-        ):
-            path = file.path.removeprefix(prefix)
-            if path in missing and prefix + path == file.path and file.kind is EntryKind.FILE:
-                missing.remove(path)
-                yield file._replace(path=path) if prefix else file
-        if missing:
-            raise TreeInvalidError(os.fsencode(min(missing)), "is not in the commit as it was said")
 
     def _visits(self, build: Build) -> Visits:
         """Return what counts the files and folders that are walked for a build."""
@@ -311,6 +309,30 @@ class Sources:
         return None if content is None else hashlib.sha256(content).hexdigest()
 
 
+def _among(
+    files: Iterable[TreeFile | SourceFile], paths: frozenset[bytes], prefix: bytes
+) -> Iterator[TreeFile | SourceFile]:
+    """Yield the files at some paths behind a prefix, by these paths.
+
+    Raises:
+        TreeInvalidError: There is none at one of them.
+    """
+    missing = set(paths)
+    for file in files if missing else ():
+        whole = file.path if isinstance(file, SourceFile) else os.fsencode(file.path)
+        path = whole.removeprefix(prefix)
+        if path not in missing or prefix + path != whole:
+            continue
+        if isinstance(file, TreeFile):
+            if file.kind is not EntryKind.FILE:
+                continue
+            file = file._replace(path=os.fsdecode(path)) if prefix else file  # noqa: PLW2901
+        missing.remove(path)
+        yield file
+    if missing:
+        raise TreeInvalidError(min(missing), "is not in the commit as it was said")
+
+
 @dataclass(frozen=True, slots=True)
 class Walk:
     """The files of a commit; `passed` fills with the folders that were not known on the way."""
@@ -331,8 +353,11 @@ class SourceFiles:
         repositories: Repositories,
         *,
         ignores_lfs: bool,
+        only: frozenset[bytes] | None = None,
     ) -> None:
+        """`only`: what the manifest to learn from has at other paths is not the commit's."""
         self._walk = walk
+        self._only = only
         self._site_id = site_id
         self._known = known
         self._known_folders = known_folders
@@ -382,7 +407,8 @@ class SourceFiles:
             path = os.fsencode(file.path)
             entry = entries.get(path)
             is_plain = file.kind is EntryKind.FILE and file.path not in self._pointers
-            if not is_plain or entry is None or entry.size_bytes > WHOLE_BYTES_MAX:
+            is_own = self._only is None or path in self._only
+            if not is_plain or not is_own or entry is None or entry.size_bytes > WHOLE_BYTES_MAX:
                 return None
             read = functools.partial(self._repositories.read_blob, self._site_id, file.oid)
             files.append(
@@ -419,6 +445,10 @@ def _mapped_errors() -> Iterator[None]:
         yield
     except (TreeTooLargeError, RepositoryError) as error:
         raise failure_of(error) from error
+
+
+def _is_submodule(file: TreeFile) -> bool:
+    return file.kind is EntryKind.SUBMODULE
 
 
 def failure_of(error: StorageError) -> BuildFailedError:

@@ -21,7 +21,6 @@ from hooks.jobs import Jobs
 from hooks.variables import BuildValues, Variables
 from storage.errors import SealBrokenError, StorageError
 from storage.records import environments, sites
-from storage.trees import TreeFile
 
 log = structlog.get_logger(__name__)
 
@@ -100,11 +99,13 @@ class Supplies:
         build = self._line.build_of(self._leases.held(job_id).job)
         disk_bytes_max = self._leases.limits.sandbox.disk_bytes_max
 
-        def look() -> list[TreeFile]:
-            grafts = self._sources.grafts(build, folder, ignores_submodules=ignores_submodules)
-            return self._sources.list_files(build, folder, grafts, disk_bytes_max=disk_bytes_max)
-
-        files = await asyncio.to_thread(look)
+        files = await asyncio.to_thread(
+            self._sources.list_files,
+            build,
+            folder,
+            ignores_submodules=ignores_submodules,
+            disk_bytes_max=disk_bytes_max,
+        )
         return functools.partial(self._sources.write_tar, build, files)
 
     def variables(self, job_id: str, declared: Sequence[str]) -> Given:

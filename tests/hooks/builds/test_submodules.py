@@ -341,3 +341,32 @@ async def test_file_that_was_sent_and_left_too_is_refused(started, finished_with
     build = await started({"a": b"a"}, {})
     job = await finished_with(build, {"a": b"changed"}, unchanged=Unchanged(".", ("a",)))
     assert (job.status, job.error.code) == (JobStatus.FAILED, "build.output_invalid")
+
+
+async def test_what_steps_changed_is_not_taken_for_the_commits_by_a_later_build(
+    world, started, finished_with
+):
+    files = {"d/a": b"a", "d/b": b"b", "e/c": b"c"}
+    build = await started(files, {})
+    unchanged = Unchanged(".", ("d/b", "e/c"))
+    job = await finished_with(build, {"d/a": b"changed"}, unchanged=unchanged)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert kept(world, build)[0]["d/a"].digest == Digest.of(b"changed")
+    again = await started({**files, "new": b"new"}, {})
+    assert (await finished(world, again)).status is JobStatus.SUCCEEDED
+    digests = {path: entry.digest for path, entry in kept(world, again)[0].items()}
+    assert digests == {
+        path: Digest.of(content) for path, content in {**files, "new": b"new"}.items()
+    }
+
+
+async def test_files_that_were_left_are_known_to_the_next_build(world, started, finished_with):
+    files = {"d/a": b"a", "e/b": b"b"}
+    for number in range(2):
+        build = await started({**files, "number": str(number).encode()}, {})
+        job = await finished_with(build, {"made": b"m"}, unchanged=Unchanged(".", tuple(files)))
+        assert job.status is JobStatus.SUCCEEDED, job.error
+        digests = {path: entry.digest for path, entry in kept(world, build)[0].items()}
+        assert digests == {
+            path: Digest.of(content) for path, content in {**files, "made": b"m"}.items()
+        }

@@ -211,13 +211,13 @@ async def test_build_that_is_over_is_read_no_further_and_keeps_nothing(world, co
     memo = Memo(world.records, sources)
     assert memo.may_read(build)
     assert len(list(sources.files(build, PUBLISHED, {}))) == 2
-    assert sources.grafts(build, ".", ignores_submodules=False) == {}
+    assert sources.grafts(build, ".") == {}
     await world.pipeline.cancel_job(build.job_id)
     with pytest.raises(BuildOverError):
         list(sources.files(build, PUBLISHED, {}))
     for ignores in (False, True):
         with pytest.raises(BuildOverError):
-            sources.grafts(build, ".", ignores_submodules=ignores)
+            sources.list_files(build, ".", ignores_submodules=ignores, disk_bytes_max=1 << 20)
     assert not memo.may_read(build)
     packer = Packer(
         world.jobs,
@@ -238,7 +238,7 @@ async def test_reading_a_commit_takes_no_longer_than_its_build_may(world, commit
     commit(world.repositories.path(site.id), {"index.html": b"<p>"})
     build = await leased(site)
     with pytest.raises(BuildFailedError, match=r"longer than 0 s \(builders\.timeout_s\)") as ended:
-        sources_of(world, timeout_s=0).grafts(build, ".", ignores_submodules=False)
+        sources_of(world, timeout_s=0).grafts(build, ".")
     assert ended.value.code == "build.timed_out"
 
 
