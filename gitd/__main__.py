@@ -234,6 +234,24 @@ def site_create(name: str, data: Path, default_branch: str, *, as_json: bool) ->
         click.echo(f"  git push managed {made.default_branch}")
 
 
+@site.command("list")
+@data_option
+@json_option
+def site_list(data: Path, *, as_json: bool) -> None:
+    """Show the sites, by name."""
+    from storage.records import sites
+
+    with open_records(beside(data)) as records:
+        found = sorted(sites.every(records.reader()), key=lambda each: each.name)
+    if as_json:
+        print_json(
+            [{"id": s.id, "name": s.name, "default_branch": s.default_branch} for s in found]
+        )
+        return
+    for each in found:
+        click.echo(f"{each.name}  {each.id}  {each.default_branch}")
+
+
 @cli.command()
 @data_option
 @click.option("--dry-run", is_flag=True, help="Only say what would go, and why.")

@@ -211,12 +211,13 @@ class Deployment(msgspec.Struct, frozen=True):
 class Release(msgspec.Struct, frozen=True):
     """What ran on an environment, and since when. `available`: whether it can be brought back.
 
-    `config_version`: as of its deployment.
+    `config_version` and `trigger`: as of its deployment.
     """
 
     id: str
     artifact_id: str
     deployment_id: str
+    trigger: Trigger
     ref: str | None
     commit: str | None
     deployed_at: str
@@ -494,11 +495,12 @@ def deployment(row: model.Deployment) -> Deployment:
     )
 
 
-def release(row: model.Release, *, is_available: bool) -> Release:
+def release(row: model.Release, trigger: Trigger, *, is_available: bool) -> Release:
     return Release(
         id=row.id,
         artifact_id=row.artifact_id,
         deployment_id=row.deployment_id,
+        trigger=trigger,
         ref=row.ref,
         commit=row.commit,
         deployed_at=rfc3339(row.deployed_at),

@@ -97,7 +97,11 @@ class Deployments:
         )
         cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
         available = can_run_again(call.db, call.environment, page.items)
+        triggers = deployments.triggers(call.db, [row.deployment_id for row in page.items])
         items = [
-            answers.release(release, is_available=release.id in available) for release in page.items
+            answers.release(
+                release, triggers[release.deployment_id], is_available=release.id in available
+            )
+            for release in page.items
         ]
         return ListReply(items, cursor)

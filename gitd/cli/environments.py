@@ -23,9 +23,9 @@ from gitd.cli.tables import Column, Kind, print_fields, print_page
 from gitd.words import printable
 
 COLUMNS = (
-    Column("ENV", "slug"),
+    Column("ENV", "slug", Kind.ID),
     Column("KIND", "kind", rank=2),
-    Column("BRANCH", "branch"),
+    Column("BRANCH", "branch", rank=3),
     Column("STATUS", "status", Kind.STATUS, rank=1),
     Column("URL", "preview_url", Kind.ID),
     Column("ID", "id", Kind.ID, rank=4),

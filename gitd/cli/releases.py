@@ -14,9 +14,12 @@ COLUMNS = (
     Column("RELEASE", "id", Kind.ID),
     Column("NOW", "current", Kind.STATUS),
     Column("REF", "ref", Kind.REF),
-    Column("ARTIFACT", "artifact_id", Kind.ID, rank=4),
-    Column("BY", "actor.label", rank=2),
-    Column("KEPT", "available", Kind.STATUS, rank=3),
+    Column("COMMIT", "commit", Kind.COMMIT),
+    Column("WHY", "trigger", rank=2),
+    Column("CONFIG", "config_version", rank=5),
+    Column("ARTIFACT", "artifact_id", Kind.ID, rank=6),
+    Column("BY", "actor.label", rank=3),
+    Column("KEPT", "available", Kind.FLAG, rank=4),
     Column("DEPLOYED", "deployed_at", Kind.TIME, rank=1),
 )
 

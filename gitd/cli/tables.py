@@ -45,6 +45,7 @@ class Kind(Enum):
     REF = auto()
     COMMIT = auto()
     STATUS = auto()
+    FLAG = auto()  # yes, or nothing to say
     TIME = auto()
     SIZE = auto()
     PERCENT = auto()
@@ -190,6 +191,8 @@ def _short(value: object, kind: Kind, now: datetime) -> str:
             return size(value)
         case Kind.PERCENT, int():
             return f"{value} %"
+        case Kind.FLAG, bool():
+            return "yes" if value else NOTHING
         case Kind.STATUS, bool():
             return "current" if value else NOTHING
         case _:

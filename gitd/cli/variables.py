@@ -220,6 +220,8 @@ def _set(session: Session, path: str, body: Fields, query: Query, what: str) -> 
     def for_people() -> None:
         given_to = _GIVEN_TO.get(text_at(made, "used_in"), text_at(made, "used_in"))
         click.echo(printable(f"{what} is set: {given_to}"))
+        if "used_in" not in body and text_at(made, "used_in") == "build":
+            click.echo("what runs does not: set it with --for run, or --for both")
         _say_jobs(made)
 
     session.show(made, for_people)

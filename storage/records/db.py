@@ -25,6 +25,7 @@ from sqlite_utils import Database
 from storage.errors import RecordConflictError, RecordsError, StorageFullError
 from storage.files import mapped_errors as mapped_file_errors
 from storage.files import may_grow
+from storage.records import migrations
 from storage.records.migrations import MIGRATIONS
 
 T = TypeVar("T")
@@ -339,6 +340,15 @@ def _migrate(path: Path) -> None:
         _migrate_locked(path)
 
 
+def _refuse_newer(connection: sqlite3.Connection) -> None:
+    """Touch nothing of what a later version made: half of what it says would be lost."""
+    if steps := migrations.unknown(migrations.applied(connection)):
+        raise RecordsError(
+            "the database was made by a newer gitd, by steps that this one does not know"
+            f" ({', '.join(steps)}): install that version again, or restore a backup of before"
+        )
+
+
 def _migrate_locked(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path.with_suffix(".migrate"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -348,6 +358,7 @@ def _migrate_locked(path: Path) -> None:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = _connect(path)
         try:
+            _refuse_newer(connection)
             MIGRATIONS.apply(Database(cast("Any", connection)))
         finally:
             connection.close()

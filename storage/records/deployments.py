@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 
 from storage.model import Deployment, Failure, JobStatus, Release, Trigger
+from storage.records.blobs import chunks, marks
 from storage.records.statements import (
     Page,
     Value,
@@ -71,6 +73,18 @@ def add(db: sqlite3.Connection, deployment: Deployment) -> None:
 def get(db: sqlite3.Connection, deployment_id: str) -> Deployment | None:
     row = db.execute("SELECT * FROM deployment WHERE id = ?", (deployment_id,)).fetchone()
     return None if row is None else _deployment(row)
+
+
+def triggers(db: sqlite3.Connection, deployment_ids: Iterable[str]) -> dict[str, Trigger]:
+    """What each of the deployments was made by."""
+    found: dict[str, Trigger] = {}
+    for chunk in chunks(set(deployment_ids)):
+        rows = db.execute(
+            f"SELECT id, trigger_kind FROM deployment WHERE id IN ({marks(chunk)})",  # noqa: S608
+            chunk,
+        )
+        found.update((row[0], Trigger(row[1])) for row in rows)
+    return found
 
 
 def page(

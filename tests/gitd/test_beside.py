@@ -36,6 +36,7 @@ KEY = {
 # Each local command, in an order in which they work, with the keys of its answer.
 COMMANDS: dict[str, tuple[Sequence[str], set[str]]] = {
     "site create": (["acme-store"], {"id", "name", "default_branch"}),
+    "site list": ([], {"id", "name", "default_branch"}),
     "key create": (
         ["--label", "me", "--preset", "deploy-bot", "--site", "acme-store"],
         KEY | {"secret"},

@@ -182,6 +182,7 @@ async def test_rollback_by_deployment_brings_the_release_before_it_back(service,
     await service.serve(await acme.env_id("production"))
     releases = (await service.get(f"{acme.production}/releases")).data
     assert [r["current"] for r in releases] == [True, False, False]
+    assert [r["trigger"] for r in releases] == ["rollback", "deploy", "deploy"]
     assert releases[0]["artifact_id"] == first["artifact_id"]
     rolled = await service.get(f"{acme.production}/deployments/{releases[0]['deployment_id']}")
     assert rolled.data["trigger"] == "rollback"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
 
+from gitd.cli import environments, releases
 from gitd.cli.answers import Page
 from gitd.cli.tables import Column, Kind, age, fitting_widths, print_fields, print_page, size
 
@@ -103,6 +107,53 @@ WANTED = {ID: 30, REF: 40, WHEN: 10}
 )
 def test_columns_are_left_out_before_values_are_cut(width: int, widths: dict[Column, int]) -> None:
     assert fitting_widths(WANTED, width) == widths
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown_on_a_terminal(
+    found: dict[str, object], columns: Sequence[Column], monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """What a terminal of 80 columns without colours shows of one object."""
+    for name, value in (("COLUMNS", "80"), ("NO_COLOR", "1"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    with contextlib.redirect_stdout(_Terminal()) as terminal:
+        print_page(Page([found], has_more=False), columns, what="things")
+    return terminal.getvalue()
+
+
+def test_kept_releases_are_not_called_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = {
+        "id": "rel_" + "0" * 26,
+        "current": False,
+        "ref": "refs/heads/main",
+        "commit": "c0ffee" * 6 + "c0ff",
+        "trigger": "rollback",
+        "available": True,
+    }
+    head, row = shown_on_a_terminal(old, releases.COLUMNS, monkeypatch).splitlines()
+    assert "current" not in row
+    assert ("c0ffeec0ffee" in row, "rollback" in row) == (True, True)
+    assert "WHY" in head
+
+
+def test_name_of_an_environment_is_never_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slug = "dependabot-npm-and-yarn-4-2"
+    found = {
+        "slug": slug,
+        "kind": "preview",
+        "branch": "dependabot/npm_and_yarn/4.2",
+        "status": "active",
+        "preview_url": f"http://acme-store-{slug}-1a2b3c.localhost:8081",
+        "id": "env_" + "0" * 26,
+    }
+    row = shown_on_a_terminal(found, environments.COLUMNS, monkeypatch).splitlines()[1]
+    assert row.split()[0] == slug
 
 
 def test_wide_letters_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:

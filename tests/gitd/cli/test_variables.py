@@ -48,3 +48,16 @@ def test_empty_value_is_set_where_it_is_asked_for(mf, peer) -> None:
     assert mf("secrets", "set", "TOKEN", "--site", "acme-store", "--allow-empty").code == 0
     assert mf("variables", "set", "TOKEN", "", "--site", "acme-store").code == 0
     assert [seen.body for seen in peer.seen] == [{"value": ""}, {"value": ""}]
+
+
+@pytest.mark.parametrize(
+    ("used_in", "options", "is_said"),
+    [("build", (), True), ("build", ("--for", "build"), False), ("run", (), False)],
+)
+def test_who_sets_a_value_for_builds_alone_hears_how_programs_get_it(
+    mf, peer, used_in, options, is_said
+) -> None:
+    peer.on("PUT", f"{HERE}/variables/TOKEN", peer.one({**VALUE, "used_in": used_in}))
+    ran = mf("variables", "set", "TOKEN", "x", "--site", "acme-store", *options)
+    assert ran.code == 0
+    assert ("--for run" in ran.out) is is_said

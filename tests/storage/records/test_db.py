@@ -106,6 +106,19 @@ async def test_change_runs_and_writing_goes_on_when_whoever_waits_is_canceled(
     assert names(records) == ["queued", "slow", "z"]
 
 
+def test_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "gitd.db"
+    Records.open(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute(
+            "INSERT INTO _sqlite_migrations(migration_set, name, applied_at)"
+            " VALUES ('gitd', 'of_next_year', '2027-01-01')"
+        )
+    db.close()
+    with pytest.raises(RecordsError, match=r"newer gitd.*of_next_year.*install that version"):
+        Records.open(path)
+
+
 def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "gitd.db").write_bytes(b"not a database, and long enough to be one" * 40)
     with pytest.raises(RecordsError):
