@@ -23,9 +23,11 @@ from gitd.addresses import Network, is_within, parse_address
 from gitd.errors import (
     AddressRefusedError,
     AuthenticationError,
+    BeyondKeyError,
     KeyBoundError,
     KeyInvalidError,
     ScopeInsufficientError,
+    SecretRolledError,
 )
 from hooks.clock import Clock, now_ms, rfc3339
 from storage.ids import new_id
@@ -320,12 +322,18 @@ class Actor:
         granted: Every scope that it has, those that are implied too.
         site_id: The one site that it may know of, or None for all.
         env_id: The one environment that it may know of, or None for all of its sites.
+        networks: Where it may come from; everywhere when empty.
+        ends_at: When it ends; None for never.
+        is_rolled: Whether its secret is the one from before a roll.
     """
 
     ref: ActorRef
     granted: frozenset[str]
     site_id: str | None = None
     env_id: str | None = None
+    networks: tuple[Network, ...] = ()
+    ends_at: int | None = None
+    is_rolled: bool = False
 
     def may(self, scope: str) -> bool:
         return scope in self.granted
@@ -350,6 +358,28 @@ class Actor:
         if self.env_id is not None:
             raise KeyBoundError(self.env_id)
 
+    def require_newest_secret(self) -> None:
+        """Raises SecretRolledError for the secret that a key had before it was rolled."""
+        if self.is_rolled:
+            raise SecretRolledError
+
+    def require_end(self, ends_at: int) -> None:
+        """Raises BeyondKeyError when it ends before that."""
+        if self.ends_at is not None and ends_at > self.ends_at:
+            raise BeyondKeyError(f"it ends at {rfc3339(self.ends_at)} itself")
+
+    def require_networks(self, cidrs: Iterable[str]) -> None:
+        """Raises BeyondKeyError when it may not come from all of these networks; from all if none.
+
+        One network of its own has to contain the whole of each.
+        """
+        if not self.networks:
+            return
+        asked = [ip_network(text) for text in cidrs]
+        if not asked or not all(_is_part(network, self.networks) for network in asked):
+            named = ", ".join(str(network) for network in self.networks)
+            raise BeyondKeyError(f"it works from {named} alone")
+
     def sees_site(self, site_id: str) -> bool:
         return self.site_id is None or self.site_id == site_id
 
@@ -366,17 +396,28 @@ class Actor:
         return self.sees_site(site_id) and self.env_id in (None, env_id)
 
 
+def _is_part(network: Network, of: Iterable[Network]) -> bool:
+    return any(
+        network.version == whole.version
+        and network.network_address in whole
+        and network.broadcast_address in whole
+        for whole in of
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """A key that somebody presented, and what follows from it.
 
-    `ends_at`: until when the secret that was presented is good.
+    `ends_at`: until when the secret that was presented is good. `counted_as`: the key whose limits
+    its requests count towards, so that nobody has more of them by making keys.
     """
 
     key: ApiKey
     actor: Actor
     networks: tuple[Network, ...]
     ends_at: int
+    counted_as: str
 
     @classmethod
     def find(cls, db: sqlite3.Connection, secret: str, sha256: bytes) -> Grant | None:
@@ -385,11 +426,20 @@ class Grant:
             return None
         kind = "service_key" if key.family == Family.SERVICE else "api_key"
         ref = ActorRef(kind, key.id, key.label)
-        actor = Actor(ref, granted_by(key.scopes), key.site_id, key.env_id)
-        ends_at = key.expires_at
-        if key.secret_sha256 != sha256 and key.previous_until is not None:  # it was rolled
+        ends_at, is_rolled = key.expires_at, key.secret_sha256 != sha256
+        if is_rolled and key.previous_until is not None:
             ends_at = min(ends_at, key.previous_until)
-        return cls(key, actor, tuple(ip_network(text) for text in key.cidrs), ends_at)
+        networks = tuple(ip_network(text) for text in key.cidrs)
+        actor = Actor(
+            ref,
+            granted_by(key.scopes),
+            key.site_id,
+            key.env_id,
+            networks=networks,
+            ends_at=key.expires_at,
+            is_rolled=is_rolled,
+        )
+        return cls(key, actor, networks, ends_at, api_keys.first_maker(db, key))
 
 
 def may_fetch(records: Records, ref: ActorRef, site_id: str, *, now: int) -> bool:

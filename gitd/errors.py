@@ -8,7 +8,9 @@ GitdError
 ├── AccessDeniedError             somebody we know, who may not: `code` says why
 │   ├── ScopeInsufficientError    the key lacks a scope: `scope` names it
 │   ├── AddressRefusedError       the key may not be used from this address
-│   └── KeyBoundError             the key is bound to less than the request touches
+│   ├── KeyBoundError             the key is bound to less than the request touches
+│   ├── BeyondKeyError            the request gives away more than the key has
+│   └── SecretRolledError         the secret is the one that the key had before it was rolled
 ├── RateLimitedError              the key made too many requests: `retry_after_s` says when again
 ├── KeyInvalidError               an API key cannot be made like that: `param` names the field
 └── RequestError                  the request cannot be understood: `code`, `param`
@@ -84,6 +86,26 @@ class KeyBoundError(AccessDeniedError):
             f"This API key is bound to {bound_to}, and the request reaches beyond it.",
         )
         self.bound_to = bound_to
+
+
+class BeyondKeyError(AccessDeniedError):
+    """The request gives another key more than the asking one has."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            "permission.beyond_key",
+            f"This API key gives away no more than it has: {reason}.",
+        )
+
+
+class SecretRolledError(AccessDeniedError):
+    """The key was rolled, and the secret is the one from before: it changes no key any more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "permission.secret_rolled",
+            "This API key was rolled: its old secret makes, changes and ends no key.",
+        )
 
 
 class RateLimitedError(GitdError):

@@ -96,27 +96,32 @@ def key_create(  # noqa: PLR0913 - one parameter per option
 @key.command("revoke")
 @click.argument("key_id")
 @data_option
+@click.option("--with-made", is_flag=True, help="The keys that it made too, and that those made.")
 @json_option
-def key_revoke(key_id: str, data: Path, *, as_json: bool) -> None:
+def key_revoke(key_id: str, data: Path, *, with_made: bool, as_json: bool) -> None:
     """End an API key at once."""
     from hooks.clock import now_ms
     from storage.records import api_keys
 
-    def revoke(db: sqlite3.Connection) -> bool:
+    def revoke(db: sqlite3.Connection) -> list[str]:
         key = api_keys.get(db, key_id)
         if key is None:
-            return False
-        api_keys.revoke(db, key_id, now_ms())
-        _note(db, "revoked", key_id, key.site_id, key.env_id)
-        return True
+            return []
+        ended = [key, *(api_keys.made_by(db, key_id) if with_made else ())]
+        for each in ended:
+            api_keys.revoke(db, each.id, now_ms())
+            _note(db, "revoked", each.id, each.site_id, each.env_id)
+        return [each.id for each in ended]
 
     with open_records(beside(data)) as records:
-        if not records.write(revoke):
+        revoked = records.write(revoke)
+        if not revoked:
             fail(f"there is no key {key_id}; their ids begin with key_")
     if as_json:
-        print_json({"id": key_id, "revoked": True})
+        print_json({"id": key_id, "revoked": True, "with": revoked[1:]})
     else:
-        click.echo(f"{key_id} is revoked.")
+        for each in revoked:
+            click.echo(f"{each} is revoked.")
 
 
 @key.command("list")
@@ -174,6 +179,7 @@ def _facts(item: ApiKey) -> dict[str, object]:
         "site_id": item.site_id,
         "env_id": item.env_id,
         "cidrs": item.cidrs,
+        "created_by": item.created_by,
         "created_at": rfc3339(item.created_at),
         "expires_at": rfc3339(item.expires_at),
         **{name: None if at is None else rfc3339(at) for name, at in times.items()},
@@ -190,6 +196,8 @@ def _in_words(db: sqlite3.Connection, item: ApiKey) -> list[str]:
         limits.append(f"only {_bound_to(db, item)}")
     if item.cidrs:
         limits.append(f"only from {', '.join(item.cidrs)}")
+    if item.created_by is not None:
+        limits.append(f"made by {item.created_by}")
     return [f"{item.id}  {item.hint}  {state}  {used}  {item.label}", f"    {'; '.join(limits)}"]
 
 

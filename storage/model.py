@@ -132,6 +132,7 @@ class ApiKey:
     """`hint` is the secret's public head and tail; the secret itself is never kept.
 
     `previous_sha256`: of the secret that it had before it was rolled, good until `previous_until`.
+    `created_by`: the id of the key that made it; None for one that was made on the server.
     """
 
     id: str
@@ -149,6 +150,7 @@ class ApiKey:
     last_used_at: int | None
     previous_sha256: bytes | None = field(default=None, repr=False)
     previous_until: int | None = None
+    created_by: str | None = None
 
 
 class Action(StrEnum):

@@ -295,6 +295,7 @@ class ApiKey(msgspec.Struct, frozen=True):
     """Who may do what. `hint`: the head and the tail of its secret.
 
     `previous_secret_until`: how long the secret works that it had before it was rolled.
+    `created_by`: the key that made it; null for one that was made on the server.
     """
 
     id: str
@@ -309,6 +310,7 @@ class ApiKey(msgspec.Struct, frozen=True):
     expires_at: str
     last_used_at: str | None
     previous_secret_until: str | None
+    created_by: str | None
 
 
 class NewApiKey(ApiKey, frozen=True):
@@ -544,6 +546,7 @@ def _key_fields(row: model.ApiKey) -> dict[str, Any]:
         "expires_at": rfc3339(row.expires_at),
         "last_used_at": time_of(row.last_used_at),
         "previous_secret_until": time_of(row.previous_until),
+        "created_by": row.created_by,
     }
 
 

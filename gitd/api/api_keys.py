@@ -15,7 +15,7 @@ from gitd.api.idempotency import REPLAYED
 from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.auth import Actor, Family, Secret
-from hooks.errors import NotFoundError
+from hooks.errors import NotFoundError, RefusedError
 from hooks.jobs import JobChanges, Jobs
 from hooks.once import Made, once
 from storage.model import Action, ApiKey
@@ -23,13 +23,18 @@ from storage.records import api_keys, environments, sites
 
 PATH = "/v1/api-keys"
 GRACE_S_DEFAULT = 24 * 60 * 60
+MADE_COUNT_MAX = 500  # by one key that was made on the server, and by those that come from it
 
 Label = Annotated[str, msgspec.Meta(description="What it is for; releases name it as actor.")]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
 
 
 class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`site_id` and `env_id` bind the key: an id, or a name and a slug."""
+    """`site_id` and `env_id` bind the key: an id, or a name and a slug.
+
+    `cidrs`: without any, those of the asking key. `ttl_s`: 90 days without it, or as long as the
+    asking key lives, if that is less.
+    """
 
     label: Label
     scopes: list[str] = []
@@ -38,7 +43,7 @@ class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     site_id: str | None = None
     env_id: str | None = None
     cidrs: list[str] = []
-    ttl_s: Seconds = auth.TTL_DEFAULT_MS // 1000
+    ttl_s: Seconds | None = None
 
 
 class ApiKeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,6 +51,13 @@ class ApiKeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     label: str | msgspec.UnsetType = msgspec.UNSET
     cidrs: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class DeleteQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    with_made: Annotated[
+        bool,
+        msgspec.Meta(description="Whether the keys that it made end too, and that those made."),
+    ] = False
 
 
 class RollBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,23 +96,28 @@ class ApiKeys:
 
     async def create(self, call: Call[NoQuery, ApiKeyBody]) -> Reply:
         """Make a key. Its secret is in this answer, and in no other: not in a replay either."""
-        body = call.body
+        body, maker = call.body, call.actor
+        maker.require_newest_secret()
         scopes = auth.expand_scopes(body.scopes, preset=body.preset)
-        call.actor.require_all(auth.granted_by(scopes))
+        maker.require_all(auth.granted_by(scopes))
         shown: list[Secret] = []
 
         def make(changes: JobChanges) -> ApiKey:
-            site_id, env_id = _binding(changes.db, call.actor, body)
+            site_id, env_id = _binding(changes.db, maker, body)
+            _expect_few(changes.db, maker)
             secret, key = auth.mint(
                 body.label,
                 scopes,
                 site_id=site_id,
                 env_id=env_id,
-                ttl_ms=body.ttl_s * 1000,
-                cidrs=body.cidrs,
+                ttl_ms=_ttl_ms(maker, body.ttl_s, changes.now),
+                cidrs=body.cidrs or [str(network) for network in maker.networks],
                 family=Family[body.family.upper().replace("-", "_")],
                 now=changes.now,
             )
+            maker.require_end(key.expires_at)
+            maker.require_networks(key.cidrs)
+            key = replace(key, created_by=maker.ref.id)
             api_keys.add(changes.db, key)
             _note(changes, Action.API_KEY_CREATED, key)
             shown[:] = [secret]
@@ -111,7 +128,8 @@ class ApiKeys:
         return created(_shown(made, shown), path, replayed=made.replayed)
 
     async def change(self, call: Call[NoQuery, ApiKeyChange]) -> Reply:
-        body = call.body
+        body, actor = call.body, call.actor
+        actor.require_newest_secret()
 
         def change(changes: JobChanges) -> ApiKey:
             key = auth.changed(
@@ -119,6 +137,8 @@ class ApiKeys:
                 label=None if body.label is msgspec.UNSET else body.label,
                 cidrs=None if body.cidrs is msgspec.UNSET else body.cidrs,
             )
+            if body.cidrs is not msgspec.UNSET:
+                actor.require_networks(key.cidrs)
             api_keys.change(changes.db, key)
             _note(changes, Action.API_KEY_CHANGED, key)
             return key
@@ -127,7 +147,8 @@ class ApiKeys:
 
     async def roll(self, call: Call[NoQuery, RollBody]) -> Reply:
         """Give a key another secret, which is in this answer and in no other."""
-        body = call.body
+        body, actor = call.body, call.actor
+        actor.require_newest_secret()
         shown: list[Secret] = []
 
         def make(changes: JobChanges) -> ApiKey:
@@ -137,6 +158,8 @@ class ApiKeys:
                 ttl_ms=None if body.ttl_s is None else body.ttl_s * 1000,
                 now=changes.now,
             )
+            actor.require_end(key.expires_at)
+            actor.require_networks(key.cidrs)
             api_keys.change(changes.db, key)
             _note(changes, Action.API_KEY_ROLLED, key)
             shown[:] = [secret]
@@ -145,11 +168,17 @@ class ApiKeys:
         made = await once(self._jobs, call.claim, "api_key", 200, make, _live)
         return Reply(_shown(made, shown), headers=REPLAYED if made.replayed else {})
 
-    async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
+    async def delete(self, call: Call[DeleteQuery, NoBody]) -> Reply:
+        call.actor.require_newest_secret()
+
         def change(changes: JobChanges) -> ApiKey:
             key = _found(changes.db, call)
-            api_keys.revoke(changes.db, key.id, changes.now)
-            _note(changes, Action.API_KEY_REVOKED, key)
+            ended = [key]
+            if call.query.with_made:
+                ended += api_keys.made_by(changes.db, key.id)
+            for each in ended:
+                api_keys.revoke(changes.db, each.id, changes.now)
+                _note(changes, Action.API_KEY_REVOKED, each)
             return replace(key, revoked_at=changes.now)
 
         return Reply(answers.Deleted((await self._jobs.commit(change)).id))
@@ -181,6 +210,28 @@ def _within(db: sqlite3.Connection, call: Call[Any, Any]) -> ApiKey:
     key = _found(db, call)
     call.actor.require_all(auth.granted_by(key.scopes))
     return key
+
+
+def _ttl_ms(maker: Actor, ttl_s: int | None, now: int) -> int:
+    """How long a new key lives: as was said, or as is usual, and then no longer than its maker."""
+    if ttl_s is not None:
+        return ttl_s * 1000
+    left = auth.TTL_DEFAULT_MS if maker.ends_at is None else maker.ends_at - now
+    return min(auth.TTL_DEFAULT_MS, left)
+
+
+def _expect_few(db: sqlite3.Connection, maker: Actor) -> None:
+    """Raises RefusedError when whoever is behind this key has as many keys as he may."""
+    key = api_keys.get(db, maker.ref.id)
+    if key is None:
+        return
+    first = api_keys.first_maker(db, key)
+    if len(api_keys.made_by(db, first)) >= MADE_COUNT_MAX:
+        raise RefusedError(
+            "api_key.too_many",
+            f"{first} and the keys that come from it made {MADE_COUNT_MAX} keys that are not "
+            "revoked: revoke some first.",
+        )
 
 
 def _binding(

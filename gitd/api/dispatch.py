@@ -199,7 +199,7 @@ class Dispatch:
     def _count(self, request: web.Request, grant: Grant | None, kind: Kind) -> None:
         """Raises RateLimitedError when the key made too many requests of that kind."""
         if self._rate_limits is not None and grant is not None:
-            request[RATE_HEADERS] = self._rate_limits.take(grant.key.id, kind).headers()
+            request[RATE_HEADERS] = self._rate_limits.take(grant.counted_as, kind).headers()
 
     def _keep(self, key: Hashable, grant: Grant, answered: Answered) -> Answered:
         """Keep the answer of a read, as JSON, until something is committed.

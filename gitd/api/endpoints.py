@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gitd.api import answers
 from gitd.api.api_keys import PATH as API_KEYS
-from gitd.api.api_keys import ApiKeyBody, ApiKeyChange, ApiKeys, RollBody
+from gitd.api.api_keys import ApiKeyBody, ApiKeyChange, ApiKeys, DeleteQuery, RollBody
 from gitd.api.artifacts import ENVELOPE_TYPE, MANIFEST_TYPE, Artifacts
 from gitd.api.audit_log import PATH as AUDIT_LOG
 from gitd.api.audit_log import AuditLog
@@ -106,7 +106,7 @@ def api_keys_table(keys: ApiKeys) -> tuple[Endpoint, ...]:
             answer=answers.NewApiKey,
             status=201,
             is_creating=True,
-            errors=("site.not_found", "environment.not_found"),
+            errors=("site.not_found", "environment.not_found", "api_key.too_many"),
         ),
         Endpoint(
             "GET", API_KEY, keys.show, "Show an API key", scope="keys:write", answer=answers.ApiKey
@@ -126,6 +126,7 @@ def api_keys_table(keys: ApiKeys) -> tuple[Endpoint, ...]:
             keys.delete,
             "End an API key at once",
             scope="keys:write",
+            query=DeleteQuery,
             answer=answers.Deleted,
         ),
         Endpoint(

@@ -191,6 +191,19 @@ ROWS = (
         "Use a key that is bound to nothing, or to the whole site.",
     ),
     ErrorCode(
+        PERMISSION,
+        "permission.beyond_key",
+        "The request gives a key a later end, or more networks, than the asking key has itself.",
+        "Ask for less: an earlier end, or some of the networks that the message names.",
+    ),
+    ErrorCode(
+        PERMISSION,
+        "permission.secret_rolled",
+        "The API key was rolled, and the secret is its old one, which makes, changes and ends no "
+        "key.",
+        "Use the secret that the roll showed.",
+    ),
+    ErrorCode(
         RATE_LIMIT,
         "rate_limit.exceeded",
         "The API key made more requests than it may in this time.",
@@ -237,6 +250,12 @@ ROWS = (
         "variable.too_many",
         "The site or the environment has as many variables and secrets as it may.",
         "Delete those that nothing uses, or put several values into one.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "api_key.too_many",
+        "As many API keys come from the first maker of the asking key as may.",
+        "Revoke those that nobody uses.",
     ),
     ErrorCode(CONFLICT, "site.name_taken", "Another site has this name.", "Choose another name."),
     ErrorCode(

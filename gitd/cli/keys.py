@@ -141,14 +141,17 @@ def set_key(
 
 @keys.command("revoke")
 @click.argument("key")
+@click.option("--with-made", is_flag=True, help="The keys that it made too, and that those made.")
 @yes_option
 @json_option
 @click.pass_obj
-def revoke_key(session: Session, key: str, *, yes: bool) -> None:
+def revoke_key(session: Session, key: str, *, with_made: bool, yes: bool) -> None:
     """End an API key at once."""
     found = as_fields(session.api.get(endpoint("api-keys", key)), "API key")
-    confirm(f"End {key} ({text_at(found, 'label')}) at once?", yes=yes)
-    deleted = session.api.delete(endpoint("api-keys", key))
+    more = " and all that it made" if with_made else ""
+    confirm(f"End {key} ({text_at(found, 'label')}){more} at once?", yes=yes)
+    query = {"with_made": "true"} if with_made else {}
+    deleted = session.api.delete(endpoint("api-keys", key), query)
     session.show(deleted or found, lambda: click.echo(printable(f"{key} is revoked")))
 
 

@@ -25,6 +25,7 @@ def _api_key(row: sqlite3.Row) -> ApiKey:
         last_used_at=row["last_used_at"],
         previous_sha256=row["previous_sha256"],
         previous_until=row["previous_until"],
+        created_by=row["created_by"],
     )
 
 
@@ -46,6 +47,7 @@ def add(db: sqlite3.Connection, key: ApiKey) -> None:
             "expires_at": key.expires_at,
             "revoked_at": key.revoked_at,
             "last_used_at": key.last_used_at,
+            "created_by": key.created_by,
         },
     )
 
@@ -62,6 +64,34 @@ def by_secret(db: sqlite3.Connection, secret_sha256: bytes) -> ApiKey | None:
         (secret_sha256, secret_sha256),
     ).fetchone()
     return None if row is None else _api_key(row)
+
+
+def first_maker(db: sqlite3.Connection, key: ApiKey) -> str:
+    """The key that was made on the server, and from which this one comes: it or its makers made it.
+
+    Itself, where nobody made it.
+    """
+    (first,) = db.execute(
+        "WITH RECURSIVE above(id, created_by, depth) AS ("
+        " SELECT ?, ?, 0 UNION ALL SELECT api_key.id, api_key.created_by, depth + 1"
+        " FROM api_key JOIN above ON api_key.id = above.created_by)"
+        " SELECT id FROM above ORDER BY depth DESC LIMIT 1",
+        (key.id, key.created_by),
+    ).fetchone()
+    return str(first)
+
+
+def made_by(db: sqlite3.Connection, key_id: str) -> list[ApiKey]:
+    """The keys that it made and that those made, oldest first, without those that were revoked."""
+    rows = db.execute(
+        "WITH RECURSIVE below(id) AS ("
+        " SELECT id FROM api_key WHERE created_by = ?"
+        " UNION SELECT api_key.id FROM api_key JOIN below ON api_key.created_by = below.id)"
+        " SELECT api_key.* FROM api_key JOIN below USING (id)"
+        " WHERE revoked_at IS NULL ORDER BY id",
+        (key_id,),
+    )
+    return [_api_key(row) for row in rows]
 
 
 def page(

@@ -472,3 +472,15 @@ def webhooks(db: Database) -> None:
           WHERE next_at IS NOT NULL;
         """,
     )
+
+
+@MIGRATIONS()
+def makers_of_keys(db: Database) -> None:
+    # The keys that were there before count as made on the server: nobody wrote down who made them.
+    _run(
+        db,
+        """
+        ALTER TABLE api_key ADD COLUMN created_by TEXT;
+        CREATE INDEX api_key_created_by ON api_key(created_by);
+        """,
+    )

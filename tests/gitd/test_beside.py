@@ -30,7 +30,7 @@ from storage.records.db import Records
 OWNER = 60690
 ROOT = Path(__file__).parents[2]
 KEY = {
-    *("id", "label", "hint", "family", "scopes", "site_id", "env_id", "cidrs"),
+    *("id", "label", "hint", "family", "scopes", "site_id", "env_id", "cidrs", "created_by"),
     *("created_at", "expires_at", "revoked_at", "last_used_at", "is_active"),
 }
 # Each local command, in an order in which they work, with the keys of its answer.

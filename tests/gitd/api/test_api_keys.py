@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gitd.auth import PRESETS
+from gitd.auth import PRESETS, Authenticator
 from storage.ids import is_id
 from storage.records import api_keys
 
@@ -39,7 +39,8 @@ async def test_made_key_works_and_its_secret_is_shown_once(service, keeper) -> N
         assert secret.encode() not in heard.raw
 
 
-async def test_key_lives_90_days_unless_it_is_said_and_a_year_at_most(service, keeper) -> None:
+async def test_key_lives_90_days_unless_it_is_said_and_a_year_at_most(service) -> None:
+    keeper = service.key("*", "keys:write", ttl_ms=365 * DAY_MS)
     body = {"label": "ci", "scopes": ["jobs:read"]}
     made = (await service.post(KEYS, body, secret=keeper)).data
     kept = api_keys.get(service.records.reader(), made["id"])
@@ -228,3 +229,90 @@ async def test_pages_of_keys_are_exact_while_keys_come_and_go(service, keeper) -
     cursor = first.body["pagination"]["next_cursor"]
     rest = await service.get(f"{KEYS}?limit=4&cursor={cursor}", secret=keeper)
     assert [key["id"] for key in rest.data] == made[3::-1]
+
+
+async def test_old_secret_of_a_rolled_key_touches_no_key(service, keeper) -> None:
+    """Whoever stole it would roll once more, at once, and its owner would be out."""
+    body = {"label": "ops", "scopes": ["*", "keys:write"]}
+    made = (await service.post(KEYS, body, secret=keeper)).data
+    path = f"{KEYS}/{made['id']}"
+    old, new = made["secret"], (await service.post(f"{path}/roll", secret=made["secret"])).data
+    for method, where, said in (
+        ("POST", f"{path}/roll", {"grace_s": 0}),
+        ("PATCH", path, {"label": "mine"}),
+        ("DELETE", path, None),
+        ("POST", KEYS, {"label": "x", "scopes": ["sites:read"]}),
+    ):
+        heard = await service.call(method, where, said, secret=old)
+        assert (heard.status, heard.code) == (403, "permission.secret_rolled"), where
+    assert (await service.get(path, secret=old)).status == 200, "else it works until its end"
+    assert (await service.post(f"{path}/roll", secret=new["secret"])).status == 200
+
+
+async def test_nobody_gives_away_a_later_end_than_his_own(service) -> None:
+    secret, key = service.minted("*", "keys:write", ttl_ms=3600_000)
+    body = {"label": "x", "scopes": ["sites:read"]}
+    made = (await service.post(KEYS, body, secret=secret)).data
+    kept = api_keys.get(service.records.reader(), made["id"])
+    assert (kept.expires_at, made["created_by"]) == (key.expires_at, key.id)
+    later = service.minted("sites:read")[1].id
+    for path, said in (
+        (KEYS, {**body, "ttl_s": 3601}),
+        (f"{KEYS}/{key.id}/roll", {"ttl_s": 3601}),
+        (f"{KEYS}/{later}/roll", {}),
+    ):
+        heard = await service.post(path, said, secret=secret)
+        assert (heard.status, heard.code) == (403, "permission.beyond_key"), path
+    rolled = await service.post(f"{KEYS}/{later}/roll", {"ttl_s": 3600}, secret=secret)
+    assert rolled.status == 200
+
+
+async def test_nobody_gives_away_more_networks_than_his_own(service) -> None:
+    secret, key = service.minted("*", "keys:write", cidrs=["127.0.0.0/8", "::1/128"])
+    body = {"label": "x", "scopes": ["sites:read"]}
+    made = (await service.post(KEYS, body, secret=secret)).data
+    assert made["cidrs"] == ["127.0.0.0/8", "::1/128"]
+    own, wide = f"{KEYS}/{key.id}", service.minted("sites:read")[1].id
+    for method, path, said in (
+        ("POST", KEYS, {**body, "cidrs": ["127.0.0.1/32", "192.0.2.0/24"]}),
+        ("POST", KEYS, {**body, "cidrs": ["0.0.0.0/0"]}),
+        ("PATCH", own, {"cidrs": []}),
+        ("PATCH", own, {"cidrs": ["126.0.0.0/7"]}),
+        ("POST", f"{KEYS}/{wide}/roll", {}),
+    ):
+        heard = await service.call(method, path, said, secret=secret)
+        assert (heard.status, heard.code) == (403, "permission.beyond_key"), (path, said)
+    heard = await service.call("PATCH", own, {"cidrs": ["127.0.0.0/16"]}, secret=secret)
+    assert heard.data["cidrs"] == ["127.0.0.0/16"]
+
+
+async def test_what_a_key_made_is_revoked_with_it_if_that_is_asked_for(service, keeper) -> None:
+    body = {"label": "x", "scopes": ["sites:read", "keys:write"]}
+    first = (await service.post(KEYS, body, secret=keeper)).data
+    second = (await service.post(KEYS, body, secret=first["secret"])).data
+    third = (await service.post(KEYS, body, secret=second["secret"])).data
+    beside = (await service.post(KEYS, body, secret=keeper)).data
+    assert [key["created_by"] for key in (second, third)] == [first["id"], second["id"]]
+    path = f"{KEYS}/{second['id']}"
+    assert (await service.call("DELETE", path, secret=keeper)).status == 200
+    assert (await service.get(KEYS, secret=third["secret"])).status == 200
+    path = f"{KEYS}/{first['id']}?with_made=true"
+    assert (await service.call("DELETE", path, secret=keeper)).status == 200
+    for key, status in ((first, 401), (third, 401), (beside, 200)):
+        assert (await service.get(KEYS, secret=key["secret"])).status == status
+
+
+async def test_keys_that_come_from_one_are_bounded_and_share_its_rate(service, monkeypatch) -> None:
+    monkeypatch.setattr("gitd.api.api_keys.MADE_COUNT_MAX", 3)
+    body = {"label": "x", "scopes": ["sites:read", "keys:write"]}
+    secret, key = service.minted("*", "keys:write")
+    made = []
+    for _ in range(3):
+        made.append((await service.post(KEYS, body, secret=secret)).data)
+        secret = made[-1]["secret"]
+    heard = await service.post(KEYS, body, secret=secret)
+    assert (heard.status, heard.code) == (409, "api_key.too_many")
+    granted = Authenticator(service.records, service.clock).grant(secret)
+    assert granted.counted_as == key.id
+    assert (await service.call("DELETE", f"{KEYS}/{made[0]['id']}", secret=secret)).status == 200
+    assert (await service.post(KEYS, body, secret=secret)).status == 201
