@@ -18,6 +18,8 @@ import structlog
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from hooks.portions import Portions
+
 SERVER: Final = "gitd"
 FILES_PER_CONNECTION: Final = 2  # itself, and what it is sent
 FILES_BESIDE: Final = 1024  # packs, records, processes, ...
@@ -51,13 +53,14 @@ class HttpLimits:
 class Connection(web.RequestHandler):
     """A connection. What is no HTTP, and what no handler answers, is answered in one line."""
 
-    __slots__ = ("_answered_at", "_head_bytes", "_left_unread")
+    __slots__ = ("_answered_at", "_head_bytes", "_left_unread", "_portions")
 
     def __init__(self, manager: web.Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._head_bytes = 0  # so many came of a head that is not whole
         self._left_unread: StreamReader | None = None  # the body of what was answered last
         self._answered_at = 0.0
+        self._portions: Portions | None = None  # once it is connected
 
     @property
     def idle_since(self) -> float | None:
@@ -88,11 +91,13 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._portions = Portions(transport)
         if isinstance(self._manager, Server):
             self._manager.make_room(self)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self._portions is not None:
+            self._portions.take(data, super().data_received)
         if self.idle_since is None:  # the head was whole, or another request comes first
             self._head_bytes = 0
             return

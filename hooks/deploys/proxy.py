@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import structlog
 from aiohttp import web
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
 from multidict import CIMultiDict
 from yarl import URL
 
 from hooks.deploys import pages
 from hooks.deploys.forwarding import TrustedProxies, destination, end_to_end, request_headers
 from hooks.deploys.tunnel import Tunnel
+from hooks.portions import Portions
 
 CONNECT_TIMEOUT_S: Final = 5.0
 SILENCE_TIMEOUT_S: Final = 600.0
@@ -24,6 +29,9 @@ REUSE_WITHIN_S: Final = 2.0
 """How long an idle connection is kept: less than the servers of the common languages do (Node: 5),
 so that a request never meets a connection that is just being closed."""
 HEADER_BYTES_MAX: Final = 64 * 1024
+
+INTERIM_COUNT_MAX: Final = 16
+"""Answers before the answer, such as 103: who sends more is broken off."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
@@ -47,9 +55,9 @@ class WebProxy:
         self._port = port
         self._trusted = trusted
         self._shared = _session(
-            aiohttp.TCPConnector(limit=0, keepalive_timeout=REUSE_WITHIN_S, use_dns_cache=False)
+            _Connector(limit=0, keepalive_timeout=REUSE_WITHIN_S, use_dns_cache=False)
         )
-        self._single = _session(aiohttp.TCPConnector(limit=0, force_close=True))
+        self._single = _session(_Connector(limit=0, force_close=True))
         # Otherwise a session repeats PUT, DELETE and TRACE too, which HTTP calls idempotent, and on
         # fresh connections as well; aiohttp has no public way to say so.
         self._single._retry_connection = False  # noqa: SLF001
@@ -163,6 +171,44 @@ async def _on_connection(
     _session: aiohttp.ClientSession, context: SimpleNamespace, _params: object
 ) -> None:
     context.trace_request_ctx.was_connected = True
+
+
+class _Connection(ResponseHandler):
+    """A connection to the process: read little by little, and broken off if it never answers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._interim_count = 0
+        self._portions: Portions | None = None  # once it is connected
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._portions = Portions(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._portions is not None:
+            self._portions.take(data, super().data_received)
+
+    def feed_data(
+        self, data: tuple[RawResponseMessage, aiohttp.StreamReader], size: int = 0
+    ) -> None:
+        is_interim = 100 <= data[0].code < 200
+        self._interim_count = self._interim_count + 1 if is_interim else 0
+        if self._interim_count <= INTERIM_COUNT_MAX:
+            super().feed_data(data, size)
+        elif self.exception() is None:
+            self.set_exception(aiohttp.ClientPayloadError("no end of answers before the answer"))
+            if self.transport is not None:
+                self.transport.abort()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Makes such connections: aiohttp has no public way to say so."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        make: Callable[..., ResponseHandler] = _Connection
+        self._factory = partial(make, loop=self._loop)
 
 
 def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:

@@ -12,9 +12,10 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
+from hooks import portions
 from hooks.deploys import pages
 from hooks.deploys.forwarding import TrustedProxies
-from hooks.deploys.proxy import NotListeningError, WebProxy
+from hooks.deploys.proxy import INTERIM_COUNT_MAX, NotListeningError, WebProxy
 from hooks.deploys.router import Router
 from hooks.deploys.serving import Absence, ServedRelease, Serving
 from hooks.deploys.traffic import make_server
@@ -729,3 +730,41 @@ async def test_whoever_sends_a_body_that_nobody_reads_makes_room(front):
         await asyncio.wait_for(idle[0].read(), 0.2)
     for writer in (idle[1], *crowd):
         writer.close()
+
+
+async def test_answers_before_the_answer_come_to_an_end(raw):
+    """Each of them is work, and a program can send them without an end."""
+    hint, end = (
+        b"HTTP/1.1 103 Early Hints\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    )
+    few = await raw(hint * INTERIM_COUNT_MAX + end)
+    assert (await few.ask("/")).body == b"ok"
+    many = await raw(hint * (INTERIM_COUNT_MAX + 1), hold=True)
+    assert (await asyncio.wait_for(many.ask("/"), 5)).status == 502
+
+
+async def test_little_is_read_at_once_of_a_connection_whose_data_take_long(app):
+    """Of chunks of one byte each, what asyncio reads at once keeps all others waiting."""
+
+    async def count(request):
+        async for _ in request.content.iter_any():
+            pass
+        return web.Response()
+
+    visitor = await app(count)
+    reader, writer = await asyncio.open_connection("127.0.0.1", visitor.port)
+    writer.write(HEAD.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n")
+    sizes = []
+    for chunk in (b"10000\r\n" + b"x" * 65536 + b"\r\n", b"1\r\na\r\n" * 11_000):
+        for _ in range(16):
+            writer.write(chunk)
+            await writer.drain()
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.2)
+        (served,) = [c for c in visitor.server.connections if c.transport is not None]
+        sizes.append(served.transport.max_size)
+    assert sizes[1] < portions.BYTES_AT_FIRST < sizes[0]
+    writer.write(b"0\r\n\r\n")
+    assert b" 200 " in await asyncio.wait_for(reader.readline(), 10)
+    writer.close()
