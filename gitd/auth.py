@@ -68,7 +68,7 @@ SCOPES: dict[str, str] = {
     "sites:write": "make sites, change their branch routes",
     "sites:admin": "delete sites",
     "environments:read": "see environments",
-    "environments:write": "make and delete previews",
+    "environments:write": "make, suspend, resume and delete previews",
     "environments:admin": "all of environments",
     "deployments:read": "see builds, artifacts, deployments and releases; fetch by git",
     "deployments:write": "build, deploy, promote, roll back, cancel; push by git",

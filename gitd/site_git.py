@@ -29,7 +29,7 @@ from gitd.git.errors import (
     PushRefusedError,
 )
 from gitd.git.push import SHALLOW_REFUSED, Push, RefOutcome, Remote
-from gitd.log import REQUEST_ID
+from gitd.log import ACTOR, REQUEST_ID
 from hooks import branches
 from hooks.audit_log import Asker, asked_by
 from hooks.follow import PushNarrator
@@ -89,6 +89,7 @@ class SiteAccess:
     async def open(self, request: web.Request, path: str, service: Service) -> Opened:
         """See `gitd.git.access.GitAccess`."""
         actor = self._authenticate(request)
+        request[ACTOR] = actor.ref.id
         name = path.removesuffix(".git")
         site = sites.find(self._records.reader(), name)
         if site is None or not actor.sees_site(site.id):

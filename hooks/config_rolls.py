@@ -42,13 +42,17 @@ def queue_rolls(
 ) -> list[Job]:
     """Queue a roll onto each environment whose programs are given something else than `before`.
 
-    Not where nothing runs. A deployment that waits there already has what is set now.
+    Not where nothing runs. A deployment that waits there already has what is set now. What is
+    suspended is rolled when it is resumed.
     """
     jobs = []
     for environment in where:
         if digest_of(environment) == before[environment.id]:
             continue
-        job = _waiting(changes.db, environment) or _queued(changes, environment, actor)
+        if environment.status is EnvironmentStatus.SUSPENDED:
+            environments.set_config_due(changes.db, environment.id)
+            continue
+        job = _waiting(changes.db, environment) or queue_roll(changes, environment, actor)
         if job is not None:
             jobs.append(job)
     return jobs
@@ -62,9 +66,8 @@ def _waiting(db: sqlite3.Connection, environment: Environment) -> Job | None:
     return job_rows.get(db, last.job_id)
 
 
-def _queued(changes: JobChanges, environment: Environment, actor: ActorRef) -> Job | None:
-    if environment.status is EnvironmentStatus.SUSPENDED:
-        return None
+def queue_roll(changes: JobChanges, environment: Environment, actor: ActorRef) -> Job | None:
+    """Queue a roll of what runs there, with what is set now; None where nothing runs."""
     running = releases.current(changes.db, environment.id)
     if running is None or not _runs_something(changes.db, running):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hooks import branches
+from hooks import branches, config_rolls
 from hooks.jobs import JobChanges
 from hooks.queueing import cancel_work
 from storage.ids import new_id
@@ -123,11 +123,20 @@ def suspend_environment(changes: JobChanges, environment: Environment) -> Enviro
     return _with_status(changes, environment, EnvironmentStatus.SUSPENDED)
 
 
-def resume_environment(changes: JobChanges, environment: Environment) -> Environment:
-    """Let it serve again what it served. To be resumed is to be used, as far as its end goes."""
+def resume_environment(
+    changes: JobChanges, environment: Environment, actor: ActorRef
+) -> Environment:
+    """Let it serve again what it served, with what was set meanwhile for its programs.
+
+    To be resumed is to be used, as far as its end goes.
+    """
     environments.renew(changes.db, environment.id, changes.now)
     note_environment(changes, Action.ENVIRONMENT_RESUMED, environment)
-    return _with_status(changes, environment, EnvironmentStatus.ACTIVE)
+    is_due = environments.config_is_due(changes.db, environment.id)
+    resumed = _with_status(changes, environment, EnvironmentStatus.ACTIVE)
+    if is_due:
+        config_rolls.queue_roll(changes, resumed, actor)
+    return resumed
 
 
 def resume_if_suspended(changes: JobChanges, env_id: str, actor: ActorRef) -> None:

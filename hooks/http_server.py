@@ -124,6 +124,8 @@ class Connection(web.RequestHandler):
         if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
             # No fault of ours, anybody can send it, and its words quote the request: a password.
             _log.info("request_malformed", reason=type(error).__name__)
+        elif isinstance(error, ConnectionError):
+            return  # the visitor left, or was to see that it ends in the middle: no fault of ours
         else:
             super().log_exception(*args, **kw)
 
@@ -215,6 +217,7 @@ class Runner(web.AppRunner):
             shutdown_timeout=limits.drain_s,
             keepalive_timeout=limits.keepalive_s,
             access_log=None,
+            auto_decompress=False,  # whoever reads a body inflates it, within his own bounds
             **kwargs,
         )
         self._limits = limits

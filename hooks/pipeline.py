@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hooks import branches, named
 from hooks.configs import config_gone
@@ -202,21 +202,31 @@ class Pipeline:
 
         return await self._jobs.commit(change)
 
-    async def suspend_environment(self, environment: Environment) -> Environment:
-        """Let it serve nothing until it is resumed, or a deployment is rolled onto it."""
+    async def suspend_environment(
+        self, environment: Environment, may_cancel: Callable[[], None]
+    ) -> Environment:
+        """Let it serve nothing until it is resumed, or a deployment is rolled onto it.
+
+        `may_cancel` is asked where that cancels work, and raises to keep all as it is.
+        """
 
         def change(changes: JobChanges) -> Environment:
             named.expect(changes.db, environment)
+            if job_rows.unfinished_of(changes.db, environment.id):
+                may_cancel()
             return suspend_environment(changes, environment)
 
         return await self._jobs.commit(change)
 
-    async def resume_environment(self, environment: Environment) -> Environment:
-        """Let it serve again what it served when it was suspended."""
+    async def resume_environment(self, environment: Environment, actor: ActorRef) -> Environment:
+        """Let it serve again what it served when it was suspended.
+
+        What was set meanwhile for its programs, they are given by a roll of `actor`.
+        """
 
         def change(changes: JobChanges) -> Environment:
             named.expect(changes.db, environment)
-            return resume_environment(changes, environment)
+            return resume_environment(changes, environment, actor)
 
         return await self._jobs.commit(change)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -15,8 +17,10 @@ from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import BranchText, PolicyBody
 from hooks.follow import Addresses
 from hooks.pipeline import Pipeline
-from storage.model import Environment
+from storage.model import Environment, EnvironmentKind
 from storage.records import environments, previews
+
+CANCEL = "deployments:write"
 
 
 class EnvironmentsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,6 +33,17 @@ class EnvironmentBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str
     branch: BranchText
     ephemeral: bool = True
+
+
+def _require_power(call: Call[Any, Any]) -> None:
+    """Who may make previews may end them, and not what lives as long as its site: that wants more.
+
+    Raises:
+        ScopeInsufficientError: The key has neither all of environments, nor deploys.
+    """
+    is_preview = call.environment.kind is EnvironmentKind.PREVIEW
+    if not is_preview and not call.actor.may("environments:admin"):
+        call.actor.require("deployments:write")
 
 
 class Environments:
@@ -81,11 +96,15 @@ class Environments:
         return Reply(self._answer(call.db, row))
 
     async def suspend(self, call: Call[NoQuery, NoBody]) -> Reply:
-        row = await self._pipeline.suspend_environment(call.environment)
+        """Raises ScopeInsufficientError: as `_require_power`, or work would be canceled."""
+        _require_power(call)
+        may_cancel = partial(call.actor.require, CANCEL)
+        row = await self._pipeline.suspend_environment(call.environment, may_cancel)
         return Reply(self._answer(call.db, row))
 
     async def resume(self, call: Call[NoQuery, NoBody]) -> Reply:
-        row = await self._pipeline.resume_environment(call.environment)
+        _require_power(call)
+        row = await self._pipeline.resume_environment(call.environment, call.actor.ref)
         return Reply(self._answer(call.db, row))
 
     async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:

@@ -20,12 +20,13 @@ from gitd.api.reading import NoBody
 from gitd.api.stream import EVENT_STREAM, HEARTBEAT_S, PLAIN_TEXT, CutShortError, OpenEnds
 from gitd.errors import AddressRefusedError, AuthenticationError, RequestError
 from hooks.deploys.log_reader import is_position, position
-from hooks.deploys.program_logs import LogBrokenError, Reading
+from hooks.deploys.program_logs import LogBrokenError, Reader, Reading
 from hooks.deploys.program_logs import ProgramLogs as ProgramLogReaders
 from hooks.deploys.wire import LogPiece
 
 LINES_DEFAULT = 100
 LINES_MAX = 10_000
+LOOK_EVERY_S = 0.5  # whether a reader is there still, to whom nothing is said
 STAGE = "run"
 
 Lines = Annotated[
@@ -97,7 +98,11 @@ class ProgramLogs:
         response = web.StreamResponse(headers=headers)
         lines = 0 if call.request.method == hdrs.METH_HEAD else call.query.lines
         async with self._logs.reading(
-            call.environment.id, lines=lines, follow=follow, after=after
+            call.environment.id,
+            Reader(call.actor.ref.id, call.site.id),
+            lines=lines,
+            follow=follow,
+            after=after,
         ) as reading:
             await response.prepare(call.request)
             if call.request.method == hdrs.METH_HEAD:
@@ -113,33 +118,40 @@ class ProgramLogs:
         reading: Reading,
         form: _Format,
     ) -> None:
-        async for piece in self._pieces(reading):
+        async for piece in self._pieces(call.request, reading):
             try:
                 call.confirm()
             except (AuthenticationError, AddressRefusedError) as error:
                 raise CutShortError("the key is not good any more") from error
             if data := form.piece(piece) if piece is not None else form.silence:
                 await response.write(data)
-            elif call.request.transport is None:
-                return
         if form.end:
             await response.write(form.end)
 
-    async def _pieces(self, reading: Reading) -> AsyncIterator[LogPiece | None]:
+    async def _pieces(
+        self, request: web.Request, reading: Reading
+    ) -> AsyncIterator[LogPiece | None]:
         """Yield what comes, and None for a silence.
 
         Raises:
-            CutShortError: The host went away.
+            CutShortError: The host went away, or the reader.
         """
+        silent_s, look_s = 0.0, min(LOOK_EVERY_S, self._heartbeat_s)
         while True:
             try:
-                async with asyncio.timeout(self._heartbeat_s):
+                async with asyncio.timeout(look_s):
                     piece = await reading.next()
             except TimeoutError:
-                yield None
+                if request.transport is None:
+                    raise CutShortError("the reader left") from None
+                silent_s += look_s
+                if silent_s >= self._heartbeat_s:
+                    silent_s = 0.0
+                    yield None
                 continue
             except LogBrokenError as error:
                 raise CutShortError("the site host went away") from error
+            silent_s = 0.0
             if piece is None:
                 return
             yield piece

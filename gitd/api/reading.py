@@ -49,8 +49,14 @@ class Reader:
         """Return the body as a value; where every field is optional, no body is one too.
 
         Raises:
-            RequestError: It is too large, too slow, no JSON, or a field is wrong.
+            RequestError: It is packed, too large, too slow, no JSON, or a field is wrong.
         """
+        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
+        if request.body_exists and encoding.strip().lower() != "identity":
+            raise RequestError(
+                "request.media_type_unsupported",
+                f"The body has Content-Encoding: {encoding[:40]}. Send it as it is.",
+            )
         try:
             async with asyncio.timeout(timeout_s):
                 data = await _bytes_of(request)

@@ -10,6 +10,7 @@ import contextlib
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
@@ -20,6 +21,8 @@ from hooks.deploys.wire import LogPiece, LogWanted
 from hooks.errors import RefusedError
 
 READERS_MAX: Final = 64
+READERS_OF_SITE_MAX: Final = 16
+READERS_OF_KEY_MAX: Final = 8
 BEGIN_TIMEOUT_S: Final = 10.0
 """So long the host has to begin."""
 WAITING_PIECES_MAX: Final = 4
@@ -36,10 +39,19 @@ class HostAwayError(RefusedError):
 
 
 class ReadersTooManyError(RefusedError):
-    def __init__(self) -> None:
+    def __init__(self, whose: str, count: int) -> None:
         super().__init__(
-            "log.readers_too_many", f"{READERS_MAX} read what programs print at the same time."
+            "log.readers_too_many",
+            f"{count} requests {whose} read what programs print at the same time.",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who reads: by which key, of which site."""
+
+    key_id: str
+    site_id: str
 
 
 class LogBrokenError(Exception):
@@ -116,7 +128,7 @@ class ProgramLogs:
     def __init__(self) -> None:
         self._hosts: list[Tell] = []
         self._readings: dict[str, Reading] = {}
-        self._readers_count = 0
+        self._readers: list[Reader] = []
 
     @contextlib.contextmanager
     def asked_of(self, tell: Tell) -> Iterator[None]:
@@ -129,7 +141,7 @@ class ProgramLogs:
 
     @contextlib.asynccontextmanager
     async def reading(
-        self, env_id: str, *, lines: int, follow: bool, after: str | None = None
+        self, env_id: str, by: Reader, *, lines: int, follow: bool, after: str | None = None
     ) -> AsyncGenerator[Reading]:
         """Read what an environment's programs print: `lines`, or from what came `after` a position.
 
@@ -139,11 +151,10 @@ class ProgramLogs:
         """
         if not self._hosts:
             raise HostAwayError
-        if self._readers_count >= READERS_MAX:
-            raise ReadersTooManyError
+        self._expect_place(by)
         wanted = LogWanted(secrets.token_hex(16), env_id, lines, follow, after)
         reading = self._readings[wanted.id] = Reading()
-        self._readers_count += 1
+        self._readers.append(by)
         try:
             try:
                 async with asyncio.timeout(BEGIN_TIMEOUT_S):
@@ -152,9 +163,21 @@ class ProgramLogs:
                 raise HostAwayError from error
             yield reading
         finally:
-            self._readers_count -= 1
+            self._readers.remove(by)
             self._readings.pop(wanted.id, None)
             reading.is_left.set()
+
+    def _expect_place(self, by: Reader) -> None:
+        """No key takes all places of its site, and no site all that there are."""
+        of_key = sum(each.key_id == by.key_id for each in self._readers)
+        of_site = sum(each.site_id == by.site_id for each in self._readers)
+        for whose, count, most in (
+            ("of this key", of_key, READERS_OF_KEY_MAX),
+            ("of this site", of_site, READERS_OF_SITE_MAX),
+            ("of all sites", len(self._readers), READERS_MAX),
+        ):
+            if count >= most:
+                raise ReadersTooManyError(whose, count)
 
     async def _ask(self, wanted: LogWanted, has_begun: asyncio.Event) -> None:
         """Ask every host at once, until one begins. A line may be dead, or stand still, and nobody

@@ -185,7 +185,7 @@ class Rollout:
         served = self.state.served
         if served is None or served.release is None:
             return None
-        return hashlib.sha256(served.release.encode()).hexdigest()
+        return _sha256(served.release)
 
     async def adopt(self, desired: Desired) -> None:
         """Go by another release statement for what is served: nothing else changes.
@@ -205,7 +205,10 @@ class Rollout:
     async def withdraw(self, absence: Absence) -> None:
         """Serve nothing any more; the data stays, and folders too, for when it is served again."""
         if self.state.served is not None:
-            await self._folders.write(msgspec.structs.replace(self.state, served=None))
+            withdrawn = msgspec.structs.replace(
+                self.state, served=None, withdrawn_sha256=self.statement_sha256
+            )
+            await self._folders.write(withdrawn)
         self._retire(self.serving.take_down(absence))
 
     async def name(self, desired: Desired) -> None:
@@ -239,19 +242,20 @@ class Rollout:
         """Check who vouches for the artifact, and that control says that it is to run here, and
         runs here not yet.
         """
-        above = None if self.goes_by(desired) else self._sequence_passed
+        is_known = self.goes_by(desired) or self._was_withdrawn(desired)
+        above = None if is_known else self.state.release_sequence
         manifest = foreseen.read_manifest if foreseen is not None else None
         return await self._tools.in_thread(
             self._verifier.to_run, desired, artifact, above=above, manifest=manifest
         )
 
-    @property
-    def _sequence_passed(self) -> int:
-        """What a statement's sequence must be above. The one that it went by last counts again when
-        what that let run was withdrawn: there was nothing newer that would be undone.
+    def _was_withdrawn(self, desired: Desired) -> bool:
+        """Say whether it went by that statement last, and what that let run was withdrawn: there
+        was nothing newer that would be undone.
         """
-        passed = self.state.release_sequence
-        return passed if self.state.served is not None else max(passed - 1, 0)
+        return desired.release is not None and self.state.withdrawn_sha256 == _sha256(
+            desired.release
+        )
 
     def _wants_release_command(self, desired: Desired, verified: VerifiedArtifact) -> bool:
         """Say whether to run it: once per deployment, so not for one that was switched to."""
@@ -327,6 +331,10 @@ class Timings:
             yield
         finally:
             self.seconds[step] = round(time.perf_counter() - started_at, 5)
+
+
+def _sha256(statement: str) -> str:
+    return hashlib.sha256(statement.encode()).hexdigest()
 
 
 def _verified_line(verified: VerifiedArtifact) -> str:

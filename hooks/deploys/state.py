@@ -71,7 +71,8 @@ class ServedState(msgspec.Struct, frozen=True):
 class EnvironmentState(msgspec.Struct, frozen=True):
     """`kept`: the release folders, the one used last at the end. `sequence`: the last number given
     to one. `release_sequence`: that of the release statement that the environment went by last; 0
-    before it went by any.
+    before it went by any. `withdrawn_sha256`: of the statement of what was withdrawn, while nothing
+    is served; it may be gone by again.
     """
 
     env_id: str
@@ -83,6 +84,7 @@ class EnvironmentState(msgspec.Struct, frozen=True):
     kept: tuple[KeptRelease, ...] = ()
     sequence: int = 0
     release_sequence: int = 0
+    withdrawn_sha256: str | None = None
     format: int = 1
     url: str = ""
 
@@ -105,6 +107,7 @@ class EnvironmentState(msgspec.Struct, frozen=True):
             served=served,
             kept=(*others, used)[-KEEP_COUNT:],
             release_sequence=max(release_sequence, self.release_sequence),
+            withdrawn_sha256=None,
         )
 
     def folder_of(self, digest: Digest) -> str | None:

@@ -484,3 +484,8 @@ def makers_of_keys(db: Database) -> None:
         CREATE INDEX api_key_created_by ON api_key(created_by);
         """,
     )
+
+
+@MIGRATIONS()
+def configs_due(db: Database) -> None:
+    _run(db, "ALTER TABLE environment ADD COLUMN config_is_due INTEGER NOT NULL DEFAULT 0")

@@ -15,6 +15,7 @@ from gitd.addresses import TrustedProxies
 from gitd.auth import Authenticator, expand_scopes, mint
 from gitd.git.push import SilentReceiver
 from gitd.git.service import GitService
+from gitd.log import ACTOR
 from gitd.site_git import SiteAccess
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from storage.artifacts import ArtifactStore
@@ -37,6 +38,7 @@ class Door:
 
     records: Records
     client: ClientSession
+    actors: list[str | None]
 
     def key(self, *scopes: str, site_id: str | None = None, cidrs: tuple[str, ...] = ()) -> str:
         expanded = expand_scopes(scopes)
@@ -87,14 +89,22 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
         housekeeping=housekeeping,
     )
     service = GitService(access, SilentReceiver())
+    actors: list[str | None] = []
+
+    async def noted(request: web.Request) -> web.StreamResponse:
+        try:
+            return await service.handler(request)
+        finally:
+            actors.append(request.get(ACTOR))
+
     app = web.Application(client_max_size=0)
-    app.router.add_route("*", "/{path:.+}", service.handler)
+    app.router.add_route("*", "/{path:.+}", noted)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0]
     async with ClientSession(f"http://{host}:{port}") as client:
-        yield Door(records, client)
+        yield Door(records, client, actors)
     await runner.cleanup()
     await service.close()
     records.close()
@@ -224,3 +234,12 @@ async def test_9_the_list_of_a_sites_refs_is_no_file(door: Door) -> None:
     answer = await door.client.get("/acme.git/info/refs", headers={"Authorization": reader})
     assert answer.status == 403
     assert answer.content_type == "text/plain"
+
+
+async def test_9_the_log_of_requests_names_the_key(door: Door) -> None:
+    """Of one that was refused too: it was somebody's."""
+    secret = door.key("jobs:read")
+    (key,) = api_keys.every(door.records.reader())
+    assert (await door.refs(FETCH, basic(secret))).status == 403
+    assert (await door.refs(FETCH)).status == 401
+    assert door.actors == [key.id, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 
 import pytest
@@ -159,6 +160,13 @@ async def test_json_that_is_no_object_has_the_code_that_says_so(service, acme, b
     )
     assert (heard.status, heard.code) == (400, "request.json_invalid")
     assert heard.body["error"]["message"] == "The body must be one JSON object."
+
+
+async def test_packed_body_is_415(service, acme) -> None:
+    packed = gzip.compress(b'{"ref": "main"}')
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    heard = await service.post(f"{acme.production}/builds", data=packed, headers=headers)
+    assert (heard.status, heard.code) == (415, "request.media_type_unsupported")
 
 
 async def test_other_content_types_are_415(service, acme) -> None:

@@ -97,6 +97,8 @@ def _sample(kind: type[Exception]) -> Exception:
         "ScopeInsufficientError": ("sites:read",),
         "AddressRefusedError": ("127.0.0.1",),
         "KeyBoundError": ("site_1",),
+        "BeyondKeyError": ("it ends at once itself",),
+        "SecretRolledError": (),
         "RateLimitedError": ("read", 1, {}),
         "RequestError": ("request.invalid", "no"),
         "AmbiguousEnvironmentError": ("preview", ["a", "b"]),

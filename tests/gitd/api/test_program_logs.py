@@ -12,10 +12,16 @@ from contextlib import AsyncExitStack
 import pytest
 from aiohttp import ClientError, web
 
+from gitd.api.stream import HEARTBEAT_S
 from hooks.deploys import service as host_service
 from hooks.deploys.control import ControlLine
 from hooks.deploys.log_sender import LogSender
-from hooks.deploys.program_logs import BEGIN_TIMEOUT_S, READERS_MAX
+from hooks.deploys.program_logs import (
+    BEGIN_TIMEOUT_S,
+    READERS_MAX,
+    READERS_OF_KEY_MAX,
+    READERS_OF_SITE_MAX,
+)
 from hooks.deploys.state import HostFolder
 from hooks.deploys.weblog import WebLog
 from hooks.deploys.wire import DesiredMessage, LogWanted
@@ -179,19 +185,25 @@ async def test_a_line_that_nobody_reads_keeps_no_other_host_from_being_asked(
             assert (await service.get(logs)).raw.endswith(b" here\n")
 
 
-async def test_readers_are_counted_and_let_go(service, host, logs) -> None:
-    headers = {"Authorization": f"Bearer {service.secret}"}
+async def test_readers_are_counted_by_key_and_site_and_let_go(service, host, logs) -> None:
+    keys = [service.key("observability:read") for _ in range(3)]
     async with AsyncExitStack() as stack:
-        for _ in range(READERS_MAX):
-            answer = await stack.enter_async_context(
-                service.client.get(f"{logs}?follow=1", headers=headers)
-            )
-            assert answer.status == 200
-        heard = await service.get(logs)
+        for secret in keys[:2]:
+            headers = {"Authorization": f"Bearer {secret}"}
+            for _ in range(READERS_OF_KEY_MAX):
+                answer = await stack.enter_async_context(
+                    service.client.get(f"{logs}?follow=1", headers=headers)
+                )
+                assert answer.status == 200
+            heard = await service.get(logs, secret=secret)
+            assert (heard.status, heard.code) == (409, "log.readers_too_many")
+            assert "of this key" in heard.body["error"]["message"]
+        heard = await service.get(logs, secret=keys[2])
         assert (heard.status, heard.code) == (409, "log.readers_too_many")
-    async with asyncio.timeout(20):
-        while (await service.get(logs)).status != 200:
-            host.log.write(b"somebody wakes up\n")  # who left is noticed when there is something
+        assert "of this site" in heard.body["error"]["message"]
+        assert READERS_OF_SITE_MAX == 2 * READERS_OF_KEY_MAX < READERS_MAX
+    async with asyncio.timeout(HEARTBEAT_S / 2):  # nothing is said, and who left is noticed
+        while (await service.get(logs, secret=keys[0])).status != 200:
             await asyncio.sleep(0.01)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hooks.builds.wire import Finish
 from hooks.deploys.wire import Desired, RollFailure, Snapshot
 from storage.records import previews
 
@@ -110,3 +111,56 @@ async def test_they_need_environments_write_and_an_environment(service, acme, ve
     assert (heard.status, heard.code) == (403, "scope.insufficient")
     heard = await service.post(f"{acme.path}/environments/nowhere/{verb}")
     assert (heard.status, heard.code) == (404, "environment.not_found")
+
+
+async def test_what_lives_as_long_as_its_site_is_not_suspended_by_who_makes_previews(
+    service, acme
+) -> None:
+    made = {"kind": "preview", "branch": "feature/x"}
+    assert (await service.post(f"{acme.path}/environments", made)).status == 201
+    preview = f"{acme.path}/environments/feature-x"
+    weak = service.key("environments:write")
+    for verb in ("suspend", "resume"):
+        heard = await service.post(f"{acme.production}/{verb}", secret=weak)
+        assert (heard.status, heard.code) == (403, "scope.insufficient")
+        assert (await service.post(f"{preview}/{verb}", secret=weak)).status == 200
+        for more in ("environments:admin", "deployments:write"):
+            strong = service.key("environments:write", more)
+            assert (await service.post(f"{acme.staging}/{verb}", secret=strong)).status == 200
+
+
+async def test_work_is_canceled_only_by_who_may_cancel_it(service, acme) -> None:
+    job = (await service.post(f"{acme.production}/builds", {"deploy": True})).data
+    heard = await service.post(
+        f"{acme.production}/suspend", secret=service.key("environments:admin")
+    )
+    assert (heard.status, heard.code) == (403, "scope.insufficient")
+    assert "deployments:write" in heard.body["error"]["message"]
+    assert (await service.get(acme.production)).data["status"] == "active"
+    assert (await service.get(job["links"]["self"])).data["status"] == "queued"
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+async def test_what_was_changed_while_suspended_is_given_when_it_is_resumed(
+    service, acme, is_changed
+) -> None:
+    """A secret was rotated because it had leaked: what comes back has the new one."""
+    service.commit(acme.id, {"server.js": b"", "managed.toml": b'[run]\nweb = "node server.js"'})
+    body = {"ref": "main", "deploy": True}
+    await service.post(f"{acme.production}/builds", body)
+    lease = await service.builds.lease("slot-0", 5)
+    ended = Finish("slot-0", "succeeded", profile="node", output="source", folder=".")
+    await service.builds.finish(lease.job_id, ended)
+    await service.serve(await acme.env_id("production"))
+    await service.post(f"{acme.production}/suspend")
+    may = service.key("credentials:write")
+    if is_changed:
+        path, value = f"{acme.production}/secrets/TOKEN", {"value": "another", "used_in": "run"}
+        heard = await service.call("PUT", path, value, secret=may)
+        assert (heard.status, heard.data["jobs"]) == (200, [])
+    assert (await service.post(f"{acme.production}/suspend")).status == 200
+    assert (await service.post(f"{acme.production}/resume")).status == 200
+    triggers = [each["trigger"] for each in await service.every(f"{acme.production}/deployments")]
+    assert triggers == (["config"] if is_changed else []) + triggers[-1:]
+    assert (await service.post(f"{acme.production}/resume")).status == 200
+    assert len(await service.every(f"{acme.production}/deployments")) == len(triggers)

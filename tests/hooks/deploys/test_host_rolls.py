@@ -537,6 +537,19 @@ async def test_what_is_suspended_is_served_again_from_the_folder_that_it_had(
     assert [name[:6] for name in release_folders(host)] == ["000001"]
 
 
+async def test_of_what_was_withdrawn_no_other_statement_of_that_number_is_gone_by(
+    shelf, control, host, visitor, wanted
+):
+    roll = shelf.release(wanted(pin=shelf.put(page("old"))), sequence=5)
+    await control.roll(roll)
+    control.want(wanted(is_suspended=True))
+    await visitor.until(503)
+    other = shelf.release(wanted(pin=shelf.put(page("new"))), sequence=5)
+    assert (await control.roll(other)).error.code == "release.replayed"
+    assert (await control.roll(roll)).status == "serving"
+    assert await visitor.text() == "old"
+
+
 async def test_fifty_rolls_fail_no_request(shelf, control, host, visitor, wanted):
     pins = [shelf.put({"index.html": name, "big.bin": name * 200_000}) for name in "ab"]
     await control.roll(wanted(pin=pins[0]))
