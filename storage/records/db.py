@@ -68,7 +68,6 @@ class Records:
         self.commits = 0  # by this process; grows before the writers of a commit hear of it
         self._queue: queue.SimpleQueue[tuple[Change[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._local = threading.local()
-        self._readers: list[sqlite3.Connection] = []
         self._closing = threading.Lock()
         self._is_closed = False
         self._writer = threading.Thread(
@@ -114,8 +113,6 @@ class Records:
             connection = _connect(self.path)
             connection.execute("PRAGMA query_only=ON")
             self._local.connection = connection
-            with self._closing:
-                self._readers.append(connection)
         return connection
 
     def submit(self, change: Change[T]) -> Future[T]:
@@ -171,13 +168,18 @@ class Records:
         self.close()
 
     def close(self) -> None:
-        """Finish what is queued, then close. A second call does nothing."""
+        """Finish what is queued, then close. A second call does nothing.
+
+        Other threads read on by theirs, which go with them: to close one that is read by just now
+        ends the whole process.
+        """
         with self._closing:
             if not self._is_closed:
                 self._is_closed = True
                 self._queue.put(None)
         self._writer.join()
-        for connection in self._readers:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None:
             connection.close()
 
     # -- the writer's thread ------------------------------------------------------------------

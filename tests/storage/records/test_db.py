@@ -213,3 +213,42 @@ def test_database_that_cannot_be_opened_by_a_reader_is_told_as_one_of_ours(
     (tmp_path / "gitd.db").mkdir()
     with ThreadPoolExecutor(1) as another, pytest.raises(RecordsError, match="unable to open"):
         another.submit(records.reader).result(10)
+
+
+def test_close_takes_no_thread_down_that_reads_meanwhile(tmp_path: Path) -> None:
+    """In a process of its own: it would be the process that ends."""
+    script = f"""
+import threading, time
+from pathlib import Path
+from storage.records.db import Records
+
+COUNT = (
+    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000)"
+    " SELECT x FROM n"
+)
+for number in range(10):
+    records = Records.open(Path({str(tmp_path)!r}, f"{{number}}.db"))
+    is_over, counts = threading.Event(), []
+
+    def read():
+        while not is_over.is_set():
+            assert len(records.reader().execute(COUNT).fetchall()) == 2000
+            counts.append(1)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    records.close()
+    before = len(counts)
+    time.sleep(0.05)
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    assert len(counts) > before
+print("well")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "well\n"), done.stderr
