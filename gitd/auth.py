@@ -450,6 +450,8 @@ def may_fetch(records: Records, ref: ActorRef, site_id: str, *, now: int) -> boo
     key = api_keys.get(records.reader(), ref.id)
     if key is None or key.revoked_at is not None or key.expires_at <= now:
         return False
+    if key.env_id is not None:  # a repository is more than an environment
+        return False
     return "deployments:read" in granted_by(key.scopes) and key.site_id in (None, site_id)
 
 

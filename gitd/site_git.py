@@ -96,6 +96,11 @@ class SiteAccess:
             raise NotFoundError(_no_site(name, actor))
         if not actor.may(_SCOPES[service]):
             raise NotAllowedError(_lacks(_SCOPES[service]))
+        if service is Service.UPLOAD_PACK and actor.env_id is not None:
+            raise NotAllowedError(
+                "This key is bound to an environment, and a fetch reaches the whole repository: "
+                "use one that is bound to the site.\n"
+            )
         if service is Service.RECEIVE_PACK:
             await self._expect_room()
         return Opened(

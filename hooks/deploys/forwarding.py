@@ -71,6 +71,26 @@ def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     )
 
 
+def own_cookies(headers: CIMultiDict[str], host: str) -> None:
+    """Leave cookies to the host that sets them, or to what is below it: above it are other sites.
+
+    Where a cookie names another domain, that is left out: then it is for this host alone.
+    Source: RFC 6265, 5.2 and 5.3.
+    """
+    cookies = headers.popall("Set-Cookie", ())
+    own = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    for cookie in cookies:
+        first, *attributes = cookie.split(";")
+        kept = [each for each in attributes if not _names_other(each, own.lower())]
+        headers.add("Set-Cookie", ";".join([first, *kept]))
+
+
+def _names_other(attribute: str, host: str) -> bool:
+    name, _, value = attribute.partition("=")
+    domain = value.strip().removeprefix(".").lower()
+    return name.strip().lower() == "domain" and domain != host
+
+
 def destination(target: str, host: str) -> tuple[str, str]:
     """Return the host and the raw path with query; a whole URL as target names both itself.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,13 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from hooks.deploys import pages
-from hooks.deploys.forwarding import TrustedProxies, destination, end_to_end, request_headers
+from hooks.deploys.forwarding import (
+    TrustedProxies,
+    destination,
+    end_to_end,
+    own_cookies,
+    request_headers,
+)
 from hooks.deploys.tunnel import Tunnel
 from hooks.portions import Portions
 
@@ -33,6 +40,7 @@ HEADER_BYTES_MAX: Final = 64 * 1024
 INTERIM_COUNT_MAX: Final = 16
 """Answers before the answer, such as 103: who sends more is broken off."""
 
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _log = structlog.get_logger()
@@ -85,7 +93,7 @@ class WebProxy:
         """
         headers = request_headers(
             request.headers,
-            host=destination(request.raw_path, request.headers.get("Host", ""))[0],
+            host=_host_of(request),
             peer=request.remote or "",
             scheme=request.scheme,
             trusted=self._trusted,
@@ -116,6 +124,10 @@ class WebProxy:
                         _log.info("web_process_switched_unasked", target=base)
                         return pages.bad_gateway()
                     return await self._tunnel(request, answer)
+                if not _is_regular(answer):
+                    answer.close()
+                    _log.info("web_process_answered_oddly", target=base, status=answer.status)
+                    return pages.bad_gateway()
                 self._answers.add(answer)
                 try:
                     return await _relay(request, answer)
@@ -137,6 +149,7 @@ class WebProxy:
         self, request: web.BaseRequest, answer: aiohttp.ClientResponse
     ) -> web.StreamResponse:
         headers = end_to_end(answer.headers)
+        own_cookies(headers, _host_of(request))
         headers["Connection"] = "Upgrade"
         headers["Upgrade"] = answer.headers["Upgrade"]
         response = web.StreamResponse(status=101, reason=answer.reason, headers=headers)
@@ -228,6 +241,15 @@ def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     )
 
 
+def _host_of(request: web.BaseRequest) -> str:
+    return destination(request.raw_path, request.headers.get("Host", ""))[0]
+
+
+def _is_regular(answer: aiohttp.ClientResponse) -> bool:
+    """Say whether every proxy behind this one reads it alike. Source: RFC 9110, 5.1 and 15."""
+    return 200 <= answer.status <= 599 and all(map(_TOKEN.fullmatch, answer.headers))
+
+
 def _upgrade(request: web.BaseRequest) -> str | None:
     """Return the protocol that the visitor wants to switch to, if it is one that we tunnel."""
     wanted = request.headers.get("Upgrade", "")
@@ -262,6 +284,7 @@ class _PassedOn(web.StreamResponse):
 
 async def _relay(request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.StreamResponse:
     headers: CIMultiDict[str] = end_to_end(answer.headers)
+    own_cookies(headers, _host_of(request))
     response = _PassedOn(status=answer.status, reason=_reason(answer), headers=headers)
     await response.prepare(request)
     while chunk := await _next_chunk(answer):

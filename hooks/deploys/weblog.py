@@ -21,6 +21,8 @@ LINES_PER_S: Final = 2_000
 BURST_LINES: Final = 4_000
 """What a program may say in a second, and at once; about 5 µs of the loop for each."""
 TAIL_BYTES_MAX: Final = 64 * 1024
+OURS: Final = "[gitd]"
+"""So begin the host's own lines, and no program's: theirs get a backslash before it."""
 
 LineSink = Callable[[str], None]
 
@@ -89,7 +91,7 @@ class Lines:
         *last, self._rest = self._tail.split(b"\n")
         shown = last[-TAIL_LINES:]
         hidden = self._left_out - len(self._rest) - sum(len(line) + 1 for line in shown)
-        self._on_line(f"[gitd] {hidden:,} bytes left out: too much at once")
+        self._on_line(f"{OURS} {hidden:,} bytes left out: too much at once")
         self._allowed -= 1 + sum(self._pass_on(line) for line in shown)
         self._left_out, self._tail = 0, b""
         self._cut_rest()
@@ -119,7 +121,8 @@ class Lines:
         starts = range(0, max(len(line), 1), LINE_BYTES_MAX)
         for start in starts:
             part = line[start : start + LINE_BYTES_MAX]
-            self._on_line(part.decode("utf-8", "replace").rstrip("\r"))
+            text = part.decode("utf-8", "replace").rstrip("\r")
+            self._on_line(f"\\{text}" if text.lstrip().startswith(OURS) else text)
         return len(starts)
 
 
@@ -144,7 +147,7 @@ class WebLog:
 
     def note(self, line: str) -> None:
         """Add a line of ours."""
-        self._append(self._masker.masked(f"[gitd] {line}"))
+        self._append(self._masker.masked(f"{OURS} {line}"))
 
     def tail(self) -> tuple[str, ...]:
         self._lines.close()

@@ -12,17 +12,18 @@ from aiohttp import ClientResponse, ClientSession, web
 from multidict import CIMultiDict
 
 from gitd.addresses import TrustedProxies
-from gitd.auth import Authenticator, expand_scopes, mint
+from gitd.auth import Authenticator, expand_scopes, may_fetch, mint
 from gitd.git.push import SilentReceiver
 from gitd.git.service import GitService
 from gitd.log import ACTOR
 from gitd.site_git import SiteAccess
+from hooks.environments import first_environments
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from storage.artifacts import ArtifactStore
 from storage.collect import Collector
 from storage.layout import Layout
-from storage.model import Site
-from storage.records import api_keys, sites
+from storage.model import ActorRef, Site
+from storage.records import api_keys, environments, sites
 from storage.records.db import Records
 from storage.repos import Repositories
 from storage.retention import Retention
@@ -40,9 +41,15 @@ class Door:
     client: ClientSession
     actors: list[str | None]
 
-    def key(self, *scopes: str, site_id: str | None = None, cidrs: tuple[str, ...] = ()) -> str:
+    def key(
+        self,
+        *scopes: str,
+        site_id: str | None = None,
+        env_id: str | None = None,
+        cidrs: tuple[str, ...] = (),
+    ) -> str:
         expanded = expand_scopes(scopes)
-        secret, key = mint("tests", expanded, site_id=site_id, cidrs=cidrs, now=NOW)
+        secret, key = mint("tests", expanded, site_id=site_id, env_id=env_id, cidrs=cidrs, now=NOW)
         self.records.write(lambda db: api_keys.add(db, key))
         return secret.reveal()
 
@@ -243,3 +250,16 @@ async def test_9_the_log_of_requests_names_the_key(door: Door) -> None:
     assert (await door.refs(FETCH, basic(secret))).status == 403
     assert (await door.refs(FETCH)).status == 401
     assert door.actors == [key.id, None]
+
+
+async def test_9_a_key_of_one_environment_fetches_no_repository(door: Door) -> None:
+    """That has the commits of all environments, and what it is not bound to does not exist."""
+    staging = first_environments(Site("site_acme", "acme", "main", NOW), NOW)[1]
+    door.records.write(lambda db: environments.add(db, staging))
+    secret = door.key("deployments:write", site_id="site_acme", env_id=staging.id)
+    heard = await door.refs(FETCH, basic(secret))
+    assert (heard.status, "bound to an environment" in await heard.text()) == (403, True)
+    assert (await door.post(FETCH, {"Authorization": basic(secret)})).status == 403
+    assert (await door.refs(PUSH, basic(secret))).status == 200
+    (key,) = api_keys.every(door.records.reader())
+    assert not may_fetch(door.records, ActorRef("api_key", key.id, "x"), "site_acme", now=NOW)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from hooks.deploys.forwarding import TrustedProxies, end_to_end, request_headers
+from hooks.deploys.forwarding import TrustedProxies, end_to_end, own_cookies, request_headers
 
 
 def passed(headers, *, peer="203.0.113.9", trusted=()):
@@ -92,3 +92,19 @@ def test_a_trusted_proxy_says_who_asked():
 )
 def test_trust_goes_by_network(address, is_trusted):
     assert (address in TrustedProxies(("10.0.0.0/8", "fe80::/16"))) is is_trusted
+
+
+@pytest.mark.parametrize(
+    ("set_by_it", "passed_on"),
+    [
+        ("a=1; Path=/; Secure", "a=1; Path=/; Secure"),
+        ("a=1; Domain=acme.sites.example; Path=/", "a=1; Domain=acme.sites.example; Path=/"),
+        ("a=1; Domain=sites.example; Path=/", "a=1; Path=/"),
+        ("a=1;DOMAIN= .Example ;Path=/", "a=1;Path=/"),
+        ("a=1; Domain=other.sites.example; domain=example", "a=1"),
+    ],
+)
+def test_cookies_are_for_no_other_site(set_by_it, passed_on):
+    headers = CIMultiDict([("Set-Cookie", "b=2"), ("X", "y"), ("Set-Cookie", set_by_it)])
+    own_cookies(headers, "acme.sites.example:8081")
+    assert headers.getall("Set-Cookie") == ["b=2", passed_on]

@@ -768,3 +768,17 @@ async def test_little_is_read_at_once_of_a_connection_whose_data_take_long(app):
     writer.write(b"0\r\n\r\n")
     assert b" 200 " in await asyncio.wait_for(reader.readline(), 10)
     writer.close()
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 000 Odd\r\n", b"HTTP/1.1 999 Odd\r\n", b"HTTP/1.1 200 OK\r\nX-Odd : 1\r\n"]
+)
+async def test_answers_that_proxies_read_differently_are_not_passed_on(raw, head):
+    visitor = await raw(head + b"Content-Length: 2\r\n\r\nok")
+    assert (await visitor.ask("/")).status == 502
+
+
+async def test_cookies_of_a_program_are_for_its_own_host(raw):
+    cookie = b"Set-Cookie: a=1; Domain=localhost; Path=/\r\n"
+    visitor = await raw(b"HTTP/1.1 200 OK\r\n" + cookie + b"Content-Length: 2\r\n\r\nok")
+    assert (await visitor.ask("/")).headers["Set-Cookie"] == "a=1; Path=/"

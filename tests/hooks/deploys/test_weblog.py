@@ -113,3 +113,11 @@ def test_a_line_that_a_flood_cuts_off_is_kept():
     found = lines_of(b"z\n" * BURST_LINES + b"begun", b", the rest is left out\nlast")
     assert found[BURST_LINES] == "begun"
     assert found[-2:] == [", the rest is left out", "last"]
+
+
+def test_no_line_of_a_program_passes_for_one_of_the_host():
+    assert lines_of(b"[gitd] all is well\n", b" [gitd] so it is\n", b"see [gitd]\n") == [
+        "\\[gitd] all is well",
+        "\\ [gitd] so it is",
+        "see [gitd]",
+    ]
