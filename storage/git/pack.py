@@ -216,16 +216,14 @@ class Pack:
         try:
             data = inflater.decompress(self.view[at : at + take], size + 1)
             while not inflater.eof:
-                rest = inflater.unconsumed_tail
-                if not rest:
-                    at, take = at + take, CHUNK_BYTES
-                    rest = self.view[at : at + take]  # type: ignore[assignment]
-                    if not rest:
-                        break
-                more = inflater.decompress(rest, size + 1 - len(data))
-                data += more
-                if len(data) > size:
+                # What is left over had no room: asked for no bytes more, zlib would give all.
+                if inflater.unconsumed_tail or len(data) > size:
                     break
+                at, take = at + take, CHUNK_BYTES
+                rest = self.view[at : at + take]
+                if not rest:
+                    break
+                data += inflater.decompress(rest, size + 1 - len(data))
         except zlib.error as error:
             raise RepositoryCorruptError(f"{self.path.name}: {error}") from error
         if len(data) != size or not inflater.eof:

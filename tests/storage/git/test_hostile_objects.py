@@ -81,6 +81,22 @@ def test_numbers_of_a_stored_entry_end(tmp_path: Path) -> None:
             Pack(found.path.with_suffix(".idx")).header(PACK_HEADER_BYTES)
 
 
+@pytest.mark.parametrize("said_bytes", [0, 1, 1000, 100_000])
+def test_stored_entry_that_is_larger_than_it_says_is_refused_at_that_size(
+    tmp_path: Path, said_bytes: int
+) -> None:
+    content = bytes(32 << 20)
+    pack = Pack(indexed(tmp_path, 1, entry(BLOB, content)).path.with_suffix(".idx"))
+    at = pack.header(PACK_HEADER_BYTES)[3]
+    tracemalloc.start()
+    with pytest.raises(RepositoryCorruptError, match="wrong size"):
+        pack.inflate(at, said_bytes)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+    assert pack.inflate(at, len(content)) == content
+
+
 @pytest.mark.parametrize("before", [b"", b"\x05"])
 def test_sizes_of_a_delta_end(tmp_path: Path, before: bytes) -> None:
     delta = before + b"\xff" * MANY + b"\x01\x05"
