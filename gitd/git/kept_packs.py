@@ -87,16 +87,22 @@ class ReadyPack:
         self._user_count -= 1
         if not self._user_count:
             if self.descriptor is not None:
+                # Its number is another file's at once: whoever comes late must not read that.
                 os.close(self.descriptor)
+                self.descriptor = None
             self._on_closed(self)
 
 
 @dataclass(slots=True)
 class _Making:
-    """A pack that is being made, and how many wait for it."""
+    """A pack that is being made, and how many wait for it.
+
+    `is_finished`: it was kept or failed, so that it is open for none but those who wait.
+    """
 
     task: asyncio.Task[ReadyPack]
     waiting_count: int = 0
+    is_finished: bool = False
 
     def result(self) -> ReadyPack | None:
         """Return the pack, once it is made; None when it failed."""
@@ -186,6 +192,7 @@ class KeptPacks:
 
     def _finish(self, key: bytes) -> None:
         making = self._making.pop(key)
+        making.is_finished = True
         ready = making.result()
         if ready is not None and ready.descriptor is not None:
             self._kept[key] = ready.share() if ready.built.is_temporary else ready.built
@@ -193,9 +200,12 @@ class KeptPacks:
         self._let_go(making)
 
     def _let_go(self, making: _Making) -> None:
-        """Close a new pack for its maker, when nobody waits for it any longer."""
+        """Close a new pack for its maker, when nobody waits for it any longer.
+
+        One who is canceled in the turn in which it is made leaves before it can be kept.
+        """
         ready = making.result()
-        if ready is not None and not making.waiting_count:
+        if ready is not None and making.is_finished and not making.waiting_count:
             ready.close()
 
     def _shrink(self, disk: os.statvfs_result) -> None:

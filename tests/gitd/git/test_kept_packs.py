@@ -86,6 +86,25 @@ async def test_a_pack_is_made_to_its_end_when_all_who_asked_have_left(packs: Kep
     assert made == [10]
 
 
+async def test_a_pack_whose_last_asker_leaves_just_as_it_is_made_is_kept_whole(
+    packs: KeptPacks, tmp_path: Path
+) -> None:
+    made: list[int] = []
+    go = asyncio.Event()
+    asking = asyncio.create_task(packs.shared(b"key", maker(packs, 10, made, go)))
+    await asyncio.sleep(0.01)
+    go.set()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    (tmp_path / "other").write_bytes(b"somebody else's")
+    with (tmp_path / "other").open("rb"):  # it would have the number of a file that was closed
+        ready = await packs.shared(b"key", maker(packs, 10, made))
+        assert read(ready) == bytes(10)
+    ready.close()
+    assert (made, packs.used_bytes) == ([10], 10)
+
+
 async def test_a_pack_that_fails_fails_for_all_and_is_tried_again(packs: KeptPacks) -> None:
     async def fail() -> ReadyPack:
         await asyncio.sleep(0)
