@@ -2,9 +2,9 @@
 
 Every gitd process loads some 800 modules. Three things there cost a good part of its start and give
 nothing: structlog loads rich where it is installed, for tracebacks in colour that our log never
-prints; aiohttp reads every certificate authority that the machine trusts, for clients that none of
-our processes is; and the garbage collector looks through all that was loaded, time and again, in a
-program that has not made any garbage yet.
+prints; aiohttp reads every certificate authority that the machine trusts, twice, which few of our
+processes ever need; and the garbage collector looks through all that was loaded, time and again, in
+a program that has not made any garbage yet.
 """
 
 from __future__ import annotations
@@ -27,17 +27,26 @@ def prepare() -> None:
 
 
 def load_aiohttp() -> None:
-    """Load aiohttp without TLS: here it speaks plain HTTP alone, to sockets of this machine.
+    """Load aiohttp with TLS contexts that trust nobody: an https request needs one of its own.
 
-    Asked for https, it refuses. Whoever else speaks TLS has it: that is loaded before.
+    One that brings none ends with a certificate that cannot be verified.
     """
     if "aiohttp" in sys.modules:
         return
-    import asyncio  # noqa: F401 - this and the next have TLS
-    import urllib.request  # noqa: F401
-
-    with _missing("ssl"):
+    with _trusting_nobody():
         import aiohttp  # noqa: F401
+
+
+@contextlib.contextmanager
+def _trusting_nobody() -> Iterator[None]:
+    """Let TLS contexts that are made meanwhile read no certificates."""
+    import ssl
+
+    ssl.SSLContext.set_default_verify_paths = lambda _: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del ssl.SSLContext.set_default_verify_paths  # what it hid is the class's above it
 
 
 @contextlib.contextmanager

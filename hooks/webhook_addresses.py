@@ -1,7 +1,7 @@
 """Where webhooks may lead: their names are resolved here, and private addresses refused.
 
-The addresses that were looked at are those that are connected to: a name that resolves otherwise a
-moment later gains nothing.
+What is private is judged as for builds (decision 0031). The addresses that were looked at are those
+that are connected to: a name that resolves otherwise a moment later gains nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import ThreadedResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
+
+from hooks.builds.addresses import is_own
+from hooks.builds.allowlist import Nature, nature_of
 
 URL_CHARS_MAX: Final = 2048
 
@@ -39,22 +42,26 @@ def url_fault(url: str) -> str | None:
 
 
 def is_public(text: str) -> bool:
-    """Say whether an address is one of the public internet."""
-    address = ip_address(text.partition("%")[0])
-    address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_global and not address.is_multicast
+    """Say whether an address is one of the public internet, and leads nowhere else."""
+    return nature_of(ip_address(text.partition("%")[0])) is Nature.PUBLIC
+
+
+def may_be_told(address: str, port: int) -> bool:
+    """Say whether a webhook may lead there: this machine's own public addresses lead to itself."""
+    return is_public(address) and not is_own((address, port))
 
 
 def check_literal(url: str) -> None:
     """Raises PrivateAddressError when the url names a private address itself: no name is resolved
     then.
     """
-    host = urlsplit(url).hostname or ""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
     try:
-        public = is_public(host)
+        ip_address(host)
     except ValueError:
         return  # a name
-    if not public:
+    if not may_be_told(host, parts.port or 0):
         raise PrivateAddressError(f"{host} is no public address")
 
 
@@ -69,7 +76,7 @@ class PublicResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         """See `AbstractResolver`. Raises PrivateAddressError when none of them is public."""
         found = await self._resolver.resolve(host, port, family)
-        public = [result for result in found if is_public(result["host"])]
+        public = [result for result in found if may_be_told(result["host"], port)]
         if not public:
             raise PrivateAddressError(f"{host} has no public address")
         return public

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import secrets
 import sqlite3
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -129,6 +130,7 @@ class Messenger:
         self._may_be_private = may_be_private
         self._is_new = asyncio.Event()
         self._busy: set[str] = set()
+        self._tls: ssl.SSLContext | None = None
         self._forget_at = jobs.clock() + FORGET_EVERY_MS
         jobs.watch(self._on_job)
 
@@ -268,10 +270,21 @@ class Messenger:
             hdrs.USER_AGENT: SERVER,
             SIGNATURE_HEADER: signature(secret, self._clock() // 1000, delivery.body),
         }
+        is_https = webhook.url.lower().startswith("https:")
         async with session.post(
-            webhook.url, data=delivery.body, headers=headers, allow_redirects=False
+            webhook.url,
+            data=delivery.body,
+            headers=headers,
+            allow_redirects=False,
+            ssl=await self._trusted() if is_https else True,
         ) as answer:
             return answer.status
+
+    async def _trusted(self) -> ssl.SSLContext:
+        """The authorities that this machine trusts, read when they are first asked for."""
+        if self._tls is None:
+            self._tls = await asyncio.to_thread(_trusted_here)
+        return self._tls
 
     def _session(self) -> aiohttp.ClientSession:
         resolver = None if self._may_be_private else PublicResolver()
@@ -302,6 +315,12 @@ def delivery_of(webhook_id: str, told: Told, now: int) -> Delivery:
     )
 
 
+def _trusted_here() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def _note_attempt(delivery: Delivery, changes: JobChanges) -> None:
     webhooks.note_attempt(changes.db, delivery)
 
@@ -313,6 +332,9 @@ def _place(webhook_id: str) -> str:
 def _reason(failure: Exception) -> str:
     if isinstance(failure, TimeoutError):
         return f"The receiver did not answer within {TIMEOUT_S:g} s."
+    if isinstance(failure, aiohttp.ClientConnectorCertificateError):
+        why = getattr(failure.certificate_error, "verify_message", "") or "it is not valid"
+        return f"The receiver's certificate was refused: {why}."
     if isinstance(failure, aiohttp.ClientConnectorError):
         inner = failure.os_error
         failure = inner if isinstance(inner, PrivateAddressError) else failure

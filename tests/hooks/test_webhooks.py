@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from hooks.webhook_addresses import PrivateAddressError, PublicResolver, is_public
@@ -60,12 +63,41 @@ def test_delivery_is_given_up_after_the_last_pause() -> None:
         ("fd00::1", False),
         ("::ffff:127.0.0.1", False),
         ("::ffff:8.8.8.8", True),
+        ("64:ff9b::7f00:1", False),  # NAT64 of 127.0.0.1
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("64:ff9b::808:808", True),
+        ("2002:7f00:1::", False),  # 6to4
+        ("2001:0:4136:e378::7f00:1", False),  # Teredo
+        ("::7f00:1", False),
+        ("::ffff:0:7f00:1", False),
+        ("0.1.2.3", False),
+        ("168.63.129.16", False),  # where a cloud tells secrets
     ],
 )
 def test_address_of_this_machine_or_its_networks_is_not_public(
     address: str, *, public: bool
 ) -> None:
     assert is_public(address) is public
+
+
+OWN = """
+ip link set lo up && ip address add 8.8.4.4/32 dev lo && exec "$0" -c '
+from hooks.webhook_addresses import PrivateAddressError, check_literal, may_be_told
+print(may_be_told("8.8.4.4", 443), may_be_told("8.8.8.8", 443))
+check_literal("https://8.8.8.8/")
+try:
+    check_literal("https://8.8.4.4/")
+except PrivateAddressError as error:
+    print(error)
+'
+"""
+
+
+def test_public_address_of_this_machine_is_told_nothing() -> None:
+    command = ["unshare", "--map-root-user", "--net", "sh", "-c", OWN, sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False True\n8.8.4.4 is no public address\n", done.stderr
 
 
 async def test_name_that_leads_to_this_machine_does_not_resolve() -> None:
