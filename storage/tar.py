@@ -36,6 +36,8 @@ _PLAIN_MODES = {b"%07o\x000000000\x000000000\x00" % mode: mode for mode in (0o64
 _PLAIN_AFTER = _AFTER_SUM % (FILE, bytes(_NAME_BYTES), _REST)
 # Keys of a pax header that mean nothing to a tree.
 _IGNORED_KEYS = (b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment")
+# Said where names are no UTF-8, and where they are: they are bytes here in either case.
+_CHARSETS = (b"BINARY", b"ISO-IR 10646 2000 UTF-8")
 
 
 def scan_tar(stream: BinaryIO) -> Iterator[SourceEntry]:
@@ -237,6 +239,8 @@ def _extend(extended: _Extended, kind: bytes, data: bytes) -> None:
 
 def _apply(extended: _Extended, key: bytes, value: bytes, *, is_global: bool) -> None:
     if key in _IGNORED_KEYS or key.startswith((b"LIBARCHIVE.", b"SCHILY.dev", b"SCHILY.ino")):
+        return
+    if key == b"hdrcharset" and value in _CHARSETS:
         return
     if is_global or key not in (b"path", b"linkpath", b"size"):
         raise TreeInvalidError(b"", f"the archive has the header {key.decode('utf-8', 'replace')}")

@@ -149,8 +149,13 @@ def find_tree(top: Tree, folder: str) -> Tree | None:
 
 
 def list_names(tree: Tree) -> tuple[RootEntry, ...]:
-    """Return the names in a folder, in git's order."""
-    return tuple(RootEntry(os.fsdecode(name), _kind(mode)) for mode, name, _ in _entries(tree))
+    """Return the names in a folder, in git's order.
+
+    What is no UTF-8 in them is replaced: they are told to others, and none of those is looked for.
+    """
+    return tuple(
+        RootEntry(name.decode(errors="replace"), _kind(mode)) for mode, name, _ in _entries(tree)
+    )
 
 
 def read_file(top: Tree, path: str, size_bytes_max: int) -> bytes | None:

@@ -226,6 +226,15 @@ def test_commit_that_nothing_can_build_says_what_was_looked_for(server) -> None:
     assert "Procfile" in said
 
 
+def test_name_that_is_no_text_is_refused_by_name(server) -> None:
+    work = server.work()
+    toml = '[build]\ncommand = "mkdir dist && cat caf*.txt > dist/index.html"\noutput = "dist"\n'
+    work.commit({"managed.toml": toml, os.fsdecode(b"caf\xe9.txt"): "latin"})
+    said = work.push()
+    assert r"caf\xe9.txt: the name is not UTF-8" in said
+    assert "build.builder_lost" not in said, "it is the commit's fault, and tried once"
+
+
 def test_build_command_and_output_folder(server) -> None:
     work = server.work()
     work.commit(
