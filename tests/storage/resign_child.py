@@ -35,8 +35,10 @@ def main(folder: str, key_id: str) -> int:
     except StorageError as error:
         print(f"{type(error).__name__}: {error}")
         return 3
-    print("\n".join(done.failures))
-    return 3 if done.failures else 0
+    if done.failures:
+        print("\n".join(done.failures))
+        return 3
+    return 0
 
 
 if __name__ == "__main__":
