@@ -280,6 +280,7 @@ class Control:
                     self.store, store, digest, provenance=provenance, releases=releases
                 ),
                 proxies=self.proxies,
+                running=self.rolls.running,
                 program_logs=self.program_logs,
                 rate_limits=limits_of(self.config.rate_limits),
             )

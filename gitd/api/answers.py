@@ -12,6 +12,7 @@ import msgspec
 
 from gitd.auth import Family
 from hooks.clock import rfc3339
+from hooks.deploys.wire import Running
 from hooks.follow import Addresses
 from hooks.jobs import QueuePlace
 from storage import model
@@ -263,6 +264,7 @@ class Capabilities(msgspec.Struct, frozen=True):
 class Environment(msgspec.Struct, frozen=True):
     """`when_pushed_again`: null means the site's. `expires_at`: when it is removed at the
     earliest, unless it is pushed to, built or rolled until then; null for those that stay.
+    `running`: how its program stands; null where none runs, or the site host is away.
     """
 
     id: str
@@ -276,6 +278,7 @@ class Environment(msgspec.Struct, frozen=True):
     preview_url: str
     created_at: str
     expires_at: str | None
+    running: Running | None
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -612,7 +615,10 @@ def _scope(row: model.Variable) -> Literal["site", "environment"]:
 
 
 def environment(
-    addresses: Addresses, row: model.Environment, expires_at: int | None
+    addresses: Addresses,
+    row: model.Environment,
+    expires_at: int | None,
+    running: Running | None,
 ) -> Environment:
     return Environment(
         id=row.id,
@@ -626,4 +632,5 @@ def environment(
         preview_url=addresses.of_environment(row),
         created_at=rfc3339(row.created_at),
         expires_at=None if expires_at is None else rfc3339(expires_at),
+        running=running if row.status is EnvironmentStatus.ACTIVE else None,
     )

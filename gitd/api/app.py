@@ -47,6 +47,7 @@ from gitd.api.webhooks import Webhooks
 from gitd.auth import Authenticator
 from gitd.log import logged
 from hooks.deploys.program_logs import ProgramLogs as ProgramLogReaders
+from hooks.deploys.wire import Running
 from hooks.follow import Addresses
 from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
@@ -63,6 +64,7 @@ class ApiDeps:
     Attributes:
         manifest_bytes: Reads a manifest by its digest (`blake3:...`); blocks.
         envelope_bytes: Reads a signed statement by its SHA-256 in hexadecimal; blocks.
+        running: Says how the program of an environment stands, by the environment's id.
         open_export: Opens an artifact with all that proves it, as one archive; blocks.
     """
 
@@ -77,6 +79,7 @@ class ApiDeps:
     envelope_bytes: Callable[[str], bytes]
     open_export: OpenExport
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
+    running: Callable[[str], Running | None] = lambda _: None
     program_logs: ProgramLogReaders = field(default_factory=ProgramLogReaders)
     rate_limits: RateLimits | None = None
     heartbeat_s: float = HEARTBEAT_S
@@ -146,7 +149,7 @@ def build_api(deps: ApiDeps) -> Api:
         *capabilities_table(
             Capabilities(deps.pipeline, has_rate_limits=deps.rate_limits is not None)
         ),
-        *environments_table(Environments(deps.pipeline, deps.addresses)),
+        *environments_table(Environments(deps.pipeline, deps.addresses, deps.running)),
         *variables_table(Variables(deps.variables)),
         *builds_table(Builds(deps.jobs, deps.pipeline, streams)),
         *artifacts_table(

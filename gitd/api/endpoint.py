@@ -118,7 +118,7 @@ class Endpoint:
         is_creating: It takes an `Idempotency-Key`.
         admit: Raises what keeps a key from what the path names, where no scope says it all: before
             the body and the query are looked at.
-        is_live: Its answers follow from more than the records: from the queue.
+        is_live: Its answers follow from more than the records: the queue, what runs.
         errors: The codes that it has of its own, beside those that all have.
     """
 

@@ -336,6 +336,7 @@ def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
             query=EnvironmentsQuery,
             answer=answers.Environment,
             form=Form.LIST,
+            is_live=True,
         ),
         Endpoint(
             "POST",
@@ -357,6 +358,7 @@ def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
             "Show an environment",
             scope="environments:read",
             answer=answers.Environment,
+            is_live=True,
         ),
         Endpoint(
             "PATCH",

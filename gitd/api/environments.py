@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from gitd.api.endpoint import Call, ListReply, Reply, created
 from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import BranchText, PolicyBody
+from hooks.deploys.wire import Running
 from hooks.follow import Addresses
 from hooks.pipeline import Pipeline
 from storage.model import Environment, EnvironmentKind
@@ -47,9 +48,15 @@ def _require_power(call: Call[Any, Any]) -> None:
 
 
 class Environments:
-    def __init__(self, pipeline: Pipeline, addresses: Addresses) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        addresses: Addresses,
+        running: Callable[[str], Running | None],
+    ) -> None:
         self._pipeline = pipeline
         self._addresses = addresses
+        self._running = running
 
     async def list(self, call: Call[EnvironmentsQuery, NoBody]) -> ListReply:
         query = call.query
@@ -120,4 +127,7 @@ class Environments:
         expires_at = self._pipeline.preview_limits.expires_at
         found = previews.among(db, [row.id for row in rows])
         ends = {env_id: expires_at(preview) for env_id, preview in found.items()}
-        return [answers.environment(self._addresses, row, ends.get(row.id)) for row in rows]
+        return [
+            answers.environment(self._addresses, row, ends.get(row.id), self._running(row.id))
+            for row in rows
+        ]

@@ -27,6 +27,8 @@ COLUMNS = (
     Column("KIND", "kind", rank=2),
     Column("BRANCH", "branch", rank=3),
     Column("STATUS", "status", Kind.STATUS, rank=1),
+    Column("RUNNING", "running.state", Kind.STATUS, rank=1),
+    Column("RESTARTS", "running.restarts", rank=1),
     Column("URL", "preview_url", Kind.ID),
     Column("ID", "id", Kind.ID, rank=4),
 )

@@ -211,6 +211,8 @@ class Outbox:
         ):
             self._waiting[-1] = _together(last, message)
             self._last_bytes += size_bytes
+        elif (newer := _with_how_it_runs(last, message)) is not None:
+            self._waiting[-1] = newer
         else:
             self._waiting.append(message)
             self._last_bytes = size_bytes
@@ -252,6 +254,17 @@ def _belongs(log: RollLog, more: Report | RollLog) -> bool:
     """Whether a message goes on where the lines end."""
     is_same = isinstance(more, Report) or more.attempt == log.attempt
     return is_same and more.deployment_id == log.deployment_id
+
+
+def _with_how_it_runs(last: Report | RollLog | None, message: Report | RollLog) -> Report | None:
+    """One report of two, if the second only says how a program runs meanwhile: it can end often
+    while control is away.
+    """
+    if not isinstance(last, Report) or not isinstance(message, Report):
+        return None
+    newer = msgspec.structs.replace(last, running=message.running)
+    same = msgspec.structs.replace(newer, timings={}, log=None)
+    return newer if same == message else None
 
 
 def _together(log: RollLog, more: Report | RollLog) -> Report | RollLog:

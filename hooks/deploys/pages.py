@@ -61,8 +61,16 @@ def unavailable(code: str) -> web.Response:
     )
 
 
-def starting() -> web.Response:
-    return page(503, "This site is starting", "Try again in a moment.", retry_after_s=2)
+def starting(starts_in_s: int | None = None) -> web.Response:
+    """`starts_in_s`: its program ended, and is started again then."""
+    if starts_in_s is None:
+        return page(503, "This site is starting", "Try again in a moment.", retry_after_s=2)
+    return page(
+        503,
+        "This site is down",
+        f"Its program ended. It is started again within {starts_in_s} s.",
+        retry_after_s=starts_in_s,
+    )
 
 
 def bad_gateway() -> web.Response:

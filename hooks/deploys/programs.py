@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from hooks.deploys import configs
 from hooks.deploys.configs import ConfigFiles, RunValues
@@ -18,6 +20,8 @@ from hooks.deploys.static_index import StaticIndex
 from storage.reader import VerifiedArtifact
 from storage.release_statement import ReleaseStatement
 
+COMMIT_CHARS: Final = 12
+
 
 @dataclass(frozen=True, slots=True)
 class Placed:
@@ -32,8 +36,12 @@ class Placed:
 class Programs:
     """They, with what they are given: the variables and secrets that the release names."""
 
-    def __init__(self, folder: EnvironmentFolder, tools: RolloutTools) -> None:
+    def __init__(
+        self, folder: EnvironmentFolder, tools: RolloutTools, on_change: Callable[[], None]
+    ) -> None:
+        """`on_change` is called whenever a web process of them stands otherwise."""
         self._folder = folder
+        self._on_change = on_change
         self._configs = ConfigFiles(folder.path, tools.vault)
         self._tools = tools
 
@@ -136,6 +144,7 @@ class Programs:
             web_log=self._folder.web_log,
             starting=self._tools.starting,
             ports=self._tools.ports,
+            on_change=self._on_change,
         )
 
     def _program(self, command: str, placed: Placed, state: EnvironmentState) -> Program:
@@ -147,6 +156,13 @@ class Programs:
             limits=self._tools.web_limits,
             hostname=state.slug,
             given=placed.given,
+            title=f"{placed.deployment_id} (commit {provenance.commit[:COMMIT_CHARS]})",
+            names={
+                "env_id": state.env_id,
+                "site": state.site,
+                "environment": state.slug,
+                "deployment_id": placed.deployment_id,
+            },
             environ={
                 "GITD_SITE": state.site,
                 "GITD_ENVIRONMENT": state.slug,

@@ -25,6 +25,7 @@ from hooks.deploys.wire import (
     Removed,
     Report,
     RollFailure,
+    Running,
     Snapshot,
 )
 from storage.digest import Digest
@@ -48,13 +49,14 @@ class EnvironmentKeeper:
         line: ControlLine,
         predecessor: EnvironmentKeeper | None = None,
     ) -> None:
-        self._rollout = Rollout(folder, state, tools=tools)
+        self._rollout = Rollout(folder, state, tools=tools, on_change=self._tell_running)
         self._env_id = state.env_id
         self._router = router
         self._outbox = Outbox(line)
         self._desired: Desired | None = None
         self._failed: Report | None = None
         self._failed_release: str | None = None
+        self._told: tuple[str, Running] | None = None
         self._is_removed = False
         self._is_forgotten = False
         self._is_resumed = False
@@ -219,6 +221,10 @@ class EnvironmentKeeper:
         timings: dict[str, float] | None = None,
     ) -> Report:
         current = self._rollout.serving.current
+        running = None
+        if current is not None and current.deployment_id == deployment_id:
+            running = current.responder.running
+        self._told = (deployment_id, running) if running is not None else None
         return Report(
             self._env_id,
             deployment_id,
@@ -228,7 +234,17 @@ class EnvironmentKeeper:
             sequence=self._rollout.state.release_sequence,
             statement=self._rollout.statement_sha256,
             serves=current.deployment_id if current is not None else None,
+            running=running,
         )
+
+    def _tell_running(self) -> None:
+        """Tell control how the program of what is served stands, where it does not know yet."""
+        current = self._rollout.serving.current
+        if current is None or self._is_removed or not self._is_resumed:
+            return
+        running = current.responder.running
+        if running is not None and self._told != (current.deployment_id, running):
+            self._outbox.put(self._report(current.deployment_id))
 
     async def _roll(self, desired: Desired, deployment_id: str) -> None:
         journal = RollJournal(self._outbox, deployment_id)

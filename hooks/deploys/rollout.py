@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -45,14 +45,20 @@ class Rollout:
     """
 
     def __init__(
-        self, folder: EnvironmentFolder, state: EnvironmentState, *, tools: RolloutTools
+        self,
+        folder: EnvironmentFolder,
+        state: EnvironmentState,
+        *,
+        tools: RolloutTools,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_change` is called whenever a web process of its releases stands otherwise."""
         absence = Absence.STARTING if state.served else Absence.NOTHING_RELEASED
         self.serving = Serving(absence)
         self._folder = folder
         self._folders = ReleaseFolders(folder, state, tools)
         self._verifier = Verifier(tools.reader, state.env_id)
-        self._programs = Programs(folder, tools)
+        self._programs = Programs(folder, tools, on_change)
         self._tools = tools
         self._retiring: dict[ServedRelease, asyncio.Task[None]] = {}
         self._foresight = Foresight(

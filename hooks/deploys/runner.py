@@ -23,8 +23,9 @@ from hooks.configs import Configs
 from hooks.deploys.announcing import Announcer
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.reissuing import Reissuer
+from hooks.deploys.running import RunningPrograms
 from hooks.deploys.wanted import Wanted
-from hooks.deploys.wire import Config, DesiredMessage, Report, RollLog
+from hooks.deploys.wire import Config, DesiredMessage, Report, RollLog, Running
 from hooks.environments import resume_if_suspended
 from hooks.errors import RefusedError
 from hooks.jobs import JobChanges, Jobs
@@ -111,6 +112,7 @@ class RollRunner:
         self._wanted = Wanted(self._records, self._under_way, domain=domain, url_of=url_of)
         self._hosts = Announcer(self._records, self._wanted)
         self._reissuer = Reissuer(issuer, self._wanted)
+        self._running = RunningPrograms()
         self._renewed: set[str] = set()  # environments with a statement that no host heard of yet
         self._not_read = ""
         self._hostless_since: float | None = None
@@ -204,6 +206,7 @@ class RollRunner:
         """
         if not self._is_believable(report):
             return
+        self._running.note(report)
         if report.log is not None:
             self.take_log(report.log)
         rolling = self._rolling.get(report.env_id)
@@ -225,6 +228,12 @@ class RollRunner:
             error = report.error
             assert error is not None, "a failed roll says why"
             await self._fail_as_reported(rolling, Failure(error.code, error.message))
+
+    def running(self, env_id: str) -> Running | None:
+        """How the program of an active environment stands; None when it has none, or no site host
+        is there to say.
+        """
+        return self._running.of(env_id) if self._hosts.has_hosts else None
 
     def _is_believable(self, report: Report) -> bool:
         """Note by which statement the environment went, unless that cannot be so."""

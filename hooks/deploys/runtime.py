@@ -29,7 +29,9 @@ from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import HealthCheck, wait_until_healthy
 from hooks.deploys.port_watch import PortWatch, Watched
 from hooks.deploys.proxy import NotListeningError, WebProxy
+from hooks.deploys.restarts import STEADY_AFTER_S, Restarts
 from hooks.deploys.weblog import Lines, LineSink, WebLog
+from hooks.deploys.wire import Running
 
 DATA_DIR: Final = "/data"
 WEB_LIMITS: Final = Limits(is_strict=False)
@@ -41,10 +43,6 @@ HOLD_S: Final = 5.0
 """How long a request waits for a process that is being started again."""
 STARTING_S: Final = 10.0
 """A process that is not healthy by then no longer keeps others from starting."""
-BACK_OFF_FIRST_S: Final = 0.1
-BACK_OFF_MAX_S: Final = 30.0
-STEADY_AFTER_S: Final = 60.0
-"""A process that ran this long starts again at once, as if it had never failed."""
 
 _log = structlog.get_logger()
 
@@ -54,7 +52,8 @@ class Program:
     """What to run for a release, and with what around it.
 
     `command` goes through `/bin/sh -c`, in the release's folder, which it cannot write to. What it
-    is `given` wins over the platform's defaults, and `environ` over all.
+    is `given` wins over the platform's defaults, and `environ` over all. `names` are for our log,
+    `title` for that of the program.
     """
 
     command: str
@@ -64,6 +63,8 @@ class Program:
     environ: Mapping[str, str] = field(default_factory=dict)
     given: RunValues = field(default_factory=RunValues)
     limits: Limits = WEB_LIMITS
+    names: Mapping[str, str] = field(default_factory=dict)
+    title: str = "the web process"
 
     def sandbox(self, **environ: str) -> SandboxSpec:
         # Everything inside gets SIGTERM. A shell would die of it at once and take the sandbox with
@@ -102,7 +103,9 @@ class WebProcess:
         web_log: Path,
         starting: asyncio.Semaphore,
         ports: PortWatch,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_change` is called whenever it is `running` otherwise."""
         self.port = 0
         """A new one at each start: who waits for an old one to be free gets nothing."""
         self._program = program
@@ -116,6 +119,16 @@ class WebProcess:
         self._may_be_healthy = False
         self._keeper: asyncio.Task[None] | None = None
         self._healthy = asyncio.Event()
+        self._restarts = Restarts(on_change)
+
+    @property
+    def running(self) -> Running:
+        return self._restarts.running
+
+    @property
+    def starts_in_s(self) -> int | None:
+        """Seconds until it is started again; None while nothing is wrong with it."""
+        return self._restarts.left_s if self.running.state == "restarting" else None
 
     async def start(self, *, timeout_s: float) -> None:
         """Start it and wait until it is healthy. It is not started again if that fails.
@@ -133,6 +146,7 @@ class WebProcess:
             await self.stop(grace_s=0)
             raise
         if trouble is not None:
+            self._log.note(trouble[1], is_said=True)
             await self.stop(grace_s=0)
             raise RollFailedError(trouble[0], trouble[1], output=self._log.tail())
         self.keep()
@@ -161,6 +175,7 @@ class WebProcess:
     async def _begin(self) -> None:
         self.port = port = free_port(besides=self._ports.held)
         self._ports.hold(port)
+        self._log.note(f"starting {self._program.title}", is_said=True)
         try:
             spec = self._program.sandbox(PORT=str(port))
             self._sandbox = await _start(spec, self._log.write)
@@ -217,6 +232,8 @@ class WebProcess:
         if trouble is None:
             if self._may_be_healthy:
                 self._healthy.set()
+                self._restarts.note_healthy()
+                self._log.note("healthy", is_said=True)
                 self._watched = self._ports.watch(
                     self.port,
                     is_own=self._sandbox.holds,
@@ -232,12 +249,15 @@ class WebProcess:
         self._healthy.clear()
         if self._sandbox is None or self._exit is None:
             return
+        had_ended = self._exit.done()
         if grace_s:
             self._sandbox.terminate()
             await asyncio.wait({self._exit}, timeout=grace_s)
         self._sandbox.kill()
         try:
             await self._exit
+            if not had_ended:
+                self._log.note(f"stopped {self._program.title}", is_said=True)
         except SandboxUnavailableError:
             pass  # it failed before the program began: there is nothing to end
         except Exception:  # noqa: BLE001 - of what is gone anyway
@@ -245,23 +265,21 @@ class WebProcess:
         self._sandbox = self._exit = None
 
     async def _keep(self) -> None:
-        pause_s = BACK_OFF_FIRST_S
         while True:
-            began_at = time.monotonic()
             try:
                 await self._live_once()
             except SandboxUnavailableError as error:
-                _log.error("web_process_not_started", reason=str(error))
+                self._restarts.note_end(None, str(error))
+                _log.error("web_process_not_started", reason=str(error), **self._program.names)
             except Exception:  # noqa: BLE001 - whatever it is: a site stays down when nobody tries again
-                _log.exception("web_process_not_kept", port=self.port)
+                self._restarts.note_end(None, "the site host failed to keep it running")
+                _log.exception("web_process_not_kept", port=self.port, **self._program.names)
                 await self._end(grace_s=0)
             finally:
                 self._healthy.clear()
-            if time.monotonic() - began_at > STEADY_AFTER_S:
-                pause_s = BACK_OFF_FIRST_S
+            pause_s = self._restarts.next_pause_s()
             self._log.note(f"starting again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, BACK_OFF_MAX_S)
 
     async def _live_once(self) -> None:
         """Start it unless it runs, and return when it has ended."""
@@ -272,17 +290,27 @@ class WebProcess:
             if trouble is not None:
                 await self._become_healthy(float("inf"))
         assert self._exit is not None, "it was begun"
-        await asyncio.wait({self._exit})
+        await asyncio.wait({self._exit}, timeout=STEADY_AFTER_S)
+        if not self._exit.done():
+            self._restarts.note_steady()
+            await asyncio.wait({self._exit})
         assert self._sandbox is not None, "it was begun"
         sandbox, ended = self._sandbox, self._exit
         self._sandbox = self._exit = None
-        status = ended.result()
-        self._log.note(_how_it_ended("web process", sandbox, status, self._program.limits))
-        _log.info(
+        self._tell_end(sandbox, ended.result())
+
+    def _tell_end(self, sandbox: Sandbox, status: int) -> None:
+        how = _how_it_ended("web process", sandbox, status, self._program.limits)
+        self._log.note(how)
+        self._restarts.note_end(status, how)
+        tell = _log.warning if self._restarts.is_worrying else _log.info
+        tell(
             "web_process_ended",
             exit_status=status,
             exceeded=sandbox.exceeded,
+            restarts=self.running.restarts,
             port=self.port,
+            **self._program.names,
         )
 
 
@@ -302,7 +330,11 @@ class WebSite:
                 if time.monotonic() > deadline:
                     break
                 await asyncio.sleep(0.02)
-        return pages.starting()
+        return pages.starting(self._process.starts_in_s)
+
+    @property
+    def running(self) -> Running:
+        return self._process.running
 
     def hurry(self) -> None:
         self._proxy.end_tunnels()

@@ -11,11 +11,15 @@ from typing import Protocol
 
 from aiohttp import web
 
-from hooks.deploys.wire import ArtifactPin
+from hooks.deploys.wire import ArtifactPin, Running
 
 
 class Responder(Protocol):
     """What answers for a release: a static site or a web process."""
+
+    @property
+    def running(self) -> Running | None:
+        """How its program stands; None when it needs none."""
 
     async def respond(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
         """Answer a request for `target`, a raw path with its query."""

@@ -145,9 +145,13 @@ class WebLog:
     def write(self, chunk: bytes) -> None:
         self._lines.write(chunk)
 
-    def note(self, line: str) -> None:
-        """Add a line of ours."""
-        self._append(self._masker.masked(f"{OURS} {line}"))
+    def note(self, line: str, *, is_said: bool = False) -> None:
+        """Add a line of ours. One that `is_said` elsewhere too is in the file alone."""
+        line = self._masker.masked(f"{OURS} {line}")
+        if is_said:
+            self._write(line)
+        else:
+            self._append(line)
 
     def tail(self) -> tuple[str, ...]:
         self._lines.close()
@@ -161,6 +165,9 @@ class WebLog:
 
     def _append(self, line: str) -> None:
         self._tail.append(line)
+        self._write(line)
+
+    def _write(self, line: str) -> None:
         data = f"{rfc3339(now_ms())} {line}\n".encode()
         with contextlib.suppress(OSError):
             if self._fd < 0 or self._size_bytes + len(data) > FILE_BYTES_MAX:

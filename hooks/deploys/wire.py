@@ -167,12 +167,31 @@ class RollLog(msgspec.Struct, frozen=True):
     attempt: Annotated[str, msgspec.Meta(max_length=32, pattern="^[0-9a-f]*$")] = ""
 
 
+class LastExit(msgspec.Struct, frozen=True):
+    """How a program ended the last time. It has no `status` where it could not be started."""
+
+    status: int | None
+    message: str
+    at: str
+
+
+class Running(msgspec.Struct, frozen=True):
+    """How the web process of a release stands. `restarts`: in a row, without a minute between
+    them in which it ran on.
+    """
+
+    state: Literal["starting", "serving", "restarting"]
+    restarts: Annotated[int, msgspec.Meta(ge=0)]
+    last_exit: LastExit | None
+
+
 class Report(msgspec.Struct, frozen=True):
     """How a deployment stands at the host. `timings`: seconds by phase of the roll.
 
     `sequence`: of the release statement that the environment goes by; 0 when it never had one.
     `statement`: the SHA-256 in hex of its envelope. `serves`: the deployment that it serves now,
     whatever this report is about. `log`: lines of the roll that were not sent by themselves.
+    `running`: how its web process stands, if it has one; it is reported again when that changes.
     """
 
     env_id: str
@@ -184,3 +203,4 @@ class Report(msgspec.Struct, frozen=True):
     statement: str | None = None
     serves: str | None = None
     log: RollLog | None = None
+    running: Running | None = None

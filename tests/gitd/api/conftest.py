@@ -148,6 +148,7 @@ class Service:
                     self.store, self.reader, digest, provenance=provenance, releases=releases
                 ),
                 proxies=TrustedProxies(self.proxies),
+                running=self.rolls.running,
                 program_logs=self.program_logs,
                 rate_limits=self.rate_limits,
                 heartbeat_s=self.heartbeat_s,

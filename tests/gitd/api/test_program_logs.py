@@ -24,7 +24,7 @@ from hooks.deploys.program_logs import (
 )
 from hooks.deploys.state import HostFolder
 from hooks.deploys.weblog import WebLog
-from hooks.deploys.wire import DesiredMessage, LogWanted
+from hooks.deploys.wire import DesiredMessage, LastExit, LogWanted, Report, Running
 from storage.records import api_keys
 
 
@@ -235,3 +235,31 @@ async def test_a_slow_reader_holds_nothing_up_and_loses_nothing_that_is_kept(
             while not heard.endswith(b"[gitd] the end\n"):
                 heard += await loop.sock_recv(slow, 1 << 16)
     assert heard.count(line) == 200
+
+
+async def test_environment_says_how_its_program_runs_while_a_host_can_tell(
+    service, host, acme
+) -> None:
+    release = await acme.release(b"one")
+    env_id, deployment_id = await acme.env_id("production"), release["deployment_id"]
+    assert (await service.get(acme.production)).data["running"] is None
+    last_exit = LastExit(1, "the web process ended with status 1", "2026-01-01T00:00:00.000Z")
+    running = Running("restarting", 4, last_exit)
+    report = Report(env_id, deployment_id, "serving", serves=deployment_id, running=running)
+    await service.rolls.report(report)
+    said = {
+        "state": "restarting",
+        "restarts": 4,
+        "last_exit": {"status": 1, "message": last_exit.message, "at": last_exit.at},
+    }
+    assert (await service.get(acme.production)).data["running"] == said
+    listed = (await service.get(acme.production.rpartition("/")[0])).data
+    assert [one["running"] for one in listed if one["slug"] == "production"] == [said]
+    await service.post(f"{acme.production}/suspend")
+    assert (await service.get(acme.production)).data["running"] is None
+    await service.post(f"{acme.production}/resume")
+    await service.rolls.report(report)
+    await host.leave()
+    while (await service.get(acme.production)).data["running"] is not None:
+        await asyncio.sleep(0.01)
+    await host.connect()

@@ -9,7 +9,7 @@ import pytest
 
 from hooks.deploys.control import BATCH_BYTES_MAX, ControlLine, Outbox, RollJournal
 from hooks.deploys.unclaimed import KEPT_S
-from hooks.deploys.wire import ArtifactPin, Coming, Report, Snapshot
+from hooks.deploys.wire import ArtifactPin, Coming, Report, Running, Snapshot
 from storage import trust
 from tests.spoiling import flip, rewrite
 
@@ -67,6 +67,26 @@ async def test_lines_that_wait_go_along_with_the_report(control):
     async with asyncio.timeout(10):
         while "alone" not in control.log_of("dep_1"):
             await asyncio.sleep(0.01)
+    await outbox.close()
+    following.cancel()
+
+
+async def test_how_a_program_runs_is_told_once_when_control_comes_back(control):
+    line = ControlLine(control.path)
+    outbox = Outbox(line)
+    outbox.put(Report("env_1", "dep_1", "serving", timings={"switch": 0.1}))
+    for restarts in range(100):
+        running = Running("restarting", restarts, None)
+        outbox.put(Report("env_1", "dep_1", "serving", running=running))
+    following = asyncio.create_task(line.follow(lambda _: None))
+    await control.reported("dep_1")
+    outbox.put(Report("env_1", "dep_2", "serving"))
+    await control.reported("dep_2")
+    assert [(one.deployment_id, one.running) for one in control.reports] == [
+        ("dep_1", running),
+        ("dep_2", None),
+    ]
+    assert control.reports[0].timings == {"switch": 0.1}
     await outbox.close()
     following.cancel()
 

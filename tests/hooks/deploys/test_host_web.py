@@ -12,6 +12,7 @@ import pytest
 
 from hooks.deploys import runtime
 from hooks.deploys.control import OUTPUT_LINES_MAX
+from hooks.deploys.wire import Running
 
 APP = """
 import http.server, os, sys, json, signal, threading, time
@@ -249,6 +250,52 @@ async def test_a_process_that_keeps_ending_is_started_with_growing_pauses(
     assert 3 <= tries <= 8
     (host.directory / "environments/env_1/data/broken").unlink()
     await visitor.until("one")
+
+
+async def test_a_program_that_keeps_ending_is_reported_so(shelf, control, host, visitor, wanted):
+    source = app("one", "import random; os.path.exists('/data/broken') and sys.exit(4)")
+    roll = wanted(pin=shelf.put_web(source))
+    report = await control.roll(roll)
+    assert report.running == Running("serving", 0, None)
+    await visitor.text("/write/data/broken")
+    await visitor.ask("/die")
+    await eventually(lambda: (control.reports[-1].running or report.running).restarts >= 4)
+    last = control.reports[-1]
+    assert (last.status, last.serves) == ("serving", roll.deployment_id)
+    assert last.running.state == "restarting"
+    assert last.running.last_exit.status == 4
+    answer = await visitor.ask("/")
+    assert answer.status == 503
+    assert b"Its program ended" in answer.body
+    assert 1 <= int(answer.headers["Retry-After"]) <= 30
+    said = [line for line in host.log.read_text().splitlines() if "web_process_ended" in line]
+    assert all("env_1" in line and "acme-store" in line for line in said)
+    assert ["warning" in line for line in said[:4]] == [False, False, True, True]
+    (host.directory / "environments/env_1/data/broken").unlink()
+    await eventually(lambda: control.reports[-1].running.state == "serving", seconds=30)
+    assert control.reports[-1].running.restarts >= 4
+
+
+async def test_the_log_says_which_release_begins_and_ends(shelf, control, host, wanted):
+    rolls = [wanted(pin=shelf.put_web(app(version))) for version in ("one", "two")]
+    for roll in rolls:
+        await control.roll(roll)
+    failing = wanted(pin=shelf.put_web("", web="no-such-program"))
+    await control.roll(failing)
+    await eventually(lambda: "[gitd] stopped" in web_log(host))
+    ours = [line.partition("[gitd] ")[2] for line in web_log(host).splitlines() if "[gitd]" in line]
+    one, two, bad = (roll.deployment_id for roll in [*rolls, failing])
+    commit = "(commit 7fd1a60b01f9)"
+    assert ours[:4] == [
+        f"starting {one} {commit}",
+        "healthy",
+        f"starting {two} {commit}",
+        "healthy",
+    ]
+    assert f"stopped {one} {commit}" in ours
+    assert ours.index(f"starting {bad} {commit}") > 3
+    assert "the web process ended with status 127" in ours
+    assert not any("[gitd]" in line for line in control.log_of(bad))
 
 
 async def test_a_release_command_runs_once_before_the_switch(shelf, control, host, visitor, wanted):
