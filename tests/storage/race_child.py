@@ -35,7 +35,7 @@ from storage.records import artifacts, deployments
 from storage.repair import Repairer
 from storage.scrub import Scrubber, ScrubLimits
 
-CONTENTS = 1000
+CONTENTS = 300
 FILES = 8
 
 
