@@ -85,12 +85,22 @@ class Init:
     def holds(self, inodes: Collection[int]) -> bool:
         """Say whether some process of the sandbox has each of these sockets open; not of none."""
         missing = {f"socket:[{inode}]" for inode in inodes}
+        return bool(inodes) and missing.issubset(self._open())
+
+    def those_held(self, inodes: Collection[int]) -> frozenset[int]:
+        """Return those of these sockets that some process of the sandbox has open."""
+        opened = self._open()
+        return frozenset(inode for inode in inodes if f"socket:[{inode}]" in opened)
+
+    def _open(self) -> set[str]:
+        """What the processes of the sandbox have open, as the links in /proc name it."""
+        found = set()
         for pid in (self.pid, *self.descendants()):
             with contextlib.suppress(OSError):
                 for entry in os.scandir(f"/proc/{pid}/fd"):
                     with contextlib.suppress(OSError):
-                        missing.discard(str(Path(entry.path).readlink()))
-        return bool(inodes) and not missing
+                        found.add(str(Path(entry.path).readlink()))
+        return found
 
 
 class Status:

@@ -226,6 +226,10 @@ class Sandbox:
         """
         return self._init.holds(inodes)
 
+    def those_held(self, inodes: Collection[int]) -> frozenset[int]:
+        """Return those of these sockets that are open in a process inside. Blocking, as `holds`."""
+        return self._init.those_held(inodes)
+
     def terminate(self) -> None:
         """Ask every process inside to end (SIGTERM). Does nothing when they have."""
         for pid in self._init.descendants():

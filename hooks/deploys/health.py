@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
+from hooks.deploys.elsewhere import ThoseHeld, addresses, in_words
 from hooks.deploys.listeners import listeners
 
 TIMEOUT_S: Final = 30.0
@@ -16,6 +18,10 @@ FIRST_PAUSES_S: Final = (0.01,) * 50
 NEXT_PAUSES_S: Final = (0.05,) * 600
 PAUSE_S: Final = 0.5
 TRY_TIMEOUT_S: Final = 5.0
+LOOK_AFTER_S: Final = 0.5
+"""So often, and not before, it is looked where else the process listens."""
+GIVES_UP_AFTER: Final = 3
+"""Within this part of its time: programs may open another port first, and their own later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +42,23 @@ async def wait_until_healthy(
     *,
     timeout_s: float,
     is_own: Callable[[Collection[int]], bool],
+    those_held: ThoseHeld = frozenset,
+    gives_up: bool = False,
 ) -> str | None:
     """Ask again and again. None once it is healthy; otherwise, after `timeout_s`, why not.
 
     `is_own` says whether listening sockets, by their inodes, are those of the process that was
     started: every site can listen on every port of the machine. Where nobody can be seen to listen,
     who answered is not known, and it is asked again.
+
+    `those_held` finds the process's own sockets among those of the machine. With `gives_up` one
+    that listened for a third of the time, always elsewhere, is not waited for any longer.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     pauses = iter(FIRST_PAUSES_S + NEXT_PAUSES_S)
     trouble = "it was never asked"
+    elsewhere = _Elsewhere(port, those_held, patience_s=timeout_s / GIVES_UP_AFTER)
     while (left_s := deadline - loop.time()) > 0:
         try:
             async with asyncio.timeout(min(TRY_TIMEOUT_S, left_s)):
@@ -57,8 +69,43 @@ async def wait_until_healthy(
             trouble = "it did not answer in time"
         if not trouble:
             return None
+        if trouble == _not_listening(port):
+            await elsewhere.look()
+            if gives_up and elsewhere.is_certain:
+                break
         await asyncio.sleep(next(pauses, PAUSE_S))
-    return trouble
+    return elsewhere.said if trouble == _not_listening(port) and elsewhere.said else trouble
+
+
+class _Elsewhere:
+    """Whether a process listens, but not where it should."""
+
+    def __init__(self, port: int, those_held: ThoseHeld, *, patience_s: float) -> None:
+        self.said = ""
+        self._port = port
+        self._those_held = those_held
+        self._patience_s = patience_s
+        self._since = self._next_at = time.monotonic() + LOOK_AFTER_S
+
+    @property
+    def is_certain(self) -> bool:
+        """It listened on the same addresses for long."""
+        return bool(self.said) and time.monotonic() - self._since > self._patience_s
+
+    async def look(self) -> None:
+        """Look, but not too often."""
+        if time.monotonic() < self._next_at:
+            return
+        listening = await asyncio.to_thread(addresses, self._those_held)
+        said = in_words(listening, self._port)
+        now = time.monotonic()
+        if said != self.said:
+            self.said, self._since = said, now
+        self._next_at = now + LOOK_AFTER_S
+
+
+def _not_listening(port: int) -> str:
+    return f"nothing listens on port {port} ($PORT)"
 
 
 def _strangers(port: int, is_own: Callable[[Collection[int]], bool]) -> str:
@@ -79,7 +126,7 @@ async def _ask(port: int, check: HealthCheck) -> str:
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
-        return f"nothing listens on port {port} ($PORT)"
+        return _not_listening(port)
     try:
         if check.path is None:
             return ""

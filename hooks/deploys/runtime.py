@@ -216,7 +216,12 @@ class WebProcess:
         assert self._sandbox is not None, "it was begun"
         check = asyncio.get_running_loop().create_task(
             wait_until_healthy(
-                self.port, self._check, timeout_s=timeout_s, is_own=self._sandbox.holds
+                self.port,
+                self._check,
+                timeout_s=timeout_s,
+                is_own=self._sandbox.holds,
+                those_held=self._sandbox.those_held,
+                gives_up=self._keeper is None,  # who is kept may take as long as it likes
             )
         )
         try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 
 import pytest
 
@@ -138,3 +139,67 @@ async def test_a_process_holds_its_own_sockets_and_never_none(listen):
     assert init.holds({own})
     assert not init.holds({own, 1})
     assert not init.holds(())
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (
+            "127.0.0.1",
+            "your program listens on 127.0.0.1:{other}, not on port {port} ($PORT): let it take",
+        ),
+        (
+            "0.0.0.0",
+            "your program listens on 0.0.0.0:{other}, not on port {port} ($PORT): let it take",
+        ),
+        ("::1", "your program listens on [::1]:{other}, not on port {port} ($PORT): let it take"),
+    ],
+)
+async def test_who_listens_elsewhere_is_told_where_and_not_waited_for(listen, address, said):
+    own = listen(address)
+    strange = listen("127.0.0.1")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port, other = unused.getsockname()[1], own.getsockname()[1]
+        began_at = time.monotonic()
+        trouble = await wait_until_healthy(
+            port,
+            ANY_HOST,
+            timeout_s=9,
+            is_own=lambda _: True,
+            those_held=lambda inodes: frozenset({inode(own)}.intersection(inodes)),
+            gives_up=True,
+        )
+    assert trouble.startswith(said.format(port=port, other=other))
+    assert str(strange.getsockname()[1]) not in trouble
+    assert 3 <= time.monotonic() - began_at < 6
+
+
+async def test_who_listens_for_ipv6_alone_is_told_so(listen):
+    own = listen("::1")
+    port = own.getsockname()[1]
+    init = Init(os.getpid(), None)
+    trouble = await wait_until_healthy(
+        port, ANY_HOST, timeout_s=1, is_own=init.holds, those_held=init.those_held
+    )
+    assert trouble.startswith(f"your program listens on [::1]:{port} alone")
+
+
+async def test_who_opens_another_port_first_is_waited_for(listen):
+    first = listen("127.0.0.1")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    waiting = asyncio.ensure_future(
+        wait_until_healthy(
+            port,
+            ANY_HOST,
+            timeout_s=9,
+            is_own=lambda _: True,
+            those_held=lambda inodes: frozenset({inode(first)}.intersection(inodes)),
+            gives_up=True,
+        )
+    )
+    await asyncio.sleep(2)
+    listen("127.0.0.1", port)
+    assert await waiting is None

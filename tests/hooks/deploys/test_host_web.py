@@ -209,6 +209,16 @@ async def test_a_release_that_is_not_healthy_gets_no_traffic(
     await eventually(lambda: len(sandboxes_of(host)) == 1)
 
 
+async def test_a_program_that_listens_elsewhere_is_told_where(shelf, control, host, wanted):
+    host.kill()
+    host.start(health_timeout_s=2.0)
+    source = "import socket, time; own = socket.create_server(('127.0.0.1', 0)); time.sleep(60)"
+    report = await control.roll(wanted(pin=shelf.put_web(source)))
+    assert report.error.code == "deployment.health_check_failed"
+    assert "your program listens on 127.0.0.1:" in report.error.message
+    assert "let it take the port from the environment variable PORT" in report.error.message
+
+
 async def test_a_health_path_is_asked_with_the_environments_host_name(
     shelf, control, host, visitor, wanted
 ):
