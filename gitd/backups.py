@@ -273,6 +273,7 @@ def _restored_as_json(restored: Restored) -> dict[str, object]:
         **_facts_as_json(restored.facts, str(restored.digest)),
         "interrupted_jobs": restored.interrupted,
         "forgotten_variables": restored.forgotten_variables,
+        "webhooks_off": restored.webhooks_off,
         "new_signing_key": restored.signing_key_id,
         "is_trust_new": restored.is_trust_new,
     }
@@ -287,6 +288,11 @@ def _say_restored(restored: Restored, root: Path) -> None:
     if restored.forgotten_variables:
         click.echo(
             f"{restored.forgotten_variables:>8} values of variables and secrets are gone: set them"
+        )
+    if restored.webhooks_off:
+        click.echo(
+            f"{restored.webhooks_off:>8} webhooks are off, and tell nothing of before; where this"
+            " is no copy: mf webhooks set ID --enabled"
         )
     if restored.signing_key_id:
         click.echo(f"A new key signs from now on: {restored.signing_key_id}")

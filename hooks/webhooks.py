@@ -164,6 +164,11 @@ class Messenger:
         if job.status.is_final:
             self._is_new.set()
 
+    def _now_and_last(self) -> tuple[int, int]:
+        """The time, and the last one that an attempt may be put off to."""
+        now = self._clock()
+        return now, now + 1000 * max(PAUSES_S)
+
     def _pause_s(self) -> float:
         now = self._clock()
         due_at = webhooks.next_due(self._records.reader(), now)
@@ -217,7 +222,7 @@ class Messenger:
 
     def _begin_due(self, session: aiohttp.ClientSession, sending: asyncio.TaskGroup) -> None:
         """Send to each webhook that has something due, whatever keeps the others."""
-        for webhook_id in webhooks.due(self._records.reader(), self._clock()):
+        for webhook_id in webhooks.due(self._records.reader(), *self._now_and_last()):
             if webhook_id not in self._busy:
                 self._busy.add(webhook_id)
                 sending.create_task(self._send_to(session, webhook_id))
@@ -227,7 +232,7 @@ class Messenger:
         reader = self._records.reader()
         try:
             with mapped_errors():
-                while delivery := webhooks.next_of(reader, webhook_id, self._clock()):
+                while delivery := webhooks.next_of(reader, webhook_id, *self._now_and_last()):
                     webhook = webhooks.get(reader, webhook_id)
                     if webhook is None:
                         return

@@ -39,7 +39,7 @@ from storage.files import (
 from storage.git.check import check_repository
 from storage.layout import Layout, blob_mode, blob_mtime
 from storage.model import Failure
-from storage.records import copies, migrations
+from storage.records import copies, migrations, webhooks
 from storage.room import size_in_words
 
 _HARMLESS = {RESTORING, "lost+found"}
@@ -52,6 +52,8 @@ _ROLL_INTERRUPTED = Failure(
     "deployment.interrupted",
     "The server was restored from a backup that was made while this deployment ran. Deploy again.",
 )
+
+_SILENCED = "The server was restored from a backup."
 
 
 class _Note(msgspec.Struct, frozen=True):
@@ -69,6 +71,7 @@ class Restored:
         digest: Of the backup.
         interrupted: How many jobs ran at its moment, and failed by that.
         forgotten_variables: How many values were left out, for want of their key.
+        webhooks_off: How many webhooks were on, and are off: this server may be a copy.
         signing_key_id: The key that signs, where this restore made it.
         is_trust_new: Whether trust begins with another root key.
     """
@@ -77,6 +80,7 @@ class Restored:
     digest: Digest
     interrupted: int
     forgotten_variables: int
+    webhooks_off: int
     signing_key_id: str | None
     is_trust_new: bool
 
@@ -145,7 +149,9 @@ class _Restore:
             self._copy_all()
             self._check_repositories()
             settled = settle_keys(self._places, plan)
-            interrupted, forgotten = self._settle_records(forgets=plan.without_variables)
+            interrupted, forgotten, webhooks_off = self._settle_records(
+                forgets=plan.without_variables
+            )
             sync_filesystem(fd)
         finally:
             os.close(fd)
@@ -157,6 +163,7 @@ class _Restore:
             self._manifest.digest,
             interrupted,
             forgotten,
+            webhooks_off,
             settled.signing_key_id,
             settled.is_trust_new,
         )
@@ -290,8 +297,10 @@ class _Restore:
 
     # -- records ---------------------------------------------------------------------------------
 
-    def _settle_records(self, *, forgets: bool) -> tuple[int, int]:
-        """End what ran at the moment of the backup, and forget what cannot be opened any more."""
+    def _settle_records(self, *, forgets: bool) -> tuple[int, int, int]:
+        """End what ran at the moment of the backup, forget what cannot be opened any more, and turn
+        webhooks off: their receivers may have heard of all of it, and from another server.
+        """
         self._tell(Progress("records"))
         with copies.editing(self._scratch / DATABASE) as db:
             copies.require_sound(db)
@@ -301,7 +310,8 @@ class _Restore:
                 of_roll=_ROLL_INTERRUPTED,
                 at=time.time_ns() // 1_000_000,
             )
-            return interrupted, copies.forget_sealed(db) if forgets else 0
+            forgotten = copies.forget_sealed(db) if forgets else 0
+            return interrupted, forgotten, webhooks.silence(db, _SILENCED)
 
 
 def _require_empty(root: Path) -> None:

@@ -109,18 +109,24 @@ def deliveries(
     return Page(tuple(map(_delivery, rows)), has_more)
 
 
-def due(db: sqlite3.Connection, now: int) -> list[str]:
-    """The webhooks that have deliveries whose time has come."""
-    rows = db.execute("SELECT DISTINCT webhook_id FROM webhook_delivery WHERE next_at <= ?", (now,))
+def due(db: sqlite3.Connection, now: int, until: int) -> list[str]:
+    """The webhooks that have deliveries whose time has come.
+
+    Nothing is put off beyond `until`: what seems to be was, before the clock was set back.
+    """
+    rows = db.execute(
+        "SELECT DISTINCT webhook_id FROM webhook_delivery WHERE next_at <= ? OR next_at > ?",
+        (now, until),
+    )
     return [row["webhook_id"] for row in rows]
 
 
-def next_of(db: sqlite3.Connection, webhook_id: str, now: int) -> Delivery | None:
-    """The delivery to a webhook whose time has come first."""
+def next_of(db: sqlite3.Connection, webhook_id: str, now: int, until: int) -> Delivery | None:
+    """The delivery to a webhook whose time has come first; `until`: see `due`."""
     row = db.execute(
-        "SELECT * FROM webhook_delivery WHERE webhook_id = ? AND next_at <= ?"
+        "SELECT * FROM webhook_delivery WHERE webhook_id = ? AND (next_at <= ? OR next_at > ?)"
         " ORDER BY next_at, id LIMIT 1",
-        (webhook_id, now),
+        (webhook_id, now, until),
     ).fetchone()
     return None if row is None else _delivery(row)
 
@@ -147,6 +153,22 @@ def give_up(db: sqlite3.Connection, webhook_id: str, reason: str) -> None:
         " WHERE webhook_id = ? AND next_at IS NOT NULL",
         (DeliveryStatus.FAILED.value, reason, webhook_id),
     )
+
+
+def silence(db: sqlite3.Connection, reason: str) -> int:
+    """Turn all webhooks off, and tell nothing of what was to be told; return how many were on.
+
+    The database may be older than webhooks.
+    """
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'webhook'").fetchone() is None:
+        return 0
+    db.execute("DELETE FROM webhook_event")
+    db.execute(
+        "UPDATE webhook_delivery SET next_at = NULL, status = ?, error = ?"
+        " WHERE next_at IS NOT NULL",
+        (DeliveryStatus.FAILED.value, reason),
+    )
+    return db.execute("UPDATE webhook SET enabled = 0 WHERE enabled = 1").rowcount
 
 
 def forget_deliveries(db: sqlite3.Connection, before: int) -> int:

@@ -86,6 +86,13 @@ async def until_over(service, webhook: dict, count: int) -> list[dict]:
             await asyncio.sleep(0.01)
 
 
+async def until_tried(service, webhook: dict) -> None:
+    async with asyncio.timeout(10):
+        path = f"{HOOKS}/{webhook['id']}/deliveries"
+        while not any(each["attempts"] for each in (await service.get(path)).data):
+            await asyncio.sleep(0.01)
+
+
 async def test_turn_that_fails_ends_no_sending(service, acme, receiver) -> None:
     await made(service, receiver)
     async with sending(service.messenger):
@@ -184,6 +191,22 @@ async def test_what_is_not_taken_is_tried_again_later(service, acme, receiver) -
         (done,) = await until_over(service, webhook, 1)
     assert (done["status"], done["attempts"], done["error"]) == ("succeeded", 3, None)
     assert len({body for _, body in receiver.heard}) == 1
+
+
+async def test_delivery_is_not_put_off_for_ever_when_the_clock_is_set_back(
+    service, acme, receiver
+) -> None:
+    receiver.answers = [500]
+    webhook = await made(service, receiver, events=["build.succeeded"])
+    async with sending(service.messenger):
+        service.clock.now += 24 * 3600 * 1000
+        await service.post(f"{acme.production}/builds")
+        await service.build()
+        await until_tried(service, webhook)
+        service.clock.now -= 24 * 3600 * 1000
+        service.messenger.hurry()
+        (done,) = await until_over(service, webhook, 1)
+    assert (done["status"], done["attempts"]) == ("succeeded", 2)
 
 
 async def test_event_of_before_a_crash_is_told_after_it(service, acme, receiver) -> None:

@@ -31,6 +31,8 @@ from storage.ids import new_id
 from storage.joblog import JobLogs
 from storage.model import (
     SYSTEM,
+    Delivery,
+    DeliveryStatus,
     Deployment,
     Environment,
     EnvironmentConfig,
@@ -40,6 +42,7 @@ from storage.model import (
     PushRecord,
     RefMove,
     Trigger,
+    Webhook,
 )
 from storage.parts import Part, PartKind
 from storage.records import (
@@ -51,6 +54,7 @@ from storage.records import (
     jobs,
     pushes,
     release_statements,
+    webhooks,
 )
 from storage.records.db import Records
 from storage.records.release_statements import IssuedStatement
@@ -275,6 +279,39 @@ def test_jobs_that_ran_come_back_as_interrupted(small, restored_at, tmp_path: Pa
     again = restored_at(tmp_path / "new")
     job = jobs.get(again.records.reader(), running)
     assert (job.status, job.error.code) == (JobStatus.FAILED, "build.interrupted")
+
+
+def test_webhooks_are_off_in_a_restored_server_and_what_waited_is_given_up(
+    small, restored_at, tmp_path: Path
+) -> None:
+    webhook = Webhook("whe_1", "https://example.com/", ("job.failed",), None, True, b"", 0)
+    waits = Delivery(
+        id="whd_1",
+        webhook_id="whe_1",
+        event_id="evt_1",
+        event_type="job.failed",
+        body=b"{}",
+        status=DeliveryStatus.QUEUED,
+        attempts=0,
+        next_at=1,
+        http_status=None,
+        error=None,
+        created_at=1,
+        attempted_at=None,
+    )
+    small.records.write(lambda db: webhooks.add(db, webhook))
+    small.records.write(lambda db: webhooks.add_delivery(db, waits))
+    job = jobs.get(small.records.reader(), small.job())
+    ended = replace(job, status=JobStatus.FAILED)
+    small.records.write(lambda db: webhooks.note_end(db, ended, 1, None))
+    small.back_up(with_keys=True)
+    assert small.restore(tmp_path / "new/data").webhooks_off == 1
+    reader = restored_at(tmp_path / "new").records.reader()
+    assert not webhooks.get(reader, "whe_1").is_enabled
+    assert webhooks.events(reader, 10) == []
+    (delivery,) = webhooks.deliveries(reader, "whe_1", before=None, limit_count=10).items
+    assert (delivery.status, delivery.next_at) == (DeliveryStatus.FAILED, None)
+    assert webhooks.get(small.records.reader(), "whe_1").is_enabled
 
 
 def test_push_in_the_middle_is_left_for_the_restored_server_to_end(
