@@ -255,9 +255,14 @@ class _Build:
             outcome = self._failed("build.sandbox_unavailable", f"This builder cannot run: {error}")
         except LeaseLostError:
             raise
-        except Exception as error:
+        except Exception:
             log.exception("build_crashed", job_id=lease.job_id)
-            outcome = self._failed("build.internal", f"The builder failed: {error!r}.")
+            # What was raised may hold the lease or paths: it is for our own log alone.
+            outcome = self._failed(
+                "build.internal",
+                "The builder failed, through no fault of the commit. The server's log says why, "
+                f"at job {lease.job_id}.",
+            )
         await self._log.flush(but_for_a_batch=True)
         return outcome
 

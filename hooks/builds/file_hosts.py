@@ -143,7 +143,8 @@ class _Asked(urllib.request.HTTPRedirectHandler):
 
 def _dist_urls(packages: Any) -> Iterator[str]:
     for versions in packages.values() if isinstance(packages, dict) else ():
-        for version in versions.values() if isinstance(versions, dict) else versions:
+        listed = list(versions.values()) if isinstance(versions, dict) else versions
+        for version in listed if isinstance(listed, list) else ():
             dist = version.get("dist") if isinstance(version, dict) else None
             if isinstance(dist, dict) and isinstance(dist.get("url"), str):
                 yield dist["url"]

@@ -141,7 +141,7 @@ def parse_pip(told: str) -> Client:
     extra = [_registry(url, built_in) for url in settings.get("extra-index-url", "").split()]
     registries = [each for each in (index, *extra) if each is not None]
     files = {}
-    if registries != [built_in]:
+    if registries and registries != [built_in]:
         files[".config/pip/pip.conf"] = _pip_conf(registries, settings.get("trusted-host", ""))
     return Client("pip", tuple(registries), settings.get("cert"), files)
 
@@ -198,16 +198,20 @@ def _uv_indexes(environ: Mapping[str, str]) -> tuple[list[str], str | None]:
             settings = tomllib.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        listed = settings.get("index", [])
-        tables = [each for each in listed if isinstance(each, dict)]
+        tables = [each for each in _listed(settings, "index") if isinstance(each, dict)]
         indexes += [str(each.get("url")) for each in tables if not each.get("default")]
-        indexes += map(str, settings.get("extra-index-url", []))
+        indexes += map(str, _listed(settings, "extra-index-url"))
         for table in tables:
             if table.get("default"):
                 default = default or str(table.get("url"))
         if "index-url" in settings:
             default = default or str(settings["index-url"])
     return indexes, default
+
+
+def _listed(settings: Mapping[str, Any], name: str) -> list[Any]:
+    value = settings.get(name)
+    return value if isinstance(value, list) else []
 
 
 def _uv_files(environ: Mapping[str, str]) -> Iterator[Path]:

@@ -125,17 +125,11 @@ class EgressRules:
 def read(environ: Mapping[str, str], *, path: str = CLIENT_PATH) -> Registries:
     """Ask the clients in `path`, with `environ` as theirs. Blocking: takes about a second.
 
-    A client that does not answer is logged and left out.
+    A client that does not answer, or is not understood, is logged and left out.
     """
-    clients: list[Client] = []
     with ThreadPoolExecutor(len(_CLIENTS)) as threads:
-        asked = [(name, threads.submit(ask, environ, path)) for name, ask in _CLIENTS]
-        for name, answer in asked:
-            try:
-                clients += answer.result()
-            except ClientError as error:
-                log.warning("package_client_unread", client=name, reason=str(error))
-        clients = _without_bypasses(clients)
+        asked = [threads.submit(_answer, name, ask, environ, path) for name, ask in _CLIENTS]
+        clients = _without_bypasses([client for each in asked for client in each.result()])
         bundle = ca_bundle(environ, clients)
         allowed = threads.map(lambda client: list(_allowed(client, bundle)), clients)
         hosts = [host for found in allowed for host in found]
@@ -145,6 +139,27 @@ def read(environ: Mapping[str, str], *, path: str = CLIENT_PATH) -> Registries:
         files |= client.home_files
         variables |= client.environ
     return Registries(tuple(dict.fromkeys(hosts)), bundle, files, variables)
+
+
+def _answer(
+    name: str,
+    ask: Callable[[Mapping[str, str], str], list[Client]],
+    environ: Mapping[str, str],
+    path: str,
+) -> list[Client]:
+    try:
+        clients = ask(environ, path)
+    except ClientError as error:
+        log.warning("package_client_unread", client=name, reason=str(error))
+        return []
+    except Exception as error:  # noqa: BLE001 - one riddle must not close builds to all registries
+        # Its message may hold what the client said.
+        log.warning("package_client_unread", client=name, reason=type(error).__name__)
+        return []
+    for client in clients:
+        if not client.registries and client.name != "uv":  # which has pip's
+            log.warning("package_client_without_registry", client=client.name)
+    return clients
 
 
 def _without_bypasses(clients: Sequence[Client]) -> list[Client]:

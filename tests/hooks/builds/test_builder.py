@@ -383,6 +383,10 @@ async def test_call_that_never_succeeds_fails_the_build_and_not_the_slot(control
     control.failing = {"source": 1 << 30}
     job = await control.build(site("true"), lease_s=0.3)
     assert job.outcome["error"]["code"] == "build.internal"
+    assert job.outcome["error"]["message"] == (
+        "The builder failed, through no fault of the commit. The server's log says why, "
+        f"at job {job.lease['job_id']}."
+    )
     control.failing = {"finish": 1 << 30}
     lost = control.queue(STATIC, lease_s=0.3)
     await control.taken(lost)

@@ -101,6 +101,12 @@ def test_pip_that_uses_no_index_has_none():
     assert parse_pip(f"{BUILT_IN}\nglobal.no-index='true'\n").registries == ()
 
 
+@pytest.mark.parametrize("url", ["/opt/index", "file:///opt/index", "", "https://index.example:x/"])
+def test_pip_whose_index_builds_cannot_reach_has_none_and_tells_them_of_none(url):
+    client = parse_pip(f"{BUILT_IN}\nglobal.index-url='{url}'\n")
+    assert (client.registries, client.home_files) == ((), {})
+
+
 @pytest.mark.parametrize(
     "told",
     ["", "\n", "no-url files.example", "https://index.example", f"{BUILT_IN}\nglobal.x=riddle"],
@@ -309,6 +315,29 @@ def test_clients_that_fail_or_speak_in_riddles_are_left_out_without_their_words(
     assert SECRET not in said.out + said.err
 
 
+def test_settings_without_a_usable_index_cost_only_the_client_that_has_them(
+    client, tmp_path, capsys
+):
+    client("npm", """echo '; "default" config'; echo 'registry = "https://npm.example/"'""")
+    settings = tmp_path / "uv.toml"
+    settings.write_text("index = 3\nextra-index-url = 4\n")
+    environ = {
+        "HOME": str(tmp_path),
+        "PIP_CONFIG_FILE": "/dev/null",
+        "PIP_INDEX_URL": "file:///opt/index",
+        "UV_CONFIG_FILE": str(settings),
+    }
+    assert allowed(read(environ, path=client.path)) == {("npm.example", 443, "npm", "private")}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "package_client_without_registry client=pip" in said
+    assert "package_client_unread" not in said
+    settings.write_text(f"{SECRET} = {'[' * 100_000}")  # more than its reader bears
+    assert allowed(read(environ, path=client.path)) == {("npm.example", 443, "npm", "private")}
+    said = capsys.readouterr().out
+    assert "RecursionError" in said
+    assert SECRET not in said
+
+
 def test_new_yarn_is_asked_by_its_other_name_of_the_setting(client):
     client("yarn", 'case "$1$3" in --version) echo 4.1.0;; *npmReg*) echo https://y.example;; esac')
     (found,) = ask_yarn({}, client.path)
@@ -494,6 +523,12 @@ def test_registry_that_answers_otherwise_is_silent(web, answer):
     web.answers["/pip/"] = answer
     with pytest.raises(SilentRegistryError):
         file_hosts.of_index(f"http://127.0.0.1:{web.server_port}/", None)
+
+
+@pytest.mark.parametrize("versions", [3, None, "words", [3], {"1.0": 3}])
+def test_composer_repository_whose_versions_are_none_has_no_file_hosts(web, versions):
+    web.answers["/packages.json"] = (200, {}, json.dumps({"packages": {"a/b": versions}}))
+    assert file_hosts.of_composer(f"http://127.0.0.1:{web.server_port}", None) == []
 
 
 def test_registry_that_is_not_there_is_silent():
