@@ -6,10 +6,12 @@ that `mf` shares. It is imported when it is needed.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -291,11 +293,16 @@ def _as_exits(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _draft(target: Path) -> Iterator[BinaryIO]:
-    """Write a file that has its name only when it is whole."""
-    draft = target.with_name(f"{target.name}{DRAFT_SUFFIX}")
+    """Write a file that has its name only when it is whole, and on the disk.
+
+    The draft is nobody else's, also where another export is under way to the same name.
+    """
+    draft = target.with_name(f"{target.name}.{token_hex(4)}{DRAFT_SUFFIX}")
     try:
-        with draft.open("wb") as out:
+        with draft.open("xb") as out:
             yield out
+            out.flush()
+            os.fsync(out.fileno())
         draft.replace(target)
     except OSError as error:
         raise click.UsageError(f"{target} cannot be written: {error.strerror}") from error

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,33 @@ def test_export_that_is_refused_or_never_whole_leaves_no_file(mf, peer, tmp_path
     assert mf("artifacts", "export", "art_01", *PLACE, "-o", str(target)).code == 4
     assert [path.name for path in tmp_path.iterdir()] == ["it.tar"]
     assert target.read_bytes() == b"of yesterday"
+
+
+def test_two_exports_to_one_name_at_once_each_write_a_whole_file(mf, peer, tmp_path: Path) -> None:
+    data = {"first": b"1" * 300_000, "second": b"2" * 200_000}
+    target = tmp_path / "it.tar"
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(data["first"]))})
+        await response.prepare(request)
+        await response.write(data["first"][:100_000])
+        has_begun.set()
+        await asyncio.to_thread(may_end.wait, 30)
+        await response.write(data["first"][100_000:])
+        return response
+
+    peer.on("GET", EXPORT, slow, answer(data["second"]))
+    export = ("artifacts", "export", "art_01", *PLACE, "-o", str(target))
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(mf, *export)
+        assert has_begun.wait(30)
+        assert mf(*export).code == 0
+        assert target.read_bytes() == data["second"]
+        may_end.set()
+        assert (first.result().code, first.result().err) == (0, "")
+    assert target.read_bytes() == data["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["it.tar"]
 
 
 def test_file_that_cannot_be_written_is_said(mf, peer, tmp_path: Path) -> None:
