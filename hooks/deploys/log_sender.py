@@ -45,12 +45,15 @@ class LogSender:
     async def _send(self, wanted: LogWanted) -> None:
         connector = aiohttp.UnixConnector(path=str(self._socket))
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+        turn = asyncio.Lock()
         try:
             path = self._folder.environment(wanted.env_id).web_log
             async with (
+                _opened(path, wanted, turn) as reader,
                 aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
                 session.post(
-                    f"http://control/v1/program-logs/{wanted.id}", data=_pieces(path, wanted)
+                    f"http://control/v1/program-logs/{wanted.id}",
+                    data=_pieces(reader, wanted, turn),
                 ),
             ):
                 pass
@@ -58,15 +61,29 @@ class LogSender:
             _log.info("log_not_sent", env_id=wanted.env_id, reason=str(error))
 
 
-async def _pieces(path: Path, wanted: LogWanted) -> AsyncIterator[bytes]:
-    reader = await asyncio.to_thread(LogReader, path, lines=wanted.lines, after=wanted.after)
-    with contextlib.closing(reader):
-        yield b"\n"  # an empty line says nothing, and the request is on its way
-        while True:
-            # To its end, whatever comes: the files are closed behind this.
-            if piece := await to_the_end(asyncio.to_thread(reader.next)):
-                yield msgspec.json.encode(piece) + b"\n"
-            elif not wanted.follow or await asyncio.to_thread(lambda: reader.is_over):
-                return
-            else:
-                await asyncio.sleep(LOOK_EVERY_S)
+@contextlib.asynccontextmanager
+async def _opened(path: Path, wanted: LogWanted, turn: asyncio.Lock) -> AsyncIterator[LogReader]:
+    """Open a log, and close it, whenever the reader leaves: its files have nobody else to do so."""
+    opening = asyncio.ensure_future(
+        asyncio.to_thread(LogReader, path, lines=wanted.lines, after=wanted.after)
+    )
+    try:
+        yield await to_the_end(opening)
+    finally:
+        async with turn:
+            if opening.exception() is None:
+                opening.result().close()
+
+
+async def _pieces(reader: LogReader, wanted: LogWanted, turn: asyncio.Lock) -> AsyncIterator[bytes]:
+    """Yield what is read, as it is sent. What is left of this when the connection ends may stay."""
+    yield b"\n"  # an empty line says nothing, and the request is on its way
+    while True:
+        async with turn:  # to its end, whatever comes: the files are closed behind this
+            piece = await to_the_end(asyncio.to_thread(reader.next))
+        if piece:
+            yield msgspec.json.encode(piece) + b"\n"
+        elif not wanted.follow or await asyncio.to_thread(lambda: reader.is_over):
+            return
+        else:
+            await asyncio.sleep(LOOK_EVERY_S)

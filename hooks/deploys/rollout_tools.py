@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -59,12 +60,14 @@ class RolloutTools:
 
 
 async def to_the_end(work: asyncio.Future[T] | Coroutine[None, None, T]) -> T:
-    """Await work that must not stop half way: a cancellation counts once it is done."""
+    """Await work that must not stop half way: a cancellation, or several, count once it is done."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task})
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
         if not task.cancelled():
             task.exception()
         raise
