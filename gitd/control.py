@@ -199,7 +199,7 @@ class Control:
             self.jobs, vault, render, may_be_private=may_lead_to_private_addresses(config)
         )
         self.addresses = Addresses(of_environment=self.url_of, server=self.server_url)
-        self.narrator = PushNarrator(self.jobs, self.addresses)
+        self.narrator = PushNarrator(self.jobs, self.addresses, self.rolls.running)
         self.authenticator = Authenticator(self.records)
         self.proxies = TrustedProxies(config.server.trusted_proxies)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from hooks.advice import after_failure
+from hooks.deploys.wire import Running
 from hooks.jobs import Jobs, QueuePlace
 from hooks.push import Building, Deleted, Effect, Failed, NotDeployed, TornDown
 from storage.joblog import Entry, LogLine
@@ -50,9 +51,16 @@ class Addresses:
 class PushNarrator:
     """Tells the client of a push what becomes of it. Work goes on whether or not it listens."""
 
-    def __init__(self, jobs: Jobs, addresses: Addresses) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        addresses: Addresses,
+        running: Callable[[str], Running | None] = lambda _: None,
+    ) -> None:
+        """`running` says how the program of an environment stands, by the environment's id."""
         self._jobs = jobs
         self._addresses = addresses
+        self._running = running
 
     async def announce(self, effect: Effect, listener: Listener) -> None:
         """Say in a line or two what a ref asked for."""
@@ -160,10 +168,18 @@ class PushNarrator:
         took = f"{took_ms / 1000:.1f} s" if took_ms >= 100 else f"{took_ms} ms"
         url = self._addresses.of_environment(effect.environment)
         slug = effect.environment.slug
-        await listener.say("", f"  {slug} is live after {took}: {url}")
+        broken = self._how_it_is_broken(effect.environment)
+        await listener.say("", f"  {slug} is live after {took}: {url}{broken}")
         if effect.environment.status is EnvironmentStatus.SUSPENDED:
             await listener.say(f"  {slug} was suspended: this push resumed it")
         await listener.say(*self._what_production_waits_for(effect), "")
+
+    def _how_it_is_broken(self, environment: Environment) -> str:
+        """A word behind the address when a program answers its own front page with an error."""
+        running = self._running(environment.id)
+        if running is None or not running.is_broken:
+            return ""
+        return f" (GET / answers {running.first_answer}: mf logs {self._place(environment)})"
 
     def _what_production_waits_for(self, effect: Building) -> list[str]:
         """Words for whoever pushes beside a production to which nobody has pushed yet."""

@@ -20,6 +20,7 @@ PAUSE_S: Final = 0.5
 TRY_TIMEOUT_S: Final = 5.0
 LOOK_AFTER_S: Final = 0.5
 """So often, and not before, it is looked where else the process listens."""
+FIRST_ANSWER_TIMEOUT_S: Final = 1.0
 GIVES_UP_AFTER: Final = 3
 """Within this part of its time: programs may open another port first, and their own later."""
 
@@ -121,32 +122,62 @@ def _strangers(port: int, is_own: Callable[[Collection[int]], bool]) -> str:
     return ""
 
 
+async def first_answer(port: int, check: HealthCheck) -> int | None:
+    """The status with which a healthy process answers `GET /`; None when it does not so soon, or
+    not in HTTP.
+    """
+    with contextlib.suppress(OSError, ValueError, TimeoutError):
+        async with asyncio.timeout(FIRST_ANSWER_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            return _status_of(await _get("/", check.host, reader, writer))
+    return None
+
+
 async def _ask(port: int, check: HealthCheck) -> str:
     """Ask once; return what is wrong, or nothing."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
         return _not_listening(port)
+    if check.path is None:
+        await _close(writer)
+        return ""
     try:
-        if check.path is None:
-            return ""
-        writer.write(
-            f"GET {check.path} HTTP/1.1\r\nHost: {check.host}\r\n"
-            "User-Agent: gitd-health\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode()
-        )
-        status_line = await reader.readline()
+        status_line = await _get(check.path, check.host, reader, writer)
     except (OSError, ValueError):
         return f"it broke off the answer to GET {check.path}"
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
     return _judge(status_line, check.path)
 
 
+async def _get(
+    path: str, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> bytes:
+    """Return the first line of the answer, and close the connection."""
+    try:
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: {host}\r\n"
+            "User-Agent: gitd-health\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode()
+        )
+        return await reader.readline()
+    finally:
+        await _close(writer)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
 def _judge(status_line: bytes, path: str) -> str:
+    status = _status_of(status_line)
+    if status is None:
+        return f"it did not answer GET {path} in HTTP"
+    return "" if 200 <= status < 400 else f"it answered GET {path} with status {status}"
+
+
+def _status_of(status_line: bytes) -> int | None:
     parts = status_line.split(None, 2)
     if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
-        return f"it did not answer GET {path} in HTTP"
-    status = int(parts[1])
-    return "" if 200 <= status < 400 else f"it answered GET {path} with status {status}"
+        return None
+    return int(parts[1])

@@ -113,6 +113,8 @@ class Programs:
             journal.say_all(error.output, stage="start")
             raise
         journal.say("healthy", stage="start", progress=90)
+        if process.running.is_broken:
+            journal.say(f"GET / answers {process.running.first_answer}", stage="start")
         return WebSite(process, trusted=self._tools.trusted)
 
     async def resume(

@@ -27,6 +27,7 @@ class Restarts:
     def __init__(
         self, on_change: Callable[[], None], seconds: Callable[[], float] = time.monotonic
     ) -> None:
+        self.first_answer: int | None = None
         self._on_change = on_change
         self._seconds = seconds
         self._is_healthy = False
@@ -38,9 +39,10 @@ class Restarts:
     @property
     def running(self) -> Running:
         """How it stands: it serves, it never did yet, or it ended and is started again."""
+        facts = (self._count, self._last_exit, self.first_answer)
         if self._is_healthy:
-            return Running("serving", self._count, self._last_exit)
-        return Running("restarting" if self._count else "starting", self._count, self._last_exit)
+            return Running("serving", *facts)
+        return Running("restarting" if self._count else "starting", *facts)
 
     @property
     def is_worrying(self) -> bool:

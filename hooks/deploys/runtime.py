@@ -26,7 +26,7 @@ from hooks.deploys import pages
 from hooks.deploys.configs import RunValues
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.forwarding import TrustedProxies
-from hooks.deploys.health import HealthCheck, wait_until_healthy
+from hooks.deploys.health import HealthCheck, first_answer, wait_until_healthy
 from hooks.deploys.port_watch import PortWatch, Watched
 from hooks.deploys.proxy import NotListeningError, WebProxy
 from hooks.deploys.restarts import STEADY_AFTER_S, Restarts
@@ -139,6 +139,8 @@ class WebProcess:
         try:
             await self._begin()
             trouble = await self._become_healthy(timeout_s)
+            if trouble is None:
+                self._restarts.first_answer = await first_answer(self.port, self._check)
         except SandboxUnavailableError as error:
             await self.stop(grace_s=0)
             raise RollFailedError("deployment.start_failed", str(error)) from error
@@ -214,6 +216,7 @@ class WebProcess:
         """Wait for health or the end, whichever is first; return what went wrong: code, message."""
         assert self._exit is not None, "it was begun"
         assert self._sandbox is not None, "it was begun"
+        began_at = time.monotonic()
         check = asyncio.get_running_loop().create_task(
             wait_until_healthy(
                 self.port,
@@ -247,7 +250,7 @@ class WebProcess:
             return None
         return (
             "deployment.health_check_failed",
-            f"the web process was not healthy within {timeout_s:g} s: {trouble}",
+            f"the web process was not healthy after {time.monotonic() - began_at:.0f} s: {trouble}",
         )
 
     async def _end(self, *, grace_s: float) -> None:

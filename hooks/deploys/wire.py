@@ -177,12 +177,19 @@ class LastExit(msgspec.Struct, frozen=True):
 
 class Running(msgspec.Struct, frozen=True):
     """How the web process of a release stands. `restarts`: in a row, without a minute between
-    them in which it ran on.
+    them in which it ran on. `first_answer`: the status of its `GET /` before it got visitors, where
+    it answered within a second.
     """
 
     state: Literal["starting", "serving", "restarting"]
     restarts: Annotated[int, msgspec.Meta(ge=0)]
     last_exit: LastExit | None
+    first_answer: int | None = None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether who deployed it is to be told of that answer."""
+        return self.first_answer is not None and self.first_answer >= 500
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from hooks.builds.wire import BuildError, Finish
-from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Snapshot
+from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Running, Snapshot
 from hooks.follow import Addresses, PushNarrator, place_in_words, shown
 from hooks.jobs import QueuePlace
 from hooks.push import Deleted, Failed, NotDeployed, TornDown
@@ -201,7 +201,7 @@ async def test_suspended_environment_is_not_said_to_serve(world, narrator, push)
     await world.builds.finish(lease.job_id, DONE)
     desired = await told(world, effect.environment.id)
     await world.rolls.report(Report(desired.env_id, desired.deployment_id, "serving"))
-    await world.pipeline.suspend_environment(world.environment(site))
+    await world.pipeline.suspend_environment(world.environment(site), lambda: None)
     effect = await push(site, b"two")
     lease = await world.builds.lease("slot-0", 5)
     await world.builds.finish(lease.job_id, FAILED)
@@ -212,9 +212,31 @@ async def test_suspended_environment_is_not_said_to_serve(world, narrator, push)
     assert not any("still serves" in line for line in ear.lines)
 
 
+@pytest.mark.parametrize(("status", "is_told"), [(500, True), (404, False), (None, False)])
+async def test_push_says_that_the_front_page_is_broken(world, push, status, is_told) -> None:
+    addresses = Addresses(of_environment=lambda _: "http://acme", server="http://here")
+    narrator = PushNarrator(world.jobs, addresses, world.rolls.running)
+    effect = await push(await world.site())
+    ear = Ear()
+    following = asyncio.create_task(narrator.follow(effect, ear))
+    lease = await world.builds.lease("slot-0", 5)
+    await world.builds.finish(lease.job_id, DONE)
+    env_id = effect.environment.id
+    deployment_id = (await told(world, env_id)).deployment_id
+    async with contextlib.aclosing(world.rolls.desired()) as host:
+        await anext(host)  # it is there
+        running = Running("serving", 0, None, first_answer=status)
+        report = Report(env_id, deployment_id, "serving", serves=deployment_id, running=running)
+        await world.rolls.report(report)
+        await following
+    (live,) = [line for line in ear.lines if "is live after" in line]
+    broken = " (GET / answers 500: mf logs --site acme-store --env production)"
+    assert live.endswith(f"http://acme{broken}" if is_told else "http://acme")
+
+
 async def test_push_says_that_it_resumed_what_was_suspended(world, narrator, push) -> None:
     site = await world.site()
-    await world.pipeline.suspend_environment(world.environment(site))
+    await world.pipeline.suspend_environment(world.environment(site), lambda: None)
     effect = await push(site)
     ear = Ear()
     following = asyncio.create_task(narrator.follow(effect, ear))

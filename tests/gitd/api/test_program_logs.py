@@ -250,6 +250,7 @@ async def test_environment_says_how_its_program_runs_while_a_host_can_tell(
     said = {
         "state": "restarting",
         "restarts": 4,
+        "first_answer": None,
         "last_exit": {"status": 1, "message": last_exit.message, "at": last_exit.at},
     }
     assert (await service.get(acme.production)).data["running"] == said

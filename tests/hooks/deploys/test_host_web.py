@@ -219,6 +219,34 @@ async def test_a_program_that_listens_elsewhere_is_told_where(shelf, control, ho
     assert "let it take the port from the environment variable PORT" in report.error.message
 
 
+async def test_a_program_that_answers_its_front_page_with_an_error_is_told_of(
+    shelf, control, host, visitor, wanted
+):
+    pin = shelf.put_web(
+        app("one")
+        .replace('self.path == "/up"', 'self.path == "/"')
+        .replace('os.environ.get("STATUS", 200)', "500")
+    )
+    roll = wanted(pin=pin)
+    report = await control.roll(roll)
+    assert (report.status, report.running.first_answer) == ("serving", 500)
+    assert "GET / answers 500" in control.log_of(roll.deployment_id)
+    assert (await visitor.ask("/")).status == 500
+
+
+async def test_a_program_that_takes_long_for_its_front_page_is_live_soon(
+    shelf, control, host, wanted
+):
+    source = (
+        app("one")
+        .replace('self.path == "/slow"', 'self.path == "/"')
+        .replace("sleep(1)", "sleep(20)")
+    )
+    report = await control.roll(wanted(pin=shelf.put_web(source)))
+    assert (report.status, report.running.first_answer) == ("serving", None)
+    assert 1 <= report.timings["start"] < 10
+
+
 async def test_a_health_path_is_asked_with_the_environments_host_name(
     shelf, control, host, visitor, wanted
 ):
@@ -266,7 +294,7 @@ async def test_a_program_that_keeps_ending_is_reported_so(shelf, control, host, 
     source = app("one", "import random; os.path.exists('/data/broken') and sys.exit(4)")
     roll = wanted(pin=shelf.put_web(source))
     report = await control.roll(roll)
-    assert report.running == Running("serving", 0, None)
+    assert report.running == Running("serving", 0, None, first_answer=200)
     await visitor.text("/write/data/broken")
     await visitor.ask("/die")
     await eventually(lambda: (control.reports[-1].running or report.running).restarts >= 4)
