@@ -1,4 +1,5 @@
-"""The retention of job logs and of the audit log: what is removed, so that they fill no disk.
+"""The retention of job logs, of the audit log and of what webhooks were told: what is removed, so
+that they fill no disk.
 
 The newest build and the newest deployment of every environment keep theirs, however old and large,
 and so does what is not over. A clock that is wrong for a while makes nothing too old.
@@ -17,12 +18,13 @@ from hooks.background import for_ever
 from hooks.clock import BelievedClock
 from hooks.jobs import Jobs
 from storage.joblog import LogFile
-from storage.records import audit_log
+from storage.records import audit_log, webhooks
 from storage.records import jobs as job_rows
 
 log = structlog.get_logger(__name__)
 
 SWEEP_EVERY_S = 3600.0
+DELIVERIES_AGE_MS_MAX = 30 * 24 * 3600 * 1000  # of those that are over
 GRACE_S = 24 * 3600.0  # time to set a clock right
 FRESH_MS = 3_600_000  # what was written since may be read by somebody right now
 
@@ -65,7 +67,7 @@ def logs_to_remove(
 
 
 class LogRetention:
-    """Removes job logs, and lines of the audit log, by and by."""
+    """Removes job logs, lines of the audit log, and what webhooks were told, by and by."""
 
     def __init__(
         self, jobs: Jobs, limits: LogLimits, *, monotonic: Callable[[], float] = time.monotonic
@@ -107,9 +109,15 @@ class LogRetention:
         return len(gone)
 
     def forget(self) -> int:
-        """Remove what is too old of the audit log, and return how many lines. Blocking."""
+        """Remove what is too old of the audit log and of deliveries, and return how many lines of
+        the former. Blocking.
+        """
         now = self._clock_of_audit.now()
-        if now is None or not self._limits.audit_age_s_max:
+        if now is None:
+            return 0
+        last = now - DELIVERIES_AGE_MS_MAX
+        self._jobs.records.write(lambda db: webhooks.forget_deliveries(db, last))
+        if not self._limits.audit_age_s_max:
             return 0
         before = now - 1000 * self._limits.audit_age_s_max
         return self._jobs.records.write(lambda db: audit_log.forget(db, before))

@@ -52,8 +52,6 @@ PAUSES_S: Final = (10, 60, 300, 1800, 7200, 18_000, 36_000)
 TIMEOUT_S: Final = 10.0
 EVENTS_AT_ONCE: Final = 100
 LOOK_EVERY_S: Final = 60.0
-KEPT_MS: Final = 30 * 24 * 3600 * 1000
-FORGET_EVERY_MS: Final = 3600 * 1000
 ERROR_CHARS_MAX: Final = 200
 
 
@@ -131,7 +129,6 @@ class Messenger:
         self._is_new = asyncio.Event()
         self._busy: set[str] = set()
         self._tls: ssl.SSLContext | None = None
-        self._forget_at = jobs.clock() + FORGET_EVERY_MS
         jobs.watch(self._on_job)
 
     @property
@@ -152,7 +149,6 @@ class Messenger:
                     with mapped_errors():
                         await self._tell_all()
                         self._begin_due(session, sending)
-                        await self._forget()
                         pause_s = self._pause_s()
                 except Exception:  # the ring of a turn: it ends no server
                     log.exception("webhooks_not_told")
@@ -183,16 +179,6 @@ class Messenger:
                     self._tell_apart(changes, event)
 
             await self._jobs.commit(change)
-
-    async def _forget(self) -> None:
-        """Once an hour, remove the deliveries that were over long ago."""
-        now = self._clock()
-        if now < self._forget_at:
-            return
-        self._forget_at = now + FORGET_EVERY_MS
-        await self._jobs.commit(
-            lambda changes: webhooks.forget_deliveries(changes.db, changes.now - KEPT_MS)
-        )
 
     def _tell_apart(self, changes: JobChanges, event: WebhookEvent) -> None:
         """Tell of an event, or forget it: none is met again at each start for ever."""

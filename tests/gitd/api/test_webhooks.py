@@ -13,6 +13,7 @@ from aiohttp import web
 
 from gitd.api.webhook_bodies import render
 from hooks.builds.wire import BuildError
+from hooks.log_retention import LogLimits, LogRetention
 from hooks.webhooks import PAUSES_S, Messenger, signature
 from storage.ids import is_id
 from storage.model import EventType
@@ -288,6 +289,29 @@ async def test_webhook_that_hangs_holds_up_no_other(service, acme, receiver) -> 
         await receiver.count(10)
     hangs.close()
     await hangs.wait_closed()
+
+
+async def test_deliveries_are_forgotten_when_they_were_over_for_long(
+    service, acme, receiver
+) -> None:
+    webhook = await made(service, receiver, events=["build.succeeded"])
+    day_ms = 24 * 3600 * 1000
+
+    async def left() -> int:
+        hours = iter(range(100))
+        kept = LogRetention(service.jobs, LogLimits(), monotonic=lambda: 3600.0 * next(hours))
+        for _ in range(26):
+            kept.forget()
+        return len((await service.get(f"{HOOKS}/{webhook['id']}/deliveries")).data)
+
+    await service.post(f"{acme.production}/builds")
+    async with sending(service.messenger):
+        await service.build()
+        await until_over(service, webhook, 1)
+    service.clock.now += 29 * day_ms
+    assert await left() == 1
+    service.clock.now += 2 * day_ms
+    assert await left() == 0
 
 
 async def test_event_that_cannot_be_told_holds_up_no_other(
