@@ -6,18 +6,21 @@ that are connected to: a name that resolves otherwise a moment later gains nothi
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
+import threading
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
-from aiohttp import ThreadedResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from hooks.builds.addresses import is_own
+from hooks.builds.addresses import AddressInfo, LookUp, is_own, look_up
 from hooks.builds.allowlist import Nature, nature_of
 
 URL_CHARS_MAX: Final = 2048
+LOOK_UPS_COUNT_MAX: Final = 100
 
 
 class PrivateAddressError(OSError):
@@ -65,21 +68,65 @@ def check_literal(url: str) -> None:
         raise PrivateAddressError(f"{host} is no public address")
 
 
-class PublicResolver(AbstractResolver):
-    """Resolves names to public addresses alone."""
+class Resolver(AbstractResolver):
+    """Resolves names, each once at a time, in threads of its own that nobody waits for.
 
-    def __init__(self) -> None:
-        self._resolver = ThreadedResolver()
+    A name whose servers are silent holds a thread for as long as the system likes: those that
+    control does its work in would soon be used up, and its end would wait for them.
+    """
+
+    def __init__(self, *, may_be_private: bool = False, look_up: LookUp = look_up) -> None:
+        self._may_be_private = may_be_private
+        self._look_up = look_up
+        self._asked: dict[tuple[str, int], asyncio.Future[list[AddressInfo] | OSError]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """See `AbstractResolver`. Raises PrivateAddressError when none of them is public."""
-        found = await self._resolver.resolve(host, port, family)
-        public = [result for result in found if may_be_told(result["host"], port)]
-        if not public:
+        found = await asyncio.shield(self._ask(host, port))
+        if isinstance(found, OSError):
+            raise OSError(found.errno, found.strerror or str(found))
+        fit = [info for info in found if family in (socket.AF_UNSPEC, info[0])]
+        allowed = [i for i in fit if self._may_be_private or may_be_told(str(i[4][0]), port)]
+        if not allowed:
             raise PrivateAddressError(f"{host} has no public address")
-        return public
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address[0],
+                port=port,
+                family=found_family,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for found_family, _, protocol, _, address in allowed
+        ]
 
     async def close(self) -> None:
-        await self._resolver.close()
+        """Nothing: what is looked up still is of no interest any more."""
+
+    def _ask(self, host: str, port: int) -> asyncio.Future[list[AddressInfo] | OSError]:
+        asked = self._asked.get((host, port))
+        if asked is None:
+            if len(self._asked) >= LOOK_UPS_COUNT_MAX:
+                raise OSError("too many names are being looked up")
+            loop = asyncio.get_running_loop()
+            asked = self._asked[host, port] = loop.create_future()
+            looking = (loop, host, port)
+            threading.Thread(target=self._look, args=looking, daemon=True).start()
+        return asked
+
+    def _look(self, loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:
+        answer: list[AddressInfo] | OSError
+        try:
+            answer = self._look_up(host, port)
+        except OSError as error:
+            answer = error
+        except UnicodeError:
+            answer = OSError(f"{host} is no name")
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._answer, host, port, answer)
+
+    def _answer(self, host: str, port: int, answer: list[AddressInfo] | OSError) -> None:
+        self._asked.pop((host, port)).set_result(answer)

@@ -25,7 +25,7 @@ from aiohttp import hdrs
 from hooks.clock import Clock
 from hooks.http_server import SERVER
 from hooks.jobs import JobChanges, Jobs
-from hooks.webhook_addresses import PrivateAddressError, PublicResolver, check_literal
+from hooks.webhook_addresses import PrivateAddressError, Resolver, check_literal
 from storage.errors import SealBrokenError, StorageError
 from storage.ids import new_id
 from storage.model import (
@@ -278,7 +278,7 @@ class Messenger:
         return self._tls
 
     def _session(self) -> aiohttp.ClientSession:
-        resolver = None if self._may_be_private else PublicResolver()
+        resolver = Resolver(may_be_private=self._may_be_private)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0, force_close=True, use_dns_cache=False, resolver=resolver

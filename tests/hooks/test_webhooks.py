@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from hooks.webhook_addresses import PrivateAddressError, PublicResolver, is_public
+from hooks.builds.addresses import AddressInfo, look_up
+from hooks.webhook_addresses import PrivateAddressError, Resolver, is_public
 from hooks.webhooks import PAUSES_S, after, signature
 from storage.model import Delivery, DeliveryStatus
 
@@ -101,7 +104,34 @@ def test_public_address_of_this_machine_is_told_nothing() -> None:
 
 
 async def test_name_that_leads_to_this_machine_does_not_resolve() -> None:
-    resolver = PublicResolver()
+    resolver = Resolver()
     with pytest.raises(PrivateAddressError):
         await resolver.resolve("localhost", 80)
     await resolver.close()
+
+
+async def test_name_that_hangs_takes_no_thread_of_control_and_no_other_name() -> None:
+    goes_on, threads = threading.Event(), threading.active_count()
+
+    def hanging(host: str, port: int) -> list[AddressInfo]:
+        if host == "silent.example":
+            goes_on.wait(30)
+        return look_up("127.0.0.1", port)
+
+    resolver = Resolver(may_be_private=True, look_up=hanging)
+    for _ in range(50):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await resolver.resolve("silent.example", 80)
+    assert threading.active_count() == threads + 1
+    (found,) = await resolver.resolve("quick.example", 80)
+    assert found["host"] == "127.0.0.1"
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: 1), 10) == 1
+    goes_on.set()
+    assert await resolver.resolve("silent.example", 80)
+
+
+async def test_name_that_is_none_is_an_error_of_its_own() -> None:
+    resolver = Resolver()
+    with pytest.raises(OSError, match=r"(?i)name"):
+        await resolver.resolve("nowhere.invalid", 80)
