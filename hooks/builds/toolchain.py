@@ -63,47 +63,60 @@ class Toolchain:
     def __init__(self) -> None:
         self._seen: object = None
         self._versions: dict[str, str] = {}
+        self._problem = ""
 
     async def versions(self) -> dict[str, str]:
         """Return versions by program, sorted; empty where this machine cannot run the sandbox.
 
         Takes as long as the slowest program the first time, and nothing while nothing changes. On a
         machine that is too busy for all to answer in time they are asked again, with more time: one
-        that is left out by chance makes it another toolchain.
+        that is left out by chance makes it another toolchain. Where the sandbox does not start,
+        which may be for a moment, they are asked again the next time.
         """
         seen = [_changed_at(folder) for folder in _FOLDERS]
         if seen != self._seen:
-            for answer_s in ANSWER_TIMEOUTS_S:
-                self._versions, is_whole = await probe(answer_s)
-                log.info("toolchain_probed", is_whole=is_whole, **self._versions)
-                if is_whole:
-                    break
-            self._seen = seen
+            try:
+                self._versions = await _all_versions()
+                self._seen, self._problem = seen, ""
+            except SandboxUnavailableError as error:
+                self._versions, self._seen = {}, None
+                # Said at the start, and not at the first build that needs one; and once.
+                if str(error) != self._problem:
+                    self._problem = str(error)
+                    log.error("sandbox_unavailable", reason=self._problem)  # noqa: TRY400 - a fact
         return self._versions
+
+
+async def _all_versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for answer_s in ANSWER_TIMEOUTS_S:
+        versions, is_whole = await probe(answer_s)
+        log.info("toolchain_probed", is_whole=is_whole, **versions)
+        if is_whole:
+            break
+    return versions
 
 
 async def probe(answer_s: int) -> tuple[dict[str, str], bool]:
     """Ask the programs themselves, and say whether all answered within `answer_s` each.
 
     One that hangs or is not there is left out.
+
+    Raises:
+        SandboxUnavailableError: Nobody could be asked.
     """
     said = bytearray()
     is_whole = True
     spec = SandboxSpec(argv=("/bin/sh", "-c", _SCRIPT, "sh", str(answer_s)), cwd="/")
+    sandbox = await Sandbox.start(spec, on_output=said.extend)
     try:
-        sandbox = await Sandbox.start(spec, on_output=said.extend)
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                await sandbox.wait()
-        except TimeoutError:
-            log.warning("toolchain_incomplete", timeout_s=PROBE_TIMEOUT_S)
-            is_whole = False
-        finally:
-            await sandbox.close()
-    except SandboxUnavailableError as error:
-        # Said at the start, and not at the first build that needs one.
-        log.error("sandbox_unavailable", reason=str(error))  # noqa: TRY400 - a fact, no bug
-        return {}, True
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await sandbox.wait()
+    except TimeoutError:
+        log.warning("toolchain_incomplete", timeout_s=PROBE_TIMEOUT_S)
+        is_whole = False
+    finally:
+        await sandbox.close()
     text = bytes(said[:OUTPUT_BYTES_MAX]).decode(errors="replace")
     return read_versions(text), is_whole and f"{SLOW}\t" not in text
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 
 import pytest
 
@@ -79,3 +81,42 @@ def test_program_that_answers_too_late_is_told_from_one_that_is_not_there(tmp_pa
     assert f"{toolchain.SLOW}\tnode" in said
     assert not any("python3" in line for line in said)
     assert read_versions(done.stdout)["git"] == "2.39.5"
+
+
+ASK_TWICE = """
+import asyncio, json, os, resource, sys
+import structlog
+from hooks.builds.toolchain import Toolchain
+from hooks.process import drop_privileges
+
+if sys.argv[1]:
+    drop_privileges(int(sys.argv[1]), int(sys.argv[1]))
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+toolchain = Toolchain()
+
+async def ask(files_max):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max or hard, hard))
+    return await toolchain.versions()
+
+async def main():
+    await asyncio.sleep(0)
+    open_count = len(os.listdir("/proc/self/fd"))
+    return [await ask(open_count), await ask(open_count), await ask(None)]
+
+print(json.dumps(asyncio.run(main())))
+"""
+
+
+def test_programs_are_asked_again_when_the_sandbox_failed_for_a_moment(sandbox_uid) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_TWICE, "" if sandbox_uid is None else str(sandbox_uid)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    without, still_without, then = json.loads(done.stdout)
+    assert (without, still_without) == ({}, {})
+    assert "python3" in then
+    assert done.stderr.count("sandbox_unavailable") == 1
