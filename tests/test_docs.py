@@ -14,6 +14,7 @@ from gitd.__main__ import cli
 from gitd.api.errors import CODES
 from gitd.cli.exits import ADVICE
 from gitd.cli.session import NO_KEY
+from gitd.layout import DataFolder
 from hooks.builds import managed_toml
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,13 @@ def test_every_gitd_command_and_option_is_documented() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert any(flag in section for flag in parameter.opts), (name, parameter.opts)
+
+
+def test_every_folder_of_the_data_folder_is_in_its_table(tmp_path: Path) -> None:
+    table = (DOCS / "architecture.md").read_text().partition("## The data folder")[2]
+    DataFolder(tmp_path).prepare()
+    missing = [path.name for path in tmp_path.iterdir() if f"\n| `{path.name}/" not in table]
+    assert missing == []
 
 
 def test_every_code_that_a_job_can_end_with_has_its_page() -> None:
