@@ -143,10 +143,6 @@ class Process:
         """Return when the process itself has ended, whatever it left behind."""
         await self._ended.wait()
 
-    async def drained(self) -> None:
-        """Return when nobody can write to the output any more."""
-        await self._drained.wait()
-
     @property
     def exit_status(self) -> int:
         """The status that `wait` returns; only once it has ended."""

@@ -21,7 +21,6 @@ from storage.git.repository import Repository, RepositoryCache, is_repository
 from storage.git.walk import reachable_among
 from storage.trees import Folder, Tree, TreeFile, Visits
 
-COMMIT_PREFIX_DIGITS_MIN = 7
 _HEX = re.compile(r"[0-9a-f]{7,40}")
 _SITE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 

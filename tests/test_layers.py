@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+# By Python, asyncio, aiohttp and structlog, under names of theirs.
+CALLED_BY_OTHERS = {
+    *("__all__", "__call__", "__post_init__"),
+    *("aclose", "emit", "feed_eof"),
+}
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gitd", "hooks", "storage")
 MAY_IMPORT = {
@@ -76,6 +83,34 @@ def top_level_imports(tree: ast.Module) -> Iterator[str]:
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from imports(ast.Module([node], []))
+
+
+def declared(tree: ast.Module) -> Iterator[str]:
+    """Names that somebody must use: classes, functions, properties, and a module's own values."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            marks = [mark.id for mark in node.decorator_list if isinstance(mark, ast.Name)]
+            if not node.decorator_list or "property" in marks:
+                yield node.name
+        elif isinstance(node, ast.ClassDef):
+            yield node.name
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def test_nothing_is_there_that_only_tests_use() -> None:
+    folders = (*PACKAGES, "bench", "examples")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    words = Counter(word for path in paths for word in re.findall(r"\w+", path.read_text()))
+    unused = {
+        f"{module}: {name}"
+        for module, tree in modules().items()
+        for name in declared(tree)
+        if words[name] == 1 and name not in CALLED_BY_OTHERS
+    }
+    assert unused == set()
 
 
 def test_packages_import_downwards_only() -> None:

@@ -23,10 +23,6 @@ class RefUpdate:
     new: str
 
     @property
-    def is_create(self) -> bool:
-        return self.old == NO_OBJECT
-
-    @property
     def is_delete(self) -> bool:
         return self.new == NO_OBJECT
 

@@ -98,8 +98,3 @@ def every(db: sqlite3.Connection) -> list[BuildCache]:
 def delete(db: sqlite3.Connection, cache_id: str) -> bool:
     """Let the cache go; its tree stays until the collector comes. False when it was gone."""
     return db.execute("DELETE FROM build_cache WHERE id = ?", (cache_id,)).rowcount == 1
-
-
-def delete_of_site(db: sqlite3.Connection, site_id: str) -> int:
-    """Let all caches of a site go; return how many."""
-    return db.execute("DELETE FROM build_cache WHERE site_id = ?", (site_id,)).rowcount

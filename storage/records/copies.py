@@ -10,7 +10,7 @@ from pathlib import Path
 from storage.errors import RecordsError
 from storage.model import Failure, JobStatus, JobType
 from storage.records import builds, deployments, jobs
-from storage.records.blobs import DELETING, LIVE
+from storage.records.blobs import DELETING
 from storage.records.db import mapped_errors
 
 
@@ -77,13 +77,6 @@ def counts(db: sqlite3.Connection) -> dict[str, int]:
         " (SELECT COUNT(*) FROM variable) + (SELECT COUNT(*) FROM environment_config) AS sealed"
     ).fetchone()
     return dict(found)
-
-
-def size_of_blobs(db: sqlite3.Connection) -> int:
-    (size,) = db.execute(
-        "SELECT COALESCE(SUM(size_bytes), 0) FROM blob WHERE state = ?", (LIVE,)
-    ).fetchone()
-    return int(size)
 
 
 def forget_sealed(db: sqlite3.Connection) -> int:

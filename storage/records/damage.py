@@ -146,11 +146,6 @@ def tidy(db: sqlite3.Connection) -> None:
     _forget(db, {Part(PartKind(row["kind"]), row["name"]) for row in rows} - damaged)
 
 
-def damaged_artifacts(db: sqlite3.Connection) -> set[str]:
-    """The artifacts that cannot be deployed as they are, whether they are kept or not."""
-    return {row[0] for row in db.execute(DAMAGED_ARTIFACTS)}
-
-
 def is_whole(db: sqlite3.Connection, digest: str) -> bool:
     """Whether nothing of the artifact with that digest was found damaged."""
     row = db.execute(

@@ -252,10 +252,15 @@ def test_cache_keeps_its_tree_until_it_is_replaced_or_evicted(world, shop) -> No
     world.expect_whole()
 
 
+def forget_caches(db) -> None:
+    for cache in build_caches.of_site(db, "site_1"):
+        build_caches.delete(db, cache.id)
+
+
 def test_tree_in_reading_stays_until_it_is_read(world, shop, tmp_path: Path) -> None:
     kept = shop.keep_tree({"c": b"c"})
     with shop.store.reading(kept.digest) as manifest:
-        world.write(lambda db: build_caches.delete_of_site(db, "site_1"))
+        world.write(forget_caches)
         assert world.collect().trees == 0
         materialise(shop.store.layout, manifest, tmp_path / "out")
     assert world.collect().trees == 1
@@ -307,7 +312,7 @@ def reader_of(shop, digest: Digest) -> subprocess.Popen[str]:
 
 def test_only_a_living_reader_holds_its_tree_however_long_it_sleeps(world, shop) -> None:
     kept = shop.keep_tree({"c": b"c"})
-    world.write(lambda db: build_caches.delete_of_site(db, "site_1"))
+    world.write(forget_caches)
     with reader_of(shop, kept.digest) as process:
         process.send_signal(signal.SIGSTOP)
         world.clock.now += 400 * DAY_MS

@@ -151,7 +151,6 @@ async def test_a_push_is_told_as_it_was_made(room: Room, head: Git) -> None:
         ("refs/heads/main", "0" * 40, head(room.work)),
         ("refs/tags/v1", "0" * 40, head(room.work)),
     ]
-    assert push.updates[0].is_create
     assert not push.updates[0].is_delete
     ((first, second),) = room.receiver.outcomes
     assert first.is_ok

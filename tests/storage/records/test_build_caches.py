@@ -90,13 +90,14 @@ def test_caches_are_ordered_by_their_last_use(records: Records) -> None:
     assert not records.write(lambda db: build_caches.touch(db, "cache_absent", 9))
 
 
-def test_caches_go_one_by_one_by_site_and_with_their_site(records: Records) -> None:
+def test_caches_go_one_by_one_and_with_their_site(records: Records) -> None:
     made = [
         records.write(lambda db, c=c: build_caches.put(db, c))
         for c in (cache("a"), cache("b"), cache("c"), cache("d", site="site_two"))
     ]
     assert records.write(lambda db: build_caches.delete(db, made[0].id))
     assert not records.write(lambda db: build_caches.delete(db, made[0].id))
-    assert records.write(lambda db: build_caches.delete_of_site(db, "site_one")) == 2
+    records.write(lambda db: sites.delete(db, "site_one"))
+    assert build_caches.every(records.reader()) == made[3:]
     records.write(lambda db: sites.delete(db, "site_two"))
     assert build_caches.every(records.reader()) == []
