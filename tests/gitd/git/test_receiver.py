@@ -124,7 +124,7 @@ async def room(tmp_path: Path, git: Git, commit: Git) -> AsyncIterator[Room]:
     service = GitService(Access(repositories), receiver, replace(GitLimits(), keepalive_s=0.1))
     app = web.Application(client_max_size=0)
     app.router.add_route("*", "/{path:.+}", service.handler)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, auto_decompress=False)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
