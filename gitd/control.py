@@ -30,6 +30,7 @@ from gitd.git.limits import GitLimits
 from gitd.git.service import GitService
 from gitd.layout import DataFolder
 from gitd.log import logged
+from gitd.server_health import ServerHealth
 from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.stores import retention_of, room_of, scrub_limits_of
 from gitd.uids import Uids
@@ -287,10 +288,13 @@ class Control:
         )
         git = self.git_service()
         api.mount(app)
+        health = ServerHealth(self.housekeeping.lack, lambda: self.rolls.has_host)
         app.router.add_get("/", logged(_front_page))
+        app.router.add_get("/healthz", health.show)
         app.router.add_route("*", "/{path:.+}", logged(git.handler))
 
         async def end_streams(_: web.Application) -> None:
+            health.begin_stop()
             git.begin_stop(self.config.server.drain_s)
             self.jobs.close()
             await api.close()

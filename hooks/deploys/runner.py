@@ -187,6 +187,11 @@ class RollRunner:
         """Set with the first host, and for good."""
         return self._hosts.host_connected
 
+    @property
+    def has_host(self) -> bool:
+        """Whether one is connected just now."""
+        return self._hosts.has_hosts
+
     def desired(self, *, hears_coming: bool = False) -> AsyncGenerator[DesiredMessage]:
         """Yield what every environment should serve, then every change. One reader per host.
 

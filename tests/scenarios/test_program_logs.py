@@ -104,6 +104,11 @@ def test_an_environment_that_printed_nothing_says_so(talker) -> None:
     assert "Nothing was printed on staging" in ran.stderr
 
 
+def test_anybody_may_ask_whether_the_server_is_well(shared) -> None:
+    with urllib.request.urlopen(f"{shared.url}/healthz", timeout=30) as answer:
+        assert (answer.status, json.load(answer)) == (200, {"status": "ok"})
+
+
 def test_a_reader_is_told_that_the_environment_went(talker) -> None:
     made = talker.api(
         "POST", f"/sites/{SITE}/environments", {"kind": "preview", "branch": "short"}
