@@ -32,6 +32,7 @@ T = TypeVar("T")
 Change = Callable[[sqlite3.Connection], T]
 
 BUSY_TIMEOUT_S = 10.0
+LOG_TIMEOUT_MS = 500  # for readers to let go of the write-ahead log at the end
 _CLOSED = "the database is closed"
 GROUP_COUNT_MAX = 256  # changes in one commit
 # Full, in sqlite's words. The second: there was no room for the file that its processes share.
@@ -189,6 +190,7 @@ class Records:
             while (group := self._next_group()) is not None:
                 self._commit_or_tell(connection, group)
         finally:  # nobody waits for ever for what nobody does
+            _empty_log(connection)
             connection.close()
             self._refuse_what_waits()
 
@@ -251,6 +253,17 @@ class Records:
             _Failed(_told(outcome.error, self.path)) if isinstance(outcome, _Failed) else outcome
             for outcome in _run_group(connection, changes)
         ]
+
+
+def _empty_log(connection: sqlite3.Connection) -> None:
+    """Let the database be whole without its write-ahead log, where nobody needs that.
+
+    The last connection that is closed does so by itself, but threads may have theirs for longer:
+    who copies the one file of a server that was stopped would have an old state.
+    """
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute(f"PRAGMA busy_timeout={LOG_TIMEOUT_MS}")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -104,6 +106,27 @@ async def test_change_runs_and_writing_goes_on_when_whoever_waits_is_canceled(
     go_on.set()
     await asyncio.to_thread(records.write, add_site("z"))
     assert names(records) == ["queued", "slow", "z"]
+
+
+def test_database_that_was_closed_is_whole_without_its_log(tmp_path: Path) -> None:
+    records = Records.open(tmp_path / "gitd.db")
+    has_read, is_over = threading.Event(), threading.Event()
+
+    def read_and_stay() -> None:
+        names(records)
+        has_read.set()
+        is_over.wait()
+
+    reader = threading.Thread(target=read_and_stay)
+    reader.start()
+    has_read.wait()
+    records.write(add_site("a"))
+    records.close()
+    copy = shutil.copy(tmp_path / "gitd.db", tmp_path / "copy.db")
+    is_over.set()
+    reader.join()
+    with contextlib.closing(sqlite3.connect(copy)) as db:
+        assert db.execute("SELECT name FROM site").fetchall() == [("a",)]
 
 
 def test_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
