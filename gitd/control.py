@@ -33,6 +33,7 @@ from gitd.log import logged
 from gitd.server_health import ServerHealth
 from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.stores import retention_of, room_of, scrub_limits_of
+from gitd.systemd import is_given_sockets
 from gitd.uids import Uids
 from hooks.background import Background
 from hooks.builds import allowlist
@@ -332,7 +333,8 @@ def may_lead_to_private_addresses(config: Config) -> bool:
     if chosen != "auto":
         return chosen == "allow"
     host, _ = parse_address(config.server.listen, "server.listen")
-    return is_loopback(host) and not config.server.public_url
+    is_fronted = bool(config.server.public_url or config.server.trusted_proxies)
+    return is_loopback(host) and not is_fronted and not is_given_sockets()
 
 
 def egress_rules(builders: BuildersConfig, environ: Mapping[str, str]) -> EgressRules:

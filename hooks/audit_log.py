@@ -33,8 +33,8 @@ def asker() -> Asker | None:
 
 
 @contextlib.contextmanager
-def asked_by(who: Asker) -> Iterator[None]:
-    """Let the changes that are committed inside be those that `who` asks for."""
+def asked_by(who: Asker | None) -> Iterator[None]:
+    """Let the changes that are committed inside be those that `who` asks for; None: nobody."""
     before = _ASKER.set(who)
     try:
         yield

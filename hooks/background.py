@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 
+from hooks.audit_log import asked_by
+
 log = structlog.get_logger(__name__)
 
 
@@ -17,8 +19,12 @@ class Background:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Begin some work. What goes wrong in it is logged, whether or not somebody waits."""
-        task = asyncio.create_task(work)
+        """Begin some work. What goes wrong in it is logged, whether or not somebody waits.
+
+        Whoever asked for what was done just now asks for none of it.
+        """
+        with asked_by(None):
+            task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

@@ -50,7 +50,7 @@ def queue_rolls(
         if digest_of(environment) == before[environment.id]:
             continue
         if environment.status is EnvironmentStatus.SUSPENDED:
-            environments.set_config_due(changes.db, environment.id)
+            environments.set_config_due(changes.db, environment.id, changes.now)
             continue
         job = _waiting(changes.db, environment) or queue_roll(changes, environment, actor)
         if job is not None:

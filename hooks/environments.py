@@ -139,12 +139,19 @@ def resume_environment(
     return resumed
 
 
-def resume_if_suspended(changes: JobChanges, env_id: str, actor: ActorRef) -> None:
-    """Let what is suspended serve again: a release of `actor`'s is live there."""
+def resume_if_suspended(
+    changes: JobChanges, env_id: str, actor: ActorRef, *, given_at: int
+) -> Environment | None:
+    """Let what is suspended serve again: a release of `actor`'s is live there.
+
+    `given_at`: when what its programs are given was settled. Returns the environment where that
+    was changed since.
+    """
     environment = environments.get(changes.db, env_id)
     if environment is None or environment.status is not EnvironmentStatus.SUSPENDED:
-        return
-    _with_status(changes, environment, EnvironmentStatus.ACTIVE)
+        return None
+    is_due = environments.config_is_due(changes.db, env_id, since=max(1, given_at))
+    resumed = _with_status(changes, environment, EnvironmentStatus.ACTIVE)
     changes.note(
         Action.ENVIRONMENT_RESUMED,
         env_id,
@@ -152,6 +159,7 @@ def resume_if_suspended(changes: JobChanges, env_id: str, actor: ActorRef) -> No
         env_id=env_id,
         actor=actor,
     )
+    return resumed if is_due else None
 
 
 def _with_status(

@@ -114,7 +114,11 @@ class Resolver(AbstractResolver):
             loop = asyncio.get_running_loop()
             asked = self._asked[host, port] = loop.create_future()
             looking = (loop, host, port)
-            threading.Thread(target=self._look, args=looking, daemon=True).start()
+            try:
+                threading.Thread(target=self._look, args=looking, daemon=True).start()
+            except RuntimeError as error:  # no thread is to be had: the next may ask again
+                del self._asked[host, port]
+                raise OSError("no thread to look a name up") from error
         return asked
 
     def _look(self, loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:

@@ -15,6 +15,7 @@ from gitd.api.idempotency import REPLAYED
 from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.auth import Actor, Family, Secret
+from gitd.errors import AuthenticationError
 from hooks.errors import NotFoundError, RefusedError
 from hooks.jobs import JobChanges, Jobs
 from hooks.once import Made, once
@@ -104,7 +105,7 @@ class ApiKeys:
         def make(changes: JobChanges) -> ApiKey:
             maker.require_newest_secret()  # not for what was made before it was rolled
             site_id, env_id = _binding(changes.db, maker, body)
-            _expect_few(changes.db, maker)
+            _expect_few(changes.db, maker, changes.now)
             secret, key = auth.mint(
                 body.label,
                 scopes,
@@ -221,13 +222,17 @@ def _ttl_ms(maker: Actor, ttl_s: int | None, now: int) -> int:
     return min(auth.TTL_DEFAULT_MS, left)
 
 
-def _expect_few(db: sqlite3.Connection, maker: Actor) -> None:
-    """Raises RefusedError when whoever is behind this key has as many keys as he may."""
+def _expect_few(db: sqlite3.Connection, maker: Actor, now: int) -> None:
+    """Raises RefusedError when whoever is behind this key has as many keys as he may, and
+    AuthenticationError when the key was revoked since it was asked for.
+    """
     key = api_keys.get(db, maker.ref.id)
     if key is None:
         return
+    if key.revoked_at is not None:
+        raise AuthenticationError("This API key was revoked.")
     first = api_keys.first_maker(db, key)
-    if len(api_keys.made_by(db, first)) >= MADE_COUNT_MAX:
+    if sum(made.expires_at > now for made in api_keys.made_by(db, first)) >= MADE_COUNT_MAX:
         raise RefusedError(
             "api_key.too_many",
             f"{first} and the keys that come from it made {MADE_COUNT_MAX} keys that are not "

@@ -112,13 +112,14 @@ class OnePush:
 
     async def break_off(self) -> None:
         """Forget a push whose request ended before its objects were here and known to be good."""
-        await self._incoming.tidy()
-        if self._asking is None:
-            return
-        # What it began to record would stay open: it is told of the end, not just canceled.
-        await asyncio.wait([self._asking])
-        if not self._asking.cancelled() and self._asking.exception() is None:
-            await self._receiver.broken_off(self._push)
+        try:
+            await self._incoming.tidy()
+        finally:
+            # What it began to record would stay open: it is told of the end, not just canceled.
+            if self._asking is not None:
+                await asyncio.wait([self._asking])
+                if not self._asking.cancelled() and self._asking.exception() is None:
+                    await self._receiver.broken_off(self._push)
 
     def _start_asking(self) -> None:
         """Ask the receiver while the pack is being checked: what it records costs no time then."""

@@ -20,7 +20,7 @@ from gitd.git.limits import GitLimits
 from gitd.git.pack_sum import PackSum
 from gitd.git.side_band import SEND_BYTES, SideBandAnswer
 from gitd.git.workers import PackWorkers, WorkerLostError
-from storage.git.errors import PackOutgrownError, RepositoryError
+from storage.git.errors import PackOutgrownError, RepositoryCorruptError, RepositoryError
 from storage.git.object_filter import FilterError
 from storage.git.pack_builder import BuiltPack, PackTask, build_pack, ready_pack
 from storage.git.repository import Repository
@@ -65,11 +65,11 @@ class PackSender:
         try:
             task, key = await asyncio.to_thread(self._task, repository, fetch, common, borders)
             ready = await self._ready(repository, task, key)
-        except RepositoryError as error:
+        except RepositoryCorruptError as error:
             await answer.fail(_damage(repository.path, str(error)))
             await answer.finish()
             return
-        except (WorkerLostError, FilterError, OSError) as error:
+        except (RepositoryError, WorkerLostError, FilterError, OSError) as error:
             await answer.fail(f"upload-pack: {error}")
             await answer.finish()
             return

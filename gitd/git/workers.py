@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from storage.git.errors import RepositoryError
+from storage.git.errors import RepositoryCorruptError, RepositoryError
 from storage.git.ingest import Ingested, IngestTask
 from storage.git.pack_builder import BuiltPack, PackTask
 from storage.git.worker import Answer, Task, encode_frame
@@ -121,12 +121,14 @@ class PackWorkers:
 
         Raises:
             WorkerLostError: the worker died of it.
-            RepositoryError: an object is missing or damaged.
+            RepositoryCorruptError: an object is missing or damaged.
+            RepositoryError: it cannot be made, for want of room for instance.
         """
         async for answer in self.run(Task(pack=task)):
             if answer.built is not None:
                 return answer.built
-            raise RepositoryError(answer.error or "a pack worker gave no answer")
+            kind = RepositoryCorruptError if answer.is_damage else RepositoryError
+            raise kind(answer.error or "a pack worker gave no answer")
         raise WorkerLostError("a pack worker gave no answer")
 
     async def care(self, repository: Path) -> None:

@@ -138,7 +138,9 @@ class Sources:
         Raises:
             BuildFailedError, BuildOverError: See `grafts`; a submodule may not be had any more.
         """
-        if outcome.ignores_submodules or not self.gitmodules(build):
+        with _mapped_errors():
+            is_grafted = not outcome.ignores_submodules and bool(self.gitmodules(build))
+        if not is_grafted:
             # Without looking for them. Those that no file speaks of: `files` sees them, and where
             # there were steps `list_files` did.
             return {}
@@ -155,7 +157,8 @@ class Sources:
             BuildFailedError: `build.limit_exceeded`, and as `grafts` does.
             BuildOverError: The build is over.
         """
-        is_grafted = not ignores_submodules and self.gitmodules(build) is not None
+        with _mapped_errors():
+            is_grafted = not ignores_submodules and self.gitmodules(build) is not None
         grafts = self.grafts(build, folder) if is_grafted else {}
         files = self._list_files(build, folder, grafts, disk_bytes_max)
         if not (ignores_submodules or is_grafted) and any(map(_is_submodule, files)):

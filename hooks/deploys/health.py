@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ async def wait_until_healthy(
             trouble = "it did not answer in time"
         if not trouble:
             return None
-        if trouble == _not_listening(port):
+        if trouble == _not_listening(port) and math.isfinite(timeout_s):  # nobody hears of it else
             await elsewhere.look()
             if gives_up and elsewhere.is_certain:
                 break

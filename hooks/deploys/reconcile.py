@@ -163,6 +163,7 @@ class EnvironmentKeeper:
             if desired.artifact is None or desired.deployment_id is None:
                 is_suspended = desired.is_suspended
                 absence = Absence.SUSPENDED if is_suspended else Absence.NOTHING_RELEASED
+                self._failed = self._failed_release = None  # what is wanted again is tried again
                 await self._rollout.withdraw(absence)
                 return
             current = self._rollout.serving.current

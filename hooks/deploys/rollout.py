@@ -209,13 +209,16 @@ class Rollout:
             await self._folders.write(self.state.serving(adopted, statement.sequence))
 
     async def withdraw(self, absence: Absence) -> None:
-        """Serve nothing any more; the data stays, and folders too, for when it is served again."""
+        """Serve nothing any more; the data stays, and folders too, for when it is served again.
+
+        That is so at once: a disk that is full keeps nothing up that is to be down.
+        """
+        self._retire(self.serving.take_down(absence))
         if self.state.served is not None:
             withdrawn = msgspec.structs.replace(
                 self.state, served=None, withdrawn_sha256=self.statement_sha256
             )
             await self._folders.write(withdrawn)
-        self._retire(self.serving.take_down(absence))
 
     async def name(self, desired: Desired) -> None:
         """Take over the environment's names."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from hooks import config_rolls
 from hooks.background import Background, for_ever
 from hooks.configs import Configs
 from hooks.deploys.announcing import Announcer
@@ -43,6 +44,7 @@ from storage.model import (
     JobStatus,
     JobType,
     Release,
+    Trigger,
 )
 from storage.records import deployments, environments, releases
 from storage.records.db import mapped_errors
@@ -398,7 +400,10 @@ class RollRunner:
             )
             result = {"deployment_id": deployment.id, "release_id": release.id}
             if changes.succeed(deployment.job_id, result) is not None:
-                resume_if_suspended(changes, deployment.env_id, deployment.actor)
+                given_at = deployments.started_at(changes.db, deployment.id)
+                overtaken = resume_if_suspended(
+                    changes, deployment.env_id, deployment.actor, given_at=given_at
+                )
                 releases.add_current(changes.db, release)
                 deployments.succeed(changes.db, deployment.id, release.id, changes.now)
                 changes.note(
@@ -408,6 +413,8 @@ class RollRunner:
                     env_id=release.env_id,
                     actor=release.actor,
                 )
+                if overtaken is not None and deployment.trigger is not Trigger.ROLLBACK:
+                    config_rolls.queue_roll(changes, overtaken, deployment.actor)
 
         try:
             await self._jobs.commit(change)

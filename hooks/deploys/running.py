@@ -18,6 +18,9 @@ class RunningPrograms:
 
     def note(self, report: Report) -> None:
         """Take in what a report says of what its environment serves."""
+        if report.serves is None:
+            self._heard.pop(report.env_id, None)
+            return
         if report.serves != report.deployment_id:
             return  # of what it serves this one says nothing
         self._heard.pop(report.env_id, None)

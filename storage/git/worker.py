@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from storage.git.errors import RepositoryError
+from storage.git.errors import RepositoryCorruptError, RepositoryError
 from storage.git.ingest import Ingested, IngestTask, ingest
 from storage.git.maintenance import take_care
 from storage.git.object_filter import FilterError
@@ -43,12 +43,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         error: the task failed as a whole.
+        is_damage: it failed for what is stored in the repository.
     """
 
     is_last: bool = True
     ingested: Ingested | None = None
     built: BuiltPack | None = None
     error: str | None = None
+    is_damage: bool = False
 
 
 def encode_frame(value: Task | Answer) -> bytes:
@@ -95,6 +97,8 @@ def _done(task: Task, cache: RepositoryCache) -> Answer:
         if task.care is not None:
             take_care(cache.open(Path(task.care)))
             return Answer()
+    except RepositoryCorruptError as error:
+        return Answer(error=str(error), is_damage=True)
     except (RepositoryError, FilterError) as error:
         return Answer(error=str(error))
     except OSError as error:

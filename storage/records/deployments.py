@@ -110,6 +110,12 @@ def start(db: sqlite3.Connection, deployment_id: str, at: int) -> None:
     update(db, "deployment", deployment_id, {"status": "running", "started_at": at})
 
 
+def started_at(db: sqlite3.Connection, deployment_id: str) -> int:
+    """When it began, in ms since 1970; 0 where it has not."""
+    row = db.execute("SELECT started_at FROM deployment WHERE id = ?", (deployment_id,)).fetchone()
+    return 0 if row is None or row[0] is None else int(row[0])
+
+
 def settle_config(db: sqlite3.Connection, deployment_id: str, version: int) -> None:
     """Say which config its release has."""
     update(db, "deployment", deployment_id, {"config_version": version})

@@ -149,20 +149,21 @@ def gone(db: sqlite3.Connection, env_ids: Iterable[str]) -> list[str]:
 
 
 def set_status(db: sqlite3.Connection, env_id: str, status: EnvironmentStatus) -> None:
-    """What becomes active is given what is set then: nothing is due any more."""
+    """What becomes active is given what is set then, by who makes it so: nothing is due after."""
     db.execute("UPDATE environment SET status = ? WHERE id = ?", (status.value, env_id))
     if status is EnvironmentStatus.ACTIVE:
         db.execute("UPDATE environment SET config_is_due = 0 WHERE id = ?", (env_id,))
 
 
-def set_config_due(db: sqlite3.Connection, env_id: str) -> None:
-    """Note that what its programs are given has changed since it was suspended."""
-    db.execute("UPDATE environment SET config_is_due = 1 WHERE id = ?", (env_id,))
+def set_config_due(db: sqlite3.Connection, env_id: str, at: int) -> None:
+    """Note that what its programs are given has changed, since it was suspended."""
+    db.execute("UPDATE environment SET config_is_due = ? WHERE id = ?", (at, env_id))
 
 
-def config_is_due(db: sqlite3.Connection, env_id: str) -> bool:
+def config_is_due(db: sqlite3.Connection, env_id: str, since: int = 1) -> bool:
+    """Say whether that changed, at that time or later."""
     row = db.execute("SELECT config_is_due FROM environment WHERE id = ?", (env_id,)).fetchone()
-    return row is not None and bool(row[0])
+    return row is not None and int(row[0]) >= since
 
 
 def renew(db: sqlite3.Connection, env_id: str, at: int) -> None:

@@ -316,3 +316,14 @@ async def test_keys_that_come_from_one_are_bounded_and_share_its_rate(service, m
     assert granted.counted_as == key.id
     assert (await service.call("DELETE", f"{KEYS}/{made[0]['id']}", secret=secret)).status == 200
     assert (await service.post(KEYS, body, secret=secret)).status == 201
+
+
+async def test_keys_that_are_over_do_not_count_among_those_that_one_made(
+    service, monkeypatch
+) -> None:
+    monkeypatch.setattr("gitd.api.api_keys.MADE_COUNT_MAX", 3)
+    secret, _ = service.minted("*", "keys:write")
+    body = {"label": "ci", "scopes": ["sites:read"], "ttl_s": 3600}
+    for _ in range(5):
+        assert (await service.post(KEYS, body, secret=secret)).status == 201
+        service.clock.now += 2 * 3600 * 1000

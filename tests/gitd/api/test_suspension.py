@@ -164,3 +164,43 @@ async def test_what_was_changed_while_suspended_is_given_when_it_is_resumed(
     assert triggers == (["config"] if is_changed else []) + triggers[-1:]
     assert (await service.post(f"{acme.production}/resume")).status == 200
     assert len(await service.every(f"{acme.production}/deployments")) == len(triggers)
+
+
+async def test_what_is_changed_while_a_roll_resumes_is_given_by_another_roll(service, acme) -> None:
+    """The roll had settled what its program is given; the old secret would have run for ever."""
+    first = await _web_release(service, acme)
+    await service.post(f"{acme.production}/suspend")
+    may = service.key("credentials:write")
+    path = f"{acme.production}/secrets/TOKEN"
+    await service.call("PUT", path, {"value": "before", "used_in": "run"}, secret=may)
+    service.clock.now += 1000
+    await service.post(f"{acme.production}/deployments", {"artifact_id": first["artifact_id"]})
+    service.clock.now += 1000
+    await service.call("PUT", path, {"value": "leaked no more", "used_in": "run"}, secret=may)
+    await service.serve(await acme.env_id("production"))
+    triggers = [each["trigger"] for each in await service.every(f"{acme.production}/deployments")]
+    assert triggers[:2] == ["config", "deploy"]
+
+
+async def test_roll_that_resumes_is_the_only_one_where_it_was_given_all(service, acme) -> None:
+    first = await _web_release(service, acme)
+    await service.post(f"{acme.production}/suspend")
+    may = service.key("credentials:write")
+    path = f"{acme.production}/secrets/TOKEN"
+    await service.call("PUT", path, {"value": "before", "used_in": "run"}, secret=may)
+    service.clock.now += 1000
+    await service.post(f"{acme.production}/deployments", {"artifact_id": first["artifact_id"]})
+    await service.serve(await acme.env_id("production"))
+    triggers = [each["trigger"] for each in await service.every(f"{acme.production}/deployments")]
+    assert triggers[0] == "deploy"
+
+
+async def _web_release(service, acme):
+    """A release of production with a program, so that it matters what that is given."""
+    service.commit(acme.id, {"server.js": b"", "managed.toml": b'[run]\nweb = "node server.js"'})
+    await service.post(f"{acme.production}/builds", {"ref": "main", "deploy": True})
+    lease = await service.builds.lease("slot-0", 5)
+    ended = Finish("slot-0", "succeeded", profile="node", output="source", folder=".")
+    await service.builds.finish(lease.job_id, ended)
+    await service.serve(await acme.env_id("production"))
+    return (await service.get(f"{acme.production}/releases")).data[0]

@@ -209,6 +209,23 @@ async def test_a_release_that_is_not_healthy_gets_no_traffic(
     await eventually(lambda: len(sandboxes_of(host)) == 1)
 
 
+async def test_what_could_not_be_resumed_is_tried_again_when_it_is_resumed_again(
+    shelf, control, host, visitor, wanted
+):
+    broken = host.directory / "environments/env_1/data/broken"
+    roll = wanted(pin=shelf.put_web(app("one", "os.path.exists('/data/broken') and sys.exit(4)")))
+    assert (await control.roll(roll)).status == "serving"
+    await visitor.text("/write/data/broken")
+    control.want(wanted(is_suspended=True))
+    await visitor.until(503)
+    assert (await control.roll(roll)).status == "failed"
+    broken.unlink()
+    control.want(wanted(is_suspended=True))
+    await visitor.until(503)
+    assert (await control.roll(roll)).status == "serving"
+    assert await visitor.text() == "one"
+
+
 async def test_a_program_that_listens_elsewhere_is_told_where(shelf, control, host, wanted):
     host.kill()
     host.start(health_timeout_s=2.0)
