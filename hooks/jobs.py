@@ -182,8 +182,16 @@ class JobChanges:
     def fail(self, job_id: str, error: Failure) -> Job | None:
         return self._finish(job_id, JobStatus.FAILED, error=error)
 
-    def cancel(self, job_id: str, error: Failure | None = None) -> Job | None:
-        return self._finish(job_id, JobStatus.CANCELED, error=error)
+    def cancel(
+        self, job_id: str, error: Failure | None = None, *, by: ActorRef | None = None
+    ) -> Job | None:
+        """`by`: whose work takes its place; or else who asks for it now."""
+        ended = self._finish(job_id, JobStatus.CANCELED, error=error)
+        if ended is not None:
+            self.note(
+                Action.JOB_CANCELED, job_id, site_id=ended.site_id, env_id=ended.env_id, actor=by
+            )
+        return ended
 
     def _finish(
         self,

@@ -492,10 +492,7 @@ class Pipeline:
             job = job_rows.get(changes.db, job_id)
             if job is None:
                 raise NotFoundError("job", job_id)
-            canceled = cancel_work(changes, job)
-            if canceled is not None:
-                changes.note(Action.JOB_CANCELED, job_id, site_id=job.site_id, env_id=job.env_id)
-            return canceled or job
+            return cancel_work(changes, job) or job
 
         return await self._jobs.commit(change)
 

@@ -124,7 +124,7 @@ def _supersede(changes: JobChanges, older: Build, newer: Build) -> None:
         "build.superseded",
         f"A newer push took its place: {newer.id} of commit {newer.commit[:12]}.",
     )
-    if changes.cancel(older.job_id, error):
+    if changes.cancel(older.job_id, error, by=newer.actor):
         builds.end(changes.db, older.id, JobStatus.CANCELED, error, changes.now)
         builds.supersede(changes.db, older.id, by=newer.id)
 
@@ -225,7 +225,7 @@ def _supersede_rolls(changes: JobChanges, order: DeploymentOrder, newer_id: str)
     for older in deployments.unfinished(changes.db, order.environment.id):
         if older.status is JobStatus.QUEUED and older.trigger in automatic:
             error = Failure("deployment.superseded", f"A newer one took its place: {newer_id}.")
-            if changes.cancel(older.job_id, error):
+            if changes.cancel(older.job_id, error, by=order.actor):
                 deployments.end(changes.db, older.id, JobStatus.CANCELED, error, changes.now)
 
 

@@ -35,6 +35,8 @@ JOB = JOBS + "/{job}"
 API_KEY = API_KEYS + "/{key}"
 WEBHOOK = WEBHOOKS + "/{webhook}"
 DELIVERIES = WEBHOOK + "/deliveries"
+OF_WHAT_STAYS = "Production and staging want environments:admin or deployments:write too"
+BOUNDS_OF_KEYS = ("permission.beyond_key", "permission.secret_rolled")
 
 
 def jobs_table(jobs: Jobs) -> tuple[Endpoint, ...]:
@@ -106,7 +108,12 @@ def api_keys_table(keys: ApiKeys) -> tuple[Endpoint, ...]:
             answer=answers.NewApiKey,
             status=201,
             is_creating=True,
-            errors=("site.not_found", "environment.not_found", "api_key.too_many"),
+            errors=(
+                "site.not_found",
+                "environment.not_found",
+                "api_key.too_many",
+                *BOUNDS_OF_KEYS,
+            ),
         ),
         Endpoint(
             "GET", API_KEY, keys.show, "Show an API key", scope="keys:write", answer=answers.ApiKey
@@ -119,6 +126,7 @@ def api_keys_table(keys: ApiKeys) -> tuple[Endpoint, ...]:
             scope="keys:write",
             body=ApiKeyChange,
             answer=answers.ApiKey,
+            errors=BOUNDS_OF_KEYS,
         ),
         Endpoint(
             "DELETE",
@@ -128,6 +136,7 @@ def api_keys_table(keys: ApiKeys) -> tuple[Endpoint, ...]:
             scope="keys:write",
             query=DeleteQuery,
             answer=answers.Deleted,
+            errors=("permission.secret_rolled",),
         ),
         Endpoint(
             "POST",
@@ -138,6 +147,7 @@ def api_keys_table(keys: ApiKeys) -> tuple[Endpoint, ...]:
             body=RollBody,
             answer=answers.NewApiKey,
             is_creating=True,
+            errors=BOUNDS_OF_KEYS,
         ),
     )
 
@@ -391,7 +401,7 @@ def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
             "POST",
             ENVIRONMENT + "/suspend",
             environments.suspend,
-            "Serve nothing until it is resumed",
+            "Serve nothing until it is resumed. " + OF_WHAT_STAYS,
             scope="environments:write",
             answer=answers.Environment,
         ),
@@ -399,7 +409,7 @@ def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
             "POST",
             ENVIRONMENT + "/resume",
             environments.resume,
-            "Serve again what was served",
+            "Serve again what was served. " + OF_WHAT_STAYS,
             scope="environments:write",
             answer=answers.Environment,
         ),

@@ -160,6 +160,7 @@ class Webhooks:
             told = Told(sent.event_id, EventType(sent.event_type), sent.body)
             again = delivery_of(webhook.id, told, changes.now)
             webhooks.add_delivery(changes.db, again)
+            _note(changes, Action.WEBHOOK_REDELIVERED, webhook)
             return again
 
         made = await once(self._jobs, call.claim, "delivery", 201, make, webhooks.get_delivery)

@@ -12,6 +12,7 @@ from hooks.builds.wire import Finish, Heartbeat
 from hooks.push import PushHooks, PushRules
 from hooks.queueing import BuildOrder, same_build, superseded
 from storage.model import (
+    Action,
     ActorRef,
     Build,
     Environment,
@@ -21,7 +22,7 @@ from storage.model import (
     PushPolicy,
     RefMove,
 )
-from storage.records import builds, deployments
+from storage.records import audit_log, builds, deployments
 from tests.rows import build_row
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
@@ -107,6 +108,11 @@ async def pushed_four_times(world, commit, site):
     return effects, lease
 
 
+def audited(world):
+    reader = world.records.reader()
+    return audit_log.page(reader, site_id=None, env_id=None, before=None, limit_count=100).items
+
+
 async def until(world, job_id, status) -> None:
     async with asyncio.timeout(10):
         while (job := world.jobs.get(job_id)).status is not status:
@@ -128,6 +134,10 @@ async def test_newer_push_ends_the_older_builds_and_says_which_one_took_over(wor
             assert what in error.message
         ended = builds.get(world.records.reader(), older.build.id)
         assert (ended.status.value, ended.superseded_by) == ("canceled", newer.build.id)
+        canceled = [entry for entry in audited(world) if entry.target == older.build.job_id]
+        assert [(entry.action, entry.actor) for entry in canceled] == [
+            (Action.JOB_CANCELED, newer.build.actor)
+        ]
     assert world.builds.leases.heartbeat(lease.job_id, Heartbeat("slot-0")).canceled
 
 

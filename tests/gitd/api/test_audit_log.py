@@ -100,6 +100,13 @@ async def test_every_kind_of_change_stands_in_it(service, acme) -> None:
     assert b"abcdefgh" not in (await service.get(f"{LOG}?limit=100")).raw
 
 
+async def test_work_that_a_suspension_ends_is_canceled(service, acme) -> None:
+    job = (await service.post(f"{acme.production}/builds")).data["id"]
+    await service.post(f"{acme.production}/suspend")
+    entries = {entry["action"]: entry["target"] for entry in await service.every(LOG)}
+    assert entries["job.canceled"] == job
+
+
 def test_every_action_is_documented() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
     assert [action for action in Action if f"`{action}`" not in page] == []
