@@ -267,6 +267,7 @@ class Control:
         """Git and the API, on one port."""
         app = web.Application()
         store = StoreReader(self.folder.store, root_key_ids=self.root_key_ids)
+        kept = self.config.builders
         api = build_api(
             ApiDeps(
                 records=self.records,
@@ -285,6 +286,7 @@ class Control:
                 running=self.rolls.running,
                 program_logs=self.program_logs,
                 rate_limits=limits_of(self.config.rate_limits),
+                has_build_cache=bool(kept.cache_bytes_max and kept.cache_site_bytes_max),
             )
         )
         git = self.git_service()

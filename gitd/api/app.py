@@ -66,6 +66,7 @@ class ApiDeps:
         envelope_bytes: Reads a signed statement by its SHA-256 in hexadecimal; blocks.
         running: Says how the program of an environment stands, by the environment's id.
         open_export: Opens an artifact with all that proves it, as one archive; blocks.
+        has_build_cache: Whether builds keep anything for the next ones.
     """
 
     records: Records
@@ -82,6 +83,7 @@ class ApiDeps:
     running: Callable[[str], Running | None] = lambda _: None
     program_logs: ProgramLogReaders = field(default_factory=ProgramLogReaders)
     rate_limits: RateLimits | None = None
+    has_build_cache: bool = False
     heartbeat_s: float = HEARTBEAT_S
     body_timeout_s: float = BODY_TIMEOUT_S
 
@@ -147,7 +149,11 @@ def build_api(deps: ApiDeps) -> Api:
         *webhooks_table(Webhooks(deps.jobs, deps.variables.vault, deps.messenger)),
         *sites_table(Sites(deps.pipeline, deps.addresses)),
         *capabilities_table(
-            Capabilities(deps.pipeline, has_rate_limits=deps.rate_limits is not None)
+            Capabilities(
+                deps.pipeline,
+                has_build_cache=deps.has_build_cache,
+                has_rate_limits=deps.rate_limits is not None,
+            )
         ),
         *environments_table(Environments(deps.pipeline, deps.addresses, deps.running)),
         *variables_table(Variables(deps.variables)),

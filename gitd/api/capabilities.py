@@ -15,7 +15,6 @@ HAS = (
     "artifact_signatures",
     "audit_log",
     "branch_previews",
-    "build_cache",
     "program_logs",
     "promotion",
     "rollback",
@@ -28,9 +27,10 @@ LACKS = ("custom_domains",)
 
 
 class Capabilities:
-    def __init__(self, pipeline: Pipeline, *, has_rate_limits: bool) -> None:
+    def __init__(self, pipeline: Pipeline, *, has_build_cache: bool, has_rate_limits: bool) -> None:
         self._pipeline = pipeline
         features = dict.fromkeys(HAS, True) | dict.fromkeys(LACKS, False)
+        features["build_cache"] = has_build_cache
         features["rate_limits"] = has_rate_limits
         self._features = dict(sorted(features.items()))
 

@@ -88,6 +88,7 @@ class Service:
     heartbeat_s: float = 15.0
     body_timeout_s: float = 30.0
     rate_limits: RateLimits | None = None
+    has_build_cache: bool = False
     secret: str = ""
     records: Records = field(init=False)
     jobs: Jobs = field(init=False)
@@ -151,6 +152,7 @@ class Service:
                 running=self.rolls.running,
                 program_logs=self.program_logs,
                 rate_limits=self.rate_limits,
+                has_build_cache=self.has_build_cache,
                 heartbeat_s=self.heartbeat_s,
                 body_timeout_s=self.body_timeout_s,
             )

@@ -179,5 +179,13 @@ async def test_capabilities_say_what_the_site_and_the_key_can_do(service, acme) 
     assert heard.data["environment_kinds"] == ["production", "staging", "preview"]
     assert heard.data["route_targets"] == ["live", "staging", "preview", "ignore"]
     assert heard.data["limits"]["page_items"] == 100
+    assert heard.data["features"]["build_cache"] is False
     heard = await service.get(f"{acme.path}/capabilities", secret=service.key("jobs:read"))
     assert (heard.status, heard.code) == (403, "scope.insufficient")
+
+
+async def test_capabilities_say_that_builds_keep_what_the_next_ones_need(service, acme) -> None:
+    service.has_build_cache = True
+    await service.restart()
+    heard = await service.get(f"{acme.path}/capabilities")
+    assert heard.data["features"]["build_cache"] is True
