@@ -297,7 +297,6 @@ class Control:
         app.router.add_route("*", "/{path:.+}", logged(git.handler))
 
         async def end_streams(_: web.Application) -> None:
-            health.begin_stop()
             git.begin_stop(self.config.server.drain_s)
             self.jobs.close()
             await api.close()

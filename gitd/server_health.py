@@ -27,10 +27,6 @@ class ServerHealth:
     ) -> None:
         self._lack = lack
         self._has_host = has_host
-        self._is_stopping = False
-
-    def begin_stop(self) -> None:
-        self._is_stopping = True
 
     async def show(self, _: web.Request) -> web.Response:
         troubles = self._troubles()
@@ -42,7 +38,6 @@ class ServerHealth:
 
     def _troubles(self) -> list[str]:
         found = {
-            "stopping": self._is_stopping,
             "host_away": not self._has_host(),
             "no_room": self._lack() is not None,
         }

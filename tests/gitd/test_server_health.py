@@ -11,18 +11,16 @@ from storage.errors import StorageFullError
 
 
 @pytest.mark.parametrize(
-    ("lack", "has_host", "is_stopping", "reasons"),
+    ("lack", "has_host", "reasons"),
     [
-        (None, True, False, []),
-        (None, False, False, ["host_away"]),
-        (StorageFullError("full"), True, False, ["no_room"]),
-        (StorageFullError("full"), False, True, ["stopping", "host_away", "no_room"]),
+        (None, True, []),
+        (None, False, ["host_away"]),
+        (StorageFullError("full"), True, ["no_room"]),
+        (StorageFullError("full"), False, ["host_away", "no_room"]),
     ],
 )
-async def test_health_names_what_is_wrong(lack, has_host, is_stopping, reasons) -> None:
+async def test_health_names_what_is_wrong(lack, has_host, reasons) -> None:
     health = ServerHealth(lambda: lack, lambda: has_host)
-    if is_stopping:
-        health.begin_stop()
     app = web.Application()
     app.router.add_get("/healthz", health.show)
     async with TestClient(TestServer(app)) as client:
