@@ -22,6 +22,7 @@ import aiohttp
 import structlog
 from aiohttp import hdrs
 
+from hooks.background import for_ever
 from hooks.clock import Clock
 from hooks.http_server import SERVER
 from hooks.jobs import JobChanges, Jobs
@@ -52,6 +53,7 @@ PAUSES_S: Final = (10, 60, 300, 1800, 7200, 18_000, 36_000)
 TIMEOUT_S: Final = 10.0
 EVENTS_AT_ONCE: Final = 100
 LOOK_EVERY_S: Final = 60.0
+FAILED_S: Final = 1.0
 ERROR_CHARS_MAX: Final = 200
 
 
@@ -142,19 +144,19 @@ class Messenger:
     async def run(self) -> None:
         """Send what is to be sent, for ever."""
         async with self._session() as session, asyncio.TaskGroup() as sending:
-            while True:
-                self._is_new.clear()
-                pause_s = LOOK_EVERY_S
-                try:
-                    with mapped_errors():
-                        await self._tell_all()
-                        self._begin_due(session, sending)
-                        pause_s = self._pause_s()
-                except Exception:  # the ring of a turn: it ends no server
-                    log.exception("webhooks_not_told")
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._is_new.wait()
+            turn = partial(self._turn, session, sending)
+            await for_ever(turn, failed="webhooks_not_told", pause_s=FAILED_S)
+
+    async def _turn(self, session: aiohttp.ClientSession, sending: asyncio.TaskGroup) -> None:
+        """Begin what is to be sent now, and rest until there is more."""
+        self._is_new.clear()
+        with mapped_errors():
+            await self._tell_all()
+            self._begin_due(session, sending)
+            pause_s = self._pause_s()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._is_new.wait()
 
     def _on_job(self, job: Job) -> None:
         if job.status.is_final:

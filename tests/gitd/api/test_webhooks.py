@@ -112,6 +112,24 @@ async def test_turn_that_fails_ends_no_sending(service, acme, receiver) -> None:
         assert await receiver.count(1)
 
 
+async def test_turn_that_failed_is_taken_again_though_nothing_new_comes(
+    service, acme, receiver
+) -> None:
+    await made(service, receiver)
+    await acme.release(b"one")
+    right, asked = service.jobs.clock, asyncio.Event()
+
+    def fail() -> int:
+        asked.set()
+        raise ArithmeticError
+
+    service.jobs.clock = fail
+    async with sending(service.messenger):
+        await asyncio.wait_for(asked.wait(), 10)
+        service.jobs.clock = right
+        assert await receiver.count(1)
+
+
 async def test_build_and_roll_are_told_signed_with_the_secret_that_was_shown(
     service, acme, receiver
 ) -> None:
