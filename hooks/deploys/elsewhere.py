@@ -1,21 +1,14 @@
-"""Elsewhere: where a program listens while nothing does on its $PORT, and what to do about it.
-
-Read from the kernel's tables (proc_net_tcp(5)), which cost more the more connections there are:
-only while a start goes wrong.
-"""
+"""Elsewhere: where a program listens while nothing does on its $PORT, and what to do about it."""
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import struct
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Final, NamedTuple
 
-TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+from hooks.deploys.listeners import all_listeners
+
 SHOWN_MAX: Final = 3
-_LISTEN: Final = "0A"
 
 ThoseHeld = Callable[[Collection[int]], frozenset[int]]
 
@@ -33,15 +26,12 @@ class Address(NamedTuple):
 
 def addresses(those_held: ThoseHeld) -> list[Address]:
     """Where the program listens whose sockets `those_held` finds among all. Blocking."""
-    found: dict[int, Address] = {}
-    for table in TABLES:
-        with contextlib.suppress(OSError), table.open() as lines:
-            for line in lines:
-                fields = line.split()
-                if fields[3] == _LISTEN:
-                    found[int(fields[9])] = _parsed(fields[1])
-    held = those_held(found)
-    return sorted({found[inode] for inode in held})
+    try:
+        heard = all_listeners()
+    except OSError:  # the kernel does not say
+        return []
+    found = {each.inode: Address(str(ipaddress.ip_address(each.host)), each.port) for each in heard}
+    return sorted({found[inode] for inode in those_held(found)})
 
 
 def in_words(listening: Collection[Address], port: int) -> str:
@@ -59,11 +49,3 @@ def in_words(listening: Collection[Address], port: int) -> str:
         f"your program listens on {shown}, not on port {port} ($PORT): "
         "let it take the port from the environment variable PORT"
     )
-
-
-def _parsed(text: str) -> Address:
-    """Read an address as the kernel writes it: words of four bytes in the machine's order."""
-    host, _, port = text.partition(":")
-    words = [int(host[at : at + 8], 16) for at in range(0, len(host), 8)]
-    packed = struct.pack(f"={len(words)}I", *words)
-    return Address(str(ipaddress.ip_address(packed)), int(port, 16))

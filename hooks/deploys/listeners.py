@@ -1,4 +1,4 @@
-"""Who listens on this machine: the sockets that a connection to 127.0.0.1 can reach, by port.
+"""Who listens on this machine, and which sockets a connection to 127.0.0.1 can reach, by port.
 
 The kernel is asked for listening sockets alone (sock_diag(7)), which costs the same however many
 connections there are; where it does not answer that, its tables are read (proc_net_tcp(5)).
@@ -33,32 +33,36 @@ _ANSWER_BYTES_MAX: Final = 1 << 16
 _STATE_LISTEN: Final = 10  # Source: net/tcp_states.h
 _LISTEN_TEXT: Final = "0A"
 
-
-def _packed(family: socket.AddressFamily, *addresses: str) -> frozenset[bytes]:
-    return frozenset(socket.inet_pton(family, address) for address in addresses)
-
-
-def _as_the_kernel_writes(packed: bytes) -> str:
-    """Write an address as /proc/net does: words of four bytes in the machine's order."""
-    words = struct.unpack(f"={len(packed) // 4}I", packed)
-    return "".join(f"{word:08X}" for word in words)
-
-
-_LOCAL: Final = {
-    socket.AF_INET: _packed(socket.AF_INET, "127.0.0.1", "0.0.0.0"),  # noqa: S104 - read, not bound
-    # The second is not the same to the kernel as "::".
-    socket.AF_INET6: _packed(socket.AF_INET6, "::ffff:127.0.0.1", "::ffff:0.0.0.0", "::"),
-}
-_LOCAL_TEXT: Final = {_as_the_kernel_writes(each) for every in _LOCAL.values() for each in every}
+# "::ffff:0.0.0.0" is not the same to the kernel as "::".
+_LOCAL_IPV4: Final = ("127.0.0.1", "0.0.0.0")  # noqa: S104 - read, not bound
+_LOCAL_IPV6: Final = ("::ffff:127.0.0.1", "::ffff:0.0.0.0", "::")
+_LOCAL: Final = frozenset(
+    [socket.inet_pton(socket.AF_INET, host) for host in _LOCAL_IPV4]
+    + [socket.inet_pton(socket.AF_INET6, host) for host in _LOCAL_IPV6]
+)
 _ANY: Final = socket.inet_pton(socket.AF_INET6, "::")
-_ANY_TEXT: Final = _as_the_kernel_writes(_ANY)
 
 
-class _Listener(NamedTuple):
-    port: int
+class Listener(NamedTuple):
+    """A socket that listens for TCP, on an address of 4 or 16 bytes."""
+
     inode: int
-    is_reached: bool
-    """False where the kernel does not say whether its `::` is for IPv6 alone."""
+    host: bytes
+    port: int
+    is_v6only: bool | None
+    """None where the kernel does not say; only one of `::` can be."""
+
+
+def all_listeners() -> list[Listener]:
+    """Everyone who listens on this machine, wherever. Blocking.
+
+    Raises:
+        OSError: The kernel does not say.
+    """
+    try:
+        return list(_asked())
+    except OSError:
+        return list(_read())
 
 
 def listeners(ports: Container[int]) -> dict[int, set[int]]:
@@ -67,15 +71,11 @@ def listeners(ports: Container[int]) -> dict[int, set[int]]:
     Raises:
         OSError: The kernel does not say.
     """
-    try:
-        heard = list(_asked())
-    except OSError:
-        heard = list(_read())
     found: defaultdict[int, set[int]] = defaultdict(set)
     unclear: defaultdict[int, set[int]] = defaultdict(set)
-    for each in heard:
-        if each.port in ports:
-            (found if each.is_reached else unclear)[each.port].add(each.inode)
+    for each in all_listeners():
+        if each.port in ports and each.host in _LOCAL and not each.is_v6only:
+            (unclear if each.is_v6only is None else found)[each.port].add(each.inode)
     for port, inodes in unclear.items():
         # Beside a socket of an IPv4 address, the kernel gives `::` no connection to 127.0.0.1.
         if port not in found and _is_taken_everywhere(port):
@@ -95,14 +95,14 @@ def _is_taken_everywhere(port: int) -> bool:
     return False
 
 
-def _asked() -> Iterator[_Listener]:
+def _asked() -> Iterator[Listener]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
         yield from _asked_of(kernel, socket.AF_INET)
         with contextlib.suppress(FileNotFoundError):  # the kernel has no IPv6
             yield from _asked_of(kernel, socket.AF_INET6)
 
 
-def _asked_of(kernel: socket.socket, family: socket.AddressFamily) -> Iterator[_Listener]:
+def _asked_of(kernel: socket.socket, family: socket.AddressFamily) -> Iterator[Listener]:
     request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << _STATE_LISTEN)
     head = (_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 0, 0)
     kernel.send(_HEADER.pack(*head) + request)
@@ -116,12 +116,10 @@ def _asked_of(kernel: socket.socket, family: socket.AddressFamily) -> Iterator[_
                 (negative,) = struct.unpack_from("=i", answer, _HEADER.size)
                 raise OSError(-negative, "the kernel does not say who listens")
             port, _, address, *_, inode = _FOUND.unpack_from(answer, _HEADER.size)
-            address = address[: 4 if family is socket.AF_INET else 16]
-            if address in _LOCAL[family]:
-                attributes = answer[_HEADER.size + _FOUND.size : size]
-                v6only = _v6only(attributes) if address == _ANY else False
-                if not v6only:
-                    yield _Listener(socket.ntohs(port), inode, is_reached=v6only is not None)
+            host = address[: 4 if family is socket.AF_INET else 16]
+            attributes = answer[_HEADER.size + _FOUND.size : size]
+            is_v6only = _v6only(attributes) if host == _ANY else False
+            yield Listener(inode, host, socket.ntohs(port), is_v6only)
             answer = answer[(size + 3) & ~3 :]
 
 
@@ -135,12 +133,19 @@ def _v6only(attributes: memoryview) -> bool | None:
     return None
 
 
-def _read() -> Iterator[_Listener]:
+def _read() -> Iterator[Listener]:
     for line in _lines():
         fields = line.split()
-        address, _, port = fields[1].partition(":")
-        if fields[3] == _LISTEN_TEXT and address in _LOCAL_TEXT:
-            yield _Listener(int(port, 16), int(fields[9]), is_reached=address != _ANY_TEXT)
+        if fields[3] == _LISTEN_TEXT:
+            text, _, port = fields[1].partition(":")
+            host = _parsed(text)
+            yield Listener(int(fields[9]), host, int(port, 16), None if host == _ANY else False)
+
+
+def _parsed(text: str) -> bytes:
+    """Read an address as /proc/net has it: words of four bytes in the machine's order."""
+    words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
+    return struct.pack(f"={len(words)}I", *words)
 
 
 def _lines() -> Iterator[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from hooks.builds.namespace import Init
 from hooks.deploys import listeners as kernel
+from hooks.deploys.elsewhere import addresses
 from hooks.deploys.health import HealthCheck, wait_until_healthy
 from hooks.deploys.listeners import listeners
 
@@ -173,6 +174,21 @@ async def test_who_listens_elsewhere_is_told_where_and_not_waited_for(listen, ad
     assert trouble.startswith(said.format(port=port, other=other))
     assert str(strange.getsockname()[1]) not in trouble
     assert 3 <= time.monotonic() - began_at < 6
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+def test_where_a_program_listens_is_found(listen, address, way):
+    own = listen(address)
+    listen(address)
+    found = addresses(lambda inodes: frozenset({inode(own)}.intersection(inodes)))
+    assert found == [(address, own.getsockname()[1])]
+
+
+def test_where_a_program_listens_is_not_known_if_the_kernel_does_not_say(listen, monkeypatch):
+    own = listen("127.0.0.1")
+    monkeypatch.setattr(kernel, "_asked", asked_for_nothing_more)
+    monkeypatch.setattr(kernel, "_read", asked_for_nothing_more)
+    assert addresses(lambda inodes: frozenset({inode(own)}.intersection(inodes))) == []
 
 
 async def test_who_listens_for_ipv6_alone_is_told_so(listen):
