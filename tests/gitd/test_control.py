@@ -1,0 +1,34 @@
+"""What the parts of a server are given of its settings."""
+
+from __future__ import annotations
+
+from gitd.config import Config, RetentionConfig
+from gitd.control import Control
+from gitd.layout import DataFolder
+from hooks import log_retention
+from storage.ids import new_id
+from storage.model import SYSTEM, Action, AuditEntry
+from storage.records import audit_log
+
+
+def test_lines_of_the_audit_log_go_at_the_age_that_is_set(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(log_retention, "GRACE_S", 0.0)
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    for age_s, gone in ((0, 0), (7200, 0), (3600, 1)):
+        control = Control(folder, Config(retention=RetentionConfig(audit_age_s_max=age_s)), None)
+        if not age_s:
+            entry = AuditEntry(
+                id=new_id("evt"),
+                created_at=control.jobs.clock() - 5400 * 1000,
+                actor=SYSTEM,
+                action=Action.SITE_CREATED,
+                target="site_1",
+                site_id=None,
+                env_id=None,
+                address=None,
+                request_id=None,
+            )
+            control.records.write(lambda db, entry=entry: audit_log.add(db, entry))
+        assert control.log_retention.forget() == gone
+        control.close()

@@ -1,0 +1,57 @@
+"""What the settings switch on in the whole, and what monitors hear of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+from tests.scenarios.conftest import wait_until
+
+CAPABILITIES = "/sites/acme-store/capabilities"
+BUILDS = "/sites/acme-store/environments/production/builds"
+LIMITED = """
+[rate_limits]
+enabled = true
+job_per_minute = 1
+job_burst = 1
+[builders]
+cache_bytes_max = 0
+"""
+
+
+def test_build_beyond_the_rate_that_is_set_is_refused(stopped) -> None:
+    stopped.config = LIMITED
+    stopped.start()
+    stopped.new_site()
+    work = stopped.work()
+    work.commit({"index.html": "<p>one</p>"})
+    work.push()  # which is not counted
+    assert stopped.api("POST", BUILDS, {}).status == 202
+    refused = stopped.api("POST", BUILDS, {})
+    assert (refused.status, refused.json["error"]["code"]) == (429, "rate_limit.exceeded")
+    assert 0 < int(refused.headers["Retry-After"]) <= 60
+    features = stopped.api("GET", CAPABILITIES).json["data"]["features"]
+    assert (features["rate_limits"], features["build_cache"]) == (True, False)
+
+
+def test_without_settings_builds_have_a_cache_and_requests_no_limit(server) -> None:
+    features = server.api("GET", CAPABILITIES).json["data"]["features"]
+    assert (features["rate_limits"], features["build_cache"]) == (False, True)
+
+
+def test_monitors_hear_that_the_site_host_is_away_and_that_it_is_back(shared) -> None:
+    def is_away() -> bool:
+        for host in shared.children("host"):  # each that is started meanwhile, too
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(host, signal.SIGKILL)
+        answer = shared.fetch("/healthz")
+        if answer.status == 200:
+            return False
+        assert answer.status == 503
+        assert answer.json == {"status": "unavailable", "reasons": ["host_away"]}
+        return True
+
+    wait_until(is_away, "the site host is away")
+    wait_until(lambda: shared.fetch("/healthz").status == 200, "it is back")
+    assert shared.fetch("/healthz").json == {"status": "ok"}
