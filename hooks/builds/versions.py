@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion
+from packaging.version import Version as PythonVersion
 
 from hooks.builds.node import PACKAGE_JSON
 from hooks.builds.plan import Listing, Plan
@@ -22,10 +26,11 @@ _SHOWN_CHARS_MAX = 60
 # A file that names a whole version is often older than its last digits matter.
 _NODE_PARTS, _PYTHON_PARTS = 1, 2
 _PINNED = re.compile(r"(?:v|python-)?(\d+(?:\.\d+)*)")
-_COMPARATOR = re.compile(r"\s*(===|==|~=|!=|>=|<=|[><=^~])?\s*v?(\d+(?:\.\d+)*)(?:\.[x*X])*\s*,?")
+_COMPARATOR = re.compile(r"\s*(>=|<=|[><=^~])?\s*v?(\d+(?:\.\d+)*)(?:\.[x*X])*\s*")
 _ANY = re.compile(r"\s*(?:[*xX]|latest)?\s*")
 _HYPHEN = re.compile(r"(\S+)\s+-\s+(\S+)")
 Version = tuple[int, ...]
+Satisfies = Callable[[str, str], bool | None]
 
 
 def unmet(listing: Listing, plan: Plan, toolchain: Mapping[str, str]) -> list[str]:
@@ -35,7 +40,7 @@ def unmet(listing: Listing, plan: Plan, toolchain: Mapping[str, str]) -> list[st
     """
     used = {program for need in plan.needs for program in need.programs}
     lines = []
-    for program, file, wanted in _asked(listing):
+    for program, file, wanted, satisfies in _asked(listing):
         has = toolchain.get(program)
         if program in used and has is not None and satisfies(has, wanted) is False:
             name, shown = program.removesuffix("3"), wanted[:_SHOWN_CHARS_MAX]
@@ -43,10 +48,10 @@ def unmet(listing: Listing, plan: Plan, toolchain: Mapping[str, str]) -> list[st
     return lines
 
 
-def satisfies(has: str, wanted: str) -> bool | None:
-    """Say whether a version is in a range as npm or Python spell it; None where it is neither.
+def satisfies_npm(has: str, wanted: str) -> bool | None:
+    """Say whether a version is in a range as npm spells it; None where it is no such range.
 
-    Source: node-semver, "Ranges"; PEP 440, "Version specifiers".
+    Source: node-semver, "Ranges".
     """
     if len(wanted) > _RANGE_CHARS_MAX or (found := re.match(r"\d+(?:\.\d+)*", has)) is None:
         return None
@@ -55,8 +60,21 @@ def satisfies(has: str, wanted: str) -> bool | None:
     return None if None in answers else any(answers)
 
 
-def _asked(listing: Listing) -> Iterator[tuple[str, str, str]]:
-    """Yield program, file and version or range."""
+def satisfies_python(has: str, wanted: str) -> bool | None:
+    """Say whether a version is one that `requires-python` asks for; None where it says nothing.
+
+    Source: PEP 440, "Version specifiers".
+    """
+    if len(wanted) > _RANGE_CHARS_MAX:
+        return None
+    try:
+        return SpecifierSet(wanted).contains(PythonVersion(has), prereleases=True)
+    except (InvalidSpecifier, InvalidVersion):
+        return None
+
+
+def _asked(listing: Listing) -> Iterator[tuple[str, str, str, Satisfies]]:
+    """Yield program, file, version or range, and how that is read."""
     for program, files, parts in (
         ("node", _NODE_FILES, _NODE_PARTS),
         ("python3", _PYTHON_FILES, _PYTHON_PARTS),
@@ -64,11 +82,11 @@ def _asked(listing: Listing) -> Iterator[tuple[str, str, str]]:
         for file in files:
             pinned = _PINNED.fullmatch(listing.files.get(file, "").strip())
             if pinned is not None:
-                yield program, file, ".".join(pinned[1].split(".")[:parts])
+                yield program, file, ".".join(pinned[1].split(".")[:parts]), satisfies_npm
     if isinstance(wanted := _engine(listing), str):
-        yield "node", PACKAGE_JSON, wanted
+        yield "node", PACKAGE_JSON, wanted, satisfies_npm
     if isinstance(wanted := _requires_python(listing), str):
-        yield "python3", PYPROJECT, wanted
+        yield "python3", PYPROJECT, wanted, satisfies_python
 
 
 def _engine(listing: Listing) -> object:
@@ -118,10 +136,6 @@ def _fits(version: Version, operator: str, bound: Version) -> bool:
             return bound <= version < _after(bound[:1])
         case "~":
             return bound <= version < _after(bound[:2])
-        case "~=":
-            return bound <= version < _after(bound[:-1] or bound)
-        case "!=":
-            return not bound <= version < _after(bound)
         case _:
             return bound <= version < _after(bound)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hooks.builds import profiles
 from hooks.builds.managed_toml import ManagedToml
 from hooks.builds.plan import Listing
-from hooks.builds.versions import satisfies, unmet
+from hooks.builds.versions import satisfies_npm, satisfies_python, unmet
 from hooks.builds.wire import Folder, RootEntry
 
 HAS = {"node": "20.20.2", "python3": "3.11.2"}
@@ -37,25 +37,64 @@ HAS = {"node": "20.20.2", "python3": "3.11.2"}
         ("20.20.2", "~20.19", False),
         ("20.20.2", "18 - 20", True),
         ("20.20.2", "16 - 18.9", False),
-        ("3.11.2", ">=3.9,<4", True),
-        ("3.11.2", ">=3.12", False),
-        ("3.11.2", "~=3.9", True),
-        ("3.11.2", "~=3.11.3", False),
-        ("3.11.2", "==3.11.*", True),
-        ("3.11.2", ">=3.9, !=3.11.*", False),
         ("20.20.2", "lts/*", None),
         ("20.20.2", ">=18 nonsense", None),
         ("unknown", "20", None),
         ("20.20.2", "1" * 300, None),
+        ("20.20.2", ">=18,<22", None),
+        ("20.20.2", "~=20.1", None),
+        ("20.20.2", "==20", None),
+        ("20.20.2", "!=22", None),
     ],
 )
-def test_ranges_are_read_as_npm_and_python_do(has: str, wanted: str, fits: object) -> None:
-    assert satisfies(has, wanted) is fits
+def test_ranges_of_node_are_read_as_npm_does(has: str, wanted: str, fits: object) -> None:
+    assert satisfies_npm(has, wanted) is fits
+
+
+@pytest.mark.parametrize(
+    ("has", "wanted", "fits"),
+    [
+        ("3.11.2", "", True),
+        ("3.11.2", ">=3.9,<4", True),
+        ("3.11.2", " >= 3.9 , < 4 ", True),
+        ("3.11.2", ">=3.12", False),
+        ("3.11.2", "~=3.9", True),
+        ("3.11.2", "~=3.11.0", True),
+        ("3.11.2", "~=3.11.3", False),
+        ("3.11.2", "==3.11.*", True),
+        ("3.11.2", ">=3.9, !=3.11.*", False),
+        # npm would take the digits that are missing for any.
+        ("3.11.2", ">3.11", True),
+        ("3.9.5", ">3.9", True),
+        ("3.11.2", ">=3.8,<=3.11", False),
+        ("3.11.2", "<=3.11.2", True),
+        ("3.11.2", "==3.11", False),
+        ("3.11.2", "!=3.11", True),
+        ("3.11.0", "==3.11", True),
+        ("3.11.2", "===3.11.2", True),
+        ("3.14.0rc1", ">=3.13", True),
+        ("3.14.0rc1", ">=3.14", False),
+        # npm's, and Poetry's.
+        ("3.11.2", "3.11", None),
+        ("3.11.2", "^3.9", None),
+        ("3.11.2", "~3.11", None),
+        ("3.11.2", "*", None),
+        ("3.11.2", ">=3.9 <4", None),
+        ("3.11.2", ">=3.9 || >=4", None),
+        ("3.11.2", ">=3.9.*", None),
+        ("3.11.2", "~=3", None),
+        ("unknown", ">=3.9", None),
+        ("3.11.2", ">=3" + " " * 300, None),
+    ],
+)
+def test_ranges_of_python_are_read_as_pip_does(has: str, wanted: str, fits: object) -> None:
+    assert satisfies_python(has, wanted) is fits
 
 
 @given(st.text(max_size=300))
 def test_any_text_is_a_range_or_none(wanted: str) -> None:
-    assert satisfies("20.20.2", wanted) in (True, False, None)
+    assert satisfies_npm("20.20.2", wanted) in (True, False, None)
+    assert satisfies_python("3.11.2", wanted) in (True, False, None)
 
 
 def said(files: dict[str, str], where: str = ".") -> list[str]:
@@ -98,6 +137,7 @@ PYTHON = {"requirements.txt": "", "Procfile": "web: python3 app.py"}
             PYTHON | {"pyproject.toml": '[project]\nrequires-python = ">=3.12"'},
             ["pyproject.toml asks for python >=3.12; this server has 3.11.2"],
         ),
+        (PYTHON | {"pyproject.toml": '[project]\nrequires-python = ">3.11"'}, []),
         ({"index.html": "", ".nvmrc": "22", "runtime.txt": "python-2.7"}, []),
     ],
 )
