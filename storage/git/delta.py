@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from storage.git.delta_formats import encoded_size
+
 _LINES = re.compile(rb"[^\n]*\n|[^\n]+\Z")
 _ENTRIES = re.compile(rb"[0-7]+ [^\0]+\0[\s\S]{20}")
 _INSERT_BYTES_MAX = 127
@@ -28,7 +30,7 @@ def line_delta(base: bytes, result: bytes, *, is_tree: bool = False) -> bytes | 
         at += len(line)
     if at != len(base) or sum(map(len, new)) != len(result):
         return None
-    out = bytearray(_size(len(base)) + _size(len(result)))
+    out = bytearray(encoded_size(len(base)) + encoded_size(len(result)))
     literal = bytearray()
     bytes_max = len(result) // 2 + 32
     number, expected = 0, 0
@@ -52,17 +54,6 @@ def line_delta(base: bytes, result: bytes, *, is_tree: bool = False) -> bytes | 
             return None
     _insert(out, literal)
     return bytes(out) if len(out) <= bytes_max else None
-
-
-def _size(number: int) -> bytes:
-    out = bytearray()
-    while True:
-        byte = number & 127
-        number >>= 7
-        if not number:
-            out.append(byte)
-            return bytes(out)
-        out.append(byte | 128)
 
 
 def _insert(out: bytearray, literal: bytearray) -> None:

@@ -46,6 +46,16 @@ def delta_sizes(delta: bytes) -> tuple[int, int]:
     return base, result
 
 
+def encoded_size(size: int) -> bytes:
+    """Write a size as it stands at the head of a delta."""
+    out = bytearray()
+    while size > 127:
+        out.append(size & 127 | 128)
+        size >>= 7
+    out.append(size)
+    return bytes(out)
+
+
 def patched(base: bytes, delta: bytes) -> bytes:
     """Apply a delta to its base.
 
@@ -73,7 +83,7 @@ def patched_anew(base: bytes, delta: bytes, size: int) -> bytes:
     # The native code stops at a copy that is out of bounds, and takes no notice of one that is the
     # last instruction. With one more behind it, it does.
     at = _end_of_number(delta, 0)
-    longer = delta[:at] + _number(size + 1) + delta[_end_of_number(delta, at) :] + b"\1\0"
+    longer = delta[:at] + encoded_size(size + 1) + delta[_end_of_number(delta, at) :] + b"\1\0"
     patched(base, longer)
     return patched(base, delta)
 
@@ -82,12 +92,3 @@ def _end_of_number(delta: bytes, at: int) -> int:
     while delta[at] & 128:
         at += 1
     return at + 1
-
-
-def _number(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
