@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from enum import StrEnum
 from ipaddress import ip_network
 
 import structlog
@@ -29,6 +28,7 @@ from gitd.errors import (
     ScopeInsufficientError,
     SecretRolledError,
 )
+from gitd.families import Family
 from hooks.clock import Clock, now_ms, rfc3339
 from storage.ids import new_id
 from storage.model import ActorRef, ApiKey, Environment, Job
@@ -50,17 +50,6 @@ RANDOM_CHARS = 30  # 178 bits
 CHECKSUM_CHARS = 6  # a CRC-32 in base 62: a mistyped secret is known without a look-up
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET = re.compile(r"(?:mfk_live|mfk_test|mfs_live)_[0-9A-Za-z]{36}")
-
-
-class Family(StrEnum):
-    PERSONAL = "mfk_live"
-    PERSONAL_TEST = "mfk_test"
-    SERVICE = "mfs_live"
-
-    @property
-    def word(self) -> str:
-        """As it is spelled by people: `personal`, `personal-test` or `service`."""
-        return self.name.lower().replace("_", "-")
 
 
 SCOPES: dict[str, str] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gitd.beside import beside, data_option, fail, json_option, open_records, print_json
+from gitd.durations import seconds_of
+from gitd.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     import sqlite3
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
     from storage.model import ApiKey
     from storage.records.db import Records
-
-FAMILIES = ("personal", "personal-test", "service")
-_DURATION = re.compile(r"([1-9]\d*)([hdw])")
-_HOURS = {"h": 1, "d": 24, "w": 24 * 7}
 
 
 @click.group()
@@ -77,7 +74,7 @@ def key_create(  # noqa: PLR0913 - one parameter per option
             env_id=env_id,
             ttl_ms=ttl_ms,
             cidrs=cidrs,
-            family=auth.Family[family.upper().replace("-", "_")],
+            family=Family.of(family),
         )
 
         def add(db: sqlite3.Connection) -> None:
@@ -166,7 +163,6 @@ def _as_usage() -> Iterator[None]:
 
 
 def _facts(item: ApiKey) -> dict[str, object]:
-    from gitd.auth import Family
     from hooks.clock import now_ms, rfc3339
 
     times = {"revoked_at": item.revoked_at, "last_used_at": item.last_used_at}
@@ -232,7 +228,7 @@ def _binding(
 
 
 def _duration_ms(text: str) -> int:
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise click.UsageError(f"--expires-in: {text!r} is no duration such as 12h, 90d or 4w.")
-    return int(match[1]) * _HOURS[match[2]] * 3_600_000
+    try:
+        return seconds_of(text) * 1000
+    except ValueError as error:
+        raise click.UsageError(f"--expires-in: {error}") from error

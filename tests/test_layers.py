@@ -21,11 +21,15 @@ MAY_IMPORT = {
     "hooks": {"hooks", "storage"},
     "storage": {"storage"},
 }
-# The command line speaks HTTP alone, and verifies by the store's own rules, which exist once
-# (decision 0026); the git room knows nothing of sites, and its own command reads settings. Both
-# write other people's words to terminals.
+# The command line speaks HTTP alone, reads durations and families of keys as the server's own
+# commands do, and verifies by the store's own rules, which exist once (decision 0026); the git room
+# knows nothing of sites, and its own command reads settings. Both write other people's words to
+# terminals.
 CLOSED = {
-    "gitd.cli": {"gitd.cli", "gitd.words", "storage.proof", "storage.errors"},
+    "gitd.cli": {
+        *("gitd.cli", "gitd.words", "gitd.durations", "gitd.families"),
+        *("storage.proof", "storage.errors"),
+    },
     "gitd.git": {
         *("gitd.git", "gitd.words", "gitd.config", "gitd.errors"),
         *("hooks.http_server", "storage"),

@@ -5,12 +5,12 @@ Source: contract §1, §3, §4, §5.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 import msgspec
 
-from gitd.auth import Family
+from gitd.families import Family
 from hooks.clock import rfc3339
 from hooks.deploys.wire import Running
 from hooks.follow import Addresses
@@ -528,29 +528,25 @@ def site(addresses: Addresses, row: model.Site) -> Site:
 
 
 def api_key(row: model.ApiKey) -> ApiKey:
-    return ApiKey(**_key_fields(row))
+    return ApiKey(
+        id=row.id,
+        label=row.label,
+        hint=row.hint,
+        family=Family(row.family).word,
+        scopes=list(row.scopes),
+        site_id=row.site_id,
+        env_id=row.env_id,
+        cidrs=list(row.cidrs),
+        created_at=rfc3339(row.created_at),
+        expires_at=rfc3339(row.expires_at),
+        last_used_at=time_of(row.last_used_at),
+        previous_secret_until=time_of(row.previous_until),
+        created_by=row.created_by,
+    )
 
 
 def new_api_key(row: model.ApiKey, secret: str | None) -> NewApiKey:
-    return NewApiKey(**_key_fields(row), secret=secret)
-
-
-def _key_fields(row: model.ApiKey) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "label": row.label,
-        "hint": row.hint,
-        "family": Family(row.family).word,
-        "scopes": list(row.scopes),
-        "site_id": row.site_id,
-        "env_id": row.env_id,
-        "cidrs": list(row.cidrs),
-        "created_at": rfc3339(row.created_at),
-        "expires_at": rfc3339(row.expires_at),
-        "last_used_at": time_of(row.last_used_at),
-        "previous_secret_until": time_of(row.previous_until),
-        "created_by": row.created_by,
-    }
+    return NewApiKey(**msgspec.structs.asdict(api_key(row)), secret=secret)
 
 
 def audit_entry(row: model.AuditEntry) -> AuditEntry:
@@ -568,22 +564,18 @@ def audit_entry(row: model.AuditEntry) -> AuditEntry:
 
 
 def webhook(row: model.Webhook) -> Webhook:
-    return Webhook(**_webhook_fields(row))
+    return Webhook(
+        id=row.id,
+        url=row.url,
+        events=list(row.events),
+        site_id=row.site_id,
+        enabled=row.is_enabled,
+        created_at=rfc3339(row.created_at),
+    )
 
 
 def new_webhook(row: model.Webhook, secret: str | None) -> NewWebhook:
-    return NewWebhook(**_webhook_fields(row), secret=secret)
-
-
-def _webhook_fields(row: model.Webhook) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "url": row.url,
-        "events": list(row.events),
-        "site_id": row.site_id,
-        "enabled": row.is_enabled,
-        "created_at": rfc3339(row.created_at),
-    }
+    return NewWebhook(**msgspec.structs.asdict(webhook(row)), secret=secret)
 
 
 def delivery(row: model.Delivery) -> Delivery:

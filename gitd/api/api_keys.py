@@ -14,8 +14,9 @@ from gitd.api.endpoint import Call, ListReply, Reply, created
 from gitd.api.idempotency import REPLAYED
 from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
 from gitd.api.reading import NoBody, NoQuery
-from gitd.auth import Actor, Family, Secret
+from gitd.auth import Actor, Secret
 from gitd.errors import AuthenticationError
+from gitd.families import Family
 from hooks.errors import NotFoundError, RefusedError
 from hooks.jobs import JobChanges, Jobs
 from hooks.once import Made, once
@@ -113,7 +114,7 @@ class ApiKeys:
                 env_id=env_id,
                 ttl_ms=_ttl_ms(maker, body.ttl_s, changes.now),
                 cidrs=body.cidrs or [str(network) for network in maker.networks],
-                family=Family[body.family.upper().replace("-", "_")],
+                family=Family.of(body.family),
                 now=changes.now,
             )
             maker.require_end(key.expires_at)

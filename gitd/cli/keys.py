@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
 from gitd.cli.answers import Fields, as_fields, text_at
@@ -13,6 +11,8 @@ from gitd.cli.exits import CliError
 from gitd.cli.options import ListGroup, idempotency_option, json_option, list_options
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
+from gitd.durations import seconds_of
+from gitd.families import FAMILIES
 from gitd.words import printable
 
 COLUMNS = (
@@ -23,18 +23,15 @@ COLUMNS = (
     Column("UNTIL", "expires_at", Kind.TIME),
     Column("LAST USED", "last_used_at", Kind.TIME, rank=1),
 )
-FAMILIES = ("personal", "personal-test", "service")
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
-_DURATION = re.compile(r"(\d{1,9})([smhdw])")
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    found = _DURATION.fullmatch(value)
-    if found is None:
-        raise click.BadParameter(f"{value!r} is no duration such as 12h, 90d or 4w.")
-    return int(found[1]) * SECONDS[found[2]]
+    try:
+        return seconds_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 expires_option = click.option(

@@ -7,13 +7,15 @@ import hashlib
 import sqlite3
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gitd import auth
-from gitd.auth import Authenticator, Family, expand_scopes, granted_by, is_well_formed, mint
+from gitd.api.api_keys import ApiKeyBody
+from gitd.auth import Authenticator, expand_scopes, granted_by, is_well_formed, mint
 from gitd.errors import (
     AddressRefusedError,
     AuthenticationError,
@@ -21,6 +23,7 @@ from gitd.errors import (
     KeyInvalidError,
     ScopeInsufficientError,
 )
+from gitd.families import FAMILIES, Family
 from storage.ids import is_id
 from storage.model import SYSTEM, ActorRef, Site
 from storage.records import api_keys, sites
@@ -59,6 +62,14 @@ def test_secret_has_its_family_30_random_characters_and_a_checksum() -> None:
         assert len(text) == len(family) + 1 + 36
         assert is_well_formed(text)
         assert is_id(key.id, "key")
+
+
+def test_families_are_called_alike_in_the_api_and_on_command_lines() -> None:
+    in_the_api = get_args(get_type_hints(ApiKeyBody)["family"])
+    assert in_the_api == FAMILIES
+    assert [Family.of(word) for word in in_the_api] == list(Family)
+    with pytest.raises(ValueError, match="no family"):
+        Family.of("PERSONAL")
 
 
 def test_only_the_sha256_of_a_secret_is_kept() -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ KEY_OF = ("key", "create", "--label", "me")
         ((*KEY_OF, "--preset", "deploybot"), "did you mean deploy-bot"),
         ((*KEY_OF, "--scope", "jobs:raed"), "did you mean jobs:read"),
         ((*KEY_OF, "--scope", "*", "--expires-in", "90"), "is no duration such as"),
+        ((*KEY_OF, "--scope", "*", "--expires-in", "0m"), "lives at least a moment"),
         ((*KEY_OF, "--scope", "*", "--env", "production"), "give --site too"),
         (("signing-key", "resign", "ed25519:00"), "--before SEQUENCE or --artifact ID"),
     ],
@@ -178,6 +180,13 @@ def test_wrong_usage_is_exit_2(data: Path, words: tuple[str, ...], said: str) ->
     done = gitd(data, *words)
     assert done.exit_code == 2
     assert said in done.stderr
+
+
+def test_key_may_live_for_minutes(data: Path) -> None:
+    words = (*KEY_OF, "--scope", "jobs:read", "--expires-in", "30m", "--json")
+    made: Any = json.loads(gitd(data, *words).stdout)
+    begins, ends = (datetime.fromisoformat(made[name]) for name in ("created_at", "expires_at"))
+    assert ends - begins == timedelta(minutes=30)
 
 
 def test_hints_can_be_typed_as_they_are(data: Path) -> None:
