@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from hooks.deploys.router import host_name
+
 HOP_BY_HOP: Final = frozenset(
     {
         "connection",
@@ -78,14 +80,14 @@ def own_cookies(headers: CIMultiDict[str], host: str) -> None:
     Source: RFC 6265, 5.2 and 5.3.
     """
     cookies = headers.popall("Set-Cookie", ())
-    own = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    own = host_name(host)
     for cookie in cookies:
         first, *attributes = cookie.split(";")
-        kept = [each for each in attributes if not _names_other(each, own.lower())]
+        kept = [each for each in attributes if not _names_other(each, own)]
         headers.add("Set-Cookie", ";".join([first, *kept]))
 
 
-def _names_other(attribute: str, host: str) -> bool:
+def _names_other(attribute: str, host: str | None) -> bool:
     name, _, value = attribute.partition("=")
     domain = value.strip().removeprefix(".").lower()
     return name.strip().lower() == "domain" and domain != host

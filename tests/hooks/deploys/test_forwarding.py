@@ -108,3 +108,21 @@ def test_cookies_are_for_no_other_site(set_by_it, passed_on):
     headers = CIMultiDict([("Set-Cookie", "b=2"), ("X", "y"), ("Set-Cookie", set_by_it)])
     own_cookies(headers, "acme.sites.example:8081")
     assert headers.getall("Set-Cookie") == ["b=2", passed_on]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "acme.sites.example",
+        "Acme.Sites.Example:8081",
+        "acme.sites.example.",
+        "acme.sites.example.:8081",
+        "acme.sites.example:",
+    ],
+)
+def test_cookies_of_a_host_are_its_own_however_it_is_spelled(host):
+    headers = CIMultiDict(
+        [("Set-Cookie", f"{name}=1; Domain={name}.sites.example") for name in ("acme", "other")]
+    )
+    own_cookies(headers, host)
+    assert headers.getall("Set-Cookie") == ["acme=1; Domain=acme.sites.example", "other=1"]
