@@ -150,9 +150,11 @@ def gone(db: sqlite3.Connection, env_ids: Iterable[str]) -> list[str]:
 
 def set_status(db: sqlite3.Connection, env_id: str, status: EnvironmentStatus) -> None:
     """What becomes active is given what is set then, by who makes it so: nothing is due after."""
-    db.execute("UPDATE environment SET status = ? WHERE id = ?", (status.value, env_id))
-    if status is EnvironmentStatus.ACTIVE:
-        db.execute("UPDATE environment SET config_is_due = 0 WHERE id = ?", (env_id,))
+    db.execute(
+        "UPDATE environment SET status = ?,"
+        " config_is_due = CASE WHEN ? THEN 0 ELSE config_is_due END WHERE id = ?",
+        (status.value, status is EnvironmentStatus.ACTIVE, env_id),
+    )
 
 
 def set_config_due(db: sqlite3.Connection, env_id: str, at: int) -> None:
