@@ -145,13 +145,7 @@ async def test_what_was_changed_while_suspended_is_given_when_it_is_resumed(
     service, acme, is_changed
 ) -> None:
     """A secret was rotated because it had leaked: what comes back has the new one."""
-    service.commit(acme.id, {"server.js": b"", "managed.toml": b'[run]\nweb = "node server.js"'})
-    body = {"ref": "main", "deploy": True}
-    await service.post(f"{acme.production}/builds", body)
-    lease = await service.builds.lease("slot-0", 5)
-    ended = Finish("slot-0", "succeeded", profile="node", output="source", folder=".")
-    await service.builds.finish(lease.job_id, ended)
-    await service.serve(await acme.env_id("production"))
+    await _web_release(service, acme)
     await service.post(f"{acme.production}/suspend")
     may = service.key("credentials:write")
     if is_changed:
