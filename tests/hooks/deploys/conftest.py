@@ -465,6 +465,13 @@ class HostProcess:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    async def recorded_withdrawal(self, env_id: str = "env_1") -> None:
+        """Wait until its state says that nothing is served: visitors see that before."""
+        state = self.directory / "environments" / env_id / "state.json"
+        async with asyncio.timeout(10):
+            while json.loads(state.read_text())["served"] is not None:
+                await asyncio.sleep(0.02)
+
     async def stop(self) -> int:
         """Ask it to end, and return its status."""
         assert self.process is not None

@@ -533,6 +533,7 @@ async def test_a_withdrawn_release_is_not_served_any_more(shelf, control, host, 
     await control.roll(wanted(pin=shelf.put(page("x"))))
     control.want(wanted())
     await visitor.until(404)
+    await host.recorded_withdrawal()
     host.kill()
     await control.stop()
     host.start()
@@ -547,6 +548,7 @@ async def test_what_is_suspended_is_served_again_from_the_folder_that_it_had(
     control.want(wanted(is_suspended=True))
     await visitor.until(503)
     assert b"suspended" in (await visitor.ask()).body
+    await host.recorded_withdrawal()
     host.kill()
     await control.stop()
     host.start()
