@@ -88,6 +88,7 @@ class Control:
         self._background = Background()
         self.config = config
         self.uids = Uids.choose(config)
+        self.rate_limits = limits_of(config.rate_limits)
         room = room_of(folder, config)
         room.relieve_if_full()
         self.records = Records.open(folder.database, relieve=room.relieve)
@@ -285,7 +286,7 @@ class Control:
                 proxies=self.proxies,
                 running=self.rolls.running,
                 program_logs=self.program_logs,
-                rate_limits=limits_of(self.config.rate_limits),
+                rate_limits=self.rate_limits,
                 has_build_cache=bool(kept.cache_bytes_max and kept.cache_site_bytes_max),
             )
         )
@@ -316,6 +317,7 @@ class Control:
                 self.authenticator,
                 self.proxies,
                 housekeeping=self.housekeeping,
+                rate_limits=self.rate_limits,
             ),
             SiteReceiver(self.records, self.push_hooks, self.narrator),
             GitLimits(**asdict(self.config.git)),

@@ -18,8 +18,9 @@ import structlog
 from aiohttp import web
 
 from gitd.addresses import TrustedProxies
-from gitd.auth import Actor, Authenticator
-from gitd.errors import AddressRefusedError, AuthenticationError
+from gitd.api.rate_limits import RATE_HEADERS, Kind, RateLimits
+from gitd.auth import Actor, Authenticator, Grant
+from gitd.errors import AddressRefusedError, AuthenticationError, RateLimitedError
 from gitd.git.access import Opened, Service
 from gitd.git.errors import (
     NoRoomError,
@@ -27,6 +28,7 @@ from gitd.git.errors import (
     NotAuthenticatedError,
     NotFoundError,
     PushRefusedError,
+    TooManyRequestsError,
 )
 from gitd.git.push import SHALLOW_REFUSED, Push, RefOutcome, Remote
 from gitd.log import ACTOR, REQUEST_ID
@@ -60,16 +62,26 @@ _SCOPES = {
 
 @dataclass(frozen=True, slots=True)
 class SiteActor:
-    """Who pushes, to which site, from where. `is_good`: whether the key is, at this moment."""
+    """Who pushes, to which site, from where.
+
+    Attributes:
+        is_good: whether the key is, at this moment.
+        count_push: counts a push of the key; raises PushRefusedError for one too many.
+    """
 
     actor: Actor
     site: Site
     asker: Asker
     is_good: Callable[[], bool]
+    count_push: Callable[[], None]
 
 
 class SiteAccess:
-    """Finds the repository of a site for those who hold a key to it."""
+    """Finds the repository of a site for those who hold a key to it.
+
+    With `rate_limits` each request of a key counts as one that reads, and each push as one that
+    writes: it is counted once it is here, and refused before where it would be one too many.
+    """
 
     def __init__(
         self,
@@ -79,17 +91,20 @@ class SiteAccess:
         proxies: TrustedProxies,
         *,
         housekeeping: Housekeeping,
+        rate_limits: RateLimits | None = None,
     ) -> None:
         self._records = records
         self._repositories = repositories
         self._authenticator = authenticator
         self._proxies = proxies
         self._housekeeping = housekeeping
+        self._rate_limits = rate_limits
 
     async def open(self, request: web.Request, path: str, service: Service) -> Opened:
         """See `gitd.git.access.GitAccess`."""
-        actor = self._authenticate(request)
+        grant, actor = self._authenticate(request)
         request[ACTOR] = actor.ref.id
+        self._count(request, grant, service)
         name = path.removesuffix(".git")
         site = sites.find(self._records.reader(), name)
         if site is None or not actor.sees_site(site.id):
@@ -105,7 +120,13 @@ class SiteAccess:
             await self._expect_room()
         return Opened(
             self._repositories.path(site.id),
-            SiteActor(actor, site, self._asker(request, actor), partial(self._is_good, request)),
+            SiteActor(
+                actor,
+                site,
+                self._asker(request, actor),
+                is_good=partial(self._is_good, request),
+                count_push=partial(self._count_push, grant.counted_as),
+            ),
             remote_user=actor.ref.label,
             path=f"{site.name}.git",
             is_ours=True,
@@ -124,6 +145,27 @@ class SiteAccess:
                 "What is live goes on, and can be promoted and rolled back.\n"
             )
 
+    def _count(self, request: web.Request, grant: Grant, service: Service) -> None:
+        """A push that is too many is refused before it sends anything."""
+        limits = self._rate_limits
+        if limits is None:
+            return
+        try:
+            if service is Service.RECEIVE_PACK:
+                limits.expect(grant.counted_as, Kind.WRITE)
+            request[RATE_HEADERS] = limits.take(grant.counted_as, Kind.READ).headers()
+        except RateLimitedError as error:
+            raise TooManyRequestsError(f"{error}\n", error.headers) from error
+
+    def _count_push(self, key_id: str) -> None:
+        if self._rate_limits is None:
+            return
+        try:
+            self._rate_limits.take(key_id, Kind.WRITE)
+        except RateLimitedError as error:
+            again = f"try again in {error.retry_after_s} s"
+            raise PushRefusedError(f"too many pushes by this key: {again}") from error
+
     def _is_good(self, request: web.Request) -> bool:
         try:
             self._authenticate(request)
@@ -131,7 +173,7 @@ class SiteAccess:
             return False
         return True
 
-    def _authenticate(self, request: web.Request) -> Actor:
+    def _authenticate(self, request: web.Request) -> tuple[Grant, Actor]:
         secret = _presented_secret(request.headers.get("Authorization", ""))
         if secret is None:
             raise NotAuthenticatedError(
@@ -139,7 +181,8 @@ class SiteAccess:
                 challenges=(CHALLENGE,),
             )
         try:
-            return self._authenticator.authenticate(secret, self._proxies.client_of(request))
+            grant = self._authenticator.grant(secret)
+            return grant, self._authenticator.confirm(grant, self._proxies.client_of(request))
         except AuthenticationError as error:
             raise NotAuthenticatedError(f"{error}\n", challenges=(CHALLENGE,)) from error
         except AddressRefusedError as error:
@@ -162,6 +205,7 @@ class SiteReceiver:
         who = _who(push)
         if not who.is_good():  # the client sends a push for as long as it likes
             raise PushRefusedError("this key is not good any more")
+        who.count_push()
         refused = {**_not_in_text(push), **self._beyond_its_environment(who, push)}
         moves = [
             RefMove(update.name, update.old, update.new)

@@ -17,7 +17,7 @@ from gitd.api.audit_log import AuditLog
 from gitd.api.builds import Builds
 from gitd.api.capabilities import Capabilities
 from gitd.api.deployments import Deployments
-from gitd.api.dispatch import Dispatch, Gate, add_rate_headers
+from gitd.api.dispatch import Dispatch, Gate
 from gitd.api.endpoint import Call, Endpoint, Form
 from gitd.api.endpoints import (
     api_keys_table,
@@ -38,7 +38,7 @@ from gitd.api.environments import Environments
 from gitd.api.exports import Exports, OpenExport
 from gitd.api.jobs import PAGES_COUNT_MAX, Jobs
 from gitd.api.program_logs import ProgramLogs
-from gitd.api.rate_limits import RateLimits
+from gitd.api.rate_limits import RateLimits, add_rate_headers
 from gitd.api.reading import BODY_TIMEOUT_S, NoBody, NoQuery
 from gitd.api.sites import Sites
 from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds

@@ -31,7 +31,7 @@ from gitd.api.envelope import (
 )
 from gitd.api.errors import CODES, Refusal, refusal_of
 from gitd.api.idempotency import claim_of
-from gitd.api.rate_limits import Kind, RateLimits
+from gitd.api.rate_limits import RATE_HEADERS, Kind, RateLimits
 from gitd.api.reading import BODY_TIMEOUT_S, Reader, version_of
 from gitd.auth import Actor, Authenticator, Grant
 from gitd.errors import AuthenticationError, RateLimitedError, RequestError
@@ -48,7 +48,6 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEPT_BYTES_MAX = 64 * 1024  # of one answer
 KEPT_COUNT_MAX = 1000
-RATE_HEADERS = web.RequestKey("rate_headers", dict[str, str])  # of a key that is counted
 NOBODY = Actor(SYSTEM, frozenset())
 
 
@@ -299,11 +298,6 @@ def _in_envelope(answered: object, request_id: str, version: str) -> web.StreamR
         return json_answer(Many(answered.items, pagination, request_id), version=version)
     assert isinstance(answered, web.StreamResponse), "there is no other kind of answer"
     return answered
-
-
-async def add_rate_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Say in an answer how the key's bucket stands: for `Application.on_response_prepare`."""
-    response.headers.update(request.get(RATE_HEADERS, {}))
 
 
 def _kind_of(endpoint: Endpoint) -> Kind:

@@ -1,4 +1,4 @@
-"""Rate limits: a bucket of tokens for each key and class of requests.
+"""Rate limits: a bucket of tokens for each key and class of requests, to the API and by git.
 
 A bucket holds as many tokens as its burst and fills at its rate; a request takes one. The buckets
 are this process's own: a restart fills them. Source: contract §2 "Rate limits".
@@ -12,11 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from aiohttp import web
+
 from gitd.config import RateLimitsConfig
 from gitd.errors import RateLimitedError
 
 MINUTE_S = 60.0
 BUCKETS_COUNT_MAX = 10_000  # beyond it the full ones go: they are as good as new ones
+RATE_HEADERS = web.RequestKey("rate_headers", dict[str, str])  # of a key that is counted
 
 
 class Kind(StrEnum):
@@ -85,27 +88,35 @@ class RateLimits:
         Raises:
             RateLimitedError: There is no token for it. It says how the bucket stands.
         """
-        rate, now_s = self._rates[kind], self._monotonic()
-        bucket = self._bucket(key_id, kind, rate, now_s)
-        bucket.fill(rate, now_s)
-        is_free = bucket.tokens >= 1
-        if is_free:
-            bucket.tokens -= 1
-        full_in_s = (rate.burst - bucket.tokens) / rate.per_s
-        full_at_s = math.ceil(self._clock() + full_in_s)
-        standing = Standing(rate.burst, int(bucket.tokens), full_at_s)
-        if is_free:
-            return standing
-        wait_s = max(1, math.ceil((1 - bucket.tokens) / rate.per_s))
-        raise RateLimitedError(kind.value, wait_s, standing.headers())
+        bucket = self._bucket_with_one(key_id, kind)
+        bucket.tokens -= 1
+        return self._standing(bucket, self._rates[kind])
 
-    def _bucket(self, key_id: str, kind: Kind, rate: Rate, now_s: float) -> _Bucket:
+    def expect(self, key_id: str, kind: Kind) -> None:
+        """Look whether `take` would count a request now, and count none.
+
+        Raises:
+            RateLimitedError: As `take`.
+        """
+        self._bucket_with_one(key_id, kind)
+
+    def _bucket_with_one(self, key_id: str, kind: Kind) -> _Bucket:
+        rate, now_s = self._rates[kind], self._monotonic()
         bucket = self._buckets.get((key_id, kind))
         if bucket is None:
             if len(self._buckets) >= BUCKETS_COUNT_MAX:
                 self._forget_full(now_s)
             bucket = self._buckets[key_id, kind] = _Bucket(rate.burst, now_s)
+        bucket.fill(rate, now_s)
+        if bucket.tokens < 1:
+            wait_s = max(1, math.ceil((1 - bucket.tokens) / rate.per_s))
+            raise RateLimitedError(kind.value, wait_s, self._standing(bucket, rate).headers())
         return bucket
+
+    def _standing(self, bucket: _Bucket, rate: Rate) -> Standing:
+        full_in_s = (rate.burst - bucket.tokens) / rate.per_s
+        full_at_s = math.ceil(self._clock() + full_in_s)
+        return Standing(rate.burst, int(bucket.tokens), full_at_s)
 
     def _forget_full(self, now_s: float) -> None:
         for (key_id, kind), bucket in list(self._buckets.items()):
@@ -126,3 +137,8 @@ def limits_of(config: RateLimitsConfig) -> RateLimits | None:
             Kind.JOB: Rate(config.job_per_minute, config.job_burst),
         }
     )
+
+
+async def add_rate_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Say in an answer how the key's bucket stands: for `Application.on_response_prepare`."""
+    response.headers.update(request.get(RATE_HEADERS, {}))

@@ -7,6 +7,7 @@ from gitd.git.errors import (
     NotAuthenticatedError,
     NotFoundError,
     PushRefusedError,
+    TooManyRequestsError,
 )
 from gitd.git.limits import GitLimits
 from gitd.git.push import Push, PushReceiver, RefOutcome, RefUpdate, Remote
@@ -28,4 +29,5 @@ __all__ = [
     "RefUpdate",
     "Remote",
     "Service",
+    "TooManyRequestsError",
 ]

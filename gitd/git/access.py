@@ -47,5 +47,6 @@ class GitAccess(Protocol):
             NotAuthenticatedError: somebody must log in first, whether it exists or not.
             NotAllowedError: the asker may know of it, and not do this.
             NotFoundError: it is not there, or the asker may not know of it.
+            TooManyRequestsError: the asker has to wait.
             NoRoomError: there is no room for a push.
         """

@@ -5,6 +5,7 @@ GitdError
 │   ├── NotAuthenticatedError       401 and a challenge
 │   ├── NotAllowedError             403, its message shown
 │   ├── NotFoundError               404
+│   ├── TooManyRequestsError        429, its message shown
 │   ├── NoRoomError                 507, its message shown
 │   ├── UnsupportedBodyError        415: type or encoding
 │   ├── BodyTooLargeError           413
@@ -14,6 +15,8 @@ GitdError
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from gitd.errors import GitdError
 
@@ -40,6 +43,14 @@ class NotAllowedError(GitRequestError):
 
 class NotFoundError(GitRequestError):
     """No such repository, or none that this actor may know of: 404."""
+
+
+class TooManyRequestsError(GitRequestError):
+    """The actor asks too often: 429, with the message as text. `headers` say when to come again."""
+
+    def __init__(self, message: str, headers: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.headers = headers
 
 
 class NoRoomError(GitRequestError):

@@ -34,6 +34,7 @@ from gitd.git.errors import (
     NotAllowedError,
     NotAuthenticatedError,
     NotFoundError,
+    TooManyRequestsError,
     UnsupportedBodyError,
 )
 from gitd.git.fetch import FetchRefusedError, error_packet
@@ -340,6 +341,8 @@ def _refusal(error: GitRequestError) -> web.Response:
         for challenge in error.challenges:
             response.headers.add(hdrs.WWW_AUTHENTICATE, challenge)
         return response
+    if isinstance(error, TooManyRequestsError):
+        return _text(429, error.message, error.headers)
     if isinstance(error, _WrongMethodError):
         return _text(405, headers={hdrs.ALLOW: ", ".join(error.allowed)})
     statuses: dict[type[GitRequestError], int] = {

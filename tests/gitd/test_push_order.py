@@ -17,6 +17,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from gitd.addresses import TrustedProxies
+from gitd.api.rate_limits import Kind, Rate, RateLimits
 from gitd.auth import Authenticator, expand_scopes, mint
 from gitd.git.service import GitService
 from gitd.site_git import SiteAccess, SiteReceiver
@@ -29,7 +30,7 @@ from storage.artifacts import ArtifactStore
 from storage.collect import Collector
 from storage.joblog import JobLogs
 from storage.layout import Layout
-from storage.model import Action, Build, JobStatus, Site
+from storage.model import Action, ApiKey, Build, JobStatus, Site
 from storage.records import api_keys, audit_log, builds, environments, pushes
 from storage.records.db import Records
 from storage.repos import Repositories
@@ -37,6 +38,7 @@ from storage.retention import Retention
 from storage.room import Room, RoomLimits
 
 ZERO = "0" * 40
+PUSHES_AT_ONCE = 3  # by one key
 REFUSED_COUNT = 2000  # refs: the report says why of each, and is larger than all buffers
 POST = "application/x-git-receive-pack-request"
 
@@ -51,6 +53,7 @@ class Receiving:
     records: Records
     receiver: SiteReceiver
     secret: str
+    key_id: str
 
     def head(self) -> dict[str, str]:
         password = base64.b64encode(f"x:{self.secret}".encode()).decode()
@@ -89,12 +92,14 @@ async def receiving(tmp_path: Path) -> AsyncIterator[Receiving]:
     store = ArtifactStore.open(tmp_path / "store", records, group=None)
     room = Room(Layout(tmp_path / "store"), RoomLimits())
     collector = Collector(store, records, Retention())
+    limits = RateLimits({Kind.READ: Rate(100, 100), Kind.WRITE: Rate(1, PUSHES_AT_ONCE)})
     access = SiteAccess(
         records,
         repositories,
         Authenticator(records),
         TrustedProxies(),
         housekeeping=Housekeeping(collector, room, records, limits=HousekeepingLimits()),
+        rate_limits=limits,
     )
     addresses = Addresses(of_environment=lambda env: f"http://{env.hostname}", server="http://x")
     receiver = SiteReceiver(records, PushHooks(jobs, repositories), PushNarrator(jobs, addresses))
@@ -111,7 +116,7 @@ async def receiving(tmp_path: Path) -> AsyncIterator[Receiving]:
     await web.SockSite(runner, listener).start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     bare = repositories.path(site.id)
-    yield Receiving(url, site, bare, records, receiver, secret.reveal())
+    yield Receiving(url, site, bare, records, receiver, secret.reveal(), key.id)
     await runner.cleanup()
     await service.close()
     records.close()
@@ -255,7 +260,6 @@ async def test_push_whose_key_is_revoked_before_its_last_byte_moves_nothing(
     work = tmp_path / "work.git"
     first, _ = await asyncio.to_thread(commits, work)
     body = push((ZERO, first, "refs/heads/main"), objects=pack(work, first))
-    (key_id,) = receiving.records.reader().execute("SELECT id FROM api_key").fetchone()
     held_back = asyncio.Event()
 
     async def slowly() -> AsyncIterator[bytes]:
@@ -264,9 +268,9 @@ async def test_push_whose_key_is_revoked_before_its_last_byte_moves_nothing(
         yield body[-1:]
 
     async def revoke() -> None:
-        while api_keys.get(receiving.records.reader(), key_id).last_used_at is None:
+        while _key(receiving).last_used_at is None:
             await asyncio.sleep(0.01)  # until it was let in
-        receiving.records.write(lambda db: api_keys.revoke(db, key_id, 1))
+        receiving.records.write(lambda db: api_keys.revoke(db, receiving.key_id, 1))
         held_back.set()
 
     async with asyncio.timeout(60), ClientSession(receiving.url) as client:
@@ -277,6 +281,39 @@ async def test_push_whose_key_is_revoked_before_its_last_byte_moves_nothing(
     assert b"ng refs/heads/main this key is not good any more" in said
     assert not (receiving.bare / "refs/heads/main").exists()
     assert receiving.builds() == []
+
+
+async def test_push_that_others_of_its_key_overtook_is_refused_when_they_were_too_many(
+    receiving: Receiving, tmp_path: Path
+) -> None:
+    """It was let in when there was a token for it. One more is not let in, whatever it sends."""
+    work = tmp_path / "work.git"
+    first, _ = await asyncio.to_thread(commits, work)
+    objects = await asyncio.to_thread(pack, work, first)
+    body = push((ZERO, first, "refs/heads/late"), objects=objects)
+    held_back = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield body[:-1]
+        await held_back.wait()
+        yield body[-1:]
+
+    async with asyncio.timeout(60), ClientSession(receiving.url) as client:
+        late = asyncio.create_task(
+            client.post(receiving.path, data=slowly(), headers=receiving.head())
+        )
+        while _key(receiving).last_used_at is None:
+            await asyncio.sleep(0.01)  # until it was let in
+        for number in range(PUSHES_AT_ONCE):
+            said = await pushed(receiving, (ZERO, first, f"refs/heads/n{number}"), objects=objects)
+            assert f"ok refs/heads/n{number}".encode() in said
+        held_back.set()
+        said = await (await late).read()
+        assert b"ng refs/heads/late too many pushes by this key: try again in 60 s" in said
+        refused = await client.post(receiving.path, data=body, headers=receiving.head())
+        assert (refused.status, refused.headers["Retry-After"]) == (429, "60")
+    assert not (receiving.bare / "refs/heads/late").exists()
+    assert not pushes.open_ones(receiving.records.reader())
 
 
 async def test_push_beside_a_ref_that_cannot_be_read_is_refused_and_leaves_nothing_open(
@@ -320,3 +357,9 @@ async def pushed(receiving: Receiving, *commands: tuple[str, str, str], objects:
         client.post(receiving.path, data=body, headers=receiving.head()) as answer,
     ):
         return await answer.read()
+
+
+def _key(receiving: Receiving) -> ApiKey:
+    key = api_keys.get(receiving.records.reader(), receiving.key_id)
+    assert key is not None
+    return key

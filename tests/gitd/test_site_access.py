@@ -12,6 +12,7 @@ from aiohttp import ClientResponse, ClientSession, web
 from multidict import CIMultiDict
 
 from gitd.addresses import TrustedProxies
+from gitd.api.rate_limits import Kind, Rate, RateLimits, add_rate_headers
 from gitd.auth import Authenticator, expand_scopes, may_fetch, mint
 from gitd.git.push import SilentReceiver
 from gitd.git.service import GitService
@@ -30,6 +31,7 @@ from storage.retention import Retention
 from storage.room import Room, RoomLimits
 
 NOW = 1_780_000_000_000
+READS, WRITES = 12, 2  # of a key, at once
 FETCH, PUSH = "git-upload-pack", "git-receive-pack"
 
 
@@ -40,6 +42,7 @@ class Door:
     records: Records
     client: ClientSession
     actors: list[str | None]
+    limits: RateLimits
 
     def key(
         self,
@@ -88,12 +91,14 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
     room = Room(Layout(tmp_path / "store"), RoomLimits())
     collector = Collector(store, records, Retention())
     housekeeping = Housekeeping(collector, room, records, limits=HousekeepingLimits())
+    limits = RateLimits({Kind.READ: Rate(60, READS), Kind.WRITE: Rate(60, WRITES)})
     access = SiteAccess(
         records,
         repositories,
         Authenticator(records, lambda: NOW),
         TrustedProxies(("127.0.0.0/8",)),
         housekeeping=housekeeping,
+        rate_limits=limits,
     )
     service = GitService(access, SilentReceiver())
     actors: list[str | None] = []
@@ -106,12 +111,13 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
 
     app = web.Application(client_max_size=0)
     app.router.add_route("*", "/{path:.+}", noted)
+    app.on_response_prepare.append(add_rate_headers)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0]
     async with ClientSession(f"http://{host}:{port}") as client:
-        yield Door(records, client, actors)
+        yield Door(records, client, actors, limits)
     await runner.cleanup()
     await service.close()
     records.close()
@@ -250,6 +256,31 @@ async def test_9_the_log_of_requests_names_the_key(door: Door) -> None:
     assert (await door.refs(FETCH, basic(secret))).status == 403
     assert (await door.refs(FETCH)).status == 401
     assert door.actors == [key.id, None]
+
+
+async def test_9_requests_of_a_key_are_counted_and_one_too_many_is_told_when_to_come_again(
+    door: Door,
+) -> None:
+    """Probes and lists of refs read; what a push takes stands to the key once it is here."""
+    pusher, other = (basic(door.key("deployments:read", "deployments:write")) for _ in "ab")
+    for left in reversed(range(READS)):
+        answer = await door.refs(PUSH, pusher)
+        assert (answer.status, answer.headers["X-RateLimit-Remaining"]) == (200, str(left))
+    (key_id,) = {*door.actors}
+    assert key_id is not None
+    assert "requests (read)" in await (await door.refs(FETCH, pusher)).text()
+    for _ in range(WRITES):
+        door.limits.take(key_id, Kind.WRITE)
+    refused = await door.refs(PUSH, pusher)
+    assert (refused.status, refused.content_type) == (429, "text/plain")
+    assert await refused.text() == (
+        "This API key has made too many requests (write): try again in 1 s.\n"
+    )
+    assert refused.headers["Retry-After"] == "1"
+    assert refused.headers["X-RateLimit-Limit"] == str(WRITES)
+    assert (await door.post(PUSH, {"Authorization": pusher})).status == 429
+    assert (await door.refs(FETCH, pusher, "absent")).status == 429, "what it may know or not"
+    assert (await door.refs(PUSH, other)).status == 200
 
 
 async def test_9_a_key_of_one_environment_fetches_no_repository(door: Door) -> None:

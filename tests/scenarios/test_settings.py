@@ -20,19 +20,44 @@ cache_bytes_max = 0
 """
 
 
+PUSHES_LIMITED = """
+[rate_limits]
+enabled = true
+write_per_minute = 1
+write_burst = 2
+"""
+
+
 def test_build_beyond_the_rate_that_is_set_is_refused(stopped) -> None:
     stopped.config = LIMITED
     stopped.start()
     stopped.new_site()
     work = stopped.work()
     work.commit({"index.html": "<p>one</p>"})
-    work.push()  # which is not counted
+    work.push()  # which counts as a request that changes something
     assert stopped.api("POST", BUILDS, {}).status == 202
     refused = stopped.api("POST", BUILDS, {})
     assert (refused.status, refused.json["error"]["code"]) == (429, "rate_limit.exceeded")
     assert 0 < int(refused.headers["Retry-After"]) <= 60
     features = stopped.api("GET", CAPABILITIES).json["data"]["features"]
     assert (features["rate_limits"], features["build_cache"]) == (True, False)
+
+
+def test_push_beyond_the_rate_that_is_set_is_refused_in_words(stopped) -> None:
+    stopped.config = PUSHES_LIMITED
+    stopped.start()
+    stopped.new_site()  # the first of two
+    work = stopped.work()
+    work.commit({"index.html": "<p>one</p>"})
+    work.push()
+    work.commit({"index.html": "<p>two</p>"})
+    refused = work.git("push", "managed", "main", check=False)
+    assert refused.returncode != 0
+    assert "remote: This API key has made too many requests (write): try again in" in refused.stderr
+    assert "error: 429" in refused.stderr
+    assert work.git("ls-remote", "managed").returncode == 0
+    assert stopped.serves("one")
+    assert len([job for job in stopped.jobs() if job["type"] == "build.run"]) == 1
 
 
 def test_without_settings_builds_have_a_cache_and_requests_no_limit(server) -> None:
