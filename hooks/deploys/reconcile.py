@@ -66,6 +66,9 @@ class EnvironmentKeeper:
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
     def want(self, desired: Desired) -> None:
+        """Take over what control wants, even where the next word comes before that is reached."""
+        if desired.artifact is None:
+            self._failed = self._failed_release = None  # what is wanted again is tried again
         self._desired = desired
         self._router.put(self._env_id, desired.hostnames, self._rollout.serving)
         self._is_new.set()
@@ -163,7 +166,6 @@ class EnvironmentKeeper:
             if desired.artifact is None or desired.deployment_id is None:
                 is_suspended = desired.is_suspended
                 absence = Absence.SUSPENDED if is_suspended else Absence.NOTHING_RELEASED
-                self._failed = self._failed_release = None  # what is wanted again is tried again
                 await self._rollout.withdraw(absence)
                 return
             current = self._rollout.serving.current
