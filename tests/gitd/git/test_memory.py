@@ -144,7 +144,8 @@ def test_a_long_list_of_refs_waits_for_a_slow_reader_without_copies(
     ):
         for client in [slow_reader(request) for _ in range(SLOW_COUNT)]:
             assert client.recv(1, socket.MSG_PEEK) == b"H"
-    assert memory_kib(own, "VmHWM") - before < (16 << 10) + 2 * SLOW_COUNT * 512
+    # A copy for each would be 100 MiB and more. Rendering the list takes some 20, whoever asks.
+    assert memory_kib(own, "VmHWM") - before < (36 << 10) + 2 * SLOW_COUNT * 512
 
 
 def test_a_small_pack_that_inflates_to_much_is_read_elsewhere(
