@@ -59,9 +59,12 @@ async def serve_api(root: Path) -> None:
     """The API as `gitd serve` mounts it, logging to a file, over a site with some jobs."""
     from gitd import log
     from gitd.api.app import ApiDeps, build_api
+    from gitd.api.domains import DnsHelp
     from gitd.api.webhook_bodies import render
     from gitd.auth import Authenticator, mint
+    from hooks.domains import Domains
     from hooks.follow import Addresses
+    from hooks.hostnames import PlatformNames
     from hooks.jobs import Jobs
     from hooks.pipeline import Pipeline
     from hooks.queueing import BuildOrder, queue_build
@@ -96,6 +99,8 @@ async def serve_api(root: Path) -> None:
                 records=records,
                 jobs=jobs,
                 pipeline=pipeline,
+                domains=Domains(jobs, PlatformNames()),
+                dns=DnsHelp(PlatformNames()),
                 variables=Variables(jobs, vault),
                 messenger=Messenger(jobs, vault, render),
                 authenticator=Authenticator(records),

@@ -63,7 +63,7 @@ SCOPES: dict[str, str] = {
     "deployments:write": "build, deploy, promote, roll back, cancel; push by git",
     "deployments:admin": "all of deployments",
     "domains:read": "see custom domains",
-    "domains:write": "change custom domains",
+    "domains:write": "add and remove custom domains",
     "domains:admin": "all of domains",
     "jobs:read": "see and follow every job",
     "webhooks:read": "see webhook endpoints and their deliveries",

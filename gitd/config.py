@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -24,6 +25,7 @@ from gitd.errors import ConfigError
 from gitd.sizes import is_size, parse_size
 from gitd.wording import place_and_fault
 from hooks.builds import allowlist
+from hooks.hostnames import HostnameError, PlatformNames, normal
 from storage.model import PushPolicy
 
 ENVIRON_PREFIX = "GITD_"
@@ -63,13 +65,18 @@ class SitesConfig:
     domain: str = "localhost"
     public_scheme: str = "http"
     public_port: int = 0
+    public_addresses: tuple[str, ...] = ()
 
     def url_of(self, hostname: str) -> str:
         """The URL of the environment with that name below the domain."""
+        return self.url_at(f"{hostname}.{self.domain}")
+
+    def url_at(self, name: str) -> str:
+        """The URL of the environment with that whole name."""
         port = self.public_port or parse_address(self.listen, "sites.listen")[1]
         is_usual = port == {"http": 80, "https": 443}[self.public_scheme]
         suffix = "" if is_usual else f":{port}"
-        return f"{self.public_scheme}://{hostname}.{self.domain}{suffix}"
+        return f"{self.public_scheme}://{name}{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +222,15 @@ class Config:
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
+    @property
+    def platform_names(self) -> PlatformNames:
+        """The names of the server's own, which no site may have as a custom domain."""
+        server = urlsplit(self.server.url).hostname or ""
+        try:
+            return PlatformNames(self.sites.domain, normal(server))
+        except HostnameError:  # an address, or a name of one label, which nobody can ask for
+            return PlatformNames(self.sites.domain)
+
 
 SECTIONS: dict[str, type[Any]] = {f.name: f.default_factory for f in fields(Config)}  # type: ignore[misc]
 
@@ -352,6 +368,11 @@ def _check(config: Config) -> None:
             ipaddress.ip_network(proxy)
         except ValueError as error:
             raise ConfigError(f"server.trusted_proxies: {error}") from error
+    for address in config.sites.public_addresses:
+        try:
+            ipaddress.ip_address(address)
+        except ValueError as error:
+            raise ConfigError(f"sites.public_addresses: {error}") from error
     if not re.match(r"https?://.|$", config.server.public_url):
         raise ConfigError(
             f"server.public_url: {config.server.public_url!r} is no URL such as https://example.com"

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from gitd.addresses import TrustedProxies
 from gitd.api.app import ApiDeps, build_api
+from gitd.api.domains import DnsHelp
 from gitd.api.rate_limits import limits_of
 from gitd.api.webhook_bodies import render
 from gitd.auth import Authenticator, may_fetch
@@ -49,6 +50,7 @@ from hooks.configs import Configs, has_sealed
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.program_logs import ProgramLogs
 from hooks.deploys.runner import RollLimits, RollRunner
+from hooks.domains import Domains
 from hooks.follow import Addresses, PushNarrator
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from hooks.jobs import Jobs
@@ -173,7 +175,7 @@ class Control:
             ReleaseIssuer(self.jobs, self.custody, self.store.layout, configs),
             configs,
             limits=RollLimits(config.host.roll_timeout_s, config.host.missing_timeout_s),
-            domain=config.sites.domain,
+            names=config.platform_names,
             url_of=self.url_of,
             relieve=room.relieve_if_full,
             scrubbing=self.scrubbing,
@@ -201,7 +203,13 @@ class Control:
         self.messenger = Messenger(
             self.jobs, vault, render, may_be_private=may_lead_to_private_addresses(config)
         )
-        self.addresses = Addresses(of_environment=self.url_of, server=self.server_url)
+        self.domains = Domains(self.jobs, config.platform_names)
+        self.addresses = Addresses(
+            of_environment=self.url_of,
+            server=self.server_url,
+            of_domain=config.sites.url_at,
+            platform=config.platform_names,
+        )
         self.narrator = PushNarrator(self.jobs, self.addresses, self.rolls.running)
         self.authenticator = Authenticator(self.records)
         self.proxies = TrustedProxies(config.server.trusted_proxies)
@@ -274,6 +282,8 @@ class Control:
                 records=self.records,
                 jobs=self.jobs,
                 pipeline=self.pipeline,
+                domains=self.domains,
+                dns=DnsHelp(self.config.platform_names, self.config.sites.public_addresses),
                 authenticator=self.authenticator,
                 variables=self.variables,
                 messenger=self.messenger,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from hooks.advice import after_failure
 from hooks.deploys.wire import Running
+from hooks.hostnames import PlatformNames
 from hooks.jobs import Jobs, QueuePlace
 from hooks.push import Building, Deleted, Effect, Failed, NotDeployed, TornDown
 from storage.joblog import Entry, LogLine
@@ -42,10 +43,15 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where things answer: an environment's URL, and this server's own."""
+    """Where things answer: an environment's URL, this server's own, that of a custom domain.
+
+    `platform`: what cannot be a custom domain.
+    """
 
     of_environment: Callable[[Environment], str]
     server: str
+    of_domain: Callable[[str], str] = "http://{}".format
+    platform: PlatformNames = field(default_factory=PlatformNames)
 
 
 class PushNarrator:

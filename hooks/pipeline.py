@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from hooks import branches, named
 from hooks.configs import config_gone
+from hooks.domains import free_domains
 from hooks.environments import (
     add_preview,
     first_environments,
@@ -515,6 +516,7 @@ def _environment(db: sqlite3.Connection, env_id: str) -> Environment | None:
 
 
 def _delete_site(changes: JobChanges, site: Site) -> None:
+    free_domains(changes, site)
     for environment in environments.of_site(changes.db, site.id):
         remove_environment(changes, environment)
     sites.delete(changes.db, site.id)

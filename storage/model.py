@@ -128,6 +128,18 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True)
+class Domain:
+    """A custom domain: a whole host name, in its one spelling, that leads to an environment."""
+
+    id: str
+    site_id: str
+    env_id: str
+    hostname: str
+    actor: ActorRef
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     """`hint` is the secret's public head and tail; the secret itself is never kept.
 
@@ -166,6 +178,8 @@ class Action(StrEnum):
     ENVIRONMENT_SUSPENDED = "environment.suspended"
     ENVIRONMENT_RESUMED = "environment.resumed"
     ENVIRONMENT_DELETED = "environment.deleted"
+    DOMAIN_ADDED = "domain.added"
+    DOMAIN_REMOVED = "domain.removed"
     VARIABLE_SET = "variable.set"
     VARIABLE_DELETED = "variable.deleted"
     SECRET_SET = "secret.set"  # noqa: S105 - no secret
@@ -190,7 +204,8 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """A line of the audit log. `target`: the id of what was changed, or a variable's name.
+    """A line of the audit log. `target`: the id of what was changed, or a variable's or domain's
+    name.
 
     `address` and `request_id`: None when no request asked for it at that moment.
     """

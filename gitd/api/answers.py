@@ -240,10 +240,13 @@ class Site(msgspec.Struct, frozen=True):
 
 
 class CapabilityLimits(msgspec.Struct, frozen=True):
-    """`previews` and `preview_idle_s`: null is without bound. `wait_s`: of `?wait=`."""
+    """`previews` and `preview_idle_s`: null is without bound. `domains`: of one environment.
+    `wait_s`: of `?wait=`.
+    """
 
     previews: int | None
     preview_idle_s: int | None
+    domains: int
     page_items: int
     body_bytes: int
     wait_s: int
@@ -264,6 +267,7 @@ class Capabilities(msgspec.Struct, frozen=True):
 class Environment(msgspec.Struct, frozen=True):
     """`when_pushed_again`: null means the site's. `expires_at`: when it is removed at the
     earliest, unless it is pushed to, built or rolled until then; null for those that stay.
+    `domains`: the custom domains that lead to it besides, the oldest first.
     `running`: how its program stands; null where none runs, or the site host is away.
     """
 
@@ -276,9 +280,38 @@ class Environment(msgspec.Struct, frozen=True):
     status: EnvironmentStatus
     when_pushed_again: PushPolicy | None
     preview_url: str
+    domains: list[str]
     created_at: str
     expires_at: str | None
     running: Running | None
+
+
+class DomainDns(msgspec.Struct, frozen=True):
+    """What makes the name lead here: a CNAME record to `cname`, or, where a name can have none
+    (as example.com itself), A and AAAA records with `addresses`. Null and empty where the server's
+    settings do not say.
+    """
+
+    cname: str | None
+    addresses: list[str]
+
+
+class Domain(msgspec.Struct, frozen=True):
+    """A custom domain of an environment. `hostname`: in lower case, other scripts as `xn--`.
+
+    `status` is `active`; or `reserved`, while the settings have it among the server's own names, so
+    that it leads nowhere. `dns`: whether it was set is not looked at.
+    """
+
+    id: str
+    site_id: str
+    env_id: str
+    hostname: str
+    url: str
+    status: Literal["active", "reserved"]
+    dns: DomainDns
+    actor: Actor
+    created_at: str
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -323,7 +356,8 @@ class NewApiKey(ApiKey, frozen=True):
 
 
 class AuditEntry(msgspec.Struct, frozen=True):
-    """Who changed what. `target`: the id of what was changed; of a variable or secret, its name.
+    """Who changed what. `target`: the id of what was changed; of a variable, a secret or a
+    domain, its name.
 
     `address` and `request_id`: null where no request asked for it at that moment.
     """
@@ -609,6 +643,8 @@ def _scope(row: model.Variable) -> Literal["site", "environment"]:
 def environment(
     addresses: Addresses,
     row: model.Environment,
+    *,
+    domains: list[str],
     expires_at: int | None,
     running: Running | None,
 ) -> Environment:
@@ -622,7 +658,22 @@ def environment(
         status=row.status,
         when_pushed_again=row.when_pushed_again,
         preview_url=addresses.of_environment(row),
+        domains=domains,
         created_at=rfc3339(row.created_at),
         expires_at=None if expires_at is None else rfc3339(expires_at),
         running=running if row.status is EnvironmentStatus.ACTIVE else None,
+    )
+
+
+def domain(addresses: Addresses, row: model.Domain, dns: DomainDns) -> Domain:
+    return Domain(
+        id=row.id,
+        site_id=row.site_id,
+        env_id=row.env_id,
+        hostname=row.hostname,
+        url=addresses.of_domain(row.hostname),
+        status="reserved" if addresses.platform.include(row.hostname) else "active",
+        dns=dns,
+        actor=actor(row.actor),
+        created_at=rfc3339(row.created_at),
     )

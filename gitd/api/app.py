@@ -18,6 +18,7 @@ from gitd.api.builds import Builds
 from gitd.api.capabilities import Capabilities
 from gitd.api.deployments import Deployments
 from gitd.api.dispatch import Dispatch, Gate
+from gitd.api.domains import DnsHelp, EnvironmentDomains
 from gitd.api.endpoint import Call, Endpoint, Form
 from gitd.api.endpoints import (
     api_keys_table,
@@ -26,6 +27,7 @@ from gitd.api.endpoints import (
     builds_table,
     capabilities_table,
     deployments_table,
+    domains_table,
     environments_table,
     jobs_table,
     program_logs_table,
@@ -48,6 +50,7 @@ from gitd.auth import Authenticator
 from gitd.log import logged
 from hooks.deploys.program_logs import ProgramLogs as ProgramLogReaders
 from hooks.deploys.wire import Running
+from hooks.domains import Domains
 from hooks.follow import Addresses
 from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
@@ -66,12 +69,14 @@ class ApiDeps:
         envelope_bytes: Reads a signed statement by its SHA-256 in hexadecimal; blocks.
         running: Says how the program of an environment stands, by the environment's id.
         open_export: Opens an artifact with all that proves it, as one archive; blocks.
+        dns: Says what makes a custom domain lead here.
         has_build_cache: Whether builds keep anything for the next ones.
     """
 
     records: Records
     jobs: AllJobs
     pipeline: Pipeline
+    domains: Domains
     variables: AllVariables
     messenger: Messenger
     authenticator: Authenticator
@@ -79,6 +84,7 @@ class ApiDeps:
     manifest_bytes: Callable[[str], bytes]
     envelope_bytes: Callable[[str], bytes]
     open_export: OpenExport
+    dns: DnsHelp
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
     running: Callable[[str], Running | None] = lambda _: None
     program_logs: ProgramLogReaders = field(default_factory=ProgramLogReaders)
@@ -156,6 +162,7 @@ def build_api(deps: ApiDeps) -> Api:
             )
         ),
         *environments_table(Environments(deps.pipeline, deps.addresses, deps.running)),
+        *domains_table(EnvironmentDomains(deps.domains, deps.addresses, deps.dns)),
         *variables_table(Variables(deps.variables)),
         *builds_table(Builds(deps.jobs, deps.pipeline, streams)),
         *artifacts_table(

@@ -8,6 +8,7 @@ from gitd.api.jobs import WAIT_S_MAX
 from gitd.api.paging import LIMIT_MAX
 from gitd.api.reading import BODY_BYTES_MAX, NoBody, NoQuery
 from hooks.builds.managed_toml import Profile
+from hooks.domains import DOMAINS_COUNT_MAX
 from hooks.pipeline import Pipeline
 from storage.model import EnvironmentKind, RouteTarget
 
@@ -15,6 +16,7 @@ HAS = (
     "artifact_signatures",
     "audit_log",
     "branch_previews",
+    "custom_domains",
     "program_logs",
     "promotion",
     "rollback",
@@ -23,13 +25,12 @@ HAS = (
     "variables",
     "webhooks",
 )
-LACKS = ("custom_domains",)
 
 
 class Capabilities:
     def __init__(self, pipeline: Pipeline, *, has_build_cache: bool, has_rate_limits: bool) -> None:
         self._pipeline = pipeline
-        features = dict.fromkeys(HAS, True) | dict.fromkeys(LACKS, False)
+        features = dict.fromkeys(HAS, True)
         features["build_cache"] = has_build_cache
         features["rate_limits"] = has_rate_limits
         self._features = dict(sorted(features.items()))
@@ -46,6 +47,7 @@ class Capabilities:
                 limits=answers.CapabilityLimits(
                     previews=limits.count_max or None,
                     preview_idle_s=limits.idle_s_max or None,
+                    domains=DOMAINS_COUNT_MAX,
                     page_items=LIMIT_MAX,
                     body_bytes=BODY_BYTES_MAX,
                     wait_s=WAIT_S_MAX,

@@ -14,6 +14,7 @@ from gitd.api.audit_log import AuditLog
 from gitd.api.builds import BuildBody, Builds, LogQuery
 from gitd.api.capabilities import Capabilities
 from gitd.api.deployments import DeploymentBody, Deployments, PromotionBody, RollbackBody
+from gitd.api.domains import DomainBody, EnvironmentDomains
 from gitd.api.endpoint import Endpoint, Form, Reach
 from gitd.api.environments import EnvironmentBody, Environments, EnvironmentsQuery
 from gitd.api.exports import TAR_TYPE, Exports
@@ -30,6 +31,8 @@ SITES = "/v1/sites"
 SITE = SITES + "/{site}"
 ENVIRONMENTS = SITE + "/environments"
 ENVIRONMENT = ENVIRONMENTS + "/{env}"
+DOMAINS = ENVIRONMENT + "/domains"
+DOMAIN = DOMAINS + "/{domain}"
 JOBS = "/v1/jobs"
 JOB = JOBS + "/{job}"
 API_KEY = API_KEYS + "/{key}"
@@ -412,6 +415,55 @@ def environments_table(environments: Environments) -> tuple[Endpoint, ...]:
             "Serve again what was served. " + OF_WHAT_STAYS,
             scope="environments:write",
             answer=answers.Environment,
+        ),
+    )
+
+
+def domains_table(domains: EnvironmentDomains) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            "GET",
+            DOMAINS,
+            domains.list,
+            "List the custom domains of an environment, newest first",
+            scope="domains:read",
+            query=PageQuery,
+            answer=answers.Domain,
+            form=Form.LIST,
+        ),
+        Endpoint(
+            "POST",
+            DOMAINS,
+            domains.create,
+            "Let a host name lead to production or staging",
+            scope="domains:write",
+            body=DomainBody,
+            answer=answers.Domain,
+            status=201,
+            is_creating=True,
+            errors=(
+                "domain.exists",
+                "domain.taken",
+                "domain.reserved",
+                "domain.too_many",
+                "domain.not_for_previews",
+            ),
+        ),
+        Endpoint(
+            "GET",
+            DOMAIN,
+            domains.show,
+            "Show a custom domain, by its id or its host name",
+            scope="domains:read",
+            answer=answers.Domain,
+        ),
+        Endpoint(
+            "DELETE",
+            DOMAIN,
+            domains.delete,
+            "Let a host name lead there no more",
+            scope="domains:write",
+            answer=answers.Deleted,
         ),
     )
 

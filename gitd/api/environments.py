@@ -17,9 +17,10 @@ from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import BranchText, PolicyBody
 from hooks.deploys.wire import Running
 from hooks.follow import Addresses
+from hooks.hostnames import served_names
 from hooks.pipeline import Pipeline
 from storage.model import Environment, EnvironmentKind
-from storage.records import environments, previews
+from storage.records import domains, environments, previews
 
 CANCEL = "deployments:write"
 
@@ -127,7 +128,15 @@ class Environments:
         expires_at = self._pipeline.preview_limits.expires_at
         found = previews.among(db, [row.id for row in rows])
         ends = {env_id: expires_at(preview) for env_id, preview in found.items()}
+        custom = domains.of_environments(db, [row.id for row in rows])
+        names = served_names(self._addresses.platform, custom)
         return [
-            answers.environment(self._addresses, row, ends.get(row.id), self._running(row.id))
+            answers.environment(
+                self._addresses,
+                row,
+                domains=names.get(row.id, []),
+                expires_at=ends.get(row.id),
+                running=self._running(row.id),
+            )
             for row in rows
         ]

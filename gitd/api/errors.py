@@ -221,6 +221,7 @@ ROWS = (
         for kind, names in (
             ("site", " or the name"),
             ("environment", " or the slug"),
+            ("domain", " or the host name"),
             ("build", ""),
             ("artifact", ""),
             ("deployment", ""),
@@ -287,6 +288,37 @@ ROWS = (
         "environment.permanent",
         "Production and staging live as long as their site.",
         "Delete previews only, or the site.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "domain.exists",
+        "The host name leads to this environment already.",
+        "Use that one: GET it by its host name.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "domain.taken",
+        "The host name leads to another environment of this server, perhaps of another site.",
+        "Remove it there first. Whose it is, a key is told only of its own site.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "domain.reserved",
+        "The host name is, or is below, one of the server's own: the sites' domain, or the name "
+        "that git and the API answer at.",
+        "Give a name of another domain.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "domain.too_many",
+        "The environment has as many custom domains as it may.",
+        "Remove those that nobody comes by.",
+    ),
+    ErrorCode(
+        CONFLICT,
+        "domain.not_for_previews",
+        "The environment is a preview: those come and go with their branches.",
+        "Give the name to production or staging.",
     ),
     ErrorCode(
         CONFLICT,

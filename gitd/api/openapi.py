@@ -155,7 +155,7 @@ def _codes_of(endpoint: Endpoint) -> Iterable[str]:
     codes = [*COMMON_ERRORS, "permission.address_refused", "scope.insufficient"]
     codes += ["request.invalid", "request.version_invalid"]
     names = {"site": "site", "env": "environment", "job": "job", "build": "build"}
-    names |= {"artifact": "artifact", "deployment": "deployment"}
+    names |= {"artifact": "artifact", "deployment": "deployment", "domain": "domain"}
     names |= {"variable": "variable", "secret": "secret", "key": "api_key"}
     names |= {"webhook": "webhook", "delivery": "delivery"}
     codes += [f"{names[name]}.not_found" for name in re.findall(r"\{(\w+)\}", endpoint.path)]

@@ -29,6 +29,7 @@ from hooks.deploys.wanted import Wanted
 from hooks.deploys.wire import Config, DesiredMessage, Report, RollLog, Running
 from hooks.environments import resume_if_suspended
 from hooks.errors import RefusedError
+from hooks.hostnames import PlatformNames
 from hooks.jobs import JobChanges, Jobs
 from hooks.scrubbing import Scrubbing
 from storage.errors import SealBrokenError, StorageError
@@ -95,7 +96,7 @@ class RollRunner:
         configs: Configs,
         *,
         limits: RollLimits,
-        domain: str,
+        names: PlatformNames,
         url_of: Callable[[Environment], str] = lambda _: "",
         relieve: Callable[[], None] = lambda: None,
         scrubbing: Scrubbing | None = None,
@@ -111,7 +112,7 @@ class RollRunner:
         self._records = jobs.records
         self._limits = limits
         self._rolling: dict[str, _Rolling] = {}
-        self._wanted = Wanted(self._records, self._under_way, domain=domain, url_of=url_of)
+        self._wanted = Wanted(self._records, self._under_way, names=names, url_of=url_of)
         self._hosts = Announcer(self._records, self._wanted)
         self._reissuer = Reissuer(issuer, self._wanted)
         self._running = RunningPrograms()

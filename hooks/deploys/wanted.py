@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from hooks.deploys.wire import ArtifactPin, Desired
+from hooks.hostnames import PlatformNames, served_names
 from storage.model import Deployment, Environment, EnvironmentStatus
 from storage.records import (
     artifacts,
     deployments,
+    domains,
     environments,
     release_statements,
     releases,
@@ -27,25 +29,33 @@ class Wanted:
         records: Records,
         under_way: Callable[[str], Deployment | None],
         *,
-        domain: str,
+        names: PlatformNames,
         url_of: Callable[[Environment], str],
     ) -> None:
-        """`under_way`: the deployment of an environment that hosts may hear of, if there is one."""
+        """`under_way`: the deployment of an environment that hosts may hear of, if there is one.
+        `names`: the server's own.
+        """
         self._records = records
         self._under_way = under_way
-        self._domain = domain
+        self._names = names
         self._url_of = url_of
 
     def everywhere(self) -> tuple[Desired, ...]:
         """Return what every environment should serve."""
         reader = self._records.reader()
-        return tuple(self._of(reader, each) for each in environments.every(reader))
+        custom = served_names(self._names, domains.every(reader))
+        return tuple(
+            self._of(reader, each, custom.get(each.id, ())) for each in environments.every(reader)
+        )
 
     def of(self, env_id: str) -> Desired | None:
         """Return what one should serve; None when it is gone."""
         reader = self._records.reader()
         environment = environments.get(reader, env_id)
-        return None if environment is None else self._of(reader, environment)
+        if environment is None:
+            return None
+        custom = served_names(self._names, domains.of_environments(reader, [env_id]))
+        return self._of(reader, environment, custom.get(env_id, ()))
 
     def deployment(self, env_id: str) -> Deployment | None:
         """Return the deployment that it should serve, if it should serve any."""
@@ -63,7 +73,9 @@ class Wanted:
         wanted = self.deployment(env_id)
         return wanted is not None and wanted.id == deployment_id
 
-    def _of(self, reader: sqlite3.Connection, environment: Environment) -> Desired:
+    def _of(
+        self, reader: sqlite3.Connection, environment: Environment, custom: Iterable[str]
+    ) -> Desired:
         site = sites.find(reader, environment.site_id)
         assert site is not None, "kept by a foreign key"
         deployment = self.deployment(environment.id)
@@ -73,7 +85,7 @@ class Wanted:
             site=site.name,
             slug=environment.slug,
             kind=environment.kind.value,
-            hostnames=(f"{environment.hostname}.{self._domain}",),
+            hostnames=(self._names.of(environment.hostname), *custom),
             deployment_id=deployment.id if deployment else None,
             artifact=_pin(reader, deployment, issued) if deployment else None,
             release_command=_runs_release_command(deployment),

@@ -489,3 +489,19 @@ def makers_of_keys(db: Database) -> None:
 @MIGRATIONS()
 def configs_due(db: Database) -> None:
     _run(db, "ALTER TABLE environment ADD COLUMN config_is_due INTEGER NOT NULL DEFAULT 0")
+
+
+@MIGRATIONS()
+def domains(db: Database) -> None:
+    _run(
+        db,
+        """
+        CREATE TABLE domain(
+          id TEXT PRIMARY KEY, site_id TEXT NOT NULL REFERENCES site(id) ON DELETE CASCADE,
+          env_id TEXT NOT NULL REFERENCES environment(id) ON DELETE CASCADE,
+          hostname TEXT NOT NULL UNIQUE, created_at BIGINT NOT NULL, actor_type TEXT NOT NULL,
+          actor_id TEXT NOT NULL, actor_label TEXT NOT NULL);
+        CREATE INDEX domain_env ON domain(env_id, id);
+        CREATE INDEX domain_site ON domain(site_id);
+        """,
+    )

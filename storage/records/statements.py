@@ -101,7 +101,7 @@ def data_version(db: sqlite3.Connection) -> int:
 
 def newest_ids(db: sqlite3.Connection) -> list[str]:
     """The newest id of each kind of row that lists are ordered by."""
-    tables = ("job", "push", "build", "deployment", "release")
+    tables = ("job", "push", "build", "deployment", "release", "domain")
     found = [
         db.execute(f"SELECT MAX(id) AS id FROM {table}").fetchone()["id"]  # noqa: S608 - ours
         for table in tables

@@ -22,6 +22,7 @@ from hooks.configs import Configs
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.deploys.wire import Changed, Desired, Snapshot
+from hooks.hostnames import PlatformNames
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
@@ -130,7 +131,7 @@ class World:
             ReleaseIssuer(jobs, custody, store.layout, configs),
             configs,
             limits=RollLimits(roll_timeout_s=5, host_timeout_s=2),
-            domain="localhost",
+            names=PlatformNames(),
             scrubbing=Scrubbing(scrubber, records) if scrubs else None,
         )
         return cls(

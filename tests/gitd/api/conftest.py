@@ -17,6 +17,7 @@ from aiohttp import ClientSession, ClientTimeout, web
 
 from gitd.addresses import TrustedProxies
 from gitd.api.app import Api, ApiDeps, build_api
+from gitd.api.domains import DnsHelp
 from gitd.api.rate_limits import RateLimits
 from gitd.api.webhook_bodies import render
 from gitd.auth import Authenticator, expand_scopes, mint
@@ -31,7 +32,9 @@ from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.program_logs import ProgramLogs
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.deploys.wire import Report, RollFailure
+from hooks.domains import Domains
 from hooks.follow import Addresses
+from hooks.hostnames import PlatformNames
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.variables import Variables
@@ -48,6 +51,8 @@ from storage.records.db import Records
 from storage.repos import Repositories
 from storage.sealing import Vault
 from tests.new_records import open_records
+
+PLATFORM = PlatformNames("sites.forge.example", "forge.example")
 
 
 class FrozenClock:
@@ -127,11 +132,13 @@ class Service:
             ReleaseIssuer(self.jobs, self.custody, self.store.layout, configs),
             configs,
             limits=RollLimits(roll_timeout_s=60, host_timeout_s=60),
-            domain="localhost",
+            names=PLATFORM,
         )
         self.messenger = Messenger(self.jobs, variables.vault, render, may_be_private=True)
         self.addresses = Addresses(
-            of_environment=lambda env: f"http://{env.hostname}.localhost:8081", server=self.url
+            of_environment=lambda env: f"http://{env.hostname}.localhost:8081",
+            server=self.url,
+            platform=PLATFORM,
         )
         self.program_logs = ProgramLogs()
         self.api = build_api(
@@ -139,6 +146,8 @@ class Service:
                 records=self.records,
                 jobs=self.jobs,
                 pipeline=Pipeline(self.jobs, self.repositories),
+                domains=Domains(self.jobs, PLATFORM),
+                dns=DnsHelp(PLATFORM, ("203.0.113.7", "2001:db8::7")),
                 variables=variables,
                 messenger=self.messenger,
                 authenticator=Authenticator(self.records, self.clock),

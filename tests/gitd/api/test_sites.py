@@ -174,7 +174,7 @@ async def test_capabilities_say_what_the_site_and_the_key_can_do(service, acme) 
     assert heard.data["site_id"] == acme.id
     assert heard.data["scopes"] == ["jobs:read", "sites:read", "sites:write"]
     assert heard.data["features"]["rollback"] is True
-    assert heard.data["features"]["custom_domains"] is False
+    assert heard.data["features"]["custom_domains"] is True
     assert "static" in heard.data["profiles"]
     assert heard.data["environment_kinds"] == ["production", "staging", "preview"]
     assert heard.data["route_targets"] == ["live", "staging", "preview", "ignore"]
