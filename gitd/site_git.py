@@ -350,7 +350,7 @@ def _moves(outcomes: Sequence[RefOutcome]) -> list[RefMove]:
     return [
         RefMove(outcome.update.name, outcome.update.old, outcome.update.new)
         for outcome in outcomes
-        if outcome.is_ok
+        if outcome.has_moved
     ]
 
 

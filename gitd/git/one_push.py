@@ -23,7 +23,7 @@ from gitd.git.ref_moves import RefMoves
 from gitd.git.report import send_report
 from gitd.git.side_band import SideBandAnswer
 from gitd.git.workers import PackWorkers
-from storage.git.errors import RefUpdateError, RepositoryError
+from storage.git.errors import RefNotDurableError, RefUpdateError, RepositoryError
 from storage.git.ingest import Ingested
 from storage.git.repository import Repository
 
@@ -91,11 +91,14 @@ class OnePush:
     @property
     def is_landed(self) -> bool:
         """Whether a ref has moved."""
-        return any(command.error is None for command in self._commands)
+        return not all(command.is_refused for command in self._commands)
 
     @property
     def _outcomes(self) -> list[RefOutcome]:
-        return [RefOutcome(command.update, command.error) for command in self._commands]
+        return [
+            RefOutcome(command.update, command.error, command.may_be_undone)
+            for command in self._commands
+        ]
 
     # the objects
 
@@ -187,9 +190,10 @@ class OnePush:
             await self._move_refs()
 
     async def _own_up(self, error: Exception) -> None:
-        """Refuse what has not moved, and say why."""
+        """Refuse what has not moved, and say why; and what of the rest a power cut may undo."""
         reason, words = _told(error)
-        await asyncio.to_thread(self._moves.refuse_unmoved, reason)
+        undone = error.reason if isinstance(error, RefNotDurableError) else None
+        await asyncio.to_thread(self._moves.refuse_unmoved, reason, of_moved=undone)
         await self._say([f"error: {words}"])
 
     async def _act(self) -> None:
@@ -244,7 +248,7 @@ class OnePush:
 
 def _told(error: Exception) -> tuple[str, str]:
     """Return what the report and the user are told of a failure."""
-    if isinstance(error, RefUpdateError):
+    if isinstance(error, RefUpdateError) and not isinstance(error, RefNotDurableError):
         return error.reason, str(error)
     if isinstance(error, RepositoryError):
         return "failed to update ref", str(error)

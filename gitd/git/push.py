@@ -32,14 +32,22 @@ SHALLOW_REFUSED = "shallow update not allowed"  # git's own words
 
 @dataclass(frozen=True, slots=True)
 class RefOutcome:
-    """What became of one update: `reason` is None when it was made."""
+    """What became of one update: `reason` is None when it was made.
+
+    `may_be_undone`: it was made too, and `reason` says that a power cut may undo it.
+    """
 
     update: RefUpdate
     reason: str | None = None
+    may_be_undone: bool = False
 
     @property
     def is_ok(self) -> bool:
         return self.reason is None
+
+    @property
+    def has_moved(self) -> bool:
+        return self.is_ok or self.may_be_undone
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)

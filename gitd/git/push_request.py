@@ -27,6 +27,7 @@ class Command:
 
     Attributes:
         error: why it is refused, as the report says it.
+        may_be_undone: its ref has moved, and a power cut may undo that: `error` says so.
         is_skipped: accepted, and nothing to do: hooks do not hear of it.
         is_absent: a deletion of what is not there: accepted, and heard of beforehand only.
     """
@@ -35,6 +36,7 @@ class Command:
     old: bytes
     new: bytes
     error: str | None = None
+    may_be_undone: bool = False
     is_skipped: bool = False
     is_absent: bool = False
 
@@ -47,9 +49,13 @@ class Command:
         return self.new == NULL_OID
 
     @property
+    def is_refused(self) -> bool:
+        return self.error is not None and not self.may_be_undone
+
+    @property
     def is_going(self) -> bool:
         """Whether there is still something to do."""
-        return self.error is None and not self.is_skipped and not self.is_absent
+        return not (self.is_refused or self.is_skipped or self.is_absent)
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from gitd.git.push_scripts import NOT_KEPT
 from gitd.git.pusher import Pusher
 from gitd.git.ref_checks import RefChecks
 from gitd.git.reserved_refs import refuse_reserved
-from storage.git.errors import RefUpdateError
+from storage.git.errors import RefNotDurableError, RefUpdateError
 from storage.git.object_formats import NULL_OID
 from storage.git.refs import RefSnapshot
 from storage.git.repository import Repository
@@ -96,11 +96,18 @@ class RefMoves:
         self._incoming.let_go()
         return _noted(going, errors)
 
-    def refuse_unmoved(self, reason: str) -> None:
-        """After a failure: refuse each ref that is not where it was to go."""
+    def refuse_unmoved(self, reason: str, *, of_moved: str | None = None) -> None:
+        """After a failure: refuse each ref that is not where it was to go.
+
+        `of_moved`: what stands at the others, when a power cut may undo them.
+        """
         for command in self._wish.commands:
-            if command.is_going and not (self._has_begun and self._is_moved(command)):
+            if not command.is_going or command.may_be_undone:
+                continue
+            if not (self._has_begun and self._is_moved(command)):
                 command.error = reason
+            elif of_moved is not None:
+                command.error, command.may_be_undone = of_moved, True
 
     def _is_moved(self, command: Command) -> bool:
         try:
@@ -115,6 +122,7 @@ def _noted(commands: list[Command], errors: list[RefUpdateError | None]) -> list
     for command, error in zip(commands, errors, strict=True):
         if error is not None:
             command.error = error.reason
+            command.may_be_undone = isinstance(error, RefNotDurableError)
             if str(error):
                 words.append(f"error: {error}")
     return words

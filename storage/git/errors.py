@@ -11,6 +11,7 @@ StorageError
     ├── PackInvalidError          a received pack was refused; the message is for the pusher
     │   └── PackTooLargeError     ... because a bound was exceeded
     └── RefUpdateError            a ref could not be changed; carries git's two wordings
+        └── RefNotDurableError    ... or it was, and a power cut may undo it
 """
 
 from __future__ import annotations
@@ -80,3 +81,13 @@ class RefUpdateError(RepositoryError):
     def __init__(self, message: str, *, reason: str = "failed to update ref") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class RefNotDurableError(RefUpdateError):
+    """A ref has moved, and could not be synced: after a power cut it may be where it was.
+
+    Nobody can tell which: what the disk failed to take once it may say to have taken the next time.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="moved, but a power cut may undo it")

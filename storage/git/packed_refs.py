@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from storage.files import sync_directory
-from storage.git.errors import RepositoryCorruptError
+from storage.git.errors import RefNotDurableError, RepositoryCorruptError
 from storage.git.locks import create_lock, wait_for_lock
 from storage.git.repository import Repository
 
@@ -41,6 +41,10 @@ def replace_packed_refs(
     """Write the file anew. Durable when it returns; the caller holds its lock.
 
     `peeled`: what annotated tags name in the end, as far as that is known.
+
+    Raises:
+        OSError: The file is as it was.
+        RefNotDurableError: It is the new one, and after a power cut perhaps the old one.
     """
     root = os.fsencode(repository.path) + b"/"
     new = root + b"packed-refs.new"
@@ -55,7 +59,10 @@ def replace_packed_refs(
         with contextlib.suppress(OSError):
             os.unlink(new)  # noqa: PTH108
         raise
-    sync_directory(os.fsdecode(root))
+    try:
+        sync_directory(os.fsdecode(root))
+    except OSError as error:
+        raise RefNotDurableError(f"cannot sync packed-refs: {error.strerror}") from error
 
 
 def written(

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.files import sync_directory, sync_file
-from storage.git.errors import RefUpdateError
+from storage.git.errors import RefNotDurableError, RefUpdateError, RepositoryError
 from storage.git.locks import RETRY_S, create_lock
 from storage.git.object_formats import NULL_OID
 from storage.git.packed_refs import packed_refs_locked, replace_packed_refs
@@ -76,7 +76,7 @@ def change_refs(
     sync_first: Iterable[Path] = (),
     snapshot: RefSnapshot | None = None,
 ) -> list[RefUpdateError | None]:
-    """Apply changes, each by itself or all or none. Durable when it returns.
+    """Apply changes, each by itself or all or none. Those without an error are durable then.
 
     Each by itself: deletions first, so that `x` can go and `x/a` come; of two new names that cannot
     stand beside each other the first one wins. All or none: one error lets all fail for the reason
@@ -87,9 +87,13 @@ def change_refs(
     `snapshot`: all refs, for who has read them just now under the same lock; what a ref is when it
     changes is read again in any case.
 
-    Returns for each change None, or why it was not made. A process that dies in between leaves
-    each ref old or new (with `is_atomic` all old or all new), and perhaps a `.lock` that
-    `forget_locks` removes.
+    Returns for each change None, or why it was not made; a RefNotDurableError for one that was, and
+    that a power cut may undo. A process that dies in between leaves each ref old or new (with
+    `is_atomic` all old or all new), and perhaps a `.lock` that `forget_locks` removes.
+
+    Raises:
+        OSError, RepositoryError: In the midst of it. What has moved by then is durable.
+        RefNotDurableError: The same, and what has moved may be undone by a power cut.
     """
     transaction = _Transaction(repository, log, sync_first, snapshot)
     return transaction.run_atomic(changes) if is_atomic else transaction.run(changes)
@@ -118,23 +122,26 @@ class _Transaction:
 
     def run(self, changes: Sequence[RefChange]) -> list[RefUpdateError | None]:
         """Make each change by itself, as far as it can be."""
-        errors: dict[int, RefUpdateError | None] = {}
-        for is_delete in (True, False):
-            part = [i for i, one in enumerate(changes) if (one.new == NULL_OID) == is_delete]
-            if not part:
-                continue
-            held: list[_Held] = []
-            is_packed = is_delete or len(part) > LOOSE_COUNT_MAX
-            self._twin, self._has_twins = None, is_packed
-            try:
-                held.extend(self._hold(changes[index]) for index in part)
-                self._commit([one for one in held if one.error is None], is_packed=is_packed)
-            finally:
-                for one in held:
-                    self._let_go(one)
-            errors.update(zip(part, (one.error for one in held), strict=True))
-        self._sync_directories()
-        return [errors[index] for index in range(len(changes))]
+        all_held: dict[int, _Held] = {}
+        with self._synced_at_the_end(all_held.values()):
+            for is_delete in (True, False):
+                part = [i for i, one in enumerate(changes) if (one.new == NULL_OID) == is_delete]
+                if part:
+                    held = self._run_part([changes[i] for i in part], is_delete=is_delete)
+                    all_held.update(zip(part, held, strict=True))
+        return [all_held[index].error for index in range(len(changes))]
+
+    def _run_part(self, changes: Sequence[RefChange], *, is_delete: bool) -> list[_Held]:
+        held: list[_Held] = []
+        is_packed = is_delete or len(changes) > LOOSE_COUNT_MAX
+        self._twin, self._has_twins = None, is_packed
+        try:
+            held.extend(map(self._hold, changes))
+            self._commit([one for one in held if one.error is None], is_packed=is_packed)
+        finally:
+            for one in held:
+                self._let_go(one)
+        return held
 
     def run_atomic(self, changes: Sequence[RefChange]) -> list[RefUpdateError | None]:
         """Make all changes or none."""
@@ -143,18 +150,20 @@ class _Transaction:
         for change in changes:
             planned.add(self._refs.resolve_symbolic(change.name)[0])
         held: list[_Held] = []
-        try:
-            for change in changes:
-                one = self._hold(change, planned)
-                held.append(one)
-                if one.error is not None:
-                    break
-            else:
-                self._commit_together(held)
-        finally:
-            for one in held:
-                self._let_go(one)
-        self._sync_directories()
+        with self._synced_at_the_end(held):
+            try:
+                for change in changes:
+                    one = self._hold(change, planned)
+                    held.append(one)
+                    if one.error is not None:
+                        break
+                else:
+                    self._commit_together(held)
+            finally:
+                for one in held:
+                    self._let_go(one)
+        if any(isinstance(one.error, RefNotDurableError) for one in held):
+            return [one.error for one in held]
         words = next((str(one.error) for one in held if one.error is not None), None)
         if words is None:
             return [None] * len(changes)
@@ -280,11 +289,34 @@ class _Transaction:
             sync_directory(place)
         self._sync_first = ()
 
+    @contextlib.contextmanager
+    def _synced_at_the_end(self, held: Collection[_Held]) -> Iterator[None]:
+        """Make what moves inside durable, also when that ends in the midst of it."""
+        try:
+            yield
+        except BaseException:
+            self._sync_directories()
+            raise
+        try:
+            self._sync_directories()
+        except RefNotDurableError as error:
+            for one in held:
+                if one.error is None and one.current != one.change.new:
+                    one.error, error = error, RefNotDurableError("")  # it is told once
+
     def _sync_directories(self) -> None:
+        """Raises RefNotDurableError, once all were tried."""
+        failure: OSError | None = None
         for directory in self._directories:
-            # What was emptied since is gone, or a ref by now.
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            try:
                 sync_directory(os.fsdecode(directory))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # what was emptied since is gone, or a ref by now
+            except OSError as error:
+                failure = error
+        self._directories.clear()
+        if failure is not None:
+            raise RefNotDurableError(f"cannot sync the refs: {failure.strerror}") from failure
 
     def _commit_packed(self, held: list[_Held], *, is_atomic: bool = False) -> None:
         """Rewrite `packed-refs` with the changes, so that no loose file hides them."""
@@ -307,9 +339,27 @@ class _Transaction:
                 if changed != values:
                     replace_packed_refs(self._repository, changed, peeled)
                 self._remove_loose(going)
-        except OSError as error:
-            for one in held:
-                one.error = RefUpdateError(f"cannot write packed-refs: {error.strerror}")
+        except (OSError, RefNotDurableError) as error:
+            self._look_what_moved(held, error)
+
+    def _look_what_moved(self, held: list[_Held], error: OSError | RefNotDurableError) -> None:
+        """Say of each ref what a failure has left. What is loose has stayed, and hides what is in
+        `packed-refs`: without it, a power cut could leave a ref in neither.
+        """
+        words = f"cannot write packed-refs: {error.strerror}" if isinstance(error, OSError) else ""
+        for one in held:
+            if one.error is not None:
+                continue
+            if not self._is_moved(one):
+                one.error = RefUpdateError(words or str(error))
+            elif one.current != one.change.new:
+                one.error = RefNotDurableError(words or str(error))
+
+    def _is_moved(self, one: _Held) -> bool:
+        try:
+            return (self._refs.resolve(one.name) or NULL_OID) == one.change.new
+        except (OSError, RepositoryError):  # it cannot be read: none that was just written
+            return False
 
     def _pack(
         self, held: list[_Held], values: dict[bytes, bytes], peeled: dict[bytes, bytes]

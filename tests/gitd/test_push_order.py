@@ -6,9 +6,11 @@ import asyncio
 import base64
 import contextlib
 import os
+import shutil
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,13 @@ ZERO = "0" * 40
 PUSHES_AT_ONCE = 3  # by one key
 REFUSED_COUNT = 2000  # refs: the report says why of each, and is larger than all buffers
 POST = "application/x-git-receive-pack-request"
+
+
+needs_strace = pytest.mark.skipif(
+    not shutil.which("strace")
+    or subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True).returncode,
+    reason="strace cannot trace here",
+)
 
 
 @dataclass
@@ -346,6 +355,39 @@ async def test_push_that_fails_behind_its_refs_is_acted_on(
     assert b"error: Too many levels of symbolic links" in said
     assert not pushes.open_ones(receiving.records.reader())
     assert environments.preview_of(receiving.records.reader(), receiving.site.id, "topic") is None
+
+
+@needs_strace
+async def test_push_whose_refs_could_not_be_synced_is_no_success_and_is_acted_on(
+    receiving: Receiving, tmp_path: Path
+) -> None:
+    """Told `ok`, it could be gone after a power cut, and nobody would push it again."""
+    first, _ = await asyncio.to_thread(commits, tmp_path / "work.git")
+    objects = await asyncio.to_thread(pack, tmp_path / "work.git", first)
+    with no_sync_of(receiving.bare / "refs/heads"):
+        said = await pushed(receiving, (ZERO, first, "refs/heads/main"), objects=objects)
+    assert b"ng refs/heads/main moved, but a power cut may undo it" in said
+    assert b"error: cannot sync the refs: Input/output error" in said
+    assert (receiving.bare / "refs/heads/main").read_text().strip() == first
+    assert [build.commit for build in receiving.builds()] == [first]
+    assert not pushes.open_ones(receiving.records.reader())
+
+
+@contextlib.contextmanager
+def no_sync_of(folder: Path) -> Iterator[None]:
+    """Let the disk fail whenever this process syncs that folder."""
+    inject = ("-e", "trace=fsync", "-e", "inject=fsync:error=EIO")
+    strace = ("strace", "-f", "-qq", "-o", "/dev/null", "-P", folder, *inject)
+    tracing = subprocess.Popen([*strace, f"--attach={os.getpid()}"])
+    status = Path("/proc/self/status")
+    while "TracerPid:\t0\n" in status.read_text():
+        assert tracing.poll() is None
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        tracing.terminate()
+        tracing.wait()
 
 
 async def pushed(receiving: Receiving, *commands: tuple[str, str, str], objects: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,10 @@ from storage.git.repository import Repository
 from storage.git.transaction import LOOSE_COUNT_MAX, RefChange, change_refs
 
 CHILD = Path(__file__).with_name("atomic_child.py")
+CHANGING = Path(__file__).with_name("changing_child.py")
+UNSURE = "moved, but a power cut may undo it"
+FAILED = "failed to update ref"
+MANY = [f"many{number}" for number in range(LOOSE_COUNT_MAX + 1)]
 ENVIRON = {
     **os.environ,
     "GIT_CONFIG_GLOBAL": os.devnull,
@@ -28,6 +33,13 @@ ENVIRON = {
     **{f"GIT_{who}_{what}": "a@example.org" for who in ("AUTHOR", "COMMITTER")
        for what in ("NAME", "EMAIL")},
 }  # fmt: skip
+
+
+needs_strace = pytest.mark.skipif(
+    not shutil.which("strace")
+    or subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True).returncode,
+    reason="strace cannot trace here",
+)
 
 
 def git(*arguments: str | Path, cwd: Path) -> str:
@@ -279,3 +291,82 @@ def test_a_repository_with_relative_worktrees_is_read(bare: Path) -> None:
     git("config", "core.repositoryFormatVersion", "1", cwd=bare)
     git("config", "extensions.relativeWorktrees", "true", cwd=bare)
     assert Repository(bare).object_format == "sha1"
+
+
+# -- a disk that fails to keep what it was given --------------------------------------------------
+
+
+def change_on_bad_disk(
+    bare: Path, failing: str, *wishes: tuple[str, str, str], is_atomic: bool = False
+) -> list[list[str] | None]:
+    """As `change`, with words too, where what is below `bare` at `failing` cannot be synced."""
+    words = [word for wish in wishes for word in wish]
+    strace = ("strace", "-f", "-qq", "-o", "/dev/null", "-P", bare / failing)
+    inject = ("-e", "trace=fsync", "-e", "inject=fsync:error=EIO")
+    how = "atomic" if is_atomic else "each"
+    child = (sys.executable, CHANGING, bare, how, *words)
+    done = subprocess.run([*strace, *inject, *child], capture_output=True, check=True)
+    told: list[list[str] | None] = json.loads(done.stdout)
+    return told
+
+
+@needs_strace
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], ["new/deep"], MANY])
+def test_moves_that_could_not_be_synced_are_told_apart_from_both_good_and_refused_ones(
+    bare: Path, one: str, two: str, names: list[str]
+) -> None:
+    make(bare, [name for name in names if name in "ab"], one)
+    failing = "refs/heads" if names is not MANY else ""
+    wishes = [(name, one if name in "ab" else "", two) for name in names]
+    told = change_on_bad_disk(bare, failing, *wishes)
+    assert [each and each[0] for each in told] == [UNSURE for _ in names]
+    assert any(each and "Input/output error" in each[1] for each in told)
+    assert refs_of(bare) == dict.fromkeys(names, two)
+
+
+@needs_strace
+def test_deletions_that_could_not_be_synced_are_told_so(bare: Path, one: str) -> None:
+    """What is loose stays then: it might come back in `packed-refs`, with an old value."""
+    make(bare, ["packed"], one, packed=True)
+    make(bare, ["loose", "other"], one)
+    told = change_on_bad_disk(bare, "", ("packed", one, ""), ("loose", one, ""))
+    words = "cannot sync packed-refs: Input/output error"
+    assert told == [[UNSURE, words], [FAILED, words]]
+    assert refs_of(bare) == {"loose": one, "other": one}
+    told = change_on_bad_disk(bare, "refs/heads", ("other", one, ""))
+    assert told == [[UNSURE, "cannot sync the refs: Input/output error"]]
+    assert refs_of(bare) == {"loose": one}
+
+
+@needs_strace
+def test_lock_that_could_not_be_synced_moves_nothing(bare: Path, one: str, two: str) -> None:
+    make(bare, ["a"], one)
+    told = change_on_bad_disk(bare, "refs/heads/a.lock", ("a", one, two), ("b", "", two))
+    assert told == [[FAILED, "cannot update 'refs/heads/a': Input/output error"], None]
+    assert refs_of(bare) == {"a": one, "b": two}
+
+
+@needs_strace
+@pytest.mark.parametrize("packed", [True, False])
+def test_atomic_moves_that_could_not_be_synced_are_all_made_or_all_refused(
+    bare: Path, one: str, two: str, *, packed: bool
+) -> None:
+    """Loose ones are packed first, as they are: where that fails, nothing has moved."""
+    make(bare, "ab", one, packed=packed)
+    told = change_on_bad_disk(bare, "", ("a", one, two), ("b", one, two), is_atomic=True)
+    reasons = [each and each[0] for each in told]
+    assert reasons == [UNSURE if packed else "atomic transaction failed"] * 2
+    assert refs_of(bare) == dict.fromkeys("ab", two if packed else one)
+
+
+@needs_strace
+def test_change_that_fails_in_the_midst_tells_of_what_it_moved_before(
+    bare: Path, one: str, two: str
+) -> None:
+    """What has gone is synced first: without that, the deletion would be told of as a good one."""
+    make(bare, ["gone"], one)
+    (bare / "logs").symlink_to("logs")  # no reflog can be removed
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        change_on_bad_disk(bare, "refs/heads", ("gone", one, ""), ("new", "", two))
+    assert b"RefNotDurableError: cannot sync the refs: Input/output error" in failed.value.stderr
+    assert refs_of(bare) == {}
