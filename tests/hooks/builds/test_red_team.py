@@ -248,10 +248,10 @@ def test_strangers_file_gets_no_second_name_in_the_build(attack):
 def test_processes_outside_of_the_same_uid_are_not_signaled(attack, sandbox_uid):
     """Even by a signal to all processes."""
     outside = subprocess.Popen(["sleep", "600"], user=sandbox_uid)
-    try:
+    try:  # its number in hexadecimal, for decimals may be taken for marks of processes
         ran = attack(
-            f"signal.signal(15, signal.SIG_IGN)\nprint(attempt(os.kill, {outside.pid}, 9),"
-            f" attempt(os.pidfd_open, {outside.pid}), attempt(os.kill, -1, 15))"
+            f"signal.signal(15, signal.SIG_IGN)\nprint(attempt(os.kill, {outside.pid:#x}, 9),"
+            f" attempt(os.pidfd_open, {outside.pid:#x}), attempt(os.kill, -1, 15))"
         )
         assert ran.output.split() == ["ESRCH", "ESRCH", "ESRCH"]
         assert outside.poll() is None
