@@ -45,6 +45,14 @@ def unknown_host() -> web.Response:
     return page(404, "No site here", "No environment answers to this host name.")
 
 
+def served() -> web.Response:
+    return page(200, "Served here", "An environment answers to this host name.")
+
+
+def not_served() -> web.Response:
+    return page(404, "Not served here", "No environment answers to this host name.")
+
+
 def nothing_released() -> web.Response:
     return page(
         404, "Nothing here yet", "This environment has no release. Push to its branch to make one."

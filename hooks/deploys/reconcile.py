@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
+from collections.abc import Sequence
 
 import structlog
 
@@ -29,7 +31,7 @@ from hooks.deploys.wire import (
     Snapshot,
 )
 from storage.digest import Digest
-from storage.errors import DigestInvalidError
+from storage.errors import DigestInvalidError, StorageError
 
 _log = structlog.get_logger()
 
@@ -43,12 +45,14 @@ class EnvironmentKeeper:
         self,
         folder: EnvironmentFolder,
         state: EnvironmentState,
+        hostnames: Sequence[str],
         *,
         tools: RolloutTools,
         router: Router[Serving],
         line: ControlLine,
         predecessor: EnvironmentKeeper | None = None,
     ) -> None:
+        """`hostnames`: by which it is served until control says."""
         self._rollout = Rollout(folder, state, tools=tools, on_change=self._tell_running)
         self._env_id = state.env_id
         self._router = router
@@ -62,7 +66,7 @@ class EnvironmentKeeper:
         self._is_resumed = False
         self._is_new = asyncio.Event()
         self._predecessor = predecessor
-        router.put(state.env_id, state.hostnames, self._rollout.serving)
+        router.put(state.env_id, hostnames, self._rollout.serving)
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
     def want(self, desired: Desired) -> None:
@@ -143,7 +147,8 @@ class EnvironmentKeeper:
                     reaching.cancel()
                     break
                 if self._is_new.is_set() and not reaching.done():
-                    self._is_new.clear()  # only names differ: they are looked at afterwards
+                    self._is_new.clear()  # only names differ: the rest is looked at afterwards
+                    await self._note_names()
         finally:
             reaching.cancel()
             await asyncio.wait({reaching})
@@ -151,6 +156,14 @@ class EnvironmentKeeper:
             reaching.result()
         if self._desired is not desired or self._is_removed:
             self._is_new.set()
+
+    async def _note_names(self) -> None:
+        """Write the names down while a roll goes on, which can take its time: a name that is
+        another environment's by now must not be this one's again after a crash.
+        """
+        if self._desired is not None:
+            with contextlib.suppress(StorageError):  # after the roll it is tried again, and told
+                await self._rollout.name(self._desired)
 
     def _is_obsolete(self, desired: Desired) -> bool:
         newest = self._desired
@@ -288,9 +301,18 @@ class Reconciler:
         )
 
     def resume(self) -> None:
-        """Begin to serve what was served before this start, without asking control."""
-        for folder, state in self._folder.known():
-            self._keepers[state.env_id] = self._keeper(folder, state)
+        """Begin to serve what was served before this start, without asking control.
+
+        But not by a name that two environments had: it moved when the host was killed, and whose
+        it is control has to say.
+        """
+        known = list(self._folder.known())
+        claims = Counter(name for _, state in known for name in set(state.hostnames))
+        for folder, state in known:
+            names = tuple(name for name in state.hostnames if claims[name] == 1)
+            if names != state.hostnames:
+                _log.warning("names_in_doubt", env_id=state.env_id, names=state.hostnames)
+            self._keepers[state.env_id] = self._keeper(folder, state, names)
 
     def take(self, message: DesiredMessage) -> None:
         """Take in what control desires to be served."""
@@ -352,7 +374,8 @@ class Reconciler:
                 hostnames=desired.hostnames,
                 url=desired.url,
             )
-            keeper = self._keepers[desired.env_id] = self._keeper(folder, state)
+            keeper = self._keeper(folder, state, state.hostnames)
+            self._keepers[desired.env_id] = keeper
         keeper.want(desired)
 
     def _foresee(self, env_id: str, digest: str | None) -> None:
@@ -368,10 +391,13 @@ class Reconciler:
             self._leaving = {key: gone for key, gone in self._leaving.items() if gone.is_running}
             self._leaving[env_id] = keeper
 
-    def _keeper(self, folder: EnvironmentFolder, state: EnvironmentState) -> EnvironmentKeeper:
+    def _keeper(
+        self, folder: EnvironmentFolder, state: EnvironmentState, hostnames: tuple[str, ...]
+    ) -> EnvironmentKeeper:
         return EnvironmentKeeper(
             folder,
             state,
+            hostnames,
             tools=self._tools,
             router=self._router,
             line=self._line,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import structlog
 
 from hooks.deploys.foresight import Foreseen
-from hooks.deploys.rollout_tools import RolloutTools
+from hooks.deploys.rollout_tools import RolloutTools, to_the_end
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState, remove_folders
 from storage.errors import ArtifactCorruptError, ArtifactMissingError
 from storage.proof_archive import write_proof
@@ -35,6 +36,8 @@ class ReleaseFolders:
         self.making = asyncio.Lock()
         self._folder = folder
         self._tools = tools
+        self._changing = asyncio.Lock()
+        self._noting = threading.Lock()  # threads that make folders note them in the state
         self._tidying: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
 
@@ -42,10 +45,25 @@ class ReleaseFolders:
         """Make what is missing, and remove what a crash left."""
         await self._tools.in_thread(self._folder.prepare, self.state)
 
-    async def write(self, state: EnvironmentState) -> None:
-        """Make `state` the environment's, on the disk first."""
-        await self._tools.in_thread(self._folder.replace, self.state, state)
-        self.state = state
+    async def change(self, change: Callable[[EnvironmentState], EnvironmentState]) -> None:
+        """Change the environment's state, on the disk first; one change after the other.
+
+        `change` is asked again for what was noted meanwhile: of folders, and of nothing else.
+        """
+        await to_the_end(self._change(change))
+
+    async def _change(self, change: Callable[[EnvironmentState], EnvironmentState]) -> None:
+        async with self._changing:
+            before = self.state
+            after = change(before)
+            if after != before:
+                await self._tools.in_thread(self._folder.replace, before, after)
+                self._note(change)
+
+    def _note(self, change: Callable[[EnvironmentState], EnvironmentState]) -> EnvironmentState:
+        with self._noting:
+            self.state = change(self.state)
+            return self.state
 
     async def unpack(
         self,
@@ -106,9 +124,8 @@ class ReleaseFolders:
                 return kept
             if self._is_whole(kept, verified, is_roll=is_roll):
                 return kept
-            self.state = self.state.without_folder(kept)
-        sequence = self.state.sequence + 1
-        self.state = msgspec.structs.replace(self.state, sequence=sequence)
+            self._note(lambda state: state.without_folder(kept))
+        sequence = self._note(EnvironmentState.with_a_folder_more).sequence
         folder = f"{sequence:06d}-{verified.digest.hex()[:8]}"
         releases = self._folder.releases
         if foreseen is not None and foreseen.place(verified.manifest, releases / folder):

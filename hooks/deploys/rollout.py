@@ -41,7 +41,7 @@ _log = structlog.get_logger()
 class Rollout:
     """The releases of one environment: the one that is served, and the next.
 
-    One call at a time, but for `close`.
+    One call at a time, but for `close` and `name`.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Rollout:
             await self._programs.kept(served.deployment_id, verified, statement)
             adopted = msgspec.structs.replace(served, release=desired.release)
             await self._folders.prove(verified, adopted.folder, adopted.release)
-            await self._folders.write(self.state.serving(adopted, statement.sequence))
+            await self._folders.change(lambda state: state.serving(adopted, statement.sequence))
 
     async def withdraw(self, absence: Absence) -> None:
         """Serve nothing any more; the data stays, and folders too, for when it is served again.
@@ -215,16 +215,14 @@ class Rollout:
         """
         self._retire(self.serving.take_down(absence))
         if self.state.served is not None:
-            withdrawn = msgspec.structs.replace(
-                self.state, served=None, withdrawn_sha256=self.statement_sha256
+            sha256 = self.statement_sha256
+            await self._folders.change(
+                lambda state: msgspec.structs.replace(state, served=None, withdrawn_sha256=sha256)
             )
-            await self._folders.write(withdrawn)
 
     async def name(self, desired: Desired) -> None:
-        """Take over the environment's names."""
-        state = self.state.named_as(desired)
-        if state != self.state:
-            await self._folders.write(state)
+        """Take over the environment's names, also while it rolls."""
+        await self._folders.change(lambda state: state.named_as(desired))
 
     def hurry(self) -> None:
         """End the visits that have no end of their own, such as WebSockets."""
@@ -292,9 +290,7 @@ class Rollout:
         """Make it so on the disk, then for the next request."""
         release = ServedRelease(served.deployment_id, served.artifact, responder)
         try:
-            after = self.state.serving(served, release_sequence)
-            if after != self.state:
-                await self._folders.write(after)
+            await self._folders.change(lambda state: state.serving(served, release_sequence))
         except BaseException:
             await responder.close(grace_s=0)
             raise

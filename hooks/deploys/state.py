@@ -115,6 +115,9 @@ class EnvironmentState(msgspec.Struct, frozen=True):
         text = str(digest)
         return next((kept.folder for kept in self.kept if kept.digest == text), None)
 
+    def with_a_folder_more(self) -> EnvironmentState:
+        return msgspec.structs.replace(self, sequence=self.sequence + 1)
+
     def without_folder(self, folder: str) -> EnvironmentState:
         return msgspec.structs.replace(
             self, kept=tuple(kept for kept in self.kept if kept.folder != folder)

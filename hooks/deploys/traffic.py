@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from ipaddress import ip_address
 from typing import Final
+from urllib.parse import parse_qsl, urlsplit
 
 import structlog
 from aiohttp import web
@@ -17,6 +19,7 @@ from hooks.http_server import Server, affordable
 
 HOLD_S: Final = 10.0
 """How long a request waits for an environment that is only just starting with its host."""
+ASK_PATH: Final = "/served"
 KEEP_ALIVE_S: Final = 75.0
 HEAD_BYTES_MAX: Final = 32 * 1024
 """Of a request: its line and all its headers."""
@@ -82,6 +85,9 @@ class Traffic:
             return pages.bad_request("A request names a path.")
         serving = self._router.find(host)
         if serving is None:
+            name = _asked_about(request.method, host, target)
+            if name is not None:
+                return pages.served() if self._router.find(name) is not None else pages.not_served()
             return pages.unknown_host()
         await serving.decided(timeout_s=HOLD_S)
         release = serving.current
@@ -92,6 +98,26 @@ class Traffic:
             await response.prepare(request)
             await response.write_eof()
             return response
+
+
+def _asked_about(method: str, host: str, target: str) -> str | None:
+    """The name of which a front asks whether it is served here, before it gets a certificate.
+
+    Anybody may ask: a request with that `Host` tells as much. So a front needs no key, and no
+    control that might be away. Only by an address does it come here: all names are the sites' own.
+    """
+    path, _, query = target.partition("?")
+    if path != ASK_PATH or method not in ("GET", "HEAD") or not _is_address(host):
+        return None
+    return next((value for name, value in parse_qsl(query) if name == "domain"), "")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 def _head_bytes(request: web.BaseRequest) -> int:
