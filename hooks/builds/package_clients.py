@@ -47,7 +47,9 @@ _PIP_SCOPES = ("global", "install", ":env:")  # later ones win
 _PIP_TRUE = ("1", "true", "t", "yes", "y", "on")
 _UV_NAME = re.compile(r"[A-Za-z0-9._-]+=")  # of an index, before its URL
 _COREPACK_URL = re.compile(r'url: "https://([a-z0-9.-]+)/[^"]*\{\}[^"]*"')  # {}: a version
-_NPM_LINE = re.compile(r"(; )?((?:@[^:\s]+:)?registry|cafile) = (\".*\")( ; overridden by \w+)?")
+_NPM_LINE = re.compile(  # npm 9 ends each line with a space
+    r"(; )?((?:@[^:\s]+:)?registry|cafile) = (\".*\") ?(; overridden by \w+)?"
+)
 
 
 class ClientError(Exception):

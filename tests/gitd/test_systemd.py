@@ -18,8 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from hooks.builds import seccomp
+
 UNITS = Path(__file__).parents[2] / "systemd"
 BIN = Path(sys.executable).parent
+CALLS_OF_X86_64 = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 UNIT_KINDS = {".service", ".socket", ".timer"}
 
 
@@ -36,6 +39,57 @@ def test_units_pass_the_verifier(tmp_path: Path) -> None:
         names.append(str(tmp_path / unit.name.replace("@.", "@0.")))
     done = subprocess.run(["systemd-analyze", "verify", *names], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", sorted(UNITS.glob("*.service")), ids=lambda path: path.name)
+def test_program_that_tries_a_call_which_its_unit_does_not_allow_is_not_killed(path: Path) -> None:
+    """Node tries memory protection keys as it starts."""
+    assert "SystemCallFilter" in settings_of(path)
+    assert settings_of(path)["SystemCallErrorNumber"] == ["ENOSYS"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.skipif(not CALLS_OF_X86_64.exists(), reason="needs the headers of the C library")
+@pytest.mark.parametrize("name", ["gitd-builder@.service", "gitd-host.service"])
+def test_calls_that_a_sandbox_allows_are_allowed_by_the_unit_around_it(name: str) -> None:
+    has_numbers = re.findall(r"__NR_(\w+) \d+", CALLS_OF_X86_64.read_text())
+    for_nobody = {"adjtimex", "fanotify_mark"}  # refused in it for want of rights
+    for_nobody |= {"afs_syscall", "getpmsg", "putpmsg", "security", "sysfs", "tuxcall", "vserver"}
+    known = expanded(["@known"])
+    allowed = expanded(" ".join(settings_of(UNITS / name)["SystemCallFilter"]).split())
+    refused = set(seccomp._DENIED) | for_nobody
+    assert set(has_numbers) & known - refused - allowed == set()
+
+
+def settings_of(path: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def expanded(names: list[str]) -> set[str]:
+    """The calls that are meant, as the service manager resolves its groups of them."""
+    calls = {name for name in names if not name.startswith("@")}
+    for group in set(names) - calls:
+        done = subprocess.run(
+            ["systemd-analyze", "syscall-filter", group], capture_output=True, text=True, check=True
+        )
+        lines = [line.strip() for line in done.stdout.splitlines()[1:]]
+        calls |= expanded([line for line in lines if line and not line.startswith("#")])
+    return calls
+
+
+def test_slots_weigh_what_their_unit_says_against_other_services() -> None:
+    """Instances have by default a slice of their template, and weigh in there alone."""
+    slot = settings_of(UNITS / "gitd-builder@.service")
+    assert (slot["Slice"], slot["CPUWeight"], slot["IOWeight"]) == (
+        ["system.slice"],
+        ["10"],
+        ["10"],
+    )
 
 
 def test_slot_tells_the_service_manager_that_it_does_not_hang(tmp_path: Path) -> None:

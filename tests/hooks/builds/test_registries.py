@@ -163,6 +163,22 @@ def test_npm_with_settings_has_what_is_set_and_the_registries_of_scopes():
     assert client.is_mirrored
 
 
+def test_npm_9_ends_the_lines_of_what_counts_with_a_space():
+    told = (
+        '; "default" config from default values\n\ncafile = null \n'
+        '; registry = "https://npm.example/" ; overridden by user\n'
+        '; "user" config from /root/.npmrc\n\nregistry = "https://mirror.example/" \n'
+        'cafile = "/etc/ca.pem" \n'
+    )
+    client = parse_npm(told)
+    assert [each.shown_url for each in client.registries] == ["https://mirror.example/"]
+    assert client.ca_bundle == "/etc/ca.pem"
+    plain = parse_npm(
+        '; "default" config from default values\nregistry = "https://npm.example/" \n'
+    )
+    assert plain.registries == (Registry("https://npm.example/", is_built_in=True),)
+
+
 def test_scope_beside_the_built_in_registry_keeps_both():
     told = (
         f'{NPM_DEFAULTS}registry = "https://npm.example/"\n; "user" config from /root/.npmrc\n'
