@@ -96,7 +96,12 @@ def builder(
     log.configure()
     every_s = watchdog_every_s()
     watchdog = (every_s, lambda: notify("WATCHDOG=1")) if every_s is not None else None
-    main(BuilderConfig(socket_path, scratch, slot, uid, gid, die_with_parent, cpu_weight, watchdog))
+    main(
+        BuilderConfig(
+            *(socket_path, scratch, slot, uid, gid, die_with_parent, cpu_weight, watchdog),
+            ready=lambda: notify("READY=1"),
+        )
+    )
 
 
 @cli.command()
@@ -135,7 +140,7 @@ def host(  # noqa: PLR0913 - one parameter per option
     starting.load_aiohttp()
     from gitd import log
     from gitd.config import credentials_folder, load, parse_address
-    from gitd.systemd import inherited_sockets
+    from gitd.systemd import inherited_sockets, notify
     from hooks.deploys.host import HostConfig, main
     from hooks.deploys.runtime import WEB_LIMITS
 
@@ -159,6 +164,7 @@ def host(  # noqa: PLR0913 - one parameter per option
                 memory_bytes=memory_bytes_max or settings.host.memory_bytes_max,
                 process_count=process_count_max or settings.host.process_count_max,
             ),
+            ready=lambda: notify("READY=1"),
         )
     )
 

@@ -60,7 +60,8 @@ class BuilderConfig:
 
     `uid` and `gid`: what to become, when started as root. `cpu_weight`: what its builds get of the
     processor while others want it who weigh 100; None leaves it as it is. `watchdog`: what to call,
-    and every how many seconds, as long as this process does not hang.
+    and every how many seconds, as long as this process does not hang. `ready`: what to call once,
+    before that, when it listens to signals.
     """
 
     socket: Path
@@ -71,6 +72,7 @@ class BuilderConfig:
     die_with_parent: bool = False
     cpu_weight: int | None = None
     watchdog: tuple[float, Callable[[], None]] | None = None
+    ready: Callable[[], None] | None = None
 
 
 def main(config: BuilderConfig) -> None:
@@ -105,6 +107,8 @@ async def run_builder(config: BuilderConfig) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    if config.ready is not None:
+        config.ready()
     building = asyncio.create_task(_build_for_ever(config))
     stopping = asyncio.create_task(stopped.wait())
     beating = asyncio.create_task(_beat(*config.watchdog)) if config.watchdog else None

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,7 @@ class HostConfig:
         root_key_ids: The root keys that trust begins with; None believes the store's own.
         credentials: Where the service manager put this process's credentials, if it did.
         web_limits: What each web process, and each release command, may use.
+        ready: What to call, once, when it listens.
     """
 
     socket: Path
@@ -85,6 +86,7 @@ class HostConfig:
     health_timeout_s: float = HEALTH_TIMEOUT_S
     release_command_timeout_s: float = RELEASE_COMMAND_TIMEOUT_S
     drain_s: float = DRAIN_S
+    ready: Callable[[], None] | None = None
 
 
 def main(config: HostConfig) -> None:
@@ -148,6 +150,8 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
         reconciler.resume()
         try:
             async with _traffic(router, listener or _listener(config), config.drain_s):
+                if config.ready is not None:
+                    config.ready()
                 loop = asyncio.get_running_loop()
                 following = loop.create_task(line.follow(take))
                 watching = loop.create_task(tools.ports.keep())

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -82,6 +81,17 @@ def expanded(names: list[str]) -> set[str]:
     return calls
 
 
+def test_slot_is_not_watched_before_it_is_ready() -> None:
+    slot = settings_of(UNITS / "gitd-builder@.service")
+    assert "WatchdogSec" in slot
+    assert slot["Type"] == ["notify"]
+
+
+def test_control_may_take_its_time_to_give_the_records_their_new_form() -> None:
+    control = settings_of(UNITS / "gitd.service")
+    assert (control["Type"], control["TimeoutStartSec"]) == (["notify"], ["infinity"])
+
+
 def test_slots_weigh_what_their_unit_says_against_other_services() -> None:
     """Instances have by default a slice of their template, and weigh in there alone."""
     slot = settings_of(UNITS / "gitd-builder@.service")
@@ -92,7 +102,9 @@ def test_slots_weigh_what_their_unit_says_against_other_services() -> None:
     )
 
 
-def test_slot_tells_the_service_manager_that_it_does_not_hang(tmp_path: Path) -> None:
+def test_slot_tells_the_service_manager_that_it_is_ready_and_then_that_it_does_not_hang(
+    tmp_path: Path,
+) -> None:
     own = ["--uid", "60691", "--gid", "60691"] if os.geteuid() == 0 else []
     scratch = tempfile.mkdtemp(prefix="gitd-test-")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -108,6 +120,7 @@ def test_slot_tells_the_service_manager_that_it_does_not_hang(tmp_path: Path) ->
             stderr=subprocess.DEVNULL,
         )
         try:
+            assert manager.recv(100) == b"READY=1"
             assert [manager.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
             slot.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, slot.pid, os.WSTOPPED)
@@ -123,7 +136,9 @@ def test_slot_tells_the_service_manager_that_it_does_not_hang(tmp_path: Path) ->
             shutil.rmtree(scratch)
 
 
-def test_site_host_of_the_service_listens_where_the_settings_say(tmp_path: Path) -> None:
+def test_site_host_of_the_service_says_ready_when_it_listens_where_the_settings_say(
+    tmp_path: Path,
+) -> None:
     (line,) = re.findall(
         r"^ExecStart=(.*)$", (UNITS / "gitd-host.service").read_text(), re.MULTILINE
     )
@@ -136,19 +151,21 @@ def test_site_host_of_the_service_listens_where_the_settings_say(tmp_path: Path)
     own = {"/etc/gitd/gitd.toml": str(settings), "/opt/gitd/bin/gitd": f"{BIN / 'gitd'}"}
     words = [own.get(word, word.replace("/var/lib", str(tmp_path))) for word in line.split()]
     assert str(settings) in words
-    with (tmp_path / "log").open("wb") as log:
-        host = subprocess.Popen(words, stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + 60
-        while host.poll() is None and time.monotonic() < until:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
-                break
-            time.sleep(0.02)
-        else:
+    assert settings_of(UNITS / "gitd-host.service")["Type"] == ["notify"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0gitd-test-{os.getpid()}")
+        manager.settimeout(60)
+        with (tmp_path / "log").open("wb") as log:
+            environ = {**os.environ, "NOTIFY_SOCKET": f"@gitd-test-{os.getpid()}"}
+            host = subprocess.Popen(words, env=environ, stdout=log, stderr=log)
+        try:
+            assert manager.recv(100) == b"READY=1"
+            socket.create_connection(("127.0.0.1", port), 5).close()
+        except OSError:
             pytest.fail((tmp_path / "log").read_text())
-    finally:
-        host.kill()
-        host.wait()
+        finally:
+            host.kill()
+            host.wait()
 
 
 def test_settings_of_the_service_are_valid_and_name_the_users_it_makes() -> None:
