@@ -130,6 +130,7 @@ class Messenger:
         self._may_be_private = may_be_private
         self._is_new = asyncio.Event()
         self._busy: set[str] = set()
+        self._unnoted: dict[str, Delivery] = {}  # what was tried last, by webhook
         self._tls: ssl.SSLContext | None = None
         jobs.watch(self._on_job)
 
@@ -224,8 +225,13 @@ class Messenger:
                     webhook = webhooks.get(reader, webhook_id)
                     if webhook is None:
                         return
-                    tried = await self._attempt(session, webhook, delivery)
+                    tried = self._unnoted.get(webhook_id)
+                    if tried is None or tried.id != delivery.id:
+                        tried = await self._attempt(session, webhook, delivery)
+                    # A disk that is full lets it not be noted: then that is tried again, not sent.
+                    self._unnoted[webhook_id] = tried
                     await self._jobs.commit(partial(_note_attempt, tried))
+                    del self._unnoted[webhook_id]
         except Exception:  # the ring of a webhook: it ends no other's
             log.exception("webhook_not_sent", webhook_id=webhook_id)
             await asyncio.sleep(LOOK_EVERY_S)

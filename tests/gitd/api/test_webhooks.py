@@ -212,6 +212,28 @@ async def test_what_is_not_taken_is_tried_again_later(service, acme, receiver) -
     assert len({body for _, body in receiver.heard}) == 1
 
 
+async def test_delivery_whose_outcome_cannot_be_noted_is_sent_once(
+    service, acme, receiver, monkeypatch
+) -> None:
+    """A disk that is full takes no note for hours, and receivers would hear of it each minute."""
+    monkeypatch.setattr("hooks.webhooks.LOOK_EVERY_S", 0.01)
+    webhook = await made(service, receiver, events=["build.succeeded"])
+    await service.post(f"{acme.production}/builds")
+    refuse = (
+        "CREATE TRIGGER full BEFORE UPDATE ON webhook_delivery"
+        " BEGIN SELECT RAISE(ABORT, 'there is no room'); END"
+    )
+    service.records.write(lambda db: db.execute(refuse))
+    async with sending(service.messenger):
+        await service.build()
+        await receiver.count(1)
+        await asyncio.sleep(0.5)
+        service.records.write(lambda db: db.execute("DROP TRIGGER full"))
+        (done,) = await until_over(service, webhook, 1)
+    assert (done["status"], done["attempts"]) == ("succeeded", 1)
+    assert len(receiver.heard) == 1
+
+
 async def test_delivery_is_not_put_off_for_ever_when_the_clock_is_set_back(
     service, acme, receiver
 ) -> None:
