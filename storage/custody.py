@@ -63,6 +63,9 @@ class Custody:
         """
         with self.locked():
             self._remove_drafts(trust_folder)
+            with mapped_errors(f"sync {self._folder}"):  # a crash may have come before that
+                sync_directory(self._folder)
+                sync_directory(trust_folder)
             is_new = not (trust_folder / "root.1.json").exists()
             root = self._root_key(may_create=is_new)
             self._settle_signing_key(may_create=is_new)

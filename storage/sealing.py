@@ -18,7 +18,7 @@ from blake3 import blake3
 from nacl.secret import Aead
 
 from storage.errors import KeyFileError, SealBrokenError
-from storage.files import mapped_errors, write_atomic
+from storage.files import mapped_errors, sync_directory, write_atomic
 from storage.signing import KEY_FILE_MODE, read_private
 
 VARIABLES_KEY = "variables.key"
@@ -58,6 +58,9 @@ class Vault:
             with mapped_errors(f"make the key {path}"):
                 data = f"{os.urandom(KEY_BYTES).hex()}\n".encode()
                 write_atomic(path, data, mode=KEY_FILE_MODE, replace=False)
+        else:
+            with mapped_errors(f"sync {folder}"):  # a crash may have come before that
+                sync_directory(folder)
         return cls(_key_of(path, is_credential=False))
 
     def seal(self, value: bytes, *, place: str) -> bytes:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
+import re
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from storage import trust
 from storage.custody import Custody
 from storage.envelope import IN_TOTO_TYPE, Envelope, encode_json, seal, unseal
 from storage.errors import KeyFileError, SignatureInvalidError
+from storage.sealing import Vault
 from storage.signing import SigningKey
 from storage.trust import TRUST_TYPE, Keyring, load_keyring
 
@@ -317,3 +322,33 @@ def test_file_takes_the_place_of_the_credential(keys: Keys) -> None:
     server = keys.server()
     assert keys.active == [server.signing_key().key_id]
     Custody(keys.folder).rotate(keys.trust)
+
+
+START = """
+import sys
+from pathlib import Path
+from storage.custody import Custody
+from storage.sealing import Vault
+folder, trust = map(Path, sys.argv[1:])
+Custody(folder).open(trust)
+Vault.open(folder, may_create=False)
+"""
+
+
+@pytest.mark.skipif(
+    not shutil.which("strace")
+    or subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True).returncode,
+    reason="strace cannot trace here",
+)
+def test_start_makes_durable_what_one_before_it_was_killed_before_syncing(
+    keys: Keys, tmp_path: Path
+) -> None:
+    """A key whose name a power cut takes away is lost, with all that it signed or sealed since."""
+    keys.server()
+    Vault.open(keys.folder, may_create=True)
+    traced = ("strace", "-y", "-qq", "-e", "trace=fsync", "-o", tmp_path / "trace")
+    started = (sys.executable, "-c", START, keys.folder, keys.trust)
+    subprocess.run([*traced, *started], check=True)
+    synced = re.findall(r"fsync\(\d+<(.*)>\) += 0", (tmp_path / "trace").read_text())
+    assert {str(keys.folder), str(keys.trust)} <= {*synced}
+    assert synced[-1] == str(keys.folder), "the one that opens what is sealed does so, too"
