@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import structlog
 
@@ -32,7 +32,7 @@ class Announcer:
     def __init__(self, records: Records, wanted: Wanted) -> None:
         self._records = records
         self._wanted = wanted
-        self._hosts: set[asyncio.Queue[DesiredMessage | None]] = set()
+        self._hosts: dict[asyncio.Queue[DesiredMessage | None], Callable[[], bool]] = {}
         self._foreseeing: set[asyncio.Queue[DesiredMessage | None]] = set()  # of these
         self._loop: asyncio.AbstractEventLoop | None = None  # once there is a host
         self._told: tuple[int, str | None] = (0, None)
@@ -40,17 +40,22 @@ class Announcer:
 
     @property
     def has_hosts(self) -> bool:
-        return bool(self._hosts)
+        """Whether one is connected: one that has gone is noticed before anything is told to it."""
+        return not all(is_gone() for is_gone in self._hosts.values())
 
-    async def messages(self, *, hears_coming: bool) -> AsyncGenerator[DesiredMessage]:
+    async def messages(
+        self, *, hears_coming: bool, is_gone: Callable[[], bool]
+    ) -> AsyncGenerator[DesiredMessage]:
         """Yield everything once, then every change, with pings between. One reader per host.
 
-        `hears_coming`: it makes use of being told what may come. For a host that is connected and
-        does not read it ends, by and by: one that reads again comes back, and is told everything.
+        `hears_coming`: it makes use of being told what may come. `is_gone`: whether its connection
+        is closed; whoever reads hears of that when it sends the next message. For a host that is
+        connected and does not read it ends, by and by: one that reads again comes back, and is told
+        everything.
         """
         queue: asyncio.Queue[DesiredMessage | None] = asyncio.Queue(MESSAGES_COUNT_MAX)
         self._loop = asyncio.get_running_loop()
-        self._hosts.add(queue)
+        self._hosts[queue] = is_gone
         if hears_coming:
             self._foreseeing.add(queue)
         self.host_connected.set()
@@ -66,7 +71,7 @@ class Announcer:
                     return
                 yield message
         finally:
-            self._hosts.discard(queue)
+            self._hosts.pop(queue, None)
             self._foreseeing.discard(queue)
 
     def tell(self, env_id: str) -> None:
@@ -111,7 +116,7 @@ class Announcer:
                 self._let_go(queue)
 
     def _let_go(self, queue: asyncio.Queue[DesiredMessage | None]) -> None:
-        self._hosts.discard(queue)
+        self._hosts.pop(queue, None)
         self._foreseeing.discard(queue)
         while not queue.empty():
             queue.get_nowait()

@@ -195,12 +195,15 @@ class RollRunner:
         """Whether one is connected just now."""
         return self._hosts.has_hosts
 
-    def desired(self, *, hears_coming: bool = False) -> AsyncGenerator[DesiredMessage]:
+    def desired(
+        self, *, hears_coming: bool = False, is_gone: Callable[[], bool] = lambda: False
+    ) -> AsyncGenerator[DesiredMessage]:
         """Yield what every environment should serve, then every change. One reader per host.
 
-        `hears_coming`: it makes use of being told what may come.
+        `hears_coming`: it makes use of being told what may come. `is_gone`: whether its connection
+        is closed.
         """
-        return self._hosts.messages(hears_coming=hears_coming)
+        return self._hosts.messages(hears_coming=hears_coming, is_gone=is_gone)
 
     def foretell(self, env_id: str, digest: str | None = None) -> None:
         """Let the hosts make ready for a roll that is likely to come, of the artifact `digest`."""

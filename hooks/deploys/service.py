@@ -48,7 +48,9 @@ class _HostService:
         async def tell(message: DesiredMessage) -> None:
             await response.write(msgspec.json.encode(message) + b"\n")
 
-        messages = self._runner.desired(hears_coming="coming" in hears)
+        messages = self._runner.desired(
+            hears_coming="coming" in hears, is_gone=lambda: request.transport is None
+        )
         with contextlib.suppress(ConnectionError), contextlib.ExitStack() as stack:
             async with contextlib.aclosing(messages):
                 await tell(await anext(messages))  # before anything else, all that there is
