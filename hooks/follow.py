@@ -10,7 +10,7 @@ from typing import Protocol
 
 from hooks.advice import after_failure
 from hooks.deploys.wire import Running
-from hooks.hostnames import PlatformNames
+from hooks.hostnames import PlatformNames, served_names
 from hooks.jobs import Jobs, QueuePlace
 from hooks.push import Building, Deleted, Effect, Failed, NotDeployed, TornDown
 from storage.joblog import Entry, LogLine
@@ -24,11 +24,20 @@ from storage.model import (
     Job,
     JobStatus,
 )
-from storage.records import artifacts, builds, deployments, environments, releases, sites
+from storage.records import (
+    artifacts,
+    builds,
+    deployments,
+    domains,
+    environments,
+    releases,
+    sites,
+)
 from storage.room import size_in_words
 
 SILENCE_S = 5.0  # then it is asked whether anybody is still there, and may listen
 LINES_REMEMBERED = 50  # of the log: what the end of a push need not say again
+NAMES_SAID = 3  # custom domains of an environment that went live
 SLOW_STAGE_S = 0.1  # what takes less goes without saying
 
 
@@ -175,10 +184,21 @@ class PushNarrator:
         url = self._addresses.of_environment(effect.environment)
         slug = effect.environment.slug
         broken = self._how_it_is_broken(effect.environment)
-        await listener.say("", f"  {slug} is live after {took}: {url}{broken}")
+        also = self._where_else(effect.environment)
+        await listener.say("", f"  {slug} is live after {took}: {url}{broken}", *also)
         if effect.environment.status is EnvironmentStatus.SUSPENDED:
             await listener.say(f"  {slug} was suspended: this push resumed it")
         await listener.say(*self._what_production_waits_for(effect), "")
+
+    def _where_else(self, environment: Environment) -> list[str]:
+        """Words of the custom domains, the oldest first; whether they lead here nobody knows."""
+        found = domains.of_environments(self._jobs.records.reader(), [environment.id])
+        names = served_names(self._addresses.platform, found).get(environment.id, [])
+        said = [f"  and by its domain: {self._addresses.of_domain(n)}" for n in names[:NAMES_SAID]]
+        if len(names) > NAMES_SAID:
+            more = len(names) - NAMES_SAID
+            said.append(f"  and by {more} more: mf domains {self._place(environment)}")
+        return said
 
     def _how_it_is_broken(self, environment: Environment) -> str:
         """A word behind the address when a program answers its own front page with an error."""

@@ -30,6 +30,7 @@ COLUMNS = (
     Column("RUNNING", "running.state", Kind.STATUS, rank=1),
     Column("RESTARTS", "running.restarts", rank=1),
     Column("URL", "preview_url", Kind.ID),
+    Column("DOMAINS", "domains", rank=2),
     Column("ID", "id", Kind.ID, rank=4),
 )
 

@@ -15,6 +15,7 @@ from gitd.cli.artifacts import artifacts
 from gitd.cli.audit import audit
 from gitd.cli.builds import build, builds
 from gitd.cli.deployments import deploy, deployments, promote, rollback
+from gitd.cli.domains import domains
 from gitd.cli.environments import env, url
 from gitd.cli.exits import ExitCode
 from gitd.cli.jobs import jobs
@@ -59,6 +60,7 @@ for command in (
     sites,
     env,
     url,
+    domains,
     routes,
     variables,
     secrets,

@@ -9,11 +9,14 @@ import pytest
 
 from hooks.builds.wire import BuildError, Finish
 from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Running, Snapshot
+from hooks.domains import Domains
 from hooks.follow import Addresses, PushNarrator, place_in_words, shown
+from hooks.hostnames import PlatformNames
 from hooks.jobs import QueuePlace
 from hooks.push import Deleted, Failed, NotDeployed, TornDown
 from storage.joblog import LogLine
 from storage.model import ActorRef, BranchRoute, RefMove, RouteTarget
+from storage.records import deployments
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
 DONE = Finish("slot-0", "succeeded", profile="static", output="source", folder=".")
@@ -96,6 +99,32 @@ async def test_place_in_the_queue_is_told_as_it_moves(world, narrator, push) -> 
     await world.builds.finish(lease.job_id, FAILED)
     await following
     assert sum("queued" in line for line in ear.lines) == 2
+
+
+async def test_push_ends_with_the_custom_domains_beside_the_platforms_name(
+    world, narrator, push
+) -> None:
+    site = await world.site()
+    production = world.environment(site)
+    domains = Domains(world.jobs, PlatformNames())
+    for number in range(5):
+        await domains.add(production, f"shop-{number}.example", ACTOR)
+    effect = await push(site)
+    lease = await world.builds.lease("slot-0", 5)
+    await world.builds.finish(lease.job_id, DONE)
+    deployment, *_ = deployments.unfinished(world.records.reader(), production.id)
+    told = await world.told(production.id, deployment.id)
+    await world.rolls.report(Report(production.id, told.deployment_id, "serving"))
+    ear = Ear()
+    await narrator.follow(effect, ear)
+    live = next(at for at, line in enumerate(ear.lines) if "production is live" in line)
+    assert ear.lines[live].endswith("http://acme-store.localhost")
+    assert ear.lines[live + 1 : live + 5] == [
+        "and by its domain: http://shop-0.example",
+        "and by its domain: http://shop-1.example",
+        "and by its domain: http://shop-2.example",
+        "and by 2 more: mf domains --site acme-store --env production",
+    ]
 
 
 async def test_nothing_is_said_of_the_queue_where_a_builder_is_free(world, narrator, push) -> None:
