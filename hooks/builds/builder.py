@@ -29,7 +29,8 @@ from hooks.builds.errors import (
     SandboxUnavailableError,
 )
 from hooks.builds.network import BuildNetwork
-from hooks.builds.phases import PROGRESS, Phase, Workspace
+from hooks.builds.phase import PROGRESS, Phase
+from hooks.builds.phases import Workspace
 from hooks.builds.plan import Plan
 from hooks.builds.toolchain import Toolchain
 from hooks.builds.tree import remove_tree

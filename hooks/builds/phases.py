@@ -16,7 +16,6 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -31,6 +30,7 @@ from hooks.builds.managed_toml import CONFIG_INVALID, Fact, ManagedToml
 from hooks.builds.masking import Masker
 from hooks.builds.network import BuildNetwork
 from hooks.builds.originals import Originals
+from hooks.builds.phase import Phase
 from hooks.builds.plan import Listing, Plan, Step, told
 from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.runtimes import BUILD_ENVIRON
@@ -50,29 +50,6 @@ _EXIT_HINTS = {
     126: "the shell may not execute the command",
     127: "the shell did not find the command: builds have the programs below /usr",
     137: "it was killed",
-}
-
-
-class Phase(StrEnum):
-    """Each names the stage of its log lines too."""
-
-    DETECT = "detect"
-    SOURCE = "source"
-    CACHE = "cache"
-    INSTALL = "install"
-    BUILD = "build"
-    FINISH = "finish"
-    COLLECT = "collect"
-
-
-PROGRESS = {
-    Phase.DETECT: 0,
-    Phase.SOURCE: 5,
-    Phase.CACHE: 8,
-    Phase.INSTALL: 10,
-    Phase.BUILD: 40,
-    Phase.FINISH: 70,
-    Phase.COLLECT: 80,
 }
 
 
