@@ -8,6 +8,7 @@ only where it did not help.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import structlog
 
 from hooks.background import for_ever
 from hooks.clock import Clock, now_ms
+from hooks.collection_tally import CollectionOutcome, CollectionTally
 from hooks.scrubbing import say_damage
 from storage.collect import Collected, Collector, Order
 from storage.errors import (
@@ -67,6 +69,7 @@ class Housekeeping:
         clock: Clock = now_ms,
     ) -> None:
         self.limits = limits
+        self.tally = CollectionTally()
         self._collector = collector
         self._room = room
         self._records = records
@@ -193,6 +196,7 @@ class Housekeeping:
     async def _collect(self, order: Order) -> bool:
         """Collect, and log what came of it. False when all files were withheld."""
         is_withheld = False
+        began = time.monotonic()
         running = asyncio.get_running_loop().run_in_executor(None, self._collector.run, order)
         self._collecting = running
         try:
@@ -200,13 +204,19 @@ class Housekeeping:
             collected = await asyncio.shield(running)
         except CollectorBusyError:
             log.debug("collection_left_to_another")
+            self.tally.outcomes[CollectionOutcome.LEFT] += 1
         except CollectionRefusedError as error:
             log.warning("collection_refused", reason=str(error))
+            self.tally.outcomes[CollectionOutcome.REFUSED] += 1
         except Exception:  # the ring around a collection: the server goes on without it
             log.exception("collection_failed")
+            self.tally.outcomes[CollectionOutcome.FAILED] += 1
         else:
             _log_collected(collected, order)
+            self.tally.note(collected)
             is_withheld = collected.doubt is not None
+        finally:
+            self.tally.seconds += time.monotonic() - began
         say_damage(self._records, self._collector.take_damage())
         return not is_withheld
 

@@ -13,6 +13,7 @@ import hmac
 import secrets
 import sqlite3
 import ssl
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,6 +129,7 @@ class Messenger:
         self._vault = vault
         self._render = render
         self._may_be_private = may_be_private
+        self.attempts: Counter[DeliveryStatus] = Counter()  # by what each left its delivery as
         self._is_new = asyncio.Event()
         self._busy: set[str] = set()
         self._unnoted: dict[str, Delivery] = {}  # what was tried last, by webhook
@@ -232,6 +234,7 @@ class Messenger:
                     self._unnoted[webhook_id] = tried
                     await self._jobs.commit(partial(_note_attempt, tried))
                     del self._unnoted[webhook_id]
+                    self.attempts[tried.status] += 1
         except Exception:  # the ring of a webhook: it ends no other's
             log.exception("webhook_not_sent", webhook_id=webhook_id)
             await asyncio.sleep(LOOK_EVERY_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -69,7 +70,7 @@ class _Bucket:
 
 
 class RateLimits:
-    """Counts requests. Belongs to one event loop."""
+    """Counts requests. Belongs to one event loop; any thread may read `refused`, by kind."""
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class RateLimits:
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.refused: Counter[Kind] = Counter()
         self._rates = rates
         self._monotonic = monotonic
         self._clock = clock
@@ -109,6 +111,7 @@ class RateLimits:
             bucket = self._buckets[key_id, kind] = _Bucket(rate.burst, now_s)
         bucket.fill(rate, now_s)
         if bucket.tokens < 1:
+            self.refused[kind] += 1
             wait_s = max(1, math.ceil((1 - bucket.tokens) / rate.per_s))
             raise RateLimitedError(kind.value, wait_s, self._standing(bucket, rate).headers())
         return bucket

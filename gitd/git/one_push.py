@@ -22,6 +22,7 @@ from gitd.git.pusher import Pusher
 from gitd.git.ref_moves import RefMoves
 from gitd.git.report import send_report
 from gitd.git.side_band import SideBandAnswer
+from gitd.git.tally import GitTally, PushOutcome
 from gitd.git.workers import PackWorkers
 from storage.git.errors import RefNotDurableError, RefUpdateError, RepositoryError
 from storage.git.ingest import Ingested
@@ -37,6 +38,7 @@ class Taking(Protocol):
     limits: GitLimits
     workers: PackWorkers
     environ: Mapping[str, str]
+    tally: GitTally
 
     def ref_lock(self, repository: Repository, /) -> asyncio.Lock:
         """Return the lock under which this process moves a repository's refs."""
@@ -56,6 +58,7 @@ class OnePush:
         remote_addr: str,
     ) -> None:
         self._receiver = taking.receiver
+        self._tally = taking.tally
         self._lock = taking.ref_lock(repository)
         self._repository = repository
         self._wish = wish
@@ -64,6 +67,7 @@ class OnePush:
         self._new_borders: list[bytes] = []
         self._asking: asyncio.Task[Mapping[str, str]] | None = None
         self._unpack_status = "ok"
+        self._has_failed = False
         self._push = Push(
             path=opened.path,
             repository=opened.repository,
@@ -100,6 +104,16 @@ class OnePush:
             for command in self._commands
         ]
 
+    def _count(self) -> None:
+        if self.is_landed:
+            is_whole = all(command.error is None for command in self._commands)
+            outcome = PushOutcome.LANDED if is_whole else PushOutcome.PARTLY
+        elif self._has_failed:
+            outcome = PushOutcome.FAILED
+        else:
+            outcome = PushOutcome.BROKEN_OFF if self._answer.is_gone else PushOutcome.REFUSED
+        self._tally.pushes[outcome] += 1
+
     # the objects
 
     async def take_objects(self, body: BodyReader) -> None:
@@ -115,6 +129,7 @@ class OnePush:
 
     async def break_off(self) -> None:
         """Forget a push whose request ended before its objects were here and known to be good."""
+        self._tally.pushes[PushOutcome.BROKEN_OFF] += 1
         try:
             await self._incoming.tidy()
         finally:
@@ -171,7 +186,10 @@ class OnePush:
                 await self._incoming.tidy()
         except Exception as error:  # noqa: BLE001 - the ring of a push: its receiver hears of the end
             _log.exception("push_failed", repository=str(self._repository.path))
+            self._has_failed = True
             await self._own_up(error)
+        if self.is_landed:
+            self._count()
         await send_report(self._answer, self._wish, unpack_status=self._unpack_status)
         try:
             await self._act()
@@ -181,6 +199,8 @@ class OnePush:
             raise
         finally:
             await self._answer.end()
+            if not self.is_landed:  # now it is known whether there is anybody to hear of that
+                self._count()
 
     async def _ask_and_move(self) -> None:
         await self._hear_receiver()

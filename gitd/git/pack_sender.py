@@ -19,6 +19,7 @@ from gitd.git.kept_packs import KeptPacks, ReadyPack
 from gitd.git.limits import GitLimits
 from gitd.git.pack_sum import PackSum
 from gitd.git.side_band import SEND_BYTES, SideBandAnswer
+from gitd.git.tally import FetchOutcome, GitTally
 from gitd.git.workers import PackWorkers, WorkerLostError
 from storage.git.errors import PackOutgrownError, RepositoryCorruptError, RepositoryError
 from storage.git.object_filter import FilterError
@@ -37,8 +38,14 @@ class PackSender:
     """
 
     def __init__(
-        self, views: RefViews, limits: GitLimits, workers: PackWorkers, folder: Path
+        self,
+        views: RefViews,
+        limits: GitLimits,
+        workers: PackWorkers,
+        folder: Path,
+        tally: GitTally,
     ) -> None:
+        self._tally = tally
         self._views = views
         self._limits = limits
         self._workers = workers
@@ -66,10 +73,12 @@ class PackSender:
             task, key = await asyncio.to_thread(self._task, repository, fetch, common, borders)
             ready = await self._ready(repository, task, key)
         except RepositoryCorruptError as error:
+            self._tally.fetches[FetchOutcome.FAILED] += 1
             await answer.fail(_damage(repository.path, str(error)))
             await answer.finish()
             return
         except (RepositoryError, WorkerLostError, FilterError, OSError) as error:
+            self._tally.fetches[FetchOutcome.FAILED] += 1
             await answer.fail(f"upload-pack: {error}")
             await answer.finish()
             return
@@ -78,9 +87,11 @@ class PackSender:
                 await answer.write(announce(ready.built))
             if not fetch.no_progress:
                 await answer.progress(_progress(ready.built))
-            await _send(repository.path, ready, answer)
+            is_whole = await _send(repository.path, ready, answer)
         finally:
             ready.close()
+        outcome = FetchOutcome.SENT if is_whole else FetchOutcome.FAILED
+        self._tally.fetches[FetchOutcome.BROKEN_OFF if answer.is_gone else outcome] += 1
         await answer.end()
 
     def _task(
@@ -162,30 +173,31 @@ def _clone_key(task: PackTask) -> bytes:
     return hashlib.sha256(b"\0".join(parts)).digest()
 
 
-async def _send(repository: Path, ready: ReadyPack, answer: SideBandAnswer) -> None:
-    """Send a pack piece by piece, as fast as its reader takes it.
+async def _send(repository: Path, ready: ReadyPack, answer: SideBandAnswer) -> bool:
+    """Send a pack piece by piece, as fast as its reader takes it; say whether it is a good one.
 
     A stored one is summed up the first time: its last piece is sent if it is what it was.
     """
     built, descriptor = ready.built, ready.descriptor
     if descriptor is None:
         await answer.send(built.data)
-        return
+        return True
     total = None if ready.is_sound else PackSum(built.size_bytes)
     at = 0
     while at < built.size_bytes and not answer.is_gone:
         data = os.pread(descriptor, SEND_BYTES, at)
         if not data:
             await answer.fail("upload-pack: the pack ended early")
-            return
+            return False
         at += len(data)
         if total is not None and not total.take(data):
             name = os.path.basename(built.path or "")  # noqa: PTH119
             await answer.fail(_damage(repository, f"{name} is damaged"))
-            return
+            return False
         await answer.send(data)
     if at >= built.size_bytes:
         ready.note_sound()
+    return True
 
 
 def _damage(repository: Path, what: str) -> str:

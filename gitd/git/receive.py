@@ -26,6 +26,7 @@ from gitd.git.push import PushReceiver
 from gitd.git.push_request import read_wish
 from gitd.git.report import send_report
 from gitd.git.side_band import SideBandAnswer
+from gitd.git.tally import GitTally, PushOutcome
 from gitd.git.workers import PackWorkers, WorkerLostError
 from storage.git.errors import RepositoryError
 from storage.git.locks import forget_locks
@@ -46,7 +47,9 @@ class ReceivePack:
         limits: GitLimits,
         workers: PackWorkers,
         environ: Mapping[str, str],
+        tally: GitTally,
     ) -> None:
+        self.tally = tally
         self.environ = environ
         self.receiver = receiver
         self.limits = limits
@@ -77,6 +80,7 @@ class ReceivePack:
             await answer.finish()
             return response
         if wish.refusal is not None:
+            self.tally.pushes[PushOutcome.REFUSED] += 1
             wish.refuse_all(wish.refusal)
             await drain(body, self.limits.drain_bytes_max)
             await send_report(answer, wish, unpack_status=wish.refusal)

@@ -45,6 +45,7 @@ from gitd.git.pkt_line import SIDE_BAND_64K_BYTES_MAX
 from gitd.git.push import PushReceiver
 from gitd.git.receive import ReceivePack
 from gitd.git.side_band import SideBandAnswer, StreamedAnswer, write_pieces
+from gitd.git.tally import GitTally
 from gitd.git.upload import UploadV0
 from gitd.git.upload_v2 import UploadV2
 from gitd.git.workers import PackWorkers
@@ -117,12 +118,13 @@ class GitService:
         self._serves_files = serves_files
         self._limits = limits or GitLimits()
         self._repositories = repositories or RepositoryCache()
+        self.tally = GitTally()
         self._views = RefViews()
         self._workers = PackWorkers(self._limits.worker_count_max)
         folder = pack_folder or Path(tempfile.gettempdir())
-        self._sender = PackSender(self._views, self._limits, self._workers, folder)
+        self._sender = PackSender(self._views, self._limits, self._workers, folder, self.tally)
         environ = {"PATH": os.defpath} if environ is None else environ
-        self._receive = ReceivePack(receiver, self._limits, self._workers, environ)
+        self._receive = ReceivePack(receiver, self._limits, self._workers, environ, self.tally)
         self._stop_at = 0.0
 
     async def warm(self) -> None:

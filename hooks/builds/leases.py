@@ -151,6 +151,11 @@ class Leases:
     def are_slots_building(self) -> bool:
         return any(running.slot != CONTROL for running in self._running.values())
 
+    @property
+    def busy_slots(self) -> int:
+        """How many slots hold a job. Any thread may ask."""
+        return sum(running.slot != CONTROL for running in self)
+
     def check(self, job_id: str, lease_id: str) -> str | None:
         """Return the slot that holds the job, None when none does.
 

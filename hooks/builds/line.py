@@ -61,6 +61,11 @@ class Line:
         """Take in a job that a slot was running before this start."""
         self.queue.resume(self._waiting(job))
 
+    @property
+    def free_slots(self) -> int:
+        """How many slots wait for a build just now."""
+        return self._free_slots
+
     def place(self, job_id: str) -> QueuePlace | None:
         """Return where a job stands, None when it does not wait."""
         is_building = self._leases.are_slots_building()

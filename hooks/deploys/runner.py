@@ -13,7 +13,8 @@ older than the host. Records that were put back from an old copy roll nothing ba
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -120,6 +121,7 @@ class RollRunner:
         self._not_read = ""
         self._hostless_since: float | None = None
         self._background = Background()
+        self._on_rolled: Callable[[Mapping[str, float]], None] = lambda _: None
         issuer.watch_beginnings(self._hosts.foretell_from_thread)
         jobs.watch(self._on_job)
         jobs.watch_environments(self._hosts.tell)
@@ -185,6 +187,12 @@ class RollRunner:
 
     # -- what the host asks and says ------------------------------------------------------------
 
+    def watch_rolled(self, react: Callable[[Mapping[str, float]], None]) -> None:
+        """Call `react` with the seconds that each step took, as the host says, of each roll that
+        succeeded.
+        """
+        self._on_rolled = react
+
     @property
     def host_connected(self) -> asyncio.Event:
         """Set with the first host, and for good."""
@@ -235,6 +243,7 @@ class RollRunner:
             return
         if report.status == "serving":
             await self._succeed(rolling)
+            self._on_rolled(report.timings)
         else:
             error = report.error
             assert error is not None, "a failed roll says why"
@@ -245,6 +254,12 @@ class RollRunner:
         is there to say.
         """
         return self._running.of(env_id) if self._hosts.has_hosts else None
+
+    def program_states(self) -> Counter[str]:
+        """How many web processes there are in each state; of none where no site host is there to
+        say. Any thread may ask.
+        """
+        return self._running.states() if self._hosts.has_hosts else Counter()
 
     def _is_believable(self, report: Report) -> bool:
         """Note by which statement the environment went, unless that cannot be so."""

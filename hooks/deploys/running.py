@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from hooks.deploys.wire import Report, Running
@@ -28,6 +29,10 @@ class RunningPrograms:
             self._heard[report.env_id] = report.running
             if len(self._heard) > ENVIRONMENTS_MAX:
                 del self._heard[next(iter(self._heard))]
+
+    def states(self) -> Counter[str]:
+        """How many there are in each state. Any thread may ask."""
+        return Counter(running.state for running in list(self._heard.values()))
 
     def of(self, env_id: str) -> Running | None:
         return self._heard.get(env_id)

@@ -11,9 +11,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from hooks.builds.wire import Finish
+from hooks.collection_tally import CollectionOutcome
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
-from storage.collect import Collector
+from storage.collect import Collected, Collector, Order
 from storage.digest import Digest
+from storage.errors import CollectionRefusedError, CollectorBusyError
 from storage.ids import new_id
 from storage.model import ActorRef, Artifact, BuildCache, JobStatus
 from storage.records import artifacts, build_caches
@@ -360,3 +362,38 @@ async def test_build_beyond_the_sites_quota_fails_and_keeps_nothing(
     assert failed.error.code == "store.quota_exceeded"
     assert "Nothing more can be kept" in failed.error.message
     small.records.close()
+
+
+async def test_what_collections_came_to_is_counted(world) -> None:
+    house = House.over(world, replace(KEEP, cache_bytes_max=0))
+    site = await world.site()
+    house.cache("k", b"x" * 100, site.id)
+    await house.keeping.look()
+    tally = house.keeping.tally
+    assert tally.outcomes == {CollectionOutcome.DONE: 1}
+    assert (tally.removed["cache"], tally.removed["tree"], tally.removed["blob"]) == (1, 1, 1)
+    assert tally.freed_bytes == 100
+    assert tally.seconds > 0
+
+
+async def test_collections_that_did_not_go_through_are_counted_by_why(world) -> None:
+    class Refusing(Collector):
+        errors = (
+            CollectionRefusedError("looks wrong"),
+            CollectorBusyError("another"),
+            OSError("no disk"),
+        )
+
+        def run(self, _order: Order) -> Collected:
+            raise self.errors[house.keeping.tally.outcomes.total()]
+
+    house = House.over(world, KEEP, kind=Refusing)
+    for _ in Refusing.errors:
+        await house.keeping.look()
+    outcomes = house.keeping.tally.outcomes
+    assert list(outcomes) == [
+        CollectionOutcome.REFUSED,
+        CollectionOutcome.LEFT,
+        CollectionOutcome.FAILED,
+    ]
+    assert outcomes.total() == 3

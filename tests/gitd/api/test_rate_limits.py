@@ -56,6 +56,7 @@ def test_keys_and_kinds_do_not_share_a_bucket(time) -> None:
     bucket.take("key_1", Kind.WRITE)
     with pytest.raises(RateLimitedError):
         bucket.take("key_1", Kind.JOB)
+    assert bucket.refused == {Kind.JOB: 1}
 
 
 def test_full_buckets_are_forgotten_and_others_not(time, monkeypatch) -> None:

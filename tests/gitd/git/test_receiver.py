@@ -30,6 +30,7 @@ from gitd.git import (
     Remote,
     Service,
 )
+from gitd.git.tally import FetchOutcome, PushOutcome
 from storage.repos import Repositories
 
 Git = Callable[..., Any]
@@ -386,3 +387,69 @@ async def test_many_pushes_leave_few_packs(room: Room, git: Git, commit: Git, he
         git, "clone", "-q", "--mirror", room.url_for("ada"), "m", cwd=room.work.parent
     )
     git("fsck", "--full", "--strict", cwd=room.work.parent / "m")
+
+
+async def test_pushes_are_counted_by_how_they_ended(room: Room, commit: Git) -> None:
+    counted = room.service.tally.pushes
+    await room.push("main")
+    assert counted == {PushOutcome.LANDED: 1}
+    await room.push("main")  # up to date: git asks for nothing
+    assert counted == {PushOutcome.LANDED: 1}
+    commit(room.work, "two")
+    room.receiver.refused_refs = {"refs/heads/no": "not this one"}
+    await room.push("main", "main:no", check=False)
+    assert counted == {PushOutcome.LANDED: 1, PushOutcome.PARTLY: 1}
+    await room.push("main:no", check=False)
+    room.receiver.refusal = "not now"
+    await room.push("main:more", check=False)
+    assert counted[PushOutcome.REFUSED] == 2
+    room.receiver.refusal, room.receiver.fault = None, RuntimeError("a mistake of ours")
+    await room.push("main:more", check=False)
+    assert counted[PushOutcome.FAILED] == 1
+    assert counted.total() == 5
+
+
+async def test_push_whose_client_leaves_is_counted_as_broken_off(room: Room, head: Git) -> None:
+    new = head(room.work)
+    line = f"{'0' * 40} {new} refs/heads/main\0 report-status".encode()
+    body = b"%04x%b0000PACK" % (len(line) + 4, line)
+    host, port = room.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /acme.git/git-receive-pack HTTP/1.1\r\nHost: x\r\n"
+        b"Authorization: Basic YWRhOng=\r\nContent-Length: 100000\r\n"
+        b"Content-Type: application/x-git-receive-pack-request\r\n\r\n" + body
+    )
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.close()
+    async with asyncio.timeout(10):
+        while not room.service.tally.pushes:
+            await asyncio.sleep(0.01)
+    assert room.service.tally.pushes == {PushOutcome.BROKEN_OFF: 1}
+
+
+async def test_packs_of_fetches_are_counted(room: Room, tmp_path: Path, commit: Git) -> None:
+    await room.push("main")
+    counted = room.service.tally.fetches
+    clone = tmp_path / "clone"
+    await asyncio.to_thread(room.git, "clone", "-q", room.url_for("ada"), clone, cwd=tmp_path)
+    assert counted == {FetchOutcome.SENT: 1}
+    await asyncio.to_thread(room.git, "fetch", "-q", cwd=clone)  # there is nothing to send
+    assert counted == {FetchOutcome.SENT: 1}
+    noise = os.urandom(4000).hex()
+    commit(room.work, "more", noise=noise)
+    await room.push("main")
+    (path,) = (
+        path
+        for path in (room.bare / "objects").rglob("*")
+        if path.is_file() and path.suffix != ".idx" and path.stat().st_size > 4000
+    )
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(2000)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    await asyncio.to_thread(room.git, "fetch", "-q", cwd=clone, check=False)
+    assert counted == {FetchOutcome.SENT: 1, FetchOutcome.FAILED: 1}
