@@ -87,6 +87,7 @@ async def serve(
             control.scrubbing.keep(),
             control.previews.keep(),
             control.messenger.run(),
+            control.metrics.loop_lag.keep(),
         )
         await stack.enter_async_context(lifetime.running(*loops, *more_loops))
         if with_children:

@@ -69,7 +69,7 @@ SCOPES: dict[str, str] = {
     "webhooks:read": "see webhook endpoints and their deliveries",
     "webhooks:write": "change webhook endpoints",
     "webhooks:admin": "all of webhooks",
-    "observability:read": "see logs and metrics of what runs",
+    "observability:read": "see logs of what runs, and metrics of the server",
     "keys:write": "make, change and revoke API keys (isolated)",
     "credentials:read": "see credentials (isolated)",
     "credentials:write": "change credentials (isolated)",

@@ -20,6 +20,7 @@ from gitd.beside import (
 )
 
 if TYPE_CHECKING:
+    from gitd.layout import DataFolder
     from storage.backup.destination import Destination
     from storage.backup.manifest import Facts
     from storage.backup.progress import Progress
@@ -134,10 +135,22 @@ def _take(
             keep_count=keep,
             tell=screen.tell,
         )
+    _note(folder, taken)
     if as_json:
         print_json(_taken_as_json(taken))
     else:
         _say_taken(taken, folder.root, time.monotonic() - began)
+
+
+def _note(folder: DataFolder, taken: Taken) -> None:
+    """Let the server's metrics tell of it. It is taken, whether or not that can be written down."""
+    from gitd.backup_note import note_backup
+    from storage.errors import StorageError
+
+    try:
+        note_backup(folder, taken.facts.name, taken.facts.made_at)
+    except StorageError as error:
+        click.echo(f"note: /metrics does not tell of this backup: {error}", err=True)
 
 
 def _require_apart(data: Path, backups: Path) -> None:

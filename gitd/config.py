@@ -199,6 +199,13 @@ class RetentionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """From where `/metrics` is read without a key."""
+
+    networks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     """The server's own log, on its standard error."""
 
@@ -220,6 +227,7 @@ class Config:
     rate_limits: RateLimitsConfig = field(default_factory=RateLimitsConfig)
     webhooks: WebhooksConfig = field(default_factory=WebhooksConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     @property
@@ -363,11 +371,8 @@ def _check(config: Config) -> None:
     ):
         if parse_address(address, name)[1] == 0:
             raise ConfigError(f"{name}: {address!r} has no port from 1 to 65535")
-    for proxy in config.server.trusted_proxies:
-        try:
-            ipaddress.ip_network(proxy)
-        except ValueError as error:
-            raise ConfigError(f"server.trusted_proxies: {error}") from error
+    _check_networks("server.trusted_proxies", config.server.trusted_proxies)
+    _check_networks("metrics.networks", config.metrics.networks)
     for address in config.sites.public_addresses:
         try:
             ipaddress.ip_address(address)
@@ -393,6 +398,14 @@ def _check(config: Config) -> None:
             if is_number and (fault := fault_of(f"{section}.{key}", value)):
                 raise ConfigError(fault)
     _check_uids(config)
+
+
+def _check_networks(name: str, networks: tuple[str, ...]) -> None:
+    for text in networks:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
 
 
 def _check_egress(builders: BuildersConfig) -> None:

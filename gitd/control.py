@@ -31,6 +31,12 @@ from gitd.git.limits import GitLimits
 from gitd.git.service import GitService
 from gitd.layout import DataFolder
 from gitd.log import logged
+from gitd.metrics.environments import EnvironmentsPart
+from gitd.metrics.exporter import Exporter
+from gitd.metrics.queue import QueuePart
+from gitd.metrics.server import GitPart, RateLimitsPart, ServerPart, WebhooksPart
+from gitd.metrics.store import StorePart
+from gitd.metrics.work import WorkMetrics
 from gitd.server_health import ServerHealth
 from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.stores import retention_of, room_of, scrub_limits_of
@@ -213,6 +219,22 @@ class Control:
         self.narrator = PushNarrator(self.jobs, self.addresses, self.rolls.running)
         self.authenticator = Authenticator(self.records)
         self.proxies = TrustedProxies(config.server.trusted_proxies)
+        self.metrics = Exporter()
+        work = WorkMetrics(self.metrics.registry, self.records)
+        self.jobs.watch(work.note_job)
+        self.rolls.watch_rolled(work.note_steps)
+        self.metrics.add_parts(
+            server=ServerPart(self.records, folder),
+            queue=QueuePart(
+                self.records, self.builds.leases, self.builds.line, slots=len(self.uids.slots)
+            ),
+            environments=EnvironmentsPart(self.records, self.rolls),
+            store=StorePart(
+                self.records, self.store.layout, room, self.housekeeping, scrubber.progress
+            ),
+            webhooks=WebhooksPart(self.records, self.messenger),
+            rate_limits=RateLimitsPart(self.rate_limits),
+        )
 
     @property
     def server_url(self) -> str:
@@ -298,14 +320,18 @@ class Control:
                 program_logs=self.program_logs,
                 rate_limits=self.rate_limits,
                 has_build_cache=bool(kept.cache_bytes_max and kept.cache_site_bytes_max),
+                metrics=self.metrics,
+                metrics_networks=self.config.metrics.networks,
             )
         )
         git = self.git_service()
+        self.metrics.add_parts(git=GitPart(git.tally))
+        noted = self.metrics.requests
         api.mount(app)
         health = ServerHealth(self.housekeeping.lack, lambda: self.rolls.has_host)
-        app.router.add_get("/", logged(_front_page))
+        app.router.add_get("/", logged(_front_page, noted.of("/")))
         app.router.add_get("/healthz", health.show)
-        app.router.add_route("*", "/{path:.+}", logged(git.handler))
+        app.router.add_route("*", "/{path:.+}", logged(git.handler, noted.of_git()))
 
         async def end_streams(_: web.Application) -> None:
             git.begin_stop(self.config.server.drain_s)

@@ -42,6 +42,10 @@ _request_ids = IdSequence("req")
 _log = structlog.get_logger("gitd.http")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Note = Callable[[web.Request, web.StreamResponse | None, int, float], None]
+"""Takes in a request that has ended: its answer, if it has one, its status and its seconds. The
+status is 0 when it was broken off, and 499 when its client left.
+"""
 
 
 def configure(
@@ -261,7 +265,7 @@ class _Ring:
     def __init__(self) -> None:
         self.lines: Lines | None = None
 
-    def close(self, request: web.Request, status: int, began: float) -> None:
+    def close(self, request: web.Request, status: int, took_s: float) -> None:
         line = RequestLine(
             _now(),
             "info",
@@ -270,7 +274,7 @@ class _Ring:
             request.method,
             request.path,
             status,
-            round((time.perf_counter() - began) * 1000, 3),
+            round(took_s * 1000, 3),
             request.remote,
             request.get(ACTOR),
         )
@@ -288,19 +292,20 @@ class AnswerBrokeError(ConnectionError):
     """A handler failed after its answer had begun. It was logged; aiohttp ends the connection."""
 
 
-def logged(handler: Handler) -> Handler:
+def logged(handler: Handler, note: Note | None = None) -> Handler:
     """Put the ring around a handler: each request gets an id, and one line when it has ended.
 
     The id is `request[REQUEST_ID]` and goes out as `X-Request-Id`. A handler that knows the actor
     leaves its id in `request[ACTOR]`. An exception that nobody caught is logged once, as a 500.
-    Where an answer had begun by then no other one can follow it: the connection ends.
+    Where an answer had begun by then no other one can follow it: the connection ends. `note` hears
+    of each end too.
     """
 
     async def ring(request: web.Request) -> web.StreamResponse:
         began = time.perf_counter()
         request_id = request[REQUEST_ID] = _request_ids.next()
         bound = _current.set(request_id)
-        status = 0
+        response, status = None, 0
         try:
             response = await handler(request)
             status = response.status
@@ -323,7 +328,10 @@ def logged(handler: Handler) -> Handler:
                 status=500, text="Internal error\n", headers={REQUEST_ID_HEADER: request_id}
             )
         finally:
-            _ring.close(request, status, began)
+            took_s = time.perf_counter() - began
+            _ring.close(request, status, took_s)
+            if note is not None:
+                note(request, response, status, took_s)
             _current.reset(bound)
 
     return ring

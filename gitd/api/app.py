@@ -39,6 +39,8 @@ from gitd.api.envelope import ENCODER, answer_headers
 from gitd.api.environments import Environments
 from gitd.api.exports import Exports, OpenExport
 from gitd.api.jobs import PAGES_COUNT_MAX, Jobs
+from gitd.api.metrics import PATH as METRICS_PATH
+from gitd.api.metrics import MetricsPage
 from gitd.api.program_logs import ProgramLogs
 from gitd.api.rate_limits import RateLimits, add_rate_headers
 from gitd.api.reading import BODY_TIMEOUT_S, NoBody, NoQuery
@@ -47,7 +49,8 @@ from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds
 from gitd.api.variables import Variables
 from gitd.api.webhooks import Webhooks
 from gitd.auth import Authenticator
-from gitd.log import logged
+from gitd.log import Note, logged
+from gitd.metrics.exporter import Exporter
 from hooks.deploys.program_logs import ProgramLogs as ProgramLogReaders
 from hooks.deploys.wire import Running
 from hooks.domains import Domains
@@ -71,6 +74,8 @@ class ApiDeps:
         open_export: Opens an artifact with all that proves it, as one archive; blocks.
         dns: Says what makes a custom domain lead here.
         has_build_cache: Whether builds keep anything for the next ones.
+        metrics: What `/metrics` shows, and hears of requests.
+        metrics_networks: From where it is read without a key.
     """
 
     records: Records
@@ -90,6 +95,8 @@ class ApiDeps:
     program_logs: ProgramLogReaders = field(default_factory=ProgramLogReaders)
     rate_limits: RateLimits | None = None
     has_build_cache: bool = False
+    metrics: Exporter = field(default_factory=Exporter)
+    metrics_networks: tuple[str, ...] = ()
     heartbeat_s: float = HEARTBEAT_S
     body_timeout_s: float = BODY_TIMEOUT_S
 
@@ -141,7 +148,7 @@ class Description:
 
 
 def build_api(deps: ApiDeps) -> Api:
-    """Return the API's routes: everything below /v1, and /errors."""
+    """Return the API's routes: everything below /v1, /errors and /metrics."""
     freshness = deps.authenticator.freshness
     recall = Recall(deps.records, freshness=freshness)
     pages = Recall(deps.records, entries_max=PAGES_COUNT_MAX, freshness=freshness)
@@ -192,18 +199,21 @@ def build_api(deps: ApiDeps) -> Api:
         body_timeout_s=deps.body_timeout_s,
         rate_limits=deps.rate_limits,
     )
-    routes = [_route(endpoint, dispatch) for endpoint in endpoints]
-    fallback = logged(dispatch.fallback(endpoints))
+    page = MetricsPage(deps.metrics, gate, dispatch.refuse, networks=deps.metrics_networks)
+    noted = deps.metrics.requests.of
+    routes = [_route(endpoint, dispatch, noted(endpoint.path)) for endpoint in endpoints]
+    fallback = logged(dispatch.fallback(endpoints), noted("/v1/{path}"))
     routes += [web.route("*", "/v1", fallback), web.route("*", "/v1/{path:.*}", fallback)]
     routes += [
-        web.get("/errors", logged(error_pages.index)),
-        web.get("/errors/{code}", logged(error_pages.show)),
+        web.get("/errors", logged(error_pages.index, noted("/errors"))),
+        web.get("/errors/{code}", logged(error_pages.show, noted("/errors/{code}"))),
+        web.get(METRICS_PATH, logged(page.show, noted(METRICS_PATH))),
     ]
     return Api(routes, endpoints, open_ends, deps.rate_limits is not None)
 
 
-def _route(endpoint: Endpoint, dispatch: Dispatch) -> web.RouteDef:
-    handler = logged(dispatch.handler(endpoint))
+def _route(endpoint: Endpoint, dispatch: Dispatch, note: Note) -> web.RouteDef:
+    handler = logged(dispatch.handler(endpoint), note)
     if endpoint.method == "GET":
         return web.get(endpoint.path, handler)  # HEAD too
     return web.route(endpoint.method, endpoint.path, handler)

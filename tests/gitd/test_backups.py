@@ -9,10 +9,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gitd.__main__ import cli
+from gitd.backup_note import last_backup_at
 from gitd.config import Config
 from gitd.control import Control
 from gitd.errors import StartError
 from gitd.layout import DataFolder
+from hooks.clock import rfc3339
 from storage.errors import BackupError
 
 
@@ -114,3 +116,22 @@ def test_backups_and_what_they_are_of_stay_apart(data: Path, backups: Path) -> N
 def test_wrong_usage_exits_2(backups: Path, options: tuple[str, ...]) -> None:
     assert gitd("backup", backups, *options).exit_code == 2
     assert not backups.exists()
+
+
+def test_backup_is_told_to_the_servers_metrics_and_to_no_copy_of_it(
+    data: Path, backups: Path, tmp_path: Path
+) -> None:
+    made = json.loads(well("backup", backups, "--data", data, "--with-keys", "--json"))
+    at = last_backup_at(DataFolder(data))
+    assert at is not None
+    assert rfc3339(at) == made["made_at"]
+    well("restore", backups, "--data", tmp_path / "copy")
+    assert last_backup_at(DataFolder(tmp_path / "copy")) is None
+
+
+def test_backup_that_cannot_be_told_is_one_all_the_same(data: Path, backups: Path) -> None:
+    (data / "run" / "backup.json").mkdir()
+    done = gitd("backup", backups, "--data", data, "--json")
+    assert done.exit_code == 0
+    assert "note: /metrics does not tell of this backup" in done.stderr
+    assert json.loads(done.stdout)["name"]

@@ -21,6 +21,7 @@ from gitd.api.domains import DnsHelp
 from gitd.api.rate_limits import RateLimits
 from gitd.api.webhook_bodies import render
 from gitd.auth import Authenticator, expand_scopes, mint
+from gitd.metrics.exporter import Exporter
 from hooks.builds.leases import BuildLimits
 from hooks.builds.packing import Packer
 from hooks.builds.runner import BuildRunner
@@ -94,6 +95,7 @@ class Service:
     body_timeout_s: float = 30.0
     rate_limits: RateLimits | None = None
     has_build_cache: bool = False
+    metrics_networks: tuple[str, ...] = ()
     secret: str = ""
     records: Records = field(init=False)
     jobs: Jobs = field(init=False)
@@ -141,6 +143,7 @@ class Service:
             platform=PLATFORM,
         )
         self.program_logs = ProgramLogs()
+        self.metrics = Exporter()
         self.api = build_api(
             ApiDeps(
                 records=self.records,
@@ -162,6 +165,8 @@ class Service:
                 program_logs=self.program_logs,
                 rate_limits=self.rate_limits,
                 has_build_cache=self.has_build_cache,
+                metrics=self.metrics,
+                metrics_networks=self.metrics_networks,
                 heartbeat_s=self.heartbeat_s,
                 body_timeout_s=self.body_timeout_s,
             )

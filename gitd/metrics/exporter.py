@@ -1,0 +1,107 @@
+"""The exporter: the metrics of one server, written in Prometheus' text format or OpenMetrics.
+
+Reading them costs some cheap queries and looks at the disk, all in a thread. Whoever asks again
+within a second gets what the one before got: no number of readers makes it cost more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import structlog
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from gitd.metrics.families import Part, gauges
+from gitd.metrics.loop_lag import LoopLag
+from gitd.metrics.requests import RequestMetrics
+
+log = structlog.get_logger(__name__)
+
+KEPT_S = 1.0
+OPENMETRICS = "application/openmetrics-text"
+
+
+@dataclass(frozen=True, slots=True)
+class Exposition:
+    """The metrics at one moment, and the media type that they are written in."""
+
+    data: bytes
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A reading that has begun. `until`: a loop time; how long it is good."""
+
+    until: float
+    exposition: asyncio.Future[Exposition]
+
+
+class _Parts(Collector):
+    """All parts, each in a ring of its own: one that cannot be read takes no other along."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, Part] = {}
+
+    def collect(self) -> Iterable[Metric]:
+        is_read: dict[str, float] = {}
+        for name, part in self.parts.items():
+            found: list[Metric] = []
+            try:
+                found += part.families()
+                is_read[name] = 1
+            except Exception:  # the ring of a part
+                log.exception("metrics_not_read", part=name)
+                is_read[name] = 0
+            yield from found
+        yield gauges(
+            "gitd_metrics_part_read",
+            "Whether a part of the metrics could be read; where not, the log says why.",
+            "part",
+            is_read,
+        )
+
+
+class Exporter:
+    """The metrics of one server. Belongs to one event loop.
+
+    `add_parts` says what is read at each scrape, beside what counts by itself.
+    """
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # as many series again, unused
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.requests = RequestMetrics(self.registry)
+        self.loop_lag = LoopLag(self.registry)
+        self._parts = _Parts()
+        self.registry.register(self._parts)
+        ProcessCollector(registry=self.registry)
+        self._readings: dict[bool, _Reading] = {}
+
+    def add_parts(self, **parts: Part) -> None:
+        self._parts.parts.update(parts)
+
+    async def read(self, accept: str) -> Exposition:
+        """Read the metrics for who sends that `Accept`: in OpenMetrics if it is in there."""
+        loop = asyncio.get_running_loop()
+        is_open = OPENMETRICS in accept
+        reading = self._readings.get(is_open)
+        if reading is None or loop.time() >= reading.until:
+            begun = loop.run_in_executor(None, self._read, is_open)
+            begun.add_done_callback(_retrieve)
+            reading = self._readings[is_open] = _Reading(loop.time() + KEPT_S, begun)
+        return await asyncio.shield(reading.exposition)
+
+    def _read(self, is_open: bool) -> Exposition:  # noqa: FBT001 - an executor knows no keywords
+        encode, content_type = choose_encoder(f"{OPENMETRICS};version=1.0.0" if is_open else "")
+        return Exposition(encode(self.registry), content_type)
+
+
+def _retrieve(reading: asyncio.Future[Exposition]) -> None:
+    """Whoever asked may have left: nobody is to be told that nobody heard what went wrong."""
+    if not reading.cancelled():
+        reading.exception()

@@ -1,0 +1,184 @@
+"""`GET /metrics`: who may read it, in which format, and what it says of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gitd.api.rate_limits import limits_of
+from gitd.config import RateLimitsConfig
+from gitd.metrics import exporter
+from tests.gitd.api.conftest import FrozenClock, Service
+from tests.metrics import Scraped
+
+SCOPE = "observability:read"
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+# As Prometheus 3 asks.
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept(monkeypatch) -> None:
+    monkeypatch.setattr(exporter, "KEPT_S", 0.0)
+
+
+async def scraped(service, **more) -> Scraped:
+    heard = await service.get("/metrics", **more)
+    assert heard.status == 200, heard.raw
+    return Scraped(heard.raw.decode())
+
+
+@contextlib.asynccontextmanager
+async def serving(tmp_path, **settings) -> AsyncIterator[Service]:
+    service = Service(tmp_path, FrozenClock(), **settings)
+    await service.start()
+    yield service
+    await service.stop()
+
+
+async def test_metrics_are_for_keys_that_may_see_them(service, acme) -> None:
+    heard = await service.get("/metrics", secret="")
+    assert (heard.status, heard.code) == (401, "authentication.required")
+    heard = await service.get("/metrics", headers={"Authorization": "Bearer x"}, secret="")
+    assert (heard.status, heard.code) == (401, "authentication.invalid_key")
+    heard = await service.get("/metrics", secret=service.key("jobs:read", "sites:read"))
+    assert (heard.status, heard.code) == (403, "scope.insufficient")
+    assert SCOPE in heard.body["error"]["message"]
+    staging = {"site_id": acme.id, "env_id": await acme.env_id("staging")}
+    for bound in ({"site_id": acme.id}, staging):
+        heard = await service.get("/metrics", secret=service.key(SCOPE, **bound))
+        assert (heard.status, heard.code) == (403, "permission.key_bound")
+    elsewhere = service.key(SCOPE, cidrs=("192.0.2.0/24",))
+    assert (await service.get("/metrics", secret=elsewhere)).status == 403
+    heard = await service.get("/metrics", secret=service.key(SCOPE))
+    assert heard.status == 200
+    assert heard.headers["Cache-Control"] == "no-store"
+
+
+async def test_metrics_are_plain_text_and_openmetrics_where_asked(service) -> None:
+    for accept, content_type, is_open in (
+        ("", PLAIN, False),
+        ("*/*", PLAIN, False),
+        ("text/plain;version=99", PLAIN, False),
+        (PROMETHEUS, "application/openmetrics-text; version=1.0.0; charset=utf-8", True),
+        ("application/openmetrics-text;version=nonsense", "application/openmetrics-text", True),
+    ):
+        heard = await service.get("/metrics", headers={"Accept": accept})
+        assert heard.headers["Content-Type"].startswith(content_type), accept
+        text = heard.raw.decode()
+        assert text.endswith("# EOF\n") is is_open
+        found = Scraped(text, is_open=is_open)
+        assert found.of("process_open_fds") > 0
+
+
+async def test_networks_that_are_set_read_metrics_without_a_key_and_with_no_bad_one(
+    tmp_path,
+) -> None:
+    async with serving(tmp_path, metrics_networks=("127.0.0.0/8",)) as service:
+        assert (await service.get("/metrics", secret="")).status == 200
+        heard = await service.get("/metrics", secret="", headers={"Authorization": "Bearer x"})
+        assert heard.status == 401
+        assert (await service.get("/v1/sites", secret="")).status == 401
+
+
+async def test_network_counts_by_the_client_behind_a_trusted_proxy(tmp_path) -> None:
+    settings = {"metrics_networks": ("127.0.0.1/32",), "proxies": ("127.0.0.1/32",)}
+    async with serving(tmp_path, **settings) as service:
+        heard = await service.get(
+            "/metrics", secret="", headers={"X-Forwarded-For": "198.51.100.7"}
+        )
+        assert heard.status == 401
+
+
+async def test_scrapes_are_not_counted_against_the_keys_rate_limit(tmp_path) -> None:
+    limits = limits_of(RateLimitsConfig(enabled=True, read_per_minute=1, read_burst=2))
+    async with serving(tmp_path, rate_limits=limits) as service:
+        service.secret = service.key("*")
+        for _ in range(5):
+            assert (await service.get("/metrics")).status == 200
+        assert [(await service.get("/v1/sites")).status for _ in range(3)] == [200, 200, 429]
+
+
+async def test_requests_are_counted_by_route_method_and_class_and_no_name(service, acme) -> None:
+    before = await scraped(service)
+    for _ in range(3):
+        await service.get(acme.path)
+    await service.get("/v1/sites/another")
+    await service.get("/v1/nonsense")
+    await service.call("PROPFIND", acme.path)
+    body = {"name": "acme-second"}
+    await service.post("/v1/sites", body)
+    text = (await service.get("/metrics")).raw.decode()
+    found = Scraped(text)
+
+    def more(name: str, **labels: str) -> float:
+        return found.total(name, **labels) - before.total(name, **labels)
+
+    site = "/v1/sites/{site}"
+    total = "gitd_http_requests_total"
+    assert more(total, route=site, method="GET", status="2xx") == 3
+    assert more(total, route=site, method="GET", status="4xx") == 1
+    assert more(total, route="/v1/{path}", method="GET", status="4xx") == 1
+    assert more(total, route="/v1/{path}", method="other", status="4xx") == 1
+    assert more(total, route="/v1/sites", method="POST", status="2xx") == 1
+    assert more("gitd_http_request_duration_seconds_count", route=site, method="GET") == 4
+    assert more("gitd_http_received_bytes_total", route="/v1/sites") == len(json.dumps(body))
+    assert more("gitd_http_sent_bytes_total", route=site) > 3 * 50
+    for name in ("acme", "another", "nonsense", "PROPFIND", service.secret, "mfk_"):
+        assert name not in text, name
+
+
+async def test_client_that_leaves_a_stream_is_counted_as_gone(service, acme) -> None:
+    await service.post(f"{acme.production}/builds")
+    (job,) = (await service.get("/v1/jobs")).data
+    async with asyncio.timeout(20):
+        headers = {"Authorization": f"Bearer {service.secret}"}
+        async with service.client.get(f"/v1/jobs/{job['id']}/stream", headers=headers) as answer:
+            await answer.content.readany()
+        await service.build()  # what is written to nobody tells that nobody is there
+        route = "/v1/jobs/{job}/stream"
+        while not (await scraped(service)).total("gitd_http_requests_total", route=route):
+            await asyncio.sleep(0.05)
+
+
+async def test_reading_again_within_a_second_costs_nothing(service, monkeypatch) -> None:
+    monkeypatch.setattr(exporter, "KEPT_S", 60.0)
+    read = []
+    service.metrics.add_parts(counted=Counted(read))
+    heard = await asyncio.gather(*(service.get("/metrics") for _ in range(20)))
+    assert len({each.raw for each in heard}) == 1
+    assert len(read) == 1
+    await service.get("/metrics", headers={"Accept": PROMETHEUS})
+    assert len(read) == 2
+
+
+class Counted:
+    def __init__(self, read: list[int]) -> None:
+        self._read = read
+
+    def families(self):
+        self._read.append(1)
+        return []
+
+
+class Broken:
+    def families(self):
+        raise OSError("no disk")
+
+
+async def test_part_that_cannot_be_read_takes_no_other_along(service) -> None:
+    read: list[int] = []
+    service.metrics.add_parts(broken=Broken(), good=Counted(read))
+    found = await scraped(service)
+    assert found.of("gitd_metrics_part_read", part="broken") == 0
+    assert found.of("gitd_metrics_part_read", part="good") == 1
+    assert read == [1]
+    assert found.of("process_open_fds") > 0
