@@ -6,10 +6,12 @@ that `mf` shares. It is imported when it is needed.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, BinaryIO
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from storage.proof import Beliefs, Proven
 
 DRAFT_SUFFIX = ".part"
+DRAFT_FRESH_S = 5.0  # so long one may be there and not yet be locked
 STDOUT = "-"
 KEY_ID = re.compile("ed25519:[0-9a-f]{64}")
 
@@ -295,11 +298,14 @@ def _as_exits(path: Path) -> Iterator[None]:
 def _draft(target: Path) -> Iterator[BinaryIO]:
     """Write a file that has its name only when it is whole, and on the disk.
 
-    The draft is nobody else's, also where another export is under way to the same name.
+    The draft is nobody else's, also where another export is under way to the same name. Those that
+    were killed leave theirs: it is nobody's, and goes.
     """
     draft = target.with_name(f"{target.name}.{token_hex(4)}{DRAFT_SUFFIX}")
     try:
+        _remove_drafts(target)
         with draft.open("xb") as out:
+            fcntl.flock(out, fcntl.LOCK_EX)
             yield out
             out.flush()
             os.fsync(out.fileno())
@@ -308,3 +314,14 @@ def _draft(target: Path) -> Iterator[BinaryIO]:
         raise click.UsageError(f"{target} cannot be written: {error.strerror}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _remove_drafts(target: Path) -> None:
+    names = re.compile(rf"{re.escape(target.name)}\.[0-9a-f]{{8}}{re.escape(DRAFT_SUFFIX)}")
+    for path in target.parent.iterdir():
+        if not names.fullmatch(path.name):
+            continue
+        with suppress(OSError), path.open("rb") as draft:
+            if time.time() - os.fstat(draft.fileno()).st_mtime > DRAFT_FRESH_S:
+                fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()

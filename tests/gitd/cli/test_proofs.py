@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import json
+import os
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +62,22 @@ def test_export_that_is_refused_or_never_whole_leaves_no_file(mf, peer, tmp_path
     assert mf("artifacts", "export", "art_01", *PLACE, "-o", str(target)).code == 4
     assert [path.name for path in tmp_path.iterdir()] == ["it.tar"]
     assert target.read_bytes() == b"of yesterday"
+
+
+def test_draft_of_an_export_that_was_killed_goes_with_the_next_one(
+    mf, peer, tmp_path: Path
+) -> None:
+    peer.on("GET", EXPORT, answer(b"archive"))
+    target = tmp_path / "it.tar"
+    killed, others = tmp_path / "it.tar.0123abcd.part", tmp_path / "at.tar.0123abcd.part"
+    held = tmp_path / "it.tar.76543210.part"
+    for path in (killed, others, held):
+        path.write_bytes(b"arch")
+        os.utime(path, (1, 1))
+    with held.open("rb") as draft:
+        fcntl.flock(draft, fcntl.LOCK_EX)  # of one that goes on
+        assert mf("artifacts", "export", "art_01", *PLACE, "-o", str(target)).code == 0
+    assert {*tmp_path.iterdir()} == {target, others, held}
 
 
 def test_two_exports_to_one_name_at_once_each_write_a_whole_file(mf, peer, tmp_path: Path) -> None:
