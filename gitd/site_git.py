@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +39,7 @@ from hooks.follow import PushNarrator
 from hooks.housekeeping import Housekeeping
 from hooks.push import CLEAN, Building, Effect, PushHooks
 from storage.errors import StorageError, StorageFullError
-from storage.model import PushRecord, RefMove, RouteTarget, Site
+from storage.model import BranchRoute, Environment, PushRecord, RefMove, RouteTarget, Site
 from storage.records import environments, sites
 from storage.records.db import Records
 from storage.repos import Repositories
@@ -58,6 +59,30 @@ _SCOPES = {
     Service.RECEIVE_PACK: "deployments:write",
     Service.UPLOAD_PACK: "deployments:read",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The branches that deploy to an environment, as the routes of its site are now."""
+
+    environment: Environment | None
+    routes: Sequence[BranchRoute]
+
+    @classmethod
+    def of(cls, records: Records, site: Site, env_id: str) -> Reach:
+        reader = records.reader()
+        return cls(environments.get(reader, env_id), sites.routes(reader, site.id))
+
+    def has(self, ref: str) -> bool:
+        branch, bound = branches.branch_of(ref), self.environment
+        if branch is None or bound is None:
+            return False
+        target = branches.target_of(self.routes, branch)
+        return (
+            (target is RouteTarget.LIVE and bound.slug == "production")
+            or (target is RouteTarget.STAGING and bound.slug == "staging")
+            or (target is RouteTarget.PREVIEW and bound.branch == branch)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +154,14 @@ class SiteAccess:
             ),
             remote_user=actor.ref.label,
             path=f"{site.name}.git",
+            shows=None if actor.env_id is None else self._reaching(site, actor.env_id),
             is_ours=True,
         )
+
+    def _reaching(self, site: Site, env_id: str) -> Callable[[bytes], bool]:
+        """What a key is not bound to does not exist for it: no branch of another environment."""
+        reach = Reach.of(self._records, site, env_id)
+        return lambda name: reach.has(os.fsdecode(name))
 
     def _asker(self, request: web.Request, actor: Actor) -> Asker:
         return Asker(actor.ref, self._proxies.client_of(request), request.get(REQUEST_ID))
@@ -289,22 +320,13 @@ class SiteReceiver:
         bound_to = who.actor.env_id
         if bound_to is None:
             return {}
-        reader = self._records.reader()
-        routes = sites.routes(reader, who.site.id)
-        bound = environments.get(reader, bound_to)
-        refused = {}
-        for update in push.updates:
-            branch = branches.branch_of(update.name)
-            target = branches.target_of(routes, branch) if branch is not None else None
-            reaches_it = bound is not None and (
-                (target is RouteTarget.LIVE and bound.slug == "production")
-                or (target is RouteTarget.STAGING and bound.slug == "staging")
-                or (target is RouteTarget.PREVIEW and bound.branch == branch)
-            )
-            if not reaches_it:
-                name = bound.slug if bound is not None else bound_to
-                refused[update.name] = f"this key is bound to {name}"
-        return refused
+        reach = Reach.of(self._records, who.site, bound_to)
+        name = reach.environment.slug if reach.environment is not None else bound_to
+        return {
+            update.name: f"this key is bound to {name}"
+            for update in push.updates
+            if not reach.has(update.name)
+        }
 
 
 class _KeyHolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +25,8 @@ class Opened:
         actor: passed on to the push receiver.
         remote_user: the name for hooks and reflogs; None when nobody is logged in.
         path: the repository's path in the URL, as hooks and logs show it.
+        shows: which refs a push may know of; None for all. The others are not listed to it, and
+            their objects are none that it may build on.
         is_ours: no other program writes this repository: leftovers of a crash may be removed.
     """
 
@@ -31,6 +34,7 @@ class Opened:
     actor: object = None
     remote_user: str | None = None
     path: str = ""
+    shows: Callable[[bytes], bool] | None = None
     is_ours: bool = False
 
 

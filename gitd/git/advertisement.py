@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -147,10 +147,22 @@ class RefViews:
         return (found[1], FLUSH) if found is not None and found[0] is seen[1] else None
 
     def refs_advertisement(
-        self, repository: Repository, service: Service, version: int
+        self,
+        repository: Repository,
+        service: Service,
+        version: int,
+        *,
+        shows: Callable[[bytes], bool] | None = None,
     ) -> tuple[bytes, bytes]:
-        """Render the v0 or v1 advertisement of a service, its refs and its end. Blocking."""
+        """Render the v0 or v1 advertisement of a service, its refs and its end. Blocking.
+
+        `shows`: which refs a pusher may know of.
+        """
         view = self.visible(repository, service)
+        if shows is not None:
+            assert service is Service.RECEIVE_PACK, "a fetch reaches the whole repository"
+            values = {name: oid for name, oid in view.values.items() if shows(name)}
+            view = replace(view, values=values)
         capabilities = _capabilities(repository, service, view.snapshot)
         key = (repository.path, service, tuple(capabilities), version)
         is_sending = service is Service.UPLOAD_PACK

@@ -196,7 +196,7 @@ class GitService:
     ) -> tuple[bytes, ...] | None:
         """Return what needs no more than a few calls of the system; None for all else."""
         repository = self._repositories.current(opened.repository)
-        if repository is None:
+        if repository is None or opened.shows is not None:
             return None
         _require_allowed(repository, opened, service)
         if service is Service.UPLOAD_PACK and version == 2:
@@ -211,7 +211,8 @@ class GitService:
         _require_allowed(repository, opened, service)
         if service is Service.UPLOAD_PACK and version == 2:
             return (v2_advertisement(repository),)
-        return self._views.refs_advertisement(repository, service, _refs_version(version))
+        version = _refs_version(version)
+        return self._views.refs_advertisement(repository, service, version, shows=opened.shows)
 
     async def _file(self, request: web.Request, path: str, name: str) -> web.StreamResponse:
         opened = await self._access.open(request, path, Service.UPLOAD_PACK)

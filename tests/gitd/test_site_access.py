@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from gitd.git.push import SilentReceiver
 from gitd.git.service import GitService
 from gitd.log import ACTOR
 from gitd.site_git import SiteAccess
+from hooks.branches import default_routes
 from hooks.environments import first_environments
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from storage.artifacts import ArtifactStore
@@ -43,6 +45,7 @@ class Door:
     client: ClientSession
     actors: list[str | None]
     limits: RateLimits
+    repositories: Repositories
 
     def key(
         self,
@@ -117,7 +120,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0]
     async with ClientSession(f"http://{host}:{port}") as client:
-        yield Door(records, client, actors, limits)
+        yield Door(records, client, actors, limits, repositories)
     await runner.cleanup()
     await service.close()
     records.close()
@@ -281,6 +284,37 @@ async def test_9_requests_of_a_key_are_counted_and_one_too_many_is_told_when_to_
     assert (await door.post(PUSH, {"Authorization": pusher})).status == 429
     assert (await door.refs(FETCH, pusher, "absent")).status == 429, "what it may know or not"
     assert (await door.refs(PUSH, other)).status == 200
+
+
+async def test_9_a_key_of_one_environment_pushes_to_a_list_of_its_own_branches(
+    door: Door, tmp_path: Path
+) -> None:
+    """What it is not bound to does not exist: no name, and no commit that it could build on."""
+    bare = door.repositories.path("site_acme")
+    tips = {}
+    for name in ("main", "staging", "topic"):
+        command = ["git", "-C", str(bare), "-c", "user.name=A", "-c", "user.email=a@example.com"]
+        tree = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+        made = [*command, "commit-tree", tree, "-m", name]
+        subprocess.run([*command, "mktree"], input=b"", check=True, capture_output=True)
+        tips[name] = subprocess.run(made, check=True, capture_output=True).stdout.decode().strip()
+        subprocess.run([*command, "update-ref", f"refs/heads/{name}", tips[name]], check=True)
+    subprocess.run([*command, "tag", "v1", tips["topic"]], check=True)
+    site = Site("site_acme", "acme", "main", NOW)
+    first = first_environments(site, NOW)
+    for made_env in first:
+        door.records.write(lambda db, made=made_env: environments.add(db, made))
+    routes = default_routes("main")
+    door.records.write(lambda db: sites.replace_routes(db, site.id, routes))
+    whole = await (await door.refs(PUSH, basic(door.key("deployments:write")))).text()
+    assert all(f"{tip} refs/heads/{name}" in whole for name, tip in tips.items())
+    for made_env, branch in zip(first, ("main", "staging"), strict=True):
+        key = door.key("deployments:write", site_id=site.id, env_id=made_env.id)
+        for _ in range(2):
+            seen = await (await door.refs(PUSH, basic(key))).text()
+            assert f"{tips[branch]} refs/heads/{branch}\0" in seen
+            assert [tip for tip in tips.values() if tip in seen] == [tips[branch]]
+            assert "refs/tags" not in seen
 
 
 async def test_9_a_key_of_one_environment_fetches_no_repository(door: Door) -> None:

@@ -425,6 +425,32 @@ def test_wrong_key_and_missing_scope_are_told_apart(server) -> None:
     work.push()
 
 
+def test_key_of_one_environment_pushes_its_branch_and_knows_of_no_other(server) -> None:
+    """Neither by a name nor by a commit; and it takes no branch of another for its own."""
+    work = server.work()
+    secret = work.commit({"index.html": PAGE.format("of main alone")})
+    work.push("main", "HEAD:refs/heads/secret-plan")
+    bound = ("--site", "acme-store", "--env", "staging", "--scope", "deployments:write")
+    server.token = json.loads(server.gitd("key", "create", "--label", "ci", *bound, "--json"))[
+        "secret"
+    ]
+    work.git("checkout", "-q", "--orphan", "staging")
+    work.commit({"index.html": PAGE.format("staged")})
+    work.push("staging")
+    assert server.serves("staged", "acme-store--staging")
+    refused = work.git("push", "managed", "staging:secret-plan", "staging:main", check=False)
+    assert refused.stderr.count("(this key is bound to staging)") == 2
+    assert "non-fast-forward" not in refused.stderr, "git knows of no such branch there"
+    path = "/acme-store.git/info/refs?service=git-receive-pack"
+    listed = server.fetch(path, Authorization=f"Bearer {server.token}").body.decode()
+    assert "refs/heads/staging" in listed
+    assert "secret-plan" not in listed
+    assert secret not in listed
+    work.commit({"index.html": PAGE.format("staged again")})
+    work.push("staging")
+    server.wait_for("staged again", "acme-store--staging")
+
+
 def test_everything_serves_again_after_a_restart(server) -> None:
     work = server.work()
     work.use("python-web")
