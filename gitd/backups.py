@@ -176,6 +176,8 @@ def _say_taken(taken: Taken, root: Path, took_s: float) -> None:
         click.echo(f"{size_in_words(taken.freed_bytes):>8} freed")
     for sentence in (*taken.warnings, *_left_out(facts)):
         click.echo(f"note: {sentence}")
+    if facts.audit_head is not None:
+        click.echo(f"the audit log's head is {facts.audit_head}")
     click.echo(f"digest {taken.digest}")
 
 

@@ -14,9 +14,11 @@ import click
 from gitd.errors import GitdError
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable
 
     from gitd.layout import DataFolder
+    from storage.model import Action
     from storage.records.db import Records
 
 F = TypeVar("F", bound="Callable[..., object]")
@@ -86,6 +88,22 @@ def open_records(folder: DataFolder) -> Records:
     from storage.records.db import Records
 
     return Records.open(folder.database)
+
+
+def note(
+    db: sqlite3.Connection,
+    action: Action,
+    target: str,
+    *,
+    site_id: str | None = None,
+    env_id: str | None = None,
+) -> None:
+    """Write a change into the audit log: whoever has the server's machine made it."""
+    from hooks.clock import now_ms
+    from hooks.jobs import JobChanges
+
+    changes = JobChanges(db, now_ms, lambda *_: None)
+    changes.note(action, target, site_id=site_id, env_id=env_id)
 
 
 def print_json(value: object) -> None:

@@ -22,7 +22,7 @@ from storage.git.check_processes import check_repositories
 from storage.joblog import JobLogs
 from storage.quarantine import Kept
 from storage.reader import StoreReader
-from storage.records import damage, deployments, environments, integrity, releases, sites
+from storage.records import audit_log, damage, deployments, environments, integrity, releases, sites
 from storage.records import scrub as scrub_rows
 from storage.records.db import Records, mapped_errors
 from storage.reindex import rebuild_index
@@ -72,6 +72,7 @@ class CheckReport(msgspec.Struct, frozen=True):
     Attributes:
         faults: A sentence for each of the findings.
         quarantine: The names of the files there.
+        audit_head: The digest of the newest line of the audit log: note it elsewhere.
     """
 
     ok: bool
@@ -81,6 +82,7 @@ class CheckReport(msgspec.Struct, frozen=True):
     mended: Sequence[MendedReport]
     quarantine: Sequence[str]
     scrub: ScrubReport
+    audit_head: str | None
 
 
 @dataclass(slots=True)
@@ -88,6 +90,7 @@ class _Found:
     counts: dict[str, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     quarantined: tuple[Kept, ...] = ()
+    audit_head: str | None = None
 
     def add(self, what: str, fault: str, consequence: Consequence | None = None) -> None:
         self.findings.append(Finding(what, fault, None, consequence or Consequence()))
@@ -163,6 +166,8 @@ def in_words(report: CheckReport) -> Iterator[str]:
         yield f"{count:>8} {name}"
     yield f"{len(report.quarantine):>8} files in quarantine"
     yield _scrub_in_words(report.scrub)
+    if report.audit_head is not None:
+        yield f"  audit: the head is {report.audit_head}"
     for mended in report.mended:
         yield f"MENDED: {mended.what}: from {mended.source}"
     for finding in report.findings[:SHOWN_COUNT_MAX]:
@@ -221,6 +226,7 @@ def _look_at_the_rest(
     }
     _look_at_releases(folder, records, found, is_deep=is_deep)
     _look_at_job_logs(folder, found)
+    _look_at_audit_log(records, found)
 
 
 def _look_at_repositories(
@@ -312,6 +318,21 @@ def _look_at_job_logs(folder: DataFolder, found: _Found) -> None:
     found.counts["job logs"] = len(files)
 
 
+def _look_at_audit_log(records: Records, found: _Found) -> None:
+    consequence = Consequence(hurts=("who changed what is told otherwise than it was",))
+    try:
+        chain = audit_log.check(records.reader())
+    except (TypeError, ValueError) as error:
+        found.add("audit log", f"cannot be read: {error}", consequence)
+        return
+    for fault in chain.faults:
+        found.add("audit log", fault, consequence)
+    if more := chain.fault_count - len(chain.faults):
+        found.add("audit log", f"and {more} more faults", consequence)
+    found.counts["lines of the audit log"] = chain.count
+    found.audit_head = chain.head
+
+
 # -- reporting ------------------------------------------------------------------------------------
 
 
@@ -336,6 +357,7 @@ def _report(
         mended=[MendedReport(str(one.part), one.source) for one in mended],
         quarantine=[kept.name for kept in found.quarantined],
         scrub=_scrub_report(records, config),
+        audit_head=found.audit_head,
     )
 
 

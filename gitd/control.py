@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from gitd.api.domains import DnsHelp
 from gitd.api.rate_limits import limits_of
 from gitd.api.webhook_bodies import render
 from gitd.auth import Authenticator, may_fetch
+from gitd.beside import note
 from gitd.checking import copies_of
 from gitd.children import Children, ChildSpec
 from gitd.config import (
@@ -75,7 +77,7 @@ from storage.digest import Digest
 from storage.export import exporting
 from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
-from storage.model import ActorRef, Environment, PushPolicy
+from storage.model import Action, ActorRef, Environment, PushPolicy
 from storage.reader import StoreReader
 from storage.records import attestations
 from storage.records.db import Records
@@ -84,6 +86,7 @@ from storage.repair import Repairer
 from storage.repos import Repositories
 from storage.scrub import Scrubber
 from storage.sealing import Vault
+from storage.trust import Keyring
 
 log = structlog.get_logger(__name__)
 
@@ -109,9 +112,9 @@ class Control:
         self.store = ArtifactStore.open(
             folder.store, self.records, group=self.uids.group, room=room
         )
+        generation = self.custody.generation(self.store.layout.trust)
         keyring = self.custody.open(self.store.layout.trust)
-        # What a command beside could not finish: a crash between trust and records.
-        self.records.write(lambda db: attestations.revoke(db, keyring.revoked))
+        self._note_keys(keyring, is_new=0 < generation < keyring.version)
         self.root_key_ids = self.custody.root_key_ids()
         vault = Vault.open(
             folder.keys,
@@ -293,6 +296,19 @@ class Control:
             arguments += ["--uid", str(self.uids.host), "--gid", str(self.uids.host)]
         specs.append(ChildSpec("host", tuple(arguments), survives=True))
         return Children(specs, run_folder=self.folder.run)
+
+    def _note_keys(self, keyring: Keyring, *, is_new: bool) -> None:
+        """Let the records go by the trust that there is. `is_new`: this start made it, since the
+        service manager handed another key over.
+        """
+
+        def write(db: sqlite3.Connection) -> None:
+            # What a command beside could not finish: a crash between trust and records.
+            attestations.revoke(db, keyring.revoked)
+            if is_new:
+                note(db, Action.SIGNING_KEY_ROTATED, self.custody.signing_key().key_id)
+
+        self.records.write(write)
 
     def web_app(self) -> web.Application:
         """Git and the API, on one port."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gitd.beside import beside, data_option, fail, json_option, open_records, print_json
+from gitd.beside import beside, data_option, fail, json_option, note, open_records, print_json
 from gitd.durations import seconds_of
 from gitd.families import FAMILIES, Family
 
@@ -142,13 +142,9 @@ def key_list(data: Path, *, as_json: bool) -> None:
 def _note(
     db: sqlite3.Connection, what: str, key_id: str, site_id: str | None, env_id: str | None
 ) -> None:
-    """Write it into the audit log: whoever has the server's machine did it."""
-    from hooks.clock import now_ms
-    from hooks.jobs import JobChanges
     from storage.model import Action
 
-    changes = JobChanges(db, now_ms, lambda *_: None)
-    changes.note(Action(f"api_key.{what}"), key_id, site_id=site_id, env_id=env_id)
+    note(db, Action(f"api_key.{what}"), key_id, site_id=site_id, env_id=env_id)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gitd.beside import beside, data_option, fail, json_option, open_records, print_json
+from gitd.beside import beside, data_option, fail, json_option, note, open_records, print_json
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Sequence
 
     from gitd.layout import DataFolder
@@ -86,10 +87,14 @@ def list_keys(data: Path, *, as_json: bool) -> None:
 @json_option
 def rotate(data: Path, root: Path | None, *, as_json: bool) -> None:
     """Sign with a new key from now on. What the old one signed stays valid."""
+    from storage.model import Action
+
     root_key = _load(root)
     folder = beside(data)
     custody = _custody(folder)
-    rotated = custody.rotate(_reader(folder, custody).layout.trust, root=root_key)
+    with open_records(folder) as records:
+        rotated = custody.rotate(_reader(folder, custody).layout.trust, root=root_key)
+        records.write(lambda db: note(db, Action.SIGNING_KEY_ROTATED, rotated.key_id))
     if as_json:
         print_json({"key_id": rotated.key_id, "generation": rotated.keyring.version})
         return
@@ -121,6 +126,7 @@ def revoke(
     as_json: bool,
 ) -> None:
     """Trust nothing any more that a key ever signed, from this moment on."""
+    from storage.model import Action
     from storage.records import attestations, vouching
     from storage.resign import Resigned, resign
 
@@ -133,13 +139,21 @@ def revoke(
         if not dry_run:
             trust = reader.layout.trust
             if reader.keyring().keys[name].is_active:
-                custody.rotate(trust, root=root_key)
+                following = custody.rotate(trust, root=root_key).key_id
+                records.write(lambda db: note(db, Action.SIGNING_KEY_ROTATED, following))
             kept = Resigned(0, ())
             if since is not None:
                 before = attestations.signed_by(records.reader(), name, before=since)
                 kept = resign(records, reader, custody, before)
             keyring = custody.revoke(trust, name, reason=reason, root=root_key)
-            records.write(lambda db: attestations.revoke(db, keyring.revoked))
+
+            def write(db: sqlite3.Connection) -> None:
+                attestations.revoke(db, keyring.revoked)
+                if kept.count:
+                    note(db, Action.STATEMENTS_RESIGNED, name)
+                note(db, Action.SIGNING_KEY_REVOKED, name)
+
+            records.write(write)
         lost = attestations.signed_by(records.reader(), name)
         if dry_run:
             lost = [made_by for made_by in lost if since is None or made_by.sequence >= since]
@@ -164,6 +178,7 @@ def resign(
     as_json: bool,
 ) -> None:
     """Vouch again, with the key that signs now, for what another key signed."""
+    from storage.model import Action
     from storage.records import attestations
     from storage.resign import resign as sign_again
 
@@ -182,6 +197,8 @@ def resign(
             if not artifact_ids or made_by.artifact_id in artifact_ids
         ]
         done = sign_again(records, reader, custody, chosen)
+        if done.count:
+            records.write(lambda db: note(db, Action.STATEMENTS_RESIGNED, name))
     if as_json:
         print_json({"signed_again": done.count, "failures": done.failures})
     else:

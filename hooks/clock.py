@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
-from functools import lru_cache
+from typing import Final
+
+from storage import timestamps
 
 Clock = Callable[[], int]  # milliseconds since 1970, UTC
 
@@ -53,8 +54,4 @@ class BelievedClock:
         return min(said for _, said in self._said)
 
 
-@lru_cache(maxsize=4096)
-def rfc3339(at_ms: int) -> str:
-    """Source: contract §1 Timestamps: RFC 3339, UTC, `Z`, milliseconds."""
-    moment = datetime.fromtimestamp(at_ms // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"
+rfc3339: Final = timestamps.rfc3339

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ PUBLIC_MODE = 0o444
 ROOT_PUBLIC = "root.pub"
 EXTERNAL = "external"
 _PUBLIC_BYTES_MAX = 4096
+_GENERATION = re.compile(r"root\.([0-9]{1,9})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,12 @@ class Custody:
                 signing=self.signing_key(),
                 root_key_ids=self.root_key_ids(),
             )
+
+    @staticmethod
+    def generation(trust_folder: Path) -> int:
+        """Return the number of the newest generation that there is, unread; 0 without any."""
+        names = (_GENERATION.fullmatch(path.name) for path in trust_folder.iterdir())
+        return max((int(name[1]) for name in names if name is not None), default=0)
 
     # -- keys ------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ StorageError
 ├── KeyFileError              a private key cannot be used
 ├── SealBrokenError           a sealed value does not open
 ├── DigestInvalidError        a text is no digest
+├── AuditLogInvalidError      what should be an exported audit log is none
 ├── TreeError                 a tree offered for ingest cannot become an artifact
 │   ├── TreeInvalidError      it holds what no artifact may hold
 │   └── TreeTooLargeError     it is beyond a limit
@@ -109,6 +110,10 @@ class KeyFileError(StorageError):
 
 class DigestInvalidError(StorageError):
     """A text is not the exact form `blake3:` and 64 lower-case hexadecimal digits."""
+
+
+class AuditLogInvalidError(StorageError):
+    """What should be lines of an audit log is something else."""
 
 
 class TreeError(StorageError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from storage.digest import Digest
+
 FAILURE_CODE_CHARS_MAX = 100
 FAILURE_CHARS_MAX = 16 * 1024
 
@@ -200,6 +202,19 @@ class Action(StrEnum):
     WEBHOOK_ROLLED = "webhook.rolled"
     WEBHOOK_DELETED = "webhook.deleted"
     WEBHOOK_REDELIVERED = "webhook.redelivered"
+    SIGNING_KEY_ROTATED = "signing_key.rotated"
+    SIGNING_KEY_REVOKED = "signing_key.revoked"
+    STATEMENTS_RESIGNED = "statements.resigned"
+    BACKUP_RESTORED = "backup.restored"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLink:
+    """The place of a line of the audit log among the others: see `storage.audit_chain`."""
+
+    sequence: int
+    previous: Digest
+    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +234,7 @@ class AuditEntry:
     env_id: str | None
     address: str | None
     request_id: str | None
+    link: AuditLink | None = None
 
 
 class EventType(StrEnum):

@@ -28,7 +28,7 @@ MAY_IMPORT = {
 CLOSED = {
     "gitd.cli": {
         *("gitd.cli", "gitd.words", "gitd.durations", "gitd.families"),
-        *("storage.proof", "storage.errors"),
+        *("storage.proof", "storage.errors", "storage.audit_chain"),
     },
     "gitd.git": {
         *("gitd.git", "gitd.words", "gitd.config", "gitd.errors"),

@@ -359,7 +359,8 @@ class AuditEntry(msgspec.Struct, frozen=True):
     """Who changed what. `target`: the id of what was changed; of a variable, a secret or a
     domain, its name.
 
-    `address` and `request_id`: null where no request asked for it at that moment.
+    `address` and `request_id`: null where no request asked for it at that moment. `digest` is that
+    of this line and, through `previous`, of all before it: the one before has `sequence` - 1.
     """
 
     id: str
@@ -371,6 +372,9 @@ class AuditEntry(msgspec.Struct, frozen=True):
     env_id: str | None
     address: str | None
     request_id: str | None
+    sequence: int
+    previous: str
+    digest: str
 
 
 class Webhook(msgspec.Struct, frozen=True):
@@ -584,6 +588,7 @@ def new_api_key(row: model.ApiKey, secret: str | None) -> NewApiKey:
 
 
 def audit_entry(row: model.AuditEntry) -> AuditEntry:
+    assert row.link is not None, "it was read"
     return AuditEntry(
         id=row.id,
         created_at=rfc3339(row.created_at),
@@ -594,6 +599,9 @@ def audit_entry(row: model.AuditEntry) -> AuditEntry:
         env_id=row.env_id,
         address=row.address,
         request_id=row.request_id,
+        sequence=row.link.sequence,
+        previous=str(row.link.previous),
+        digest=str(row.link.digest),
     )
 
 

@@ -51,6 +51,7 @@ class Facts(msgspec.Struct, frozen=True):
         signing_key_id: The key that signed at that moment, where that is known.
         sealed: How many values and configs are sealed under the key of variables and secrets.
         late_pushes: How many pushes came while it was made: a restored server ends them.
+        audit_head: The digest of the audit log's newest line, where it has one.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Facts(msgspec.Struct, frozen=True):
     signing_key_id: str | None
     sealed: int
     late_pushes: int
+    audit_head: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from storage.manifest import Manifest as TreeManifest
 from storage.model import Site
 from storage.parts import Part, PartKind
 from storage.records import (
+    audit_log,
     blobs,
     copies,
     damage,
@@ -72,6 +73,7 @@ class Moment:
         absent: The keys of blobs that it should have and that are left out: they are damaged.
         salvaged: What was known to be damaged and is whole in the pool: in this backup it is.
         damaged: How many other parts were known to be damaged: they are left out.
+        audit_head: The digest of the audit log's newest line, where it has one.
         signing_key_id: The key that signed.
         keys: Which private keys are among the files.
     """
@@ -87,6 +89,7 @@ class Moment:
     damaged: int
     migrations: list[str]
     counts: dict[str, int]
+    audit_head: str | None
     signing_key_id: str | None
     keys: dict[str, Where]
 
@@ -154,6 +157,7 @@ def moment_of(
                     damaged=len(damaged) - len(salvaged),
                     migrations=migrations.applied(db),
                     counts=counts,
+                    audit_head=_audit_head(db),
                     signing_key_id=_signing_key_id(layout.trust, custody),
                     keys=_keys(
                         places.keys,
@@ -257,6 +261,11 @@ def _keys(folder: Path, *, with_keys: bool, has_sealed: bool) -> dict[str, Where
         else:
             found[name] = "none" if name == VARIABLES_KEY and not has_sealed else "elsewhere"
     return found
+
+
+def _audit_head(db: sqlite3.Connection) -> str | None:
+    sequence, digest = audit_log.head(db)
+    return str(digest) if sequence else None
 
 
 def _signing_key_id(trust_folder: Path, custody: Custody) -> str | None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,10 @@ from storage.files import (
     write_atomic,
 )
 from storage.git.check import check_repository
+from storage.ids import new_id
 from storage.layout import Layout, blob_mode, blob_mtime
-from storage.model import Failure
-from storage.records import copies, migrations, webhooks
+from storage.model import SYSTEM, Action, AuditEntry, Failure, Webhook
+from storage.records import audit_log, copies, migrations, webhooks
 from storage.room import size_in_words
 
 _HARMLESS = {RESTORING, "lost+found"}
@@ -311,7 +313,29 @@ class _Restore:
                 at=time.time_ns() // 1_000_000,
             )
             forgotten = copies.forget_sealed(db) if forgets else 0
-            return interrupted, forgotten, webhooks.silence(db, _SILENCED)
+            were_on = webhooks.silence(db, _SILENCED)
+            if audit_log.has_chain(db):
+                self._note(db, were_on)
+            return interrupted, forgotten, len(were_on)
+
+    def _note(self, db: sqlite3.Connection, were_on: Sequence[Webhook]) -> None:
+        """Write it into the audit log: whoever has the server's machine did it."""
+        name = self._manifest.facts.name
+        changes: list[tuple[Action, str, str | None]] = [(Action.BACKUP_RESTORED, name, None)]
+        changes += [(Action.WEBHOOK_CHANGED, each.id, each.site_id) for each in were_on]
+        for action, target, site_id in changes:
+            entry = AuditEntry(
+                id=new_id("evt"),
+                created_at=time.time_ns() // 1_000_000,
+                actor=SYSTEM,
+                action=action,
+                target=target,
+                site_id=site_id,
+                env_id=None,
+                address=None,
+                request_id=None,
+            )
+            audit_log.add(db, entry)
 
 
 def _require_empty(root: Path) -> None:

@@ -212,6 +212,7 @@ class _Backup:
             signing_key_id=moment.signing_key_id,
             sealed=moment.counts["sealed"],
             late_pushes=late,
+            audit_head=moment.audit_head,
         )
 
     def _place(self, draft: Path, name: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from sqlite_utils import Database, Migrations
 
+from storage.records import audit_log as audit_lines
+
 MIGRATIONS = Migrations("gitd")
 
 
@@ -505,3 +507,18 @@ def domains(db: Database) -> None:
         CREATE INDEX domain_site ON domain(site_id);
         """,
     )
+
+
+@MIGRATIONS()
+def chained_audit_log(db: Database) -> None:
+    _run(
+        db,
+        """
+        ALTER TABLE audit_log ADD COLUMN sequence BIGINT;
+        ALTER TABLE audit_log ADD COLUMN previous BLOB;
+        ALTER TABLE audit_log ADD COLUMN digest BLOB;
+        CREATE UNIQUE INDEX audit_log_sequence ON audit_log(sequence);
+        CREATE TABLE audit_anchor(sequence BIGINT PRIMARY KEY, digest BLOB NOT NULL)
+        """,
+    )
+    audit_lines.chain(db.conn)

@@ -156,20 +156,22 @@ def give_up(db: sqlite3.Connection, webhook_id: str, reason: str) -> None:
     )
 
 
-def silence(db: sqlite3.Connection, reason: str) -> int:
-    """Turn all webhooks off, and tell nothing of what was to be told; return how many were on.
+def silence(db: sqlite3.Connection, reason: str) -> list[Webhook]:
+    """Turn all webhooks off, and tell nothing of what was to be told; return which were on.
 
     The database may be older than webhooks.
     """
     if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'webhook'").fetchone() is None:
-        return 0
+        return []
     db.execute("DELETE FROM webhook_event")
     db.execute(
         "UPDATE webhook_delivery SET next_at = NULL, status = ?, error = ?"
         " WHERE next_at IS NOT NULL",
         (DeliveryStatus.FAILED.value, reason),
     )
-    return db.execute("UPDATE webhook SET enabled = 0 WHERE enabled = 1").rowcount
+    were_on = db.execute("SELECT * FROM webhook WHERE enabled = 1 ORDER BY id").fetchall()
+    db.execute("UPDATE webhook SET enabled = 0 WHERE enabled = 1")
+    return [_webhook(row) for row in were_on]
 
 
 def forget_deliveries(db: sqlite3.Connection, before: int) -> int:

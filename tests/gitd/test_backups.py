@@ -53,6 +53,15 @@ def test_backup_says_what_is_not_in_it_and_what_that_means(data: Path, backups: 
     assert len(well("backup", backups, "--list").splitlines()) == 1
 
 
+def test_backup_keeps_the_head_of_the_audit_log(data: Path, backups: Path) -> None:
+    well("key", "create", "--label", "ci", "--scope", "*", "--data", data)
+    head = json.loads(well("check", "--data", data, "--json"))["audit_head"]
+    assert head is not None
+    assert f"the audit log's head is {head}" in well("backup", backups, "--data", data)
+    (listed,) = json.loads(well("backup", backups, "--list", "--json"))
+    assert listed["audit_head"] == head
+
+
 def test_backups_are_listed_and_verified_without_a_server(data: Path, backups: Path) -> None:
     assert gitd("backup", backups, "--list").exit_code == 1
     made = [json.loads(well("backup", backups, "--data", data, "--json")) for _ in range(2)]

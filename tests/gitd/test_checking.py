@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from pathlib import Path
 
@@ -49,6 +50,28 @@ def test_records_with_values_that_cannot_be_are_said_like_any_fault(tmp_path: Pa
     assert done.exit_code == 1, done.output
     assert "a row of blob has values of a kind that cannot be there" in done.output
     assert "the rest cannot be looked at" in done.output
+
+
+def test_audit_log_that_was_changed_is_said_with_its_head(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    Control(folder, Config(), None).close()
+    run = CliRunner().invoke
+    at = ("--data", str(folder.root))
+    for name in ("acme", "shop"):
+        run(cli, ["key", "create", "--label", name, "--scope", "*", *at])
+    well = run(cli, ["check", "--json", *at])
+    assert well.exit_code == 0, well.output
+    report = json.loads(well.output)
+    assert report["counts"]["lines of the audit log"] == 2
+    assert report["audit_head"].startswith("blake3:")
+    assert f"the head is {report['audit_head']}" in run(cli, ["check", *at]).output
+    with sqlite3.connect(folder.database) as db:
+        db.execute("UPDATE audit_log SET actor_label = 'mallory' WHERE sequence = 1")
+    db.close()
+    done = run(cli, ["check", *at])
+    assert done.exit_code == 1
+    assert "WRONG: audit log: line 1 (evt_" in done.output
 
 
 def test_environment_that_is_newer_than_the_records_is_said(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hooks import log_retention
 from storage.ids import new_id
 from storage.model import SYSTEM, Action, AuditEntry
 from storage.records import audit_log
+from storage.signing import SigningKey
 
 
 def test_lines_of_the_audit_log_go_at_the_age_that_is_set(tmp_path, monkeypatch) -> None:
@@ -32,3 +33,25 @@ def test_lines_of_the_audit_log_go_at_the_age_that_is_set(tmp_path, monkeypatch)
             control.records.write(lambda db, entry=entry: audit_log.add(db, entry))
         assert control.log_retention.forget() == gone
         control.close()
+
+
+def test_signing_key_that_the_service_manager_replaced_stands_in_the_audit_log(tmp_path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    handed = tmp_path / "credentials"
+    handed.mkdir()
+    for _ in range(2):
+        (handed / "signing.key").unlink(missing_ok=True)
+        key = SigningKey.load_or_create(handed / "signing.key")
+        (handed / "signing.key").chmod(0o440)
+        for _ in range(2):
+            control = Control(folder, Config(), handed)
+            reader = control.records.reader()
+            log = audit_log.page(reader, site_id=None, env_id=None, before=None, limit_count=9)
+            control.close()
+    (entry,) = log.items
+    assert (entry.action, entry.target, entry.actor) == (
+        Action.SIGNING_KEY_ROTATED,
+        key.key_id,
+        SYSTEM,
+    )

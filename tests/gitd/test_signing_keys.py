@@ -19,6 +19,7 @@ from storage.custody import Custody
 from storage.errors import KeyFileError, SignatureInvalidError
 from storage.model import (
     SYSTEM,
+    Action,
     Artifact,
     Attestation,
     Build,
@@ -28,7 +29,7 @@ from storage.model import (
 )
 from storage.provenance import SOURCE_BUILDER, Provenance, RunCommands, build_provenance
 from storage.reader import StoreReader
-from storage.records import artifacts, builds, environments, releases, sites
+from storage.records import artifacts, audit_log, builds, environments, releases, sites
 from storage.records.db import Records
 from storage.source import Limits, SourceFile
 from tests.rows import build_row
@@ -197,6 +198,24 @@ def test_revocation_says_what_it_takes_and_what_to_do(server: Server) -> None:
     assert not server.holds(lost)
     assert server.holds(server.build(b"two"))
     assert server.key_in_state("revoked") == key_id
+
+
+def test_changes_of_keys_stand_in_the_audit_log(server: Server) -> None:
+    old = server.key_in_state("active")
+    server.build(b"one")
+    server.run("rotate")
+    following = server.custody.signing_key().key_id
+    server.build(b"two")
+    server.run("revoke", old, "--reason", "lost", "--since", "2")
+    server.run("revoke", following, "--reason", "lost", "--dry-run")
+    reader = server.records.reader()
+    log = audit_log.page(reader, site_id=None, env_id=None, before=None, limit_count=10)
+    assert [(each.action, each.target) for each in log.items][::-1] == [
+        (Action.SIGNING_KEY_ROTATED, following),
+        (Action.STATEMENTS_RESIGNED, old),
+        (Action.SIGNING_KEY_REVOKED, old),
+    ]
+    assert {each.actor for each in log.items} == {SYSTEM}
 
 
 def test_dry_run_says_the_same_and_does_nothing(server: Server) -> None:

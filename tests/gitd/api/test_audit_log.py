@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hooks.log_retention import LogLimits, LogRetention
+from storage.audit_chain import check_lines, in_order
 from storage.ids import is_id
 from storage.model import Action
 
@@ -23,6 +24,8 @@ async def test_change_has_who_what_when_from_where_and_its_request(service) -> N
     made = await service.post("/v1/sites", {"name": "shop"}, secret=secret)
     entry = (await service.get(LOG)).data[0]
     assert is_id(entry.pop("id"), "evt")
+    place = [entry.pop(name) for name in ("sequence", "previous", "digest")]
+    assert place[:2] == [1, f"blake3:{'0' * 64}"]
     assert entry == {
         "created_at": made.data["created_at"],
         "actor": {"type": "api_key", "id": key.id, "label": "ci"},
@@ -98,6 +101,8 @@ async def test_every_kind_of_change_stands_in_it(service, acme) -> None:
         "site.deleted",
     ]
     assert b"abcdefgh" not in (await service.get(f"{LOG}?limit=100")).raw
+    exported = check_lines(in_order(await service.every(LOG)))
+    assert (exported.count, exported.faults) == (27, [])
 
 
 async def test_work_that_a_suspension_ends_is_canceled(service, acme) -> None:
@@ -153,6 +158,8 @@ async def test_bound_key_sees_what_was_changed_there(service, acme) -> None:
     staging = await acme.env_id("staging")
     narrow = service.key("sites:admin", site_id=acme.id, env_id=staging)
     assert await actions(service, secret=narrow) == ["environment.suspended"]
+    seen = check_lines(in_order(await service.every(LOG, secret=narrow)), is_partial=True)
+    assert (seen.count, seen.faults) == (1, [])
     heard = await service.get(LOG, secret=service.key("sites:write"))
     assert (heard.status, heard.code) == (403, "scope.insufficient")
 

@@ -31,6 +31,7 @@ from storage.ids import new_id
 from storage.joblog import JobLogs
 from storage.model import (
     SYSTEM,
+    Action,
     Delivery,
     DeliveryStatus,
     Deployment,
@@ -46,6 +47,7 @@ from storage.model import (
 )
 from storage.parts import Part, PartKind
 from storage.records import (
+    audit_log,
     copies,
     damage,
     deployments,
@@ -309,6 +311,11 @@ def test_webhooks_are_off_in_a_restored_server_and_what_waited_is_given_up(
     reader = restored_at(tmp_path / "new").records.reader()
     assert not webhooks.get(reader, "whe_1").is_enabled
     assert webhooks.events(reader, 10) == []
+    log = audit_log.page(reader, site_id=None, env_id=None, before=None, limit_count=10)
+    noted = [(each.action, each.target) for each in log.items]
+    assert (Action.WEBHOOK_CHANGED, "whe_1") in noted
+    assert [action for action, _ in noted].count(Action.BACKUP_RESTORED) == 1
+    assert audit_log.check(reader).faults == []
     (delivery,) = webhooks.deliveries(reader, "whe_1", before=None, limit_count=10).items
     assert (delivery.status, delivery.next_at) == (DeliveryStatus.FAILED, None)
     assert webhooks.get(small.records.reader(), "whe_1").is_enabled
