@@ -23,13 +23,12 @@ from gitd.cli.keys import keys
 from gitd.cli.logs import logs
 from gitd.cli.releases import releases
 from gitd.cli.routes import routes
-from gitd.cli.session import Session
+from gitd.cli.session import DEFAULT_URL, Session
 from gitd.cli.sites import sites
+from gitd.cli.status import status
 from gitd.cli.variables import secrets, variables
 from gitd.cli.version import version
 from gitd.cli.webhooks import webhooks
-
-DEFAULT_URL = "http://127.0.0.1:8080"  # where an embedded `gitd serve` listens
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -38,17 +37,16 @@ DEFAULT_URL = "http://127.0.0.1:8080"  # where an embedded `gitd serve` listens
     "server",
     metavar="URL",
     envvar="FORGE_URL",
-    default=DEFAULT_URL,
-    show_default=True,
     show_envvar=True,
-    help="The server.",
+    help="The server. Without it, that of the remote `managed` of the checkout that this is run "
+    f"in; or else {DEFAULT_URL}.",
 )
 @click.version_option(package_name="gitd", message="%(prog)s %(version)s")
 @click.pass_obj
-def mf(session: Session, server: str) -> None:
+def mf(session: Session, server: str | None) -> None:
     """Build, deploy, promote and roll back on a gitd server.
 
-    The key comes from the environment variable FORGE_TOKEN.
+    The key comes from the environment variable FORGE_TOKEN, or from git's credential helper.
 
     Exit codes: 0 done, 1 the job failed, 2 wrong usage, 3 the server refused, 4 the server cannot
     be reached.
@@ -72,6 +70,7 @@ for command in (
     rollback,
     deployments,
     releases,
+    status,
     jobs,
     logs,
     keys,
@@ -87,7 +86,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # Names in scripts the locale cannot show must not end a command half way.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    session = Session(DEFAULT_URL, os.environ.get("FORGE_TOKEN"))
+    session = Session(None, os.environ.get("FORGE_TOKEN"))
     sys.exit(run(session))
 
 

@@ -21,13 +21,23 @@ LIST_ITEMS = 20
 PUSH_POLICIES = ("override", "wait", "all")
 INHERITED = "default"
 
+
+def _given_site(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    """What was given; or else the site of the checkout that this is run in."""
+    session = context.find_object(Session)
+    site = session.site_of_checkout() if value is None and session is not None else value
+    if site is None:
+        raise click.MissingParameter(ctx=context, param=parameter)
+    return site
+
+
 site_option = click.option(
     "--site",
-    required=True,
     metavar="SITE",
     envvar="FORGE_SITE",
     show_envvar=True,
-    help="The site's name or id.",
+    callback=_given_site,
+    help="The site's name or id. Without it, the one that the checkout is pushed to.",
 )
 env_option = click.option(
     "--env", required=True, metavar="ENV", help="The environment's slug or id, as `production`."

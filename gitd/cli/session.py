@@ -9,23 +9,30 @@ from dataclasses import dataclass, field
 
 import click
 
+from gitd.cli import checkout
 from gitd.cli.client import Api, is_loopback, server_url
 from gitd.cli.exits import CliError, report
+from gitd.words import printable
 
+DEFAULT_URL = "http://127.0.0.1:8080"  # where an embedded `gitd serve` listens
 NO_KEY = (
-    "No key: set FORGE_TOKEN to an API key. On the server's machine "
-    "`gitd key create --label NAME --preset deploy-bot --data DIR` makes one."
+    "No key: set FORGE_TOKEN to an API key, or let git's credential helper have one. On the "
+    "server's machine `gitd key create --label NAME --preset deploy-bot --data DIR` makes one."
 )
 
 
 @dataclass(slots=True)
 class Session:
-    """`url` and `token` are as given, and looked at when a request needs them."""
+    """`url` and `token` are as given, and looked at when a request needs them. None: what the
+    checkout says that this is run in, and for the key what git's credential helper has.
+    """
 
-    url: str
+    url: str | None
     token: str | None = field(repr=False)
     as_json: bool = False
     _api: Api | None = field(default=None, init=False)
+    _remotes: list[checkout.Remote] | None = field(default=None, init=False)
+    _site: checkout.Remote | None = field(default=None, init=False)
 
     @property
     def api(self) -> Api:
@@ -35,11 +42,48 @@ class Session:
             click.UsageError: The address or the token cannot be one, or there is none.
         """
         if self._api is None:
-            url, token = server_url(self.url), _checked_token(self.token)
+            url = self.server
+            token = _checked_token(self.token or self._git_key(url))
+            self._say_what_is_used()
             if url.startswith("http:") and not is_loopback(url) and sys.stderr.isatty():
                 click.echo(f"Warning: the key travels to {url} unencrypted.", err=True)
             self._api = Api(url, token)
         return self._api
+
+    @property
+    def server(self) -> str:
+        """The server's address: as given, or that of the remote `managed`, or this machine's.
+
+        Raises:
+            click.UsageError: It is none.
+        """
+        if self.url is not None:
+            return server_url(self.url)
+        remote = checkout.managed(self._candidates())
+        return DEFAULT_URL if remote is None else remote.server
+
+    def site_of_checkout(self) -> str | None:
+        """The site that this checkout is pushed to, on the server that is used."""
+        self._site = checkout.site_on(self.server, self._candidates())
+        return None if self._site is None else self._site.site
+
+    def _candidates(self) -> list[checkout.Remote]:
+        if self._remotes is None:
+            self._remotes = checkout.remotes()
+        return self._remotes
+
+    def _git_key(self, server: str) -> str | None:
+        remote = self._site or checkout.site_on(server, self._candidates())
+        return checkout.git_key(server, None if remote is None else remote.site)
+
+    def _say_what_is_used(self) -> None:
+        """Nobody is to wonder where a command went. Programs read nothing but refusals there."""
+        remote = self._site or (checkout.managed(self._candidates()) if self.url is None else None)
+        if remote is None or self.as_json:
+            return
+        what = f"site {remote.site} on {remote.server}" if self._site else remote.server
+        words = f"mf: {what}, by the remote {remote.name} of this checkout"
+        click.echo(printable(words), err=True)
 
     def close(self) -> None:
         if self._api is not None:

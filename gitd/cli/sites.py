@@ -73,7 +73,7 @@ def create_site(
     body = {"name": name} | ({"default_branch": default_branch} if default_branch else {})
     data = session.api.post(endpoint("sites"), body, idempotency_key=idempotency_key)
     made = as_fields(data, "site")
-    session.show(made, lambda: _say_made(session.url, made))
+    session.show(made, lambda: _say_made(session.server, made))
 
 
 def _say_made(server: str, site: Fields) -> None:

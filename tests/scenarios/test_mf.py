@@ -274,3 +274,30 @@ def test_sites_environments_and_routes_come_and_go(server) -> None:
     assert [route["target"] for route in routes] == ["live", "ignore"]
     server.mf("sites", "delete", "second", "--yes")
     assert [site["name"] for site in data(server, "sites")] == ["acme-store"]
+
+
+def test_in_a_checkout_that_is_pushed_mf_needs_neither_address_nor_site_nor_key(server) -> None:
+    """git's credential helper has the key, for the one as for the other."""
+    work = server.work()
+    store = server.root / "credentials"
+    store.write_text(f"http://x:{server.token}@127.0.0.1:{server.port}\n")
+    work.git("config", "credential.helper", f"store --file={store}")
+    commit = work.commit({"index.html": PAGE.format("one")})
+    environ = {k: v for k, v in server.environ.items() if not k.startswith("FORGE_")}
+    pushed = subprocess.run(
+        ["git", "push", "managed", "main"], cwd=work.path, env=environ, capture_output=True
+    )
+    assert pushed.returncode == 0, pushed.stderr
+    command = ["mf", "status"]
+    done = subprocess.run(command, cwd=work.path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = f"mf: site acme-store on {server.url}, by the remote managed of this checkout\n"
+    assert done.stderr == said
+    production = next(line for line in done.stdout.splitlines() if line.startswith("production"))
+    assert commit in production
+    assert f"http://acme-store.localhost:{server.sites_port}" in production
+    elsewhere = subprocess.run(
+        command, cwd=server.root, env=environ, capture_output=True, text=True
+    )
+    assert elsewhere.returncode == 2
+    assert "Missing option '--site'" in elsewhere.stderr

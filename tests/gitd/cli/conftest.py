@@ -248,6 +248,7 @@ class Mf:
     """Runs `mf` with an environment of its own."""
 
     program = MF
+    cwd: Path | None = None
 
     def __init__(self, url: str) -> None:
         self.environ = {
@@ -273,6 +274,7 @@ class Mf:
         popen = subprocess.Popen if is_anew else warm(PRELOAD)
         return popen(
             [MF, *arguments],
+            cwd=self.cwd,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

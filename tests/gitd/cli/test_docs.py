@@ -57,7 +57,8 @@ def test_every_option_is_documented(path: str) -> None:
 
 
 @pytest.mark.parametrize("line", EXAMPLES)
-def test_every_example_is_a_command_that_parses(line: str) -> None:
+def test_every_example_is_a_command_that_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORGE_SITE", "acme-store")  # as a checkout names it
     arguments = shlex.split(line.partition(" | ")[0])[1:]
     session = Session("http://127.0.0.1:1", None)
     context = mf.make_context("mf", arguments, obj=session)
