@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from hooks.builds import seccomp
+from tests.ports import free_port
 
 UNITS = Path(__file__).parents[2] / "systemd"
 BIN = Path(sys.executable).parent
@@ -142,9 +143,7 @@ def test_site_host_of_the_service_says_ready_when_it_listens_where_the_settings_
     (line,) = re.findall(
         r"^ExecStart=(.*)$", (UNITS / "gitd-host.service").read_text(), re.MULTILINE
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = tmp_path / "gitd.toml"
     settings.write_text(f'[sites]\nlisten = "127.0.0.1:{port}"\n')
     (tmp_path / "gitd-host").mkdir()

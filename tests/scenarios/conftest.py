@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests import memory
+from tests.ports import free_port
 from tests.warm import run_warm, warm
 
 BIN = Path(sys.executable).parent
@@ -32,12 +32,6 @@ import httpx, rich.cells, rich.console, rich.progress, rich.text
 """
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WAIT_S = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(is_so: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> object:
@@ -164,7 +158,7 @@ class Server:
         """SIGKILL to control alone."""
         assert self.process
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
         self._close()
 
     def _close(self) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios.conftest import Answer, WorkTree, fetch, free_port, wait_until
+from tests.ports import free_port
+from tests.scenarios.conftest import Answer, WorkTree, fetch, wait_until
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
 PAGE = Path(__file__).parents[2] / "docs" / "service.md"
@@ -76,7 +77,7 @@ def front(server, tmp_path: Path) -> Iterator[Front]:
         yield made
     finally:
         made.process.terminate()
-        made.process.wait(10)
+        made.process.wait(30)
 
 
 def through(front: Front, work: WorkTree) -> WorkTree:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios.conftest import fetch, free_port, wait_until
+from tests.ports import free_port
+from tests.scenarios.conftest import fetch, wait_until
 from tests.scenarios.test_behind_nginx import NGINX, documented_lines
 
 CADDY = shutil.which("caddy")

@@ -136,11 +136,11 @@ class Peer:
     def start(self, port: int = 0) -> None:
         self.port = port
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(30)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(30)
         self._loop.close()
 
     def _run(self) -> None:

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from tests.ports import free_port
+
 PLACE = ("--site", "acme-store", "--env", "production")
 HERE = "/v1/sites/acme-store/environments/production"
 BELOW = "/v1/sites/site_01/environments/env_01"
@@ -281,7 +283,7 @@ def test_server_that_stays_away_is_code_4_and_says_how_to_go_on(mf, peer, stream
 
 def test_server_that_comes_back_is_found_again(mf_at, new_peer, stream_of) -> None:
     first, second = new_peer(), new_peer()
-    first.start()
+    first.start(free_port())  # which nobody else has before it is listened on again
     build_of(first, stream_of(GOOD[:4], hold=True))
     process = mf_at(first.url).begin("build", *PLACE, "--wait")
     assert process.stderr is not None
@@ -352,7 +354,7 @@ def test_interrupt_leaves_the_job_running(mf, peer, stream_of) -> None:
     while "npm" not in process.stderr.readline():
         pass
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert "mf jobs wait job_01" in err
     assert "mf jobs cancel job_01" in err
@@ -367,14 +369,14 @@ def test_interrupt_of_a_request_is_code_130(mf, peer) -> None:
         asked.set()
         import asyncio
 
-        await asyncio.sleep(5)
+        await asyncio.sleep(60)
         return await peer.many([])(request)
 
     peer.on("GET", "/v1/sites", slow)
     process = mf.begin("sites")
-    assert asked.wait(10)
+    assert asked.wait(30)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err
 
@@ -490,7 +492,7 @@ def test_followed_log_comes_line_by_line(mf, peer, stream_of) -> None:
     first = [json.loads(process.stdout.readline()) for _ in range(2)]
     assert [line["line"] for line in first] == ["Cloning", "npm run build"]
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=30)
     assert process.returncode == 130
 
 
@@ -527,13 +529,13 @@ class Terminal:
         os.write(self._fd, keys.encode())
 
     def until(self, text: str) -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while text not in self.shown:
             assert time.monotonic() < end, self.shown
             time.sleep(0.01)
 
     def end(self) -> int:
-        code = self._process.wait(20)
+        code = self._process.wait(30)
         self._reader.join(10)
         os.close(self._fd)
         return code

@@ -15,6 +15,7 @@ from hooks.deploys import listeners as kernel
 from hooks.deploys.elsewhere import addresses
 from hooks.deploys.health import HealthCheck, wait_until_healthy
 from hooks.deploys.listeners import listeners
+from tests.ports import free_port
 
 ANY_HOST = HealthCheck(None, host="env-1.localhost")
 
@@ -173,7 +174,7 @@ async def test_who_listens_elsewhere_is_told_where_and_not_waited_for(listen, ad
         )
     assert trouble.startswith(said.format(port=port, other=other))
     assert str(strange.getsockname()[1]) not in trouble
-    assert 3 <= time.monotonic() - began_at < 6
+    assert 3 <= time.monotonic() - began_at < 9
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
@@ -203,9 +204,7 @@ async def test_who_listens_for_ipv6_alone_is_told_so(listen):
 
 async def test_who_opens_another_port_first_is_waited_for(listen):
     first = listen("127.0.0.1")
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+    port = free_port()
     waiting = asyncio.ensure_future(
         wait_until_healthy(
             port,
