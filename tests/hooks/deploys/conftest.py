@@ -468,7 +468,7 @@ class HostProcess:
     async def recorded_withdrawal(self, env_id: str = "env_1") -> None:
         """Wait until its state says that nothing is served: visitors see that before."""
         state = self.directory / "environments" / env_id / "state.json"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             while json.loads(state.read_text())["served"] is not None:
                 await asyncio.sleep(0.02)
 

@@ -11,6 +11,7 @@ from hooks.deploys.control import BATCH_BYTES_MAX, ControlLine, Outbox, RollJour
 from hooks.deploys.unclaimed import KEPT_S
 from hooks.deploys.wire import ArtifactPin, Coming, Report, Running, Snapshot
 from storage import trust
+from tests.hooks.deploys.conftest import WAIT_S
 from tests.spoiling import flip, rewrite
 
 
@@ -39,7 +40,7 @@ async def test_a_roll_tells_its_story(shelf, control, host, wanted):
 async def test_an_environment_with_nothing_released_says_so(control, host, visitor, wanted):
     control.want(wanted())
     await visitor.until(404)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         while "Nothing here yet" not in await visitor.text():
             await asyncio.sleep(0.02)
 
@@ -64,7 +65,7 @@ async def test_lines_that_wait_go_along_with_the_report(control):
     assert [one.line for one in report.log.lines] == control.log_of("dep_1")
     assert control.log_of("dep_1") == ["verified", "switched"]
     journal.say("alone", stage="switch")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while "alone" not in control.log_of("dep_1"):
             await asyncio.sleep(0.01)
     await outbox.close()
@@ -102,7 +103,7 @@ async def test_message_that_cannot_be_taken_in_keeps_no_other_away(control, fail
             raise failure
 
     following = asyncio.create_task(line.follow(take))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         assert isinstance(await heard.get(), Snapshot)
         for env_id in ("env_1", "env_2"):
             control.foretell(env_id)
@@ -146,7 +147,7 @@ async def test_a_report_is_not_held_up_by_a_long_log(control):
 async def test_only_the_last_five_folders_are_kept(shelf, control, host, wanted):
     for number in range(8):
         await control.roll(wanted(pin=shelf.put(page(f"{number}"))))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         while len(release_folders(host)) > 5:
             await asyncio.sleep(0.02)
     assert [name[:6] for name in release_folders(host)] == [f"{n:06d}" for n in range(4, 9)]
@@ -279,7 +280,7 @@ async def test_a_tampered_release_folder_is_made_anew(shelf, control, host, visi
     report = await control.roll(wanted(pin=old))
     assert report.status == "serving"
     assert await visitor.text() == "old"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         while len(release_folders(host)) > 2:
             await asyncio.sleep(0.02)
     assert kept.name not in release_folders(host)
@@ -427,7 +428,7 @@ async def test_a_change_made_while_the_host_was_down_is_made_good(
     await control.reported(newer.deployment_id)
     assert await visitor.text() == "newer"
     await visitor.until(404, host="env-2.localhost")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         while (host.directory / "environments/env_2").exists():
             await asyncio.sleep(0.02)
 
@@ -453,7 +454,7 @@ async def test_a_host_killed_during_a_roll_serves_the_old_or_the_new_and_finishe
     assert await visitor.text() == "new"
     assert await visitor.text("/199.txt") == "new 199"
     await control.roll(wanted(pin=shelf.put(page("third"))))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         while any("partial" in name for name in release_folders(host)):
             await asyncio.sleep(0.02)
     print("left behind:", left)
@@ -606,7 +607,7 @@ async def test_folders_of_nobody_are_removed_once_control_says_what_there_is(
             os.chown(path, host.directory.stat().st_uid, -1)
     host.kill()
     host.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while stranger.exists():
             await asyncio.sleep(0.02)
     assert len(release_folders(host)) == 1
@@ -624,14 +625,14 @@ async def test_an_environment_that_control_lost_is_served_on_and_keeps_its_data(
     host.kill()
     control.lose("env_2")
     host.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while not any(e["event"] == "environment_unknown_to_control" for e in host.events()):
             await asyncio.sleep(0.02)
     assert await visitor.text(host="env-2.localhost") == "new"
     control.want(newer)
     await control.stop()
     await control.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while (folder / "unclaimed").exists():
             await asyncio.sleep(0.02)
     assert (folder / "data/visitors").read_bytes() == b"5"
@@ -644,7 +645,7 @@ async def test_an_environment_that_control_lost_long_ago_goes(shelf, control, ho
     (folder / "unclaimed").write_text(str(KEPT_S))
     control.lose("env_1")
     host.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while folder.exists():
             await asyncio.sleep(0.02)
 
@@ -652,7 +653,7 @@ async def test_an_environment_that_control_lost_long_ago_goes(shelf, control, ho
 async def test_a_host_that_cannot_listen_says_why(host, another_host):
     taken = another_host
     taken.start(listen_fd=None, listen=["127.0.0.1", host.port])
-    assert await asyncio.to_thread(taken.process.wait, 10) == 1
+    assert await asyncio.to_thread(taken.process.wait, WAIT_S) == 1
     assert f"cannot listen on 127.0.0.1:{host.port}" in taken.log.read_text()
 
 

@@ -182,7 +182,7 @@ async def test_an_unknown_host_is_told_so(guest):
 async def test_raw_requests_are_understood_or_refused(served, request_head, status):
     reader, writer = await asyncio.open_connection("127.0.0.1", served.host.port)
     writer.write(request_head + b"Connection: close\r\n\r\n")
-    line = await asyncio.wait_for(reader.readline(), 5)
+    line = await asyncio.wait_for(reader.readline(), 20)
     writer.close()
     assert line.split()[1] == status, line
 
@@ -194,7 +194,7 @@ async def test_pipelined_requests_are_answered_in_order(served):
         b"GET /about HTTP/1.1\r\n" + head + b"\r\nGET /docs/ HTTP/1.1\r\n" + head
         + b"\r\nGET /big.bin HTTP/1.1\r\nConnection: close\r\n" + head + b"\r\n"
     )  # fmt: skip
-    data = await asyncio.wait_for(reader.read(), 10)
+    data = await asyncio.wait_for(reader.read(), 20)
     writer.close()
     assert data.index(b"\r\n\r\nabout") < data.index(b"\r\n\r\ndocs") < data.index(BIG)
 

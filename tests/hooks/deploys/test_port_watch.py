@@ -180,6 +180,6 @@ async def test_sockets_that_come_and_go_for_ever_hold_up_no_look(monkeypatch, la
     ports = PortWatch()
     ports.watch(80, is_own=lambda inodes: set(inodes) == {1}, on_stranger=lambda: told.append(80))
     for _ in range(2):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await ports.look()
     assert told == ([80] if lasts else [])

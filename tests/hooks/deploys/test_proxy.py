@@ -20,6 +20,7 @@ from hooks.deploys.router import Router
 from hooks.deploys.serving import Absence, ServedRelease, Serving
 from hooks.deploys.traffic import make_server
 from hooks.deploys.wire import ArtifactPin
+from tests.hooks.deploys.conftest import WAIT_S
 
 
 class Passing:
@@ -232,7 +233,8 @@ async def test_a_visitor_who_expects_continue_is_asked_for_the_body(app):
         b"Content-Length: 4\r\nConnection: close\r\n\r\n"
     )
     assert (
-        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_S)
+        == b"HTTP/1.1 100 Continue\r\n\r\n"
     )
     writer.write(b"body")
     answer = await reader.read()
@@ -256,9 +258,9 @@ async def test_an_answer_streams_out_as_it_comes(app):
     async with visitor.session.get(
         visitor.base + "/", headers={"Host": "env-1.localhost"}
     ) as answer:
-        assert await asyncio.wait_for(answer.content.readany(), 5) == b"data: 1\n\n"
+        assert await asyncio.wait_for(answer.content.readany(), WAIT_S) == b"data: 1\n\n"
         go_on.set()
-        assert await asyncio.wait_for(answer.content.readany(), 5) == b"data: 2\n\n"
+        assert await asyncio.wait_for(answer.content.readany(), WAIT_S) == b"data: 2\n\n"
 
 
 async def test_an_answer_passes_as_it_is(app):
@@ -385,8 +387,8 @@ async def test_a_visitor_who_leaves_ends_the_request_at_the_process(app):
     answer = await visitor.session.get(visitor.base + "/", headers={"Host": "env-1.localhost"})
     await answer.content.readany()
     answer.close()
-    await asyncio.wait_for(left.wait(), 5)
-    async with asyncio.timeout(5):
+    await asyncio.wait_for(left.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
         while not await visitor.release.drain(timeout_s=0.1):
             pass
 
@@ -419,12 +421,12 @@ async def test_a_websocket_passes_both_ways(app):
         assert chat.protocol == "chat"
         for size in (1, 200, 70_000, 3_000_000):
             await chat.send_str("x" * size)
-            assert await chat.receive_str(timeout=5) == "x" * size
+            assert await chat.receive_str(timeout=WAIT_S) == "x" * size
             await chat.send_bytes(b"y" * size)
-            assert await chat.receive_bytes(timeout=5) == b"y" * size
+            assert await chat.receive_bytes(timeout=WAIT_S) == b"y" * size
         await chat.ping()
         await chat.send_str("bye")
-        closing = await chat.receive(timeout=5)
+        closing = await chat.receive(timeout=WAIT_S)
         assert (closing.type, closing.data, closing.extra) == (WSMsgType.CLOSE, 4001, "so long")
 
 
@@ -433,7 +435,7 @@ async def test_many_websockets_are_open_at_once(app):
     async with contextlib.AsyncExitStack() as stack:
         chats = [await stack.enter_async_context(connect(visitor)) for _ in range(50)]
         await asyncio.gather(*(chat.send_str(str(n)) for n, chat in enumerate(chats)))
-        answers = [await chat.receive_str(timeout=5) for chat in chats]
+        answers = [await chat.receive_str(timeout=WAIT_S) for chat in chats]
         assert answers == [str(n) for n in range(50)]
 
 
@@ -458,7 +460,7 @@ async def test_a_visitor_who_reads_slowly_slows_the_process_down(app):
     )
     await reader.readuntil(b"\r\n\r\n")
     before = -1
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while sent != before:
             before = sent
             await asyncio.sleep(0.3)
@@ -507,7 +509,7 @@ async def test_either_end_of_a_websocket_ends_the_other(app):
     visitor = await app(handler)
     chat = await connect(visitor)
     await chat.send_str("drop")
-    assert (await chat.receive(timeout=5)).type in (
+    assert (await chat.receive(timeout=WAIT_S)).type in (
         WSMsgType.CLOSED,
         WSMsgType.ERROR,
         WSMsgType.CLOSE,
@@ -516,18 +518,18 @@ async def test_either_end_of_a_websocket_ends_the_other(app):
     other = await connect(visitor)
     await other.send_str("hello")
     other._response.connection.transport.abort()
-    await asyncio.wait_for(ended.wait(), 5)
-    assert await visitor.release.drain(timeout_s=5)
+    await asyncio.wait_for(ended.wait(), WAIT_S)
+    assert await visitor.release.drain(timeout_s=WAIT_S)
 
 
 async def test_a_release_that_goes_ends_its_websockets(app):
     visitor = await app(echo)
     async with connect(visitor) as chat:
         await chat.send_str("x")
-        await chat.receive_str(timeout=5)
+        await chat.receive_str(timeout=WAIT_S)
         assert not await visitor.release.drain(timeout_s=0.05)
         visitor.release.responder.hurry()
-        assert await visitor.release.drain(timeout_s=5)
+        assert await visitor.release.drain(timeout_s=WAIT_S)
 
 
 # -- what two parsers could read differently -----------------------------------------------------
@@ -536,7 +538,7 @@ async def test_a_release_that_goes_ends_its_websockets(app):
 async def exchange(visitor, request: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", visitor.port)
     writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), WAIT_S)
     writer.close()
     return answer
 
@@ -644,12 +646,12 @@ async def test_a_release_that_is_closed_breaks_off_what_is_in_flight(app):
         assert await answer.content.readany() == b"begun"
         await begun.release.responder.close(grace_s=0)
         with pytest.raises(aiohttp.ClientError):
-            await asyncio.wait_for(answer.read(), 5)
+            await asyncio.wait_for(answer.read(), WAIT_S)
     waiting = await app(never_begun)
     asking = asyncio.create_task(waiting.ask("/"))
     await asyncio.sleep(0.1)
     await waiting.release.responder.close(grace_s=0)
-    assert (await asyncio.wait_for(asking, 5)).status == 502
+    assert (await asyncio.wait_for(asking, WAIT_S)).status == 502
 
 
 async def test_a_visitor_who_leaves_before_the_answer_ends_the_request_at_the_process(front):
@@ -665,10 +667,10 @@ async def test_a_visitor_who_leaves_before_the_answer_ends_the_request_at_the_pr
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     visitor = await front(server.sockets[0].getsockname()[1])
     asking = asyncio.create_task(visitor.ask("/"))
-    await asyncio.wait_for(asked.wait(), 5)
+    await asyncio.wait_for(asked.wait(), WAIT_S)
     asking.cancel()
-    await asyncio.wait_for(left.wait(), 5)
-    assert await visitor.release.drain(timeout_s=5)
+    await asyncio.wait_for(left.wait(), WAIT_S)
+    assert await visitor.release.drain(timeout_s=WAIT_S)
     server.close()
 
 
@@ -692,7 +694,7 @@ async def test_a_head_is_bounded_as_a_whole(app, count, end, status, pieces):
     for start in range(0, len(request), length):
         writer.write(request[start : start + length])
         await asyncio.sleep(0.01)
-    status_line = await asyncio.wait_for(answered, 5)
+    status_line = await asyncio.wait_for(answered, WAIT_S)
     assert status_line.split()[1] == status
     writer.close()
 
@@ -708,7 +710,7 @@ async def test_connections_are_bounded(front):
     assert visitor.server.connections_max > 1000
     visitor.server.connections_max = 2
     talks = [await asyncio.open_connection("127.0.0.1", visitor.port) for _ in range(3)]
-    assert await asyncio.wait_for(talks[0][0].read(), 5) == b""
+    assert await asyncio.wait_for(talks[0][0].read(), WAIT_S) == b""
     for _, writer in talks:
         writer.close()
 
@@ -724,7 +726,7 @@ async def test_whoever_sends_a_body_that_nobody_reads_makes_room(front):
         reader, writer = await asyncio.open_connection("127.0.0.1", visitor.port)
         crowd.append(writer)
         writer.write(begun)
-        assert b" 404 " in await asyncio.wait_for(reader.readline(), 5)
+        assert b" 404 " in await asyncio.wait_for(reader.readline(), WAIT_S)
     assert (await visitor.ask("/")).status == 503, "nothing listens behind it, and that is said"
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(idle[0].read(), 0.2)
@@ -741,7 +743,7 @@ async def test_answers_before_the_answer_come_to_an_end(raw):
     few = await raw(hint * INTERIM_COUNT_MAX + end)
     assert (await few.ask("/")).body == b"ok"
     many = await raw(hint * (INTERIM_COUNT_MAX + 1), hold=True)
-    assert (await asyncio.wait_for(many.ask("/"), 5)).status == 502
+    assert (await asyncio.wait_for(many.ask("/"), WAIT_S)).status == 502
 
 
 async def test_little_is_read_at_once_of_a_connection_whose_data_take_long(app):
@@ -766,7 +768,7 @@ async def test_little_is_read_at_once_of_a_connection_whose_data_take_long(app):
         sizes.append(served.transport.max_size)
     assert sizes[1] < portions.BYTES_AT_FIRST < sizes[0]
     writer.write(b"0\r\n\r\n")
-    assert b" 200 " in await asyncio.wait_for(reader.readline(), 10)
+    assert b" 200 " in await asyncio.wait_for(reader.readline(), WAIT_S)
     writer.close()
 
 
