@@ -354,7 +354,7 @@ class ControlPeer:
 
     async def taken(self, job):
         """Wait until a slot has leased it."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while job.id not in self.leased:
                 await asyncio.sleep(0.01)
 
@@ -541,7 +541,7 @@ class Slot:
     async def stop_clock(self):
         """What the slot does from here on, something else than time brings about."""
         self.process.send_signal(signal.SIGUSR1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not (self.scratch / "clock-stands-still").exists():
                 await asyncio.sleep(0.01)
 
@@ -551,14 +551,14 @@ class Slot:
 
     async def cleaned(self):
         """Wait until the scratch folder is empty."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while self.leftovers:
                 await asyncio.sleep(0.01)
 
     def stop(self, number=signal.SIGTERM):
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(20)
 
 
 @pytest.fixture

@@ -262,7 +262,7 @@ async def test_build_is_told_of_itself_what_it_asks_for(control, slot):
 
 async def test_build_that_takes_too_long_is_ended_with_all_its_processes(control, slot, gone):
     job = await control.build(
-        site("echo begun; setsid sleep 4711 & nohup setsid sleep 4711 & sleep 4711"), timeout_s=1
+        site("echo begun; setsid sleep 4711 & nohup setsid sleep 4711 & sleep 4711"), timeout_s=3
     )
     assert job.outcome["error"]["code"] == "build.timed_out"
     assert "begun" in job.text
@@ -313,7 +313,7 @@ async def test_cancel_itself_lets_the_slot_take_the_next_build(control, start_sl
     slot = start_slot(has_clock=True)
     job = control.queue(site("echo begun; sleep 4719 & wait"), lease_s=600.0)
     await job.said("begun")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not any(beat["wait_s"] for beat in job.beats):  # one that control holds
             job.beaten.clear()
             await job.beaten.wait()
@@ -327,7 +327,7 @@ async def test_cancel_itself_lets_the_slot_take_the_next_build(control, start_sl
 
 
 async def test_lost_lease_ends_the_build_and_the_slot_goes_on(control, slot, gone):
-    job = control.queue(site("echo begun; sleep 4714"), lease_s=0.5)
+    job = control.queue(site("echo begun; sleep 4714"), lease_s=2)
     await job.said("begun")
     job.is_lost = True
     await asyncio.to_thread(gone, "4714")
@@ -336,18 +336,18 @@ async def test_lost_lease_ends_the_build_and_the_slot_goes_on(control, slot, gon
 
 
 async def test_build_outlives_a_short_absence_of_control(control, slot, unpacked):
-    job = control.queue(site("echo begun; sleep 1; mkdir dist; echo 1 > dist/a"), lease_s=3)
+    job = control.queue(site("echo begun; sleep 1; mkdir dist; echo 1 > dist/a"), lease_s=10)
     await job.said("begun")
     await control.stop()
     await asyncio.sleep(1.2)
     await control.start()
-    await asyncio.wait_for(job.finished.wait(), 10)
+    await asyncio.wait_for(job.finished.wait(), 30)
     assert unpacked(job.output) == {"a": b"1\n"}
     assert job.stage("collect") == ["1 file, 2 bytes, from dist"]
 
 
 async def test_build_is_ended_when_control_stays_away_longer_than_the_lease(control, slot, gone):
-    job = control.queue(site("echo begun; sleep 4715"), lease_s=0.6)
+    job = control.queue(site("echo begun; sleep 4715"), lease_s=2)
     await job.said("begun")
     await control.stop()
     await asyncio.to_thread(gone, "4715")
@@ -438,7 +438,7 @@ async def test_huge_log_is_truncated_and_keeps_the_last_lines(control, slot):
 
 
 async def test_endless_log_of_a_build_does_not_starve_its_heartbeats(control, slot):
-    job = await control.build(site("yes"), timeout_s=2, lease_s=1)
+    job = await control.build(site("yes"), timeout_s=4, lease_s=1)
     assert job.outcome["error"]["code"] == "build.timed_out"
     assert len(job.beats) >= 4
 
@@ -497,7 +497,7 @@ async def test_idle_slot_ends_at_sigterm_at_once(control, slot):
     await control.build(STATIC)
     began = asyncio.get_running_loop().time()
     assert await asyncio.to_thread(slot.stop) == 0
-    assert asyncio.get_running_loop().time() - began < 5  # a lease is waited for six times longer
+    assert asyncio.get_running_loop().time() - began < 15  # a lease is waited for twice as long
 
 
 async def test_slot_and_its_build_die_with_the_parent_when_asked_to(control, open_dir, gone):
@@ -555,7 +555,7 @@ async def test_two_slots_share_the_work(control, start_slot):
     command = "echo begun; sleep 1; mkdir dist; touch dist/a"
     jobs = [control.queue(site(command)) for _ in range(2)]
     await asyncio.gather(*(job.said("begun") for job in jobs))
-    await asyncio.gather(*(asyncio.wait_for(job.finished.wait(), 10) for job in jobs))
+    await asyncio.gather(*(asyncio.wait_for(job.finished.wait(), 30) for job in jobs))
 
 
 async def test_source_arrives_with_its_links_and_executable_bits(control, slot):

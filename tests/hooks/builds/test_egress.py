@@ -190,7 +190,7 @@ async def test_closing_the_proxy_ends_its_tunnels_and_keeps_the_figures(world):
 
 
 async def test_tunnel_in_which_nothing_moves_is_closed(world):
-    async with proxied(here(world.port), limits={"idle_s": 0.05}) as at:
+    async with proxied(here(world.port), limits={"idle_s": 0.5}) as at:
         reader, _, _ = await at.tunnel(f"127.0.0.1:{world.port}")
         assert await ended(reader)
         await world.gone.wait()

@@ -171,14 +171,14 @@ async def test_connections_of_a_build_end_with_it(control, slot, patient):
     wait = "while ! grep -q held dist/a; do sleep 0.01; done"
     job = await control.build(site(f"mkdir dist; setsid {patient.held} > dist/a & {wait}"))
     assert job.outcome["status"] == "succeeded", job.text
-    await asyncio.wait_for(patient.gone.wait(), 5)
+    await asyncio.wait_for(patient.gone.wait(), 20)
 
 
 async def test_killed_slot_leaves_no_connection(control, slot, patient):
     control.queue(site(patient.held))
     await asyncio.wait_for(patient.begun.wait(), 20)
     slot.process.kill()
-    await asyncio.wait_for(patient.gone.wait(), 5)
+    await asyncio.wait_for(patient.gone.wait(), 20)
 
 
 # -- what the programs of a build are told --------------------------------------------------------

@@ -478,7 +478,7 @@ async def test_log_beyond_its_bound_is_cut_and_the_build_goes_on(control, slot):
 
 async def test_canceled_build_ends_whole_though_it_hides(control, slot, gone):
     hide = "setsid setsid sleep 4824 & (setsid nohup sleep 4824 > /dev/null 2>&1 &) "
-    job = control.queue(hostile(f"{hide}; echo begun; sleep 4824"), lease_s=0.5)
+    job = control.queue(hostile(f"{hide}; echo begun; sleep 4824"), lease_s=600)
     await job.said("begun")
     job.canceled.set()
     await asyncio.to_thread(gone, "4824", 20)

@@ -37,7 +37,7 @@ from storage.model import ActorRef, JobStatus
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
 SLOTS = ("slot-0", "slot-1")
-SOON_S = 10.0
+SOON_S = 30.0
 
 
 class Pool:
@@ -55,6 +55,7 @@ class Pool:
         await self._runner.setup()
         self._socket = self.world.root / "b.sock"
         await web.UnixSite(self._runner, str(self._socket)).start()
+        self.set_limits(lease_s=600.0)  # nobody is silent for too long by being slow
         self._reaping = asyncio.create_task(self.world.builds.reap())
 
     async def stop(self) -> None:
@@ -66,6 +67,14 @@ class Pool:
     def set_limits(self, **changes) -> None:
         leases = self.world.builds.leases
         leases.limits = replace(leases.limits, **changes)
+
+    def expect_soon(self, job_id) -> None:
+        """Let the slot that holds the job have half a second to be heard."""
+        leases = self.world.builds.leases
+        usual = leases.limits
+        self.set_limits(lease_s=0.5)
+        leases.renew(leases.held(job_id))
+        leases.limits = usual
 
     async def ask_for_build(self, slug="production", **options) -> str:
         environment = self.world.environment(self.site, slug)
@@ -112,7 +121,6 @@ def log_lines(*texts: str) -> list[BatchLine]:
 
 
 async def test_cancel_is_told_at_once_to_the_slot_and_the_next_build_starts(pool) -> None:
-    pool.set_limits(lease_s=600.0)
     first, second = [await pool.ask_for_build(deploy=True, clean=True) for _ in range(2)]
     held = await pool.lease()
     assert held.lease.job_id == first
@@ -156,7 +164,6 @@ def stopped_clock() -> Iterator[None]:
 
 async def test_cancel_itself_ends_the_build_and_starts_the_next_one(pool) -> None:
     runner = pool.world.builds
-    pool.set_limits(lease_s=600.0)
     first, second = [await pool.ask_for_build(deploy=True, clean=True) for _ in range(2)]
     await pool.lease()
     await pool.until(first, JobStatus.RUNNING)
@@ -193,10 +200,10 @@ async def test_slot_that_lost_its_lease_is_not_heard_any_more(pool) -> None:
     # It is at it when it hangs, and goes on when it wakes up.
     uploading = asyncio.create_task(hung.send_output(chunks))
     await sending.wait()
+    pool.expect_soon(job_id)
     holder = await pool.lease("slot-1")
     assert silent.is_set()
     assert holder.lease.job_id == job_id
-    pool.set_limits(lease_s=600.0)
     await holder.heartbeat("build", 0)
 
     async def output() -> AsyncIterator[bytes]:
@@ -227,7 +234,6 @@ async def test_slot_that_lost_its_lease_is_not_heard_any_more(pool) -> None:
 
 
 async def test_output_that_the_disk_has_no_room_for_is_refused_as_it_comes(pool) -> None:
-    pool.set_limits(lease_s=600.0)
     job_id = await pool.ask_for_build()
     held = await pool.lease()
     room = pool.world.store.room
@@ -249,7 +255,6 @@ async def test_output_that_the_disk_has_no_room_for_is_refused_as_it_comes(pool)
 
 
 async def test_output_of_a_build_that_comes_to_nothing_is_not_kept(pool) -> None:
-    pool.set_limits(lease_s=600.0)
     scratch = pool.world.root / "tmp"
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -271,7 +276,6 @@ async def test_output_of_a_build_that_comes_to_nothing_is_not_kept(pool) -> None
 
 
 async def test_output_that_cannot_be_removed_stops_no_work(pool) -> None:
-    pool.set_limits(lease_s=600.0)
     job_id = await pool.ask_for_build()
     held = await pool.lease()
     pool.world.builds.output_path(job_id).mkdir()  # so that no file of this name can go
@@ -328,6 +332,7 @@ async def test_lost_build_starts_again_once_and_then_fails_with_the_reason(pool)
         await held.log(0, log_lines("the same words"))
         await pool.until(job_id, JobStatus.RUNNING)
         assert pool.job(job_id).attempts == attempt
+    pool.expect_soon(job_id)
     await pool.until(job_id, JobStatus.FAILED)
     error = pool.job(job_id).error
     assert error.code == "build.builder_lost"
@@ -354,7 +359,7 @@ async def test_build_that_is_given_back_was_not_lost(pool) -> None:
 
 
 async def test_build_whose_slot_does_not_end_it_in_time_fails(pool) -> None:
-    pool.set_limits(timeout_s=0, overtime_s=0.0, lease_s=600.0)
+    pool.set_limits(timeout_s=0, overtime_s=0.0)
     job_id = await pool.ask_for_build()
     held = await pool.lease()
     with pytest.raises(LeaseLostError):
@@ -363,7 +368,6 @@ async def test_build_whose_slot_does_not_end_it_in_time_fails(pool) -> None:
 
 
 async def test_stop_of_the_server_with_its_slots_queues_their_builds_again(pool) -> None:
-    pool.set_limits(lease_s=600.0)
     job_id = await pool.ask_for_build()
     held = await pool.lease()
     beating = asyncio.create_task(held.heartbeat("build", 10, 300.0))
@@ -376,7 +380,6 @@ async def test_stop_of_the_server_with_its_slots_queues_their_builds_again(pool)
 
 
 async def test_stop_of_the_server_leaves_builds_to_slots_that_go_on(pool) -> None:
-    pool.set_limits(lease_s=600.0)
     job_id = await pool.ask_for_build()
     held = await pool.lease()
     beating = asyncio.create_task(held.heartbeat("build", 10, 300.0))
@@ -396,7 +399,6 @@ async def test_stop_of_the_server_leaves_builds_to_slots_that_go_on(pool) -> Non
 async def test_build_whose_start_could_not_be_written_down_waits_again_when_its_slot_goes(
     pool,
 ) -> None:
-    pool.set_limits(lease_s=600.0)
     job_id = await pool.ask_for_build()
     records = pool.world.records
     refuse = (
@@ -431,7 +433,6 @@ async def test_end_of_a_job_is_written_down_when_the_disk_has_room_again(pool) -
 
 async def test_slots_are_found_silent_though_nothing_can_be_written_down(pool) -> None:
     job_ids = [await pool.ask_for_build(slug, clean=True) for slug in ("production", "staging")]
-    pool.set_limits(lease_s=600.0)
     for slot in SLOTS:
         await pool.lease(slot)
     for job_id in job_ids:
@@ -458,7 +459,6 @@ async def test_slots_are_found_silent_though_nothing_can_be_written_down(pool) -
 
 
 async def test_log_that_cannot_be_written_stops_no_work(pool) -> None:
-    pool.set_limits(lease_s=600.0)
     job_id = await pool.ask_for_build()
     path = pool.world.jobs.joblogs.path(job_id)
     path.unlink()

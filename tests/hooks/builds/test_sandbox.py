@@ -169,7 +169,7 @@ def test_there_is_no_network_not_even_the_machines_own_loopback(in_sandbox):
 
 
 def test_abstract_sockets_of_the_machine_are_not_reached(in_sandbox):
-    name = f"\0gitd-test-{os.getpid()}"
+    name = f"\0gitd-test-{os.getpid():#x}"  # no mark of processes, as decimals may be
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(name)
         server.listen()
@@ -228,7 +228,7 @@ def test_sandbox_whose_port_cannot_be_had_runs_nothing(in_sandbox):
 
 
 def test_processes_outside_cannot_be_signaled(in_sandbox):
-    assert in_sandbox(f"kill -0 {os.getpid()}").status != 0
+    assert in_sandbox(f"kill -0 $(({os.getpid():#x}))").status != 0
 
 
 def test_two_sandboxes_of_one_uid_do_not_see_each_other(in_sandbox, start_sandboxed, alive):
@@ -289,7 +289,7 @@ def test_no_core_dump_is_written(in_sandbox, own_dir):
 
 
 def test_endless_output_is_read_until_the_kill(in_sandbox):
-    ran = in_sandbox("yes | head -c 30000000; sleep 4804", kill_after_s=3)
+    ran = in_sandbox("yes | head -c 30000000; sleep 4804", kill_after_s=8)
     assert ran.output_bytes == 30_000_000
     assert ran.status == 137
 
@@ -392,7 +392,7 @@ def test_start_canceled_at_any_moment_leaves_nothing_and_ends(in_sandbox, gone, 
 
 
 def test_output_handed_to_a_process_elsewhere_does_not_keep_the_end_waiting(in_sandbox):
-    address = f"@gitd-test-{os.getpid()}"
+    address = f"@gitd-test-{os.getpid():#x}"  # no mark of processes, as decimals may be
     give = python(
         "import socket, array; s = socket.socket(socket.AF_UNIX); "
         f"s.connect({address!r}.replace('@', chr(0)));"
@@ -436,7 +436,7 @@ def test_sandbox_left_by_a_starter_that_was_killed_is_ended_by_the_next(
     other = subprocess.Popen(["bwrap-other", "4811"], executable="/bin/sleep", user=sandbox_uid)
     try:
         assert in_sandbox("true", starter=start_starter(owner=[str(own_dir)])).status == 0
-        assert left.wait(5) == -signal.SIGKILL
+        assert left.wait(20) == -signal.SIGKILL
         assert other.poll() is None
     finally:
         left.kill()
@@ -448,7 +448,7 @@ def test_terminate_asks_every_process_inside(in_sandbox):
     ran = in_sandbox(
         "(trap 'echo child; exit' TERM; sleep 9 & wait) & trap 'wait; echo parent; exit 5' TERM;"
         " sleep 9 & wait",
-        terminate_after_s=0.5,
+        terminate_after_s=2,
     )
     assert ran.status == 5
     assert sorted(ran.output.split()) == ["child", "parent"]
@@ -465,7 +465,7 @@ def test_death_of_the_starter_ends_everything(start_sandboxed, alive, gone):
     while len(alive("4808")) < 4:
         time.sleep(0.01)
     process.kill()
-    gone("4808", timeout_s=2)
+    gone("4808")
 
 
 def test_sandbox_that_cannot_be_set_up_is_our_fault_and_says_why(in_sandbox):
