@@ -110,7 +110,7 @@ async def test_what_a_crash_left_of_repositories_is_counted_and_goes_at_the_next
     assert done.exit_code == 0, done.output
     assert "2 broken-off repositories" in done.output
     await control.recover(slots_are_gone=True)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while any(path.exists() for path in left):
             await asyncio.sleep(0.01)
     await control.housekeeping.close()

@@ -380,8 +380,7 @@ def no_sync_of(folder: Path) -> Iterator[None]:
     inject = ("-e", "trace=fsync", "-e", "inject=fsync:error=EIO")
     strace = ("strace", "-f", "-qq", "-o", "/dev/null", "-P", folder, *inject)
     tracing = subprocess.Popen([*strace, f"--attach={os.getpid()}"])
-    status = Path("/proc/self/status")
-    while "TracerPid:\t0\n" in status.read_text():
+    while not all(map(is_traced, Path("/proc/self/task").iterdir())):  # this thread is the first
         assert tracing.poll() is None
         time.sleep(0.01)
     try:
@@ -389,6 +388,13 @@ def no_sync_of(folder: Path) -> Iterator[None]:
     finally:
         tracing.terminate()
         tracing.wait()
+
+
+def is_traced(thread: Path) -> bool:
+    try:
+        return "TracerPid:\t0\n" not in (thread / "status").read_text()
+    except OSError:
+        return True  # it is gone
 
 
 async def pushed(receiving: Receiving, *commands: tuple[str, str, str], objects: bytes) -> bytes:

@@ -289,7 +289,7 @@ async def test_log_with_follow_ends_with_the_build(service, acme) -> None:
     await asyncio.sleep(0.05)
     assert not following.done()
     await service.build("first", "second")
-    text = (await asyncio.wait_for(following, 5)).raw.decode()
+    text = (await asyncio.wait_for(following, 20)).raw.decode()
     assert "first\nsecond\n" in text
 
 

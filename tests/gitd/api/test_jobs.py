@@ -68,12 +68,12 @@ async def test_wait_answers_as_soon_as_the_job_changes(service, acme) -> None:
     await asyncio.sleep(0.05)
     assert not waiting.done()
     lease = await service.builds.lease("slot-0", 5)
-    heard = await asyncio.wait_for(waiting, 2)
+    heard = await asyncio.wait_for(waiting, 20)
     assert (heard.status, heard.data["status"]) == (200, "running")
     waiting = asyncio.create_task(service.get(f"{path}?wait=60"))
     await asyncio.sleep(0.05)
     await service.builds.finish(lease.job_id, DONE)
-    assert (await asyncio.wait_for(waiting, 2)).data["status"] == "succeeded"
+    assert (await asyncio.wait_for(waiting, 20)).data["status"] == "succeeded"
 
 
 async def test_wait_with_an_old_etag_or_a_final_job_answers_at_once(service, acme) -> None:
@@ -165,11 +165,14 @@ async def test_stream_follows_while_the_job_goes_on(service, acme) -> None:
         service.builds.take_log(lease.job_id, LogBatch(number, (line,)))
         await asyncio.sleep(0.02)
         if number == 2:  # the connection breaks, and is taken up again
+            async with asyncio.timeout(20):
+                while not seen:
+                    await asyncio.sleep(0.01)
             listener.cancel()
             last = seen[-1]["id"]
             listener = asyncio.create_task(listen(job["links"]["stream"], {"Last-Event-ID": last}))
     await service.builds.finish(lease.job_id, DONE)
-    await asyncio.wait_for(listener, 5)
+    await asyncio.wait_for(listener, 20)
     whole = events_of((await service.get(job["links"]["stream"])).raw)
     assert seen == whole
 
@@ -181,9 +184,9 @@ async def test_stream_survives_a_restart_of_the_server(service, acme) -> None:
     sent = {"Authorization": f"Bearer {service.secret}"}
     async with ClientSession(service.url) as client:
         first = await client.get(job["links"]["stream"], headers=sent)
-        await asyncio.sleep(0.05)
+        begun = await asyncio.wait_for(first.content.readuntil(b"\n\n"), 20)
         await service.restart()
-        early = events_of(await asyncio.wait_for(first.read(), 5))
+        early = events_of(begun + await asyncio.wait_for(first.read(), 20))
     assert early[-1]["event"] != "end"
     service.builds.recover()
     await service.builds.finish(lease.job_id, DONE)
@@ -263,8 +266,9 @@ async def test_client_that_leaves_its_stream_is_forgotten(service, acme) -> None
         answer = await service.client.get(job["links"]["stream"], headers=sent)
         await answer.content.readline()
         answer.close()
-    await asyncio.sleep(0.3)
-    assert not service.api.open_ends._tasks
+    async with asyncio.timeout(20):
+        while service.api.open_ends._tasks:
+            await asyncio.sleep(0.01)
 
 
 async def test_cancel_ends_a_queued_or_running_job_for_good(service, acme) -> None:

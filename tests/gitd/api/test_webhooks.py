@@ -49,7 +49,7 @@ class Receiver:
 
     async def count(self, wanted: int) -> list[dict]:
         """The bodies, when so many have come."""
-        async with asyncio.timeout(10), self.news:
+        async with asyncio.timeout(20), self.news:
             await self.news.wait_for(lambda: len(self.heard) >= wanted)
         return [json.loads(body) for _, body in self.heard]
 
@@ -79,7 +79,7 @@ async def made(service, receiver, **body) -> dict:
 
 async def until_over(service, webhook: dict, count: int) -> list[dict]:
     """Its deliveries, oldest first, once so many are over."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
             listed = (await service.get(f"{HOOKS}/{webhook['id']}/deliveries")).data
             if sum(each["next_attempt_at"] is None for each in listed) >= count:
@@ -87,10 +87,14 @@ async def until_over(service, webhook: dict, count: int) -> list[dict]:
             await asyncio.sleep(0.01)
 
 
-async def until_tried(service, webhook: dict) -> None:
-    async with asyncio.timeout(10):
-        path = f"{HOOKS}/{webhook['id']}/deliveries"
-        while not any(each["attempts"] for each in (await service.get(path)).data):
+async def until_tried(service, webhook: dict, count: int = 1) -> dict:
+    """Its one delivery, once it is written down that it was tried so often."""
+    async with asyncio.timeout(20):
+        while True:
+            listed = (await service.get(f"{HOOKS}/{webhook['id']}/deliveries")).data
+            if listed and listed[0]["attempts"] >= count:
+                (seen,) = listed
+                return seen
             await asyncio.sleep(0.01)
 
 
@@ -105,7 +109,7 @@ async def test_turn_that_fails_ends_no_sending(service, acme, receiver) -> None:
 
         service.jobs.clock = fail
         service.messenger.hurry()
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 20)
         await asyncio.sleep(0.01)
         service.jobs.clock = right
         await acme.release(b"one")
@@ -125,7 +129,7 @@ async def test_turn_that_failed_is_taken_again_though_nothing_new_comes(
 
     service.jobs.clock = fail
     async with sending(service.messenger):
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 20)
         service.jobs.clock = right
         assert await receiver.count(1)
 
@@ -199,9 +203,7 @@ async def test_what_is_not_taken_is_tried_again_later(service, acme, receiver) -
     async with sending(service.messenger):
         await service.build()
         for number in range(3):
-            await receiver.count(number + 1)
-            await asyncio.sleep(0.05)
-            (seen,) = (await service.get(f"{HOOKS}/{webhook['id']}/deliveries")).data
+            seen = await until_tried(service, webhook, number + 1)
             if number < 2:
                 assert (seen["status"], seen["attempts"]) == ("queued", number + 1)
                 assert seen["response_status"] == (500, 302)[number]
@@ -391,7 +393,7 @@ async def test_private_addresses_are_refused_unless_they_are_allowed(
     await service.post(f"{acme.production}/builds")
     await service.build()
     async with sending(strict):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             for webhook in hooks:
                 seen: list[dict] = []
                 while not seen or not seen[0]["attempts"]:
@@ -465,7 +467,7 @@ async def test_webhook_whose_secret_does_not_open_says_what_to_do(service, acme,
     )
     await service.post(f"{acme.production}/builds")
     await service.build()
-    async with sending(service.messenger), asyncio.timeout(10):
+    async with sending(service.messenger), asyncio.timeout(20):
         seen: list[dict] = []
         while not seen or not seen[0]["attempts"]:
             await asyncio.sleep(0.01)

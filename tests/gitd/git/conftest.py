@@ -68,6 +68,13 @@ def run_git(
     return found
 
 
+def left_of_pushes(repository: Path) -> list[str]:
+    """What pushes have put beside the objects and not taken in; more may come and go meanwhile."""
+    walked = os.walk(repository / "objects")  # unlike `rglob`, it passes over what goes
+    names = (name for _, folders, files in walked for name in (*folders, *files))
+    return [name for name in names if name.startswith("tmp_")]
+
+
 @dataclass
 class Server:
     """The server: where its repositories are, and how they are reached."""
@@ -138,7 +145,7 @@ def start_server(
 def stop_server(server: Server) -> None:
     server.client.close()
     server.process.terminate()
-    assert server.process.wait(10) == 0
+    assert server.process.wait(30) == 0
     assert server.process.stdout is not None
     server.process.stdout.close()
 

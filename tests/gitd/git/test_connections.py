@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.gitd.git.conftest import left_of_pushes
+
 Git = Callable[..., Any]
 SLOW_BYTES = 16 << 20  # more than the buffers of two sockets hold
 
@@ -257,7 +259,7 @@ def test_2_16_a_push_shorter_than_announced_changes_nothing(
         connection.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert b"ok refs/heads/main" not in answer
-    wait_until(lambda: not list((bare / "objects").rglob("tmp_*")))
+    wait_until(lambda: not left_of_pushes(bare))
     assert head(bare, "main") == old
 
 

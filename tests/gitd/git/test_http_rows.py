@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.gitd.git.conftest import left_of_pushes
+
 Git = Callable[..., Any]
 UPLOAD, RECEIVE = "git-upload-pack", "git-receive-pack"
 
@@ -411,11 +413,11 @@ def test_2_14_a_client_that_leaves_mid_pack_leaves_nothing(
             chunked = b"%x\r\n%b\r\n" % (len(part), part) if "chunked" in form else part
             connection.sendall(chunked)
             time.sleep(0.1)
-        wait_until(lambda: not list((bare / "objects").rglob("tmp_*")))
+        wait_until(lambda: not left_of_pushes(bare))
         assert head(bare, "main") == old
 
 
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 10) -> None:
+def wait_until(is_true: Callable[[], bool], timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_true():
         assert time.monotonic() < deadline, "it never came true"
@@ -427,7 +429,7 @@ def test_2_15_a_client_that_leaves_after_the_pack_has_pushed(
 ) -> None:
     hook = bare / "hooks/pre-receive"
     hook.parent.mkdir(exist_ok=True)
-    hook.write_text("#!/bin/sh\nsleep 0.5\necho words\n")
+    hook.write_text(f"#!/bin/sh\ntouch {bare}/begun\nsleep 0.5\necho words\n")
     hook.chmod(0o755)
     old = head(work)
     new = commit(work, "two")
@@ -440,7 +442,7 @@ def test_2_15_a_client_that_leaves_after_the_pack_has_pushed(
             "Content-Type: application/x-git-receive-pack-request\r\n\r\n".encode()
             + data
         )
-        time.sleep(0.2)
+        wait_until((bare / "begun").exists)
     wait_until(lambda: head(bare, "main") == new)
 
 

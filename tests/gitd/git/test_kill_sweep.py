@@ -7,6 +7,7 @@ server on the same repositories takes the next push, as the next process would.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import shutil
 import subprocess
@@ -130,11 +131,12 @@ def children(pid: int) -> list[int]:
 
 
 def is_traced(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return True  # it is gone
-    return "TracerPid:\t0\n" not in status
+    """Say whether all its threads are: the one of its own number is the first."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(OSError):  # it is gone
+            found.append("TracerPid:\t0\n" not in thread.read_text())
+    return all(found)
 
 
 def wait_until(is_true: Callable[[], bool], timeout_s: float = 60) -> None:
