@@ -165,7 +165,7 @@ class World:
 
     async def told(self, env_id: str, deployment_id: str | None = None) -> Desired:
         """What a host that connects now is told of an environment; of this deployment, if given."""
-        async with contextlib.aclosing(self.rolls.desired()) as messages, asyncio.timeout(10):
+        async with contextlib.aclosing(self.rolls.desired()) as messages, asyncio.timeout(20):
             async for message in messages:
                 told = message.environments if isinstance(message, Snapshot) else ()
                 for desired in (message.environment,) if isinstance(message, Changed) else told:

@@ -24,7 +24,7 @@ async def told_of(*failures: Exception | None) -> list[str]:
 
     with structlog.testing.capture_logs() as logged:
         loop = asyncio.create_task(for_ever(turn, failed="turn_failed", pause_s=0))
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), 20)
         loop.cancel()
         await asyncio.gather(loop, return_exceptions=True)
     assert loop.cancelled()

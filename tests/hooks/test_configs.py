@@ -181,7 +181,7 @@ async def test_values_that_cannot_be_opened_fail_the_roll_and_not_the_build(runn
     await running.set("TOKEN", "a secret of what runs", is_secret=True, roll_by=None)
     running.world.records.write(lambda db: db.execute("UPDATE variable SET sealed = x'00'"))
     deployment = await running.push(b"one", is_over=False)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not (job := running.world.jobs.get(deployment.job_id)).status.is_final:
             await asyncio.sleep(0.01)
     assert job.error.code == "release.config_unreadable"

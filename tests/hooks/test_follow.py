@@ -37,7 +37,7 @@ class Ear:
         self._heard.set()
 
     async def hears(self, text: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not any(text in line for line in self.lines):
                 self._heard.clear()
                 await self._heard.wait()
@@ -171,7 +171,7 @@ async def test_push_of_what_is_on_its_way_says_so_and_follows_that(world, narrat
 
 async def told(world, env_id) -> Desired:
     """What the host is told of an environment, once there is something that it should serve."""
-    async with contextlib.aclosing(world.rolls.desired()) as news, asyncio.timeout(10):
+    async with contextlib.aclosing(world.rolls.desired()) as news, asyncio.timeout(20):
         async for message in news:
             all_of_them = message.environments if isinstance(message, Snapshot) else ()
             for desired in (message.environment,) if isinstance(message, Changed) else all_of_them:

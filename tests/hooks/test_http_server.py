@@ -42,7 +42,7 @@ async def test_an_answer_that_is_broken_off_leaves_no_traceback(serve, caplog):
     with caplog.at_level(logging.INFO):
         async with ClientSession() as session, session.get(f"http://127.0.0.1:{port}/") as answer:
             with pytest.raises(ClientError):
-                await asyncio.wait_for(answer.read(), 10)
+                await asyncio.wait_for(answer.read(), 20)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 

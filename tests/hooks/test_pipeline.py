@@ -293,7 +293,7 @@ async def test_roll_without_any_site_host_fails_and_says_so(world, commit) -> No
     reaper = asyncio.create_task(world.rolls.reap())
     job = await build(world, site, deploy=True)
     dep = deployments.get(world.records.reader(), job.result["deployment_id"])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         async for _ in world.jobs.follow(dep.job_id, heartbeat_s=10):
             pass
     assert world.jobs.get(dep.job_id).error.code == "deployment.host_unavailable"

@@ -114,7 +114,7 @@ def audited(world):
 
 
 async def until(world, job_id, status) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while (job := world.jobs.get(job_id)).status is not status:
             await world.jobs.wait_for_change(job, 10)
 

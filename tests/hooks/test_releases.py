@@ -52,7 +52,7 @@ class Site:
 
     async def told(self, deployment_id: str, *, above: int = 0) -> Desired:
         """What a host is told, once it is this deployment by a statement above a sequence."""
-        async with contextlib.aclosing(self.world.rolls.desired()) as news, asyncio.timeout(10):
+        async with contextlib.aclosing(self.world.rolls.desired()) as news, asyncio.timeout(20):
             async for message in news:
                 told = message.environments if isinstance(message, Snapshot) else ()
                 for desired in (message.environment,) if isinstance(message, Changed) else told:
@@ -178,7 +178,7 @@ async def test_host_hears_what_is_coming_before_it_is_wanted_if_it_cares(site) -
     listening = [asyncio.create_task(listen(cares=cares)) for cares in (True, False)]
     await asyncio.sleep(0)
     await site.queue(b"one")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         await asyncio.gather(*listening)
     assert heard == {True: ["Snapshot", "Coming", "Changed"], False: ["Snapshot", "Changed"]}
 
@@ -201,7 +201,7 @@ async def test_statements_lie_in_the_records_and_in_the_store(site) -> None:
     await site.roll(b"two")
     layout = site.world.store.layout
     paths = [Path(layout.envelope(row["envelope_sha256"])) for row in site.statements()]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not all(path.exists() for path in paths):
             await asyncio.sleep(0.01)
     assert [path.read_text() for path in paths] == [row["envelope"] for row in site.statements()]
@@ -213,12 +213,12 @@ async def test_copy_that_a_crash_prevented_is_made_at_the_next_start(site) -> No
     await site.roll(b"one")
     (row,) = site.statements()
     path = Path(site.world.store.layout.envelope(row["envelope_sha256"]))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not path.exists():
             await asyncio.sleep(0.01)
     path.unlink()
     site.world.rolls.recover()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not path.exists():
             await asyncio.sleep(0.01)
 
@@ -451,7 +451,7 @@ async def test_key_that_cannot_be_used_fails_the_deployment_and_not_the_server(s
 
 
 async def _ended(site: Site, deployment_id: str):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while (found := site.deployment(deployment_id)).finished_at is None:
             await asyncio.sleep(0.01)
     return found

@@ -32,7 +32,7 @@ async def begin(world, commit):
 
 
 async def ended(world, job_id):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not (job := world.jobs.get(job_id)).status.is_final:
             await world.jobs.wait_for_change(job, 10)
     return job
@@ -105,7 +105,7 @@ async def test_host_that_does_not_listen_is_let_go_and_told_all_when_it_comes_ba
                 changes.environment_changed(env.id)
 
         await world.jobs.commit(change_often)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             assert [message async for message in messages] == []
     assert (await world.told(env.id)).env_id == env.id
 

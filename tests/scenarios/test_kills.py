@@ -226,7 +226,8 @@ def test_push_under_way_is_told_to_go_on_elsewhere_when_the_server_is_stopped(se
 
 def test_release_command_of_a_roll_that_is_done_again_is_heard_again(server) -> None:
     work = server.work()
-    said = "for n in 1 2 3; do echo line $n; done; sleep 1"
+    # The first time it goes on until the host is killed.
+    said = "mkdir /data/was && nap=60; for n in 1 2 3; do echo line $n; done; sleep ${nap:-0}"
     app = APP.replace("{version}", "one").replace("{starts_s}", "0")
     work.commit({"Procfile": f"web: python3 app.py\nrelease: {said}\n", "app.py": app})
     push = subprocess.Popen(

@@ -114,7 +114,7 @@ def test_pushes_at_once_are_built_in_turn_and_a_cancel_starts_the_next(stopped) 
 def test_builder_that_hangs_is_ended_and_its_build_begins_again(server) -> None:
     work = server.work()
     settings = (
-        "[build]\ncommand = 'echo building now; sleep 2; mkdir out; echo hi > out/index.html'"
+        "[build]\ncommand = 'echo building now; sleep 4; mkdir out; echo hi > out/index.html'"
     )
     work.commit({"managed.toml": f"{settings}\noutput = 'out'\n"})
     push = begin_push(work, "main")

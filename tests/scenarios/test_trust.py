@@ -129,6 +129,7 @@ def test_key_that_is_handed_over_signs_and_stays_in_memory(
     assert keys(stopped) == {"active": [key.key_id]}
     assert not (stopped.data / "keys" / "signing.key").exists()
     private = (credentials / "signing.key").read_bytes()
+    stopped.stop()  # so that no file goes while it is read
     for path in stopped.data.rglob("*"):
         if path.is_file():
             assert private not in path.read_bytes(), path

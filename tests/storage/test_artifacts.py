@@ -631,7 +631,7 @@ def test_collector_gets_its_turn_among_many_publishers(shop) -> None:
         for _ in range(5):
             with gate.collecting():
                 pass
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
     finally:
         stop.set()
         for thread in threads:

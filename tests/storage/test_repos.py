@@ -318,12 +318,14 @@ def test_two_hundred_files_are_walked_and_read_in_milliseconds(
     git("push", "-q", repositories.path("site_1"), "main", cwd=work)
     git("gc", "-q", cwd=repositories.path("site_1"))
     commit = git("rev-parse", "HEAD", cwd=work)
-    start = time.perf_counter()
-    total = sum(len(file.read()) for file in repositories.walk_tree("site_1", commit))
-    took_ms = (time.perf_counter() - start) * 1e3
-    print(f"walked and read in {took_ms:.1f} ms")
-    assert total > 200_000
-    assert took_ms < 100  # 4 ms on a quiet machine
+    took_ms = []
+    for _ in range(5):
+        start = time.perf_counter()
+        total = sum(len(file.read()) for file in repositories.walk_tree("site_1", commit))
+        took_ms.append((time.perf_counter() - start) * 1e3)
+        assert total > 200_000
+    print(f"walked and read in {min(took_ms):.1f} ms")
+    assert min(took_ms) < 100, took_ms  # 4 ms on a quiet machine
 
 
 def test_only_commits_that_branches_and_tags_lead_to_are_reachable(

@@ -99,6 +99,6 @@ def test_refs_just_written_are_held_once_however_many_read_them(tmp_path: Path) 
     run_git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
     lines = [f"{'1' * 40} refs/tags/{'t' * 100}{number:06}\n" for number in range(20_000)]
     (bare / "packed-refs").write_text("".join(lines))
-    soon_ns = (time.time_ns() // SECOND_NS + 10) * SECOND_NS  # it does not settle meanwhile
+    soon_ns = (time.time_ns() // SECOND_NS + 600) * SECOND_NS  # it does not settle meanwhile
     os.utime(bare / "packed-refs", ns=(soon_ns, soon_ns))
     assert memory_of_reading(bare, 16) < 3 * memory_of_reading(bare, 1)

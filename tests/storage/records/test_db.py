@@ -203,8 +203,8 @@ def test_room_that_cannot_be_made_takes_no_writer_down(tmp_path: Path) -> None:
 
     with Records.open(tmp_path / "gitd.db", relieve=relieve) as records:
         with pytest.raises(PermissionError):
-            records.submit(fill).result(10)
-        assert records.submit(add_site("a")).result(10) == "a"
+            records.submit(fill).result(30)
+        assert records.submit(add_site("a")).result(30) == "a"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -213,17 +213,17 @@ def test_writer_that_ends_leaves_nobody_waiting(records: Records) -> None:
 
     def end(db: sqlite3.Connection) -> None:
         has_begun.set()
-        goes_on.wait(10)
+        goes_on.wait(30)
         raise SystemExit
 
     ending = records.submit(end)
-    assert has_begun.wait(10)
+    assert has_begun.wait(30)
     behind = records.submit(add_site("a"))
     goes_on.set()
     with pytest.raises(RecordsError, match="closed"):
-        ending.result(10)
+        ending.result(30)
     with pytest.raises(RecordsError, match="closed"):
-        behind.result(10)
+        behind.result(30)
     with pytest.raises(RecordsError, match="closed"):
         records.write(add_site("b"))
 
@@ -235,7 +235,7 @@ def test_database_that_cannot_be_opened_by_a_reader_is_told_as_one_of_ours(
     (tmp_path / "gitd.db").rename(moved)
     (tmp_path / "gitd.db").mkdir()
     with ThreadPoolExecutor(1) as another, pytest.raises(RecordsError, match="unable to open"):
-        another.submit(records.reader).result(10)
+        another.submit(records.reader).result(30)
 
 
 def test_close_takes_no_thread_down_that_reads_meanwhile(tmp_path: Path) -> None:
@@ -263,8 +263,9 @@ for number in range(10):
         thread.start()
     time.sleep(0.1)
     records.close()
-    before = len(counts)
-    time.sleep(0.05)
+    before, end = len(counts), time.monotonic() + 20
+    while len(counts) == before and time.monotonic() < end:
+        time.sleep(0.01)
     is_over.set()
     for thread in threads:
         thread.join()
