@@ -262,6 +262,7 @@ class Control:
         await self.push_hooks.recover()
         self.builds.recover(slots_are_gone=slots_are_gone)
         self.rolls.recover()
+        self.domains.recover()
 
     async def _tidy(self) -> None:
         """Remove what crashes left of repositories. Nobody waits for it: it may take a while."""

@@ -10,6 +10,8 @@ import contextlib
 import sqlite3
 from typing import Final
 
+import structlog
+
 from hooks import named
 from hooks.errors import InvalidRequestError, NotFoundError, RefusedError
 from hooks.hostnames import HostnameError, PlatformNames, normal
@@ -20,6 +22,8 @@ from storage.model import Action, ActorRef, Domain, Environment, EnvironmentKind
 from storage.records import domains, environments
 from storage.records.idempotency import Claim
 
+log = structlog.get_logger(__name__)
+
 DOMAINS_COUNT_MAX: Final = 100  # of one environment
 
 
@@ -29,6 +33,18 @@ class Domains:
     def __init__(self, jobs: Jobs, platform: PlatformNames) -> None:
         self._jobs = jobs
         self._platform = platform
+
+    def recover(self) -> None:
+        """After a start: say which names lead nowhere, since the settings have them by now."""
+        for domain in domains.every(self._jobs.records.reader()):
+            if self._platform.include(domain.hostname):
+                log.warning(
+                    "domain_reserved",
+                    hostname=domain.hostname,
+                    site_id=domain.site_id,
+                    env_id=domain.env_id,
+                    advice="it leads nowhere: it is at or below sites.domain or the server's name",
+                )
 
     async def add(
         self,

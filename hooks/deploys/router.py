@@ -8,7 +8,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_HOST = re.compile(r"([a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?)\.?(?::[0-9]{0,5})?", re.ASCII)
+_HOST = re.compile(
+    r"([A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?)\.?(?::[0-9]{0,5})?", re.ASCII
+)
 
 
 def host_name(value: str) -> str | None:
@@ -18,8 +20,8 @@ def host_name(value: str) -> str | None:
 
     Source: RFC 9110, 7.2; RFC 3986, 3.2.2.
     """
-    match = _HOST.fullmatch(value.lower())
-    return match[1] if match else None
+    match = _HOST.fullmatch(value)  # as it came: what is no letter of ASCII may become one
+    return match[1].lower() if match else None
 
 
 class Router(Generic[T]):

@@ -136,6 +136,8 @@ def test_restored_copy_has_the_names_but_for_those_that_are_its_own(server, othe
         SHOP: "active",
         "www.copy.example": "reserved",
     }
+    assert '"www.copy.example"' in other.log()
+    assert "domain_reserved" in other.log()
     assert visit(server, "www.copy.example") == (200, "kept")
 
 

@@ -29,6 +29,7 @@ from hooks.deploys.router import Router, host_name
         ("acme.localhost/x", None),
         ("a@acme.localhost", None),
         ("acmé.localhost", None),
+        ("\u212aelvin.localhost", None),  # the sign of the unit, whose small letter is a k
         ("a" * 300, None),
         ("acme.localhost\n", None),
     ],
