@@ -10,12 +10,12 @@ import shutil
 import time
 from pathlib import Path
 
-from storage.git.pack_keeps import is_left_over
+from storage.git.pack_keeps import STAGED_KEEP_PREFIX, is_left_over
 
 QUARANTINE_PREFIX = "tmp_objdir-incoming-"  # git's own name for it
 STAGED_PACK_PREFIX, STAGED_INDEX_PREFIX = "tmp_pack_", "tmp_idx_"  # git's own, too
 RETRY_S = 0.005
-_STAGED = (STAGED_PACK_PREFIX, STAGED_INDEX_PREFIX)
+_STAGED = (STAGED_PACK_PREFIX, STAGED_INDEX_PREFIX, STAGED_KEEP_PREFIX)
 
 
 def create_lock(path: bytes, twin: bytes | None = None) -> None:

@@ -7,8 +7,10 @@ objects for those of nobody. Source: git's builtin/index-pack.c and receive-pack
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
+STAGED_KEEP_PREFIX = "tmp_keep_"  # as git names what it has not finished
 TEXT = b"gitd: a push is moving refs to this pack\n"
 
 
@@ -25,14 +27,32 @@ class PackKeeps:
             OSError: the disk is full, or something like it.
         """
         path = pack.with_suffix(".keep")
-        with contextlib.suppress(FileExistsError), path.open("xb") as file:
-            self._paths.append(path)
-            file.write(TEXT)
+        staged = path.with_name(f"{STAGED_KEEP_PREFIX}{os.urandom(6).hex()}")
+        try:
+            staged.write_bytes(TEXT)
+            # Whole at once: an empty one, which a kill may leave, would be taken for its owner's.
+            with contextlib.suppress(FileExistsError):
+                _name(staged, path)
+                self._paths.append(path)
+        finally:
+            staged.unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Keep them no longer; a second call does nothing."""
         while self._paths:
             self._paths.pop().unlink(missing_ok=True)
+
+
+def _name(staged: Path, path: Path) -> None:
+    """Give a file its name. Raises FileExistsError when another has that."""
+    try:
+        os.link(staged, path)
+    except FileExistsError:
+        raise
+    except OSError:  # not every filesystem has second names
+        if path.exists():
+            raise FileExistsError(path) from None
+        staged.rename(path)
 
 
 def is_left_over(path: Path) -> bool:

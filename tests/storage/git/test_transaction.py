@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,10 @@ from storage.git.transaction import LOOSE_COUNT_MAX, RefChange, change_refs
 
 CHILD = Path(__file__).with_name("atomic_child.py")
 CHANGING = Path(__file__).with_name("changing_child.py")
+KEEPS = (
+    "import sys; from pathlib import Path; from storage.git.pack_keeps import PackKeeps;"
+    "PackKeeps().put(Path(sys.argv[1]))"
+)
 UNSURE = "moved, but a power cut may undo it"
 FAILED = "failed to update ref"
 MANY = [f"many{number}" for number in range(LOOSE_COUNT_MAX + 1)]
@@ -260,6 +265,28 @@ def test_only_what_is_no_ref_is_forgotten(bare: Path, one: str) -> None:
     kept = {path.name for path in (bare / "objects/pack").iterdir()}
     assert kept == {"pack-b.keep", "pack-c.keep"}
     assert refs_of(bare) == old
+
+
+@needs_strace
+@pytest.mark.parametrize("calls", ["write", "?link,?linkat", "?unlink,?unlinkat"])
+def test_process_that_dies_as_it_keeps_a_pack_has_it_kept_no_longer_than_until_locks_are_forgotten(
+    bare: Path, calls: str
+) -> None:
+    """An empty `.keep` would be its owner's, and its pack never be joined with others."""
+    packs = bare / "objects/pack"
+    before = set(packs.iterdir())
+    faults = ("-e", f"trace={calls}", "-e", f"inject={calls}:signal=SIGKILL:when=1")
+    command = ["strace", "-f", "-qq", "-o", "/dev/null", *faults, sys.executable, "-c", KEEPS]
+    environ = {
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run([*command, packs / "pack-a.pack"], env=environ)
+    assert done.returncode == -signal.SIGKILL
+    assert set(packs.iterdir()) != before
+    forget_locks(bare)
+    assert set(packs.iterdir()) == before
 
 
 def test_a_ref_that_is_made_anew_while_refs_are_packed_stays(bare: Path, one: str) -> None:
