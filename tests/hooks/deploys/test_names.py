@@ -8,6 +8,8 @@ import json
 
 import pytest
 
+from tests.hooks.deploys.conftest import WAIT_S
+
 SHOP = "shop.example"
 
 
@@ -21,7 +23,7 @@ def state_of(host, env: str) -> dict:
 
 
 async def until_named(host, env: str, names: list[str]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while True:
             with contextlib.suppress(FileNotFoundError):
                 if state_of(host, env)["hostnames"] == names:
@@ -63,7 +65,7 @@ async def test_name_that_moved_while_its_former_owner_rolled_leads_there_after_a
     await control.roll(wanted(pin=shelf.put(page("new owner")), env=new))
     pin = shelf.put_web("import time\ntime.sleep(300)")
     rolling = control.want(wanted(pin=pin, **both))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while not any("unpack" in line.stage for line in control.lines[rolling.deployment_id]):
             await asyncio.sleep(0.01)
     deployment = control.desired[new]
@@ -98,7 +100,7 @@ async def test_release_that_goes_live_later_has_the_names_that_came_meanwhile(
         "http.server.test(http.server.SimpleHTTPRequestHandler, port=int(os.environ['PORT']))\n"
     )
     rolling = control.want(wanted(pin=pin))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while not (host.directory / "environments/env_1/data").exists():
             await asyncio.sleep(0.01)
     names = ("env-1.localhost", SHOP)
