@@ -233,11 +233,15 @@ class Config:
     @property
     def platform_names(self) -> PlatformNames:
         """The names of the server's own, which no site may have as a custom domain."""
-        server = urlsplit(self.server.url).hostname or ""
+        try:
+            server = urlsplit(self.server.url).hostname or ""
+        except ValueError:  # it is no URL after all
+            server = ""
         try:
             return PlatformNames(self.sites.domain, normal(server))
-        except HostnameError:  # an address, or a name of one label, which nobody can ask for
-            return PlatformNames(self.sites.domain)
+        except HostnameError:  # an address, or a name of one label
+            is_name = re.fullmatch(_LABEL, server) is not None
+            return PlatformNames(self.sites.domain, server if is_name else "")
 
 
 SECTIONS: dict[str, type[Any]] = {f.name: f.default_factory for f in fields(Config)}  # type: ignore[misc]

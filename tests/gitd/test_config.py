@@ -65,6 +65,7 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("[sites]\npublic_scheme = 'gopher'", "none of http, https"),
         ("[sites]\nlisten = '127.0.0.1:0'", "sites.listen: '127.0.0.1:0' has no port"),
         ("[sites]\ndomain = 'Example.com '", "sites.domain: 'Example.com ' is no domain"),
+        ("[sites]\npublic_addresses = ['example.com']", "sites.public_addresses: 'example.com'"),
         ("[server]\npublic_url = 'git.example.com'", "public_url: 'git.example.com' is no URL"),
         ("[host]\nuid = 0", "host.uid: 0 is not from 1 to 4294967294"),
         ("[host]\nuid = 60611", "host.uid: 60611 is a builder slot's: they have 60610 to 60611"),
@@ -160,6 +161,30 @@ def test_package_clients_of_the_machine_get_no_setting_and_no_credential_of_ours
 )
 def test_url_of_a_site_has_its_port_where_that_is_needed(settings: SitesConfig, url: str) -> None:
     assert settings.url_of("shop") == url
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "free"),
+    [
+        ({}, ["x.localhost"], ["localhost.example.com", "www.example.com"]),
+        (
+            {
+                "GITD_SERVER_PUBLIC_URL": "https://Forge.Example.com:8443/",
+                "GITD_SITES_DOMAIN": "sites.example.com",
+            },
+            ["forge.example.com", "x.forge.example.com", "sites.example.com"],
+            ["example.com", "www.example.com"],
+        ),
+        ({"GITD_SERVER_PUBLIC_URL": "http://bücher.example"}, ["xn--bcher-kva.example"], []),
+        ({"GITD_SERVER_PUBLIC_URL": "http://forge:8080"}, ["x.forge"], ["forge.example.com"]),
+        ({"GITD_SERVER_PUBLIC_URL": "http://[::1"}, ["x.localhost"], ["www.example.com"]),
+        ({"GITD_SERVER_LISTEN": "192.0.2.1:80"}, ["x.localhost"], ["www.example.com"]),
+    ],
+)
+def test_names_of_the_server_itself_follow_from_its_settings(settings, own, free) -> None:
+    names = load(None, settings).platform_names
+    assert [name for name in own if not names.include(name)] == []
+    assert [name for name in free if names.include(name)] == []
 
 
 @pytest.mark.parametrize(
