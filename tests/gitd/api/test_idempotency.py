@@ -141,6 +141,7 @@ async def test_every_creating_post_takes_a_key(service, acme) -> None:
         (f"/v1/api-keys/{key.id}/roll", None),
         ("/v1/sites", {"name": "other"}),
         (f"{acme.path}/environments", {"kind": "preview", "branch": "x"}),
+        (f"{acme.production}/domains", {"hostname": "www.example.com"}),
         (f"{acme.production}/builds", None),
         (f"{acme.production}/deployments", {"artifact_id": release["artifact_id"]}),
         (f"{acme.production}/deployments/{second['deployment_id']}/rollback", None),
