@@ -103,6 +103,7 @@ class Destination:
 
         Raises:
             BackupError: It is no folder of backups, of another format, or being written.
+            StorageIoError: The system refused.
         """
         self.check_format()
         with self._locked(fcntl.LOCK_SH):
@@ -153,16 +154,19 @@ class Destination:
         except OSError as error:
             raise BackupError(f"cannot open {path}: {error.strerror}") from error
         try:
-            fcntl.flock(fd, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise BackupError(f"{self.root} is in use: another backup or restore is at work") from (
-                None
-            )
-        try:
+            with mapped_errors(f"lock {path}"):  # not every filesystem has locks
+                self._lock(fd, how)
             yield
         finally:
             os.close(fd)
+
+    def _lock(self, fd: int, how: int) -> None:
+        try:
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackupError(f"{self.root} is in use: another backup or restore is at work") from (
+                None
+            )
 
     def _remove_leases(self) -> None:
         with mapped_errors(f"tidy {self.tmp}"):

@@ -167,6 +167,10 @@ class Pool:
         self._staged.clear()
         self._staged_bytes = 0
 
+    def keep(self) -> None:
+        """Take nothing back from here on: a backup that is listed counts on it."""
+        self._placed.clear()
+
     def take_back(self) -> None:
         """Remove all that was added: there is no room for the rest."""
         for path in self._placed:

@@ -133,7 +133,7 @@ class _Backup:
                 written = self._write(Path(lease.path), pool, file, with_keys=with_keys)
             if settles:
                 sync_filesystem(lease.fd)
-            self._place(draft, written[0].name)
+            self._place(draft, written[0].name, pool)
             return written
         except OSError as error:
             if error.errno in FULL:
@@ -215,11 +215,12 @@ class _Backup:
             audit_head=moment.audit_head,
         )
 
-    def _place(self, draft: Path, name: str) -> None:
+    def _place(self, draft: Path, name: str, pool: Pool) -> None:
         """Make the backup count."""
         draft.chmod(FILE_MODE)
         sync_file(draft)
         draft.rename(self._destination.manifest(name))
+        pool.keep()
         sync_directory(self._destination.backups)
 
     def _expect_room(self, moment: Moment, pool: Pool) -> None:

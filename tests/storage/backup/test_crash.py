@@ -54,8 +54,14 @@ def child(small: Path, what: str) -> Child:
     return Child(CHILD, (str(small), what))
 
 
+def copy(before: Path, small: Path, what: str) -> None:
+    """Copy what is read: a restore reads the backups alone, a hundredth of the folders."""
+    read = {"take": "", "restore": "backups"}[what]
+    shutil.copytree(before / read, small / read, symlinks=True)
+
+
 def points(before: Path, folder: Path, what: str) -> list[Point]:
-    shutil.copytree(before, folder / "count", symlinks=True)
+    copy(before, folder / "count", what)
     try:
         return child(folder / "count", what).points(folder / "trace")
     finally:
@@ -65,10 +71,9 @@ def points(before: Path, folder: Path, what: str) -> list[Point]:
 def crash(before: Path, folder: Path, what: str, where: Point, how: str) -> bool:
     """Crash once, and prove what must hold then; return whether the point was reached."""
     small = folder / "small"
-    shutil.copytree(before, small, symlinks=True)
+    copy(before, small, what)
     attempt = child(small, what).attempt(folder / "trace", where, how)
-    expect = {"take": expect_backups, "restore": expect_restorable}[what]
-    expect(small, is_done=attempt.is_done)
+    EXPECT[what](small, is_done=attempt.is_done)
     shutil.rmtree(small)
     return attempt.is_reached
 
@@ -103,6 +108,9 @@ def expect_restorable(small: Path, *, is_done: bool) -> None:
         restore(Destination(small / "backups"), Places(data), KeyPlan({}))
     assert not is_unfinished(data)
     expect_whole(small / "new")
+
+
+EXPECT = {"take": expect_backups, "restore": expect_restorable}
 
 
 def expect_whole(root: Path) -> None:
@@ -169,6 +177,33 @@ def test_contents_that_a_killed_backup_named_are_durable_before_the_next_one_cou
     # Everything after the last name in the pool, which the syncs of the killed one had no part in.
     last = max(n for n, call in enumerate(calls) if "/backups/pool/" in call)
     assert any("syncfs(" in call for call in calls[last:counts])
+
+
+def test_backup_that_is_listed_keeps_its_contents_though_its_name_finds_no_room(
+    before: Path, scratch: Path
+) -> None:
+    small = scratch / "small"
+    copy(before, small, "take")
+    fault = "inject=fsync:error=ENOSPC:when=1"  # the first sync of that folder: of the new name
+    words = ("-P", str(small / "backups" / "backups"), "-e", "trace=fsync", "-e", fault)
+    done = child(small, "take").run(scratch / "trace", *words)
+    assert (done.returncode, done.stdout.split(":")[0]) == (3, "StorageFullError")
+    assert len(Destination(small / "backups").names()) == 2
+    expect_backups(small, is_done=False)
+
+
+@pytest.mark.parametrize("what", ["take", "restore"])
+def test_folder_of_backups_that_has_no_locks_is_said(
+    before: Path, scratch: Path, what: str
+) -> None:
+    small = scratch / "small"
+    copy(before, small, what)
+    lock = small / "backups" / "lock"
+    fault = "inject=flock:error=ENOLCK:when=1"
+    done = child(small, what).run(scratch / "trace", "-P", lock, "-e", "trace=flock", "-e", fault)
+    assert done.returncode == 3, done.stdout
+    assert done.stdout == f"StorageIoError: lock {lock}: [Errno 37] No locks available\n"
+    EXPECT[what](small, is_done=False)
 
 
 @pytest.mark.timeout(300)
