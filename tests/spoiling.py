@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,17 @@ def flip(path: Path | str, at: int | None = None) -> None:
     data = bytearray(Path(path).read_bytes())
     data[len(data) // 2 if at is None else at % len(data)] ^= 1
     rewrite(path, bytes(data))
+
+
+def damage_index(database: Path, index: str, key: bytes, bit: int = 0x80) -> None:
+    """Flip a bit of a key where an index has it: by that it is not found any more."""
+    db = sqlite3.connect(database)
+    pages = db.execute("SELECT pgoffset, pgsize FROM dbstat WHERE name = ?", (index,)).fetchall()
+    db.close()
+    data = bytearray(database.read_bytes())
+    (at,) = (found for start, size in pages if (found := data.find(key, start, start + size)) >= 0)
+    data[at] ^= bit
+    database.write_bytes(data)
 
 
 @contextlib.contextmanager

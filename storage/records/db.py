@@ -18,15 +18,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
-
-from sqlite_utils import Database
+from typing import Any, Self, TypeVar
 
 from storage.errors import RecordConflictError, RecordsError, StorageFullError
 from storage.files import mapped_errors as mapped_file_errors
 from storage.files import may_grow
 from storage.records import migrations
-from storage.records.migrations import MIGRATIONS
 
 T = TypeVar("T")
 Change = Callable[[sqlite3.Connection], T]
@@ -374,7 +371,7 @@ def _migrate_locked(path: Path) -> None:
         connection = _connect(path)
         try:
             _refuse_newer(connection)
-            MIGRATIONS.apply(Database(cast("Any", connection)))
+            migrations.apply(connection)
         finally:
             connection.close()
     finally:

@@ -10,20 +10,51 @@ from typing import Any, cast
 
 from sqlite_utils import Database, Migrations
 
+from storage.errors import RecordsError
 from storage.records import audit_log as audit_lines
 
 MIGRATIONS = Migrations("gitd")
+_TABLE = MIGRATIONS.migrations_table
 
 
 def applied(db: sqlite3.Connection) -> list[str]:
-    """The steps that a database went through, in order."""
-    return [step.name for step in MIGRATIONS.applied(Database(cast("Any", db)))]
+    """The steps that a database went through, in order.
+
+    Its table says so, and not the index of that, where one flipped bit makes another step.
+    """
+    if not Database(cast("Any", db))[_TABLE].exists():
+        return []
+    query = f"""
+        SELECT CAST(name AS TEXT) FROM {_TABLE} NOT INDEXED WHERE migration_set = ? ORDER BY id"""  # noqa: S608 - a constant
+    return [name for (name,) in db.execute(query, (MIGRATIONS.name,))]
+
+
+def apply(db: sqlite3.Connection) -> None:
+    """Run the steps that a database did not go through yet.
+
+    Raises:
+        RecordsError: What says which these are is damaged: one would be run twice.
+    """
+    done = applied(db)
+    if set(done) >= _known():
+        return
+    if done:
+        (said,) = db.execute(f"PRAGMA integrity_check({_TABLE})").fetchall()[0]
+        if said != "ok":
+            raise RecordsError(
+                f"the database is damaged where it says which steps of an update it went through"
+                f" ({said}): restore a backup, or start the gitd of before the update"
+            )
+    MIGRATIONS.apply(Database(cast("Any", db)))
 
 
 def unknown(names: list[str]) -> list[str]:
     """Those of the steps that this program does not know: a newer one made them."""
-    known = {step.name for step in MIGRATIONS.pending(Database(memory=True))}
-    return [name for name in names if name not in known]
+    return [name for name in names if name not in _known()]
+
+
+def _known() -> set[str]:
+    return {step.name for step in MIGRATIONS.pending(Database(memory=True))}
 
 
 def _run(db: Database, script: str) -> None:

@@ -22,6 +22,7 @@ from storage.records.garbage import references
 from storage.recovery import Recovered
 from storage.reindex import rebuild_index
 from storage.retention import Pressure
+from tests.spoiling import damage_index
 from tests.storage.conftest import KEEP_NOTHING, make_shop
 from tests.storage.records.test_flipped_bits import flip as flip_bit
 from tests.storage.test_collect import AT_ONCE, files_of
@@ -37,17 +38,6 @@ def pinned(shop, tree: dict[str, bytes]):
     ingested = shop.ingest(tree)
     shop.pin(ingested)
     return ingested
-
-
-def damage_index(database: Path, index: str, key: bytes, bit: int = 0x80) -> None:
-    """Flip a bit of a key where an index has it: by that it is not found any more."""
-    db = sqlite3.connect(database)
-    pages = db.execute("SELECT pgoffset, pgsize FROM dbstat WHERE name = ?", (index,)).fetchall()
-    db.close()
-    data = bytearray(database.read_bytes())
-    (at,) = (found for start, size in pages if (found := data.find(key, start, start + size)) >= 0)
-    data[at] ^= bit
-    database.write_bytes(data)
 
 
 @pytest.mark.parametrize("index", ["sqlite_autoindex_blob_1", "sqlite_autoindex_tree_1"])

@@ -15,9 +15,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 
 from storage.errors import RecordConflictError, RecordsError, StorageFullError
+from storage.records import integrity
 from storage.records.db import Records
+from storage.records.migrations import MIGRATIONS
+from tests.spoiling import damage_index
 
 ADD_SITE = "INSERT INTO site(id, name, default_branch, created_at) VALUES(?,?,?,?)"
 
@@ -142,6 +146,38 @@ def test_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -
         Records.open(path)
 
 
+STEPS_INDEX = "idx__sqlite_migrations_migration_set_name"
+
+
+@pytest.mark.parametrize(
+    ("key", "bit"),
+    [(b"sites", 0x01), (b"\x17\tgitdsites", 0x01), (b"gitdsites", 0x08)],
+    ids=["unknown", "no text", "not done"],
+)
+def test_damaged_index_of_the_steps_holds_up_no_start(tmp_path: Path, key: bytes, bit: int) -> None:
+    path = tmp_path / "gitd.db"
+    with Records.open(path) as made:
+        made.write(add_site("a"))
+    damage_index(path, STEPS_INDEX, key, bit)
+    with Records.open(path) as records:
+        assert names(records) == ["a"]
+        assert STEPS_INDEX in str(integrity.faults(records.reader()))
+
+
+def test_no_step_is_run_by_a_damaged_index(tmp_path: Path) -> None:
+    path = tmp_path / "gitd.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        MIGRATIONS.apply(Database(db), stop_before="makers_of_keys")
+    damage_index(path, STEPS_INDEX, b"gitdsites", 0x08)
+    for _ in range(2):
+        with pytest.raises(RecordsError, match=r"damaged.*restore a backup"):
+            Records.open(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert "created_by" not in str(db.execute("PRAGMA table_info(api_key)").fetchall())
+        db.execute("REINDEX")
+    Records.open(path).close()
+
+
 def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "gitd.db").write_bytes(b"not a database, and long enough to be one" * 40)
     with pytest.raises(RecordsError):
@@ -152,7 +188,10 @@ WRITER = f"""
 ADD_SITE = {ADD_SITE!r}
 import sqlite3, sys
 from pathlib import Path
+from storage.records import integrity
 from storage.records.db import Records
+from storage.records.migrations import MIGRATIONS
+from tests.spoiling import damage_index
 records = Records.open(Path(sys.argv[1]))
 for n in range(100000):
     row = (f"s{{n}}", f"{{n}}", "main", 0)
@@ -243,7 +282,10 @@ def test_close_takes_no_thread_down_that_reads_meanwhile(tmp_path: Path) -> None
     script = f"""
 import threading, time
 from pathlib import Path
+from storage.records import integrity
 from storage.records.db import Records
+from storage.records.migrations import MIGRATIONS
+from tests.spoiling import damage_index
 
 COUNT = (
     "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000)"
