@@ -10,7 +10,8 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ import pytest
 
 MEMORY = Path("/dev/shm")
 KINDS = {"ext4": ["-F"], "xfs": ["-f"], "btrfs": ["-f"]}
+# For a test that is not long: on one of them always, on the others in `make soak`.
+KINDS_IN_TURN = [
+    pytest.param(kind, marks=[] if kind == "ext4" else [pytest.mark.soak]) for kind in KINDS
+]
 SIZE_BYTES = 600 << 20  # with less, a store refuses for want of room; holes cost nothing
 
 needs_disks = [
@@ -63,6 +68,18 @@ class Disk:
     def end(self) -> None:
         for name in ("on-kept", "on-disk"):
             subprocess.run(["umount", "-l", self.folder / name], capture_output=True)
+
+
+def run(where: Path, child: Sequence[str | Path], strace: Sequence[str] = ()) -> int:
+    """Run a Python program and return its status; `where`, a disk, has no trace of it in it."""
+    command: list[str | Path] = [sys.executable, *child]
+    if strace:
+        command = ["strace", "-f", "-qq", "-o", where.parent / "trace", *strace, *command]
+    return subprocess.run(command, capture_output=True).returncode
+
+
+def killed_at(call: str, number: int) -> tuple[str, ...]:
+    return ("-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={number}")
 
 
 @contextlib.contextmanager

@@ -258,6 +258,7 @@ class _Restore:
         draft = f"{self._scratch}/{self._count}"
         source = self._destination.content(entry.digest)
         hasher = blake3()
+        left = entry.size_bytes + 1  # what is longer fills no disk before it is found out
         try:
             fd = open_regular(source)
         except OSError as error:
@@ -265,9 +266,10 @@ class _Restore:
         try:
             out = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                while piece := os.read(fd, PIECE_BYTES):
+                while left and (piece := os.read(fd, min(left, PIECE_BYTES))):
                     hasher.update(piece)
                     write_all(out, piece)
+                    left -= len(piece)
                 os.fchmod(out, mode)
             finally:
                 os.close(out)

@@ -1,17 +1,16 @@
 """Power cuts: what was acknowledged is on the medium, on each filesystem that can be made here.
 
-A sample on ext4 first, then the long proofs. The power is cut right after a process ended, or at a
+Samples first, then the long proofs. The power is cut right after a process ended, or at a
 system call of it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,9 @@ from storage.digest import Digest
 from storage.envelope import IN_TOTO_TYPE, unseal
 from storage.errors import StorageError
 from storage.retention import Retention
-from storage.trust import load_keyring
+from storage.trust import Keyring, load_keyring
 from storage.unpacked import verify_tree
-from tests.power import KINDS, Disk, disk_of, needs_disks
+from tests.power import KINDS, KINDS_IN_TURN, Disk, disk_of, killed_at, needs_disks, run
 from tests.spoiling import flip
 
 CHILD = Path(__file__).with_name("ingest_child.py")
@@ -59,21 +58,14 @@ def disk(request: pytest.FixtureRequest, shop_at) -> Iterator[Disk]:
         yield made
 
 
-@pytest.fixture
-def ext4(shop_at) -> Iterator[Disk]:
-    with disk_of("ext4", lambda where: fill_disk(shop_at, where)) as made:
+@pytest.fixture(params=KINDS_IN_TURN)
+def sample(request: pytest.FixtureRequest, shop_at) -> Iterator[Disk]:
+    with disk_of(request.param, lambda where: fill_disk(shop_at, where)) as made:
         yield made
 
 
 def ingest(where: Path, count: int, *strace: str) -> int:
     return run(where, [CHILD, where / "shop", str(count)], strace)
-
-
-def run(where: Path, child: Sequence[str | Path], strace: Sequence[str] = ()) -> int:
-    command: list[str | Path] = [sys.executable, *child]
-    if strace:
-        command = ["strace", "-f", "-qq", "-o", where.parent / "trace", *strace, *command]
-    return subprocess.run(command, capture_output=True).returncode
 
 
 def artifacts(shop) -> int:
@@ -84,60 +76,97 @@ def artifacts(shop) -> int:
     return report.envelopes
 
 
-def killed_at(call: str, number: int) -> tuple[str, ...]:
-    return ("-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={number}")
-
-
 # -- a sample --------------------------------------------------------------------------------------
 
 
 def test_power_cut_takes_no_artifact_that_was_acknowledged_and_leaves_no_half_one(
-    ext4: Disk, shop_at
+    sample: Disk, shop_at
 ) -> None:
     for how in ((), killed_at("renameat", 3)):
-        is_done = ingest(ext4.begin(), 0, *how) == 0
+        is_done = ingest(sample.begin(), 0, *how) == 0
         assert is_done == (how == ())
-        kept = shop_at(ext4.cut() / "shop")
+        kept = shop_at(sample.cut() / "shop")
         assert artifacts(kept) == 1 + is_done
         kept.records.close()
-        ext4.end()
+        sample.end()
 
 
-def test_power_cut_after_a_repair_leaves_what_was_mended(ext4: Disk, shop_at) -> None:
-    where = ext4.begin()
+def test_power_cut_after_a_repair_leaves_what_was_mended(sample: Disk, shop_at) -> None:
+    where = sample.begin()
     shop = shop_at(where / "shop")
     (shop.folder / "copy").mkdir()
     (shop.folder / "copy" / "any-name").write_bytes(b"before")
     flip(shop.blob(b"before"))
     shop.records.close()
-    ext4.keep("damaged")
-    where = ext4.begin("damaged")
+    sample.keep("damaged")
+    where = sample.begin("damaged")
     assert run(where, [REPAIR_CHILD, where / "shop"]) == 0
-    kept = shop_at(ext4.cut() / "shop")
+    kept = shop_at(sample.cut() / "shop")
     assert artifacts(kept) == 1
     assert kept.blob(b"before").read_bytes() == b"before"
     assert len(list(kept.store.layout.quarantine.iterdir())) == 1
     kept.records.close()
 
 
-def test_power_cut_after_a_change_of_keys_leaves_the_new_ones(shop_at) -> None:
-    def establish(where: Path) -> None:
-        for name in ("keys", "trust"):
-            (where / name).mkdir()
-        Custody(where / "keys").open(where / "trust")
+# -- changing keys -----------------------------------------------------------------------------
 
-    with disk_of("ext4", establish) as disk:
+KEYS_CALLS = ("write", "rename", "link", "unlink", "fsync", "flock")
+
+
+def establish(where: Path) -> None:
+    for name in ("keys", "trust"):
+        (where / name).mkdir()
+    Custody(where / "keys").open(where / "trust")
+
+
+def change_keys(where: Path, *strace: str) -> int:
+    return run(where, [ROTATE_CHILD, where / "keys", where / "trust"], strace)
+
+
+def open_keys(where: Path) -> tuple[Custody, Keyring]:
+    """As the next start does: what is signed from then on holds."""
+    custody = Custody(where / "keys")
+    custody.open(where / "trust")
+    return custody, expect_held(custody, where / "trust")
+
+
+def expect_held(custody: Custody, trust: Path) -> Keyring:
+    ring = load_keyring(trust, root_key_ids=custody.root_key_ids())
+    sealed = custody.seal(b"{}")
+    assert unseal(sealed.data, payload_type=IN_TOTO_TYPE, public_key=ring.provenance_key)
+    return ring
+
+
+@pytest.mark.parametrize("kind", KINDS_IN_TURN)
+def test_power_cut_after_a_change_of_keys_leaves_the_new_ones(kind: str) -> None:
+    with disk_of(kind, establish) as disk:
         where = disk.begin()
         old = Custody(where / "keys").signing_key().key_id
-        assert run(where, [ROTATE_CHILD, where / "keys", where / "trust"]) == 0
-        kept = disk.cut()
-        custody = Custody(kept / "keys")
-        custody.open(kept / "trust")
-        ring = load_keyring(kept / "trust", root_key_ids=custody.root_key_ids())
-        assert ring.keys[old].revoked
-        sealed = custody.seal(b"{}")
+        assert change_keys(where) == 0
+        custody, ring = open_keys(disk.cut())
         assert custody.signing_key().key_id != old
-        assert unseal(sealed.data, payload_type=IN_TOTO_TYPE, public_key=ring.provenance_key)
+        assert ring.keys[old].revoked
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", KINDS)
+def test_power_cut_at_any_moment_of_a_change_of_keys_leaves_keys_that_hold(kind: str) -> None:
+    with disk_of(kind, establish) as disk:
+        reached = 0
+        for call in KEYS_CALLS:
+            for number in itertools.count(1):
+                is_done = change_keys(disk.begin(), *killed_at(call, number)) == 0
+                kept = disk.cut()
+                custody, _ = open_keys(kept)
+                new = custody.rotate(kept / "trust").key_id
+                ring = expect_held(custody, kept / "trust")
+                assert [name for name, key in ring.keys.items() if key.is_active] == [new]
+                disk.end()
+                if is_done:
+                    break
+                reached += 1
+        print(f"{kind}: {reached} cuts while keys change")
+        assert reached > 15
 
 
 # -- unpacking ---------------------------------------------------------------------------------
@@ -169,12 +198,12 @@ class Unpacking:
         return is_done, release
 
 
-def test_power_cut_after_an_unpacking_leaves_the_folder_whole(ext4: Disk, shop_at) -> None:
+def test_power_cut_after_an_unpacking_leaves_the_folder_whole(sample: Disk, shop_at) -> None:
     for count in (3, 60):
-        is_done, release = Unpacking(ext4, shop_at, count).cut()
+        is_done, release = Unpacking(sample, shop_at, count).cut()
         assert is_done
         assert release.exists()
-        ext4.end()
+        sample.end()
 
 
 @pytest.mark.soak

@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
-from tests.power import disk_of, needs_disks
+import itertools
+
+import pytest
+
+from hooks.deploys.state import EnvironmentFolder, EnvironmentState
+from tests.crashing import needs_strace
+from tests.hooks.deploys.test_state import SWITCH_CHILD, Switch, expect_whole
+from tests.power import KINDS, KINDS_IN_TURN, disk_of, killed_at, needs_disks, run
+
+ENVIRONMENT = "first/environments/env_1"
+SWITCH_CALLS = ("write", "fsync", "rename", "symlink")
 
 pytestmark = needs_disks
 
 
+@needs_strace
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", KINDS)
+def test_power_cut_at_any_moment_of_a_switch_leaves_the_old_release_or_the_new(kind):
+    state = EnvironmentState("env_1", "acme-store", "production", "production", ("a.localhost",))
+    made = []
+    served = []
+    with disk_of(kind, lambda where: made.append(Switch(where, state))) as disk:
+        (old, new) = made[0].names
+        for call in SWITCH_CALLS:
+            for number in itertools.count(1):
+                where = disk.begin()
+                child = [SWITCH_CHILD, where / ENVIRONMENT, new]
+                is_done = run(where, child, killed_at(call, number)) == 0
+                kept = EnvironmentFolder(disk.cut() / ENVIRONMENT)
+                served.append(expect_whole(kept, (old, new)))
+                disk.end()
+                if is_done:
+                    assert served[-1] == new
+                    break
+    print(f"{kind}: {len(served)} cuts at a switch, {served.count(new)} after it")
+    assert {old, new} == set(served)
+
+
+@pytest.mark.parametrize("kind", KINDS_IN_TURN)
 async def test_a_release_serves_whole_after_a_power_cut_right_after_its_switch(
-    shelf, control, another_host, visitors, wanted
+    shelf, control, another_host, visitors, wanted, kind
 ):
     host = another_host
     tree = {f"{number}.html": f"page {number}" * 100 for number in range(20)}
     old = shelf.put({**tree, "index.html": "old"})
     new = shelf.put({**{path: f"new {text}" for path, text in tree.items()}, "index.html": "new"})
-    with disk_of("ext4", lambda _: None) as disk:
+    with disk_of(kind, lambda _: None) as disk:
         host.directory = disk.begin() / "host"
         host.start()
         for pin in (old, new):

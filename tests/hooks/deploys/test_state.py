@@ -258,6 +258,9 @@ def test_proof_of_a_folder_goes_with_it(folder, state):
     assert names == ["000002-abcdef00", "000002-abcdef00.proof"]
 
 
+SWITCH_CHILD = Path(__file__).with_name("switch_child.py")
+
+
 class Switch:
     """An environment that serves its first release, which a child switches to its second."""
 
@@ -276,8 +279,7 @@ class Switch:
         shutil.rmtree(self._now, ignore_errors=True)
         shutil.copytree(self._first, self._now, symlinks=True)
         path = self._now / "environments" / "env_1"
-        program = Path(__file__).with_name("switch_child.py")
-        return EnvironmentFolder(path), Child(program, (str(path), self.names[1]))
+        return EnvironmentFolder(path), Child(SWITCH_CHILD, (str(path), self.names[1]))
 
     def points(self):
         return self.begin()[1].points(self._trace)
@@ -285,18 +287,25 @@ class Switch:
     def crash(self, where, how):
         folder, child = self.begin()
         reached = child.fail(self._trace, where, how)
-        # In the very moment, to whoever reads `current`; then at the next start of the host.
-        root = (folder.path / "current").resolve(strict=True)
-        assert (root / "index.html").read_text() in self.names
-        state = folder.read()
-        folder.prepare(state)
-        folder.write(state)
-        assert state.release_sequence == (2 if state.served.folder == self.names[1] else 1)
-        assert (folder.path / "current" / "index.html").read_text() == state.served.folder
-        assert {kept.folder for kept in state.kept} == set(self.names)
-        left = {path.name for path in folder.path.iterdir()}
-        assert left == {"state.json", "releases", "current", "data", "logs"}
+        expect_whole(folder, self.names)
         return reached
+
+
+def expect_whole(folder, names):
+    """In the very moment, to whoever reads `current`; then at the next start of the host. Return
+    the folder that is served.
+    """
+    root = (folder.path / "current").resolve(strict=True)
+    assert (root / "index.html").read_text() in names
+    state = folder.read()
+    folder.prepare(state)
+    folder.write(state)
+    assert state.release_sequence == (2 if state.served.folder == names[1] else 1)
+    assert (folder.path / "current" / "index.html").read_text() == state.served.folder
+    assert {kept.folder for kept in state.kept} == set(names)
+    left = {path.name for path in folder.path.iterdir()}
+    assert left == {"state.json", "releases", "current", "data", "logs"}
+    return state.served.folder
 
 
 @needs_strace

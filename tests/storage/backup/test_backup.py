@@ -64,6 +64,7 @@ from storage.reindex import rebuild_index
 from storage.repair import Repairer
 from storage.retention import Retention
 from storage.signing import SigningKey
+from tests.storage.backup.conftest import TREE
 
 KEEP_NOTHING = Retention(0, 0, 0, 0, 0, 0)
 
@@ -472,6 +473,49 @@ def test_every_changed_file_is_found_and_not_restored(small, tmp_path: Path) -> 
             small.restore(tmp_path / path.name)
     assert is_unfinished(tmp_path / max(contents, key=lambda p: p.stat().st_size).name)
     assert verify(small.destination)[0].faults == ()
+
+
+@pytest.mark.parametrize("what", ["gone", "cut short", "other bytes", "without end"])
+def test_content_that_is_not_what_its_name_says_fills_no_disk_and_is_not_restored(
+    small, restored_at, tmp_path: Path, what: str
+) -> None:
+    small.back_up(with_keys=True)
+    path = Path(small.destination.content(Digest.of(TREE["big"])))
+    path.chmod(0o600)
+    if what == "gone":
+        path.unlink()
+    elif what == "cut short":
+        os.truncate(path, len(TREE["big"]) - 1)
+    elif what == "other bytes":
+        path.write_bytes(bytes(len(TREE["big"])))
+    else:
+        os.truncate(path, 256 << 20)
+    (found,) = verify(small.destination)
+    assert any(path.name in fault for fault in found.faults)
+    with pytest.raises(BackupDamagedError, match=path.name):
+        small.restore(tmp_path / "new/data")
+    assert is_unfinished(tmp_path / "new/data")
+    assert max(p.stat().st_size for p in every_file(tmp_path / "new")) < 2 << 20
+    path.unlink(missing_ok=True)
+    path.write_bytes(TREE["big"])
+    small.restore(tmp_path / "new/data")
+    restored_at(tmp_path / "new")
+
+
+def test_folder_of_backups_has_one_writer_or_many_readers(small, tmp_path: Path) -> None:
+    """Nobody prunes what another one counts on, or reads."""
+    small.back_up(with_keys=True)
+    with small.destination.writing():
+        for work in (small.back_up, lambda: verify(small.destination)):
+            with pytest.raises(BackupError, match="in use"):
+                work()
+        with pytest.raises(BackupError, match="in use"):
+            small.restore(tmp_path / "new/data")
+    with small.destination.reading():
+        with pytest.raises(BackupError, match="in use"):
+            small.back_up(with_keys=True, keep_count=1)
+        assert [item.faults for item in verify(small.destination)] == [()]
+        small.restore(tmp_path / "new/data")
 
 
 def test_manifest_of_another_backup_is_known_by_its_digest(small, tmp_path: Path) -> None:

@@ -42,12 +42,16 @@ pytestmark = needs_strace
 def before(make_small) -> Iterator[Path]:
     """A server with a backup of a former state of it, to be copied for each crash."""
     with scratch_folder() as folder:
-        small = make_small(folder / "small")
-        small.back_up(with_keys=True)
-        small.push("after")
-        small.ingest({"new": b"new", "index.html": b"<h1>one</h1>"}, "build_2")
-        small.close()
+        make_before(make_small, folder / "small")
         yield folder / "small"
+
+
+def make_before(make_small, folder: Path) -> None:
+    small = make_small(folder)
+    small.back_up(with_keys=True)
+    small.push("after")
+    small.ingest({"new": b"new", "index.html": b"<h1>one</h1>"}, "build_2")
+    small.close()
 
 
 def child(small: Path, what: str) -> Child:
