@@ -109,6 +109,7 @@ _PRLIMIT64 = {"x86_64": 302, "aarch64": 261}
 _CLONE_NEW_NAMESPACES = 0x7E020000  # NS, CGROUP, UTS, IPC, USER, PID, NET
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into a terminal that somebody else reads
 _TIOCSETD = 0x5423  # makes the kernel load a driver of serial lines
+_MOVE_EXTENTS = 0xC028660F  # EXT4_IOC_MOVE_EXT: other contents come into a file, by no time of it
 _UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
 _NETLINK_PROTOCOLS = (0,)  # routing: getaddrinfo asks for the machine's addresses
 _INET_TYPES = (1, 2, 3)  # streams, datagrams; raw ones, which the kernel refuses by itself
@@ -178,7 +179,8 @@ def _assemble(architecture: str, *, may_preallocate: bool) -> Iterator[Instructi
         (_JUMP_ANY_BIT, 0, 1, _CLONE_NEW_NAMESPACES),
         _answer(_ERRNO | errno.EPERM),
     )
-    orders = (_TIOCSTI, _TIOCLINUX, _TIOCSETD, *(() if may_preallocate else _PREALLOCATE))
+    watched = () if may_preallocate else _PREALLOCATE
+    orders = (_TIOCSTI, _TIOCLINUX, _TIOCSETD, _MOVE_EXTENTS, *watched)
     yield from _for_call(
         _IOCTL[architecture],
         (_LOAD, 0, 0, _ARG1),

@@ -319,6 +319,25 @@ def test_limits_cannot_be_raised_or_left(attack):
     assert ran.output.split() == ["refused", "ENOENT"]
 
 
+def test_contents_are_not_moved_into_a_file_behind_the_back_of_its_times(attack):
+    """ext4 has a call that does: a file would be another, and look as it was unpacked."""
+    ran = attack(
+        """
+import fcntl, struct
+for name in ("app", "mine"):
+    with open(f"/app/{name}", "wb") as file:
+        file.write(name.encode() * 4096)
+        os.fsync(file.fileno())
+theirs, mine = (os.open(f"/app/{name}", os.O_RDWR) for name in ("app", "mine"))
+for fd in (theirs, mine):
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+moved = struct.pack("=IIQQQQ", 0, theirs, 0, 0, 1, 0)
+print(attempt(fcntl.ioctl, mine, 0xC028660F, moved), read("/app/app")[:6] == b"appapp")
+"""
+    )
+    assert ran.output.split() == ["EPERM", "True"]
+
+
 def test_crashes_start_no_program_of_the_machine(attack):
     """With a limit of one byte they do not; a program would set it to none, to have them start."""
     ran = attack(

@@ -63,6 +63,7 @@ def judge(architecture, number, args=(), audit=None, *, may_preallocate=True):
         ("TIOCSTI with high bits", (16, 29), (0, (1 << 40) | 0x5412), "EPERM"),
         ("TIOCLINUX", (16, 29), (0, 0x541C), "EPERM"),
         ("TIOCSETD", (16, 29), (0, 0x5423), "EPERM"),
+        ("EXT4_IOC_MOVE_EXT", (16, 29), (3, 0xC028660F), "EPERM"),
         ("TCGETS", (16, 29), (0, 0x5401), ALLOW),
         ("AF_UNIX", (41, 198), (1, 1), ALLOW),
         ("AF_UNIX of another type", (41, 198), (1, 5, 99), ALLOW),
