@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hooks.builds.leases import Leases
 from hooks.builds.memo import Memo
@@ -20,9 +22,18 @@ from storage.records import builds
 
 ABSENT_S = 10.0  # a slot that has ended a build asks for the next one within that time
 PLAIN_ATTEMPTS_MAX = 2  # then a slot does it: how often that one is lost has a bound
+SITES_COUNT_MAX = 10_000  # whose last slots are remembered
 NO_SPACE = "store.no_space"
 QUOTA_EXCEEDED = "store.quota_exceeded"
 QUOTA_REMEDY = "Delete previews, or unpin artifacts, or ask for more."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asking:
+    """A slot that waits for a build, as long as it is not gone."""
+
+    slot: str
+    is_gone: Callable[[], bool]
 
 
 class Line:
@@ -46,7 +57,8 @@ class Line:
         self._sources = sources
         self._housekeeping = housekeeping
         self._packs_plain = packs_plain
-        self._free_slots = 0
+        self._asking: list[_Asking] = []
+        self._built_by: OrderedDict[str, str] = OrderedDict()  # the slots that built sites last
         self._absent_at = 0.0  # when slots that neither wait nor build count as gone
         self._news = asyncio.Event()
         self._go_first: Callable[[], None] = lambda: None
@@ -64,13 +76,13 @@ class Line:
     @property
     def free_slots(self) -> int:
         """How many slots wait for a build just now."""
-        return self._free_slots
+        return len(self._asking)
 
     def place(self, job_id: str) -> QueuePlace | None:
         """Return where a job stands, None when it does not wait."""
         is_building = self._leases.are_slots_building()
-        has_builders = self._free_slots > 0 or is_building or _now() < self._absent_at
-        return self.queue.place(job_id, free_slots=self._free_slots, has_builders=has_builders)
+        has_builders = bool(self._asking) or is_building or _now() < self._absent_at
+        return self.queue.place(job_id, free_slots=self.free_slots, has_builders=has_builders)
 
     def build_of(self, job: Job) -> Build:
         return self.find_build(job.resource_id)
@@ -99,18 +111,26 @@ class Line:
     # -- whose turn it is -----------------------------------------------------------------------
 
     async def next(
-        self, wait_s: float, *, is_gone: Callable[[], bool] = lambda: False
+        self, slot: str, wait_s: float, *, is_gone: Callable[[], bool] = lambda: False
     ) -> Waiting | None:
         """Take the next build for a slot, waiting up to `wait_s`; None when the slot is gone."""
         end = _now() + wait_s
-        self._free_slots += 1
+        asking = _Asking(slot, is_gone)
+        self._asking.append(asking)
+        build = None
         try:
-            while is_gone() or self._leases.is_closing or (build := self._take()) is None:
+            while is_gone() or self._leases.is_closing or (build := self._take(slot)) is None:
                 if is_gone() or self._leases.is_closing or not await self._stirred(end - _now()):
                     return None
         finally:
-            self._free_slots -= 1
+            self._asking.remove(asking)
             self.note_slot()
+            if build is None and self.queue.startable():
+                self.stir()  # somebody may have left it to this one
+        self._built_by[build.site_id] = slot
+        self._built_by.move_to_end(build.site_id)
+        if len(self._built_by) > SITES_COUNT_MAX:
+            self._built_by.popitem(last=False)
         self.stir()
         return build
 
@@ -129,9 +149,17 @@ class Line:
         self._news = asyncio.Event()
         self._jobs.moved(self.queue.waiting)
 
-    def _take(self) -> Waiting | None:
-        """The next build, once there is room for it, or no hope of any."""
-        if not self.queue.startable() or not self.has_room_or_no_hope():
+    def _take(self, slot: str) -> Waiting | None:
+        """The next build, once there is room for it, or no hope of any.
+
+        It is left to the slot that built the site last, where that waits too: what it has kept of
+        the commit need not be sent again. All who wait are woken together, so it takes it now.
+        """
+        startable = self.queue.startable()
+        if not startable or not self.has_room_or_no_hope():
+            return None
+        last = self._built_by.get(startable[0].site_id)
+        if last != slot and any(each.slot == last and not each.is_gone() for each in self._asking):
             return None
         return self.queue.take()
 

@@ -181,7 +181,7 @@ class BuildRunner:
         self._slotless.note_toolchain(toolchain or {})
         for held in [r for r in self.leases if r.slot == slot and r.finishing is None]:
             await self.course.take_back(held, "started anew")
-        build = await self.line.next(wait_s, is_gone=is_gone)
+        build = await self.line.next(slot, wait_s, is_gone=is_gone)
         if build is None:
             return None
         running = self.course.begin(build.job_id, slot)
