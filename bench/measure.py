@@ -35,15 +35,23 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def in_turn(
-    name: str, ours: Callable[[int], object], peer: Callable[[int], object], *, rounds: int
+    name: str,
+    ours: Callable[[int], object],
+    peer: Callable[[int], object],
+    *,
+    rounds: int,
+    before: Callable[[int], object] = lambda _: None,
 ) -> Pair:
     """Run both `rounds` times in turn, after one round that does not count.
 
-    Each gets the number of its round, so that it can do something new every time.
+    Each gets the number of its round, so that it can do something new every time. `before` is
+    called before each of the two, and is not timed.
     """
     ours_s, peer_s = [], []
     for number in range(rounds + 1):
+        before(number)
         one = timed(functools.partial(ours, number))
+        before(number)
         other = timed(functools.partial(peer, number))
         if number:
             ours_s.append(one)
