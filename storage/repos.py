@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage import repository_folders, trees
+from storage.errors import TreeTooLargeError
 from storage.files import mapped_errors
 from storage.git.errors import (
     ObjectMissingError,
     RefNotFoundError,
+    RepositoryCorruptError,
     RepositoryNotFoundError,
 )
 from storage.git.object_formats import COMMIT
 from storage.git.refs import is_valid_name
 from storage.git.repository import Repository, RepositoryCache, is_repository
 from storage.git.walk import reachable_among
-from storage.trees import Folder, Tree, TreeFile, Visits
+from storage.trees import Changes, Folder, Tree, TreeFile, Visits
 
 _HEX = re.compile(r"[0-9a-f]{7,40}")
 _SITE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -292,6 +294,30 @@ class Repositories:
     def tree(self, site_id: str, commit: str, folder: str = ".") -> Tree | None:
         """Return the tree of a folder of a commit, None where it has no such folder."""
         return trees.find_tree(self._top(site_id, commit), folder)
+
+    def changes(
+        self,
+        site_id: str,
+        old: str,
+        commit: str,
+        folder: str = ".",
+        *,
+        visits: Visits | None = None,
+    ) -> Changes | None:
+        """Return what makes a folder of a commit of another one, whose tree has the id `old`.
+
+        None where the repository has not that tree, or not all of it (any more).
+
+        `old`: 40 hex digits.
+        """
+        new = trees.find_tree(self._top(site_id, commit), folder)
+        if new is None:
+            return None
+        try:
+            before = Tree(new.repository, bytes.fromhex(old))
+            return trees.changes(before, new, visits or Visits())
+        except (RepositoryCorruptError, TreeTooLargeError):
+            return None
 
     def read_blob(self, site_id: str, oid: str) -> bytes:
         """Return the content of a file by its object's id, 40 hex digits.

@@ -223,6 +223,52 @@ def list_folder(tree: Tree, path: str) -> Listed:
     return Listed(tuple(files), tuple(folders))
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What makes one folder of another: `removed` is to go first, with the folders that are empty
+    then; `files` are to come. What changed is in both.
+    """
+
+    removed: tuple[bytes, ...]
+    files: tuple[TreeFile, ...]
+
+
+def changes(old: Tree, new: Tree, visits: Visits) -> Changes:
+    """Compare two trees; folders that are equal are not looked into.
+
+    Raises:
+        RepositoryCorruptError, TreeTooLargeError: see `walk`.
+    """
+    removed: list[bytes] = []
+    files: list[TreeFile] = []
+    pairs: list[tuple[bytes, Tree | None, Tree | None]] = [(b"", old, new)]
+    while pairs:
+        prefix, before, after = pairs.pop()
+        if prefix.count(b"/") >= TREE_DEPTH_MAX:
+            raise _too_deep(prefix)
+        was = set() if before is None else set(_visited(before, visits))
+        now = set() if after is None else set(_visited(after, visits))
+        gone = {name: (mode, oid) for mode, name, oid in was - now}
+        for mode, name, oid in sorted(now - was, key=_name):
+            path = prefix + name
+            if mode != MODE_TREE:
+                files.append(_file(new, path, mode, oid))
+                continue
+            other = gone.pop(name) if gone.get(name, (None,))[0] == MODE_TREE else None
+            below = None if other is None else Tree(old.repository, other[1])
+            pairs.append((path + b"/", below, Tree(new.repository, oid)))
+        for name, (mode, oid) in gone.items():
+            if mode == MODE_TREE:
+                pairs.append((prefix + name + b"/", Tree(old.repository, oid), None))
+            else:
+                removed.append(prefix + name)
+    return Changes(tuple(removed), tuple(files))
+
+
+def _name(entry: tuple[bytes, bytes, bytes]) -> bytes:
+    return entry[1]
+
+
 def find_submodules(top: Tree, visits: Visits) -> Iterator[tuple[str, str]]:
     """Yield the path and the commit of each submodule; reads trees alone.
 

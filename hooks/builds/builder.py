@@ -1,6 +1,7 @@
 """A builder slot: leases one build after the other from control, runs it, and reports.
 
-It keeps nothing: whatever happens to it, control leases the build to another slot.
+It keeps nothing that anybody would miss: whatever happens to it, control leases the build to
+another slot.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from hooks.builds import dependencies, phases, sandbox
+from hooks.builds import dependencies, fetching, phases, sandbox
 from hooks.builds.build_log import BuildLog
 from hooks.builds.control import Control, LeasedJob
 from hooks.builds.disk_allowance import DiskAllowance
@@ -28,6 +29,7 @@ from hooks.builds.errors import (
     LeaseLostError,
     SandboxUnavailableError,
 )
+from hooks.builds.kept_sources import KeptSources
 from hooks.builds.network import BuildNetwork
 from hooks.builds.phase import PROGRESS, Phase
 from hooks.builds.phases import Workspace
@@ -135,10 +137,15 @@ async def _build_for_ever(config: BuilderConfig) -> None:
     await asyncio.to_thread(_empty, config.scratch)
     toolchain = Toolchain()
     pause_s = RETRY_FIRST_S
-    sweeper = _Sweeper()
-    async with Control(config.socket, config.slot) as control, contextlib.aclosing(sweeper):
+    sweeper, kept = _Sweeper(), KeptSources(config.scratch)
+    async with (
+        Control(config.socket, config.slot) as control,
+        contextlib.aclosing(kept),
+        contextlib.aclosing(sweeper),
+    ):
         log.info("builder_started", slot=config.slot)
         while True:
+            kept.rest()
             versions = await toolchain.versions()
             try:
                 lease = await control.lease(LEASE_WAIT_S, versions)
@@ -149,18 +156,17 @@ async def _build_for_ever(config: BuilderConfig) -> None:
                 continue
             pause_s = RETRY_FIRST_S
             if lease is not None:
-                await _run_build(control.job(lease), config, versions, sweeper)
+                build = _Build(control.job(lease), config, versions, kept)
+                await _run_build(build, sweeper)
 
 
-async def _run_build(
-    job: LeasedJob, config: BuilderConfig, toolchain: Mapping[str, str], sweeper: _Sweeper
-) -> None:
+async def _run_build(build: _Build, sweeper: _Sweeper) -> None:
     """Run one leased build and report its end, unless the lease is lost or the job canceled.
 
     When this slot is stopped meanwhile, the build is given back.
     """
-    build = _Build(job, config.slot, config.scratch / job.lease.lease_id, toolchain)
-    facts = {"job_id": job.lease.job_id, "site": job.lease.site, "slot": config.slot}
+    job = build.job
+    facts = {"job_id": job.lease.job_id, "site": job.lease.site, "slot": build.slot}
     started = time.monotonic()
     try:
         outcome = await build.run()
@@ -207,14 +213,19 @@ class _Build:
     """One build on its way in `folder`: the phase it is in, its log, its heartbeats."""
 
     def __init__(
-        self, job: LeasedJob, slot: str, folder: Path, toolchain: Mapping[str, str]
+        self,
+        job: LeasedJob,
+        config: BuilderConfig,
+        toolchain: Mapping[str, str],
+        kept: KeptSources,
     ) -> None:
-        self.folder = folder
-        self._job = job
-        self._slot = slot
+        self.job = job
+        self.slot = config.slot
+        self.folder = config.scratch / job.lease.lease_id
         self._toolchain = toolchain
-        allowance = DiskAllowance(folder, phases.limits_of(job.lease))
-        self._workspace = Workspace(folder, allowance)
+        self._kept = kept
+        allowance = DiskAllowance(self.folder, phases.limits_of(job.lease))
+        self._workspace = Workspace(self.folder, allowance)
         self._log = BuildLog(chars_max=job.lease.limits.log_chars_max)
         self._phase = Phase.DETECT
         self._advanced = asyncio.Event()
@@ -230,7 +241,7 @@ class _Build:
         helpers = [
             asyncio.create_task(self._keep_lease()),
             asyncio.create_task(self._tell_phases()),
-            asyncio.create_task(self._log.run(self._job.log)),
+            asyncio.create_task(self._log.run(self.job.log)),
         ]
         try:
             await asyncio.wait([work, *helpers], return_when=asyncio.FIRST_COMPLETED)
@@ -244,7 +255,7 @@ class _Build:
         return outcome and msgspec.structs.replace(outcome, log=self._log.rest())
 
     async def _work(self) -> Finish:
-        lease = self._job.lease
+        lease = self.job.lease
         try:
             async with asyncio.timeout(lease.timeout_s):
                 outcome = await self._phases(lease)
@@ -273,28 +284,28 @@ class _Build:
 
     async def _phases(self, lease: Lease) -> Finish:
         with self._entered(Phase.DETECT):
-            plan = await phases.detect(self._job, self._log, self._toolchain)
-            given = await phases.fetch_variables(plan, self._job, self._log)
+            plan = await phases.detect(self.job, self._log, self._toolchain)
+            given = await phases.fetch_variables(plan, self.job, self._log)
         settings = plan.settings
         cache_inputs: dict[str, str] = {}
         unchanged = Unchanged()
         if not plan.is_source:
             self._workspace.root.mkdir(mode=SCRATCH_MODE)
             with self._entered(Phase.SOURCE):
-                await phases.fetch_source(plan, self._job, self._workspace, self._log)
+                await fetching.fetch_source(plan, self.job, self._workspace, self._log, self._kept)
             wanted = await self._cache_key(plan)
             settings["network"], cache = await self._run_steps(plan, wanted, lease, given)
             if cache.digest is not None:
                 cache_inputs["dependencies"] = cache.digest
             with self._entered(Phase.COLLECT):
-                unchanged = await phases.collect(plan, self._job, self._workspace, self._log)
+                unchanged = await phases.collect(plan, self.job, self._workspace, self._log)
                 settings["output"] = unchanged.folder
             is_new = not cache.is_hit or (plan.cache and not cache.is_borrowed)
             if is_new and not lease.clean and not given.secrets and self._leaves_any(plan):
                 with self._entered(Phase.CACHE):
-                    await phases.keep_cache(plan, wanted, self._job, self._workspace, self._log)
+                    await phases.keep_cache(plan, wanted, self.job, self._workspace, self._log)
         return Finish(
-            slot=self._slot,
+            slot=self.slot,
             status="succeeded",
             profile=plan.profile,
             run=plan.run,
@@ -323,12 +334,12 @@ class _Build:
         self, plan: Plan, wanted: CacheRequest, lease: Lease, given: Given
     ) -> tuple[str, CacheAnswer]:
         """Run the steps; return what they could reach, and the cache that they began with."""
-        network = BuildNetwork(await self._job.egress(), self._log)
+        network = BuildNetwork(await self.job.egress(), self._log)
         try:
             phases.make_home(network, self._workspace)
             with self._entered(Phase.CACHE):
                 cache = await phases.restore_cache(
-                    plan, wanted, self._job, self._workspace, self._log
+                    plan, wanted, self.job, self._workspace, self._log
                 )
             used_s = 0.0
             await asyncio.to_thread(self._workspace.seal)
@@ -356,7 +367,7 @@ class _Build:
         message = self._log.masker.masked(message)
         self._log.line(self._phase, message.partition("\n")[0])
         return Finish(
-            slot=self._slot,
+            slot=self.slot,
             status="failed",
             timings=self._timings,
             error=BuildError(code, message, exit_status),
@@ -364,11 +375,11 @@ class _Build:
 
     async def _keep_lease(self) -> None:
         """Keep the lease; return at once when the job is canceled, for control holds its answer."""
-        every_s = self._job.lease.lease_s / BEATS_PER_LEASE
+        every_s = self.job.lease.lease_s / BEATS_PER_LEASE
         await asyncio.sleep(min(FIRST_BEAT_S, every_s))
         while True:
             beaten_at = time.monotonic()
-            if await self._job.heartbeat(self._phase, PROGRESS[self._phase], every_s):
+            if await self.job.heartbeat(self._phase, PROGRESS[self._phase], every_s):
                 return
             await asyncio.sleep(beaten_at + every_s - time.monotonic())  # it may not have held it
 
@@ -377,7 +388,7 @@ class _Build:
         while True:
             await self._advanced.wait()
             self._advanced.clear()
-            if await self._job.heartbeat(self._phase, PROGRESS[self._phase]):
+            if await self.job.heartbeat(self._phase, PROGRESS[self._phase]):
                 return
 
     @contextlib.contextmanager

@@ -22,6 +22,7 @@ from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.unpacking import Unpacking
 from hooks.builds.wire import (
     LEASE_HEADER,
+    SOURCE_HEADER,
     BatchLine,
     BuildError,
     CacheAnswer,
@@ -36,6 +37,7 @@ from hooks.builds.wire import (
     Lease,
     LeaseRequest,
     LogBatch,
+    SourceHead,
 )
 
 T = TypeVar("T")
@@ -179,15 +181,24 @@ class LeasedJob:
         return await self._repeat(ask)
 
     async def fetch_source(
-        self, folder: str, into: Unpacking, *, ignores_submodules: bool = False
+        self,
+        folder: str,
+        into: Unpacking,
+        *,
+        base: str | None = None,
+        ignores_submodules: bool = False,
     ) -> None:
-        """Hand the tar of a folder of the commit on as it comes; each try begins `into` anew.
+        """Hand a folder of the commit on as it comes; each try begins `into` anew.
+
+        `base`: the tree that `into` can begin with, once.
 
         Raises:
             BuildFailedError: What `Supplies.source` raises.
             UnpackingEndedError: `into` wants no more.
         """
         wanted = {"folder": folder, **({"submodules": "ignore"} if ignores_submodules else {})}
+        if base is not None:
+            wanted["base"] = base
 
         async def fetch() -> None:
             async with self._session.get(
@@ -195,7 +206,11 @@ class LeasedJob:
             ) as response:
                 await _check_build(response)
                 _check(response)
-                await into.begin()
+                head = msgspec.json.decode(
+                    response.headers.get(SOURCE_HEADER, "{}"), type=SourceHead
+                )
+                wanted.pop("base", None)
+                await into.begin(head)
                 async for chunk in response.content.iter_any():
                     await into.write(chunk)
 

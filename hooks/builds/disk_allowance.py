@@ -40,6 +40,19 @@ class DiskAllowance:
         """Note that nothing of what was taken is there any more."""
         self._taken_bytes = 0
 
+    @property
+    def taken_bytes(self) -> int:
+        """What was counted so far."""
+        return self._taken_bytes
+
+    def take_over(self, taken_bytes: int) -> None:
+        """Count what is there already, and was looked at when it was written."""
+        self._taken_bytes += taken_bytes
+
+    def give_back(self, size_bytes: int = 0) -> None:
+        """Count no more what `take` counted so."""
+        self._taken_bytes -= max(size_bytes, NAME_BYTES)
+
     def take(self, size_bytes: int = 0) -> None:
         """Count a file of so many bytes, a folder or a link, that is there to stay.
 

@@ -1,7 +1,8 @@
 """Originals: the commit's files in a build's tree, and which of them nobody has touched since.
 
 The kernel notes in a file's `ctime` when it was last written to, renamed, linked, or given another
-mode. No call sets it. So what has the marks that it had when it was unpacked is what was unpacked,
+mode. No call sets it, and the one that writes past it (ext4 moves contents from file to file) is
+refused in sandboxes. So what has the marks that it had when it was unpacked is what was unpacked,
 and need not be read to be known.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 _TICK_S = 0.002
 _TICKS_MAX = 10  # longer than the kernel's clock stands still
 _MARK = struct.Struct("=QQIQqq")  # a third of the memory of a tuple
+_SIZE = 3  # where it stands in one
 
 
 class Originals:
@@ -30,6 +32,16 @@ class Originals:
     def clear(self) -> None:
         """Forget what was noted: it is not there any more."""
         self._marks.clear()
+
+    def take_over(self, other: Originals) -> None:
+        """Note what is noted there: the folder that it lies in is this one now."""
+        self._marks |= other._marks
+        self._newest_ns = max(self._newest_ns, other._newest_ns)
+
+    def forget(self, path: bytes) -> int:
+        """Forget a file that is removed; return its size, 0 of what was not noted."""
+        mark = self._marks.pop(path, None)
+        return 0 if mark is None else _MARK.unpack(mark)[_SIZE]
 
     def note(self, path: bytes, status: os.stat_result) -> None:
         """Note a file that was just written, with all of its contents."""

@@ -11,13 +11,12 @@ A plan without steps ends after detect: control has the source itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from hooks.builds import dependencies, managed_toml, profiles, runtimes, versions
 from hooks.builds.build_log import BuildLog, OutputLines
@@ -36,8 +35,7 @@ from hooks.builds.profiles import MANAGED_TOML
 from hooks.builds.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox import Sandbox
 from hooks.builds.sandbox_spec import APP_DIR, HOME_DIR, Bind, SandboxSpec
-from hooks.builds.tree import Output, TreeSize, filled_folder, find_output, remove_tree, unpack
-from hooks.builds.unpacking import Unpacking, UnpackingEndedError
+from hooks.builds.tree import Output, filled_folder, find_output, remove_tree
 from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease, Unchanged
 from storage.errors import TreeError
 from storage.source import SourceDirectory
@@ -112,35 +110,6 @@ async def _list_folder(job: LeasedJob, path: str) -> Listing:
             f"managed.toml has the site in {path!r}, and the commit has no such folder",
         )
     return Listing.of(folder, path)
-
-
-async def fetch_source(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLog) -> None:
-    """Unpack the site's folder of the commit.
-
-    Raises:
-        BuildFailedError: See `tree.unpack`, and `LeasedJob.fetch_source`.
-    """
-
-    def unpack_anew(stream: BinaryIO, is_stopped: Callable[[], bool]) -> TreeSize:
-        workspace.allowance.clear()
-        workspace.originals.clear()
-        return unpack(
-            stream,
-            workspace.tree,
-            allowance=workspace.allowance,
-            is_stopped=is_stopped,
-            ignores_lfs=plan.ignores_lfs,
-            on_file=workspace.originals.note,
-        )
-
-    unpacking = Unpacking(workspace.tree, unpack_anew)
-    try:
-        with contextlib.suppress(UnpackingEndedError):  # `end` says why
-            await job.fetch_source(plan.root, unpacking, ignores_submodules=plan.ignores_submodules)
-        size = await unpacking.end()
-    finally:
-        await unpacking.close()
-    log.line(Phase.SOURCE, f"{size}, commit {job.lease.commit[:12]}")
 
 
 async def fetch_variables(plan: Plan, job: LeasedJob, log: BuildLog) -> Given:

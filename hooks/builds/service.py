@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -22,6 +23,7 @@ from hooks.builds.runner import BuildRunner
 from hooks.builds.sources import failure_of
 from hooks.builds.wire import (
     LEASE_HEADER,
+    SOURCE_HEADER,
     BuildError,
     CacheRequest,
     Declared,
@@ -38,6 +40,7 @@ from storage.files import FULL
 T = TypeVar("T")
 BODY_BYTES_MAX = 16 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
+TREE_ID = re.compile("[0-9a-f]{40}")
 JobHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -126,18 +129,23 @@ class _BuilderService:
 
     async def source(self, request: web.Request) -> web.StreamResponse:
         try:
-            write = await self._runner.supplies.source(
+            source = await self._runner.supplies.source(
                 request.match_info["job_id"],
                 request.query.get("folder", "."),
                 ignores_submodules=request.query.get("submodules") == "ignore",
+                base=_tree_id(request.query.get("base")),
             )
         except BuildFailedError as error:
             return _json(BuildError(error.code, str(error)), status=422)
         except BuildOverError:
             raise LeaseLostError from None
-        response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
+        headers = {
+            "Content-Type": "application/x-tar",
+            SOURCE_HEADER: msgspec.json.encode(source.head).decode(),
+        }
+        response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        await _stream_from_thread(write, response)
+        await _stream_from_thread(source.write, response)
         return response
 
     async def egress(self, _: web.Request) -> web.Response:
@@ -233,6 +241,10 @@ async def _body(request: web.Request, kind: type[T]) -> T:
         return msgspec.json.decode(await request.read(), type=kind)
     except ValueError as error:
         raise web.HTTPBadRequest(text=f"{error}\n") from error
+
+
+def _tree_id(text: str | None) -> str | None:
+    return text if text is not None and TREE_ID.fullmatch(text) else None
 
 
 def _json(value: object, *, status: int = 200) -> web.Response:

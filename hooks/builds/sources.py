@@ -49,6 +49,7 @@ from storage.source import (
 )
 from storage.trees import (
     CHECK_EVERY_S,
+    Changes,
     EntryKind,
     Listed,
     Tree,
@@ -148,7 +149,7 @@ class Sources:
 
     def list_files(
         self, build: Build, folder: str, *, ignores_submodules: bool, disk_bytes_max: int
-    ) -> list[TreeFile]:
+    ) -> SourceListing:
         """List the files in a folder of the commit, and look how large they are: none is sent yet.
 
         They count as they will where they are unpacked: a name takes a block at least.
@@ -160,15 +161,28 @@ class Sources:
         with _mapped_errors():
             is_grafted = not ignores_submodules and self.gitmodules(build) is not None
         grafts = self.grafts(build, folder) if is_grafted else {}
-        files = self._list_files(build, folder, grafts, disk_bytes_max)
-        if not (ignores_submodules or is_grafted) and any(map(_is_submodule, files)):
+        listing = self._list_files(build, folder, grafts, disk_bytes_max)
+        if not (ignores_submodules or is_grafted) and any(map(_is_submodule, listing.files)):
             self.grafts(build, folder)  # names all
-        return files
+        return listing
+
+    def changes(self, build: Build, folder: str, base: str) -> Changes | None:
+        """Return what makes a folder of the commit of a tree of the same site, by its id.
+
+        None where the site has not that tree (any more).
+
+        Raises:
+            BuildFailedError, BuildOverError: As `grafts` does.
+        """
+        with _mapped_errors():
+            return self._repositories.changes(
+                build.site_id, base, build.commit, folder, visits=self._visits(build)
+            )
 
     def _list_files(
         self, build: Build, folder: str, grafts: Grafts, disk_bytes_max: int
-    ) -> list[TreeFile]:
-        taken_bytes = 0
+    ) -> SourceListing:
+        taken_bytes = size_bytes = count = 0
         files = []
         sizes: dict[str, int] = {}  # a few objects may have very many names
         with _mapped_errors():
@@ -183,8 +197,11 @@ class Sources:
                 taken_bytes += max(size, NAME_BYTES)
                 if taken_bytes > disk_bytes_max:
                     raise exceeded(Limit.DISK, Limits(disk_bytes=disk_bytes_max))
+                if file.kind is EntryKind.FILE:
+                    count += 1
+                    size_bytes += size
                 files.append(file)
-        return files
+        return SourceListing(files, count, size_bytes, is_grafted=bool(grafts))
 
     def write_tar(self, build: Build, files: Iterable[TreeFile], out: BinaryIO) -> None:
         """Write files of the commit, as `list_files` has them, as a tar."""
@@ -310,6 +327,18 @@ class Sources:
             build.site_id, build.commit, GITMODULES, GITMODULES_BYTES_MAX
         )
         return None if content is None else hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceListing:
+    """The files, links and submodules in a folder of a commit; how many are regular files, and
+    their size. `is_grafted`: files of submodules are among them.
+    """
+
+    files: list[TreeFile]
+    count: int
+    size_bytes: int
+    is_grafted: bool
 
 
 def _among(

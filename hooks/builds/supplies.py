@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import structlog
 
 from hooks.builds.build_cache import BuildCaches
@@ -16,13 +18,25 @@ from hooks.builds.given import given_to_build
 from hooks.builds.leases import Leases, Running
 from hooks.builds.line import Line
 from hooks.builds.sources import Sources
-from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease
+from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease, SourceHead
 from hooks.jobs import Jobs
 from hooks.variables import BuildValues, Variables
 from storage.errors import SealBrokenError, StorageError
+from storage.model import Build
 from storage.records import environments, sites
+from storage.trees import TreeFile
+
+LEAST_SHARE = 4  # of a folder's files: what has changed more is sent whole
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a slot gets of a commit. `write` writes the body: blocking, for a thread."""
+
+    head: SourceHead
+    write: Callable[[BinaryIO], None]
 
 
 class Supplies:
@@ -88,25 +102,46 @@ class Supplies:
         return await asyncio.to_thread(self._sources.folder, build, path)
 
     async def source(
-        self, job_id: str, folder: str, *, ignores_submodules: bool
-    ) -> Callable[[BinaryIO], None]:
-        """Return what writes the tar of a folder of the job's commit. Blocking: for a thread.
+        self, job_id: str, folder: str, *, ignores_submodules: bool, base: str | None = None
+    ) -> Source:
+        """Return a folder of the job's commit; or what makes it of the tree `base`, which the slot
+        has, where that is less.
 
         Raises:
             BuildFailedError: `build.submodule_unavailable`; `build.limit_exceeded`, when it is
                 larger than the disk that its build may take.
         """
         build = self._line.build_of(self._leases.held(job_id).job)
-        disk_bytes_max = self._leases.limits.sandbox.disk_bytes_max
+        return await asyncio.to_thread(
+            self._source, build, folder, base, ignores_submodules=ignores_submodules
+        )
 
-        files = await asyncio.to_thread(
-            self._sources.list_files,
+    def _source(
+        self, build: Build, folder: str, base: str | None, *, ignores_submodules: bool
+    ) -> Source:
+        listing = self._sources.list_files(
             build,
             folder,
             ignores_submodules=ignores_submodules,
-            disk_bytes_max=disk_bytes_max,
+            disk_bytes_max=self._leases.limits.sandbox.disk_bytes_max,
         )
-        return functools.partial(self._sources.write_tar, build, files)
+        head = SourceHead(listing.count, listing.size_bytes)
+        files: Sequence[TreeFile] = listing.files
+        removed = b""
+        if not listing.is_grafted and (found := self._sources.folder(build, folder)) is not None:
+            head = msgspec.structs.replace(head, tree=found.tree)
+            changes = self._sources.changes(build, folder, base) if base is not None else None
+            if changes is not None and len(changes.files) <= listing.count // LEAST_SHARE:
+                files = changes.files
+                removed = b"".join(path + b"\0" for path in changes.removed)
+                head = msgspec.structs.replace(head, removed_bytes=len(removed))
+
+        def write(out: BinaryIO) -> None:
+            if removed:
+                out.write(removed)
+            self._sources.write_tar(build, files, out)
+
+        return Source(head, write)
 
     def variables(self, job_id: str, declared: Sequence[str]) -> Given:
         """Return the values of what the job's commit declares: for its slot alone.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -58,11 +59,13 @@ def unpack(
     is_stopped: Callable[[], bool],
     ignores_lfs: bool = False,
     on_file: OnFile | None = None,
+    is_new: bool = True,
 ) -> TreeSize:
     """Unpack a commit's tar into the new folder `folder`. Blocking: call it in a thread.
 
     Nothing is written outside `folder`: every parent is a directory made here. Not synced.
-    `on_file` is told the path and status of each file, once it is written.
+    `on_file` is told the path and status of each file, once it is written. Not `is_new`: the folder
+    is one that was unpacked before, nobody has changed since, and has none of these names.
 
     Raises:
         BuildFailedError: `build.output_invalid`, when a name cannot be in any artifact;
@@ -71,7 +74,8 @@ def unpack(
         StoppedError: `is_stopped` said so.
     """
     pointers: list[str] = []
-    folder.mkdir(mode=0o755)
+    if is_new:
+        folder.mkdir(mode=0o755)
     draft = Draft(Limits())
     top, made = os.fsencode(folder), {b""}
     files = size_bytes = 0
@@ -92,6 +96,36 @@ def unpack(
     if pointers and not ignores_lfs:
         raise pointers_found(pointers)
     return TreeSize(files, size_bytes)
+
+
+def remove_paths(folder: Path, paths: Iterable[bytes], on_removed: Callable[[bytes], None]) -> None:
+    """Remove files and links of a tree that nobody has changed since it was unpacked, with the
+    folders that are empty then. Blocking. `on_removed` is told the path of each, of folders too.
+
+    Raises:
+        OSError: One of them is not there, or is more than an empty folder.
+    """
+    top, parents = os.fsencode(folder), set()
+    for path in paths:
+        try:
+            os.unlink(b"%b/%b" % (top, path))  # noqa: PTH108 - bytes
+        except IsADirectoryError:
+            os.rmdir(b"%b/%b" % (top, path))  # noqa: PTH106 - that of a submodule
+        on_removed(path)
+        parents.add(path.rpartition(b"/")[0])
+    for parent in sorted(parents, key=len, reverse=True):
+        path = parent
+        while path:
+            try:
+                os.rmdir(b"%b/%b" % (top, path))  # noqa: PTH106
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                break
+            on_removed(path)
+            path = path.rpartition(b"/")[0]
 
 
 @dataclass(slots=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hooks.builds.tree import TreeSize, remove_tree
+from hooks.builds.wire import SourceHead
 from hooks.pipes import PIPE_BYTES, wide_pipe
 
-Unpack = Callable[[BinaryIO, Callable[[], bool]], TreeSize]
+Unpack = Callable[[BinaryIO, SourceHead, Callable[[], bool]], TreeSize]
 
 
 class UnpackingEndedError(Exception):
@@ -23,14 +24,14 @@ class Unpacking:
     """A tree in the making, in a thread of its own. Belongs to one event loop; `close` it."""
 
     def __init__(self, tree: Path, unpack: Unpack) -> None:
-        """`unpack(stream, is_stopped)` makes `tree` of a tar. Once for each `begin`."""
+        """`unpack(stream, head, is_stopped)` makes `tree` of what comes. Once for each `begin`."""
         self._tree = tree
         self._unpack = unpack
         self._writer: int | None = None
         self._stopped = threading.Event()
         self._task: asyncio.Task[TreeSize] | None = None
 
-    async def begin(self) -> None:
+    async def begin(self, head: SourceHead) -> None:
         """Begin, or begin anew: then nothing is left of what came before."""
         if self._task is not None:
             await self.close()
@@ -41,7 +42,7 @@ class Unpacking:
 
         def work() -> TreeSize:
             with os.fdopen(reader, "rb", buffering=PIPE_BYTES) as stream:
-                return self._unpack(stream, stopped.is_set)
+                return self._unpack(stream, head, stopped.is_set)
 
         self._task = asyncio.create_task(asyncio.to_thread(work))
 

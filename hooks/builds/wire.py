@@ -4,7 +4,7 @@
 |---|---|---|
 | `POST /v1/lease` | `LeaseRequest` | 200 `Lease`, or 204 after `wait_s` without work |
 | `GET /v1/jobs/{job_id}/folder?path=` | | 200 `Folder` of the commit, or 404 |
-| `GET /v1/jobs/{job_id}/source?folder=&submodules=` | | its files as a tar, or 422 `BuildError` |
+| `GET /v1/jobs/{job_id}/source?folder=&submodules=&base=` | | its files, or 422 `BuildError` |
 | `GET /v1/jobs/{job_id}/egress` | | `Egress`: what the build command may reach |
 | `POST /v1/jobs/{job_id}/variables` | `Declared` | `Given`, or 422 `BuildError` |
 | `POST /v1/jobs/{job_id}/log` | `LogBatch` | `{}` |
@@ -17,10 +17,12 @@
 | `POST /v1/jobs/{job_id}/give-back` | | `{}`: the slot stops, another may build |
 
 A source is a folder of the commit with the submodules in it; with `submodules=ignore` their folders
-are empty. Calls about a job carry the lease's id in the header `Gitd-Lease`. 410 on any of them:
-the lease is lost, end the build and forget it. A heartbeat is held for `wait_s`, and answered at
-once when the build is to end. Every call may be repeated. Times are RFC 3339 in UTC with
-milliseconds.
+are empty. It comes as a tar, and the header `Gitd-Source` has its `SourceHead`. `base` is the git
+tree of a folder that the slot has: what makes the wanted one of that may come instead.
+
+Calls about a job carry the lease's id in the header `Gitd-Lease`. 410 on any of them: the lease is
+lost, end the build and forget it. A heartbeat is held for `wait_s`, and answered at once when the
+build is to end. Every call may be repeated. Times are RFC 3339 in UTC with milliseconds.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ VERSION_FILES = (".nvmrc", ".node-version", ".python-version", "runtime.txt")
 """So does the text of these, which change nothing: what they ask for is compared."""
 CONFIG_FILE_BYTES_MAX = 256 * 1024
 LEASE_HEADER = "Gitd-Lease"
+SOURCE_HEADER = "Gitd-Source"
 
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -67,6 +70,20 @@ class Folder(msgspec.Struct, frozen=True):
     tree: str
     entries: tuple[RootEntry, ...]
     files: dict[str, str]
+
+
+class SourceHead(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a source is. `files` are the regular ones, and `size_bytes` is their size.
+
+    `tree`: the id of its git tree, which says all of it; none where submodules lie in it.
+    `removed_bytes`: where it is what changes `base`, so many bytes before the tar have the paths
+    that go first, each with a zero byte behind it. Folders that are empty then go too.
+    """
+
+    files: int = 0
+    size_bytes: int = 0
+    tree: str | None = None
+    removed_bytes: int | None = None
 
 
 class SandboxLimits(msgspec.Struct, frozen=True):

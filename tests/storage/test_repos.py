@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import subprocess
 import tarfile
 import threading
@@ -355,3 +356,65 @@ def test_walk_goes_into_what_lies_in_a_submodules_place(
     assert {"sub/index.html", "sub/sub/index.html", "sub/sub/deep/er/b.txt"} <= set(paths)
     assert "sub/sub/sub" in paths, "the innermost has none"
     assert list(repositories.submodules("site_1", commit)) == [("sub", "12" * 20)]
+
+
+def random_tree(work: Path, numbers: random.Random) -> str:
+    """Write files, programs, links and submodules of few names into the index; the tree's id."""
+    git("rm", "-rfq", "--cached", "--ignore-unmatch", ".", cwd=work)
+    names: set[str] = set()
+    for _ in range(numbers.randrange(1, 25)):
+        name = "/".join(numbers.choices("abc", k=numbers.randrange(1, 4)))
+        if not any(f"{name}/".startswith(f"{e}/") or e.startswith(f"{name}/") for e in names):
+            names.add(name)
+    contents = [
+        ("100644", git("hash-object", "-w", "index.html", cwd=work)),
+        ("100755", git("hash-object", "-w", "index.html", cwd=work)),
+        ("100644", git("hash-object", "-w", "bin/run", cwd=work)),
+        ("120000", git("hash-object", "-w", "index.html", cwd=work)),
+        ("160000", "12" * 20),
+    ]
+    for name in names:
+        mode, oid = numbers.choice(contents)
+        git("update-index", "--add", "--cacheinfo", f"{mode},{oid},{name}", cwd=work)
+    return git("write-tree", cwd=work)
+
+
+def test_changes_make_one_folder_of_another(work: Path, repositories: Repositories) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    numbers = random.Random(seed)
+    commits = []
+    for _ in range(7):
+        tree = random_tree(work, numbers)
+        commits.append((tree, git("commit-tree", "-m", "random", tree, cwd=work)))
+    for number, (_, commit) in enumerate(commits):
+        pushed = f"{commit}:refs/heads/random-{number}"
+        git("push", "-q", repositories.path("site_1"), pushed, cwd=work)
+    for tree, old in commits:
+        for _, new in commits:
+            files = {file.path: file for file in repositories.walk_tree("site_1", old)}
+            wanted = {file.path: file for file in repositories.walk_tree("site_1", new)}
+            changes = repositories.changes("site_1", tree, new)
+            assert changes is not None
+            for path in changes.removed:
+                del files[os.fsdecode(path)]
+            assert not files.keys() & {file.path for file in changes.files}
+            files |= {file.path: file for file in changes.files}
+            assert files == wanted
+            assert {file.path for file in changes.files} <= wanted.keys()
+            if old == new:
+                assert (changes.removed, changes.files) == ((), ())
+
+
+def test_changes_of_a_tree_that_is_not_there_are_not_known(
+    work: Path, repositories: Repositories
+) -> None:
+    commit = git("rev-parse", "HEAD", cwd=work)
+    blob = git("rev-parse", "HEAD:index.html", cwd=work)
+    below = git("rev-parse", "HEAD:deep", cwd=work)
+    for other in ("ab" * 20, blob, commit):
+        assert repositories.changes("site_1", other, commit) is None
+    changes = repositories.changes("site_1", below, commit, "deep/er")
+    assert changes is not None
+    assert (changes.removed, [file.path for file in changes.files]) == ((b"er/b.txt",), ["b.txt"])
+    assert repositories.changes("site_1", below, commit, "absent") is None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from hooks.builds.wire import CONFIG_FILES, LEASE_HEADER, VERSION_FILES
+from hooks.builds.wire import CONFIG_FILES, LEASE_HEADER, SOURCE_HEADER, VERSION_FILES
 from tests.warm import warm
 
 HERE = Path(__file__).parent
@@ -241,6 +242,7 @@ class Job:
     canceled: asyncio.Event = field(default_factory=asyncio.Event)
     given_back: asyncio.Event = field(default_factory=asyncio.Event)
     asked_for: list = field(default_factory=list)
+    bases: list = field(default_factory=list)
     declared: list = field(default_factory=list)
     cache_asked: dict | None = None
     cache_kept: bytes | None = None
@@ -292,6 +294,7 @@ class ControlPeer:
         self.is_cache_hit = False
         self.is_cache_borrowed = False
         self.refusing = set()  # calls that answer 413
+        self.given_out = {}  # the files of trees that were sent
         self._queue = asyncio.Queue()
         self._runner = None
 
@@ -384,14 +387,29 @@ class ControlPeer:
     async def _source(self, request):
         job = self._held(request, "source")
         job.asked_for.append(request.query["folder"])
-        tar = tar_of(below(job.files, request.query["folder"]))
+        job.bases.append(base := request.query.get("base"))
+        files = below(job.files, request.query["folder"])
+        plain = [file for file in files.values() if not isinstance(file, str)]
+        sizes = [len(file[0] if isinstance(file, tuple) else file) for file in plain]
+        tree = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        head = {"files": len(plain), "size_bytes": sum(sizes), "tree": tree}
+        body = tar_of(files)
+        if base is not None:
+            before = self.given_out[base]
+            gone = [name for name in before if files.get(name) != before[name]]
+            removed = b"".join(os.fsencode(name) + b"\0" for name in gone)
+            came = {name: file for name, file in files.items() if before.get(name) != file}
+            head["removed_bytes"] = len(removed)
+            body = removed + tar_of(came)
+        self.given_out[tree] = files
+        headers = {SOURCE_HEADER: json.dumps(head)}
         if self.breaking.pop("source", None):
-            response = web.StreamResponse()
+            response = web.StreamResponse(headers=headers)
             await response.prepare(request)
-            await response.write(tar[: len(tar) * 3 // 4])
+            await response.write(body[: len(body) * 3 // 4])
             request.transport.close()
             return response
-        return web.Response(body=tar)
+        return web.Response(body=body, headers=headers)
 
     async def _folder(self, request):
         found = folder_of(self._held(request, "folder").files, request.query["path"])

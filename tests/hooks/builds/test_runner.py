@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import os
 import subprocess
+import tarfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -324,6 +326,41 @@ async def test_time_that_the_server_itself_stood_still_is_held_against_nobody(po
     assert not await held.heartbeat("build", 10)
 
 
+async def test_slot_that_built_a_site_last_builds_it_again_where_it_waits_too(pool) -> None:
+    await pool.ask_for_build(clean=True)
+    job = await pool.lease("slot-1")
+    await job.finish(done("slot-1"))
+    other = asyncio.create_task(pool.lease("slot-0"))
+    await asyncio.sleep(0.1)  # it waits first
+    same = asyncio.create_task(pool.lease("slot-1"))
+    await asyncio.sleep(0.1)
+    await pool.ask_for_build("staging", clean=True)
+    async with asyncio.timeout(SOON_S / 2):
+        job = await same
+    assert not other.done()
+    await pool.ask_for_build(clean=True)
+    async with asyncio.timeout(SOON_S / 2):
+        await other  # the one that built it last is busy
+    await job.give_back()
+
+
+async def test_build_that_was_left_to_a_slot_which_goes_is_taken_by_another(world, pool) -> None:
+    line, answers = world.builds.line, []
+    await pool.ask_for_build(clean=True)
+    assert await line.next("slot-1", 0)
+    other = asyncio.create_task(line.next("slot-0", SOON_S))
+    await asyncio.sleep(0)  # it is asked first
+    last = asyncio.create_task(
+        line.next("slot-1", SOON_S, is_gone=lambda: bool(answers and answers.pop(0)))
+    )
+    await asyncio.sleep(0)
+    answers += [False, True, True]  # the other leaves it the build, and then it is gone
+    await pool.ask_for_build("staging", clean=True)
+    async with asyncio.timeout(SOON_S / 2):
+        assert await other
+    assert await last is None
+
+
 async def test_lost_build_starts_again_once_and_then_fails_with_the_reason(pool) -> None:
     job_id = await pool.ask_for_build()
     for attempt in (1, 2):
@@ -513,3 +550,48 @@ async def test_contents_that_a_push_did_not_change_are_not_read_again(pool, comm
         job_id = await pool.ask_for_build(clean=True)
         await (await pool.lease()).finish(done())
         assert pool.job(job_id).status is JobStatus.SUCCEEDED
+
+
+async def source_for(pool, job_id, base):
+    """What a slot gets that has the tree `base`: its head, what goes first, and the files."""
+    supplies = pool.world.builds.supplies
+    source = await supplies.source(job_id, ".", ignores_submodules=False, base=base)
+    out = io.BytesIO()
+    source.write(out)
+    start = source.head.removed_bytes or 0
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue()[start:]), mode="r:") as tar:
+        files = {each.name: tar.extractfile(each).read() for each in tar if each.isfile()}
+    return source.head, out.getvalue()[:start], files
+
+
+async def test_slot_that_has_another_tree_gets_what_makes_the_commit_of_it(pool, commit) -> None:
+    repository = pool.world.repositories.path(pool.site.id)
+    many = {f"{number}.html": b"%d" % number for number in range(20)}
+    commit(repository, many)
+    job_id = await pool.ask_for_build(clean=True)
+    job = await pool.lease()
+    whole, removed, files = await source_for(pool, job_id, None)
+    assert (whole.files, whole.size_bytes, removed) == (20, 30, b"")
+    assert (whole.removed_bytes, files) == (None, many)
+    assert whole.tree == job.lease.tree
+    await job.finish(done())
+
+    changed = {**many, "1.html": b"another", "new/page.html": b"new"}
+    del changed["2.html"]
+    commit(repository, changed)
+    job_id = await pool.ask_for_build(clean=True)
+    job = await pool.lease()
+    head, removed, files = await source_for(pool, job_id, whole.tree)
+    assert sorted(removed.split(b"\0")) == [b"", b"1.html", b"2.html"]
+    assert files == {"1.html": b"another", "new/page.html": b"new"}
+    assert (head.files, head.size_bytes, head.tree) == (20, 38, job.lease.tree)
+    for unknown in ("ab" * 20, head.tree[::-1]):
+        head, removed, files = await source_for(pool, job_id, unknown)
+        assert (head.removed_bytes, removed, files) == (None, b"", changed)
+    await job.finish(done())
+
+    commit(repository, {path: content * 2 for path, content in many.items()})
+    job_id = await pool.ask_for_build(clean=True)
+    await pool.lease()
+    head, removed, files = await source_for(pool, job_id, whole.tree)
+    assert (head.removed_bytes, len(files)) == (None, 20)  # too much is another

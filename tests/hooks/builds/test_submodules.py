@@ -109,11 +109,11 @@ async def started(world, commit):
 
 async def source_of(world, build, folder=".", *, ignores_submodules=False):
     """What a slot gets to build: the tar."""
-    write = await world.builds.supplies.source(
+    source = await world.builds.supplies.source(
         build.job_id, folder, ignores_submodules=ignores_submodules
     )
     out = io.BytesIO()
-    write(out)
+    source.write(out)
     return out.getvalue()
 
 
@@ -130,6 +130,18 @@ async def test_submodule_is_in_the_source_of_a_build(world, theme, started, unpa
     )
     files = unpacked(await source_of(world, build))
     assert files["vendor/theme/css/a.css"] == b"body{}"
+
+
+async def test_source_with_submodules_in_it_comes_whole_and_is_not_kept(world, theme, started):
+    modules = {".gitmodules": gitmodules(theme="../theme.git")}
+    build = await started({**PAGE, **modules}, {"theme": theme})
+    supplies = world.builds.supplies
+    for ignores, is_kept in ((False, False), (True, True)):
+        whole = await supplies.source(build.job_id, ".", ignores_submodules=ignores)
+        assert (whole.head.tree is not None) == is_kept
+        tree = world.repositories.tree_of(build.site_id, build.commit)
+        again = await supplies.source(build.job_id, ".", ignores_submodules=ignores, base=tree)
+        assert (again.head.removed_bytes is not None) == is_kept
 
 
 async def test_submodule_is_in_the_artifact_of_a_site_without_steps(world, theme, started):
