@@ -247,4 +247,4 @@ async def test_lag_of_the_event_loop_is_seen(control, monkeypatch) -> None:
     keeping.cancel()
     found = await scraped(control)
     count = "gitd_event_loop_lag_seconds_bucket"
-    assert found.of(count, le="+Inf") - found.of(count, le="0.25") == 1
+    assert found.of(count, le="+Inf") - found.of(count, le="0.25") >= 1

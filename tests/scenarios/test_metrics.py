@@ -60,6 +60,7 @@ def release(server: Server, work, content: str) -> None:
     server.wait_for(content)
 
 
+@pytest.mark.timeout(300)
 def test_each_metric_moves_with_what_it_counts(stopped: Server) -> None:
     server = stopped
     server.config = SETTINGS
