@@ -42,10 +42,14 @@ class _Reading:
 
 
 class _Parts(Collector):
-    """All parts, each in a ring of its own: one that cannot be read takes no other along."""
+    """All parts, each in a ring of its own: one that cannot be read takes no other along.
+
+    Why it cannot is logged once, for as long as that stays the same: scrapes come all the time.
+    """
 
     def __init__(self) -> None:
         self.parts: dict[str, Part] = {}
+        self._told: dict[str, str] = {}
 
     def collect(self) -> Iterable[Metric]:
         is_read: dict[str, float] = {}
@@ -54,9 +58,12 @@ class _Parts(Collector):
             try:
                 found += part.families()
                 is_read[name] = 1
-            except Exception:  # the ring of a part
-                log.exception("metrics_not_read", part=name)
+                self._told.pop(name, None)
+            except Exception as error:  # the ring of a part
                 is_read[name] = 0
+                if self._told.get(name) != repr(error):
+                    self._told[name] = repr(error)
+                    log.exception("metrics_not_read", part=name)
             yield from found
         yield gauges(
             "gitd_metrics_part_read",

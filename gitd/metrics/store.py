@@ -28,7 +28,7 @@ REMOVED = ("artifact", "cache", "tree", "blob", "leftover")
 class Measured(Generic[T]):
     """What costs more the more there is: measured anew when it is old, and when that is cheap.
 
-    Whoever asks in a thread waits for it; one asks at a time.
+    Whoever asks, from a thread, waits for it.
     """
 
     def __init__(

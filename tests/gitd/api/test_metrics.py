@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from gitd.api.rate_limits import limits_of
 from gitd.config import RateLimitsConfig
@@ -177,8 +178,11 @@ class Broken:
 async def test_part_that_cannot_be_read_takes_no_other_along(service) -> None:
     read: list[int] = []
     service.metrics.add_parts(broken=Broken(), good=Counted(read))
-    found = await scraped(service)
+    with capture_logs() as logs:
+        await scraped(service)
+        found = await scraped(service)
+    assert [line["part"] for line in logs if line["event"] == "metrics_not_read"] == ["broken"]
     assert found.of("gitd_metrics_part_read", part="broken") == 0
     assert found.of("gitd_metrics_part_read", part="good") == 1
-    assert read == [1]
+    assert read == [1, 1]
     assert found.of("process_open_fds") > 0
