@@ -23,7 +23,7 @@ from pathlib import Path
 
 from storage import trust
 from storage.envelope import Envelope, seal
-from storage.errors import KeyFileError
+from storage.errors import KeyFileError, SignatureInvalidError
 from storage.files import mapped_errors, read_bounded, remove_drafts, sync_directory, write_atomic
 from storage.signing import SigningKey, key_id, public_pem, read_public_pem
 from storage.trust import Keyring
@@ -71,12 +71,22 @@ class Custody:
             is_new = not (trust_folder / "root.1.json").exists()
             root = self._root_key(may_create=is_new)
             self._settle_signing_key(may_create=is_new)
-            return trust.establish(
-                trust_folder,
-                root=root,
-                signing=self.signing_key(),
-                root_key_ids=self.root_key_ids(),
-            )
+            mark = self._path(EXTERNAL)
+            is_missed = mark.exists() and self._credential(SIGNING_KEY) is None
+            try:
+                keyring = trust.establish(
+                    trust_folder,
+                    root=root,
+                    signing=self.signing_key(),
+                    root_key_ids=self.root_key_ids(),
+                )
+            except SignatureInvalidError as error:
+                if is_missed:
+                    raise KeyFileError(f"{self._missed()}. In its file, {error}") from error
+                raise
+            if is_missed:
+                mark.unlink()
+            return keyring
 
     @staticmethod
     def generation(trust_folder: Path) -> int:
@@ -196,17 +206,19 @@ class Custody:
                 mark.touch(mode=PUBLIC_MODE)
         elif path.exists() or may_create:
             SigningKey.load_or_create(path)
-            mark.unlink(missing_ok=True)
         elif mark.exists():
-            raise KeyFileError(
-                "the service manager handed the signing key over before, and does not now: see"
-                f" LoadCredential= of the service. To go on without it remove {mark}"
-            )
+            raise KeyFileError(self._missed())
         else:
             raise KeyFileError(
                 f"the signing key {path} is gone. Put it back; or, if it is lost, let"
                 " gitd signing-key rotate make another"
             )
+
+    def _missed(self) -> str:
+        return (
+            "the service manager handed the signing key over before, and does not now: see"
+            f" LoadCredential= of the service. To go on without it remove {self._path(EXTERNAL)}"
+        )
 
     def _root_key(self, *, may_create: bool) -> SigningKey | None:
         """Return the root key, if it is here, and see that its public half is."""

@@ -174,7 +174,10 @@ def establish(
     newest = load_keyring(folder, root_key_ids=root_key_ids)
     key = newest.keys.get(signing.key_id)
     if key is not None and not key.is_active:
-        raise SignatureInvalidError(f"the key {signing.key_id} was retired or revoked")
+        raise SignatureInvalidError(
+            f"the signing key {signing.key_id} was retired or revoked. Put the one that signs now"
+            " in its place, or let gitd signing-key rotate make another"
+        )
     others = [other for name, other in newest.keys.items() if name != signing.key_id]
     wanted = [*(_retired(other) for other in others), TrustedKey(signing.public)]
     if dict(newest.keys) == _listed(wanted):

@@ -100,10 +100,13 @@ class Watch:
 
         Blocking: call it in a thread, after `run` has returned.
         """
+        is_full = exit_status != 0 and self._has_full_folder()
         if self._inside is not None:
             self._inside.close()
             self._inside = None
         exceeded = self._in_group() if self._group is not None else None
+        if exceeded is None and is_full:  # most programs end as soon as they find no room
+            exceeded = Limit.TMP
         if exceeded is None and self._disk is not None:
             exceeded = self._disk.last_look(exit_status)
         return exceeded

@@ -316,6 +316,20 @@ def test_credential_that_is_handed_over_no_more_is_missed(keys: Keys) -> None:
         keys.server()
 
 
+def test_file_that_the_credential_retired_does_not_take_its_place_again(keys: Keys) -> None:
+    keys.server()
+    keys.hand_over()
+    for _ in range(2):  # whoever is started again is told the same again
+        with pytest.raises(KeyFileError, match=r"LoadCredential.*remove .*external.*rotate"):
+            keys.server()
+    (keys.folder / "external").unlink()
+    with pytest.raises(SignatureInvalidError, match="gitd signing-key rotate"):
+        keys.server()
+    made = Custody(keys.folder).rotate(keys.trust).key_id
+    assert keys.server().signing_key().key_id == made
+    assert keys.active == [made]
+
+
 def test_file_takes_the_place_of_the_credential(keys: Keys) -> None:
     keys.hand_over()
     SigningKey.load_or_create(keys.folder / "signing.key")

@@ -239,6 +239,12 @@ def test_full_tmp_is_named(limited):
     assert ran.exceeded == Limit.TMP
 
 
+@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
+def test_tmp_that_ends_a_program_as_it_gets_full_is_named(limited, folder):
+    ran = limited(f"sleep 0.5; head -c 9000000 /dev/zero > {folder}/x", tmp_bytes=4 * MiB)
+    assert ran.exceeded == Limit.TMP
+
+
 def test_limit_that_ends_it_at_once_is_told_before_any_look(limited):
     """It is over long before the watch would have looked."""
     for _ in range(2):
