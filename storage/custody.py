@@ -86,6 +86,7 @@ class Custody:
                 raise
             if is_missed:
                 mark.unlink()
+            self._forget_retired(keyring)
             return keyring
 
     @staticmethod
@@ -213,6 +214,19 @@ class Custody:
                 f"the signing key {path} is gone. Put it back; or, if it is lost, let"
                 " gitd signing-key rotate make another"
             )
+
+    def _forget_retired(self, keyring: Keyring) -> None:
+        """Remove the file of a key that a credential has retired, as a rotation does: in a backup
+        or a copy of the keys it would pass for the key that signs.
+        """
+        path = self._path(SIGNING_KEY)
+        if self._credential(SIGNING_KEY) is None or not path.exists():
+            return
+        key = keyring.keys.get(SigningKey.load(path).key_id)
+        if key is not None and not key.is_active:
+            with mapped_errors(f"remove {path}"):
+                path.unlink()
+                sync_directory(self._folder)
 
     def _missed(self) -> str:
         return (

@@ -106,6 +106,9 @@ def settle_keys(places: Places, plan: KeyPlan) -> SettledKeys:
     if (keys / SIGNING_KEY).exists():
         signing = SigningKey.load(keys / SIGNING_KEY)
         key = keyring.keys.get(signing.key_id)
+        if key is not None and not key.is_active and (keys / EXTERNAL).exists():
+            (keys / SIGNING_KEY).unlink()  # retired by the one that the service manager hands over
+            return SettledKeys()
         if key is None or not key.is_active:
             state = "retired or revoked" if key else "none that this server trusts"
             raise BackupError(f"{SIGNING_KEY} is {state} at the moment of the backup")

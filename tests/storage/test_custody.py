@@ -316,9 +316,24 @@ def test_credential_that_is_handed_over_no_more_is_missed(keys: Keys) -> None:
         keys.server()
 
 
-def test_file_that_the_credential_retired_does_not_take_its_place_again(keys: Keys) -> None:
+def test_credential_that_retires_the_key_of_the_file_removes_that(keys: Keys) -> None:
     keys.server()
     keys.hand_over()
+    assert not (keys.folder / "signing.key").exists()
+
+
+def test_file_of_the_very_key_that_is_handed_over_stays(keys: Keys) -> None:
+    server = keys.server()
+    shutil.copy(keys.folder / "signing.key", keys.credentials / "signing.key")
+    assert keys.hand_over().signing_key().key_id == server.signing_key().key_id
+    assert (keys.folder / "signing.key").exists()
+
+
+def test_file_that_the_credential_retired_does_not_take_its_place_again(keys: Keys) -> None:
+    keys.server()
+    shutil.copy(keys.folder / "signing.key", keys.folder / "kept")
+    keys.hand_over()
+    (keys.folder / "kept").rename(keys.folder / "signing.key")
     for _ in range(2):  # whoever is started again is told the same again
         with pytest.raises(KeyFileError, match=r"LoadCredential.*remove .*external.*rotate"):
             keys.server()

@@ -18,12 +18,13 @@ import pytest
 from storage.artifacts import Ingested
 from storage.backup.keys import KeyPlan, read_keys
 from storage.backup.manifest import FileEntry, Manifest, ManifestWriter, is_safe
-from storage.backup.places import is_unfinished
+from storage.backup.places import Places, is_unfinished
 from storage.backup.repositories import picture_of
 from storage.backup.verify import listed, verify
 from storage.check import check_store
 from storage.collect import Collector, Order
 from storage.copies import anything_at
+from storage.custody import Custody
 from storage.digest import Digest
 from storage.errors import BackupDamagedError, BackupError, StorageFullError
 from storage.git.check import check_repository
@@ -220,6 +221,26 @@ def test_without_any_key_trust_begins_anew_and_artifacts_stay_verifiable(
     assert keyring.keys[small.custody.signing_key().key_id].retired
     assert again.custody.root_key_ids() != small.custody.root_key_ids()
     assert again.ingest({"new": b"new"}, "build_2").key_id == made.signing_key_id
+
+
+def test_key_that_the_service_manager_handed_over_is_not_missed(
+    small, restored_at, tmp_path: Path
+) -> None:
+    """Nor is its predecessor taken for it, which lies among the keys that were kept elsewhere."""
+    kept = read_keys(small.places.keys)
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    SigningKey.load_or_create(credentials / "signing.key")
+    handed = Custody(small.places.keys, credentials=credentials)
+    handed.open(small.store.layout.trust)
+    small.back_up()
+    for name, plan in (("without", KeyPlan({})), ("with", KeyPlan(kept))):
+        small.restore(tmp_path / name / "data", plan)
+        places = Places(tmp_path / name / "data")
+        assert not (places.keys / "signing.key").exists()
+        again = Custody(places.keys, credentials=credentials)
+        again.open(places.store / "trust")
+        assert again.signing_key().key_id == handed.signing_key().key_id
 
 
 def test_foreign_key_is_refused(small, tmp_path: Path) -> None:
