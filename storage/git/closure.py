@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from storage.git.object_formats import BLOB, COMMIT, TAG, TREE
-
-LISTED_KINDS = (COMMIT, TREE, TAG)
 _RECENT_MAX = 4_000
 
 
@@ -36,57 +33,56 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class Closure:
-    """How some objects hang together with others.
+    """How some objects hang together with others. All by type.
 
     Attributes:
-        roots: those of them that none of them links to.
-        named: type -> those of them that are of it; blobs are the rest, and not listed.
-        outside: type -> what they link to as such, and is none of them.
-        is_typed: whether what they link to among them is of the types that they link to it as. If
-            not, `outside` has some of them too.
+        named: their ids, each at least once.
+        roots: those of them that none of them links to as such.
+        outside: what they link to as such, and is none of them of that type.
     """
 
-    roots: set[bytes]
-    named: dict[int, set[bytes]]
+    named: dict[int, list[bytes]]
+    roots: dict[int, set[bytes]]
     outside: dict[int, set[bytes]]
-    is_typed: bool
 
     @classmethod
-    def of(
-        cls, oids: set[bytes], named: dict[int, set[bytes]], links: dict[int, set[bytes]]
-    ) -> Closure:
-        """Return the closure of objects, of which `named` are no blobs, with these links."""
-        outside = {kind: links[kind] - named[kind] for kind in LISTED_KINDS}
-        is_typed = all(oids.isdisjoint(strange) for strange in outside.values())
-        outside[BLOB] = links[BLOB] - oids
-        roots = oids - links[BLOB]
-        for kind in LISTED_KINDS:
-            is_typed = is_typed and links[BLOB].isdisjoint(named[kind])
-            roots -= links[kind]
-        return cls(roots, named, outside, is_typed)
+    def of(cls, named: dict[int, list[bytes]], links: dict[int, set[bytes]]) -> Closure:
+        """Return the closure of objects with these links."""
+        roots, outside = {}, {}
+        for kind, oids in named.items():
+            roots[kind] = set(oids)
+            outside[kind] = links[kind] - roots[kind]
+            roots[kind] -= links[kind]
+        return cls(named, roots, outside)
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether what they link to among them is of the types that they link to it as.
+
+        If not, `outside` has some of them too, and so may `roots`.
+        """
+        return not any(
+            strange and not strange.isdisjoint(oids)
+            for strange in self.outside.values()
+            for oids in self.named.values()
+        )
+
+    def all_roots(self) -> set[bytes]:
+        """Return those of them that none links to, of whatever type."""
+        return set().union(*self.roots.values())
 
     def all_outside(self) -> set[bytes]:
         """Return what they link to and is none of them, of whatever type."""
         return set().union(*self.outside.values())
 
-    def joined(self, oids: Collection[bytes], other: Closure, others: Collection[bytes]) -> Closure:
+    def joined(self, other: Closure) -> Closure:
         """Return the closure of these objects and others, of which none are the same."""
-        outside = {
-            kind: (self.outside[kind] - other.named[kind])
-            | (other.outside[kind] - self.named[kind])
-            for kind in LISTED_KINDS
-        }
-        linked = self.outside[BLOB] | other.outside[BLOB]
-        is_typed = self.is_typed and other.is_typed
-        for kind in LISTED_KINDS:
-            strange = outside[kind]
-            is_typed = is_typed and strange.isdisjoint(oids) and strange.isdisjoint(others)
-            for named in (self.named[kind], other.named[kind]):
-                is_typed = is_typed and linked.isdisjoint(named)
-        outside[BLOB] = linked.difference(oids, others)
-        return Closure(
-            roots=(self.roots - other.all_outside()) | (other.roots - self.all_outside()),
-            named={kind: self.named[kind] | other.named[kind] for kind in LISTED_KINDS},
-            outside=outside,
-            is_typed=is_typed,
-        )
+        named, roots, outside = {}, {}, {}
+        for kind, oids in self.named.items():
+            others = other.named[kind]
+            named[kind] = [*oids, *others]
+            roots[kind] = self.roots[kind] - other.outside[kind]
+            roots[kind] |= other.roots[kind] - self.outside[kind]
+            outside[kind] = self.outside[kind].difference(others)
+            outside[kind] |= other.outside[kind].difference(oids)
+        return Closure(named, roots, outside)

@@ -13,6 +13,10 @@ from storage.git.pack import SIZE_OUT_OF_BOUND, SIZE_SHIFT_MAX
 
 DELTA_BYTES_MIN = 4  # as git's: two sizes and the shortest instruction
 DELTA_DEPTH_MAX = 4096  # git's own limit is 4095
+# Literal bytes. An instruction that lacks up to seven of its own bytes swallows a part of them:
+# what is left begins with the one byte that is no instruction at all.
+_MORE_BYTES = 7
+_MORE = bytes((_MORE_BYTES,)) + bytes(_MORE_BYTES)
 
 
 def delta_sizes(delta: bytes) -> tuple[int, int]:
@@ -20,6 +24,16 @@ def delta_sizes(delta: bytes) -> tuple[int, int]:
 
     Raises:
         RepositoryCorruptError: it ends before them, or one is none.
+    """
+    base, _, result, _ = delta_head(delta)
+    return base, result
+
+
+def delta_head(delta: bytes) -> tuple[int, int, int, int]:
+    """Read both sizes, and where each of them ends: (base, end, result, end).
+
+    Raises:
+        RepositoryCorruptError: see `delta_sizes`.
     """
     try:
         byte = delta[0]
@@ -32,18 +46,20 @@ def delta_sizes(delta: bytes) -> tuple[int, int]:
             shift += 7
         if byte & 128:
             raise RepositoryCorruptError(SIZE_OUT_OF_BOUND)
+        base_end = at
         byte = delta[at]
+        at += 1
         result, shift = byte & 127, 7
         while byte & 128 and shift <= SIZE_SHIFT_MAX:
-            at += 1
             byte = delta[at]
+            at += 1
             result |= (byte & 127) << shift
             shift += 7
         if byte & 128:
             raise RepositoryCorruptError(SIZE_OUT_OF_BOUND)
     except IndexError as error:
         raise RepositoryCorruptError("a delta is too short") from error
-    return base, result
+    return base, base_end, result, at
 
 
 def encoded_size(size: int) -> bytes:
@@ -69,10 +85,10 @@ def patched(base: bytes, delta: bytes) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def patched_anew(base: bytes, delta: bytes, size: int) -> bytes:
+def patched_anew(base: bytes, delta: bytes, head: tuple[int, int, int, int]) -> bytes:
     """As `patched`, of a delta that nobody has read before: git must be able to read it too.
 
-    `size`: of its result, as it says itself.
+    `head`: see `delta_head`.
 
     Raises:
         RepositoryCorruptError: the delta does not fit the base, or one of its instructions does
@@ -82,13 +98,13 @@ def patched_anew(base: bytes, delta: bytes, size: int) -> bytes:
         raise RepositoryCorruptError("a delta is too short")
     # The native code stops at a copy that is out of bounds, and takes no notice of one that is the
     # last instruction. With one more behind it, it does.
-    at = _end_of_number(delta, 0)
-    longer = delta[:at] + encoded_size(size + 1) + delta[_end_of_number(delta, at) :] + b"\1\0"
-    patched(base, longer)
-    return patched(base, delta)
-
-
-def _end_of_number(delta: bytes, at: int) -> int:
-    while delta[at] & 128:
-        at += 1
-    return at + 1
+    _, base_end, size, at = head
+    longer_size = size + _MORE_BYTES
+    if longer_size < 1 << 14:  # nearly always; in two bytes, however small
+        encoded = (longer_size & 127 | 128 | longer_size >> 7 << 8).to_bytes(2, "little")
+    else:
+        encoded = encoded_size(longer_size)
+    longer = patched(base, b"%b%b%b%b" % (delta[:base_end], encoded, delta[at:], _MORE))
+    made = longer[:-_MORE_BYTES]
+    # A literal that lacks just as many bytes has taken it for them, and ends as it begins.
+    return made if made[-1:] != _MORE[:1] else patched(base, delta)

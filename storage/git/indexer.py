@@ -16,7 +16,7 @@ import struct
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.git.closure import Closure
@@ -64,7 +64,7 @@ class IndexedPack:
         commits, trees: (id, content) of each; empty if not `is_linked`.
         warnings: findings of fsck that do not refuse.
         special_files: whose content is still to be checked.
-        completed: bases from the store, added to make a thin pack whole: roots in the closure,
+        completed: bases from the store, added to make a thin pack whole: no part of the closure,
             and outside of it if others link to them.
     """
 
@@ -148,7 +148,7 @@ def index_pack(
         path=path,
         index_path=index_path,
         oids=oids,
-        closure=replace(closure, roots=closure.roots | completed),
+        closure=closure,
         commits=checks.commits,
         trees=checks.trees,
         is_linked=checks.is_linked,
@@ -213,13 +213,12 @@ def _read(
 ) -> tuple[PackScan, DeltaTrees]:
     """Read all entries and resolve all deltas."""
     streams = PackStreams(mapped, len(mapped) - OID_BYTES)
-    if hashlib.sha1(streams.view, usedforsecurity=False).digest() != mapped[streams.end :]:
-        raise PackInvalidError("final sha1 did not match")
     count: int = struct.unpack_from(">L", mapped, 8)[0]
     scan = PackScan(streams, limits, checks)
     if may_fork:
         scan_by_two(scan, count)
     else:
+        streams.require_sum()
         scan.run(streams.end, count)
     if scan.entry_count < count:
         raise PackInvalidError("early EOF")

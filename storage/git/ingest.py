@@ -340,11 +340,11 @@ def _index(
         store = _with_stored(pack, bases)
         is_partial = any((Path(task.repository) / "objects/pack").glob("*.promisor"))
         pack.warnings += check_files(store, pack.special_files, rules, is_partial=is_partial)
-    outside = pack.closure.all_outside()
+    roots, outside = pack.closure.all_roots() | pack.completed, pack.closure.all_outside()
     if staged is not None:
-        staged.name, staged.links = pack.name, encoded_links(pack.closure.roots, outside)
+        staged.name, staged.links = pack.name, encoded_links(roots, outside)
     else:
-        write_quarantined_links(pack.path, pack.closure.roots, outside)
+        write_quarantined_links(pack.path, roots, outside)
     return pack
 
 

@@ -155,7 +155,7 @@ def _join(repository: Repository, packs: list[Pack]) -> str:
         if indexed.oids != sorted(oids):
             raise RepositoryCorruptError("joining packs lost an object")
         closure = indexed.closure
-        write_links(quarantine, indexed.path.stem, closure.roots, closure.all_outside())
+        write_links(quarantine, indexed.path.stem, closure.all_roots(), closure.all_outside())
         sync_file(indexed.path)
         sync_file(indexed.path.with_suffix(".idx"))
         for directory in migrate_quarantine(quarantine, repository.sharing).directories:

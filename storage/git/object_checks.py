@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from storage.git.closure import LISTED_KINDS, Closure, Links
+from storage.git.closure import Closure, Links
 from storage.git.errors import PackInvalidError, RepositoryCorruptError
 from storage.git.fsck import FsckRules, SpecialFile, findings, is_clean, special_files
 from storage.git.object_formats import (
@@ -49,7 +49,7 @@ class ObjectChecks:
         self.bases = bases
         self.rules = rules
         self.links = {kind: Links() for kind in TYPE_NAMES}
-        self._named: dict[int, set[bytes]] = {kind: set() for kind in LISTED_KINDS}
+        self._named: dict[int, list[bytes]] = {kind: [] for kind in TYPE_NAMES}
         self.commits: list[tuple[bytes, bytes]] = []
         self.trees: list[tuple[bytes, bytes]] = []
         self.linked_bytes = 0
@@ -74,6 +74,7 @@ class ObjectChecks:
         oid = digest.digest()
         if self._may_exist is not None and self._may_exist(oid):
             self._compare(oid, kind, data)
+        self._named[kind].append(oid)
         if kind != BLOB:
             self._link(oid, kind, data)
             if self.rules is not None and not is_clean(kind, data):
@@ -91,6 +92,7 @@ class ObjectChecks:
         digest = hashlib.sha1(_HEADS[BLOB] % size, usedforsecurity=False)
         end = streams.pieces(at, size, digest.update)
         oid = digest.digest()
+        self._named[BLOB].append(oid)
         if self._may_exist is not None and self._may_exist(oid):
             self._compare_streamed(oid, streams, at, size)
         return oid, end
@@ -99,26 +101,28 @@ class ObjectChecks:
         try:
             if kind == TREE:
                 trees, blobs = tree_links(data)
-                self.links[TREE].note(trees)
-                self.links[BLOB].note(blobs)
-                self._remember(self.trees, oid, data)
+                if trees:
+                    self.links[TREE].note(trees)
+                if blobs:
+                    self.links[BLOB].note(blobs)
+                if self.linked_bytes <= self.linked_bytes_max:
+                    self._remember(self.trees, oid, data)
             elif kind == COMMIT:
                 tree, parents = commit_links(data)
                 self.links[TREE].note((tree,))
                 self.links[COMMIT].note(parents)
-                self._remember(self.commits, oid, data)
+                if self.linked_bytes <= self.linked_bytes_max:
+                    self._remember(self.commits, oid, data)
             else:
                 target, target_kind = parse_tag(data)
                 self.links[target_kind].note((target,))
-            self._named[kind].add(oid)
         except RepositoryCorruptError as error:
             raise PackInvalidError(f"object {oid.hex()}: {error}") from error
 
     def _remember(self, place: list[tuple[bytes, bytes]], oid: bytes, data: bytes) -> None:
-        if self.linked_bytes <= self.linked_bytes_max:
-            place.append((oid, data))
-            self.linked_bytes += len(data)
-            self._forget_too_many()
+        place.append((oid, data))
+        self.linked_bytes += len(data)
+        self._forget_too_many()
 
     def _forget_too_many(self) -> None:
         if not self.is_linked:
@@ -137,10 +141,12 @@ class ObjectChecks:
         self.linked_bytes += self.linked_bytes_max + 1 if is_forgotten else linked_bytes
         self._forget_too_many()
 
-    def closure(self, oids: set[bytes]) -> Closure:
-        """Return the closure of the objects that were named, whose ids these are."""
-        links = {kind: noted.all() for kind, noted in self.links.items()}
-        return Closure.of(oids, self._named, links)
+    def closure(self) -> Closure:
+        """Return the closure of the objects that were named."""
+        return Closure.of(
+            {kind: list(oids) for kind, oids in self._named.items()},
+            {kind: noted.all() for kind, noted in self.links.items()},
+        )
 
     def warn(self, warnings: list[str]) -> None:
         """Note findings that do not refuse, as far as somebody would read them."""

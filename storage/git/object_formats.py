@@ -37,6 +37,9 @@ _TREE_LINK = re.compile(
     rb"|[0-7]{1,11} [^\0]+\0(.{20}))",
     re.DOTALL,
 )
+_FILES = re.compile(rb"(?:(?:100644|100755|120000) [^\0]++\0.{20})*+", re.DOTALL)
+_FOLDERS = re.compile(rb"(?:40000 [^\0]++\0.{20})*+", re.DOTALL)
+_ANY_LINK = re.compile(rb"\0(.{20})", re.DOTALL)  # of a tree that is known to be one
 _TREE = re.compile(rb"(?:[0-7]{1,11} [^\0]++\0.{20})*+", re.DOTALL)
 _SEARCHED_BYTES_MAX = 2048
 # The line's end is looked for first: what has none would be searched over and over for a time.
@@ -133,6 +136,11 @@ def tree_links(data: bytes) -> tuple[Iterable[bytes], Iterable[bytes]]:
     Raises:
         RepositoryCorruptError: the bytes are not those of a tree.
     """
+    if b"40000 " not in data:  # most trees have files only, or folders only
+        if _FILES.fullmatch(data) is not None:
+            return (), _ANY_LINK.findall(data)
+    elif _FOLDERS.fullmatch(data) is not None:
+        return _ANY_LINK.findall(data), ()
     if len(data) > _SEARCHED_BYTES_MAX and _TREE.fullmatch(data) is None:
         raise RepositoryCorruptError("badTree: cannot be parsed as a tree")
     # Split by its entries, a tree leaves its links and nothing between them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from storage.git.delta_formats import delta_sizes, patched_anew
+from storage.git.delta_formats import delta_head, patched_anew
 from storage.git.errors import (
     ObjectMissingError,
     PackInvalidError,
@@ -107,13 +107,14 @@ class DeltaTrees:
         if delta is None:
             delta = scan.streams.whole(child.data_at, child.size)[0]
         try:
-            base_size, size = delta_sizes(delta)
+            head = delta_head(delta)
+            size = head[2]
             if size > min(scan.limits.object_bytes_max, self._pending_bytes_max):
                 raise PackTooLargeError(f"a delta makes an object of {size} bytes")
             scan.count_inflated(size)
-            if base_size != len(base):
+            if head[0] != len(base):
                 raise PackInvalidError("delta does not fit its base")
-            return patched_anew(base, delta, size)
+            return patched_anew(base, delta, head)
         except RepositoryCorruptError as error:
             raise PackInvalidError(f"failed to apply delta: {error}") from error
 

@@ -22,7 +22,7 @@ from storage.git.object_checks import ObjectChecks
 from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA
 from storage.git.pack import read_entry_head
 from storage.git.pack_deltas import DeltaTrees
-from storage.git.pack_index import row_offset, row_offsets, row_oid, row_oids, rows_in
+from storage.git.pack_index import ROW_BYTES, cut, row_offset, row_offsets, row_oid
 from storage.git.pack_scan import HEADER_BYTES, Delta, PackScan, SecondPart
 from storage.git.pack_streams import PackStreams
 from storage.git.second_process import SecondProcess, has_second_core
@@ -45,10 +45,9 @@ class _Share(msgspec.Struct, frozen=True, array_like=True):
     foreign: bytes
     delta_count: int
     inflated_bytes: int
-    roots: bytes
     named: dict[int, bytes]
+    roots: dict[int, bytes]
     outside: dict[int, bytes]
-    is_typed: bool
     commits: list[tuple[bytes, bytes]]
     trees: list[tuple[bytes, bytes]]
     linked_bytes: int
@@ -57,7 +56,7 @@ class _Share(msgspec.Struct, frozen=True, array_like=True):
 
 
 def scan_by_two(scan: PackScan, count: int) -> None:
-    """Read a pack of so many entries; in two processes where that pays and is possible.
+    """Sum up and read a pack of so many entries; in two processes where that pays and is possible.
 
     Raises:
         PackInvalidError, PackTooLargeError: see `index_pack`.
@@ -68,16 +67,19 @@ def scan_by_two(scan: PackScan, count: int) -> None:
     if middle is not None:
         second = SecondProcess(lambda: _second_half(scan, middle, count), _Share)
         try:
+            streams.require_sum()
             scan.run(middle, count)
             scan.rows.sort()
             scan.note_closure()  # the other one is not ready yet, probably
             share = second.result() if scan.at == middle else None
         finally:
             second.stop()
-        rows = rows_in(share.rows) if share is not None else []
+        rows = cut(share.rows, ROW_BYTES) if share is not None else []
         if share is not None and _is_right(scan, share, rows, count):
             _take_over(scan, share, rows)
             return
+    else:
+        streams.require_sum()
     # Whatever went wrong in the other half is found again here, and told in the words of ever.
     scan.run(streams.end, count - scan.entry_count)
 
@@ -116,17 +118,16 @@ def _second_half(whole: PackScan, middle: int, count: int) -> _Share:
     trees = DeltaTrees(scan, pending_bytes_max=PENDING_BYTES_MAX)
     trees.resolve()
     scan.rows.sort()
-    closure = checks.closure(set(row_oids(scan.rows)))
+    closure = checks.closure()
     return _Share(
         rows=b"".join(scan.rows),
         put_off=trees.left(),
         foreign=array("Q", scan.foreign).tobytes(),
         delta_count=scan.delta_count,
         inflated_bytes=scan.inflated_bytes,
-        roots=b"".join(closure.roots),
         named={kind: b"".join(oids) for kind, oids in closure.named.items()},
+        roots={kind: b"".join(oids) for kind, oids in closure.roots.items()},
         outside={kind: b"".join(oids) for kind, oids in closure.outside.items()},
-        is_typed=closure.is_typed,
         commits=checks.commits,
         trees=checks.trees,
         linked_bytes=checks.linked_bytes,
@@ -153,10 +154,9 @@ def _is_right(scan: PackScan, share: _Share, rows: list[bytes], count: int) -> b
 
 def _take_over(scan: PackScan, share: _Share, rows: list[bytes]) -> None:
     closure = Closure(
-        roots=_oids_in(share.roots),
-        named={kind: _oids_in(data) for kind, data in share.named.items()},
-        outside={kind: _oids_in(data) for kind, data in share.outside.items()},
-        is_typed=share.is_typed,
+        named={kind: cut(data, OID_BYTES) for kind, data in share.named.items()},
+        roots={kind: set(cut(data, OID_BYTES)) for kind, data in share.roots.items()},
+        outside={kind: set(cut(data, OID_BYTES)) for kind, data in share.outside.items()},
     )
     scan.second = SecondPart(rows, closure)
     scan.at = scan.streams.end
@@ -166,7 +166,3 @@ def _take_over(scan: PackScan, share: _Share, rows: list[bytes]) -> None:
     scan.checks.remember_more(share.commits, share.trees, share.linked_bytes)
     scan.checks.warn(share.warnings)
     scan.checks.special_files.update(share.special_files)
-
-
-def _oids_in(data: bytes) -> set[bytes]:
-    return {data[at : at + OID_BYTES] for at in range(0, len(data), OID_BYTES)}

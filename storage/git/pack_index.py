@@ -54,9 +54,9 @@ def row_offsets(rows: list[bytes]) -> array[int]:
     return offsets
 
 
-def rows_in(data: bytes) -> list[bytes]:
-    """Take joined rows apart."""
-    return [data[at : at + ROW_BYTES] for at in range(0, len(data), ROW_BYTES)]
+def cut(joined: bytes, length: int) -> list[bytes]:
+    """Take joined pieces of the same length apart."""
+    return [piece for (piece,) in struct.iter_unpack(f"{length}s", joined)]
 
 
 def write_index(path: Path, rows: list[bytes], trailer: bytes) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from storage.git.closure import Closure
-from storage.git.delta_formats import DELTA_DEPTH_MAX, delta_sizes, patched_anew
+from storage.git.delta_formats import DELTA_DEPTH_MAX, delta_head, patched_anew
 from storage.git.errors import (
     PackInvalidError,
     PackOutgrownError,
@@ -22,7 +22,7 @@ from storage.git.errors import (
 from storage.git.object_checks import ObjectChecks
 from storage.git.object_formats import BLOB, TYPE_NAMES
 from storage.git.pack import read_entry_head
-from storage.git.pack_index import index_row, row_oids
+from storage.git.pack_index import index_row
 from storage.git.pack_streams import PackStreams, damaged
 
 HEADER_BYTES = 12
@@ -104,6 +104,7 @@ class PackScan:
         self._closure: tuple[int, Closure] | None = None  # of so many rows
         self.delta_count = 0
         self._kept_bytes = 0
+        self._made_bytes_max = min(KEPT_OBJECT_BYTES_MAX - 1, limits.object_bytes_max)
         self.inflated_bytes = 0
         self._inflated_bytes_max = (
             limits.inflated_bytes_floor + limits.inflated_ratio_max * len(streams.mapped)
@@ -123,7 +124,7 @@ class PackScan:
 
     def note_closure(self) -> None:
         """Find the closure of the rows so far."""
-        self._closure = len(self.rows), self.checks.closure(set(row_oids(self.rows)))
+        self._closure = len(self.rows), self.checks.closure()
 
     def closure(self) -> Closure:
         """Return the closure of all objects that are named."""
@@ -131,9 +132,7 @@ class PackScan:
             self.note_closure()
         assert self._closure is not None
         closure = self._closure[1]
-        if self.second is None:
-            return closure
-        return closure.joined(row_oids(self.rows), self.second.closure, row_oids(self.second.rows))
+        return closure if self.second is None else closure.joined(self.second.closure)
 
     def run(self, stop: int, count_max: int) -> None:
         """Read entries until `stop`, or as many.
@@ -150,10 +149,7 @@ class PackScan:
                 if at >= stop:
                     break
                 offset = at
-                try:
-                    kind, size, base, data_at = read_entry_head(mapped, offset)
-                except ValueError as error:
-                    raise PackInvalidError(str(error)) from error
+                kind, size, base, data_at = read_entry_head(mapped, offset)
                 at = data_at
                 if base is None and kind not in TYPE_NAMES:
                     raise PackInvalidError(f"bad object type {kind} at offset {offset}")
@@ -191,6 +187,8 @@ class PackScan:
                     self._put_off(Delta(offset, base, data_at, size, crc), data)
         except IndexError as error:
             raise PackInvalidError("early EOF") from error
+        except ValueError as error:
+            raise PackInvalidError(str(error)) from error
         except zlib.error as error:
             raise damaged(error) from error
         self.at = at
@@ -230,8 +228,11 @@ class PackScan:
         made = None if base is None else self._made(base, data)
         if made is None:
             return False
-        kind, content, _ = self.kept[offset] = made
-        self.count_inflated(len(content))
+        self.kept[offset] = made
+        kind, content, _ = made
+        self.inflated_bytes += len(content)
+        if self.inflated_bytes > self._inflated_bytes_max:
+            self.count_inflated(0)
         self.rows.append(index_row(self.checks.named(kind, content), crc, offset))
         return True
 
@@ -245,15 +246,16 @@ class PackScan:
         """Return what a delta makes of a base; None when that is too large to be kept."""
         kind, content, depth = base
         try:
-            base_size, size = delta_sizes(delta)
-            if base_size != len(content):
+            head = delta_head(delta)
+            if head[0] != len(content):
                 raise PackInvalidError("delta does not fit its base")
-            is_small = size < KEPT_OBJECT_BYTES_MAX and size <= self.limits.object_bytes_max
-            if not is_small or self._kept_bytes + size > KEPT_BYTES_MAX:
+            size = head[2]
+            if size > self._made_bytes_max or self._kept_bytes + size > KEPT_BYTES_MAX:
                 return None
-            require_depth(depth + 1)
+            if depth >= DELTA_DEPTH_MAX:
+                require_depth(depth + 1)
             self._kept_bytes += size
-            return kind, patched_anew(content, delta, size), depth + 1
+            return kind, patched_anew(content, delta, head), depth + 1
         except RepositoryCorruptError as error:
             raise PackInvalidError(f"failed to apply delta: {error}") from error
 

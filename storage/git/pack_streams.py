@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import zlib
 from collections.abc import Callable
@@ -23,6 +24,16 @@ class PackStreams:
         self.mapped = mapped
         self.end = end
         self.view = memoryview(mapped)[:end]
+
+    def require_sum(self) -> None:
+        """Hold all of it against the trailer.
+
+        Raises:
+            PackInvalidError: they differ.
+        """
+        digest = hashlib.sha1(self.view, usedforsecurity=False).digest()
+        if digest != self.mapped[self.end :]:
+            raise PackInvalidError("final sha1 did not match")
 
     def whole(self, at: int, size: int) -> tuple[bytes, int]:
         """Inflate the stream at `at`, which makes `size` bytes; return them and where it ends.

@@ -84,6 +84,8 @@ def found_in(folder: Path, pack: bytes, *, may_fork: bool) -> tuple[dict[str, An
     )
     index = indexed.path.with_suffix(".idx").read_bytes()
     found = asdict(indexed) | {"commits": dict(indexed.commits), "trees": dict(indexed.trees)}
+    named = found["closure"]["named"]
+    found["closure"]["named"] = {kind: sorted(oids) for kind, oids in named.items()}
     return found | {"path": None, "index_path": None}, index
 
 
