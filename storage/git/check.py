@@ -141,7 +141,7 @@ class _Check:
         if self.is_whole:
             links = _Links(repository.objects.contains, self.links_max)
             for pack in packs:
-                self._check_pack(pack, links)
+                self._check_pack(pack, links, repository.objects)
             self._check_loose(repository, links)
             self._check_links(repository, links, tips)
         else:
@@ -209,7 +209,7 @@ class _Check:
 
     # objects
 
-    def _check_pack(self, pack: Pack, links: _Links) -> None:
+    def _check_pack(self, pack: Pack, links: _Links, objects: ObjectStore) -> None:
         self.object_count += pack.count
         try:
             _read_through(pack.path)
@@ -222,7 +222,7 @@ class _Check:
         except PackInvalidError as error:
             if not isinstance(error, PackTooLargeError):  # that is said of the way it is read
                 self.fault(f"{pack.path.name}: {error}")
-            self._check_one_by_one(pack, links)
+            self._check_one_by_one(pack, links, objects)
             return
         for oid, offset, crc in found:
             if pack.find(oid) != offset:
@@ -244,7 +244,7 @@ class _Check:
                 f"object {indexed.hex()}: {pack.path.name} has object {oid.hex()} in its place"
             )
 
-    def _check_one_by_one(self, pack: Pack, links: _Links) -> None:
+    def _check_one_by_one(self, pack: Pack, links: _Links, objects: ObjectStore) -> None:
         """Find which objects of a damaged pack cannot be read. Slow."""
         self.is_damaged = True
         store = ObjectStore.over([pack])
@@ -252,7 +252,7 @@ class _Check:
             try:
                 _require_content(store, oid, links)
             except RepositoryCorruptError as error:
-                self.fault(f"object {oid.hex()}: {error}")
+                self.fault(f"object {oid.hex()}: {error}{_advice(objects, pack, oid, links)}")
 
     def _check_loose(self, repository: Repository, links: _Links) -> None:
         for path in repository.objects.loose_files():
@@ -264,7 +264,10 @@ class _Check:
                 self.object_count -= 1  # packed meanwhile
             except (RepositoryCorruptError, zlib.error) as error:
                 self.is_damaged = True
-                self.fault(f"object {oid.hex()} (loose): {error}")
+                more = ""
+                if repository.objects.locate(oid) is not None:
+                    more = "; a pack has it too: 'git prune-packed' removes this one"
+                self.fault(f"object {oid.hex()} (loose): {error}{more}")
 
     def _check_links(self, repository: Repository, links: _Links, tips: dict[bytes, bytes]) -> None:
         """If an object is missing anywhere, find the refs that it is missing to."""
@@ -278,6 +281,17 @@ class _Check:
                 return
             for lacking in checker.broken_tips({oid}, None).values():
                 self.fault(f"ref {show(name)}: {lacking}")
+
+
+def _advice(objects: ObjectStore, pack: Pack, oid: bytes, links: _Links) -> str:
+    """Say what to do about a damaged object of a pack, if it is whole elsewhere."""
+    pack.damaged.add(oid)  # it is read from another place now
+    try:
+        _require_content(objects, oid, links)
+    except RepositoryCorruptError:
+        pack.damaged.discard(oid)
+        return ""
+    return "; another copy is whole: 'git repack -a -d' leaves this one out"
 
 
 def _with_alternates(store: ObjectStore) -> Iterator[ObjectStore]:

@@ -11,8 +11,9 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from storage.git.errors import RepositoryCorruptError
+from storage.git.errors import PackOutgrownError, RepositoryCorruptError
 from storage.git.object_formats import TYPE_NUMBERS
 from storage.git.pack import CHUNK_BYTES
 
@@ -64,22 +65,22 @@ class LooseObjects:
                     yield bytes.fromhex(digits[:2] + path.name)
 
 
-def read_loose(path: str) -> tuple[int, bytes]:
+def read_loose(path: str, bytes_max: int | None = None) -> tuple[int, bytes]:
     """Return the type and the content in a loose object's file.
+
+    No more is inflated than its head says.
 
     Raises:
         FileNotFoundError: it is gone by now.
         RepositoryCorruptError: it is damaged.
+        PackOutgrownError: it has more than `bytes_max`.
     """
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 -- hot
-            data = zlib.decompress(file.read())
-    except zlib.error as error:
-        raise RepositoryCorruptError(f"loose object {path[-41:]} is damaged") from error
-    kind, size, start = _head(data[:_HEAD_BYTES], path)
-    if len(data) - start != size:
-        raise RepositoryCorruptError(f"loose object {path[-41:]} has the wrong size")
-    return kind, data[start:]
+    with open(path, "rb") as file:  # noqa: PTH123 -- hot
+        kind, size, content = _opened(file, path)
+        if bytes_max is not None and size > bytes_max:
+            raise PackOutgrownError("an object is too large for memory")
+        pieces = list(content)
+    return kind, pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_loose_head(path: str) -> tuple[int, int]:
@@ -93,22 +94,46 @@ def read_loose_head(path: str) -> tuple[int, int]:
 
 
 def loose_chunks(path: str) -> Iterator[bytes]:
-    """Yield the content in bounded pieces. Raises as `read_loose` does."""
+    """Yield the content in bounded pieces. Raises as `read_loose` does, perhaps only at the end."""
+    with open(path, "rb") as file:  # noqa: PTH123 -- hot
+        yield from _opened(file, path)[2]
+
+
+def _opened(file: BinaryIO, path: str) -> tuple[int, int, Iterator[bytes]]:
+    """Read the head; return the type, the size, and the content in bounded pieces."""
     inflater = zlib.decompressobj()
-    is_first = True
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 -- hot
-            while rest := file.read(CHUNK_BYTES):
-                while rest and not inflater.eof:
-                    piece = inflater.decompress(rest, CHUNK_BYTES)
-                    rest = inflater.unconsumed_tail
-                    if is_first and piece:
-                        piece = piece[_head(piece[:_HEAD_BYTES], path)[2] :]
-                        is_first = False
-                    if piece:
-                        yield piece
+        first = inflater.decompress(file.read(CHUNK_BYTES), _HEAD_BYTES)
     except zlib.error as error:
         raise RepositoryCorruptError(f"loose object {path[-41:]} is damaged") from error
+    kind, size, start = _head(first, path)
+    return kind, size, _content(file, inflater, first[start:], size, path)
+
+
+def _content(
+    file: BinaryIO, inflater: zlib._Decompress, first: bytes, size: int, path: str
+) -> Iterator[bytes]:
+    piece, left_bytes = first, size
+    try:
+        while True:
+            left_bytes -= len(piece)
+            if left_bytes < 0:
+                break
+            if piece:
+                yield piece
+            if inflater.eof:
+                break
+            rest = inflater.unconsumed_tail or file.read(CHUNK_BYTES)
+            # One byte more than there should be shows that there are more.
+            piece = inflater.decompress(rest, min(left_bytes + 1, CHUNK_BYTES))
+            if not rest and not piece:
+                break
+    except zlib.error as error:
+        raise RepositoryCorruptError(f"loose object {path[-41:]} is damaged") from error
+    if left_bytes or not inflater.eof:
+        raise RepositoryCorruptError(f"loose object {path[-41:]} has the wrong size")
+    if inflater.unused_data or file.read(1):
+        raise RepositoryCorruptError(f"loose object {path[-41:]} has something behind its end")
 
 
 def _head(head: bytes, path: str) -> tuple[int, int, int]:

@@ -143,6 +143,7 @@ def _is_marked(pack: Pack, named: frozenset[str]) -> bool:
 def _join(repository: Repository, packs: list[Pack]) -> str:
     """Write all objects of some packs into one, checked and durable; return its file name."""
     store = ObjectStore.over(packs)
+    store.add_alternate(repository.objects)  # for what is damaged in these, and whole in another
     oids = list(dict.fromkeys(oid for pack in packs for oid in pack.oids()))
     quarantine = make_quarantine(repository.path)
     try:

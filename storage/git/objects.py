@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,14 +20,14 @@ from storage.git.loose_objects import LooseObjects, loose_chunks, read_loose, re
 from storage.git.object_formats import (
     COMMIT,
     EMPTY_TREE,
-    OFS_DELTA,
-    REF_DELTA,
     TAG,
     TREE,
+    TYPE_NAMES,
     Commit,
     parse_commit,
     parse_tag,
 )
+from storage.git.other_copies import OtherCopies
 from storage.git.pack import Pack
 from storage.git.pack_listing import LISTING_TRIES_MAX, PackListing
 
@@ -49,6 +50,7 @@ class ObjectStore:
         self._alternates_stamp: tuple[int, int, int] | None = None
         self._alternates: list[ObjectStore] = []
         self._commits = CommitLinks()
+        self._others = OtherCopies(self)
         self.refresh()
 
     @classmethod
@@ -135,7 +137,7 @@ class ObjectStore:
         """Find the packed form of an object, without looking at the disk again."""
         for pack in self._listing.packs.values():
             offset = pack.find(oid)
-            if offset is not None:
+            if offset is not None and oid not in pack.damaged:
                 return pack, offset
         for store in self._alternates:
             place = store.locate(oid)
@@ -185,6 +187,12 @@ class ObjectStore:
             if found is not None:
                 return found
         return None
+
+    def loose_paths(self, oid: bytes) -> list[str]:
+        """List the files that an object has of its own, those of alternates too."""
+        path = self._loose.path_of(oid)
+        found = [] if path is None else [path]
+        return found + [path for store in self._alternates for path in store.loose_paths(oid)]
 
     def loose_directories(self) -> frozenset[int]:
         """Return the first bytes of ids that loose objects may have, alternates' too."""
@@ -236,18 +244,20 @@ class ObjectStore:
     # content
 
     def get(self, oid: bytes, bytes_max: int | None = None) -> tuple[int, bytes]:
-        """Return an object's type and content, whole.
+        """Return an object's type and content, whole; of many copies, one that can be read.
 
         Raises:
             ObjectMissingError: it is not there.
-            RepositoryCorruptError: its stored form is damaged.
+            RepositoryCorruptError: its stored form is damaged, wherever it is.
             PackOutgrownError: it has more than `bytes_max`, or what it is made of has.
         """
         while isinstance(place := self._find(oid), str):
-            with contextlib.suppress(FileNotFoundError):  # packed meanwhile
-                if bytes_max is not None:
-                    _require_size(read_loose_head(place)[1], bytes_max)
-                return read_loose(place)
+            try:
+                return read_loose(place, bytes_max)
+            except FileNotFoundError:  # packed meanwhile
+                continue
+            except RepositoryCorruptError as error:
+                return self._others.of_loose(oid, place, bytes_max, error)
         if place is not None:
             return self.at(*place, bytes_max)
         if oid == EMPTY_TREE:
@@ -270,8 +280,14 @@ class ObjectStore:
         """Return type and content of the entry at `offset`, its deltas applied.
 
         Raises:
-            PackOutgrownError: see `get`.
+            RepositoryCorruptError, PackOutgrownError: see `get`.
         """
+        try:
+            return self._entry(pack, offset, bytes_max)
+        except RepositoryCorruptError as error:
+            return self._others.of_entry(pack, offset, bytes_max, error)
+
+    def _entry(self, pack: Pack, offset: int, bytes_max: int | None) -> tuple[int, bytes]:
         cached = self._cache.get((pack.serial, offset))
         if cached is not None:
             return cached
@@ -282,6 +298,7 @@ class ObjectStore:
             if bytes_max is not None:
                 _require_size(size, bytes_max)
             if base is None:
+                _require_type(pack, kind)
                 found = kind, pack.inflate(data_at, size)
                 self._cache.put((pack.serial, at), found)
                 break
@@ -308,24 +325,37 @@ class ObjectStore:
         return found
 
     def kind_and_size(self, oid: bytes) -> tuple[int, int]:
-        """Return an object's type and size without reading all of it.
+        """Return an object's type and size without reading all of it, if it is not damaged.
 
         Raises:
             ObjectMissingError: it is not there.
+            RepositoryCorruptError: it is damaged wherever it is.
         """
         while isinstance(place := self._find(oid), str):
-            with contextlib.suppress(FileNotFoundError):  # packed meanwhile
+            try:
                 return read_loose_head(place)
+            except FileNotFoundError:  # packed meanwhile
+                continue
+            except RepositoryCorruptError as error:
+                kind, data = self._others.of_loose(oid, place, None, error)
+                return kind, len(data)
         if place is None:
             if oid == EMPTY_TREE:
                 return TREE, 0
             raise ObjectMissingError(oid)
-        pack, offset = place
+        try:
+            return self._kind_and_size_at(*place)
+        except RepositoryCorruptError as error:
+            kind, data = self._others.of_entry(*place, None, error)
+            return kind, len(data)
+
+    def _kind_and_size_at(self, pack: Pack, offset: int) -> tuple[int, int]:
         kind, size, base, data_at = pack.header(offset)
         if base is not None:
             size = delta_sizes(pack.beginning(data_at))[1]
         for _ in range(DELTA_DEPTH_MAX):
             if base is None:
+                _require_type(pack, kind)
                 return kind, size
             if isinstance(base, bytes):
                 inside = pack.find(base)
@@ -339,14 +369,29 @@ class ObjectStore:
         """Yield an object's content in pieces; only a delta's is held in memory whole.
 
         Raises:
+            RepositoryCorruptError: it is damaged; perhaps only after some pieces.
             PackOutgrownError: a delta's has more than `bytes_max`.
         """
+        crc = got_bytes = 0
+        try:
+            for piece in self._pieces(oid, bytes_max):
+                crc = zlib.crc32(piece, crc)
+                got_bytes += len(piece)
+                yield piece
+        except RepositoryCorruptError:
+            # Another copy goes on where this one ends, if it begins as this one did.
+            data = self.get(oid, bytes_max)[1]
+            if zlib.crc32(memoryview(data)[:got_bytes]) != crc:
+                raise
+            yield data[got_bytes:]
+
+    def _pieces(self, oid: bytes, bytes_max: int | None) -> Iterator[bytes]:
         place = self.locate(oid)
         if place is not None:
             pack, offset = place
-            kind, _, base, data_at = pack.header(offset)
-            if base is None and kind not in (OFS_DELTA, REF_DELTA):
-                yield from pack.chunks(data_at)
+            kind, size, base, data_at = pack.header(offset)
+            if base is None and kind in TYPE_NAMES:
+                yield from pack.chunks(data_at, size)
                 return
         else:
             loose = self._loose_path(oid)
@@ -355,6 +400,17 @@ class ObjectStore:
                     yield from loose_chunks(loose)
                     return
         yield self.get(oid, bytes_max)[1]
+
+    def look_elsewhere(
+        self, pack: Pack, oid: bytes, bytes_max: int | None, error: RepositoryCorruptError
+    ) -> None:
+        """Read an object from another place than this pack from now on.
+
+        Raises:
+            RepositoryCorruptError: `error`, when no other place has it whole.
+            PackOutgrownError: see `get`.
+        """
+        self._others.require(pack, oid, bytes_max, error)
 
     # links, remembered
 
@@ -414,3 +470,8 @@ class ObjectStore:
 def _require_size(size: int, bytes_max: int) -> None:
     if size > bytes_max:
         raise PackOutgrownError("an object is too large for memory")
+
+
+def _require_type(pack: Pack, kind: int) -> None:
+    if kind not in TYPE_NAMES:
+        raise RepositoryCorruptError(f"{pack.path.name}: an entry is of no known type")

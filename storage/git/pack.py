@@ -49,6 +49,7 @@ class Pack:
         serial: unique among the packs of this process, a key for caches.
         count: objects in the pack.
         end: offset at which the trailer begins.
+        damaged: ids whose entries here cannot be read, and which are whole elsewhere.
     """
 
     def __init__(self, index_path: Path, pack_path: Path | None = None) -> None:
@@ -70,6 +71,7 @@ class Pack:
         self._far_at = self._offsets_at + 4 * self.count
         if len(self._index) < self._far_at + 2 * TRAILER_BYTES:
             raise RepositoryCorruptError(f"{index_path.name} is too short")
+        self.damaged: set[bytes] = set()
         self._offsets: array[int] | None = None
         self._sorted_offsets: array[int] | None = None
         self._oids_by_offset: dict[int, bytes] | None = None
@@ -237,9 +239,14 @@ class Pack:
         except zlib.error as error:
             raise RepositoryCorruptError(f"{self.path.name}: {error}") from error
 
-    def chunks(self, at: int) -> Iterator[bytes]:
-        """Inflate the entry whose deflated bytes begin at `at` in bounded pieces."""
+    def chunks(self, at: int, size: int) -> Iterator[bytes]:
+        """Inflate the entry whose deflated bytes begin at `at` in bounded pieces.
+
+        Raises:
+            RepositoryCorruptError: it is damaged, or has another size; perhaps only at its end.
+        """
         inflater = zlib.decompressobj()
+        left_bytes = size
         try:
             while not inflater.eof and at < self.end:
                 rest: bytes | memoryview = self.view[at : at + CHUNK_BYTES]
@@ -247,10 +254,17 @@ class Pack:
                 while rest and not inflater.eof:
                     piece = inflater.decompress(rest, CHUNK_BYTES)
                     rest = inflater.unconsumed_tail
+                    left_bytes -= len(piece)
+                    if left_bytes < 0:
+                        break
                     if piece:
                         yield piece
+                if left_bytes < 0:
+                    break
         except zlib.error as error:
             raise RepositoryCorruptError(f"{self.path.name}: {error}") from error
+        if left_bytes or not inflater.eof:
+            raise RepositoryCorruptError(f"{self.path.name}: an entry has the wrong size")
 
     # the order of the entries, for copying
 

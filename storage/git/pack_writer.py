@@ -112,7 +112,7 @@ class PackWriter:
         for oid in self._selection.oids:
             for pack in packs:
                 rank = pack.rank(oid)
-                if rank is not None:
+                if rank is not None and oid not in pack.damaged:
                     _, entries = packed.setdefault(pack.serial, (pack, []))
                     entries.append((pack.offset_at(rank), pack.crc_at(rank), oid))
                     break
@@ -141,10 +141,14 @@ class PackWriter:
     # entries
 
     def _write_packed(self, pack: Pack, offset: int, crc: int, oid: bytes) -> None:
-        kind, size, base, data_at = pack.header(offset)
         stop = pack.next_offset(offset)
         if zlib.crc32(pack.view[offset:stop]) != crc:  # git looks before it copies, too
-            raise RepositoryCorruptError(f"object {oid.hex()} is damaged in {pack.path.name}")
+            damage = RepositoryCorruptError(f"object {oid.hex()} is damaged in {pack.path.name}")
+            self._objects.look_elsewhere(pack, oid, self._inflated_bytes_max, damage)
+            if not self._write_against_twin(oid):
+                self._write_inflated(oid)
+            return
+        kind, size, base, data_at = pack.header(offset)
         position = self._position()
         if base is None:
             if size >= TWIN_BYTES_MIN and self._write_against_twin(oid):

@@ -7,6 +7,7 @@ time that a test has.
 from __future__ import annotations
 
 import hashlib
+import random
 import struct
 import tracemalloc
 import zlib
@@ -16,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.git.delta_formats import delta_sizes
-from storage.git.errors import PackInvalidError, RepositoryCorruptError
+from storage.git.delta_formats import delta_head, delta_sizes, patched_anew
+from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryCorruptError
 from storage.git.fsck import findings
 from storage.git.indexer import IndexedPack, index_pack
 from storage.git.object_formats import (
@@ -347,3 +348,137 @@ def test_links_without_end_are_none(tmp_path: Path) -> None:
     oid = run_git(*written, cwd=bare, stdin=content).out
     with pytest.raises(RepositoryCorruptError, match="no links that can be read"):
         ObjectStore(bare / "objects").commit(bytes.fromhex(oid))
+
+
+def loose(
+    folder: Path, head: bytes, content: bytes, more: bytes = b""
+) -> tuple[ObjectStore, bytes]:
+    """Put a loose object that says of itself what it likes under an id of no content."""
+    path = folder / "ab" / ("c" * 38)
+    path.parent.mkdir()
+    path.write_bytes(zlib.compress(head + content) + more)
+    return ObjectStore(folder), bytes.fromhex("ab" + "c" * 38)
+
+
+def test_no_more_of_a_loose_object_is_inflated_than_its_head_says(tmp_path: Path) -> None:
+    store, oid = loose(tmp_path, b"blob 10\0", bytes(200 * MANY))
+    tracemalloc.start()
+    with pytest.raises(RepositoryCorruptError, match="wrong size"):
+        store.get(oid)
+    with pytest.raises(RepositoryCorruptError, match="wrong size"):
+        b"".join(store.stream(oid))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 4 << 20
+
+
+def test_a_loose_object_is_as_large_as_its_head_says_or_refused(tmp_path: Path) -> None:
+    store, oid = loose(tmp_path, b"blob %d\0" % MANY, bytes(MANY))
+    assert store.get(oid, MANY) == (BLOB, bytes(MANY))
+    assert b"".join(store.stream(oid)) == bytes(MANY)
+    with pytest.raises(PackOutgrownError):
+        store.get(oid, MANY - 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "more", "says"),
+    [(6, b"", "wrong size"), (4, b"", "wrong size"), (5, b"x", "behind its end")],
+)
+def test_a_loose_object_ends_where_its_head_says(
+    tmp_path: Path, size: int, more: bytes, says: str
+) -> None:
+    store, oid = loose(tmp_path, b"blob %d\0" % size, b"12345", more)
+    with pytest.raises(RepositoryCorruptError, match=says):
+        store.get(oid)
+    with pytest.raises(RepositoryCorruptError, match=says):
+        b"".join(store.stream(oid))
+
+
+def test_a_pack_with_an_object_twice_is_refused_as_by_git_where_it_checks(tmp_path: Path) -> None:
+    """t5308; git takes it where it does not check objects."""
+    twice = entry(BLOB, b"12345") * 2
+    with pytest.raises(PackInvalidError, match="the same object appears twice in the pack"):
+        indexed(tmp_path, 2, twice)
+    run_git("init", "-q", "--bare", "r.git", cwd=tmp_path)
+    for more, status in (((), 0), (("--strict",), 128)):
+        command = ("index-pack", "--stdin", *more)
+        pack = (tmp_path / "pack").read_bytes()
+        done = run_git(*command, cwd=tmp_path / "r.git", check=False, stdin=pack)
+        assert done.status == status
+
+
+def test_a_literal_cannot_run_into_what_is_put_behind_a_delta(tmp_path: Path) -> None:
+    """Each delta is applied once, with an instruction more behind it that shows the end."""
+    base = entry(BLOB, b"12345")
+    for lacking in range(1, 20):
+        for last in (7, 8, 127):
+            literal = bytes((lacking + 3, 1, 2, last))
+            for size in (lacking + 3, 3, lacking + 10):
+                delta = b"\5" + bytes((size,)) + literal
+                with pytest.raises(PackInvalidError, match="failed to apply delta"):
+                    indexed(tmp_path, 2, base + entry(OFS_DELTA, delta, bytes([len(base)])))
+    for last in range(256):
+        delta = b"\5\3\3xy" + bytes((last,))
+        found = indexed(tmp_path, 2, base + entry(OFS_DELTA, delta, bytes([len(base)])))
+        assert hashlib.sha1(b"blob 3\0xy" + bytes((last,))).digest() in found.oids
+
+
+def result_as_git_makes_it(base: bytes, delta: bytes) -> bytes | None:
+    """Read a delta instruction by instruction; None for one that does not apply.
+
+    Source: git's patch-delta.c.
+    """
+    (_, size), at, made = delta_sizes(delta), 2, b""
+    while at < len(delta):
+        code = delta[at]
+        at += 1
+        if code & 128:
+            numbers = []
+            for bits in (0, 1, 2, 3), (4, 5, 6):
+                places = [bit for bit in bits if code >> bit & 1]
+                values = delta[at : at + len(places)]
+                if len(values) < len(places):
+                    return None
+                at += len(places)
+                pairs = zip(places, values, strict=True)
+                numbers.append(sum(value << 8 * (bit - bits[0]) for bit, value in pairs))
+            start, length = numbers[0], numbers[1] or 0x10000
+            if start + length > len(base):
+                return None
+            made += base[start : start + length]
+        else:
+            if not 0 < code <= len(delta) - at:
+                return None
+            made += delta[at : at + code]
+            at += code
+    return made if len(made) == size else None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_delta_is_taken_that_git_would_not_apply(seed: int) -> None:
+    """Instructions that lack some of their bytes, or have too many, or point elsewhere."""
+    numbers = random.Random(seed)
+    taken = 0
+    for _ in range(3000):
+        base = bytes(numbers.choices((0, 7, 8, 0x90, 255), k=numbers.randrange(12)))
+        body = b""
+        for _ in range(numbers.randrange(1, 4)):
+            lacking = numbers.choice((0, 0, 0, 1, 3, 7, 8, 9))
+            if numbers.randrange(2):
+                count = numbers.randrange(1, 14)
+                body += bytes((count,))
+            else:
+                code = 128 | numbers.choice((0, 1, 0x10, 0x11, 0x7F))
+                count = (code & 127).bit_count()
+                body += bytes((code,))
+            body += bytes(numbers.choices((0, 1, 2, 7), k=max(count - lacking, 0)))
+        for size in range(26):
+            delta = bytes((len(base), size)) + body
+            expected = result_as_git_makes_it(base, delta) if len(delta) > 3 else None
+            try:
+                made = patched_anew(base, delta, delta_head(delta))
+            except RepositoryCorruptError:
+                made = None
+            assert made == expected, (base, delta)
+            taken += made is not None
+    assert taken > 100

@@ -1,0 +1,279 @@
+"""An object that is damaged in one place and whole in another, beside what the real git reads.
+
+As git's t5303, "... but having a redundant copy ...".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storage.git.check import check_repository
+from storage.git.errors import RepositoryCorruptError
+from storage.git.maintenance import take_care
+from storage.git.objects import ObjectStore
+from storage.git.pack import Pack
+from storage.git.pack_writer import PackWriter
+from storage.git.repository import Repository
+from storage.git.selection import Selection
+
+ENVIRON = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+def git(*arguments: str | Path, cwd: Path, stdin: bytes = b"", check: bool = True) -> bytes:
+    done = subprocess.run(
+        ["git", *arguments], cwd=cwd, env=ENVIRON, input=stdin, capture_output=True
+    )
+    assert not check or done.returncode == 0, (arguments, done.stderr)
+    return done.stdout if done.returncode == 0 else b""
+
+
+class Damaged:
+    """A bare repository: one pack of a file's ten versions, each a delta of the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        git("init", "-q", "--bare", path, cwd=path.parent)
+        numbers = random.Random(1)
+        lines = [f"line {number} {numbers.random()}\n" for number in range(2000)]
+        self.contents: dict[bytes, bytes] = {}
+        for number in range(10):
+            content = "".join(lines[: 1990 + number]).encode()
+            digits = git("hash-object", "-w", "--stdin", cwd=path, stdin=content).strip()
+            self.contents[bytes.fromhex(digits.decode())] = content
+        names = b"".join(oid.hex().encode() + b" f\n" for oid in self.contents)
+        git("pack-objects", "-q", "objects/pack/pack", cwd=path, stdin=names)
+        git("prune-packed", "-q", cwd=path)
+        (index,) = (path / "objects/pack").glob("*.idx")
+        self.pack = Pack(index)
+        by_depth = sorted(self.contents, key=lambda oid: len(self._chain(oid)))
+        self.base, self.middle, self.top = by_depth[0], by_depth[4], by_depth[-1]
+
+    def _chain(self, oid: bytes) -> list[int]:
+        offset = self.pack.find(oid)
+        assert offset is not None
+        found = [offset]
+        while isinstance(base := self.pack.header(found[-1])[2], int):
+            found.append(base)
+        return found
+
+    def copy(self, kind: str, *oids: bytes) -> None:
+        """Put a second copy of some objects beside the pack, before it is damaged."""
+        if kind == "pack":
+            names = b"".join(oid.hex().encode() + b" f\n" for oid in oids)
+            git("pack-objects", "-q", "objects/pack/pack", cwd=self.path, stdin=names)
+            return
+        for oid in oids:
+            other = self.path.parent / "other.git"
+            git("init", "-q", "--bare", other, cwd=self.path)
+            git("hash-object", "-w", "--stdin", cwd=other, stdin=self.contents[oid])
+            place = f"objects/{oid.hex()[:2]}"
+            (self.path / place).mkdir(exist_ok=True)
+            shutil.copy(other / place / oid.hex()[2:], self.path / place)
+
+    def damage(self, oid: bytes, where: str = "data") -> None:
+        """Change a byte of the object's entry, in its head or its deflated bytes."""
+        offset = self._chain(oid)[0]
+        data_at = self.pack.header(offset)[3]
+        at = offset if where == "head" else data_at + 12
+        self.pack.path.chmod(0o644)
+        with self.pack.path.open("r+b") as file:
+            file.seek(at)
+            (byte,) = file.read(1)
+            file.seek(at)
+            file.write(
+                bytes([byte & 0x8F if where == "head" else byte ^ 0xFF])
+            )  # a type that is none
+
+    def store(self) -> ObjectStore:
+        return Repository(self.path).objects
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Damaged:
+    return Damaged(tmp_path / "r.git")
+
+
+@pytest.mark.parametrize("where", ["data", "head"])
+@pytest.mark.parametrize("kind", ["pack", "loose"])
+@pytest.mark.parametrize("which", ["base", "middle", "top"])
+def test_a_whole_copy_is_read_as_by_git(
+    damaged: Damaged, which: str, kind: str, where: str
+) -> None:
+    """Whatever part of a chain of deltas is damaged: all that it is a base of can be read too."""
+    oid = getattr(damaged, which)
+    damaged.copy(kind, oid)
+    damaged.damage(oid, where)
+    for name, content in damaged.contents.items():
+        assert git("cat-file", "blob", name.hex(), cwd=damaged.path) == content
+        store = damaged.store()  # anew, as it would remember what it made
+        assert store.get(name)[1] == content
+        assert store.kind_and_size(name)[1] == len(content)
+        assert b"".join(store.stream(name)) == content
+        assert b"".join(damaged.store().stream(name)) == content
+
+
+def test_what_is_damaged_everywhere_is_refused_in_the_words_of_ever(damaged: Damaged) -> None:
+    """In two packs with the same chain: each place is tried once."""
+    damaged.copy("pack", *damaged.contents)  # the same pack under the same name
+    damaged.copy("pack", *list(damaged.contents)[:9])
+    store = damaged.store()
+    for pack in store.packs():
+        damaged.pack = pack
+        damaged.damage(damaged.base)
+    for name in damaged.contents:
+        if git("cat-file", "blob", name.hex(), cwd=damaged.path, check=False):
+            assert store.get(name)[1] == damaged.contents[name]
+            continue
+        with pytest.raises(RepositoryCorruptError, match=r"pack-.*\.pack: "):
+            store.get(name)
+        with pytest.raises(RepositoryCorruptError, match=r"pack-.*\.pack: "):
+            b"".join(store.stream(name))
+
+
+def test_a_damaged_file_is_read_from_an_alternates_pack(damaged: Damaged, tmp_path: Path) -> None:
+    borrower = tmp_path / "borrower.git"
+    git("init", "-q", "--bare", borrower, cwd=tmp_path)
+    (borrower / "objects/info/alternates").write_text(f"{damaged.path}/objects\n")
+    damaged.copy("loose", damaged.top)
+    place = f"objects/{damaged.top.hex()[:2]}"
+    (borrower / place).mkdir()
+    (borrower / place / damaged.top.hex()[2:]).write_bytes(b"no object")
+    for pack in (damaged.path / "objects/pack").iterdir():
+        pack.unlink()
+    store = Repository(borrower).objects
+    assert store.get(damaged.top)[1] == damaged.contents[damaged.top]
+    assert store.kind_and_size(damaged.top)[1] == len(damaged.contents[damaged.top])
+    assert b"".join(store.stream(damaged.top)) == damaged.contents[damaged.top]
+
+
+def test_a_damaged_pack_is_named_once(damaged: Damaged, caplog: pytest.LogCaptureFixture) -> None:
+    damaged.copy("loose", damaged.base, damaged.top)
+    damaged.damage(damaged.base)
+    damaged.damage(damaged.top)
+    store = damaged.store()
+    with caplog.at_level(logging.WARNING):
+        for name in damaged.contents:
+            store.get(name)
+            store.get(name)
+    (line,) = caplog.messages
+    assert damaged.pack.path.name in line
+    assert "another copy of it is used: 'gitd check'" in line
+
+
+def test_threads_read_around_damage_at_once(damaged: Damaged) -> None:
+    damaged.copy("loose", damaged.base)
+    damaged.damage(damaged.base)
+    store = damaged.store()
+    wrong: list[bytes] = []
+
+    def read(seed: int) -> None:
+        names = list(damaged.contents)
+        random.Random(seed).shuffle(names)
+        wrong.extend(name for name in names if store.get(name)[1] != damaged.contents[name])
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("which", ["base", "middle", "top"])
+def test_the_bad_one_is_not_copied_into_another_pack(damaged: Damaged, which: str) -> None:
+    """What is sent, or joined, has the whole copy in it."""
+    damaged.copy("loose", getattr(damaged, which))
+    damaged.damage(getattr(damaged, which))
+    made = bytearray()
+    PackWriter(damaged.store(), Selection(oids=list(damaged.contents)), made.extend).write()
+    other = damaged.path.parent / "sent.git"
+    git("init", "-q", "--bare", other, cwd=damaged.path)
+    git("index-pack", "--strict", "--stdin", cwd=other, stdin=bytes(made))
+    for name, content in damaged.contents.items():
+        assert git("cat-file", "blob", name.hex(), cwd=other) == content
+
+
+def add_small_packs(path: Path) -> None:
+    for number in range(17):
+        oid = git("hash-object", "-w", "--stdin", cwd=path, stdin=b"%d" % number)
+        git("pack-objects", "-q", "objects/pack/pack", cwd=path, stdin=oid)
+    git("prune-packed", "-q", cwd=path)
+
+
+@pytest.mark.parametrize("kind", ["pack", "loose"])
+def test_care_leaves_the_bad_one_behind(damaged: Damaged, kind: str) -> None:
+    add_small_packs(damaged.path)
+    damaged.copy(kind, damaged.base)
+    damaged.damage(damaged.base)
+    assert take_care(Repository(damaged.path)) > 17
+    assert not damaged.pack.path.exists()
+    assert check_repository(damaged.path, is_whole=True).is_sound
+    git("fsck", "--full", cwd=damaged.path)
+    for name, content in damaged.contents.items():
+        assert git("cat-file", "blob", name.hex(), cwd=damaged.path) == content
+
+
+def test_care_leaves_all_as_it_was_where_no_copy_is_whole(damaged: Damaged) -> None:
+    add_small_packs(damaged.path)
+    damaged.damage(damaged.base)
+    before = sorted((damaged.path / "objects/pack").iterdir())
+    with pytest.raises(RepositoryCorruptError, match=r"is damaged in pack-.*\.pack"):
+        take_care(Repository(damaged.path))
+    assert sorted((damaged.path / "objects/pack").iterdir()) == before
+
+
+def refer_to_all(damaged: Damaged) -> None:
+    lines = b"".join(
+        b"100644 blob %b\tf%d\n" % (oid.hex().encode(), number)
+        for number, oid in enumerate(damaged.contents)
+    )
+    tree = git("mktree", cwd=damaged.path, stdin=lines).decode().strip()
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    commit = git(*who, "commit-tree", "-m", "x", tree, cwd=damaged.path).decode().strip()
+    git("update-ref", "refs/heads/main", commit, cwd=damaged.path)
+
+
+def packed_damage(damaged: Damaged) -> str:
+    damaged.copy("loose", damaged.base)
+    damaged.damage(damaged.base)
+    return "another copy is whole: 'git repack -a -d' leaves this one out"
+
+
+def loose_damage(damaged: Damaged) -> str:
+    place = damaged.path / "objects" / damaged.top.hex()[:2]
+    place.mkdir(exist_ok=True)
+    (place / damaged.top.hex()[2:]).write_bytes(b"no object")
+    return "a pack has it too: 'git prune-packed' removes this one"
+
+
+@pytest.mark.parametrize("harm", [packed_damage, loose_damage])
+def test_check_says_what_to_do_and_that_helps(
+    damaged: Damaged, harm: Callable[[Damaged], str]
+) -> None:
+    refer_to_all(damaged)
+    advice = harm(damaged)
+    report = check_repository(damaged.path, is_whole=True)
+    assert any(fault.endswith(advice) for fault in report.faults), report.faults
+    assert not any(fault.startswith("ref ") for fault in report.faults)
+    command = advice.split("'")[1].split()[1:]
+    git(*command, cwd=damaged.path)
+    assert check_repository(damaged.path, is_whole=True).faults == ()
+    git("fsck", "--full", "--strict", cwd=damaged.path)
+
+
+def test_check_gives_no_advice_where_no_copy_is_whole(damaged: Damaged) -> None:
+    refer_to_all(damaged)
+    damaged.damage(damaged.base)
+    report = check_repository(damaged.path, is_whole=True)
+    assert any(damaged.base.hex() in fault for fault in report.faults)
+    assert any(fault.startswith("ref refs/heads/main") for fault in report.faults)
+    assert not any("copy" in fault for fault in report.faults)
