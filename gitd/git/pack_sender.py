@@ -50,6 +50,7 @@ class PackSender:
         self._limits = limits
         self._workers = workers
         self._kept = KeptPacks(folder, limits.kept_packs_bytes_max)
+        self._unsound: set[str] = set()  # files of stored packs that were found damaged when sent
 
     async def close(self) -> None:
         """Drop the packs that are kept."""
@@ -88,6 +89,8 @@ class PackSender:
             if not fetch.no_progress:
                 await answer.progress(_progress(ready.built))
             is_whole = await _send(repository.path, ready, answer)
+            if not is_whole:
+                self._unsound.add(ready.built.path or "")
         finally:
             ready.close()
         outcome = FetchOutcome.SENT if is_whole else FetchOutcome.FAILED
@@ -121,8 +124,15 @@ class PackSender:
             may_thin=fetch.may_thin,
             may_offset=fetch.may_offset,
             memory_bytes_max=self._limits.thread_answer_bytes_max,
+            may_verbatim=self._may_send_files(repository),
         )
         return task, None if task.haves else _clone_key(task)
+
+    def _may_send_files(self, repository: Repository) -> bool:
+        """Say whether no pack is known as damaged: what is whole elsewhere is put in a new one."""
+        if not self._unsound:
+            return True
+        return self._unsound.isdisjoint(os.fspath(p.path) for p in repository.objects.packs())
 
     async def _ready(self, repository: Repository, task: PackTask, key: bytes | None) -> ReadyPack:
         if key is None:
@@ -170,6 +180,7 @@ def _clone_key(task: PackTask) -> bytes:
     parts += [tag + target for tag, target in sorted(task.tags)]
     parts += [b"|", *task.leave_out, b"|"]
     parts += [(task.filter_spec or "").encode(), b"o" if task.may_offset else b""]
+    parts += [b"v" if task.may_verbatim else b""]
     return hashlib.sha256(b"\0".join(parts)).digest()
 
 

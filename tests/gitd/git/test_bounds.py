@@ -162,6 +162,30 @@ def test_a_damaged_entry_is_not_copied_to_who_fetches(
     assert done.status != 0
 
 
+def test_what_is_whole_elsewhere_is_cloned_and_fetched(
+    server: Any, bare: Path, work: Path, tmp_path: Path, git: Git, commit: Git
+) -> None:
+    """As from git; a stored pack that is sent as it lies is known as damaged once it was sent."""
+    commit(work, "more", noise=os.urandom(4000).hex())
+    git("push", "-q", "origin", "main", cwd=work)
+    git("repack", "-q", "-a", "-d", "-f", cwd=bare)
+    blob = git("rev-parse", "main:noise", cwd=work).out
+    (index,) = (bare / "objects/pack").glob("*.idx")
+    listed = git("verify-pack", "-v", index, cwd=bare).out
+    (offset,) = (int(line.split()[4]) for line in listed.splitlines() if line.startswith(blob))
+    git("pack-objects", "objects/pack/pack", cwd=bare, stdin=f"{blob}\n".encode())
+    with index.with_suffix(".pack").open("r+b") as file:
+        file.seek(offset + 1000)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    for name in ("first", "second"):
+        done = git("clone", "-q", server.url_of(bare), name, cwd=tmp_path, check=False)
+    assert done.status == 0, done.err
+    git("fsck", "--full", cwd=tmp_path / "second")
+    assert git("rev-parse", "HEAD:noise", cwd=tmp_path / "second").out == blob
+
+
 def test_a_branch_that_head_names_may_be_missing(
     server: Any, bare: Path, work: Path, tmp_path: Path, git: Git
 ) -> None:
