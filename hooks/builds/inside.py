@@ -75,7 +75,7 @@ class Inside:
     def processes(self) -> list[ProcessUse]:
         found = []
         for pid in self._pids():
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
                 fields = self._read(pid, "stat").rpartition(")")[2].split()
                 memory = _kilobytes(self._read(pid, "status"), ("RssAnon", "RssShmem"))
                 times = sum(map(int, fields[11:15]))

@@ -237,9 +237,13 @@ class Sandbox:
                 os.kill(pid, signal.SIGTERM)
 
     async def _end_when_exceeded(self) -> None:
-        self.exceeded = await self._watch.run(self._init)
-        if self.exceeded is not None:
-            self.kill()
+        is_watched = False
+        try:
+            self.exceeded = await self._watch.run(self._init)
+            is_watched = self.exceeded is None
+        finally:
+            if not is_watched:  # nor does it run on where the watch failed
+                self.kill()
 
     async def _look_back(self, exit_status: int) -> None:
         """Take the watch's last word, and give the group back."""

@@ -89,6 +89,15 @@ def test_files_without_a_name_count_as_memory(limited):
     assert ran.exceeded == Limit.MEMORY
 
 
+def test_processes_that_come_and_go_hide_nothing(limited):
+    """Many end between two looks at them, and some between a look at their names and at them."""
+    churn = "(for i in 1 2 3 4 5 6; do (while :; do /bin/true; done) & done; wait)"
+    hog = "import time; time.sleep(4); x = b'1' * (70 << 20); time.sleep(20)"
+    hogs = f'python3 -c "{hog}" & python3 -c "{hog}"'
+    ran = limited(f"{churn} & {hogs}", memory_bytes=100 * MiB)
+    assert ran.exceeded == Limit.MEMORY
+
+
 def test_fork_bomb_is_ended(limited, gone):
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     ran = limited(["/usr/bin/python3", "-c", bomb, "4821"], process_count=60)
