@@ -254,9 +254,8 @@ async def test_client_that_corepack_brings_installs_by_its_lock_file(
     assert reached(again) == {}, "everything was kept"
 
 
-@pytest.fixture
-async def mirror():
-    """A Python index of our own with the wheel of acme-hello, for who has the password."""
+def index_of_acme_hello():
+    """What a Python index answers that has one wheel, by path."""
     wheel, name = io.BytesIO(), "acme_hello-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("acme_hello.py", "word = 'hello'\n")
@@ -268,12 +267,17 @@ async def mirror():
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{info}/RECORD", "")
-    page = f'<a href="/files/{name}">{name}</a>'.encode()
-    answers = {
+    page = f'<!DOCTYPE html><a href="/files/{name}">{name}</a>'.encode()
+    return {
         "/simple/acme-hello/": (page, "text/html"),
         f"/files/{name}": (wheel.getvalue(), "application/octet-stream"),
     }
-    async with serving(answers) as url:
+
+
+@pytest.fixture
+async def mirror():
+    """A Python index of our own with the wheel of acme-hello, for who has the password."""
+    async with serving(index_of_acme_hello()) as url:
         yield url
 
 
@@ -297,11 +301,52 @@ async def test_pip_uses_the_machines_mirror_and_never_sees_its_password(control,
     assert "s3cret" not in str(control.egress) + str(job.lines)
 
 
+PIP = "python3 -m venv /tmp/venv && /tmp/venv/bin/pip install -r tools.txt"
+UV = "UV_PROJECT_ENVIRONMENT=/tmp/venv uv sync --no-install-project"
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "file"),
+    [
+        (PIP, "tools.txt", "acme-hello==1.0\n"),
+        pytest.param(UV, "web/pyproject.toml", PYPROJECT.decode(), marks=needs("uv")),
+    ],
+    ids=["pip", "uv"],
+)
+async def test_package_that_pip_or_uv_fetched_is_not_fetched_again(
+    control, slot, unpacked, command, name, file
+):
+    """From an index that says how long its answers last, as the public one does."""
+    asked = []
+    if command is UV:
+        command = f"cd web && {command} && cd .."
+    file = file.replace("six==1.17.0", "acme-hello==1.0")
+    use = '/tmp/venv/bin/python -c "import acme_hello; print(acme_hello.word)" > dist/said'
+    made = site(f"mkdir dist && {command} && {use}", **{name: file.encode()})
+    async with serving(index_of_acme_hello(), asked, lasting=True) as url:
+        environ = {
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_INDEX_URL": f"{url}/simple",
+            "PIP_TRUSTED_HOST": "127.0.0.2",
+        }
+        rules = EgressRules(Egress(), with_registries=True, environ=environ, path="/nonexistent")
+        control.egress = msgspec.to_builtins(rules.read())
+        asked.clear()
+        job = await built(control, made)
+        assert unpacked(job.output)["said"] == b"hello\n"
+        assert any(path.endswith(".whl") for path in asked)
+        asked.clear()
+        again = await built_again(control, made, job)
+        assert unpacked(again.output)["said"] == b"hello\n"
+        assert not any(path.endswith(".whl") for path in asked), "it was kept"
+
+
 @asynccontextmanager
-async def serving(answers, asked=None, *, tls=None):
+async def serving(answers, asked=None, *, tls=None, lasting=False):
     """A web server at 127.0.0.2, since builds do not ask their proxy for 127.0.0.1.
 
-    `tls`: a file with a certificate for it and its key.
+    `tls`: a file with a certificate for it and its key. `lasting`: files last for good, and pages
+    for some minutes.
     """
 
     async def answer(request):
@@ -310,7 +355,12 @@ async def serving(answers, asked=None, *, tls=None):
         if request.path not in answers:
             raise web.HTTPNotFound
         body, kind = answers[request.path]
-        return web.Response(body=body, content_type=kind)
+        headers = {}
+        if lasting:
+            is_file = request.path.startswith("/files/")
+            lasts = "max-age=365000000, immutable, public" if is_file else "max-age=600, public"
+            headers = {"Cache-Control": lasts, "ETag": f'"{len(body)}"'}
+        return web.Response(body=body, content_type=kind, headers=headers)
 
     runner = web.AppRunner(web.Application())
     runner.app.router.add_get("/{path:.*}", answer)
