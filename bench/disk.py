@@ -15,12 +15,15 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def journalled(size_bytes: int) -> Iterator[Path]:
-    """Yield a folder on such a disk; a plain temporary one, and say so, where none can be made."""
+def journalled(size_bytes: int, *, inodes: int | None = None) -> Iterator[Path]:
+    """Yield a folder on such a disk; a plain temporary one, and say so, where none can be made.
+
+    `inodes`: how many files it takes; None for as many as mkfs finds right, one for each 16 KiB.
+    """
     with tempfile.TemporaryDirectory(prefix="gitd-bench-") as name:
         folder = Path(name)
         folder.chmod(0o711)  # builds and site hosts are other users
-        device = _attach(folder / "image", size_bytes)
+        device = _attach(folder / "image", size_bytes, inodes)
         if device is None:
             print("(not on a disk of its own: needs root and mkfs.ext4)")
             yield folder
@@ -38,13 +41,14 @@ def journalled(size_bytes: int) -> Iterator[Path]:
             subprocess.run(["losetup", "--detach", device], check=True)
 
 
-def _attach(image: Path, size_bytes: int) -> str | None:
+def _attach(image: Path, size_bytes: int, inodes: int | None) -> str | None:
     if os.geteuid() != 0 or not shutil.which("mkfs.ext4") or not shutil.which("losetup"):
         return None
     with image.open("wb") as file:
         file.truncate(size_bytes)
-    made = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image)]
-    subprocess.run(made, check=True)
+    made = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+    made += ["-N", str(inodes)] if inodes else []
+    subprocess.run([*made, image], check=True)
     attach = ["losetup", "--find", "--show", "--direct-io=on", str(image)]
     done = subprocess.run(attach, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None

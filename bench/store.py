@@ -36,6 +36,8 @@ from bench.store_peers import (
 )
 
 DISK_BYTES = 8 << 30
+MANY_DISK_BYTES = 12 << 30
+MANY_INODES = 2_000_000  # some fourteen copies of them, the peers' among them
 LARGE_BYTES = 2 << 30
 CHANGED_SHARE = 0.02
 FOLDER, TAR = "gitd, from a folder", "gitd, from a tar"
@@ -97,7 +99,8 @@ def main(arguments: Sequence[str] = ()) -> int:
         print(f"{tool} is not here and left out: apt-get install {PACKAGES[tool]}")
     with journalled(DISK_BYTES) as folder:
         missed = _compare(folder, wished.rounds)
-        if not wished.few:
+    if not wished.few:
+        with journalled(MANY_DISK_BYTES, inodes=MANY_INODES) as folder:
             missed += _many(folder, peers=wished.many)
     if wished.large:
         with journalled(DISK_BYTES) as folder:
