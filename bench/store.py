@@ -39,6 +39,7 @@ DISK_BYTES = 8 << 30
 MANY_DISK_BYTES = 12 << 30
 MANY_INODES = 2_000_000  # some fourteen copies of them, the peers' among them
 LARGE_BYTES = 2 << 30
+LARGE_DISK_BYTES = 12 << 30  # four copies, and one that is written while it is hashed
 CHANGED_SHARE = 0.02
 FOLDER, TAR = "gitd, from a folder", "gitd, from a tar"
 COPIES, LINKS, ROLL = "gitd, all copied", "gitd, unchanged linked", "gitd, a whole roll"
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         with journalled(MANY_DISK_BYTES, inodes=MANY_INODES) as folder:
             missed += _many(folder, peers=wished.many)
     if wished.large:
-        with journalled(DISK_BYTES) as folder:
+        with journalled(LARGE_DISK_BYTES) as folder:
             missed += _large(folder)
     for line in missed:
         print(f"MISSED: {line}")
