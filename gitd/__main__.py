@@ -107,7 +107,7 @@ def builder(
 @cli.command()
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), required=True)
 @click.option("--dir", "directory", type=click.Path(path_type=Path), required=True)
-@click.option("--store", type=click.Path(path_type=Path), required=True)
+@click.option("--store", type=click.Path(path_type=Path, readable=False), required=True)
 @click.option("--listen", metavar="HOST:PORT", help="Instead of the file's.")
 @click.option("--listen-fd", type=int, help="A listening socket that this process inherited.")
 @click.option("--root-key", multiple=True, help="Trust begins with this key id alone.")

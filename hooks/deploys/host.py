@@ -48,6 +48,7 @@ from storage.sealing import Vault
 from storage.trust_memory import TrustMemory
 
 BACKLOG: Final = 1024
+STORE_LOOK_EVERY_S: Final = 0.1
 
 _log = structlog.get_logger()
 
@@ -115,6 +116,7 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
     `drain_s`, and stop the web processes.
     """
     stop = _stop_signal()
+    await _store_opened(config.store, stop)
     if left := end_leftovers(config.directory):
         _log.warning("left_sandboxes_ended", count=left)
     router: Router[Serving] = Router()
@@ -183,6 +185,20 @@ async def _traffic(
         yield
     finally:
         await runner.cleanup()
+
+
+async def _store_opened(store: Path, stop: asyncio.Event) -> None:
+    """Return once this user may read the store: control lets it, at its own start.
+
+    A store that was restored is closed until then. One that is not there yet will be readable.
+    """
+    is_told = False
+    while store.exists() and not os.access(store, os.R_OK | os.X_OK) and not stop.is_set():
+        if not is_told:
+            _log.warning("store_closed", store=str(store), advice="it is opened as control starts")
+            is_told = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), STORE_LOOK_EVERY_S)
 
 
 def _stop_signal() -> asyncio.Event:

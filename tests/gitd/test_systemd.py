@@ -167,6 +167,34 @@ def test_site_host_of_the_service_says_ready_when_it_listens_where_the_settings_
             host.wait()
 
 
+def test_site_host_waits_for_a_store_that_control_has_not_opened_yet() -> None:
+    """As after a restore: the units are started together, and control opens the store."""
+    own = ["--uid", "60692", "--gid", "60692"] if os.geteuid() == 0 else []
+    root = Path(tempfile.mkdtemp(prefix="gitd-test-"))
+    root.chmod(0o711)
+    store = root / "store"
+    store.mkdir(mode=0o700 if own else 0)
+    command = [sys.executable, "-m", "gitd", "host", "--socket", str(root / "none.sock"), *own]
+    command += ["--dir", str(root / "sites"), "--store", str(store), "--listen", "127.0.0.1:0"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0gitd-test-{os.getpid()}")
+        manager.settimeout(60)
+        host = subprocess.Popen(
+            command,
+            env={**os.environ, "NOTIFY_SOCKET": f"@gitd-test-{os.getpid()}"},
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert host.stderr is not None
+            assert any(b"store_closed" in line for line in host.stderr)
+            store.chmod(0o755)
+            assert manager.recv(100) == b"READY=1"
+        finally:
+            host.kill()
+            host.communicate()
+            shutil.rmtree(root)
+
+
 def test_settings_of_the_service_are_valid_and_name_the_users_it_makes() -> None:
     from gitd.config import load
 
