@@ -1,13 +1,16 @@
 """The exporter: the metrics of one server, written in Prometheus' text format or OpenMetrics.
 
-Reading them costs some cheap queries and looks at the disk, all in a thread. Whoever asks again
-within a second gets what the one before got: no number of readers makes it cost more.
+Reading them costs some cheap queries and looks at the disk, all in a thread of their own: where
+the disk is slow, pushes do not wait for a free one. Whoever asks while they are read, or within a
+second after, gets what the one before got: no number of readers makes it cost more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
@@ -33,12 +36,18 @@ class Exposition:
     content_type: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Reading:
-    """A reading that has begun. `until`: a loop time; how long it is good."""
+    """A reading that has begun. `until`: a loop time; how long it is good, once it has ended."""
 
-    until: float
     exposition: asyncio.Future[Exposition]
+    until: float = math.inf
+
+    def end(self, exposition: asyncio.Future[Exposition]) -> None:
+        """Whoever asked may have left: nobody is to be told that nobody heard what went wrong."""
+        self.until = exposition.get_loop().time() + KEPT_S
+        if not exposition.cancelled():
+            exposition.exception()
 
 
 class _Parts(Collector):
@@ -88,6 +97,7 @@ class Exporter:
         self.registry.register(self._parts)
         ProcessCollector(registry=self.registry)
         self._readings: dict[bool, _Reading] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
 
     def add_parts(self, **parts: Part) -> None:
         self._parts.parts.update(parts)
@@ -98,17 +108,11 @@ class Exporter:
         is_open = OPENMETRICS in accept
         reading = self._readings.get(is_open)
         if reading is None or loop.time() >= reading.until:
-            begun = loop.run_in_executor(None, self._read, is_open)
-            begun.add_done_callback(_retrieve)
-            reading = self._readings[is_open] = _Reading(loop.time() + KEPT_S, begun)
+            begun = loop.run_in_executor(self._thread, self._read, is_open)
+            reading = self._readings[is_open] = _Reading(begun)
+            begun.add_done_callback(reading.end)
         return await asyncio.shield(reading.exposition)
 
     def _read(self, is_open: bool) -> Exposition:  # noqa: FBT001 - an executor knows no keywords
         encode, content_type = choose_encoder(f"{OPENMETRICS};version=1.0.0" if is_open else "")
         return Exposition(encode(self.registry), content_type)
-
-
-def _retrieve(reading: asyncio.Future[Exposition]) -> None:
-    """Whoever asked may have left: nobody is to be told that nobody heard what went wrong."""
-    if not reading.cancelled():
-        reading.exception()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
@@ -28,7 +29,7 @@ REMOVED = ("artifact", "cache", "tree", "blob", "leftover")
 class Measured(Generic[T]):
     """What costs more the more there is: measured anew when it is old, and when that is cheap.
 
-    Whoever asks, from a thread, waits for it.
+    Who asks first, from a thread, waits for it; who asks while it is measured anew gets the old.
     """
 
     def __init__(
@@ -38,14 +39,22 @@ class Measured(Generic[T]):
         self._monotonic = monotonic
         self._good_until = float("-inf")
         self._found: T | None = None
+        self._measuring = threading.Lock()
 
     def get(self) -> T:
-        now = self._monotonic()
-        if self._found is None or now >= self._good_until:
-            self._found = self._measure()
-            done = self._monotonic()
-            self._good_until = done + max(MEASURED_EVERY_S, (done - now) / COST_SHARE)
-        return self._found
+        found = self._found
+        if not self._measuring.acquire(blocking=found is None):
+            assert found is not None
+            return found
+        try:
+            now = self._monotonic()
+            if self._found is None or now >= self._good_until:
+                self._found = self._measure()
+                done = self._monotonic()
+                self._good_until = done + max(MEASURED_EVERY_S, (done - now) / COST_SHARE)
+            return self._found
+        finally:
+            self._measuring.release()
 
 
 class StorePart:

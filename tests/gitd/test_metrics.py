@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,30 @@ def test_what_looks_at_every_row_takes_a_hundredth_of_the_time_at_most() -> None
     assert quick.get() == quick.get()
     now += MEASURED_EVERY_S
     assert quick.get() == len(calls)
+
+
+def test_who_asks_while_it_is_measured_anew_gets_the_old_value_at_once() -> None:
+    now, calls = 0.0, []
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def measure() -> int:
+        calls.append(now)
+        if len(calls) > 1:
+            has_begun.set()
+            may_end.wait(30)
+        return len(calls)
+
+    measured = Measured(measure, lambda: now)
+    assert measured.get() == 1
+    now += MEASURED_EVERY_S
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        anew = threads.submit(measured.get)
+        try:
+            assert has_begun.wait(10)
+            assert threads.submit(measured.get).result(timeout=10) == 1
+        finally:
+            may_end.set()
+        assert anew.result(timeout=10) == 2
 
 
 def test_backup_is_noted_until_the_note_is_lost_or_damaged(tmp_path) -> None:

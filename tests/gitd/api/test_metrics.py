@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from structlog.testing import capture_logs
@@ -159,6 +161,49 @@ async def test_reading_again_within_a_second_costs_nothing(service, monkeypatch)
     assert len(read) == 1
     await service.get("/metrics", headers={"Accept": PROMETHEUS})
     assert len(read) == 2
+
+
+async def test_slow_reading_is_shared_by_all_who_ask_and_takes_no_thread_of_others(service) -> None:
+    """However many ask, in whichever format: pushes and requests keep their threads."""
+    read, may_end = [], threading.Event()
+    service.metrics.add_parts(slow=Held(read, may_end))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
+    accepts = ["text/plain", PROMETHEUS] * 3
+    asking = [
+        asyncio.ensure_future(service.metrics.read(accept)) for accept in accepts for _ in range(2)
+    ]
+    try:
+        while not read:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(int, "1") == 1
+    finally:
+        may_end.set()
+        heard = await asyncio.gather(*asking)
+    assert len({each.data for each in heard}) == len(read) == 2
+
+
+async def test_reading_is_good_for_as_long_after_its_end_however_slow_it_was(
+    service, monkeypatch
+) -> None:
+    monkeypatch.setattr(exporter, "KEPT_S", 1.0)
+    read, may_end = [], threading.Event()
+    service.metrics.add_parts(slow=Held(read, may_end))
+    asyncio.get_running_loop().call_later(1.1, may_end.set)
+    first = await service.metrics.read("text/plain")
+    assert await service.metrics.read("text/plain") is first
+    assert len(read) == 1
+
+
+class Held:
+    def __init__(self, read: list[int], may_end: threading.Event) -> None:
+        self._read = read
+        self._may_end = may_end
+
+    def families(self):
+        self._read.append(1)
+        self._may_end.wait(30)
+        return []
 
 
 class Counted:
