@@ -3,6 +3,10 @@
 Whose remote is named `managed` has chosen that server for his pushes, and so for `mf`. What another
 remote is named is nobody's choice of a server to send a key to: such a one only names the site, on
 the server that is used anyway.
+
+What a clone brought is its author's, and git takes tracked files that look like a bare repository
+for one: it is no checkout here. And the helpers that have a key are those of the user and the
+machine, never of the folder that this is run in.
 """
 
 from __future__ import annotations
@@ -13,12 +17,17 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 MANAGED: Final = "managed"
 GIT_S_MAX: Final = 5.0
 KEY_S_MAX: Final = 15.0  # helpers may ask a keyring
+# No repository that is only found because files of a working tree look like one (git 2.38).
+_NO_BARE: Final = ("-c", "safe.bareRepository=explicit")
+# What would put another repository in the place of the checkout's.
+_REPOSITORY: Final = ("GIT_DIR", "GIT_COMMON_DIR", "GIT_WORK_TREE")
 # Nobody is asked for anything: neither on the terminal nor in a window.
 _UNASKED: Final = {
     "GIT_TERMINAL_PROMPT": "0",
@@ -40,7 +49,9 @@ class Remote:
 
 def remotes() -> list[Remote]:
     """The remotes of this checkout that may lead to a site; none outside of one."""
-    found = []
+    found: list[Remote] = []
+    if _is_in_bare():
+        return found
     for name in (_git("remote") or "").splitlines():
         remote = _remote(name, (_git("remote", "get-url", "--push", name) or "").strip())
         if remote is not None:
@@ -67,7 +78,8 @@ def git_key(server: str, site: str | None) -> str | None:
     if site is not None:  # heard where `credential.useHttpPath` is set
         asked += f"path={site}.git\n"
     options = ("-c", "credential.interactive=false", "-c", "core.askPass=true")
-    said = _git(*options, "credential", "fill", stdin=f"{asked}\n", timeout_s=KEY_S_MAX)
+    # In the root folder no checkout's settings say what is run as a helper.
+    said = _git(*options, "credential", "fill", stdin=asked + "\n", timeout_s=KEY_S_MAX, cwd="/")
     fields = dict(line.partition("=")[::2] for line in (said or "").splitlines())
     return fields.get("password") or None
 
@@ -87,17 +99,35 @@ def _remote(name: str, url: str) -> Remote | None:
     return Remote(name, f"{parts.scheme}://{place}", match[1])
 
 
-def _git(*arguments: str, stdin: str = "", timeout_s: float = GIT_S_MAX) -> str | None:
+def _is_in_bare() -> bool:
+    """Say whether git would find a bare repository here first, as one before 2.38 would use it."""
+    try:
+        here = Path.cwd()
+    except OSError:
+        return True  # the folder is gone, and with it every checkout
+    for folder in (here, *here.parents):
+        if os.path.lexists(folder / ".git"):
+            return False
+        if os.path.lexists(folder / "HEAD"):
+            return True
+    return False
+
+
+def _git(
+    *arguments: str, stdin: str = "", timeout_s: float = GIT_S_MAX, cwd: str | None = None
+) -> str | None:
     """What git says, or None where it is not here, fails or takes too long."""
     program = shutil.which("git")
     if program is None:
         return None
-    environ: Mapping[str, str] = {**os.environ, **_UNASKED}
+    kept = {name: value for name, value in os.environ.items() if name not in _REPOSITORY}
+    environ: Mapping[str, str] = {**kept, **_UNASKED}
     try:
         done = subprocess.run(
-            [program, *arguments],
+            [program, *_NO_BARE, *arguments],
             input=stdin.encode(),
             capture_output=True,
+            cwd=cwd,
             env=environ,
             timeout=timeout_s,
             check=False,

@@ -38,8 +38,8 @@ from gitd.cli.webhooks import webhooks
     metavar="URL",
     envvar="FORGE_URL",
     show_envvar=True,
-    help="The server. Without it, that of the remote `managed` of the checkout that this is run "
-    f"in; or else {DEFAULT_URL}.",
+    help="The server. Without it and without FORGE_TOKEN, that of the remote `managed` of the "
+    f"checkout that this is run in; or else {DEFAULT_URL}.",
 )
 @click.version_option(package_name="gitd", message="%(prog)s %(version)s")
 @click.pass_obj

@@ -23,8 +23,11 @@ NO_KEY = (
 
 @dataclass(slots=True)
 class Session:
-    """`url` and `token` are as given, and looked at when a request needs them. None: what the
-    checkout says that this is run in, and for the key what git's credential helper has.
+    """`url` and `token` are as given, and looked at when a request needs them.
+
+    Without a URL a token goes to the default address alone: whoever made the checkout that this is
+    run in could have named any server. Without both it is the checkout's, with the key that git's
+    credential helper has for that server.
     """
 
     url: str | None
@@ -33,6 +36,7 @@ class Session:
     _api: Api | None = field(default=None, init=False)
     _remotes: list[checkout.Remote] | None = field(default=None, init=False)
     _site: checkout.Remote | None = field(default=None, init=False)
+    _has_said_default: bool = field(default=False, init=False)
 
     @property
     def api(self) -> Api:
@@ -55,12 +59,22 @@ class Session:
         """The server's address: as given, or that of the remote `managed`, or this machine's.
 
         Raises:
-            click.UsageError: It is none.
+            click.UsageError: It is none, or one of the checkout's that is not to have a key.
         """
         if self.url is not None:
             return server_url(self.url)
         remote = checkout.managed(self._candidates())
-        return DEFAULT_URL if remote is None else remote.server
+        if self.token:
+            self._say_default(remote)
+            return DEFAULT_URL
+        if remote is None:
+            return DEFAULT_URL
+        if remote.server.startswith("http:") and not is_loopback(remote.server):
+            raise click.UsageError(
+                f"The remote {remote.name} of this checkout leads to {remote.server}, where a key "
+                f"would travel unencrypted. If that is meant: set FORGE_URL={remote.server}"
+            )
+        return remote.server
 
     def site_of_checkout(self) -> str | None:
         """The site that this checkout is pushed to, on the server that is used."""
@@ -78,11 +92,22 @@ class Session:
 
     def _say_what_is_used(self) -> None:
         """Nobody is to wonder where a command went. Programs read nothing but refusals there."""
-        remote = self._site or (checkout.managed(self._candidates()) if self.url is None else None)
+        is_asked = self.url is None and not self.token
+        remote = self._site or (checkout.managed(self._candidates()) if is_asked else None)
         if remote is None or self.as_json:
             return
         what = f"site {remote.site} on {remote.server}" if self._site else remote.server
         words = f"mf: {what}, by the remote {remote.name} of this checkout"
+        click.echo(printable(words), err=True)
+
+    def _say_default(self, remote: checkout.Remote | None) -> None:
+        if self._has_said_default or self.as_json or remote is None or remote.server == DEFAULT_URL:
+            return
+        self._has_said_default = True
+        words = (
+            f"mf: FORGE_TOKEN goes to {DEFAULT_URL}, not where the remote {remote.name} of this "
+            f"checkout leads. For that, set FORGE_URL={remote.server}"
+        )
         click.echo(printable(words), err=True)
 
     def close(self) -> None:
