@@ -36,6 +36,7 @@ class ChainReport:
 
     Attributes:
         first, last: The sequences of the first and the last line; None without any.
+        follows: The digest that the first line follows from.
         head: The digest of the last line.
         missing: So many lines are not there between the first and the last.
         faults: A sentence for each, up to `FAULTS_MAX`.
@@ -45,6 +46,7 @@ class ChainReport:
     count: int = 0
     first: int | None = None
     last: int | None = None
+    follows: str | None = None
     head: str | None = None
     missing: int = 0
     faults: list[str] = field(default_factory=list)
@@ -54,6 +56,20 @@ class ChainReport:
         self.fault_count += 1
         if len(self.faults) < FAULTS_MAX:
             self.faults.append(fault)
+
+    def add(self, sequence: int, previous: str, digest: str, *, is_partial: bool = False) -> None:
+        """Go on to the next line, and say so where it does not follow from the one before."""
+        if self.last is None:
+            self.first, self.follows = sequence, previous
+        elif sequence <= self.last:
+            self.blame(f"line {sequence} is there twice")
+        elif sequence > self.last + 1:
+            self.missing += sequence - self.last - 1
+            if not is_partial:
+                self.blame(f"lines {self.last + 1} to {sequence - 1} are missing")
+        elif previous != self.head:
+            self.blame(f"line {sequence} does not follow from line {self.last}")
+        self.count, self.last, self.head = self.count + 1, sequence, digest
 
 
 def check_lines(
@@ -77,18 +93,9 @@ def check_lines(
         sequence, previous, digest = _place(line)
         if digest != str(digest_of(line)):
             report.blame(f"line {sequence} ({line.get('id')}) is not as it was written")
-        if report.last is None:
-            report.first = sequence
+        report.add(sequence, previous, digest, is_partial=is_partial)
+        if report.count == 1:
             seen.add(previous)  # of what was forgotten
-        elif sequence <= report.last:
-            report.blame(f"line {sequence} is there twice")
-        elif sequence > report.last + 1:
-            report.missing += sequence - report.last - 1
-            if not is_partial:
-                report.blame(f"lines {report.last + 1} to {sequence - 1} are missing")
-        elif previous != report.head:
-            report.blame(f"line {sequence} does not follow from line {report.last}")
-        report.count, report.last, report.head = report.count + 1, sequence, digest
         seen.add(digest)
     for head in noted:
         if head not in seen:

@@ -220,7 +220,7 @@ class AuditLink:
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
     """A line of the audit log. `target`: the id of what was changed, or a variable's or domain's
-    name.
+    name. `action`: an `Action`; one that was read may have another.
 
     `address` and `request_id`: None when no request asked for it at that moment.
     """
@@ -228,7 +228,7 @@ class AuditEntry:
     id: str
     created_at: int
     actor: ActorRef
-    action: Action
+    action: str
     target: str
     site_id: str | None
     env_id: str | None

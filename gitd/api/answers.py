@@ -5,7 +5,7 @@ Source: contract §1, §3, §4, §5.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 from urllib.parse import quote
 
 import msgspec
@@ -593,7 +593,7 @@ def audit_entry(row: model.AuditEntry) -> AuditEntry:
         id=row.id,
         created_at=rfc3339(row.created_at),
         actor=actor(row.actor),
-        action=row.action,
+        action=cast("Action", row.action),  # which it is in a log that is whole
         target=row.target,
         site_id=row.site_id,
         env_id=row.env_id,

@@ -542,14 +542,17 @@ def domains(db: Database) -> None:
 
 @MIGRATIONS()
 def chained_audit_log(db: Database) -> None:
+    # A text, which sqlite would take, is no sequence: nothing could be added behind it.
     _run(
         db,
         """
-        ALTER TABLE audit_log ADD COLUMN sequence BIGINT;
+        ALTER TABLE audit_log ADD COLUMN sequence BIGINT
+          CHECK(sequence = CAST(sequence AS BIGINT));
         ALTER TABLE audit_log ADD COLUMN previous BLOB;
         ALTER TABLE audit_log ADD COLUMN digest BLOB;
         CREATE UNIQUE INDEX audit_log_sequence ON audit_log(sequence);
-        CREATE TABLE audit_anchor(sequence BIGINT PRIMARY KEY, digest BLOB NOT NULL)
+        CREATE TABLE audit_anchor(sequence BIGINT PRIMARY KEY, digest BLOB NOT NULL);
+        CREATE TABLE audit_head(sequence BIGINT PRIMARY KEY, digest BLOB NOT NULL)
         """,
     )
     audit_lines.chain(db.conn)
