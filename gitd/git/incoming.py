@@ -184,7 +184,11 @@ class Incoming:
         return IngestTask(
             repository=os.fspath(self._repository.path),
             quarantine=os.fspath(self.quarantine) if self.quarantine is not None else None,
-            tips=[command.new for command in self._wish.commands if not command.is_delete],
+            tips=[
+                command.new
+                for command in self._wish.commands
+                if command.is_going and not command.is_delete
+            ],
             shallow=self._wish.shallow,
             fsck=_severities(fsck) if fsck is not None else None,
             fsck_skip=_read_skip_list(self._repository.path / skip) if skip else [],

@@ -28,6 +28,8 @@ from storage.git.errors import RefNotDurableError, RefUpdateError, RepositoryErr
 from storage.git.ingest import Ingested
 from storage.git.repository import Repository
 
+UNKNOWN_REF = "this ref is not one for this key"
+
 _log = structlog.get_logger(__name__)
 
 
@@ -62,6 +64,7 @@ class OnePush:
         self._lock = taking.ref_lock(repository)
         self._repository = repository
         self._wish = wish
+        self._shows = opened.shows
         self._commands = wish.commands
         self._answer = answer
         self._new_borders: list[bytes] = []
@@ -118,6 +121,7 @@ class OnePush:
 
     async def take_objects(self, body: BodyReader) -> None:
         """Read the pack and check it; nothing outside of the quarantine changes."""
+        self._refuse_unshown()
         ingested = await self._incoming.receive(body, self._start_asking)
         self._answer.keep_alive()
         await self._tell(ingested)
@@ -162,10 +166,16 @@ class OnePush:
         if lines:
             await self._answer.progress("".join(f"{line}\n" for line in lines).encode())
 
+    def _refuse_unshown(self) -> None:
+        """Refuse by name first: a refusal must not tell whether an object is here."""
+        for command in self._commands:
+            if self._shows is not None and not self._shows(command.name):
+                command.error = command.error or UNKNOWN_REF
+
     def _judge_tips(self, ingested: Ingested) -> None:
         for command in self._commands:
             if command.new in ingested.broken:
-                command.error = "missing necessary objects"
+                command.error = command.error or "missing necessary objects"
         if not ingested.shallow_tips:
             return
         if self._repository.config.flag("receive.shallowupdate"):
@@ -239,8 +249,8 @@ class OnePush:
             return
         for command in self._commands:
             reason = refused.get(os.fsdecode(command.name))
-            if reason is not None:
-                command.error = command.error or reason
+            if reason is not None and command.error in (None, UNKNOWN_REF):
+                command.error = reason
 
     async def _move_refs(self) -> None:
         if not any(command.is_going for command in self._commands):

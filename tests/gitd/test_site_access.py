@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -290,7 +291,7 @@ async def test_9_requests_of_a_key_are_counted_and_one_too_many_is_told_when_to_
 async def test_9_a_key_of_one_environment_pushes_to_a_list_of_its_own_branches(
     door: Door, tmp_path: Path
 ) -> None:
-    """What it is not bound to does not exist: no name, and no commit that it could build on."""
+    """What it is not bound to does not exist: no name, and no tip."""
     bare = door.repositories.path("site_acme")
     tips = {}
     for name in ("main", "staging", "topic"):
@@ -316,6 +317,44 @@ async def test_9_a_key_of_one_environment_pushes_to_a_list_of_its_own_branches(
             assert f"{tips[branch]} refs/heads/{branch}\0" in seen
             assert [tip for tip in tips.values() if tip in seen] == [tips[branch]]
             assert "refs/tags" not in seen
+
+
+async def test_9_refused_push_of_a_key_of_one_environment_tells_of_no_object(door: Door) -> None:
+    """Whether a commit is here or not: a ref of another environment is refused by its name."""
+    bare = door.repositories.path("site_acme")
+    command = ["git", "-C", str(bare), "-c", "user.name=A", "-c", "user.email=a@example.com"]
+    made = subprocess.run([*command, "mktree"], input=b"", check=True, capture_output=True)
+    made = subprocess.run(
+        [*command, "commit-tree", made.stdout.decode().strip(), "-m", "main"],
+        check=True,
+        capture_output=True,
+    )
+    known, absent = made.stdout.decode().strip(), "ab" * 20
+    subprocess.run([*command, "update-ref", "refs/heads/main", known], check=True)
+    site = Site("site_acme", "acme", "main", NOW)
+    _, staging = first_environments(site, NOW)
+    door.records.write(lambda db: environments.add(db, staging))
+    door.records.write(lambda db: sites.replace_routes(db, site.id, default_routes("main")))
+    key = door.key("deployments:write", site_id=site.id, env_id=staging.id)
+    for name in (b"refs/heads/main", b"refs/heads/topic", b"refs/tags/v1"):
+        told = [await _report(door, key, name, new) for new in (known, absent)]
+        assert told[0] == told[1]
+        assert b"ng " + name + b" this ref is not one for this key\n" in told[0]
+    refs = subprocess.run([*command, "for-each-ref"], check=True, capture_output=True)
+    assert refs.stdout.decode().split() == [known, "commit", "refs/heads/main"]
+    absent_there = await _report(door, key, b"refs/heads/staging", absent)
+    assert b"missing necessary objects" in absent_there, "of its own ref it is told what it lacks"
+    assert b"ok refs/heads/staging" in await _report(door, key, b"refs/heads/staging", known)
+
+
+async def _report(door: Door, key: str, name: bytes, new: str) -> bytes:
+    """Push a ref with an empty pack, and return git's report."""
+    line = b"%s %s %s\0report-status" % (b"0" * 40, new.encode(), name)
+    pack = b"PACK\0\0\0\2\0\0\0\0"
+    body = b"%04x%s0000%s%s" % (len(line) + 4, line, pack, hashlib.sha1(pack).digest())
+    headers = {"Content-Type": f"application/x-{PUSH}-request", "Authorization": basic(key)}
+    answer = await door.client.post(f"/acme.git/{PUSH}", data=body, headers=headers)
+    return await answer.read()
 
 
 async def test_9_a_key_of_one_environment_fetches_no_repository(door: Door) -> None:
