@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import stat
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -316,12 +317,19 @@ def _draft(target: Path) -> Iterator[BinaryIO]:
         draft.unlink(missing_ok=True)
 
 
+def _as_it_is(path: str, flags: int) -> int:
+    """Open what has this name, no link's target, and wait for nobody at a pipe's other end."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
 def _remove_drafts(target: Path) -> None:
     names = re.compile(rf"{re.escape(target.name)}\.[0-9a-f]{{8}}{re.escape(DRAFT_SUFFIX)}")
     for path in target.parent.iterdir():
         if not names.fullmatch(path.name):
             continue
-        with suppress(OSError), path.open("rb") as draft:
+        with suppress(OSError), open(path, "rb", opener=_as_it_is) as draft:
+            if not stat.S_ISREG(os.fstat(draft.fileno()).st_mode):
+                continue
             if time.time() - os.fstat(draft.fileno()).st_mtime > DRAFT_FRESH_S:
                 fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()

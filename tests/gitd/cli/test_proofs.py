@@ -80,6 +80,20 @@ def test_draft_of_an_export_that_was_killed_goes_with_the_next_one(
     assert {*tmp_path.iterdir()} == {target, others, held}
 
 
+def test_what_is_named_as_a_draft_and_is_no_file_is_left_alone(mf, peer, tmp_path: Path) -> None:
+    """A pipe that nobody writes to would halt the export; a link leads to somebody's file."""
+    peer.on("GET", EXPORT, answer(b"archive"))
+    target, pointed_at = tmp_path / "it.tar", tmp_path / "notes"
+    pointed_at.write_bytes(b"notes")
+    pipe, link = tmp_path / "it.tar.0123abcd.part", tmp_path / "it.tar.76543210.part"
+    os.mkfifo(pipe)
+    link.symlink_to(pointed_at)
+    for path in (pipe, pointed_at):
+        os.utime(path, (1, 1))
+    assert mf("artifacts", "export", "art_01", *PLACE, "-o", str(target)).code == 0
+    assert {*tmp_path.iterdir()} == {target, pointed_at, pipe, link}
+
+
 def test_two_exports_to_one_name_at_once_each_write_a_whole_file(mf, peer, tmp_path: Path) -> None:
     data = {"first": b"1" * 300_000, "second": b"2" * 200_000}
     target = tmp_path / "it.tar"
