@@ -10,7 +10,8 @@ import click
 
 from gitd.cli.answers import Fields, Job, as_fields, text_at
 from gitd.cli.client import Api, endpoint
-from gitd.cli.options import Place
+from gitd.cli.options import Place, site_or_checkouts
+from gitd.cli.session import Session
 
 R = TypeVar("R")
 RESOURCE_TYPES = {"build": "build", "dep": "deployment"}
@@ -18,11 +19,14 @@ PAGES_MAX = 20
 
 
 def job_place_options(command: Callable[..., R]) -> Callable[..., R]:
-    """`place`, from --site and --env, of a command that names a job: None without both."""
+    """`place`, from --site and --env, of a command that names a job: None without both.
+
+    Without --site an environment is one of the checkout's site.
+    """
 
     @wraps(command)
     def run(*args: object, site: str | None, env: str | None, **kwargs: object) -> R:
-        place = Place(site, env) if site and env else None
+        place = job_place(click.get_current_context().find_object(Session), site, env)
         return command(*args, place=place, **kwargs)
 
     for option in (
@@ -32,11 +36,18 @@ def job_place_options(command: Callable[..., R]) -> Callable[..., R]:
             metavar="SITE",
             envvar="FORGE_SITE",
             show_envvar=True,
-            help="The site of the build or deployment.",
+            help="The site of the build or deployment. With --env alone, the one that the checkout "
+            "is pushed to.",
         ),
     ):
         run = option(run)
     return run
+
+
+def job_place(session: Session | None, site: str | None, env: str | None) -> Place | None:
+    """Where a job is looked for, if that was named. A job alone says nothing of the checkout."""
+    found = site_or_checkouts(session, site) if env else None
+    return Place(found, env) if found and env else None
 
 
 def find_job(api: Api, name: str, place: Place | None) -> Job:

@@ -12,8 +12,8 @@ import click
 
 from gitd.cli.answers import Job, LogLine, text_at
 from gitd.cli.exits import CliError, ExitCode
-from gitd.cli.job_names import find_job
-from gitd.cli.options import Place, json_option
+from gitd.cli.job_names import find_job, job_place
+from gitd.cli.options import Place, json_option, site_or_checkouts
 from gitd.cli.releases import current_release
 from gitd.cli.screen import shows_colours
 from gitd.cli.session import Session, print_json
@@ -40,7 +40,8 @@ LINES_MAX = 10_000
     metavar="SITE",
     envvar="FORGE_SITE",
     show_envvar=True,
-    help="The site: of what runs, or of the build or deployment.",
+    help="The site: of what runs, or of the build or deployment. Without it, the one that the "
+    "checkout is pushed to.",
 )
 @click.option(
     "--env",
@@ -80,14 +81,16 @@ def logs(
         if of is None:
             if stages:
                 raise click.UsageError("--stages is for the log of a job.")
-            if site is None:
+            heard = site_or_checkouts(session, site)
+            if heard is None:
                 raise click.UsageError("Name a job, or the --site whose programs are to be heard.")
-            place = Place(site, env or RUNS_ON)
+            place = Place(heard, env or RUNS_ON)
             _print_program_log(session, place, LINES if lines is None else lines, follow=follow)
             return ExitCode.OK
         if lines is not None:
             raise click.UsageError("--lines is for what runs: a job's log comes whole.")
-        job = find_job(session.api, of, Place(site, env) if site and env else None)
+        sought = job_place(session, site, env)
+        job = find_job(session.api, of, sought)
         if follow:
             return _follow_job(session, job, stages=stages)
         if job.is_over:

@@ -22,10 +22,13 @@ PUSH_POLICIES = ("override", "wait", "all")
 INHERITED = "default"
 
 
-def _given_site(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+def site_or_checkouts(session: Session | None, given: str | None) -> str | None:
     """What was given; or else the site of the checkout that this is run in."""
-    session = context.find_object(Session)
-    site = session.site_of_checkout() if value is None and session is not None else value
+    return session.site_of_checkout() if given is None and session is not None else given
+
+
+def _given_site(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    site = site_or_checkouts(context.find_object(Session), value)
     if site is None:
         raise click.MissingParameter(ctx=context, param=parameter)
     return site

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,6 +15,11 @@ from gitd.cli.checkout import Remote, _remote, site_on
 
 RELEASES = "/v1/sites/acme-store/environments/production/releases"
 ASKED = ("releases", "--env", "production")
+PAGE = (Path(__file__).parents[3] / "docs" / "mf.md").read_text()
+EXAMPLES = re.findall(
+    "^mf (.*)$", PAGE.partition("## In a checkout")[2].partition("\n## ")[0], re.MULTILINE
+)
+BUILD = "build_01J9Z3V7Q8K5N2M4P6R8T0W1X3"
 OF_GIT = "mfk_live_of_git"
 Git = Callable[..., None]
 
@@ -204,6 +211,45 @@ def test_address_as_git_rewrites_it_is_the_one_that_is_pushed_to(mf, peer, git, 
     git("config", f"url.{peer.url}/.insteadOf", "forge:")
     git("remote", "add", "managed", "forge:acme-store.git")
     assert mf(*ASKED, FORGE_URL=None, FORGE_TOKEN=None).code == 0
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_documented_example_works_in_a_checkout(mf, peer, git, asked, line: str) -> None:
+    git("remote", "add", "managed", f"{peer.url}/acme-store.git")
+    environments = "/v1/sites/acme-store/environments"
+    peer.on("GET", environments, peer.many([]))
+    peer.on("GET", f"{environments}/production/logs", peer.raw("2026-11-27T10:00:00Z hello\n"))
+    ran = mf(*shlex.split(line), FORGE_URL=None, FORGE_TOKEN=None)
+    assert ran.code == 0, ran.err
+    assert "by the remote managed of this checkout" in ran.err
+    assert peer.seen[0].path.startswith(environments)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("logs", BUILD),
+        ("jobs", "show", BUILD),
+        ("jobs", "cancel", BUILD),
+        ("jobs", "wait", BUILD),
+        ("jobs", "wait"),
+    ],
+    ids=" ".join,
+)
+def test_environment_without_a_site_is_one_of_the_checkouts_site(
+    mf, peer, git, command: tuple[str, ...]
+) -> None:
+    git("remote", "add", "managed", f"{peer.url}/acme-store.git")
+    ran = mf(*command, "--env", "production")
+    assert (ran.code, "site acme-store on" in ran.err) == (3, True), ran.err
+    assert peer.seen[0].path.startswith("/v1/sites/acme-store/environments/production/builds")
+
+
+def test_job_that_is_named_alone_takes_no_site_from_the_checkout(mf, peer, git) -> None:
+    git("remote", "add", "managed", f"{peer.url}/acme-store.git")
+    peer.on("GET", "/v1/jobs/job_1", peer.one({"id": "job_1", "status": "succeeded"}))
+    ran = mf("jobs", "show", "job_1")
+    assert (ran.code, ran.err) == (0, "")
 
 
 @pytest.mark.parametrize(
