@@ -72,7 +72,7 @@ class CheckReport(msgspec.Struct, frozen=True):
     Attributes:
         faults: A sentence for each of the findings.
         quarantine: The names of the files there.
-        audit_head: The digest of the newest line of the audit log: note it elsewhere.
+        audit_head: `SEQUENCE:DIGEST` of the newest line of the audit log: note it elsewhere.
     """
 
     ok: bool
@@ -330,7 +330,7 @@ def _look_at_audit_log(records: Records, found: _Found) -> None:
     if more := chain.fault_count - len(chain.faults):
         found.add("audit log", f"and {more} more faults", consequence)
     found.counts["lines of the audit log"] = chain.count
-    found.audit_head = chain.head
+    found.audit_head = chain.noted_head
 
 
 # -- reporting ------------------------------------------------------------------------------------

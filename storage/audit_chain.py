@@ -12,6 +12,7 @@ Knows no database and no server.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +24,7 @@ from storage.errors import AuditLogInvalidError
 BEFORE_ALL: Final = Digest(bytes(DIGEST_BYTES))
 FAULTS_MAX: Final = 20  # that are told; one change in the middle is one fault
 _DIGEST = "digest"
+_SEQUENCE = re.compile("[0-9]{1,18}", re.ASCII)
 
 
 def digest_of(line: Mapping[str, object]) -> Digest:
@@ -41,6 +43,7 @@ class ChainReport:
         missing: So many lines are not there between the first and the last.
         faults: A sentence for each, up to `FAULTS_MAX`.
         fault_count: Of all of them.
+        notes: A sentence for each noted head of which nobody can tell.
     """
 
     count: int = 0
@@ -51,6 +54,12 @@ class ChainReport:
     missing: int = 0
     faults: list[str] = field(default_factory=list)
     fault_count: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def noted_head(self) -> str | None:
+        """The head as it is to be noted: `SEQUENCE:DIGEST`."""
+        return None if self.last is None else f"{self.last}:{self.head}"
 
     def blame(self, fault: str) -> None:
         self.fault_count += 1
@@ -81,14 +90,16 @@ def check_lines(
     """Check lines in the order of their sequences, the oldest first.
 
     `is_partial`: lines may be missing, as for a key that sees one site. `noted`: heads that were
-    noted before, which the log has to have: of one that is older than its first line, nobody can
-    tell.
+    noted before, which the log has to have. One is `SEQUENCE:DIGEST`, of which it can be told that
+    the log may not have it any more, or show it; or the digest alone, which has to be there.
 
     Raises:
         AuditLogInvalidError: A line is none of an audit log.
     """
     report = ChainReport()
     seen: set[str] = set()
+    places: dict[int, str] = {}
+    wanted = {place[0] for place in map(_noted_place, noted) if place is not None}
     for line in lines:
         sequence, previous, digest = _place(line)
         if digest != str(digest_of(line)):
@@ -96,12 +107,46 @@ def check_lines(
         report.add(sequence, previous, digest, is_partial=is_partial)
         if report.count == 1:
             seen.add(previous)  # of what was forgotten
+            places[sequence - 1] = previous
         seen.add(digest)
+        if sequence in wanted:
+            places[sequence] = digest
     for head in noted:
+        _look_for(head, report, seen, places, is_partial=is_partial)
+    return report
+
+
+def _look_for(
+    head: str,
+    report: ChainReport,
+    seen: Collection[str],
+    places: Mapping[int, str],
+    *,
+    is_partial: bool,
+) -> None:
+    absent = f"the head {head}, which was noted before, is not in it"
+    place = _noted_place(head)
+    if place is None:
         if head not in seen:
             begins = f": it begins with line {report.first}" if report.first != 1 else ""
-            report.blame(f"the head {head}, which was noted before, is not in it{begins}")
-    return report
+            report.blame(absent + begins)
+        return
+    sequence, digest = place
+    if sequence in places:
+        if places[sequence] != digest:
+            report.blame(f"{absent}: its line {sequence} is another")
+    elif report.first is not None and sequence < report.first:
+        report.notes.append(f"the head {head} is older than its first line: it cannot be told")
+    elif is_partial:
+        report.notes.append(f"the head {head} is of a line that is not in it: it cannot be told")
+    else:
+        report.blame(absent)
+
+
+def _noted_place(head: str) -> tuple[int, str] | None:
+    """The sequence and the digest that a head names; None of one that is a digest alone."""
+    sequence, _, digest = head.partition(":")
+    return (int(sequence), digest) if _SEQUENCE.fullmatch(sequence) else None
 
 
 def in_order(lines: object) -> list[Mapping[str, object]]:

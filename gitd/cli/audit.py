@@ -56,8 +56,8 @@ def list_changes(session: Session, limit: int | None) -> None:
     "--head",
     "heads",
     multiple=True,
-    metavar="DIGEST",
-    help="A head that was noted before, which the log must have had. May be repeated.",
+    metavar="SEQUENCE:DIGEST",
+    help="A head that was noted before, which the log must have. May be repeated.",
 )
 @click.option("--partial", is_flag=True, help="Lines may be missing, as for a key of one site.")
 @json_option
@@ -67,7 +67,8 @@ def verify_log(session: Session, *, file: Path, heads: tuple[str, ...], partial:
     from the one before, and none is missing.
 
     FILE is what `mf audit --all --json` printed. Its last digest is the head: `gitd check` and
-    `gitd backup` print it too. Note it elsewhere, and give it here later.
+    `gitd backup` print it too. Note it elsewhere, and give it here later: that newest lines were
+    cut off is found by that alone. Of a head from before the first line nobody can tell.
     """
     from storage.audit_chain import check_lines, in_order
     from storage.errors import AuditLogInvalidError
@@ -86,13 +87,16 @@ def verify_log(session: Session, *, file: Path, heads: tuple[str, ...], partial:
         "first": found.first,
         "last": found.last,
         "missing": found.missing,
-        "head": found.head,
+        "head": found.noted_head,
+        "notes": found.notes,
     }
 
     def tell() -> None:
         click.echo(f"{file}: {found.count} lines are as they were written.")
         if found.missing:
             click.echo(f"{found.missing} lines between them are not in it.")
-        click.echo(f"The head is {found.head}, of line {found.last}.")
+        for note in found.notes:
+            click.echo(f"note: {note}")
+        click.echo(f"The head is {found.noted_head}.")
 
     session.show(fields, tell)

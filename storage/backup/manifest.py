@@ -51,7 +51,7 @@ class Facts(msgspec.Struct, frozen=True):
         signing_key_id: The key that signed at that moment, where that is known.
         sealed: How many values and configs are sealed under the key of variables and secrets.
         late_pushes: How many pushes came while it was made: a restored server ends them.
-        audit_head: The digest of the audit log's newest line, where it has one.
+        audit_head: `SEQUENCE:DIGEST` of the audit log's newest line, where it has one.
     """
 
     name: str

@@ -73,7 +73,7 @@ class Moment:
         absent: The keys of blobs that it should have and that are left out: they are damaged.
         salvaged: What was known to be damaged and is whole in the pool: in this backup it is.
         damaged: How many other parts were known to be damaged: they are left out.
-        audit_head: The digest of the audit log's newest line, where it has one.
+        audit_head: `SEQUENCE:DIGEST` of the audit log's newest line, where it has one.
         signing_key_id: The key that signed.
         keys: Which private keys are among the files.
     """
@@ -265,7 +265,7 @@ def _keys(folder: Path, *, with_keys: bool, has_sealed: bool) -> dict[str, Where
 
 def _audit_head(db: sqlite3.Connection) -> str | None:
     sequence, digest = audit_log.head(db)
-    return str(digest) if sequence else None
+    return f"{sequence}:{digest}" if sequence else None
 
 
 def _signing_key_id(trust_folder: Path, custody: Custody) -> str | None:

@@ -64,7 +64,7 @@ def test_audit_log_that_was_changed_is_said_with_its_head(tmp_path: Path) -> Non
     assert well.exit_code == 0, well.output
     report = json.loads(well.output)
     assert report["counts"]["lines of the audit log"] == 2
-    assert report["audit_head"].startswith("blake3:")
+    assert report["audit_head"].startswith("2:blake3:")
     assert f"the head is {report['audit_head']}" in run(cli, ["check", *at]).output
     with sqlite3.connect(folder.database) as db:
         db.execute("UPDATE audit_log SET actor_label = 'mallory' WHERE sequence = 1")
