@@ -49,7 +49,10 @@ def test_push_beyond_the_rate_that_is_set_is_refused_in_words(stopped) -> None:
     stopped.new_site()  # the first of two
     work = stopped.work()
     work.commit({"index.html": "<p>one</p>"})
+    work.git("push", "--dry-run", "managed", "main")  # which takes no token
     work.push()
+    nothing_new = work.git("push", "managed", "main", check=False)
+    assert "too many requests (write)" in nothing_new.stderr, "its beginning tells nothing of that"
     work.commit({"index.html": "<p>two</p>"})
     refused = work.git("push", "managed", "main", check=False)
     assert refused.returncode != 0
