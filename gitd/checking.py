@@ -73,6 +73,7 @@ class CheckReport(msgspec.Struct, frozen=True):
         faults: A sentence for each of the findings.
         quarantine: The names of the files there.
         audit_head: `SEQUENCE:DIGEST` of the newest line of the audit log: note it elsewhere.
+        notes: What is no fault and yet to be known.
     """
 
     ok: bool
@@ -83,6 +84,7 @@ class CheckReport(msgspec.Struct, frozen=True):
     quarantine: Sequence[str]
     scrub: ScrubReport
     audit_head: str | None
+    notes: Sequence[str]
 
 
 @dataclass(slots=True)
@@ -91,6 +93,7 @@ class _Found:
     findings: list[Finding] = field(default_factory=list)
     quarantined: tuple[Kept, ...] = ()
     audit_head: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     def add(self, what: str, fault: str, consequence: Consequence | None = None) -> None:
         self.findings.append(Finding(what, fault, None, consequence or Consequence()))
@@ -168,6 +171,8 @@ def in_words(report: CheckReport) -> Iterator[str]:
     yield _scrub_in_words(report.scrub)
     if report.audit_head is not None:
         yield f"  audit: the head is {report.audit_head}"
+    for note in report.notes:
+        yield f"note: {note}"
     for mended in report.mended:
         yield f"MENDED: {mended.what}: from {mended.source}"
     for finding in report.findings[:SHOWN_COUNT_MAX]:
@@ -331,6 +336,12 @@ def _look_at_audit_log(records: Records, found: _Found) -> None:
         found.add("audit log", f"and {more} more faults", consequence)
     found.counts["lines of the audit log"] = chain.count
     found.audit_head = chain.noted_head
+    held = audit_log.ahead(records.reader(), now_ms())
+    if held is not None:
+        found.notes.append(
+            f"line {held[0]} of the audit log is dated in the future: until that is past and the"
+            " line is old, neither it nor any line behind it is forgotten"
+        )
 
 
 # -- reporting ------------------------------------------------------------------------------------
@@ -358,6 +369,7 @@ def _report(
         quarantine=[kept.name for kept in found.quarantined],
         scrub=_scrub_report(records, config),
         audit_head=found.audit_head,
+        notes=found.notes,
     )
 
 

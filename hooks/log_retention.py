@@ -120,6 +120,9 @@ class LogRetention:
         if not self._limits.audit_age_s_max:
             return 0
         before = now - 1000 * self._limits.audit_age_s_max
+        held = audit_log.ahead(self._jobs.records.reader(), now)
+        if held is not None:
+            log.warning("audit_log_held", sequence=held[0], created_at=held[1])
         return self._jobs.records.write(lambda db: audit_log.forget(db, before))
 
     def _is_removed(self, file: LogFile) -> bool:

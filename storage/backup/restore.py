@@ -152,7 +152,7 @@ class _Restore:
             self._check_repositories()
             settled = settle_keys(self._places, plan)
             interrupted, forgotten, webhooks_off = self._settle_records(
-                forgets=plan.without_variables
+                new_key_id=settled.signing_key_id, forgets=plan.without_variables
             )
             sync_filesystem(fd)
         finally:
@@ -301,13 +301,13 @@ class _Restore:
 
     # -- records ---------------------------------------------------------------------------------
 
-    def _settle_records(self, *, forgets: bool) -> tuple[int, int, int]:
+    def _settle_records(self, *, new_key_id: str | None, forgets: bool) -> tuple[int, int, int]:
         """End what ran at the moment of the backup, forget what cannot be opened any more, and turn
         webhooks off: their receivers may have heard of all of it, and from another server.
         """
         self._tell(Progress("records"))
+        copies.update(self._scratch / DATABASE)  # so that what is done here can be noted in it
         with copies.editing(self._scratch / DATABASE) as db:
-            copies.require_sound(db)
             interrupted = copies.fail_running(
                 db,
                 of_build=_BUILD_INTERRUPTED,
@@ -316,14 +316,17 @@ class _Restore:
             )
             forgotten = copies.forget_sealed(db) if forgets else 0
             were_on = webhooks.silence(db, _SILENCED)
-            if audit_log.has_chain(db):
-                self._note(db, were_on)
+            self._note(db, new_key_id, were_on)
             return interrupted, forgotten, len(were_on)
 
-    def _note(self, db: sqlite3.Connection, were_on: Sequence[Webhook]) -> None:
+    def _note(
+        self, db: sqlite3.Connection, new_key_id: str | None, were_on: Sequence[Webhook]
+    ) -> None:
         """Write it into the audit log: whoever has the server's machine did it."""
         name = self._manifest.facts.name
         changes: list[tuple[Action, str, str | None]] = [(Action.BACKUP_RESTORED, name, None)]
+        if new_key_id is not None:
+            changes.append((Action.SIGNING_KEY_ROTATED, new_key_id, None))
         changes += [(Action.WEBHOOK_CHANGED, each.id, each.site_id) for each in were_on]
         for action, target, site_id in changes:
             entry = AuditEntry(

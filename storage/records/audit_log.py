@@ -31,6 +31,7 @@ _COLUMNS: Final = (
     *("id", "created_at", "actor_type", "actor_id", "actor_label", "action", "target"),
     *("site_id", "env_id", "address", "request_id"),
 )
+AHEAD_MS: Final = 24 * 3600 * 1000  # a clock that is wrong by less holds nothing up for long
 _MAY_BE_NONE: Final = frozenset({"site_id", "env_id", "address", "request_id"})
 # Where a line has its place. Others are damaged: they are named, and nothing goes by them.
 _HAS_PLACE: Final = "typeof(sequence) = 'integer' AND typeof(digest) = 'blob'"
@@ -60,12 +61,6 @@ def add(db: sqlite3.Connection, entry: AuditEntry) -> None:
             "digest": digest,
         },
     )
-
-
-def has_chain(db: sqlite3.Connection) -> bool:
-    """Say whether lines can be added. A backup may be older than that."""
-    found = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'audit_anchor'").fetchone()
-    return found is not None
 
 
 def head(db: sqlite3.Connection) -> tuple[int, Digest]:
@@ -121,6 +116,18 @@ def forget(db: sqlite3.Connection, before: int) -> int:
         return 0
     _set_mark(db, "audit_anchor", last["sequence"], Digest(last["digest"]))
     return db.execute("DELETE FROM audit_log WHERE sequence <= ?", (last["sequence"],)).rowcount
+
+
+def ahead(db: sqlite3.Connection, now: int) -> tuple[int, int] | None:
+    """The sequence and the time of the first line that is dated behind `now`, by more than a clock
+    may be wrong: until then neither it nor any line behind it is forgotten. None without one.
+    """
+    row = db.execute(
+        f"SELECT sequence, created_at FROM audit_log WHERE created_at > ? AND {_HAS_PLACE}"  # noqa: S608 - ours
+        " AND typeof(created_at) = 'integer' ORDER BY +sequence LIMIT 1",  # by the index of times
+        (now + AHEAD_MS,),
+    ).fetchone()
+    return None if row is None else (row["sequence"], row["created_at"])
 
 
 def check(db: sqlite3.Connection) -> ChainReport:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from storage.errors import RecordsError
 from storage.model import Failure, JobStatus, JobType
-from storage.records import builds, deployments, jobs
+from storage.records import builds, deployments, jobs, migrations
 from storage.records.blobs import DELETING
 from storage.records.db import mapped_errors
 
@@ -21,6 +21,26 @@ def editing(path: Path) -> Iterator[sqlite3.Connection]:
     Raises:
         RecordsError: It is no database, or refused.
     """
+    with _alone(path) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield db
+        db.execute("COMMIT")
+
+
+def update(path: Path) -> None:
+    """Let a sound copy go through the steps that are newer than it; it stays a single file. The
+    caller makes it durable.
+
+    Raises:
+        RecordsError: It is no database, is damaged, or refused.
+    """
+    with _alone(path) as db:
+        require_sound(db)
+        migrations.apply(db)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[sqlite3.Connection]:
     with mapped_errors():
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         try:
@@ -30,9 +50,7 @@ def editing(path: Path) -> Iterator[sqlite3.Connection]:
             db.execute("PRAGMA journal_mode=DELETE")
             db.execute("PRAGMA synchronous=OFF")
             db.execute("PRAGMA foreign_keys=ON")
-            db.execute("BEGIN IMMEDIATE")
             yield db
-            db.execute("COMMIT")
         finally:
             db.close()
 

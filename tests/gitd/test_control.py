@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from click.testing import CliRunner
+from structlog.testing import capture_logs
+
+from gitd.__main__ import cli
 from gitd.config import Config, RetentionConfig
 from gitd.control import Control
 from gitd.layout import DataFolder
@@ -33,6 +37,35 @@ def test_lines_of_the_audit_log_go_at_the_age_that_is_set(tmp_path, monkeypatch)
             control.records.write(lambda db, entry=entry: audit_log.add(db, entry))
         assert control.log_retention.forget() == gone
         control.close()
+
+
+def test_line_of_the_future_that_holds_up_the_others_is_said(tmp_path, monkeypatch) -> None:
+    """In the server's log, and by `gitd check`, which is no failure by that."""
+    monkeypatch.setattr(log_retention, "GRACE_S", 0.0)
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    control = Control(folder, Config(), None)
+    for ahead_ms in (3600 * 1000, 400 * 24 * 3600 * 1000):
+        entry = AuditEntry(
+            id=new_id("evt"),
+            created_at=control.jobs.clock() + ahead_ms,
+            actor=SYSTEM,
+            action=Action.SITE_CREATED,
+            target="site_1",
+            site_id=None,
+            env_id=None,
+            address=None,
+            request_id=None,
+        )
+        control.records.write(lambda db, entry=entry: audit_log.add(db, entry))
+    with capture_logs() as said:
+        control.log_retention.forget()
+    (held,) = [each for each in said if each["event"] == "audit_log_held"]
+    assert held["sequence"] == 2
+    control.close()
+    done = CliRunner().invoke(cli, ["check", "--data", str(folder.root)])
+    assert (done.exit_code, done.output.count("note: ")) == (0, 1)
+    assert "note: line 2 of the audit log is dated in the future" in done.output
 
 
 def test_signing_key_that_the_service_manager_replaced_stands_in_the_audit_log(tmp_path) -> None:

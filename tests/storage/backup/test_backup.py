@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import shutil
+import sqlite3
 import stat
 import subprocess
 import time
@@ -221,6 +222,53 @@ def test_without_any_key_trust_begins_anew_and_artifacts_stay_verifiable(
     assert keyring.keys[small.custody.signing_key().key_id].retired
     assert again.custody.root_key_ids() != small.custody.root_key_ids()
     assert again.ingest({"new": b"new"}, "build_2").key_id == made.signing_key_id
+
+
+@pytest.mark.parametrize("has_root", [True, False])
+def test_new_signing_key_stands_in_the_audit_log(
+    small, restored_at, tmp_path: Path, *, has_root: bool
+) -> None:
+    small.back_up()
+    root = (small.places.keys / "root.key").read_bytes()
+    plan = KeyPlan({"root.key": root} if has_root else {}, makes_new=True)
+    made = small.restore(tmp_path / "new/data", plan)
+    reader = restored_at(tmp_path / "new").records.reader()
+    log = audit_log.page(reader, site_id=None, env_id=None, before=None, limit_count=10)
+    noted = [each.target for each in log.items if each.action == Action.SIGNING_KEY_ROTATED]
+    assert noted == [made.signing_key_id]
+    assert audit_log.check(reader).faults == []
+
+
+def test_restore_of_a_backup_from_before_the_chain_stands_in_the_audit_log(
+    small, restored_at, tmp_path: Path, monkeypatch
+) -> None:
+    copy_into = Records.copy_into
+
+    def copy_as_before(records: Records, path: Path) -> None:
+        """As the version before the chain had it."""
+        copy_into(records, path)
+        with sqlite3.connect(path) as db:
+            db.executescript(
+                """
+                DROP TABLE audit_anchor; DROP TABLE audit_head; DROP INDEX audit_log_sequence;
+                ALTER TABLE audit_log DROP COLUMN sequence;
+                ALTER TABLE audit_log DROP COLUMN previous;
+                ALTER TABLE audit_log DROP COLUMN digest;
+                DELETE FROM _sqlite_migrations WHERE name = 'chained_audit_log'
+                """
+            )
+        db.close()
+
+    with monkeypatch.context() as before:
+        before.setattr(Records, "copy_into", copy_as_before)
+        before.setattr("storage.backup.moment._audit_head", lambda _: None)
+        taken = small.back_up(with_keys=True)
+    assert "chained_audit_log" not in taken.facts.migrations
+    small.restore(tmp_path / "new/data")
+    reader = restored_at(tmp_path / "new").records.reader()
+    log = audit_log.page(reader, site_id=None, env_id=None, before=None, limit_count=10)
+    assert [each.action for each in log.items].count(Action.BACKUP_RESTORED) == 1
+    assert audit_log.check(reader).faults == []
 
 
 def test_key_that_the_service_manager_handed_over_is_not_missed(
