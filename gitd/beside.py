@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gitd.layout import DataFolder
     from storage.model import Action
     from storage.records.db import Records
+    from storage.trust import Keyring
 
 F = TypeVar("F", bound="Callable[..., object]")
 
@@ -104,6 +105,18 @@ def note(
 
     changes = JobChanges(db, now_ms, lambda *_: None)
     changes.note(action, target, site_id=site_id, env_id=env_id)
+
+
+def note_keys(db: sqlite3.Connection, keyring: Keyring) -> bool:
+    """Write into the audit log what became of the signing keys since they were noted last, also by
+    a command that was killed before it could. False when they never were: then nothing is told.
+    """
+    from storage.records import noted_keys
+
+    changes = noted_keys.changes(db, keyring)
+    for action, key_id in changes or ():
+        note(db, action, key_id)
+    return changes is not None
 
 
 def print_json(value: object) -> None:

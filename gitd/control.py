@@ -19,7 +19,7 @@ from gitd.api.domains import DnsHelp
 from gitd.api.rate_limits import limits_of
 from gitd.api.webhook_bodies import render
 from gitd.auth import Authenticator, may_fetch
-from gitd.beside import note
+from gitd.beside import note, note_keys
 from gitd.checking import copies_of
 from gitd.children import Children, ChildSpec
 from gitd.config import (
@@ -306,7 +306,7 @@ class Control:
         def write(db: sqlite3.Connection) -> None:
             # What a command beside could not finish: a crash between trust and records.
             attestations.revoke(db, keyring.revoked)
-            if is_new:
+            if not note_keys(db, keyring) and is_new:
                 note(db, Action.SIGNING_KEY_ROTATED, self.custody.signing_key().key_id)
 
         self.records.write(write)

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gitd.beside import beside, data_option, fail, json_option, note, open_records, print_json
+from gitd.beside import (
+    beside,
+    data_option,
+    fail,
+    json_option,
+    note,
+    note_keys,
+    open_records,
+    print_json,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -87,19 +96,22 @@ def list_keys(data: Path, *, as_json: bool) -> None:
 @json_option
 def rotate(data: Path, root: Path | None, *, as_json: bool) -> None:
     """Sign with a new key from now on. What the old one signed stays valid."""
-    from storage.model import Action
-
     root_key = _load(root)
     folder = beside(data)
     custody = _custody(folder)
+    reader = _reader(folder, custody)
     with open_records(folder) as records:
-        rotated = custody.rotate(_reader(folder, custody).layout.trust, root=root_key)
-        records.write(lambda db: note(db, Action.SIGNING_KEY_ROTATED, rotated.key_id))
-    if as_json:
-        print_json({"key_id": rotated.key_id, "generation": rotated.keyring.version})
-        return
-    click.echo(f"{rotated.key_id} signs from now on; a running server has taken it up already.")
-    click.echo("What the key before signed stays valid. Its private half is gone.")
+        records.write(lambda db: note_keys(db, reader.keyring()))  # what was missed before
+        rotated = custody.rotate(reader.layout.trust, root=root_key)
+        # First said and then noted: when that fails, the next start of the server does it.
+        if as_json:
+            print_json({"key_id": rotated.key_id, "generation": rotated.keyring.version})
+        else:
+            click.echo(
+                f"{rotated.key_id} signs from now on; a running server has taken it up already."
+            )
+            click.echo("What the key before signed stays valid. Its private half is gone.")
+        records.write(lambda db: note_keys(db, rotated.keyring))
 
 
 @signing_key.command()
@@ -138,9 +150,10 @@ def revoke(
     with open_records(folder) as records:
         if not dry_run:
             trust = reader.layout.trust
+            records.write(lambda db: note_keys(db, reader.keyring()))  # what was missed before
             if reader.keyring().keys[name].is_active:
-                following = custody.rotate(trust, root=root_key).key_id
-                records.write(lambda db: note(db, Action.SIGNING_KEY_ROTATED, following))
+                rotated = custody.rotate(trust, root=root_key).keyring
+                records.write(lambda db: note_keys(db, rotated))
             kept = Resigned(0, ())
             if since is not None:
                 before = attestations.signed_by(records.reader(), name, before=since)
@@ -151,7 +164,7 @@ def revoke(
                 attestations.revoke(db, keyring.revoked)
                 if kept.count:
                     note(db, Action.STATEMENTS_RESIGNED, name)
-                note(db, Action.SIGNING_KEY_REVOKED, name)
+                note_keys(db, keyring)
 
             records.write(write)
         lost = attestations.signed_by(records.reader(), name)

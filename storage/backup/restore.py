@@ -27,6 +27,7 @@ from storage.backup.manifest import BlobEntry, Entry, Facts, FileEntry, Manifest
 from storage.backup.places import DATABASE, NOTE, REPOSITORIES, RESTORING, STORE, Places
 from storage.backup.pool import PIECE_BYTES, matches
 from storage.backup.progress import Progress, Tell, silently
+from storage.custody import Custody
 from storage.digest import Digest
 from storage.errors import BackupDamagedError, BackupError, StorageFullError
 from storage.files import (
@@ -41,8 +42,9 @@ from storage.git.check import check_repository
 from storage.ids import new_id
 from storage.layout import Layout, blob_mode, blob_mtime
 from storage.model import SYSTEM, Action, AuditEntry, Failure, Webhook
-from storage.records import audit_log, copies, migrations, webhooks
+from storage.records import audit_log, copies, migrations, noted_keys, webhooks
 from storage.room import size_in_words
+from storage.trust import load_keyring
 
 _HARMLESS = {RESTORING, "lost+found"}
 _FREE_BYTES_MIN = 64 << 20
@@ -325,8 +327,12 @@ class _Restore:
         """Write it into the audit log: whoever has the server's machine did it."""
         name = self._manifest.facts.name
         changes: list[tuple[Action, str, str | None]] = [(Action.BACKUP_RESTORED, name, None)]
-        if new_key_id is not None:
-            changes.append((Action.SIGNING_KEY_ROTATED, new_key_id, None))
+        roots = Custody(self._places.keys).root_key_ids()
+        keyring = load_keyring(self._layout.trust, root_key_ids=roots)
+        of_keys = noted_keys.changes(db, keyring)
+        if of_keys is None and new_key_id is not None:  # a backup from before they were noted
+            of_keys = [(Action.SIGNING_KEY_ROTATED, new_key_id)]
+        changes += [(action, key_id, None) for action, key_id in of_keys or ()]
         changes += [(Action.WEBHOOK_CHANGED, each.id, each.site_id) for each in were_on]
         for action, target, site_id in changes:
             entry = AuditEntry(

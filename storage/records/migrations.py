@@ -552,7 +552,8 @@ def chained_audit_log(db: Database) -> None:
         ALTER TABLE audit_log ADD COLUMN digest BLOB;
         CREATE UNIQUE INDEX audit_log_sequence ON audit_log(sequence);
         CREATE TABLE audit_anchor(sequence BIGINT PRIMARY KEY, digest BLOB NOT NULL);
-        CREATE TABLE audit_head(sequence BIGINT PRIMARY KEY, digest BLOB NOT NULL)
+        CREATE TABLE audit_head(sequence BIGINT PRIMARY KEY, digest BLOB NOT NULL);
+        CREATE TABLE noted_key(key_id TEXT PRIMARY KEY, state TEXT NOT NULL)
         """,
     )
     audit_lines.chain(db.conn)

@@ -16,6 +16,7 @@ from gitd.errors import StartError
 from gitd.layout import DataFolder
 from hooks.clock import rfc3339
 from storage.errors import BackupError
+from storage.records import audit_log
 
 
 @pytest.fixture
@@ -75,6 +76,22 @@ def test_backups_are_listed_and_verified_without_a_server(data: Path, backups: P
     assert done.exit_code == 1
     assert f"WRONG: backup {made[1]['name']}: " in done.stdout
     assert str(victim) in done.stdout
+
+
+def test_new_key_of_a_restored_server_is_noted_once(
+    data: Path, backups: Path, tmp_path: Path
+) -> None:
+    """By the restore, and not by the first start again."""
+    well("backup", backups, "--data", data)
+    new = tmp_path / "new"
+    made = json.loads(well("restore", backups, "--data", new, "--new-keys", "--json"))
+    control = Control(DataFolder(new), Config(), None)
+    log = audit_log.page(
+        control.records.reader(), site_id=None, env_id=None, before=None, limit_count=20
+    )
+    control.close()
+    noted = [each.target for each in log.items if each.action == "signing_key.rotated"]
+    assert noted == [made["new_signing_key"]]
 
 
 def test_server_starts_from_what_was_restored_with_new_keys(

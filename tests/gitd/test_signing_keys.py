@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gitd.__main__ import cli
+from gitd.config import Config
+from gitd.control import Control
 from gitd.errors import GitdError
 from gitd.layout import DataFolder
 from hooks.environments import first_environments
@@ -216,6 +218,47 @@ def test_changes_of_keys_stand_in_the_audit_log(server: Server) -> None:
         (Action.SIGNING_KEY_REVOKED, old),
     ]
     assert {each.actor for each in log.items} == {SYSTEM}
+
+
+def changes_of_keys(server: Server) -> list[tuple[str, str]]:
+    log = audit_log.page(
+        server.records.reader(), site_id=None, env_id=None, before=None, limit_count=20
+    )
+    return [(each.action, each.target) for each in log.items if "key" in each.action][::-1]
+
+
+def test_change_of_keys_that_a_crash_kept_from_the_audit_log_is_noted_later(server: Server) -> None:
+    """By the next start, or by the next command; once."""
+    old = server.key_in_state("active")
+    Control(server.folder, Config(), None).close()
+    trust = server.store.layout.trust
+    first = server.custody.rotate(trust).key_id
+    server.custody.revoke(trust, old, reason="lost")
+    assert changes_of_keys(server) == []
+    noted = [(Action.SIGNING_KEY_ROTATED, first), (Action.SIGNING_KEY_REVOKED, old)]
+    for _ in range(2):
+        Control(server.folder, Config(), None).close()
+        assert changes_of_keys(server) == noted
+    second = server.custody.rotate(trust).key_id
+    third = server.json("rotate")["key_id"]
+    noted += [(Action.SIGNING_KEY_ROTATED, second), (Action.SIGNING_KEY_ROTATED, third)]
+    assert changes_of_keys(server) == noted
+
+
+def test_key_that_signs_is_said_when_it_cannot_be_noted(server: Server) -> None:
+    Control(server.folder, Config(), None).close()
+    server.records.write(
+        lambda db: db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON audit_log BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
+    )
+    done = server.ran.invoke(cli, ["signing-key", "rotate", "--data", str(server.folder.root)])
+    following = server.custody.signing_key().key_id
+    assert done.exit_code != 0
+    assert f"{following} signs from now on" in done.output
+    server.records.write(lambda db: db.execute("DROP TRIGGER full"))
+    Control(server.folder, Config(), None).close()
+    assert changes_of_keys(server) == [(Action.SIGNING_KEY_ROTATED, following)]
 
 
 def test_dry_run_says_the_same_and_does_nothing(server: Server) -> None:

@@ -250,7 +250,8 @@ def test_restore_of_a_backup_from_before_the_chain_stands_in_the_audit_log(
         with sqlite3.connect(path) as db:
             db.executescript(
                 """
-                DROP TABLE audit_anchor; DROP TABLE audit_head; DROP INDEX audit_log_sequence;
+                DROP TABLE audit_anchor; DROP TABLE audit_head; DROP TABLE noted_key;
+                DROP INDEX audit_log_sequence;
                 ALTER TABLE audit_log DROP COLUMN sequence;
                 ALTER TABLE audit_log DROP COLUMN previous;
                 ALTER TABLE audit_log DROP COLUMN digest;
