@@ -46,7 +46,7 @@ async def fetch_source(
     limits = limits_of(lease)
     taken = None
     if lease.clean:
-        kept.stop()
+        await kept.give_way(limits)
     else:
         taken = await kept.take(key, workspace.root / "kept", limits)
     fetch = _Fetch(workspace, taken, wants=lambda head: kept.wants(head, limits), plan=plan)

@@ -96,6 +96,7 @@ class KeptSources:
         self._kept: dict[SourceKey, _Kept] = {}  # those used last at the end
         self._tending: asyncio.Task[None] | None = None
         self._unpacks: SourceKey | None = None
+        self._unpacking_ended = asyncio.Event()  # that of `_unpacks`
         self._stopped = threading.Event()
         self._removing: set[asyncio.Task[None]] = set()
 
@@ -110,10 +111,14 @@ class KeptSources:
 
     def keep(self, key: SourceKey, archive: Path, head: SourceHead, limits: Limits) -> None:
         """Keep a source, whose archive is moved away; what was kept of it before goes."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        path = self._folder / f"{next(self._names)}.tar"
-        archive.rename(path)
         self._drop(key)
+        path = self._folder / f"{next(self._names)}.tar"
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            archive.rename(path)
+        except OSError as error:  # the build has its source all the same
+            _warn(key, error)
+            return
         self._kept[key] = _Kept(path, head, limits, time.monotonic())
 
     async def take(self, key: SourceKey, into: Path, limits: Limits) -> KeptTree | None:
@@ -121,14 +126,9 @@ class KeptSources:
 
         Of what the build needs of the disk nothing is kept from it.
         """
-        if not await asyncio.to_thread(self._has_room, limits):
-            self.stop()
-            for each in list(self._kept):
-                self._drop(each)
-            return None
-        if self._tending is not None and self._unpacks == key:
-            await asyncio.wait([self._tending])
-        self.stop()
+        if self._unpacks == key:
+            await self._unpacking_ended.wait()
+        await self.give_way(limits)
         kept = self._kept.pop(key, None)
         if kept is None:
             return None
@@ -137,8 +137,21 @@ class KeptSources:
         unpacked, kept.unpacked = kept.unpacked, None
         if unpacked is None:
             return None
-        unpacked.path.rename(into)
+        try:
+            unpacked.path.rename(into)
+        except OSError as error:  # the commit can come whole
+            _warn(key, error)
+            kept.unpacked = unpacked
+            self._drop(key)
+            return None
         return KeptTree(into, unpacked.tree, unpacked.originals, unpacked.taken_bytes)
+
+    async def give_way(self, limits: Limits) -> None:
+        """Leave a build the processor, and all of the disk that it may need."""
+        self.stop()
+        if not await asyncio.to_thread(self._has_room, limits):
+            for each in list(self._kept):
+                self._drop(each)
 
     def rest(self) -> None:
         """Call it when the slot has nothing to do: a moment later trees are unpacked."""
@@ -168,23 +181,32 @@ class KeptSources:
             stopped.set()  # there is nothing to stop any more
 
     async def _unpack_all(self, stopped: threading.Event) -> None:
-        """Unpack what builds took, the newest first, unless one needs the disk or the processor."""
+        """Unpack what builds took, the newest first, until one needs the processor.
+
+        What leaves a build too little of the disk goes, unpacked or not.
+        """
         for key, kept in reversed(list(self._kept.items())):
+            has_room = await asyncio.to_thread(self._has_room, kept.limits)
+            if stopped.is_set():
+                return
+            if not has_room:
+                self._drop(key)
+                continue
             if kept.unpacked is not None:
                 continue
-            if stopped.is_set() or not await asyncio.to_thread(self._has_room, kept.limits):
-                return
-            self._unpacks = key
+            self._unpacks, self._unpacking_ended = key, asyncio.Event()
             try:
                 kept.unpacked = await asyncio.to_thread(self._unpack, kept, stopped)
             except StoppedError:
                 return
             except (OSError, StorageError, BuildFailedError) as error:
-                log.warning("source_not_kept", site=key.site, reason=str(error))
-                self._drop(key)
+                _warn(key, error)
+                if self._kept.get(key) is kept:
+                    self._drop(key)
                 continue
             finally:
                 self._unpacks = None
+                self._unpacking_ended.set()
             if self._kept.get(key) is not kept:  # something newer took its place
                 self._remove(kept)
 
@@ -238,6 +260,10 @@ class KeptSources:
         found = os.statvfs(self._folder.parent)
         needed = (limits.disk_bytes or 0) + (limits.disk_free_bytes or 0)
         return found.f_bavail * found.f_frsize >= needed
+
+
+def _warn(key: SourceKey, error: Exception) -> None:
+    log.warning("source_not_kept", site=key.site, reason=str(error))
 
 
 def _remove(kept: _Kept) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import signal
 import time
 
@@ -122,16 +123,35 @@ async def test_tree_that_is_not_what_it_was_is_not_used(control, slot, unpacked)
     await slot_is_like_new(control, files, job, unpacked)
 
 
+async def test_tree_that_is_gone_is_not_missed(control, slot, unpacked):
+    await control.build({**site(LISTS), **MANY})
+    shutil.rmtree(await ready(slot))
+    files = {**site(LISTS), **MANY}
+    job = await control.build(files)
+    assert job.bases == [None]
+    await slot_is_like_new(control, files, job, unpacked)
+
+
+async def test_source_that_cannot_be_kept_fails_no_build(control, slot):
+    await control.build(site(LISTS))  # it has begun, and emptied its folder
+    (slot.scratch / "sources").touch()
+    job = await control.build({**site(LISTS), **MANY})
+    assert job.outcome["status"] == "succeeded"
+
+
 async def test_small_commit_is_not_kept(control, slot):
     few = dict(list(MANY.items())[: FILES_COUNT_MIN - 2])
     await control.build({**site(LISTS), **few})
     await slot.cleaned()
 
 
-async def test_nothing_is_kept_from_a_build_that_may_need_the_disk(control, slot):
+@pytest.mark.parametrize("is_clean", [False, True])
+async def test_nothing_is_kept_from_a_build_that_may_need_the_disk(control, slot, is_clean):
     await control.build({**site(LISTS), **MANY})
     await ready(slot)
-    job = await control.build({**site(LISTS), **MANY}, limits={"disk_bytes_max": 1 << 60})
+    job = await control.build(
+        {**site(LISTS), **MANY}, limits={"disk_bytes_max": 1 << 60}, clean=is_clean
+    )
     assert job.outcome["status"] == "succeeded"
     assert job.bases == [None]
     await slot.cleaned()
@@ -182,12 +202,32 @@ async def keep(tmp_path):
         await kept.aclose()
 
 
-def given(kept, tmp_path, key=KEY, count=3):
+def given(kept, tmp_path, key=KEY, count=3, limits=ROOM):
     """Give it a source."""
     files = {f"{number}": b"x" for number in range(count)}
     archive = tmp_path / "archive"
     archive.write_bytes(tar_of(files))
-    kept.keep(key, archive, SourceHead(count, count, tree="ab" * 20), ROOM)
+    kept.keep(key, archive, SourceHead(count, count, tree="ab" * 20), limits)
+
+
+def trees_below(tmp_path):
+    """The trees in the folder of what is kept, whole or not."""
+    return [each for each in (tmp_path / "sources").iterdir() if each.is_dir()]
+
+
+async def begun(kept, tmp_path):
+    """Wait until something is being unpacked."""
+    kept.rest()
+    async with asyncio.timeout(5):
+        while not trees_below(tmp_path):
+            await asyncio.sleep(0)
+
+
+async def given_up(tmp_path):
+    """Wait until it is not any more, and nothing of it is left."""
+    async with asyncio.timeout(5):
+        while trees_below(tmp_path):
+            await asyncio.sleep(0.01)
 
 
 async def taken(kept, tmp_path, key=KEY):
@@ -198,6 +238,14 @@ async def taken(kept, tmp_path, key=KEY):
             await asyncio.sleep(0.01)
             if found := await kept.take(key, tmp_path / f"taken-{time.monotonic_ns()}", ROOM):
                 return found
+
+
+async def all_gone(kept, tmp_path):
+    """Wait until nothing is kept, and no folder either."""
+    async with asyncio.timeout(5):
+        while (tmp_path / "sources").exists():
+            kept.rest()
+            await asyncio.sleep(0.02)
 
 
 async def test_each_build_gets_a_tree_of_its_own(keep, tmp_path):
@@ -214,10 +262,7 @@ async def test_what_was_not_used_for_long_goes_and_the_folder_too(keep, tmp_path
     kept = keep(kept_s_max=0.2)
     given(kept, tmp_path)
     await taken(kept, tmp_path)
-    async with asyncio.timeout(5):
-        while (tmp_path / "sources").exists():
-            kept.rest()
-            await asyncio.sleep(0.02)
+    await all_gone(kept, tmp_path)
 
 
 async def test_newest_are_kept_as_far_as_they_have_room(keep, tmp_path):
@@ -232,19 +277,45 @@ async def test_newest_are_kept_as_far_as_they_have_room(keep, tmp_path):
     assert await kept.take(keys[0], tmp_path / "none", ROOM) is None
 
 
-async def test_unpacking_gives_way_to_a_build_of_another_site_and_begins_again(keep, tmp_path):
+@pytest.mark.parametrize("is_clean", [False, True])
+async def test_unpacking_gives_way_to_a_build_that_has_no_use_for_it_and_begins_again(
+    keep, tmp_path, is_clean
+):
     kept = keep()
     given(kept, tmp_path, count=20_000)
-    kept.rest()
-    async with asyncio.timeout(5):
-        while not any(each.is_dir() for each in (tmp_path / "sources").iterdir()):
-            await asyncio.sleep(0)
-    assert await kept.take(KEY._replace(site="other"), tmp_path / "none", ROOM) is None
-    await kept.aclose()
-    assert [each.suffix for each in (tmp_path / "sources").iterdir()] == [".tar"]
-    kept.rest()
+    await begun(kept, tmp_path)
+    if is_clean:
+        await kept.give_way(ROOM)
+    else:
+        assert await kept.take(KEY._replace(site="other"), tmp_path / "none", ROOM) is None
+    await given_up(tmp_path)
     found = await taken(kept, tmp_path)
     assert len(list(found.path.iterdir())) == 20_000
+
+
+async def test_build_waits_for_its_own_tree_and_for_no_other(keep, tmp_path):
+    kept = keep()
+    given(kept, tmp_path, KEY._replace(site="other"), count=5_000)
+    given(kept, tmp_path, count=5_000)
+    await begun(kept, tmp_path)
+    found = await kept.take(KEY, tmp_path / "taken", ROOM)
+    assert found is not None
+    await given_up(tmp_path)
+
+
+async def test_what_leaves_builds_too_little_of_the_disk_goes(keep, tmp_path):
+    kept = keep()
+    given(kept, tmp_path, limits=Limits(disk_bytes=1 << 60))
+    await all_gone(kept, tmp_path)
+
+
+async def test_archive_that_cannot_be_unpacked_takes_no_newer_one_with_it(keep, tmp_path):
+    kept = keep()
+    given(kept, tmp_path, count=20_000, limits=Limits(disk_bytes=40 << 20))
+    await begun(kept, tmp_path)
+    given(kept, tmp_path)
+    found = await taken(kept, tmp_path)
+    assert len(list(found.path.iterdir())) == 3
 
 
 async def test_archive_that_cannot_be_unpacked_is_let_go(keep, tmp_path):
@@ -252,10 +323,7 @@ async def test_archive_that_cannot_be_unpacked_is_let_go(keep, tmp_path):
     given(kept, tmp_path)
     [archive] = (tmp_path / "sources").iterdir()
     archive.write_bytes(archive.read_bytes()[:700])
-    async with asyncio.timeout(5):
-        while (tmp_path / "sources").exists():
-            kept.rest()
-            await asyncio.sleep(0.02)
+    await all_gone(kept, tmp_path)
 
 
 def test_commit_is_kept_where_it_is_large_and_not_too_large(tmp_path):
