@@ -41,6 +41,7 @@ TARGETS = {
     "push 1 commit": 0.7,
     "20 pushes at once": 0.6,
     "push of the whole": 1.0,
+    "the same from a clone": 1.0,
     "first clone": 1.2,
     "repeated clone": 0.8,
     "fetch 1 commit": 0.9,
@@ -217,6 +218,11 @@ def bench_crowd(sides: list[Side], folder: Path, _history: Path, small: Path, ro
 
 
 def bench_whole(sides: list[Side], folder: Path, history: Path, _small: Path, rounds: int) -> None:
+    """Pushes come from a bare repository, whose bitmap spares its client all counting, and from a
+    clone of it, as people have them.
+    """
+    clone = folder / "clone"
+    git("clone", "-q", "--no-local", "--no-checkout", history, clone, cwd=folder)
     for turn in range(rounds):
         for side in sides:
             serve_copy(side, "empty.git", None)
@@ -224,6 +230,9 @@ def bench_whole(sides: list[Side], folder: Path, history: Path, _small: Path, ro
             open_to_apache(side)
             url = f"{side.url}/empty.git"
             side.time_git("push of the whole", "push", "-q", url, "main", cwd=history)
+            serve_copy(side, "empty.git", None)
+            open_to_apache(side)
+            side.time_git("the same from a clone", "push", "-q", url, "main", cwd=clone)
             for what in ("first clone", "repeated clone"):
                 target = folder / "cloned"
                 url = f"{side.url}/fresh{turn}.git"
