@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +65,10 @@ def unpack(
     """Unpack a commit's tar into the new folder `folder`. Blocking: call it in a thread.
 
     Nothing is written outside `folder`: every parent is a directory made here. Not synced.
-    `on_file` is told the path and status of each file, once it is written. Not `is_new`: the folder
-    is one that was unpacked before, nobody has changed since, and has none of these names.
+    All of it has one time, the moment that this began: tools that compare times find none newer
+    than another. `on_file` is told the path and status of each file, once it is written. Not
+    `is_new`: the folder is one that was unpacked before, nobody has changed since, and has none of
+    these names; they get its time.
 
     Raises:
         BuildFailedError: `build.output_invalid`, when a name cannot be in any artifact;
@@ -78,6 +81,7 @@ def unpack(
         folder.mkdir(mode=0o755)
     draft = Draft(Limits())
     top, made = os.fsencode(folder), {b""}
+    at_ns = time.time_ns() if is_new else folder.stat().st_mtime_ns
     files = size_bytes = 0
     with _mapped_errors(), allowance.full_disk_told():
         for entry in tar.scan_tar(stream):
@@ -87,12 +91,15 @@ def unpack(
             _make_parents(folder, entry, made)
             path = b"%b/%b" % (top, entry.path)
             if isinstance(entry, SourceFile):
-                if _write_file(path, entry, is_stopped, on_file):
+                if _write_file(path, entry, at_ns, is_stopped, on_file):
                     pointers.append(os.fsdecode(entry.path))
                 files += 1
                 size_bytes += entry.size_bytes
             elif isinstance(entry, SourceLink):
                 os.symlink(entry.target, path)  # noqa: PTH211 - bytes
+                _set_time(path, at_ns)
+        for name in made:  # last: what is made in a folder sets its time
+            _set_time(b"%b/%b" % (top, name), at_ns)
     if pointers and not ignores_lfs:
         raise pointers_found(pointers)
     return TreeSize(files, size_bytes)
@@ -101,11 +108,13 @@ def unpack(
 def remove_paths(folder: Path, paths: Iterable[bytes], on_removed: Callable[[bytes], None]) -> None:
     """Remove files and links of a tree that nobody has changed since it was unpacked, with the
     folders that are empty then. Blocking. `on_removed` is told the path of each, of folders too.
+    Folders that stay keep the tree's time.
 
     Raises:
         OSError: One of them is not there, or is more than an empty folder.
     """
-    top, parents = os.fsencode(folder), set()
+    top, parents, changed = os.fsencode(folder), set(), set()
+    at_ns = folder.stat().st_mtime_ns
     for path in paths:
         try:
             os.unlink(b"%b/%b" % (top, path))  # noqa: PTH108 - bytes
@@ -115,6 +124,7 @@ def remove_paths(folder: Path, paths: Iterable[bytes], on_removed: Callable[[byt
         parents.add(path.rpartition(b"/")[0])
     for parent in sorted(parents, key=len, reverse=True):
         path = parent
+        changed.add(path)
         while path:
             try:
                 os.rmdir(b"%b/%b" % (top, path))  # noqa: PTH106
@@ -126,6 +136,10 @@ def remove_paths(folder: Path, paths: Iterable[bytes], on_removed: Callable[[byt
                 break
             on_removed(path)
             path = path.rpartition(b"/")[0]
+            changed.add(path)
+    for path in changed:
+        with contextlib.suppress(FileNotFoundError):  # removed, as an empty one
+            _set_time(b"%b/%b" % (top, path), at_ns)
 
 
 @dataclass(slots=True)
@@ -313,8 +327,16 @@ def _go_on_unless(is_stopped: Callable[[], bool]) -> None:
         raise StoppedError
 
 
+def _set_time(path: bytes, at_ns: int) -> None:
+    os.utime(path, ns=(at_ns, at_ns), follow_symlinks=False)
+
+
 def _write_file(
-    path: bytes, entry: SourceFile, is_stopped: Callable[[], bool], on_file: OnFile | None
+    path: bytes,
+    entry: SourceFile,
+    at_ns: int,
+    is_stopped: Callable[[], bool],
+    on_file: OnFile | None,
 ) -> bool:
     """Write a file, and return whether it is a pointer of Git LFS: those come whole."""
     data = entry.read()
@@ -326,7 +348,8 @@ def _write_file(
             for piece in data:
                 _go_on_unless(is_stopped)
                 write_all(fd, piece)
-        if on_file is not None:
+        os.utime(fd, ns=(at_ns, at_ns))
+        if on_file is not None:  # the status has the `ctime` that this left
             on_file(entry.path, os.fstat(fd))
     finally:
         os.close(fd)

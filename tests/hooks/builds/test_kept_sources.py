@@ -64,6 +64,33 @@ async def slot_is_like_new(control, files, job, unpacked):
     assert unpacked(job.output) == unpacked(whole.output)
 
 
+async def test_build_sees_one_time_of_all_files_whether_its_tree_was_kept_or_came_whole(
+    control, slot, unpacked
+):
+    """Tools that compare times decide the same then: here make, of a target that is committed."""
+    step = (
+        b"find . -printf '%T@\\n' | sort | uniq -c | sed 's/ [0-9.]*$//' > /tmp/times\n"
+        b"make > /tmp/made\n"
+        b"mkdir dist\n"
+        b"cp /tmp/times /tmp/made dist\n"
+    )
+    same = {**site("sh step"), "step": step}
+    same |= MANY | {"Makefile": b"target: source\n\techo made again\n", "target": b"made\n"}
+    same |= {"link": "target", "5/deep/er/still": b"", "5/deep/er/gone": b"", "6/deep/gone": b""}
+    await control.build({**same, "source": b"first\n"})
+    await ready(slot)
+    files = {**same, "source": b"second\n", "link": "source", "7/new/er": b"", "8/1": "../link"}
+    for gone in ("5/deep/er/gone", "6/deep/gone", "8/8"):
+        del files[gone]
+    kept = await control.build(files)
+    assert kept.bases == list(control.given_out)[:1]
+    found = unpacked(kept.output)
+    folders = 1 + 10 + len(["5/deep", "5/deep/er", "7/new"])
+    assert found["times"].split() == [str(len(files) + folders).encode()]
+    assert b"up to date" in found["made"]
+    await slot_is_like_new(control, files, kept, unpacked)
+
+
 async def test_files_of_a_kept_tree_that_no_step_touched_are_not_sent_back(control, slot):
     settings = b"[build]\ncommand = 'echo more >> 1/1; touch 2/2'\noutput = '.'\n"
     await control.build({"managed.toml": settings, **MANY})
