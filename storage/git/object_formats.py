@@ -6,6 +6,7 @@ Source: gitformat-pack(5), "Object types"; gitdatamodel(7).
 
 from __future__ import annotations
 
+import hashlib
 import re
 from binascii import unhexlify
 from collections.abc import Iterable
@@ -51,6 +52,12 @@ _COMMIT_LINKS = re.compile(rb"tree ([0-9a-f]{40})\n((?:parent [0-9a-f]{40}\n)*)"
 _TAG = re.compile(rb"object ([0-9a-f]{40})\ntype (commit|tree|blob|tag)\n")
 OID_DIGITS = re.compile(rb"[0-9a-fA-F]{40}")
 _PARENT_LINE_BYTES = len(b"parent ") + 40 + 1
+
+
+def object_id(kind: int, data: bytes) -> bytes:
+    """Return the id of an object of this type and content."""
+    head = b"%b %d\0" % (TYPE_NAMES[kind], len(data))
+    return hashlib.sha1(head + data, usedforsecurity=False).digest()
 
 
 class Commit(NamedTuple):

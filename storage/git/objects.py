@@ -24,6 +24,7 @@ from storage.git.object_formats import (
     TREE,
     TYPE_NAMES,
     Commit,
+    object_id,
     parse_commit,
     parse_tag,
 )
@@ -295,7 +296,8 @@ class ObjectStore:
         at = offset
         while True:
             kind, size, base, data_at = pack.header(at)
-            if bytes_max is not None:
+            if bytes_max is not None and size > bytes_max:
+                _require_entry(pack, at)  # else its size may be the damage
                 _require_size(size, bytes_max)
             if base is None:
                 _require_type(pack, kind)
@@ -325,7 +327,10 @@ class ObjectStore:
         return found
 
     def kind_and_size(self, oid: bytes) -> tuple[int, int]:
-        """Return an object's type and size without reading all of it, if it is not damaged.
+        """Return an object's type and size without inflating all of it, if it is not damaged.
+
+        The packed entries whose heads say so are held against their sums, once each: a damaged
+        head may well be another head.
 
         Raises:
             ObjectMissingError: it is not there.
@@ -350,6 +355,7 @@ class ObjectStore:
             return kind, len(data)
 
     def _kind_and_size_at(self, pack: Pack, offset: int) -> tuple[int, int]:
+        self._require_whole(pack, offset)
         kind, size, base, data_at = pack.header(offset)
         if base is not None:
             size = delta_sizes(pack.beginning(data_at))[1]
@@ -362,8 +368,54 @@ class ObjectStore:
                 if inside is None:
                     return self.kind_and_size(base)[0], size
                 base = inside
+            self._require_whole(pack, base)
             kind, _, base, _ = pack.header(base)
         raise RepositoryCorruptError(f"{pack.path.name}: a chain of deltas is too long")
+
+    def size(self, oid: bytes) -> int:
+        """Return an object's size as the head of it says; raises as `kind_and_size` does.
+
+        Unlike there, a damaged head is believed: for where little hangs on it.
+        """
+        place = self.locate(oid)
+        if place is not None:
+            with contextlib.suppress(RepositoryCorruptError):
+                _, size, base, data_at = place[0].header(place[1])
+                return size if base is None else delta_sizes(place[0].beginning(data_at))[1]
+        return self.kind_and_size(oid)[1]
+
+    def _require_whole(self, pack: Pack, offset: int) -> None:
+        if pack.is_entry_whole(offset):
+            return
+        # The sum may be what is damaged: what has the content that its id names is whole.
+        try:
+            is_whole = object_id(*self._entry(pack, offset, DELTA_BYTES_MAX)) == pack.oid_of(offset)
+        except (KeyError, PackOutgrownError):
+            is_whole = False
+        if not is_whole:
+            raise _damaged(pack)
+        pack.note_whole(offset)
+
+    def get_checked(self, oid: bytes, bytes_max: int | None = None) -> tuple[int, bytes]:
+        """Return what `get` does, held against the id; raises as that does."""
+        found = self.get(oid, bytes_max)
+        if object_id(*found) != oid:
+            error = RepositoryCorruptError(
+                f"object {oid.hex()} is damaged, or made of a damaged one"
+            )
+            place = self._find(oid)
+            if isinstance(place, str):
+                return self._others.of_loose(oid, place, bytes_max, error)
+            if place is not None:
+                found = self._others.of_entry(*place, bytes_max, error)
+            if object_id(*found) != oid:
+                raise error
+        return found
+
+    def is_delta(self, oid: bytes) -> bool:
+        """Say whether an object is stored as a delta."""
+        place = self.locate(oid)
+        return place is not None and place[0].header(place[1])[2] is not None
 
     def stream(self, oid: bytes, bytes_max: int | None = None) -> Iterator[bytes]:
         """Yield an object's content in pieces; only a delta's is held in memory whole.
@@ -470,6 +522,15 @@ class ObjectStore:
 def _require_size(size: int, bytes_max: int) -> None:
     if size > bytes_max:
         raise PackOutgrownError("an object is too large for memory")
+
+
+def _require_entry(pack: Pack, offset: int) -> None:
+    if not pack.is_entry_whole(offset):
+        raise _damaged(pack)
+
+
+def _damaged(pack: Pack) -> RepositoryCorruptError:
+    return RepositoryCorruptError(f"{pack.path.name}: an entry is not as its sum in the index")
 
 
 def _require_type(pack: Pack, kind: int) -> None:

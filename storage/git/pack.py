@@ -23,6 +23,7 @@ from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA
 PACK_HEADER_BYTES, TRAILER_BYTES = 12, 20
 CHUNK_BYTES = 256 * 1024
 SIZE_SHIFT_MAX = 60  # of a number's last seven bits: more make no size, and cost without end
+INFLATED_RATIO_MAX = 1032  # how many times its own bytes zlib's form makes at most
 SIZE_OUT_OF_BOUND = "the size of an object is out of bound"
 _INDEX_MAGIC = b"\377tOc\0\0\0\2"
 _FANOUT_BYTES = 256 * 4
@@ -75,6 +76,7 @@ class Pack:
         self._offsets: array[int] | None = None
         self._sorted_offsets: array[int] | None = None
         self._oids_by_offset: dict[int, bytes] | None = None
+        self._whole = bytearray(self.count)  # by order: entries that were held against their sums
 
     # lookup
 
@@ -173,7 +175,7 @@ class Pack:
         `base` is an offset for an OFS_DELTA, an oid for a REF_DELTA, else None.
 
         Raises:
-            RepositoryCorruptError: the offsets lie outside of the pack.
+            RepositoryCorruptError: the offsets lie outside of the pack, or it has no such size.
         """
         # As `read_entry_head`, whose call would cost a walk of a large history a tenth.
         data, at = self.bytes_map, offset
@@ -186,7 +188,10 @@ class Pack:
                 at += 1
                 size |= (byte & 127) << shift
                 shift += 7
-                if shift > SIZE_SHIFT_MAX + 7:
+                # No pack inflates to so much; and zlib takes no number beyond 63 bits.
+                if shift > 32 and (
+                    shift > SIZE_SHIFT_MAX + 7 or size > INFLATED_RATIO_MAX * len(data)
+                ):
                     raise RepositoryCorruptError(f"{self.path.name}: {SIZE_OUT_OF_BOUND}")
             if kind == OFS_DELTA:
                 byte = data[at]
@@ -291,6 +296,23 @@ class Pack:
         self.next_offset(offset)
         assert self._sorted_offsets is not None
         return bisect_left(self._sorted_offsets, offset)
+
+    def is_entry_whole(self, offset: int) -> bool:
+        """Say whether an entry begins at `offset` and is as its sum in the index; once each."""
+        order = self.order_of(offset)
+        if order == self.count:
+            return False
+        if not self._whole[order]:
+            try:
+                crc = self.crc(self.oid_of(offset))
+            except KeyError:
+                return False
+            self._whole[order] = zlib.crc32(self.view[offset : self.next_offset(offset)]) == crc
+        return bool(self._whole[order])
+
+    def note_whole(self, offset: int) -> None:
+        """Take the entry at `offset` for whole, whatever its sum."""
+        self._whole[self.order_of(offset)] = 1
 
     def oid_of(self, offset: int) -> bytes:
         """Return the id of the entry at `offset`. Raises KeyError when none begins there."""

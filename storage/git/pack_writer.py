@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from storage.git.delta import line_delta
@@ -210,13 +210,19 @@ class PackWriter:
     def _write_inflated(self, oid: bytes) -> None:
         self._flush_run()
         self._written[oid] = self._at
-        kind, size = self._objects.kind_and_size(oid)
+        chunks: Iterable[bytes]
+        if self._objects.is_delta(oid):  # in memory anyhow, and its bases are not yet looked at
+            kind, data = self._objects.get_checked(oid, self._inflated_bytes_max)
+            size, chunks = len(data), (data,)
+        else:
+            kind, size = self._objects.kind_and_size(oid)
+            chunks = self._objects.stream(oid)
         if self._inflated_bytes_max is not None and size > self._inflated_bytes_max:
             raise PackOutgrownError(f"object {oid.hex()} is too large for memory")
         self._put(entry_head(kind, size))
         level = GOOD_COMPRESSION if size <= GOOD_COMPRESSION_BYTES_MAX else FAST_COMPRESSION
         deflater = zlib.compressobj(level)
-        for chunk in self._objects.stream(oid):
+        for chunk in chunks:
             self._put(deflater.compress(chunk))
         self._put(deflater.flush())
 

@@ -257,7 +257,7 @@ class _Selector:
         limit = self._filter.blob_bytes_limit
         if self._filter.kind not in (None, BLOB) or limit == 0:
             return False
-        return limit is None or self._objects.kind_and_size(oid)[1] < limit
+        return limit is None or self._objects.size(oid) < limit
 
     def _add_whole_trees(self, roots: list[bytes]) -> None:
         seen, oids = self._seen, self._selection.oids

@@ -142,7 +142,7 @@ def test_a_damaged_pack_is_refused_and_nothing_worse(tmp_path: Path, data: Any) 
 
 
 def test_an_object_of_the_same_id_and_another_content_is_refused(tmp_path: Path) -> None:
-    """The stored object is damaged on purpose: an arriving one of its id then differs from it."""
+    """The stored object is another one on purpose: an arriving one of its id differs from it."""
     folder = tmp_path / "objects" / "pack"
     folder.mkdir(parents=True)
     (folder / "x").write_bytes(pack_of(b"content one"))
@@ -151,6 +151,7 @@ def test_an_object_of_the_same_id_and_another_content_is_refused(tmp_path: Path)
     index = indexed.path.with_suffix(".idx")
     data = bytearray(index.read_bytes())
     data[-40:-20] = forged[-20:]
+    data[-48:-44] = zlib.crc32(forged[12:-20]).to_bytes(4, "big")  # else it is only damaged
     index.chmod(0o644)
     index.write_bytes(data)
     indexed.path.chmod(0o644)

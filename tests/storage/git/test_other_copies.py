@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from storage.git.check import check_repository
+from storage.git.check_processes import check_repositories
 from storage.git.errors import RepositoryCorruptError
 from storage.git.maintenance import take_care
+from storage.git.object_formats import BLOB, TREE
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
 from storage.git.pack_writer import PackWriter
@@ -61,8 +63,10 @@ class Damaged:
         offset = self.pack.find(oid)
         assert offset is not None
         found = [offset]
-        while isinstance(base := self.pack.header(found[-1])[2], int):
-            found.append(base)
+        while (base := self.pack.header(found[-1])[2]) is not None:
+            at = self.pack.find(base) if isinstance(base, bytes) else base
+            assert at is not None
+            found.append(at)
         return found
 
     def copy(self, kind: str, *oids: bytes) -> None:
@@ -124,7 +128,7 @@ def test_a_whole_copy_is_read_as_by_git(
 def test_what_is_damaged_everywhere_is_refused_in_the_words_of_ever(damaged: Damaged) -> None:
     """In two packs with the same chain: each place is tried once."""
     damaged.copy("pack", *damaged.contents)  # the same pack under the same name
-    damaged.copy("pack", *list(damaged.contents)[:9])
+    damaged.copy("pack", *list(damaged.contents)[1:])
     store = damaged.store()
     for pack in store.packs():
         damaged.pack = pack
@@ -277,3 +281,62 @@ def test_check_gives_no_advice_where_no_copy_is_whole(damaged: Damaged) -> None:
     assert any(damaged.base.hex() in fault for fault in report.faults)
     assert any(fault.startswith("ref refs/heads/main") for fault in report.faults)
     assert not any("copy" in fault for fault in report.faults)
+
+
+def write_at(pack: Pack, offset: int, data: bytes) -> None:
+    pack.path.chmod(0o644)
+    with pack.path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def make_another_type(damaged: Damaged, *, is_data_too: bool) -> None:
+    """Make the base a tree by its head, which still is a head."""
+    offset = damaged.pack.find(damaged.base)
+    assert offset is not None
+    data_at = damaged.pack.header(offset)[3]
+    assert damaged.pack.header(offset)[0] == BLOB
+    write_at(damaged.pack, offset, bytes([(damaged.pack.bytes_map[offset] & 0x8F) | TREE << 4]))
+    if is_data_too:
+        write_at(damaged.pack, data_at, bytes(range(50, 58)))
+
+
+@pytest.mark.parametrize("is_data_too", [False, True])
+@pytest.mark.parametrize("kind", ["pack", "loose"])
+def test_a_damaged_head_that_is_another_head_is_not_believed(
+    damaged: Damaged, kind: str, *, is_data_too: bool
+) -> None:
+    """A base says which type all of its deltas have."""
+    damaged.copy(kind, damaged.base)
+    make_another_type(damaged, is_data_too=is_data_too)
+    for name, content in damaged.contents.items():
+        assert damaged.store().kind_and_size(name) == (BLOB, len(content))
+        made = bytearray()
+        PackWriter(damaged.store(), Selection(oids=[name]), made.extend).write()
+        other = damaged.path.parent / f"{name.hex()}.git"
+        git("init", "-q", "--bare", other, cwd=damaged.path)
+        git("index-pack", "--strict", "--stdin", cwd=other, stdin=bytes(made))
+        assert git("cat-file", "blob", name.hex(), cwd=other) == content
+
+
+def test_nothing_is_made_of_a_base_that_has_another_type_everywhere(damaged: Damaged) -> None:
+    make_another_type(damaged, is_data_too=False)
+    for name in damaged.contents:
+        store, made = damaged.store(), bytearray()
+        with pytest.raises(RepositoryCorruptError, match="not as its sum in the index"):
+            store.kind_and_size(name)
+        with pytest.raises(RepositoryCorruptError, match="damaged"):
+            PackWriter(store, Selection(oids=[name]), made.extend).write()
+
+
+def test_a_head_with_a_size_beyond_all_bounds_is_damage(damaged: Damaged) -> None:
+    """`zlib` takes no such number, and its error is none of a repository's."""
+    refer_to_all(damaged)
+    offset = damaged.pack.find(damaged.base)
+    assert offset is not None
+    first = bytes([damaged.pack.bytes_map[offset] | 0x80])
+    write_at(damaged.pack, offset, first + b"\xff" * 8 + b"\x7f")
+    with pytest.raises(RepositoryCorruptError, match="size of an object is out of bound"):
+        damaged.store().get(damaged.base)
+    (report,) = check_repositories([damaged.path], is_whole=True)
+    assert any(damaged.base.hex() in fault for fault in report.faults), report.faults
