@@ -60,11 +60,16 @@ class _Held:
     lock: bytes
     current: bytes = NULL_OID
     error: RefUpdateError | None = None
+    is_committed: bool = False  # the ref is what it was to become, though perhaps not durably
     made: list[bytes] = field(default_factory=list)
 
     @property
     def is_delete(self) -> bool:
         return self.change.new == NULL_OID
+
+    @property
+    def has_moved(self) -> bool:
+        return self.is_committed and self.current != self.change.new
 
 
 def change_refs(
@@ -162,11 +167,9 @@ class _Transaction:
             finally:
                 for one in held:
                     self._let_go(one)
-        if any(isinstance(one.error, RefNotDurableError) for one in held):
-            return [one.error for one in held]
         words = next((str(one.error) for one in held if one.error is not None), None)
-        if words is None:
-            return [None] * len(changes)
+        if words is None or any(one.has_moved for one in held):  # all were held then
+            return [one.error for one in held]
         told_once = [words, *("" for _ in changes[1:])]
         return [RefUpdateError(text, reason=ATOMIC) for text in told_once]
 
@@ -279,7 +282,7 @@ class _Transaction:
 
     def _finish(self, held: list[_Held]) -> None:
         for one in held:
-            if one.error is None:
+            if one.is_committed and one.error is None:
                 self._write_reflog(one)
                 if one.is_delete:
                     self._taken.free(one.name)
@@ -291,7 +294,11 @@ class _Transaction:
 
     @contextlib.contextmanager
     def _synced_at_the_end(self, held: Collection[_Held]) -> Iterator[None]:
-        """Make what moves inside durable, also when that ends in the midst of it."""
+        """Make what moves inside durable, also when that ends in the midst of it.
+
+        Directories are noted for locks too, and for what an atomic change packs as it is: that one
+        of them cannot be synced says nothing of a ref which has not moved.
+        """
         try:
             yield
         except BaseException:
@@ -301,7 +308,7 @@ class _Transaction:
             self._sync_directories()
         except RefNotDurableError as error:
             for one in held:
-                if one.error is None and one.current != one.change.new:
+                if one.has_moved and one.error is None:
                     one.error, error = error, RefNotDurableError("")  # it is told once
 
     def _sync_directories(self) -> None:
@@ -339,6 +346,8 @@ class _Transaction:
                 if changed != values:
                     replace_packed_refs(self._repository, changed, peeled)
                 self._remove_loose(going)
+                for one in going:
+                    one.is_committed = one.error is None
         except (OSError, RefNotDurableError) as error:
             self._look_what_moved(held, error)
 
@@ -353,7 +362,7 @@ class _Transaction:
             if not self._is_moved(one):
                 one.error = RefUpdateError(words or str(error))
             elif one.current != one.change.new:
-                one.error = RefNotDurableError(words or str(error))
+                one.error, one.is_committed = RefNotDurableError(words or str(error)), True
 
     def _is_moved(self, one: _Held) -> bool:
         try:
@@ -420,6 +429,7 @@ class _Transaction:
     def _commit_loose(self, one: _Held) -> None:
         path = self._root + one.name
         if one.current == one.change.new:
+            one.is_committed = True
             return
         try:
             try:
@@ -427,6 +437,7 @@ class _Transaction:
             except IsADirectoryError:
                 _remove_empty_tree(path)
                 os.rename(one.lock, path)  # noqa: PTH104
+            one.is_committed = True
             one.made.clear()
             self._directories.add(os.path.dirname(path))  # noqa: PTH120
         except OSError as error:

@@ -160,8 +160,8 @@ def pack(work: Path, *revisions: str) -> bytes:
     return done.stdout
 
 
-def push(*commands: tuple[str, str, str], objects: bytes) -> bytes:
-    capabilities = "report-status side-band-64k quiet"
+def push(*commands: tuple[str, str, str], objects: bytes, more: str = "") -> bytes:
+    capabilities = f"report-status side-band-64k quiet{more}"
     lines = [f"{old} {new} {ref}" for old, new, ref in commands]
     lines[0] += f"\0{capabilities}"
     packets = [b"%04x%b" % (len(line) + 4, line.encode()) for line in lines]
@@ -374,6 +374,26 @@ async def test_push_whose_refs_could_not_be_synced_is_no_success_and_is_acted_on
     assert not pushes.open_ones(receiving.records.reader())
 
 
+@needs_strace
+async def test_atomic_push_that_is_refused_on_a_bad_disk_is_not_told_of_as_moved(
+    receiving: Receiving, tmp_path: Path
+) -> None:
+    """A build would be of a ref that is not there."""
+    first, _ = await asyncio.to_thread(commits, tmp_path / "work.git")
+    objects = await asyncio.to_thread(pack, tmp_path / "work.git", first)
+    names = ["new/x", "main", "zz/y"]
+    await pushed(receiving, (ZERO, first, "refs/heads/seen"), objects=objects)
+    built = len(receiving.builds())
+    (receiving.bare / "refs/heads/main.lock").touch()  # somebody is at it
+    wishes = [(ZERO, first, f"refs/heads/{name}") for name in names]
+    with no_sync_of(receiving.bare / "refs/heads"):
+        said = await pushed(receiving, *wishes, objects=objects, more=" atomic")
+    for name in names:
+        assert b"ng refs/heads/%b atomic transaction failed" % name.encode() in said
+    assert len(receiving.builds()) == built
+    assert not pushes.open_ones(receiving.records.reader())
+
+
 @contextlib.contextmanager
 def no_sync_of(folder: Path) -> Iterator[None]:
     """Let the disk fail whenever this process syncs that folder."""
@@ -397,9 +417,11 @@ def is_traced(thread: Path) -> bool:
         return True  # it is gone
 
 
-async def pushed(receiving: Receiving, *commands: tuple[str, str, str], objects: bytes) -> bytes:
-    """Push, and return what was answered."""
-    body = push(*commands, objects=objects)
+async def pushed(
+    receiving: Receiving, *commands: tuple[str, str, str], objects: bytes, more: str = ""
+) -> bytes:
+    """Push, and return what was answered. `more`: capabilities that are asked for."""
+    body = push(*commands, objects=objects, more=more)
     async with (
         asyncio.timeout(60),
         ClientSession(receiving.url) as client,

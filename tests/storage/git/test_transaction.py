@@ -20,7 +20,7 @@ from storage.git.object_formats import NULL_OID
 from storage.git.pack_keeps import PackKeeps
 from storage.git.packed_refs import pack_loose_refs, prune_loose_refs
 from storage.git.repository import Repository
-from storage.git.transaction import LOOSE_COUNT_MAX, RefChange, change_refs
+from storage.git.transaction import LOOSE_COUNT_MAX, RefChange, ReflogEntry, change_refs
 
 CHILD = Path(__file__).with_name("atomic_child.py")
 CHANGING = Path(__file__).with_name("changing_child.py")
@@ -194,6 +194,29 @@ def test_atomic_change_that_meets_a_held_lock_makes_nothing(bare: Path, one: str
     assert [error and error.reason for error in errors] == ["atomic transaction failed"] * 2
     assert lock.exists(), "it is somebody else's"
     assert refs_of(bare) == {}
+
+
+def test_atomic_change_that_is_refused_at_its_commit_leaves_reflogs_as_they_were(
+    bare: Path, one: str, two: str
+) -> None:
+    git("config", "core.logAllRefUpdates", "true", cwd=bare)
+    make(bare, ["gone", "moved"], one)
+    logs = {path: path.read_bytes() for path in (bare / "logs/refs/heads").iterdir()}
+    (bare / "refs/heads/new").mkdir()
+    (bare / "refs/heads/new/odd").symlink_to("nowhere")  # no ref, and in the way of one
+    ids = bytes.fromhex(one), bytes.fromhex(two)
+    changes = [
+        RefChange(b"refs/heads/gone", ids[0], NULL_OID),
+        RefChange(b"refs/heads/moved", *ids),
+        RefChange(b"refs/heads/new", NULL_OID, ids[0]),
+    ]
+    who = ReflogEntry(b"a <a@example.org>", b"push")
+    errors = change_refs(Repository(bare), changes, is_atomic=True, log=who)
+    assert [error and error.reason for error in errors] == ["atomic transaction failed"] * 3
+    (bare / "refs/heads/new/odd").unlink()
+    assert refs_of(bare) == {"gone": one, "moved": one}
+    assert len(logs) == 2
+    assert {path: path.read_bytes() for path in (bare / "logs/refs/heads").iterdir()} == logs
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -384,6 +407,23 @@ def test_atomic_moves_that_could_not_be_synced_are_all_made_or_all_refused(
     reasons = [each and each[0] for each in told]
     assert reasons == [UNSURE if packed else "atomic transaction failed"] * 2
     assert refs_of(bare) == dict.fromkeys("ab", two if packed else one)
+
+
+@needs_strace
+@pytest.mark.parametrize("refused", [0, 1, 2])
+def test_atomic_change_that_is_refused_has_moved_nothing_on_a_bad_disk_either(
+    bare: Path, one: str, refused: int
+) -> None:
+    """Folders were made for its locks, and could not be synced: that is no word about a ref."""
+    make(bare, ["a"], one)
+    names = ["n/x", "zz/y"]
+    names.insert(refused, "a/x")
+    told = change_on_bad_disk(bare, "refs", *((name, "", one) for name in names), is_atomic=True)
+    words = "'refs/heads/a' exists; cannot create 'refs/heads/a/x'"
+    failed = "atomic transaction failed"
+    assert told[0] == [failed, f"cannot lock ref 'refs/heads/a/x': {words}"]
+    assert told[1:] == [[failed, ""]] * 2
+    assert refs_of(bare) == {"a": one}
 
 
 @needs_strace
