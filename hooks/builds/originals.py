@@ -1,9 +1,9 @@
 """Originals: the commit's files in a build's tree, and which of them nobody has touched since.
 
 The kernel notes in a file's `ctime` when it was last written to, renamed, linked, or given another
-mode. No call sets it, and the one that writes past it (ext4 moves contents from file to file) is
-refused in sandboxes. So what has the marks that it had when it was unpacked is what was unpacked,
-and need not be read to be known.
+mode. No call sets it, and those that write past it are refused in sandboxes (ext4 and f2fs move
+contents from file to file, XFS swaps them: see `seccomp`). So what has the marks that it had when
+it was unpacked is what was unpacked, and need not be read to be known.
 """
 
 from __future__ import annotations

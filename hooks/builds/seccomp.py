@@ -11,8 +11,8 @@ The limit of core dumps stays as it is, and who sets it is told that it was set.
 programs that lower it to none would make the kernel hand their crashes to the machine's own
 program for them, which runs as root and counts as nobody's.
 
-Source: seccomp(2); linux/filter.h; linux/audit.h; core(5) "Piping core dumps to a program", and
-do_coredump in the kernel's fs/coredump.c for the limit of one byte.
+Source: seccomp(2); linux/filter.h; linux/audit.h; linux/f2fs.h; xfs/xfs_fs.h; core(5) "Piping core
+dumps to a program", and do_coredump in the kernel's fs/coredump.c for the limit of one byte.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ _PRLIMIT64 = {"x86_64": 302, "aarch64": 261}
 _CLONE_NEW_NAMESPACES = 0x7E020000  # NS, CGROUP, UTS, IPC, USER, PID, NET
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into a terminal that somebody else reads
 _TIOCSETD = 0x5423  # makes the kernel load a driver of serial lines
-_MOVE_EXTENTS = 0xC028660F  # EXT4_IOC_MOVE_EXT: other contents come into a file, by no time of it
+# Other contents come into a file, by no time of it: EXT4_IOC_MOVE_EXT, XFS_IOC_SWAPEXT. The others
+# do the like, and no build needs them: XFS_IOC_EXCHANGE_RANGE, F2FS_IOC_MOVE_RANGE.
+_MOVES_OF_CONTENTS = (0xC028660F, 0xC0C0586D, 0x40285881, 0xC020F509)
 _UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
 _NETLINK_PROTOCOLS = (0,)  # routing: getaddrinfo asks for the machine's addresses
 _INET_TYPES = (1, 2, 3)  # streams, datagrams; raw ones, which the kernel refuses by itself
@@ -180,7 +182,7 @@ def _assemble(architecture: str, *, may_preallocate: bool) -> Iterator[Instructi
         _answer(_ERRNO | errno.EPERM),
     )
     watched = () if may_preallocate else _PREALLOCATE
-    orders = (_TIOCSTI, _TIOCLINUX, _TIOCSETD, _MOVE_EXTENTS, *watched)
+    orders = (_TIOCSTI, _TIOCLINUX, _TIOCSETD, *_MOVES_OF_CONTENTS, *watched)
     yield from _for_call(
         _IOCTL[architecture],
         (_LOAD, 0, 0, _ARG1),

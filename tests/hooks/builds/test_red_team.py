@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from hooks.builds.sandbox_spec import APP_DIR
+from tests.hooks.builds.conftest import UID
+from tests.power import disk_of, needs_disks
 
 STRICT = {"disk_bytes": 1 << 30}  # as builds have it: what reserves disk is refused
 
@@ -336,6 +338,48 @@ print(attempt(fcntl.ioctl, mine, 0xC028660F, moved), read("/app/app")[:6] == b"a
 """
     )
     assert ran.output.split() == ["EPERM", "True"]
+
+
+# struct xfs_swapext has a struct xfs_bstat in it, which must tell what the file has now.
+# Source: xfs_fs.h of the kernel, fs/xfs/libxfs.
+SWAP = """
+import fcntl
+for name in ("app", "mine"):
+    with open(name, "wb") as file:
+        file.write((b"mine" if name == "mine" else b"apps") * 4096)
+        os.fsync(file.fileno())
+os.sync()
+theirs, mine = (os.open(name, os.O_RDWR) for name in ("app", "mine"))
+before = os.fstat(theirs)
+now = struct.pack(
+    "=QHHIIIiiq", before.st_ino, before.st_mode, before.st_nlink, before.st_uid, before.st_gid,
+    0, 4096, 0, before.st_size,
+)
+for at_ns in (before.st_atime_ns, before.st_mtime_ns, before.st_ctime_ns):
+    now += struct.pack("=qii", at_ns // 10**9, at_ns % 10**9, 0)
+swap = struct.pack("=qqqqq16x", 0, theirs, mine, 0, before.st_size) + now.ljust(136, bytes(1))
+answer = attempt(fcntl.ioctl, theirs, 0xC0C0586D, bytearray(swap))
+is_same = os.stat("app").st_ctime_ns == before.st_ctime_ns
+print(answer.split()[0], read("app")[:4].decode(), "same" if is_same else "later")
+"""
+
+
+@pytest.mark.parametrize("kind", [pytest.param("xfs", marks=needs_disks)])
+def test_contents_are_not_swapped_behind_the_back_of_times(in_sandbox, kind):
+    """xfs has a call that does, for two files of one size."""
+    with disk_of(kind, lambda _: None) as disk:
+        own_dir = disk.begin() / "own"
+        own_dir.mkdir(mode=0o700)
+        outside = subprocess.run(
+            python(SWAP), cwd=own_dir, capture_output=True, text=True, check=True
+        )
+        if outside.stdout.split() != ["got", "mine", "same"]:
+            pytest.skip(f"this kernel does not: {outside.stdout}")
+        for path in (own_dir, *own_dir.iterdir()):
+            os.chown(path, UID, UID)
+        binds = [[str(own_dir), APP_DIR, True]]
+        ran = in_sandbox(python(SWAP), binds=binds, cwd=APP_DIR, limits=STRICT, is_background=True)
+        assert ran.output.split() == ["EPERM", "apps", "same"]
 
 
 def test_crashes_start_no_program_of_the_machine(attack):
