@@ -387,14 +387,23 @@ class ObjectStore:
     def _require_whole(self, pack: Pack, offset: int) -> None:
         if pack.is_entry_whole(offset):
             return
-        # The sum may be what is damaged: what has the content that its id names is whole.
-        try:
-            is_whole = object_id(*self._entry(pack, offset, DELTA_BYTES_MAX)) == pack.oid_of(offset)
-        except (KeyError, PackOutgrownError):
-            is_whole = False
-        if not is_whole:
+        # The sum may be what is damaged.
+        if self.entry_of_its_name(pack, offset, DELTA_BYTES_MAX) is None:
             raise _damaged(pack)
         pack.note_whole(offset)
+
+    def entry_of_its_name(
+        self, pack: Pack, offset: int, bytes_max: int
+    ) -> tuple[int, bytes] | None:
+        """Return type and content of an entry if that is what its id names, whatever its sum.
+
+        Where it cannot be read in `bytes_max`, or is another object, None.
+        """
+        with contextlib.suppress(RepositoryCorruptError, PackOutgrownError, KeyError):
+            found = self._entry(pack, offset, bytes_max)
+            if object_id(*found) == pack.oid_of(offset):
+                return found
+        return None
 
     def get_checked(self, oid: bytes, bytes_max: int | None = None) -> tuple[int, bytes]:
         """Return what `get` does, held against the id; raises as that does."""

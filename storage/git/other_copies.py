@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -15,6 +16,7 @@ from typing import Protocol
 from storage.git.delta_formats import DELTA_DEPTH_MAX, patched
 from storage.git.errors import RepositoryCorruptError
 from storage.git.loose_objects import read_loose
+from storage.git.object_formats import object_id
 from storage.git.pack import Pack
 
 _log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class OtherCopies:
             at = offset
             for _ in range(DELTA_DEPTH_MAX):
                 oid = _oid_at(pack, at, error)
-                found = self._other(oid, pack.path.name, tried, bytes_max)
+                found = self._other(oid, os.fspath(pack.path), tried, bytes_max)
                 if found is not None:
                     self._note(pack, oid, error)
                     break
@@ -64,7 +66,7 @@ class OtherCopies:
                 inside = base if isinstance(base, int) else pack.find(base)
                 if inside is None:
                     assert isinstance(base, bytes)
-                    found = self._other(base, pack.path.name, tried, bytes_max)
+                    found = self._other(base, os.fspath(pack.path), tried, bytes_max)
                     break
                 at = inside
             if found is None:
@@ -88,7 +90,7 @@ class OtherCopies:
     ) -> None:
         """Look for another copy of an entry, and take that from now on. Raises as `of_entry`."""
         with self._tried(error) as tried:
-            if self._other(oid, pack.path.name, tried, bytes_max) is None:
+            if self._other(oid, os.fspath(pack.path), tried, bytes_max) is None:
                 raise error
             self._note(pack, oid, error)
 
@@ -113,14 +115,16 @@ class OtherCopies:
     def _other(
         self, oid: bytes, place: str, tried: set[tuple[str, bytes]], bytes_max: int | None
     ) -> _Object | None:
-        """Read an object from anywhere but `place` and where it was tried before."""
+        """Read an object, by its id, from anywhere but `place` and where it was tried before."""
         tried.add((place, oid))
         for name, read in self._places(oid, bytes_max):
             if (name, oid) in tried:
                 continue
             tried.add((name, oid))
             with contextlib.suppress(RepositoryCorruptError, FileNotFoundError):
-                return read()
+                found = read()
+                if object_id(*found) == oid:
+                    return found
         return None
 
     def _places(
@@ -130,7 +134,7 @@ class OtherCopies:
         for pack in store.packs():
             offset = pack.find(oid)
             if offset is not None:
-                yield pack.path.name, lambda p=pack, at=offset: store.at(p, at, bytes_max)  # type: ignore[misc]
+                yield os.fspath(pack.path), lambda p=pack, at=offset: store.at(p, at, bytes_max)  # type: ignore[misc]
         for path in store.loose_paths(oid):
             yield path, lambda path=path: read_loose(path, bytes_max)  # type: ignore[misc]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from storage.git.delta import line_delta
 from storage.git.errors import PackOutgrownError, RepositoryCorruptError
 from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA, TREE
-from storage.git.objects import ObjectStore
+from storage.git.objects import DELTA_BYTES_MAX, ObjectStore
 from storage.git.pack import Pack, entry_head
 from storage.git.selection import Selection
 
@@ -143,6 +143,12 @@ class PackWriter:
     def _write_packed(self, pack: Pack, offset: int, crc: int, oid: bytes) -> None:
         stop = pack.next_offset(offset)
         if zlib.crc32(pack.view[offset:stop]) != crc:  # git looks before it copies, too
+            found = self._objects.entry_of_its_name(
+                pack, offset, self._inflated_bytes_max or DELTA_BYTES_MAX
+            )
+            if found is not None:  # it is the sum that is damaged
+                self._write_content(oid, found[0], len(found[1]), (found[1],))
+                return
             damage = RepositoryCorruptError(f"object {oid.hex()} is damaged in {pack.path.name}")
             self._objects.look_elsewhere(pack, oid, self._inflated_bytes_max, damage)
             if not self._write_against_twin(oid):
@@ -208,8 +214,6 @@ class PackWriter:
         return True
 
     def _write_inflated(self, oid: bytes) -> None:
-        self._flush_run()
-        self._written[oid] = self._at
         chunks: Iterable[bytes]
         if self._objects.is_delta(oid):  # in memory anyhow, and its bases are not yet looked at
             kind, data = self._objects.get_checked(oid, self._inflated_bytes_max)
@@ -219,6 +223,11 @@ class PackWriter:
             chunks = self._objects.stream(oid)
         if self._inflated_bytes_max is not None and size > self._inflated_bytes_max:
             raise PackOutgrownError(f"object {oid.hex()} is too large for memory")
+        self._write_content(oid, kind, size, chunks)
+
+    def _write_content(self, oid: bytes, kind: int, size: int, chunks: Iterable[bytes]) -> None:
+        self._flush_run()
+        self._written[oid] = self._at
         self._put(entry_head(kind, size))
         level = GOOD_COMPRESSION if size <= GOOD_COMPRESSION_BYTES_MAX else FAST_COMPRESSION
         deflater = zlib.compressobj(level)

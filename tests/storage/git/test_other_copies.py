@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,11 +19,13 @@ import pytest
 
 from storage.git.check import check_repository
 from storage.git.check_processes import check_repositories
-from storage.git.errors import RepositoryCorruptError
+from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryCorruptError
+from storage.git.indexer import index_pack
 from storage.git.maintenance import take_care
 from storage.git.object_formats import BLOB, TREE
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
+from storage.git.pack_scan import PackLimits
 from storage.git.pack_writer import PackWriter
 from storage.git.repository import Repository
 from storage.git.selection import Selection
@@ -340,3 +343,91 @@ def test_a_head_with_a_size_beyond_all_bounds_is_damage(damaged: Damaged) -> Non
         damaged.store().get(damaged.base)
     (report,) = check_repositories([damaged.path], is_whole=True)
     assert any(damaged.base.hex() in fault for fault in report.faults), report.faults
+
+
+def test_a_size_that_is_damage_is_not_taken_for_too_large(damaged: Damaged) -> None:
+    damaged.copy("loose", damaged.base)
+    offset = damaged.pack.find(damaged.base)
+    assert offset is not None
+    (byte,) = damaged.pack.bytes_map[offset + 2 : offset + 3]  # the last of the size
+    assert damaged.pack.header(offset)[3] == offset + 3
+    write_at(damaged.pack, offset + 2, bytes([byte | 0x7F]))
+    bytes_max = len(damaged.contents[damaged.base])
+    assert damaged.pack.header(offset)[1] > bytes_max
+    found = damaged.store().get(damaged.base, bytes_max)
+    assert found == (BLOB, damaged.contents[damaged.base])
+    with pytest.raises(PackOutgrownError):
+        damaged.store().get(damaged.base, bytes_max - 1)
+
+
+def put_another_content(damaged: Damaged, oid: bytes) -> None:
+    """Give an object a file of its own, with another content."""
+    content = damaged.contents[oid].replace(b"line", b"LINE")
+    place = damaged.path / "objects" / oid.hex()[:2]
+    place.mkdir(exist_ok=True)
+    (place / oid.hex()[2:]).write_bytes(zlib.compress(b"blob %d\0" % len(content) + content))
+
+
+def test_a_copy_that_is_another_object_is_none(damaged: Damaged) -> None:
+    put_another_content(damaged, damaged.base)
+    damaged.damage(damaged.base)
+    for name in damaged.contents:
+        with pytest.raises(RepositoryCorruptError):
+            damaged.store().get(name)
+
+
+def test_a_thin_pack_is_not_completed_with_another_object(damaged: Damaged) -> None:
+    """Else what is made of it, and the base itself, would be stored under ids that lie."""
+    content = damaged.contents[damaged.top].replace(b"line 7 ", b"line seven ")
+    digits = git("hash-object", "-w", "--stdin", cwd=damaged.path, stdin=content)
+    commits: list[str] = []
+    for oid in (damaged.top.hex().encode(), digits.strip()):
+        tree = git("mktree", cwd=damaged.path, stdin=b"100644 blob %b\tf\n" % oid).strip()
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        parents = [option for commit in commits for option in ("-p", commit)]
+        made = git(*who, "commit-tree", *parents, "-m", "x", tree.decode(), cwd=damaged.path)
+        commits.append(made.decode().strip())
+    revisions = f"{commits[1]}\n^{commits[0]}\n".encode()
+    thin = damaged.path.parent / "thin.pack"
+    thin.write_bytes(
+        git("pack-objects", "-q", "--thin", "--revs", "--stdout", cwd=damaged.path, stdin=revisions)
+    )
+    other = damaged.path.parent / "other.git"
+    git("init", "-q", "--bare", other, cwd=damaged.path)
+    damaged.path = other
+    put_another_content(damaged, damaged.top)
+    with pytest.raises(PackInvalidError, match=damaged.top.hex()):
+        index_pack(thin, bases=damaged.store(), limits=PackLimits())
+    (other / "objects" / damaged.top.hex()[:2] / damaged.top.hex()[2:]).unlink()
+    git("hash-object", "-w", "--stdin", cwd=other, stdin=damaged.contents[damaged.top])
+    assert index_pack(thin, bases=damaged.store(), limits=PackLimits())
+
+
+def test_the_same_pack_of_an_alternate_is_another_copy(damaged: Damaged, tmp_path: Path) -> None:
+    """Packs of the same objects have the same name."""
+    shutil.copytree(damaged.path, tmp_path / "lender.git")
+    (damaged.path / "objects/info/alternates").write_text(f"{tmp_path}/lender.git/objects\n")
+    damaged.damage(damaged.base)
+    for name, content in damaged.contents.items():
+        assert git("cat-file", "blob", name.hex(), cwd=damaged.path) == content
+        assert damaged.store().get(name) == (BLOB, content)
+
+
+@pytest.mark.parametrize("which", ["base", "middle", "top"])
+def test_a_wrong_sum_in_the_index_makes_no_object_unreadable(damaged: Damaged, which: str) -> None:
+    oid = getattr(damaged, which)
+    rank = damaged.pack.rank(oid)
+    assert rank is not None
+    index = damaged.pack.path.with_suffix(".idx")
+    data = bytearray(index.read_bytes())
+    data[8 + 1024 + 20 * damaged.pack.count + 4 * rank] ^= 1
+    index.chmod(0o644)
+    index.write_bytes(data)
+    made = bytearray()
+    PackWriter(damaged.store(), Selection(oids=list(damaged.contents)), made.extend).write()
+    other = damaged.path.parent / "sent.git"
+    git("init", "-q", "--bare", other, cwd=damaged.path)
+    git("index-pack", "--strict", "--stdin", cwd=other, stdin=bytes(made))
+    for name, content in damaged.contents.items():
+        assert git("cat-file", "blob", name.hex(), cwd=other) == content
+        assert damaged.store().kind_and_size(name) == (BLOB, len(content))
