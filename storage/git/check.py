@@ -36,6 +36,9 @@ FAULTS_MAX = 50  # of one repository; a damaged disk has thousands of the same k
 LINKS_REMEMBERED = 200_000
 _READ_BYTES = 1 << 20
 _LIMITS = PackLimits(objects_max=1 << 32, object_bytes_max=1 << 48, inflated_bytes_floor=1 << 60)
+# Not without -k: unreachable objects may be those of a push whose refs are about to move. And no
+# `git prune-packed` for a damaged file: it removes whole ones too whose packed copy is damaged.
+_ADVICE = "; another copy is whole: stop the server and run 'git repack -a -d -k' to drop this one"
 _LOOSE_HEAD = re.compile(rb"(commit|tree|blob|tag) (0|[1-9][0-9]{0,18})\0")
 
 
@@ -265,8 +268,8 @@ class _Check:
             except (RepositoryCorruptError, zlib.error) as error:
                 self.is_damaged = True
                 more = ""
-                if repository.objects.locate(oid) is not None:
-                    more = "; a pack has it too: 'git prune-packed' removes this one"
+                if _is_whole_in_a_pack(repository.objects, oid, links):
+                    more = _ADVICE
                 self.fault(f"object {oid.hex()} (loose): {error}{more}")
 
     def _check_links(self, repository: Repository, links: _Links, tips: dict[bytes, bytes]) -> None:
@@ -291,7 +294,17 @@ def _advice(objects: ObjectStore, pack: Pack, oid: bytes, links: _Links) -> str:
     except RepositoryCorruptError:
         pack.damaged.discard(oid)
         return ""
-    return "; another copy is whole: 'git repack -a -d' leaves this one out"
+    return _ADVICE
+
+
+def _is_whole_in_a_pack(objects: ObjectStore, oid: bytes, links: _Links) -> bool:
+    """Say whether a pack by itself, of an alternate too, is enough to read the object."""
+    for pack in objects.packs():
+        if pack.find(oid) is not None:
+            with contextlib.suppress(RepositoryCorruptError):
+                _require_content(ObjectStore.over([pack]), oid, links)
+                return True
+    return False
 
 
 def _with_alternates(store: ObjectStore) -> Iterator[ObjectStore]:

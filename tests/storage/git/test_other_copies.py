@@ -249,41 +249,86 @@ def refer_to_all(damaged: Damaged) -> None:
     git("update-ref", "refs/heads/main", commit, cwd=damaged.path)
 
 
-def packed_damage(damaged: Damaged) -> str:
+ADVICE = "another copy is whole: stop the server and run 'git repack -a -d -k' to drop this one"
+
+
+def packed_damage(damaged: Damaged) -> None:
     damaged.copy("loose", damaged.base)
     damaged.damage(damaged.base)
-    return "another copy is whole: 'git repack -a -d' leaves this one out"
 
 
-def loose_damage(damaged: Damaged) -> str:
+def loose_damage(damaged: Damaged) -> None:
     place = damaged.path / "objects" / damaged.top.hex()[:2]
     place.mkdir(exist_ok=True)
     (place / damaged.top.hex()[2:]).write_bytes(b"no object")
-    return "a pack has it too: 'git prune-packed' removes this one"
 
 
-@pytest.mark.parametrize("harm", [packed_damage, loose_damage])
+def damage_of_both_kinds(damaged: Damaged) -> None:
+    """Here `git prune-packed` would remove the file of the one whose packed copy is damaged."""
+    damaged.copy("loose", damaged.base, damaged.middle)
+    damaged.damage(damaged.middle)
+    oid = damaged.base
+    path = damaged.path / "objects" / oid.hex()[:2] / oid.hex()[2:]
+    path.chmod(0o644)
+    path.write_bytes(b"no object")
+
+
+HARMS = [packed_damage, loose_damage, damage_of_both_kinds]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_check_says_what_to_do_and_that_helps(
-    damaged: Damaged, harm: Callable[[Damaged], str]
+    damaged: Damaged, harm: Callable[[Damaged], None]
 ) -> None:
     refer_to_all(damaged)
-    advice = harm(damaged)
+    harm(damaged)
     report = check_repository(damaged.path, is_whole=True)
-    assert any(fault.endswith(advice) for fault in report.faults), report.faults
+    assert any(fault.endswith(ADVICE) for fault in report.faults), report.faults
     assert not any(fault.startswith("ref ") for fault in report.faults)
-    command = advice.split("'")[1].split()[1:]
-    git(*command, cwd=damaged.path)
+    for fault in report.faults:
+        for command in fault.split("'")[1::2]:
+            git(*command.split()[1:], cwd=damaged.path)
     assert check_repository(damaged.path, is_whole=True).faults == ()
     git("fsck", "--full", "--strict", cwd=damaged.path)
+    for name, content in damaged.contents.items():
+        assert git("cat-file", "blob", name.hex(), cwd=damaged.path) == content
 
 
-def test_check_gives_no_advice_where_no_copy_is_whole(damaged: Damaged) -> None:
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_check_advises_drops_no_other_object(
+    damaged: Damaged, harm: Callable[[Damaged], None]
+) -> None:
+    """Objects that no ref reaches yet may be those of a push."""
     refer_to_all(damaged)
+    pushed = [
+        git("hash-object", "-w", "--stdin", cwd=damaged.path, stdin=content)
+        for content in (b"packed", b"loose")
+    ]
+    git("pack-objects", "-q", "objects/pack/pack", cwd=damaged.path, stdin=pushed[0])
+    git("prune-packed", "-q", cwd=damaged.path)
+    harm(damaged)
+    report = check_repository(damaged.path, is_whole=True)
+    (command,) = {word for fault in report.faults for word in fault.split("'")[1::2]}
+    git(*command.split()[1:], cwd=damaged.path)
+    for oid, content in zip(pushed, (b"packed", b"loose"), strict=True):
+        assert git("cat-file", "blob", oid.decode().strip(), cwd=damaged.path) == content
+
+
+@pytest.mark.parametrize("has_file", [False, True])
+def test_check_gives_no_advice_where_no_copy_is_whole(damaged: Damaged, *, has_file: bool) -> None:
+    """A damaged file may yet be mended by hand, when its packed copy is damaged too."""
+    refer_to_all(damaged)
+    if has_file:
+        damaged.copy("loose", damaged.base)
+        path = damaged.path / "objects" / damaged.base.hex()[:2] / damaged.base.hex()[2:]
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-9])
     damaged.damage(damaged.base)
     report = check_repository(damaged.path, is_whole=True)
     assert any(damaged.base.hex() in fault for fault in report.faults)
     assert any(fault.startswith("ref refs/heads/main") for fault in report.faults)
-    assert not any("copy" in fault for fault in report.faults)
+    assert any("(loose)" in fault for fault in report.faults) is has_file
+    assert not any("copy" in fault or "pack has it" in fault for fault in report.faults)
 
 
 def write_at(pack: Pack, offset: int, data: bytes) -> None:
