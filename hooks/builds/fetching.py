@@ -20,7 +20,7 @@ from hooks.builds.kept_sources import KeptSources, KeptTree, SourceKey
 from hooks.builds.phase import Phase
 from hooks.builds.phases import Workspace, limits_of
 from hooks.builds.plan import Plan
-from hooks.builds.tree import TreeSize, remove_paths, unpack
+from hooks.builds.tree import TreeSize, remove_paths, remove_tree, unpack
 from hooks.builds.unpacking import Unpacking, UnpackingEndedError
 from hooks.builds.wire import SourceHead
 from hooks.pipes import PIPE_BYTES
@@ -69,6 +69,8 @@ async def fetch_source(
         await unpacking.close()
     if fetch.archive is not None:
         kept.keep(key, fetch.archive, fetch.head, limits)
+    elif not fetch.is_difference:
+        kept.forget(key)
     came = f"; {fetch.came} of them fetched, the others were here" if fetch.is_difference else ""
     log.line(Phase.SOURCE, f"{size}, commit {lease.commit[:12]}{came}")
 
@@ -111,6 +113,8 @@ class _Fetch:
         self._workspace.originals.clear()
         if head.removed_bytes is not None:
             return self._change(stream, head, head.removed_bytes, is_stopped)
+        if self._taken is not None:
+            remove_tree(self._taken.path)  # of no use, and counted by nobody
         with self._copied(stream) if self._wants(head) else contextlib.nullcontext(stream) as tar:
             return self._unpack(tar, is_stopped)
 
@@ -146,7 +150,7 @@ class _Fetch:
 
         try:
             taken.path.rename(workspace.tree)
-            remove_paths(workspace.tree, removed.split(b"\0")[:-1], forget)
+            remove_paths(workspace.tree, removed.split(b"\0")[:-1], forget, is_stopped=is_stopped)
             came = self._unpack(stream, is_stopped, is_new=False)
         except OSError as error:
             if error.errno in FULL:

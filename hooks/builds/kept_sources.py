@@ -74,6 +74,9 @@ class _Kept:
 
     @property
     def size_bytes(self) -> int:
+        """An estimate of what both take of the disk: each file takes 4 KiB more than its size.
+        A tree that is not unpacked yet counts too.
+        """
         return 2 * (self.head.size_bytes + self.head.files * 4096)
 
 
@@ -120,6 +123,10 @@ class KeptSources:
             _warn(key, error)
             return
         self._kept[key] = _Kept(path, head, limits, time.monotonic())
+
+    def forget(self, key: SourceKey) -> None:
+        """Let go of a source: the site's commits are others by now, and none to be kept."""
+        self._drop(key)
 
     async def take(self, key: SourceKey, into: Path, limits: Limits) -> KeptTree | None:
         """Move the tree that is kept for a build to `into`, if there is one. It is the build's.

@@ -26,7 +26,7 @@ from storage.model import Build
 from storage.records import environments, sites
 from storage.trees import TreeFile
 
-LEAST_SHARE = 4  # of a folder's files: what has changed more is sent whole
+LEAST_SHARE = 4  # of a folder's files: what has more to come, or to go, is sent whole
 
 log = structlog.get_logger(__name__)
 
@@ -131,7 +131,8 @@ class Supplies:
         if not listing.is_grafted and (found := self._sources.folder(build, folder)) is not None:
             head = msgspec.structs.replace(head, tree=found.tree)
             changes = self._sources.changes(build, folder, base) if base is not None else None
-            if changes is not None and len(changes.files) <= listing.count // LEAST_SHARE:
+            few = listing.count // LEAST_SHARE
+            if changes is not None and max(len(changes.files), len(changes.removed)) <= few:
                 files = changes.files
                 removed = b"".join(path + b"\0" for path in changes.removed)
                 head = msgspec.structs.replace(head, removed_bytes=len(removed))

@@ -86,10 +86,11 @@ def unpack(
     with _mapped_errors(), allowance.full_disk_told():
         for entry in tar.scan_tar(stream):
             _go_on_unless(is_stopped)
-            allowance.take(entry.size_bytes if isinstance(entry, SourceFile) else 0)
             draft.admit(entry)
-            _make_parents(folder, entry, made)
             path = b"%b/%b" % (top, entry.path)
+            if is_new or not (isinstance(entry, SourceDirectory) and os.path.isdir(path)):  # noqa: PTH112 - bytes
+                allowance.take(entry.size_bytes if isinstance(entry, SourceFile) else 0)
+            _make_parents(folder, entry, made)
             if isinstance(entry, SourceFile):
                 if _write_file(path, entry, at_ns, is_stopped, on_file):
                     pointers.append(os.fsdecode(entry.path))
@@ -105,17 +106,25 @@ def unpack(
     return TreeSize(files, size_bytes)
 
 
-def remove_paths(folder: Path, paths: Iterable[bytes], on_removed: Callable[[bytes], None]) -> None:
+def remove_paths(
+    folder: Path,
+    paths: Iterable[bytes],
+    on_removed: Callable[[bytes], None],
+    *,
+    is_stopped: Callable[[], bool],
+) -> None:
     """Remove files and links of a tree that nobody has changed since it was unpacked, with the
     folders that are empty then. Blocking. `on_removed` is told the path of each, of folders too.
     Folders that stay keep the tree's time.
 
     Raises:
         OSError: One of them is not there, or is more than an empty folder.
+        StoppedError: `is_stopped` said so.
     """
     top, parents, changed = os.fsencode(folder), set(), set()
     at_ns = folder.stat().st_mtime_ns
     for path in paths:
+        _go_on_unless(is_stopped)
         try:
             os.unlink(b"%b/%b" % (top, path))  # noqa: PTH108 - bytes
         except IsADirectoryError:

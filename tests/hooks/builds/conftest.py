@@ -294,6 +294,7 @@ class ControlPeer:
         self.is_cache_hit = False
         self.is_cache_borrowed = False
         self.refusing = set()  # calls that answer 413
+        self.sends_whole = False  # whatever tree a slot has
         self.given_out = {}  # the files of trees that were sent
         self._queue = asyncio.Queue()
         self._runner = None
@@ -394,7 +395,7 @@ class ControlPeer:
         tree = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         head = {"files": len(plain), "size_bytes": sum(sizes), "tree": tree}
         body = tar_of(files)
-        if base is not None:
+        if base is not None and not self.sends_whole:
             before = self.given_out[base]
             gone = [name for name in before if files.get(name) != before[name]]
             removed = b"".join(os.fsencode(name) + b"\0" for name in gone)

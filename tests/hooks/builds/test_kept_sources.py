@@ -16,6 +16,7 @@ from hooks.builds.wire import SourceHead
 from tests.hooks.builds.conftest import tar_of
 
 MANY = {f"{number % 10}/{number}": f"number {number}\n".encode() for number in range(600)}
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
 LISTS = "find . -type f -exec sha256sum {} + | sort -k2 > /tmp/a; mkdir dist; cp /tmp/a dist"
 ROOM = Limits(disk_bytes=100 << 20, disk_free_bytes=1 << 20)
 KEY = SourceKey("acme", ".", ignores_submodules=False, ignores_lfs=False)
@@ -122,10 +123,9 @@ async def test_pointers_that_were_taken_as_they_are_are_not_kept_for_who_refuses
     control, slot
 ):
     takes = {"managed.toml": site(LISTS)["managed.toml"] + b"lfs = 'ignore'\n"}
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
-    await control.build({**takes, **MANY, "film": pointer})
+    await control.build({**takes, **MANY, "film": POINTER})
     await ready(slot)
-    job = await control.build({**site(LISTS), **MANY, "film": pointer})
+    job = await control.build({**site(LISTS), **MANY, "film": POINTER})
     assert job.outcome["error"]["code"] == "build.lfs_pointers"
 
 
@@ -166,6 +166,57 @@ async def test_source_that_cannot_be_kept_fails_no_build(control, slot):
     assert job.outcome["status"] == "succeeded"
 
 
+async def test_tree_that_is_of_no_use_is_removed_before_the_steps(control, slot, gone):
+    await control.build({**site(LISTS), **MANY})
+    await ready(slot)
+    control.sends_whole = True
+    job = control.queue({**site("echo begun; sleep 4733"), **MANY})
+    await job.said("begun")
+    assert job.bases == list(control.given_out)[:1]
+    [app] = slot.scratch.glob("*/app")
+    assert not (app.parent / "kept").exists()
+    job.canceled.set()
+    await asyncio.to_thread(gone, "4733")
+
+
+async def test_source_is_let_go_when_the_site_s_commits_are_none_to_be_kept(control, slot):
+    await control.build({**site(LISTS), **MANY})
+    await ready(slot)
+    control.sends_whole = True
+    job = await control.build(site(LISTS))
+    assert job.bases == list(control.given_out)[:1]
+    await slot.cleaned()
+
+
+FULL_BYTES = 3_000_000  # of the disk; the kept tree takes some 2,500,000
+
+
+async def test_what_was_kept_counts_to_what_a_build_may_take(control, slot):
+    await control.build({**site(LISTS), **MANY})
+    await ready(slot)
+    files = {**site(LISTS), **MANY, "new": bytes(1_000_000)}
+    job = await control.build(files, limits={"disk_bytes_max": FULL_BYTES})
+    assert job.bases == list(control.given_out)[:1]
+    assert job.outcome["error"]["code"] == "build.limit_exceeded"
+    assert job.stage("build") == []
+
+
+async def test_what_goes_counts_no_more_and_folders_that_were_there_not_again(control, slot):
+    many = {f"{number // 2}/{number}": b"" for number in range(FILES_COUNT_MIN)}
+    most = 4096 * (FILES_COUNT_MIN + FILES_COUNT_MIN // 2 + 50) + 1_000_000
+    await control.build({**site(LISTS), **many, "old": bytes(1_000_000)})
+    async with asyncio.timeout(20):
+        while not list(slot.scratch.glob("sources/*/old")):
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)  # until the rest of it is there
+    changed = {f"{number // 2}/{number}": b"another" for number in range(0, 200, 2)}
+    files = {**site("mkdir dist; echo > dist/x"), **many, **changed, "new": bytes(1_000_000)}
+    job = await control.build(files, limits={"disk_bytes_max": most})
+    assert job.bases == list(control.given_out)[:1]
+    assert job.outcome["error"] is None
+    assert job.outcome["status"] == "succeeded"
+
+
 async def test_small_commit_is_not_kept(control, slot):
     few = dict(list(MANY.items())[: FILES_COUNT_MIN - 2])
     await control.build({**site(LISTS), **few})
@@ -181,6 +232,15 @@ async def test_nothing_is_kept_from_a_build_that_may_need_the_disk(control, slot
     )
     assert job.outcome["status"] == "succeeded"
     assert job.bases == [None]
+    await slot.cleaned()
+
+
+async def test_clean_build_gets_the_room_that_it_may_need_before_its_source_comes(control, slot):
+    await control.build({**site(LISTS), **MANY})
+    await ready(slot)
+    files = {**site(LISTS), **MANY, "film": POINTER}
+    job = await control.build(files, limits={"disk_bytes_max": 1 << 60}, clean=True)
+    assert job.outcome["error"]["code"] == "build.lfs_pointers"  # no more than the source came
     await slot.cleaned()
 
 

@@ -145,3 +145,14 @@ def test_a_disk_is_tried_once(disk) -> None:
     device = disk.stat().st_dev
     assert are_mapped_writes_shown(device, disk)
     assert are_mapped_writes_shown(device, disk / "no such folder")
+
+
+def test_files_that_were_taken_over_a_moment_ago_are_told_too(disk):
+    for number in range(50):
+        path = disk / str(number)
+        path.write_bytes(TEXT)
+        first, second = Originals(), Originals()
+        first.note(b"file", path.stat())
+        second.take_over(first)
+        second.seal(disk)
+        assert second.has(b"file", path.stat())

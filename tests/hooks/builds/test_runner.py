@@ -595,3 +595,20 @@ async def test_slot_that_has_another_tree_gets_what_makes_the_commit_of_it(pool,
     await pool.lease()
     head, removed, files = await source_for(pool, job_id, whole.tree)
     assert (head.removed_bytes, len(files)) == (None, 20)  # too much is another
+
+
+async def test_slot_that_has_much_more_gets_the_commit_whole(pool, commit) -> None:
+    repository = pool.world.repositories.path(pool.site.id)
+    few = {f"{number}.html": b"%d" % number for number in range(20)}
+    bases = []
+    for gone in (5, 6):
+        commit(repository, {**few, **{f"gone/{number}.html": b"" for number in range(gone)}})
+        await pool.ask_for_build(clean=True)
+        job = await pool.lease()
+        bases.append(job.lease.tree)
+        await job.finish(done())
+    commit(repository, few)
+    job_id = await pool.ask_for_build(clean=True)
+    await pool.lease()
+    heads = [(await source_for(pool, job_id, base))[0] for base in bases]
+    assert [head.removed_bytes is None for head in heads] == [False, True]

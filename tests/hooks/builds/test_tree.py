@@ -13,7 +13,7 @@ import pytest
 from hooks.builds.disk_allowance import DiskAllowance, Spool
 from hooks.builds.errors import BuilderError, BuildFailedError
 from hooks.builds.limits import Limits
-from hooks.builds.tree import StoppedError, TreeSize, find_output, remove_tree, unpack
+from hooks.builds.tree import StoppedError, TreeSize, find_output, remove_paths, remove_tree, unpack
 from storage.source import SourceFile
 from storage.tar import scan_tar
 
@@ -135,6 +135,15 @@ def test_full_disk_is_told_as_a_limit_and_never_as_a_connection_that_failed(tmp_
     assert caught.value.code == "build.limit_exceeded"
     with Path("/dev/null").open("rb", buffering=0) as read_only, pytest.raises(BuilderError):
         Spool(read_only, allowance).write(b"x")
+
+
+def test_removing_stops_when_told(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch()
+    gone = []
+    with pytest.raises(StoppedError):
+        remove_paths(tmp_path, [b"a", b"b", b"c"], gone.append, is_stopped=lambda: bool(gone))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
 
 
 def test_unpacking_and_looking_stop_when_told(tmp_path, packed):
