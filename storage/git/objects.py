@@ -34,6 +34,7 @@ from storage.git.pack_listing import LISTING_TRIES_MAX, PackListing
 
 ALTERNATE_DEPTH_MAX = 5  # as git's
 LINKS_BYTES_MAX = 16 << 20  # of the head of a commit or tag, which says what it links to
+SMALL_BYTES_MAX = 4096  # of an object that is read whole rather than held against a sum
 DELTA_BYTES_MAX = 256 << 20  # of a commit or tag that is stored as a delta: it is made whole
 
 
@@ -349,14 +350,19 @@ class ObjectStore:
                 return TREE, 0
             raise ObjectMissingError(oid)
         try:
-            return self._kind_and_size_at(*place)
+            return self._kind_and_size_at(*place, oid)
         except RepositoryCorruptError as error:
             kind, data = self._others.of_entry(*place, None, error)
             return kind, len(data)
 
-    def _kind_and_size_at(self, pack: Pack, offset: int) -> tuple[int, int]:
-        self._require_whole(pack, offset)
+    def _kind_and_size_at(self, pack: Pack, offset: int, oid: bytes) -> tuple[int, int]:
         kind, size, base, data_at = pack.header(offset)
+        if base is None and size <= SMALL_BYTES_MAX and not pack.is_ordered:
+            # As most commits and tags: quick, where putting a large pack in order takes a while.
+            found = self.entry_of_its_name(pack, offset, oid, size)
+            if found is not None:
+                return found[0], size
+        self._require_whole(pack, offset)
         if base is not None:
             size = delta_sizes(pack.beginning(data_at))[1]
         for _ in range(DELTA_DEPTH_MAX):
@@ -388,20 +394,22 @@ class ObjectStore:
         if pack.is_entry_whole(offset):
             return
         # The sum may be what is damaged.
-        if self.entry_of_its_name(pack, offset, DELTA_BYTES_MAX) is None:
+        if self.entry_of_its_name(pack, offset, None, DELTA_BYTES_MAX) is None:
             raise _damaged(pack)
         pack.note_whole(offset)
 
     def entry_of_its_name(
-        self, pack: Pack, offset: int, bytes_max: int
+        self, pack: Pack, offset: int, oid: bytes | None, bytes_max: int
     ) -> tuple[int, bytes] | None:
-        """Return type and content of an entry if that is what its id names, whatever its sum.
+        """Return type and content of an entry if that is what `oid` names, whatever its sum.
+
+        Without `oid`, what the index names.
 
         Where it cannot be read in `bytes_max`, or is another object, None.
         """
         with contextlib.suppress(RepositoryCorruptError, PackOutgrownError, KeyError):
             found = self._entry(pack, offset, bytes_max)
-            if object_id(*found) == pack.oid_of(offset):
+            if object_id(*found) == (oid or pack.oid_of(offset)):
                 return found
         return None
 

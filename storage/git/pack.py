@@ -284,6 +284,11 @@ class Pack:
             )
         return self._offsets
 
+    @property
+    def is_ordered(self) -> bool:
+        """Say whether it is already known where the entries end."""
+        return self._sorted_offsets is not None
+
     def next_offset(self, offset: int) -> int:
         """Return where the entry at `offset` ends."""
         if self._sorted_offsets is None:

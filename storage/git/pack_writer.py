@@ -144,7 +144,7 @@ class PackWriter:
         stop = pack.next_offset(offset)
         if zlib.crc32(pack.view[offset:stop]) != crc:  # git looks before it copies, too
             found = self._objects.entry_of_its_name(
-                pack, offset, self._inflated_bytes_max or DELTA_BYTES_MAX
+                pack, offset, oid, self._inflated_bytes_max or DELTA_BYTES_MAX
             )
             if found is not None:  # it is the sum that is damaged
                 self._write_content(oid, found[0], len(found[1]), (found[1],))

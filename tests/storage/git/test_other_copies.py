@@ -22,7 +22,7 @@ from storage.git.check_processes import check_repositories
 from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryCorruptError
 from storage.git.indexer import index_pack
 from storage.git.maintenance import take_care
-from storage.git.object_formats import BLOB, TREE
+from storage.git.object_formats import BLOB, COMMIT, TREE
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
 from storage.git.pack_scan import PackLimits
@@ -476,3 +476,20 @@ def test_a_wrong_sum_in_the_index_makes_no_object_unreadable(damaged: Damaged, w
     for name, content in damaged.contents.items():
         assert git("cat-file", "blob", name.hex(), cwd=other) == content
         assert damaged.store().kind_and_size(name) == (BLOB, len(content))
+
+
+def test_a_small_object_is_looked_at_without_putting_its_pack_in_order(damaged: Damaged) -> None:
+    """That takes a while in a large pack, and a tip's type is asked for at every listing."""
+    refer_to_all(damaged)
+    git("repack", "-adq", cwd=damaged.path)
+    (index,) = (damaged.path / "objects/pack").glob("*.idx")
+    damaged.pack = Pack(index)
+    tip = bytes.fromhex(git("rev-parse", "main", cwd=damaged.path).strip().decode())
+    store = damaged.store()
+    assert store.kind_and_size(tip)[0] == COMMIT
+    assert not any(pack.is_ordered for pack in store.packs())
+    offset = damaged.pack.find(tip)
+    assert offset is not None
+    write_at(damaged.pack, offset, bytes([(damaged.pack.bytes_map[offset] & 0x8F) | TREE << 4]))
+    with pytest.raises(RepositoryCorruptError):
+        damaged.store().kind_and_size(tip)
