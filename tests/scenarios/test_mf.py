@@ -281,9 +281,11 @@ def test_in_a_checkout_that_is_pushed_mf_needs_neither_address_nor_site_nor_key(
     work = server.work()
     store = server.root / "credentials"
     store.write_text(f"http://x:{server.token}@127.0.0.1:{server.port}\n")
-    work.git("config", "credential.helper", f"store --file={store}")
+    settings = server.root / "gitconfig"  # the user's: of a checkout's own helpers `mf` asks none
+    settings.write_text(f"[credential]\n\thelper = store --file={store}\n")
     commit = work.commit({"index.html": PAGE.format("one")})
     environ = {k: v for k, v in server.environ.items() if not k.startswith("FORGE_")}
+    environ["GIT_CONFIG_GLOBAL"] = str(settings)
     pushed = subprocess.run(
         ["git", "push", "managed", "main"], cwd=work.path, env=environ, capture_output=True
     )

@@ -119,9 +119,12 @@ def test_a_broken_object_is_an_error_and_not_half_a_pack(
     """A whole clone is the stored file, summed up while it is sent; another one is made here."""
     git("config", "uploadpack.allowFilter", "true", cwd=bare)
     for pack in (bare / "objects/pack").glob("*.pack"):
+        listed = git("verify-pack", "-v", pack.with_suffix(".idx"), cwd=bare).out
+        blob = next(line.split() for line in listed.splitlines() if " blob " in line)
         # In its place, as bits rot: the server has it mapped, which a file cut to nothing ends.
+        # In the content of a blob: a commit may be in memory, as it was, and is sent from there.
         with pack.open("r+b") as file:
-            file.seek(pack.stat().st_size // 2)
+            file.seek(int(blob[4]) + int(blob[3]) // 2)
             (byte,) = file.read(1)
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte ^ 0xFF]))
@@ -131,7 +134,8 @@ def test_a_broken_object_is_an_error_and_not_half_a_pack(
     assert f": only the server's operator can mend {bare.name}; 'gitd check'" in whole.err
     assert not (tmp_path / "c").exists()
     filtered = ("clone", "--filter=blob:limit=1k", server.url_of(bare), "c")
-    assert "remote: upload-pack: pack-" in git(*filtered, cwd=tmp_path, check=False).err
+    words = f"remote: upload-pack: object {blob[0]} is damaged in pack-"
+    assert words in git(*filtered, cwd=tmp_path, check=False).err
     assert not (tmp_path / "c").exists()
 
 
