@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from gitd import starting
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState, ServedState
 from hooks.deploys.wire import ArtifactPin
 from storage.artifacts import ArtifactStore, Ingested
@@ -208,6 +209,7 @@ def write_tar(root: Path, path: Path) -> None:
 
 
 def main(operation: str, folder: str, *arguments: str) -> int:
+    starting.prepare()  # as all our processes: garbage is looked for less often
     bench = Bench(Path(folder))
     began, cpu = time.perf_counter(), time.process_time()
     try:

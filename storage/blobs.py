@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NewType
@@ -26,6 +26,8 @@ BlobKey = NewType("BlobKey", bytes)
 # Up to so many files (or directories) each is synced alone, which leaves other people's dirty
 # pages alone; beyond it one sync of the filesystem is much cheaper.
 SYNC_EACH_COUNT_MAX = 16
+# So much more was written: it is synced while more is staged, so that the last sync finds little.
+EARLY_SYNC_BYTES = 48 << 20
 MANIFEST_NAME = "manifest"
 ENVELOPE_NAME = "envelope"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -75,6 +77,8 @@ class Staging:
         self._count = 0
         self._unsynced: list[str] = []
         self._statements: list[tuple[str, str]] = []
+        self._early: Future[None] | None = None
+        self._early_bytes = 0
         self.blobs: dict[BlobKey, StagedBlob] = {}
 
     def add(self, key: BlobKey, data: bytes) -> None:
@@ -144,8 +148,11 @@ class Staging:
     def sync(self) -> None:
         """Make the bytes durable; after an error nothing staged may be used.
 
-        The lease was opened before the first write, so the kernel reports errors of all writes.
+        The lease was opened before the first write, so the kernel reports errors of all writes:
+        each once, so that one which an early sync was told is looked for there.
         """
+        if self._early is not None:
+            self._early.result()
         if len(self._unsynced) > SYNC_EACH_COUNT_MAX:
             sync_filesystem(self._lease.fd)
         else:
@@ -190,12 +197,33 @@ class Staging:
     def _add(self, key: BlobKey, name: str, size_bytes: int) -> None:
         self.blobs[key] = StagedBlob(name, size_bytes)
         self._unsynced.append(f"{self._lease.path}/{name}")
+        self._early_bytes += size_bytes
+        if self._early_bytes >= EARLY_SYNC_BYTES and len(self._unsynced) > SYNC_EACH_COUNT_MAX:
+            self._sync_early()
+
+    def _sync_early(self) -> None:
+        """Begin to make durable what is here, unless that is going on or has failed."""
+        if self._threads is None:
+            return
+        if self._early is not None and (not self._early.done() or self._early.exception()):
+            return
+        self._early_bytes = 0
+        # A descriptor of its own, since the lease may end before; both are one open file, so that
+        # what went wrong is told for the lease.
+        self._early = self._threads.submit(_sync_and_close, os.dup(self._lease.fd))
 
     def _new_file(self) -> tuple[str, int]:
         """Make a file in the lease; return its name, and itself, open."""
         name = str(self._count)
         self._count += 1
         return name, os.open(name, _CREATE, 0o600, dir_fd=self._lease.fd)
+
+
+def _sync_and_close(fd: int) -> None:
+    try:
+        sync_filesystem(fd)
+    finally:
+        os.close(fd)
 
 
 def _key(blob: tuple[BlobKey, StagedBlob]) -> BlobKey:

@@ -1,6 +1,7 @@
 """A process that takes one tree in, to be killed or failed at any system call of it.
 
-Usage: ingest_child.py SHOP. Exits 0 when the tree is in, 3 when the store said why not.
+Usage: ingest_child.py SHOP [COUNT [BYTES]]. Exits 0 when the tree is in, 3 when the store said why
+not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ TREE = {"a/page.html": b"two" * 50, "a/shared": b"one" * 50, "b/run": b"#!/bin/s
 def main() -> int:
     # More of them than are synced one by one, when there are more.
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    more = {f"more/{n}": b"%d" % n for n in range(count)}
+    size = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    more = {f"more/{n}": b"%d" % n + bytes(size) for n in range(count)}
     try:
         shop = make_shop(Path(sys.argv[1]))
     except (StorageError, OSError) as error:

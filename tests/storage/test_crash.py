@@ -19,6 +19,7 @@ from types import ModuleType
 
 import pytest
 
+from storage.blobs import EARLY_SYNC_BYTES
 from storage.check import check_store
 from storage.collect import Collector, Order
 from storage.custody import Custody
@@ -37,9 +38,11 @@ BRIEF_COUNT = 3
 pytestmark = needs_strace
 
 
-def ingesting(shop: Path, count: int) -> Child:
-    """Takes a tree in, with so many files more than a few: many are synced together."""
-    return Child(FOLDER / "ingest_child.py", (str(shop), str(count)))
+def ingesting(shop: Path, count: int, size_bytes: int = 0) -> Child:
+    """Takes a tree in, with so many files more than a few: many are synced together. `size_bytes`:
+    how many each has besides its number.
+    """
+    return Child(FOLDER / "ingest_child.py", (str(shop), str(count), str(size_bytes)))
 
 
 def collecting(shop: Path, *said: str) -> Child:
@@ -149,6 +152,22 @@ def test_sync_that_failed_is_not_tried_again(
     assert trace.read_text().count("syncfs(") == number
     expect_whole(shop_at, shop, recovers=False)
     assert not (shop / "release1").exists()
+
+
+@pytest.mark.timeout(300)
+def test_sync_that_failed_while_more_was_staged_fails_the_ingest(
+    shop_at, before: Path, scratch: Path
+) -> None:
+    # The kernel says so once: the last sync would say that all is well.
+    shop, trace = scratch / "shop", scratch / "trace"
+    shutil.copytree(before, shop, symlinks=True)
+    large = ingesting(shop, 1 + EARLY_SYNC_BYTES // (1 << 20), 1 << 20)
+    done = large.run(trace, "-e", "trace=syncfs", "-e", "inject=syncfs:error=EIO")
+    assert (done.returncode, done.stdout.split(":")[0]) == (3, "StorageIoError")
+    assert trace.read_text().count("syncfs(") == 1, "it is not tried again"
+    expect_whole(shop_at, shop, recovers=False)
+    assert large.run(trace, "-e", "trace=syncfs").returncode == 0
+    assert trace.read_text().count("syncfs(") == 3, "an early one, of the bytes, of the names"
 
 
 @pytest.mark.timeout(300)
