@@ -2,7 +2,8 @@
 
 Reading them costs some cheap queries and looks at the disk, all in a thread of their own: where
 the disk is slow, pushes do not wait for a free one. Whoever asks while they are read, or within a
-second after, gets what the one before got: no number of readers makes it cost more.
+second after, gets what the one before got: no number of readers makes it cost more. Where a disk
+does not answer at all, a scrape goes on without what is looked for there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import structlog
@@ -25,6 +26,7 @@ from gitd.metrics.requests import RequestMetrics
 log = structlog.get_logger(__name__)
 
 KEPT_S = 1.0
+PART_S_MAX = 2.0  # for the reading of a part: scrapers wait some 10 s for all of them
 OPENMETRICS = "application/openmetrics-text"
 
 
@@ -51,7 +53,8 @@ class _Reading:
 
 
 class _Parts(Collector):
-    """All parts, each in a ring of its own: one that cannot be read takes no other along.
+    """All parts, each in a ring of its own: one that cannot be read takes no other along, nor does
+    one that hangs.
 
     Why it cannot is logged once, for as long as that stays the same: scrapes come all the time.
     """
@@ -59,13 +62,15 @@ class _Parts(Collector):
     def __init__(self) -> None:
         self.parts: dict[str, Part] = {}
         self._told: dict[str, str] = {}
+        self._thread = _new_thread()
+        self._hanging: dict[str, Future[None]] = {}
 
     def collect(self) -> Iterable[Metric]:
         is_read: dict[str, float] = {}
         for name, part in self.parts.items():
             found: list[Metric] = []
             try:
-                found += part.families()
+                self._read(name, part, found)
                 is_read[name] = 1
                 self._told.pop(name, None)
             except Exception as error:  # the ring of a part
@@ -73,13 +78,33 @@ class _Parts(Collector):
                 if self._told.get(name) != repr(error):
                     self._told[name] = repr(error)
                     log.exception("metrics_not_read", part=name)
-            yield from found
+            yield from tuple(found)  # one that hangs may go on any time
         yield gauges(
             "gitd_metrics_part_read",
             "Whether a part of the metrics could be read; where not, the log says why.",
             "part",
             is_read,
         )
+
+    def _read(self, name: str, part: Part, found: list[Metric]) -> None:
+        """Add what a part has to what was found. One that hangs keeps its thread, and is not begun
+        again before it came to an end: the others get another thread.
+
+        Raises:
+            TimeoutError: It hangs.
+            Exception: Whatever it raises.
+        """
+        reading = self._hanging.get(name)
+        if reading is None or reading.done():
+            self._hanging.pop(name, None)
+            reading = self._thread.submit(lambda: found.extend(part.families()))
+            if wait([reading], PART_S_MAX).done:
+                reading.result()
+                return
+            self._hanging[name] = reading
+            self._thread.shutdown(wait=False)
+            self._thread = _new_thread()
+        raise TimeoutError("it hangs: it is shown again once its reading comes to an end")
 
 
 class Exporter:
@@ -97,7 +122,7 @@ class Exporter:
         self.registry.register(self._parts)
         ProcessCollector(registry=self.registry)
         self._readings: dict[bool, _Reading] = {}
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
+        self._thread = _new_thread()
 
     def add_parts(self, **parts: Part) -> None:
         self._parts.parts.update(parts)
@@ -116,3 +141,7 @@ class Exporter:
     def _read(self, is_open: bool) -> Exposition:  # noqa: FBT001 - an executor knows no keywords
         encode, content_type = choose_encoder(f"{OPENMETRICS};version=1.0.0" if is_open else "")
         return Exposition(encode(self.registry), content_type)
+
+
+def _new_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")

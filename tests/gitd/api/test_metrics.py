@@ -163,8 +163,11 @@ async def test_reading_again_within_a_second_costs_nothing(service, monkeypatch)
     assert len(read) == 2
 
 
-async def test_slow_reading_is_shared_by_all_who_ask_and_takes_no_thread_of_others(service) -> None:
+async def test_slow_reading_is_shared_by_all_who_ask_and_takes_no_thread_of_others(
+    service, monkeypatch
+) -> None:
     """However many ask, in whichever format: pushes and requests keep their threads."""
+    monkeypatch.setattr(exporter, "PART_S_MAX", 30.0)
     read, may_end = [], threading.Event()
     service.metrics.add_parts(slow=Held(read, may_end))
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
@@ -231,3 +234,28 @@ async def test_part_that_cannot_be_read_takes_no_other_along(service) -> None:
     assert found.of("gitd_metrics_part_read", part="good") == 1
     assert read == [1, 1]
     assert found.of("process_open_fds") > 0
+
+
+async def test_part_that_hangs_holds_up_no_scrape_and_is_there_again_once_it_ends(
+    service, monkeypatch
+) -> None:
+    """As where a disk does not answer any more: each scrape would wait for the one before."""
+    monkeypatch.setattr(exporter, "PART_S_MAX", 0.5)
+    begun, read, may_end = [], [], threading.Event()
+    service.metrics.add_parts(hanging=Held(begun, may_end), good=Counted(read))
+    try:
+        with capture_logs() as logs:
+            async with asyncio.timeout(20):
+                for accept in ("text/plain", PROMETHEUS, "text/plain"):
+                    exposition = await service.metrics.read(accept)
+                    found = Scraped(exposition.data.decode(), is_open=accept == PROMETHEUS)
+                    assert found.of("gitd_metrics_part_read", part="hanging") == 0
+                    assert found.of("gitd_metrics_part_read", part="good") == 1
+        assert len(begun) == 1, "it takes one thread, however often it is asked for"
+        assert len(read) == 3
+        assert [line["part"] for line in logs if line["event"] == "metrics_not_read"] == ["hanging"]
+    finally:
+        may_end.set()
+    async with asyncio.timeout(20):
+        while not (await scraped(service)).of("gitd_metrics_part_read", part="hanging"):
+            await asyncio.sleep(0.01)
