@@ -13,7 +13,7 @@ class Part(Protocol):
     """Some of the metrics."""
 
     def families(self) -> Iterable[Metric]:
-        """Read them now. In a thread: it may look at the disk, and never takes long."""
+        """Read them now. In a thread: it may look at the disk. What takes long is left out."""
 
 
 def gauge(name: str, text: str, value: float) -> Metric:
@@ -22,10 +22,7 @@ def gauge(name: str, text: str, value: float) -> Metric:
 
 def gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     """A gauge for each value of one label."""
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for value, number in values.items():
-        family.add_metric([value], number)
-    return family
+    return _filled(GaugeMetricFamily(name, text, labels=[label]), values)
 
 
 def counter(name: str, text: str, value: float) -> Metric:
@@ -34,7 +31,10 @@ def counter(name: str, text: str, value: float) -> Metric:
 
 def counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     """A counter for each value of one label."""
-    family = CounterMetricFamily(name, text, labels=[label])
+    return _filled(CounterMetricFamily(name, text, labels=[label]), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]) -> Metric:
     for value, number in values.items():
         family.add_metric([value], number)
     return family

@@ -1,4 +1,4 @@
-"""What waits and runs just now: jobs, builder slots, and the site host."""
+"""What waits and runs just now: jobs and builder slots."""
 
 from __future__ import annotations
 
