@@ -12,7 +12,7 @@ from gitd import auth
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, created
 from gitd.api.idempotency import REPLAYED
-from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.paging import PageQuery, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.auth import Actor, Secret
 from gitd.errors import AuthenticationError
@@ -90,7 +90,7 @@ class ApiKeys:
             before=before,
             limit_count=call.query.limit,
         )
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        cursor = next_cursor(name, page)
         return ListReply([answers.api_key(key) for key in page.items], cursor)
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:

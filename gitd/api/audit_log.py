@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply
-from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.paging import PageQuery, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody
 from storage.records import audit_log
 
@@ -23,5 +23,5 @@ class AuditLog:
             before=before,
             limit_count=call.query.limit,
         )
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        cursor = next_cursor(name, page)
         return ListReply([answers.audit_entry(entry) for entry in page.items], cursor)

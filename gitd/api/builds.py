@@ -10,7 +10,7 @@ from aiohttp import web
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, accepted
 from gitd.api.envelope import answer_headers
-from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.paging import PageQuery, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.stream import PLAIN_TEXT, JobStreams
 from hooks.errors import NotFoundError
@@ -72,7 +72,7 @@ class Builds:
         page = builds.page(
             call.db, call.environment.id, before=before, limit_count=call.query.limit
         )
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        cursor = next_cursor(name, page)
         items = [answers.build(call.site, call.environment, build) for build in page.items]
         return ListReply(items, cursor)
 

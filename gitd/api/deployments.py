@@ -8,7 +8,7 @@ import msgspec
 
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, accepted
-from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.paging import PageQuery, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from hooks.errors import NotFoundError
 from hooks.orders import can_run_again
@@ -80,7 +80,7 @@ class Deployments:
         page = deployments.page(
             call.db, call.environment.id, before=before, limit_count=call.query.limit
         )
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        cursor = next_cursor(name, page)
         return ListReply([answers.deployment(d) for d in page.items], cursor)
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
@@ -95,7 +95,7 @@ class Deployments:
         page = releases.page(
             call.db, call.environment.id, before=before, limit_count=call.query.limit
         )
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        cursor = next_cursor(name, page)
         available = can_run_again(call.db, call.environment, page.items)
         triggers = deployments.triggers(call.db, [row.deployment_id for row in page.items])
         items = [

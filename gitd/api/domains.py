@@ -9,7 +9,7 @@ import msgspec
 
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, created
-from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.paging import PageQuery, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from hooks.domains import Domains, find
 from hooks.follow import Addresses
@@ -58,7 +58,7 @@ class EnvironmentDomains:
         page = domains.page(
             call.db, call.environment.id, before=before, limit_count=call.query.limit
         )
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        cursor = next_cursor(name, page)
         return ListReply([self._answer(call.environment, row) for row in page.items], cursor)
 
     async def create(self, call: Call[NoQuery, DomainBody]) -> Reply:

@@ -12,7 +12,7 @@ import msgspec
 
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, created
-from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, read_cursor, write_cursor
+from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.sites import BranchText, PolicyBody
 from hooks.deploys.wire import Running
@@ -71,7 +71,7 @@ class Environments:
             before=before,
             limit_count=query.limit,
         )
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        cursor = next_cursor(name, page)
         return ListReply(self._answers(call.db, page.items), cursor)
 
     async def create(self, call: Call[NoQuery, EnvironmentBody]) -> Reply:

@@ -12,7 +12,7 @@ from aiohttp import web
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply
 from gitd.api.envelope import answer_headers, written
-from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, read_cursor, write_cursor
+from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.stream import JobStreams, OpenEnds
 from gitd.auth import Actor
@@ -81,7 +81,7 @@ def _page(db: sqlite3.Connection, query: JobsQuery, actor: Actor) -> _Page:
         before=before,
         limit_count=query.limit,
     )
-    return _Page(page.items, write_cursor(name, page.items[-1].id) if page.has_more else None)
+    return _Page(page.items, next_cursor(name, page))
 
 
 class Jobs:

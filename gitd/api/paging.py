@@ -14,11 +14,12 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
 from gitd.errors import RequestError
+from storage.records.statements import Page
 
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 100
@@ -27,6 +28,16 @@ _TAG_BYTES = 8
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX, description="How many items at most.")]
 Cursor = Annotated[str, msgspec.Meta(description="`next_cursor` of the page before.")]
+
+
+class _Listed(Protocol):
+    """A row that lists are in the order of."""
+
+    @property
+    def id(self) -> str: ...
+
+
+Row = TypeVar("Row", bound=_Listed)
 
 
 class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +53,11 @@ def list_name(*parts: str | None) -> str:
 def write_cursor(name: str, *places: str) -> str:
     payload = "\0".join(places).encode()
     return _text_of(_tag(name, payload) + payload)
+
+
+def next_cursor(name: str, page: Page[Row]) -> str | None:
+    """Return the cursor of the page that follows; None where nothing does."""
+    return write_cursor(name, page.items[-1].id) if page.has_more else None
 
 
 def read_cursor(cursor: str | None, name: str, count: int = 1) -> Sequence[str | None]:

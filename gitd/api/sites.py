@@ -9,7 +9,7 @@ import msgspec
 
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, created
-from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.paging import PageQuery, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from hooks.follow import Addresses
 from hooks.pipeline import Pipeline
@@ -46,7 +46,7 @@ class Sites:
         page = sites.page(
             call.db, only=call.actor.site_id, before=before, limit_count=call.query.limit
         )
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        cursor = next_cursor(name, page)
         return ListReply([answers.site(self._addresses, site) for site in page.items], cursor)
 
     async def create(self, call: Call[NoQuery, SiteBody]) -> Reply:

@@ -11,7 +11,7 @@ import msgspec
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, created
 from gitd.api.idempotency import REPLAYED
-from gitd.api.paging import PageQuery, list_name, read_cursor, write_cursor
+from gitd.api.paging import PageQuery, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.errors import RequestError
 from hooks.errors import NotFoundError, RefusedError
@@ -58,7 +58,7 @@ class Webhooks:
         page = webhooks.page(
             call.db, site_id=call.actor.site_id, before=before, limit_count=call.query.limit
         )
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        cursor = next_cursor(name, page)
         return ListReply([answers.webhook(row) for row in page.items], cursor)
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
@@ -145,7 +145,7 @@ class Webhooks:
         name = list_name("deliveries", webhook.id)
         (before,) = read_cursor(call.query.cursor, name)
         page = webhooks.deliveries(call.db, webhook.id, before=before, limit_count=call.query.limit)
-        cursor = write_cursor(name, page.items[-1].id) if page.has_more else None
+        cursor = next_cursor(name, page)
         return ListReply([answers.delivery(row) for row in page.items], cursor)
 
     async def redeliver(self, call: Call[NoQuery, NoBody]) -> Reply:
