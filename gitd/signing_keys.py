@@ -65,7 +65,7 @@ def list_keys(data: Path, *, as_json: bool) -> None:
     keys = [
         {
             "key_id": name,
-            "state": _state(key),
+            "state": key.state,
             "roles": key.roles,
             "builders": key.builders,
             "sites": key.sites,
@@ -252,12 +252,8 @@ def _known(keyring: Keyring, key_id: str) -> str:
     return found[0]
 
 
-def _state(key: TrustedKey) -> str:
-    return "revoked" if key.revoked else "retired" if key.retired else "active"
-
-
 def _rank(key: TrustedKey) -> tuple[str, str]:
-    return _state(key), key.key_id
+    return key.state, key.key_id
 
 
 def _tell_revoked(

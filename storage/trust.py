@@ -64,6 +64,11 @@ class TrustedKey:
     def is_active(self) -> bool:
         return not self.retired and not self.revoked
 
+    @property
+    def state(self) -> str:
+        """`active`, `retired` or `revoked`, as people and the records are told of it."""
+        return "revoked" if self.revoked else "retired" if self.retired else "active"
+
     def may(self, role: str, site: str) -> bool:
         return role in self.roles and ("*" in self.sites or site in self.sites)
 

@@ -8,7 +8,7 @@ import sqlite3
 
 from storage.model import Action
 from storage.records.statements import insert
-from storage.trust import Keyring, TrustedKey
+from storage.trust import Keyring
 
 
 def changes(db: sqlite3.Connection, keyring: Keyring) -> list[tuple[Action, str]] | None:
@@ -16,7 +16,7 @@ def changes(db: sqlite3.Connection, keyring: Keyring) -> list[tuple[Action, str]
     None when they never were. The caller writes it into the audit log, in the same transaction.
     """
     before = dict(db.execute("SELECT key_id, state FROM noted_key").fetchall())
-    now = {name: _state(key) for name, key in keyring.keys.items()}
+    now = {name: key.state for name, key in keyring.keys.items()}
     if now != before:
         db.execute("DELETE FROM noted_key")
         for name, state in now.items():
@@ -31,7 +31,3 @@ def changes(db: sqlite3.Connection, keyring: Keyring) -> list[tuple[Action, str]
         *((Action.SIGNING_KEY_ROTATED, name) for name in new),
         *((Action.SIGNING_KEY_REVOKED, name) for name in revoked),
     ]
-
-
-def _state(key: TrustedKey) -> str:
-    return "revoked" if key.revoked else "retired" if key.retired else "active"
