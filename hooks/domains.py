@@ -146,10 +146,10 @@ def find(db: sqlite3.Connection, environment: Environment, id_or_hostname: str) 
 
 def free_domains(changes: JobChanges, site: Site) -> None:
     """Free the host names of a site that goes."""
-    for environment in environments.of_site(changes.db, site.id):
-        for domain in domains.of_environments(changes.db, [environment.id]):
-            domains.delete(changes.db, domain.id)
-            _note(changes, Action.DOMAIN_REMOVED, domain)
+    env_ids = [environment.id for environment in environments.of_site(changes.db, site.id)]
+    for domain in domains.of_environments(changes.db, env_ids):
+        domains.delete(changes.db, domain.id)
+        _note(changes, Action.DOMAIN_REMOVED, domain)
 
 
 def _taken(

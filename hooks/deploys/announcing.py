@@ -41,7 +41,7 @@ class Announcer:
     @property
     def has_hosts(self) -> bool:
         """Whether one is connected: one that has gone is noticed before anything is told to it."""
-        return not all(is_gone() for is_gone in self._hosts.values())
+        return any(not is_gone() for is_gone in self._hosts.values())
 
     async def messages(
         self, *, hears_coming: bool, is_gone: Callable[[], bool]
