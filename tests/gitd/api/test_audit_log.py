@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from hooks.log_retention import LogLimits, LogRetention
 from storage.audit_chain import check_lines, in_order
@@ -36,6 +38,16 @@ async def test_change_has_who_what_when_from_where_and_its_request(service) -> N
         "address": "127.0.0.1",
         "request_id": made.body["request_id"],
     }
+
+
+async def test_digest_of_a_line_is_found_by_the_recipe_of_the_docs(service) -> None:
+    """By whoever checks an export with other means than ours."""
+    await service.post("/v1/sites", {"name": "shop"}, secret=service.minted("*", label="Zoë")[0])
+    (line,) = (await service.get(LOG)).data
+    digest = line.pop("digest")
+    text = json.dumps(line, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert "Zoë" in text
+    assert digest == f"blake3:{blake3(text.encode()).hexdigest()}"
 
 
 async def test_every_kind_of_change_stands_in_it(service, acme) -> None:
