@@ -16,6 +16,20 @@ from storage.records import audit_log
 from storage.signing import SigningKey
 
 
+def made_at(at: int) -> AuditEntry:
+    return AuditEntry(
+        id=new_id("evt"),
+        created_at=at,
+        actor=SYSTEM,
+        action=Action.SITE_CREATED,
+        target="site_1",
+        site_id=None,
+        env_id=None,
+        address=None,
+        request_id=None,
+    )
+
+
 def test_lines_of_the_audit_log_go_at_the_age_that_is_set(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(log_retention, "GRACE_S", 0.0)
     folder = DataFolder(tmp_path / "data")
@@ -23,17 +37,7 @@ def test_lines_of_the_audit_log_go_at_the_age_that_is_set(tmp_path, monkeypatch)
     for age_s, gone in ((0, 0), (7200, 0), (3600, 1)):
         control = Control(folder, Config(retention=RetentionConfig(audit_age_s_max=age_s)), None)
         if not age_s:
-            entry = AuditEntry(
-                id=new_id("evt"),
-                created_at=control.jobs.clock() - 5400 * 1000,
-                actor=SYSTEM,
-                action=Action.SITE_CREATED,
-                target="site_1",
-                site_id=None,
-                env_id=None,
-                address=None,
-                request_id=None,
-            )
+            entry = made_at(control.jobs.clock() - 5400 * 1000)
             control.records.write(lambda db, entry=entry: audit_log.add(db, entry))
         assert control.log_retention.forget() == gone
         control.close()
@@ -46,17 +50,7 @@ def test_line_of_the_future_that_holds_up_the_others_is_said(tmp_path, monkeypat
     folder.prepare()
     control = Control(folder, Config(), None)
     for ahead_ms in (3600 * 1000, 400 * 24 * 3600 * 1000):
-        entry = AuditEntry(
-            id=new_id("evt"),
-            created_at=control.jobs.clock() + ahead_ms,
-            actor=SYSTEM,
-            action=Action.SITE_CREATED,
-            target="site_1",
-            site_id=None,
-            env_id=None,
-            address=None,
-            request_id=None,
-        )
+        entry = made_at(control.jobs.clock() + ahead_ms)
         control.records.write(lambda db, entry=entry: audit_log.add(db, entry))
     with capture_logs() as said:
         control.log_retention.forget()
