@@ -16,7 +16,6 @@ from aiohttp import web
 from gitd.addresses import TrustedProxies
 from gitd.api.app import ApiDeps, build_api
 from gitd.api.domains import DnsHelp
-from gitd.api.rate_limits import limits_of
 from gitd.api.webhook_bodies import render
 from gitd.auth import Authenticator, may_fetch
 from gitd.beside import note, note_keys
@@ -39,6 +38,7 @@ from gitd.metrics.queue import QueuePart
 from gitd.metrics.server import GitPart, RateLimitsPart, ServerPart, WebhooksPart
 from gitd.metrics.store import StorePart
 from gitd.metrics.work import WorkMetrics
+from gitd.rate_limits import limits_of
 from gitd.server_health import ServerHealth
 from gitd.site_git import SiteAccess, SiteReceiver
 from gitd.stores import retention_of, room_of, scrub_limits_of

@@ -19,7 +19,6 @@ import structlog
 from aiohttp import web
 
 from gitd.addresses import TrustedProxies
-from gitd.api.rate_limits import RATE_HEADERS, Kind, RateLimits
 from gitd.auth import Actor, Authenticator, Grant
 from gitd.errors import AddressRefusedError, AuthenticationError, RateLimitedError
 from gitd.git.access import Opened, Service
@@ -33,6 +32,7 @@ from gitd.git.errors import (
 )
 from gitd.git.push import SHALLOW_REFUSED, Push, RefOutcome, Remote
 from gitd.log import ACTOR, REQUEST_ID
+from gitd.rate_limits import RATE_HEADERS, Kind, RateLimits
 from hooks import branches
 from hooks.audit_log import Asker, asked_by
 from hooks.follow import PushNarrator

@@ -42,7 +42,6 @@ from gitd.api.jobs import PAGES_COUNT_MAX, Jobs
 from gitd.api.metrics import PATH as METRICS_PATH
 from gitd.api.metrics import MetricsPage
 from gitd.api.program_logs import ProgramLogs
-from gitd.api.rate_limits import RateLimits, add_rate_headers
 from gitd.api.reading import BODY_TIMEOUT_S, NoBody, NoQuery
 from gitd.api.sites import Sites
 from gitd.api.stream import HEARTBEAT_S, JobStreams, OpenEnds
@@ -51,6 +50,7 @@ from gitd.api.webhooks import Webhooks
 from gitd.auth import Authenticator
 from gitd.log import Note, logged
 from gitd.metrics.exporter import Exporter
+from gitd.rate_limits import RateLimits, add_rate_headers
 from hooks.deploys.program_logs import ProgramLogs as ProgramLogReaders
 from hooks.deploys.wire import Running
 from hooks.domains import Domains

@@ -31,11 +31,11 @@ from gitd.api.envelope import (
 )
 from gitd.api.errors import CODES, Refusal, refusal_of
 from gitd.api.idempotency import claim_of
-from gitd.api.rate_limits import RATE_HEADERS, Kind, RateLimits
 from gitd.api.reading import BODY_TIMEOUT_S, Reader, version_of
 from gitd.auth import Actor, Authenticator, Grant
 from gitd.errors import AuthenticationError, RateLimitedError, RequestError
 from gitd.log import ACTOR, REQUEST_ID
+from gitd.rate_limits import RATE_HEADERS, Kind, RateLimits
 from hooks.audit_log import Asker, asked_by
 from hooks.errors import NotFoundError
 from storage.model import SYSTEM, Environment, Site

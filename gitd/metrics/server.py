@@ -8,11 +8,11 @@ from importlib.metadata import version
 from prometheus_client import Metric
 from prometheus_client.core import InfoMetricFamily
 
-from gitd.api.rate_limits import Kind, RateLimits
 from gitd.backup_note import last_backup_at
 from gitd.git.tally import FetchOutcome, GitTally, PushOutcome
 from gitd.layout import DataFolder
 from gitd.metrics.families import counter, counters, gauge
+from gitd.rate_limits import Kind, RateLimits
 from hooks.clock import Clock, now_ms
 from hooks.webhooks import Messenger
 from storage.model import DeliveryStatus

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from structlog.testing import capture_logs
 
-from gitd.api.rate_limits import limits_of
 from gitd.config import RateLimitsConfig
 from gitd.metrics import exporter
+from gitd.rate_limits import limits_of
 from tests.gitd.api.conftest import FrozenClock, Service
 from tests.metrics import Scraped
 

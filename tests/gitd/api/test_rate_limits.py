@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gitd.api import rate_limits
-from gitd.api.rate_limits import Kind, Rate, RateLimits, limits_of
+from gitd import rate_limits
 from gitd.config import RateLimitsConfig
 from gitd.errors import RateLimitedError
+from gitd.rate_limits import Kind, Rate, RateLimits, limits_of
 
 NAMES = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
