@@ -58,6 +58,7 @@ def key_create(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Make an API key and print its secret, once."""
     from gitd import auth
+    from gitd.scopes import expand_scopes
     from hooks.clock import rfc3339
     from storage.records import api_keys
 
@@ -69,7 +70,7 @@ def key_create(  # noqa: PLR0913 - one parameter per option
         site_id, env_id = _binding(records, site_name, env_name, data)
         secret, made = auth.mint(
             label,
-            auth.expand_scopes(scopes, preset=preset),
+            expand_scopes(scopes, preset=preset),
             site_id=site_id,
             env_id=env_id,
             ttl_ms=ttl_ms,

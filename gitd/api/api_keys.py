@@ -17,6 +17,7 @@ from gitd.api.reading import NoBody, NoQuery
 from gitd.auth import Actor, Secret
 from gitd.errors import AuthenticationError
 from gitd.families import Family
+from gitd.scopes import expand_scopes, granted_by
 from hooks.errors import NotFoundError, RefusedError
 from hooks.jobs import JobChanges, Jobs
 from hooks.once import Made, once
@@ -99,8 +100,8 @@ class ApiKeys:
     async def create(self, call: Call[NoQuery, ApiKeyBody]) -> Reply:
         """Make a key. Its secret is in this answer, and in no other: not in a replay either."""
         body, maker = call.body, call.actor
-        scopes = auth.expand_scopes(body.scopes, preset=body.preset)
-        maker.require_all(auth.granted_by(scopes))
+        scopes = expand_scopes(body.scopes, preset=body.preset)
+        maker.require_all(granted_by(scopes))
         shown: list[Secret] = []
 
         def make(changes: JobChanges) -> ApiKey:
@@ -211,7 +212,7 @@ def _found(db: sqlite3.Connection, call: Call[Any, Any]) -> ApiKey:
 def _within(db: sqlite3.Connection, call: Call[Any, Any]) -> ApiKey:
     """The same, if it may do nothing that the caller may not: its secret would be his."""
     key = _found(db, call)
-    call.actor.require_all(auth.granted_by(key.scopes))
+    call.actor.require_all(granted_by(key.scopes))
     return key
 
 

@@ -16,7 +16,7 @@ from gitd.api.envelope import JSON, VERSION, VERSION_HEADER, ErrorAnswer, Pagina
 from gitd.api.errors import CODES
 from gitd.api.idempotency import HEADER, KEY_CHARS_MAX
 from gitd.api.reading import NoBody
-from gitd.auth import SCOPES
+from gitd.scopes import SCOPES
 
 Json = dict[str, Any]
 COMMON_ERRORS = (

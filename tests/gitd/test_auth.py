@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gitd import auth
 from gitd.api.api_keys import ApiKeyBody
-from gitd.auth import Authenticator, expand_scopes, granted_by, is_well_formed, mint
+from gitd.auth import Authenticator, is_well_formed, mint
 from gitd.errors import (
     AddressRefusedError,
     AuthenticationError,
@@ -24,6 +24,7 @@ from gitd.errors import (
     ScopeInsufficientError,
 )
 from gitd.families import FAMILIES, Family
+from gitd.scopes import expand_scopes, granted_by
 from storage.ids import is_id
 from storage.model import SYSTEM, ActorRef, Site
 from storage.records import api_keys, sites

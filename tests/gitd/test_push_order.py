@@ -19,9 +19,10 @@ import pytest
 from aiohttp import ClientSession, web
 
 from gitd.addresses import TrustedProxies
-from gitd.auth import Authenticator, expand_scopes, mint
+from gitd.auth import Authenticator, mint
 from gitd.git.service import GitService
 from gitd.rate_limits import Kind, Rate, RateLimits
+from gitd.scopes import expand_scopes
 from gitd.site_git import SiteAccess, SiteReceiver
 from hooks.follow import Addresses, PushNarrator
 from hooks.housekeeping import Housekeeping, HousekeepingLimits

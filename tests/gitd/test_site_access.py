@@ -14,11 +14,12 @@ from aiohttp import ClientResponse, ClientSession, web
 from multidict import CIMultiDict
 
 from gitd.addresses import TrustedProxies
-from gitd.auth import Authenticator, expand_scopes, may_fetch, mint
+from gitd.auth import Authenticator, may_fetch, mint
 from gitd.git.push import SilentReceiver
 from gitd.git.service import GitService
 from gitd.log import ACTOR
 from gitd.rate_limits import Kind, Rate, RateLimits, add_rate_headers
+from gitd.scopes import expand_scopes
 from gitd.site_git import SiteAccess
 from hooks.branches import default_routes
 from hooks.environments import first_environments

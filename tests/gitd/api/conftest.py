@@ -19,9 +19,10 @@ from gitd.addresses import TrustedProxies
 from gitd.api.app import Api, ApiDeps, build_api
 from gitd.api.domains import DnsHelp
 from gitd.api.webhook_bodies import render
-from gitd.auth import Authenticator, expand_scopes, mint
+from gitd.auth import Authenticator, mint
 from gitd.metrics.exporter import Exporter
 from gitd.rate_limits import RateLimits
+from gitd.scopes import expand_scopes
 from hooks.builds.leases import BuildLimits
 from hooks.builds.packing import Packer
 from hooks.builds.runner import BuildRunner

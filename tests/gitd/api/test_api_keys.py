@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from gitd.auth import PRESETS, Authenticator
+from gitd.auth import Authenticator
+from gitd.scopes import PRESETS
 from storage.ids import is_id
 from storage.records import api_keys
 

@@ -11,8 +11,8 @@ import pytest
 import gitd.errors
 import hooks.errors
 from gitd.api.errors import CODES, ROWS, STATUS_OF_TYPE, refusal_of
-from gitd.auth import SCOPES
 from gitd.errors import ConfigError, GitdError, LoopFailedError, StartError
+from gitd.scopes import SCOPES
 from hooks.errors import NotFoundError, PipelineError, RefusedError
 from storage.errors import StorageError
 
