@@ -40,8 +40,10 @@ class Announcer:
 
     @property
     def has_hosts(self) -> bool:
-        """Whether one is connected: one that has gone is noticed before anything is told to it."""
-        return any(not is_gone() for is_gone in self._hosts.values())
+        """Whether one is connected: one that has gone is noticed before anything is told to it.
+        Any thread may ask.
+        """
+        return any(not is_gone() for is_gone in list(self._hosts.values()))
 
     async def messages(
         self, *, hears_coming: bool, is_gone: Callable[[], bool]

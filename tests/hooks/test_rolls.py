@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
+from collections.abc import Callable
 
 from hooks.deploys.announcing import MESSAGES_COUNT_MAX
 from hooks.deploys.runner import RollRunner
@@ -108,6 +110,29 @@ async def test_host_that_does_not_listen_is_let_go_and_told_all_when_it_comes_ba
         async with asyncio.timeout(20):
             assert [message async for message in messages] == []
     assert (await world.told(env.id)).env_id == env.id
+
+
+async def test_host_that_comes_while_a_thread_asks_for_hosts_is_no_error_there(world) -> None:
+    """The metrics ask from a thread of theirs."""
+    is_asked, may_go_on = threading.Event(), threading.Event()
+
+    def is_gone() -> bool:
+        is_asked.set()
+        return may_go_on.wait(20)
+
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def connect(is_gone: Callable[[], bool]) -> None:
+            messages = world.rolls.desired(is_gone=is_gone)
+            await anext(await stack.enter_async_context(contextlib.aclosing(messages)))
+
+        await connect(is_gone)
+        asking = asyncio.create_task(asyncio.to_thread(lambda: world.rolls.has_host))
+        await asyncio.to_thread(is_asked.wait, 20)
+        await connect(lambda: False)
+        may_go_on.set()
+        assert not await asking
+        assert world.rolls.has_host
 
 
 async def test_host_that_is_told_much_at_once_is_told_all_of_it(world) -> None:
