@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -295,10 +295,11 @@ class _Collected:
         keyring = beliefs.newest(self._keyring(beliefs.root_key_ids))
         manifest = self._manifest()
         provenance = self._provenance(keyring, manifest)
-        releases = self._releases(keyring, manifest)
+        releases = self._releases(keyring, manifest, provenance)
         if with_files:
             self._check_files(manifest)
-        return Proven(manifest, keyring, beliefs.is_pinned, provenance, releases)
+        by_build = sorted(provenance.values(), key=lambda one: one.provenance.build_id)
+        return Proven(manifest, keyring, beliefs.is_pinned, tuple(by_build), releases)
 
     def _keyring(self, root_key_ids: frozenset[str] | None) -> Keyring:
         names = [name for name in self.small if _GENERATION.fullmatch(name)]
@@ -321,19 +322,21 @@ class _Collected:
             raise ArtifactCorruptError(link.path, "the link leads out of the tree")
         return manifest
 
-    def _provenance(self, keyring: Keyring, manifest: Manifest) -> tuple[Signed, ...]:
-        found = []
-        for data in self._envelopes("provenance").values():
+    def _provenance(self, keyring: Keyring, manifest: Manifest) -> dict[str, Signed]:
+        """What holds, by the SHA-256 of the envelopes."""
+        found = {}
+        for name, data in self._envelopes("provenance").items():
             opened = unseal(data, payload_type=IN_TOTO_TYPE, public_key=keyring.provenance_key)
             said = parse_provenance(opened.body, manifest)
             key_id = keyring.authorize(opened.key_ids, builder=said.builder, site=said.site)
-            found.append(Signed(said, key_id))
+            found[name] = Signed(said, key_id)
         if not found:
             raise ArtifactMissingError("the proof has no provenance")
-        return tuple(sorted(found, key=lambda one: one.provenance.build_id))
+        return found
 
-    def _releases(self, keyring: Keyring, manifest: Manifest) -> tuple[Released, ...]:
-        provenance = self._envelopes("provenance")
+    def _releases(
+        self, keyring: Keyring, manifest: Manifest, provenance: Mapping[str, Signed]
+    ) -> tuple[Released, ...]:
         found = []
         for data in self._envelopes("releases").values():
             opened = unseal(data, payload_type=IN_TOTO_TYPE, public_key=keyring.release_key)
@@ -341,8 +344,13 @@ class _Collected:
                 opened.body, digest=manifest.digest, manifest_sha256=manifest.sha256
             )
             key_id = keyring.authorize_release(opened.key_ids, site=said.site, is_new=False)
-            if said.provenance_sha256 not in provenance:
+            built = provenance.get(said.provenance_sha256)
+            if built is None:
                 raise ReleaseInvalidError("a release goes by a provenance that is not here")
+            if said.site != built.provenance.site:
+                raise ReleaseInvalidError(
+                    f"a release of {said.site} goes by a provenance of {built.provenance.site}"
+                )
             found.append(Released(said, key_id))
         return tuple(sorted(found, key=lambda one: (one.release.env_id, one.release.sequence)))
 

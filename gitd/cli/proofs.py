@@ -234,6 +234,7 @@ def _fields(proven: Proven) -> Fields:
                 "deployment_id": released.release.deployment_id,
                 "rollback": released.release.rollback,
                 "issued_at": released.release.issued_at,
+                "expires_at": released.release.expires_at,
                 "key_id": released.key_id,
             }
             for released in proven.releases
@@ -257,7 +258,8 @@ def _print(proven: Proven, path: Path) -> None:
     }
     for released in proven.releases[-1:]:
         release = released.release
-        facts["release"] = f"{release.environment}, sequence {release.sequence}"
+        until = f", until {release.expires_at}" if release.expires_at is not None else ""
+        facts["release"] = f"{release.environment}, sequence {release.sequence}{until}"
     print_fields(facts)
     if not proven.is_pinned:
         for root in sorted(proven.keyring.roots):

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
+import itertools
+import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from storage.artifacts import Ingested
 from storage.digest import Digest
-from storage.envelope import seal
+from storage.envelope import encode_json, seal
 from storage.errors import (
     ArtifactCorruptError,
     ArtifactError,
     ArtifactMissingError,
+    ReleaseInvalidError,
     SignatureInvalidError,
 )
 from storage.export import exporting
@@ -35,12 +42,12 @@ from storage.proof import (
     verify_release_folder,
     verify_unpacked,
 )
-from storage.proof_archive import ProofParts, proof_bytes, write_proof
+from storage.proof_archive import ProofParts, proof_bytes, public_keys, write_proof
 from storage.records.release_statements import IssuedStatement
 from storage.release_statement import ReleaseStatement, build_release
-from storage.signing import SigningKey
+from storage.signing import SigningKey, public_pem
 from storage.source import SourceDirectory, SourceLink
-from storage.trust import establish, revoke
+from storage.trust import TRUST_TYPE, TrustedKey, establish, revoke
 
 LARGE = b"0123456789abcdef" * (5 << 14)
 Members = dict[str, bytes]
@@ -260,6 +267,199 @@ def renamed_envelope(members: Members, _: Exported) -> Members:
     }
 
 
+def with_release(data: bytes) -> Members:
+    return {f"releases/{hashlib.sha256(data).hexdigest()}.dsse.json": data}
+
+
+def first_and_last(make: Callable[[int], bytes]) -> Members:
+    """Two releases of other sequences, the first and the last of all by their names: whoever only
+    remembers how the last one was, or the first, takes the other for good.
+    """
+    named = sorted((hashlib.sha256(data).hexdigest(), data) for data in map(make, range(4, 60)))
+    return {**with_release(named[0][1]), **with_release(named[-1][1])}
+
+
+def stolen_release(members: Members, exported: Exported) -> Members:
+    """Releases by a key whose file is in the archive, and which no generation knows."""
+    thief = SigningKey.generate()
+    shop = replace(exported.shop, signing_key=thief)
+    name = thief.key_id.removeprefix("ed25519:")
+    forged = first_and_last(lambda number: release_of(shop, exported.ingested, sequence=number))
+    return {**members, **forged, f"keys/{name}.pem": public_pem(thief.public)}
+
+
+def hidden_key(members: Members, exported: Exported) -> Members:
+    """A release whose key's id is a pattern that any key's is found by, and its file a hidden one:
+    what lists files does not show it.
+    """
+    thief = SigningKey.generate()
+    body = release_of(replace(exported.shop, signing_key=thief), exported.ingested, sequence=9)
+    data = body.replace(thief.key_id.encode(), b"ed25519:.*")
+    return {**members, **with_release(data), "keys/.*.pem": public_pem(thief.public)}
+
+
+def release_by_root(members: Members, exported: Exported) -> Members:
+    """A key that is trusted, for something else."""
+    shop = replace(exported.shop, signing_key=exported.shop.root_key)
+    return {**members, **with_release(release_of(shop, exported.ingested))}
+
+
+def release_without_role(members: Members, exported: Exported, **limits: object) -> Members:
+    """By a key that may speak of provenance only, or for less than is spoken of."""
+    key = TrustedKey(exported.shop.signing_key.public)
+    limited = replace(key, **(limits or {"roles": ("provenance",)}))
+    return {**members, "trust/root.1.json": generation(exported.shop, limited)}
+
+
+def generation(shop, *keys: TrustedKey, version: int = 1) -> bytes:
+    """A generation of trust as its root key signs it."""
+    text = base64.b64encode
+    fields = {
+        "version": version,
+        "rootKeys": {shop.root_key.key_id: text(shop.root_key.public).decode()},
+        "keys": {
+            key.key_id: {
+                "public": text(key.public).decode(),
+                "roles": key.roles,
+                "builders": key.builders,
+                "sites": key.sites,
+                "retired": key.retired,
+                "revoked": key.revoked,
+                "reason": key.reason,
+            }
+            for key in keys
+        },
+    }
+    return seal(encode_json(fields), shop.root_key, payload_type=TRUST_TYPE).data
+
+
+def replayed_release(members: Members, exported: Exported) -> Members:
+    """Releases of another artifact, signed as they must be."""
+    other = exported.shop.ingest({"a": b"other"})
+    facts = {"provenance_sha256": exported.ingested.envelope_sha256}
+    forged = first_and_last(
+        lambda number: release_of(exported.shop, other, sequence=number, **facts)
+    )
+    return {**members, **forged}
+
+
+def release_of_another_site(members: Members, exported: Exported) -> Members:
+    return {**members, **with_release(release_of(exported.shop, exported.ingested, site="other"))}
+
+
+def provenance_as_release(members: Members, _: Exported) -> Members:
+    return {**members, **with_release(members[name_of(members, "provenance/")])}
+
+
+def trust_of_another_root(members: Members, exported: Exported) -> Members:
+    """The whole of trust by another root key, under the name of the one that is known."""
+    thief = SigningKey.generate()
+    shop = replace(exported.shop, root_key=thief)
+    data = generation(shop, TrustedKey(shop.signing_key.public))
+    members = {k: v for k, v in members.items() if not k.startswith("keys/")}
+    return {**members, **public_keys([data]), "trust/root.1.json": data}
+
+
+def second_root_key(members: Members, exported: Exported) -> Members:
+    """Root keys beside the one that is known, in the first generation."""
+    body = encode_json(
+        {
+            "version": 1,
+            "rootKeys": {
+                key.key_id: base64.b64encode(key.public).decode()
+                for key in (exported.shop.root_key, SigningKey.generate())
+            },
+            "keys": {},
+        }
+    )
+    data = seal(body, exported.shop.root_key, payload_type=TRUST_TYPE).data
+    return {**members, "trust/root.1.json": data}
+
+
+def generation_of_another_number(members: Members, exported: Exported) -> Members:
+    key = TrustedKey(exported.shop.signing_key.public)
+    return {**members, "trust/root.2.json": generation(exported.shop, key, version=1)}
+
+
+def revoked_key(members: Members, exported: Exported) -> Members:
+    key = replace(TrustedKey(exported.shop.signing_key.public), revoked=True, reason="stolen")
+    return {**members, "trust/root.2.json": generation(exported.shop, key, version=2)}
+
+
+def key_of_another_kind(members: Members, exported: Exported) -> Members:
+    """An RSA key whose last 32 bytes, its exponent, are those of the root key; trust by it."""
+    trusted, thief = exported.shop.root_key, RsaKey.ending_with(exported.shop.root_key.public)
+    shop = replace(exported.shop, signing_key=SigningKey.generate())
+    body = json.loads(members["trust/root.1.json"])
+    shown = json.loads(base64.b64decode(body["payload"]))
+    shown["keys"][shop.signing_key.key_id] = {
+        **next(iter(shown["keys"].values())),
+        "public": base64.b64encode(shop.signing_key.public).decode(),
+    }
+    payload = encode_json(shown)
+    signed = b"DSSEv1 %d %s %d %s" % (len(TRUST_TYPE), TRUST_TYPE.encode(), len(payload), payload)
+    data = encode_json(
+        {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": TRUST_TYPE,
+            "signatures": [
+                {"keyid": trusted.key_id, "sig": base64.b64encode(thief.sign(signed)).decode()}
+            ],
+        }
+    )
+    name = "keys/{}.pem"
+    return {
+        **members,
+        **with_release(release_of(shop, exported.ingested, sequence=9)),
+        "trust/root.1.json": data,
+        name.format(trusted.key_id[8:]): thief.pem,
+        name.format(shop.signing_key.key_id[8:]): public_pem(shop.signing_key.public),
+    }
+
+
+@dataclass
+class RsaKey:
+    """Just enough of one for a forgery: PKCS #1 1.5 with SHA-256, as openssl takes it."""
+
+    modulus: int
+    private: int
+    pem: bytes
+
+    @classmethod
+    def ending_with(cls, exponent: bytes) -> RsaKey:
+        public = int.from_bytes(exponent)
+        while True:
+            p, q = (openssl_prime(1024) for _ in range(2))
+            if math.gcd(public, (p - 1) * (q - 1)) == 1:
+                break
+        numbers = der(0x30, der_number(p * q), der_number(public))
+        algorithm = bytes.fromhex("300d06092a864886f70d0101010500")
+        body = base64.encodebytes(der(0x30, algorithm, der(0x03, b"\0", numbers)))
+        pem = b"-----BEGIN PUBLIC KEY-----\n%s-----END PUBLIC KEY-----\n" % body
+        return cls(p * q, pow(public, -1, (p - 1) * (q - 1)), pem)
+
+    def sign(self, message: bytes) -> bytes:
+        info = bytes.fromhex("3031300d060960864801650304020105000420")
+        info += hashlib.sha256(message).digest()
+        padded = b"\0\1" + b"\xff" * (253 - len(info)) + b"\0" + info
+        return pow(int.from_bytes(padded), self.private, self.modulus).to_bytes(256)
+
+
+def openssl_prime(bits: int) -> int:
+    command = ["openssl", "prime", "-generate", "-bits", str(bits)]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def der(tag: int, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    length = bytes([len(body)]) if len(body) < 128 else b"\x82" + len(body).to_bytes(2)
+    return bytes([tag]) + length + body
+
+
+def der_number(value: int) -> bytes:
+    return der(0x02, value.to_bytes(value.bit_length() // 8 + 1))
+
+
 def executable_as_plain(members: Members, _: Exported) -> Members:
     return {k.removesuffix(".x"): v for k, v in members.items()}
 
@@ -288,6 +488,25 @@ FORGED = {
     "release changed": (change("releases/", b"{}"), SignatureInvalidError),
     "provenance of another artifact": (other_provenance, SignatureInvalidError),
     "release by another provenance": (other_release, SignatureInvalidError),
+    "release by a stolen name": (stolen_release, SignatureInvalidError),
+    "release by a hidden key": (hidden_key, ArtifactCorruptError),
+    "release by the root key": (release_by_root, SignatureInvalidError),
+    "release by a key of another role": (release_without_role, SignatureInvalidError),
+    "release by a key of another site": (
+        partial(release_without_role, sites=("other", "others")),
+        SignatureInvalidError,
+    ),
+    "provenance by a key of another builder": (
+        partial(release_without_role, builders=("urn:gitd:builder:sandbox:v1",)),
+        SignatureInvalidError,
+    ),
+    "release of another artifact": (replayed_release, ReleaseInvalidError),
+    "release of another site": (release_of_another_site, ReleaseInvalidError),
+    "provenance as a release": (provenance_as_release, ReleaseInvalidError),
+    "trust of another root key": (trust_of_another_root, SignatureInvalidError),
+    "root key too many": (second_root_key, SignatureInvalidError),
+    "generation of another number": (generation_of_another_number, SignatureInvalidError),
+    "key that was revoked": (revoked_key, SignatureInvalidError),
     "manifest of another artifact": (other_manifest, SignatureInvalidError),
     "executable without its mark": (executable_as_plain, ArtifactMissingError),
     "statement beyond all bounds": (change("releases/", bytes(3 << 20)), ArtifactCorruptError),
@@ -309,6 +528,132 @@ def test_forged_archive_is_refused(exported, forgery: str, tmp_path: Path) -> No
         (top / name).write_bytes(data)
     with pytest.raises(error):
         verify_unpacked(top, Beliefs(exported.pin))
+
+
+# -- by hand -----------------------------------------------------------------------------------
+
+BY_HAND = re.findall(
+    r"^```sh\n(.*?)^```$",
+    (Path(__file__).parents[2] / "docs" / "verify.md").read_text().partition("## With b3sum")[2],
+    re.MULTILINE | re.DOTALL,
+)
+# What the page says of some forgeries: each of its steps finds one, and for the reason that it has.
+SAID = {
+    "format of tomorrow": "another format",
+    "blob changed": "WRONG: blobs/",
+    "blob too many": "the files are not those of the manifest",
+    "manifest of another artifact": "the files are not those of the manifest",
+    "file too many": "what no archive has: ./README",
+    "release by a hidden key": "what no archive has: ./keys/.*.pem",
+    "key changed": "is no key",
+    "key too many": "is no key",
+    "envelope renamed": "is not what its name says",
+    "envelope changed": "is not what its name says",
+    "trust of another root key": "did not sign this",
+    "root key too many": "trust begins with other root keys",
+    "generation of another number": "bears another number",
+    "generation skipped": "generation 2 is missing",
+    "key that was revoked": "was revoked",
+    "provenance of another artifact": "is about something else",
+    "provenance by a key of another builder": "is not for urn:gitd:builder:source:v1",
+    "release by a stolen name": "the keys are not those that are trusted",
+    "release by the root key": "nobody trusts",
+    "release by a key of another role": "has not the role release",
+    "release by a key of another site": "is not for acme-store",
+    "release of another artifact": "is about something else",
+    "release of another site": "is about something else",
+    "provenance as a release": "is about something else",
+    "release by another provenance": "goes by a provenance that is not here",
+}
+by_hand = pytest.mark.skipif(
+    not all(map(shutil.which, ("b3sum", "openssl"))),
+    reason="needs b3sum and openssl (Debian: apt install b3sum openssl)",
+)
+
+
+def follow_page(archive: bytes, root_key_id: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Do as docs/verify.md says to whoever has no gitd."""
+    (folder / "acme-store.tar").write_bytes(archive)
+    return subprocess.run(
+        ["bash", "-c", "\n".join(BY_HAND)],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "ROOT_KEY": root_key_id, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@by_hand
+def test_page_believes_what_is_right(exported, shop, tmp_path: Path) -> None:
+    """Also of a key that was retired since, and of two builds."""
+    again = SigningKey.generate()
+    establish(shop.reader.layout.trust, root=shop.root_key, signing=again)
+    files = {"a": b"hello", "b*": b"#!/bin/sh\n"}
+    about = [shop.ingest(files).envelope_sha256, shop.ingest(files).envelope_sha256]
+    ingested = shop.ingest(files)
+    manifest = shop.reader.manifest(ingested.digest)
+    by = {"provenance_sha256": about[0]}
+    releases = [release_of(shop, ingested, sequence=number, **by) for number in (3, 4)]
+    exported.parts = shop.reader.proof(manifest, about, releases)
+    exported.verify(exported.data())
+    done = follow_page(exported.data(), shop.root_key.key_id, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(ingested.digest) in done.stdout
+    assert done.stdout.count('"gitCommit":"7fd1a60b01f91b314f59955a4e4d4e80d8edf11d"') == 2
+    assert sorted(re.findall(r'"sequence":\d+', done.stdout)) == ['"sequence":3', '"sequence":4']
+    assert '"name":"production"' in done.stdout
+
+
+@by_hand
+@pytest.mark.parametrize("forgery", FORGED)
+def test_forged_archive_is_refused_by_hand(exported, forgery: str, tmp_path: Path) -> None:
+    """What mf refuses the page refuses too, and where it does, it says why."""
+    members = FORGED[forgery][0](exported.members(), exported)
+    top = exported.ingested.artifact_id
+    done = follow_page(packed(members, top), exported.shop.root_key.key_id, tmp_path)
+    assert done.returncode != 0
+    assert SAID.get(forgery, "") in done.stderr, done.stderr
+
+
+@by_hand
+def test_key_of_another_kind_is_refused(shop_at, tmp_path: Path) -> None:
+    """openssl goes by what kind a key says that it is, whatever it is called."""
+    # What ends an RSA key is its exponent, which is odd.
+    shops = (shop_at(tmp_path / f"shop{number}") for number in itertools.count())
+    shop = next(shop for shop in shops if shop.root_key.public[-1] & 1)
+    ingested = shop.ingest({"a": b"hello"})
+    manifest = shop.reader.manifest(ingested.digest)
+    exported = Exported(shop, ingested, shop.reader.proof(manifest, [ingested.envelope_sha256], []))
+    archive = packed(key_of_another_kind(exported.members(), exported), ingested.artifact_id)
+    with pytest.raises(SignatureInvalidError):
+        exported.verify(archive)
+    done = follow_page(archive, shop.root_key.key_id, tmp_path)
+    assert done.returncode != 0
+    assert f"keys/{shop.root_key.key_id[8:]}.pem is no Ed25519 key" in done.stderr
+
+
+@by_hand
+def test_other_root_key_is_not_believed_by_hand(exported, tmp_path: Path) -> None:
+    other = SigningKey.generate().key_id
+    done = follow_page(exported.data(), other, tmp_path)
+    assert done.returncode != 0
+    assert f"{other} did not sign this" in done.stderr
+
+
+@by_hand
+def test_link_in_an_archive_leads_nothing_elsewhere_by_hand(exported, tmp_path: Path) -> None:
+    """Whoever follows the page writes into no file that the archive names."""
+    (tmp_path / "mine").write_text("precious")
+    out = io.BytesIO(packed(exported.members(), "art_X"))
+    with tarfile.open(fileobj=out, mode="a") as tar:
+        for name in ("body", "generation", "wanted", "signed"):
+            member = tarfile.TarInfo(f"art_X/{name}")
+            member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path / "mine")
+            tar.addfile(member)
+    done = follow_page(out.getvalue(), exported.shop.root_key.key_id, tmp_path)
+    assert "something that is no file" in done.stderr
+    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_other_root_key_is_not_believed(exported) -> None:
