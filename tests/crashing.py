@@ -32,6 +32,7 @@ CALLS = (
 FORKER = Path(__file__).with_name("forker.py")
 CREATES = "openat"  # only where it makes a file
 MEMORY_BYTES_MIN = 1 << 30
+SLOW_US = 100_000
 HOWS = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)")
 
@@ -78,12 +79,17 @@ class Forker:
             _forkers[program] = cls(program)
         return _forkers[program]
 
-    def run(self, arguments: Sequence[str], trace: Path, *strace: str) -> tuple[int, str]:
-        """Run the program traced from its first line on; return its status and what it printed."""
+    def run(
+        self, arguments: Sequence[str], trace: Path, *strace: str, follows: bool = True
+    ) -> tuple[int, str]:
+        """Run the program traced from its first line on; return its status and what it printed.
+
+        `follows`: trace the threads that it starts, too.
+        """
         output = trace.with_name(f"{trace.name}.output")
         with self._in_step():
             pid = self._ask(json.dumps({"arguments": list(arguments), "output": str(output)}))
-        command = ["strace", "-f", "-o", trace, "-p", pid, *strace]
+        command = ["strace", *(["-f"] if follows else []), "-o", trace, "-p", pid, *strace]
         with (
             subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer,
             self._in_step(),
@@ -145,8 +151,11 @@ class Child:
     program: Path
     arguments: tuple[str, ...]
 
-    def run(self, trace: Path, *strace: str) -> subprocess.CompletedProcess[str]:
-        status, output = Forker.of(self.program).run(self.arguments, trace, *strace)
+    def run(
+        self, trace: Path, *strace: str, follows: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        forker = Forker.of(self.program)
+        status, output = forker.run(self.arguments, trace, *strace, follows=follows)
         return subprocess.CompletedProcess((), status, output, "")
 
     def points(self, trace: Path) -> list[Point]:
@@ -164,14 +173,21 @@ class Child:
                     found.add((name, made[thread, name]))
         return sorted(found)
 
-    def fail(self, trace: Path, where: Point, how: str) -> bool:
+    def fail(self, trace: Path, where: Point, how: str, *, slow: str | None = None) -> bool:
         """Do the work and fail at one point; return whether the point was reached."""
-        return self.attempt(trace, where, how).is_reached
+        return self.attempt(trace, where, how, slow=slow).is_reached
 
-    def attempt(self, trace: Path, where: Point, how: str) -> Attempt:
-        """Do the work and fail at one point."""
+    def attempt(self, trace: Path, where: Point, how: str, *, slow: str | None = None) -> Attempt:
+        """Do the work and fail at one point.
+
+        `slow`: a call that begins late each time, unless the fault is to strike it: so that it
+        goes on while others are made.
+        """
         call, number = where
-        done = self.run(trace, "-e", f"trace=?{call}", "-e", f"inject=?{call}:{how}:when={number}")
+        words = ["-e", f"trace=?{call}", "-e", f"inject=?{call}:{how}:when={number}"]
+        if slow not in (None, call):
+            words += ["-e", f"trace=?{call},{slow}", "-e", f"inject={slow}:delay_enter={SLOW_US}"]
+        done = self.run(trace, *words)
         text = trace.read_text()
         if how.startswith("signal"):
             is_reached = "killed by SIGKILL" in text

@@ -3,8 +3,6 @@
 While it lasts, and when it broke off, `restoring/` lies in the folder: no server starts there, and
 the same restore run again goes on where it was. Each byte is held against the manifest on its way.
 """
-# Plain strings: a store has a million files, and a Path costs as much as the call.
-# ruff: noqa: PTH104
 
 from __future__ import annotations
 
@@ -18,26 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from blake3 import blake3
 
 from storage.artifacts import make_folders
+from storage.backup.batch import Batch
 from storage.backup.destination import Destination
 from storage.backup.keys import KeyPlan, settle_keys
-from storage.backup.manifest import BlobEntry, Entry, Facts, FileEntry, Manifest
+from storage.backup.manifest import BlobEntry, Entry, Facts, Manifest
 from storage.backup.places import DATABASE, NOTE, REPOSITORIES, RESTORING, STORE, Places
-from storage.backup.pool import PIECE_BYTES, matches
+from storage.backup.pool import matches
 from storage.backup.progress import Progress, Tell, silently
 from storage.custody import Custody
 from storage.digest import Digest
 from storage.errors import BackupDamagedError, BackupError, StorageFullError
-from storage.files import (
-    mapped_errors,
-    open_regular,
-    sync_directory,
-    sync_filesystem,
-    write_all,
-    write_atomic,
-)
+from storage.files import mapped_errors, sync_directory, sync_filesystem, write_atomic
 from storage.git.check import check_repository
 from storage.ids import new_id
 from storage.layout import Layout, blob_mode, blob_mtime
@@ -142,7 +133,6 @@ class _Restore:
         self._layout = Layout(places.store)
         self._tell = tell
         self._scratch = places.root / RESTORING
-        self._count = 0
 
     def run(self, plan: KeyPlan) -> Restored:
         self._begin()
@@ -150,7 +140,7 @@ class _Restore:
         try:
             self._expect_room()
             make_folders(self._layout)
-            self._copy_all()
+            self._copy_all(fd)
             self._check_repositories()
             settled = settle_keys(self._places, plan)
             interrupted, forgotten, webhooks_off = self._settle_records(
@@ -230,14 +220,16 @@ class _Restore:
 
     # -- files -----------------------------------------------------------------------------------
 
-    def _copy_all(self) -> None:
+    def _copy_all(self, fd: int) -> None:
         total, done = self._manifest.facts.size_bytes, 0
+        batch = Batch(self._places.root, self._scratch, fd)
         for entry in self._manifest.entries():
-            self._copy(entry)
+            self._copy(entry, batch)
             done += entry.size_bytes
             self._tell(Progress("files", done, total))
+        batch.flush()
 
-    def _copy(self, entry: Entry) -> None:
+    def _copy(self, entry: Entry, batch: Batch) -> None:
         if isinstance(entry, BlobEntry):
             final = self._layout.blob(entry.digest, executable=entry.is_executable)
             mode, mtime_ns = (
@@ -250,47 +242,11 @@ class _Restore:
             final, mode, mtime_ns = str(self._places.root / entry.path), entry.mode, entry.mtime_ns
         if matches(final, size_bytes=entry.size_bytes, digest=entry.digest):
             Path(final).chmod(mode)
-        else:
-            self._copy_content(entry, final, mode)
-        if mtime_ns:
-            os.utime(final, ns=(mtime_ns, mtime_ns))
-
-    def _copy_content(self, entry: Entry, final: str, mode: int) -> None:
-        self._count += 1
-        draft = f"{self._scratch}/{self._count}"
-        source = self._destination.content(entry.digest)
-        hasher = blake3()
-        left = entry.size_bytes + 1  # what is longer fills no disk before it is found out
-        try:
-            fd = open_regular(source)
-        except OSError as error:
-            raise _damaged(entry, source, error.strerror or "cannot be read") from error
-        try:
-            out = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                while left and (piece := os.read(fd, min(left, PIECE_BYTES))):
-                    hasher.update(piece)
-                    write_all(out, piece)
-                    left -= len(piece)
-                os.fchmod(out, mode)
-            finally:
-                os.close(out)
-        finally:
-            os.close(fd)
-        if hasher.digest() != entry.digest:
-            raise _damaged(entry, source, "has other bytes than its name says")
-        folder = os.path.dirname(final)  # noqa: PTH120 - a plain string
-        if not os.path.isdir(folder):  # noqa: PTH112
-            self._make_folder(Path(folder))
-        os.rename(draft, final)
-
-    def _make_folder(self, folder: Path) -> None:
-        """Make a folder and those above it: the first ones below the data folder are private."""
-        if folder == self._places.root or folder.is_dir():
+            if mtime_ns:
+                os.utime(final, ns=(mtime_ns, mtime_ns))
             return
-        self._make_folder(folder.parent)
-        is_private = folder.parent == self._places.root or folder.name.endswith(".git")
-        folder.mkdir(mode=0o700 if is_private else 0o755)
+        source = self._destination.content(entry.digest)
+        batch.add(entry, source, final, mode=mode, mtime_ns=mtime_ns)
 
     def _check_repositories(self) -> None:
         """Prove that each ref has its object, and give each repository the folders it must have."""
@@ -369,11 +325,3 @@ def _each_file(folder: Path) -> Iterator[os.DirEntry[str]]:
                 yield from _each_file(Path(entry.path))
             else:
                 yield entry
-
-
-def _damaged(entry: Entry, source: str, why: str) -> BackupDamagedError:
-    what = entry.path if isinstance(entry, FileEntry) else f"the blob {entry.digest}"
-    return BackupDamagedError(
-        f"the backup is damaged: {what}: {source} {why}. What was restored is not complete; an"
-        " earlier backup may do (--at)"
-    )

@@ -19,7 +19,6 @@ from types import ModuleType
 
 import pytest
 
-from storage.blobs import EARLY_SYNC_BYTES
 from storage.check import check_store
 from storage.collect import Collector, Order
 from storage.custody import Custody
@@ -30,6 +29,7 @@ from storage.materialise import remove_partials
 from storage.trust import load_keyring
 from storage.unpacked import verify_tree
 from tests.crashing import HOWS, Attempt, Child, Point, needs_strace, scratch_folder, share, some
+from tests.storage.trees import FEW, INGEST_CHILD, LARGE, MANY, Tree
 
 FOLDER = Path(__file__).parent
 BEFORE = {"f": b"before", "a/shared": b"one" * 50}
@@ -38,11 +38,8 @@ BRIEF_COUNT = 3
 pytestmark = needs_strace
 
 
-def ingesting(shop: Path, count: int, size_bytes: int = 0) -> Child:
-    """Takes a tree in, with so many files more than a few: many are synced together. `size_bytes`:
-    how many each has besides its number.
-    """
-    return Child(FOLDER / "ingest_child.py", (str(shop), str(count), str(size_bytes)))
+def ingesting(shop: Path, tree: Tree) -> Child:
+    return Child(INGEST_CHILD, tree.words(shop))
 
 
 def collecting(shop: Path, *said: str) -> Child:
@@ -68,12 +65,15 @@ def before() -> Iterator[Path]:
         yield folder / "shop"
 
 
-def points(before: Path, scratch: Path, count: int) -> list[Point]:
+def points(before: Path, scratch: Path, tree: Tree) -> list[Point]:
     shutil.copytree(before, scratch / "count", symlinks=True)
     try:
-        return ingesting(scratch / "count", count).points(scratch / "trace")
+        found = ingesting(scratch / "count", tree).points(scratch / "trace")
     finally:
         shutil.rmtree(scratch / "count")
+    # Early, of the bytes, of the names.
+    assert (scratch / "trace").read_text().count("syncfs(") == {FEW: 0, MANY: 2, LARGE: 3}[tree]
+    return found
 
 
 def expect_whole(shop_at, shop: Path, *, recovers: bool) -> None:
@@ -106,11 +106,14 @@ def expect_repeatable(shop_at, shop: Path) -> None:
     opened.records.close()
 
 
-def crash(shop_at, before: Path, folder: Path, where: Point, *, how: str, count: int) -> bool:
-    """Crash an ingest once; return whether the point was reached."""
+def crash(shop_at, before: Path, folder: Path, where: Point, *, how: str, tree: Tree) -> bool:
+    """Crash an ingest once, beside an early sync if it has one; return whether the point was
+    reached.
+    """
     shop = folder / "shop"
     shutil.copytree(before, shop, symlinks=True)
-    reached = ingesting(shop, count).fail(folder / "trace", where, how)
+    slow = "syncfs" if tree == LARGE else None
+    reached = ingesting(shop, tree).fail(folder / "trace", where, how, slow=slow)
     expect_whole(shop_at, shop, recovers=True)
     expect_repeatable(shop_at, shop)
     shutil.rmtree(shop)
@@ -122,19 +125,30 @@ def crash(shop_at, before: Path, folder: Path, where: Point, *, how: str, count:
 def test_ingest_is_whole_or_nothing_at_some_system_calls(
     shop_at, before: Path, scratch: Path, how: str
 ) -> None:
-    every = points(before, scratch, 0)
+    every = points(before, scratch, FEW)
     assert len(every) > 50
     for where in some(every, BRIEF_COUNT):
-        crash(shop_at, before, scratch, where, how=how, count=0)
+        crash(shop_at, before, scratch, where, how=how, tree=FEW)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", HOWS)
+def test_ingest_that_syncs_early_is_whole_or_nothing_at_some_system_calls(
+    shop_at, before: Path, scratch: Path, how: str
+) -> None:
+    every = points(before, scratch, LARGE)
+    last_file = max(where for where in every if where[0] == "utimensat")
+    for where in [("syncfs", 1), last_file, *some(every, 1)]:
+        crash(shop_at, before, scratch, where, how=how, tree=LARGE)
 
 
 @pytest.mark.timeout(300)
 def test_commit_that_failed_is_left_to_the_next_start(shop_at, before: Path, scratch: Path) -> None:
     # The database says "disk I/O error", and finds the commit in its log when it is opened again.
-    syncs = [where for where in points(before, scratch, 0) if where[0] == "fdatasync"]
+    syncs = [where for where in points(before, scratch, FEW) if where[0] == "fdatasync"]
     assert syncs
     for where in syncs:
-        crash(shop_at, before, scratch, where, how="error=EIO", count=0)
+        crash(shop_at, before, scratch, where, how="error=EIO", tree=FEW)
 
 
 @pytest.mark.timeout(300)
@@ -146,7 +160,7 @@ def test_sync_that_failed_is_not_tried_again(
     shop, trace = scratch / "shop", scratch / "trace"
     shutil.copytree(before, shop, symlinks=True)
     fault = f"inject=syncfs:error=EIO:when={number}"
-    done = ingesting(shop, 30).run(trace, "-e", "trace=syncfs", "-e", fault)
+    done = ingesting(shop, MANY).run(trace, "-e", "trace=syncfs", "-e", fault)
     assert done.returncode == 3
     assert done.stdout.startswith("StorageIoError")
     assert trace.read_text().count("syncfs(") == number
@@ -155,19 +169,20 @@ def test_sync_that_failed_is_not_tried_again(
 
 
 @pytest.mark.timeout(300)
-def test_sync_that_failed_while_more_was_staged_fails_the_ingest(
-    shop_at, before: Path, scratch: Path
+@pytest.mark.parametrize("is_early", [True, False], ids=["early", "last"])
+def test_sync_that_failed_of_a_tree_that_syncs_early_fails_the_ingest(
+    shop_at, before: Path, scratch: Path, *, is_early: bool
 ) -> None:
-    # The kernel says so once: the last sync would say that all is well.
+    # The kernel says so once: the last sync would say that all is well, or the early one did.
     shop, trace = scratch / "shop", scratch / "trace"
     shutil.copytree(before, shop, symlinks=True)
-    large = ingesting(shop, 1 + EARLY_SYNC_BYTES // (1 << 20), 1 << 20)
-    done = large.run(trace, "-e", "trace=syncfs", "-e", "inject=syncfs:error=EIO")
+    fault = ("-e", "trace=syncfs", "-e", "inject=syncfs:error=EIO:when=1")
+    # The early one is made by a thread of its own.
+    done = ingesting(shop, LARGE).run(trace, *fault, follows=is_early)
     assert (done.returncode, done.stdout.split(":")[0]) == (3, "StorageIoError")
     assert trace.read_text().count("syncfs(") == 1, "it is not tried again"
     expect_whole(shop_at, shop, recovers=False)
-    assert large.run(trace, "-e", "trace=syncfs").returncode == 0
-    assert trace.read_text().count("syncfs(") == 3, "an early one, of the bytes, of the names"
+    assert not (shop / "release1").exists()
 
 
 @pytest.mark.timeout(300)
@@ -177,7 +192,7 @@ def test_sync_of_one_file_that_failed_is_not_tried_again(
     shop, trace = scratch / "shop", scratch / "trace"
     shutil.copytree(before, shop, symlinks=True)
     fault = "inject=fsync:error=EIO:when=1"  # of each thread
-    done = ingesting(shop, 0).run(trace, "-y", "-e", "trace=fsync", "-e", fault)
+    done = ingesting(shop, FEW).run(trace, "-y", "-e", "trace=fsync", "-e", fault)
     assert done.returncode == 3
     assert done.stdout.startswith("StorageIoError")
     synced = re.findall(r"fsync\(\d+<(.*)>\) += (-?\d)", trace.read_text())
@@ -194,7 +209,7 @@ def test_quota_of_the_filesystem_is_a_full_disk(shop_at, before: Path, scratch: 
     shop = scratch / "shop"
     shutil.copytree(before, shop, symlinks=True)
     faults = ("-e", "trace=fchmod", "-e", "inject=fchmod:error=EDQUOT:when=2")
-    done = ingesting(shop, 0).run(scratch / "trace", *faults)
+    done = ingesting(shop, FEW).run(scratch / "trace", *faults)
     assert done.stdout.startswith("StorageFullError")
     expect_whole(shop_at, shop, recovers=False)
 
@@ -504,12 +519,12 @@ def test_keys_are_the_old_or_the_new_ones_at_every_system_call(scratch: Path, ho
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("count", [0, 20])
+@pytest.mark.parametrize("tree", [FEW, MANY, LARGE], ids=str)
 @pytest.mark.parametrize("how", HOWS)
 def test_ingest_is_whole_or_nothing_at_every_system_call(
-    shop_at, before: Path, scratch: Path, how: str, count: int
+    shop_at, before: Path, scratch: Path, how: str, tree: Tree
 ) -> None:
-    every = share(points(before, scratch, count))
-    reached = sum(crash(shop_at, before, scratch, where, how=how, count=count) for where in every)
+    every = share(points(before, scratch, tree))
+    reached = sum(crash(shop_at, before, scratch, where, how=how, tree=tree) for where in every)
     print(f"{how}: {reached} of {len(every)} points reached")
     assert reached > len(every) // 2

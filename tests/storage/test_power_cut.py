@@ -26,18 +26,19 @@ from storage.trust import Keyring, load_keyring
 from storage.unpacked import verify_tree
 from tests.power import KINDS, KINDS_IN_TURN, Disk, disk_of, killed_at, needs_disks, run
 from tests.spoiling import flip
+from tests.storage.trees import FEW, INGEST_CHILD, LARGE, MANY, Tree
 
-CHILD = Path(__file__).with_name("ingest_child.py")
-COLLECT_CHILD = CHILD.with_name("collect_child.py")
-ROTATE_CHILD = CHILD.with_name("rotate_child.py")
-UNPACK_CHILD = CHILD.with_name("unpack_child.py")
-REPAIR_CHILD = CHILD.with_name("repair_child.py")
+FOLDER = Path(__file__).parent
+COLLECT_CHILD = FOLDER / "collect_child.py"
+ROTATE_CHILD = FOLDER / "rotate_child.py"
+UNPACK_CHILD = FOLDER / "unpack_child.py"
+REPAIR_CHILD = FOLDER / "repair_child.py"
 SYNCS = "fsync,fdatasync,syncfs"
 CALLS = (
     *("write", "pwrite64", "rename", "renameat", "link", "unlink", "unlinkat"),
     *("fsync", "fdatasync", "syncfs"),
 )
-COUNTS = (0, 60)  # files more: few are synced one by one, many together
+TREES = pytest.mark.parametrize("tree", [FEW, MANY, LARGE], ids=str)
 
 pytestmark = [
     *needs_disks,
@@ -64,8 +65,8 @@ def sample(request: pytest.FixtureRequest, shop_at) -> Iterator[Disk]:
         yield made
 
 
-def ingest(where: Path, count: int, *strace: str) -> int:
-    return run(where, [CHILD, where / "shop", str(count)], strace)
+def ingest(where: Path, tree: Tree, *strace: str) -> int:
+    return run(where, [INGEST_CHILD, *tree.words(where / "shop")], strace)
 
 
 def artifacts(shop) -> int:
@@ -82,8 +83,8 @@ def artifacts(shop) -> int:
 def test_power_cut_takes_no_artifact_that_was_acknowledged_and_leaves_no_half_one(
     sample: Disk, shop_at
 ) -> None:
-    for how in ((), killed_at("renameat", 3)):
-        is_done = ingest(sample.begin(), 0, *how) == 0
+    for tree, how in ((FEW, ()), (LARGE, ()), (FEW, killed_at("renameat", 3))):
+        is_done = ingest(sample.begin(), tree, *how) == 0
         assert is_done == (how == ())
         kept = shop_at(sample.cut() / "shop")
         assert artifacts(kept) == 1 + is_done
@@ -226,10 +227,10 @@ def test_power_cut_while_unpacking_leaves_a_whole_folder_or_none(
 # -- acknowledged ----------------------------------------------------------------------------------
 
 
+@TREES
 @pytest.mark.soak
-@pytest.mark.parametrize("count", COUNTS)
-def test_acknowledged_artifact_survives_a_power_cut(disk: Disk, shop_at, count: int) -> None:
-    assert ingest(disk.begin(), count) == 0
+def test_acknowledged_artifact_survives_a_power_cut(disk: Disk, shop_at, tree: Tree) -> None:
+    assert ingest(disk.begin(), tree) == 0
     kept = shop_at(disk.cut() / "shop")
     assert artifacts(kept) == 2
     kept.records.close()
@@ -239,7 +240,7 @@ def test_acknowledged_artifact_survives_a_power_cut(disk: Disk, shop_at, count: 
 def test_power_cut_here_does_lose_what_was_not_synced(disk: Disk, shop_at) -> None:
     # The proof that the test above can fail: the kernel answers each sync without doing it.
     faked = ("-e", f"trace={SYNCS}", "-e", f"inject={SYNCS}:retval=0")
-    assert ingest(disk.begin(), 60, *faked) == 0
+    assert ingest(disk.begin(), MANY, *faked) == 0
     try:
         kept = shop_at(disk.cut() / "shop")
         found = artifacts(kept)
@@ -249,16 +250,18 @@ def test_power_cut_here_does_lose_what_was_not_synced(disk: Disk, shop_at) -> No
     assert found < 2
 
 
+@TREES
 @pytest.mark.soak
-@pytest.mark.parametrize("count", COUNTS)
 def test_power_cut_at_any_moment_leaves_whole_artifacts_only(
-    disk: Disk, shop_at, count: int
+    disk: Disk, shop_at, tree: Tree
 ) -> None:
     pick = random.Random(int(os.environ.get("CRASH_SEED", "0")))
     reached = 0
+    # Half of them while a large tree's early sync goes on, or behind it.
+    numbers = range(1, 2 * LARGE.count if tree == LARGE else 13)
     for call in CALLS:
-        for number in sorted(pick.sample(range(1, 13), 4)):
-            code = ingest(disk.begin(), count, *killed_at(call, number))
+        for number in sorted(pick.sample(numbers, 4)):
+            code = ingest(disk.begin(), tree, *killed_at(call, number))
             reached += code != 0
             kept = shop_at(disk.cut() / "shop")
             kept.builds = iter([2000])

@@ -1,0 +1,34 @@
+"""Trees that `ingest_child.py` takes in: each is made durable in another way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.blobs import EARLY_SYNC_BYTES, SYNC_EACH_COUNT_MAX
+
+INGEST_CHILD = Path(__file__).with_name("ingest_child.py")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The four small files of `ingest_child.py` and `count` more, each of `size_bytes` or some
+    more.
+    """
+
+    name: str
+    count: int
+    size_bytes: int = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def words(self, shop: Path) -> tuple[str, ...]:
+        """What to say to the child that takes it in."""
+        return (str(shop), str(self.count), str(self.size_bytes))
+
+
+FEW = Tree("few", 0)  # synced one by one
+MANY = Tree("many", 30)  # synced together, and their folders too
+# Some of it is synced early, while the last two are staged.
+LARGE = Tree("large", SYNC_EACH_COUNT_MAX + 2, EARLY_SYNC_BYTES // SYNC_EACH_COUNT_MAX)
