@@ -18,9 +18,10 @@ from gitd.git.ref_checks import RefChecks
 from gitd.git.reserved_refs import refuse_reserved
 from storage.git.errors import RefNotDurableError, RefUpdateError
 from storage.git.object_formats import NULL_OID
+from storage.git.reflog import ReflogEntry
 from storage.git.refs import RefSnapshot
 from storage.git.repository import Repository
-from storage.git.transaction import RefChange, ReflogEntry, change_refs
+from storage.git.transaction import RefChange, change_refs
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,24 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.files import sync_directory, sync_file
+from storage.git import ref_refusals as refusals
 from storage.git.errors import RefNotDurableError, RefUpdateError, RepositoryError
 from storage.git.locks import RETRY_S, create_lock
 from storage.git.object_formats import NULL_OID
 from storage.git.packed_refs import packed_refs_locked, replace_packed_refs
 from storage.git.ref_conflicts import TakenNames
-from storage.git.refs import NAME_COMPONENT_BYTES_MAX, RefSnapshot, show
+from storage.git.ref_folders import RefFolders, is_free_of_refs, prune_folders, remove_empty_folders
+from storage.git.reflog import ReflogEntry, Reflogs
+from storage.git.refs import NAME_COMPONENT_BYTES_MAX, RefSnapshot
 from storage.git.repository import Repository
 
 LOCK_TIMEOUT_S = 0.1  # git's core.filesRefLockTimeout
 LOOSE_COUNT_MAX = 24  # more changes than this are written into packed-refs together
 PATH_BYTES_MAX = 4096 - len("logs/") - len(".lock") - 1
-_LOGGED = (b"refs/heads/", b"refs/remotes/", b"refs/notes/")
-
-STALE = "incorrect old value provided"
-EXISTS = "reference already exists"
-ABSENT = "reference does not exist"
-CONFLICT = "refname conflict"
-ATOMIC = "atomic transaction failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +39,6 @@ class RefChange:
     name: bytes
     old: bytes
     new: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ReflogEntry:
-    """What a reflog line says beside the ids: `who` is `Name <email>`."""
-
-    who: bytes
-    message: bytes
 
 
 @dataclass(slots=True)
@@ -115,14 +103,13 @@ class _Transaction:
         self._sync_first = tuple(sync_first)
         self._repository = repository
         self._refs = repository.refs
-        self._log = log
         self._root = os.fsencode(repository.path) + b"/"
         self._sharing = repository.sharing
-        self._directories: set[bytes] = set()
+        self._folders = RefFolders(self._root, repository.sharing)
         self._has_twins = False  # no lock of these will be written to
         self._twin: bytes | None = None  # the first one, which the others are names of
         snapshot = snapshot or self._refs.snapshot()
-        self._head_target = snapshot.head_target
+        self._reflogs = Reflogs(repository, log, snapshot.head_target)
         self._taken = TakenNames(snapshot.values)
 
     def run(self, changes: Sequence[RefChange]) -> list[RefUpdateError | None]:
@@ -171,7 +158,7 @@ class _Transaction:
         if words is None or any(one.has_moved for one in held):  # all were held then
             return [one.error for one in held]
         told_once = [words, *("" for _ in changes[1:])]
-        return [RefUpdateError(text, reason=ATOMIC) for text in told_once]
+        return [RefUpdateError(text, reason=refusals.ATOMIC) for text in told_once]
 
     # prepare
 
@@ -185,11 +172,11 @@ class _Transaction:
                 self._require_place(name, planned)
             self._lock(one)
             one.current = self._refs.resolve(name) or NULL_OID
-            _require_old(change, one.current)
+            refusals.require_old(change.name, change.old, one.current)
         except RefUpdateError as error:
             one.error = error
         except OSError as error:
-            one.error = RefUpdateError(f"cannot lock ref '{show(change.name)}': {error.strerror}")
+            one.error = refusals.not_locked(change.name, error)
         else:
             if not one.is_delete:
                 self._taken.add(name)
@@ -198,23 +185,20 @@ class _Transaction:
     def _require_short(self, name: bytes) -> None:
         is_long = len(self._root) + len(name) > PATH_BYTES_MAX
         if is_long or any(len(part) > NAME_COMPONENT_BYTES_MAX for part in name.split(b"/")):
-            raise RefUpdateError(f"cannot lock ref '{show(name)}': File name too long")
+            raise refusals.name_too_long(name)
 
     def _require_place(self, name: bytes, planned: TakenNames | None) -> None:
         if (there := self._taken.conflict(name)) is not None:
-            raise _conflict(name, there)
+            raise refusals.name_conflict(name, there)
         if planned is not None and (beside := planned.conflict(name)) is not None:
-            raise RefUpdateError(
-                f"cannot lock ref '{show(name)}': cannot process '{show(name)}' and "
-                f"'{show(beside)}' at the same time"
-            )
+            raise refusals.not_both(name, beside)
 
     def _lock(self, one: _Held) -> None:
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         directory = os.path.dirname(one.lock)  # noqa: PTH120
         while True:
             try:
-                self._make_directory(directory)
+                self._folders.make(directory)
                 create_lock(one.lock, self._twin)
                 one.made.append(one.lock)
                 if self._has_twins and self._twin is None:
@@ -224,25 +208,10 @@ class _Transaction:
                 pass
             except (FileExistsError, NotADirectoryError) as error:
                 if os.path.lexists(directory) and not os.path.isdir(directory):  # noqa: PTH112
-                    raise RefUpdateError(
-                        f"cannot lock ref '{show(one.name)}': a leading part of it is a ref",
-                        reason=CONFLICT,
-                    ) from error
+                    raise refusals.below_a_ref(one.name) from error
                 if time.monotonic() > deadline:
-                    raise RefUpdateError(
-                        f"cannot lock ref '{show(one.name)}': Unable to create "
-                        f"'{show(one.lock)}': File exists."
-                    ) from error
+                    raise refusals.lock_held(one.name, one.lock) from error
             time.sleep(RETRY_S)
-
-    def _make_directory(self, directory: bytes) -> None:
-        if os.path.isdir(directory):  # noqa: PTH112
-            return
-        os.makedirs(directory, exist_ok=True)  # noqa: PTH103
-        self._sharing.apply_up(directory, self._root + b"refs")
-        while len(directory) > len(self._root):
-            directory = os.path.dirname(directory)  # noqa: PTH120
-            self._directories.add(directory + b"/")
 
     # commit
 
@@ -256,7 +225,7 @@ class _Transaction:
             self._commit_packed(packed)
         for one in loose:
             if one.error is None:
-                self._write_reflog(one)  # under the lock, which the rename gives away; so does git
+                self._log(one)  # under the lock, which the rename gives away; so does git
                 self._commit_loose(one)
         self._finish(packed)
 
@@ -283,9 +252,12 @@ class _Transaction:
     def _finish(self, held: list[_Held]) -> None:
         for one in held:
             if one.is_committed and one.error is None:
-                self._write_reflog(one)
+                self._log(one)
                 if one.is_delete:
                     self._taken.free(one.name)
+
+    def _log(self, one: _Held) -> None:
+        self._reflogs.note(one.name, one.current, one.change.new)
 
     def _sync_what_they_name(self) -> None:
         for place in self._sync_first:
@@ -302,28 +274,14 @@ class _Transaction:
         try:
             yield
         except BaseException:
-            self._sync_directories()
+            self._folders.sync()
             raise
         try:
-            self._sync_directories()
+            self._folders.sync()
         except RefNotDurableError as error:
             for one in held:
                 if one.has_moved and one.error is None:
                     one.error, error = error, RefNotDurableError("")  # it is told once
-
-    def _sync_directories(self) -> None:
-        """Raises RefNotDurableError, once all were tried."""
-        failure: OSError | None = None
-        for directory in self._directories:
-            try:
-                sync_directory(os.fsdecode(directory))
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # what was emptied since is gone, or a ref by now
-            except OSError as error:
-                failure = error
-        self._directories.clear()
-        if failure is not None:
-            raise RefNotDurableError(f"cannot sync the refs: {failure.strerror}") from failure
 
     def _commit_packed(self, held: list[_Held], *, is_atomic: bool = False) -> None:
         """Rewrite `packed-refs` with the changes, so that no loose file hides them."""
@@ -393,10 +351,10 @@ class _Transaction:
             if one.is_delete or one.current != NULL_OID:
                 continue
             there = taken.conflict(one.name)
-            if there is None and not _is_free_of_refs(self._root + one.name):
+            if there is None and not is_free_of_refs(self._root + one.name):
                 there = one.name + b"/"
             if there is not None:
-                one.error = _conflict(one.name, there)
+                one.error = refusals.name_conflict(one.name, there)
 
     def _remove_loose(self, held: list[_Held]) -> None:
         for one in held:
@@ -406,9 +364,9 @@ class _Transaction:
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
             except OSError as error:
-                one.error = _not_updated(one, error)
+                one.error = refusals.not_updated(one.name, error)
                 continue
-            self._directories.add(os.path.dirname(loose))  # noqa: PTH120
+            self._folders.note_change(loose)
 
     def _write_lock(self, one: _Held) -> None:
         if one.current == one.change.new:
@@ -418,13 +376,13 @@ class _Transaction:
                 file.write(one.change.new.hex().encode() + b"\n")
             self._sharing.apply(one.lock)
         except OSError as error:
-            one.error = _not_updated(one, error)
+            one.error = refusals.not_updated(one.name, error)
 
     def _sync_lock(self, one: _Held) -> None:
         try:
             sync_file(os.fsdecode(one.lock))
         except OSError as error:
-            one.error = _not_updated(one, error)
+            one.error = refusals.not_updated(one.name, error)
 
     def _commit_loose(self, one: _Held) -> None:
         path = self._root + one.name
@@ -435,113 +393,17 @@ class _Transaction:
             try:
                 os.rename(one.lock, path)  # noqa: PTH104
             except IsADirectoryError:
-                _remove_empty_tree(path)
+                remove_empty_folders(path)
                 os.rename(one.lock, path)  # noqa: PTH104
             one.is_committed = True
             one.made.clear()
-            self._directories.add(os.path.dirname(path))  # noqa: PTH120
+            self._folders.note_change(path)
         except OSError as error:
-            one.error = _not_updated(one, error)
+            one.error = refusals.not_updated(one.name, error)
 
     def _let_go(self, one: _Held) -> None:
         for lock in one.made:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(lock)  # noqa: PTH108
         if one.error is not None or one.made:  # nothing of it is in its directory
-            self._prune_directories(self._root, one.name)
-
-    def _prune_directories(self, root: bytes, name: bytes) -> None:
-        """Remove directories that a deletion left empty; `refs/heads` and its like stay."""
-        parts = name.split(b"/")[:-1]
-        while len(parts) > 2:
-            try:
-                os.rmdir(root + b"/".join(parts))  # noqa: PTH106
-            except OSError:
-                return
-            parts.pop()
-
-    # reflog
-
-    def _write_reflog(self, one: _Held) -> None:
-        if one.is_delete:
-            log_path = self._root + b"logs/" + one.name
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                os.unlink(log_path)  # noqa: PTH108
-            self._prune_directories(self._root + b"logs/", one.name)
-            return
-        if self._log is None or one.current == one.change.new:
-            return
-        self._append_log(one.name, one)
-        if self._head_target == one.name:
-            self._append_log(b"HEAD", one)
-
-    def _append_log(self, name: bytes, one: _Held) -> None:
-        assert self._log is not None
-        path = self._root + b"logs/" + name
-        if not os.path.exists(path) and not self._is_logged(name):  # noqa: PTH110
-            return
-        line = b"%s %s %s %d +0000\t%s\n" % (
-            one.current.hex().encode(),
-            one.change.new.hex().encode(),
-            self._log.who,
-            int(time.time()),
-            self._log.message,
-        )
-        # A log that cannot be written keeps no ref from moving.
-        with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
-            with open(path, "ab") as file:  # noqa: PTH123
-                file.write(line)
-            self._sharing.apply(path)
-            self._sharing.apply_up(os.path.dirname(path), self._root)  # noqa: PTH120
-
-    def _is_logged(self, name: bytes) -> bool:
-        config = self._repository.config
-        wish = (config.text("core.logallrefupdates") or "").lower()
-        if wish == "always":
-            return True
-        is_on = config.flag("core.logallrefupdates", default=not self._repository.is_bare)
-        return bool(is_on) and (name == b"HEAD" or name.startswith(_LOGGED))
-
-
-def _not_updated(one: _Held, error: OSError) -> RefUpdateError:
-    return RefUpdateError(f"cannot update '{show(one.name)}': {error.strerror}")
-
-
-def _conflict(name: bytes, there: bytes) -> RefUpdateError:
-    return RefUpdateError(
-        f"cannot lock ref '{show(name)}': '{show(there)}' exists; cannot create '{show(name)}'",
-        reason=CONFLICT,
-    )
-
-
-def _is_free_of_refs(path: bytes) -> bool:
-    """Say whether a ref's file could stand here: empty folders are removed for it."""
-    if not os.path.isdir(path):  # noqa: PTH112
-        return True
-    try:
-        _remove_empty_tree(path)
-    except OSError:
-        return False
-    return True
-
-
-def _require_old(change: RefChange, current: bytes) -> None:
-    if current == change.old:
-        return
-    name = show(change.name)
-    if change.old == NULL_OID:
-        raise RefUpdateError(f"cannot lock ref '{name}': reference already exists", reason=EXISTS)
-    if current == NULL_OID:
-        raise RefUpdateError(
-            f"cannot lock ref '{name}': unable to resolve reference '{name}'", reason=ABSENT
-        )
-    raise RefUpdateError(
-        f"cannot lock ref '{name}': is at {current.hex()} but expected {change.old.hex()}",
-        reason=STALE,
-    )
-
-
-def _remove_empty_tree(path: bytes) -> None:
-    for directory, _, _ in os.walk(path, topdown=False):
-        os.rmdir(directory)  # noqa: PTH106
+            prune_folders(self._root, one.name)

@@ -19,8 +19,9 @@ from storage.git.locks import create_lock, forget_locks
 from storage.git.object_formats import NULL_OID
 from storage.git.pack_keeps import PackKeeps
 from storage.git.packed_refs import pack_loose_refs, prune_loose_refs
+from storage.git.reflog import ReflogEntry
 from storage.git.repository import Repository
-from storage.git.transaction import LOOSE_COUNT_MAX, RefChange, ReflogEntry, change_refs
+from storage.git.transaction import LOOSE_COUNT_MAX, RefChange, change_refs
 
 CHILD = Path(__file__).with_name("atomic_child.py")
 CHANGING = Path(__file__).with_name("changing_child.py")
