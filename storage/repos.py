@@ -192,7 +192,7 @@ class Repositories:
 
     def _commit_of(self, repository: Repository, oid: bytes) -> str | None:
         try:
-            kind, oid = repository.objects.peel(oid)
+            kind, oid = repository.objects.links.peel(oid)
         except ObjectMissingError:
             return None
         return oid.hex() if kind == COMMIT else None
@@ -263,7 +263,7 @@ class Repositories:
             for oid in map(bytes.fromhex, commits)
             if objects.contains(oid) and objects.kind_and_size(oid)[0] == COMMIT
         }
-        peeled = {objects.peel(tip) for tip in repository.refs.snapshot().values.values()}
+        peeled = {objects.links.peel(tip) for tip in repository.refs.snapshot().values.values()}
         tips = {oid for kind, oid in peeled if kind == COMMIT}
         found = reachable_among(wanted, tips, objects, cut=repository.shallow())
         return {oid.hex() for oid in found}
@@ -329,11 +329,11 @@ class Repositories:
 
     def commit_time(self, site_id: str, commit: str) -> int:
         """Return a commit's time, in seconds; 0 when that is unreadable."""
-        return self.open(site_id).objects.commit(bytes.fromhex(commit)).time
+        return self.open(site_id).objects.links.commit(bytes.fromhex(commit)).time
 
     def _top(self, site_id: str, commit: str) -> Tree:
         repository = self.open(site_id)
-        return Tree(repository, repository.objects.commit(bytes.fromhex(commit)).tree)
+        return Tree(repository, repository.objects.links.commit(bytes.fromhex(commit)).tree)
 
     def _grafted(self, grafts: Grafts) -> dict[str, Tree]:
         return {path: self._top(graft.site_id, graft.commit) for path, graft in grafts.items()}

@@ -218,7 +218,7 @@ def _peeled(repository: Repository, oid: bytes) -> bytes:
     try:
         if repository.objects.kind_and_size(oid)[0] != TAG:
             return oid
-        return repository.objects.peel(oid)[1]
+        return repository.objects.links.peel(oid)[1]
     except RepositoryCorruptError:
         return oid
 

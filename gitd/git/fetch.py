@@ -208,7 +208,7 @@ def require_reachable(repository: Repository, view: VisibleRefs, wants: Iterable
     try:
         reached = reachable_among(
             others,
-            {objects.peel(oid)[1] for oid in view.values.values()},
+            {objects.links.peel(oid)[1] for oid in view.values.values()},
             objects,
             cut=repository.shallow(),
         )

@@ -101,7 +101,7 @@ class Connectivity:
             RepositoryCorruptError: it is not known what else links to them.
         """
         borders = [oid for oid in self._shallow if pack.has(oid)] if self._shallow else []
-        absent = {parent for oid in borders for parent in self._store.commit(oid).parents}
+        absent = {parent for oid in borders for parent in self._store.links.commit(oid).parents}
         if absent and (not pack.is_linked or pack.closure.named[TAG]):
             raise RepositoryCorruptError("not all links of the pack are remembered")
         if absent:
@@ -119,22 +119,22 @@ class Connectivity:
         store = self._stored
         found = wanted & self._trusted
         for oid in found:
-            store.commit(oid)
+            store.links.commit(oid)
         missing = wanted - found
         if not missing:
             return found
-        oldest = min(store.commit(oid).time for oid in missing)
+        oldest = min(store.links.commit(oid).time for oid in missing)
         queue: list[tuple[int, bytes]] = []
         seen: set[bytes] = set()
 
         def add(oid: bytes) -> None:
             if oid not in seen:
                 seen.add(oid)
-                heapq.heappush(queue, (-store.commit(oid).time, oid))
+                heapq.heappush(queue, (-store.links.commit(oid).time, oid))
 
         for oid in self._trusted:
             try:
-                kind, oid = store.peel(oid)  # noqa: PLW2901 -- tags are followed
+                kind, oid = store.links.peel(oid)  # noqa: PLW2901 -- tags are followed
                 if kind == COMMIT:
                     add(oid)
             except RepositoryCorruptError:
@@ -143,7 +143,7 @@ class Connectivity:
         while queue and missing and -queue[0][0] >= oldest - 86_400:
             oid = heapq.heappop(queue)[1]
             missing.discard(oid)
-            for parent in store.commit(oid).parents if oid not in self._shallow else ():
+            for parent in store.links.commit(oid).parents if oid not in self._shallow else ():
                 try:
                     add(parent)
                 except RepositoryCorruptError:
@@ -213,7 +213,7 @@ class Connectivity:
     def _links(self, oid: bytes, kind: int) -> list[tuple[bytes, int]]:
         """List what a commit, tree or tag links to, and as what."""
         if kind == COMMIT:
-            commit = self._store.commit(oid)
+            commit = self._store.links.commit(oid)
             parents = () if oid in self._shallow else commit.parents
             return [(commit.tree, TREE), *((parent, COMMIT) for parent in parents)]
         if kind == TREE:
@@ -222,7 +222,7 @@ class Connectivity:
                 for mode, _, child in tree_entries(self._store.get_typed(oid, TREE))
                 if mode != MODE_SUBMODULE
             ]
-        return [self._store.tag(oid)]
+        return [self._store.links.tag(oid)]
 
 
 def _require_kind(oid: bytes, kind: int, expected: int | None) -> None:
@@ -245,7 +245,7 @@ def _drop_vouched(
         olds = []
         for parent in commit.parents:
             inside_commit = commits.get(parent)
-            olds.append((inside_commit or store.commit(parent)).tree)
+            olds.append((inside_commit or store.links.commit(parent)).tree)
             if inside_commit is None:
                 missing_trees.discard(olds[-1])
         stack.append((commit.tree, tuple(olds)))

@@ -358,7 +358,7 @@ def _lacking_parents(store: ObjectStore, oids: Iterable[bytes]) -> list[bytes]:
         for oid in oids
         if store.contains(oid)
         and store.kind_and_size(oid)[0] == COMMIT
-        and not all(map(store.contains, store.commit(oid).parents))
+        and not all(map(store.contains, store.links.commit(oid).parents))
     ]
 
 

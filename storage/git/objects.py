@@ -12,30 +12,18 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from storage.git.commit_links import CommitLinks
 from storage.git.content_cache import ContentCache
-from storage.git.delta_formats import DELTA_DEPTH_MAX, delta_sizes, patched
-from storage.git.errors import ObjectMissingError, PackOutgrownError, RepositoryCorruptError
+from storage.git.delta_formats import delta_sizes
+from storage.git.errors import ObjectMissingError, RepositoryCorruptError
 from storage.git.loose_objects import LooseObjects, loose_chunks, read_loose, read_loose_head
-from storage.git.object_formats import (
-    COMMIT,
-    EMPTY_TREE,
-    TAG,
-    TREE,
-    TYPE_NAMES,
-    Commit,
-    object_id,
-    parse_commit,
-    parse_tag,
-)
+from storage.git.object_formats import EMPTY_TREE, TREE, TYPE_NAMES, object_id
+from storage.git.object_links import ObjectLinks
 from storage.git.other_copies import OtherCopies
 from storage.git.pack import Pack
+from storage.git.pack_entries import PackEntries
 from storage.git.pack_listing import LISTING_TRIES_MAX, PackListing
 
 ALTERNATE_DEPTH_MAX = 5  # as git's
-LINKS_BYTES_MAX = 16 << 20  # of the head of a commit or tag, which says what it links to
-SMALL_BYTES_MAX = 4096  # of an object that is read whole rather than held against a sum
-DELTA_BYTES_MAX = 256 << 20  # of a commit or tag that is stored as a delta: it is made whole
 
 
 class ObjectStore:
@@ -51,7 +39,8 @@ class ObjectStore:
         self._loose = LooseObjects(directory)
         self._alternates_stamp: tuple[int, int, int] | None = None
         self._alternates: list[ObjectStore] = []
-        self._commits = CommitLinks()
+        self.entries = PackEntries(self, self._cache)
+        self.links = ObjectLinks(self)
         self._others = OtherCopies(self)
         self.refresh()
 
@@ -81,7 +70,7 @@ class ObjectStore:
         """List the packs again if their directory changed."""
         before, after = self._listing, self._listing.refreshed(f"{self.directory}/pack")
         if not before.packs.keys() <= after.packs.keys():
-            self._commits = CommitLinks()
+            self.links.forget()
         self._listing = after
 
     def note_pack(self, index_path: Path) -> None:
@@ -285,47 +274,9 @@ class ObjectStore:
             RepositoryCorruptError, PackOutgrownError: see `get`.
         """
         try:
-            return self._entry(pack, offset, bytes_max)
+            return self.entries.read(pack, offset, bytes_max)
         except RepositoryCorruptError as error:
             return self._others.of_entry(pack, offset, bytes_max, error)
-
-    def _entry(self, pack: Pack, offset: int, bytes_max: int | None) -> tuple[int, bytes]:
-        cached = self._cache.get((pack.serial, offset))
-        if cached is not None:
-            return cached
-        deltas: list[tuple[int, int, int]] = []
-        at = offset
-        while True:
-            kind, size, base, data_at = pack.header(at)
-            if bytes_max is not None and size > bytes_max:
-                _require_entry(pack, at)  # else its size may be the damage
-                _require_size(size, bytes_max)
-            if base is None:
-                _require_type(pack, kind)
-                found = kind, pack.inflate(data_at, size)
-                self._cache.put((pack.serial, at), found)
-                break
-            deltas.append((at, data_at, size))
-            if len(deltas) > DELTA_DEPTH_MAX:
-                raise RepositoryCorruptError(f"{pack.path.name}: a chain of deltas is too long")
-            if isinstance(base, bytes):
-                inside = pack.find(base)
-                if inside is None:
-                    found = self.get(base, bytes_max)
-                    break
-                base = inside
-            at = base
-            earlier = self._cache.get((pack.serial, at))
-            if earlier is not None:
-                found = earlier
-                break
-        for at, data_at, size in reversed(deltas):
-            delta = pack.inflate(data_at, size)
-            if bytes_max is not None:
-                _require_size(delta_sizes(delta)[1], bytes_max)
-            found = found[0], patched(found[1], delta)
-            self._cache.put((pack.serial, at), found)
-        return found
 
     def kind_and_size(self, oid: bytes) -> tuple[int, int]:
         """Return an object's type and size without inflating all of it, if it is not damaged.
@@ -350,33 +301,10 @@ class ObjectStore:
                 return TREE, 0
             raise ObjectMissingError(oid)
         try:
-            return self._kind_and_size_at(*place, oid)
+            return self.entries.kind_and_size(*place, oid)
         except RepositoryCorruptError as error:
             kind, data = self._others.of_entry(*place, None, error)
             return kind, len(data)
-
-    def _kind_and_size_at(self, pack: Pack, offset: int, oid: bytes) -> tuple[int, int]:
-        kind, size, base, data_at = pack.header(offset)
-        if base is None and size <= SMALL_BYTES_MAX and not pack.is_ordered:
-            # As most commits and tags: quick, where putting a large pack in order takes a while.
-            found = self.entry_of_its_name(pack, offset, oid, size)
-            if found is not None:
-                return found[0], size
-        self._require_whole(pack, offset)
-        if base is not None:
-            size = delta_sizes(pack.beginning(data_at))[1]
-        for _ in range(DELTA_DEPTH_MAX):
-            if base is None:
-                _require_type(pack, kind)
-                return kind, size
-            if isinstance(base, bytes):
-                inside = pack.find(base)
-                if inside is None:
-                    return self.kind_and_size(base)[0], size
-                base = inside
-            self._require_whole(pack, base)
-            kind, _, base, _ = pack.header(base)
-        raise RepositoryCorruptError(f"{pack.path.name}: a chain of deltas is too long")
 
     def size(self, oid: bytes) -> int:
         """Return an object's size as the head of it says; raises as `kind_and_size` does.
@@ -389,29 +317,6 @@ class ObjectStore:
                 _, size, base, data_at = place[0].header(place[1])
                 return size if base is None else delta_sizes(place[0].beginning(data_at))[1]
         return self.kind_and_size(oid)[1]
-
-    def _require_whole(self, pack: Pack, offset: int) -> None:
-        if pack.is_entry_whole(offset):
-            return
-        # The sum may be what is damaged.
-        if self.entry_of_its_name(pack, offset, None, DELTA_BYTES_MAX) is None:
-            raise _damaged(pack)
-        pack.note_whole(offset)
-
-    def entry_of_its_name(
-        self, pack: Pack, offset: int, oid: bytes | None, bytes_max: int
-    ) -> tuple[int, bytes] | None:
-        """Return type and content of an entry if that is what `oid` names, whatever its sum.
-
-        Without `oid`, what the index names.
-
-        Where it cannot be read in `bytes_max`, or is another object, None.
-        """
-        with contextlib.suppress(RepositoryCorruptError, PackOutgrownError, KeyError):
-            found = self._entry(pack, offset, bytes_max)
-            if object_id(*found) == (oid or pack.oid_of(offset)):
-                return found
-        return None
 
     def get_checked(self, oid: bytes, bytes_max: int | None = None) -> tuple[int, bytes]:
         """Return what `get` does, held against the id; raises as that does."""
@@ -480,76 +385,3 @@ class ObjectStore:
             PackOutgrownError: see `get`.
         """
         self._others.require(pack, oid, bytes_max, error)
-
-    # links, remembered
-
-    def commit(self, oid: bytes, bytes_max: int | None = None) -> Commit:
-        """Return the links of a commit.
-
-        Raises:
-            RepositoryCorruptError: it is missing, damaged or no commit.
-            PackOutgrownError: see `get`.
-        """
-        found = self._commits.get(oid)
-        if found is None:
-            found = parse_commit(self._links_of(oid, COMMIT, bytes_max))
-            self._commits.note(oid, found)
-        return found
-
-    def tag(self, oid: bytes) -> tuple[bytes, int]:
-        """Return what an annotated tag names, and as what type; raises as `commit` does."""
-        return parse_tag(self._links_of(oid, TAG))
-
-    def _links_of(self, oid: bytes, kind: int, bytes_max: int | None = None) -> bytes:
-        """Return what a commit or tag begins with, at least up to the end of its links.
-
-        Its words behind them may be as many as somebody likes, unless it is stored as a delta of
-        more than `DELTA_BYTES_MAX`; links of more than `LINKS_BYTES_MAX` are none.
-        """
-        try:
-            return self.get_typed(oid, kind, bytes_max or LINKS_BYTES_MAX)
-        except PackOutgrownError:
-            if bytes_max is not None:
-                raise
-        head = bytearray()
-        with contextlib.suppress(PackOutgrownError):
-            for piece in self.stream(oid, DELTA_BYTES_MAX):
-                head += piece
-                if len(head) >= LINKS_BYTES_MAX:
-                    break
-        end = head.find(b"\n\n") + 1
-        if not end or self.kind_and_size(oid)[0] != kind:
-            raise RepositoryCorruptError(f"object {oid.hex()} has no links that can be read")
-        return bytes(head[:end])
-
-    def peel(self, oid: bytes) -> tuple[int, bytes]:
-        """Follow annotated tags to what they name in the end: (type, oid).
-
-        Raises:
-            RepositoryCorruptError: an object on the way is missing or damaged.
-        """
-        kind = self.kind_and_size(oid)[0]
-        while kind == TAG:
-            oid, kind = self.tag(oid)
-            if kind != TAG:
-                kind = self.kind_and_size(oid)[0]
-        return kind, oid
-
-
-def _require_size(size: int, bytes_max: int) -> None:
-    if size > bytes_max:
-        raise PackOutgrownError("an object is too large for memory")
-
-
-def _require_entry(pack: Pack, offset: int) -> None:
-    if not pack.is_entry_whole(offset):
-        raise _damaged(pack)
-
-
-def _damaged(pack: Pack) -> RepositoryCorruptError:
-    return RepositoryCorruptError(f"{pack.path.name}: an entry is not as its sum in the index")
-
-
-def _require_type(pack: Pack, kind: int) -> None:
-    if kind not in TYPE_NAMES:
-        raise RepositoryCorruptError(f"{pack.path.name}: an entry is of no known type")

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from storage.git.delta import line_delta
 from storage.git.errors import PackOutgrownError, RepositoryCorruptError
 from storage.git.object_formats import OFS_DELTA, OID_BYTES, REF_DELTA, TREE
-from storage.git.objects import DELTA_BYTES_MAX, ObjectStore
+from storage.git.objects import ObjectStore
 from storage.git.pack import Pack, entry_head
+from storage.git.pack_entries import DELTA_BYTES_MAX
 from storage.git.selection import Selection
 
 TWIN_BYTES_MIN, TWIN_BYTES_MAX = 96, 1 << 20
@@ -143,7 +144,7 @@ class PackWriter:
     def _write_packed(self, pack: Pack, offset: int, crc: int, oid: bytes) -> None:
         stop = pack.next_offset(offset)
         if zlib.crc32(pack.view[offset:stop]) != crc:  # git looks before it copies, too
-            found = self._objects.entry_of_its_name(
+            found = self._objects.entries.of_its_name(
                 pack, offset, oid, self._inflated_bytes_max or DELTA_BYTES_MAX
             )
             if found is not None:  # it is the sum that is damaged

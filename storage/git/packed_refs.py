@@ -77,7 +77,7 @@ def written(
         target = peeled.get(oid)
         if target is None and oid not in known:
             with contextlib.suppress(RepositoryCorruptError):
-                target = repository.objects.peel(oid)[1]
+                target = repository.objects.links.peel(oid)[1]
         if target is not None and target != oid:
             lines.append(b"^%s\n" % target.hex().encode())
     return b"".join(lines)

@@ -102,7 +102,7 @@ class _Selector:
         self._objects = objects
         commit_bytes_max = SMALL_COMMIT_BYTES_MAX if is_memory_scarce else None
         tree_bytes_max = SMALL_TREE_BYTES_MAX if is_memory_scarce else None
-        self._commit = partial(objects.commit, bytes_max=commit_bytes_max)
+        self._commit = partial(objects.links.commit, bytes_max=commit_bytes_max)
         self._tree = partial(objects.get_typed, kind=TREE, bytes_max=tree_bytes_max)
         self._latest_max = LATEST_HAVES if may_thin else 0
         self._cut = cut
@@ -156,7 +156,7 @@ class _Selector:
             kind = self._objects.kind_and_size(oid)[0]
             while kind == TAG:
                 self._explicit[oid] = None
-                oid, kind = self._objects.tag(oid)
+                oid, kind = self._objects.links.tag(oid)
             self._explicit[oid] = None
             if kind == COMMIT:
                 commits[oid] = None
@@ -168,7 +168,7 @@ class _Selector:
         found = set()
         for have in haves:
             try:
-                kind, oid = self._objects.peel(have)
+                kind, oid = self._objects.links.peel(have)
             except RepositoryCorruptError:
                 continue
             if kind == COMMIT:
@@ -381,7 +381,7 @@ class _Selector:
                 oid, kind = tag, TAG
                 while kind == TAG:
                     self._explicit[oid] = None
-                    oid, kind = self._objects.tag(oid)
+                    oid, kind = self._objects.links.tag(oid)
 
 
 def _parents_first(new: list[tuple[bytes, Commit]]) -> Iterator[tuple[bytes, Commit]]:

@@ -96,7 +96,7 @@ def borders_after(
         more_wants=tuple(
             parent
             for oid in unshallow
-            for parent in objects.commit(oid).parents
+            for parent in objects.links.commit(oid).parents
             if oid not in server
         ),
     )
@@ -105,7 +105,7 @@ def borders_after(
 def _commits(objects: ObjectStore, oids: Iterable[bytes]) -> list[bytes]:
     found = []
     for oid in oids:
-        kind, target = objects.peel(oid)
+        kind, target = objects.links.peel(oid)
         if kind == COMMIT:
             found.append(target)
     return found
@@ -126,7 +126,7 @@ def _by_depth(
                 borders.add(oid)
                 continue
             inside.add(oid)
-            below.update(objects.commit(oid).parents)
+            below.update(objects.links.commit(oid).parents)
         row = below - seen
         seen |= row
         level += 1
@@ -159,7 +159,7 @@ def _by_selection(
     queue = [oid for oid in tips if oid not in excluded]
     while queue:
         oid = queue.pop()
-        links = objects.commit(oid)
+        links = objects.links.commit(oid)
         if oid in chosen or oid in excluded or links.time < (depth.since or 0):
             continue
         chosen.add(oid)
@@ -170,7 +170,8 @@ def _by_selection(
     borders = {
         oid
         for oid in chosen
-        if oid in server or any(parent not in chosen for parent in objects.commit(oid).parents)
+        if oid in server
+        or any(parent not in chosen for parent in objects.links.commit(oid).parents)
     }
     return borders, chosen - borders
 
@@ -183,7 +184,7 @@ def _history(objects: ObjectStore, tips: Iterable[bytes], server: Collection[byt
         if oid not in seen:
             seen.add(oid)
             if oid not in server:
-                queue.extend(objects.commit(oid).parents)
+                queue.extend(objects.links.commit(oid).parents)
     return seen
 
 
@@ -203,7 +204,7 @@ def all_reach_some(
     try:
         goals = set(_commits(objects, common))
         tips = _commits(objects, wants)
-        oldest = min((objects.commit(oid).time for oid in goals), default=0)
+        oldest = min((objects.links.commit(oid).time for oid in goals), default=0)
         order: list[bytes] = []
         seen = set[bytes]()
         stack: list[tuple[bytes, bool]] = [(oid, False) for oid in tips]
@@ -216,12 +217,12 @@ def all_reach_some(
                 continue
             seen.add(oid)
             stack.append((oid, True))
-            links = objects.commit(oid)
+            links = objects.links.commit(oid)
             if oid not in goals and oid not in cut and links.time >= oldest:
                 stack += [(parent, False) for parent in links.parents]
         reaching = set[bytes]()
         for oid in order:  # parents before children
-            if oid in goals or any(p in reaching for p in objects.commit(oid).parents):
+            if oid in goals or any(p in reaching for p in objects.links.commit(oid).parents):
                 reaching.add(oid)
         return all(oid in reaching for oid in tips)
     except RepositoryCorruptError:

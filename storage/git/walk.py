@@ -39,8 +39,8 @@ def reachable_among(
     found = set[bytes]()
     if not missing:
         return found
-    oldest = min(objects.commit(oid).time for oid in missing)
-    queue = [(-objects.commit(oid).time, oid) for oid in set(tips)]
+    oldest = min(objects.links.commit(oid).time for oid in missing)
+    queue = [(-objects.links.commit(oid).time, oid) for oid in set(tips)]
     heapq.heapify(queue)
     seen = {oid for _, oid in queue}
     late: list[bytes] = []  # older than all wanted, by a clock that may be wrong
@@ -55,8 +55,8 @@ def reachable_among(
         if oid in missing:
             missing.discard(oid)
             found.add(oid)
-        for parent in objects.commit(oid).parents if oid not in cut else ():
+        for parent in objects.links.commit(oid).parents if oid not in cut else ():
             if parent not in seen:
                 seen.add(parent)
-                heapq.heappush(queue, (-objects.commit(parent).time, parent))
+                heapq.heappush(queue, (-objects.links.commit(parent).time, parent))
     return found

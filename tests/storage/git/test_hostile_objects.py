@@ -33,7 +33,7 @@ from storage.git.object_formats import (
     tree_entries,
     tree_links,
 )
-from storage.git.objects import LINKS_BYTES_MAX, ObjectStore
+from storage.git.objects import ObjectStore
 from storage.git.pack import PACK_HEADER_BYTES, Pack, entry_head, read_entry_head
 from storage.git.pack_scan import PackLimits
 from tests.gitd.git.conftest import run_git
@@ -277,77 +277,6 @@ def test_a_tree_links_to_what_was_put_into_it(
 @given(data=st.binary(max_size=200))
 def test_any_bytes_behind_a_committer_make_a_commit(data: bytes) -> None:
     assert 0 <= parse_commit(COMMIT_START + data).time < 2**63
-
-
-@pytest.mark.parametrize(("kind", "is_packed"), [("commit", True), ("tag", False)])
-def test_words_without_end_are_not_read_for_what_stands_before_them(
-    tmp_path: Path, kind: str, *, is_packed: bool
-) -> None:
-    """Links are looked up in the server's own process."""
-    bare = tmp_path / "r.git"
-    run_git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
-    tree = run_git("mktree", cwd=bare).out
-    first = run_git("commit-tree", tree, "-m", "x", cwd=bare).out
-    who = "A <a@b> 1700000000 +0000"
-    head = {
-        "commit": f"tree {tree}\nparent {first}\nauthor {who}\ncommitter {who}\n\n",
-        "tag": f"object {first}\ntype commit\ntag v1\ntagger {who}\n\n",
-    }[kind]
-    words = head.encode() + bytes(3 * LINKS_BYTES_MAX)
-    written = ("-c", "core.looseCompression=1", "hash-object", "-w", "--literally", "--stdin")
-    oid = run_git(*written, "-t", kind, cwd=bare, stdin=words).out
-    if is_packed:
-        run_git("pack-objects", "-q", "objects/pack/pack", cwd=bare, stdin=f"{oid}\n".encode())
-        run_git("prune-packed", cwd=bare)
-    objects = ObjectStore(bare / "objects")
-    tracemalloc.start()
-    try:
-        if kind == "commit":
-            assert [parent.hex() for parent in objects.commit(bytes.fromhex(oid)).parents] == [
-                first
-            ]
-        else:
-            assert objects.peel(bytes.fromhex(oid)) == (1, bytes.fromhex(first))
-        assert tracemalloc.get_traced_memory()[1] < 5 * LINKS_BYTES_MAX // 2
-    finally:
-        tracemalloc.stop()
-
-
-def test_words_of_a_commit_that_is_stored_as_a_delta_may_be_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As `git repack` stores them by itself."""
-    monkeypatch.setattr("storage.git.objects.LINKS_BYTES_MAX", 10_000)
-    bare = tmp_path / "r.git"
-    run_git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
-    tree = run_git("mktree", cwd=bare).out
-    words = b"".join(b"%d\n" % number for number in range(10_000))
-    head = f"tree {tree}\nauthor A <a@b> 1700000000 +0000\ncommitter A <a@b> 1700000000 +0000\n\n"
-    written = ("-c", "core.looseCompression=1", "hash-object", "-w", "--stdin", "-t", "commit")
-    oids = [
-        run_git(*written, cwd=bare, stdin=head.encode() + words + bytes([end])).out for end in b"ab"
-    ]
-    run_git(
-        *("-c", "pack.compression=1", "pack-objects", "-q", "objects/pack/pack"),
-        cwd=bare,
-        stdin="".join(f"{oid}\n" for oid in oids).encode(),
-    )
-    run_git("prune-packed", cwd=bare)
-    (index,) = bare.glob("objects/pack/*.idx")
-    assert "chain length = 1: 1 object" in run_git("verify-pack", "-v", index, cwd=bare).out
-    objects = ObjectStore(bare / "objects")
-    assert [objects.commit(bytes.fromhex(oid)).tree.hex() for oid in oids] == [tree, tree]
-
-
-def test_links_without_end_are_none(tmp_path: Path) -> None:
-    bare = tmp_path / "r.git"
-    run_git("init", "-q", "--bare", "-b", "main", bare, cwd=tmp_path)
-    parents = b"parent %b\n" % (b"1" * 40) * (LINKS_BYTES_MAX // 40)
-    content = b"tree %b\n%bauthor A <a@b> 1 +0000\n\n" % (b"2" * 40, parents)
-    written = ("hash-object", "-w", "--literally", "--stdin", "-t", "commit")
-    oid = run_git(*written, cwd=bare, stdin=content).out
-    with pytest.raises(RepositoryCorruptError, match="no links that can be read"):
-        ObjectStore(bare / "objects").commit(bytes.fromhex(oid))
 
 
 def loose(

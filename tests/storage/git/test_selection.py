@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from storage.git.commit_links import COMMIT_LINKS_REMEMBERED_MAX, LINKS_REMEMBERED_MAX
 from storage.git.errors import PackOutgrownError
 from storage.git.object_filter import parse_filter
 from storage.git.pack_builder import PackTask, build_pack
@@ -155,19 +154,3 @@ def test_large_commits_and_trees_are_not_read_where_memory_is_scarce(made: Made,
         elsewhere = replace(task, out_path=str(made.path / "built"))
         assert build_pack(elsewhere).object_count == 2
         made.unpack()
-
-
-def test_what_is_remembered_of_commits_is_bounded_by_their_links(made: Made) -> None:
-    tree = made.tree()
-    many = made.commit(tree, *(b"%020d" % n for n in range(COMMIT_LINKS_REMEMBERED_MAX)))
-    parents = [b"%020d" % n for n in range(COMMIT_LINKS_REMEMBERED_MAX - 1)]
-    count = LINKS_REMEMBERED_MAX // COMMIT_LINKS_REMEMBERED_MAX + 1
-    few = [made.commit(tree, *parents, time=time) for time in range(count)]
-    made.push()
-    objects = made.repository.objects
-    assert objects.commit(many) is not objects.commit(many)
-    first = objects.commit(few[0])
-    assert objects.commit(few[0]) is first
-    for oid in few:
-        objects.commit(oid)
-    assert objects.commit(few[0]) is not first
