@@ -13,11 +13,12 @@ from collections.abc import Set as AbstractSet
 
 from storage.digest import Digest
 from storage.errors import CollectionRefusedError, StorageError
+from storage.ids import artifact_id
 from storage.layout import Layout
 from storage.manifest import blob_keys
 from storage.parts import Part
 from storage.reader import read_manifest_bytes
-from storage.records import blobs, garbage, integrity
+from storage.records import blobs, garbage, index, integrity
 from storage.records.damage import Damage
 from storage.records.db import Records
 from storage.repair import Repairer
@@ -27,7 +28,7 @@ EVERY_S = 7 * 24 * 3600.0
 # What says which files are wanted, and by whom.
 TABLES = (
     *("blob", "tree", "ref", "artifact", "build_cache", "attestation", "release_statement"),
-    *("release", "deployment", "artifact_pin", "environment", "site"),
+    *("release", "deployment", "artifact_pin", "environment", "site", "build"),
 )
 
 
@@ -107,6 +108,21 @@ class Audit:
             raise CollectionRefusedError(
                 f"nothing was deleted: the records and the manifest of the tree {digest} differ. "
                 "Run gitd check --rebuild-index."
+            )
+
+    def check_unkept(self, digests: Collection[Digest]) -> None:
+        """See that trees which nothing keeps are not those of artifacts whose rows were lost.
+
+        Raises:
+            CollectionRefusedError: A build gave such an artifact. What was dropped has its row.
+        """
+        if not digests:
+            return
+        lost = index.lost_artifacts(self._records.reader())
+        for name in sorted(lost.intersection(map(artifact_id, digests))):
+            raise CollectionRefusedError(
+                f"nothing was deleted: a build gave {name}, which lies in the store, and the "
+                "records have lost it. Run gitd check --rebuild-index; gitd gc --force removes it."
             )
 
     def _named(self, digest: Digest) -> set[bytes] | None:

@@ -310,7 +310,10 @@ class Collector:
 
     def _collect(self, cycle: _Cycle) -> None:
         db = self._records.reader()
-        self._condemn_trees(garbage.unkept_trees(db))
+        unkept = garbage.unkept_trees(db)
+        if not cycle.order.is_forced:
+            self._audit.check_unkept(unkept)
+        self._condemn_trees(unkept)
         condemned = garbage.condemned_trees(db)
         for digest in condemned:
             self._release_tree(cycle, digest)
@@ -393,8 +396,7 @@ class Collector:
             self._remover.remove(blob_path(self._layout, blob.key))
 
     def _remove_leftovers(self, cycle: _Cycle) -> None:
-        if not cycle.order.is_forced:
-            check_leftovers(self._layout, self._records, self._gate)
+        check_leftovers(self._layout, self._records, self._gate, is_forced=cycle.order.is_forced)
         removed = remove_leftovers(
             self._layout,
             self._records,

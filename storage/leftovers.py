@@ -21,8 +21,8 @@ from storage.files import Remover, is_draft, mapped_errors, remove_draft
 from storage.gate import Gate
 from storage.ids import artifact_id
 from storage.layout import SHARDS, Layout
-from storage.reader import StoreReader
-from storage.records import artifacts, garbage
+from storage.reader import StoreReader, VerifiedArtifact
+from storage.records import artifacts, garbage, index
 from storage.records import blobs as rows
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
@@ -86,31 +86,29 @@ def remove_leftovers(
     return Removed(files, size_bytes)
 
 
-def check_leftovers(layout: Layout, records: Records, gate: Gate) -> None:
+def check_leftovers(layout: Layout, records: Records, gate: Gate, *, is_forced: bool) -> None:
     """See that what no row knows looks like what crashes leave. Changes nothing.
+
+    `is_forced`: only what the records know themselves to have lost is looked for.
 
     Raises:
         CollectionRefusedError: It is more than half of all files, or there are artifacts in it that
-            the records never knew.
+            the records never knew, or statements of builds that they know.
         StorageError: The system or the database refused.
     """
     with mapped_errors("look for leftovers"), mapped_record_errors():
-        doubt = _doubt(layout, records)
+        doubt = _doubt(layout, records, is_forced=is_forced)
         if doubt is not None:
             # Placed by somebody who takes a tree in, and not known yet? Not while the gate is ours.
             with gate.collecting():
-                doubt = _doubt(layout, records)
+                doubt = _doubt(layout, records, is_forced=is_forced)
     if doubt is not None:
-        raise CollectionRefusedError(
-            f"{doubt}: were the records lost, or replaced by older ones? No file without a row was "
-            "removed. Put the newest records back, or run gitd check --rebuild-index; gitd gc "
-            "--force removes the files."
-        )
+        raise CollectionRefusedError(doubt)
 
 
-def _doubt(layout: Layout, records: Records) -> str | None:
+def _doubt(layout: Layout, records: Records, *, is_forced: bool) -> str | None:
     """Say what speaks against it that the leftovers are such."""
-    count = strangers_count = unknown = 0
+    count = strangers_count = unknown = lost = 0
     db = records.reader()
     reader = StoreReader(layout.root)
     for kind, strangers in _KINDS:
@@ -120,22 +118,46 @@ def _doubt(layout: Layout, records: Records) -> str | None:
             count += len(names)
             strangers_count += len(found)
             if kind == "attest":
-                unknown += sum(_proves_unknown(reader, db, name[:64]) for name in found)
+                vouched = [one for name in found if (one := _vouched(reader, name[:64]))]
+                unknown += sum(
+                    artifacts.get(db, artifact_id(one.digest)) is None for one in vouched
+                )
+                lost += sum(_is_lost(db, one) for one in vouched)
+    if lost:
+        return (
+            f"the records have lost {lost} statements that lie in the store, of builds that they "
+            "know. No file without a row was removed. Run gitd check --rebuild-index."
+        )
+    if is_forced:
+        return None
     if strangers_count > FUSE_COUNT_MIN and strangers_count > FUSE_SHARE * count:
-        return f"no row knows {strangers_count} of {count} files in the store"
-    if unknown:
-        return f"the store has {unknown} signed artifacts that the records never knew"
-    return None
+        found_wrong = f"no row knows {strangers_count} of {count} files in the store"
+    elif unknown:
+        found_wrong = f"the store has {unknown} signed artifacts that the records never knew"
+    else:
+        return None
+    return (
+        f"{found_wrong}: were the records lost, or replaced by older ones? No file without a row "
+        "was removed. Put the newest records back, or run gitd check --rebuild-index; gitd gc "
+        "--force removes the files."
+    )
 
 
-def _proves_unknown(reader: StoreReader, db: sqlite3.Connection, envelope_sha256: str) -> bool:
-    """Whether an envelope vouches for a tree that lies there, and that was never an artifact."""
+def _vouched(reader: StoreReader, envelope_sha256: str) -> VerifiedArtifact | None:
+    """What an envelope vouches for, if that lies there."""
     try:
         digest = subject_digest(reader.envelope(envelope_sha256))
-        reader.verify(digest, envelope_sha256)
+        return reader.verify(digest, envelope_sha256)
     except StorageError:  # no statement, or of nothing that is there
-        return False
-    return artifacts.get(db, artifact_id(digest)) is None
+        return None
+
+
+def _is_lost(db: sqlite3.Connection, vouched: VerifiedArtifact) -> bool:
+    """Whether a statement is of a build that the records know, and should be known itself."""
+    said = vouched.provenance
+    artifact = artifact_id(vouched.digest)
+    site_id = index.site_of_lost(db, said.build_id, artifact_id=artifact, commit=said.commit)
+    return site_id is not None
 
 
 def _blobs(db: sqlite3.Connection, shard: str, names: list[str]) -> list[str]:

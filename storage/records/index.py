@@ -118,20 +118,41 @@ def add_statements(db: sqlite3.Connection, found: Iterable[tuple[Artifact, Attes
     """
     count = 0
     for artifact, attestation in sorted(found, key=lambda item: item[1].build_id):
-        row = db.execute(
-            "SELECT site_id, commit_id, finished_at FROM build WHERE id = ? AND artifact_id = ?"
-            " AND cached = 0 AND NOT EXISTS(SELECT 1 FROM attestation WHERE build_id = build.id)"
-            " AND NOT EXISTS(SELECT 1 FROM artifact WHERE artifact.id = build.artifact_id"
-            "  AND artifact.dropped_at IS NOT NULL)",
-            (attestation.build_id, artifact.id),
-        ).fetchone()
-        if row is None or row["commit_id"] != attestation.commit:
+        site_id = site_of_lost(
+            db, attestation.build_id, artifact_id=artifact.id, commit=attestation.commit
+        )
+        if site_id is None:
             continue
         if artifacts.get(db, artifact.id) is None:
             artifacts.add(db, artifact)
-        artifacts.attest(db, replace(attestation, site_id=row["site_id"]))
+        artifacts.attest(db, replace(attestation, site_id=site_id))
         count += 1
     return count
+
+
+def lost_artifacts(db: sqlite3.Connection) -> set[str]:
+    """The artifacts that builds gave, and that have no row: it was lost."""
+    rows = db.execute(
+        "SELECT DISTINCT artifact_id FROM build WHERE artifact_id IS NOT NULL"
+        " AND artifact_id NOT IN (SELECT id FROM artifact)"
+    )
+    return {row[0] for row in rows}
+
+
+def site_of_lost(
+    db: sqlite3.Connection, build_id: str, *, artifact_id: str, commit: str
+) -> str | None:
+    """The site of a build that gave this artifact from this commit, and whose statement is not
+    known, though the artifact was not dropped: it was lost. None when it was not.
+    """
+    row = db.execute(
+        "SELECT site_id FROM build WHERE id = ? AND artifact_id = ? AND commit_id = ?"
+        " AND cached = 0 AND NOT EXISTS(SELECT 1 FROM attestation WHERE build_id = build.id)"
+        " AND NOT EXISTS(SELECT 1 FROM artifact WHERE artifact.id = build.artifact_id"
+        "  AND artifact.dropped_at IS NOT NULL)",
+        (build_id, artifact_id, commit),
+    ).fetchone()
+    return None if row is None else str(row["site_id"])
 
 
 def row_of(manifest: Manifest) -> TreeRow:

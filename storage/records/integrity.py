@@ -64,6 +64,9 @@ _CHECKS: dict[str, str] = {
         JOIN site ON site.id = artifact_pin.site_id
         JOIN artifact ON artifact.id = artifact_pin.artifact_id
         WHERE artifact.expired_at IS NOT NULL""",
+    "artifact {}: is kept, and no statement says who built it": """
+        SELECT id FROM artifact WHERE dropped_at IS NULL
+        AND id NOT IN (SELECT artifact_id FROM attestation)""",
     "artifact {}: the store knows no tree {}": """
         SELECT artifact.id, artifact.digest FROM artifact WHERE dropped_at IS NULL
         AND digest NOT IN (SELECT 'blake3:' || lower(hex(tree.digest)) FROM tree)""",

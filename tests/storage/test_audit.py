@@ -26,6 +26,7 @@ from tests.spoiling import damage_index
 from tests.storage.conftest import KEEP_NOTHING, make_shop
 from tests.storage.records.test_flipped_bits import flip as flip_bit
 from tests.storage.test_collect import AT_ONCE, files_of
+from tests.storage.test_reindex import know_build
 from tests.storage.test_repair import condemn_all, export, flip
 
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n"}
@@ -178,13 +179,17 @@ LOST = {
     "references": ["DELETE FROM ref"],
     "a blob": ["DELETE FROM ref", "DELETE FROM blob WHERE size_bytes = 5"],
     "all blobs": ["DELETE FROM ref", "DELETE FROM blob"],
+    "its statements": ["DELETE FROM attestation"],
+    "one of its statements": ["DELETE FROM attestation WHERE sequence = 1"],
 }
 
 
 @pytest.mark.parametrize("lost", LOST.values(), ids=LOST)
 def test_rows_that_were_lost_take_no_file_with_them(world, lost: list[str]) -> None:
     shop = world.shop
-    pinned(shop, SITE)
+    kept = [pinned(shop, SITE), shop.ingest(SITE)]
+    for number, ingested in enumerate(kept):
+        know_build(world, ingested, number)
     collector = world.collector()
     collector.run(AT_ONCE)  # a week's rest for what was found in order is no reason not to look
     for statement in lost:
@@ -196,6 +201,48 @@ def test_rows_that_were_lost_take_no_file_with_them(world, lost: list[str]) -> N
     assert files_of(shop) == before
     rebuild_index(shop.store, shop.records)
     assert collector.run(AT_ONCE).is_idle
+    assert files_of(shop) == before
+    assert world.listed() == {kept[0].artifact_id}
+    world.expect_whole()
+
+
+ARTIFACT = ("DELETE FROM artifact_pin", "DELETE FROM attestation", "DELETE FROM artifact")
+
+
+def test_artifact_whose_row_was_lost_goes_by_force_only(world) -> None:
+    """Its build says that it gave one: what was dropped has its row still."""
+    shop = world.shop
+    kept = pinned(shop, SITE)
+    know_build(world, kept, 0)
+    for statement in ARTIFACT:
+        world.write(lambda db, statement=statement: db.execute(statement))
+    before = files_of(shop)
+    for order in (AT_ONCE, QUICK):
+        with pytest.raises(CollectionRefusedError, match="gitd check --rebuild-index"):
+            world.collect(order)
+    assert files_of(shop) == before
+    rebuild_index(shop.store, shop.records)
+    shop.pin(kept)
+    assert world.collect().is_idle
+    assert files_of(shop) == before
+    for statement in ARTIFACT:
+        world.write(lambda db, statement=statement: db.execute(statement))
+    assert world.collect(FORCED).trees == 1
+    world.expect_whole()
+
+
+def test_statement_of_what_was_dropped_is_a_leftover(world) -> None:
+    """Its build is known, and gave it once: that it is not known any more is as it must be."""
+    shop = world.shop
+    gone = shop.ingest({"gone": b"gone"})
+    know_build(world, gone, 0)
+    pinned(shop, SITE)
+    path = Path(shop.store.layout.envelope(gone.envelope_sha256))
+    data = path.read_bytes()
+    world.collect()
+    assert not path.exists()
+    path.write_bytes(data)
+    assert world.collect().leftovers == 1
     world.expect_whole()
 
 

@@ -64,6 +64,7 @@ WRONG = {
     f"site acme-store: the artifact {ART}0 is pinned, and not kept": (
         "UPDATE artifact SET expired_at = 1"
     ),
+    f"artifact {ART}0: is kept, and no statement says who built it": ("DELETE FROM attestation"),
     f"artifact {ART}0: the store knows no tree {DIGEST}": "DELETE FROM tree",
     f"artifact {ART}0: its row, 7 files and 1 bytes, says otherwise than its tree's": (
         "UPDATE artifact SET files = 7"
