@@ -2,9 +2,9 @@
 
 Each kind of hog runs in both slots at once, as large as the limits let it be, and is started again
 whenever it is ended. Windows with and without take turns, so that a drifting machine drifts for
-both. What the machine itself does to visitors while its processors are busy is measured first:
-processes that compute outside of any build, of the kernel's idle class, which give way to all
-others at once. Needs root: builds and site host are users of their own, with control groups.
+both. What the machine itself does to visitors while processors are busy is measured first:
+processes that compute outside of any build, on those processors that builds run on, of the
+kernel's idle class, which gives way to all others at once. Needs root: builds and site host are users of their own, with control groups.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from bench.daemon import Daemon
 
 SLOTS = 2  # as the settings have it
+PROCESSORS_FREE = 1  # likewise
 ROUNDS = 8
 WINDOW_S = 3.0
 PAUSE_S = 0.002  # between two visits: some 300 a second
@@ -151,12 +152,14 @@ def end_builds(daemon: Daemon) -> None:
 
 @contextmanager
 def idle_class() -> Iterator[None]:
-    """Keep all processors busy with what has them only while nobody else wants them."""
+    """Keep the processors of builds busy with what has them only while nobody else wants them."""
+    processors = sorted(os.sched_getaffinity(0))
     with ExitStack() as ending:
-        for _ in range(os.cpu_count() or 1):
+        for processor in processors[min(PROCESSORS_FREE, len(processors) - 1) :]:
             burner = subprocess.Popen(["sh", "-c", "while :; do :; done"])
             ending.callback(burner.wait)
             ending.callback(burner.kill)
+            os.sched_setaffinity(burner.pid, {processor})
             os.sched_setscheduler(burner.pid, os.SCHED_IDLE, os.sched_param(0))
         yield
 

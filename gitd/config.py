@@ -107,6 +107,7 @@ class BuildersConfig:
     file_bytes_max: int = 1024**3
     log_chars_max: int = 4 * 1024**2
     cpu_weight: int = 10
+    processors_free_min: int = 1
     cache_bytes_max: int = 10 * 1024**3
     cache_site_bytes_max: int = 2 * 1024**3
     egress_allow: tuple[str, ...] = ()

@@ -104,7 +104,10 @@ def arguments(spec: SandboxSpec, files: contextlib.ExitStack) -> tuple[list[str]
         pass_fds.append(memory_file(files, b""))
         hidden += ["--ro-bind-data", str(pass_fds[-1]), path]
     try:
-        calls = seccomp.program(may_preallocate=spec.limits.disk_bytes is None)
+        calls = seccomp.program(
+            may_preallocate=spec.limits.disk_bytes is None,
+            may_choose_processors=not spec.limits.processors_free,
+        )
         pass_fds.append(memory_file(files, calls))
     except seccomp.UnknownArchitectureError as error:
         raise SandboxUnavailableError(str(error)) from error

@@ -17,7 +17,8 @@ class Limits:
     which `tmp_bytes` bounds each. `process_count` counts threads too. `cpu_s` is processor time.
     `disk_bytes` counts what lies in the writable binds, and each name in them as 4 KiB at least;
     `disk_free_bytes` is what must stay free on their disk. `file_bytes` bounds each file, and
-    `open_file_count` each process.
+    `open_file_count` each process. `processors_free`: so many of the processors it never runs on,
+    but for the last one.
 
     A sandbox that exceeds one is ended. Unless it `is_strict` it goes on where the kernel refused
     it another process, or another byte in /tmp.
@@ -32,6 +33,7 @@ class Limits:
     disk_free_bytes: int | None = None
     file_bytes: int | None = None
     open_file_count: int = 4096
+    processors_free: int = 0
 
 
 class Limit(StrEnum):

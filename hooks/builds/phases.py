@@ -285,6 +285,7 @@ def limits_of(lease: Lease) -> Limits:
         disk_bytes=given.disk_bytes_max,
         disk_free_bytes=given.disk_free_bytes_min,
         file_bytes=given.file_bytes_max,
+        processors_free=given.processors_free_min,
     )
 
 

@@ -339,6 +339,8 @@ def _limit(pid: int, spec: SandboxSpec, *, has_group: bool) -> None:
     if not has_group:  # twice as many processes, for the watch to see that they are too many
         wanted[resource.RLIMIT_NPROC] = 2 * limits.process_count
         wanted[resource.RLIMIT_DATA] = limits.memory_bytes
+    if limits.processors_free:
+        _leave_processors(pid, limits.processors_free)
     for kind, value in wanted.items():
         if value is not None:
             hard = resource.getrlimit(kind)[1]
@@ -347,6 +349,12 @@ def _limit(pid: int, spec: SandboxSpec, *, has_group: bool) -> None:
     if spec.is_background:
         os.setpriority(os.PRIO_PROCESS, pid, max(BACKGROUND_NICE, os.nice(0)))
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(BACKGROUND_OOM_SCORE))
+
+
+def _leave_processors(pid: int, count: int) -> None:
+    """Keep a process off so many of those that this one may run on; one is left to it."""
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(pid, processors[min(count, len(processors) - 1) :])
 
 
 async def _begun(outer: Process, status: Status) -> int | None:

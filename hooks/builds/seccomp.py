@@ -105,6 +105,7 @@ _SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
 _FALLOCATE = {"x86_64": 285, "aarch64": 47}
 _SETRLIMIT = {"x86_64": 160, "aarch64": 164}
 _PRLIMIT64 = {"x86_64": 302, "aarch64": 261}
+_SCHED_SETAFFINITY = {"x86_64": 203, "aarch64": 122}
 
 _CLONE_NEW_NAMESPACES = 0x7E020000  # NS, CGROUP, UTS, IPC, USER, PID, NET
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into a terminal that somebody else reads
@@ -138,12 +139,19 @@ class UnknownArchitectureError(LookupError):
 
 
 @cache
-def program(architecture: str = platform.machine(), *, may_preallocate: bool = True) -> bytes:
+def program(
+    architecture: str = platform.machine(),
+    *,
+    may_preallocate: bool = True,
+    may_choose_processors: bool = True,
+) -> bytes:
     """Return the filter as the kernel wants it: `struct sock_filter` after `struct sock_filter`.
 
     `architecture`: as `uname -m` says it, `x86_64` or `aarch64`. Unless it `may_preallocate`, a
     program takes disk only by writing: programs do so by themselves where a file system says that
-    it cannot reserve space, and it gives who watches the disk the time to look.
+    it cannot reserve space, and it gives who watches the disk the time to look. Unless it
+    `may_choose_processors`, it stays on those that it begins on, and is told that it has moved, as
+    where the kernel itself keeps processors from it.
 
     Raises:
         UnknownArchitectureError: Neither of the two.
@@ -154,11 +162,17 @@ def program(architecture: str = platform.machine(), *, may_preallocate: bool = T
         )
     return b"".join(
         struct.pack("=HBBI", *step)
-        for step in _assemble(architecture, may_preallocate=may_preallocate)
+        for step in _assemble(
+            architecture,
+            may_preallocate=may_preallocate,
+            may_choose_processors=may_choose_processors,
+        )
     )
 
 
-def _assemble(architecture: str, *, may_preallocate: bool) -> Iterator[Instruction]:
+def _assemble(
+    architecture: str, *, may_preallocate: bool, may_choose_processors: bool
+) -> Iterator[Instruction]:
     column = 0 if architecture == "x86_64" else 1
     yield (_LOAD, 0, 0, _ARCH)
     yield (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH[architecture])
@@ -175,6 +189,9 @@ def _assemble(architecture: str, *, may_preallocate: bool) -> Iterator[Instructi
     if not may_preallocate:
         fallocate = _FALLOCATE[architecture]
         yield from _refuse_when((_JUMP_EQUAL, 0, 1, fallocate), errno.EOPNOTSUPP)
+    if not may_choose_processors:
+        setaffinity = _SCHED_SETAFFINITY[architecture]
+        yield from _refuse_when((_JUMP_EQUAL, 0, 1, setaffinity), _DONE)
     yield from _for_call(
         _CLONE[architecture],
         (_LOAD, 0, 0, _ARG0),

@@ -96,6 +96,7 @@ class SandboxLimits(msgspec.Struct, frozen=True):
     disk_bytes_max: int = 4 << 30
     disk_free_bytes_min: int = 512 << 20
     file_bytes_max: int = 1 << 30
+    processors_free_min: int = 1
     log_chars_max: int = 4 << 20
 
 

@@ -69,6 +69,24 @@ def test_memory_that_processes_share_counts_once(limited):
     assert (ran.output, ran.exceeded) == ("fine\n", None)
 
 
+@pytest.mark.parametrize(
+    ("left", "kept"), [(0, slice(None)), (1, slice(1, None)), (999, slice(-1, None))]
+)
+def test_processors_are_left_to_others_but_for_one(limited, left, kept):
+    """Also when the program asks for all: so does `taskset`, and goes on."""
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2:
+        pytest.skip("one processor")
+    code = (
+        "import os, subprocess\n"
+        f"os.sched_setaffinity(0, {processors})\n"
+        "ask = 'import os; print(sorted(os.sched_getaffinity(0)))'\n"
+        "subprocess.run(['python3', '-c', ask])"
+    )
+    ran = limited(python(code), processors_free=left)
+    assert ran.output == f"{processors[kept]}\n"
+
+
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
 def test_files_in_memory_count_as_memory(limited, folder):
     ran = limited(

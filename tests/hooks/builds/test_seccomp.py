@@ -16,9 +16,9 @@ ANSWERS = {ALLOW, DONE, "EPERM", "ENOSYS", "EAFNOSUPPORT", "ESOCKTNOSUPPORT", "E
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
-def judge(architecture, number, args=(), audit=None, *, may_preallocate=True):
+def judge(architecture, number, args=(), audit=None, **filtered):
     """Run the program on one call, as the kernel does. Source: Documentation/networking/filter."""
-    program = seccomp.program(architecture, may_preallocate=may_preallocate)
+    program = seccomp.program(architecture, **filtered)
     steps = list(struct.iter_unpack("=HBBI", program))
     audit = ARCHITECTURES[architecture] if audit is None else audit
     padded = [*args, *[0] * (6 - len(args))]
@@ -86,6 +86,7 @@ def judge(architecture, number, args=(), audit=None, *, may_preallocate=True):
         ("memfd_secret", (447, 447), (), "EPERM"),
         ("ioprio_set", (251, 30), (), "EPERM"),
         ("fallocate", (285, 47), (), ALLOW),
+        ("sched_setaffinity", (203, 122), (), ALLOW),
         *[(f"family {n}", (41, 198), (n,), "EAFNOSUPPORT") for n in (0, 3, 17, 38, 40, 44)],
         ("setrlimit of files", (160, 164), (7, 1), ALLOW),
         ("setrlimit of core dumps", (160, 164), (4, 1), DONE),
@@ -115,6 +116,13 @@ def test_disk_is_taken_by_writing_alone_where_it_is_watched(architecture):
         assert judge(architecture, ioctl, (3, order), may_preallocate=False) == "EPERM"
         assert judge(architecture, ioctl, (3, order)) == ALLOW
     assert judge(architecture, ioctl, (3, 0x5401), may_preallocate=False) == ALLOW
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_processors_are_not_chosen_where_some_are_kept_from_it(architecture):
+    setaffinity, getaffinity = (203, 204) if architecture == "x86_64" else (122, 123)
+    assert judge(architecture, setaffinity, may_choose_processors=False) == DONE
+    assert judge(architecture, getaffinity, may_choose_processors=False) == ALLOW
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
