@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -15,6 +17,30 @@ memory.use()
 # A machine that does other things besides is slow, which says nothing of what is tested.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+# What the machine of a whole run may lack: that which `.ci/run` cannot install on it.
+MAY_BE_SKIPPED = re.compile(
+    "needs caddy|lacks none of the programs|needs root, as slots are started|cannot fold names"
+    "|one core|one processor|IPv6|of x86|headers of the C library|no such flags|needs version 1"
+    "|mounting is not allowed|cannot mount|has no address but|on no such disk|this kernel does not"
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let no test go silent where all that it needs was to be installed: a whole run, as root."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and must_run(os.environ, os.geteuid()):
+        told = report.longrepr
+        reason = (told[2] if isinstance(told, tuple) else str(told)).removeprefix("Skipped: ")
+        if not MAY_BE_SKIPPED.search(reason):
+            report.outcome = "failed"
+            report.longrepr = f"{report.nodeid} was to run here, and did not: {reason}"
+    return report
+
+
+def must_run(environ: Mapping[str, str], uid: int) -> bool:
+    return environ.get("CI") == "true" and uid == 0
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ import subprocess
 import pytest
 
 from hooks.builds.runtimes import MACHINE_PATH
+from tests.registry import in_the_way
 
 PACKAGES = {
     "node_modules/is-number": {
@@ -72,10 +73,11 @@ def requires(*programs):
 
 
 def pushed(work):
-    """Push, and skip where it is the registry that does not answer."""
+    """Push, and skip where it is the registry that does not answer, not to this process either."""
     said = work.push()
-    if "BUILD FAILED" in said and (failed := re.search(r"egress: failed [^\n]*", said)):
-        pytest.skip(f"no registry answers: {failed[0].strip()}")
+    failed = re.search(r"egress: failed (\S+):(\d+)", said)
+    if "BUILD FAILED" in said and failed and (error := in_the_way(failed[1], int(failed[2]))):
+        pytest.skip(f"no registry answers: {error}")
     return said
 
 

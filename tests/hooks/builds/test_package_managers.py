@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import zipfile
@@ -20,6 +19,7 @@ from aiohttp import web
 
 from hooks.builds.registries import EgressRules
 from hooks.builds.wire import Egress
+from tests.registry import in_the_way
 
 BUILD_PATH = "/usr/local/bin:/usr/bin:/bin"
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -145,9 +145,7 @@ def registry(control, machine):
         if not hosts:
             pytest.skip(f"this machine has no {client}")
         for each in hosts:
-            try:
-                socket.create_connection((each.host, each.port), 5).close()
-            except OSError as error:
+            if error := in_the_way(each.host, each.port):
                 pytest.skip(f"the registry of {client} does not answer: {error}")
         control.egress = msgspec.to_builtins(machine)
         return [f"{each.host}:{each.port}" for each in hosts]
