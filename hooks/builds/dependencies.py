@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from hooks.builds.disk_allowance import DiskAllowance
 from hooks.builds.errors import BuildFailedError
-from hooks.builds.plan import Plan
+from hooks.builds.plan import Plan, StepName
 from hooks.builds.tree import StoppedError, TreeSize, real_folder, tar_chunks, unpack
 from storage.errors import TreeError
 from storage.links import escaping_link, is_host_target
@@ -38,9 +38,12 @@ _LOCKS = (
     "yarn.lock",
     "uv.lock",
     "poetry.lock",
-    "requirements.txt",
+    "Pipfile.lock",
     "composer.lock",
 )
+_REQUIREMENTS = ("requirements*.txt", "constraints*.txt")  # at the top, and any in that folder:
+_REQUIREMENTS_FOLDER = "requirements"
+_REQUIREMENTS_MAX = 200  # files; a folder with more has other things than requirements
 _UNLOCKED = ("package.json", "pyproject.toml", "composer.json")
 _TOOLS = ("node", "npm", "pnpm", "yarn", "python3", "uv", "php", "composer")
 _LINKS_LEFT_OUT_MAX = 100
@@ -48,17 +51,21 @@ _SHOWN_MAX = 3
 
 
 def key_of(tree: Path, plan: Plan, toolchain: Mapping[str, str]) -> dict[str, str]:
-    """Return what decides which dependencies a build needs: files by digest, programs by version.
+    """Return what decides which dependencies a build needs: files and commands by digest, programs
+    by version.
 
     Without a lock file it is what stands for one.
     """
-    key = {name: digest for name in _LOCKS if (digest := _digest(tree / name))}
+    names = (*_LOCKS, *_requirements(tree))
+    key = {name: digest for name in names if (digest := _digest_of_file(tree / name))}
     if not key:
-        key = {name: digest for name in _UNLOCKED if (digest := _digest(tree / name))}
+        key = {name: digest for name in _UNLOCKED if (digest := _digest_of_file(tree / name))}
     key |= {name: toolchain[name] for name in _TOOLS if name in toolchain}
+    installing = [step.command for step in plan.steps if step.name is StepName.INSTALL]
+    if installing:
+        key["install command"] = _digest("\n".join(installing).encode())
     if plan.cache:
-        names = "\n".join(plan.cache).encode()
-        key["cache folders"] = f"sha256:{hashlib.sha256(names).hexdigest()[:16]}"
+        key["cache folders"] = _digest("\n".join(plan.cache).encode())
     return key
 
 
@@ -197,9 +204,31 @@ def _leave_out_escapes(gathered: Gathered, is_stopped: Callable[[], bool]) -> No
     gathered.left_out.append("all links: too many of them lead elsewhere")
 
 
-def _digest(path: Path) -> str | None:
+def _requirements(tree: Path) -> list[str]:
+    """Return the files that pip and uv may be asked to install by, from the tree's root."""
+    found = [path for pattern in _REQUIREMENTS for path in tree.glob(pattern)]
+    top = tree / _REQUIREMENTS_FOLDER
+    for folder, folders, files in () if top.is_symlink() else os.walk(top):
+        folders.sort()
+        found += [Path(folder, name) for name in sorted(files)]
+        if len(found) > _REQUIREMENTS_MAX:
+            break
+    return [str(path.relative_to(tree)) for path in found[:_REQUIREMENTS_MAX]]
+
+
+def _digest_of_file(path: Path) -> str | None:
     try:
-        content = path.read_bytes() if path.is_file() and not path.is_symlink() else None
+        if not path.is_file() or path.is_symlink():
+            return None
+        with path.open("rb") as file:
+            return _shown(hashlib.file_digest(file, "sha256").hexdigest())
     except OSError:
         return None
-    return None if content is None else f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _digest(content: bytes) -> str:
+    return _shown(hashlib.sha256(content).hexdigest())
+
+
+def _shown(digest: str) -> str:
+    return f"sha256:{digest[:16]}"

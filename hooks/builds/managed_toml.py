@@ -21,8 +21,8 @@ VARIABLES_COUNT_MAX = 64
 _HEALTH_PATH = re.compile(r"/[!-~]{0,1023}")
 TABLES = {
     "build": (
-        *("root", "profile", "install", "command", "output", "facts", "cache", "submodules", "lfs"),
-        "variables",
+        *("root", "profile", "install", "command", "finish", "output", "facts", "cache"),
+        *("submodules", "lfs", "variables"),
     ),
     "run": ("web", "release", "health"),
 }
@@ -53,14 +53,15 @@ class Fact(StrEnum):
 class ManagedToml:
     """Every key, None where it is not set. Folders are clean relative paths, `.` for the root.
 
-    `install` and `command`: False leaves out what the profile would do by itself. `sites`: the
-    folder of each site that is named.
+    `install`, `command` and `finish`: False leaves out what the profile would do by itself.
+    `sites`: the folder of each site that is named.
     """
 
     root: str | None = None
     profile: Profile | None = None
     install: str | Literal[False] | None = None
     command: str | Literal[False] | None = None
+    finish: str | Literal[False] | None = None
     output: str | None = None
     facts: tuple[Fact, ...] | None = None
     cache: tuple[str, ...] | None = None
@@ -134,6 +135,7 @@ def _parse(text: str, *, is_top: bool) -> ManagedToml:
         profile=_profile(build),
         install=_step(build, "build.install"),
         command=_step(build, "build.command"),
+        finish=_step(build, "build.finish"),
         output=_folder(build, "build.output"),
         facts=_facts(build),
         cache=_cache(build),

@@ -1,25 +1,42 @@
 """Masking: the values of secrets, found in what a build writes, in the forms that it writes them.
 
 A value is looked for as it is, in base64 at each of the three places that it can begin at, in
-hexadecimal, and as URLs, JSON, shells and Python's `repr` spell it; and so is each longer line of
-it. White space does not count: programs wrap what they print. What a build encodes in a way of its
-own is not found: it holds the value, and can do with it as it likes.
+hexadecimal, and as URLs, JSON, HTML, shells and Python's `repr` spell it, by what the libraries of
+the usual languages do; and so is each longer line of it. White space does not count: programs wrap
+what they print. What a build encodes in a way of its own is not found: it holds the value, and can
+do with it as it likes.
 """
 
 from __future__ import annotations
 
 import base64
 import bisect
+import html
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 MASK = b"***"
 FORM_BYTES_MIN = 8  # a form that is shorter, without white space, is not looked for
 HELD_BYTES_MAX = 64 << 10  # white space among them; a form may be longer without any
 _SPACE = b" \t\r\n"
 _ARMOUR = b"-----"  # around every key in PEM: no secret
+# What encoders of URLs leave as it is, besides letters, digits and "-._~".
+# Source: RFC 3986 2.3; ECMA-262 "URI Handling Functions"; URL Standard 1.3; Go's net/url.
+_LEFT_IN_URLS = (
+    "",  # RFC 3986: Python's quote with safe="", PHP's rawurlencode, Ruby's ERB, curl
+    "/",  # Python's quote
+    "!'()*",  # encodeURIComponent
+    "!#$&'()*+,/:;=?@",  # encodeURI
+    "!$%&'()*+,",  # the user and password of a URL object
+    "!$%&'()*+,/:;=@[\\]|",  # its path, "^" or not
+    "!$%&'()*+,/:;=@[\\]^|",
+    "!$%&()*+,/:;=?@[\\]^`{|}",  # its query
+    "$&+=:@",  # Go's PathEscape
+    "$&+,;=",  # Go's UserPassword
+)
+_LEFT_IN_FORMS = ("", "*")  # application/x-www-form-urlencoded, where a space is "+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +183,11 @@ def _forms(name: str, value: str) -> list[Form]:
     add("as it is", [data])
     for encoded in dict.fromkeys([data, data.strip(), data.strip() + b"\n"]):
         add("in base64", _in_base64(encoded))
+        add("in base64, as in a URL", _in_urls(base64.b64encode(encoded).decode()))
         add("in hexadecimal", [encoded.hex().encode(), encoded.hex().upper().encode()])
     add("as in a URL", _in_urls(value))
     add("as in JSON", _in_json(value))
+    add("as in HTML", _in_html(value))
     add("as in a shell", [value.replace("'", each).encode() for each in ("'\\''", "'\"'\"'")])
     add("as in Python", [repr(value)[1:-1].encode()])
     lines = (line for line in data.splitlines() if not line.startswith(_ARMOUR))
@@ -200,8 +219,11 @@ def _in_base64(data: bytes) -> list[bytes]:
 
 
 def _in_urls(value: str) -> list[bytes]:
-    forms = [quote(value, safe=""), quote(value), quote_plus(value)]
-    return [each.encode() for each in [*forms, *map(_lower_escapes, forms)]]
+    spelled = [quote(value, safe=left) for left in _LEFT_IN_URLS]
+    spelled += [quote(value, safe=" " + left).replace(" ", "+") for left in _LEFT_IN_FORMS]
+    spelled += [each.replace("~", "%7E") for each in spelled]
+    spelled.append("".join(f"%{byte:02X}" for byte in value.encode()))
+    return [each.encode() for each in dict.fromkeys([*spelled, *map(_lower_escapes, spelled)])]
 
 
 def _lower_escapes(text: str) -> str:
@@ -210,8 +232,25 @@ def _lower_escapes(text: str) -> str:
 
 
 def _in_json(value: str) -> list[bytes]:
-    forms = [json.dumps(value, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)]
-    return [each.encode() for each in [*forms, *(form.replace("/", "\\/") for form in forms)]]
+    spelled = [json.dumps(value, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)]
+    spelled += [_without_markup(each) for each in spelled]
+    spelled += [each.replace("/", "\\/") for each in spelled]
+    return [each.encode() for each in dict.fromkeys(spelled)]
+
+
+def _without_markup(text: str) -> str:
+    """Escape in JSON what HTML would read. Source: Go's encoding/json, "HTMLEscape"."""
+    return "".join(f"\\u{ord(each):04x}" if each in "&<>" else each for each in text)
+
+
+def _in_html(value: str) -> list[bytes]:
+    spelled = [html.escape(value, quote=False)]
+    for double in ("&quot;", "&#34;"):
+        spelled += [
+            spelled[0].replace('"', double).replace("'", single)
+            for single in ("'", "&#x27;", "&#39;", "&#039;", "&apos;")
+        ]
+    return [each.encode() for each in dict.fromkeys(spelled)]
 
 
 def _places(data: bytes, form: bytes) -> list[int]:

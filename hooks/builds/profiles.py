@@ -255,6 +255,8 @@ class _Detection:
             build = (config.command,) if config.command else ()
         if not install and not build:
             finish = ()
+        if config.finish is not None:
+            finish = (config.finish,) if config.finish else ()
         steps = ((StepName.INSTALL, install), (StepName.BUILD, build), (StepName.FINISH, finish))
         return tuple(Step(name, command) for name, commands in steps for command in commands)
 

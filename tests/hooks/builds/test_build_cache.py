@@ -10,7 +10,7 @@ import pytest
 from hooks.builds import dependencies
 from hooks.builds.build_cache import BuildCaches, changes
 from hooks.builds.managed_toml import Profile
-from hooks.builds.plan import Plan
+from hooks.builds.plan import Plan, Step, StepName
 from hooks.builds.wire import CacheRequest, RunCommands
 from storage.errors import ArtifactMissingError, TreeTooLargeError
 from storage.model import ActorRef
@@ -80,6 +80,39 @@ async def test_cache_that_is_no_archive_stops_no_build(control, slot):
     job = await control.build(build_of("mkdir out && echo > out/x"))
     assert job.outcome["status"] == "succeeded", job.text
     assert "it is not used" in job.stage("cache")[0]
+
+
+def key(tree, install="pip install -r requirements/production.txt"):
+    plan = replace(PLAN, steps=(Step(StepName.INSTALL, install),))
+    return dependencies.key_of(tree, plan, {"python3": "3.11.2", "go": "1.22"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("uv.lock", "requirements.txt", "requirements-dev.txt", "constraints.txt"),
+        *("requirements/production.txt", "requirements/more/base.in"),
+    ],
+)
+def test_other_requirements_are_another_key(tmp_path, name) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("django==4\n")
+    before = key(tmp_path)
+    assert key(tmp_path) == before
+    path.write_text("django==5\n")
+    assert changes(before, key(tmp_path)) == f"{name} changed"
+
+
+def test_other_command_to_install_is_another_key_and_other_sources_are_none(tmp_path) -> None:
+    (tmp_path / "package.json").write_text("{}")
+    before = key(tmp_path)
+    assert changes(before, key(tmp_path, "pip install flask")) == "install command changed"
+    (tmp_path / "app.py").write_text("import flask")
+    (tmp_path / "requirements").symlink_to("/etc")
+    assert key(tmp_path) == before
+    (tmp_path / "requirements.txt").write_text("flask")  # which is read instead
+    assert changes(before, key(tmp_path)) == "package.json is gone, requirements.txt is new"
 
 
 def test_odd_things_are_left_out_and_told(tmp_path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
+import shutil
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -30,6 +33,9 @@ SPELLINGS = {
     "HEXADECIMAL": TOKEN.encode().hex().upper(),
     "hexadecimal as od has it": TOKEN.encode().hex(" "),
     "URL": quote(TOKEN, safe=""),
+    "base64 in a URL": quote(base64.b64encode(TOKEN.encode()).decode(), safe=""),
+    "each byte escaped": "".join(f"%{byte:02x}" for byte in TOKEN.encode()),
+    "HTML": html.escape(TOKEN),
     "JSON": json.dumps(TOKEN)[1:-1],
     "repr": repr(TOKEN)[1:-1],
     "wrapped": "\n".join(textwrap.wrap(base64.b64encode(TOKEN.encode()).decode(), 7)),
@@ -53,6 +59,46 @@ def test_every_spelling_is_masked_in_whole_texts_and_in_pieces(name: str, size: 
     assert shown.startswith("before:***")
     assert shown.endswith("\nafter")
     assert masker.masked(text) == shown
+
+
+SECRETS = [
+    "canary/8f3a+61c $x'\"\u00e9",
+    "correct!horse/battery",
+    "Tr0ub4dor&3/xyz+Q",
+    "~%(a)[b]^|`{c}~",
+]
+NODE = """
+const s = process.argv[1], u = new URL("https://h/");
+u.password = s; u.pathname = "/" + s; u.search = "?" + s;
+console.log(JSON.stringify([
+  encodeURIComponent(s), encodeURI(s), u.password, u.pathname, u.search, u.href,
+  new URLSearchParams({s}).toString(), JSON.stringify(s), Buffer.from(s).toString("base64url"),
+]));
+"""
+PHP = (
+    "$s = $argv[1]; echo json_encode([rawurlencode($s), urlencode($s), htmlspecialchars($s),"
+    " base64_encode($s), http_build_query(['s' => $s]), json_encode($s),"
+    " json_encode($s, JSON_HEX_TAG | JSON_UNESCAPED_UNICODE)]);"
+)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("encoder", [("node", "-e", NODE, "--"), ("php", "-r", PHP, "--")])
+def test_what_languages_make_of_a_secret_is_masked_and_told(encoder, secret: str) -> None:
+    """By the languages themselves: `Buffer`, `URL`, `urlencode`, ..."""
+    if shutil.which(encoder[0]) is None:
+        pytest.skip(f"needs {encoder[0]}")
+    ran = subprocess.run([*encoder, secret], capture_output=True, check=True, timeout=60)
+    for spelled in json.loads(ran.stdout):
+        masker = Masker({"S": secret})
+        assert "***" in masker.masked(spelled), spelled
+        assert masker.found_in([spelled.encode()]) is not None, spelled
+
+
+def test_what_go_makes_of_a_secret_in_json_is_masked() -> None:
+    """It escapes what HTML would read. Source: encoding/json, `HTMLEscape`."""
+    masker = Masker({"S": "Tr0ub4dor&3/<xyz>"})
+    assert masker.masked('{"a":"Tr0ub4dor\\u00263/\\u003cxyz\\u003e"}') == '{"a":"***"}'
 
 
 @pytest.mark.parametrize("before", ["", "u", "u:"])

@@ -193,6 +193,20 @@ def test_node_dependencies_are_installed_as_their_lock_file_says(found, install)
             "b",
             [],
         ),
+        (
+            plan(
+                "package-lock.json",
+                package=scripts(start="b", build="c"),
+                toml="[build]\nfinish = false",
+            ),
+            "b",
+            [("install", NPM), ("build", "npm run build")],
+        ),
+        (
+            plan(package=scripts(start="b"), toml='[build]\nfinish = "rm -r tests"'),
+            "b",
+            [("finish", "rm -r tests")],
+        ),
     ],
 )
 def test_node_servers_run_their_start_script_with_what_they_need(found, web, expected):
