@@ -20,6 +20,8 @@ SPELLINGS = [
     base64.urlsafe_b64encode(CANARY.encode()).decode(),
     CANARY.encode().hex(),
     quote(CANARY, safe=""),
+    quote(CANARY, safe="!'()*"),
+    quote(CANARY, safe="!$%&'()*+,"),
     json.dumps(CANARY)[1:-1],
     json.dumps(CANARY, ensure_ascii=False)[1:-1],
 ]
@@ -29,7 +31,9 @@ SAYS = """
 import base64, json, os, time, urllib.parse
 token = os.environ["TOKEN"]
 data = token.encode()
-for text in (token, json.dumps(token), urllib.parse.quote(token, safe=""), data.hex(), repr(token)):
+quote = urllib.parse.quote
+urls = [quote(token, safe=safe) for safe in ("", "!'()*", "!$%&'()*+,")]
+for text in (token, json.dumps(token), *urls, data.hex(), repr(token)):
     print(text, flush=True)
 for encode in (base64.b64encode, base64.urlsafe_b64encode):
     print(encode(data).decode(), encode(b"u:" + data).decode(), flush=True)
