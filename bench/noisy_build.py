@@ -4,7 +4,8 @@ Each kind of hog runs in both slots at once, as large as the limits let it be, a
 whenever it is ended. Windows with and without take turns, so that a drifting machine drifts for
 both. What the machine itself does to visitors while processors are busy is measured first:
 processes that compute outside of any build, on those processors that builds run on, of the
-kernel's idle class, which gives way to all others at once. Needs root: builds and site host are users of their own, with control groups.
+kernel's idle class, which gives way to all others at once. Needs root: builds and site host are
+users of their own, with control groups.
 """
 
 from __future__ import annotations
@@ -233,7 +234,9 @@ def main(wanted: Sequence[str] = ()) -> int:
                     config = f"[build]\ncommand = '''{command}'''\noutput = \".\"\n"
                     push(daemon, root, f"hog-{number}-{slot}", {"managed.toml": config})
             end_builds(daemon)
-            print(f"\np99 of visits (target: x{TARGET:.2f})                idle         hogs  ratio  of 1st")
+            print(
+                f"\np99 of visits (target: x{TARGET:.2f}){'idle':>19}{'hogs':>13}  ratio   of 1st"
+            )
             floor: Found = {}
             for number, hog in enumerate(hogs):
                 found = compare(daemon, visitor, hog, number, floor)

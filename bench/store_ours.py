@@ -35,7 +35,9 @@ from storage.reader import StoreReader, VerifiedArtifact
 from storage.records import artifacts
 from storage.records.db import Records
 from storage.release_statement import ReleaseStatement, build_release
+from storage.repair import Repairer
 from storage.scan import scan_directory
+from storage.scrub import Scrubber, ScrubLimits
 from storage.signing import SigningKey
 from storage.source import Limits, SourceEntry
 from storage.tar import scan_tar
@@ -168,6 +170,17 @@ class Bench:
 
     # -- proof -----------------------------------------------------------------------------------
 
+    def scrub(self) -> None:
+        """Read all that is stored from the medium, at no pace but the medium's."""
+        limits = ScrubLimits(every_ms=0, bytes_per_s=1 << 60)
+        repairer, trust = Repairer(self.store, self.records), self.store.layout.trust
+        scrubber = Scrubber(repairer, self.records, [], trust, limits=limits)
+        parts = scrubber.progress().parts
+        while parts > 0:
+            turn = scrubber.turn()
+            assert not turn.found, turn.found
+            parts -= turn.parts
+
     def check(self) -> None:
         report = check_store(self.folder / "store", self.records)
         assert report.is_sound, report.problems
@@ -197,6 +210,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "unpack": Bench.unpack,
     "roll": Bench.roll,
     "check": Bench.check,
+    "scrub": Bench.scrub,
     "hold": Bench.hold_folder,
     "seal": Bench.seal_and_unseal,
 }
