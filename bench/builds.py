@@ -2,11 +2,13 @@
 
     a site of 10,000 files      target: built within twice the time of `cp -a` of them; without
                                 a step, with one that does nothing, and the same built clean
+    builds behind one another   what the source takes of each, in one slot; a step that does
+                                nothing, and one that waits for a second
     an answer of the memo       target: under 100 ms from the job to its artifact
     cached against clean        the examples of node and python, each time with another commit
 
 The examples are installed from the registries that the machine's own clients use. Words on the
-command line choose what is measured: `files`, `memo`, `node`, `python`.
+command line choose what is measured: `files`, `behind`, `memo`, `node`, `python`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ NO_OPS = {
     "a step that does nothing": (NOTHING, False),
     "the same, clean": (NOTHING, True),
 }
+BEHIND_COUNT = 5
+STEPS = ("true", "sleep 1")  # of builds behind one another
 REST_S = 1.0  # a slot that has nothing to do unpacks what the next build begins with
 
 
@@ -64,14 +68,30 @@ class BuiltSite:
         self._git("commit", "-q", "-m", "another")
         self._git("push", "-q", "-o", "nowait", self._url, "main")
 
+    def push_branch(self, name: str) -> None:
+        """Push what is in the work folder as another branch."""
+        self._git("checkout", "-q", "-b", name)
+        self._git("add", "-A")
+        self._git("commit", "-q", "-m", "another")
+        self._git("push", "-q", "-o", "nowait", self._url, name)
+
     def build(self, *, clean: bool, environment: str = "production") -> dict[str, Any]:
         """Build what was pushed last, to its end; returns the build."""
+        return self.built(self.ask("main", clean=clean, environment=environment), environment)
+
+    def ask(self, ref: str, *, clean: bool = False, environment: str = "production") -> Any:
+        """Ask for a build; returns its job."""
+        return self._daemon.api(
+            "POST", self._builds.format(environment), {"ref": ref, "clean": clean}
+        )
+
+    def built(self, job: Any, environment: str = "production") -> dict[str, Any]:
+        """Wait for the end of a build; returns it."""
         api = self._daemon.api
-        path = self._builds.format(environment)
-        job = api("POST", path, {"ref": "main", "clean": clean})
         while job["status"] in ("queued", "running"):
             job = api("GET", f"/jobs/{job['id']}?wait={WAIT_S}")
         assert job["status"] == "succeeded", job
+        path = self._builds.format(environment)
         built: dict[str, Any] = api("GET", f"{path}/{job['resource']['id']}")
         return built
 
@@ -125,6 +145,28 @@ def no_op(daemon: Daemon, root: Path, number: int, name: str) -> Pair:
     return pair
 
 
+def behind(daemon: Daemon, root: Path, number: int) -> None:
+    """Builds of branches of many files, all asked for at once, after one that rested: print what
+    the source of each took, and all of them together.
+    """
+    command = STEPS[number]
+    site = BuiltSite(daemon, root, f"behind-{number}")
+    many_files(site.work, f'[build]\ncommand = "{command}"\noutput = "."\n')
+    site.begin()
+    site.build(clean=False)
+    names = [f"branch-{each}" for each in range(BEHIND_COUNT)]
+    for name in names:
+        (site.work / "round").write_text(name)
+        site.push_branch(name)
+    time.sleep(REST_S)
+    began = time.perf_counter()
+    jobs = [site.ask(name) for name in names]
+    took_s = [site.built(job)["timings"]["source"] for job in jobs]
+    each = "  ".join(f"{seconds * 1000:.0f} ms" for seconds in took_s)
+    all_s = time.perf_counter() - began
+    print(f"{BEHIND_COUNT} builds behind one another, {command!r}: {all_s:.2f} s; sources {each}")
+
+
 def memo(daemon: Daemon, root: Path) -> list[float]:
     """Seconds from the request for a build that was built before to its artifact."""
     site = BuiltSite(daemon, root, "memo")
@@ -141,20 +183,29 @@ def memo(daemon: Daemon, root: Path) -> list[float]:
 
 
 def cached(daemon: Daemon, root: Path, name: str) -> Pair:
-    """A build with its cache over a clean one, of an example with another commit each time."""
+    """A build with its cache over a clean one, of an example with another commit each time; print
+    where the time of the last of each went.
+    """
     site = BuiltSite(daemon, root, name)
     shutil.copytree(EXAMPLES / name, site.work)
     site.begin()
+    phases: dict[bool, dict[str, float]] = {}
 
     def build(*, clean: bool) -> Callable[[int], None]:
         def run(number: int) -> None:
             (site.work / "round").write_text(f"{clean} {number}")
             site.push()
-            assert not site.build(clean=clean)["cached"]
+            built = site.build(clean=clean)
+            assert not built["cached"]
+            phases[clean] = built["timings"]
 
         return run
 
-    return in_turn(f"{name}, cached over clean", build(clean=False), build(clean=True), rounds=3)
+    pair = in_turn(f"{name}, cached over clean", build(clean=False), build(clean=True), rounds=3)
+    for clean, timings in phases.items():
+        each = "  ".join(f"{phase} {seconds * 1000:.0f}" for phase, seconds in timings.items())
+        print(f"{name}, {'clean' if clean else 'cached'}, ms: {each}")
+    return pair
 
 
 def main(wanted: Sequence[str] = ()) -> int:
@@ -173,6 +224,13 @@ def main(wanted: Sequence[str] = ()) -> int:
         for name in ("node-static", "python-deps"):
             if not wanted or name.partition("-")[0] in wanted:
                 report("cached over clean (no target: the gain)", [cached(daemon, root, name)])
+    if not wanted or "behind" in wanted:
+        with (
+            journalled(DISK_BYTES) as root,
+            Daemon(root / "daemon", GITD_BUILDERS_SLOTS="1") as daemon,
+        ):
+            for number in range(len(STEPS)):
+                behind(daemon, root, number)
     return 0
 
 

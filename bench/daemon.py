@@ -25,7 +25,8 @@ def free_port() -> int:
 class Daemon:
     """`gitd serve` on free ports, with a key for everything."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **settings: str) -> None:
+        """`settings`: more of its process's environment, as `gitd.config` reads it."""
         self.data = root / "data"
         self.port, self.sites_port = free_port(), free_port()
         root.mkdir(mode=0o711)
@@ -36,6 +37,7 @@ class Daemon:
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_TERMINAL_PROMPT": "0",
+            **settings,
         }
         self._process: subprocess.Popen[str] | None = None
 
