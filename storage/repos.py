@@ -303,10 +303,12 @@ class Repositories:
         folder: str = ".",
         *,
         visits: Visits | None = None,
+        count_max: int | None = None,
     ) -> Changes | None:
         """Return what makes a folder of a commit of another one, whose tree has the id `old`.
 
-        None where the repository has not that tree, or not all of it (any more).
+        None where the repository has not that tree, or not all of it (any more), or they are more
+        than `count_max`.
 
         `old`: 40 hex digits.
         """
@@ -315,7 +317,7 @@ class Repositories:
             return None
         try:
             before = Tree(new.repository, bytes.fromhex(old))
-            return trees.changes(before, new, visits or Visits())
+            return trees.changes(before, new, visits or Visits(), count_max=count_max)
         except (RepositoryCorruptError, TreeTooLargeError):
             return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -232,20 +233,31 @@ class Changes:
     removed: tuple[bytes, ...]
     files: tuple[TreeFile, ...]
 
+    @property
+    def count(self) -> int:
+        """How many files are to come, or names to go: of whichever there are more."""
+        return max(len(self.files), len(self.removed))
 
-def changes(old: Tree, new: Tree, visits: Visits) -> Changes:
-    """Compare two trees; folders that are equal are not looked into.
+
+def changes(
+    old: Tree, new: Tree, visits: Visits, *, count_max: int | None = None
+) -> Changes | None:
+    """Compare two trees; folders that are equal are not looked into. None once more than
+    `count_max` files have to come, or names to go.
 
     Raises:
         RepositoryCorruptError, TreeTooLargeError: see `walk`.
     """
     removed: list[bytes] = []
     files: list[TreeFile] = []
+    most = math.inf if count_max is None else count_max
     pairs: list[tuple[bytes, Tree | None, Tree | None]] = [(b"", old, new)]
     while pairs:
         prefix, before, after = pairs.pop()
         if prefix.count(b"/") >= TREE_DEPTH_MAX:
             raise _too_deep(prefix)
+        if max(len(files), len(removed)) > most:
+            return None
         was = set() if before is None else set(_visited(before, visits))
         now = set() if after is None else set(_visited(after, visits))
         gone = {name: (mode, oid) for mode, name, oid in was - now}
@@ -262,6 +274,8 @@ def changes(old: Tree, new: Tree, visits: Visits) -> Changes:
                 pairs.append((prefix + name + b"/", Tree(old.repository, oid), None))
             else:
                 removed.append(prefix + name)
+    if max(len(files), len(removed)) > most:
+        return None
     return Changes(tuple(removed), tuple(files))
 
 

@@ -343,6 +343,7 @@ class _Build:
                 )
             used_s = 0.0
             await asyncio.to_thread(self._workspace.seal)
+            self._kept.rest()  # a step of some length leaves the slot nothing to do
             for step in plan.steps:
                 with self._entered(Phase(step.name)):
                     spec = phases.build_spec(

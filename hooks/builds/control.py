@@ -185,31 +185,30 @@ class LeasedJob:
         folder: str,
         into: Unpacking,
         *,
-        base: str | None = None,
+        bases: Sequence[str] = (),
         ignores_submodules: bool = False,
     ) -> None:
         """Hand a folder of the commit on as it comes; each try begins `into` anew.
 
-        `base`: the tree that `into` can begin with, once.
+        `bases`: trees of which `into` can begin with one, once.
 
         Raises:
             BuildFailedError: What `Supplies.source` raises.
             UnpackingEndedError: `into` wants no more.
         """
-        wanted = {"folder": folder, **({"submodules": "ignore"} if ignores_submodules else {})}
-        if base is not None:
-            wanted["base"] = base
+        wanted = [("folder", folder), *([("submodules", "ignore")] if ignores_submodules else [])]
+        once = [("base", base) for base in bases]
 
         async def fetch() -> None:
             async with self._session.get(
-                f"{self._path}/source", params=wanted, headers=self._headers
+                f"{self._path}/source", params=[*wanted, *once], headers=self._headers
             ) as response:
                 await _check_build(response)
                 _check(response)
                 head = msgspec.json.decode(
                     response.headers.get(SOURCE_HEADER, "{}"), type=SourceHead
                 )
-                wanted.pop("base", None)
+                once.clear()
                 await into.begin(head)
                 async for chunk in response.content.iter_any():
                     await into.write(chunk)

@@ -1,29 +1,27 @@
 """Fetching: the site's folder of a commit comes from control, and is unpacked while it comes.
 
-Where the slot has kept an earlier commit of the site, only what is another in this one comes.
+Where the slot has kept earlier commits of the site, only what is another in this one comes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 import structlog
 
 from hooks.builds.build_log import BuildLog
 from hooks.builds.control import LeasedJob
 from hooks.builds.errors import BuilderError
-from hooks.builds.kept_sources import KeptSources, KeptTree, SourceKey
+from hooks.builds.kept_sources import KeptSources, KeptTree, Offer, SourceKey
 from hooks.builds.phase import Phase
 from hooks.builds.phases import Workspace, limits_of
 from hooks.builds.plan import Plan
-from hooks.builds.tree import TreeSize, remove_paths, remove_tree, unpack
+from hooks.builds.source_archive import Copying, SourceArchive
+from hooks.builds.tree import TreeSize, remove_paths, unpack
 from hooks.builds.unpacking import Unpacking, UnpackingEndedError
 from hooks.builds.wire import SourceHead
-from hooks.pipes import PIPE_BYTES
 from storage.files import FULL
 
 log = structlog.get_logger(__name__)
@@ -44,33 +42,43 @@ async def fetch_source(
     lease = job.lease
     key = SourceKey(lease.site, plan.root, plan.ignores_submodules, plan.ignores_lfs)
     limits = limits_of(lease)
-    taken = None
+    offer = Offer()
     if lease.clean:
         await kept.give_way(limits)
     else:
-        taken = await kept.take(key, workspace.root / "kept", limits)
-    fetch = _Fetch(workspace, taken, wants=lambda head: kept.wants(head, limits), plan=plan)
+        offer = await kept.offer(key, limits)
+    # Where a tree is kept that could not be offered, it may be one that this is like.
+    fetch = _Fetch(
+        workspace,
+        offer.trees,
+        wants=lambda head: offer.is_all and kept.wants(head, limits),
+        plan=plan,
+    )
     unpacking = Unpacking(workspace.tree, fetch.unpack)
 
-    async def run(base: str | None) -> TreeSize:
+    async def run(trees: Sequence[KeptTree]) -> TreeSize:
+        bases = [each.tree for each in trees]
         with contextlib.suppress(UnpackingEndedError):  # `end` says why
             await job.fetch_source(
-                plan.root, unpacking, base=base, ignores_submodules=plan.ignores_submodules
+                plan.root, unpacking, bases=bases, ignores_submodules=plan.ignores_submodules
             )
         return await unpacking.end()
 
     try:
         try:
-            size = await run(None if taken is None else taken.tree)
+            size = await run(offer.trees)
         except KeptTreeError as error:
             _warn(lease.site, error)
-            size = await run(None)
+            size = await run(())
     finally:
         await unpacking.close()
-    if fetch.archive is not None:
-        kept.keep(key, fetch.archive, fetch.head, limits)
-    elif not fetch.is_difference:
-        kept.forget(key)
+        if fetch.taken is not None:
+            kept.take(fetch.taken)
+    if lease.clean:
+        kept.forget(key)  # now, since to remove a tree would have held up this one
+    if fetch.archive is not None and fetch.head.tree is not None:
+        tree_bytes = workspace.allowance.taken_bytes
+        kept.keep(key, fetch.archive, fetch.head.tree, limits, tree_bytes=tree_bytes)
     came = f"; {fetch.came} of them fetched, the others were here" if fetch.is_difference else ""
     log.line(Phase.SOURCE, f"{size}, commit {lease.commit[:12]}{came}")
 
@@ -85,17 +93,20 @@ class _Fetch:
     def __init__(
         self,
         workspace: Workspace,
-        taken: KeptTree | None,
+        trees: Sequence[KeptTree],
         *,
         wants: Callable[[SourceHead], bool],
         plan: Plan,
     ) -> None:
+        """`trees`: those that may be taken, as control was told of them."""
         self._workspace = workspace
-        self._taken = taken
+        self._trees = trees
         self._wants = wants
         self._plan = plan
         self.head = SourceHead()
-        self.archive: Path | None = None
+        self.taken: KeptTree | None = None
+        """The tree that the workspace's is made of, or was to be."""
+        self.archive: SourceArchive | None = None
         """What came whole, if it is to be kept."""
         self.came = ""
         """How many files came of a difference."""
@@ -113,10 +124,13 @@ class _Fetch:
         self._workspace.originals.clear()
         if head.removed_bytes is not None:
             return self._change(stream, head, head.removed_bytes, is_stopped)
-        if self._taken is not None:
-            remove_tree(self._taken.path)  # of no use, and counted by nobody
-        with self._copied(stream) if self._wants(head) else contextlib.nullcontext(stream) as tar:
-            return self._unpack(tar, is_stopped)
+        if not self._wants(head):
+            return self._unpack(stream, is_stopped)
+        copying = Copying(self._workspace.root / "source.tar")
+        with copying.copied(stream) as tar:
+            size = self._unpack(tar, is_stopped)
+        self.archive = copying.archive
+        return size
 
     def _unpack(
         self, tar: BinaryIO, is_stopped: Callable[[], bool], *, is_new: bool = True
@@ -139,8 +153,8 @@ class _Fetch:
         is_stopped: Callable[[], bool],
     ) -> TreeSize:
         """Make the tree of the one that was kept."""
-        taken, workspace = self._taken, self._workspace
-        assert taken is not None, "control was told of no other"
+        taken, workspace = self._trees[head.base], self._workspace
+        self.taken = taken
         workspace.originals.take_over(taken.originals)
         workspace.allowance.take_over(taken.taken_bytes)
         removed = stream.read(removed_bytes)
@@ -159,36 +173,3 @@ class _Fetch:
         files = came.files
         self.came = f"{files:,}"
         return TreeSize(head.files, head.size_bytes)
-
-    @contextlib.contextmanager
-    def _copied(self, stream: BinaryIO) -> Iterator[BinaryIO]:
-        """Write what is read of a stream to the archive as well, as long as the disk takes it."""
-        assert isinstance(stream, io.BufferedReader), "it reads a pipe"
-        path = self._workspace.root / "source.tar"
-        with path.open("wb", buffering=0) as archive:
-            copy = _Copied(stream.raw, archive)
-            yield io.BufferedReader(copy, PIPE_BYTES)
-        if copy.is_whole:
-            self.archive = path
-
-
-class _Copied(io.RawIOBase):
-    """A stream whose bytes are written to a file too."""
-
-    def __init__(self, stream: io.RawIOBase, file: io.RawIOBase) -> None:
-        super().__init__()
-        self._stream = stream
-        self._file = file
-        self.is_whole = True
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        count = self._stream.readinto(buffer)
-        if count and self.is_whole:
-            try:
-                self.is_whole = self._file.write(memoryview(buffer)[:count]) == count
-            except OSError:
-                self.is_whole = False
-        return count

@@ -1,7 +1,7 @@
 """Kept sources: large commits that a slot built last, each unpacked once more, for the next build.
 
-The next build of a site is given that tree, and of its own commit only what is another than there.
-No build has seen such a tree before, and no other will: it is unpacked from the archive that
+The next build of a site is given such a tree, and of its own commit only what is another than
+there. No build has seen such a tree before, and no other will: it is unpacked from the archive that
 control sent, which builds do not see either, while the slot has nothing else to do. So nothing
 that a build did is in it, and nobody has to believe that a build left something alone.
 
@@ -17,28 +17,33 @@ import itertools
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import structlog
 
 from hooks.builds.disk_allowance import DiskAllowance
-from hooks.builds.errors import BuildFailedError
+from hooks.builds.errors import BuilderError, BuildFailedError
 from hooks.builds.limits import Limits
 from hooks.builds.originals import Originals
+from hooks.builds.source_archive import SourceArchive
 from hooks.builds.tree import StoppedError, remove_tree, unpack
 from hooks.builds.wire import SourceHead
 from storage.errors import StorageError
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 FOLDER = "sources"  # in a slot's scratch folder, as long as anything is kept
 FILES_COUNT_MIN = 500  # fewer are unpacked before anybody could notice
 SIZE_BYTES_MAX = 256 << 20  # of one commit
 KEPT_BYTES_MAX = 1 << 30  # of a slot: archives, and what is unpacked of them
+KEPT_COUNT_MAX = 2  # of one site: two branches may have little in common
 KEPT_S_MAX = 3600.0
 IDLE_S = 0.25  # the slot has had nothing to do for so long, when it begins to unpack
+_NAME_BYTES = 4096  # what an estimate adds for each file
 
 
 class SourceKey(NamedTuple):
@@ -62,22 +67,33 @@ class KeptTree:
     taken_bytes: int
 
 
-@dataclass(slots=True)
-class _Kept:
-    """An archive, and what is unpacked of it, as long as no build has taken that."""
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The trees that lie ready for a build, those used last first. `is_all`: no more are kept."""
 
-    archive: Path
-    head: SourceHead
+    trees: tuple[KeptTree, ...] = ()
+    is_all: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """An archive, and what is unpacked of it, as long as no build has taken that.
+
+    `tree_bytes`: what that takes of the disk, as counted when the build unpacked it.
+    """
+
+    key: SourceKey
+    archive: SourceArchive
+    tree: str
     limits: Limits
+    tree_bytes: int
     used_at: float
     unpacked: KeptTree | None = None
 
     @property
     def size_bytes(self) -> int:
-        """An estimate of what both take of the disk: each file takes 4 KiB more than its size.
-        A tree that is not unpacked yet counts too.
-        """
-        return 2 * (self.head.size_bytes + self.head.files * 4096)
+        """What both take of the disk. A tree that is not unpacked yet counts too."""
+        return self.archive.size_bytes + self.tree_bytes
 
 
 class KeptSources:
@@ -96,62 +112,83 @@ class KeptSources:
         self._kept_s_max = kept_s_max
         self._idle_s = idle_s
         self._names = itertools.count()
-        self._kept: dict[SourceKey, _Kept] = {}  # those used last at the end
+        self._kept: list[_Kept] = []  # those used last at the end
         self._tending: asyncio.Task[None] | None = None
-        self._unpacks: SourceKey | None = None
+        self._unpacks: _Kept | None = None
         self._unpacking_ended = asyncio.Event()  # that of `_unpacks`
         self._stopped = threading.Event()
         self._removing: set[asyncio.Task[None]] = set()
 
+    # -- for a build ----------------------------------------------------------------------------
+
+    async def offer(self, key: SourceKey, limits: Limits) -> Offer:
+        """Say what lies ready for a build, which `take`s one of it before the slot rests again.
+
+        Of what the build needs of the disk nothing is kept from it.
+        """
+        if self._unpacks is not None and self._unpacks.key == key:
+            await self._unpacking_ended.wait()
+        await self.give_way(limits)
+        found = [each for each in reversed(self._kept) if each.key == key]
+        for each in found:
+            if each.unpacked is not None and not os.path.isdir(each.unpacked.path):  # noqa: PTH112 - no errors
+                each.unpacked = None
+        trees = tuple(each.unpacked for each in found if each.unpacked is not None)
+        return Offer(trees, is_all=len(trees) == len(found))
+
+    def take(self, tree: KeptTree) -> None:
+        """Note that a tree is a build's, which has moved it away."""
+        for kept in self._kept:
+            if kept.unpacked is tree:
+                kept.unpacked = None
+                kept.used_at = time.monotonic()
+                self._kept.remove(kept)
+                self._kept.append(kept)
+                break
+        if os.path.lexists(tree.path):  # it could not be moved
+            self._in_background(remove_tree, tree.path)
+
     def wants(self, head: SourceHead, limits: Limits) -> bool:
-        """Say whether a source that comes whole is to be kept."""
+        """Say whether a source that comes whole is to be kept. From any thread."""
+        size_bytes = 2 * (head.size_bytes + head.files * _NAME_BYTES)
         return (
             head.tree is not None
             and head.files >= FILES_COUNT_MIN
             and head.size_bytes <= SIZE_BYTES_MAX
-            and self._has_room(limits)
+            and size_bytes <= self._kept_bytes_max
+            and self._has_room(limits, size_bytes)
         )
 
-    def keep(self, key: SourceKey, archive: Path, head: SourceHead, limits: Limits) -> None:
-        """Keep a source, whose archive is moved away; what was kept of it before goes."""
-        self._drop(key)
-        path = self._folder / f"{next(self._names)}.tar"
+    def keep(
+        self,
+        key: SourceKey,
+        archive: SourceArchive,
+        tree: str,
+        limits: Limits,
+        *,
+        tree_bytes: int,
+    ) -> None:
+        """Keep a source, whose archive is moved away; see `_Kept`. Beyond `KEPT_COUNT_MAX` of its
+        key the one goes that was used longest ago.
+        """
+        of_key = [each for each in self._kept if each.key == key]
+        same = [each for each in of_key if each.tree == tree]
+        others = [each for each in of_key if each.tree != tree]
+        for each in (*same, *others[: max(0, len(others) - KEPT_COUNT_MAX + 1)]):
+            self._drop(each)
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            archive.rename(path)
+            archive = archive.moved(self._folder / f"{next(self._names)}.tar")
         except OSError as error:  # the build has its source all the same
             _warn(key, error)
             return
-        self._kept[key] = _Kept(path, head, limits, time.monotonic())
+        self._kept.append(_Kept(key, archive, tree, limits, tree_bytes, time.monotonic()))
 
     def forget(self, key: SourceKey) -> None:
-        """Let go of a source: the site's commits are others by now, and none to be kept."""
-        self._drop(key)
-
-    async def take(self, key: SourceKey, into: Path, limits: Limits) -> KeptTree | None:
-        """Move the tree that is kept for a build to `into`, if there is one. It is the build's.
-
-        Of what the build needs of the disk nothing is kept from it.
-        """
-        if self._unpacks == key:
-            await self._unpacking_ended.wait()
-        await self.give_way(limits)
-        kept = self._kept.pop(key, None)
-        if kept is None:
-            return None
-        self._kept[key] = kept  # the last one
-        kept.used_at = time.monotonic()
-        unpacked, kept.unpacked = kept.unpacked, None
-        if unpacked is None:
-            return None
-        try:
-            unpacked.path.rename(into)
-        except OSError as error:  # the commit can come whole
-            _warn(key, error)
-            kept.unpacked = unpacked
-            self._drop(key)
-            return None
-        return KeptTree(into, unpacked.tree, unpacked.originals, unpacked.taken_bytes)
+        """Let go of what is kept of a key."""
+        for each in list(self._kept):
+            if each.key == key:
+                self._drop(each)
 
     async def give_way(self, limits: Limits) -> None:
         """Leave a build the processor, and all of the disk that it may need."""
@@ -159,6 +196,8 @@ class KeptSources:
         if not await asyncio.to_thread(self._has_room, limits):
             for each in list(self._kept):
                 self._drop(each)
+
+    # -- while nothing is to be done ------------------------------------------------------------
 
     def rest(self) -> None:
         """Call it when the slot has nothing to do: a moment later trees are unpacked."""
@@ -187,35 +226,50 @@ class KeptSources:
         finally:
             stopped.set()  # there is nothing to stop any more
 
-    async def _unpack_all(self, stopped: threading.Event) -> None:
-        """Unpack what builds took, the newest first, until one needs the processor.
+    def _let_go(self) -> None:
+        """Let go of what was not used for long, and of what is too much."""
+        now, size_bytes = time.monotonic(), 0
+        for kept in reversed(list(self._kept)):
+            is_too_much = size_bytes + kept.size_bytes > self._kept_bytes_max
+            if is_too_much or now - kept.used_at > self._kept_s_max:
+                self._drop(kept)
+            else:
+                size_bytes += kept.size_bytes
 
-        What leaves a build too little of the disk goes, unpacked or not.
-        """
-        for key, kept in reversed(list(self._kept.items())):
-            has_room = await asyncio.to_thread(self._has_room, kept.limits)
+    async def _unpack_all(self, stopped: threading.Event) -> None:
+        """Unpack what builds took, the newest first, until one needs the processor."""
+        for kept in reversed(list(self._kept)):
+            has_room = await self._made_room(kept, stopped)
             if stopped.is_set():
                 return
-            if not has_room:
-                self._drop(key)
+            if not has_room or kept.unpacked is not None:
                 continue
-            if kept.unpacked is not None:
-                continue
-            self._unpacks, self._unpacking_ended = key, asyncio.Event()
+            self._unpacks, self._unpacking_ended = kept, asyncio.Event()
             try:
                 kept.unpacked = await asyncio.to_thread(self._unpack, kept, stopped)
             except StoppedError:
                 return
-            except (OSError, StorageError, BuildFailedError) as error:
-                _warn(key, error)
-                if self._kept.get(key) is kept:
-                    self._drop(key)
+            except (OSError, StorageError, BuildFailedError, BuilderError) as error:
+                _warn(kept.key, error)
+                self._drop(kept)
                 continue
             finally:
                 self._unpacks = None
                 self._unpacking_ended.set()
-            if self._kept.get(key) is not kept:  # something newer took its place
+            if kept not in self._kept:  # something newer took its place
                 self._remove(kept)
+
+    async def _made_room(self, kept: _Kept, stopped: threading.Event) -> bool:
+        """Let go of what was used longest ago, as long as the disk has no room for a build and
+        the tree that is to be unpacked; return whether this one is kept still.
+        """
+        while kept in self._kept and not stopped.is_set():
+            tree_bytes = 0 if kept.unpacked is not None else kept.tree_bytes
+            if await asyncio.to_thread(self._has_room, kept.limits, tree_bytes):
+                break
+            self._drop(self._kept[0])
+            await asyncio.wait(self._removing)
+        return kept in self._kept
 
     def _unpack(self, kept: _Kept, stopped: threading.Event) -> KeptTree:
         """Unpack an archive. Blocking."""
@@ -223,7 +277,7 @@ class KeptSources:
         originals = Originals()
         allowance = DiskAllowance(self._folder, kept.limits)
         try:
-            with kept.archive.open("rb", buffering=1 << 20) as stream:
+            with kept.archive.reading() as stream:
                 unpack(
                     stream,
                     path,
@@ -235,37 +289,38 @@ class KeptSources:
         except BaseException:
             remove_tree(path)
             raise
-        assert kept.head.tree is not None, "others are not kept"
-        return KeptTree(path, kept.head.tree, originals, allowance.taken_bytes)
+        return KeptTree(path, kept.tree, originals, allowance.taken_bytes)
 
-    def _let_go(self) -> None:
-        """Let go of what was not used for long, and of what is too much."""
-        now, size_bytes = time.monotonic(), 0
-        for key, kept in reversed(list(self._kept.items())):
-            size_bytes += kept.size_bytes
-            if now - kept.used_at > self._kept_s_max or size_bytes > self._kept_bytes_max:
-                self._drop(key)
+    # -- letting go -----------------------------------------------------------------------------
 
-    def _drop(self, key: SourceKey) -> None:
-        if (kept := self._kept.pop(key, None)) is not None:
+    def _drop(self, kept: _Kept) -> None:
+        if kept in self._kept:
+            self._kept.remove(kept)
             self._remove(kept)
 
     def _remove(self, kept: _Kept) -> None:
         """Remove what is kept of a source, in the background."""
-        removing = asyncio.create_task(asyncio.to_thread(_remove, kept))
+        self._in_background(_remove, kept)
+
+    def _in_background(self, remove: Callable[[T], None], what: T) -> None:
+        removing = asyncio.create_task(asyncio.to_thread(remove, what))
         self._removing.add(removing)
         removing.add_done_callback(self._removed)
 
     def _removed(self, removing: asyncio.Task[None]) -> None:
         self._removing.discard(removing)
+        if error := removing.exception():  # whatever it is: the next start of the slot removes it
+            log.warning("kept_source_not_removed", reason=str(error))
         if not self._kept:
             with contextlib.suppress(OSError):  # something is being removed still
                 self._folder.rmdir()
 
-    def _has_room(self, limits: Limits) -> bool:
-        """Say whether the disk has as much as a build may take, and what it must leave free."""
+    def _has_room(self, limits: Limits, more_bytes: int = 0) -> bool:
+        """Say whether the disk has as much as a build may take, and what it must leave free, and
+        so many bytes more.
+        """
         found = os.statvfs(self._folder.parent)
-        needed = (limits.disk_bytes or 0) + (limits.disk_free_bytes or 0)
+        needed = (limits.disk_bytes or 0) + (limits.disk_free_bytes or 0) + more_bytes
         return found.f_bavail * found.f_frsize >= needed
 
 
@@ -274,6 +329,6 @@ def _warn(key: SourceKey, error: Exception) -> None:
 
 
 def _remove(kept: _Kept) -> None:
-    kept.archive.unlink(missing_ok=True)
+    kept.archive.path.unlink(missing_ok=True)
     if kept.unpacked is not None:
         remove_tree(kept.unpacked.path)

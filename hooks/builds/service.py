@@ -8,7 +8,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -22,6 +22,7 @@ from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildRunner
 from hooks.builds.sources import failure_of
 from hooks.builds.wire import (
+    BASES_COUNT_MAX,
     LEASE_HEADER,
     SOURCE_HEADER,
     BuildError,
@@ -133,7 +134,7 @@ class _BuilderService:
                 request.match_info["job_id"],
                 request.query.get("folder", "."),
                 ignores_submodules=request.query.get("submodules") == "ignore",
-                base=_tree_id(request.query.get("base")),
+                bases=_tree_ids(request.query.getall("base", [])),
             )
         except BuildFailedError as error:
             return _json(BuildError(error.code, str(error)), status=422)
@@ -243,8 +244,9 @@ async def _body(request: web.Request, kind: type[T]) -> T:
         raise web.HTTPBadRequest(text=f"{error}\n") from error
 
 
-def _tree_id(text: str | None) -> str | None:
-    return text if text is not None and TREE_ID.fullmatch(text) else None
+def _tree_ids(texts: Sequence[str]) -> Sequence[str]:
+    """Return what a slot named, as far as it is looked at; nothing, where one is no id."""
+    return texts[:BASES_COUNT_MAX] if all(map(TREE_ID.fullmatch, texts)) else ()
 
 
 def _json(value: object, *, status: int = 200) -> web.Response:

@@ -166,17 +166,22 @@ class Sources:
             self.grafts(build, folder)  # names all
         return listing
 
-    def changes(self, build: Build, folder: str, base: str) -> Changes | None:
+    def changes(self, build: Build, folder: str, base: str, *, count_max: int) -> Changes | None:
         """Return what makes a folder of the commit of a tree of the same site, by its id.
 
-        None where the site has not that tree (any more).
+        None where the site has not that tree (any more), or they are more than `count_max`.
 
         Raises:
             BuildFailedError, BuildOverError: As `grafts` does.
         """
         with _mapped_errors():
             return self._repositories.changes(
-                build.site_id, base, build.commit, folder, visits=self._visits(build)
+                build.site_id,
+                base,
+                build.commit,
+                folder,
+                visits=self._visits(build),
+                count_max=count_max,
             )
 
     def _list_files(

@@ -24,7 +24,7 @@ from hooks.variables import BuildValues, Variables
 from storage.errors import SealBrokenError, StorageError
 from storage.model import Build
 from storage.records import environments, sites
-from storage.trees import TreeFile
+from storage.trees import Changes, TreeFile
 
 LEAST_SHARE = 4  # of a folder's files: what has more to come, or to go, is sent whole
 
@@ -102,10 +102,10 @@ class Supplies:
         return await asyncio.to_thread(self._sources.folder, build, path)
 
     async def source(
-        self, job_id: str, folder: str, *, ignores_submodules: bool, base: str | None = None
+        self, job_id: str, folder: str, *, ignores_submodules: bool, bases: Sequence[str] = ()
     ) -> Source:
-        """Return a folder of the job's commit; or what makes it of the tree `base`, which the slot
-        has, where that is less.
+        """Return a folder of the job's commit; or what makes it of one of the trees `bases`, which
+        the slot has, where that is less.
 
         Raises:
             BuildFailedError: `build.submodule_unavailable`; `build.limit_exceeded`, when it is
@@ -113,11 +113,11 @@ class Supplies:
         """
         build = self._line.build_of(self._leases.held(job_id).job)
         return await asyncio.to_thread(
-            self._source, build, folder, base, ignores_submodules=ignores_submodules
+            self._source, build, folder, bases, ignores_submodules=ignores_submodules
         )
 
     def _source(
-        self, build: Build, folder: str, base: str | None, *, ignores_submodules: bool
+        self, build: Build, folder: str, bases: Sequence[str], *, ignores_submodules: bool
     ) -> Source:
         listing = self._sources.list_files(
             build,
@@ -130,12 +130,12 @@ class Supplies:
         removed = b""
         if not listing.is_grafted and (found := self._sources.folder(build, folder)) is not None:
             head = msgspec.structs.replace(head, tree=found.tree)
-            changes = self._sources.changes(build, folder, base) if base is not None else None
             few = listing.count // LEAST_SHARE
-            if changes is not None and max(len(changes.files), len(changes.removed)) <= few:
+            if (least := self._least_changes(build, folder, bases, few)) is not None:
+                base, changes = least
                 files = changes.files
                 removed = b"".join(path + b"\0" for path in changes.removed)
-                head = msgspec.structs.replace(head, removed_bytes=len(removed))
+                head = msgspec.structs.replace(head, removed_bytes=len(removed), base=base)
 
         def write(out: BinaryIO) -> None:
             if removed:
@@ -143,6 +143,19 @@ class Supplies:
             self._sources.write_tar(build, files, out)
 
         return Source(head, write)
+
+    def _least_changes(
+        self, build: Build, folder: str, bases: Sequence[str], count_max: int
+    ) -> tuple[int, Changes] | None:
+        """Return the number of the tree that most of a folder is made of, and what makes it of
+        that; None where each has more files to come, or to go, than `count_max`.
+        """
+        least = None
+        for number, base in enumerate(bases):
+            changes = self._sources.changes(build, folder, base, count_max=count_max)
+            if changes is not None:
+                least, count_max = (number, changes), changes.count - 1
+        return least
 
     def variables(self, job_id: str, declared: Sequence[str]) -> Given:
         """Return the values of what the job's commit declares: for its slot alone.

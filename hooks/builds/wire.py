@@ -18,7 +18,8 @@
 
 A source is a folder of the commit with the submodules in it; with `submodules=ignore` their folders
 are empty. It comes as a tar, and the header `Gitd-Source` has its `SourceHead`. `base` is the git
-tree of a folder that the slot has: what makes the wanted one of that may come instead.
+tree of a folder that the slot has: what makes the wanted one of that may come instead. There may be
+several, up to `BASES_COUNT_MAX`.
 
 Calls about a job carry the lease's id in the header `Gitd-Lease`. 410 on any of them: the lease is
 lost, end the build and forget it. A heartbeat is held for `wait_s`, and answered at once when the
@@ -40,6 +41,7 @@ VERSION_FILES = (".nvmrc", ".node-version", ".python-version", "runtime.txt")
 CONFIG_FILE_BYTES_MAX = 256 * 1024
 LEASE_HEADER = "Gitd-Lease"
 SOURCE_HEADER = "Gitd-Source"
+BASES_COUNT_MAX = 4  # more are not looked at
 
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -76,14 +78,16 @@ class SourceHead(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a source is. `files` are the regular ones, and `size_bytes` is their size.
 
     `tree`: the id of its git tree, which says all of it; none where submodules lie in it.
-    `removed_bytes`: where it is what changes `base`, so many bytes before the tar have the paths
+    `removed_bytes`: where it is what changes a base, so many bytes before the tar have the paths
     that go first, each with a zero byte behind it. Folders that are empty then go too.
+    `base`: which of those that were named it changes, from 0.
     """
 
     files: int = 0
     size_bytes: int = 0
     tree: str | None = None
     removed_bytes: int | None = None
+    base: int = 0
 
 
 class SandboxLimits(msgspec.Struct, frozen=True):

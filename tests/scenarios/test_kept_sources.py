@@ -110,5 +110,26 @@ def test_build_finds_its_commit_in_the_tree_that_was_kept_whatever_the_one_befor
     assert "; 6 of them fetched, the others were here" in pushed(server, work)
 
 
+def test_branches_with_little_in_common_each_get_the_tree_of_their_own(
+    large: tuple[Server, WorkTree],
+) -> None:
+    server, work = large
+    work.commit(files_of(FILES))
+    pushed(server, work)
+    wait_until(lambda: kept_trees(server), "a tree is kept for the next build")
+    work.git("checkout", "--quiet", "--orphan", "other")
+    work.git("rm", "-r", "--quiet", "--force", ".")
+    other = {f"other/{name}": text for name, text in files_of(FILES).items()}
+    work.commit({**other, "managed.toml": SETTINGS, "build.sh": "mkdir out; cp new out/index.html"})
+    work.commit({"new": "first"})
+    assert "fetched" not in work.push("other")
+    wait_until(lambda: len(kept_trees(server)) > 1, "one is kept of each")
+    for branch in ("other", "main"):
+        work.git("checkout", "--quiet", branch)
+        work.commit({"new": branch})
+        assert "; 1 of them fetched, the others were here" in work.push(branch)
+    assert server.visit("large").body.decode() == found_in(work.path)
+
+
 def is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink() and ".git" not in path.parts

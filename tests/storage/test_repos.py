@@ -404,6 +404,9 @@ def test_changes_make_one_folder_of_another(work: Path, repositories: Repositori
             assert {file.path for file in changes.files} <= wanted.keys()
             if old == new:
                 assert (changes.removed, changes.files) == ((), ())
+            for count_max in (changes.count, changes.count - 1):
+                found = repositories.changes("site_1", tree, new, count_max=count_max)
+                assert found == (changes if count_max == changes.count else None)
 
 
 def test_changes_of_a_tree_that_is_not_there_are_not_known(

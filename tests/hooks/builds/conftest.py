@@ -199,6 +199,13 @@ def files_of(tar_bytes):
     return found
 
 
+def changes_of(before, files):
+    """What is to go of one tree, and to come, to make the other."""
+    gone = [name for name in before if files.get(name) != before[name]]
+    came = {name: file for name, file in files.items() if before.get(name) != file}
+    return gone, came
+
+
 def below(files, folder):
     """The files in a folder, by their paths there."""
     if folder == ".":
@@ -388,19 +395,18 @@ class ControlPeer:
     async def _source(self, request):
         job = self._held(request, "source")
         job.asked_for.append(request.query["folder"])
-        job.bases.append(base := request.query.get("base"))
+        job.bases.append(bases := request.query.getall("base", []))
         files = below(job.files, request.query["folder"])
         plain = [file for file in files.values() if not isinstance(file, str)]
         sizes = [len(file[0] if isinstance(file, tuple) else file) for file in plain]
         tree = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         head = {"files": len(plain), "size_bytes": sum(sizes), "tree": tree}
         body = tar_of(files)
-        if base is not None and not self.sends_whole:
-            before = self.given_out[base]
-            gone = [name for name in before if files.get(name) != before[name]]
+        if bases and not self.sends_whole:
+            changes = [changes_of(self.given_out[base], files) for base in bases]
+            gone, came = least = min(changes, key=lambda change: len(change[0]) + len(change[1]))
             removed = b"".join(os.fsencode(name) + b"\0" for name in gone)
-            came = {name: file for name, file in files.items() if before.get(name) != file}
-            head["removed_bytes"] = len(removed)
+            head |= {"removed_bytes": len(removed), "base": changes.index(least)}
             body = removed + tar_of(came)
         self.given_out[tree] = files
         headers = {SOURCE_HEADER: json.dumps(head)}

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import hashlib
+import os
 import shutil
 import signal
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hooks.builds.kept_sources import FILES_COUNT_MIN, KeptSources, SourceKey
+from hooks.builds.kept_sources import (
+    FILES_COUNT_MIN,
+    KEPT_COUNT_MAX,
+    KeptSources,
+    Offer,
+    SourceKey,
+)
 from hooks.builds.limits import Limits
+from hooks.builds.source_archive import Copying
 from hooks.builds.wire import SourceHead
+from hooks.pipes import wide_pipe
 from tests.hooks.builds.conftest import tar_of
 
 MANY = {f"{number % 10}/{number}": f"number {number}\n".encode() for number in range(600)}
@@ -35,6 +48,15 @@ def trees_in(slot):
     return []
 
 
+def all_trees(slot):
+    """The trees in a slot, whole or not."""
+    return [each for each in (slot.scratch / "sources").glob("*") if each.is_dir()]
+
+
+def files_in(tree):
+    return [path for path in tree.rglob("*") if path.is_file()]
+
+
 async def ready(slot):
     """Wait for the tree that is kept for the next build."""
     async with asyncio.timeout(20):
@@ -47,12 +69,12 @@ async def test_next_build_gets_the_tree_that_was_kept_and_only_what_is_another(
     control, slot, unpacked
 ):
     first = await control.build({**site(LISTS), **MANY})
-    assert first.bases == [None]
+    assert first.bases == [[]]
     await ready(slot)
     files = {**site(LISTS), **MANY, "1/1": b"another\n"}
     del files["2/2"]
     second = await control.build(files)
-    assert second.bases == list(control.given_out)[:1]
+    assert second.bases == [list(control.given_out)[:1]]
     assert second.stage("source")[0].startswith("600 files, ")
     assert second.stage("source")[0].endswith("; 1 of them fetched, the others were here")
     await slot_is_like_new(control, files, second, unpacked)
@@ -61,7 +83,7 @@ async def test_next_build_gets_the_tree_that_was_kept_and_only_what_is_another(
 async def slot_is_like_new(control, files, job, unpacked):
     """Hold what a build found against what one finds to which the commit came whole."""
     whole = await control.build(files, clean=True)
-    assert whole.bases == [None]
+    assert whole.bases == [[]]
     assert unpacked(job.output) == unpacked(whole.output)
 
 
@@ -84,7 +106,7 @@ async def test_build_sees_one_time_of_all_files_whether_its_tree_was_kept_or_cam
     for gone in ("5/deep/er/gone", "6/deep/gone", "8/8"):
         del files[gone]
     kept = await control.build(files)
-    assert kept.bases == list(control.given_out)[:1]
+    assert kept.bases == [list(control.given_out)[:1]]
     found = unpacked(kept.output)
     folders = 1 + 10 + len(["5/deep", "5/deep/er", "7/new"])
     assert found["times"].split() == [str(len(files) + folders).encode()]
@@ -97,7 +119,7 @@ async def test_files_of_a_kept_tree_that_no_step_touched_are_not_sent_back(contr
     await control.build({"managed.toml": settings, **MANY})
     await ready(slot)
     job = await control.build({"managed.toml": settings, **MANY, "new": b"new\n"})
-    assert job.bases == list(control.given_out)[:1]
+    assert job.bases == [list(control.given_out)[:1]]
     touched = {"1/1", "2/2", "managed.toml"}
     assert set(job.outcome["unchanged"]["paths"]) == {*MANY, "new"} - touched
 
@@ -116,7 +138,7 @@ async def test_what_is_kept_of_a_site_is_for_its_own_builds_and_no_clean_ones(
     await ready(slot)
     job = await control.build({**site(LISTS), **MANY}, **changes)
     assert job.outcome["status"] == "succeeded"
-    assert job.bases == [None]
+    assert job.bases == [[]]
 
 
 async def test_pointers_that_were_taken_as_they_are_are_not_kept_for_who_refuses_them(
@@ -135,7 +157,7 @@ async def test_difference_that_breaks_off_is_fetched_whole(control, slot, unpack
     control.breaking = {"source": True}
     files = {**site(LISTS), **MANY, **{f"new/{n}": bytes(n << 10) for n in range(9)}}
     job = await control.build(files)
-    assert job.bases == [next(iter(control.given_out)), None]
+    assert job.bases == [list(control.given_out)[:1], []]
     await slot_is_like_new(control, files, job, unpacked)
 
 
@@ -146,7 +168,7 @@ async def test_tree_that_is_not_what_it_was_is_not_used(control, slot, unpacked)
     files = {**site(LISTS), **MANY}
     del files["2/2"]
     job = await control.build(files)
-    assert job.bases == [next(iter(control.given_out)), None]
+    assert job.bases == [list(control.given_out)[:1], []]
     await slot_is_like_new(control, files, job, unpacked)
 
 
@@ -155,7 +177,7 @@ async def test_tree_that_is_gone_is_not_missed(control, slot, unpacked):
     shutil.rmtree(await ready(slot))
     files = {**site(LISTS), **MANY}
     job = await control.build(files)
-    assert job.bases == [None]
+    assert job.bases == [[]]
     await slot_is_like_new(control, files, job, unpacked)
 
 
@@ -166,26 +188,49 @@ async def test_source_that_cannot_be_kept_fails_no_build(control, slot):
     assert job.outcome["status"] == "succeeded"
 
 
-async def test_tree_that_is_of_no_use_is_removed_before_the_steps(control, slot, gone):
+@pytest.mark.parametrize("is_small", [True, False])
+async def test_tree_that_is_of_no_use_to_a_build_is_there_for_the_next_one(
+    control, slot, unpacked, is_small
+):
     await control.build({**site(LISTS), **MANY})
-    await ready(slot)
+    tree = await ready(slot)
     control.sends_whole = True
-    job = control.queue({**site("echo begun; sleep 4733"), **MANY})
-    await job.said("begun")
-    assert job.bases == list(control.given_out)[:1]
-    [app] = slot.scratch.glob("*/app")
-    assert not (app.parent / "kept").exists()
-    job.canceled.set()
-    await asyncio.to_thread(gone, "4733")
+    other = {} if is_small else {f"other/{number}": b"" for number in range(FILES_COUNT_MIN)}
+    job = await control.build({**site(LISTS), **other})
+    assert job.bases == [list(control.given_out)[:1]]
+    assert lists({**site(LISTS), **other}) == unpacked(job.output)["a"].decode()
+    assert trees_in(slot) == [tree]
 
 
-async def test_source_is_let_go_when_the_site_s_commits_are_none_to_be_kept(control, slot):
-    await control.build({**site(LISTS), **MANY})
-    await ready(slot)
+async def test_two_branches_of_a_site_each_get_the_tree_of_their_own(control, slot, unpacked):
+    """What they have in common is too little: control would send each of them whole."""
+    main = {**site(LISTS), **MANY}
+    other = {**site(LISTS), **{f"other/{number}": b"x" for number in range(600)}}
+
+    async def rested(count):
+        async with asyncio.timeout(20):
+            while [len(files_in(tree)) for tree in all_trees(slot)] != [len(main)] * count:
+                await asyncio.sleep(0.01)
+
+    await control.build(main)
+    await rested(1)
     control.sends_whole = True
-    job = await control.build(site(LISTS))
-    assert job.bases == list(control.given_out)[:1]
-    await slot.cleaned()
+    await control.build(other)
+    control.sends_whole = False
+    for number in range(2):
+        await rested(2)
+        for files in (main, other):
+            changed = {**files, "new": b"%d" % number}
+            job = await control.build(changed)
+            said = job.stage("source")[0]
+            assert said.endswith("; 1 of them fetched, the others were here")
+            assert lists(changed) == unpacked(job.output)["a"].decode()
+
+
+def lists(files):
+    """What `LISTS` writes."""
+    sums = [f"{hashlib.sha256(files[name]).hexdigest()}  ./{name}\n" for name in files]
+    return "".join(sorted(sums, key=lambda line: line.split()[1]))
 
 
 FULL_BYTES = 3_000_000  # of the disk; the kept tree takes some 2,500,000
@@ -196,7 +241,7 @@ async def test_what_was_kept_counts_to_what_a_build_may_take(control, slot):
     await ready(slot)
     files = {**site(LISTS), **MANY, "new": bytes(1_000_000)}
     job = await control.build(files, limits={"disk_bytes_max": FULL_BYTES})
-    assert job.bases == list(control.given_out)[:1]
+    assert job.bases == [list(control.given_out)[:1]]
     assert job.outcome["error"]["code"] == "build.limit_exceeded"
     assert job.stage("build") == []
 
@@ -212,7 +257,7 @@ async def test_what_goes_counts_no_more_and_folders_that_were_there_not_again(co
     changed = {f"{number // 2}/{number}": b"another" for number in range(0, 200, 2)}
     files = {**site("mkdir dist; echo > dist/x"), **many, **changed, "new": bytes(1_000_000)}
     job = await control.build(files, limits={"disk_bytes_max": most})
-    assert job.bases == list(control.given_out)[:1]
+    assert job.bases == [list(control.given_out)[:1]]
     assert job.outcome["error"] is None
     assert job.outcome["status"] == "succeeded"
 
@@ -231,7 +276,7 @@ async def test_nothing_is_kept_from_a_build_that_may_need_the_disk(control, slot
         {**site(LISTS), **MANY}, limits={"disk_bytes_max": 1 << 60}, clean=is_clean
     )
     assert job.outcome["status"] == "succeeded"
-    assert job.bases == [None]
+    assert job.bases == [[]]
     await slot.cleaned()
 
 
@@ -267,9 +312,57 @@ async def test_slot_that_was_killed_begins_with_nothing(control, start_slot, gon
     await asyncio.to_thread(gone, "4732")
     second = start_slot()
     after = await control.build({**site(LISTS), **MANY})
-    assert after.bases == [None]
+    assert after.bases == [[]]
     await ready(second)
     assert second.leftovers == ["sources"]
+
+
+async def test_slot_that_was_killed_while_it_unpacked_begins_with_nothing(
+    control, start_slot, unpacked
+):
+    """What is whole is known to the process alone: nothing of it is looked for on the disk."""
+    many = {f"{number % 100}/{number}": b"%d" % number for number in range(20_000)}
+    files = {**site(LISTS), **many}
+    first = start_slot()
+    await control.build(files)
+    async with asyncio.timeout(20):
+        while not list(first.scratch.glob("sources/*/9")):
+            await asyncio.sleep(0.001)
+    first.stop(signal.SIGKILL)
+    [half] = (path for path in (first.scratch / "sources").iterdir() if path.is_dir())
+    assert not (half / "99" / "19999").exists()
+    second = start_slot()
+    async with asyncio.timeout(20):
+        while (first.scratch / "sources").exists():
+            await asyncio.sleep(0.01)
+    job = await control.build(files)
+    assert job.bases == [[]]
+    assert lists(files) == unpacked(job.output)["a"].decode()
+    assert second.errors == ""
+
+
+async def test_build_right_behind_one_that_takes_a_moment_gets_a_tree(control, slot, gone):
+    job = control.queue({**site("echo begun; sleep 4734"), **MANY})
+    await job.said("begun")
+    await ready(slot)
+    files = {**site(LISTS), **MANY}
+    behind = control.queue(files)
+    job.canceled.set()
+    await asyncio.to_thread(gone, "4734")
+    await asyncio.wait_for(behind.finished.wait(), 30)
+    assert behind.bases == [list(control.given_out)[:1]]
+
+
+async def test_clean_build_replaces_what_was_kept(control, slot):
+    files = {**site(LISTS), **MANY}
+    await control.build(files)
+    kept = await ready(slot)
+    (kept / "7" / "7").write_bytes(b"damaged\n")
+    job = await control.build({**files, "new": b""}, clean=True)
+    await ready(slot)
+    after = await control.build(files)
+    assert after.bases == [[list(control.given_out)[1]]]
+    assert b"damaged" not in (job.output + after.output)
 
 
 # -- what is kept, and for how long ---------------------------------------------------------------
@@ -289,12 +382,42 @@ async def keep(tmp_path):
         await kept.aclose()
 
 
-def given(kept, tmp_path, key=KEY, count=3, limits=ROOM):
+TREE = "ab" * 20
+
+
+def archived(path, files):
+    """An archive, as it is written while a build unpacks it."""
+    tar = tar_of(files)
+    reader, writer = wide_pipe()
+    copying = Copying(path)
+
+    def send():
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(tar)
+
+    with ThreadPoolExecutor(1) as thread, os.fdopen(reader, "rb") as stream:
+        thread.submit(send)
+        with copying.copied(stream) as contents:
+            assert contents.read() == tar
+    return copying.archive
+
+
+def given(kept, tmp_path, key=KEY, count=3, *, limits=ROOM, tree=TREE, tree_bytes=None):
     """Give it a source."""
-    files = {f"{number}": b"x" for number in range(count)}
-    archive = tmp_path / "archive"
-    archive.write_bytes(tar_of(files))
-    kept.keep(key, archive, SourceHead(count, count, tree="ab" * 20), limits)
+    archive = archived(tmp_path / "archive", {f"{number}": b"x" for number in range(count)})
+    size_bytes = count * 4096 if tree_bytes is None else tree_bytes
+    kept.keep(key, archive, tree, limits, tree_bytes=size_bytes)
+
+
+async def moved(kept, tmp_path, key=KEY, limits=ROOM):
+    """Take the first tree that is offered to a build, as that does; None without one."""
+    offer = await kept.offer(key, limits)
+    if not offer.trees:
+        return None
+    path = tmp_path / f"taken-{time.monotonic_ns()}"
+    offer.trees[0].path.rename(path)
+    kept.take(offer.trees[0])
+    return dataclasses.replace(offer.trees[0], path=path)
 
 
 def trees_below(tmp_path):
@@ -323,7 +446,7 @@ async def taken(kept, tmp_path, key=KEY):
         while True:
             kept.rest()
             await asyncio.sleep(0.01)
-            if found := await kept.take(key, tmp_path / f"taken-{time.monotonic_ns()}", ROOM):
+            if found := await moved(kept, tmp_path, key):
                 return found
 
 
@@ -354,14 +477,14 @@ async def test_what_was_not_used_for_long_goes_and_the_folder_too(keep, tmp_path
 
 async def test_newest_are_kept_as_far_as_they_have_room(keep, tmp_path):
     keys = [KEY._replace(site=name) for name in ("one", "two", "three")]
-    kept = keep(kept_bytes_max=2 * 2 * 3 * 4097)
+    kept = keep(kept_bytes_max=2 * (3 * 4096 + 10240))
     for key in keys:
         given(kept, tmp_path, key)
     await taken(kept, tmp_path, keys[1])
     await taken(kept, tmp_path, keys[2])
     kept.rest()
     await asyncio.sleep(0.1)
-    assert await kept.take(keys[0], tmp_path / "none", ROOM) is None
+    assert await kept.offer(keys[0], ROOM) == Offer()
 
 
 @pytest.mark.parametrize("is_clean", [False, True])
@@ -374,7 +497,7 @@ async def test_unpacking_gives_way_to_a_build_that_has_no_use_for_it_and_begins_
     if is_clean:
         await kept.give_way(ROOM)
     else:
-        assert await kept.take(KEY._replace(site="other"), tmp_path / "none", ROOM) is None
+        assert await kept.offer(KEY._replace(site="other"), ROOM) == Offer()
     await given_up(tmp_path)
     found = await taken(kept, tmp_path)
     assert len(list(found.path.iterdir())) == 20_000
@@ -385,8 +508,7 @@ async def test_build_waits_for_its_own_tree_and_for_no_other(keep, tmp_path):
     given(kept, tmp_path, KEY._replace(site="other"), count=5_000)
     given(kept, tmp_path, count=5_000)
     await begun(kept, tmp_path)
-    found = await kept.take(KEY, tmp_path / "taken", ROOM)
-    assert found is not None
+    assert await moved(kept, tmp_path) is not None
     await given_up(tmp_path)
 
 
@@ -396,9 +518,87 @@ async def test_what_leaves_builds_too_little_of_the_disk_goes(keep, tmp_path):
     await all_gone(kept, tmp_path)
 
 
+async def test_tree_is_not_unpacked_where_it_leaves_builds_too_little_of_the_disk(keep, tmp_path):
+    kept = keep(kept_bytes_max=1 << 62)
+    given(kept, tmp_path, tree_bytes=1 << 60)
+    made = trees_below(tmp_path)
+    kept.rest()
+    async with asyncio.timeout(5):
+        while (tmp_path / "sources").exists():
+            made += trees_below(tmp_path)
+            await asyncio.sleep(0)
+    assert not made
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 64 MiB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", where]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs root")
+    yield where
+    subprocess.run(["umount", "--lazy", where], check=True)
+
+
+async def test_what_was_used_longest_ago_makes_room_for_what_was_used_last(small_disk):
+    kept = KeptSources(small_disk, idle_s=0)
+    older, newer, limits = KEY._replace(site="older"), KEY, Limits(disk_bytes=50 << 20)
+    archive = archived(small_disk / "archive", {"large": bytes(30 << 20)})
+    kept.keep(older, archive, TREE, ROOM, tree_bytes=1 << 20)
+    given(kept, small_disk, newer, limits=limits)
+    async with contextlib.aclosing(kept):
+        await begun(kept, small_disk)
+        assert await moved(kept, small_disk, newer, limits)
+        assert await kept.offer(older, limits) == Offer()
+
+
+async def test_archive_that_the_disk_does_not_take_is_none_and_takes_none_of_it(small_disk):
+    (small_disk / "filler").write_bytes(bytes(60 << 20))
+    path = small_disk / "archive"
+    assert archived(path, {"large": bytes(6 << 20)}) is None
+    assert path.stat().st_blocks == 0
+
+
+def test_archive_that_cannot_be_begun_holds_up_no_build(tmp_path):
+    assert archived(tmp_path / "no" / "folder", {"file": b"x"}) is None
+
+
+async def test_archive_that_reads_otherwise_than_it_was_written_is_let_go(keep, tmp_path):
+    """As after an error of the disk that the kernel told nobody."""
+    kept = keep()
+    given(kept, tmp_path)
+    [archive] = (tmp_path / "sources").iterdir()
+    contents = archive.read_bytes()
+    assert contents[512:514] == b"x\0"  # that of the first file
+    archive.write_bytes(contents[:512] + b"\0" + contents[513:])
+    await all_gone(kept, tmp_path)
+
+
+async def test_site_has_as_many_trees_as_may_be_kept_of_it_and_those_used_last(keep, tmp_path):
+    kept = keep()
+    trees = [f"{number}" * 40 for number in range(KEPT_COUNT_MAX + 1)]
+    for tree in trees:
+        given(kept, tmp_path, tree=tree)
+    async with asyncio.timeout(5):
+        while len((offer := await kept.offer(KEY, ROOM)).trees) < KEPT_COUNT_MAX:
+            kept.rest()
+            await asyncio.sleep(0.01)
+    assert [each.tree for each in offer.trees] == trees[:0:-1]
+    assert offer.is_all
+    older = offer.trees[1]
+    older.path.rename(tmp_path / "away")
+    kept.take(older)
+    offer = await kept.offer(KEY, ROOM)
+    assert ([each.tree for each in offer.trees], offer.is_all) == (trees[2:], False)
+    given(kept, tmp_path, tree=TREE)  # in place of the one that was used before `older`
+    assert await kept.offer(KEY, ROOM) == Offer((), is_all=False)
+
+
 async def test_archive_that_cannot_be_unpacked_takes_no_newer_one_with_it(keep, tmp_path):
     kept = keep()
-    given(kept, tmp_path, count=20_000, limits=Limits(disk_bytes=40 << 20))
+    given(kept, tmp_path, count=20_000, limits=Limits(disk_bytes=40 << 20), tree_bytes=1)
     await begun(kept, tmp_path)
     given(kept, tmp_path)
     found = await taken(kept, tmp_path)

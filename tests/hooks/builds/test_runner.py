@@ -552,10 +552,10 @@ async def test_contents_that_a_push_did_not_change_are_not_read_again(pool, comm
         assert pool.job(job_id).status is JobStatus.SUCCEEDED
 
 
-async def source_for(pool, job_id, base):
-    """What a slot gets that has the tree `base`: its head, what goes first, and the files."""
+async def source_for(pool, job_id, *bases):
+    """What a slot gets that has the trees `bases`: its head, what goes first, and the files."""
     supplies = pool.world.builds.supplies
-    source = await supplies.source(job_id, ".", ignores_submodules=False, base=base)
+    source = await supplies.source(job_id, ".", ignores_submodules=False, bases=bases)
     out = io.BytesIO()
     source.write(out)
     start = source.head.removed_bytes or 0
@@ -570,7 +570,7 @@ async def test_slot_that_has_another_tree_gets_what_makes_the_commit_of_it(pool,
     commit(repository, many)
     job_id = await pool.ask_for_build(clean=True)
     job = await pool.lease()
-    whole, removed, files = await source_for(pool, job_id, None)
+    whole, removed, files = await source_for(pool, job_id)
     assert (whole.files, whole.size_bytes, removed) == (20, 30, b"")
     assert (whole.removed_bytes, files) == (None, many)
     assert whole.tree == job.lease.tree
@@ -612,3 +612,26 @@ async def test_slot_that_has_much_more_gets_the_commit_whole(pool, commit) -> No
     await pool.lease()
     heads = [(await source_for(pool, job_id, base))[0] for base in bases]
     assert [head.removed_bytes is None for head in heads] == [False, True]
+
+
+async def test_slot_that_has_several_trees_gets_what_makes_the_commit_of_the_nearest(
+    pool, commit
+) -> None:
+    repository = pool.world.repositories.path(pool.site.id)
+    many = {f"{number}.html": b"%d" % number for number in range(20)}
+    steps = [
+        {f"other/{number}.html": b"" for number in range(20)},  # too much is another
+        {**many, "1.html": b"another", "2.html": b"another"},
+        {**many, "1.html": b"another"},
+        many,
+    ]
+    trees = []
+    for files in steps:
+        commit(repository, files)
+        job_id = await pool.ask_for_build(clean=True)
+        job = await pool.lease()
+        trees.append(job.lease.tree)
+        if files is not many:
+            await job.finish(done())
+    found = [(await source_for(pool, job_id, *bases))[0] for bases in (trees[:3], trees[:1])]
+    assert [(head.removed_bytes, head.base) for head in found] == [(len(b"1.html\0"), 2), (None, 0)]

@@ -140,7 +140,7 @@ async def test_source_with_submodules_in_it_comes_whole_and_is_not_kept(world, t
         whole = await supplies.source(build.job_id, ".", ignores_submodules=ignores)
         assert (whole.head.tree is not None) == is_kept
         tree = world.repositories.tree_of(build.site_id, build.commit)
-        again = await supplies.source(build.job_id, ".", ignores_submodules=ignores, base=tree)
+        again = await supplies.source(build.job_id, ".", ignores_submodules=ignores, bases=[tree])
         assert (again.head.removed_bytes is not None) == is_kept
 
 
