@@ -1,4 +1,4 @@
-"""What a disk refuses of a restore when it is synced, though it took it when it was written."""
+"""What a disk refuses of a backup or a restore when it is synced, though it took it before."""
 
 from __future__ import annotations
 
@@ -8,41 +8,76 @@ from pathlib import Path
 
 import pytest
 
+from storage.backup.destination import Destination
+from storage.backup.verify import verify
 from tests.power import KINDS, needs_disks
 from tests.storage.backup.test_crash import CHILD, expect_whole
-from tests.thin_disk import thin_disk
+from tests.thin_disk import ThinDisk, thin_disk
 
 SPARE_BYTES = 20 << 20
 
 pytestmark = [*needs_disks, pytest.mark.timeout(300)]
 
 
-def restore(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, CHILD, folder, "restore"]
-    return subprocess.run(command, capture_output=True, text=True)
+def run(folder: Path, what: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, CHILD, folder, what], capture_output=True, text=True)
+
+
+def expect_refused(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert done.stdout.startswith(("StorageFullError", "StorageIoError")), done.stdout
+
+
+def make_large(make_small, folder: Path):
+    small = make_small(folder)
+    small.ingest({f"{n}": b"%d" % n + bytes(1 << 20) for n in range(30)}, "build_2")
+    return small
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_backup_counts_on_nothing_that_the_disk_refused_of_one_before(
+    make_small, tmp_path: Path, kind: str
+) -> None:
+    folder = tmp_path / "small"
+    make_large(make_small, folder).close()
+    with thin_disk(kind) as disk:
+        (disk.where / "backups").mkdir()
+        (folder / "backups").symlink_to(disk.where / "backups")
+        disk.shrink(SPARE_BYTES)
+        expect_refused(run(folder, "take"))
+        disk.grow()
+        go_on(disk, folder, "take")
+        (found,) = verify(Destination(folder / "backups"), is_deep=True)
+        assert found.faults == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_restore_that_goes_on_believes_nothing_that_the_disk_refused_before(
     make_small, tmp_path: Path, kind: str
 ) -> None:
-    small = make_small(tmp_path / "small")
-    small.ingest({f"{n}": b"%d" % n + bytes(1 << 20) for n in range(30)}, "build_2")
+    folder = tmp_path / "small"
+    small = make_large(make_small, folder)
     small.back_up(with_keys=True)
     small.close()
     with thin_disk(kind) as disk:
         (disk.where / "new").mkdir()
-        (tmp_path / "small" / "new").symlink_to(disk.where / "new")
+        (folder / "new").symlink_to(disk.where / "new")
         disk.shrink(SPARE_BYTES)
-        done = restore(tmp_path / "small")
-        assert done.returncode == 3, done.stdout + done.stderr
-        assert done.stdout.startswith(("StorageFullError", "StorageIoError")), done.stdout
+        expect_refused(run(folder, "restore"))
         disk.grow()
-        # XFS goes on; ext4 and btrfs take nothing more before they are mounted again.
-        again = restore(tmp_path / "small")
-        assert (again.returncode == 0) == (kind == "xfs"), again.stdout + again.stderr
-        disk.mount_again()
-        if again.returncode:
-            assert restore(tmp_path / "small").returncode == 0
-            disk.mount_again()
+        go_on(disk, folder, "restore")
         expect_whole(disk.where / "new")
+
+
+def go_on(disk: ThinDisk, folder: Path, what: str) -> None:
+    """Do it again, at once where that can be, and look at what is on the disk.
+
+    XFS goes on; ext4 and btrfs take nothing more before they are mounted again.
+    """
+    again = run(folder, what)
+    assert (again.returncode == 0) == (disk.kind == "xfs"), again.stdout + again.stderr
+    disk.mount_again()
+    if again.returncode:
+        done = run(folder, what)
+        assert done.returncode == 0, done.stdout + done.stderr
+        disk.mount_again()
