@@ -61,7 +61,8 @@ async def serve_api(root: Path) -> None:
     from gitd.api.app import ApiDeps, build_api
     from gitd.api.domains import DnsHelp
     from gitd.api.webhook_bodies import render
-    from gitd.auth import Authenticator, mint
+    from gitd.api_keys import mint
+    from gitd.auth import Authenticator
     from hooks.domains import Domains
     from hooks.follow import Addresses
     from hooks.hostnames import PlatformNames

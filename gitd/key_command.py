@@ -57,7 +57,7 @@ def key_create(  # noqa: PLR0913 - one parameter per option
     as_json: bool,
 ) -> None:
     """Make an API key and print its secret, once."""
-    from gitd import auth
+    from gitd.api_keys import mint
     from gitd.scopes import expand_scopes
     from hooks.clock import rfc3339
     from storage.records import api_keys
@@ -68,7 +68,7 @@ def key_create(  # noqa: PLR0913 - one parameter per option
     folder = beside(data)
     with _as_usage(), open_records(folder) as records:
         site_id, env_id = _binding(records, site_name, env_name, data)
-        secret, made = auth.mint(
+        secret, made = mint(
             label,
             expand_scopes(scopes, preset=preset),
             site_id=site_id,

@@ -18,8 +18,9 @@ from weakref import WeakKeyDictionary
 import structlog
 from aiohttp import web
 
+from gitd.actors import Actor
 from gitd.addresses import TrustedProxies
-from gitd.auth import Actor, Authenticator, Grant
+from gitd.auth import Authenticator, Grant
 from gitd.errors import AddressRefusedError, AuthenticationError, RateLimitedError
 from gitd.git.access import Opened, Service
 from gitd.git.errors import (

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gitd import auth
+from gitd.actors import Actor
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply, created
 from gitd.api.idempotency import REPLAYED
 from gitd.api.paging import PageQuery, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
-from gitd.auth import Actor, Secret
+from gitd.api_keys import TTL_DEFAULT_MS, Secret, changed, mint, roll
 from gitd.errors import AuthenticationError
 from gitd.families import Family
 from gitd.scopes import expand_scopes, granted_by
@@ -108,7 +108,7 @@ class ApiKeys:
             maker.require_newest_secret()  # not for what was made before it was rolled
             site_id, env_id = _binding(changes.db, maker, body)
             _expect_few(changes.db, maker, changes.now)
-            secret, key = auth.mint(
+            secret, key = mint(
                 body.label,
                 scopes,
                 site_id=site_id,
@@ -135,7 +135,7 @@ class ApiKeys:
         actor.require_newest_secret()
 
         def change(changes: JobChanges) -> ApiKey:
-            key = auth.changed(
+            key = changed(
                 _within(changes.db, call),
                 label=None if body.label is msgspec.UNSET else body.label,
                 cidrs=None if body.cidrs is msgspec.UNSET else body.cidrs,
@@ -156,7 +156,7 @@ class ApiKeys:
         def make(changes: JobChanges) -> ApiKey:
             # Whoever rolls his own key and does not hear of it repeats that with the old secret.
             actor.require_newest_secret()
-            secret, key = auth.roll(
+            secret, key = roll(
                 _within(changes.db, call),
                 grace_ms=body.grace_s * 1000,
                 ttl_ms=None if body.ttl_s is None else body.ttl_s * 1000,
@@ -220,8 +220,8 @@ def _ttl_ms(maker: Actor, ttl_s: int | None, now: int) -> int:
     """How long a new key lives: as was said, or as is usual, and then no longer than its maker."""
     if ttl_s is not None:
         return ttl_s * 1000
-    left = auth.TTL_DEFAULT_MS if maker.ends_at is None else maker.ends_at - now
-    return min(auth.TTL_DEFAULT_MS, left)
+    left = TTL_DEFAULT_MS if maker.ends_at is None else maker.ends_at - now
+    return min(TTL_DEFAULT_MS, left)
 
 
 def _expect_few(db: sqlite3.Connection, maker: Actor, now: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from gitd.actors import Actor
 from gitd.addresses import TrustedProxies
 from gitd.api.endpoint import Answered, Call, Endpoint, ListReply, Reach, Reply
 from gitd.api.envelope import (
@@ -32,7 +33,7 @@ from gitd.api.envelope import (
 from gitd.api.errors import CODES, Refusal, refusal_of
 from gitd.api.idempotency import claim_of
 from gitd.api.reading import BODY_TIMEOUT_S, Reader, version_of
-from gitd.auth import Actor, Authenticator, Grant
+from gitd.auth import Authenticator, Grant
 from gitd.errors import AuthenticationError, RateLimitedError, RequestError
 from gitd.log import ACTOR, REQUEST_ID
 from gitd.rate_limits import RATE_HEADERS, Kind, RateLimits

@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from aiohttp import web
 
+from gitd.actors import Actor
 from gitd.api import answers
 from gitd.api.idempotency import REPLAYED
 from gitd.api.reading import NoBody, NoQuery
-from gitd.auth import Actor
 from hooks.jobs import QueuePlace
 from hooks.once import Made
 from storage.model import Environment, Job, Site

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 import msgspec
 from aiohttp import web
 
+from gitd.actors import Actor
 from gitd.api import answers
 from gitd.api.endpoint import Call, ListReply, Reply
 from gitd.api.envelope import answer_headers, written
 from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.stream import JobStreams, OpenEnds
-from gitd.auth import Actor
 from hooks.errors import NotFoundError
 from hooks.jobs import Jobs as AllJobs
 from hooks.jobs import QueuePlace

@@ -13,7 +13,7 @@ import pytest
 import structlog
 from aiohttp import ClientPayloadError, ClientSession, web
 
-from gitd.auth import mint
+from gitd.api_keys import mint
 from gitd.log import FLUSH_AFTER_S, REQUEST_ID, Lines, configure, logged
 from storage.ids import is_id
 

@@ -19,7 +19,8 @@ import pytest
 from aiohttp import ClientSession, web
 
 from gitd.addresses import TrustedProxies
-from gitd.auth import Authenticator, mint
+from gitd.api_keys import mint
+from gitd.auth import Authenticator
 from gitd.git.service import GitService
 from gitd.rate_limits import Kind, Rate, RateLimits
 from gitd.scopes import expand_scopes

@@ -14,7 +14,8 @@ from aiohttp import ClientResponse, ClientSession, web
 from multidict import CIMultiDict
 
 from gitd.addresses import TrustedProxies
-from gitd.auth import Authenticator, may_fetch, mint
+from gitd.api_keys import mint
+from gitd.auth import Authenticator, may_fetch
 from gitd.git.push import SilentReceiver
 from gitd.git.service import GitService
 from gitd.log import ACTOR

@@ -19,7 +19,8 @@ from gitd.addresses import TrustedProxies
 from gitd.api.app import Api, ApiDeps, build_api
 from gitd.api.domains import DnsHelp
 from gitd.api.webhook_bodies import render
-from gitd.auth import Authenticator, mint
+from gitd.api_keys import mint
+from gitd.auth import Authenticator
 from gitd.metrics.exporter import Exporter
 from gitd.rate_limits import RateLimits
 from gitd.scopes import expand_scopes
