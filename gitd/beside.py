@@ -101,7 +101,7 @@ def note(
 ) -> None:
     """Write a change into the audit log: whoever has the server's machine made it."""
     from hooks.clock import now_ms
-    from hooks.jobs import JobChanges
+    from hooks.job_changes import JobChanges
 
     changes = JobChanges(db, now_ms, lambda *_: None)
     changes.note(action, target, site_id=site_id, env_id=env_id)

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 
 from hooks.errors import RefusedError
-from hooks.jobs import JobChanges
+from hooks.job_changes import JobChanges
 from hooks.orders import again
 from hooks.queueing import queue_deployment
 from storage.model import (

@@ -16,7 +16,7 @@ import msgspec
 
 from hooks.deploys.wire import Config, config_digest
 from hooks.errors import RefusedError
-from hooks.jobs import JobChanges
+from hooks.job_changes import JobChanges
 from hooks.variables import Variables
 from storage.digest import Digest
 from storage.model import Deployment, EnvironmentConfig, config_place

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hooks import branches, config_rolls
-from hooks.jobs import JobChanges
+from hooks.job_changes import JobChanges
 from hooks.queueing import cancel_work
 from storage.ids import new_id
 from storage.model import (

@@ -10,44 +10,29 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import msgspec
 import structlog
 
-from hooks.audit_log import Asker, asker
+from hooks.audit_log import asker
 from hooks.clock import Clock, now_ms, rfc3339
-from hooks.stages import begin_text, end_text
-from storage.ids import new_id
-from storage.joblog import Entry, JobLogs, LogLine, Positioned, StateChange
-from storage.model import (
-    SYSTEM,
-    Action,
-    ActorRef,
-    AuditEntry,
-    Deployment,
-    Failure,
-    Job,
-    JobStatus,
-    JobType,
-)
-from storage.records import audit_log, webhooks
+from hooks.job_changes import JobChanges
+from hooks.job_log import CONTROL, JobLog
+from storage.joblog import JobLogs, LogLine, Positioned, StateChange
+from storage.model import Deployment, Job
 from storage.records import jobs as job_rows
-from storage.records.db import Records, savepoint
+from storage.records.db import Records
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-LINE_CHARS_MAX = 8192
-LOG_BYTES_MAX = 64 << 20  # of one job, whatever its builder or host sends: both bound it themselves
 RECOVERED_MS = 60_000
 LOST_MS = (
     2_000  # a state that is not in the log so long after its commit never gets there by itself
 )
 REMOVED = "this job's log is not kept any more: the settings bound how many, how old and how large"
-CONTROL = "control"  # the source of the lines that control itself writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,152 +53,6 @@ class QueuePlace:
     has_builders: bool = True
 
 
-class JobChanges:
-    """A transaction's hand on jobs: it keeps what it touched, to be published after the commit."""
-
-    def __init__(
-        self,
-        db: sqlite3.Connection,
-        clock: Clock,
-        begin: Callable[[JobChanges, Deployment], None],
-        asker: Asker | None = None,
-    ) -> None:
-        self.db = db
-        self.now = clock()
-        self._begin = begin
-        self._asker = asker
-        self.touched: list[Job] = []
-        self.environments: list[str] = []
-
-    @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
-        """A part of the transaction that may fail by itself: only what it did is undone."""
-        touched, changed = len(self.touched), len(self.environments)
-        try:
-            with savepoint(self.db):
-                yield
-        except BaseException:
-            del self.touched[touched:], self.environments[changed:]
-            raise
-
-    def note(
-        self,
-        action: Action,
-        target: str,
-        *,
-        site_id: str | None = None,
-        env_id: str | None = None,
-        actor: ActorRef | None = None,
-    ) -> None:
-        """Write a change into the audit log. It is `actor`'s; or else who asks for it now."""
-        who = self._asker
-        if who is not None and actor is not None and who.actor != actor:
-            who = None  # it happens in another's request
-        entry = AuditEntry(
-            id=new_id("evt"),
-            created_at=self.now,
-            actor=actor or (SYSTEM if who is None else who.actor),
-            action=action,
-            target=target,
-            site_id=site_id,
-            env_id=env_id,
-            address=None if who is None else who.address,
-            request_id=None if who is None else who.request_id,
-        )
-        audit_log.add(self.db, entry)
-
-    def environment_changed(self, env_id: str) -> None:
-        """Say that an environment came, went, or is to be served otherwise."""
-        self.environments.append(env_id)
-
-    def deployment_queued(self, deployment: Deployment) -> None:
-        """Say that a deployment and its job are written: it may begin in this transaction."""
-        self._begin(self, deployment)
-
-    def add(
-        self,
-        job_type: JobType,
-        *,
-        resource_type: str,
-        resource_id: str,
-        site_id: str,
-        env_id: str,
-    ) -> Job:
-        """Queue a new job."""
-        job = Job(
-            id=new_id("job"),
-            type=job_type,
-            status=JobStatus.QUEUED,
-            progress=0,
-            resource_type=resource_type,
-            resource_id=resource_id,
-            site_id=site_id,
-            env_id=env_id,
-            result=None,
-            error=None,
-            version=1,
-            owner=None,
-            lease_id=None,
-            attempts=0,
-            losses=0,
-            created_at=self.now,
-            started_at=None,
-            finished_at=None,
-        )
-        job_rows.add(self.db, job)
-        self.touched.append(job)
-        return job
-
-    def start(
-        self, job_id: str, *, owner: str | None = None, lease_id: str | None = None
-    ) -> Job | None:
-        started = job_rows.start(self.db, job_id, owner=owner, lease_id=lease_id, at=self.now)
-        return self._keep(started)
-
-    def requeue(self, job_id: str, *, is_loss: bool) -> Job | None:
-        return self._keep(job_rows.requeue(self.db, job_id, is_loss=is_loss))
-
-    def advance(self, job_id: str, progress: int) -> Job | None:
-        return self._keep(job_rows.advance(self.db, job_id, progress))
-
-    def succeed(self, job_id: str, result: dict[str, str]) -> Job | None:
-        return self._finish(job_id, JobStatus.SUCCEEDED, result=result)
-
-    def fail(self, job_id: str, error: Failure) -> Job | None:
-        return self._finish(job_id, JobStatus.FAILED, error=error)
-
-    def cancel(
-        self, job_id: str, error: Failure | None = None, *, by: ActorRef | None = None
-    ) -> Job | None:
-        """`by`: whose work takes its place; or else who asks for it now."""
-        ended = self._finish(job_id, JobStatus.CANCELED, error=error)
-        if ended is not None:
-            self.note(
-                Action.JOB_CANCELED, job_id, site_id=ended.site_id, env_id=ended.env_id, actor=by
-            )
-        return ended
-
-    def _finish(
-        self,
-        job_id: str,
-        status: JobStatus,
-        *,
-        result: dict[str, str] | None = None,
-        error: Failure | None = None,
-    ) -> Job | None:
-        ended = job_rows.finish(self.db, job_id, status, result=result, error=error, at=self.now)
-        if ended is not None:
-            asker = self._asker
-            request_id = None if asker is None else asker.request_id
-            webhooks.note_end(self.db, ended, self.now, request_id)
-        return self._keep(ended)
-
-    def _keep(self, job: Job | None) -> Job | None:
-        if job is not None:
-            self.touched.append(job)
-        return job
-
-
 def as_of(job: Job, change: StateChange) -> Job:
     """The job as it was at `change`."""
     return replace(
@@ -232,6 +71,7 @@ class Jobs:
     def __init__(self, records: Records, joblogs: JobLogs, clock: Clock = now_ms) -> None:
         self.records = records
         self.joblogs = joblogs
+        self.log = JobLog(joblogs, clock, self._wake)
         self.clock = clock
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._published: dict[str, int] = {}
@@ -310,46 +150,6 @@ class Jobs:
             for react in self._environment_watchers:
                 _tell(react, env_id)
 
-    def log(self, job_id: str, lines: Sequence[str], *, stage: str, source: str = CONTROL) -> None:
-        """Add lines of this server's own to the job's log."""
-        at = rfc3339(self.clock())
-        self._append(job_id, [LogLine(line[:LINE_CHARS_MAX], at, stage, source) for line in lines])
-
-    def begin_stage(self, job_id: str, stage: str) -> None:
-        """Mark in the job's log where a stage of control's own begins."""
-        at = rfc3339(self.clock())
-        self._append(job_id, [LogLine(begin_text(stage), at, stage, CONTROL, mark="begin")])
-
-    def end_stage(self, job_id: str, stage: str, seconds: float) -> None:
-        """Mark where it ends, and how long it took."""
-        at, text = rfc3339(self.clock()), end_text(stage, seconds)
-        line = LogLine(text, at, stage, CONTROL, mark="end", seconds=round(seconds, 6))
-        self._append(job_id, [line])
-
-    def log_batch(
-        self, job_id: str, lines: Sequence[LogLine], *, first: int, source: str, seen: int
-    ) -> int:
-        """Add a batch that `source` may be repeating; return how many of its lines there are now.
-
-        `first` is the index of the batch's first line, `seen` how many the log has already.
-
-        Raises:
-            OSError: It cannot be written now: `source` has to repeat it.
-        """
-        fresh = [
-            msgspec.structs.replace(
-                line, line=line.line[:LINE_CHARS_MAX], source=source, index=first + offset
-            )
-            for offset, line in enumerate(lines)
-            if first + offset >= seen
-        ]
-        if fresh and self.joblogs.size_bytes(job_id) < LOG_BYTES_MAX:
-            if self.joblogs.append(job_id, fresh) >= LOG_BYTES_MAX:
-                said = f"... log truncated: it has {LOG_BYTES_MAX >> 20} MiB already"
-                self.log(job_id, [said], stage=fresh[-1].stage)
-            self._wake(job_id)
-        return seen + len(fresh)
-
     def read_log(self, job_id: str, after: int = 0) -> list[Positioned]:
         """Return some entries behind the id `after`, oldest first; none when there are no more.
 
@@ -366,17 +166,6 @@ class Jobs:
             return []
         line = LogLine(REMOVED, rfc3339(self.clock()), "gitd", CONTROL)
         return [Positioned(1, line), Positioned(2, _state_of(job))]
-
-    def lines_seen(self, job_id: str, source: str) -> int:
-        """How many lines of `source` the job's log has: what its next batch may repeat.
-
-        None, as far as is known, where the disk does not let it be read: the job goes on.
-        """
-        try:
-            return self.joblogs.lines_seen(job_id, source)
-        except OSError:
-            log.exception("job_log_not_read", job_id=job_id)
-            return 0
 
     def lost_end(self, job_id: str) -> Job | None:
         """The job, if it is over and its log will not say so: the disk was full, or is damaged.
@@ -486,15 +275,7 @@ class Jobs:
                 self._append_state(job)
 
     def _append_state(self, job: Job) -> None:
-        self._append(job.id, [_state_of(job)])
-
-    def _append(self, job_id: str, entries: Sequence[Entry]) -> None:
-        """Add entries of control's own. What cannot be written is lost: the work goes on."""
-        try:
-            self.joblogs.append(job_id, entries)
-        except OSError:
-            log.exception("job_log_not_written", job_id=job_id)
-        self._wake(job_id)
+        self.log.append(job.id, [_state_of(job)])
 
     def _wake(self, job_id: str) -> None:
         for event in self._waiting.get(job_id, ()):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from hooks.errors import IdempotencyKeyReusedError, NotFoundError
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from storage.records import idempotency
 from storage.records.idempotency import Claim
 

@@ -27,7 +27,8 @@ from hooks.errors import (
     NotFoundError,
     RefusedError,
 )
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from hooks.once import Made, once, replay
 from hooks.orders import again, refuse_previews_word, refuse_revoked
 from hooks.previews import PreviewLimits

@@ -21,7 +21,8 @@ import structlog
 from hooks.background import for_ever
 from hooks.clock import rfc3339
 from hooks.environments import remove_environment
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from storage.git.errors import RepositoryError
 from storage.model import Environment
 from storage.records import previews, pushes

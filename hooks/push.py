@@ -18,7 +18,8 @@ import structlog
 from hooks import branches
 from hooks.environments import add_preview, remove_environment
 from hooks.errors import PipelineError
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from hooks.previews import PreviewLimits
 from hooks.queueing import BuildOrder, queue_build
 from storage.errors import RecordConflictError, StorageError

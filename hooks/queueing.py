@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hooks.jobs import JobChanges
+from hooks.job_changes import JobChanges
 from storage.ids import new_id
 from storage.model import (
     Action,

@@ -15,7 +15,8 @@ import msgspec
 
 from hooks import config_rolls
 from hooks.errors import InvalidRequestError, NotFoundError, RefusedError
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from hooks.variable_rules import name_fault, value_fault
 from storage.model import Action, ActorRef, Environment, Job, Site, Variable, VariableUse
 from storage.records import variables

@@ -26,7 +26,8 @@ from aiohttp import hdrs
 from hooks.background import for_ever
 from hooks.clock import Clock
 from hooks.http_server import SERVER
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from hooks.webhook_addresses import PrivateAddressError, Resolver, check_literal
 from storage.errors import SealBrokenError, StorageError
 from storage.ids import new_id

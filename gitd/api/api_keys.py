@@ -19,7 +19,8 @@ from gitd.errors import AuthenticationError
 from gitd.families import Family
 from gitd.scopes import expand_scopes, granted_by
 from hooks.errors import NotFoundError, RefusedError
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from hooks.once import Made, once
 from storage.model import Action, ApiKey
 from storage.records import api_keys, environments, sites

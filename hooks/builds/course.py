@@ -17,7 +17,8 @@ from hooks.builds.leases import Leases, Running
 from hooks.builds.line import NO_SPACE, QUOTA_EXCEEDED, QUOTA_REMEDY, Line
 from hooks.builds.packing import Packer
 from hooks.builds.plain import CONTROL
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from storage.errors import QuotaExceededError, StorageError, StorageFullError, TreeError
 from storage.model import Failure, Job, JobStatus
 from storage.records import builds
@@ -138,7 +139,7 @@ class Course:
         """Fail a job for a reason that its slot did not write into the log."""
         if (running := self._leases.find(job_id)) is not None:
             await running.started.wait()
-        self._jobs.log(job_id, failure.message.splitlines(), stage="gitd")
+        self._jobs.log.add(job_id, failure.message.splitlines(), stage="gitd")
         await self.fail(job_id, failure, timings)
 
     def forget(self, job_id: str) -> None:
@@ -184,7 +185,7 @@ class Course:
 
         if running.slot != CONTROL:
             said = "was stopped" if loss is None else f"was lost ({loss})"
-            self._jobs.log(job_id, [f"the builder {said}"], stage="gitd")
+            self._jobs.log.add(job_id, [f"the builder {said}"], stage="gitd")
         if await self.write_down(change):
             self._line.add(running.job)
             self._line.stir()

@@ -121,7 +121,7 @@ class Leases:
             source,
             deadline=now + speak_up_s,
             ends_by=self._ends_by(now),
-            lines_seen=self._jobs.lines_seen(job.id, source),
+            lines_seen=self._jobs.log.lines_seen(job.id, source),
             previews_only=True,  # nobody knows what it began with
         )
         running.started.set()

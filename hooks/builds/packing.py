@@ -25,7 +25,8 @@ from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import Finish
 from hooks.clock import rfc3339
 from hooks.housekeeping import quota_message
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from hooks.queueing import DeploymentOrder, queue_deployment
 from hooks.variables import Variables
 from storage.artifacts import ArtifactStore, Ingested
@@ -131,7 +132,7 @@ class Packer:
         )
         if begin_log is not None:
             await begin_log()
-        self._jobs.begin_stage(build.job_id, PACK)
+        self._jobs.log.begin_stage(build.job_id, PACK)
         committed: list[JobChanges] = []
         try:
             kept, before = await packing
@@ -142,7 +143,7 @@ class Packer:
         except TreeTooLargeError as error:
             raise BuildFailedError(OUTPUT_TOO_LARGE, f"output: {error}.") from error
         finally:
-            self._jobs.end_stage(build.job_id, PACK, time.monotonic() - began)
+            self._jobs.log.end_stage(build.job_id, PACK, time.monotonic() - began)
             for changes in committed:
                 self._jobs.publish(changes)
 
@@ -241,7 +242,7 @@ class Packer:
         for_preview = self.memo.is_for_preview(build)
         if not await asyncio.to_thread(self.memo.may_read, build):
             return False
-        self._jobs.log(build.job_id, _reused(made_by), stage=MEMO)
+        self._jobs.log.add(build.job_id, _reused(made_by), stage=MEMO)
 
         def change(changes: JobChanges) -> bool:
             # In the transaction: the collector may have come in between.
@@ -258,7 +259,7 @@ class Packer:
         is_over = await self._jobs.commit(change)
         if not is_over:
             gone = "that artifact was collected meanwhile: building it again"
-            self._jobs.log(build.job_id, [gone], stage=MEMO)
+            self._jobs.log.add(build.job_id, [gone], stage=MEMO)
         return is_over
 
     def _recall(self, build: Build, inputs: str | None, toolchain: str) -> Attestation | None:
@@ -279,7 +280,7 @@ class Packer:
             said = [
                 f"not compared: what {before.build_id}, which had the same inputs, gave is damaged"
             ]
-        self._jobs.log(build.job_id, said, stage=PACK)
+        self._jobs.log.add(build.job_id, said, stage=PACK)
 
     def _compare(self, kept: Ingested, before: Attestation) -> list[str]:
         """Say whether a clean build gave what the same inputs gave before, and else what not."""

@@ -97,7 +97,7 @@ class BuildRunner:
             running = self.leases.resume(job, speak_up_s=speak_up_s)
             is_ours = job.owner == CONTROL
             waits = "" if slots_are_gone or is_ours else "; waiting for the builder"
-            self._jobs.log(job.id, [f"gitd was restarted{waits}"], stage="gitd")
+            self._jobs.log.add(job.id, [f"gitd was restarted{waits}"], stage="gitd")
             if is_ours:
                 self._background.spawn(self.course.take_back(running))
 
@@ -218,7 +218,7 @@ class BuildRunner:
             LogLine(line.line, line.at, line.stage, mark=line.mark, seconds=line.seconds)
             for line in batch.lines
         ]
-        running.lines_seen = self._jobs.log_batch(
+        running.lines_seen = self._jobs.log.add_batch(
             running.job.id, lines, first=batch.first, source=running.source, seen=running.lines_seen
         )
 

@@ -139,7 +139,7 @@ class Slotless:
 
         async def begin_log() -> None:
             await running.started.wait()
-            self._jobs.log(waiting.job_id, [plan.explanation, *plan.notes], stage=DETECT)
+            self._jobs.log.add(waiting.job_id, [plan.explanation, *plan.notes], stage=DETECT)
 
         outcome = finished(plan, self._programs)
         # The records may not say yet that it started.

@@ -16,7 +16,8 @@ import structlog
 from hooks.clock import rfc3339
 from hooks.configs import NOTHING, Configs, line_of
 from hooks.errors import RefusedError
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from hooks.orders import standing, statement_of
 from storage.custody import Custody
 from storage.digest import Digest
@@ -128,7 +129,7 @@ class ReleaseIssuer:
 
     def _tell_settled(self, deployment: Deployment) -> None:
         if said := self._said.pop(deployment.id, []):
-            self._jobs.log(deployment.job_id, said, stage=CONFIG_STAGE)
+            self._jobs.log.add(deployment.job_id, said, stage=CONFIG_STAGE)
 
     async def again(self, deployment: Deployment, *, rollback: bool) -> bool:
         """Sign another statement for a deployment, above all that its environment went by.

@@ -31,7 +31,8 @@ from hooks.deploys.wire import Config, DesiredMessage, Report, RollLog, Running
 from hooks.environments import resume_if_suspended
 from hooks.errors import RefusedError
 from hooks.hostnames import PlatformNames
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from hooks.scrubbing import Scrubbing
 from storage.errors import SealBrokenError, StorageError
 from storage.ids import new_id
@@ -305,10 +306,10 @@ class RollRunner:
             return
         source = f"{HOST}-{batch.attempt}" if batch.attempt else HOST
         if rolling.source != source:
-            rolling.lines_seen = self._jobs.lines_seen(deployment.job_id, source)
+            rolling.lines_seen = self._jobs.log.lines_seen(deployment.job_id, source)
             rolling.source = source
         lines = [LogLine(line.line, line.at, line.stage) for line in batch.lines]
-        rolling.lines_seen = self._jobs.log_batch(
+        rolling.lines_seen = self._jobs.log.add_batch(
             deployment.job_id, lines, first=batch.first, source=source, seen=rolling.lines_seen
         )
         self._note_progress(rolling, batch.progress)
@@ -365,7 +366,7 @@ class RollRunner:
         environment = environments.get(self._records.reader(), deployment.env_id)
         if environment is not None and environment.status is EnvironmentStatus.SUSPENDED:
             said = f"{environment.slug} is suspended: it is resumed when this release is live"
-            self._jobs.log(deployment.job_id, [said], stage="gitd")
+            self._jobs.log.add(deployment.job_id, [said], stage="gitd")
 
     async def _signed(self, rolling: _Rolling, issuing: Awaitable[bool]) -> bool:
         """Await a statement for the deployment under way; end that when it cannot be had."""

@@ -22,7 +22,7 @@ from gitd.control import Control
 from gitd.layout import DataFolder
 from gitd.metrics.store import MEASURED_EVERY_S, Measured
 from gitd.metrics.work import WorkMetrics
-from hooks.jobs import JobChanges
+from hooks.job_changes import JobChanges
 from storage.ids import new_id
 from storage.model import Failure, JobStatus, JobType
 from storage.records import census

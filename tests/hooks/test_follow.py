@@ -351,7 +351,7 @@ async def test_why_a_build_failed_is_said_once(world, narrator, push, is_in_the_
     following = asyncio.create_task(narrator.follow(effect, ear))
     lease = await world.builds.lease("slot-0", 5)
     if is_in_the_log:
-        world.jobs.log(lease.job_id, ["no luck", "at all"], stage="build")
+        world.jobs.log.add(lease.job_id, ["no luck", "at all"], stage="build")
     error = BuildError("build.command_failed", "no luck\nat all", 2)
     await world.builds.finish(lease.job_id, Finish("slot-0", "failed", error=error))
     await following

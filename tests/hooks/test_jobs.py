@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from hooks.jobs import LOG_BYTES_MAX, LOST_MS, JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import LOST_MS, Jobs
 from storage.errors import JobLogPositionError
 from storage.joblog import LogLine, StateChange
 from storage.model import Failure, Job, JobStatus, JobType
@@ -41,7 +42,7 @@ async def test_follower_sees_states_and_lines_in_order_to_the_end(world) -> None
     job = await add(jobs)
     follower = asyncio.create_task(seen(jobs, job.id))
     await jobs.commit(lambda c: c.start(job.id, owner="slot-0"))
-    jobs.log(job.id, ["one", "two"], stage="build")
+    jobs.log.add(job.id, ["one", "two"], stage="build")
     await jobs.commit(lambda c: c.succeed(job.id, {"artifact_id": "art_1"}))
     wanted = ["queued", "running", "one", "two", "succeeded"]
     assert await follower == wanted
@@ -51,7 +52,7 @@ async def test_follower_sees_states_and_lines_in_order_to_the_end(world) -> None
 async def test_follower_resumes_exactly_where_it_was(world) -> None:
     jobs = world.jobs
     job = await add(jobs)
-    jobs.log(job.id, [f"line {n}\r with \u2028 breaks" for n in range(50)], stage="build")
+    jobs.log.add(job.id, [f"line {n}\r with \u2028 breaks" for n in range(50)], stage="build")
     await jobs.commit(lambda c: c.fail(job.id, ENDED))
     whole = [item async for item in jobs.follow(job.id, heartbeat_s=1)]
     for at, item in enumerate(whole[:-1]):
@@ -107,7 +108,7 @@ async def test_log_that_cannot_be_read_holds_up_no_start_and_no_other_job(world)
     again = world.reopen()
     again.jobs.recover()
     assert await seen(again.jobs, job.id) == ["queued", "succeeded"]
-    assert again.jobs.lines_seen(unreadable.id, "b") == 0
+    assert again.jobs.log.lines_seen(unreadable.id, "b") == 0
     again.records.close()
 
 
@@ -141,24 +142,12 @@ async def test_final_state_that_is_in_the_log_is_not_lost(world) -> None:
 
 async def test_line_that_a_crash_tore_is_cut_off(world) -> None:
     job = await add(world.jobs)
-    world.jobs.log(job.id, ["whole"], stage="build")
+    world.jobs.log.add(job.id, ["whole"], stage="build")
     with world.jobs.joblogs.path(job.id).open("ab") as log:
         log.write(b'{"kind":"log","line":"hal')
-    world.jobs.log(job.id, ["next"], stage="build")
+    world.jobs.log.add(job.id, ["next"], stage="build")
     await world.jobs.commit(lambda c: c.cancel(job.id))
     assert await seen(world.jobs, job.id) == ["queued", "whole", "next", "canceled"]
-
-
-async def test_repeated_batches_leave_each_line_once(world) -> None:
-    job = await add(world.jobs)
-    jobs = world.jobs
-    lines = [LogLine(f"{n}", "", "build") for n in range(6)]
-    count = jobs.log_batch(job.id, lines[:3], first=0, source="b", seen=0)
-    count = jobs.log_batch(job.id, lines[:3], first=0, source="b", seen=count)
-    count = jobs.log_batch(job.id, lines[1:6], first=1, source="b", seen=count)
-    assert count == 6 == jobs.joblogs.lines_seen(job.id, "b")
-    await jobs.commit(lambda c: c.cancel(job.id))
-    assert await seen(jobs, job.id) == ["queued", "0", "1", "2", "3", "4", "5", "canceled"]
 
 
 async def test_long_poll_returns_on_a_change_and_on_time(world) -> None:
@@ -182,19 +171,6 @@ async def test_silence_gives_heartbeats(world) -> None:
     assert await anext(items) is None
     assert await anext(items) is None
     await items.aclose()
-
-
-async def test_log_that_its_source_does_not_bound_is_bounded_here_and_says_so(world) -> None:
-    job = await add(world.jobs)
-    lines = [LogLine("x" * 8000, "", "build")] * 1000
-    count, sizes = 0, []
-    for _ in range(12):
-        count = world.jobs.log_batch(job.id, lines, first=count, source="b", seen=count)
-        sizes.append(world.jobs.joblogs.size_bytes(job.id))
-    assert count == 12_000, "what is left out has been seen too"
-    assert LOG_BYTES_MAX < sizes[-1] == sizes[-2] < LOG_BYTES_MAX + 10_000_000
-    tail = world.jobs.joblogs.path(job.id).read_bytes().splitlines()[-1]
-    assert b"log truncated: it has 64 MiB already" in tail
 
 
 async def test_watcher_that_fails_keeps_no_other_from_hearing(world) -> None:

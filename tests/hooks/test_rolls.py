@@ -11,7 +11,8 @@ from collections.abc import Callable
 from hooks.deploys.announcing import MESSAGES_COUNT_MAX
 from hooks.deploys.runner import RollRunner
 from hooks.deploys.wire import Changed, Report, RollFailure, RollLog, RollLogLine, Snapshot
-from hooks.jobs import JobChanges, Jobs
+from hooks.job_changes import JobChanges
+from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.queueing import DeploymentOrder, queue_deployment
 from storage.joblog import LogLine
