@@ -69,6 +69,7 @@ async def serve_api(root: Path) -> None:
     from hooks.jobs import Jobs
     from hooks.pipeline import Pipeline
     from hooks.queueing import BuildOrder, queue_build
+    from hooks.sites import Sites
     from hooks.variables import Variables
     from hooks.webhooks import Messenger
     from storage.joblog import JobLogs
@@ -82,8 +83,9 @@ async def serve_api(root: Path) -> None:
         log.configure(stream=out, as_json=True)
         records = Records.open(root / "gitd.db")
         jobs = Jobs(records, JobLogs(root / "joblogs"))
-        pipeline = Pipeline(jobs, Repositories(root / "repos"))
-        site = (await pipeline.create_site("acme-store")).value
+        repositories = Repositories(root / "repos")
+        sites = Sites(jobs, repositories)
+        site = (await sites.create("acme-store")).value
         production = environments.of_site(records.reader(), site.id)[0]
         for number in range(JOBS):
             order = BuildOrder(production, "refs/heads/main", f"{number:040x}", SYSTEM)
@@ -99,7 +101,8 @@ async def serve_api(root: Path) -> None:
             ApiDeps(
                 records=records,
                 jobs=jobs,
-                pipeline=pipeline,
+                sites=sites,
+                pipeline=Pipeline(jobs, repositories),
                 domains=Domains(jobs, PlatformNames()),
                 dns=DnsHelp(PlatformNames()),
                 variables=Variables(jobs, vault),

@@ -222,15 +222,15 @@ def site_create(name: str, data: Path, default_branch: str, *, as_json: bool) ->
     from gitd.config import Config
     from gitd.stores import noted_settings
     from hooks.jobs import Jobs
-    from hooks.pipeline import Pipeline
+    from hooks.sites import Sites
     from storage.joblog import JobLogs
     from storage.repos import Repositories
 
     folder = beside(data)
     with open_records(folder) as records:
         jobs = Jobs(records, JobLogs(folder.joblogs))
-        pipeline = Pipeline(jobs, Repositories(folder.repositories))
-        made = asyncio.run(pipeline.create_site(name, default_branch)).value
+        sites = Sites(jobs, Repositories(folder.repositories))
+        made = asyncio.run(sites.create(name, default_branch)).value
     if as_json:
         print_json({"id": made.id, "name": made.name, "default_branch": made.default_branch})
     else:

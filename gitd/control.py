@@ -67,6 +67,7 @@ from hooks.pipeline import Pipeline
 from hooks.previews import PreviewKeeper, PreviewLimits
 from hooks.push import PushHooks, PushRules
 from hooks.scrubbing import Scrubbing
+from hooks.sites import Sites
 from hooks.variables import Variables
 from hooks.webhooks import Messenger
 from storage import ids
@@ -203,7 +204,8 @@ class Control:
         )
         previews = PreviewLimits(config.previews.idle_s_max, config.previews.count_max)
         self.previews = PreviewKeeper(self.jobs, self.repositories, previews)
-        self.pipeline = Pipeline(self.jobs, self.repositories, previews)
+        self.sites = Sites(self.jobs, self.repositories, previews)
+        self.pipeline = Pipeline(self.jobs, self.repositories)
         self.push_hooks = PushHooks(
             self.jobs,
             self.repositories,
@@ -320,6 +322,7 @@ class Control:
             ApiDeps(
                 records=self.records,
                 jobs=self.jobs,
+                sites=self.sites,
                 pipeline=self.pipeline,
                 domains=self.domains,
                 dns=DnsHelp(self.config.platform_names, self.config.sites.public_addresses),

@@ -57,6 +57,7 @@ from hooks.domains import Domains
 from hooks.follow import Addresses
 from hooks.jobs import Jobs as AllJobs
 from hooks.pipeline import Pipeline
+from hooks.sites import Sites as AllSites
 from hooks.variables import Variables as AllVariables
 from hooks.webhooks import Messenger
 from storage.records.db import Records
@@ -80,6 +81,7 @@ class ApiDeps:
 
     records: Records
     jobs: AllJobs
+    sites: AllSites
     pipeline: Pipeline
     domains: Domains
     variables: AllVariables
@@ -160,15 +162,15 @@ def build_api(deps: ApiDeps) -> Api:
         *api_keys_table(ApiKeys(deps.jobs)),
         *audit_log_table(AuditLog()),
         *webhooks_table(Webhooks(deps.jobs, deps.variables.vault, deps.messenger)),
-        *sites_table(Sites(deps.pipeline, deps.addresses)),
+        *sites_table(Sites(deps.sites, deps.addresses)),
         *capabilities_table(
             Capabilities(
-                deps.pipeline,
+                deps.sites,
                 has_build_cache=deps.has_build_cache,
                 has_rate_limits=deps.rate_limits is not None,
             )
         ),
-        *environments_table(Environments(deps.pipeline, deps.addresses, deps.running)),
+        *environments_table(Environments(deps.sites, deps.addresses, deps.running)),
         *domains_table(EnvironmentDomains(deps.domains, deps.addresses, deps.dns)),
         *variables_table(Variables(deps.variables)),
         *builds_table(Builds(deps.jobs, deps.pipeline, streams)),

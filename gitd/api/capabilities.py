@@ -9,7 +9,7 @@ from gitd.api.paging import LIMIT_MAX
 from gitd.api.reading import BODY_BYTES_MAX, NoBody, NoQuery
 from hooks.builds.managed_toml import Profile
 from hooks.domains import DOMAINS_COUNT_MAX
-from hooks.pipeline import Pipeline
+from hooks.sites import Sites
 from storage.model import EnvironmentKind, RouteTarget
 
 HAS = (
@@ -28,15 +28,15 @@ HAS = (
 
 
 class Capabilities:
-    def __init__(self, pipeline: Pipeline, *, has_build_cache: bool, has_rate_limits: bool) -> None:
-        self._pipeline = pipeline
+    def __init__(self, sites: Sites, *, has_build_cache: bool, has_rate_limits: bool) -> None:
+        self._sites = sites
         features = dict.fromkeys(HAS, True)
         features["build_cache"] = has_build_cache
         features["rate_limits"] = has_rate_limits
         self._features = dict(sorted(features.items()))
 
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
-        limits = self._pipeline.preview_limits
+        limits = self._sites.preview_limits
         return Reply(
             answers.Capabilities(
                 site_id=call.site.id,

@@ -18,7 +18,7 @@ from gitd.api.sites import BranchText, PolicyBody
 from hooks.deploys.wire import Running
 from hooks.follow import Addresses
 from hooks.hostnames import served_names
-from hooks.pipeline import Pipeline
+from hooks.sites import Sites
 from storage.model import Environment, EnvironmentKind
 from storage.records import domains, environments, previews
 
@@ -51,11 +51,11 @@ def _require_power(call: Call[Any, Any]) -> None:
 class Environments:
     def __init__(
         self,
-        pipeline: Pipeline,
+        sites: Sites,
         addresses: Addresses,
         running: Callable[[str], Running | None],
     ) -> None:
-        self._pipeline = pipeline
+        self._sites = sites
         self._addresses = addresses
         self._running = running
 
@@ -75,7 +75,7 @@ class Environments:
         return ListReply(self._answers(call.db, page.items), cursor)
 
     async def create(self, call: Call[NoQuery, EnvironmentBody]) -> Reply:
-        made = await self._pipeline.create_environment(
+        made = await self._sites.create_environment(
             call.site,
             call.body.kind,
             call.body.branch,
@@ -95,28 +95,28 @@ class Environments:
         policy = call.body.when_pushed_again
         if policy is msgspec.UNSET:
             return Reply(self._answer(call.db, call.environment))
-        await self._pipeline.set_push_policy(call.environment, policy)
+        await self._sites.set_push_policy(call.environment, policy)
         changed = replace(call.environment, when_pushed_again=policy)
         return Reply(self._answer(call.db, changed))
 
     async def renew(self, call: Call[NoQuery, NoBody]) -> Reply:
-        row = await self._pipeline.renew_environment(call.environment)
+        row = await self._sites.renew_environment(call.environment)
         return Reply(self._answer(call.db, row))
 
     async def suspend(self, call: Call[NoQuery, NoBody]) -> Reply:
         """Raises ScopeInsufficientError: as `_require_power`, or work would be canceled."""
         _require_power(call)
         may_cancel = partial(call.actor.require, CANCEL)
-        row = await self._pipeline.suspend_environment(call.environment, may_cancel)
+        row = await self._sites.suspend_environment(call.environment, may_cancel)
         return Reply(self._answer(call.db, row))
 
     async def resume(self, call: Call[NoQuery, NoBody]) -> Reply:
         _require_power(call)
-        row = await self._pipeline.resume_environment(call.environment, call.actor.ref)
+        row = await self._sites.resume_environment(call.environment, call.actor.ref)
         return Reply(self._answer(call.db, row))
 
     async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
-        await self._pipeline.delete_environment(call.environment)
+        await self._sites.delete_environment(call.environment)
         return Reply(answers.Deleted(call.environment.id))
 
     def _answer(self, db: sqlite3.Connection, row: Environment) -> answers.Environment:
@@ -125,7 +125,7 @@ class Environments:
     def _answers(
         self, db: sqlite3.Connection, rows: Sequence[Environment]
     ) -> Sequence[answers.Environment]:
-        expires_at = self._pipeline.preview_limits.expires_at
+        expires_at = self._sites.preview_limits.expires_at
         found = previews.among(db, [row.id for row in rows])
         ends = {env_id: expires_at(preview) for env_id, preview in found.items()}
         custom = domains.of_environments(db, [row.id for row in rows])

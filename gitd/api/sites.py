@@ -12,7 +12,7 @@ from gitd.api.endpoint import Call, ListReply, Reply, created
 from gitd.api.paging import PageQuery, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from hooks.follow import Addresses
-from hooks.pipeline import Pipeline
+from hooks.sites import Sites as AllSites
 from storage.model import BranchRoute, PushPolicy
 from storage.records import sites
 
@@ -36,8 +36,8 @@ class RoutesBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sites:
-    def __init__(self, pipeline: Pipeline, addresses: Addresses) -> None:
-        self._pipeline = pipeline
+    def __init__(self, sites: AllSites, addresses: Addresses) -> None:
+        self._sites = sites
         self._addresses = addresses
 
     async def list(self, call: Call[PageQuery, NoBody]) -> ListReply:
@@ -50,9 +50,7 @@ class Sites:
         return ListReply([answers.site(self._addresses, site) for site in page.items], cursor)
 
     async def create(self, call: Call[NoQuery, SiteBody]) -> Reply:
-        made = await self._pipeline.create_site(
-            call.body.name, call.body.default_branch, claim=call.claim
-        )
+        made = await self._sites.create(call.body.name, call.body.default_branch, claim=call.claim)
         return created(
             answers.site(self._addresses, made.value),
             f"/v1/sites/{made.value.id}",
@@ -66,12 +64,12 @@ class Sites:
         policy = call.body.when_pushed_again
         if policy is msgspec.UNSET:
             return Reply(answers.site(self._addresses, call.site))
-        await self._pipeline.set_push_policy(call.site, policy)
+        await self._sites.set_push_policy(call.site, policy)
         changed = replace(call.site, when_pushed_again=policy)
         return Reply(answers.site(self._addresses, changed))
 
     async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:
-        await self._pipeline.delete_site(call.site)
+        await self._sites.delete(call.site)
         return Reply(answers.Deleted(call.site.id))
 
     async def show_routes(self, call: Call[NoQuery, NoBody]) -> Reply:
@@ -79,7 +77,7 @@ class Sites:
 
     async def replace_routes(self, call: Call[NoQuery, RoutesBody]) -> Reply:
         wanted = tuple(BranchRoute(route.pattern, route.target) for route in call.body.routes)
-        await self._pipeline.replace_routes(call.site, wanted)
+        await self._sites.replace_routes(call.site, wanted)
         return _routes(wanted)
 
 

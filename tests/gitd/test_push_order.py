@@ -28,8 +28,8 @@ from gitd.site_git import SiteAccess, SiteReceiver
 from hooks.follow import Addresses, PushNarrator
 from hooks.housekeeping import Housekeeping, HousekeepingLimits
 from hooks.jobs import Jobs
-from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
+from hooks.sites import Sites
 from storage.artifacts import ArtifactStore
 from storage.collect import Collector
 from storage.joblog import JobLogs
@@ -99,7 +99,7 @@ async def receiving(tmp_path: Path) -> AsyncIterator[Receiving]:
     records = Records.open(tmp_path / "gitd.db")
     repositories = Repositories(tmp_path / "repos")
     jobs = Jobs(records, JobLogs(tmp_path / "joblogs"))
-    site = (await Pipeline(jobs, repositories).create_site("acme")).value
+    site = (await Sites(jobs, repositories).create("acme")).value
     store = ArtifactStore.open(tmp_path / "store", records, group=None)
     room = Room(Layout(tmp_path / "store"), RoomLimits())
     collector = Collector(store, records, Retention())

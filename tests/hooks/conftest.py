@@ -28,6 +28,7 @@ from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
 from hooks.push import PushHooks
 from hooks.scrubbing import Scrubbing
+from hooks.sites import Sites
 from hooks.variables import Variables
 from storage.artifacts import ArtifactStore
 from storage.collect import Collector
@@ -56,6 +57,7 @@ class World:
     repositories: Repositories
     store: ArtifactStore
     custody: Custody
+    sites: Sites
     pipeline: Pipeline
     push_hooks: PushHooks
     builds: BuildRunner
@@ -141,6 +143,7 @@ class World:
             repositories,
             store,
             custody,
+            Sites(jobs, repositories),
             Pipeline(jobs, repositories),
             PushHooks(jobs, repositories),
             builds,
@@ -156,7 +159,7 @@ class World:
         return World.open(self.root)
 
     async def site(self, name: str = "acme-store") -> Site:
-        return (await self.pipeline.create_site(name)).value
+        return (await self.sites.create(name)).value
 
     def environment(self, site: Site, slug: str = "production") -> Environment:
         found = environments.find(self.records.reader(), site.id, slug)

@@ -78,7 +78,7 @@ async def test_names_of_a_site_that_is_deleted_are_free(world, domains) -> None:
     acme, other = await world.site(), await world.site("other")
     await domains.add(world.environment(acme), "shop.example", SYSTEM)
     await domains.add(world.environment(acme, "staging"), "next.shop.example", SYSTEM)
-    await world.pipeline.delete_site(acme)
+    await world.sites.delete(acme)
     for name in ("shop.example", "next.shop.example"):
         await domains.add(world.environment(other), name, SYSTEM)
     assert len(await names_of(world, world.environment(other))) == 3
@@ -115,9 +115,7 @@ async def test_name_that_the_settings_took_since_is_not_served(world, domains) -
 
 async def test_previews_have_no_names_of_their_own(world, domains) -> None:
     site = await world.site()
-    preview = (
-        await world.pipeline.create_environment(site, "preview", "topic", ephemeral=True)
-    ).value
+    preview = (await world.sites.create_environment(site, "preview", "topic", ephemeral=True)).value
     with pytest.raises(RefusedError) as refused:
         await domains.add(preview, "shop.example", SYSTEM)
     assert refused.value.code == "domain.not_for_previews"
@@ -137,7 +135,7 @@ async def test_environment_has_so_many_names_and_no_more(world, domains) -> None
 async def test_suspended_environment_keeps_its_names(world, domains) -> None:
     production = world.environment(await world.site())
     await domains.add(production, "shop.example", SYSTEM)
-    await world.pipeline.suspend_environment(production, lambda: None)
+    await world.sites.suspend_environment(production, lambda: None)
     told = await world.told(production.id)
     assert (told.is_suspended, told.hostnames[1:]) == (True, ("shop.example",))
 

@@ -230,7 +230,7 @@ async def test_suspended_environment_is_not_said_to_serve(world, narrator, push)
     await world.builds.finish(lease.job_id, DONE)
     desired = await told(world, effect.environment.id)
     await world.rolls.report(Report(desired.env_id, desired.deployment_id, "serving"))
-    await world.pipeline.suspend_environment(world.environment(site), lambda: None)
+    await world.sites.suspend_environment(world.environment(site), lambda: None)
     effect = await push(site, b"two")
     lease = await world.builds.lease("slot-0", 5)
     await world.builds.finish(lease.job_id, FAILED)
@@ -265,7 +265,7 @@ async def test_push_says_that_the_front_page_is_broken(world, push, status, is_t
 
 async def test_push_says_that_it_resumed_what_was_suspended(world, narrator, push) -> None:
     site = await world.site()
-    await world.pipeline.suspend_environment(world.environment(site), lambda: None)
+    await world.sites.suspend_environment(world.environment(site), lambda: None)
     effect = await push(site)
     ear = Ear()
     following = asyncio.create_task(narrator.follow(effect, ear))
@@ -320,9 +320,9 @@ async def test_push_beside_a_production_that_waits_says_what_it_waits_for(
     await following
     assert ear.lines[-2:] == [waits, ""]
     routes = (BranchRoute("v?", RouteTarget.LIVE), BranchRoute("*", RouteTarget.PREVIEW))
-    await world.pipeline.replace_routes(site, routes)
+    await world.sites.replace_routes(site, routes)
     assert not any("waits for" in line for line in await said("master")), "no one branch"
-    await world.pipeline.replace_routes(site, (BranchRoute("trunk", RouteTarget.LIVE), *routes))
+    await world.sites.replace_routes(site, (BranchRoute("trunk", RouteTarget.LIVE), *routes))
     assert any("git push managed master:trunk" in line for line in await said("master"))
     assert not any("waits for" in line for line in await said("trunk"))
     assert not any("waits for" in line for line in await said("master")), "it is on its way"
@@ -363,7 +363,7 @@ async def test_why_a_build_failed_is_said_once(world, narrator, push, is_in_the_
 async def test_what_became_of_refs_without_a_build_is_said(world, narrator) -> None:
     site = await world.site()
     production = world.environment(site)
-    preview = (await world.pipeline.create_environment(site, "preview", "x", ephemeral=True)).value
+    preview = (await world.sites.create_environment(site, "preview", "x", ephemeral=True)).value
     ear = Ear()
     for effect in (
         Deleted("refs/tags/v1"),

@@ -7,7 +7,6 @@ from importlib.metadata import version
 
 import pytest
 
-from hooks.branches import default_routes
 from hooks.builds.wire import BuildError, Finish, Heartbeat, RunCommands
 from hooks.deploys.wire import Desired, Report, RollFailure
 from hooks.errors import (
@@ -181,7 +180,7 @@ async def test_promotion_says_what_it_cannot_do(world, commit) -> None:
     with pytest.raises(NotFoundError):
         await world.pipeline.start_promotion(production, "preview", ACTOR)
     for branch in ("a", "b"):
-        await world.pipeline.create_environment(site, "preview", branch, ephemeral=True)
+        await world.sites.create_environment(site, "preview", branch, ephemeral=True)
     with pytest.raises(AmbiguousEnvironmentError) as ambiguous:
         await world.pipeline.start_promotion(production, "preview", ACTOR)
     assert ambiguous.value.slugs == ("a", "b")
@@ -213,17 +212,6 @@ async def test_racing_requests_with_one_key_run_the_work_once(world, commit) -> 
     with pytest.raises(IdempotencyKeyReusedError):
         await again.pipeline.start_build(env, ACTOR, claim=Claim(ACTOR.id, "k1", b"b" * 32))
     again.records.close()
-
-
-async def test_site_made_twice_with_one_key_is_one_site(world) -> None:
-    claim = Claim(ACTOR.id, "k1", b"a" * 32)
-    one = await world.pipeline.create_site("shop", claim=claim)
-    two = await world.pipeline.create_site("shop", claim=claim)
-    assert (one.value, two.replayed) == (two.value, True)
-    with pytest.raises(RefusedError, match="already"):
-        await world.pipeline.create_site("shop")
-    repositories = [path.name for path in world.repositories.root.iterdir() if path.suffix]
-    assert repositories == [f"{one.value.id}.git"]
 
 
 async def test_failed_build_is_a_result_of_its_job(world, commit) -> None:
@@ -317,20 +305,6 @@ async def test_deployments_of_one_environment_go_one_after_the_other(world, comm
     assert current(world, site).artifact_id == first.artifact_id
 
 
-async def test_preview_made_by_hand_is_kept_for_its_first_push(world, commit) -> None:
-    site = await world.site()
-    made = await world.pipeline.create_environment(site, "preview", "topic", ephemeral=True)
-    tip = commit(world.repositories.path(site.id), {"index.html": b"one"}, branch="topic")
-    moves = (RefMove("refs/heads/topic", "0" * 40, tip),)
-    record = await world.push_hooks.begin(site.id, ACTOR, moves, ())
-    (effect,) = await world.push_hooks.land(record, moves)
-    assert effect.environment == made.value
-    with pytest.raises(RefusedError, match="has a preview"):
-        await world.pipeline.create_environment(site, "preview", "topic", ephemeral=True)
-    with pytest.raises(RefusedError, match="only previews"):
-        await world.pipeline.delete_environment(world.environment(site))
-
-
 async def test_signed_statement_says_all_that_the_output_depends_on(world, commit) -> None:
     site = await world.site()
     commit(world.repositories.path(site.id), {"Procfile": b"web: ./serve\n"})
@@ -370,7 +344,7 @@ async def test_build_without_a_ref_takes_what_was_pushed_last_where_a_pattern_ma
     world, commit
 ) -> None:
     site = await world.site()
-    await world.pipeline.replace_routes(site, [BranchRoute("release/*", RouteTarget.STAGING)])
+    await world.sites.replace_routes(site, [BranchRoute("release/*", RouteTarget.STAGING)])
     staging = world.environment(site, "staging")
     with pytest.raises(InvalidRequestError, match="nothing was pushed to it yet: name a ref"):
         await world.pipeline.start_build(staging, ACTOR)
@@ -383,13 +357,3 @@ async def test_build_without_a_ref_takes_what_was_pushed_last_where_a_pattern_ma
     job = (await world.pipeline.start_build(staging, ACTOR)).value
     build = builds.get(world.records.reader(), job.resource_id)
     assert (build.ref, build.commit) == ("refs/heads/release/2", newer)
-
-
-@pytest.mark.parametrize("branch", ["main", "staging", "nowhere"])
-async def test_preview_of_a_branch_that_goes_elsewhere_is_refused(world, branch: str) -> None:
-    site = await world.site()
-    routes = [r for r in default_routes("main") if r.pattern != "*"]
-    await world.pipeline.replace_routes(site, routes)
-    with pytest.raises(RefusedError) as caught:
-        await world.pipeline.create_environment(site, "preview", branch, ephemeral=True)
-    assert caught.value.code == "environment.routed_elsewhere"

@@ -141,8 +141,8 @@ async def test_preview_that_changed_since_it_was_looked_at_stays(world, commit) 
 
 async def test_preview_that_nobody_used_goes_and_one_that_is_to_stay_stays(world, commit) -> None:
     site, effects = await pushed(world, commit, "main", "idle", "busy")
-    made = await world.pipeline.create_environment(site, "preview", "hand", ephemeral=True)
-    await world.pipeline.create_environment(site, "preview", "stays", ephemeral=False)
+    made = await world.sites.create_environment(site, "preview", "hand", ephemeral=True)
+    await world.sites.create_environment(site, "preview", "stays", ephemeral=False)
     began, at = world.jobs.clock(), {e.environment.slug: e for e in effects}
     world.jobs.clock = lambda: began + 1000 * (30 * DAY_S - 60)
     tip = commit(world.repositories.path(site.id), {"index.html": b"two"}, branch="busy")
@@ -271,9 +271,9 @@ async def test_site_with_as_many_previews_as_it_may_gets_no_other(world, commit)
     effects = await hooks.land(await hooks.begin(site.id, ACTOR, moves, ()), moves)
     assert [type(e) for e in effects] == [Building, Building, NotDeployed, Building]
     assert "2 previews, as many as it may" in effects[2].why
-    world.pipeline.preview_limits = LIMITS
+    world.sites.preview_limits = LIMITS
     with pytest.raises(RefusedError) as refused:
-        await world.pipeline.create_environment(site, "preview", "d", ephemeral=True)
+        await world.sites.create_environment(site, "preview", "d", ephemeral=True)
     assert refused.value.code == "environment.too_many"
     moves = [branch("a", "0" * 40, tip), branch("c", tip)]
     effects = await hooks.land(await hooks.begin(site.id, ACTOR, moves, ()), moves)

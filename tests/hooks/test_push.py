@@ -67,7 +67,7 @@ async def test_push_says_whether_its_builds_are_clean(world, commit, options, cl
 async def test_ignored_branch_queues_no_job(world, commit) -> None:
     site = await world.site()
     tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
-    await world.pipeline.replace_routes(site, [BranchRoute("*", RouteTarget.IGNORE)])
+    await world.sites.replace_routes(site, [BranchRoute("*", RouteTarget.IGNORE)])
     (effect,) = await push(world, site, branch("main", tip))
     assert isinstance(effect, NotDeployed)
     assert "ignore" in effect.why
@@ -172,7 +172,7 @@ async def test_made_preview_gets_a_free_slug_too(world) -> None:
     site = await world.site()
     _, hashed = islice(preview_slugs(site.id, "a-b"), 2)
     for name in ("a/b", hashed, "a-b"):
-        made = await world.pipeline.create_environment(site, "preview", name, ephemeral=True)
+        made = await world.sites.create_environment(site, "preview", name, ephemeral=True)
     assert made.value.slug not in ("a-b", hashed)
     assert made.value.branch == "a-b"
 
@@ -232,7 +232,7 @@ async def test_deleted_ref_is_said_to_be_deleted(world, commit) -> None:
     site = await world.site()
     tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
     routes = [BranchRoute("main", RouteTarget.LIVE), BranchRoute("*", RouteTarget.IGNORE)]
-    await world.pipeline.replace_routes(site, routes)
+    await world.sites.replace_routes(site, routes)
     gone = [branch("ignored", ZERO, tip), branch("main", ZERO, tip)]
     effects = await push(world, site, RefMove("refs/tags/v1", tip, ZERO), *gone)
     production = world.environment(site)
@@ -250,7 +250,7 @@ async def test_preview_goes_with_the_next_push_once_its_branch_goes_elsewhere(
     site = await world.site()
     tip = commit(world.repositories.path(site.id), {"index.html": b"hi"})
     (made,) = await push(world, site, branch("topic", tip))
-    await world.pipeline.replace_routes(site, [BranchRoute("topic", target)])
+    await world.sites.replace_routes(site, [BranchRoute("topic", target)])
     reader = world.records.reader()
     assert environments.preview_of(reader, site.id, "topic") is not None, "it serves on till then"
     gone, then = await push(world, site, branch("topic", tip, old="1" * 40))

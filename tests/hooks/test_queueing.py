@@ -149,17 +149,17 @@ async def test_wait_lets_the_running_build_finish_then_builds_the_newest(
     if where == "server":
         world.push_hooks = PushHooks(world.jobs, world.repositories, PushRules(PushPolicy.WAIT))
     elif where == "site":
-        await world.pipeline.set_push_policy(site, PushPolicy.WAIT)
+        await world.sites.set_push_policy(site, PushPolicy.WAIT)
     else:
-        await world.pipeline.set_push_policy(site, PushPolicy.ALL)
-        await world.pipeline.set_push_policy(world.environment(site), PushPolicy.WAIT)
+        await world.sites.set_push_policy(site, PushPolicy.ALL)
+        await world.sites.set_push_policy(world.environment(site), PushPolicy.WAIT)
     effects, _ = await pushed_four_times(world, commit, site)
     assert statuses(world, effects) == ["running", "canceled", "canceled", "queued"]
 
 
 async def test_all_builds_every_one_in_order_and_rolls_them_in_order(world, commit) -> None:
     site = await world.site()
-    await world.pipeline.set_push_policy(site, PushPolicy.ALL)
+    await world.sites.set_push_policy(site, PushPolicy.ALL)
     effects, lease = await pushed_four_times(world, commit, site)
     done = Finish("slot-0", "succeeded", profile="static", output="source", folder=".")
     for number, effect in enumerate(effects):
@@ -176,7 +176,7 @@ async def test_all_builds_every_one_in_order_and_rolls_them_in_order(world, comm
 async def test_all_gives_way_to_what_is_asked_for_by_itself(world, commit) -> None:
     """Pushes wait for each other; a rollback is meant for now, and does not wait for them."""
     site = await world.site()
-    await world.pipeline.set_push_policy(site, PushPolicy.ALL)
+    await world.sites.set_push_policy(site, PushPolicy.ALL)
     effects, lease = await pushed_four_times(world, commit, site)
     done = Finish("slot-0", "succeeded", profile="static", output="source", folder=".")
     for effect in effects:
@@ -247,7 +247,7 @@ async def test_same_commit_asked_for_again_and_again_is_one_build(world, commit)
 
 async def test_what_is_pushed_again_after_something_else_is_built_again(world, commit) -> None:
     site = await world.site()
-    await world.pipeline.set_push_policy(site, PushPolicy.ALL)
+    await world.sites.set_push_policy(site, PushPolicy.ALL)
     repository = world.repositories.path(site.id)
     one, two = (commit(repository, {"index.html": b"%d" % n}) for n in range(2))
     effects = [await push(world, site, tip) for tip in (one, two, one)]

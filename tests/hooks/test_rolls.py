@@ -13,8 +13,8 @@ from hooks.deploys.runner import RollRunner
 from hooks.deploys.wire import Changed, Report, RollFailure, RollLog, RollLogLine, Snapshot
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
-from hooks.pipeline import Pipeline
 from hooks.queueing import DeploymentOrder, queue_deployment
+from hooks.sites import Sites
 from storage.joblog import LogLine
 from storage.model import Failure, JobStatus, Trigger
 from storage.records import deployments
@@ -210,7 +210,7 @@ async def test_database_that_cannot_be_read_for_a_while_ends_no_watch_over_rolls
             await asyncio.sleep(0.05)
             assert not reaper.done()
         beside = Records.open(tmp_path / "gitd.db")
-        site = await Pipeline(Jobs(beside, world.jobs.joblogs), world.repositories).create_site("b")
+        site = await Sites(Jobs(beside, world.jobs.joblogs), world.repositories).create("b")
         beside.close()
         world.records.reader().set_authorizer(None)
         told = set()
@@ -231,5 +231,5 @@ async def test_environments_that_were_removed_are_told_from_those_that_were_neve
     commit(world.repositories.path(site.id), {"index.html": b"one"})
     await build(world, site)
     gone = world.environment(site).id
-    await world.pipeline.delete_site(site)
+    await world.sites.delete(site)
     assert world.rolls.gone([env.id, gone, "env_of_later"]) == [gone]

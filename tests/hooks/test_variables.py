@@ -124,7 +124,7 @@ async def test_what_is_deleted_takes_its_variables_along(world, held) -> None:
     site = await world.site()
     await put(held, site, world.environment(site), "TOKEN", "a long secret")
     await put(held, site, None, "TOKEN", "a long secret")
-    await world.pipeline.delete_site(site)
+    await world.sites.delete(site)
     assert not rows.has_any(world.records.reader())
 
 

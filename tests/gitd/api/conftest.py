@@ -40,6 +40,7 @@ from hooks.follow import Addresses
 from hooks.hostnames import PlatformNames
 from hooks.jobs import Jobs
 from hooks.pipeline import Pipeline
+from hooks.sites import Sites
 from hooks.variables import Variables
 from hooks.webhooks import Messenger
 from storage.artifacts import ArtifactStore
@@ -150,6 +151,7 @@ class Service:
             ApiDeps(
                 records=self.records,
                 jobs=self.jobs,
+                sites=Sites(self.jobs, self.repositories),
                 pipeline=Pipeline(self.jobs, self.repositories),
                 domains=Domains(self.jobs, PLATFORM),
                 dns=DnsHelp(PLATFORM, ("203.0.113.7", "2001:db8::7")),

@@ -45,8 +45,7 @@ class Builds:
         return made.value.id
 
     async def preview(self, slug) -> None:
-        pipeline = self.world.pipeline
-        await pipeline.create_environment(self.site, "preview", slug, ephemeral=True)
+        await self.world.sites.create_environment(self.site, "preview", slug, ephemeral=True)
 
     async def make(self, slug="production", *, outcome=None, **options):
         """Ask for a build, and let a slot build it; its job."""
