@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from storage.blobs import is_executable
 from storage.digest import DIGEST_BYTES, Digest
-from storage.files import read_bounded, read_up_to
+from storage.files import forget_cached, read_up_to
 from storage.layout import STATEMENT_MODE, Layout, blob_mode, blob_mtime
 from storage.parts import Part, PartKind
 
@@ -131,11 +131,15 @@ class Inspector:
                 pace(status.st_size)
             if not stat.S_ISREG(status.st_mode):
                 return Fault("is no regular file", is_of_bytes=True, stamp=stamp_of(status))
-            data = read_bounded(path, size_bytes_max=part.size_bytes_max)
+            fd = os.open(path, _OPEN)
+            try:
+                data = _read(fd, part.size_bytes_max, pace)
+            finally:
+                os.close(fd)
         except OSError as error:
-            if error.errno == errno.EFBIG:
-                return Fault("is far too long", is_of_bytes=True, stamp=stamp_of(status))
             return _unreadable(path, error)
+        if len(data) > part.size_bytes_max:
+            return Fault("is far too long", is_of_bytes=True, stamp=stamp_of(status))
         if not part.names(data):
             return Fault("has other bytes", is_of_bytes=True, stamp=stamp_of(status))
         if stat.S_IMODE(status.st_mode) != STATEMENT_MODE:
@@ -166,7 +170,7 @@ class Inspector:
                 return False
             if pace is not None:
                 pace(status.st_size)
-            return part.names(read_up_to(fd, status.st_size + 1))
+            return part.names(_read(fd, status.st_size, pace))
         finally:
             os.close(fd)
 
@@ -178,10 +182,17 @@ class Inspector:
             return fault.stamp is None
 
 
+def _read(fd: int, size_bytes_max: int, pace: Pace | None) -> bytes:
+    """Read a small file: a byte more than the bound when it is longer."""
+    if pace is not None:
+        forget_cached(fd)
+    return read_up_to(fd, size_bytes_max + 1)
+
+
 def _digest_of(fd: int, size_bytes: int, pace: Pace | None) -> bytes:
     """Read a file of that size, and see whether it goes on after it."""
     if pace is not None:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        forget_cached(fd)
         pace(min(size_bytes, PIECE_BYTES))
     data = os.read(fd, PIECE_BYTES)
     if len(data) == size_bytes < PIECE_BYTES:

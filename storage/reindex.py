@@ -23,11 +23,12 @@ from storage.blobs import BlobKey, blob_sizes
 from storage.digest import Digest
 from storage.envelope import signature_by, subject_digest
 from storage.errors import ArtifactError
-from storage.files import mapped_errors
+from storage.files import mapped_errors, sync_filesystem
 from storage.gate import Gate
 from storage.ids import artifact_id
 from storage.inspector import Inspector
 from storage.layout import SHARDS
+from storage.manifest import Manifest
 from storage.model import Artifact, Attestation
 from storage.parts import Part
 from storage.reader import StoreReader
@@ -81,6 +82,7 @@ class _Rebuild:
         self._suspects: list[Part] = []
 
     def run(self) -> Rebuilt:
+        self._sync()
         self._records.write(index.reindex)
         statements = self._add_statements()
         wanted = index.wanted_trees(self._records.reader())
@@ -88,12 +90,22 @@ class _Rebuild:
         damaged = self._repairer.condemn(self._suspects)
         return Rebuilt(len(wanted), changed, len(damaged), statements)
 
+    def _sync(self) -> None:
+        """Let nothing wait in memory any more: what is read here counts from then on, and whoever
+        wrote it may have ended before the disk had it.
+        """
+        fd = os.open(self._layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync_filesystem(fd)
+        finally:
+            os.close(fd)
+
     # -- trees ----------------------------------------------------------------------------------
 
     def _index_tree(self, digest: Digest) -> bool:
         """Make the rows of one tree again; say if any changed."""
         try:
-            manifest = self._reader.manifest(digest)
+            manifest = self._manifest(digest)
         except ArtifactError:
             self._records.write(lambda db: index.miss_tree(db, digest))
             self._suspects.append(Part.of_tree(digest))
@@ -112,8 +124,12 @@ class _Rebuild:
             at = _now_ms()
             return self._records.write(lambda db: index.put_tree(db, row, sizes, whole, at))
 
+    def _manifest(self, digest: Digest) -> Manifest:
+        self._inspector.fault(Part.of_tree(digest), None, pace=_from_medium)
+        return self._reader.manifest(digest)  # as it was just read
+
     def _is_whole(self, key: BlobKey, size_bytes: int, *, reads: bool) -> bool:
-        fault = self._inspector.blob_fault(key, size_bytes, reads=reads)
+        fault = self._inspector.blob_fault(key, size_bytes, reads=reads, pace=_from_medium)
         return fault is None or not fault.is_of_bytes
 
     def _is_there(self, db: sqlite3.Connection, key: BlobKey, size_bytes: int) -> bool:
@@ -141,8 +157,9 @@ class _Rebuild:
         Raises:
             ArtifactError: It is none, does not hold, or its manifest does not.
         """
-        data = self._reader.envelope(sha256)
-        manifest = self._reader.manifest(subject_digest(data))
+        self._inspector.fault(Part.of_envelope(sha256), None, pace=_from_medium)
+        data = self._reader.envelope(sha256)  # as it was just read
+        manifest = self._manifest(subject_digest(data))
         verified = self._reader.vouched(manifest, sha256)
         provenance = verified.provenance
         at = _milliseconds(provenance.finished_at)
@@ -173,6 +190,10 @@ class _Rebuild:
             for name in sorted(os.listdir(f"{self._layout.root}/attest/{shard}")):
                 if match := _ENVELOPE.fullmatch(name):
                     yield match[1]
+
+
+def _from_medium(_: int) -> None:
+    """A pace that is none: the medium is asked, as fast as it answers."""
 
 
 def _milliseconds(text: str) -> int:

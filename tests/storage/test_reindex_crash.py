@@ -97,6 +97,23 @@ def files_below(shop: Path) -> list[Path]:
     return [path for kind in kinds for path in (shop / "store" / kind).glob("*/*")]
 
 
+def test_rebuild_believes_what_the_disk_has_and_not_what_memory_has(lost, scratch: Path) -> None:
+    """Whoever wrote it may have been refused by the disk, and told that to nobody."""
+    shop, trace = scratch / "shop", scratch / "trace"
+    shutil.copytree(lost[0], shop, symlinks=True)
+    done = rebuilding(shop).run(trace, "-y", "-e", "trace=syncfs,fadvise64,openat")
+    assert done.returncode == 0, done.stdout
+    calls = trace.read_text().splitlines()
+    first = next(number for number, call in enumerate(calls) if "syncfs(" in call)
+    paths = [path for path in files_below(shop) if path.parent.parent.name != "quarantine"]
+    assert len(paths) > 6
+    for path in paths:
+        opened = [n for n, call in enumerate(calls) if "openat(" in call and path.name in call]
+        asked = [n for n, call in enumerate(calls) if "fadvise64(" in call and path.name in call]
+        assert first < opened[0] < asked[0], path
+        assert not [n for n in opened if opened[0] < n < asked[0]]  # what is read next is new
+
+
 @pytest.mark.timeout(300)
 def test_rebuild_of_the_index_loses_nothing_at_some_system_calls(
     shop_at, lost, scratch: Path

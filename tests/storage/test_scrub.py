@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from storage.check import check_store
 from storage.copies import Lacking, Offer, issued_statements, twins
 from storage.digest import Digest
 from storage.envelope import seal
+from storage.inspector import Inspector
 from storage.parts import Part
 from storage.records import release_statements, unsecured
 from storage.records import scrub as rows
@@ -46,6 +48,67 @@ def ages(world) -> list[int]:
     """When the blobs were read, by their contents' order of ingest."""
     db = world.shop.records.reader()
     return [row[0] for row in db.execute("SELECT verified_at FROM blob ORDER BY id")]
+
+
+@pytest.fixture
+def forgotten(monkeypatch) -> list[str]:
+    """The files of which the system was asked to forget what it has in memory."""
+    names: list[str] = []
+    real = os.posix_fadvise
+
+    def note(fd: int, *advice: int) -> None:
+        assert advice == (0, 0, os.POSIX_FADV_DONTNEED)
+        names.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        real(fd, *advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", note)
+    return names
+
+
+def test_every_kind_of_part_is_read_from_the_medium(world, forgotten: list[str]) -> None:
+    shop = world.shop
+    ingested = shop.ingest({"a": b"a"})
+    released = issue(world, ingested)
+    released.write_bytes(seal(b'{"a":"statement"}', shop.signing_key).data)
+    released.chmod(0o444)
+    world.clock.now = time.time_ns() // 1_000_000 + 60 * DAY
+    scrubber = scrubber_of(world)
+    scrubber.turn()
+    world.clock.now += SETTLE_MS
+    assert scrubber.turn().parts == 1
+    layout = shop.store.layout
+    assert sorted(forgotten) == sorted(
+        [
+            str(shop.blob(b"a")),
+            str(layout.tree(ingested.digest)),
+            str(layout.envelope(ingested.envelope_sha256)),
+            str(released),
+        ]
+    )
+
+
+def test_copies_of_every_kind_are_read_from_the_medium_at_a_pace(
+    shop, forgotten: list[str]
+) -> None:
+    ingested = shop.ingest({"a": b"a"})
+    inspector = Inspector(shop.store.layout)
+    for part, size_bytes in (
+        (Part.of_blob(Digest.of(b"a") + b"f"), 1),
+        (Part.of_tree(ingested.digest), None),
+        (Part.of_envelope(ingested.envelope_sha256), None),
+    ):
+        path = part.path(shop.store.layout)
+        for look in (
+            lambda pace, part=part, size=size_bytes: inspector.fault(part, size, pace=pace) is None,
+            lambda pace, part=part, size=size_bytes, path=path: inspector.is_copy(
+                path, part, size, pace
+            ),
+        ):
+            assert look(None)
+            assert forgotten == []
+            assert look(lambda _: None)
+            assert forgotten == [path]
+            forgotten.clear()
 
 
 def test_everything_is_read_once_in_its_time_and_not_again_before(world) -> None:
