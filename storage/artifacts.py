@@ -267,10 +267,13 @@ class ArtifactStore:
                 raise
             # Should this fail as well, the first error is the one to tell; the rest is harmless.
             with contextlib.suppress(StorageError, OSError):
-                self._recovery.remove_unknown(lease, Remover())
+                self._recovery.remove_unknown(lease, Remover(), doubt=self._doubt)
             raise
         finally:
             lease.release()
+
+    def _doubt(self) -> str | None:
+        return "a commit failed that may have happened" if self._is_doubtful else None
 
     @contextlib.contextmanager
     def _taking_in(self, tree: Iterable[SourceEntry], limits: Limits) -> Iterator[Ingest]:

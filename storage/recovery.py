@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.blobs import ENVELOPE_NAME, MANIFEST_NAME, blob_path, entry_key
 from storage.envelope import ENVELOPE_BYTES_MAX
-from storage.errors import ManifestInvalidError
+from storage.errors import ManifestInvalidError, RecordsError, StorageFullError
 from storage.files import Lease, Remover, mapped_errors, read_bounded
 from storage.gate import Gate
 from storage.layout import Layout
@@ -61,17 +62,21 @@ class Recovery:
                 lease = Lease.seize(self._layout.tmp / name)
                 if lease is None:
                     continue
-                self.remove_unknown(lease, remover)
+                self.remove_unknown(lease, remover, doubt=self._doubt)
                 lease.release()
                 leases += 1
             files = remover.count
             deletions = self._finish_deletions(remover)
             return Recovered(leases, files, deletions, remover.stuck())
 
-    def remove_unknown(self, lease: Lease, remover: Remover) -> None:
+    def remove_unknown(
+        self, lease: Lease, remover: Remover, *, doubt: Callable[[], str | None]
+    ) -> None:
         """Remove what this lease's ingest placed and no row knows.
 
-        The lease is left for the next start when something is there still.
+        The lease is left for the next start when something is there still. `doubt`: asked while the
+        gate is this one's alone, when no commit is under way; says why rows may come back that are
+        not there, if they may.
         """
         try:
             manifest, envelope_sha256 = _statements(lease)
@@ -86,23 +91,43 @@ class Recovery:
             lease.is_abandoned = True
             return
         with self._gate.collecting():
-            db = self._records.reader()
-            keys = {entry_key(e) for e in manifest.entries if isinstance(e, FileEntry)}
-            paths = [blob_path(self._layout, key) for key in keys - rows.known(db, keys)]
-            if not rows.has_tree(db, manifest.digest):
-                paths.append(self._layout.tree(manifest.digest))
-            if envelope_sha256 is not None and not rows.is_attested(db, envelope_sha256):
-                paths.append(self._layout.envelope(envelope_sha256))
-            removed = [remover.remove(path) for path in paths]
+            if why := doubt():
+                remover.refused[lease.path] = why
+                lease.is_abandoned = True
+                return
+            removed = [remover.remove(path) for path in self._unknown(manifest, envelope_sha256)]
             lease.is_abandoned = not all(removed)
+
+    def _unknown(self, manifest: Manifest, envelope_sha256: str | None) -> list[str]:
+        """What an ingest may have placed that no row knows."""
+        db = self._records.reader()
+        keys = {entry_key(e) for e in manifest.entries if isinstance(e, FileEntry)}
+        paths = [blob_path(self._layout, key) for key in keys - rows.known(db, keys)]
+        if not rows.has_tree(db, manifest.digest):
+            paths.append(self._layout.tree(manifest.digest))
+        if envelope_sha256 is not None and not rows.is_attested(db, envelope_sha256):
+            paths.append(self._layout.envelope(envelope_sha256))
+        return paths
+
+    def _doubt(self) -> str | None:
+        """Let no earlier commit be in doubt; say why one still is. While the gate is ours."""
+        try:
+            self._records.settle()
+        except (RecordsError, StorageFullError) as error:
+            return f"what the records know is in doubt: {error}"
+        return None
 
     def _finish_deletions(self, remover: Remover) -> int:
         if not rows.deleting(self._records.reader()):
             return 0
+        place = f"{self._layout.root}/blobs"
         if fault := self._fault(_REFERRED):
-            remover.refused[f"{self._layout.root}/blobs"] = fault
+            remover.refused[place] = fault
             return 0
         with self._gate.collecting():
+            if why := self._doubt():  # one that takes such a blob in again
+                remover.refused[place] = why
+                return 0
             keys = rows.deleting(self._records.reader())
             gone = [key for key in keys if remover.remove(blob_path(self._layout, key))]
             self._records.write(lambda db: rows.forget(db, gone))

@@ -132,6 +132,19 @@ class Records:
         """Run `change` on the writer's thread and return its answer. Durable when it returns."""
         return self.submit(change).result()
 
+    def settle(self) -> None:
+        """Make a commit, so that no earlier one is in doubt: what the records do not know after it
+        they will not know later.
+
+        One that failed may lie in the write-ahead log, whole, and come back when the last process
+        that has the database open is killed. The next commit is written over its beginning.
+
+        Raises:
+            RecordsError: It failed as well.
+            StorageFullError: The disk is full.
+        """
+        self.write(_change_nothing_known)
+
     def copy_into(self, path: Path) -> None:
         """Write the database as it is at this moment into a new file. Writers go on meanwhile.
 
@@ -250,6 +263,14 @@ class Records:
             _Failed(_told(outcome.error, self.path)) if isinstance(outcome, _Failed) else outcome
             for outcome in _run_group(connection, changes)
         ]
+
+
+def _change_nothing_known(connection: sqlite3.Connection) -> None:
+    """A change for a commit's own sake: a number that nobody reads, since the same value again
+    would write nothing.
+    """
+    (number,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute(f"PRAGMA user_version = {(number + 1) % (1 << 31)}")
 
 
 def _empty_log(connection: sqlite3.Connection) -> None:

@@ -1,0 +1,122 @@
+"""Recovery beside commits in doubt: they failed, and the database may find them in its log yet."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from storage.check import check_store
+from storage.digest import Digest
+from storage.errors import RecordsError, StorageIoError
+from storage.source import Limits
+from tests.crashing import Child, needs_strace
+from tests.storage.conftest import files, make_shop, record
+
+SHARED = {"x": b"shared"}
+OWN = {"x": b"shared", "y": b"its own"}
+WAIT_S = 20
+
+
+def wait_for(is_so) -> None:
+    until = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def waiters_of(path: Path) -> int:
+    """How many wait for a lock on a file."""
+    name = f":{path.stat().st_ino} "
+    lines = Path("/proc/locks").read_text().splitlines()
+    return sum("->" in line and name in line for line in lines)
+
+
+def digest_of(folder: Path, tree: dict[str, bytes]) -> Digest:
+    other = make_shop(folder)
+    try:
+        return other.ingest(tree).digest
+    finally:
+        other.records.close()
+
+
+def test_ingest_that_cleans_up_takes_nothing_that_a_commit_in_doubt_brings_back(
+    shop, tmp_path: Path
+) -> None:
+    """One waits at the gate to remove what it placed; the commit of another, of the same content,
+    fails meanwhile.
+    """
+    store, gate = shop.store, shop.store.layout.gate
+    is_committing, failed = threading.Event(), []
+    # Where the manifest of the second one belongs is no folder: it places its blobs, and ends.
+    shard = Path(store.layout.tree(digest_of(tmp_path / "other", OWN))).parent
+    shard.rmdir()
+    shard.write_bytes(b"")
+
+    def commit_in_doubt(db: sqlite3.Connection, ingested) -> None:
+        record(db, ingested, "build_1")
+        db.execute("PRAGMA defer_foreign_keys=ON")  # so that it is the commit that fails
+        db.execute("UPDATE attestation SET artifact_id = 'art_of_nobody'")
+        is_committing.set()
+        wait_for(lambda: waiters_of(gate))
+
+    def take_in(tree: dict[str, bytes], change) -> None:
+        attest = lambda manifest: shop.attest(manifest, "build_1")  # noqa: E731
+        try:
+            store.ingest(files(tree), limits=Limits(), attest=attest, record=change)
+        except (RecordsError, StorageIoError) as error:
+            failed.append(error)
+
+    first = threading.Thread(target=take_in, args=(SHARED, commit_in_doubt))
+    first.start()
+    assert is_committing.wait(WAIT_S)
+    take_in(OWN, lambda db, ingested: None)
+    first.join()
+    codes = [getattr(error, "code", None) for error in failed]
+    assert sorted(map(str, codes)) == sorted([str(None), str(errno.ENOTDIR)])
+    assert shop.blob(b"shared").exists()
+    assert len(os.listdir(store.layout.tmp)) == 2  # noqa: PTH208 - names alone
+    shard.unlink()
+    shard.mkdir()
+    shop.records.close()
+    again = make_shop(shop.folder)
+    assert again.store.recover().leases == 2
+    assert check_store(again.store.layout.root, again.records).leftovers == ()
+    again.records.close()
+
+
+@needs_strace
+@pytest.mark.timeout(300)
+def test_start_beside_an_open_database_takes_nothing_that_comes_back(
+    shop_at, scratch: Path
+) -> None:
+    """Where another process has the database open, its log is not read anew: a commit that failed
+    is not seen, and stays in the log, whole, until a power cut.
+    """
+    made = make_shop(scratch / "before")
+    made.pin(made.ingest({"a": b"a"}))
+    made.records.close()
+    in_doubt = 0
+    for number in range(1, 5):  # of each thread's: the commit is the first or second of its thread
+        folder = scratch / "shop"
+        shutil.copytree(scratch / "before", folder)
+        opened = shop_at(folder)
+        opened.records.reader().execute("SELECT 1 FROM tree").fetchall()
+        child = Child(Path(__file__).with_name("ingest_child.py"), (str(folder),))
+        child.fail(scratch / "trace", ("fdatasync", number), "error=EIO")
+        in_doubt += opened.store.recover().files > 0
+        cut = scratch / "cut"  # all that a power cut leaves: what processes shared is gone
+        shutil.copytree(folder, cut, ignore=shutil.ignore_patterns("*-shm"))
+        after = shop_at(cut)
+        assert check_store(cut / "store", after.records).problems == ()
+        for one in (opened, after):
+            one.records.close()
+        shutil.rmtree(folder)
+        shutil.rmtree(cut)
+    assert in_doubt
