@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.errors import BackupError
-from storage.files import Lease, mapped_errors, read_bounded, write_atomic
+from storage.files import Lease, mapped_errors, read_bounded, sync_directory, write_atomic
 
 FORMAT_LINE = b"gitd-backup 1\n"
 FILE_MODE = 0o400
@@ -88,6 +88,7 @@ class Destination:
             self.check_format()
             for folder in (self.backups, self.pool, self.tmp):
                 folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+            sync_directory(self.root)
         with self._locked(fcntl.LOCK_EX):
             self._remove_leases()
             broke_off = self.unfinished.exists()
@@ -129,7 +130,13 @@ class Destination:
         )
 
     def _make(self) -> None:
+        above = [path for path in (self.root, *self.root.parents) if not path.exists()]
         self.root.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        for path in above or [self.root]:  # that one: somebody may have been killed here
+            with contextlib.suppress(
+                PermissionError
+            ):  # who may make a name need not see the others
+                sync_directory(path.parent)
         strangers = sorted(path.name for path in self.root.iterdir() if path.name not in _HARMLESS)
         if [name for name in strangers if not name.startswith(".FORMAT.")]:
             raise BackupError(

@@ -196,6 +196,24 @@ def test_backup_that_is_listed_keeps_its_contents_though_its_name_finds_no_room(
     expect_backups(small, is_done=False)
 
 
+def test_names_of_a_new_folder_of_backups_are_durable_before_a_backup_counts(
+    before: Path, scratch: Path
+) -> None:
+    small, trace = scratch / "small", scratch / "trace"
+    copy(before, small, "take")
+    shutil.rmtree(small / "backups")
+    done = child(small, "take").run(trace, "-y", "-e", "trace=?mkdir,?mkdirat,fsync,?rename")
+    assert done.returncode == 0, done.stdout
+    calls = trace.read_text().splitlines()
+    (counts,) = [n for n, call in enumerate(calls) if "rename" in call and "/backups/2" in call]
+    for path in (small / "backups", small / "backups/backups", small / "backups/pool"):
+        made = next(n for n, call in enumerate(calls) if "mkdir" in call and f'"{path}"' in call)
+        synced = [
+            n for n, call in enumerate(calls) if "fsync(" in call and f"<{path.parent}>" in call
+        ]
+        assert [n for n in synced if made < n < counts], path
+
+
 @pytest.mark.parametrize("what", ["take", "restore"])
 def test_folder_of_backups_that_has_no_locks_is_said(
     before: Path, scratch: Path, what: str
