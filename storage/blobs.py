@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,14 @@ from blake3 import blake3
 
 from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import TreeInvalidError
-from storage.files import Lease, sync_filesystem, sync_together, write_all
+from storage.files import (
+    SYNC_EACH_COUNT_MAX,
+    Lease,
+    Unsynced,
+    sync_filesystem,
+    sync_together,
+    write_all,
+)
 from storage.layout import Layout, blob_mode, blob_mtime, blob_name
 from storage.manifest import FileEntry, Manifest
 
@@ -23,9 +31,6 @@ from storage.manifest import FileEntry, Manifest
 # property of the file on disk, so that one content may lie there twice.
 BlobKey = NewType("BlobKey", bytes)
 
-# Up to so many files (or directories) each is synced alone, which leaves other people's dirty
-# pages alone; beyond it one sync of the filesystem is much cheaper.
-SYNC_EACH_COUNT_MAX = 16
 # So much more was written: it is synced while more is staged, so that the last sync finds little.
 EARLY_SYNC_BYTES = 48 << 20
 MANIFEST_NAME = "manifest"
@@ -75,7 +80,7 @@ class Staging:
         self._layout = layout
         self._lease = lease
         self._count = 0
-        self._unsynced: list[str] = []
+        self._unsynced = Unsynced(lease, threads)
         self._statements: list[tuple[str, str]] = []
         self._early: Future[None] | None = None
         self._early_bytes = 0
@@ -87,9 +92,10 @@ class Staging:
         try:
             write_all(fd, data)
             _finish(fd, key)
-        finally:
+        except BaseException:
             os.close(fd)
-        self._add(key, name, len(data))
+            raise
+        self._add(key, name, len(data), fd)
 
     def add_pieces(
         self,
@@ -110,7 +116,8 @@ class Staging:
         hasher = blake3()
         count = 0
         name, fd = self._new_file()
-        try:
+        with contextlib.ExitStack() as closing:
+            closing.callback(os.close, fd)
             for piece in pieces:
                 count += len(piece)
                 if count > size_bytes:
@@ -122,12 +129,11 @@ class Staging:
             digest = Digest(hasher.digest())
             key = blob_key(digest, executable=executable)
             _finish(fd, key)
-        finally:
-            os.close(fd)
-        if key in self.blobs or (is_known is not None and is_known(key)):
-            os.unlink(name, dir_fd=self._lease.fd)
-        else:
-            self._add(key, name, count)
+            if key in self.blobs or (is_known is not None and is_known(key)):
+                os.unlink(name, dir_fd=self._lease.fd)
+            else:
+                closing.pop_all()
+                self._add(key, name, count, fd)
         return digest
 
     def add_statement(self, name: str, data: bytes, final: str) -> None:
@@ -140,9 +146,10 @@ class Staging:
         try:
             write_all(fd, data)
             os.fchmod(fd, 0o444)
-        finally:
+        except BaseException:
             os.close(fd)
-        self._unsynced.append(path)
+            raise
+        self._unsynced.add(fd)
         self._statements.append((path, final))
 
     def sync(self) -> None:
@@ -153,11 +160,7 @@ class Staging:
         """
         if self._early is not None:
             self._early.result()
-        if len(self._unsynced) > SYNC_EACH_COUNT_MAX:
-            sync_filesystem(self._lease.fd)
-        else:
-            sync_together(self._unsynced, self._threads)
-        self._unsynced.clear()
+        self._unsynced.sync()
 
     def place(self, live: set[BlobKey]) -> None:
         """Give everything its final name, durably. The caller holds the gate.
@@ -194,11 +197,11 @@ class Staging:
             shards.append(shard)
         return shards
 
-    def _add(self, key: BlobKey, name: str, size_bytes: int) -> None:
+    def _add(self, key: BlobKey, name: str, size_bytes: int, fd: int) -> None:
         self.blobs[key] = StagedBlob(name, size_bytes)
-        self._unsynced.append(f"{self._lease.path}/{name}")
+        self._unsynced.add(fd)
         self._early_bytes += size_bytes
-        if self._early_bytes >= EARLY_SYNC_BYTES and len(self._unsynced) > SYNC_EACH_COUNT_MAX:
+        if self._early_bytes >= EARLY_SYNC_BYTES and self._unsynced.are_many:
             self._sync_early()
 
     def _sync_early(self) -> None:

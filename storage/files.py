@@ -23,6 +23,9 @@ from storage.errors import StorageFullError, StorageIoError
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 PROBE_BYTES = 64 << 10
+# Up to so many files (or directories) each is synced alone, which leaves other people's dirty
+# pages alone; beyond it one sync of the filesystem is much cheaper.
+SYNC_EACH_COUNT_MAX = 16
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYNC_FILE_RANGE_WRITE = 2
 _WHOLE = ctypes.c_int64(0)  # from the beginning; to the end
@@ -310,6 +313,7 @@ class Lease:
         self.path = path
         self.fd = fd
         self.is_abandoned = False
+        self.closing = contextlib.ExitStack()  # what is closed with it
 
     @classmethod
     def take(cls, parent: Path) -> Lease:
@@ -356,5 +360,57 @@ class Lease:
             return
         if not self.is_abandoned:
             shutil.rmtree(self.path, ignore_errors=True)
+        self.closing.close()
         os.close(self.fd)
         self.fd = -1
+
+
+class Unsynced:
+    """The files that were written below a lease, and are not durable yet.
+
+    A few stay open until they are synced. What could not be written is told to whoever has the file
+    open; once nobody has, memory that runs short forgets the file, and the error with it. Of many
+    the lease is told, which was opened before the first of them.
+    """
+
+    def __init__(self, lease: Lease, threads: ThreadPoolExecutor | None = None) -> None:
+        """`threads`: those that wait for the disk; without them one file is synced at a time."""
+        self._lease = lease
+        self._threads = threads
+        self._count = 0
+        self._open: list[int] = []
+        lease.closing.callback(self._close)
+
+    @property
+    def are_many(self) -> bool:
+        """Whether the filesystem will be synced, and not each file."""
+        return self._count > SYNC_EACH_COUNT_MAX
+
+    def add(self, fd: int) -> None:
+        """Take over a file that was written: it is closed in time."""
+        self._count += 1
+        if self._count <= SYNC_EACH_COUNT_MAX:
+            self._open.append(fd)
+            return
+        os.close(fd)
+        if self._open:
+            self._close()
+
+    def sync(self) -> None:
+        """Make them durable.
+
+        Raises:
+            OSError: One of them was refused; the others may be durable or not. Never try again.
+        """
+        if self.are_many:
+            sync_filesystem(self._lease.fd)
+        else:
+            mapped_over = map if self._threads is None else self._threads.map
+            for _ in mapped_over(os.fsync, self._open):  # together, as in `sync_together`
+                pass
+        self._close()
+        self._count = 0
+
+    def _close(self) -> None:
+        while self._open:
+            os.close(self._open.pop())

@@ -21,6 +21,7 @@ from blake3 import blake3
 from storage.blob_reading import facts_of, has_bytes
 from storage.digest import Digest
 from storage.files import (
+    SYNC_EACH_COUNT_MAX,
     mapped_errors,
     read_sized,
     sync_directory,
@@ -33,7 +34,6 @@ from storage.manifest import DirectoryEntry, Entry, FileEntry, Manifest
 from storage.stored_blobs import open_blob, reading_blobs
 from storage.unpacked import FOLDER_MODE, OPEN_FOLDER, WHOLE_BYTES_MAX, expect_bytes
 
-SYNC_EACH_COUNT_MAX = 16  # with more entries one sync of the filesystem is cheaper
 PARTIAL_MARK = ".partial-"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 

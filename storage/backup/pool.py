@@ -22,18 +22,16 @@ from storage.digest import Digest
 from storage.files import (
     FULL,
     Lease,
+    Unsynced,
     open_regular,
     read_up_to,
     sync_directory,
-    sync_file,
-    sync_filesystem,
     write_all,
 )
 
 PIECE_BYTES = 1 << 20
 BATCH_COUNT = 2000
 BATCH_BYTES = 256 << 20
-SYNC_EACH_COUNT_MAX = 16  # beyond it one sync of the filesystem is much cheaper
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -81,6 +79,7 @@ class Pool:
         self._contents = Contents(destination)
         self._staged: dict[Digest, str] = {}
         self._staged_bytes = 0
+        self._unsynced = Unsynced(lease)
         self._count = 0
         self._placed: list[str] = []
         self.new_bytes = 0
@@ -96,8 +95,7 @@ class Pool:
         digest = Digest.of(data)
         if not self.has(digest):
             path = self._new_path()
-            _write(path, data)
-            self._stage(digest, path, len(data))
+            self._stage(digest, path, len(data), _write(path, data))
         return Kept(digest, len(data))
 
     def add_file(self, source: str | Path) -> Kept:
@@ -144,11 +142,7 @@ class Pool:
         """
         if not self._staged:
             return
-        if len(self._staged) > SYNC_EACH_COUNT_MAX:
-            sync_filesystem(self._lease.fd)
-        else:
-            for path in self._staged.values():
-                sync_file(path)
+        self._unsynced.sync()
         folders = set()
         for digest, path in self._staged.items():
             final = self._destination.content(digest)
@@ -187,17 +181,20 @@ class Pool:
                 hasher.update(piece)
                 write_all(out, piece)
                 count += len(piece)
-        finally:
+        except BaseException:
             os.close(out)
+            raise
         digest = Digest(hasher.digest())
         if self.has(digest):
+            os.close(out)
             os.unlink(path)
         else:
-            self._stage(digest, path, count)
+            self._stage(digest, path, count, out)
         return Kept(digest, count)
 
-    def _stage(self, digest: Digest, path: str, size_bytes: int) -> None:
+    def _stage(self, digest: Digest, path: str, size_bytes: int, fd: int) -> None:
         self._staged[digest] = path
+        self._unsynced.add(fd)
         self._staged_bytes += size_bytes
         self.new_bytes += size_bytes
         if len(self._staged) >= BATCH_COUNT or self._staged_bytes >= BATCH_BYTES:
@@ -253,9 +250,12 @@ def _digest_of(shard: str, name: str) -> bytes:
         return b""  # no name of ours: nobody needs it
 
 
-def _write(path: str, data: bytes) -> None:
+def _write(path: str, data: bytes) -> int:
+    """Make a file, and return it, open."""
     fd = os.open(path, _CREATE, FILE_MODE)
     try:
         write_all(fd, data)
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.blobs import EARLY_SYNC_BYTES, SYNC_EACH_COUNT_MAX
+from storage.blobs import EARLY_SYNC_BYTES
+from storage.files import SYNC_EACH_COUNT_MAX
 
 INGEST_CHILD = Path(__file__).with_name("ingest_child.py")
 

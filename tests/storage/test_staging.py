@@ -1,0 +1,57 @@
+"""What is written on its way into the store or a backup, until it is durable."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from storage.files import SYNC_EACH_COUNT_MAX, Lease, Unsynced
+from tests.crashing import Child, needs_strace
+from tests.storage.conftest import make_shop
+
+STAGED = re.compile(r"/store/tmp/[0-9a-f]{16}/\w+")
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@needs_strace
+def test_file_that_is_synced_by_itself_is_open_since_it_was_written(scratch: Path) -> None:
+    """One that nobody has open can be forgotten, and what went wrong with it."""
+    make_shop(scratch / "shop").records.close()
+    child = Child(Path(__file__).with_name("ingest_child.py"), (str(scratch / "shop"),))
+    trace = scratch / "trace"
+    done = child.run(trace, "-y", "-e", "trace=openat,close,fsync")
+    assert done.returncode == 0, done.stdout
+    happened: dict[str, list[str]] = {}
+    for line in trace.read_text().splitlines():
+        if (path := STAGED.search(line)) and "resumed" not in line:
+            happened.setdefault(path[0], []).append(line.split()[1].partition("(")[0])
+    synced = {path: calls for path, calls in happened.items() if "fsync" in calls}
+    assert len(synced) == 4 + 2
+    assert set(map(tuple, synced.values())) == {("openat", "fsync", "close")}
+
+
+@pytest.mark.parametrize("count", [1, SYNC_EACH_COUNT_MAX, SYNC_EACH_COUNT_MAX + 1, 100])
+@pytest.mark.parametrize("is_synced", [True, False])
+def test_few_files_stay_open_and_none_for_longer_than_the_lease(
+    tmp_path: Path, count: int, *, is_synced: bool
+) -> None:
+    before = descriptors()
+    lease = Lease.take(tmp_path)
+    unsynced = Unsynced(lease)
+    for number in range(count):
+        unsynced.add(os.open(f"{lease.path}/{number}", os.O_WRONLY | os.O_CREAT))
+    kept = count if count <= SYNC_EACH_COUNT_MAX else 0
+    assert descriptors() == before + 1 + kept
+    assert unsynced.are_many == (count > SYNC_EACH_COUNT_MAX)
+    if is_synced:
+        unsynced.sync()
+        assert descriptors() == before + 1
+        assert not unsynced.are_many
+    lease.release()
+    assert descriptors() == before
