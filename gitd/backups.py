@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from storage.backup.verify import Verified
 
 SHOW_EVERY_S = 0.2
+DAMAGE_SHOWN_MAX = 10
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -135,11 +136,24 @@ def _take(
             keep_count=keep,
             tell=screen.tell,
         )
-    _note(folder, taken)
+    if not taken.found:
+        _note(folder, taken)
     if as_json:
         print_json(_taken_as_json(taken))
     else:
         _say_taken(taken, folder.root, time.monotonic() - began)
+    if taken.found:
+        fail(_in_words(taken))
+
+
+def _in_words(taken: Taken) -> str:
+    shown = "; ".join(taken.found[:DAMAGE_SHOWN_MAX])
+    count = len(taken.found) - DAMAGE_SHOWN_MAX
+    more = f"; and {count} more" if count > 0 else ""
+    return (
+        f"the backup {taken.facts.name} was made, and is NOT COMPLETE: of the store this is damaged"
+        f" and not in it: {shown}{more}. Run gitd check --repair"
+    )
 
 
 def _note(folder: DataFolder, taken: Taken) -> None:
@@ -186,6 +200,7 @@ def _taken_as_json(taken: Taken) -> dict[str, object]:
         **_facts_as_json(taken.facts, str(taken.digest)),
         "pruned": taken.pruned,
         "freed_bytes": taken.freed_bytes,
+        "found_damaged": taken.found,
         "notes": (*taken.warnings, *_left_out(taken.facts)),
     }
 
@@ -246,6 +261,7 @@ def _list(destination: Destination, *, as_json: bool) -> None:
         click.echo(
             f"{facts.name}  {rfc3339(facts.made_at)}  {facts.sites} sites, "
             f"{facts.artifacts} artifacts, {whole} ({new} new), {keys}"
+            + (f", {facts.damaged} damaged parts left out" if facts.damaged else "")
         )
     if not found:
         click.echo("There is no backup.")

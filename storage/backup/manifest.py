@@ -52,6 +52,7 @@ class Facts(msgspec.Struct, frozen=True):
         sealed: How many values and configs are sealed under the key of variables and secrets.
         late_pushes: How many pushes came while it was made: a restored server ends them.
         audit_head: `SEQUENCE:DIGEST` of the audit log's newest line, where it has one.
+        damaged: How many parts of the store are left out, damaged; its records say which.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Facts(msgspec.Struct, frozen=True):
     sealed: int
     late_pushes: int
     audit_head: str | None = None
+    damaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)

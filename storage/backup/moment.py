@@ -73,6 +73,7 @@ class Moment:
         absent: The keys of blobs that it should have and that are left out: they are damaged.
         salvaged: What was known to be damaged and is whole in the pool: in this backup it is.
         damaged: How many other parts were known to be damaged: they are left out.
+        found: Statements that turned out damaged, and why: left out too.
         audit_head: `SEQUENCE:DIGEST` of the audit log's newest line, where it has one.
         signing_key_id: The key that signed.
         keys: Which private keys are among the files.
@@ -87,11 +88,18 @@ class Moment:
     absent: frozenset[bytes]
     salvaged: Mapping[Part, Kept]
     damaged: int
+    found: Mapping[Part, str]
     migrations: list[str]
     counts: dict[str, int]
     audit_head: str | None
     signing_key_id: str | None
     keys: dict[str, Where]
+
+    def note_damage(self, found: Mapping[Part, str]) -> None:
+        """Let the copy know that parts are damaged, as if the server had found it."""
+        with copies.editing(self.copy) as db:
+            for part, why in found.items():
+                damage.note(db, part, why, self.made_at)
 
     def add_late_pushes(self, records: Records) -> int:
         """Add the pushes that began since to the copy, as begun; return how many.
@@ -124,7 +132,6 @@ def moment_of(
     `copy`: where the copy of the records is made; what is salvaged is whole by it.
 
     Raises:
-        BackupError: A statement that the records know of is gone.
         StorageError, OSError: Something refused.
     """
     layout, custody = Layout(places.store), Custody(places.keys)
@@ -155,6 +162,7 @@ def moment_of(
                     absent=frozenset(blobs.each_key(db).difference(key for key, _ in live)),
                     salvaged=salvaged,
                     damaged=len(damaged) - len(salvaged),
+                    found={},
                     migrations=migrations.applied(db),
                     counts=counts,
                     audit_head=_audit_head(db),
@@ -173,14 +181,18 @@ def moment_of(
             for part, kept in salvaged.items():
                 if part.kind is PartKind.ENVELOPE:
                     copier.add_kept(salvage.path(part), STATEMENT_MODE, kept)
+            found_damaged: dict[Part, str] = {}
             for name in sorted(statements):
-                copier.add_statement(Path(layout.envelope(name)), name)
+                try:
+                    copier.add_statement(Path(layout.envelope(name)), name)
+                except BackupDamagedError as error:
+                    found_damaged[Part.of_envelope(name)] = str(error)
             for name in sorted(issued):
                 # Control lays these copies of its records into the store, when it comes to it.
                 with contextlib.suppress(BackupError):
                     copier.add_statement(Path(layout.envelope(name)), name)
             copier.add_keys(places.keys, moment.keys)
-        yield replace(moment, files=tuple(copier.files))
+        yield replace(moment, files=tuple(copier.files), found=found_damaged)
 
 
 def _heal(
@@ -230,13 +242,15 @@ class _Copier:
         self.files.append(FileEntry(name, mode, 0, kept.size_bytes, kept.digest))
 
     def add_statement(self, path: Path, sha256: str) -> None:
-        self.add(path, STATEMENT_MODE)
+        try:
+            self.add(path, STATEMENT_MODE)
+        except BackupDamagedError:
+            raise
+        except BackupError as error:
+            raise BackupDamagedError("is gone") from error
         if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             self.files.pop()
-            raise BackupDamagedError(
-                f"{path} has other bytes than its name says: run gitd check. Nothing was taken from"
-                " earlier backups"
-            )
+            raise BackupDamagedError("has other bytes than its name says")
 
     def add_folder(self, folder: Path, pattern: str, mode: int) -> None:
         for path in sorted(folder.glob(pattern)):

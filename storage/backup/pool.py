@@ -10,8 +10,9 @@ backup is not begun from nothing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from blake3 import blake3
 
 from storage.backup.destination import FILE_MODE, FOLDER_MODE, Destination
 from storage.digest import Digest
+from storage.errors import BackupDamagedError
 from storage.files import (
     FULL,
     Lease,
@@ -32,6 +34,13 @@ from storage.files import (
 PIECE_BYTES = 1 << 20
 BATCH_COUNT = 2000
 BATCH_BYTES = 256 << 20
+# A link, a folder or a pipe in the place of a file; and what disks and filesystems say.
+_OF_THE_MEDIUM = frozenset(
+    [
+        *(errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO),
+        *(errno.EIO, errno.ENODATA, errno.EBADMSG, errno.EUCLEAN, errno.EREMOTEIO),
+    ]
+)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -102,14 +111,18 @@ class Pool:
         """Add what a file has now; of one that grows meanwhile what it had at the beginning.
 
         Raises:
-            OSError: It is gone (FileNotFoundError), is no regular file, or the system refused.
+            BackupDamagedError: Its medium does not give what it has, or it is no regular file.
+            OSError: It is gone (FileNotFoundError), or the system refused.
         """
-        fd = open_regular(source)
+        with _reading(source):
+            fd = open_regular(source)
         try:
             size = os.fstat(fd).st_size
             if size <= PIECE_BYTES:
-                return self.add_bytes(read_up_to(fd, size) if size else b"")
-            return self._add_pieces(fd, size)
+                with _reading(source):
+                    data = read_up_to(fd, size) if size else b""
+                return self.add_bytes(data)
+            return self._add_pieces(fd, size, source)
         finally:
             os.close(fd)
 
@@ -126,6 +139,8 @@ class Pool:
             self._contents.forget(digest)
             self.add_file(source)
             self.flush()
+        except BackupDamagedError:
+            return False
         except OSError as error:
             if error.errno in FULL:
                 raise
@@ -171,18 +186,24 @@ class Pool:
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
-    def _add_pieces(self, fd: int, size: int) -> Kept:
+    def _add_pieces(self, fd: int, size: int, source: str | Path) -> Kept:
         path = self._new_path()
         hasher = blake3()
         count = 0
         out = os.open(path, _CREATE, FILE_MODE)
         try:
-            while count < size and (piece := os.read(fd, min(PIECE_BYTES, size - count))):
+            while count < size:
+                with _reading(source):
+                    piece = os.read(fd, min(PIECE_BYTES, size - count))
+                if not piece:
+                    break
                 hasher.update(piece)
                 write_all(out, piece)
                 count += len(piece)
         except BaseException:
             os.close(out)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
             raise
         digest = Digest(hasher.digest())
         if self.has(digest):
@@ -203,6 +224,17 @@ class Pool:
     def _new_path(self) -> str:
         self._count += 1
         return f"{self._lease.path}/{self._count}"
+
+
+@contextlib.contextmanager
+def _reading(source: str | Path) -> Iterator[None]:
+    """Tell what a medium has lost from what the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_THE_MEDIUM:
+            raise
+        raise BackupDamagedError(f"{source} cannot be read: {error.strerror}") from error
 
 
 def sweep(destination: Destination, is_needed: Callable[[bytes], bool]) -> tuple[int, int]:

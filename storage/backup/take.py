@@ -56,6 +56,7 @@ class Taken:
     Attributes:
         digest: Of its manifest: whoever keeps it elsewhere knows a backup that was changed.
         warnings: A sentence for each thing that is not in it and should be known.
+        found: What was found damaged on the way, and is not in it: nobody knew of it before.
         pruned: Names of the backups that went by the rule.
         freed_bytes: What the pool lost with them, and with what an interrupted backup left.
     """
@@ -63,6 +64,7 @@ class Taken:
     facts: Facts
     digest: Digest
     warnings: tuple[str, ...]
+    found: tuple[str, ...]
     pruned: tuple[str, ...]
     freed_bytes: int
 
@@ -81,10 +83,12 @@ def take(
 ) -> Taken:
     """Take a backup of a server that may be running. Durable when it returns.
 
+    What of the store turns out damaged is left out, as what is known to be: see `Taken.found`.
+
     `keep_count`: how many backups stay, with this one; None keeps all.
 
     Raises:
-        BackupError: The destination cannot be used, or what is to be backed up is damaged.
+        BackupError: The destination cannot be used, or a repository or the records are damaged.
         StorageFullError: No room there; what was copied is removed again.
         StorageError: The system or the database refused. Earlier backups are as they were.
     """
@@ -97,7 +101,7 @@ def take(
                     break
             else:
                 raise BackupError("sites were deleted again and again meanwhile: run it again")
-        is_thorough = broke_off or tries > 0
+        is_thorough = broke_off or tries > 0 or bool(backup.found)
         try:
             swept = prune.prune(destination, keep_count, is_thorough=is_thorough)
         except BackupDamagedError as error:
@@ -105,7 +109,8 @@ def take(
                 f"the backup {facts.name} was made, but no earlier one removed: {error}, so that"
                 " what it needs is not known. Move that manifest away and run it again"
             ) from error
-        return Taken(facts, digest, tuple(backup.warnings), swept.names, swept.size_bytes)
+        found = tuple(f"{part}: {why}" for part, why in backup.found.items())
+        return Taken(facts, digest, tuple(backup.warnings), found, swept.names, swept.size_bytes)
 
 
 class _Backup:
@@ -120,6 +125,7 @@ class _Backup:
         self._tell = tell
         self._earlier = _earlier_files(destination)
         self.warnings: list[str] = []
+        self.found: dict[Part, str] = {}  # damage to the store that nobody knew of
         self._damage: list[str] = []
         self._renewed = 0  # contents of the pool that were damaged
 
@@ -155,6 +161,7 @@ class _Backup:
         with moment_of(
             self._places, self._records, pool, salvage, copy, with_keys=with_keys
         ) as moment:
+            self.found.update(moment.found)
             for entry in moment.files:
                 writer.add(entry)
             self._say_damage(moment)
@@ -166,6 +173,7 @@ class _Backup:
         if self._damage:
             raise BackupDamagedError(_in_words(self._damage))
         self._say_renewed()
+        moment.note_damage(self.found)
         late = moment.add_late_pushes(self._records)
         writer.add(_entry(DATABASE, pool, copy, mode=0o600))
         with contextlib.suppress(FileNotFoundError):
@@ -213,6 +221,7 @@ class _Backup:
             sealed=moment.counts["sealed"],
             late_pushes=late,
             audit_head=moment.audit_head,
+            damaged=moment.damaged + len(self.found),
         )
 
     def _place(self, draft: Path, name: str, pool: Pool) -> None:
@@ -322,7 +331,7 @@ class _Backup:
             path = Path(layout.tree(digest))
             name = str(path.relative_to(self._places.root))
             known = moment.salvaged.get(Part.of_tree(digest))
-            with self._noting(f"tree {digest}"):
+            with self._noting(Part.of_tree(digest)):
                 if not pool.has(digest):
                     self._add_content(pool, path, digest)
                 size_bytes = path.stat().st_size if known is None else known.size_bytes
@@ -330,7 +339,7 @@ class _Backup:
         done, total = 0, sum(size for _, size in moment.blobs)
         for key, size in moment.blobs:
             digest = Digest(key[:DIGEST_BYTES])
-            with self._noting(f"blob {digest}"):
+            with self._noting(Part.of_blob(key)):
                 if not pool.has(digest):
                     self._add_content(pool, Path(blob_path(layout, key)), digest)
                 writer.add(BlobEntry(digest, size, is_executable(key)))
@@ -339,6 +348,7 @@ class _Backup:
 
     def _check_references(self, moment: Moment, pool: Pool) -> None:
         """Hold the manifests against the blobs: records that lost a reference lose a blob too."""
+        # Those that were found damaged among them: that they are left out is known.
         there = moment.absent.union(key for key, _ in moment.blobs)
         layout = Layout(self._places.store)
         for digest in moment.trees:
@@ -367,14 +377,14 @@ class _Backup:
             raise BackupDamagedError("has other bytes than its name says")
 
     @contextlib.contextmanager
-    def _noting(self, what: str) -> Iterator[None]:
-        """Go on past what is damaged, to name all of it in the end."""
+    def _noting(self, part: Part) -> Iterator[None]:
+        """Go on past what is damaged, and leave it out."""
         try:
             yield
         except BackupDamagedError as error:
-            self._damage.append(f"{what}: {error}")
+            self.found[part] = str(error)
         except FileNotFoundError:
-            self._damage.append(f"{what}: is gone")
+            self.found[part] = "is gone"
 
     # -- files -----------------------------------------------------------------------------------
 

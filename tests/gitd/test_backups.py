@@ -17,6 +17,7 @@ from gitd.layout import DataFolder
 from hooks.clock import rfc3339
 from storage.errors import BackupError
 from storage.records import audit_log
+from tests.storage.backup.conftest import Small
 
 
 @pytest.fixture
@@ -153,6 +154,27 @@ def test_backup_is_told_to_the_servers_metrics_and_to_no_copy_of_it(
     assert rfc3339(at) == made["made_at"]
     well("restore", backups, "--data", tmp_path / "copy")
     assert last_backup_at(DataFolder(tmp_path / "copy")) is None
+
+
+def test_backup_without_what_is_damaged_is_made_and_has_failed(
+    data: Path, backups: Path, tmp_path: Path
+) -> None:
+    small = Small.open(tmp_path)
+    bad = small.ingest({"bad": b"bad"}, "build_2")
+    small.close()
+    Path(small.store.layout.tree(bad.digest)).unlink()
+    done = gitd("backup", backups, "--data", data)
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[-1].startswith("digest blake3:")
+    said = "NOT COMPLETE: of the store this is damaged and not in it: manifest "
+    assert said in str(done.exception)
+    assert last_backup_at(DataFolder(data)) is None
+    assert "1 damaged parts left out" in well("backup", backups, "--list")
+    assert "WRONG" not in well("backup", backups, "--verify", "--deep")
+    done = gitd("backup", backups, "--data", data, "--json")
+    assert done.exit_code == 1
+    made = json.loads(done.stdout)
+    assert (len(made["found_damaged"]), made["damaged"]) == (1, 1)
 
 
 def test_backup_that_cannot_be_told_is_one_all_the_same(data: Path, backups: Path) -> None:

@@ -26,6 +26,7 @@ from storage.backup.restore import restore
 from storage.backup.take import take
 from storage.backup.verify import verify
 from storage.check import check_store
+from storage.digest import Digest
 from storage.git.check import check_repository
 from storage.records.db import Records
 from storage.repos import Repositories
@@ -212,6 +213,24 @@ def test_names_of_a_new_folder_of_backups_are_durable_before_a_backup_counts(
             n for n, call in enumerate(calls) if "fsync(" in call and f"<{path.parent}>" in call
         ]
         assert [n for n in synced if made < n < counts], path
+
+
+@pytest.mark.parametrize("call", ["openat", "read"])
+def test_file_that_its_disk_does_not_give_stops_no_backup_of_the_rest(
+    before: Path, scratch: Path, call: str
+) -> None:
+    small = scratch / "small"
+    copy(before, small, "take")
+    new = Digest.of(b"new").hex()
+    blob = small / "data/store/blobs" / new[:2] / new[2:]
+    fault = f"inject={call}:error=EIO"
+    done = child(small, "take").run(
+        scratch / "trace", "-P", blob, "-e", f"trace={call}", "-e", fault
+    )
+    assert done.returncode == 0, done.stdout
+    first, last = verify(Destination(small / "backups"), is_deep=True)
+    assert (first.faults, last.faults) == ((), ())
+    assert (first.facts.damaged, last.facts.damaged) == (0, 1)
 
 
 @pytest.mark.parametrize("what", ["take", "restore"])
