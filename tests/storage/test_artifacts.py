@@ -451,42 +451,61 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import make_shop
 shop = make_shop(Path(sys.argv[2]))
+shop.builds = iter(range(int(sys.argv[3]), 10**9, 100))
 print("ready", flush=True)
-sys.stdin.readline()
-shop.builds = iter(range(int(sys.argv[3]), 10**9, 10))
-for turn in range(5):
+for turn in range(int(sys.argv[4])):
+    sys.stdin.readline()
     tree = {f"f{n}": b"%d of %d" % (n, turn) * 50 for n in range(60)}
-    print(shop.ingest(tree).artifact_id, flush=True)
+    ingested = shop.ingest(tree)
+    inodes = [shop.blob(data).stat().st_ino for data in tree.values()]
+    print(ingested.digest, ingested.envelope_sha256, *inodes, flush=True)
 shop.records.close()
 """
 
 
-def test_processes_that_take_in_the_same_trees_get_the_same_artifacts(shop, shop_at) -> None:
+@pytest.mark.parametrize(("count", "turns"), [(2, 4), (10, 2)])
+def test_processes_that_take_in_the_same_trees_get_the_same_artifacts(
+    shop, count: int, turns: int
+) -> None:
+    """Case 8: one row and one file for a content, which stays when it comes in again."""
+    shop.builds = iter(range(50, 10**9, 100))
+    command = [sys.executable, "-c", WRITER, Path(__file__).parent, shop.folder]
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", WRITER, Path(__file__).parent, shop.folder, str(n)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [*command, str(n), str(turns)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        for n in (1, 2, 3)
+        for n in range(1, count + 1)
     ]
+    assert {line_of(writer) for writer in writers} == {"ready\n"}
+    for turn in range(turns):
+        for writer in writers:
+            assert writer.stdin
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+        said = [line_of(writer).split() for writer in writers]
+        (digest,) = {words[0] for words in said}
+        envelopes = {words[1] for words in said}
+        assert len(envelopes) == count
+        for envelope in envelopes:
+            shop.reader.verify(Digest.parse(digest), envelope)
+        contents = [b"%d of %d" % (n, turn) * 50 for n in range(60)]
+        inodes = [shop.blob(data).stat().st_ino for data in contents]
+        assert len(set(inodes)) == 60
+        for number, inode in enumerate(inodes):  # one of those who came at once: of the last
+            assert str(inode) in {words[2 + number] for words in said}
+        row = shop.records.reader().execute("SELECT COUNT(*) FROM blob").fetchone()
+        assert row[0] == 60 * (turn + 1)
+        shop.ingest({f"f{n}": data for n, data in enumerate(contents)})  # one who comes later
+        assert [shop.blob(data).stat().st_ino for data in contents] == inodes
     for writer in writers:
-        assert writer.stdout
-        assert writer.stdout.readline() == "ready\n"
-    ids = set()
-    for writer in writers:
-        assert writer.stdin
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    for writer in writers:
-        out, _ = writer.communicate()
+        writer.communicate()
         assert writer.returncode == 0
-        ids.add(tuple(out.split()))
-    assert len(ids) == 1
     assert is_clean(shop)
-    count = shop.records.reader().execute("SELECT COUNT(*) FROM blob").fetchone()[0]
-    assert count == 300
+
+
+def line_of(writer: subprocess.Popen[str]) -> str:
+    assert writer.stdout
+    return writer.stdout.readline()
 
 
 def test_threads_that_take_in_overlapping_trees_do_not_disturb_each_other(shop) -> None:

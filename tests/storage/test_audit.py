@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -266,6 +267,38 @@ def test_older_records_make_no_leftovers_of_what_came_after_them(world) -> None:
     world.restart()
     assert world.collect().is_idle
     assert newer.artifact_id in world.listed()
+    world.expect_whole()
+
+
+def test_database_that_is_gone_takes_no_file_and_each_build_brings_its_artifact_back(
+    world,
+) -> None:
+    """Case 33. Who built what stands in statements; that it counted, in the records alone."""
+    shop = world.shop
+    trees = [SITE, {"other": b"other", "index.html": b"hello"}]
+    kept = [pinned(shop, tree) for tree in trees]
+    before = files_of(shop)
+    inodes = {path: path.stat().st_ino for path in before}
+    shop.records.close()
+    for path in shop.folder.glob("gitd.db*"):
+        path.unlink()
+    world.restart()
+    shop = world.shop
+    for order in (AT_ONCE, QUICK):
+        with contextlib.suppress(CollectionRefusedError):
+            world.collect(order)
+        done = rebuild_index(shop.store, shop.records)
+        assert (done.trees, done.statements) == (0, 0)
+        assert files_of(shop) == before
+    for ingested in kept:  # as a site host does, which has no database
+        shop.verify(ingested)
+    with pytest.raises(CollectionRefusedError, match=r"2 signed artifacts that the records never"):
+        world.collect()
+    shop.builds = iter([0, 1])
+    assert [pinned(shop, tree).artifact_id for tree in trees] == [one.artifact_id for one in kept]
+    assert world.collect().leftovers == 0
+    assert files_of(shop) == before
+    assert not set(inodes.items()) <= {(path, path.stat().st_ino) for path in before}
     world.expect_whole()
 
 

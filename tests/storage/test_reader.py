@@ -35,6 +35,7 @@ from storage.signing import SigningKey
 from storage.source import SourceDirectory, SourceLink
 from storage.trust import establish, revoke
 from storage.unpacked import verify_tree
+from tests.power import disk_of
 from tests.spoiling import flip, rewrite
 
 LARGE = b"0123456789abcdef" * (3 << 16)
@@ -485,6 +486,32 @@ def test_unchanged_files_are_linked_from_the_folder_before(shop, tmp_path: Path)
     assert (tmp_path / "one/same").samefile(tmp_path / "two/same")
     assert (tmp_path / "two/dir/other").read_bytes() == b"two"
     assert (tmp_path / "one/dir/other").read_bytes() == b"one"
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts")
+def test_file_that_can_have_no_more_links_is_copied(shop) -> None:
+    """Case 22: ext4 gives a file 65,000 names."""
+    one = shop.verify(shop.ingest({"same": b"same", "other": b"one"}))
+    two = shop.verify(shop.ingest({"same": b"same", "other": b"two"}))
+    with disk_of("ext4", lambda where: None) as disk:
+        where = disk.begin()
+        shop.reader.materialise(one, where / "one")
+        (where / "names").mkdir()
+        names = os.open(where / "names", os.O_RDONLY | os.O_DIRECTORY)
+        for number in range(65_000 - 1):
+            os.link(where / "one/same", str(number), dst_dir_fd=names)
+        os.close(names)
+        with pytest.raises(OSError, match="Too many links"):
+            os.link(where / "one/same", where / "another")
+        for beside in (where / "one", None):
+            shop.reader.materialise(two, where / "two", beside=beside)
+            verify_tree(where / "two", two.manifest)
+            assert (where / "two/same").stat().st_nlink == 1
+            shutil.rmtree(where / "two")
+        (where / "names/0").unlink()
+        shop.reader.materialise(two, where / "two", beside=where / "one")
+        assert (where / "one/same").samefile(where / "two/same")
 
 
 @pytest.mark.parametrize("how", ["bytes", "mode", "link", "gone"])
