@@ -186,7 +186,14 @@ def moment_of(
                 try:
                     copier.add_statement(Path(layout.envelope(name)), name)
                 except BackupDamagedError as error:
-                    found_damaged[Part.of_envelope(name)] = str(error)
+                    # Unlike blobs, which are asked of the pool first: is it in an earlier backup?
+                    part = Part.of_envelope(name)
+                    found = Damage(part, None, str(error), made_at)
+                    if earlier := salvage.of(records.reader(), [found]).get(part):
+                        copier.add_kept(salvage.path(part), STATEMENT_MODE, earlier)
+                        salvaged[part] = earlier
+                    else:
+                        found_damaged[part] = found.why
             for name in sorted(issued):
                 # Control lays these copies of its records into the store, when it comes to it.
                 with contextlib.suppress(BackupError):

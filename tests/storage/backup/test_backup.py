@@ -673,13 +673,20 @@ def test_damage_that_nobody_knew_of_stops_no_backup_of_the_rest(
     assert (store / "blobs" / good[:2] / good[2:]).read_bytes() == b"good"
 
 
-def test_damage_to_what_an_earlier_backup_has_is_no_loss(small) -> None:
+def test_damage_to_what_an_earlier_backup_has_is_no_loss(small, tmp_path: Path) -> None:
+    """Nobody knew of it: the last good copy does not go by the rule with that backup."""
     ingested = small.ingest({"bad": b"bad"}, "build_2")
     small.back_up(with_keys=True)
     flipped(Path(small.store.layout.blob(Digest.of(b"bad"), executable=False)))
     flipped(Path(small.store.layout.tree(ingested.digest)))
-    taken = small.back_up(with_keys=True)
+    flipped(Path(small.store.layout.envelope(ingested.envelope_sha256)))
+    taken = small.back_up(with_keys=True, keep_count=1)
     assert (taken.found, taken.facts.damaged) == ((), 0)
+    assert taken.warnings[0].startswith("1 parts of the store that were found damaged are in it")
+    small.restore(tmp_path / "new/data")
+    with Records.open(tmp_path / "new/data/gitd.db") as records:
+        report = check_store(tmp_path / "new/data/store", records)
+    assert (report.problems, report.envelopes) == ((), 2)
 
 
 def test_damage_that_is_known_is_left_out_and_said(small, tmp_path: Path) -> None:
