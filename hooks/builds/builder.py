@@ -350,6 +350,7 @@ class _Build:
                         step.command, plan.facts, lease, self._workspace, given
                     )
                     used_s += await phases.run_step(step, spec, network, self._log, used_s=used_s)
+            self._kept.hold()
         finally:
             await network.close()
             passed = network.total

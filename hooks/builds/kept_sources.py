@@ -206,6 +206,11 @@ class KeptSources:
         self._stopped = threading.Event()
         self._tending = asyncio.create_task(self._tend(self._tending, self._stopped))
 
+    def hold(self) -> None:
+        """Begin nothing before the next `rest`; what has begun goes on."""
+        if self._unpacks is None:
+            self.stop()
+
     def stop(self) -> None:
         """Unpack no further: a build needs the processor more."""
         self._stopped.set()

@@ -503,6 +503,25 @@ async def test_unpacking_gives_way_to_a_build_that_has_no_use_for_it_and_begins_
     assert len(list(found.path.iterdir())) == 20_000
 
 
+async def test_nothing_is_begun_after_steps_that_were_over_soon(keep, tmp_path):
+    kept = keep(idle_s=0.1)
+    given(kept, tmp_path)
+    kept.rest()
+    kept.hold()
+    await asyncio.sleep(0.5)
+    assert not trees_below(tmp_path)
+    await begun(kept, tmp_path)
+    assert await moved(kept, tmp_path)
+
+
+async def test_what_has_begun_while_steps_ran_goes_on_after_them(keep, tmp_path):
+    kept = keep()
+    given(kept, tmp_path, count=5_000)
+    await begun(kept, tmp_path)
+    kept.hold()
+    assert await moved(kept, tmp_path)
+
+
 async def test_build_waits_for_its_own_tree_and_for_no_other(keep, tmp_path):
     kept = keep()
     given(kept, tmp_path, KEY._replace(site="other"), count=5_000)
