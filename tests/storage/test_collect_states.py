@@ -242,9 +242,9 @@ class Shopping(RuleBasedStateMachine):
         shutil.rmtree(self.world.shop.folder)
 
 
-def run(make_world, examples: int, steps: int) -> None:
+def run(make_world, examples: int, steps: int, machine=Shopping) -> None:
     run_state_machine_as_test(
-        lambda: Shopping(make_world),
+        lambda: machine(make_world),
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
