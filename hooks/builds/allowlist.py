@@ -54,6 +54,20 @@ _NATURE_MAX = {
 }
 
 
+def may_be(address: Address, reach: Reach, *, is_own: bool = False) -> bool:
+    """Say whether an address lies within a reach.
+
+    `is_own`: it is this machine's, which counts as its loopback does, whatever it looks like.
+    """
+    nature = max(nature_of(address), Nature.LOOPBACK) if is_own else nature_of(address)
+    return nature <= _NATURE_MAX[reach]
+
+
+def is_name(host: str) -> bool:
+    """Say whether this is the name of one host: no address, and no `*.` for many."""
+    return _NAME.fullmatch(host) is not None and _as_network(host) is None
+
+
 def nature_of(address: Address) -> Nature:
     """Say what an address is; one that carries another one is what the inner one is."""
     address = _innermost(address)
@@ -124,22 +138,21 @@ class Allowlist:
         self._suffixes: list[AllowedHost] = []
         self._networks: list[tuple[Network, AllowedHost]] = []
         for entry in allowed:
-            network = _as_network(entry.host)
-            if network is not None:
+            network = _as_network(entry.host) if entry.source == SETTING else None
+            if network is not None:  # what somebody else says by its address is a host like others
                 self._networks.append((network, entry))
             elif entry.host.startswith("*."):
                 self._suffixes.append(entry)
             else:
-                self._names[entry.host, entry.port] = _wider(
-                    entry, self._names.get((entry.host, entry.port))
-                )
+                key = _one_spelling(entry.host), entry.port
+                self._names[key] = _wider(entry, self._names.get(key))
 
     def reach_of(self, host: str, port: int) -> Reach | None:
         """Say how far a listed host's addresses may lie; None when it is not listed.
 
         `host`: lower case, without a dot at its end.
         """
-        entry = self._names.get((host, port))
+        entry = self._names.get((_one_spelling(host), port))
         if entry is not None:
             return entry.reach
         for suffix in self._suffixes:
@@ -153,16 +166,12 @@ class Allowlist:
     def may_connect(
         self, address: Address, port: int, reach: Reach, *, is_own: bool = False
     ) -> bool:
-        """Judge an address that a listed host with this reach has resolved to.
-
-        `is_own`: it is this machine's, which counts as its loopback does, whatever it looks like.
-        """
-        nature = max(nature_of(address), Nature.LOOPBACK) if is_own else nature_of(address)
-        return nature <= _NATURE_MAX[reach] or self._has_address(address, port)
+        """Judge an address that a listed host with this reach has resolved to, as `may_be` does."""
+        return may_be(address, reach, is_own=is_own) or self._has_address(address, port)
 
     def ports_of(self, host: str) -> list[int]:
         """The ports that a host is listed with, for advice."""
-        listed = {port for name, port in self._names if name == host}
+        listed = {port for name, port in self._names if name == _one_spelling(host)}
         listed |= {entry.port for entry in self._suffixes if host.endswith(entry.host[1:])}
         return sorted(listed)
 
@@ -183,6 +192,12 @@ def _wider(entry: AllowedHost, other: AllowedHost | None) -> AllowedHost:
     if other is None or _NATURE_MAX[entry.reach] >= _NATURE_MAX[other.reach]:
         return entry
     return other
+
+
+def _one_spelling(host: str) -> str:
+    """An address has many; a name is as it is."""
+    address = _as_address(host)
+    return host if address is None else str(_innermost(address))
 
 
 def _innermost(address: Address) -> Address:

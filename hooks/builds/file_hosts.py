@@ -3,6 +3,10 @@
 That is a few bounded requests, once. A registry that does not answer costs nothing but what it
 would have said: the operator can allow the hosts of its files.
 
+A registry's pages are written by many, and a registry may be taken over. So of what it names only
+names count, no addresses; they may lie no nearer than the registry does itself, and never on this
+machine. Control, which asks outside of any sandbox, keeps to that itself (`Ways`).
+
 Source: PEP 503 and PEP 691, the page of a project; Composer's "Repositories", `packages.json`,
 `metadata-url` and `dist`.
 """
@@ -15,13 +19,18 @@ import re
 import ssl
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
 
+from hooks.builds.addresses import LookUp, look_up
+from hooks.builds.allowlist import is_name
 from hooks.builds.package_clients import PORTS, without_secrets
+from hooks.builds.registry_ways import HttpHandler, HttpsHandler, Ways
+from hooks.builds.wire import Reach
 
 ANSWER_BYTES_MAX = 4 << 20
 ANSWER_TIMEOUT_S = 5.0
@@ -36,34 +45,50 @@ _ERRORS = (OSError, ValueError, HTTPException, msgspec.MsgspecError)
 HostPort = tuple[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class FileHosts:
+    """The hosts of a registry's files, and how far their addresses may lie."""
+
+    found: tuple[HostPort, ...] = ()
+    reach: Reach = "public"
+
+
 class SilentRegistryError(Exception):
     """A registry does not answer, or not as one. The message holds nothing that it said."""
 
 
-def of_index(url: str, ca_bundle: str | None) -> list[HostPort]:
+def of_index(
+    url: str, ca_bundle: str | None, reach: Reach, *, look_up: LookUp = look_up
+) -> FileHosts:
     """Ask a Python index, given with its password, by its page of one project.
+
+    `reach`: how far the index's own addresses may lie.
 
     Raises:
         SilentRegistryError: It does not answer as an index.
     """
     with _mapped_errors():
-        asked = _Asked(url, ca_bundle)
+        asked = _Asked(url, ca_bundle, Ways(_host_port(url), reach, look_up))
         page, at = asked.get(f"{asked.base}/{PROJECT}/", accept=_SIMPLE)
         if page.lstrip().startswith("{"):
             files = [each.url for each in msgspec.json.decode(page, type=_Project).files]
         else:
             files = _HREF.findall(page)
-        return _hosts([*asked.redirects, *(urljoin(at, each) for each in files)])
+        return asked.hosts(*(urljoin(at, each) for each in files))
 
 
-def of_composer(url: str, ca_bundle: str | None) -> list[HostPort]:
+def of_composer(
+    url: str, ca_bundle: str | None, reach: Reach, *, look_up: LookUp = look_up
+) -> FileHosts:
     """Ask a Composer repository, given with its password, by what one package is made of.
+
+    `reach`: how far the repository's own addresses may lie.
 
     Raises:
         SilentRegistryError: It does not answer as a repository.
     """
     with _mapped_errors():
-        asked = _Asked(url, ca_bundle)
+        asked = _Asked(url, ca_bundle, Ways(_host_port(url), reach, look_up))
         text, at = asked.get(f"{asked.base}/packages.json")
         root = msgspec.json.decode(text, type=_Root)
         packages = root.packages
@@ -75,7 +100,7 @@ def of_composer(url: str, ca_bundle: str | None) -> list[HostPort]:
         for file in files[:1]:  # its own host may send clients on to another one
             with contextlib.suppress(*_ERRORS):
                 asked.get(file, method="HEAD")
-        return _hosts([*asked.redirects, *files])
+        return asked.hosts(*files)
 
 
 class _File(msgspec.Struct):
@@ -103,9 +128,10 @@ def _mapped_errors() -> Iterator[None]:
 class _Asked(urllib.request.HTTPRedirectHandler):
     """A registry that is being asked: directly, with its password, and no host but it gets that."""
 
-    def __init__(self, url: str, ca_bundle: str | None) -> None:
+    def __init__(self, url: str, ca_bundle: str | None, ways: Ways) -> None:
         self.base = (without_secrets(url) or "").rstrip("/")
-        self.redirects: list[str] = []
+        self._redirects: list[str] = []
+        self._ways = ways
         parts = urlsplit(url)
         self._host = parts.netloc.rpartition("@")[2]
         self._password = None
@@ -114,8 +140,14 @@ class _Asked(urllib.request.HTTPRedirectHandler):
             self._password = f"Basic {base64.b64encode(secret.encode()).decode()}"
         context = ssl.create_default_context(cafile=ca_bundle)
         self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context), self
+            urllib.request.ProxyHandler({}), HttpHandler(ways), HttpsHandler(ways, context), self
         )
+
+    def hosts(self, *files: str) -> FileHosts:
+        """Return the hosts of these URLs, and those that it has sent on to."""
+        found = [_host_port(url) for url in (*self._redirects, *files)]
+        names = [each for each in found if each is not None and is_name(each[0])]
+        return FileHosts(tuple(dict.fromkeys(names))[:HOSTS_MAX], self._ways.named_reach)
 
     def get(self, url: str, *, method: str = "GET", accept: str = "*/*") -> tuple[str, str]:
         """Return the answer's text, and the URL that it came from in the end."""
@@ -137,7 +169,7 @@ class _Asked(urllib.request.HTTPRedirectHandler):
         headers: HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        self.redirects.append(newurl)
+        self._redirects.append(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -150,11 +182,9 @@ def _dist_urls(packages: Any) -> Iterator[str]:
                 yield dist["url"]
 
 
-def _hosts(urls: list[str]) -> list[HostPort]:
-    found: dict[HostPort, None] = {}
-    for url in urls:
-        clean = without_secrets(url)
-        if clean is not None:
-            parts = urlsplit(clean)
-            found[str(parts.hostname), parts.port or PORTS[parts.scheme]] = None
-    return list(found)[:HOSTS_MAX]
+def _host_port(url: str) -> HostPort | None:
+    clean = without_secrets(url)
+    if clean is None:
+        return None
+    parts = urlsplit(clean)
+    return str(parts.hostname).removesuffix("."), parts.port or PORTS[parts.scheme]

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from hooks.builds import file_hosts
+from hooks.builds.file_hosts import FileHosts
 from hooks.builds.package_clients import (
     CLIENT_PATH,
     PORTS,
@@ -38,7 +39,7 @@ _CLIENTS: tuple[tuple[str, Callable[[Mapping[str, str], str], list[Client]]], ..
     ("corepack", ask_corepack),
     ("composer", ask_composer),
 )
-_FILE_HOSTS: dict[str, Callable[[str, str | None], list[tuple[str, int]]]] = {
+_FILE_HOSTS: dict[str, Callable[[str, str | None, Reach], FileHosts]] = {
     "pip": file_hosts.of_index,
     "uv": file_hosts.of_index,
     "composer": file_hosts.of_composer,
@@ -184,19 +185,21 @@ def _allowed(client: Client, bundle: str | None) -> Iterator[AllowedHost]:
         reach: Reach = "private" if registry.is_built_in else "loopback"
         assert url.hostname is not None
         yield AllowedHost(url.hostname, url.port or PORTS[url.scheme], client.name, reach)
-        for host, port in _file_hosts(client.name, registry, bundle):
-            yield AllowedHost(host, port, client.name, "private")
+        files = _file_hosts(client.name, registry, reach, bundle)
+        for host, port in files.found:
+            yield AllowedHost(host, port, client.name, files.reach)
 
 
-def _file_hosts(name: str, registry: Registry, bundle: str | None) -> Sequence[tuple[str, int]]:
+def _file_hosts(name: str, registry: Registry, reach: Reach, bundle: str | None) -> FileHosts:
     """Where else the files of a registry lie, as its client knows or as it says itself."""
     if registry.file_hosts or name not in _FILE_HOSTS:
-        return [(host, PORTS["https"]) for host in registry.file_hosts]
+        known = tuple((host, PORTS["https"]) for host in registry.file_hosts)
+        return FileHosts(known, "private")  # as what is built in
     try:
-        return _FILE_HOSTS[name](registry.url, bundle)
+        return _FILE_HOSTS[name](registry.url, bundle, reach)
     except file_hosts.SilentRegistryError as error:
         log.warning("registry_silent", client=name, url=registry.shown_url, reason=str(error))
-        return ()
+        return FileHosts()
 
 
 def ca_bundle(environ: Mapping[str, str], clients: Sequence[Client]) -> str | None:

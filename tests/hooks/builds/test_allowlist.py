@@ -181,6 +181,30 @@ def test_metadata_is_in_no_network_and_must_be_listed_by_its_address():
     assert allowlist("169.254.169.254:80").reach_of("169.254.169.254", 80) is not None
 
 
+@pytest.mark.parametrize(
+    ("host", "reach", "may"),
+    [
+        ("10.1.2.3", "private", True),
+        ("10.1.2.3", "public", False),
+        ("127.0.0.1", "private", False),
+        ("127.0.0.1", "loopback", True),
+        ("169.254.169.254", "loopback", False),
+        ("fd00::1", "private", True),
+    ],
+)
+def test_address_that_no_setting_lists_is_judged_as_what_a_name_resolves_to(host, reach, may):
+    listed = allowlist(AllowedHost(host, 443, "pip", reach), "intranet.example")
+    assert listed.reach_of(host, 443) == reach
+    assert listed.may_connect(ip_address(host), 443, reach) is may
+    assert not listed.may_connect(ip_address(host), 443, "public"), "no name may lead to it"
+
+
+def test_address_is_listed_however_it_is_spelled():
+    listed = allowlist(AllowedHost("fd00:0::1", 443, "pip", "private"))
+    assert listed.reach_of("fd00::1", 443) == "private"
+    assert listed.ports_of("fd00:0:0::1") == [443]
+
+
 def test_host_that_two_list_reaches_as_far_as_either_says():
     far = AllowedHost("registry.example", 443, "npm", "private")
     near = AllowedHost("registry.example", 443, "builders.egress_allow")

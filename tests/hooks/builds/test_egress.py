@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from hooks.builds.addresses import is_own, look_up
+from hooks.builds.allowlist import SETTING
 from hooks.builds.egress import (
     HEAD_BYTES_MAX,
     EgressProxy,
@@ -100,7 +101,7 @@ class Proxied:
 @asynccontextmanager
 async def proxied(*allow, limits=None, **rest):
     """A proxy that allows these, given as (host, port) or (host, port, reach)."""
-    hosts = tuple(AllowedHost(host, port, "test", *reach) for host, port, *reach in allow)
+    hosts = tuple(AllowedHost(host, port, SETTING, *reach) for host, port, *reach in allow)
     running = Proxied(Egress(allow=hosts, **(limits or {})), **rest)
     await running.proxy.serve(running.listener)
     try:

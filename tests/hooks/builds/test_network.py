@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from hooks.builds.allowlist import SETTING
+
 PROXY = "http://127.0.0.1:3128"
 needs_curl = pytest.mark.skipif(not shutil.which("curl", path="/usr/bin"), reason="no curl")
 
@@ -24,7 +26,7 @@ def python(code):
 
 
 def allowing(*hosts, **rest):
-    return {"allow": [{"host": h, "port": p, "source": "test"} for h, p in hosts], **rest}
+    return {"allow": [{"host": h, "port": p, "source": SETTING} for h, p in hosts], **rest}
 
 
 @pytest.fixture

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import subprocess
+import sys
 import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import urlsplit
 
 import pytest
 
 from hooks.builds import file_hosts
-from hooks.builds.file_hosts import SilentRegistryError
+from hooks.builds.addresses import look_up
+from hooks.builds.allowlist import Allowlist
+from hooks.builds.file_hosts import FileHosts, SilentRegistryError
 from hooks.builds.package_clients import (
     Client,
     ClientError,
@@ -24,7 +30,7 @@ from hooks.builds.package_clients import (
     parse_pip,
     without_secrets,
 )
-from hooks.builds.registries import EgressRules, ca_bundle, read
+from hooks.builds.registries import EgressRules, _allowed, ca_bundle, read
 from hooks.builds.wire import AllowedHost, Egress
 
 BUILT_IN = "https://index.example/simple files.example"
@@ -439,6 +445,11 @@ async def test_old_answer_holds_while_the_clients_are_asked_again(client, tmp_pa
 # -- where files lie ------------------------------------------------------------------------------
 
 
+def look_up_4(host, port):
+    """The servers of these tests listen on IPv4 alone."""
+    return [info for info in look_up(host, port) if info[0] == socket.AF_INET]
+
+
 @pytest.fixture
 def web():
     """A web server of these answers: (status, headers, text) by path. It notes who asked."""
@@ -476,20 +487,17 @@ def test_file_hosts_of_an_index_are_those_of_its_page(web):
         '<a href="https://files.example:8443/c"> <a href="ftp://no.example/d">'
     )
     web.answers["/simple/pip/"] = (200, {}, page)
-    found = file_hosts.of_index(f"http://user:pa%20ss@{base}/simple/", None)
-    assert found == [
-        ("files.example", 443),
-        ("127.0.0.1", web.server_port),
-        ("files.example", 8443),
-    ]
+    found = file_hosts.of_index(f"http://user:pa%20ss@{base}/simple/", None, "loopback")
+    assert found == FileHosts((("files.example", 443), ("files.example", 8443)), "private")
     assert web.asked == [("/simple/pip/", "Basic dXNlcjpwYSBzcw==")]
 
 
 def test_file_hosts_of_an_index_that_answers_in_json_or_elsewhere(web):
     web.answers["/pip/"] = (302, {"Location": f"http://localhost:{web.server_port}/2/"}, "")
     web.answers["/2/"] = (200, {}, '{"files": [{"url": "https://files.example/a"}]}')
-    found = file_hosts.of_index(f"http://u:{SECRET}@127.0.0.1:{web.server_port}", None)
-    assert found == [("localhost", web.server_port), ("files.example", 443)]
+    url = f"http://u:{SECRET}@127.0.0.1:{web.server_port}"
+    found = file_hosts.of_index(url, None, "loopback", look_up=look_up_4)
+    assert found.found == (("localhost", web.server_port), ("files.example", 443))
     assert web.asked[1] == ("/2/", None), "the password goes to no other host"
 
 
@@ -509,20 +517,96 @@ def test_file_hosts_of_a_composer_repository_follow_its_archives(web):
         "/zip": (302, {"Location": f"http://localhost:{web.server_port}/real"}, ""),
         "/real": (200, {}, ""),
     }
-    assert file_hosts.of_composer(base, None) == [
-        ("localhost", web.server_port),
-        ("127.0.0.1", web.server_port),
-    ]
+    found = file_hosts.of_composer(base, None, "loopback", look_up=look_up_4)
+    assert found == FileHosts((("localhost", web.server_port),), "private")
+    assert [path for path, _ in web.asked] == ["/packages.json", "/p2/a/b.json", "/zip", "/real"]
 
 
 def test_composer_repository_of_one_file_names_archives_that_need_not_answer(web):
     web.answers["/packages.json"] = (
         200,
         {},
-        '{"packages": {"a/b": {"1.0": {"dist": {"url": "http://127.0.0.1:1/x.zip"}}}}}',
+        '{"packages": {"a/b": {"1.0": {"dist": {"url": "http://none.invalid:1/x.zip"}}}}}',
     )
-    found = file_hosts.of_composer(f"http://127.0.0.1:{web.server_port}", None)
-    assert found == [("127.0.0.1", 1)]
+    found = file_hosts.of_composer(f"http://127.0.0.1:{web.server_port}", None, "loopback")
+    assert found.found == (("none.invalid", 1),)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/a.whl",
+        "http://127.0.0.1:6379/a.whl",
+        "https://10.1.2.3:8443/a.whl",
+        "https://[fd00::1]/a.whl",
+        "https://1.2.3.4/a.whl",
+        "https://*.example/a.whl",
+        "https://a.example,b.example/a.whl",
+    ],
+)
+def test_what_a_page_names_by_an_address_or_for_many_is_not_allowed(web, url):
+    web.answers["/pip/"] = (200, {}, f'<a href="{url}"> <a href="https://files.example/b">')
+    registry = Registry(f"http://127.0.0.1:{web.server_port}")
+    found = Allowlist(_allowed(Client("pip", (registry,)), None))
+    parts = urlsplit(url)
+    for host in (parts.hostname, parts.hostname.replace("*", "evil")):
+        assert found.reach_of(host, parts.port or 443) is None
+        assert found.reach_of(host, 80) is None
+    assert found.reach_of("files.example", 443) == "private"
+    assert found.reach_of("127.0.0.1", web.server_port) == "loopback"
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_control_asks_nobody_on_this_machine_whom_a_registry_names(web, name):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0)
+        place = f"http://{name}:{other.getsockname()[1]}"
+        listed = {"packages": {"a/b": {"1.0": {"dist": {"url": f"{place}/admin?x=1"}}}}}
+        web.answers["/packages.json"] = (200, {}, json.dumps(listed))
+        web.answers["/pip/"] = (302, {"Location": f"{place}/admin"}, "")
+        base = f"http://127.0.0.1:{web.server_port}"
+        assert file_hosts.of_composer(base, None, "loopback", look_up=look_up_4).reach == "private"
+        with pytest.raises(SilentRegistryError):
+            file_hosts.of_index(base, None, "loopback", look_up=look_up_4)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+
+
+APART = """
+set -e
+ip link set lo up; ip link add near type veth peer name far
+unshare --net sleep 60 & there=$!
+until [ "$(readlink /proc/$there/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+ip link set far netns $there
+ip address add 198.51.100.1/24 dev near; ip link set near up; ip route add default dev near
+nsenter --target $there --net sh -c '
+  for each in 1.2.3.4 10.1.2.3 10.9.9.9; do ip address add $each/32 dev far; done
+  ip link set far up; ip route add default dev far'
+nsenter --target $there --net "$0" "$1" far > "$2" & far=$!
+until grep -q there "$2"; do sleep 0.01; done
+"$0" "$1" near public.example private.example
+kill $far $there
+"""
+
+
+def test_what_a_registry_names_lies_no_nearer_than_the_registry_does(tmp_path):
+    script, asked = Path(__file__).parent / "registry_child.py", tmp_path / "asked"
+    command = ["unshare", "--map-root-user", "--net", "sh", "-c", APART, sys.executable]
+    done = subprocess.run(
+        [*command, script, asked], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines() == [
+        "near public.example page files.example public",
+        "near public.example leads URLError",
+        "near public.example metadata URLError",
+        "near public.example composer inner.example public",
+        "near private.example page files.example private",
+        "near private.example leads inner.example files.example private",
+        "near private.example metadata URLError",
+        "near private.example composer inner.example private",
+    ], done.stderr
+    inner = [line for line in asked.read_text().splitlines() if "10.9.9.9" in line]
+    assert inner == ["far GET 10.9.9.9 /page/pip/", "far HEAD 10.9.9.9 /a.zip"]
 
 
 @pytest.mark.parametrize(
@@ -538,15 +622,16 @@ def test_composer_repository_of_one_file_names_archives_that_need_not_answer(web
 def test_registry_that_answers_otherwise_is_silent(web, answer):
     web.answers["/pip/"] = answer
     with pytest.raises(SilentRegistryError):
-        file_hosts.of_index(f"http://127.0.0.1:{web.server_port}/", None)
+        file_hosts.of_index(f"http://127.0.0.1:{web.server_port}/", None, "loopback")
 
 
 @pytest.mark.parametrize("versions", [3, None, "words", [3], {"1.0": 3}])
 def test_composer_repository_whose_versions_are_none_has_no_file_hosts(web, versions):
     web.answers["/packages.json"] = (200, {}, json.dumps({"packages": {"a/b": versions}}))
-    assert file_hosts.of_composer(f"http://127.0.0.1:{web.server_port}", None) == []
+    found = file_hosts.of_composer(f"http://127.0.0.1:{web.server_port}", None, "loopback")
+    assert found.found == ()
 
 
 def test_registry_that_is_not_there_is_silent():
     with pytest.raises(SilentRegistryError):
-        file_hosts.of_index("http://127.0.0.1:1/simple", None)
+        file_hosts.of_index("http://127.0.0.1:1/simple", None, "loopback")
