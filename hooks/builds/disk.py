@@ -1,4 +1,4 @@
-"""The disk that a tree takes while it is written to, as far as that can be seen."""
+"""The disk: what a tree takes of it while it is written to, and what it has left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from hooks.builds.limits import Limit, Limits
 
 NAME_BYTES = 4096  # what each name counts at least: empty files fill a disk too
 DEPTH_MAX = 200  # folders deeper than that are not looked into
@@ -36,6 +38,25 @@ def disk_use(
         with contextlib.suppress(OSError):
             look.into(os.open(folder, _FOLDER), depth=0)
     return look.found
+
+
+def shortage(
+    folder: Path, limits: Limits, *, new_bytes: int = 0, new_names: int = 0
+) -> Limit | None:
+    """Say what is not left free on the disk of `folder`, once so much more is written there.
+
+    Raises:
+        OSError: The system refused.
+    """
+    least = limits.disk_free_bytes or 0
+    found = os.statvfs(folder)
+    if found.f_bavail * found.f_frsize - new_bytes < least:
+        return Limit.DISK_FREE
+    # Some filesystems have no fixed number of inodes and say 0. Others have very few.
+    names_min = found.f_files * least // max(1, found.f_blocks * found.f_frsize)
+    if found.f_files and found.f_favail - new_names < names_min:
+        return Limit.FILES_FREE
+    return None
 
 
 class _Look:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from hooks.builds.disk import NAME_BYTES
+from hooks.builds.disk import NAME_BYTES, shortage
 from hooks.builds.errors import BuilderError, BuildFailedError
 from hooks.builds.limits import LIMIT_EXCEEDED, Limit, Limits, explain
 from storage.files import FULL
@@ -73,10 +72,10 @@ class DiskAllowance:
             raise self._exceeded(Limit.DISK)
         self._unseen_bytes += new_bytes
         if self._unseen_bytes >= LOOK_EVERY_BYTES:
-            found = os.statvfs(self._folder)
-            free_bytes = found.f_bavail * found.f_frsize
-            if free_bytes - self._unseen_bytes < (self._limits.disk_free_bytes or 0):
-                raise self._exceeded(Limit.DISK_FREE)
+            new = self._unseen_bytes
+            short = shortage(self._folder, self._limits, new_bytes=new, new_names=new // NAME_BYTES)
+            if short is not None:
+                raise self._exceeded(short)
             self._unseen_bytes = 0
 
     @contextlib.contextmanager
@@ -86,7 +85,8 @@ class DiskAllowance:
             yield
         except OSError as error:
             if error.errno in FULL:
-                raise self._exceeded(Limit.DISK_FREE) from error
+                short = shortage(self._folder, self._limits) or Limit.DISK_FREE
+                raise self._exceeded(short) from error
             raise
 
     @contextlib.contextmanager

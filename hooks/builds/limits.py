@@ -16,9 +16,9 @@ class Limits:
     `memory_bytes` counts their private and shared memory and what lies in /tmp and /dev/shm, of
     which `tmp_bytes` bounds each. `process_count` counts threads too. `cpu_s` is processor time.
     `disk_bytes` counts what lies in the writable binds, and each name in them as 4 KiB at least;
-    `disk_free_bytes` is what must stay free on their disk. `file_bytes` bounds each file, and
-    `open_file_count` each process. `processors_free`: so many of the processors it never runs on,
-    but for the last one.
+    `disk_free_bytes` is what must stay free on their disk; where that bounds files, as large
+    a part of them stays free. `file_bytes` bounds each file, and `open_file_count` each process.
+    `processors_free`: so many of the processors it never runs on, but for the last one.
 
     A sandbox that exceeds one is ended. Unless it `is_strict` it goes on where the kernel refused
     it another process, or another byte in /tmp.
@@ -46,6 +46,7 @@ class Limit(StrEnum):
     TMP = "temporary files"
     DISK = "disk"
     DISK_FREE = "free disk"
+    FILES_FREE = "free files"
     FILE = "file size"
 
 
@@ -83,6 +84,13 @@ def explain(limit: Limit, limits: Limits, *, who: str, section: str) -> str:
             return (
                 f"disk: less than {in_units(limits.disk_free_bytes or 0)} was left free on the disk"
                 f" while {who} ran ({section}.disk_free_bytes_min)"
+            )
+        case Limit.FILES_FREE:
+            return (
+                f"disk: too few more files could be made on the disk while {who} ran: of all that"
+                f" it can hold as large a part is left free as"
+                f" {in_units(limits.disk_free_bytes or 0)} are of its bytes"
+                f" ({section}.disk_free_bytes_min)"
             )
         case Limit.FILE:
             return (

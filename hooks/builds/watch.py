@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hooks.builds.cgroups import Group
-from hooks.builds.disk import DiskUse, disk_use
+from hooks.builds.disk import DiskUse, disk_use, shortage
 from hooks.builds.inside import Inside, ProcessUse
 from hooks.builds.limits import Limit, Limits
 from hooks.builds.namespace import Init
@@ -83,11 +83,16 @@ class Watch:
             if self._is_woken.is_set():
                 self._is_woken.clear()
                 return self._in_group()
-            began = loop.time()
+            began, walked_s = loop.time(), self._walked_s()
             exceeded = await asyncio.to_thread(self._look, init)
             if exceeded is not None:
                 return exceeded
-            pause_s = max(self._every_s, REST_PER_LOOK * (loop.time() - began))
+            # What the disk has left is looked at on time, however long a walk through it took.
+            took_s = loop.time() - began - (self._walked_s() - walked_s)
+            pause_s = max(self._every_s, REST_PER_LOOK * took_s)
+
+    def _walked_s(self) -> float:
+        return self._disk.walked_s if self._disk is not None else 0.0
 
     def end(self) -> None:
         """Let `run` return."""
@@ -214,21 +219,27 @@ class _DiskWatch:
         self._known_bytes = 0
         self._walk_at = time.monotonic() + WALK_EVERY_S
         self._rest_until = 0.0
+        self._free_at = 0.0
+        self._is_short = False
+        self.walked_s = 0.0
+        """How long it has walked through files, of which it rests by itself."""
 
     def look(self, inside: Inside | None, stopped: threading.Event) -> Limit | None:
+        if short := self._shortage():
+            return short
         free_bytes = self._free_bytes()
-        if free_bytes < (self._limits.disk_free_bytes or 0):
-            return Limit.DISK_FREE
         now = time.monotonic()
         if now < self._rest_until or not (self._may_be_full(free_bytes) or now > self._walk_at):
             return None
         found = self._walk(inside, stopped)
-        if stopped.is_set():
-            return None  # the walk was cut short: the last look has its own
+        if stopped.is_set() or self._is_short:
+            return self._shortage()  # the walk was cut short
         return Limit.DISK if self._is_full(found, free_bytes) else None
 
     def last_look(self, exit_status: int) -> Limit | None:
         """Look at the files once more, if the command failed or may have taken too much."""
+        if short := self._shortage():
+            return short
         free_bytes = self._free_bytes()
         if exit_status == 0 and not self._may_be_full(free_bytes):
             return None
@@ -260,16 +271,32 @@ class _DiskWatch:
     def _walk(self, inside: Inside | None, stopped: threading.Event) -> DiskUse:
         began = time.monotonic()
         enough = self._limits.disk_bytes if self._limits.disk_bytes is not None else 1 << 62
-        found = disk_use(self._folders, enough_bytes=enough, is_stopped=stopped.is_set)
+        found = disk_use(
+            self._folders,
+            enough_bytes=enough,
+            is_stopped=lambda: stopped.is_set() or self._is_short_by_now(),
+        )
         if inside is not None:
             found.size_bytes += inside.unnamed_files().get(self.device, 0)
             lost = self._free_at_start - self._free_bytes()
             if found.size_bytes <= enough < lost and inside.may_hide_files(self._names):
                 found.is_whole = False
         ended = time.monotonic()
+        self.walked_s += ended - began
         self._rest_until = ended + REST_PER_LOOK * (ended - began)
         self._walk_at = self._rest_until + WALK_EVERY_S
         return found
+
+    def _is_short_by_now(self) -> bool:
+        """Look now and then what the disk has left: to walk takes long where files are many."""
+        now = time.monotonic()
+        if now > self._free_at:
+            self._free_at = now + BACKGROUND_EVERY_S
+            self._is_short = self._shortage() is not None
+        return self._is_short
+
+    def _shortage(self) -> Limit | None:
+        return shortage(self._folders[0], self._limits)
 
     def _free_bytes(self) -> int:
         state = os.statvfs(self._folders[0])

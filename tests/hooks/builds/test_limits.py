@@ -9,8 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hooks.builds.disk import shortage
+from hooks.builds.disk_allowance import DiskAllowance
+from hooks.builds.errors import BuildFailedError
 from hooks.builds.limits import Limit, Limits, explain, in_units
 from hooks.builds.sandbox_spec import APP_DIR
+from tests.power import disk_of
 
 MiB = 1 << 20
 
@@ -246,6 +250,110 @@ def test_build_ends_before_the_disk_is_full_for_everybody(limited, own_dir):
     more = state.f_bavail * state.f_frsize + (1 << 40)
     ran = limited("sleep 20", disk_free_bytes=more)
     assert ran.exceeded == Limit.DISK_FREE
+
+
+@pytest.fixture(scope="module")
+def small_disk():
+    """A disk of its own, that can hold 38,000 files."""
+    with disk_of("ext4", lambda _: None) as disk:
+        where = disk.begin()
+        where.chmod(0o777)
+        yield where
+
+
+def on_small_disk(in_sandbox, starter, where, command, **limits):
+    folder = where / f"app-{time.monotonic_ns()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    binds = [[str(folder), APP_DIR, True]]
+    limits = {"disk_bytes": 400 * MiB, "disk_free_bytes": 300 * MiB, "file_bytes": 1 << 30} | limits
+    try:
+        ran = in_sandbox(
+            command,
+            starter=starter,
+            binds=binds,
+            cwd=APP_DIR,
+            limits=limits,
+            is_background=True,
+            kill_after_s=100,
+        )
+        ran.ended_at = time.monotonic()
+        return ran, os.statvfs(where)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("rest", ["; sleep 20", "", " 2>/dev/null; exit 0"])
+@pytest.mark.parametrize("count", [25_000, 60_000])
+@pytest.mark.root
+def test_build_ends_before_no_file_can_be_made_by_anybody(
+    in_sandbox, runner, small_disk, rest, count
+):
+    ran, left = on_small_disk(in_sandbox, runner, small_disk, f"seq {count} | xargs touch{rest}")
+    assert ran.exceeded == Limit.FILES_FREE
+    assert ran.seconds < 20
+    assert left.f_favail > 0, "it was ended before it had them all"
+
+
+@pytest.mark.root
+def test_slot_itself_makes_no_more_files_than_a_build_may(small_disk):
+    limits = Limits(disk_bytes=400 * MiB, disk_free_bytes=300 * MiB)
+    assert shortage(small_disk, limits, new_names=10_000) is None
+    assert shortage(small_disk, limits, new_names=20_000) == Limit.FILES_FREE
+    allowance = DiskAllowance(small_disk, limits)
+
+    def take_all():
+        for number in range(40_000):
+            allowance.take()
+            (made / f"{number}").touch()
+
+    made = small_disk / "made"
+    made.mkdir()
+    try:
+        with pytest.raises(BuildFailedError, match=r"too few more files .*disk_free_bytes_min"):
+            take_all()
+        state = os.statvfs(small_disk)
+        least = state.f_files * limits.disk_free_bytes / (state.f_blocks * state.f_frsize)
+        assert least <= state.f_favail <= least + 600
+    finally:
+        shutil.rmtree(made)
+
+
+@pytest.mark.root
+@pytest.mark.soak
+def test_disk_that_does_not_bound_its_files_is_not_short_of_them():
+    with disk_of("btrfs", lambda _: None) as disk:
+        limits = Limits(disk_free_bytes=60 * MiB)
+        assert shortage(disk.begin(), limits, new_names=1 << 40) is None
+
+
+MANY_NAMES = """
+import os, time
+for name in "abcd":
+    open(name, "w").close()
+    for number in range(50_000):
+        os.link(name, f"{name}{number}")
+time.sleep(4)
+print(time.monotonic(), flush=True)
+open("x", "wb").write(bytes(40 << 20))
+time.sleep(60)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.soak  # for as long as it takes to make so many names, and then to remove them
+def test_disk_is_looked_at_on_time_where_to_walk_through_it_takes_long(
+    in_sandbox, runner, small_disk
+):
+    """After a walk of half a second nobody looked for five what the disk had left."""
+    state = os.statvfs(small_disk)
+    least = state.f_bavail * state.f_frsize - 25 * MiB
+    hog = python(MANY_NAMES)
+    ran, _ = on_small_disk(
+        in_sandbox, runner, small_disk, hog, disk_free_bytes=least, disk_bytes=1 << 40
+    )
+    assert ran.exceeded == Limit.DISK_FREE
+    assert ran.ended_at - float(ran.output) < 4
 
 
 @pytest.mark.parametrize(
