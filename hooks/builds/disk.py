@@ -18,22 +18,30 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(slots=True)
 class DiskUse:
-    """What trees take. Not `is_whole`: something could not be looked into, or nobody needed to."""
+    """What trees take. Not `is_whole`: something could not be looked into, or nobody needed to.
+
+    `has_cut`: there is a file that the kernel has cut off. A larger one is none of the build's.
+    """
 
     size_bytes: int = 0
-    largest_bytes: int = 0
+    has_cut: bool = False
     is_whole: bool = True
 
 
 def disk_use(
-    folders: Iterable[Path], *, enough_bytes: int, is_stopped: Callable[[], bool]
+    folders: Iterable[Path],
+    *,
+    enough_bytes: int,
+    cut_file_bytes: int | None,
+    is_stopped: Callable[[], bool],
 ) -> DiskUse:
     """Add up what lies below `folders`, until it is more than `enough_bytes`. Blocking.
 
+    `cut_file_bytes`: where the kernel cuts files off that are written there.
     Links are not followed, a file with several names counts once, and the tree may change
     meanwhile.
     """
-    look = _Look(enough_bytes, is_stopped)
+    look = _Look(enough_bytes, cut_file_bytes, is_stopped)
     for folder in folders:
         with contextlib.suppress(OSError):
             look.into(os.open(folder, _FOLDER), depth=0)
@@ -60,9 +68,12 @@ def shortage(
 
 
 class _Look:
-    def __init__(self, enough_bytes: int, is_stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, enough_bytes: int, cut_file_bytes: int | None, is_stopped: Callable[[], bool]
+    ) -> None:
         self.found = DiskUse()
         self._enough_bytes = enough_bytes
+        self._cut_file_bytes = cut_file_bytes
         self._is_stopped = is_stopped
         self._seen: set[tuple[int, int]] = set()
 
@@ -101,7 +112,8 @@ class _Look:
                 return
             self._seen.add(file)
         self.found.size_bytes += max(status.st_blocks * 512, NAME_BYTES)
-        self.found.largest_bytes = max(self.found.largest_bytes, status.st_size)
+        if status.st_size == self._cut_file_bytes and stat.S_ISREG(status.st_mode):
+            self.found.has_cut = True
 
     def _has_enough(self) -> bool:
         return self.found.size_bytes > self._enough_bytes or self._is_stopped()

@@ -35,6 +35,11 @@ class Limits:
     open_file_count: int = 4096
     processors_free: int = 0
 
+    @property
+    def cut_file_bytes(self) -> int | None:
+        """Where the kernel cuts a file off: a byte beyond what it may have."""
+        return None if self.file_bytes is None else self.file_bytes + 1
+
 
 class Limit(StrEnum):
     """A limit that was exceeded."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,10 +21,10 @@ from typing import TypeVar
 from hooks.builds import dependencies, managed_toml, profiles, runtimes, versions
 from hooks.builds.build_log import BuildLog, OutputLines
 from hooks.builds.control import LeasedJob
-from hooks.builds.disk_allowance import DiskAllowance
+from hooks.builds.disk_allowance import DiskAllowance, exceeded
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.leaks import refuse_secrets
-from hooks.builds.limits import LIMIT_EXCEEDED, Limits, explain
+from hooks.builds.limits import LIMIT_EXCEEDED, Limit, Limits, explain
 from hooks.builds.managed_toml import CONFIG_INVALID, Fact, ManagedToml
 from hooks.builds.masking import Masker
 from hooks.builds.network import BuildNetwork
@@ -38,7 +38,7 @@ from hooks.builds.sandbox_spec import APP_DIR, HOME_DIR, Bind, SandboxSpec
 from hooks.builds.tree import Output, filled_folder, find_output, remove_tree
 from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease, Unchanged
 from storage.errors import TreeError
-from storage.source import SourceDirectory
+from storage.source import SourceDirectory, SourceEntry, SourceFile
 
 T = TypeVar("T")
 TAIL_LINE_CHARS = 300
@@ -293,7 +293,8 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
     """Send the output folder to control, and return which it is, and what of it was not sent.
 
     Raises:
-        BuildFailedError: See `tree.find_output`, and `build.secret_in_output`.
+        BuildFailedError: See `tree.find_output`; `build.secret_in_output`; and
+            `build.limit_exceeded` for a file that was cut off.
     """
     folder = plan.folder
     if plan.output_folders:
@@ -310,12 +311,24 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
         )
 
     output = await _in_thread(find)
+    _refuse_cut_files(output.entries, limits_of(job.lease))
     entries = [SourceDirectory(os.fsencode(folder)), *output.entries]
     await _in_thread(lambda is_stopped: refuse_secrets(entries, log.masker, is_stopped=is_stopped))
     await job.send_output(lambda: _from_thread(output.chunks()))
     where = "the tree" if folder == "." else folder
     log.line(Phase.COLLECT, f"{output.size}, from {where}")
     return Unchanged(folder, tuple(map(os.fsdecode, output.unchanged)))
+
+
+def _refuse_cut_files(entries: Iterable[SourceEntry], limits: Limits) -> None:
+    """Refuse what is no whole file, though no command has failed by it.
+
+    Raises:
+        BuildFailedError: `build.limit_exceeded`.
+    """
+    for each in entries:
+        if isinstance(each, SourceFile) and each.size_bytes == limits.cut_file_bytes:
+            raise exceeded(Limit.FILE, limits)
 
 
 def _command_failed(

@@ -331,7 +331,7 @@ def _limit(pid: int, spec: SandboxSpec, *, has_group: bool) -> None:
     """
     limits = spec.limits
     wanted = {
-        resource.RLIMIT_FSIZE: limits.file_bytes,
+        resource.RLIMIT_FSIZE: limits.cut_file_bytes,
         resource.RLIMIT_NOFILE: limits.open_file_count,
         resource.RLIMIT_CORE: NO_CORE_BYTES,
         resource.RLIMIT_CPU: None if limits.cpu_s is None else limits.cpu_s + SPARE_CPU_S,

@@ -105,7 +105,7 @@ class Watch:
 
         Blocking: call it in a thread, after `run` has returned.
         """
-        is_full = exit_status != 0 and self._has_full_folder()
+        is_full = self._has_full_folder()
         if self._inside is not None:
             self._inside.close()
             self._inside = None
@@ -234,23 +234,31 @@ class _DiskWatch:
         found = self._walk(inside, stopped)
         if stopped.is_set() or self._is_short:
             return self._shortage()  # the walk was cut short
-        return Limit.DISK if self._is_full(found, free_bytes) else None
+        return self._exceeded(found, free_bytes)
 
     def last_look(self, exit_status: int) -> Limit | None:
-        """Look at the files once more, if the command failed or may have taken too much."""
+        """Look at the files once more, if the command failed or may have taken too much.
+
+        Where a file was cut off at its limit the command may have ended well all the same: its
+        like is common (`gen | tee file`), and what it leaves is none of what was meant.
+        """
         if short := self._shortage():
             return short
         free_bytes = self._free_bytes()
-        if exit_status == 0 and not self._may_be_full(free_bytes):
-            return None
         if exit_status == _TOO_LARGE_STATUS:
             return Limit.FILE
-        found = self._walk(None, threading.Event())
+        if exit_status == 0 and not (self._may_be_cut(free_bytes) or self._may_be_full(free_bytes)):
+            return None
+        return self._exceeded(self._walk(None, threading.Event()), free_bytes)
+
+    def _exceeded(self, found: DiskUse, free_bytes: int) -> Limit | None:
         if self._is_full(found, free_bytes):
             return Limit.DISK
+        return Limit.FILE if found.has_cut else None
+
+    def _may_be_cut(self, free_bytes: int) -> bool:
         file_bytes = self._limits.file_bytes
-        is_cut = exit_status != 0 and file_bytes is not None and found.largest_bytes >= file_bytes
-        return Limit.FILE if is_cut else None
+        return file_bytes is not None and self._free_at_start - free_bytes >= file_bytes // 2
 
     def _may_be_full(self, free_bytes: int) -> bool:
         lost = max(0, self._free_at_walk - free_bytes)
@@ -274,6 +282,7 @@ class _DiskWatch:
         found = disk_use(
             self._folders,
             enough_bytes=enough,
+            cut_file_bytes=self._limits.cut_file_bytes,
             is_stopped=lambda: stopped.is_set() or self._is_short_by_now(),
         )
         if inside is not None:

@@ -427,6 +427,19 @@ async def test_cache_that_the_disk_has_no_room_for_is_not_used(control, slot, pa
         assert job.stage("cache")[0].startswith(said)
 
 
+async def test_output_with_a_file_that_was_cut_off_fails_a_build_that_did_not_mind(control, slot):
+    """Holes take nothing of the disk, so that nobody had a reason to look through the files."""
+    write = "mkdir dist; dd if=/dev/zero of=dist/x bs=4096 seek=1020 count=9; true"
+    job = await control.build(site(write), limits={"file_bytes_max": 4 << 20})
+    assert job.outcome["error"]["code"] == "build.limit_exceeded"
+    assert job.outcome["error"]["message"] == (
+        "file size: the build wrote a file of more than 4 MiB (builders.file_bytes_max)."
+    )
+    fits = "mkdir dist; truncate -s 4M dist/x; dd if=/dev/zero of=dist/y bs=4096 seek=1020 count=4"
+    job = await control.build(site(fits), limits={"file_bytes_max": 4 << 20})
+    assert job.outcome["status"] == "succeeded", job.outcome
+
+
 async def test_huge_log_is_truncated_and_keeps_the_last_lines(control, slot):
     job = await control.build(site("seq 400000; echo last words; exit 3"))
     lines = job.stage("build")

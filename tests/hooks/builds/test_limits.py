@@ -369,14 +369,42 @@ def test_file_that_is_too_large_is_named(limited, write):
     assert limited(write, file_bytes=4 * MiB).exceeded == Limit.FILE
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "write",
+    [
+        "head -c 9000000 /dev/zero > x; exit 0",
+        "head -c 9000000 /dev/zero | tee x | wc -c",
+        "head -c 9000000 /dev/zero > x || true; sleep 20",
+        "trap '' XFSZ; mkdir d; head -c 9000000 /dev/zero > d/x; exit 0",
+    ],
+)
+def test_file_that_is_too_large_fails_a_build_whose_command_did_not_mind(
+    in_sandbox, runner, small_disk, write
+):
+    ran, _ = on_small_disk(in_sandbox, runner, small_disk, write, file_bytes=4 * MiB)
+    assert ran.exceeded == Limit.FILE
+    assert ran.seconds < 20
+
+
+@pytest.mark.root
+def test_file_of_the_size_that_it_may_have_is_none_that_is_too_large(
+    in_sandbox, runner, small_disk
+):
+    write = f"head -c {4 * MiB} /dev/zero > x; truncate -s 4M y; sleep 3"
+    ran, _ = on_small_disk(in_sandbox, runner, small_disk, write, file_bytes=4 * MiB)
+    assert (ran.status, ran.exceeded) == (0, None)
+
+
 def test_full_tmp_is_named(limited):
     ran = limited("head -c 9000000 /dev/zero > /tmp/x; sleep 20", tmp_bytes=4 * MiB)
     assert ran.exceeded == Limit.TMP
 
 
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
-def test_tmp_that_ends_a_program_as_it_gets_full_is_named(limited, folder):
-    ran = limited(f"sleep 0.5; head -c 9000000 /dev/zero > {folder}/x", tmp_bytes=4 * MiB)
+@pytest.mark.parametrize("rest", ["", "; exit 0"])
+def test_tmp_that_ends_a_program_as_it_gets_full_is_named(limited, folder, rest):
+    ran = limited(f"sleep 0.5; head -c 9000000 /dev/zero > {folder}/x{rest}", tmp_bytes=4 * MiB)
     assert ran.exceeded == Limit.TMP
 
 
