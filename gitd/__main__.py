@@ -55,7 +55,14 @@ def serve(
     starting.load_aiohttp()
     from gitd import app, log
     from gitd.config import credentials_folder
+    from gitd.open_folders import require_outside
 
+    require_outside(data, "the data folder")
+    if config is not None:
+        require_outside(config, "the settings")
+    credentials = credentials_folder(os.environ)
+    if credentials is not None:
+        require_outside(credentials, "the credentials' folder")
     settings = _settings(data, config, listen=listen, sites=sites)
     as_json = {"auto": None, "json": True, "console": False}[settings.log.format]
     log.configure(level=settings.log.level, as_json=as_json)
@@ -64,7 +71,7 @@ def serve(
             folder_of(data),
             settings,
             with_children=children,
-            credentials=credentials_folder(os.environ),
+            credentials=credentials,
         )
     )
 
@@ -90,9 +97,11 @@ def builder(
     """Run one builder slot: lease builds from control and run them in a sandbox."""
     starting.load_aiohttp()
     from gitd import log
+    from gitd.open_folders import require_outside
     from gitd.systemd import notify, watchdog_every_s
     from hooks.builds.builder import BuilderConfig, main
 
+    require_outside(scratch, "the scratch folder")
     log.configure()
     every_s = watchdog_every_s()
     watchdog = (every_s, lambda: notify("WATCHDOG=1")) if every_s is not None else None
@@ -140,11 +149,13 @@ def host(  # noqa: PLR0913 - one parameter per option
     starting.load_aiohttp()
     from gitd import log
     from gitd.config import credentials_folder, load, parse_address
+    from gitd.open_folders import require_outside
     from gitd.systemd import inherited_sockets, notify
     from hooks.deploys.host import HostConfig, main
     from hooks.deploys.runtime import WEB_LIMITS
 
     log.configure()
+    require_outside(directory, "the site host's folder")
     settings = load(config, _environ())
     inherited = inherited_sockets().get("sites")
     main(

@@ -68,6 +68,14 @@ async def serve(
         stack.push_async_callback(control.housekeeping.close)
         stack.push_async_callback(control.scrubbing.close)
         note_settings(folder, config)
+        if with_children and control.uids.are_one:
+            log.warning(
+                "users_not_apart",
+                uid=os.geteuid(),
+                advice="builds and sites have the server's own user: what leaves its sandbox can"
+                " read and change all of the server. For code of others run it as root, or as the"
+                " units of systemd/",
+            )
         if with_children:  # at once: they take as long to start as all of the rest
             cgroups.vacate()
             stack.callback(cgroups.tidy)

@@ -39,6 +39,7 @@ _HIDDEN_IN_PROC = ("cmdline", "keys", "key-users")  # the machine's and other us
 # Settings of the machine's own clients that lie among the programs which all see. They may hold
 # passwords; what builds may know of them is in `Egress.home_files`.
 _HIDDEN_IN_USR = ("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/pip.conf", "/usr/local/pip.conf")
+_TOP_LEVEL = tuple(map(Path, ("/bin", "/sbin", "/lib", "/lib32", "/lib64")))
 _ETC_OF_THE_MACHINE = (
     "ssl/certs",  # not the keys beside them
     "ssl/openssl.cnf",
@@ -53,6 +54,13 @@ _ETC_OF_THE_MACHINE = (
     "php.ini",
 )
 _ETC_FOR_NETWORK = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
+
+
+def shown_folders() -> list[Path]:
+    """Return what every sandbox sees of the machine: folders and files, as they really lie."""
+    shown = [Path("/usr"), *_TOP_LEVEL, *(Path("/etc", name) for name in _ETC_OF_THE_MACHINE)]
+    shown += map(Path, _settings_of_php())
+    return list(dict.fromkeys(path.resolve() for path in shown if path.exists()))
 
 
 def fixed_arguments(spec: SandboxSpec) -> list[str]:
@@ -125,7 +133,7 @@ def memory_file(files: contextlib.ExitStack, content: bytes) -> int:
 
 def _top_level_folders() -> Iterator[str]:
     """Show /bin, /lib, ... as the machine has them: links into /usr, or folders of their own."""
-    for path in (Path("/bin"), Path("/sbin"), Path("/lib"), Path("/lib32"), Path("/lib64")):
+    for path in _TOP_LEVEL:
         if path.is_symlink():
             yield from ("--symlink", str(path.readlink()), str(path))
         elif path.is_dir():
