@@ -37,8 +37,15 @@ _ETC_FILES = {
 _HOSTS = b"127.0.0.1 localhost\n::1 localhost\n"
 _HIDDEN_IN_PROC = ("cmdline", "keys", "key-users")  # the machine's and other users', for all to see
 # Settings of the machine's own clients that lie among the programs which all see. They may hold
-# passwords; what builds may know of them is in `Egress.home_files`.
-_HIDDEN_IN_USR = ("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/pip.conf", "/usr/local/pip.conf")
+# passwords; what builds may know of them is in `Egress.home_files`. Source: npm-config(1), "npmrc
+# Files"; of yarn 1 `user-home-dir.js` (root has its home in /usr/local/share) and `rc.js`; pip's
+# "Configuration"; Cargo's "Configuration" (images of Rust have CARGO_HOME there).
+_HIDDEN_IN_USR = (
+    *("etc/npmrc", "etc/yarnrc", "pip.conf", "cargo/credentials", "cargo/credentials.toml"),
+    *("share/.npmrc", "share/.yarnrc", "share/.yarnrc.yml", "share/.yarn/config"),
+    *("share/.config/yarn", "share/.config/yarn/config", "share/.config/pip/pip.conf"),
+    *("lib/node_modules/*/npmrc", "lib/node_modules/*/pnpmrc", "share/nodejs/*/npmrc"),
+)
 _TOP_LEVEL = tuple(map(Path, ("/bin", "/sbin", "/lib", "/lib32", "/lib64")))
 _ETC_OF_THE_MACHINE = (
     "ssl/certs",  # not the keys beside them
@@ -142,7 +149,9 @@ def _top_level_folders() -> Iterator[str]:
 
 def _hidden_in_usr() -> list[str]:
     """The files of `_HIDDEN_IN_USR` that are there; a link leads on to what has to be hidden."""
-    real = {Path(path).resolve() for path in _HIDDEN_IN_USR}
+    prefixes = (Path("/usr"), Path("/usr/local"))
+    found = (path for prefix in prefixes for name in _HIDDEN_IN_USR for path in prefix.glob(name))
+    real = {path.resolve() for path in found}
     return sorted(str(path) for path in real if path.is_relative_to("/usr") and path.is_file())
 
 

@@ -82,10 +82,11 @@ def order_for(command, *, kill_after_s=None, terminate_after_s=None, cancel_afte
     return json.dumps(order) + "\n"
 
 
-def start_runner(*, uid=UID, way="groups", env=None, pass_fds=(), owner=()):
+def start_runner(*, uid=UID, way="groups", env=None, pass_fds=(), owner=(), through=()):
+    """`through`: a program that this one is started by."""
     as_uid = "" if uid is None else str(uid)
     return subprocess.Popen(
-        [sys.executable, str(HERE / "sandboxed.py"), as_uid, way, *owner],
+        [*through, sys.executable, str(HERE / "sandboxed.py"), as_uid, way, *owner],
         env={**os.environ, "PYTHONPATH": IMPORTS, **(env or {})},
         pass_fds=pass_fds,
         stdin=subprocess.PIPE,

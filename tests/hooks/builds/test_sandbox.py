@@ -64,15 +64,48 @@ def test_the_machine_is_not_there(in_sandbox, path):
     assert in_sandbox(["ls", path]).status == 2
 
 
+WITH_SETTINGS = """
+upper=$1; shift; settings=$1; shift
+mount -t tmpfs none "$upper" && mkdir "$upper/upper" "$upper/work" &&
+mount -t overlay none -o "lowerdir=/usr,upperdir=$upper/upper,workdir=$upper/work" /usr || exit 77
+for each in $settings; do
+  mkdir -p "${each%/*}"; rm -f "$each"; echo password > "$each"
+done
+echo password > /usr/share/linked; rm -f /usr/local/etc/yarnrc
+ln -s /usr/share/linked /usr/local/etc/yarnrc
+exec "$@"
+"""
+SETTINGS = (
+    *("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/pip.conf", "/usr/local/pip.conf"),
+    *("/usr/etc/yarnrc", "/usr/local/share/.yarnrc", "/usr/local/share/.npmrc"),
+    *("/usr/local/share/.config/yarn/config", "/usr/local/share/.yarn/config"),
+    *("/usr/lib/node_modules/npm/npmrc", "/usr/local/lib/node_modules/pnpm/pnpmrc"),
+    *("/usr/share/nodejs/npm/npmrc", "/usr/local/cargo/credentials.toml"),
+)
+
+
+@pytest.fixture
+def starter_with_settings(start_starter, tmp_path):
+    """On a machine whose clients have settings among its programs, as far as it can see."""
+    through = ("unshare", "--mount", "sh", "-c", WITH_SETTINGS, "sh", tmp_path, " ".join(SETTINGS))
+    if subprocess.run([*through, "true"], check=False).returncode:
+        pytest.skip("needs root, and overlays, to put files there")
+    return start_starter(through=through)
+
+
 @pytest.mark.parametrize("network", [False, True])
-def test_settings_of_the_machines_package_clients_are_hidden(in_sandbox, network):
+def test_settings_of_the_machines_package_clients_are_hidden(
+    in_sandbox, starter_with_settings, network
+):
     """They may hold passwords, and lie among the programs that builds and sites are to see."""
-    places = ("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/pip.conf", "/usr/local/pip.conf")
-    found = [path for path in places if Path(path).is_file()]
-    if not found:
-        pytest.skip("this machine has none")
-    ran = in_sandbox(f"cat {' '.join(found)}; echo end", network=network)
+    shown = f"cat {' '.join(SETTINGS)} /usr/local/etc/yarnrc /usr/share/linked; echo end"
+    ran = in_sandbox(shown, starter=starter_with_settings, network=network)
     assert (ran.status, ran.output) == (0, "end\n")
+    ran = in_sandbox(
+        "grep -rs ^password$ /usr/etc /usr/local /usr/share/nodejs /usr/lib/node_modules",
+        starter=starter_with_settings,
+    )
+    assert ran.output == ""
 
 
 def test_other_folders_of_the_same_uid_are_not_there(in_sandbox, open_dir, own_dir):
