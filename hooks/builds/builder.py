@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from hooks.builds.network import BuildNetwork
 from hooks.builds.phase import PROGRESS, Phase
 from hooks.builds.phases import Workspace
 from hooks.builds.plan import Plan
+from hooks.builds.sweeper import Sweeper
 from hooks.builds.toolchain import Toolchain
 from hooks.builds.tree import remove_tree
 from hooks.builds.wire import (
@@ -137,7 +139,7 @@ async def _build_for_ever(config: BuilderConfig) -> None:
     await asyncio.to_thread(_empty, config.scratch)
     toolchain = Toolchain()
     pause_s = RETRY_FIRST_S
-    sweeper, kept = _Sweeper(), KeptSources(config.scratch)
+    sweeper, kept = Sweeper(config.scratch), KeptSources(config.scratch)
     async with (
         Control(config.socket, config.slot) as control,
         contextlib.aclosing(kept),
@@ -147,6 +149,7 @@ async def _build_for_ever(config: BuilderConfig) -> None:
         while True:
             kept.rest()
             versions = await toolchain.versions()
+            await sweeper.room()
             try:
                 lease = await control.lease(LEASE_WAIT_S, versions)
             except ControlUnreachableError as error:
@@ -160,7 +163,7 @@ async def _build_for_ever(config: BuilderConfig) -> None:
                 await _run_build(build, sweeper)
 
 
-async def _run_build(build: _Build, sweeper: _Sweeper) -> None:
+async def _run_build(build: _Build, sweeper: Sweeper) -> None:
     """Run one leased build and report its end, unless the lease is lost or the job canceled.
 
     When this slot is stopped meanwhile, the build is given back.
@@ -186,27 +189,7 @@ async def _run_build(build: _Build, sweeper: _Sweeper) -> None:
             **facts,
         )
     finally:
-        await sweeper.sweep(build.folder)
-
-
-class _Sweeper:
-    """Removes what builds left, while the next one runs: a large tree takes its time."""
-
-    def __init__(self) -> None:
-        self._removing: asyncio.Task[None] | None = None
-
-    async def sweep(self, folder: Path) -> None:
-        """Begin to remove `folder`, once the one before it is gone."""
-        if self._removing is not None:
-            await self._removing
-            self._removing = None
-        if folder.exists():
-            self._removing = asyncio.create_task(asyncio.to_thread(remove_tree, folder))
-
-    async def aclose(self) -> None:
-        """Return when nothing is left that it was given."""
-        if self._removing is not None:
-            await self._removing
+        sweeper.sweep(build.folder, build.limits)
 
 
 class _Build:
@@ -221,10 +204,12 @@ class _Build:
     ) -> None:
         self.job = job
         self.slot = config.slot
-        self.folder = config.scratch / job.lease.lease_id
+        # Its path is in the build's own /proc/self/mountinfo: no name that means something here.
+        self.folder = config.scratch / f"build-{secrets.token_hex(8)}"
+        self.limits = phases.limits_of(job.lease)
         self._toolchain = toolchain
         self._kept = kept
-        allowance = DiskAllowance(self.folder, phases.limits_of(job.lease))
+        allowance = DiskAllowance(self.folder, self.limits)
         self._workspace = Workspace(self.folder, allowance)
         self._log = BuildLog(chars_max=job.lease.limits.log_chars_max)
         self._phase = Phase.DETECT
