@@ -45,11 +45,12 @@ _TRIES = 10
 class GroupUse:
     """What happened in a group since it was made.
 
-    `was_full`: its own limit of memory was in the way. The counts: processes killed for want of
-    memory, in it or on the machine; processes and threads that were refused.
+    `cpu_s`: None where the kernel does not count it. `was_full`: its own limit of memory was in the
+    way. The counts: processes killed for want of memory, in it or on the machine; processes and
+    threads that were refused.
     """
 
-    cpu_s: float
+    cpu_s: float | None
     was_full: bool
     oom_kill_count: int
     fork_failed_count: int
@@ -99,11 +100,15 @@ class Group:
             kills = cgroupfs.values(memory / "memory.oom_control").get("oom_kill", 0)
             limit = cgroupfs.number(memory / "memory.limit_in_bytes")
             full = cgroupfs.number(memory / "memory.max_usage_in_bytes") > _NEARLY_FULL * limit
-            cpu_ns = cgroupfs.number(self._folders.get("cpuacct", Path()) / "cpuacct.usage")
-            return GroupUse(cpu_ns / 1e9, full, kills, forks)
+            return GroupUse(self._cpu_s(), full, kills, forks)
         events = cgroupfs.values(memory / "memory.events")
         cpu_s = cgroupfs.values(memory / "cpu.stat").get("usage_usec", 0) / 1e6
         return GroupUse(cpu_s, events.get("oom", 0) > 0, events.get("oom_kill", 0), forks)
+
+    def _cpu_s(self) -> float | None:
+        """In version 1 a controller of its own, which may be missing."""
+        folder = self._folders.get("cpuacct")
+        return None if folder is None else cgroupfs.number(folder / "cpuacct.usage") / 1e9
 
     def kill(self) -> None:
         """End every process in it, whatever they do meanwhile."""

@@ -82,7 +82,8 @@ class Watch:
                 return None
             if self._is_woken.is_set():
                 self._is_woken.clear()
-                return self._in_group()
+                if exceeded := self._in_group():
+                    return exceeded
             began, walked_s = loop.time(), self._walked_s()
             exceeded = await asyncio.to_thread(self._look, init)
             if exceeded is not None:
@@ -138,12 +139,15 @@ class Watch:
     def _in_group(self) -> Limit | None:
         assert self._group is not None, "there is one"
         use = self._group.use()
-        self.cpu_s = use.cpu_s
+        if use.cpu_s is not None:
+            self.cpu_s = use.cpu_s
+        elif self._inside is not None:
+            self._count_cpu(self._inside.processes())
         if use.oom_kill_count:
             return Limit.MEMORY if use.was_full else Limit.MACHINE_MEMORY
         if use.fork_failed_count and self._limits.is_strict:
             return Limit.PROCESSES
-        return Limit.CPU if self._is_too_long(use.cpu_s) else None
+        return Limit.CPU if self._is_too_long() else None
 
     def _among_processes(self, inside: Inside) -> Limit | None:
         processes = inside.processes()
@@ -157,12 +161,14 @@ class Watch:
         count = sum(each.thread_count for each in processes)
         if count > self._limits.process_count + 1 and self._limits.is_strict:
             return Limit.PROCESSES
-        cpu_s = sum(each.cpu_s for each in processes)
-        self.cpu_s = max(self.cpu_s, cpu_s)
-        return Limit.CPU if self._is_too_long(cpu_s) else None
+        self._count_cpu(processes)
+        return Limit.CPU if self._is_too_long() else None
 
-    def _is_too_long(self, cpu_s: float) -> bool:
-        return self._limits.cpu_s is not None and cpu_s > self._limits.cpu_s
+    def _count_cpu(self, processes: Sequence[ProcessUse]) -> None:
+        self.cpu_s = max(self.cpu_s, sum(each.cpu_s for each in processes))
+
+    def _is_too_long(self) -> bool:
+        return self._limits.cpu_s is not None and self.cpu_s > self._limits.cpu_s
 
     def _unnamed_in_memory(self, inside: Inside) -> int:
         on_disk = self._disk.device if self._disk is not None else None
@@ -200,10 +206,11 @@ class _Refusals:
         return asyncio.get_running_loop().call_later(REFUSALS_EVERY_S, self._look)
 
     def _look(self) -> None:
-        if self._read() != self._first:
+        found = self._read()
+        if found != self._first:
+            self._first = found
             self._wake()
-        else:
-            self._later = self._rest()
+        self._later = self._rest()
 
 
 class _DiskWatch:

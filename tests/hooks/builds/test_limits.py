@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hooks.builds.cgroups import Group
 from hooks.builds.disk import shortage
 from hooks.builds.disk_allowance import DiskAllowance
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.limits import Limit, Limits, explain, in_units
+from hooks.builds.namespace import Init
 from hooks.builds.sandbox_spec import APP_DIR
+from hooks.builds.watch import Watch
 from tests.power import disk_of
 
 MiB = 1 << 20
@@ -89,6 +94,43 @@ def test_processors_are_left_to_others_but_for_one(limited, left, kept):
     )
     ran = limited(python(code), processors_free=left)
     assert ran.output == f"{processors[kept]}\n"
+
+
+WITHOUT_CPUACCT = """
+found=$(awk '$3 == "cgroup" && $4 ~ /cpuacct/ { print $2 }' /proc/mounts)
+[ -n "$found" ] && umount "$found" || exit 77
+exec "$@"
+"""
+
+
+@pytest.mark.root
+def test_processor_time_is_bounded_where_the_kernel_does_not_count_that_of_groups(
+    in_sandbox, start_starter, own_dir
+):
+    through = ("unshare", "--mount", "sh", "-c", WITHOUT_CPUACCT, "sh")
+    if subprocess.run([*through, "true"], check=False).returncode:
+        pytest.skip("the control groups of this machine are of version 2")
+    starter = start_starter(through=through)
+    spin = "for i in 1 2 3; do sh -c 'while :; do :; done' & done; wait"
+    ran = in_sandbox(spin, starter=starter, limits={"cpu_s": 1}, kill_after_s=60)
+    assert ran.exceeded == Limit.CPU
+
+
+async def test_watch_goes_on_after_a_refusal_that_was_none(tmp_path):
+    """Else nothing was watched any more, the disk neither, and no limit ended anything."""
+    told = {"pids.events": "max 0\n", "memory.events": "oom_kill 0\n", "cpu.stat": "usage_usec 0\n"}
+    for name, text in told.items():
+        (tmp_path / name).write_text(text)
+    group = Group({"memory": tmp_path, "pids": tmp_path}, version=2)
+    watch = Watch(Limits(), group=group, in_memory=(), on_disk={}, is_background=False)
+    watching = asyncio.create_task(watch.run(Init(0, None)))
+    for number in range(2):
+        await asyncio.sleep(0.1)
+        (tmp_path / "pids.events").write_text(f"max 0\nnothing {number}\n")
+    await asyncio.sleep(0.1)
+    assert not watching.done()
+    (tmp_path / "pids.events").write_text("max 1\n")
+    assert await asyncio.wait_for(watching, 20) == Limit.PROCESSES
 
 
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
