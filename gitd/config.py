@@ -98,7 +98,7 @@ class BuildersConfig:
     lease_s: float = 4.0
     output_bytes_max: int = 2 * 1024**3
     when_pushed_again: str = "override"
-    memory_bytes_max: int = 1024**3
+    memory_bytes_max: int = 0
     process_count_max: int = 512
     cpu_s_max: int = 1800
     tmp_bytes_max: int = 256 * 1024**2

@@ -18,6 +18,8 @@ _PROCESSES = (8, PROCESSES_MAX)
 _COUNT = (1, 10**9)
 _AGE = (0, ENOUGH_S)
 
+_OR_ZERO: Final = {"builders.memory_bytes_max"}  # which is left to the machine then
+
 BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "server.connections_max": (16, 2**20),
     "server.keepalive_s": (1, DAY_S),
@@ -95,6 +97,9 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 def fault_of(name: str, value: float) -> str | None:
     """Why a setting cannot have a value, or None when it can."""
     least, most = BOUNDS[name]
+    if value == 0 and name in _OR_ZERO:
+        return None
     if least <= value <= most:  # what is no number at all is not in between either
         return None
-    return f"{name}: {value} is not from {least} to {most}"
+    or_zero = ", nor 0" if name in _OR_ZERO else ""
+    return f"{name}: {value} is not from {least} to {most}{or_zero}"

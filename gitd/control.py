@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import msgspec
 import structlog
 from aiohttp import web
 
+from gitd import build_limits
 from gitd.addresses import TrustedProxies
 from gitd.api.app import ApiDeps, build_api
 from gitd.api.domains import DnsHelp
@@ -53,7 +53,7 @@ from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
-from hooks.builds.wire import Egress, SandboxLimits
+from hooks.builds.wire import Egress
 from hooks.configs import Configs, has_sealed
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.program_logs import ProgramLogs
@@ -161,8 +161,7 @@ class Control:
                 lease_s=config.builders.lease_s,
                 output_bytes_max=config.builders.output_bytes_max,
                 cache_bytes_max=config.builders.cache_site_bytes_max,
-                # the settings of the same names
-                sandbox=msgspec.convert(config.builders, SandboxLimits, from_attributes=True),
+                sandbox=build_limits.of_builds(config.builders),
             ),
             housekeeping=self.housekeeping,
             variables=self.variables,

@@ -70,6 +70,10 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("[host]\nuid = 0", "host.uid: 0 is not from 1 to 4294967294"),
         ("[host]\nuid = 60611", "host.uid: 60611 is a builder slot's: they have 60610 to 60611"),
         ("[builders]\nslots = 100000", "builders.slots: 100000 is not from 1 to 64"),
+        (
+            "[builders]\nmemory_bytes_max = 1",
+            "memory_bytes_max: 1 is not from 16777216 to .*, nor 0",
+        ),
         ("[builders]\ntimeout_s = 0", "builders.timeout_s: 0 is not from 1 to 604800"),
         ("[builders]\nlease_s = nan", "builders.lease_s: nan is not from 0.5 to 3600"),
         ("[git]\npack_bytes_max = -1", "git.pack_bytes_max: -1 is not from 1 to"),
