@@ -15,6 +15,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,8 @@ from tests.scenarios.conftest import wait_until
 
 # 10 and 5 s are what is promised of a machine that does nothing else.
 SETTLED_S = 3 * 10.0
-OWNED_S = 3 * 5.0
+OWNED_S = 5.0
+BUSY_S_MAX = 10.0  # what is allowed besides, where others keep the machine busy
 APP = """
 import http.server, os, time
 time.sleep({starts_s})
@@ -125,6 +127,21 @@ LEFT_TO_SOAK = {
 }
 
 
+def waited_for_the_machine_s() -> float:
+    """How long some process has waited for a processor or a disk; for ever where nobody counts.
+
+    Source: Linux 6.1, Documentation/accounting/psi.rst.
+    """
+    total_us = 0
+    for what in ("cpu", "io"):
+        try:
+            some = Path("/proc/pressure", what).read_text().splitlines()[0]
+        except OSError:
+            return time.monotonic()
+        total_us += int(some.rpartition("total=")[2])
+    return total_us / 1e6
+
+
 @pytest.mark.parametrize(
     ("victim", "moment"),
     [pytest.param(*kill, marks=[pytest.mark.soak] * (kill in LEFT_TO_SOAK)) for kill in KILLS],
@@ -163,10 +180,11 @@ def test_killed_process_loses_nothing(server, victim: str, moment: str) -> None:
     if "control" in victim:
         push.wait(30)
         server.start()
-    restarted = time.monotonic()
+    restarted, waited_s = time.monotonic(), waited_for_the_machine_s()
     if "host" not in victim:
         while held & leases(server) - {None}:
-            assert time.monotonic() - restarted < OWNED_S, "running without an owner"
+            busy_s = min(BUSY_S_MAX, waited_for_the_machine_s() - waited_s)
+            assert time.monotonic() - restarted - busy_s < OWNED_S, "running without an owner"
             time.sleep(0.05)
     if "control" not in victim:
         push.wait(30)

@@ -508,8 +508,9 @@ def test_sandbox_that_cannot_be_set_up_is_our_fault_and_says_why(in_sandbox):
 
 
 def test_start_up_takes_milliseconds(in_sandbox):
-    times = sorted(in_sandbox(["true"]).seconds for _ in range(5))
-    assert times[0] < 0.5, times
+    """The quickest of many, since others have the processors too."""
+    times = sorted(in_sandbox(["true"]).seconds for _ in range(20))
+    assert times[0] < 0.1, times
 
 
 # -- the specification --------------------------------------------------------------------------
