@@ -226,9 +226,13 @@ def site() -> None:
 @site.command("create")
 @click.argument("name")
 @data_option
-@click.option("--default-branch", default="main", show_default=True)
+@click.option(
+    "--default-branch",
+    metavar="BRANCH",
+    help="The branch that goes live. Without it `main`, or `master` where that is pushed first.",
+)
 @json_option
-def site_create(name: str, data: Path, default_branch: str, *, as_json: bool) -> None:
+def site_create(name: str, data: Path, default_branch: str | None, *, as_json: bool) -> None:
     """Make a site: a repository to push to, its production and its staging."""
     from gitd.config import Config
     from gitd.stores import noted_settings

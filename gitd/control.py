@@ -55,6 +55,7 @@ from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
 from hooks.builds.wire import Egress
 from hooks.configs import Configs, has_sealed
+from hooks.default_branch import Heads
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.program_logs import ProgramLogs
 from hooks.deploys.runner import RollLimits, RollRunner
@@ -205,6 +206,7 @@ class Control:
         self.previews = PreviewKeeper(self.jobs, self.repositories, previews)
         self.sites = Sites(self.jobs, self.repositories, previews)
         self.pipeline = Pipeline(self.jobs, self.repositories)
+        self.heads = Heads(self.records, self.repositories)
         self.push_hooks = PushHooks(
             self.jobs,
             self.repositories,
@@ -261,6 +263,7 @@ class Control:
         await asyncio.to_thread(self.store.room.set_aside)
         self._background.spawn(self._tidy())
         await self.push_hooks.recover()
+        await self.heads.recover()
         self.builds.recover(slots_are_gone=slots_are_gone)
         self.rolls.recover()
         self.domains.recover()

@@ -21,6 +21,7 @@ from storage.model import (
 )
 from storage.records import environments
 from storage.records import jobs as job_rows
+from storage.records.statements import update
 
 
 def mapped_branches(
@@ -69,6 +70,16 @@ def first_environments(site: Site, now: int) -> tuple[Environment, Environment]:
         created_at=now,
     )
     return production, staging
+
+
+def map_branches(changes: JobChanges, site: Site, routes: Sequence[BranchRoute]) -> None:
+    """Write down which branches production and staging stand for."""
+    live, staging = mapped_branches(routes, site.default_branch)
+    mapped = {EnvironmentKind.PRODUCTION: live, EnvironmentKind.STAGING: staging}
+    for environment in environments.of_site(changes.db, site.id):
+        if environment.kind in mapped:
+            branch = mapped[environment.kind]
+            update(changes.db, "environment", environment.id, {"branch": branch})
 
 
 def add_preview(

@@ -12,7 +12,7 @@ from hooks.advice import after_failure
 from hooks.deploys.wire import Running
 from hooks.hostnames import PlatformNames, served_names
 from hooks.jobs import Jobs, QueuePlace
-from hooks.push import Building, Deleted, Effect, Failed, NotDeployed, TornDown
+from hooks.push import Building, Deleted, Effect, Failed, MadeDefault, NotDeployed, TornDown
 from storage.joblog import Entry, LogLine
 from storage.model import (
     Build,
@@ -81,6 +81,9 @@ class PushNarrator:
         """Say in a line or two what a ref asked for."""
         if isinstance(effect, NotDeployed):
             await listener.say(f"{_short(effect.ref)}: kept, not deployed ({effect.why})")
+        elif isinstance(effect, MadeDefault):
+            branch = _short(effect.ref)
+            await listener.say(f"{branch}: the default branch from now on, as it was pushed first")
         elif isinstance(effect, TornDown):
             slug = effect.environment.slug
             await listener.say(

@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from hooks import branches
+from hooks import branches, default_branch
 from hooks.environments import add_preview, remove_environment
 from hooks.errors import PipelineError
 from hooks.job_changes import JobChanges
@@ -60,6 +60,13 @@ class Building:
 
 
 @dataclass(frozen=True, slots=True)
+class MadeDefault:
+    """The ref's branch is the site's default one from now on, for the first push was of it."""
+
+    ref: str
+
+
+@dataclass(frozen=True, slots=True)
 class TornDown:
     """The ref's branch has no preview any more: it is deleted, or it goes elsewhere by now."""
 
@@ -91,7 +98,7 @@ class Failed:
     ref: str
 
 
-Effect = Building | TornDown | Deleted | NotDeployed | Failed
+Effect = MadeDefault | Building | TornDown | Deleted | NotDeployed | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,7 @@ class PushHooks:
     ) -> None:
         self._jobs = jobs
         self._repositories = repositories
+        self._heads = default_branch.Heads(jobs.records, repositories)
         self._rules = rules or PushRules()
 
     async def begin(
@@ -147,16 +155,24 @@ class PushHooks:
         landed = tuple(moved)
 
         def change(changes: JobChanges) -> list[Effect]:
-            site = sites.find(changes.db, push.site_id)
-            if site is None or not pushes.land(changes.db, push.id, changes.now):
+            before = sites.find(changes.db, push.site_id)
+            if before is None or not pushes.land(changes.db, push.id, changes.now):
                 return []
-            return [
-                effect
-                for move in landed
-                for effect in _effects_apart(changes, site, push, move, self._rules)
-            ]
+            site = default_branch.settle(changes, before, landed)
+            effects: list[Effect] = []
+            if site.default_branch != before.default_branch:
+                effects = [MadeDefault(f"{branches.HEADS}{site.default_branch}")]
+            for move in landed:
+                effects += _effects_apart(changes, site, push, move, self._rules)
+            return effects
 
-        return self._jobs.submit(change)
+        return self._with_head(push.site_id, self._jobs.submit(change))
+
+    async def _with_head(self, site_id: str, landing: Awaitable[list[Effect]]) -> list[Effect]:
+        effects = await landing
+        if any(isinstance(effect, MadeDefault) for effect in effects):
+            await self._heads.follow(site_id)
+        return effects
 
     async def recover(self) -> None:
         """After a start: end the pushes that a crash left open, by what their refs are now.

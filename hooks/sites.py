@@ -10,18 +10,18 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 
-from hooks import branches, named
+from hooks import branches, default_branch, named
 from hooks.domains import free_domains
 from hooks.environments import (
     add_preview,
     first_environments,
-    mapped_branches,
+    map_branches,
     note_environment,
     remove_environment,
     resume_environment,
     suspend_environment,
 )
-from hooks.errors import InvalidRequestError, RefusedError
+from hooks.errors import InvalidRequestError, NotFoundError, RefusedError
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
 from hooks.once import Made, once
@@ -56,11 +56,14 @@ class Sites:
         self.preview_limits = limits or PreviewLimits()
         self._jobs = jobs
         self._repositories = repositories
+        self._heads = default_branch.Heads(jobs.records, repositories)
 
     async def create(
-        self, name: str, default_branch: str = "main", *, claim: Claim | None = None
+        self, name: str, chosen: str | None = None, *, claim: Claim | None = None
     ) -> Made[Site]:
         """Make a site with its repository, its production and staging environments, its routes.
+
+        `chosen`: its default branch. Without one the first push may say it (`default_branch`).
 
         Raises:
             InvalidRequestError: The name or the branch cannot be one.
@@ -68,7 +71,8 @@ class Sites:
         """
         if fault := branches.site_name_fault(name):
             raise InvalidRequestError(f"{fault}, such as acme-store.", param="name")
-        if fault := branches.branch_fault(default_branch):
+        branch = default_branch.USUAL if chosen is None else chosen
+        if fault := branches.branch_fault(branch):
             raise InvalidRequestError(f"{fault}.", param="default_branch")
         site_id = new_id("site")
 
@@ -77,9 +81,9 @@ class Sites:
                 raise RefusedError("site.name_taken", f"There is a site {name!r} already.")
             if not environments.hostname_is_free(changes.db, branches.production_hostname(name)):
                 raise RefusedError("site.name_taken", f"A preview has the address {name!r}.")
-            site = Site(site_id, name, default_branch, changes.now)
+            site = Site(site_id, name, branch, changes.now, is_default_open=chosen is None)
             sites.add(changes.db, site)
-            sites.replace_routes(changes.db, site.id, branches.default_routes(default_branch))
+            sites.replace_routes(changes.db, site.id, branches.default_routes(branch))
             for environment in first_environments(site, changes.now):
                 environments.add(changes.db, environment)
                 changes.environment_changed(environment.id)
@@ -88,7 +92,7 @@ class Sites:
 
         # The repository first: a site without one would refuse its first push, and one that a
         # crash leaves without a site is found by nobody but `gitd check`.
-        await asyncio.to_thread(self._repositories.create, site_id, default_branch)
+        await asyncio.to_thread(self._repositories.create, site_id, branch)
         is_new = False
         try:
             made = await once(self._jobs, claim, "site", 201, change, _site)
@@ -214,16 +218,35 @@ class Sites:
                 )
 
         def change(changes: JobChanges) -> None:
+            there = sites.find(changes.db, site.id)
+            if there is None:
+                raise NotFoundError("site", site.name)
+            # Who says what becomes of each branch leaves that to no push.
+            sites.set_default_branch(changes.db, site.id, there.default_branch)
             sites.replace_routes(changes.db, site.id, wanted)
-            live, staging = mapped_branches(wanted, site.default_branch)
-            for environment in environments.of_site(changes.db, site.id):
-                if environment.kind is EnvironmentKind.PRODUCTION:
-                    update(changes.db, "environment", environment.id, {"branch": live})
-                elif environment.kind is EnvironmentKind.STAGING:
-                    update(changes.db, "environment", environment.id, {"branch": staging})
+            map_branches(changes, there, wanted)
             changes.note(Action.ROUTES_REPLACED, site.id, site_id=site.id)
 
         await self._jobs.commit(change)
+
+    async def set_default_branch(self, site: Site, branch: str) -> None:
+        """Choose the branch that goes live by its route, and that a clone checks out.
+
+        Raises:
+            InvalidRequestError: It cannot be a branch.
+            NotFoundError: The site is gone.
+        """
+        if fault := branches.branch_fault(branch):
+            raise InvalidRequestError(f"{fault}.", param="default_branch")
+
+        def change(changes: JobChanges) -> None:
+            there = sites.find(changes.db, site.id)
+            if there is None:
+                raise NotFoundError("site", site.name)
+            default_branch.change(changes, there, branch)
+
+        await self._jobs.commit(change)
+        await self._heads.follow(site.id)
 
     async def set_push_policy(self, where: Site | Environment, policy: PushPolicy | None) -> None:
         """Say what newer pushes do to older builds there. None leaves it to the wider setting."""

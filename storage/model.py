@@ -95,11 +95,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Site:
+    """`is_default_open`: nobody chose the default branch yet, and nothing was pushed."""
+
     id: str
     name: str
     default_branch: str
     created_at: int
     when_pushed_again: PushPolicy | None = None
+    is_default_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)

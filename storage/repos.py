@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage import repository_folders, trees
 from storage.errors import TreeTooLargeError
-from storage.files import mapped_errors
+from storage.files import mapped_errors, write_atomic
 from storage.git.errors import (
     ObjectMissingError,
     RefNotFoundError,
@@ -83,6 +84,7 @@ class Repositories:
     def __init__(self, root: Path, cache: RepositoryCache | None = None) -> None:
         self.root = root
         self._cache = cache or RepositoryCache()
+        self._head_turn = threading.Lock()
 
     def path(self, site_id: str) -> Path:
         """Return where a site's repository is, or would be.
@@ -220,6 +222,23 @@ class Repositories:
         """Return the branch that HEAD names, whether it exists yet or not."""
         target = self.open(site_id).refs.snapshot().head_target
         return os.fsdecode(target).removeprefix("refs/heads/") if target else None
+
+    def point_head(self, site_id: str, branch: Callable[[], str | None]) -> None:
+        """Let HEAD name the branch that is answered, by now; None, or no repository: as it is.
+
+        It is asked in turn: of several calls at once, the last one's word stays.
+
+        Raises:
+            StorageError: the disk is full, or failed.
+        """
+        head = self.path(site_id) / "HEAD"
+        with self._head_turn, mapped_errors(f"pointing HEAD of {site_id}"):
+            wanted = branch()
+            if wanted is None or not self.exists(site_id):
+                return
+            content = f"ref: refs/heads/{wanted}\n".encode()
+            if head.read_bytes() != content:
+                write_atomic(head, content, mode=0o644)
 
     # trees
 

@@ -12,7 +12,7 @@ from pathlib import Path
 # By Python, asyncio, aiohttp and structlog, under names of theirs.
 CALLED_BY_OTHERS = {
     *("__all__", "__call__", "__post_init__"),
-    *("aclose", "emit", "feed_eof", "http_open", "https_open"),
+    *("aclose", "emit", "feed_eof", "format_commands", "http_open", "https_open"),
 }
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gitd", "hooks", "storage")

@@ -21,7 +21,7 @@ from gitd.api.exports import TAR_TYPE, Exports
 from gitd.api.jobs import JobQuery, Jobs, JobsQuery, StreamQuery
 from gitd.api.paging import PageQuery
 from gitd.api.program_logs import ProgramLogQuery, ProgramLogs, ProgramLogStreamQuery
-from gitd.api.sites import PolicyBody, RoutesBody, SiteBody, Sites
+from gitd.api.sites import PolicyBody, RoutesBody, SiteBody, SiteChangeBody, Sites
 from gitd.api.stream import EVENT_STREAM
 from gitd.api.variables import RollQuery, VariableBody, Variables
 from gitd.api.webhooks import PATH as WEBHOOKS
@@ -291,7 +291,7 @@ def sites_table(sites: Sites) -> tuple[Endpoint, ...]:
             sites.change,
             "Change what newer pushes do to older builds",
             scope="sites:write",
-            body=PolicyBody,
+            body=SiteChangeBody,
             answer=answers.Site,
             reach=Reach.WHOLE_SITE,
         ),

@@ -22,12 +22,21 @@ BranchText = Annotated[str, msgspec.Meta(max_length=255)]
 
 class SiteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: NameText
-    default_branch: BranchText = "main"
+    """Without `default_branch` it is `main`, unless the first push is of `master`."""
+
+    default_branch: BranchText | msgspec.UnsetType = msgspec.UNSET
 
 
 class PolicyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`when_pushed_again`: null goes back to the wider setting; what is absent stays."""
 
+    when_pushed_again: PushPolicy | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class SiteChangeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`when_pushed_again`: null goes back to the server's setting; what is absent stays."""
+
+    default_branch: BranchText | msgspec.UnsetType = msgspec.UNSET
     when_pushed_again: PushPolicy | msgspec.UnsetType | None = msgspec.UNSET
 
 
@@ -50,7 +59,9 @@ class Sites:
         return ListReply([answers.site(self._addresses, site) for site in page.items], cursor)
 
     async def create(self, call: Call[NoQuery, SiteBody]) -> Reply:
-        made = await self._sites.create(call.body.name, call.body.default_branch, claim=call.claim)
+        branch = call.body.default_branch
+        chosen = None if branch is msgspec.UNSET else branch
+        made = await self._sites.create(call.body.name, chosen, claim=call.claim)
         return created(
             answers.site(self._addresses, made.value),
             f"/v1/sites/{made.value.id}",
@@ -60,12 +71,15 @@ class Sites:
     async def show(self, call: Call[NoQuery, NoBody]) -> Reply:
         return Reply(answers.site(self._addresses, call.site))
 
-    async def change(self, call: Call[NoQuery, PolicyBody]) -> Reply:
-        policy = call.body.when_pushed_again
-        if policy is msgspec.UNSET:
-            return Reply(answers.site(self._addresses, call.site))
-        await self._sites.set_push_policy(call.site, policy)
-        changed = replace(call.site, when_pushed_again=policy)
+    async def change(self, call: Call[NoQuery, SiteChangeBody]) -> Reply:
+        branch, policy = call.body.default_branch, call.body.when_pushed_again
+        changed = call.site
+        if branch is not msgspec.UNSET:
+            await self._sites.set_default_branch(call.site, branch)
+            changed = replace(changed, default_branch=branch)
+        if policy is not msgspec.UNSET:
+            await self._sites.set_push_policy(call.site, policy)
+            changed = replace(changed, when_pushed_again=policy)
         return Reply(answers.site(self._addresses, changed))
 
     async def delete(self, call: Call[NoQuery, NoBody]) -> Reply:

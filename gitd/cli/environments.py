@@ -11,6 +11,7 @@ from gitd.cli.exits import StrangeAnswerError
 from gitd.cli.options import (
     ListGroup,
     Place,
+    expect_changes,
     idempotency_option,
     json_option,
     list_options,
@@ -104,9 +105,10 @@ def create_environment(
 @policy_option
 @json_option
 @click.pass_obj
-def set_environment(session: Session, site: str, env: str, changes: Fields) -> None:
+def set_environment(session: Session, site: str, env: str, policy: Fields) -> None:
     """Change an environment's settings."""
-    changed = as_fields(session.api.patch(Place(site, env).endpoint(), changes), "environment")
+    expect_changes(policy)
+    changed = as_fields(session.api.patch(Place(site, env).endpoint(), policy), "environment")
     session.show(changed, lambda: print_fields(changed))
 
 

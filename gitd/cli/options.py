@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ F = TypeVar("F", bound=Callable[..., object])
 R = TypeVar("R")
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 LIST_ITEMS = 20
+SENTENCE_CHARS_MAX = 200
 PUSH_POLICIES = ("override", "wait", "all")
 INHERITED = "default"
 
@@ -104,21 +105,28 @@ idempotency_option = click.option(
 
 
 def _policy(
-    _context: click.Context, _parameter: click.Parameter, value: str
+    _context: click.Context, _parameter: click.Parameter, value: str | None
 ) -> dict[str, str | None]:
+    if value is None:
+        return {}
     return {"when_pushed_again": None if value == INHERITED else value}
 
 
 policy_option = click.option(
     "--when-pushed-again",
-    "changes",
-    required=True,
+    "policy",
     type=click.Choice([*PUSH_POLICIES, INHERITED]),
     callback=_policy,
     help="What a newer push does to the builds of older ones: `override` ends them, `wait` lets "
     "the running one finish, `all` builds every one; `default` is the wider setting.",
 )
-"""`changes`: the body of a request that changes a site or an environment."""
+"""`policy`: what it changes, in the body of a request that changes a site or an environment."""
+
+
+def expect_changes(changes: Mapping[str, object]) -> None:
+    """Raises click.UsageError when a command that changes settings was given none."""
+    if not changes:
+        raise click.UsageError("Nothing to change: give one of the options that --help lists.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +193,22 @@ def place_options(command: Callable[..., R]) -> Callable[..., R]:
     return site_option(env_option(run))
 
 
-class ListGroup(click.Group):
+class Group(click.Group):
+    """A group whose list of commands has their sentences whole."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [
+            (name, command.get_short_help_str(SENTENCE_CHARS_MAX))
+            for name, command in found
+            if command is not None and not command.hidden
+        ]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
+class ListGroup(Group):
     """A group of commands about one kind of thing; without one of them it lists."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

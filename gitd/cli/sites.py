@@ -9,6 +9,7 @@ from gitd.cli.client import endpoint
 from gitd.cli.confirmation import confirm, yes_option
 from gitd.cli.options import (
     ListGroup,
+    expect_changes,
     idempotency_option,
     json_option,
     list_options,
@@ -62,7 +63,11 @@ def show_capabilities(session: Session, site: str) -> None:
 
 @sites.command("create")
 @click.argument("name")
-@click.option("--default-branch", metavar="BRANCH", help="The branch that goes live; `main` else.")
+@click.option(
+    "--default-branch",
+    metavar="BRANCH",
+    help="The branch that goes live. Without it `main`, or `master` where that is pushed first.",
+)
 @idempotency_option
 @json_option
 @click.pass_obj
@@ -87,11 +92,20 @@ def _say_made(server: str, site: Fields) -> None:
 
 @sites.command("set")
 @click.argument("site")
+@click.option(
+    "--default-branch",
+    metavar="BRANCH",
+    help="The branch that goes live, and that a clone checks out. Its branch route goes with it.",
+)
 @policy_option
 @json_option
 @click.pass_obj
-def set_site(session: Session, site: str, changes: Fields) -> None:
+def set_site(session: Session, site: str, default_branch: str | None, policy: Fields) -> None:
     """Change a site's settings."""
+    changes = {**policy}
+    if default_branch is not None:
+        changes["default_branch"] = default_branch
+    expect_changes(changes)
     changed = as_fields(session.api.patch(endpoint("sites", site), changes), "site")
     session.show(changed, lambda: print_fields(changed))
 

@@ -557,3 +557,8 @@ def chained_audit_log(db: Database) -> None:
         """,
     )
     audit_lines.chain(db.conn)
+
+
+@MIGRATIONS()
+def open_default_branches(db: Database) -> None:
+    _run(db, "ALTER TABLE site ADD COLUMN default_is_open INTEGER NOT NULL DEFAULT 0")

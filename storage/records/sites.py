@@ -6,7 +6,14 @@ import sqlite3
 from collections.abc import Sequence
 
 from storage.model import BranchRoute, RouteTarget, Site
-from storage.records.statements import Page, Value, insert, newest_first, push_policy_of
+from storage.records.statements import (
+    Page,
+    Value,
+    insert,
+    newest_first,
+    push_policy_of,
+    update,
+)
 
 
 def _site(row: sqlite3.Row) -> Site:
@@ -16,6 +23,7 @@ def _site(row: sqlite3.Row) -> Site:
         row["default_branch"],
         row["created_at"],
         push_policy_of(row["when_pushed_again"]),
+        bool(row["default_is_open"]),
     )
 
 
@@ -30,6 +38,7 @@ def add(db: sqlite3.Connection, site: Site) -> None:
             "default_branch": site.default_branch,
             "created_at": site.created_at,
             "when_pushed_again": site.when_pushed_again,
+            "default_is_open": int(site.is_default_open),
         },
     )
 
@@ -57,6 +66,11 @@ def every(db: sqlite3.Connection) -> list[Site]:
 def delete(db: sqlite3.Connection, site_id: str) -> None:
     """Environments, routes and keys of the site go with it; its history stays."""
     db.execute("DELETE FROM site WHERE id = ?", (site_id,))
+
+
+def set_default_branch(db: sqlite3.Connection, site_id: str, branch: str) -> None:
+    """Choose it: no push changes it any more."""
+    update(db, "site", site_id, {"default_branch": branch, "default_is_open": 0})
 
 
 def routes(db: sqlite3.Connection, site_id: str) -> tuple[BranchRoute, ...]:

@@ -19,6 +19,7 @@ from hooks.builds.runner import BuildRunner
 from hooks.builds.sources import Sources
 from hooks.builds.submodules import Submodules
 from hooks.configs import Configs
+from hooks.default_branch import Heads
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.runner import RollLimits, RollRunner
 from hooks.deploys.wire import Changed, Desired, Snapshot
@@ -59,6 +60,7 @@ class World:
     custody: Custody
     sites: Sites
     pipeline: Pipeline
+    heads: Heads
     push_hooks: PushHooks
     builds: BuildRunner
     rolls: RollRunner
@@ -145,6 +147,7 @@ class World:
             custody,
             Sites(jobs, repositories),
             Pipeline(jobs, repositories),
+            Heads(records, repositories),
             PushHooks(jobs, repositories),
             builds,
             rolls,

@@ -300,7 +300,7 @@ async def test_commit_that_can_only_fail_again_is_not_built_again(
 async def test_push_beside_a_production_that_waits_says_what_it_waits_for(
     world, narrator, push
 ) -> None:
-    site = await world.site()
+    site = (await world.sites.create("acme-store", "main")).value
     waits = "production waits for main: git push managed master:main"
 
     async def said(branch: str) -> list[str]:

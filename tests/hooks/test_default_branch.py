@@ -1,0 +1,150 @@
+"""The default branch: whether the first push says it, and what goes by its name."""
+
+from __future__ import annotations
+
+import pytest
+
+from hooks.default_branch import moved_routes, said_by
+from hooks.environments import add_preview
+from hooks.push import Building, MadeDefault
+from storage.errors import StorageIoError
+from storage.model import ActorRef, BranchRoute, EnvironmentKind, RefMove, RouteTarget, Site
+from storage.records import sites
+from tests.hooks.conftest import World
+
+ACTOR = ActorRef("api_key", "key_1", "tests")
+TIP, ZERO = "1" * 40, "0" * 40
+LIVE, STAGING, PREVIEW = RouteTarget.LIVE, RouteTarget.STAGING, RouteTarget.PREVIEW
+
+
+def made(name: str) -> RefMove:
+    return RefMove(f"refs/heads/{name}", ZERO, TIP)
+
+
+@pytest.mark.parametrize(
+    ("pushed", "said"),
+    [
+        (["master"], "master"),
+        (["feature/x", "master", "staging"], "master"),
+        (["main"], None),
+        (["main", "master"], None),
+        (["trunk"], None),
+        (["feature/master"], None),
+        ([], None),
+    ],
+)
+def test_first_push_says_master_alone(pushed, said) -> None:
+    site = Site("site_1", "acme", "main", 0, is_default_open=True)
+    moves = [*map(made, pushed), RefMove("refs/tags/main", ZERO, TIP)]
+    assert said_by(site, moves) == said
+
+
+def test_nothing_is_said_where_it_was_chosen_or_by_a_deletion() -> None:
+    assert said_by(Site("site_1", "acme", "main", 0), [made("master")]) is None
+    gone = RefMove("refs/heads/master", TIP, ZERO)
+    assert said_by(Site("site_1", "acme", "main", 0, is_default_open=True), [gone]) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("main=live staging=staging *=preview", "trunk=live staging=staging *=preview"),
+        ("dev=preview main=live", "dev=preview trunk=live"),
+        ("trunk=staging main=live", "trunk=staging main=live"),
+        ("release/*=live *=preview", "release/*=live *=preview"),
+    ],
+)
+def test_route_of_the_old_one_goes_along_unless_the_new_one_has_its_own(before, after) -> None:
+    def routes(text: str) -> tuple[BranchRoute, ...]:
+        pairs = (each.split("=") for each in text.split())
+        return tuple(BranchRoute(pattern, RouteTarget(target)) for pattern, target in pairs)
+
+    assert moved_routes(routes(before), "main", "trunk") == routes(after)
+
+
+async def push(world: World, site: Site, *moves: RefMove):
+    record = await world.push_hooks.begin(site.id, ACTOR, moves, ())
+    return await world.push_hooks.land(record, moves)
+
+
+def now(world: World, site: Site) -> Site:
+    found = sites.find(world.records.reader(), site.id)
+    assert found is not None
+    return found
+
+
+async def test_first_push_of_master_goes_live_and_head_names_it(world: World) -> None:
+    site = await world.site()
+    first, second = await push(world, site, made("master"))
+    assert first == MadeDefault("refs/heads/master")
+    assert isinstance(second, Building)
+    assert second.environment.kind is EnvironmentKind.PRODUCTION
+    assert world.environment(site).branch == "master"
+    assert now(world, site).default_branch == "master"
+    assert world.repositories.default_branch(site.id) == "master"
+    routes = sites.routes(world.records.reader(), site.id)
+    assert [route.pattern for route in routes] == ["master", "staging", "*"]
+    (again,) = await push(world, site, made("main"))
+    assert isinstance(again, Building)
+    assert again.environment.kind is EnvironmentKind.PREVIEW
+
+
+@pytest.mark.parametrize("first", ["main", "feature/x"])
+async def test_later_push_of_master_is_one_of_any_branch(world: World, first: str) -> None:
+    site = await world.site()
+    await push(world, site, made(first))
+    (effect,) = await push(world, site, made("master"))
+    assert isinstance(effect, Building)
+    assert effect.environment.kind is EnvironmentKind.PREVIEW
+    assert world.repositories.default_branch(site.id) == "main"
+
+
+async def test_push_of_tags_alone_leaves_it_open(world: World) -> None:
+    site = await world.site()
+    await push(world, site, RefMove("refs/tags/v1", ZERO, TIP))
+    first, *_ = await push(world, site, made("master"))
+    assert first == MadeDefault("refs/heads/master")
+
+
+async def test_branch_that_was_chosen_stays(world: World) -> None:
+    chosen = (await world.sites.create("chosen", "main")).value
+    routed = await world.site("routed")
+    await world.sites.replace_routes(routed, [BranchRoute("main", LIVE)])
+    for site in (chosen, routed):
+        assert not any(isinstance(e, MadeDefault) for e in await push(world, site, made("master")))
+        assert now(world, site).default_branch == "main"
+
+
+async def test_preview_that_was_made_for_master_goes_when_it_goes_live(world: World) -> None:
+    site = await world.site()
+    await world.jobs.commit(lambda changes: add_preview(changes, site, "master"))
+    effects = await push(world, site, made("master"))
+    assert [type(effect).__name__ for effect in effects] == ["MadeDefault", "TornDown", "Building"]
+
+
+async def test_head_that_a_crash_left_behind_follows_at_the_next_start(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = await world.site()
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.repos.write_atomic", _no_disk)
+        effects = await push(world, site, made("master"))
+    assert len(effects) == 2, "the push is not held up"
+    assert world.repositories.default_branch(site.id) == "main"
+    await world.heads.recover()
+    assert world.repositories.default_branch(site.id) == "master"
+
+
+def _no_disk(*_: object, **__: object) -> None:
+    raise StorageIoError("no disk")
+
+
+async def test_chosen_later_its_route_its_environment_and_head_follow(world: World) -> None:
+    site = await world.site()
+    await push(world, site, made("main"))
+    await world.sites.set_default_branch(site, "trunk")
+    assert world.environment(site).branch == "trunk"
+    assert world.repositories.default_branch(site.id) == "trunk"
+    (effect,) = await push(world, site, made("trunk"))
+    assert isinstance(effect, Building)
+    assert effect.environment.kind is EnvironmentKind.PRODUCTION

@@ -1,0 +1,62 @@
+"""The first push to a site, of whatever the developer calls the default branch."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+PAGE = "<!doctype html><p>{}</p>"
+
+
+def clone(server, work, folder: str) -> subprocess.CompletedProcess[str]:
+    url, target = f"{server.url}/acme-store.git", str(server.root / folder)
+    helper = work.git("config", "credential.helper").stdout.strip()
+    return work.git("-c", f"credential.helper={helper}", "clone", url, target)
+
+
+def test_master_that_is_pushed_first_goes_live_and_is_what_a_clone_checks_out(server) -> None:
+    work = server.work()
+    work.git("checkout", "--quiet", "-b", "master")
+    work.commit({"index.html": PAGE.format("one")})
+    said = work.push("master")
+    assert "remote: master: the default branch from now on, as it was pushed first" in said
+    assert "remote: master -> production: build_" in said
+    assert server.serves("one")
+    cloned = clone(server, work, "clone")
+    assert "warning" not in cloned.stderr
+    assert (server.root / "clone" / "index.html").exists()
+    assert server.api("GET", "/sites/acme-store").json["data"]["default_branch"] == "master"
+    refused = work.push(":master", check=False)
+    assert "deletion of the current branch prohibited" in refused
+
+
+def test_default_branch_of_a_site_is_changed_and_goes_live(server) -> None:
+    work = server.work()
+    work.commit({"index.html": PAGE.format("one")})
+    work.push("main")
+    work.git("checkout", "--quiet", "-b", "trunk")
+    work.commit({"index.html": PAGE.format("two")})
+    changed = server.mf("sites", "set", "acme-store", "--default-branch", "trunk")
+    assert "trunk" in changed.stdout
+    assert "trunk -> production" in work.push("trunk")
+    assert server.serves("two")
+    clone(server, work, "clone")
+    assert "two" in (server.root / "clone" / "index.html").read_text()
+    assert server.mf("sites", "set", "acme-store", check=False).returncode == 2
+    bad = server.api("PATCH", "/sites/acme-store", {"default_branch": "a..b"})
+    assert (bad.status, bad.json["error"]["param"]) == (400, "default_branch")
+
+
+@pytest.mark.own_server
+def test_head_follows_after_a_kill_in_between(server) -> None:
+    """What the records say is the default branch, HEAD names after a start."""
+    work = server.work()
+    work.git("checkout", "--quiet", "-b", "master")
+    work.commit({"index.html": PAGE.format("one")})
+    work.push("master")
+    (repository,) = (server.data / "repos").glob("site_*.git")
+    server.kill()
+    (repository / "HEAD").write_text("ref: refs/heads/main\n")  # as before it was pointed
+    server.start()
+    assert (repository / "HEAD").read_text() == "ref: refs/heads/master\n"
