@@ -14,7 +14,7 @@ import structlog
 
 from gitd.actors import Actor
 from gitd.addresses import Network, is_within, parse_address
-from gitd.api_keys import is_well_formed, sha256_of
+from gitd.api_keys import DAY_MS, is_well_formed, sha256_of
 from gitd.errors import AddressRefusedError, AuthenticationError
 from gitd.families import Family
 from gitd.scopes import granted_by
@@ -27,6 +27,8 @@ from storage.records.recall import Freshness, Recall
 log = structlog.get_logger(__name__)
 
 USE_NOTED_EVERY_MS = 60_000
+ENDING_MS = 7 * DAY_MS  # before its end somebody should hear of it
+LONG_LIVED_MS = 28 * DAY_MS  # what is made for less is meant to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,11 @@ class Grant:
             is_rolled=is_rolled,
         )
         return cls(key, actor, networks, ends_at, api_keys.first_maker(db, key))
+
+    def ends_soon(self, now: int) -> bool:
+        """Say whether somebody should be told that it ends: whoever uses it may not know."""
+        is_meant = self.key.expires_at - self.key.created_at < LONG_LIVED_MS
+        return self.ends_at - now <= ENDING_MS and (self.actor.is_rolled or not is_meant)
 
 
 def may_fetch(records: Records, ref: ActorRef, site_id: str, *, now: int) -> bool:
@@ -130,6 +137,15 @@ class Authenticator:
                 raise AddressRefusedError(remote_ip)
         self._note_use(key, now)
         return grant.actor
+
+    def warning(self, grant: Grant) -> str | None:
+        """Say of a key that ends soon when, and what to do; None of any other."""
+        if not grant.ends_soon(self._clock()):
+            return None
+        at = rfc3339(grant.ends_at)
+        if grant.actor.is_rolled:
+            return f"this key was rolled, and its old secret ends at {at}: use the new one"
+        return f"this key ends at {at}: make another before that, or roll it (mf keys roll)"
 
     def _note_use(self, key: ApiKey, now: int) -> None:
         """Record the use, at most once a minute; nobody waits for it."""

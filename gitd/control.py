@@ -31,7 +31,7 @@ from gitd.config import (
 from gitd.git.limits import GitLimits
 from gitd.git.service import GitService
 from gitd.layout import DataFolder
-from gitd.log import logged
+from gitd.log import Handler, logged
 from gitd.metrics.environments import EnvironmentsPart
 from gitd.metrics.exporter import Exporter
 from gitd.metrics.queue import QueuePart
@@ -91,6 +91,8 @@ from storage.sealing import Vault
 from storage.trust import Keyring
 
 log = structlog.get_logger(__name__)
+
+WHERE = "push to /SITE.git; the API is below /v1, described by /v1/openapi.json\n"
 
 
 class Control:
@@ -353,7 +355,7 @@ class Control:
         health = ServerHealth(self.housekeeping.lack, lambda: self.rolls.has_host)
         app.router.add_get("/", logged(_front_page, noted.of("/")))
         app.router.add_get("/healthz", health.show)
-        app.router.add_route("*", "/{path:.+}", logged(git.handler, noted.of_git()))
+        app.router.add_route("*", "/{path:.+}", logged(_in_words(git.handler), noted.of_git()))
 
         async def end_streams(_: web.Application) -> None:
             git.begin_stop(self.config.server.drain_s)
@@ -414,7 +416,21 @@ def builder_child(slot: str) -> str:
     return f"builder-{slot}"
 
 
+def _in_words(handler: Handler) -> Handler:
+    """Say where things are, to whoever asks for what nobody has: `//v1/sites`, for instance."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        answered = await handler(request)
+        if (
+            isinstance(answered, web.Response)
+            and answered.status == web.HTTPNotFound.status_code
+            and not answered.body
+        ):
+            answered.text = f"There is nothing at {request.path[:200]}: {WHERE}"
+        return answered
+
+    return answer
+
+
 async def _front_page(_: web.Request) -> web.Response:
-    return web.Response(
-        text="gitd: push to /SITE.git; the API is below /v1, described by /v1/openapi.json\n"
-    )
+    return web.Response(text=f"gitd: {WHERE}")

@@ -40,6 +40,7 @@ from hooks.follow import PushNarrator
 from hooks.housekeeping import Housekeeping
 from hooks.push import CLEAN, Building, Effect, PushHooks
 from storage.errors import StorageError, StorageFullError
+from storage.git.ref_refusals import STALE
 from storage.model import BranchRoute, Environment, PushRecord, RefMove, RouteTarget, Site
 from storage.records import environments, sites
 from storage.records.db import Records
@@ -56,6 +57,7 @@ SHALLOW_ADVICE = (
     "This clone is shallow: it ends where this repository's history does not go on.",
     "Fetch the rest from where it was cloned, then push again: git fetch --unshallow",
 )
+RACE_ADVICE = "Somebody else pushed there meanwhile: git pull, and push again"
 _SCOPES = {
     Service.RECEIVE_PACK: "deployments:write",
     Service.UPLOAD_PACK: "deployments:read",
@@ -93,6 +95,7 @@ class SiteActor:
     Attributes:
         is_good: whether the key is, at this moment.
         count_push: counts a push of the key; raises PushRefusedError for one too many.
+        warning: what whoever pushes should hear of the key.
     """
 
     actor: Actor
@@ -100,6 +103,7 @@ class SiteActor:
     asker: Asker
     is_good: Callable[[], bool]
     count_push: Callable[[], None]
+    warning: str | None = None
 
 
 class SiteAccess:
@@ -152,6 +156,7 @@ class SiteAccess:
                 self._asker(request, actor),
                 is_good=partial(self._is_good, request),
                 count_push=partial(self._count_push, grant.counted_as),
+                warning=self._authenticator.warning(grant),
             ),
             remote_user=actor.ref.label,
             path=f"{site.name}.git",
@@ -284,6 +289,8 @@ class SiteReceiver:
         """See `gitd.git.push.PushReceiver`."""
         if any(outcome.reason == SHALLOW_REFUSED for outcome in outcomes):
             await remote.say(*SHALLOW_ADVICE)
+        if any(outcome.reason == STALE for outcome in outcomes):
+            await remote.say(RACE_ADVICE)
         record = self._begun.pop(push, None)
         landing = self._landing.pop(push, None)
         if record is None:
@@ -313,6 +320,9 @@ class SiteReceiver:
                 await self._narrator.tell_how_to_follow(effect, remote, was_asked=was_asked)
             elif not listener.is_gone:
                 await self._narrator.follow(effect, listener)
+        warning = _who(push).warning
+        if warning is not None and not listener.is_gone:
+            await remote.say(warning)
         if listener.has_no_key:
             await remote.say("  this key is not good any more: the work goes on, and is not shown")
 
@@ -363,9 +373,10 @@ def _no_site(name: str, actor: Actor) -> str:
 
 
 def _lacks(scope: str) -> str:
+    what = "--preset deploy-bot" if scope == _SCOPES[Service.RECEIVE_PACK] else f"--scope {scope}"
     return (
         f"This key lacks the scope {scope}: use one that has it. Made on the server with:\n"
-        f"gitd key create --label NAME --scope {scope}\n"
+        f"gitd key create --label NAME {what}\n"
     )
 
 

@@ -8,6 +8,7 @@ is answered in one line, and a stop ends requests within its time.
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -25,7 +26,8 @@ FILES_PER_CONNECTION: Final = 2  # itself, and what it is sent
 FILES_BESIDE: Final = 1024  # packs, records, processes, ...
 BROKEN_OFF_NAMED_MAX: Final = 10
 _LAST_WORDS_S: Final = 2.0
-_NO_HTTP: Final = "This is no request that HTTP/1.1 allows.\n"
+_NO_HTTP: Final = "This is no request that HTTP/1.1 allows"
+_DUPLICATE: Final = re.compile(r"Duplicate '([A-Za-z-]+)' header found\.")  # aiohttp's words
 _HEAD_TOO_LONG: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"Content-Length: 0\r\nConnection: close\r\n\r\n"
@@ -141,10 +143,17 @@ class Connection(web.RequestHandler):
         else:
             super().handle_error(request, status, exc, message)  # logs, knows when it is late
         known = HTTPStatus(status)
-        text = _NO_HTTP if known is HTTPStatus.BAD_REQUEST else f"{known.value} {known.phrase}\n"
+        is_bad = known is HTTPStatus.BAD_REQUEST
+        text = _no_http(exc) if is_bad else f"{known.value} {known.phrase}\n"
         response = web.Response(status=status, text=text, headers={hdrs.SERVER: SERVER})
         response.force_close()
         return response
+
+
+def _no_http(error: BaseException | None) -> str:
+    """Words for a request that is none; they quote nothing of it but the name of a header."""
+    twice = _DUPLICATE.fullmatch(error.message) if isinstance(error, HttpProcessingError) else None
+    return f"{_NO_HTTP}{f': its {twice[1]} is there twice' if twice else ''}.\n"
 
 
 class Server(web.Server):

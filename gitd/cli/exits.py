@@ -10,6 +10,7 @@ A failed job is a result and no error: the command that waited for it returns `E
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
@@ -36,7 +37,8 @@ ADVICE = {
     ),
     "scope.insufficient": (
         "Use a key that has this scope: keys are never widened. On the server's machine "
-        "`gitd key create --label NAME --scope SCOPE` makes one."
+        "`gitd key create --label NAME --preset deploy-bot --scope {scope}` makes one that pushes "
+        "and deploys too."
     ),
     "site.not_found": (
         "`mf sites list` shows the sites that this key may see; `mf sites create NAME` makes one, "
@@ -45,12 +47,16 @@ ADVICE = {
     "environment.not_found": "`mf env list --site SITE` shows the environments of a site.",
     "environment.ambiguous": "Name one of them by its slug.",
     "environment.nothing_running": "Push to it, or `mf deploy` an artifact onto it, first.",
+    "ref.not_found": "Push it first; `git ls-remote` shows the branches and tags that are there.",
     "artifact.not_found": "`mf artifacts --site SITE --env ENV` shows what can be deployed.",
     "release.no_previous": "`mf releases --site SITE --env ENV` shows what there is to go back to.",
     "release.already_current": "`mf releases --site SITE --env ENV` shows the other releases.",
     "idempotency.key_reused": "Send each new request with a new --idempotency-key, or with none.",
     "rate_limit.": "Try again later.",
 }
+
+
+_SCOPE = re.compile(r"\b[a-z]+:[a-z]+\b")
 
 
 class CliError(click.ClickException):
@@ -110,7 +116,10 @@ class StrangeAnswerError(UnreachableError):
 
 
 def _advice(envelope: Mapping[str, object], error: Mapping[str, object]) -> list[str]:
-    advice = _known_advice(str(error.get("code") or ""))
+    named = _SCOPE.search(str(error.get("message") or ""))
+    scope = named[0] if named else "SCOPE"
+    known = _known_advice(str(error.get("code") or ""))
+    advice = [line.replace("{scope}", scope) for line in known]
     if not advice and error.get("doc_url"):
         advice = [f"See {error['doc_url']}"]
     if envelope.get("request_id"):

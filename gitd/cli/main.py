@@ -21,6 +21,7 @@ from gitd.cli.exits import ExitCode
 from gitd.cli.jobs import jobs
 from gitd.cli.keys import keys
 from gitd.cli.logs import logs
+from gitd.cli.options import Group
 from gitd.cli.releases import releases
 from gitd.cli.routes import routes
 from gitd.cli.session import DEFAULT_URL, Session
@@ -31,7 +32,9 @@ from gitd.cli.version import version
 from gitd.cli.webhooks import webhooks
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option(
     "--url",
     "server",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import click
@@ -133,6 +133,10 @@ def set_variable(
 ) -> None:
     """Set a variable, to VALUE or to what is on standard input."""
     if value is None:
+        if "=" in name:
+            raise click.UsageError(
+                f"Name and value are two arguments: mf variables set {name.partition('=')[0]} VALUE"
+            )
         value = _read(name, is_secret=False, is_exact=exact)
         if not value:
             raise click.UsageError(f"{_NOTHING}; if it should be empty, give '' as the VALUE.")
@@ -140,8 +144,9 @@ def set_variable(
     _set(session, path, body, _rolling(roll=roll), f"{name} for {holder}")
 
 
-@secrets.command("set")
+@secrets.command("set", options_metavar="[OPTIONS]")
 @click.argument("name")
+@click.argument("values", nargs=-1, metavar="")
 @_holder_options
 @_for_option
 @_roll_option
@@ -153,6 +158,7 @@ def set_secret(
     session: Session,
     holder: _Holder,
     name: str,
+    values: Sequence[str],
     used_in: str | None,
     *,
     roll: bool,
@@ -160,6 +166,11 @@ def set_secret(
     allow_empty: bool,
 ) -> None:
     """Set a secret, to what is typed or on standard input: arguments are seen by others."""
+    if values or "=" in name:
+        raise click.UsageError(
+            "A secret's value is no argument, which other users of this machine can see, and the "
+            "shell keeps: leave it out to be asked for it, or give it on standard input."
+        )
     value = _read(name, is_secret=True, is_exact=exact)
     if not value and not allow_empty:
         raise click.UsageError(f"{_NOTHING}; if it should be empty, say --allow-empty.")

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import msgspec
 from blake3 import blake3
 
+from hooks.builds.dependencies import UNLOCKED
 from hooks.builds.tree import tar_chunks
 from hooks.builds.wire import CacheAnswer, CacheRequest
 from hooks.jobs import Jobs
@@ -150,7 +151,10 @@ def decode_key(text: str) -> dict[str, str]:
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Say what makes two keys differ: versions by what they are, contents by their names."""
     said = []
-    for name in sorted(before.keys() | now.keys()):
+    names = before.keys() ^ now.keys()
+    # One that counts no more, or only now, is there all the same: a lock file came or went.
+    stand_ins = names & set(UNLOCKED) if names - set(UNLOCKED) else set()
+    for name in sorted((before.keys() | now.keys()) - stand_ins):
         was, has = before.get(name), now.get(name)
         if was == has:
             continue

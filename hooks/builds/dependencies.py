@@ -44,7 +44,8 @@ _LOCKS = (
 _REQUIREMENTS = ("requirements*.txt", "constraints*.txt")  # at the top, and any in that folder:
 _REQUIREMENTS_FOLDER = "requirements"
 _REQUIREMENTS_MAX = 200  # files; a folder with more has other things than requirements
-_UNLOCKED = ("package.json", "pyproject.toml", "composer.json")
+UNLOCKED = ("package.json", "pyproject.toml", "composer.json")
+"""They count where there is no lock file."""
 _TOOLS = ("node", "npm", "pnpm", "yarn", "python3", "uv", "php", "composer")
 _LINKS_LEFT_OUT_MAX = 100
 _SHOWN_MAX = 3
@@ -59,7 +60,7 @@ def key_of(tree: Path, plan: Plan, toolchain: Mapping[str, str]) -> dict[str, st
     names = (*_LOCKS, *_requirements(tree))
     key = {name: digest for name in names if (digest := _digest_of_file(tree / name))}
     if not key:
-        key = {name: digest for name in _UNLOCKED if (digest := _digest_of_file(tree / name))}
+        key = {name: digest for name in UNLOCKED if (digest := _digest_of_file(tree / name))}
     key |= {name: toolchain[name] for name in _TOOLS if name in toolchain}
     installing = [step.command for step in plan.steps if step.name is StepName.INSTALL]
     if installing:

@@ -44,6 +44,12 @@ HOLD_S: Final = 5.0
 STARTING_S: Final = 10.0
 """A process that is not healthy by then no longer keeps others from starting."""
 
+_EXIT_HINTS: Final = {
+    0: "it has to run on, in the foreground",
+    126: "the shell may not execute the command",
+    127: "the shell did not find the command: the release has it not, nor /usr",
+}
+
 _log = structlog.get_logger()
 
 
@@ -383,10 +389,11 @@ async def run_release_command(program: Program, *, timeout_s: float, on_line: Li
 
 
 def _how_it_ended(what: str, sandbox: Sandbox, status: int, limits: Limits) -> str:
-    """Say the exit status, or what it was ended for."""
+    """Say the exit status, and what it means or what it was ended for."""
     said = f"the {what} ended with status {status}"
     if sandbox.exceeded is None:
-        return said
+        hint = _EXIT_HINTS.get(status)  # a release command that ends with 0 has not failed
+        return said if hint is None else f"{said}: {hint}"
     return f"{said}; {explain(sandbox.exceeded, limits, who=f'the {what}', section='host')}"
 
 

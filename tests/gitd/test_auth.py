@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gitd.api_keys import mint
+from gitd.api_keys import DAY_MS, mint
 from gitd.auth import Authenticator, may_fetch
 from gitd.errors import (
     AddressRefusedError,
@@ -18,6 +18,7 @@ from gitd.errors import (
     ScopeInsufficientError,
 )
 from gitd.families import Family
+from hooks.clock import rfc3339
 from storage.model import SYSTEM, ActorRef, Site
 from storage.records import api_keys, sites
 from storage.records.db import Records
@@ -83,6 +84,23 @@ def test_key_stops_at_the_moment_that_it_expires(records, clock) -> None:
     with pytest.raises(AuthenticationError, match="expired") as refused:
         authenticator.authenticate(secret.reveal(), None)
     assert refused.value.code == "authentication.invalid_key"
+
+
+@pytest.mark.parametrize(
+    ("ttl_days", "left_days", "warns"),
+    [(90, 8, False), (90, 7, True), (90, 1, True), (28, 3, True), (27, 3, False), (7, 7, False)],
+)
+def test_key_that_was_made_for_long_is_warned_of_in_its_last_week(
+    records, clock, ttl_days, left_days, warns
+) -> None:
+    secret, key = mint("ci", ["*"], ttl_ms=ttl_days * DAY_MS, now=NOW)
+    keep(records, key)
+    authenticator = Authenticator(records, clock)
+    clock.times[0] = key.expires_at - left_days * DAY_MS
+    warning = authenticator.warning(authenticator.grant(secret.reveal()))
+    assert (warning is not None) is warns
+    if warning is not None:
+        assert f"this key ends at {rfc3339(key.expires_at)}" in warning
 
 
 @pytest.mark.parametrize(

@@ -58,3 +58,25 @@ async def test_a_body_is_not_inflated_before_somebody_reads_it(serve):
         url = f"http://127.0.0.1:{port}/"
         async with session.post(url, data=packed, headers=headers) as answer:
             assert await answer.text() == str(len(packed))
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\n",
+            "allows: its Content-Type is there twice.",
+        ),
+        ("GET / HTTP/9\r\nAuthorization: Bearer secret\r\n\r\n", "allows."),
+    ],
+)
+async def test_a_request_that_is_none_is_told_which_header_is_there_twice(serve, head, said):
+    async def answer(request):
+        return web.Response()
+
+    reader, writer = await asyncio.open_connection("127.0.0.1", await serve(answer))
+    writer.write(head.encode())
+    heard = (await asyncio.wait_for(reader.read(), 20)).decode()
+    writer.close()
+    assert " 400 " in heard.splitlines()[0]
+    assert heard.endswith(f"\r\n\r\nThis is no request that HTTP/1.1 {said}\n")

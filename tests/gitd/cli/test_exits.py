@@ -25,6 +25,18 @@ def test_refusal_says_code_message_what_to_do_and_request_id(mf, peer) -> None:
     assert len(peer.seen) == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "advised"),
+    [
+        ("This API key lacks the scope credentials:write.", "--scope credentials:write` makes one"),
+        ("No.", "--scope SCOPE` makes one"),
+    ],
+)
+def test_missing_scope_is_named_in_the_command_that_makes_a_key(mf, peer, said, advised) -> None:
+    peer.on("POST", BUILDS, peer.refusal(403, "scope.insufficient", said))
+    assert f"--preset deploy-bot {advised}" in mf("build", *PLACE).err
+
+
 def test_refusal_names_the_field(mf, peer) -> None:
     peer.on("POST", BUILDS, peer.refusal(400, "request.invalid", "It is no ref.", param="ref"))
     assert "request.invalid (ref): It is no ref." in mf("build", *PLACE).err

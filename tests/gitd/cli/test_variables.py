@@ -10,6 +10,22 @@ HERE = "/v1/sites/acme-store"
 VALUE = {"name": "TOKEN", "used_in": "run", "jobs": []}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("variables", "set", "TOKEN=x"), "mf variables set TOKEN VALUE"),
+        (("secrets", "set", "TOKEN", "hunter2"), "give it on standard input"),
+        (("secrets", "set", "TOKEN=hunter2"), "give it on standard input"),
+    ],
+)
+def test_value_in_the_wrong_place_is_told_where_it_belongs(mf, peer, arguments, said) -> None:
+    ran = mf(*arguments, "--site", "acme-store")
+    assert ran.code == 2
+    assert said in " ".join(ran.err.split())
+    assert "hunter2" not in ran.err
+    assert peer.seen == []
+
+
 @pytest.mark.parametrize("kind", ["variables", "secrets"])
 @pytest.mark.parametrize(("options", "query"), [((), {}), (("--no-roll",), {"roll": "false"})])
 def test_no_roll_reaches_the_server(mf, peer, kind, options, query) -> None:

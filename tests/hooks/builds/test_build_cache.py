@@ -112,7 +112,7 @@ def test_other_command_to_install_is_another_key_and_other_sources_are_none(tmp_
     (tmp_path / "requirements").symlink_to("/etc")
     assert key(tmp_path) == before
     (tmp_path / "requirements.txt").write_text("flask")  # which is read instead
-    assert changes(before, key(tmp_path)) == "package.json is gone, requirements.txt is new"
+    assert changes(before, key(tmp_path)) == "requirements.txt is new"
 
 
 def test_odd_things_are_left_out_and_told(tmp_path) -> None:
@@ -159,10 +159,18 @@ def test_more_than_may_be_kept_is_refused(tmp_path) -> None:
         ({**LOCKED, "node": "20.2.0"}, "node 20.1.0 -> 20.2.0"),
         ({"node": "20.1.0"}, "package-lock.json is gone"),
         ({**LOCKED, "npm": "10.0.0"}, "npm is new"),
+        ({"package.json": "sha256:3", "node": "20.1.0"}, "package-lock.json is gone"),
     ],
 )
 def test_miss_says_what_changed(now, said) -> None:
     assert changes(LOCKED, now) == said
+
+
+def test_what_counts_without_a_lock_file_is_not_said_to_come_or_go_with_it() -> None:
+    assert changes({"package.json": "sha256:3"}, {"package-lock.json": "sha256:1"}) == (
+        "package-lock.json is new"
+    )
+    assert changes({}, {"package.json": "sha256:3"}) == "package.json is new"
 
 
 class Caches:

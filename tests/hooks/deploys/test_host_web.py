@@ -334,6 +334,21 @@ async def test_a_program_that_keeps_ending_is_reported_so(shelf, control, host, 
     assert control.reports[-1].running.restarts >= 4
 
 
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("gunicron app:app", "127: the shell did not find the command"),
+        ("./app.py", "126: the shell may not execute the command"),
+        ("true", "0: it has to run on, in the foreground"),
+        ("exit 5", "5"),
+    ],
+)
+async def test_what_an_exit_status_means_is_said(shelf, control, host, wanted, command, hint):
+    report = await control.roll(wanted(pin=shelf.put_web(app("one"), web=command)))
+    assert report.error.code == "deployment.start_failed"
+    assert report.error.message.startswith(f"the web process ended with status {hint}")
+
+
 async def test_the_log_says_which_release_begins_and_ends(shelf, control, host, wanted):
     rolls = [wanted(pin=shelf.put_web(app(version))) for version in ("one", "two")]
     for roll in rolls:
@@ -352,7 +367,7 @@ async def test_the_log_says_which_release_begins_and_ends(shelf, control, host, 
     ]
     assert f"stopped {one} {commit}" in ours
     assert ours.index(f"starting {bad} {commit}") > 3
-    assert "the web process ended with status 127" in ours
+    assert any(line.startswith("the web process ended with status 127: ") for line in ours)
     assert not any("[gitd]" in line for line in control.log_of(bad))
 
 
