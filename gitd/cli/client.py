@@ -10,7 +10,7 @@ import json
 import random
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, BinaryIO
@@ -31,6 +31,8 @@ CONNECT_S_MAX = 5.0
 ANSWER_S_MAX = 30.0
 RETRY_WAITS_S = (0.1, 0.4, 1.0)
 RETRY_AFTER_S_MAX = 15.0
+WAIT_SAID_S = 2.0
+NO_TLS = "WRONG_VERSION_NUMBER"  # OpenSSL's words for an answer that is no TLS
 BUSY = (429, 502, 503, 504)
 SAID_CHARS_MAX = 200
 REFUSAL_TYPES = {404: "not_found", 409: "conflict"}  # contract section 2, "Errors"
@@ -86,10 +88,14 @@ def is_loopback(url: str) -> bool:
 class Api:
     """A server's API. Paths come from `endpoint`. Not to be shared between threads."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(
+        self, url: str, token: str, on_wait: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """`on_wait` hears for how many seconds nothing is sent, since the server asks for it."""
         import httpx
 
         self.url = url
+        self._on_wait = on_wait
         self._request_id = ""
         # Certificates take 40 ms to load. Without TLS none are needed, and an empty context trusts
         # nobody, so that nothing is lost if TLS comes in by another way (a proxy's).
@@ -277,6 +283,8 @@ class Api:
             asked_s = retry_after_s(response, otherwise=pause_s)
             if asked_s > RETRY_AFTER_S_MAX:
                 return response
+            if asked_s >= WAIT_SAID_S:
+                self._on_wait(asked_s)
             time.sleep(asked_s)
         raise AssertionError("the last try returns or raises")
 
@@ -318,10 +326,10 @@ class Api:
 
     def unreachable(self, error: Exception) -> UnreachableError:
         why = str(error)[:SAID_CHARS_MAX] or type(error).__name__
-        return UnreachableError(
-            f"{self.url} cannot be reached: {why}",
-            "Check FORGE_URL (or --url), and that the server runs.",
-        )
+        advice = "Check FORGE_URL (or --url), and that the server runs."
+        if NO_TLS in why:
+            advice = f"It speaks no TLS there: is it http:{self.url.removeprefix('https:')}?"
+        return UnreachableError(f"{self.url} cannot be reached: {why}", advice)
 
 
 def retry_after_s(response: httpx.Response, *, otherwise: float) -> float:

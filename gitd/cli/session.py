@@ -51,7 +51,7 @@ class Session:
             self._say_what_is_used()
             if url.startswith("http:") and not is_loopback(url) and sys.stderr.isatty():
                 click.echo(f"Warning: the key travels to {url} unencrypted.", err=True)
-            self._api = Api(url, token)
+            self._api = Api(url, token, self._say_wait)
         return self._api
 
     @property
@@ -99,6 +99,10 @@ class Session:
         what = f"site {remote.site} on {remote.server}" if self._site else remote.server
         words = f"mf: {what}, by the remote {remote.name} of this checkout"
         click.echo(printable(words), err=True)
+
+    def _say_wait(self, wait_s: float) -> None:
+        if not self.as_json:
+            click.echo(f"mf: the server asks to wait for {wait_s:.0f} s", err=True)
 
     def _say_default(self, remote: checkout.Remote | None) -> None:
         if self._has_said_default or self.as_json or remote is None or remote.server == DEFAULT_URL:

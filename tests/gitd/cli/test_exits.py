@@ -263,3 +263,20 @@ def test_proxy_is_not_asked_for_a_server_on_this_machine(mf, peer) -> None:
 
 def test_version_option_is_as_usual(mf) -> None:
     assert mf("--version").out.startswith("mf ")
+
+
+@pytest.mark.parametrize(("asked_s", "is_said"), [("2", True), ("1", False)])
+def test_wait_that_the_server_asks_for_is_said_where_it_is_long(mf, peer, asked_s, is_said) -> None:
+    limited = peer.raw("{}", status=429, headers={"Retry-After": asked_s})
+    peer.on("GET", "/v1/sites", limited, peer.many([]))
+    ran = mf("sites")
+    assert ran.code == 0
+    assert ("mf: the server asks to wait for 2 s" in ran.err) is is_said
+    peer.on("GET", "/v1/sites", limited, peer.many([]))
+    assert mf("sites", "--json").err == ""
+
+
+def test_server_without_tls_is_told_by_its_right_address(mf_at, peer) -> None:
+    ran = mf_at(peer.url.replace("http:", "https:"))("sites")
+    assert ran.code == 4
+    assert f"It speaks no TLS there: is it {peer.url}?" in ran.err
