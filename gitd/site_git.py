@@ -31,7 +31,7 @@ from gitd.git.errors import (
     PushRefusedError,
     TooManyRequestsError,
 )
-from gitd.git.push import SHALLOW_REFUSED, Push, RefOutcome, Remote
+from gitd.git.push import CURRENT_REFUSED, SHALLOW_REFUSED, Push, RefOutcome, Remote
 from gitd.log import ACTOR, REQUEST_ID
 from gitd.rate_limits import RATE_HEADERS, Kind, RateLimits
 from hooks import branches
@@ -58,6 +58,7 @@ SHALLOW_ADVICE = (
     "Fetch the rest from where it was cloned, then push again: git fetch --unshallow",
 )
 RACE_ADVICE = "Somebody else pushed there meanwhile: git pull, and push again"
+DEFAULT_ADVICE = "Another default branch first: mf sites set {} --default-branch BRANCH"
 _SCOPES = {
     Service.RECEIVE_PACK: "deployments:write",
     Service.UPLOAD_PACK: "deployments:read",
@@ -291,6 +292,8 @@ class SiteReceiver:
             await remote.say(*SHALLOW_ADVICE)
         if any(outcome.reason == STALE for outcome in outcomes):
             await remote.say(RACE_ADVICE)
+        if any(outcome.reason == CURRENT_REFUSED for outcome in outcomes):
+            await remote.say(DEFAULT_ADVICE.format(_who(push).site.name))
         record = self._begun.pop(push, None)
         landing = self._landing.pop(push, None)
         if record is None:

@@ -28,6 +28,7 @@ class RefUpdate:
 
 
 SHALLOW_REFUSED = "shallow update not allowed"  # git's own words
+CURRENT_REFUSED = "deletion of the current branch prohibited"  # git's own words
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 
+from gitd.git.push import CURRENT_REFUSED
 from gitd.git.push_request import Command
 from storage.git.errors import RepositoryCorruptError
 from storage.git.object_formats import COMMIT, NULL_OID
@@ -118,7 +119,7 @@ class RefChecks:
             case _:
                 return (
                     f"error: refusing to delete the current branch: {shown}",
-                    "deletion of the current branch prohibited",
+                    CURRENT_REFUSED,
                 )
 
     def _judge_update(

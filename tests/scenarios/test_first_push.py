@@ -29,6 +29,11 @@ def test_master_that_is_pushed_first_goes_live_and_is_what_a_clone_checks_out(se
     assert server.api("GET", "/sites/acme-store").json["data"]["default_branch"] == "master"
     refused = work.push(":master", check=False)
     assert "deletion of the current branch prohibited" in refused
+    advised = "mf sites set acme-store --default-branch "
+    assert f"remote: Another default branch first: {advised}BRANCH" in refused
+    work.push("master:main")
+    server.run(*advised.split(), "main")
+    assert "master: deleted" in work.push(":master")
 
 
 def test_default_branch_of_a_site_is_changed_and_goes_live(server) -> None:
