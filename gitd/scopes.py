@@ -84,7 +84,9 @@ def expand_scopes(scopes: Iterable[str] = (), *, preset: str | None = None) -> t
             raise KeyInvalidError(_unknown("scope", scope, SCOPES), param="scopes")
         wanted.append(name)
     if not wanted:
-        raise KeyInvalidError("A key needs a scope or a preset.", param="scopes")
+        raise KeyInvalidError(
+            "A key needs a scope or a preset, such as deploy-bot.", param="scopes"
+        )
     return tuple(sorted(set(wanted)))
 
 

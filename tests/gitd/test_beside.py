@@ -167,7 +167,7 @@ KEY_OF = ("key", "create", "--label", "me")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (KEY_OF, "A key needs a scope or a preset"),
+        (KEY_OF, "A key needs a scope or a preset, such as deploy-bot"),
         ((*KEY_OF, "--preset", "deploybot"), "did you mean deploy-bot"),
         ((*KEY_OF, "--scope", "jobs:raed"), "did you mean jobs:read"),
         ((*KEY_OF, "--scope", "*", "--expires-in", "90"), "is no duration such as"),
