@@ -10,6 +10,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from storage.files import write_file
+
 STAGED_KEEP_PREFIX = "tmp_keep_"  # as git names what it has not finished
 TEXT = b"gitd: a push is moving refs to this pack\n"
 
@@ -29,7 +31,7 @@ class PackKeeps:
         path = pack.with_suffix(".keep")
         staged = path.with_name(f"{STAGED_KEEP_PREFIX}{os.urandom(6).hex()}")
         try:
-            staged.write_bytes(TEXT)
+            write_file(staged, TEXT)
             # Whole at once: an empty one, which a kill may leave, would be taken for its owner's.
             with contextlib.suppress(FileExistsError):
                 _name(staged, path)
