@@ -333,16 +333,12 @@ def _read_through(path: Path) -> None:
 def _require_content(store: ObjectStore, oid: bytes, links: _Links) -> None:
     """Read a stored object, hold it against its id, and note its links."""
     kind, size = store.kind_and_size(oid)
-    if kind not in TYPE_NAMES:
-        raise RepositoryCorruptError("is of no known type")
+    if kind != BLOB:
+        links.update(links_of(*store.get(oid)))
+        return
     digest = hashlib.sha1(b"%b %d\0" % (TYPE_NAMES[kind], size), usedforsecurity=False)
-    if kind == BLOB:
-        for piece in store.stream(oid):
-            digest.update(piece)
-    else:
-        data = store.get(oid)[1]
-        digest.update(data)
-        links.update(links_of(kind, data))
+    for piece in store.stream(oid):
+        digest.update(piece)
     if digest.digest() != oid:
         raise RepositoryCorruptError("its content is another object's")
 

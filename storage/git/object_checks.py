@@ -157,7 +157,7 @@ class ObjectChecks:
         try:
             is_equal = (
                 self.bases.kind_and_size(oid) == (kind, len(data))
-                and self.bases.get(oid)[1] == data
+                and self.bases.read_unchecked(oid)[1] == data
             )
         except RepositoryCorruptError:  # a damaged object is better replaced
             return

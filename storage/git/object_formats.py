@@ -56,8 +56,9 @@ _PARENT_LINE_BYTES = len(b"parent ") + 40 + 1
 
 def object_id(kind: int, data: bytes) -> bytes:
     """Return the id of an object of this type and content."""
-    head = b"%b %d\0" % (TYPE_NAMES[kind], len(data))
-    return hashlib.sha1(head + data, usedforsecurity=False).digest()
+    digest = hashlib.sha1(b"%b %d\0" % (TYPE_NAMES[kind], len(data)), usedforsecurity=False)
+    digest.update(data)
+    return digest.digest()
 
 
 class Commit(NamedTuple):

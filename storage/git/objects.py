@@ -235,12 +235,36 @@ class ObjectStore:
     # content
 
     def get(self, oid: bytes, bytes_max: int | None = None) -> tuple[int, bytes]:
-        """Return an object's type and content, whole; of many copies, one that can be read.
+        """Return an object's type and content, whole; of many copies, one that is what `oid` names.
+
+        A damaged head of an entry may be another head, and all else in it be right: only the id
+        shows that the type is another one, or the base of a delta.
 
         Raises:
             ObjectMissingError: it is not there.
             RepositoryCorruptError: its stored form is damaged, wherever it is.
             PackOutgrownError: it has more than `bytes_max`, or what it is made of has.
+        """
+        found = self.read_unchecked(oid, bytes_max)
+        return found if object_id(*found) == oid else self._read_elsewhere(oid, bytes_max)
+
+    def _read_elsewhere(self, oid: bytes, bytes_max: int | None) -> tuple[int, bytes]:
+        """Return another copy than the first one, which is another object; raises as `get` does."""
+        error = RepositoryCorruptError(f"object {oid.hex()} is damaged, or made of a damaged one")
+        place = self._find(oid)
+        if place is None:
+            raise error
+        if isinstance(place, str):
+            return self._others.of_loose(oid, place, bytes_max, error)
+        found = self._others.of_entry(*place, bytes_max, error)
+        if object_id(*found) != oid:
+            raise error
+        return found
+
+    def read_unchecked(self, oid: bytes, bytes_max: int | None = None) -> tuple[int, bytes]:
+        """Return the first copy of an object that can be read, for who compares it himself.
+
+        Raises as `get` does.
         """
         while isinstance(place := self._find(oid), str):
             try:
@@ -317,22 +341,6 @@ class ObjectStore:
                 _, size, base, data_at = place[0].header(place[1])
                 return size if base is None else delta_sizes(place[0].beginning(data_at))[1]
         return self.kind_and_size(oid)[1]
-
-    def get_checked(self, oid: bytes, bytes_max: int | None = None) -> tuple[int, bytes]:
-        """Return what `get` does, held against the id; raises as that does."""
-        found = self.get(oid, bytes_max)
-        if object_id(*found) != oid:
-            error = RepositoryCorruptError(
-                f"object {oid.hex()} is damaged, or made of a damaged one"
-            )
-            place = self._find(oid)
-            if isinstance(place, str):
-                return self._others.of_loose(oid, place, bytes_max, error)
-            if place is not None:
-                found = self._others.of_entry(*place, bytes_max, error)
-            if object_id(*found) != oid:
-                raise error
-        return found
 
     def is_delta(self, oid: bytes) -> bool:
         """Say whether an object is stored as a delta."""

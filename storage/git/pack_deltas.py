@@ -129,7 +129,7 @@ class DeltaTrees:
                 continue
             try:
                 self._scan.count_inflated(bases.kind_and_size(oid)[1])
-                kind, data = bases.get_checked(oid)  # what is made of it would vouch for it
+                kind, data = bases.get(oid)
             except ObjectMissingError:
                 continue
             except RepositoryCorruptError as error:

@@ -217,7 +217,7 @@ class PackWriter:
     def _write_inflated(self, oid: bytes) -> None:
         chunks: Iterable[bytes]
         if self._objects.is_delta(oid):  # in memory anyhow, and its bases are not yet looked at
-            kind, data = self._objects.get_checked(oid, self._inflated_bytes_max)
+            kind, data = self._objects.get(oid, self._inflated_bytes_max)
             size, chunks = len(data), (data,)
         else:
             kind, size = self._objects.kind_and_size(oid)

@@ -282,11 +282,12 @@ def test_any_bytes_behind_a_committer_make_a_commit(data: bytes) -> None:
 def loose(
     folder: Path, head: bytes, content: bytes, more: bytes = b""
 ) -> tuple[ObjectStore, bytes]:
-    """Put a loose object that says of itself what it likes under an id of no content."""
-    path = folder / "ab" / ("c" * 38)
+    """Put a loose object that says of itself what it likes under the id of what it says."""
+    oid = hashlib.sha1(head + content).digest()
+    path = folder / oid.hex()[:2] / oid.hex()[2:]
     path.parent.mkdir()
     path.write_bytes(zlib.compress(head + content) + more)
-    return ObjectStore(folder), bytes.fromhex("ab" + "c" * 38)
+    return ObjectStore(folder), oid
 
 
 def test_no_more_of_a_loose_object_is_inflated_than_its_head_says(tmp_path: Path) -> None:

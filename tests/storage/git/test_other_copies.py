@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from storage.git.check_processes import check_repositories
 from storage.git.errors import PackInvalidError, PackOutgrownError, RepositoryCorruptError
 from storage.git.indexer import index_pack
 from storage.git.maintenance import take_care
-from storage.git.object_formats import BLOB, COMMIT, TREE
+from storage.git.object_formats import BLOB, COMMIT, OFS_DELTA, TAG, TREE
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
 from storage.git.pack_scan import PackLimits
@@ -493,3 +494,94 @@ def test_a_small_object_is_looked_at_without_putting_its_pack_in_order(damaged: 
     write_at(damaged.pack, offset, bytes([(damaged.pack.bytes_map[offset] & 0x8F) | TREE << 4]))
     with pytest.raises(RepositoryCorruptError):
         damaged.store().kind_and_size(tip)
+
+
+class Various:
+    """A bare repository with one small pack that has objects of each type, and deltas."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        git("init", "-q", "--bare", path, cwd=path.parent)
+        big = b"".join(b"%d\n" % number for number in range(200))
+        blobs = [
+            git("hash-object", "-w", "--stdin", cwd=path, stdin=big + b"x" * n) for n in (0, 9)
+        ]
+        lines = b"".join(b"100644 blob %b\tf%d\n" % (blobs[n % 2][:40], n) for n in range(30))
+        changed = lines.replace(b"\tf7", b"\tg7")
+        trees = [git("mktree", cwd=path, stdin=text)[:40] for text in (lines, changed)]
+        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "tag.gpgSign=false")
+        words = ("-m", "words " * 40)
+        first = git(*who, "commit-tree", *words, trees[0].decode(), cwd=path).decode().strip()
+        second = ("commit-tree", *words, "-p", first, trees[1].decode())
+        tip = git(*who, *second, cwd=path).decode().strip()
+        git("update-ref", "refs/heads/main", tip, cwd=path)
+        git(*who, "tag", "-m", "t", "t", tip, cwd=path)
+        git("repack", "-adfq", cwd=path)
+        (index,) = (path / "objects/pack").glob("*.idx")
+        self.pack = Pack(index)
+        store = self.store()
+        self.objects = {oid: store.get(oid) for oid in self.pack.oids()}
+        self.links: dict[bytes, object] = {
+            oid: store.links.commit(oid) if kind == COMMIT else store.links.tag(oid)
+            for oid, (kind, _) in self.objects.items()
+            if kind in (COMMIT, TAG)
+        }
+
+    def store(self) -> ObjectStore:
+        return ObjectStore(self.path / "objects")
+
+    def damages(self) -> Iterator[None]:
+        """Flip each bit of each entry's head in turn; the pack is as it was behind the last."""
+        self.pack.path.chmod(0o644)
+        with self.pack.path.open("r+b", buffering=0) as file:
+            for offset in self.pack.offsets():
+                for at in range(offset, self.pack.header(offset)[3]):
+                    (byte,) = os.pread(file.fileno(), 1, at)
+                    for bit in range(8):
+                        os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), at)
+                        yield
+                    os.pwrite(file.fileno(), bytes([byte]), at)
+
+    def reads(self, store: ObjectStore) -> Iterator[tuple[Callable[[], object], object]]:
+        """All ways to read an object whose content is made anew from a delta, or is parsed."""
+        for oid, (kind, data) in self.objects.items():
+            yield partial(store.get, oid), (kind, data)
+            yield partial(lambda oid: b"".join(self.store().stream(oid)), oid), data
+            if kind == TREE:
+                yield partial(store.get_typed, oid, TREE), data
+            elif kind == COMMIT:
+                yield partial(store.links.commit, oid), self.links[oid]
+            elif kind == TAG:
+                yield partial(store.links.tag, oid), self.links[oid]
+
+
+@pytest.fixture
+def various(tmp_path: Path) -> Various:
+    found = Various(tmp_path / "r.git")
+    kinds = {kind for kind, _ in found.objects.values()}
+    heads = {found.pack.header(offset)[0] for offset in found.pack.offsets()}
+    assert kinds == {COMMIT, TREE, BLOB, TAG}
+    assert OFS_DELTA in heads
+    return found
+
+
+def test_no_flipped_bit_of_a_head_makes_another_object(various: Various) -> None:
+    """The data are whole, so that only the id can tell: of another type, or of another base."""
+    refused_count = 0
+    for _ in various.damages():
+        for read, right in various.reads(various.store()):
+            try:
+                assert read() == right
+            except RepositoryCorruptError:
+                refused_count += 1
+    assert refused_count
+    git("fsck", "--full", "--strict", cwd=various.path)  # all bits were put back
+
+
+def test_a_flipped_bit_of_a_head_hides_no_whole_copy(various: Various) -> None:
+    other = various.path.parent / "other.git"
+    shutil.copytree(various.path, other)
+    (various.path / "objects/info/alternates").write_text(f"{other}/objects\n")
+    for _ in various.damages():
+        for read, right in various.reads(various.store()):
+            assert read() == right
