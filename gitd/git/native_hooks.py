@@ -13,8 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from gitd.git.hook_config import hook_commands
 from gitd.git.push_certificate import NonceVerdict
 from gitd.git.signatures import Signer
+from storage.git.errors import RepositoryCorruptError
 from storage.git.repository import Repository
 
 Say = Callable[[bytes], Awaitable[None]]
@@ -71,7 +73,21 @@ class HookRunner:
         }
 
     def has(self, name: str) -> bool:
-        return hook_path(self._repository, name) is not None
+        """Say whether there is anything to run, or to complain about, at this event."""
+        try:
+            return bool(self._programs(name))
+        except RepositoryCorruptError:
+            return True
+
+    def _programs(self, name: str) -> list[tuple[str, ...]]:
+        """List what runs at an event: the commands of the config, then the file, as with git."""
+        commands = hook_commands(self._repository.config, name)
+        # Behind the command stand a name for the shell to complain under, and the arguments.
+        programs: list[tuple[str, ...]] = [
+            ("/bin/sh", "-c", f'{command} "$@"', command) for command in commands
+        ]
+        path = hook_path(self._repository, name)
+        return programs if path is None else [*programs, (os.fspath(path.absolute()),)]
 
     async def run(
         self,
@@ -80,16 +96,29 @@ class HookRunner:
         stdin: bytes = b"",
         environ: Mapping[str, str] | None = None,
     ) -> bool:
-        """Run a hook to its end; true when it succeeded or does not exist."""
-        path = hook_path(self._repository, name)
-        if path is None:
-            return True
+        """Run the hooks of an event to their ends; true when all succeeded or none exists.
+
+        One that fails keeps none behind it from running, as with git.
+        """
+        try:
+            programs = self._programs(name)
+        except RepositoryCorruptError as error:
+            await self._say(f"error: {error}\n".encode())
+            return False
+        done = [
+            await self._run(name, (*program, *map(os.fsdecode, arguments)), stdin, environ or {})
+            for program in programs
+        ]
+        return all(done)
+
+    async def _run(
+        self, name: str, command: Sequence[str], stdin: bytes, environ: Mapping[str, str]
+    ) -> bool:
         try:
             process = await asyncio.create_subprocess_exec(
-                os.fspath(path.absolute()),
-                *map(os.fsdecode, arguments),
+                *command,
                 cwd=self._repository.path,
-                env={**self.environ, **(environ or {})},
+                env={**self.environ, **environ},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

@@ -81,6 +81,10 @@ class GitConfig:
             if key.startswith(prefix)
         }
 
+    def lines(self, prefix: str) -> list[tuple[str, str | None]]:
+        """Return all keys below `prefix`, by what follows it, with their values, as they stand."""
+        return [(key[len(prefix) :], value) for key, value in self._lines if key.startswith(prefix)]
+
     def flag(self, key: str, *, default: bool | None = None) -> bool | None:
         """Return a boolean, `default` when the key is absent; a key without value is true.
 
@@ -89,13 +93,8 @@ class GitConfig:
         """
         if key not in self._values:
             return default
-        value = self._values[key][-1]
-        lowered = "true" if value is None else value.lower()
-        if lowered in ("true", "yes", "on"):
-            return True
-        if lowered in ("false", "no", "off", ""):
-            return False
-        return self.number(key) != 0
+        said = as_flag(self._values[key][-1])
+        return self.number(key) != 0 if said is None else said
 
     def number(self, key: str, *, default: int | None = None) -> int | None:
         """Return an integer, with k, m or g behind it; `default` when the key is absent.
@@ -111,6 +110,14 @@ class GitConfig:
             return int(digits) * _UNITS[value[len(digits) :].lower()]
         except (ValueError, KeyError) as error:
             raise RepositoryCorruptError(f"bad value '{value}' of {key}") from error
+
+
+def as_flag(value: str | None) -> bool | None:
+    """Return what a value says in words, None where it is neither yes nor no; no value is yes."""
+    lowered = "true" if value is None else value.lower()
+    if lowered in ("true", "yes", "on"):
+        return True
+    return False if lowered in ("false", "no", "off", "") else None
 
 
 def _parse(text: str, path: Path) -> list[tuple[str, str | None]]:

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from gitd.git.hook_config import hook_commands
+from storage.git.config import GitConfig
+
 Git = Callable[..., Any]
 
 
@@ -313,3 +316,90 @@ def test_8_18_a_pack_that_its_owner_keeps_stays_kept(
     assert answer.refs == {"refs/heads/main": "ok"}
     assert keep.with_suffix(".pack").exists()
     assert keep.exists()
+
+
+def test_hooks_of_the_config_are_run_before_the_file(
+    work: Path, bare: Path, git: Git, commit: Git, head: Git
+) -> None:
+    """As with git since 2.54: in the order of the config, and with all that a file is told."""
+    new = commit(work, "two")
+    before = head(bare, "main")
+    for key, value in (
+        ("hook.second.command", "echo second: $(cat); echo"),  # makes the section that is first
+        ("hook.first.event", "pre-receive"),
+        ("hook.first.command", "echo first: $(cut -c82-)"),
+        ("hook.second.event", "pre-receive"),
+        ("hook.off.event", "pre-receive"),
+        ("hook.off.command", "echo never"),
+        ("hook.off.enabled", "false"),
+        ("hook.each.one.event", "update"),
+        ("hook.each.one.command", "./hooks/each"),
+        ("hook.after.event", "post-receive"),
+        ("hook.after.command", "echo after: $GIT_DIR"),
+    ):
+        git("config", "--add", key, value, cwd=bare)
+    hook(bare, "each", 'echo "each: $1 $2 $3"')
+    hook(bare, "pre-receive", "echo file")
+    said = git("push", "origin", "main", cwd=work).err
+    told = [line.removeprefix("remote: ").rstrip() for line in said.splitlines()]
+    lines = [line for line in told if line.startswith(("first", "second", "file", "each", "after"))]
+    assert lines == [
+        f"second: {before} {new} refs/heads/main",
+        "first: refs/heads/main",
+        "file",
+        f"each: refs/heads/main {before} {new}",
+        "after: .",
+    ]
+    assert "never" not in said
+
+
+@pytest.mark.parametrize("failing", ["config", "file"])
+def test_one_hook_that_declines_is_enough_and_all_are_asked(
+    work: Path, bare: Path, git: Git, commit: Git, head: Git, failing: str
+) -> None:
+    before = head(bare, "main")
+    commit(work, "two")
+    git("config", "hook.a.event", "pre-receive", cwd=bare)
+    git("config", "hook.a.command", f"echo asked; test {failing} = file", cwd=bare)
+    hook(bare, "pre-receive", f"echo asked too; test {failing} = config")
+    done = git("push", "origin", "main", cwd=work, check=False)
+    assert "remote: asked " in done.err
+    assert "remote: asked too" in done.err
+    assert "main -> main (pre-receive hook declined)" in done.err
+    assert head(bare, "main") == before
+
+
+@pytest.mark.parametrize("event", ["pre-receive", "update"])
+def test_a_hook_without_its_command_lets_nothing_in(
+    work: Path, bare: Path, git: Git, commit: Git, head: Git, event: str
+) -> None:
+    before = head(bare, "main")
+    commit(work, "two")
+    git("config", "hook.a.event", event, cwd=bare)
+    done = git("push", "origin", "main", cwd=work, check=False)
+    assert "'hook.a.command' must be configured" in done.err
+    assert "hook declined" in done.err
+    assert head(bare, "main") == before
+
+
+FIRST = '[hook "a"]\nevent = update\ncommand = x\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "commands"),
+    [
+        ('[hook "a"]\nevent = update\ncommand = x\ncommand = y\n', ["y"]),
+        ('[hook "a"]\nevent = update\nevent =\ncommand = x\n', []),
+        ('[hook "a"]\nevent =\nevent = update\ncommand = x\n', ["x"]),
+        (f"{FIRST}enabled = 0\n", []),
+        (f"{FIRST}enabled = maybe\n", ["x"]),
+        (f"{FIRST}enabled = no\nenabled = on\n", ["x"]),
+        (f'{FIRST}[hook "update"]\nenabled = false\n', []),
+        ('[hook "a"]\nevent = post-update\nevent = update\ncommand = x\n', ["x"]),
+        ('[hook "a"]\nevent = pre-receive\n[hook]\njobs = 4\n', []),
+        (f'{FIRST}[hook "b"]\nevent = update\ncommand = y\n', ["x", "y"]),
+        (f'{FIRST}[hook "b"]\nevent = update\ncommand = y\n{FIRST}', ["y", "x"]),
+    ],
+)
+def test_which_commands_a_config_names(text: str, commands: list[str]) -> None:
+    assert hook_commands(GitConfig.parse(text, "config"), "update") == commands
