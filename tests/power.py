@@ -44,24 +44,23 @@ class Disk:
 
     def begin(self, base: str = "base") -> Path:
         """Put the first state back and mount it."""
-        _copy(self.folder / base, self.image)
+        copy_image(self.folder / base, self.image)
         return self.mount(self.image)
 
     def keep(self, base: str) -> None:
         """Unmount, and keep what is there as another first state."""
-        subprocess.run(["umount", self.folder / "on-disk"], check=True)
-        _copy(self.image, self.folder / base)
+        _unmount(self.folder / "on-disk")
+        copy_image(self.image, self.folder / base)
 
     def mount(self, image: Path) -> Path:
         where = self.folder / f"on-{image.name}"
         where.mkdir(exist_ok=True)
-        options = "loop,nouuid" if self.kind == "xfs" else "loop"
-        subprocess.run(["mount", "-o", options, image, where], check=True, capture_output=True)
+        mount_image(self.kind, image, where)
         return where
 
     def cut(self) -> Path:
         """Keep what reached the disk by now, and mount that."""
-        _copy(self.image, self.folder / "kept")
+        copy_image(self.image, self.folder / "kept")
         subprocess.run(["umount", "-l", self.folder / "on-disk"], check=True)
         return self.mount(self.folder / "kept")
 
@@ -82,6 +81,20 @@ def killed_at(call: str, number: int) -> tuple[str, ...]:
     return ("-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={number}")
 
 
+def mount_image(kind: str, image: Path, where: Path) -> None:
+    """Mount it, beside others that were copied from the same one."""
+    options = "loop,nouuid" if kind == "xfs" else "loop"
+    subprocess.run(["mount", "-o", options, image, where], check=True, capture_output=True)
+
+
+def copy_image(source: Path, target: Path) -> None:
+    """With its holes, and as a new file: where somebody has the old one mounted still, as a sandbox
+    that started meanwhile does, what is mounted of it next is what the kernel remembers of it.
+    """
+    command = ["cp", "--sparse=always", "--remove-destination", source, target]
+    subprocess.run(command, check=True)
+
+
 @contextlib.contextmanager
 def disk_of(kind: str, fill: Callable[[Path], object]) -> Iterator[Disk]:
     """Make a disk with what `fill` puts on it as its first state; skip where that cannot be."""
@@ -100,7 +113,7 @@ def disk_of(kind: str, fill: Callable[[Path], object]) -> Iterator[Disk]:
         except subprocess.CalledProcessError:
             pytest.skip(f"{kind} cannot be mounted here")
         fill(where)
-        subprocess.run(["umount", where], check=True)
+        _unmount(where)
         yield made
     finally:
         made.end()
@@ -108,6 +121,7 @@ def disk_of(kind: str, fill: Callable[[Path], object]) -> Iterator[Disk]:
         shutil.rmtree(folder)
 
 
-def _copy(source: Path, target: Path) -> None:
-    """With its holes."""
-    subprocess.run(["cp", "--sparse=always", source, target], check=True)
+def _unmount(where: Path) -> None:
+    """Write all of it; unmounting does not where somebody has it mounted still."""
+    subprocess.run(["sync", "-f", where], check=True)
+    subprocess.run(["umount", where], check=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.power import KINDS, MEMORY, SIZE_BYTES
+from tests.power import KINDS, MEMORY, SIZE_BYTES, copy_image, mount_image
 
 
 @dataclass
@@ -48,11 +48,15 @@ class ThinDisk:
         _run(f"mkfs.{self.kind}", "-q", *KINDS[self.kind], self.image)
 
     def mount(self) -> None:
-        _run("mount", "-o", "loop", self.image, self.where)
+        mount_image(self.kind, self.image, self.where)
 
     def mount_again(self) -> None:
-        """What only the kernel's memory knew is lost."""
+        """What only the kernel's memory knew is lost, also where somebody has it mounted still."""
+        subprocess.run(["sync", "-f", self.where], capture_output=True)  # as unmounting does
         _run("umount", self.where)
+        copy = self.image.with_name("copy")
+        copy_image(self.image, copy)
+        copy.rename(self.image)
         self.mount()
 
     def shrink(self, spare_bytes: int) -> None:
