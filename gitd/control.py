@@ -58,7 +58,8 @@ from hooks.configs import Configs, has_sealed
 from hooks.default_branch import Heads
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.program_logs import ProgramLogs
-from hooks.deploys.runner import RollLimits, RollRunner
+from hooks.deploys.rolling import RollLimits
+from hooks.deploys.runner import RollRunner
 from hooks.domains import Domains
 from hooks.follow import Addresses, PushNarrator
 from hooks.housekeeping import Housekeeping, HousekeepingLimits

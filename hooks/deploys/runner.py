@@ -15,30 +15,27 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
-from hooks import config_rolls
 from hooks.background import Background, for_ever
 from hooks.configs import Configs
 from hooks.deploys.announcing import Announcer
+from hooks.deploys.ending import note_failure, note_success
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.reissuing import Reissuer
+from hooks.deploys.rolling import Rolling, RollLimits
 from hooks.deploys.running import RunningPrograms
 from hooks.deploys.wanted import Wanted
 from hooks.deploys.wire import Config, DesiredMessage, Report, RollLog, Running
-from hooks.environments import resume_if_suspended
 from hooks.errors import RefusedError
 from hooks.hostnames import PlatformNames
-from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
 from hooks.scrubbing import Scrubbing
 from storage.errors import SealBrokenError, StorageError
-from storage.ids import new_id
 from storage.joblog import LogLine
 from storage.model import (
-    Action,
     Deployment,
     Environment,
     EnvironmentStatus,
@@ -46,10 +43,8 @@ from storage.model import (
     Job,
     JobStatus,
     JobType,
-    Release,
-    Trigger,
 )
-from storage.records import deployments, environments, releases
+from storage.records import deployments, environments
 from storage.records.db import mapped_errors
 
 log = structlog.get_logger(__name__)
@@ -59,33 +54,6 @@ PROGRESS_EVERY_S = 1.0
 # What a host finds wrong with what lies in the store; the third is of an envelope, too.
 STORE_DAMAGED = ("artifact.corrupt", "artifact.missing", "artifact.signature_invalid")
 HOST = "host"  # the source of the site host's lines in the job's log, with the attempt
-
-
-@dataclass(frozen=True, slots=True)
-class RollLimits:
-    """How long control waits, in seconds: for a roll as a whole, and for a site host to appear."""
-
-    roll_timeout_s: float = 900.0
-    host_timeout_s: float = 30.0
-
-
-@dataclass(slots=True)
-class _Rolling:
-    """The deployment under way on an environment. Times are loop times.
-
-    `lines_seen`: of `source`, the attempt at it that was heard last.
-    `unwritten`: what it failed for, while that cannot be written down.
-    """
-
-    deployment: Deployment
-    since: float
-    source: str = ""
-    lines_seen: int = 0
-    progress: int = 0
-    progress_at: float = 0.0
-    is_issued: bool = False
-    is_ending: bool = False
-    unwritten: Failure | None = None
 
 
 class RollRunner:
@@ -113,7 +81,7 @@ class RollRunner:
         self._configs = configs
         self._records = jobs.records
         self._limits = limits
-        self._rolling: dict[str, _Rolling] = {}
+        self._rolling: dict[str, Rolling] = {}
         self._wanted = Wanted(self._records, self._under_way, names=names, url_of=url_of)
         self._hosts = Announcer(self._records, self._wanted)
         self._reissuer = Reissuer(issuer, self._wanted)
@@ -148,7 +116,8 @@ class RollRunner:
         elif self._hostless_since is None:
             self._hostless_since = now
         for rolling in list(self._rolling.values()):
-            if failure := self._overdue(rolling, now):
+            failure = rolling.overdue(now, self._limits, hostless_since=self._hostless_since)
+            if failure is not None:
                 await self._fail(rolling, failure)
         self._take_up_unheard()
 
@@ -339,10 +308,10 @@ class RollRunner:
         deployment = waiting[0]
         self._relieve()
         now = self._now()
-        rolling = self._rolling[env_id] = _Rolling(deployment, now, progress_at=now)
+        rolling = self._rolling[env_id] = Rolling(deployment, now, progress_at=now)
         self._background.spawn(self._begin(rolling))
 
-    async def _begin(self, rolling: _Rolling) -> None:
+    async def _begin(self, rolling: Rolling) -> None:
         """Sign that the deployment is to happen, write down that it does, and tell the host.
 
         What is known to be damaged is repaired first, or never gets that far.
@@ -368,7 +337,7 @@ class RollRunner:
             said = f"{environment.slug} is suspended: it is resumed when this release is live"
             self._jobs.log.add(deployment.job_id, [said], stage="gitd")
 
-    async def _signed(self, rolling: _Rolling, issuing: Awaitable[bool]) -> bool:
+    async def _signed(self, rolling: Rolling, issuing: Awaitable[bool]) -> bool:
         """Await a statement for the deployment under way; end that when it cannot be had."""
         try:
             return await issuing
@@ -384,7 +353,7 @@ class RollRunner:
             await self._fail(rolling, Failure("release.unsigned", message))
         return False
 
-    async def _heal(self, report: Report, rolling: _Rolling | None) -> bool:
+    async def _heal(self, report: Report, rolling: Rolling | None) -> bool:
         """Answer a host that refused a statement with a newer one; say whether it was answered."""
         if rolling is not None and rolling.is_issued and rolling.is_ending:
             return False
@@ -400,58 +369,19 @@ class RollRunner:
             self._hosts.tell(report.env_id)
         return True
 
-    async def _succeed(self, rolling: _Rolling) -> None:
+    async def _succeed(self, rolling: Rolling) -> None:
         rolling.is_ending = True
-        deployment = rolling.deployment
-
-        def change(changes: JobChanges) -> None:
-            release = Release(
-                id=new_id("rel"),
-                site_id=deployment.site_id,
-                env_id=deployment.env_id,
-                deployment_id=deployment.id,
-                artifact_id=deployment.artifact_id,
-                ref=deployment.ref,
-                commit=deployment.commit,
-                actor=deployment.actor,
-                deployed_at=changes.now,
-                is_current=True,
-                config_version=deployment.config_version,
-            )
-            result = {"deployment_id": deployment.id, "release_id": release.id}
-            if changes.succeed(deployment.job_id, result) is not None:
-                given_at = deployments.started_at(changes.db, deployment.id)
-                overtaken = resume_if_suspended(
-                    changes, deployment.env_id, deployment.actor, given_at=given_at
-                )
-                releases.add_current(changes.db, release)
-                deployments.succeed(changes.db, deployment.id, release.id, changes.now)
-                changes.note(
-                    Action.RELEASE_MADE,
-                    release.id,
-                    site_id=release.site_id,
-                    env_id=release.env_id,
-                    actor=release.actor,
-                )
-                if overtaken is not None and deployment.trigger is not Trigger.ROLLBACK:
-                    config_rolls.queue_roll(changes, overtaken, deployment.actor)
-
         try:
-            await self._jobs.commit(change)
+            await self._jobs.commit(partial(note_success, deployment=rolling.deployment))
         finally:
             rolling.is_ending = False
 
-    async def _fail(self, rolling: _Rolling, failure: Failure) -> None:
+    async def _fail(self, rolling: Rolling, failure: Failure) -> None:
         """End a roll. If the disk has no room for that now, `reap` does it, as soon as it has."""
         rolling.is_ending = True
         deployment = rolling.deployment
-
-        def change(changes: JobChanges) -> None:
-            if changes.fail(deployment.job_id, failure) is not None:
-                deployments.end(changes.db, deployment.id, JobStatus.FAILED, failure, changes.now)
-
         try:
-            await self._jobs.commit(change)
+            await self._jobs.commit(partial(note_failure, deployment=deployment, failure=failure))
         except StorageError:
             if rolling.unwritten is None:
                 log.exception("roll_not_ended", env_id=deployment.env_id)
@@ -459,7 +389,7 @@ class RollRunner:
         finally:
             rolling.is_ending = False
 
-    async def _fail_as_reported(self, rolling: _Rolling, failure: Failure) -> None:
+    async def _fail_as_reported(self, rolling: Rolling, failure: Failure) -> None:
         """End a roll that the host could not do. If that is for damage in the store, look at it
         first, so that the job says what is to be done; the host waits for none of this.
         """
@@ -476,27 +406,7 @@ class RollRunner:
 
         self._background.spawn(fail())
 
-    def _overdue(self, rolling: _Rolling, now: float) -> Failure | None:
-        if rolling.is_ending:
-            return None
-        if rolling.unwritten is not None:
-            return rolling.unwritten
-        if now - rolling.since > self._limits.roll_timeout_s:
-            return Failure(
-                "deployment.timed_out",
-                f"The roll took longer than {self._limits.roll_timeout_s:.0f} s.",
-            )
-        hostless = self._hostless_since
-        if hostless is not None and now - max(hostless, rolling.since) > (
-            self._limits.host_timeout_s
-        ):
-            return Failure(
-                "deployment.host_unavailable",
-                "No site host is connected: is `gitd host` running? Look at the server's log.",
-            )
-        return None
-
-    def _note_progress(self, rolling: _Rolling, progress: int) -> None:
+    def _note_progress(self, rolling: Rolling, progress: int) -> None:
         now = self._now()
         if progress <= rolling.progress or now - rolling.progress_at < PROGRESS_EVERY_S:
             return

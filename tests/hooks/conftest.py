@@ -21,7 +21,8 @@ from hooks.builds.submodules import Submodules
 from hooks.configs import Configs
 from hooks.default_branch import Heads
 from hooks.deploys.issuing import ReleaseIssuer
-from hooks.deploys.runner import RollLimits, RollRunner
+from hooks.deploys.rolling import RollLimits
+from hooks.deploys.runner import RollRunner
 from hooks.deploys.wire import Changed, Desired, Snapshot
 from hooks.hostnames import PlatformNames
 from hooks.housekeeping import Housekeeping, HousekeepingLimits

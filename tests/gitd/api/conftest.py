@@ -33,7 +33,8 @@ from hooks.builds.wire import BatchLine, BuildError, Finish, LogBatch
 from hooks.configs import Configs
 from hooks.deploys.issuing import ReleaseIssuer
 from hooks.deploys.program_logs import ProgramLogs
-from hooks.deploys.runner import RollLimits, RollRunner
+from hooks.deploys.rolling import RollLimits
+from hooks.deploys.runner import RollRunner
 from hooks.deploys.wire import Report, RollFailure
 from hooks.domains import Domains
 from hooks.follow import Addresses
