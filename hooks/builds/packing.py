@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
@@ -17,8 +17,10 @@ from pathlib import Path
 
 import structlog
 
+from hooks.builds.ending import note_output, note_success
 from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.memo import Memo
+from hooks.builds.reproducibility import compared
 from hooks.builds.sources import SourceFiles, Sources
 from hooks.builds.toolchain import toolchain_digest
 from hooks.builds.tree import OUTPUT_TOO_LARGE
@@ -27,14 +29,12 @@ from hooks.clock import rfc3339
 from hooks.housekeeping import quota_message
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
-from hooks.queueing import DeploymentOrder, queue_deployment
 from hooks.variables import Variables
 from storage.artifacts import ArtifactStore, Ingested
-from storage.digest import Digest
 from storage.envelope import Envelope
-from storage.errors import ArtifactMissingError, QuotaExceededError, TreeTooLargeError
-from storage.manifest import DirectoryEntry, Entry, Manifest
-from storage.model import Artifact, Attestation, Build, Deployment, PushPolicy, Trigger
+from storage.errors import QuotaExceededError, TreeTooLargeError
+from storage.manifest import Manifest
+from storage.model import Attestation, Build, PushPolicy
 from storage.provenance import (
     SANDBOX_BUILDER,
     SOURCE_BUILDER,
@@ -43,8 +43,7 @@ from storage.provenance import (
     Submodule,
     build_provenance,
 )
-from storage.records import artifacts, build_memos, builds, environments, garbage, sites
-from storage.records import jobs as job_rows
+from storage.records import build_memos, builds, environments, garbage, sites
 from storage.repos import Graft, Grafts
 from storage.source import Limits, SourceEntry
 from storage.tar import scan_tar
@@ -53,7 +52,6 @@ log = structlog.get_logger(__name__)
 
 PACK = "pack"  # the stages that are control's own
 MEMO = "memo"
-DIFFERENCES_SHOWN_MAX = 20
 
 
 class Packer:
@@ -180,7 +178,7 @@ class Packer:
             changes = self._jobs.changes_in(db)
             published[:] = [changes]  # a commit that raced with the collector runs again
             took = {**outcome.timings, PACK: round(time.monotonic() - began, 6)}
-            _record_success(changes, build, outcome, kept, took, self._push_policy)
+            note_output(changes, build, outcome, kept, took, self._push_policy)
             if inputs is not None:
                 build_memos.put(
                     db,
@@ -253,7 +251,7 @@ class Packer:
                 return False
             if changes.start(build.job_id) is not None:
                 builds.start(changes.db, build.id, changes.now)
-                _succeed(changes, build, made_by, {}, self._push_policy, cached=True)
+                note_success(changes, build, made_by, {}, self._push_policy, cached=True)
             return True
 
         is_over = await self._jobs.commit(change)
@@ -274,35 +272,13 @@ class Packer:
         if before is None:
             return
         try:
-            said = await asyncio.to_thread(self._compare, kept, before)
+            said = await asyncio.to_thread(compared, self._store, self._records, kept, before)
         except Exception:  # the ring of what only tells: the build is kept
             log.exception("outputs_not_compared", job_id=build.job_id)
             said = [
                 f"not compared: what {before.build_id}, which had the same inputs, gave is damaged"
             ]
         self._jobs.log.add(build.job_id, said, stage=PACK)
-
-    def _compare(self, kept: Ingested, before: Attestation) -> list[str]:
-        """Say whether a clean build gave what the same inputs gave before, and else what not."""
-        which = f"{before.build_id}, which had the same inputs"
-        if kept.artifact_id == before.artifact_id:
-            return [f"reproducible: identical to what {which}, gave"]
-        was = artifacts.get(self._records.reader(), before.artifact_id)
-        assert was is not None, "kept by a foreign key"
-        try:
-            with (
-                self._store.reading(Digest.parse(was.digest)) as old,
-                self._store.reading(kept.digest) as new,
-            ):
-                differing = differences(old, new)
-        except ArtifactMissingError:
-            return [f"not reproducible: differs from what {which}, gave; that is gone meanwhile"]
-        more = len(differing) - DIFFERENCES_SHOWN_MAX
-        return [
-            f"not reproducible: {len(differing)} of its files differ from what {which}, gave",
-            *(f"  {each}" for each in differing[:DIFFERENCES_SHOWN_MAX]),
-            *([f"  ... and {more} more"] if more > 0 else []),
-        ]
 
     def _check_quota(self, db: sqlite3.Connection, site_id: str) -> None:
         """Here, in the transaction: no other build of the site comes in between."""
@@ -338,92 +314,11 @@ class Packer:
         return Submodule(path, site.name if site is not None else graft.site_id, graft.commit)
 
 
-def _record_success(
-    changes: JobChanges,
-    build: Build,
-    outcome: Finish,
-    kept: Ingested,
-    took: Mapping[str, float],
-    policy: PushPolicy,
-) -> None:
-    artifacts.add(
-        changes.db,
-        Artifact(
-            kept.artifact_id,
-            str(kept.digest),
-            kept.manifest_sha256,
-            kept.files,
-            kept.size_bytes,
-            changes.now,
-        ),
-    )
-    made_by = Attestation(
-        envelope_sha256=kept.envelope_sha256,
-        artifact_id=kept.artifact_id,
-        site_id=build.site_id,
-        build_id=build.id,
-        key_id=kept.key_id,
-        signature=kept.signature,
-        profile=outcome.profile or "static",
-        ref=build.ref,
-        commit=build.commit,
-        created_at=changes.now,
-    )
-    artifacts.attest(changes.db, made_by)
-    builds.give(changes.db, build.id, made_by)
-    _succeed(changes, build, made_by, took, policy)
-
-
-def _succeed(
-    changes: JobChanges,
-    build: Build,
-    made_by: Attestation,
-    took: Mapping[str, float],
-    policy: PushPolicy,
-    *,
-    cached: bool = False,
-) -> None:
-    result = {"artifact_id": made_by.artifact_id, "build_id": build.id}
-    deployment_id = None
-    if build.deploys and (job := job_rows.get(changes.db, build.job_id)) and not job.finished_at:
-        deployment = _queue_its_deployment(changes, build, made_by, policy)
-        deployment_id = deployment.id
-        result |= {"deployment_id": deployment_id, "deployment_job_id": deployment.job_id}
-    if changes.succeed(build.job_id, result) is None:
-        return  # canceled meanwhile: the artifact is kept, and that is all
-    started = builds.get(changes.db, build.id) or build
-    builds.succeed(
-        changes.db,
-        build.id,
-        made_by,
-        deployment_id=deployment_id,
-        timings={**started.waited, **took},
-        at=changes.now,
-        cached=cached,
-    )
-
-
 def _remove(output: Path) -> None:
     try:
         output.unlink(missing_ok=True)
     except OSError:
         log.exception("output_not_removed", path=str(output), advice="see what holds it")
-
-
-def differences(old: Manifest, new: Manifest) -> list[str]:
-    """Say of each path that is not the same in both trees what became of it, in order."""
-    was, now = _by_path(old), _by_path(new)
-    said = []
-    for path in sorted(was.keys() | now.keys()):
-        if was.get(path) != now.get(path):
-            what = "added" if path not in was else "missing" if path not in now else "changed"
-            said.append(f"{what} {path.decode()}")
-    return said
-
-
-def _by_path(manifest: Manifest) -> dict[bytes, Entry]:
-    entries = manifest.entries
-    return {entry.path: entry for entry in entries if not isinstance(entry, DirectoryEntry)}
 
 
 def _reused(made_by: Attestation) -> list[str]:
@@ -432,25 +327,3 @@ def _reused(made_by: Attestation) -> list[str]:
         f"nothing to build: {made_by.build_id}, of {of}, had the same inputs",
         f"its artifact is taken: {made_by.artifact_id}",
     ]
-
-
-def _queue_its_deployment(
-    changes: JobChanges, build: Build, made_by: Attestation, policy: PushPolicy
-) -> Deployment:
-    site = sites.find(changes.db, build.site_id)
-    environment = environments.get(changes.db, build.env_id)
-    assert site is not None, "a site that goes cancels its builds"
-    assert environment is not None, "an environment that goes cancels its builds"
-    policy = environment.when_pushed_again or site.when_pushed_again or policy
-    order = DeploymentOrder(
-        environment,
-        made_by.artifact_id,
-        made_by.envelope_sha256,
-        Trigger.PUSH if build.pushed else Trigger.DEPLOY,
-        build.actor,
-        build.ref,
-        build.commit,
-        supersedes=policy is not PushPolicy.ALL,
-    )
-    deployment, _ = queue_deployment(changes, order)
-    return deployment

@@ -8,12 +8,9 @@ import secrets
 
 import pytest
 
-from hooks.builds.packing import differences
 from hooks.builds.toolchain import toolchain_digest
 from hooks.builds.wire import BuildError, CacheRequest, Finish
-from storage.digest import Digest
 from storage.joblog import LogLine, StateChange
-from storage.manifest import FileEntry, Manifest
 from storage.model import ActorRef, JobStatus
 from storage.records import attestations, builds, deployments, retention
 
@@ -205,23 +202,6 @@ async def test_clean_build_beside_a_damaged_earlier_artifact_is_heard_of_and_rol
     assert (type(last), last.status) == (StateChange, JobStatus.SUCCEEDED)
     environment = made.world.environment(made.site)
     assert await made.world.told(environment.id, other.result["deployment_id"])
-
-
-def test_trees_differ_by_their_files(draft_manifest) -> None:
-    old = draft_manifest({b"same": b"1", b"went": b"1", b"other": b"1"})
-    new = draft_manifest({b"same": b"1", b"came": b"1", b"other": b"2"})
-    assert differences(old, new) == ["added came", "changed other", "missing went"]
-    assert differences(old, old) == []
-
-
-@pytest.fixture
-def draft_manifest():
-    def make(files):
-        return Manifest.of(
-            FileEntry(path, False, len(data), Digest.of(data)) for path, data in files.items()
-        )
-
-    return make
 
 
 async def test_artifact_that_expired_or_went_is_built_again(made) -> None:
