@@ -175,7 +175,8 @@ def test_a_thin_pack_of_two_halves_is_stored_as_git_reads_it(
     count = len(maker.offsets) + 1
     assert len(found.completed) == 1
     assert struct.unpack_from(">L", found.path.read_bytes(), 8) == (count,)
-    for command in (("verify-pack", found.path), ("index-pack", "-o", tmp_path / "i.idx", found.path)):
+    index = ("index-pack", "-o", tmp_path / "i.idx", found.path)
+    for command in (("verify-pack", found.path), index):
         done = subprocess.run(["git", *command], cwd=bare, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "i").read_bytes() == found.index_path.read_bytes()
