@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -60,9 +61,27 @@ def files_in(tree):
 async def ready(slot):
     """Wait for the tree that is kept for the next build."""
     async with asyncio.timeout(20):
-        while not trees_in(slot):
+        while not trees_in(slot) or not await is_at_rest(slot):
             await asyncio.sleep(0.01)
     return trees_in(slot)[0]
+
+
+async def is_at_rest(slot):
+    """Say whether no thread of the slot runs, or waits for a disk or a processor: the last file of
+    a tree is there before its unpacking has ended.
+    """
+    before = None
+    for _ in range(2):
+        threads = [
+            path.read_text().rpartition(")")[2].split()
+            for path in Path(f"/proc/{slot.process.pid}/task").glob("*/stat")
+        ]
+        used = [fields[11:13] for fields in threads]
+        if any(fields[0] != "S" for fields in threads) or before not in (None, used):
+            return False
+        before = used
+        await asyncio.sleep(0.05)
+    return True
 
 
 async def test_next_build_gets_the_tree_that_was_kept_and_only_what_is_another(
