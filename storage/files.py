@@ -125,15 +125,6 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def write_file(path: str | Path, data: bytes) -> None:
-    """Write a small file in three calls of the system: it is hot. Nothing is synced."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        write_all(fd, data)
-    finally:
-        os.close(fd)
-
-
 def write_atomic(path: Path, data: bytes, *, mode: int, replace: bool = True) -> bool:
     """Put a whole file in place, or nothing. Durable when it returns.
 

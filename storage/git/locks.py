@@ -34,12 +34,7 @@ def create_lock(path: bytes, twin: bytes | None = None) -> None:
             pass
         else:
             return
-    os.close(open_lock(path))
-
-
-def open_lock(path: bytes) -> int:
-    """Make the lock file at `path`; return its descriptor. Raises as `create_lock` does."""
-    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
 
 
 def wait_for_lock(path: bytes, timeout_s: float) -> None:

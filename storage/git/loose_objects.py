@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from storage.git.errors import PackOutgrownError, RepositoryCorruptError
-from storage.git.folder_listing import FolderListing
 from storage.git.object_formats import TYPE_NUMBERS
 from storage.git.pack import CHUNK_BYTES
 
@@ -28,7 +27,6 @@ class LooseObjects:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._listing: FolderListing | None = None
 
     def path_of(self, oid: bytes) -> str | None:
         """Return the file of an object, if it has one."""
@@ -40,11 +38,9 @@ class LooseObjects:
     def directories(self) -> list[str]:
         """List the directories that objects lie in, by the first byte of their ids."""
         try:
-            listing = FolderListing.of(os.fsencode(self._directory), self._listing)
+            names = os.listdir(self._directory)  # noqa: PTH208 -- asked at every fetch
         except FileNotFoundError:
             return []
-        self._listing = listing
-        names = map(os.fsdecode, listing.folders)
         return [f"{self._directory}/{name}" for name in names if _FAN_OUT.fullmatch(name)]
 
     def files(self) -> Iterator[Path]:

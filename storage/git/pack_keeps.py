@@ -10,8 +10,6 @@ import contextlib
 import os
 from pathlib import Path
 
-from storage.files import write_file
-
 STAGED_KEEP_PREFIX = "tmp_keep_"  # as git names what it has not finished
 TEXT = b"gitd: a push is moving refs to this pack\n"
 
@@ -31,7 +29,7 @@ class PackKeeps:
         path = pack.with_suffix(".keep")
         staged = path.with_name(f"{STAGED_KEEP_PREFIX}{os.urandom(6).hex()}")
         try:
-            write_file(staged, TEXT)
+            staged.write_bytes(TEXT)
             # Whole at once: an empty one, which a kill may leave, would be taken for its owner's.
             with contextlib.suppress(FileExistsError):
                 _name(staged, path)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import struct
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.files import write_file
 from storage.git.object_formats import OID_BYTES
 from storage.git.objects import ObjectStore
 from storage.git.pack import Pack
@@ -52,15 +52,14 @@ def write_links(
 def keep_links(objects_directory: Path, pack_name: str, data: bytes, sharing: Sharing) -> None:
     """Keep a record's file, with the bits of `sharing`. Failing to is no failure."""
     path = objects_directory / DIRECTORY / pack_name
+    fresh = path.with_name(f"tmp_{os.urandom(6).hex()}")
     with contextlib.suppress(OSError):
-        # A torn one is known by its sum, so that it needs no other name meanwhile.
-        try:
-            write_file(path, data)
-        except FileNotFoundError:
+        if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
             sharing.apply(path.parent)
-            write_file(path, data)
-        sharing.apply(path)
+        fresh.write_bytes(data)
+        sharing.apply(fresh)
+        fresh.rename(path)
 
 
 def write_quarantined_links(

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from storage.git.errors import RefUpdateError
 from storage.git.file_times import is_settled
-from storage.git.folder_listing import FolderListing
 from storage.git.object_formats import unhex
 
 SYMREF_DEPTH_MAX = 5  # as git's
@@ -90,7 +89,6 @@ class RefStore:
         self._packed_turn = threading.Lock()  # many at once would each hold all refs meanwhile
         self._packed_read_ns = 0  # when the last reading of it began
         self._loose: dict[bytes, tuple[Stamp, bytes]] = {}
-        self._folders: dict[bytes, FolderListing] = {}
         self._joined: tuple[_SnapshotKey, RefSnapshot] | None = None
 
     def snapshot(self) -> RefSnapshot:
@@ -132,24 +130,29 @@ class RefStore:
 
     def _known_loose(self, count_max: int) -> dict[bytes, bytes] | None:
         """Return the loose refs if all have been read before; None at the first that was not."""
-        known, folders = self._loose, self._folders
+        known = self._loose
         found: dict[bytes, bytes] = {}
         directories = [b"refs"]
         for directory in directories:
-            listing = folders.get(directory)
-            if listing is None or not listing.is_current(self._root + directory):
+            if len(directories) > count_max:
                 return None
-            directories += [directory + b"/" + name for name in listing.folders]
-            if max(len(directories), len(listing.files)) > count_max:
+            try:
+                with os.scandir(self._root + directory) as entries:
+                    for entry in entries:
+                        name = directory + b"/" + entry.name
+                        if entry.is_dir():
+                            directories.append(name)
+                            if len(directories) > count_max:
+                                return None
+                            continue
+                        status = entry.stat()
+                        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+                        earlier = known.get(name)
+                        if earlier is None or earlier[0] != stamp:
+                            return None
+                        found[name] = earlier[1]
+            except OSError:  # it goes at this moment
                 return None
-            for file in listing.files:
-                if file.endswith(b".lock"):
-                    continue
-                name = directory + b"/" + file
-                earlier = known.get(name)
-                if earlier is None or earlier[0] != self._stamp(name):
-                    return None
-                found[name] = earlier[1]
         return found
 
     @property
@@ -298,52 +301,50 @@ class RefStore:
 
     def _read_loose(self) -> dict[bytes, bytes]:
         now_ns = time.time_ns()
-        known, folders = self._loose, self._folders
+        known = self._loose
         found: dict[bytes, bytes] = {}
         fresh: dict[bytes, tuple[Stamp, bytes]] = {}
-        listed: dict[bytes, FolderListing] = {}
         directories = [b"refs"]
         while directories:
             directory = directories.pop()
             try:
-                listing = FolderListing.of(self._root + directory, folders.get(directory))
+                entries = list(os.scandir(self._root + directory))
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            listed[directory] = listing
-            directories += [directory + b"/" + name for name in listing.folders]
-            for file in listing.files:
-                if not file.endswith(b".lock"):
-                    name = directory + b"/" + file
-                    self._read_loose_file(name, known, now_ns, found, fresh)
-        self._loose, self._folders = fresh, listed
+            for entry in entries:
+                name = directory + b"/" + entry.name
+                if entry.is_dir():
+                    directories.append(name)
+                elif not name.endswith(b".lock"):
+                    self._read_loose_file(entry, name, known, now_ns, found, fresh)
+        self._loose = fresh
         return found
 
     def _read_loose_file(
         self,
+        entry: os.DirEntry[bytes],
         name: bytes,
         known: dict[bytes, tuple[Stamp, bytes]],
         now_ns: int,
         found: dict[bytes, bytes],
         fresh: dict[bytes, tuple[Stamp, bytes]],
     ) -> None:
-        stamp = self._stamp(name)
-        earlier = known.get(name)
-        if earlier is not None and earlier[0] == stamp:
-            found[name] = earlier[1]
-            fresh[name] = earlier
-            return
+        try:
+            status = entry.stat()
+        except FileNotFoundError:
+            status = None
+        if status is not None:
+            stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+            earlier = known.get(name)
+            if earlier is not None and earlier[0] == stamp:
+                found[name] = earlier[1]
+                fresh[name] = earlier
+                return
         content = self._read_file(name)
         if content is not None:
             found[name] = content
-            if stamp is not None and is_settled(stamp[0], now_ns):
+            if status is not None and is_settled(status.st_mtime_ns, now_ns):
                 fresh[name] = (stamp, content)
-
-    def _stamp(self, name: bytes) -> Stamp | None:
-        try:
-            status = os.stat(self._root + name)  # noqa: PTH116 -- hot
-        except OSError:  # it goes at this moment, or is a link to nowhere
-            return None
-        return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _beginning(path: bytes, flags: int = 0) -> bytes:

@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.files import sync_directory, write_all
+from storage.files import sync_directory, sync_file
 from storage.git import ref_refusals as refusals
 from storage.git.errors import RefNotDurableError, RefUpdateError, RepositoryError
-from storage.git.locks import RETRY_S, create_lock, open_lock
+from storage.git.locks import RETRY_S, create_lock
 from storage.git.object_formats import NULL_OID
 from storage.git.packed_refs import packed_refs_locked, replace_packed_refs
 from storage.git.ref_conflicts import TakenNames
@@ -46,7 +46,6 @@ class _Held:
     change: RefChange
     name: bytes  # behind symbolic refs
     lock: bytes
-    descriptor: int | None = None  # of the lock, where the new value may be written to it
     current: bytes = NULL_OID
     error: RefUpdateError | None = None
     is_committed: bool = False  # the ref is what it was to become, though perhaps not durably
@@ -200,12 +199,10 @@ class _Transaction:
         while True:
             try:
                 self._folders.make(directory)
-                if self._has_twins:
-                    create_lock(one.lock, self._twin)
-                    self._twin = self._twin or one.lock
-                else:
-                    one.descriptor = open_lock(one.lock)
+                create_lock(one.lock, self._twin)
                 one.made.append(one.lock)
+                if self._has_twins and self._twin is None:
+                    self._twin = one.lock
                 return
             except FileNotFoundError:  # its directory was cleaned away between the two calls
                 pass
@@ -374,17 +371,16 @@ class _Transaction:
     def _write_lock(self, one: _Held) -> None:
         if one.current == one.change.new:
             return
-        assert one.descriptor is not None
         try:
-            write_all(one.descriptor, one.change.new.hex().encode() + b"\n")
+            with open(one.lock, "wb") as file:  # noqa: PTH123
+                file.write(one.change.new.hex().encode() + b"\n")
             self._sharing.apply(one.lock)
         except OSError as error:
             one.error = refusals.not_updated(one.name, error)
 
     def _sync_lock(self, one: _Held) -> None:
-        assert one.descriptor is not None
         try:
-            os.fsync(one.descriptor)
+            sync_file(os.fsdecode(one.lock))
         except OSError as error:
             one.error = refusals.not_updated(one.name, error)
 
@@ -406,9 +402,6 @@ class _Transaction:
             one.error = refusals.not_updated(one.name, error)
 
     def _let_go(self, one: _Held) -> None:
-        if one.descriptor is not None:
-            os.close(one.descriptor)
-            one.descriptor = None
         for lock in one.made:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(lock)  # noqa: PTH108

@@ -361,28 +361,6 @@ def change_on_bad_disk(
     return told
 
 
-def names_open() -> set[str]:
-    return {path.name for path in Path("/proc/self/fd").iterdir()}
-
-
-@pytest.mark.parametrize("is_atomic", [False, True])
-def test_a_change_leaves_no_file_open(bare: Path, one: str, *, is_atomic: bool) -> None:
-    """Locks are open until they are given up: of refs that move, go, stay and are refused."""
-    make(bare, ["stays", "goes"], one)
-    repository = Repository(bare)
-    oid = bytes.fromhex(one)
-    open_before = names_open()
-    for old, new, name in (
-        (NULL_OID, oid, b"comes"),
-        (NULL_OID, oid, b"goes"),  # refused: it is there
-        (oid, oid, b"stays"),
-        (oid, NULL_OID, b"goes"),
-    ):
-        change_refs(repository, [RefChange(b"refs/heads/" + name, old, new)], is_atomic=is_atomic)
-    assert names_open() == open_before
-    assert refs_of(bare).keys() == {"stays", "comes"}
-
-
 @needs_strace
 @pytest.mark.parametrize("names", [["a"], ["a", "b"], ["new/deep"], MANY])
 def test_moves_that_could_not_be_synced_are_told_apart_from_both_good_and_refused_ones(
