@@ -102,7 +102,9 @@ def _shown(value: bytes) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-_RELATIVE = re.compile(rb"(?:\.\.?[/\\])++")
+# Atomic where an alternative may fail half way: from a possessive group Python before 3.11.5, as
+# Debian 12 has it, would go on from there.
+_RELATIVE = re.compile(rb"(?>(?:\.\.?[/\\])+)")
 _BY_CURL = re.compile(rb"(?:https?|ftps?)(?:::(.*)|://.*)", re.DOTALL)
 _HOST = re.compile(rb"[^:]+?://(?:[^@/?#]*@)?+([^/?#]*)", re.DOTALL)
 
@@ -131,9 +133,9 @@ _BLANK = re.compile(rb"(?:[ \t\r\n]++|[#;][^\n]*+)*+")
 _SECTION = re.compile(rb'\[([A-Za-z0-9.-]*+)(?:[ \t\r]++"((?:[^"\\\n]|\\[^\n])*+)")?\]')
 _KEY = re.compile(rb"([A-Za-z][A-Za-z0-9-]*+)[ \t]*+(?:(=)|(?=\n))")
 _VALUE = re.compile(
-    rb'((?:[^"\\\n#;]++|\\[\ntbn"\\]|"(?:[^"\\\n]++|\\[\ntbn"\\])*+")*+)(?:[#;][^\n]*+)?\n'
+    rb'((?>(?:[^"\\\n#;]++|\\[\ntbn"\\]|"(?>(?:[^"\\\n]++|\\[\ntbn"\\])*)")*))(?:[#;][^\n]*+)?\n'
 )
-_VALUE_HEAD = re.compile(rb'(?:[ \t\r]++|\\\n|"(?:\\\n)*+")*+')  # what adds nothing to a value
+_VALUE_HEAD = re.compile(rb'(?>(?:[ \t\r]++|\\\n|"(?>(?:\\\n)*)")*)')  # what adds nothing to it
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 
 

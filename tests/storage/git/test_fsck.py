@@ -51,6 +51,7 @@ MODULES = [
     b'[submodule "a"]\nurl = \\\n\t-x',
     b'[submodule "a"]\nurl = a\\\\-x # -y',
     b'[submodule "a"]\nurl = ../../:x',
+    b'[submodule "a"]\nurl = ../.:x',
     b'[submodule "a"]\nurl = ./.././/x',
     b'[submodule "a"]\nurl = ./x//y',
     b'[submodule "a"]\nurl = ../x%0ay',
