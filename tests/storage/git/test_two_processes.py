@@ -179,7 +179,7 @@ def test_a_thin_pack_of_two_halves_is_stored_as_git_reads_it(
     for command in (("verify-pack", found.path), index):
         done = subprocess.run(["git", *command], cwd=bare, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "i").read_bytes() == found.index_path.read_bytes()
+    assert (tmp_path / "i.idx").read_bytes() == found.index_path.read_bytes()
 
 
 def test_bases_are_found_across_the_middle(tmp_path: Path) -> None:
