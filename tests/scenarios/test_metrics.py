@@ -11,7 +11,7 @@ from tests.scenarios.conftest import Server, wait_until
 
 SETTINGS = """
 [retention]
-releases = 1
+releases = 2
 branch_artifacts = 0
 recent_s = 0
 grace_s = 0

@@ -14,7 +14,7 @@ DIGEST = "blake3:" + "00" * 32
 ELSE = "blake3:" + "ff" * 32
 ACTOR = "'user', 'a', 'a'"
 SOUND = f"""
-INSERT INTO site VALUES('site_1','acme-store','main',0,NULL);
+INSERT INTO site(id, name, default_branch, created_at) VALUES('site_1','acme-store','main',0);
 INSERT INTO environment(id,site_id,slug,kind,branch,ephemeral,status,hostname,created_at)
   VALUES('env_1','site_1','production','production','main',0,'active','acme',0);
 INSERT INTO job(id,type,status,progress,resource_type,resource_id,site_id,env_id,version,attempts,
