@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -169,7 +170,6 @@ class _Backup:
             self._add_repositories(moment, pool, writer, scratch)
             self._add_joblogs(pool, writer)
             self._add_store(moment, pool, writer)
-            self._check_references(moment, pool)
         if self._damage:
             raise BackupDamagedError(_in_words(self._damage))
         self._say_renewed()
@@ -326,16 +326,8 @@ class _Backup:
                 writer.add(self._unless_known(f"{JOBLOGS}/{name}", path, item, pool))
 
     def _add_store(self, moment: Moment, pool: Pool, writer: ManifestWriter) -> None:
+        self._add_trees(moment, pool, writer)
         layout = Layout(self._places.store)
-        for digest in moment.trees:
-            path = Path(layout.tree(digest))
-            name = str(path.relative_to(self._places.root))
-            known = moment.salvaged.get(Part.of_tree(digest))
-            with self._noting(Part.of_tree(digest)):
-                if not pool.has(digest):
-                    self._add_content(pool, path, digest)
-                size_bytes = path.stat().st_size if known is None else known.size_bytes
-                writer.add(FileEntry(name, 0o444, 0, size_bytes, digest))
         done, total = 0, sum(size for _, size in moment.blobs)
         for key, size in moment.blobs:
             digest = Digest(key[:DIGEST_BYTES])
@@ -346,20 +338,33 @@ class _Backup:
             done += size
             self._tell(Progress("artifacts", done, total))
 
-    def _check_references(self, moment: Moment, pool: Pool) -> None:
-        """Hold the manifests against the blobs: records that lost a reference lose a blob too."""
+    def _add_trees(self, moment: Moment, pool: Pool, writer: ManifestWriter) -> None:
+        """Add the manifests, each held against the blobs that it names: records that lost a
+        reference lose a blob too. What the pool has is not asked of the server.
+        """
         # Those that were found damaged among them: that they are left out is known.
         there = moment.absent.union(key for key, _ in moment.blobs)
         layout = Layout(self._places.store)
         for digest in moment.trees:
-            if not pool.has(digest):
-                continue
+            path = Path(layout.tree(digest))
+            with self._noting(Part.of_tree(digest)):
+                if not pool.has(digest):
+                    self._add_content(pool, path, digest)
+                self._check_references(digest, path, pool, there)
+                name = str(path.relative_to(self._places.root))
+                size_bytes = Path(pool.path(digest)).lstat().st_size
+                writer.add(FileEntry(name, 0o444, 0, size_bytes, digest))
+
+    def _check_references(
+        self, digest: Digest, source: Path, pool: Pool, there: AbstractSet[bytes]
+    ) -> None:
+        """Read a manifest in the pool, and write it anew where it is not what its name says."""
+        named = named_blobs(digest, pool.path(digest))
+        if named is None and self._renew(pool, digest, source):
             named = named_blobs(digest, pool.path(digest))
-            if named is None and self._renew(pool, digest, Path(layout.tree(digest))):
-                named = named_blobs(digest, pool.path(digest))
-            fault = reference_fault(named, there) if named is not None else None
-            if fault is not None:
-                self._damage.append(f"tree {digest}: {fault}: gitd check --rebuild-index")
+        fault = reference_fault(named, there) if named is not None else None
+        if fault is not None:
+            self._damage.append(f"tree {digest}: {fault}: gitd check --rebuild-index")
 
     def _renew(self, pool: Pool, digest: Digest, source: Path) -> bool:
         """Bring back what is damaged in the pool from what it is a copy of, or say what to do."""

@@ -636,10 +636,21 @@ def linked(path: Path) -> None:
     path.symlink_to("elsewhere")
 
 
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def replaced_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGE = {
     "other bytes": (flipped, "has other bytes than its name says"),
+    "cut short": (cut_short, "has other bytes than its name says"),
     "gone": (Path.unlink, "is gone"),
     "a link": (linked, "cannot be read: Too many levels of symbolic links"),
+    "a folder": (replaced_by_a_folder, "cannot be read: not a regular file"),
 }
 
 
@@ -673,20 +684,31 @@ def test_damage_that_nobody_knew_of_stops_no_backup_of_the_rest(
     assert (store / "blobs" / good[:2] / good[2:]).read_bytes() == b"good"
 
 
-def test_damage_to_what_an_earlier_backup_has_is_no_loss(small, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoil", [spoil for spoil, _ in DAMAGE.values()], ids=DAMAGE)
+@pytest.mark.parametrize("kind", PartKind)
+def test_damage_to_what_an_earlier_backup_has_is_no_loss(
+    small, restored_at, tmp_path: Path, kind: PartKind, spoil
+) -> None:
     """Nobody knew of it: the last good copy does not go by the rule with that backup."""
     ingested = small.ingest({"bad": b"bad"}, "build_2")
     small.back_up(with_keys=True)
-    flipped(Path(small.store.layout.blob(Digest.of(b"bad"), executable=False)))
-    flipped(Path(small.store.layout.tree(ingested.digest)))
-    flipped(Path(small.store.layout.envelope(ingested.envelope_sha256)))
-    taken = small.back_up(with_keys=True, keep_count=1)
-    assert (taken.found, taken.facts.damaged) == ((), 0)
-    assert taken.warnings[0].startswith("1 parts of the store that were found damaged are in it")
+    layout = small.store.layout
+    path = {
+        PartKind.BLOB: layout.blob(Digest.of(b"bad"), executable=False),
+        PartKind.TREE: layout.tree(ingested.digest),
+        PartKind.ENVELOPE: layout.envelope(ingested.envelope_sha256),
+    }[kind]
+    spoil(Path(path))
+    for _ in range(2):  # the first of them takes it from one that goes by the rule
+        taken = small.back_up(with_keys=True, keep_count=1)
+        assert (taken.found, taken.facts.damaged) == ((), 0)
+        said = "1 parts of the store that were found damaged are in it"
+        is_said = [warning.split(",")[0] == said for warning in taken.warnings]
+        # What is named by its BLAKE3 is asked of the pool alone.
+        assert is_said == ([True] if kind is PartKind.ENVELOPE else [])
+        assert [item.faults for item in verify(small.destination, is_deep=True)] == [()]
     small.restore(tmp_path / "new/data")
-    with Records.open(tmp_path / "new/data/gitd.db") as records:
-        report = check_store(tmp_path / "new/data/store", records)
-    assert (report.problems, report.envelopes) == ((), 2)
+    assert restored_at(tmp_path / "new").store.layout.root.is_dir()
 
 
 def test_damage_that_is_known_is_left_out_and_said(small, tmp_path: Path) -> None:
@@ -792,10 +814,12 @@ def spoil(path: str | Path) -> Path:
     return spoiled
 
 
-def test_manifest_that_rotted_in_the_pool_is_written_anew(small) -> None:
+@pytest.mark.parametrize("spoil", [spoil, cut_short, linked])
+def test_manifest_that_rotted_in_the_pool_is_written_anew(small, spoil) -> None:
     ingested = small.ingest({"a": b"a"}, "build_2")
     small.back_up()
-    content = spoil(small.destination.content(ingested.digest))
+    content = Path(small.destination.content(ingested.digest))
+    spoil(content)
     taken = small.back_up(keep_count=1)
     (warning,) = taken.warnings
     assert warning.startswith(f"1 files of {small.destination.root}/pool were damaged")
