@@ -22,7 +22,6 @@ from storage.backup.destination import FILE_MODE, FOLDER_MODE, Destination
 from storage.digest import Digest
 from storage.errors import BackupDamagedError
 from storage.files import (
-    FULL,
     Lease,
     Unsynced,
     open_regular,
@@ -130,21 +129,23 @@ class Pool:
         """Put what a file has into the place of a content that is damaged, if it is the right one.
 
         Durable when it returns. Says whether it was done; what is there stays otherwise.
+
+        Raises:
+            OSError: The system refused, as `flush` and `add_file` say. Never try again.
         """
         try:
             size_bytes = os.stat(source).st_size  # noqa: PTH116 - a plain string
-            if not matches(source, size_bytes=size_bytes, digest=digest):
-                return False
-            self.flush()
-            self._contents.forget(digest)
+        except OSError:  # of reading; what is written with it counts on its own errors
+            return False
+        if not matches(source, size_bytes=size_bytes, digest=digest):
+            return False
+        self.flush()
+        self._contents.forget(digest)
+        try:
             self.add_file(source)
-            self.flush()
-        except BackupDamagedError:
+        except (BackupDamagedError, FileNotFoundError):
             return False
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-            return False
+        self.flush()
         # Earlier backups need it as well: it is not taken back with this one.
         self._placed = [path for path in self._placed if path != self._destination.content(digest)]
         return matches(self.path(digest), size_bytes=size_bytes, digest=digest)

@@ -215,6 +215,35 @@ def test_names_of_a_new_folder_of_backups_are_durable_before_a_backup_counts(
         assert [n for n in synced if made < n < counts], path
 
 
+def test_nothing_that_a_disk_refused_has_its_name_when_the_pool_is_mended_after_that(
+    make_small, scratch: Path
+) -> None:
+    """The kernel tells of it once: whoever syncs again hears that all is well."""
+    small, trace = scratch / "small", scratch / "trace"
+    made = make_small(small)
+    made.ingest({"two": b"two"}, "build_2")
+    made.back_up(with_keys=True)
+    for path in (made.store.layout.root / "trees").glob("*/*"):  # each has what came before synced
+        content = Path(made.destination.content(Digest.of(path.read_bytes())))
+        content.chmod(0o600)
+        content.write_bytes(b"rotten")
+    made.ingest({"new": b"new"}, "build_3")
+    made.close()
+    shutil.copytree(small, scratch / "count", symlinks=True)
+    counted = child(scratch / "count", "take").run(trace, "-y", "-e", "trace=fsync")
+    assert counted.returncode == 0, counted.stdout
+    calls = [line for line in trace.read_text().splitlines() if "fsync(" in line]
+    first = next(n for n, call in enumerate(calls) if re.search(r"/tmp/[^/]+/\d+>", call))
+    named = set(made.destination.pool.glob("*/*"))
+    done = child(small, "take").run(
+        trace, "-e", "trace=fsync", "-e", f"inject=fsync:error=EIO:when={first + 1}"
+    )
+    assert set(made.destination.pool.glob("*/*")) == named
+    assert (done.returncode, done.stdout.split(":")[0]) == (3, "StorageIoError"), done.stdout
+    assert child(small, "take").run(trace, "-e", "trace=fsync").returncode == 0
+    assert [item.faults for item in verify(made.destination, is_deep=True)] == [(), ()]
+
+
 @pytest.mark.parametrize("call", ["openat", "read"])
 def test_file_that_its_disk_does_not_give_stops_no_backup_of_the_rest(
     before: Path, scratch: Path, call: str
