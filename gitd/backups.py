@@ -151,8 +151,8 @@ def _in_words(taken: Taken) -> str:
     count = len(taken.found) - DAMAGE_SHOWN_MAX
     more = f"; and {count} more" if count > 0 else ""
     return (
-        f"the backup {taken.facts.name} was made, and is NOT COMPLETE: of the store this is damaged"
-        f" and not in it: {shown}{more}. Run gitd check --repair"
+        f"the backup {taken.facts.name} was made, and is NOT COMPLETE: this is damaged and not in"
+        f" it: {shown}{more}. Run gitd check --repair"
     )
 
 

@@ -52,7 +52,8 @@ class Facts(msgspec.Struct, frozen=True):
         sealed: How many values and configs are sealed under the key of variables and secrets.
         late_pushes: How many pushes came while it was made: a restored server ends them.
         audit_head: `SEQUENCE:DIGEST` of the audit log's newest line, where it has one.
-        damaged: How many parts of the store are left out, damaged; its records say which.
+        damaged: How many parts of the store, which its records name, and how many job logs are left
+            out, damaged.
     """
 
     name: str

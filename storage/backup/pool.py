@@ -113,12 +113,12 @@ class Pool:
             BackupDamagedError: Its medium does not give what it has, or it is no regular file.
             OSError: It is gone (FileNotFoundError), or the system refused.
         """
-        with _reading(source):
+        with reading(source):
             fd = open_regular(source)
         try:
             size = os.fstat(fd).st_size
             if size <= PIECE_BYTES:
-                with _reading(source):
+                with reading(source):
                     data = read_up_to(fd, size) if size else b""
                 return self.add_bytes(data)
             return self._add_pieces(fd, size, source)
@@ -194,7 +194,7 @@ class Pool:
         out = os.open(path, _CREATE, FILE_MODE)
         try:
             while count < size:
-                with _reading(source):
+                with reading(source):
                     piece = os.read(fd, min(PIECE_BYTES, size - count))
                 if not piece:
                     break
@@ -228,7 +228,7 @@ class Pool:
 
 
 @contextlib.contextmanager
-def _reading(source: str | Path) -> Iterator[None]:
+def reading(source: str | Path) -> Iterator[None]:
     """Tell what a medium has lost from what the system refuses."""
     try:
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,19 +17,20 @@ from typing import BinaryIO
 
 from storage.backup import prune
 from storage.backup.destination import FILE_MODE, Destination
+from storage.backup.earlier import Earlier
+from storage.backup.joblogs import JobLogCopier
 from storage.backup.manifest import (
     BlobEntry,
     Facts,
     FileEntry,
-    Manifest,
     ManifestWriter,
 )
 from storage.backup.moment import Moment, moment_of
-from storage.backup.places import DATABASE, JOBLOGS, REPOSITORIES, SETTINGS, Places
+from storage.backup.places import DATABASE, REPOSITORIES, SETTINGS, Places
 from storage.backup.pool import Pool, matches
 from storage.backup.progress import Progress, Tell, silently
 from storage.backup.references import named_blobs, reference_fault
-from storage.backup.repositories import Listed, Picture, check_view, picture_of
+from storage.backup.repositories import Picture, check_view, picture_of
 from storage.backup.salvage import Salvage
 from storage.blobs import blob_path, is_executable
 from storage.custody import ROOT_KEY, SIGNING_KEY
@@ -37,7 +38,6 @@ from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import BackupDamagedError, BackupError, StorageFullError
 from storage.files import FULL, Lease, mapped_errors, sync_directory, sync_file, sync_filesystem
 from storage.git.errors import RepositoryNotFoundError
-from storage.joblog import SUFFIX
 from storage.layout import Layout
 from storage.parts import Part
 from storage.records.db import Records
@@ -84,7 +84,8 @@ def take(
 ) -> Taken:
     """Take a backup of a server that may be running. Durable when it returns.
 
-    What of the store turns out damaged is left out, as what is known to be: see `Taken.found`.
+    What of the store or the job logs turns out damaged is left out, as what is known to be: see
+    `Taken.found`.
 
     `keep_count`: how many backups stay, with this one; None keeps all.
 
@@ -110,8 +111,11 @@ def take(
                 f"the backup {facts.name} was made, but no earlier one removed: {error}, so that"
                 " what it needs is not known. Move that manifest away and run it again"
             ) from error
-        found = tuple(f"{part}: {why}" for part, why in backup.found.items())
-        return Taken(facts, digest, tuple(backup.warnings), found, swept.names, swept.size_bytes)
+        found = [f"{part}: {why}" for part, why in backup.found.items()]
+        found += [f"job log {name}: {why}" for name, why in backup.logs.items()]
+        return Taken(
+            facts, digest, tuple(backup.warnings), tuple(found), swept.names, swept.size_bytes
+        )
 
 
 class _Backup:
@@ -124,9 +128,10 @@ class _Backup:
         self._destination = destination
         self._records = records
         self._tell = tell
-        self._earlier = _earlier_files(destination)
+        self._earlier = Earlier(destination)
         self.warnings: list[str] = []
         self.found: dict[Part, str] = {}  # damage to the store that nobody knew of
+        self.logs: dict[str, str] = {}  # those that could not be read, and why
         self._damage: list[str] = []
         self._renewed = 0  # contents of the pool that were damaged
 
@@ -221,7 +226,7 @@ class _Backup:
             sealed=moment.counts["sealed"],
             late_pushes=late,
             audit_head=moment.audit_head,
-            damaged=moment.damaged + len(self.found),
+            damaged=moment.damaged + len(self.found) + len(self.logs),
         )
 
     def _place(self, draft: Path, name: str, pool: Pool) -> None:
@@ -279,7 +284,7 @@ class _Backup:
             kept = pool.add_bytes(data)
             found.append(FileEntry(f"{place}/{name}", 0o644, 0, kept.size_bytes, kept.digest))
         found += [
-            self._unless_known(f"{place}/{item.path}", path / item.path, item, pool)
+            self._earlier.or_copied(f"{place}/{item.path}", path / item.path, item, pool)
             for item in picture.files
         ]
         return found
@@ -288,7 +293,7 @@ class _Backup:
         self, site: str, path: Path, entries: list[FileEntry], pool: Pool, view: Path
     ) -> None:
         """Prove that each ref has its object in what was copied; not again where nothing is new."""
-        if all(self._earlier.get(entry.path) == entry for entry in entries):
+        if all(map(self._earlier.has, entries)):
             return
         pool.flush()
         if not (faults := self._view_faults(entries, view)):
@@ -317,13 +322,9 @@ class _Backup:
 
     def _add_joblogs(self, pool: Pool, writer: ManifestWriter) -> None:
         self._tell(Progress("job logs"))
-        root = self._places.joblogs
-        for path in sorted(root.glob(f"*/*{SUFFIX}")):
-            with contextlib.suppress(FileNotFoundError):  # too old by now
-                status = path.stat()
-                name = f"{path.parent.name}/{path.name}"
-                item = Listed(name, 0o600, status.st_mtime_ns, status.st_size)
-                writer.add(self._unless_known(f"{JOBLOGS}/{name}", path, item, pool))
+        copier = JobLogCopier(self._places.joblogs, self._earlier, pool, writer)
+        copier.run()
+        self.logs = copier.found
 
     def _add_store(self, moment: Moment, pool: Pool, writer: ManifestWriter) -> None:
         self._add_trees(moment, pool, writer)
@@ -391,20 +392,6 @@ class _Backup:
         except FileNotFoundError:
             self.found[part] = "is gone"
 
-    # -- files -----------------------------------------------------------------------------------
-
-    def _unless_known(self, name: str, path: Path, item: Listed, pool: Pool) -> FileEntry:
-        """Copy a file, unless the backup before has it and nothing was written to it since."""
-        known = self._earlier.get(name)
-        if (
-            known is not None
-            and (known.size_bytes, known.mtime_ns) == (item.size_bytes, item.mtime_ns)
-            and pool.has(known.digest)
-        ):
-            return FileEntry(name, item.mode, known.mtime_ns, known.size_bytes, known.digest)
-        kept = pool.add_file(path)
-        return FileEntry(name, item.mode, item.mtime_ns, kept.size_bytes, kept.digest)
-
 
 def _entry(name: str, pool: Pool, path: Path, *, mode: int) -> FileEntry:
     kept = pool.add_file(path)
@@ -414,15 +401,6 @@ def _entry(name: str, pool: Pool, path: Path, *, mode: int) -> FileEntry:
 def _in_repository(entry: FileEntry) -> str:
     """The path of a file in its repository."""
     return entry.path.split("/", 2)[2]
-
-
-def _earlier_files(destination: Destination) -> Mapping[str, FileEntry]:
-    """The files of the newest backup, by their paths; none when that is damaged."""
-    for name in destination.names()[-1:]:
-        with contextlib.suppress(BackupDamagedError):
-            found = Manifest.open(destination.manifest(name)).files()
-            return {entry.path: entry for entry in found}
-    return {}
 
 
 def _in_words(damage: list[str]) -> str:

@@ -166,7 +166,7 @@ def test_backup_without_what_is_damaged_is_made_and_has_failed(
     done = gitd("backup", backups, "--data", data)
     assert done.exit_code == 1
     assert done.stdout.splitlines()[-1].startswith("digest blake3:")
-    said = "NOT COMPLETE: of the store this is damaged and not in it: manifest "
+    said = "NOT COMPLETE: this is damaged and not in it: manifest "
     assert said in str(done.exception)
     assert last_backup_at(DataFolder(data)) is None
     assert "1 damaged parts left out" in well("backup", backups, "--list")

@@ -30,7 +30,7 @@ from storage.digest import Digest
 from storage.errors import BackupDamagedError, BackupError, StorageFullError
 from storage.git.check import check_repository
 from storage.ids import new_id
-from storage.joblog import JobLogs
+from storage.joblog import JobLogs, LogLine
 from storage.model import (
     SYSTEM,
     Action,
@@ -652,6 +652,8 @@ DAMAGE = {
     "a link": (linked, "cannot be read: Too many levels of symbolic links"),
     "a folder": (replaced_by_a_folder, "cannot be read: not a regular file"),
 }
+WHY = dict(DAMAGE.values())
+OF_THE_BACKUP_BEFORE = "; what the backup before has of it is in this one"
 
 
 @pytest.mark.parametrize(("spoil", "why"), DAMAGE.values(), ids=DAMAGE)
@@ -709,6 +711,33 @@ def test_damage_to_what_an_earlier_backup_has_is_no_loss(
         assert [item.faults for item in verify(small.destination, is_deep=True)] == [()]
     small.restore(tmp_path / "new/data")
     assert restored_at(tmp_path / "new").store.layout.root.is_dir()
+
+
+@pytest.mark.parametrize("spoil", [linked, replaced_by_a_folder])
+def test_job_log_that_is_no_file_stops_no_backup_of_the_rest(
+    small, restored_at, tmp_path: Path, spoil
+) -> None:
+    logs = JobLogs(small.places.joblogs)
+    (old,) = logs.files()
+    small.back_up(with_keys=True)
+    logs.append(fresh := small.job(), [LogLine("built", "now", "build")])
+    for job_id in (old.job_id, fresh):
+        spoil(Path(logs.path(job_id)))
+    for _ in range(2):  # the first of them takes it from one that goes by the rule
+        taken = small.back_up(with_keys=True, keep_count=1)
+        assert taken.facts.damaged == 2
+        assert taken.found == tuple(
+            sorted(
+                f"job log {job_id[-2:]}/{job_id}.ndjson: {logs.path(job_id)} cannot be read: "
+                f"{WHY[spoil].partition(': ')[2]}: move it away{known}"
+                for job_id, known in ((old.job_id, OF_THE_BACKUP_BEFORE), (fresh, ""))
+            )
+        )
+        assert [item.faults for item in verify(small.destination, is_deep=True)] == [()]
+    small.restore(tmp_path / "new/data")
+    again = restored_at(tmp_path / "new")
+    assert JobLogs(again.places.joblogs).files() == [old]
+    assert damage.every(again.records.reader()) == []
 
 
 def test_damage_that_is_known_is_left_out_and_said(small, tmp_path: Path) -> None:

@@ -262,6 +262,30 @@ def test_file_that_its_disk_does_not_give_stops_no_backup_of_the_rest(
     assert (first.facts.damaged, last.facts.damaged) == (0, 1)
 
 
+@pytest.mark.parametrize("call", ["openat", "read", "getdents64"])
+def test_job_log_that_its_disk_does_not_give_stops_no_backup_of_the_rest(
+    before: Path, scratch: Path, call: str
+) -> None:
+    """Nor does a folder of them. What the backup before has of it is handed on."""
+    small = scratch / "small"
+    copy(before, small, "take")
+    (log,) = (small / "data/joblogs").glob("*/*")
+    old = log.read_bytes()
+    with log.open("ab") as file:
+        file.write(b"{}\n")
+    path = log.parent if call == "getdents64" else log
+    words = ("-P", path, "-e", f"trace={call}", "-e", f"inject={call}:error=EIO")
+    done = child(small, "take").run(scratch / "trace", *words)
+    assert done.returncode == 0, done.stdout
+    assert "INJECTED" in (scratch / "trace").read_text()
+    first, last = verify(Destination(small / "backups"), is_deep=True)
+    assert (first.faults, last.faults) == ((), ())
+    assert (first.facts.damaged, last.facts.damaged) == (0, 1)
+    restore(Destination(small / "backups"), Places(small / "new/data"), KeyPlan({}))
+    expect_whole(small / "new")
+    assert (small / "new/data" / log.relative_to(small / "data")).read_bytes() == old
+
+
 @pytest.mark.parametrize("what", ["take", "restore"])
 def test_folder_of_backups_that_has_no_locks_is_said(
     before: Path, scratch: Path, what: str
