@@ -253,7 +253,8 @@ async def test_part_that_hangs_holds_up_no_scrape_and_is_there_again_once_it_end
                     assert found.of("gitd_metrics_part_read", part="good") == 1
         assert len(begun) == 1, "it takes one thread, however often it is asked for"
         assert len(read) == 3
-        assert [line["part"] for line in logs if line["event"] == "metrics_not_read"] == ["hanging"]
+        told = [line["part"] for line in logs if line["event"] == "metrics_not_read"]
+        assert told.count("hanging") == 1, "other parts may be slow on a machine that is busy"
     finally:
         may_end.set()
     async with asyncio.timeout(20):
