@@ -37,8 +37,8 @@ ADVICE = {
     ),
     "scope.insufficient": (
         "Use a key that has this scope: keys are never widened. On the server's machine "
-        "`gitd key create --label NAME --preset deploy-bot --scope {scope}` makes one that pushes "
-        "and deploys too."
+        "`gitd key create --label NAME --scope {scope} --data DIR` makes one that has it, and no "
+        "other."
     ),
     "site.not_found": (
         "`mf sites list` shows the sites that this key may see; `mf sites create NAME` makes one, "

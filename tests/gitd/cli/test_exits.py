@@ -28,13 +28,15 @@ def test_refusal_says_code_message_what_to_do_and_request_id(mf, peer) -> None:
 @pytest.mark.parametrize(
     ("said", "advised"),
     [
-        ("This API key lacks the scope credentials:write.", "--scope credentials:write` makes one"),
-        ("No.", "--scope SCOPE` makes one"),
+        ("This API key lacks the scope credentials:write.", "--scope credentials:write"),
+        ("No.", "--scope SCOPE"),
     ],
 )
 def test_missing_scope_is_named_in_the_command_that_makes_a_key(mf, peer, said, advised) -> None:
     peer.on("POST", BUILDS, peer.refusal(403, "scope.insufficient", said))
-    assert f"--preset deploy-bot {advised}" in mf("build", *PLACE).err
+    err = mf("build", *PLACE).err
+    assert f"gitd key create --label NAME {advised} --data DIR` makes one" in err
+    assert "--preset" not in err, "it is asked for nothing else"
 
 
 def test_refusal_names_the_field(mf, peer) -> None:
