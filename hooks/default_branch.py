@@ -7,6 +7,7 @@ is; HEAD of the repository follows them.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -15,10 +16,11 @@ import structlog
 
 from hooks import branches
 from hooks.environments import map_branches
+from hooks.errors import RefusedError
 from hooks.job_changes import JobChanges
 from storage.errors import StorageError
-from storage.model import Action, BranchRoute, RefMove, Site
-from storage.records import sites
+from storage.model import Action, ActorRef, BranchRoute, RefMove, RouteTarget, Site
+from storage.records import api_keys, environments, sites
 from storage.records.db import Records
 from storage.repos import Repositories
 
@@ -38,25 +40,52 @@ def said_by(site: Site, moves: Sequence[RefMove]) -> str | None:
     return OF_OLDER_GIT if is_meant else None
 
 
-def settle(changes: JobChanges, site: Site, moves: Sequence[RefMove]) -> Site:
-    """Let the first push that makes a branch say which is the default one; it stays then."""
+def settle(changes: JobChanges, site: Site, moves: Sequence[RefMove], actor: ActorRef) -> Site:
+    """Let the first push that makes a branch say which is the default one; it stays then.
+
+    `actor`: whose push it is.
+    """
     if not site.is_default_open or not any(
         branches.branch_of(move.ref) is not None and not move.is_delete for move in moves
     ):
         return site
     said = said_by(site, moves)
-    if said is not None:
+    if said is not None and _may_go_live(changes.db, site, said, actor):
         return change(changes, site, said)
     sites.set_default_branch(changes.db, site.id, site.default_branch)
     return replace(site, is_default_open=False)
 
 
+def _may_go_live(db: sqlite3.Connection, site: Site, branch: str, actor: ActorRef) -> bool:
+    """Whether the first push may take its branch from preview to production.
+
+    Who made a preview for it has chosen. A key that is bound to an environment chooses for no
+    other; it goes with its environment, so one that is gone may have been bound.
+    """
+    key = api_keys.get(db, actor.id)
+    is_unbound = key is not None and key.env_id is None
+    return is_unbound and environments.preview_of(db, site.id, branch) is None
+
+
 def change(changes: JobChanges, site: Site, branch: str) -> Site:
     """Make `branch` the default one, in the caller's transaction. What goes by its name follows:
     its branch route, and the branches that production and staging stand for.
+
+    Raises:
+        RefusedError: `site.branch_routed_elsewhere`: the one before goes live, and by a route of
+            its own this one would not.
     """
     changed = replace(site, default_branch=branch, is_default_open=False)
-    routes = moved_routes(sites.routes(changes.db, site.id), site.default_branch, branch)
+    before = sites.routes(changes.db, site.id)
+    routes = moved_routes(before, site.default_branch, branch)
+    target = branches.target_of(routes, branch)
+    was_live = branches.target_of(before, site.default_branch) is RouteTarget.LIVE
+    if was_live and target is not RouteTarget.LIVE:
+        raise RefusedError(
+            "site.branch_routed_elsewhere",
+            f"By the branch routes, the target of {branch!r} is {target.value}: it would not go "
+            f"live, and {site.default_branch!r} would go on to. Change the routes first.",
+        )
     sites.set_default_branch(changes.db, site.id, branch)
     sites.replace_routes(changes.db, site.id, routes)
     map_branches(changes, changed, routes)

@@ -158,7 +158,7 @@ class PushHooks:
             before = sites.find(changes.db, push.site_id)
             if before is None or not pushes.land(changes.db, push.id, changes.now):
                 return []
-            site = default_branch.settle(changes, before, landed)
+            site = default_branch.settle(changes, before, landed, push.actor)
             effects: list[Effect] = []
             if site.default_branch != before.default_branch:
                 effects = [MadeDefault(f"{branches.HEADS}{site.default_branch}")]

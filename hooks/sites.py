@@ -235,6 +235,7 @@ class Sites:
         Raises:
             InvalidRequestError: It cannot be a branch.
             NotFoundError: The site is gone.
+            RefusedError: `site.branch_routed_elsewhere`.
         """
         if fault := branches.branch_fault(branch):
             raise InvalidRequestError(f"{fault}.", param="default_branch")

@@ -289,11 +289,12 @@ def sites_table(sites: Sites) -> tuple[Endpoint, ...]:
             "PATCH",
             SITE,
             sites.change,
-            "Change what newer pushes do to older builds",
+            "Change the default branch, and what newer pushes do to older builds",
             scope="sites:write",
             body=SiteChangeBody,
             answer=answers.Site,
             reach=Reach.WHOLE_SITE,
+            errors=("site.branch_routed_elsewhere",),
         ),
         Endpoint(
             "DELETE",

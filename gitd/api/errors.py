@@ -261,6 +261,12 @@ ROWS = (
     ErrorCode(CONFLICT, "site.name_taken", "Another site has this name.", "Choose another name."),
     ErrorCode(
         CONFLICT,
+        "site.branch_routed_elsewhere",
+        "By a branch route, the branch that was to be the default one does not go live.",
+        "PUT branch routes that send it live first; or choose another branch.",
+    ),
+    ErrorCode(
+        CONFLICT,
         "webhook.too_many",
         "There are as many webhooks as there may be.",
         "Delete those that nobody needs.",

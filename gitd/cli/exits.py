@@ -44,6 +44,9 @@ ADVICE = {
         "`mf sites list` shows the sites that this key may see; `mf sites create NAME` makes one, "
         "with a key that has sites:write, and so does `gitd site create NAME` on the server."
     ),
+    "site.branch_routed_elsewhere": (
+        "`mf routes show --site SITE` shows where each branch goes; `mf routes set` changes that."
+    ),
     "environment.not_found": "`mf env list --site SITE` shows the environments of a site.",
     "environment.ambiguous": "Name one of them by its slug.",
     "environment.nothing_running": "Push to it, or `mf deploy` an artifact onto it, first.",

@@ -95,7 +95,8 @@ def _say_made(server: str, site: Fields) -> None:
 @click.option(
     "--default-branch",
     metavar="BRANCH",
-    help="The branch that goes live, and that a clone checks out. Its branch route goes with it.",
+    help="The branch that goes live, and that a clone checks out. The branch route of the one "
+    "before is its from then on, unless it has its own: one that does not go live is refused.",
 )
 @policy_option
 @json_option

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import pytest
 
+from gitd.api_keys import mint
 from hooks.default_branch import moved_routes, said_by
-from hooks.environments import add_preview
+from hooks.errors import RefusedError
 from hooks.push import Building, MadeDefault
 from storage.errors import StorageIoError
-from storage.model import ActorRef, BranchRoute, EnvironmentKind, RefMove, RouteTarget, Site
-from storage.records import sites
+from storage.model import (
+    ActorRef,
+    BranchRoute,
+    Environment,
+    EnvironmentKind,
+    RefMove,
+    RouteTarget,
+    Site,
+)
+from storage.records import api_keys, sites
 from tests.hooks.conftest import World
 
-ACTOR = ActorRef("api_key", "key_1", "tests")
 TIP, ZERO = "1" * 40, "0" * 40
 LIVE, STAGING, PREVIEW = RouteTarget.LIVE, RouteTarget.STAGING, RouteTarget.PREVIEW
 
@@ -55,15 +63,23 @@ def test_nothing_is_said_where_it_was_chosen_or_by_a_deletion() -> None:
     ],
 )
 def test_route_of_the_old_one_goes_along_unless_the_new_one_has_its_own(before, after) -> None:
-    def routes(text: str) -> tuple[BranchRoute, ...]:
-        pairs = (each.split("=") for each in text.split())
-        return tuple(BranchRoute(pattern, RouteTarget(target)) for pattern, target in pairs)
-
     assert moved_routes(routes(before), "main", "trunk") == routes(after)
 
 
-async def push(world: World, site: Site, *moves: RefMove):
-    record = await world.push_hooks.begin(site.id, ACTOR, moves, ())
+def routes(text: str) -> tuple[BranchRoute, ...]:
+    pairs = (each.split("=") for each in text.split())
+    return tuple(BranchRoute(pattern, RouteTarget(target)) for pattern, target in pairs)
+
+
+def key(world: World, bound_to: Environment | None = None) -> ActorRef:
+    env_id, site_id = (bound_to.id, bound_to.site_id) if bound_to else (None, None)
+    _, made_key = mint("tests", ("deployments:write",), site_id=site_id, env_id=env_id)
+    world.records.write(lambda db: api_keys.add(db, made_key))
+    return ActorRef("api_key", made_key.id, "tests")
+
+
+async def push(world: World, site: Site, *moves: RefMove, by: ActorRef | None = None):
+    record = await world.push_hooks.begin(site.id, by or key(world), moves, ())
     return await world.push_hooks.land(record, moves)
 
 
@@ -82,8 +98,8 @@ async def test_first_push_of_master_goes_live_and_head_names_it(world: World) ->
     assert world.environment(site).branch == "master"
     assert now(world, site).default_branch == "master"
     assert world.repositories.default_branch(site.id) == "master"
-    routes = sites.routes(world.records.reader(), site.id)
-    assert [route.pattern for route in routes] == ["master", "staging", "*"]
+    there = sites.routes(world.records.reader(), site.id)
+    assert [route.pattern for route in there] == ["master", "staging", "*"]
     (again,) = await push(world, site, made("main"))
     assert isinstance(again, Building)
     assert again.environment.kind is EnvironmentKind.PREVIEW
@@ -115,11 +131,44 @@ async def test_branch_that_was_chosen_stays(world: World) -> None:
         assert now(world, site).default_branch == "main"
 
 
-async def test_preview_that_was_made_for_master_goes_when_it_goes_live(world: World) -> None:
+async def preview_of_master(world: World, site: Site) -> Environment:
+    return (await world.sites.create_environment(site, "preview", "master", ephemeral=True)).value
+
+
+async def test_master_that_has_a_preview_stays_there(world: World) -> None:
+    """Who made it before the first push has said where that goes."""
     site = await world.site()
-    await world.jobs.commit(lambda changes: add_preview(changes, site, "master"))
-    effects = await push(world, site, made("master"))
-    assert [type(effect).__name__ for effect in effects] == ["MadeDefault", "TornDown", "Building"]
+    preview = await preview_of_master(world, site)
+    (effect,) = await push(world, site, made("master"))
+    assert isinstance(effect, Building)
+    assert effect.environment == preview
+    assert not now(world, site).is_default_open
+    assert now(world, site).default_branch == "main"
+    assert world.repositories.default_branch(site.id) == "main"
+
+
+@pytest.mark.parametrize("bound_to", ["staging", "master"])
+async def test_key_of_one_environment_chooses_nothing(world: World, bound_to: str) -> None:
+    """Not when the preview goes while its push is on the way, and with it the key."""
+    site = await world.site()
+    preview = await preview_of_master(world, site)
+    by = key(world, world.environment(site, bound_to))
+    move = made("master")
+    record = await world.push_hooks.begin(site.id, by, (move,), ())
+    await world.sites.delete_environment(preview)
+    (effect,) = await world.push_hooks.land(record, (move,))
+    assert isinstance(effect, Building)
+    assert effect.environment.kind is EnvironmentKind.PREVIEW
+    assert now(world, site).default_branch == "main"
+
+
+async def test_first_push_of_a_key_of_production_leaves_no_choice_to_the_next(world: World) -> None:
+    """What it put live is not taken from there by whoever pushes `master` then."""
+    site = await world.site()
+    await push(world, site, made("main"), by=key(world, world.environment(site)))
+    (effect,) = await push(world, site, made("master"))
+    assert isinstance(effect, Building)
+    assert effect.environment.kind is EnvironmentKind.PREVIEW
 
 
 async def test_head_that_a_crash_left_behind_follows_at_the_next_start(
@@ -148,3 +197,41 @@ async def test_chosen_later_its_route_its_environment_and_head_follow(world: Wor
     (effect,) = await push(world, site, made("trunk"))
     assert isinstance(effect, Building)
     assert effect.environment.kind is EnvironmentKind.PRODUCTION
+
+
+@pytest.mark.parametrize(
+    ("before", "chosen"),
+    [
+        ("main=live staging=staging *=preview", "staging"),
+        ("dev=preview main=live", "dev"),
+        ("wip/*=ignore main=live", "wip/one"),
+    ],
+)
+async def test_branch_that_would_not_go_live_is_not_chosen_for_one_that_does(
+    world: World, before: str, chosen: str
+) -> None:
+    site = await world.site()
+    await world.sites.replace_routes(site, routes(before))
+    with pytest.raises(RefusedError, match=f"'{chosen}' is .*'main' would go on") as caught:
+        await world.sites.set_default_branch(site, chosen)
+    assert caught.value.code == "site.branch_routed_elsewhere"
+    assert now(world, site).default_branch == world.repositories.default_branch(site.id) == "main"
+    assert sites.routes(world.records.reader(), site.id) == routes(before)
+
+
+@pytest.mark.parametrize(
+    ("before", "chosen"),
+    [
+        ("staging=live main=preview", "staging"),
+        ("staging=live main=live", "staging"),
+        ("main=staging release/*=live *=preview", "trunk"),
+        ("dev=preview release/*=live *=preview", "dev"),
+    ],
+)
+async def test_routes_that_say_what_goes_live_leave_the_choice(
+    world: World, before: str, chosen: str
+) -> None:
+    site = await world.site()
+    await world.sites.replace_routes(site, routes(before))
+    await world.sites.set_default_branch(site, chosen)
+    assert world.repositories.default_branch(site.id) == chosen

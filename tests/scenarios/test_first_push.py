@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 import pytest
@@ -51,6 +52,41 @@ def test_default_branch_of_a_site_is_changed_and_goes_live(server) -> None:
     assert server.mf("sites", "set", "acme-store", check=False).returncode == 2
     bad = server.api("PATCH", "/sites/acme-store", {"default_branch": "a..b"})
     assert (bad.status, bad.json["error"]["param"]) == (400, "default_branch")
+
+
+def test_key_of_one_preview_pushes_nothing_live(server) -> None:
+    """Not by the first push of `master` either, which would go live by any other key."""
+    body = {"kind": "preview", "branch": "master"}
+    assert server.api("POST", "/sites/acme-store/environments", body).status == 201
+    good = server.token
+    bound = ("--site", "acme-store", "--env", "master", "--scope", "deployments:write")
+    made = server.gitd("key", "create", "--label", "ci", *bound, "--json")
+    server.token = json.loads(made)["secret"]
+    work = server.work()
+    work.git("checkout", "--quiet", "-b", "master")
+    work.commit({"index.html": PAGE.format("one")})
+    said = work.push("master")
+    assert "remote: master -> master" in said
+    assert "default branch" not in said
+    server.token = good
+    assert server.api("GET", "/sites/acme-store").json["data"]["default_branch"] == "main"
+    releases = server.api("GET", "/sites/acme-store/environments/production/releases").json
+    assert releases["data"] == []
+
+
+def test_default_branch_that_would_not_go_live_is_refused_with_what_to_do(server) -> None:
+    refused = server.mf("sites", "set", "acme-store", "--default-branch", "staging", check=False)
+    assert refused.returncode == 3
+    assert "site.branch_routed_elsewhere: By the branch routes, the target of" in refused.stderr
+    assert "mf routes set" in refused.stderr
+    assert server.api("GET", "/sites/acme-store").json["data"]["default_branch"] == "main"
+    server.mf("routes", "set", "--site", "acme-store", "staging=live", "*=preview")
+    server.mf("sites", "set", "acme-store", "--default-branch", "staging")
+    work = server.work()
+    work.git("checkout", "--quiet", "-b", "staging")
+    work.commit({"index.html": PAGE.format("two")})
+    assert "staging -> production" in work.push("staging")
+    assert server.serves("two")
 
 
 @pytest.mark.own_server
