@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -214,8 +214,26 @@ def sync_together(paths: Collection[str], threads: ThreadPoolExecutor | None) ->
     Raises:
         OSError: One of them was refused; the others may be durable or not.
     """
-    for _ in threads.map(sync_file, paths) if threads is not None else map(sync_file, paths):
-        pass
+    _call_for_each(sync_file, paths, threads)
+
+
+def _call_for_each(
+    call: Callable[[T], object], subjects: Collection[T], threads: ThreadPoolExecutor | None
+) -> None:
+    """Call for all of them, all at once. Also when one fails, none of the calls goes on after it:
+    a descriptor that is closed then may be another file's at once.
+    """
+    if threads is None:
+        for subject in subjects:
+            call(subject)
+        return
+    calls: list[Future[object]] = []
+    try:
+        calls.extend(threads.submit(call, subject) for subject in subjects)
+    finally:
+        wait(calls)
+    for one in calls:
+        one.result()
 
 
 def sync_in_order(paths: Iterable[str | Path], meanwhile: Callable[[], T]) -> T:
@@ -405,9 +423,7 @@ class Unsynced:
         if self.are_many:
             sync_filesystem(self._lease.fd)
         else:
-            mapped_over = map if self._threads is None else self._threads.map
-            for _ in mapped_over(os.fsync, self._open):  # together, as in `sync_together`
-                pass
+            _call_for_each(os.fsync, self._open, self._threads)
         self._close()
         self._count = 0
 

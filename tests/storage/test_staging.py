@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,3 +59,33 @@ def test_few_files_stay_open_and_none_for_longer_than_the_lease(
         assert not unsynced.are_many
     lease.release()
     assert descriptors() == before
+
+
+def test_no_sync_goes_on_after_one_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the lease closes then, somebody else may open at once, under the same number."""
+    has_failed = threading.Event()
+    synced: list[str] = []
+
+    def fsync(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().name == "0":
+            has_failed.set()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        assert has_failed.wait(20)
+        time.sleep(0.2)
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+
+    lease = Lease.take(tmp_path)
+    with ThreadPoolExecutor(2) as threads:
+        unsynced = Unsynced(lease, threads)
+        for number in range(3):
+            unsynced.add(os.open(f"{lease.path}/{number}", os.O_WRONLY | os.O_CREAT))
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="Input/output"):
+            unsynced.sync()
+        lease.release()
+        others = [os.open(tmp_path / f"other{n}", os.O_WRONLY | os.O_CREAT) for n in range(4)]
+    for fd in others:
+        os.close(fd)
+    assert sorted(synced) == [f"{lease.path}/1", f"{lease.path}/2"]
