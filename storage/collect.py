@@ -207,8 +207,9 @@ class Collector:
             cycle = _Cycle(order)
             self._remover = Remover()
             self._store.room.relieve_if_full()
-            # A commit before all else: it proves that the records can be written, and after it no
-            # earlier commit is in doubt, so that what has no row now never gets one.
+            # A commit before all else: it proves that the records can be written. After it no
+            # earlier commit is in doubt; one that fails meanwhile may be, and so there is another
+            # commit behind the gate wherever files go.
             now = self._clock()
             self._records.write(
                 lambda db: retention_rows.note_run(db, now, is_thorough=order.is_thorough)
@@ -343,6 +344,7 @@ class Collector:
 
     def _unlink_trees(self, cycle: _Cycle, digests: Sequence[Digest]) -> None:
         with self._gate.collecting():
+            self._records.settle()  # of one that took such a tree in again and failed
             found = garbage.forgettable_trees(self._records.reader(), digests)
             gone = [one for one in found if self._remover.remove(self._layout.tree(one))]
             self._records.write(lambda db: garbage.forget_trees(db, gone))

@@ -77,8 +77,9 @@ def remove_leftovers(
                 if not found:
                     continue
                 # Someone who takes a tree in places files before their rows; nobody does while the
-                # gate is ours.
+                # gate is ours, and whose commit failed before will not have rows after this one.
                 with gate.collecting():
+                    records.settle()
                     for name in strangers(records.reader(), shard, found):
                         size = _remove(f"{folder}/{name}", remover)
                         size_bytes += size or 0

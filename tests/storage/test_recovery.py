@@ -13,11 +13,16 @@ from pathlib import Path
 import pytest
 
 from storage.check import check_store
+from storage.collect import Collector, Order
 from storage.digest import Digest
 from storage.errors import RecordsError, StorageIoError
+from storage.files import Remover
+from storage.gate import Gate
+from storage.leftovers import remove_leftovers
 from storage.source import Limits
 from tests.crashing import Child, needs_strace
-from tests.storage.conftest import files, make_shop, record
+from tests.storage.conftest import KEEP_NOTHING, files, make_shop, record
+from tests.storage.ingest_child import TREE
 
 SHARED = {"x": b"shared"}
 OWN = {"x": b"shared", "y": b"its own"}
@@ -91,6 +96,25 @@ def test_ingest_that_cleans_up_takes_nothing_that_a_commit_in_doubt_brings_back(
     again.records.close()
 
 
+def ingest_in_doubt(folder: Path, scratch: Path, number: int) -> None:
+    """Another process takes `TREE` in, and fails at a sync of the database: the one of that number
+    of each thread's. Its commit is the first or second of its thread.
+    """
+    child = Child(Path(__file__).with_name("ingest_child.py"), (str(folder),))
+    child.fail(scratch / "trace", ("fdatasync", number), "error=EIO")
+
+
+def problems_after_a_cut(shop_at, folder: Path, scratch: Path) -> tuple[object, ...]:
+    """What a power cut leaves: all that processes shared is gone."""
+    cut = scratch / "cut"
+    shutil.copytree(folder, cut, ignore=shutil.ignore_patterns("*-shm"))
+    after = shop_at(cut)
+    problems = check_store(cut / "store", after.records).problems
+    after.records.close()
+    shutil.rmtree(cut)
+    return problems
+
+
 @needs_strace
 @pytest.mark.timeout(300)
 def test_start_beside_an_open_database_takes_nothing_that_comes_back(
@@ -103,20 +127,77 @@ def test_start_beside_an_open_database_takes_nothing_that_comes_back(
     made.pin(made.ingest({"a": b"a"}))
     made.records.close()
     in_doubt = 0
-    for number in range(1, 5):  # of each thread's: the commit is the first or second of its thread
+    for number in range(1, 5):
         folder = scratch / "shop"
         shutil.copytree(scratch / "before", folder)
         opened = shop_at(folder)
         opened.records.reader().execute("SELECT 1 FROM tree").fetchall()
-        child = Child(Path(__file__).with_name("ingest_child.py"), (str(folder),))
-        child.fail(scratch / "trace", ("fdatasync", number), "error=EIO")
+        ingest_in_doubt(folder, scratch, number)
         in_doubt += opened.store.recover().files > 0
-        cut = scratch / "cut"  # all that a power cut leaves: what processes shared is gone
-        shutil.copytree(folder, cut, ignore=shutil.ignore_patterns("*-shm"))
-        after = shop_at(cut)
-        assert check_store(cut / "store", after.records).problems == ()
-        for one in (opened, after):
-            one.records.close()
+        assert problems_after_a_cut(shop_at, folder, scratch) == ()
+        opened.records.close()
         shutil.rmtree(folder)
-        shutil.rmtree(cut)
     assert in_doubt
+
+
+@needs_strace
+@pytest.mark.timeout(300)
+def test_leftovers_of_a_commit_that_fails_while_they_are_looked_for_bring_no_row_back(
+    shop_at, scratch: Path
+) -> None:
+    make_shop(scratch / "before").records.close()
+    removed = 0
+    for number in range(1, 5):
+        folder = scratch / "shop"
+        shutil.copytree(scratch / "before", folder)
+        opened = shop_at(folder)
+        layout, records = opened.store.layout, opened.records
+        records.settle()
+        opened.store.recover()
+        ingest_in_doubt(folder, scratch, number)
+        removed += remove_leftovers(
+            layout, records, Gate(layout), Remover(), is_stopped=lambda: False
+        ).files
+        assert problems_after_a_cut(shop_at, folder, scratch) == ()
+        records.close()
+        shutil.rmtree(folder)
+    assert removed
+
+
+@needs_strace
+@pytest.mark.timeout(300)
+def test_tree_that_a_commit_in_doubt_took_in_again_is_forgotten_for_good(
+    shop_at, scratch: Path
+) -> None:
+    """While a collector is about to remove its manifest, and then loses its power."""
+    made = make_shop(scratch / "before")
+    made.ingest({"b/run*" if name == "b/run" else name: data for name, data in TREE.items()})
+    made.records.close()
+    problems: list[object] = []
+
+    class Cut(Remover):
+        def remove(self, path: str) -> bool:
+            is_gone = super().remove(path)
+            problems.extend(problems_after_a_cut(shop_at, folder, scratch))
+            return is_gone
+
+    class Doubted(Collector):
+        number = 0
+
+        def _unlink_trees(self, cycle, digests) -> None:
+            ingest_in_doubt(folder, scratch, self.number)
+            self._remover = Cut()
+            super()._unlink_trees(cycle, digests)
+            removed.append(self._remover.count)
+
+    removed: list[int] = []
+    for number in range(1, 5):
+        folder = scratch / "shop"
+        shutil.copytree(scratch / "before", folder)
+        opened = shop_at(folder)
+        Doubted.number = number
+        Doubted(opened.store, opened.records, KEEP_NOTHING).run(Order(is_hurried=True))
+        assert problems == []
+        opened.records.close()
+        shutil.rmtree(folder)
+    assert any(removed)
