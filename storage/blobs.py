@@ -222,6 +222,17 @@ class Staging:
         return name, os.open(name, _CREATE, 0o600, dir_fd=self._lease.fd)
 
 
+def remove_staged(lease: Lease) -> None:
+    """Remove the blobs that a lease has still: they were never placed, so no row needs them.
+
+    Its statements stay, which say what was meant to be placed. What cannot be removed stays, too.
+    """
+    for name in os.listdir(lease.fd):  # noqa: PTH208 - by the descriptor
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=lease.fd)
+
+
 def _sync_and_close(fd: int) -> None:
     try:
         sync_filesystem(fd)

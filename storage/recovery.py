@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from storage.blobs import ENVELOPE_NAME, MANIFEST_NAME, blob_path, entry_key
+from storage.blobs import ENVELOPE_NAME, MANIFEST_NAME, blob_path, entry_key, remove_staged
 from storage.envelope import ENVELOPE_BYTES_MAX
 from storage.errors import ManifestInvalidError, RecordsError, StorageFullError
 from storage.files import Lease, Remover, mapped_errors, read_bounded
@@ -78,6 +78,7 @@ class Recovery:
         gate is this one's alone, when no commit is under way; says why rows may come back that are
         not there, if they may.
         """
+        remove_staged(lease)  # also where the lease is left: a commit needs room, which it may have
         try:
             manifest, envelope_sha256 = _statements(lease)
         except OSError as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from storage.artifacts import ArtifactStore
+from storage.blobs import ENVELOPE_NAME
 from storage.check import check_store
 from storage.collect import Collector, Order
 from storage.errors import StorageFullError
+from storage.gate import Gate
 from storage.layout import Layout
 from storage.records.db import Records
 from storage.retention import Retention
@@ -224,6 +228,44 @@ def test_full_disk_is_said_leaves_nothing_and_is_cleaned_by_collecting(
     made.ingest({f"f{m}": os.urandom(MB // 4) for m in range(20)})
     report = check_store(layout.root, made.records)
     assert (report.problems, report.leftovers) == ((), ())
+
+
+STAGING = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import make_shop
+from storage.artifacts import ArtifactStore
+from storage.room import Room, RoomLimits
+shop = make_shop(Path(sys.argv[2]))
+layout = shop.store.layout
+shop.store = ArtifactStore(layout, shop.records, Room(layout, RoomLimits(0, 0, 0)))
+shop.ingest({f"f{n}": os.urandom(1 << 20) for n in range(20)})
+"""
+
+
+@needs_root
+@pytest.mark.timeout(60)
+def test_start_on_a_full_disk_removes_what_fills_it(disk, shop_at) -> None:
+    """A dead ingest had written its manifest, and there is no reserve for a commit."""
+    folder = disk(64 * MB, kind="tmpfs")
+    made = shop_at(folder / "shop")
+    layout = made.store.layout
+    with Gate(layout).collecting():  # so that it places nothing
+        command = [sys.executable, "-c", STAGING, Path(__file__).parent, made.folder]
+        with subprocess.Popen(command) as process:
+            while not list(layout.tmp.glob(f"*/{ENVELOPE_NAME}")):
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.kill()
+    fill(folder)
+    with pytest.raises(StorageFullError):
+        made.records.settle()
+    recovered = made.store.recover()
+    assert (recovered.leases, recovered.stuck) == (1, ())
+    assert list(layout.tmp.iterdir()) == []
+    assert made.store.room.space().free_bytes >= 20 * MB - MB
+    assert check_store(layout.root, made.records).leftovers == ()
 
 
 @needs_root
