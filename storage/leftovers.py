@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from storage.envelope import subject_digest
@@ -21,7 +21,7 @@ from storage.files import Remover, is_draft, mapped_errors, remove_draft
 from storage.gate import Gate
 from storage.ids import artifact_id
 from storage.layout import SHARDS, Layout
-from storage.reader import StoreReader, VerifiedArtifact
+from storage.reader import StoreReader
 from storage.records import artifacts, garbage, index
 from storage.records import blobs as rows
 from storage.records.db import Records
@@ -98,42 +98,85 @@ def check_leftovers(layout: Layout, records: Records, gate: Gate, *, is_forced: 
         StorageError: The system or the database refused.
     """
     with mapped_errors("look for leftovers"), mapped_record_errors():
-        doubt = _doubt(layout, records, is_forced=is_forced)
+        proofs = list(_proofs(layout, records))
+        doubt = _doubt(layout, records, proofs, is_forced=is_forced)
         if doubt is not None:
             # Placed by somebody who takes a tree in, and not known yet? Not while the gate is ours.
+            # Others wait meanwhile: no statement is verified again.
             with gate.collecting():
-                doubt = _doubt(layout, records, is_forced=is_forced)
+                db = records.reader()
+                proofs = [one for one in proofs if one.is_strange(db, layout)]
+                doubt = _doubt(layout, records, proofs, is_forced=is_forced)
     if doubt is not None:
         raise CollectionRefusedError(doubt)
 
 
-def _doubt(layout: Layout, records: Records, *, is_forced: bool) -> str | None:
-    """Say what speaks against it that the leftovers are such."""
-    count = strangers_count = unknown = lost = 0
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """A signed statement without a row: of an artifact that the records do not know, or of a build
+    that they know.
+    """
+
+    envelope_sha256: str
+    artifact_id: str
+    build_id: str
+    commit: str
+
+    def is_strange(self, db: sqlite3.Connection, layout: Layout) -> bool:
+        """Whether it lies there still, and no row knows it."""
+        if rows.is_attested(db, self.envelope_sha256):
+            return False
+        return os.path.lexists(layout.envelope(self.envelope_sha256))
+
+    def is_unknown(self, db: sqlite3.Connection) -> bool:
+        """Whether the records never knew its artifact, or lost the row."""
+        return artifacts.get(db, self.artifact_id) is None
+
+    def is_lost(self, db: sqlite3.Connection) -> bool:
+        """Whether it is of a build that the records know, and should be known itself."""
+        site_id = index.site_of_lost(
+            db, self.build_id, artifact_id=self.artifact_id, commit=self.commit
+        )
+        return site_id is not None
+
+
+def _proofs(layout: Layout, records: Records) -> Iterator[_Proof]:
+    """Verify the statements that no row knows. Each has a manifest, which may be large."""
     db = records.reader()
     reader = StoreReader(layout.root)
-    for kind, strangers in _KINDS:
-        for shard in SHARDS:
-            names = os.listdir(f"{layout.root}/{kind}/{shard}")
-            found = strangers(db, shard, names)
-            count += len(names)
-            strangers_count += len(found)
-            if kind == "attest":
-                vouched = [one for name in found if (one := _vouched(reader, name[:64]))]
-                unknown += sum(
-                    artifacts.get(db, artifact_id(one.digest)) is None for one in vouched
-                )
-                lost += sum(_is_lost(db, one) for one in vouched)
-    if lost:
+    for shard in SHARDS:
+        for name in _envelopes(db, shard, os.listdir(f"{layout.root}/attest/{shard}")):
+            proof = _proof(reader, name[:64])
+            if proof is not None and (proof.is_unknown(db) or proof.is_lost(db)):
+                yield proof
+
+
+def _proof(reader: StoreReader, envelope_sha256: str) -> _Proof | None:
+    """What an envelope vouches for, if that lies there."""
+    try:
+        digest = subject_digest(reader.envelope(envelope_sha256))
+        said = reader.verify(digest, envelope_sha256).provenance
+    except StorageError:  # no statement, or of nothing that is there
+        return None
+    return _Proof(envelope_sha256, artifact_id(digest), said.build_id, said.commit)
+
+
+def _doubt(
+    layout: Layout, records: Records, proofs: Sequence[_Proof], *, is_forced: bool
+) -> str | None:
+    """Say what speaks against it that the leftovers are such."""
+    db = records.reader()
+    if lost := sum(one.is_lost(db) for one in proofs):
         return (
             f"the records have lost {lost} statements that lie in the store, of builds that they "
             "know. No file without a row was removed. Run gitd check --rebuild-index."
         )
     if is_forced:
         return None
+    strangers_count, count = _count_strangers(layout, db)
     if strangers_count > FUSE_COUNT_MIN and strangers_count > FUSE_SHARE * count:
         found_wrong = f"no row knows {strangers_count} of {count} files in the store"
-    elif unknown:
+    elif unknown := sum(one.is_unknown(db) for one in proofs):
         found_wrong = f"the store has {unknown} signed artifacts that the records never knew"
     else:
         return None
@@ -144,21 +187,15 @@ def _doubt(layout: Layout, records: Records, *, is_forced: bool) -> str | None:
     )
 
 
-def _vouched(reader: StoreReader, envelope_sha256: str) -> VerifiedArtifact | None:
-    """What an envelope vouches for, if that lies there."""
-    try:
-        digest = subject_digest(reader.envelope(envelope_sha256))
-        return reader.verify(digest, envelope_sha256)
-    except StorageError:  # no statement, or of nothing that is there
-        return None
-
-
-def _is_lost(db: sqlite3.Connection, vouched: VerifiedArtifact) -> bool:
-    """Whether a statement is of a build that the records know, and should be known itself."""
-    said = vouched.provenance
-    artifact = artifact_id(vouched.digest)
-    site_id = index.site_of_lost(db, said.build_id, artifact_id=artifact, commit=said.commit)
-    return site_id is not None
+def _count_strangers(layout: Layout, db: sqlite3.Connection) -> tuple[int, int]:
+    """How many files no row knows, and how many there are."""
+    strangers_count = count = 0
+    for kind, strangers in _KINDS:
+        for shard in SHARDS:
+            names = os.listdir(f"{layout.root}/{kind}/{shard}")
+            strangers_count += len(strangers(db, shard, names))
+            count += len(names)
+    return strangers_count, count
 
 
 def _blobs(db: sqlite3.Connection, shard: str, names: list[str]) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
 import sqlite3
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +20,14 @@ from storage.collect import Collector, Order
 from storage.copies import anything_at
 from storage.digest import Digest
 from storage.errors import CollectionRefusedError, StorageError
+from storage.gate import Gate
+from storage.leftovers import check_leftovers
 from storage.records import retention
 from storage.records.garbage import references
 from storage.recovery import Recovered
 from storage.reindex import rebuild_index
 from storage.retention import Pressure
+from tests.crashing import Child, needs_strace
 from tests.spoiling import damage_index
 from tests.storage.conftest import KEEP_NOTHING, make_shop
 from tests.storage.records.test_flipped_bits import flip as flip_bit
@@ -327,6 +332,45 @@ def test_leftovers_beyond_half_of_the_files_need_force(world) -> None:
     assert shop.blob(b"left 0").exists()
     assert world.collect(FORCED).leftovers == 1001
     world.expect_whole()
+
+
+@needs_strace
+def test_statements_without_rows_are_verified_once(scratch: Path) -> None:
+    """And not again while everybody waits at the gate."""
+    shop = make_shop(scratch / "shop")
+    trees = [shop.store.layout.tree(shop.ingest({"n": b"%d" % n}).digest) for n in range(3)]
+    shop.records.close()
+    for path in shop.folder.glob("gitd.db*"):
+        path.unlink()
+    child = Child(Path(__file__).with_name("collect_child.py"), (str(shop.folder),))
+    done = child.run(scratch / "trace", "-e", "trace=openat")
+    assert (done.returncode, "3 signed artifacts" in done.stdout) == (3, True)
+    trace = (scratch / "trace").read_text()
+    assert [trace.count(f'"{tree}"') for tree in trees] == [1, 1, 1]
+
+
+def peak_bytes(shop) -> int:
+    """The most memory that a look for leftovers has at once."""
+    layout = shop.store.layout
+    tracemalloc.start()
+    try:
+        check_leftovers(layout, shop.records, Gate(layout), is_forced=False)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_many_statements_without_rows_one_manifest_is_held_at_a_time(shop) -> None:
+    ingested = shop.ingest({f"f{n}": b"" for n in range(2000)})
+    manifest = shop.reader.manifest(ingested.digest)
+    sealed = (shop.attest(manifest, f"build_{n}") for n in itertools.count(1))
+    of_one_shard = (one for one in sealed if one.sha256.startswith("00"))
+    peaks = []
+    for count in (1, 29):
+        for envelope in itertools.islice(of_one_shard, count):
+            Path(shop.store.layout.envelope(envelope.sha256)).write_bytes(envelope.data)
+        peaks.append(peak_bytes(shop))
+    assert peaks[1] - peaks[0] < 2 << 20  # 28 of them have 16 MB
 
 
 # -- manifests that cannot be asked --------------------------------------------------------------
