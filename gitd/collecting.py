@@ -83,7 +83,8 @@ def collect(
         store = open_beside(folder, records, room)
         collector = Collector(store, records, retention_of(config))
         if is_dry_run:
-            return _report(records, collector.plan(), (), is_dry_run=True)
+            planned = collector.plan(is_forced=is_forced)
+            return _report(records, planned, (), is_dry_run=True)
         order = Order(is_forced=is_forced, is_hurried=True, is_thorough=True, waits=True)
         collected = collector.run(order)
         room.set_aside()

@@ -116,14 +116,18 @@ class Audit:
         Raises:
             CollectionRefusedError: A build gave such an artifact. What was dropped has its row.
         """
-        if not digests:
-            return
-        lost = index.lost_artifacts(self._records.reader())
-        for name in sorted(lost.intersection(map(artifact_id, digests))):
-            raise CollectionRefusedError(
-                f"nothing was deleted: a build gave {name}, which lies in the store, and the "
-                "records have lost it. Run gitd check --rebuild-index; gitd gc --force removes it."
-            )
+        if doubt := self.doubt_of_unkept(digests):
+            raise CollectionRefusedError(doubt)
+
+    def doubt_of_unkept(self, digests: Collection[Digest]) -> str | None:
+        """What `check_unkept` would say; None when nothing speaks against it."""
+        lost = index.lost_artifacts(self._records.reader(), map(artifact_id, digests))
+        if not lost:
+            return None
+        return (
+            f"nothing was deleted: a build gave {min(lost)}, which lies in the store, and the "
+            "records have lost it. Run gitd check --rebuild-index; gitd gc --force removes it."
+        )
 
     def _named(self, digest: Digest) -> set[bytes] | None:
         """The keys that a manifest names; None when it counts as damaged, or the tree is gone."""

@@ -172,14 +172,21 @@ class Collector:
         found, self._audit.found = self._audit.found, []
         return found
 
-    def plan(self, pressure: Pressure = Pressure.NONE) -> Collected:
-        """Say what a cycle would do now. Changes nothing."""
+    def plan(self, pressure: Pressure = Pressure.NONE, *, is_forced: bool = False) -> Collected:
+        """Say what a cycle would do now. Changes nothing.
+
+        `is_forced`: as of an `Order`.
+        """
         with mapped_errors("plan a collection"), mapped_record_errors():
             db = self._records.reader()
             decided = self._decisions(db, self._clock(), pressure)
-            if doubt := self._audit.doubt(but=decided.ids(Fate.DROPPED)):
+            unkept = garbage.unkept_trees(db)
+            doubt = self._audit.doubt(but=decided.ids(Fate.DROPPED))
+            if doubt is None and not is_forced:
+                doubt = self._audit.doubt_of_unkept(unkept)
+            if doubt is not None:
                 return Collected(decided.verdicts, decided.caches, doubt=doubt)
-            trees = {*decided.going, *garbage.unkept_trees(db), *garbage.condemned_trees(db)}
+            trees = {*decided.going, *unkept, *garbage.condemned_trees(db)}
             freed = garbage.freed_blobs(db, trees)
             loose = garbage.unreferred_blobs(db)
             return Collected(

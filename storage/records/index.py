@@ -130,13 +130,17 @@ def add_statements(db: sqlite3.Connection, found: Iterable[tuple[Artifact, Attes
     return count
 
 
-def lost_artifacts(db: sqlite3.Connection) -> set[str]:
-    """The artifacts that builds gave, and that have no row: it was lost."""
-    rows = db.execute(
-        "SELECT DISTINCT artifact_id FROM build WHERE artifact_id IS NOT NULL"
-        " AND artifact_id NOT IN (SELECT id FROM artifact)"
-    )
-    return {row[0] for row in rows}
+def lost_artifacts(db: sqlite3.Connection, artifact_ids: Iterable[str]) -> set[str]:
+    """Those of the artifacts that builds gave, and that have no row: it was lost."""
+    found: set[str] = set()
+    for chunk in chunks(artifact_ids):
+        rows = db.execute(
+            f"SELECT DISTINCT artifact_id FROM build WHERE artifact_id IN ({marks(chunk)})"
+            " AND artifact_id NOT IN (SELECT id FROM artifact)",
+            chunk,
+        )
+        found.update(row[0] for row in rows)
+    return found
 
 
 def site_of_lost(

@@ -227,6 +227,9 @@ def test_artifact_whose_row_was_lost_goes_by_force_only(world) -> None:
         with pytest.raises(CollectionRefusedError, match="gitd check --rebuild-index"):
             world.collect(order)
     assert files_of(shop) == before
+    planned = world.collector().plan()
+    assert (planned.trees, kept.artifact_id in (planned.doubt or "")) == (0, True)
+    assert world.collector().plan(is_forced=True).trees == 1
     rebuild_index(shop.store, shop.records)
     shop.pin(kept)
     assert world.collect().is_idle
