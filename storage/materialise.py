@@ -13,7 +13,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -25,7 +25,6 @@ from storage.files import (
     mapped_errors,
     read_sized,
     sync_directory,
-    sync_file,
     sync_filesystem,
     write_all,
 )
@@ -52,9 +51,10 @@ def materialise(
     folder that was there before the machine went down is held against its manifest
     (`verify_tree`) before it is used, and unpacked anew when it does not hold.
 
-    `beside`: a folder that was unpacked before, by the same user. A file that it has under the
-    same path is linked instead of copied, after it was read and found to be what it must be, and
-    its blob in the store as well.
+    `beside`: a folder that was unpacked before, by the same user; nothing is taken from it when it
+    has to survive a power cut, since nobody knows whether that one would. A file that it has under
+    the same path is linked instead of copied, after it was read and found to be what it must be,
+    and its blob in the store as well.
 
     Files are 0444 or 0555 and bear `blob_mtime`; folders are 0755. Until it is complete the
     folder is named `.<name>.partial-<hex>` beside `dest` and only its owner can enter; a crash
@@ -74,10 +74,11 @@ def materialise(
         try:
             root = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                unpack_entries(layout, manifest.entries, root, beside=beside)
-                os.fchmod(root, FOLDER_MODE)
                 if durable:
-                    _sync(root, partial, manifest)
+                    _unpack_durably(layout, manifest.entries, root, partial)
+                else:
+                    unpack_entries(layout, manifest.entries, root, beside=beside)
+                    os.fchmod(root, FOLDER_MODE)
             finally:
                 os.close(root)
             os.rename(partial, dest)
@@ -92,7 +93,9 @@ def materialise(
 def unpack_entries(
     layout: Layout, entries: Collection[Entry], root: int, *, beside: Path | None = None
 ) -> None:
-    """Unpack entries into the open folder `root`, each verified. `beside`: as for `materialise`."""
+    """Unpack entries into the open folder `root`, each verified. `beside`: as for `materialise`,
+    when it is not durable.
+    """
     with _opened(beside) as previous:
         if previous is None:
             for entry in entries:
@@ -132,9 +135,11 @@ def _opened(folder: Path | None) -> Iterator[int | None]:
             os.close(fd)
 
 
-def _unpack(layout: Layout, entry: Entry, root: int) -> None:
+def _unpack(
+    layout: Layout, entry: Entry, root: int, *, done: Callable[[int], None] = os.close
+) -> None:
     if isinstance(entry, FileEntry):
-        _copy(layout, entry, root)
+        _copy(layout, entry, root, done=done)
     elif isinstance(entry, DirectoryEntry):
         os.mkdir(entry.path, dir_fd=root)
         os.chmod(entry.path, FOLDER_MODE, dir_fd=root)
@@ -173,7 +178,10 @@ def _differing(linked: Iterable[FileEntry], root: int) -> Iterator[FileEntry]:
             yield entry
 
 
-def _copy(layout: Layout, entry: FileEntry, root: int) -> None:
+def _copy(
+    layout: Layout, entry: FileEntry, root: int, *, done: Callable[[int], None] = os.close
+) -> None:
+    """Copy a file. `done`: takes it over, open, and closes it in time."""
     source = open_blob(layout, entry)
     try:
         target = os.open(entry.path, _CREATE, 0o600, dir_fd=root)
@@ -187,8 +195,10 @@ def _copy(layout: Layout, entry: FileEntry, root: int) -> None:
             os.fchmod(target, blob_mode(executable=entry.executable))
             mtime = blob_mtime(entry.digest)
             os.utime(target, (mtime, mtime))
-        finally:
+        except BaseException:
             os.close(target)
+            raise
+        done(target)
     finally:
         os.close(source)
 
@@ -203,13 +213,29 @@ def _copy_large(source: int, target: int, entry: FileEntry) -> None:
     expect_bytes(entry, hasher.digest(), count)
 
 
-def _sync(root: int, partial: str, manifest: Manifest) -> None:
-    if len(manifest.entries) > SYNC_EACH_COUNT_MAX:
-        sync_filesystem(root)
-        return
-    for entry in manifest.entries:
-        if isinstance(entry, FileEntry):
-            sync_file(f"{partial}/{os.fsdecode(entry.path)}")
-        elif isinstance(entry, DirectoryEntry):
-            sync_directory(f"{partial}/{os.fsdecode(entry.path)}")
-    os.fsync(root)
+def _unpack_durably(layout: Layout, entries: Collection[Entry], root: int, partial: str) -> None:
+    """Unpack entries into the open folder `root`, which lies at `partial`, and sync them.
+
+    A few files stay open until then, as in `storage.files.Unsynced`. `root` was opened before the
+    first of many, and is told what went wrong with them.
+    """
+    are_few = len(entries) <= SYNC_EACH_COUNT_MAX
+    with contextlib.ExitStack() as closing:
+        files: list[int] = []
+
+        def keep(fd: int) -> None:
+            closing.callback(os.close, fd)
+            files.append(fd)
+
+        for entry in entries:
+            _unpack(layout, entry, root, done=keep if are_few else os.close)
+        os.fchmod(root, FOLDER_MODE)
+        if not are_few:
+            sync_filesystem(root)
+            return
+        for fd in files:
+            os.fsync(fd)
+        for entry in entries:
+            if isinstance(entry, DirectoryEntry):
+                sync_directory(f"{partial}/{os.fsdecode(entry.path)}")
+        os.fsync(root)

@@ -17,10 +17,19 @@ from tests.crashing import Child, needs_strace
 from tests.storage.conftest import make_shop
 
 STAGED = re.compile(r"/store/tmp/[0-9a-f]{16}/\w+")
+UNPACKED = re.compile(r"/\.release\.partial-\w{8}/[\w/]+(?=>)")
 
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def calls_by_path(trace: Path, paths: re.Pattern[str]) -> dict[str, list[str]]:
+    happened: dict[str, list[str]] = {}
+    for line in trace.read_text().splitlines():
+        if (path := paths.search(line)) and "resumed" not in line:
+            happened.setdefault(path[0], []).append(line.split()[1].partition("(")[0])
+    return happened
 
 
 @needs_strace
@@ -31,13 +40,27 @@ def test_file_that_is_synced_by_itself_is_open_since_it_was_written(scratch: Pat
     trace = scratch / "trace"
     done = child.run(trace, "-y", "-e", "trace=openat,close,fsync")
     assert done.returncode == 0, done.stdout
-    happened: dict[str, list[str]] = {}
-    for line in trace.read_text().splitlines():
-        if (path := STAGED.search(line)) and "resumed" not in line:
-            happened.setdefault(path[0], []).append(line.split()[1].partition("(")[0])
+    happened = calls_by_path(trace, STAGED)
     synced = {path: calls for path, calls in happened.items() if "fsync" in calls}
     assert len(synced) == 4 + 2
     assert set(map(tuple, synced.values())) == {("openat", "fsync", "close")}
+
+
+@needs_strace
+def test_file_of_a_durable_unpacking_is_open_until_it_is_synced(scratch: Path) -> None:
+    shop = make_shop(scratch / "shop")
+    ingested = shop.ingest({"a": b"a", "d/b": b"b", "d/c*": b"c"})
+    shop.records.close()
+    words = (str(ingested.digest), ingested.envelope_sha256, str(scratch / "release"))
+    child = Child(
+        Path(__file__).with_name("unpack_child.py"), (str(shop.store.layout.root), *words)
+    )
+    trace = scratch / "trace"
+    done = child.run(trace, "-y", "-e", "trace=openat,close,fsync")
+    assert done.returncode == 0, done.stdout
+    happened = calls_by_path(trace, UNPACKED)
+    assert len(happened) == 3 + 1
+    assert set(map(tuple, happened.values())) == {("openat", "fsync", "close")}
 
 
 @pytest.mark.parametrize("count", [1, SYNC_EACH_COUNT_MAX, SYNC_EACH_COUNT_MAX + 1, 100])
