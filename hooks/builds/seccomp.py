@@ -11,8 +11,12 @@ The limit of core dumps stays as it is, and who sets it is told that it was set.
 programs that lower it to none would make the kernel hand their crashes to the machine's own
 program for them, which runs as root and counts as nobody's.
 
-Source: seccomp(2); linux/filter.h; linux/audit.h; linux/f2fs.h; xfs/xfs_fs.h; core(5) "Piping core
-dumps to a program", and do_coredump in the kernel's fs/coredump.c for the limit of one byte.
+Core scheduling (`prctl` with `PR_SCHED_CORE`) is not there, as on kernels without it: a group of
+its own would keep the other threads of a core idle, which sites may need.
+
+Source: seccomp(2); linux/filter.h; linux/audit.h; linux/prctl.h; linux/f2fs.h; xfs/xfs_fs.h;
+core(5) "Piping core dumps to a program", and do_coredump in the kernel's fs/coredump.c for the
+limit of one byte; Linux 6.1, Documentation/admin-guide/hw-vuln/core-scheduling.rst.
 """
 
 from __future__ import annotations
@@ -99,6 +103,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _CLONE3 = 435
 _IOCTL = {"x86_64": 16, "aarch64": 29}
+_PRCTL = {"x86_64": 157, "aarch64": 167}
 _PERSONALITY = {"x86_64": 135, "aarch64": 92}
 _SOCKET = {"x86_64": 41, "aarch64": 198}
 _SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
@@ -120,6 +125,7 @@ _INET_PROTOCOLS = (0, 1, 6, 17, 58, 262)  # the type's own, ICMP, TCP, UDP, ICMP
 _TYPE_BITS = 0xF  # the others are flags
 _PREALLOCATE = (0x40305828, 0x4030582A, 0x40305839)  # FS_IOC_RESVSP, _RESVSP64, _ZERO_RANGE
 _PERSONALITIES = (0, 0xFFFFFFFF)  # the usual one, and the question which one it is
+_PR_SCHED_CORE = 62
 _RLIMIT_CORE = 4
 _DONE = 0  # the "error" of a call that is not made, and is said to have succeeded
 
@@ -211,6 +217,12 @@ def _assemble(
         (_LOAD, 0, 0, _ARG0),
         *_one_of(_PERSONALITIES),
         _answer(_ERRNO | errno.EPERM),
+    )
+    yield from _for_call(
+        _PRCTL[architecture],
+        (_LOAD, 0, 0, _ARG0),
+        *_none_of((_PR_SCHED_CORE,)),
+        _answer(_ERRNO | errno.EINVAL),
     )
     yield from _for_call(
         _SOCKETPAIR[architecture],

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hooks.builds import seccomp
 
 ALLOW, KILL, DONE = "allow", "kill", "done"
-ANSWERS = {ALLOW, DONE, "EPERM", "ENOSYS", "EAFNOSUPPORT", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT"}
+ANSWERS = {ALLOW, DONE, "EPERM", "EINVAL", "ENOSYS"}
+ANSWERS |= {"EAFNOSUPPORT", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT"}
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -96,6 +97,10 @@ def judge(architecture, number, args=(), audit=None, **filtered):
         ("prlimit that sets it from far up", (302, 261), (0, (1 << 40) | 4, 1 << 32, 0), DONE),
         ("prlimit that sets and reads it", (302, 261), (0, 4, 1, 1), "EPERM"),
         ("prlimit that reads it to far up", (302, 261), (0, 4, 1, 1 << 32), "EPERM"),
+        ("PR_SCHED_CORE", (157, 167), (62, 1), "EINVAL"),
+        ("PR_SCHED_CORE with high bits", (157, 167), ((1 << 40) | 62, 1), "EINVAL"),
+        ("PR_SET_NO_NEW_PRIVS", (157, 167), (38, 1), ALLOW),
+        ("PR_SET_NAME", (157, 167), (15, 1), ALLOW),
         ("personality 0", (135, 92), (0,), ALLOW),
         ("personality ?", (135, 92), (0xFFFFFFFF,), ALLOW),
         ("personality other", (135, 92), (0x0040000,), "EPERM"),
