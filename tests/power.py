@@ -96,8 +96,17 @@ def copy_image(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_of(kind: str, fill: Callable[[Path], object]) -> Iterator[Disk]:
-    """Make a disk with what `fill` puts on it as its first state; skip where that cannot be."""
+def disk_of(
+    kind: str,
+    fill: Callable[[Path], object],
+    *,
+    size_bytes: int = SIZE_BYTES,
+    options: Sequence[str] = (),
+) -> Iterator[Disk]:
+    """Make a disk with what `fill` puts on it as its first state; skip where that cannot be.
+
+    `options`: more of those that mkfs has for this kind.
+    """
     if not shutil.which(f"mkfs.{kind}"):
         pytest.skip(f"mkfs.{kind} is not here")
     folder = MEMORY / f"gitd-power-{os.getpid()}-{kind}"
@@ -105,9 +114,10 @@ def disk_of(kind: str, fill: Callable[[Path], object]) -> Iterator[Disk]:
     made = Disk(kind, folder)
     try:
         with (folder / "base").open("wb") as file:
-            file.truncate(SIZE_BYTES)
+            file.truncate(size_bytes)
         quiet = ["mkfs.ext4", "-q"] if kind == "ext4" else [f"mkfs.{kind}", "-q"]
-        subprocess.run([*quiet, *KINDS[kind], folder / "base"], check=True, capture_output=True)
+        command = [*quiet, *KINDS[kind], *options, folder / "base"]
+        subprocess.run(command, check=True, capture_output=True)
         try:
             where = made.mount(folder / "base")
         except subprocess.CalledProcessError:

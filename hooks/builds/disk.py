@@ -67,6 +67,24 @@ def shortage(
     return None
 
 
+def shortage_beside_build(
+    folder: Path, limits: Limits, *, new_bytes: int = 0, new_names: int = 0
+) -> Limit | None:
+    """Say what is not left free, once a build has taken all that it may, and so much more is there.
+
+    Of a fixed number of inodes a build may take as large a part as of the bytes. It could name
+    more, but many disks have too few for that, however empty they are.
+
+    Raises:
+        OSError: The system refused.
+    """
+    taken_bytes = limits.disk_bytes or 0
+    found = os.statvfs(folder)
+    part = found.f_files * taken_bytes // max(1, found.f_blocks * found.f_frsize)
+    names = min(part, taken_bytes // NAME_BYTES)
+    return shortage(folder, limits, new_bytes=taken_bytes + new_bytes, new_names=names + new_names)
+
+
 class _Look:
     def __init__(
         self, enough_bytes: int, cut_file_bytes: int | None, is_stopped: Callable[[], bool]

@@ -33,24 +33,32 @@ class DiskAllowance:
         self._folder = folder
         self._limits = limits
         self._taken_bytes = 0
+        self._taken_names = 0
         self._unseen_bytes = LOOK_EVERY_BYTES
 
     def clear(self) -> None:
         """Note that nothing of what was taken is there any more."""
-        self._taken_bytes = 0
+        self._taken_bytes = self._taken_names = 0
 
     @property
     def taken_bytes(self) -> int:
         """What was counted so far."""
         return self._taken_bytes
 
-    def take_over(self, taken_bytes: int) -> None:
+    @property
+    def taken_names(self) -> int:
+        """How many files, folders and links were counted so far."""
+        return self._taken_names
+
+    def take_over(self, taken_bytes: int, taken_names: int) -> None:
         """Count what is there already, and was looked at when it was written."""
         self._taken_bytes += taken_bytes
+        self._taken_names += taken_names
 
     def give_back(self, size_bytes: int = 0) -> None:
         """Count no more what `take` counted so."""
         self._taken_bytes -= max(size_bytes, NAME_BYTES)
+        self._taken_names -= 1
 
     def take(self, size_bytes: int = 0) -> None:
         """Count a file of so many bytes, a folder or a link, that is there to stay.
@@ -60,6 +68,7 @@ class DiskAllowance:
         """
         counted = max(size_bytes, NAME_BYTES)
         self._taken_bytes += counted
+        self._taken_names += 1
         self.check(self._taken_bytes, counted)
 
     def check(self, size_bytes: int, new_bytes: int) -> None:

@@ -77,8 +77,15 @@ async def fetch_source(
     if lease.clean:
         kept.forget(key)  # now, since to remove a tree would have held up this one
     if fetch.archive is not None and fetch.head.tree is not None:
-        tree_bytes = workspace.allowance.taken_bytes
-        kept.keep(key, fetch.archive, fetch.head.tree, limits, tree_bytes=tree_bytes)
+        taken = workspace.allowance
+        kept.keep(
+            key,
+            fetch.archive,
+            fetch.head.tree,
+            limits,
+            tree_bytes=taken.taken_bytes,
+            tree_names=taken.taken_names,
+        )
     came = f"; {fetch.came} of them fetched, the others were here" if fetch.is_difference else ""
     log.line(Phase.SOURCE, f"{size}, commit {lease.commit[:12]}{came}")
 
@@ -156,7 +163,7 @@ class _Fetch:
         taken, workspace = self._trees[head.base], self._workspace
         self.taken = taken
         workspace.originals.take_over(taken.originals)
-        workspace.allowance.take_over(taken.taken_bytes)
+        workspace.allowance.take_over(taken.taken_bytes, taken.taken_names)
         removed = stream.read(removed_bytes)
 
         def forget(path: bytes) -> None:

@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
+from hooks.builds.disk import NAME_BYTES, shortage_beside_build
 from hooks.builds.disk_allowance import DiskAllowance
 from hooks.builds.errors import BuilderError, BuildFailedError
 from hooks.builds.limits import Limits
@@ -43,7 +44,6 @@ KEPT_BYTES_MAX = 1 << 30  # of a slot: archives, and what is unpacked of them
 KEPT_COUNT_MAX = 2  # of one site: two branches may have little in common
 KEPT_S_MAX = 3600.0
 IDLE_S = 0.25  # the slot has had nothing to do for so long, when it begins to unpack
-_NAME_BYTES = 4096  # what an estimate adds for each file
 
 
 class SourceKey(NamedTuple):
@@ -65,6 +65,7 @@ class KeptTree:
     tree: str
     originals: Originals
     taken_bytes: int
+    taken_names: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Offer:
 class _Kept:
     """An archive, and what is unpacked of it, as long as no build has taken that.
 
-    `tree_bytes`: what that takes of the disk, as counted when the build unpacked it.
+    `tree_bytes`, `tree_names`: what that takes of the disk, as counted when the build unpacked it.
     """
 
     key: SourceKey
@@ -87,6 +88,7 @@ class _Kept:
     tree: str
     limits: Limits
     tree_bytes: int
+    tree_names: int
     used_at: float
     unpacked: KeptTree | None = None
 
@@ -150,13 +152,13 @@ class KeptSources:
 
     def wants(self, head: SourceHead, limits: Limits) -> bool:
         """Say whether a source that comes whole is to be kept. From any thread."""
-        size_bytes = 2 * (head.size_bytes + head.files * _NAME_BYTES)
+        size_bytes = 2 * (head.size_bytes + head.files * NAME_BYTES)
         return (
             head.tree is not None
             and head.files >= FILES_COUNT_MIN
             and head.size_bytes <= SIZE_BYTES_MAX
             and size_bytes <= self._kept_bytes_max
-            and self._has_room(limits, size_bytes)
+            and self._has_room(limits, size_bytes, 1 + head.files)
         )
 
     def keep(
@@ -167,6 +169,7 @@ class KeptSources:
         limits: Limits,
         *,
         tree_bytes: int,
+        tree_names: int,
     ) -> None:
         """Keep a source, whose archive is moved away; see `_Kept`. Beyond `KEPT_COUNT_MAX` of its
         key the one goes that was used longest ago.
@@ -182,7 +185,8 @@ class KeptSources:
         except OSError as error:  # the build has its source all the same
             _warn(key, error)
             return
-        self._kept.append(_Kept(key, archive, tree, limits, tree_bytes, time.monotonic()))
+        now = time.monotonic()
+        self._kept.append(_Kept(key, archive, tree, limits, tree_bytes, tree_names, now))
 
     def forget(self, key: SourceKey) -> None:
         """Let go of what is kept of a key."""
@@ -269,8 +273,9 @@ class KeptSources:
         the tree that is to be unpacked; return whether this one is kept still.
         """
         while kept in self._kept and not stopped.is_set():
-            tree_bytes = 0 if kept.unpacked is not None else kept.tree_bytes
-            if await asyncio.to_thread(self._has_room, kept.limits, tree_bytes):
+            is_there = kept.unpacked is not None
+            more = (0, 0) if is_there else (kept.tree_bytes, kept.tree_names)
+            if await asyncio.to_thread(self._has_room, kept.limits, *more):
                 break
             self._drop(self._kept[0])
             await asyncio.wait(self._removing)
@@ -294,7 +299,7 @@ class KeptSources:
         except BaseException:
             remove_tree(path)
             raise
-        return KeptTree(path, kept.tree, originals, allowance.taken_bytes)
+        return KeptTree(path, kept.tree, originals, allowance.taken_bytes, allowance.taken_names)
 
     # -- letting go -----------------------------------------------------------------------------
 
@@ -320,13 +325,14 @@ class KeptSources:
             with contextlib.suppress(OSError):  # something is being removed still
                 self._folder.rmdir()
 
-    def _has_room(self, limits: Limits, more_bytes: int = 0) -> bool:
+    def _has_room(self, limits: Limits, more_bytes: int = 0, more_names: int = 0) -> bool:
         """Say whether the disk has as much as a build may take, and what it must leave free, and
-        so many bytes more.
+        so many bytes and files more.
         """
-        found = os.statvfs(self._folder.parent)
-        needed = (limits.disk_bytes or 0) + (limits.disk_free_bytes or 0) + more_bytes
-        return found.f_bavail * found.f_frsize >= needed
+        short = shortage_beside_build(
+            self._folder.parent, limits, new_bytes=more_bytes, new_names=more_names
+        )
+        return short is None
 
 
 def _warn(key: SourceKey, error: Exception) -> None:

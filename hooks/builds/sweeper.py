@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from hooks.builds.disk import shortage
+from hooks.builds.disk import shortage_beside_build
 from hooks.builds.limits import Limits
 from hooks.builds.tree import remove_tree
 
@@ -39,7 +39,9 @@ class Sweeper:
             self._sweeping = asyncio.create_task(self._sweep())
 
     async def room(self) -> None:
-        """Return when the disk has as much as a build may take, or nothing is left to remove."""
+        """Return when the disk has as much as a build may take, of bytes and of files, or nothing
+        is left to remove.
+        """
         while self._left and self._is_short():
             self._is_less.clear()
             await self._is_less.wait()
@@ -61,5 +63,4 @@ class Sweeper:
 
     def _is_short(self) -> bool:
         assert self._limits is not None, "something was swept"
-        taken_bytes = self._limits.disk_bytes or 0
-        return shortage(self._scratch, self._limits, new_bytes=taken_bytes) is not None
+        return shortage_beside_build(self._scratch, self._limits) is not None

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from hooks.builds.disk import shortage
 from hooks.builds.kept_sources import (
     FILES_COUNT_MIN,
     KEPT_COUNT_MAX,
@@ -23,11 +24,12 @@ from hooks.builds.kept_sources import (
     Offer,
     SourceKey,
 )
-from hooks.builds.limits import Limits
+from hooks.builds.limits import Limit, Limits
 from hooks.builds.source_archive import Copying
 from hooks.builds.wire import SourceHead
 from hooks.pipes import wide_pipe
 from tests.hooks.builds.conftest import tar_of
+from tests.power import disk_of
 
 MANY = {f"{number % 10}/{number}": f"number {number}\n".encode() for number in range(600)}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
@@ -425,7 +427,7 @@ def given(kept, tmp_path, key=KEY, count=3, *, limits=ROOM, tree=TREE, tree_byte
     """Give it a source."""
     archive = archived(tmp_path / "archive", {f"{number}": b"x" for number in range(count)})
     size_bytes = count * 4096 if tree_bytes is None else tree_bytes
-    kept.keep(key, archive, tree, limits, tree_bytes=size_bytes)
+    kept.keep(key, archive, tree, limits, tree_bytes=size_bytes, tree_names=count)
 
 
 async def moved(kept, tmp_path, key=KEY, limits=ROOM):
@@ -484,7 +486,7 @@ async def test_each_build_gets_a_tree_of_its_own(keep, tmp_path):
     (first.path / "1").write_bytes(b"poison")
     assert (second.path / "1").read_bytes() == b"x"
     assert first.path.stat().st_ino != second.path.stat().st_ino
-    assert (second.tree, second.taken_bytes) == ("ab" * 20, 3 * 4096)
+    assert (second.tree, second.taken_bytes, second.taken_names) == ("ab" * 20, 3 * 4096, 3)
 
 
 async def test_what_was_not_used_for_long_goes_and_the_folder_too(keep, tmp_path):
@@ -584,12 +586,68 @@ async def test_what_was_used_longest_ago_makes_room_for_what_was_used_last(small
     kept = KeptSources(small_disk, idle_s=0)
     older, newer, limits = KEY._replace(site="older"), KEY, Limits(disk_bytes=50 << 20)
     archive = archived(small_disk / "archive", {"large": bytes(30 << 20)})
-    kept.keep(older, archive, TREE, ROOM, tree_bytes=1 << 20)
+    kept.keep(older, archive, TREE, ROOM, tree_bytes=1 << 20, tree_names=1)
     given(kept, small_disk, newer, limits=limits)
     async with contextlib.aclosing(kept):
         await begun(kept, small_disk)
         assert await moved(kept, small_disk, newer, limits)
         assert await kept.offer(older, limits) == Offer()
+
+
+FEW = Limits(disk_bytes=10 << 20, disk_free_bytes=6 << 20)  # of a disk that holds few files
+
+
+@pytest.fixture
+def disk_of_few_files():
+    """One of 64 MiB, of which bytes are never short here, and 1,792 inodes.
+
+    A build may take some 320 of them, and 190 must stay.
+    """
+    options = ["-N", "1792"]
+    with disk_of("ext4", lambda _: None, size_bytes=64 << 20, options=options) as disk:
+        yield disk.begin()
+
+
+async def laid_ready(kept, key):
+    """Wait until a tree of this key is there."""
+    async with asyncio.timeout(20):
+        while not (await kept.offer(key, Limits())).trees:
+            kept.rest()
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("is_clean", [False, True])
+async def test_what_is_kept_gives_way_for_files_as_for_bytes(disk_of_few_files, is_clean):
+    where, keys = disk_of_few_files, [KEY, KEY._replace(site="other")]
+    async with contextlib.aclosing(KeptSources(where, idle_s=0)) as kept:
+        for key in keys:
+            given(kept, where, key, 700, limits=Limits())  # which ask for no room beside them
+            await laid_ready(kept, key)
+        assert shortage(where, FEW, new_names=300) == Limit.FILES_FREE
+        assert shortage(where, FEW, new_bytes=10 << 20, new_names=100) is None
+        if is_clean:
+            await kept.give_way(FEW)
+        else:
+            assert await kept.offer(KEY._replace(site="third"), FEW) == Offer()
+        async with asyncio.timeout(20):
+            while (where / "sources").exists():
+                await asyncio.sleep(0.01)
+    assert shortage(where, FEW, new_names=300) is None
+
+
+@pytest.mark.root
+async def test_tree_for_which_the_disk_has_too_few_files_makes_the_oldest_go(disk_of_few_files):
+    where, older = disk_of_few_files, KEY._replace(site="older")
+    async with contextlib.aclosing(KeptSources(where, idle_s=0)) as kept:
+        given(kept, where, older, 700, limits=Limits())
+        await laid_ready(kept, older)
+        assert kept.wants(SourceHead(FILES_COUNT_MIN, 1, TREE), FEW)
+        assert not kept.wants(SourceHead(700, 1, TREE), FEW)
+        given(kept, where, count=700, limits=FEW)
+        await laid_ready(kept, KEY)
+        assert (await kept.offer(older, FEW)).trees == ()
+        assert (await kept.offer(KEY, FEW)).trees[0].taken_names == 700
 
 
 async def test_archive_that_the_disk_does_not_take_is_none_and_takes_none_of_it(small_disk):
