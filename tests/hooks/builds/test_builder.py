@@ -315,9 +315,26 @@ MANY = (
 )
 
 
-async def test_second_cancel_in_a_row_does_not_wait_for_what_the_first_left(control, slot):
-    first = control.queue(site(f"{MANY}; echo begun; sleep 4720"), lease_s=600.0, timeout_s=300)
-    await first.said("begun", 200)
+# A slot removes by itself, and has `chmod` help it where a folder is closed. Here that waits.
+HELD_UP = """
+printf '#!/bin/sh\nuntil [ -e "%s" ]; do sleep 0.05; done\nexec "%s" "$@"\n' "$1" "$2" > "$3"
+cp /bin/chmod "$2"
+"$2" 755 "$3"
+mount --bind "$3" /bin/chmod
+shift 3
+exec "$@"
+"""
+
+
+@pytest.mark.root
+async def test_second_cancel_in_a_row_does_not_wait_for_what_the_first_left(
+    control, start_slot, open_dir
+):
+    may_go, chmod, held_up = (open_dir / name for name in ("may-go", "chmod", "held-up"))
+    through = ("unshare", "--mount", "sh", "-ec", HELD_UP, "sh", may_go, chmod, held_up)
+    slot = start_slot(through=through)
+    first = control.queue(site("mkdir -m 0 closed; echo begun; sleep 4720"), lease_s=600.0)
+    await first.said("begun")
     first.canceled.set()
     second = control.queue(site("echo begun; sleep 4720"), lease_s=600.0)
     await second.said("begun")
@@ -326,6 +343,7 @@ async def test_second_cancel_in_a_row_does_not_wait_for_what_the_first_left(cont
     third = control.queue(site("echo begun; sleep 4720"), lease_s=600.0)
     await third.said("begun")
     assert len(slot.leftovers) == 3, "it has not waited until the first one's was gone"
+    may_go.touch()
     third.canceled.set()
     await slot.cleaned()
 

@@ -572,20 +572,20 @@ def test_control_asks_nobody_on_this_machine_whom_a_registry_names(web, name):
             other.accept()
 
 
+# What it leaves in the background ends with it, however it ends.
 APART = """
 set -e
 ip link set lo up; ip link add near type veth peer name far
-unshare --net sleep 60 & there=$!
+unshare --net setpriv --pdeathsig KILL sleep 60 & there=$!
 until [ "$(readlink /proc/$there/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
 ip link set far netns $there
 ip address add 198.51.100.1/24 dev near; ip link set near up; ip route add default dev near
 nsenter --target $there --net sh -c '
   for each in 1.2.3.4 10.1.2.3 10.9.9.9; do ip address add $each/32 dev far; done
   ip link set far up; ip route add default dev far'
-nsenter --target $there --net "$0" "$1" far > "$2" & far=$!
+nsenter --target $there --net setpriv --pdeathsig KILL "$0" "$1" far > "$2" &
 until grep -q there "$2"; do sleep 0.01; done
 "$0" "$1" near public.example private.example
-kill $far $there
 """
 
 
