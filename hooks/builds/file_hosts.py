@@ -5,7 +5,9 @@ would have said: the operator can allow the hosts of its files.
 
 A registry's pages are written by many, and a registry may be taken over. So of what it names only
 names count, no addresses; they may lie no nearer than the registry does itself, and never on this
-machine. Control, which asks outside of any sandbox, keeps to that itself (`Ways`).
+machine. Control, which asks outside of any sandbox, keeps to that itself (`Ways`), by HTTP alone.
+Nor may they hold it up: all that a registry is asked has one end, and one that is not understood
+counts as silent.
 
 Source: PEP 503 and PEP 691, the page of a project; Composer's "Repositories", `packages.json`,
 `metadata-url` and `dist`.
@@ -15,12 +17,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import re
 import ssl
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
+from itertools import islice
 from typing import IO, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -29,18 +31,21 @@ import msgspec
 from hooks.builds.addresses import LookUp, look_up
 from hooks.builds.allowlist import is_name
 from hooks.builds.package_clients import PORTS, without_secrets
+from hooks.builds.page_links import links_of
 from hooks.builds.registry_ways import HttpHandler, HttpsHandler, Ways
 from hooks.builds.wire import Reach
 
 ANSWER_BYTES_MAX = 4 << 20
-ANSWER_TIMEOUT_S = 5.0
+ASKED_S_MAX = 15.0  # all requests to one registry, and where they lead
 HOSTS_MAX = 8
+FILES_MAX = 10_000  # that are looked at
+URL_CHARS_MAX = 8192  # what web servers commonly take
 PROJECT = "pip"  # which an index is likely to have
 PACKAGE = "composer/semver"  # likewise, for a repository that does not list what it has
 _SIMPLE = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
-_HREF = re.compile(r"""<a\s[^>]*?href\s*=\s*["']([^"'#]+)""", re.IGNORECASE)
 
-_ERRORS = (OSError, ValueError, HTTPException, msgspec.MsgspecError)
+# Brackets in brackets without end are more than the reader of JSON bears.
+_ERRORS = (OSError, ValueError, HTTPException, msgspec.MsgspecError, RecursionError)
 
 HostPort = tuple[str, int]
 
@@ -58,37 +63,48 @@ class SilentRegistryError(Exception):
 
 
 def of_index(
-    url: str, ca_bundle: str | None, reach: Reach, *, look_up: LookUp = look_up
+    url: str,
+    ca_bundle: str | None,
+    reach: Reach,
+    *,
+    look_up: LookUp = look_up,
+    asked_s: float = ASKED_S_MAX,
 ) -> FileHosts:
     """Ask a Python index, given with its password, by its page of one project.
 
-    `reach`: how far the index's own addresses may lie.
+    `reach`: how far the index's own addresses may lie. `asked_s`: how long all of it may take, but
+    for a look-up of a name that has begun.
 
     Raises:
         SilentRegistryError: It does not answer as an index.
     """
     with _mapped_errors():
-        asked = _Asked(url, ca_bundle, Ways(_host_port(url), reach, look_up))
+        asked = _Asked(url, ca_bundle, Ways(_host_port(url), reach, look_up, asked_s))
         page, at = asked.get(f"{asked.base}/{PROJECT}/", accept=_SIMPLE)
         if page.lstrip().startswith("{"):
-            files = [each.url for each in msgspec.json.decode(page, type=_Project).files]
-        else:
-            files = _HREF.findall(page)
-        return asked.hosts(*(urljoin(at, each) for each in files))
+            named = msgspec.json.decode(page, type=_Project).files
+            return asked.hosts(_joined(at, (each.url for each in named)))
+        return asked.hosts(_joined(at, links_of(page)))
 
 
 def of_composer(
-    url: str, ca_bundle: str | None, reach: Reach, *, look_up: LookUp = look_up
+    url: str,
+    ca_bundle: str | None,
+    reach: Reach,
+    *,
+    look_up: LookUp = look_up,
+    asked_s: float = ASKED_S_MAX,
 ) -> FileHosts:
     """Ask a Composer repository, given with its password, by what one package is made of.
 
-    `reach`: how far the repository's own addresses may lie.
+    `reach`: how far the repository's own addresses may lie. `asked_s`: how long all of it may take,
+    but for a look-up of a name that has begun.
 
     Raises:
         SilentRegistryError: It does not answer as a repository.
     """
     with _mapped_errors():
-        asked = _Asked(url, ca_bundle, Ways(_host_port(url), reach, look_up))
+        asked = _Asked(url, ca_bundle, Ways(_host_port(url), reach, look_up, asked_s))
         text, at = asked.get(f"{asked.base}/packages.json")
         root = msgspec.json.decode(text, type=_Root)
         packages = root.packages
@@ -96,11 +112,11 @@ def of_composer(
             name = next(iter(root.available_packages), PACKAGE)
             text, at = asked.get(urljoin(at, root.metadata_url.replace("%package%", name)))
             packages = msgspec.json.decode(text, type=_Root).packages
-        files = [urljoin(at, each) for each in _dist_urls(packages)]
+        files = list(_joined(at, _dist_urls(packages)))
         for file in files[:1]:  # its own host may send clients on to another one
             with contextlib.suppress(*_ERRORS):
                 asked.get(file, method="HEAD")
-        return asked.hosts(*files)
+        return asked.hosts(files)
 
 
 class _File(msgspec.Struct):
@@ -133,17 +149,25 @@ class _Asked(urllib.request.HTTPRedirectHandler):
         self._redirects: list[str] = []
         self._ways = ways
         parts = urlsplit(url)
-        self._host = parts.netloc.rpartition("@")[2]
+        self._origin = _origin(url)
         self._password = None
         if parts.username is not None:
             secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             self._password = f"Basic {base64.b64encode(secret.encode()).decode()}"
         context = ssl.create_default_context(cafile=ca_bundle)
-        self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), HttpHandler(ways), HttpsHandler(ways, context), self
-        )
+        # Not `build_opener`, which adds ways of its own: to FTP servers, files and whatever comes.
+        self._opener = urllib.request.OpenerDirector()
+        for handler in (
+            HttpHandler(ways),
+            HttpsHandler(ways, context),
+            urllib.request.UnknownHandler(),
+            urllib.request.HTTPErrorProcessor(),
+            urllib.request.HTTPDefaultErrorHandler(),
+            self,
+        ):
+            self._opener.add_handler(handler)
 
-    def hosts(self, *files: str) -> FileHosts:
+    def hosts(self, files: Iterable[str]) -> FileHosts:
         """Return the hosts of these URLs, and those that it has sent on to."""
         found = [_host_port(url) for url in (*self._redirects, *files)]
         names = [each for each in found if each is not None and is_name(each[0])]
@@ -151,12 +175,11 @@ class _Asked(urllib.request.HTTPRedirectHandler):
 
     def get(self, url: str, *, method: str = "GET", accept: str = "*/*") -> tuple[str, str]:
         """Return the answer's text, and the URL that it came from in the end."""
-        if without_secrets(url) is None:
-            raise ValueError("no URL of a web server")
+        _check(url)
         request = urllib.request.Request(url, method=method, headers={"Accept": accept})  # noqa: S310 - checked above
-        if self._password is not None and urlsplit(url).netloc == self._host:
+        if self._password is not None and _origin(url) == self._origin:
             request.add_unredirected_header("Authorization", self._password)
-        with self._opener.open(request, timeout=ANSWER_TIMEOUT_S) as answer:
+        with self._opener.open(request) as answer:
             text = answer.read(ANSWER_BYTES_MAX).decode("utf-8", "replace")
             return text, str(answer.geturl())
 
@@ -169,8 +192,29 @@ class _Asked(urllib.request.HTTPRedirectHandler):
         headers: HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
+        fp.close()  # what comes with a redirect, of any length, would be read first
+        _check(newurl)
         self._redirects.append(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check(url: str) -> None:
+    if without_secrets(url) is None or len(url) > URL_CHARS_MAX:
+        raise ValueError("no URL of a web server")
+
+
+def _origin(url: str) -> tuple[str, HostPort | None]:
+    """Return what a password is for: the same host by plain HTTP is another."""
+    return urlsplit(url.strip()).scheme, _host_port(url)
+
+
+def _joined(at: str, urls: Iterable[str]) -> Iterator[str]:
+    """Give the URLs that these are on a page, without those that are none."""
+    for url in islice(urls, FILES_MAX):
+        with contextlib.suppress(ValueError):
+            joined = urljoin(at, url)
+            _check(joined)
+            yield joined
 
 
 def _dist_urls(packages: Any) -> Iterator[str]:

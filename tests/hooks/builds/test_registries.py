@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import time
 import tomllib
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -31,6 +35,7 @@ from hooks.builds.package_clients import (
     without_secrets,
 )
 from hooks.builds.registries import EgressRules, _allowed, ca_bundle, read
+from hooks.builds.registry_ways import Ways
 from hooks.builds.wire import AllowedHost, Egress
 
 BUILT_IN = "https://index.example/simple files.example"
@@ -572,6 +577,22 @@ def test_control_asks_nobody_on_this_machine_whom_a_registry_names(web, name):
             other.accept()
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_control_is_led_on_by_http_alone(web, name):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0)
+        place = f"ftp://{name}:{other.getsockname()[1]}/a"
+        base = f"http://127.0.0.1:{web.server_port}"
+        listed = {"packages": {"a/b": {"1.0": {"dist": {"url": f"{base}/zip"}}}}}
+        web.answers["/packages.json"] = (200, {}, json.dumps(listed))
+        web.answers["/zip"] = web.answers["/pip/"] = (302, {"Location": place}, "")
+        assert file_hosts.of_composer(base, None, "loopback", look_up=look_up_4).found == ()
+        with pytest.raises(SilentRegistryError):
+            file_hosts.of_index(base, None, "loopback", look_up=look_up_4)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+
+
 # What it leaves in the background ends with it, however it ends.
 APART = """
 set -e
@@ -615,7 +636,12 @@ def test_what_a_registry_names_lies_no_nearer_than_the_registry_does(tmp_path):
         (500, {}, ""),
         (200, {}, "{"),
         (200, {}, '{"files": 3}'),
+        (200, {}, '{"x":' + "[" * 100_000),
         (302, {"Location": "file:///etc/passwd"}, ""),
+        (302, {"Location": "data:text/html,<a href='https://files.example/a'>"}, ""),
+        (302, {"Location": "http://localhost:99999/"}, ""),
+        (302, {"Location": "http://[bad/"}, ""),
+        (302, {"Location": f"/{'x' * 10_000}"}, ""),
         (302, {"Location": "/pip/"}, ""),
     ],
 )
@@ -635,3 +661,172 @@ def test_composer_repository_whose_versions_are_none_has_no_file_hosts(web, vers
 def test_registry_that_is_not_there_is_silent():
     with pytest.raises(SilentRegistryError):
         file_hosts.of_index("http://127.0.0.1:1/simple", None, "loopback")
+
+
+BAD_URL = "http://[bad/x"
+
+
+def test_link_that_is_none_costs_no_other_one(web):
+    links = f'<a href="{BAD_URL}"> <a href="http://{"x" * 10_000}/"> <a href="https://a.example/b">'
+    web.answers["/pip/"] = (200, {}, links)
+    base = f"http://127.0.0.1:{web.server_port}"
+    assert file_hosts.of_index(base, None, "loopback").found == (("a.example", 443),)
+    files = [{"url": BAD_URL}, {"url": "https://b.example/b"}]
+    web.answers["/pip/"] = (200, {}, json.dumps({"files": files}))
+    assert file_hosts.of_index(base, None, "loopback").found == (("b.example", 443),)
+
+
+def test_archive_of_a_bad_url_costs_no_other_one(web):
+    base = f"http://127.0.0.1:{web.server_port}"
+    dists = [{"dist": {"url": url}} for url in (BAD_URL, f"{base}/zip", "https://a.example/x")]
+    web.answers["/packages.json"] = (200, {}, json.dumps({"packages": {"a/b": dists}}))
+    assert file_hosts.of_composer(base, None, "loopback").found == (("a.example", 443),)
+    assert [path for path, _ in web.asked] == ["/packages.json", "/zip"]
+
+
+def test_page_of_many_links_is_read_in_bounded_time(web):
+    web.answers["/pip/"] = (200, {}, "<a href=x>" * 400_000)
+    started_at = time.process_time()
+    file_hosts.of_index(f"http://127.0.0.1:{web.server_port}", None, "loopback")
+    assert time.process_time() - started_at < 3
+
+
+@contextmanager
+def speaking(speak):
+    """A server of whatever `speak` sends to each connection. Gives its port."""
+
+    def serve():
+        while True:
+            connection, _ = server.accept()
+            if is_over:
+                connection.close()
+                return
+            with connection, suppress(OSError):
+                speak(connection)
+
+    is_over = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        is_over.append(True)
+        socket.create_connection(server.getsockname()).close()
+        thread.join()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begun", "piece"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (OK + b"X: ", b"x"),
+        (OK + b"\r\n", b"x"),
+        (OK + b"Content-Length: 9999\r\n\r\n", b"x"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"x"),
+    ],
+)
+def test_registry_that_speaks_slowly_is_not_waited_for_without_end(begun, piece):
+    def drip(connection):
+        connection.recv(10_000)
+        connection.sendall(begun)
+        for _ in range(200):
+            connection.sendall(piece)
+            time.sleep(0.05)
+
+    with speaking(drip) as port:
+        started_at = time.monotonic()
+        with pytest.raises(SilentRegistryError):
+            file_hosts.of_index(f"http://127.0.0.1:{port}", None, "loopback", asked_s=0.5)
+        assert time.monotonic() - started_at < 5  # it goes on for ten
+
+
+def test_all_that_a_registry_is_asked_has_one_end():
+    def send_on(connection):
+        path = connection.recv(10_000).split()[1].decode()
+        time.sleep(0.4)
+        connection.sendall(f"HTTP/1.1 302 On\r\nLocation: {path}x/\r\n\r\n".encode())
+
+    with speaking(send_on) as port:
+        started_at = time.monotonic()
+        with pytest.raises(SilentRegistryError) as caught:
+            file_hosts.of_index(f"http://127.0.0.1:{port}", None, "loopback", asked_s=0.6)
+        assert time.monotonic() - started_at < 3  # ten redirects take four
+        assert str(caught.value) in ("TimeoutError", "URLError")
+
+
+def test_what_comes_with_a_redirect_is_not_read():
+    def answer(connection):
+        if b"GET /pip/" in connection.recv(10_000):
+            connection.sendall(b"HTTP/1.1 302 On\r\nLocation: /2/\r\n\r\n")
+            for _ in range(1000):
+                connection.sendall(b"x" * 100_000)
+                time.sleep(0.01)
+        else:
+            connection.sendall(OK + b"\r\n<a href='https://a.example/b'>")
+
+    with speaking(answer) as port:
+        base = f"http://127.0.0.1:{port}"
+        found = file_hosts.of_index(base, None, "loopback", asked_s=5)
+        assert found.found == (("a.example", 443),)
+
+
+def test_addresses_that_do_not_answer_are_tried_within_one_time():
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
+        place = deaf.getsockname()
+        filling = [socket.socket() for _ in range(4)]
+        for each in filling:
+            each.setblocking(False)
+            each.connect_ex(place)
+        info = (socket.AF_INET, socket.SOCK_STREAM, 0, "", place)
+        ways = Ways(place, "loopback", lambda *_: [info] * 8, 1.0)
+        started_at = time.monotonic()
+        with pytest.raises(TimeoutError):
+            ways.connect(*place)
+        assert time.monotonic() - started_at < 4
+        for each in filling:
+            each.close()
+
+
+@pytest.fixture
+def certified(tmp_path):
+    """A certificate of localhost's own with its key, in one file."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2"),
+            *("-subj", "/CN=acme", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    certificate.write_bytes(key.read_bytes() + certificate.read_bytes())
+    return str(certificate)
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not here")
+def test_password_of_a_registry_goes_to_its_very_scheme_host_and_port(certified):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certified)
+    asked, follow = [], []
+
+    def answer(connection):
+        is_tls = connection.recv(1, socket.MSG_PEEK) == b"\x16"
+        with context.wrap_socket(connection, server_side=True) if is_tls else connection as side:
+            request = side.recv(10_000)
+            asked.append((is_tls, request.split()[1].decode(), b"Authorization: " in request))
+            text = json.dumps({"metadata-url": follow[-1], "packages": {}}).encode()
+            side.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(text) + text)
+
+    with speaking(answer) as port:
+        url = f"https://u:{SECRET}@LOCALHOST:{port}"
+        for each in ("/2", f"HTTPS://localhost:{port}/3", f"http://localhost:{port}/4"):
+            follow.append(each)
+            file_hosts.of_composer(url, certified, "loopback", look_up=look_up_4)
+    root = (True, "/packages.json", True)
+    assert asked == [root, (True, "/2", True), root, (True, "/3", True), root, (False, "/4", False)]
