@@ -347,7 +347,7 @@ async def test_slot_that_was_killed_while_it_unpacked_begins_with_nothing(
     first = start_slot()
     await control.build(files)
     async with asyncio.timeout(20):
-        while not list(first.scratch.glob("sources/*/9")):
+        while not list(first.scratch.glob("sources/*/1")):  # of "0", "1", "10", "11", ...
             await asyncio.sleep(0.001)
     first.stop(signal.SIGKILL)
     [half] = (path for path in (first.scratch / "sources").iterdir() if path.is_dir())
