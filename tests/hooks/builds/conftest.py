@@ -378,6 +378,9 @@ class ControlPeer:
             job = await asyncio.wait_for(self._queue.get(), asked["wait_s"])
         except TimeoutError:
             return web.Response(status=204)
+        if request.transport is None:  # who asked was killed meanwhile
+            self._queue.put_nowait(job)
+            return web.Response(status=204)
         self.leased.append(job.id)
         return web.json_response(job.lease)
 
