@@ -115,6 +115,7 @@ class Server:
             "GIT_CONFIG_NOSYSTEM": "1",
             "NO_COLOR": "1",
             "GITD_BUILDERS_CPU_WEIGHT": "100",  # no less than what else runs on this machine
+            "GITD_BUILDERS_PROCESSORS_FREE_MIN": "0",  # tests beside it have builds, too
             # Not the usual 64 MiB and two slots for each of all these servers.
             "GITD_STORE_RESERVE_BYTES": str(self.reserve_bytes),
             "GITD_BUILDERS_SLOTS": str(self.slots),

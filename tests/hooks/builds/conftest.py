@@ -349,6 +349,7 @@ class ControlPeer:
             "timeout_s": 30,
             "lease_s": 5.0,
             "output_bytes_max": 1 << 28,
+            "limits": {"processors_free_min": 0},  # tests beside this one have builds, too
             **changes,
         }
         root = folder_of(files, ".")

@@ -469,6 +469,14 @@ async def test_output_that_control_finds_too_large_fails_the_build(control, slot
     assert job.outcome["error"]["code"] == "build.output_too_large"
 
 
+@pytest.mark.parametrize(("limits", "left"), [({}, 1), ({"processors_free_min": 0}, 0)])
+async def test_commands_leave_a_processor_to_others_unless_they_need_not(
+    control, slot, limits, left
+):
+    job = await control.build(site("mkdir dist; nproc > dist/a; cat dist/a"), limits=limits)
+    assert job.stage("build")[1:] == [str(max(1, len(os.sched_getaffinity(0)) - left))]
+
+
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
