@@ -247,7 +247,9 @@ def _binding(
     db: sqlite3.Connection, actor: Actor, body: ApiKeyBody
 ) -> tuple[str | None, str | None]:
     """What a new key is bound to: what was said, and never more than its maker is."""
-    site_named, env_named = body.site_id or actor.site_id, body.env_id or actor.env_id
+    # An empty name, as of a script's unset variable, names nothing: it must not bind to nothing.
+    site_named = actor.site_id if body.site_id is None else body.site_id
+    env_named = actor.env_id if body.env_id is None else body.env_id
     if site_named is None:
         return None, env_named
     site = sites.find(db, site_named)

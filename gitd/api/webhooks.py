@@ -180,7 +180,7 @@ def _found(db: sqlite3.Connection, call: Call[Any, Any]) -> Webhook:
 
 def _site_of(db: sqlite3.Connection, call: Call[Any, Any], named: str | None) -> str | None:
     """Whose events: the site that is named, or the one that the key is bound to."""
-    wanted = named or call.actor.site_id
+    wanted = call.actor.site_id if named is None else named
     if wanted is None:
         return None
     site = sites.find(db, wanted)

@@ -130,6 +130,21 @@ async def test_bound_key_sees_and_makes_only_keys_within_what_it_is_bound_to(
     assert (heard.status, heard.code) == (404, "environment.not_found")
 
 
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        ({"site_id": ""}, "site.not_found"),
+        ({"env_id": ""}, "request.invalid"),
+        ({"site_id": "acme-store", "env_id": ""}, "environment.not_found"),
+    ],
+)
+async def test_name_that_a_script_left_empty_makes_no_key_for_everything(
+    service, acme, keeper, names, code
+) -> None:
+    body = {"label": "x", "scopes": ["deployments:write"], **names}
+    assert (await service.post(KEYS, body, secret=keeper)).code == code
+
+
 async def test_roll_gives_another_secret_and_both_work_until_the_grace_is_over(
     service, keeper
 ) -> None:

@@ -297,6 +297,13 @@ async def test_webhook_of_a_site_hears_of_no_other_and_one_that_is_off_of_nothin
         assert (await service.get(f"{HOOKS}/{webhook['id']}/deliveries")).data == []
 
 
+async def test_site_that_a_script_left_empty_makes_no_webhook_of_all_sites(
+    service, acme, receiver
+) -> None:
+    heard = await service.post(HOOKS, {"url": receiver.url, "site_id": ""})
+    assert heard.code == "site.not_found"
+
+
 async def test_webhook_that_is_turned_off_gives_up_what_waits(service, acme, receiver) -> None:
     receiver.answers = [500]
     webhook = await made(service, receiver, events=["build.succeeded"])
