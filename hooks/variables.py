@@ -17,7 +17,7 @@ from hooks import config_rolls
 from hooks.errors import InvalidRequestError, NotFoundError, RefusedError
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
-from hooks.variable_rules import name_fault, value_fault
+from hooks.variable_rules import NAME_CHARS_MAX, name_fault, value_fault
 from storage.model import Action, ActorRef, Environment, Job, Site, Variable, VariableUse
 from storage.records import variables
 from storage.sealing import Vault
@@ -54,6 +54,16 @@ class BuildValues:
     digest: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A value that is to be set."""
+
+    name: str
+    value: str = field(repr=False)
+    is_secret: bool
+    used_in: VariableUse | None
+
+
 class Variables:
     """The variables and secrets of one server."""
 
@@ -82,29 +92,68 @@ class Variables:
             InvalidRequestError: The name or the value cannot be one.
             RefusedError: `variable.other_kind`, `variable.too_many`.
         """
-        if fault := name_fault(name):
-            raise InvalidRequestError(f"{fault}.", param="name")
         env_id = environment.id if environment is not None else None
 
         def put(changes: JobChanges) -> Variable:
-            there = variables.find(changes.db, site.id, env_id, name)
-            used = used_in or (there.used_in if there is not None else VariableUse.BUILD)
-            if fault := value_fault(value, is_secret=is_secret, used_in=used):
-                raise InvalidRequestError(f"{fault}.", param="value")
-            if there is not None and there.is_secret != is_secret:
-                kind = "secret" if there.is_secret else "variable"
-                raise RefusedError(
-                    "variable.other_kind", f"{name} is a {kind} here: delete that first."
-                )
-            draft = Variable(site.id, env_id, name, is_secret, used, b"", changes.now)
-            made = replace(draft, sealed=self.vault.seal(value.encode(), place=draft.place))
-            variables.put(changes.db, made)
+            draft = _Draft(name=name, value=value, is_secret=is_secret, used_in=used_in)
+            made = self._put(changes, site, env_id, draft)
             _check_room(variables.of_place(changes.db, site.id, env_id))
-            action = Action.SECRET_SET if is_secret else Action.VARIABLE_SET
-            changes.note(action, name, site_id=site.id, env_id=env_id)
             return made
 
         return await self._change(put, site, env_id, roll_by)
+
+    async def put_all(
+        self,
+        site: Site,
+        environment: Environment | None,
+        values: Mapping[str, str],
+        *,
+        is_secret: bool,
+        used_in: VariableUse | None = None,
+        roll_by: ActorRef | None = None,
+    ) -> tuple[list[Variable], list[Job]]:
+        """Set several values at once, or none of them: what runs never has some of them alone.
+
+        `values` by name; the answer is in their order. The rest and the errors: as for `put`, with
+        the name in what an error says.
+        """
+        env_id = environment.id if environment is not None else None
+
+        def put(changes: JobChanges) -> list[Variable]:
+            made = []
+            for name, value in values.items():
+                draft = _Draft(name=name, value=value, is_secret=is_secret, used_in=used_in)
+                try:
+                    made.append(self._put(changes, site, env_id, draft))
+                except InvalidRequestError as error:
+                    message = f"{name[:NAME_CHARS_MAX]}: {error}"
+                    raise InvalidRequestError(message, param="values") from error
+            _check_room(variables.of_place(changes.db, site.id, env_id))
+            return made
+
+        return await self._change(put, site, env_id, roll_by)
+
+    def _put(self, changes: JobChanges, site: Site, env_id: str | None, draft: _Draft) -> Variable:
+        """Set one value, in the caller's transaction."""
+        name, is_secret = draft.name, draft.is_secret
+        if fault := name_fault(name):
+            raise InvalidRequestError(f"{fault}.", param="name")
+        there = variables.find(changes.db, site.id, env_id, name)
+        used = draft.used_in or (there.used_in if there is not None else VariableUse.BUILD)
+        if fault := value_fault(draft.value, is_secret=is_secret, used_in=used):
+            raise InvalidRequestError(f"{fault}.", param="value")
+        if there is not None and there.is_secret != is_secret:
+            kind = "secret" if there.is_secret else "variable"
+            raise RefusedError(
+                "variable.other_kind", f"{name} is a {kind} here: delete that first."
+            )
+        unsealed = Variable(site.id, env_id, name, is_secret, used, b"", changes.now)
+        sealed = self.vault.seal(draft.value.encode(), place=unsealed.place)
+        made = replace(unsealed, sealed=sealed)
+        variables.put(changes.db, made)
+        action = Action.SECRET_SET if is_secret else Action.VARIABLE_SET
+        changes.note(action, name, site_id=site.id, env_id=env_id)
+        return made
 
     async def delete(
         self,

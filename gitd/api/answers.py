@@ -112,6 +112,20 @@ class Secret(msgspec.Struct, frozen=True):
     jobs: list[str]
 
 
+class ChangedVariables(msgspec.Struct, frozen=True):
+    """Variables that were set in one change. `jobs`: of the rolls that it asked for."""
+
+    variables: list[Variable]
+    jobs: list[str]
+
+
+class ChangedSecrets(msgspec.Struct, frozen=True):
+    """Secrets that were set in one change. `jobs`: as of variables."""
+
+    secrets: list[Secret]
+    jobs: list[str]
+
+
 class DeletedValue(msgspec.Struct, frozen=True):
     """A variable or secret that is no more. `jobs`: as of a variable that is set."""
 

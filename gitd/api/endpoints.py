@@ -23,7 +23,7 @@ from gitd.api.paging import PageQuery
 from gitd.api.program_logs import ProgramLogQuery, ProgramLogs, ProgramLogStreamQuery
 from gitd.api.sites import PolicyBody, RoutesBody, SiteBody, SiteChangeBody, Sites
 from gitd.api.stream import EVENT_STREAM
-from gitd.api.variables import RollQuery, VariableBody, Variables
+from gitd.api.variables import RollQuery, VariableBody, Variables, VariablesBody
 from gitd.api.webhooks import PATH as WEBHOOKS
 from gitd.api.webhooks import WebhookBody, WebhookChange, Webhooks
 
@@ -499,6 +499,18 @@ def _variables_at(
             answer=answer,
             form=Form.LIST,
             reach=reach,
+        ),
+        Endpoint(
+            "PATCH",
+            all_of_them,
+            variables.several_setter(is_secret=is_secret),
+            f"Set some {kind}s of {place}, all of them or none, in one change",
+            scope="credentials:write",
+            query=RollQuery,
+            body=VariablesBody,
+            answer=answers.ChangedSecrets if is_secret else answers.ChangedVariables,
+            reach=reach,
+            errors=("variable.other_kind", "variable.too_many"),
         ),
         Endpoint(
             "PUT",

@@ -37,6 +37,16 @@ class VariableBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return "VariableBody(***)"
 
 
+class VariablesBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`values` by name: all of them are set, or none. `used_in` goes for each, as for one."""
+
+    values: Annotated[dict[str, Text], msgspec.Meta(min_length=1)]
+    used_in: VariableUse | None = None
+
+    def __repr__(self) -> str:
+        return "VariablesBody(***)"
+
+
 Setter = Callable[[Call[RollQuery, VariableBody]], Awaitable[Reply]]
 
 
@@ -82,6 +92,29 @@ class Variables:
             return Reply(self._shown(made, jobs))
 
         return put
+
+    def several_setter(
+        self, *, is_secret: bool
+    ) -> Callable[[Call[RollQuery, VariablesBody]], Awaitable[Reply]]:
+        """Set some in one change, which asks for one roll wherever it asks for any."""
+
+        async def patch(call: Call[RollQuery, VariablesBody]) -> Reply:
+            made, jobs = await self._variables.put_all(
+                call.site,
+                call.found_environment,
+                call.body.values,
+                is_secret=is_secret,
+                used_in=call.body.used_in,
+                roll_by=call.actor.ref if call.query.roll else None,
+            )
+            ids = _ids(jobs)
+            if is_secret:
+                secrets = [answers.secret(each, ids) for each in made]
+                return Reply(answers.ChangedSecrets(secrets, ids))
+            shown = [answers.variable(each, call.body.values[each.name], ids) for each in made]
+            return Reply(answers.ChangedVariables(shown, ids))
+
+        return patch
 
     def deleter(self, *, is_secret: bool) -> Callable[[Call[RollQuery, NoBody]], Awaitable[Reply]]:
         async def delete(call: Call[RollQuery, NoBody]) -> Reply:

@@ -148,8 +148,8 @@ class Api:
     def put(self, path: str, body: Fields, query: Query = NO_QUERY) -> object:
         return self._data(self._send("PUT", path, query=query, body=body))
 
-    def patch(self, path: str, body: Fields) -> object:
-        return self._data(self._send("PATCH", path, body=body))
+    def patch(self, path: str, body: Fields, query: Query = NO_QUERY) -> object:
+        return self._data(self._send("PATCH", path, query=query, body=body))
 
     def delete(self, path: str, query: Query = NO_QUERY) -> object:
         return self._data(self._send("DELETE", path, query=query))

@@ -113,8 +113,7 @@ def list_secrets(session: Session, holder: _Holder, limit: int | None) -> None:
 
 
 @variables.command("set")
-@click.argument("name")
-@click.argument("value", required=False)
+@click.argument("given", nargs=-1, required=True, metavar="NAME [VALUE] | NAME=VALUE...")
 @_holder_options
 @_for_option
 @_roll_option
@@ -124,24 +123,28 @@ def list_secrets(session: Session, holder: _Holder, limit: int | None) -> None:
 def set_variable(
     session: Session,
     holder: _Holder,
-    name: str,
-    value: str | None,
+    given: Sequence[str],
     used_in: str | None,
     *,
     roll: bool,
     exact: bool,
 ) -> None:
-    """Set a variable, to VALUE or to what is on standard input."""
-    if value is None:
-        if "=" in name:
-            raise click.UsageError(
-                f"Name and value are two arguments: mf variables set {name.partition('=')[0]} VALUE"
-            )
-        value = _read(name, is_secret=False, is_exact=exact)
-        if not value:
-            raise click.UsageError(f"{_NOTHING}; if it should be empty, give '' as the VALUE.")
-    path, body = holder.endpoint("variables", name), _body(value, used_in)
-    _set(session, path, body, _rolling(roll=roll), f"{name} for {holder}")
+    """Set a variable, to VALUE or to what is on standard input; or some in one change."""
+    name, *values = given
+    query = _rolling(roll=roll)
+    if "=" in name:
+        body = {"values": _pairs(given), **_use(used_in)}
+        _set_several(session, holder.endpoint("variables"), body, query, holder)
+        return
+    if len(values) > 1:
+        raise click.UsageError(
+            "One variable is set by NAME VALUE, and several by NAME=VALUE NAME=VALUE."
+        )
+    value = values[0] if values else _read(name, is_secret=False, is_exact=exact)
+    if not values and not value:
+        raise click.UsageError(f"{_NOTHING}; if it should be empty, give '' as the VALUE.")
+    path, body = holder.endpoint("variables", name), {"value": value, **_use(used_in)}
+    _set(session, path, body, query, holder)
 
 
 @secrets.command("set", options_metavar="[OPTIONS]")
@@ -174,8 +177,8 @@ def set_secret(
     value = _read(name, is_secret=True, is_exact=exact)
     if not value and not allow_empty:
         raise click.UsageError(f"{_NOTHING}; if it should be empty, say --allow-empty.")
-    path, body = holder.endpoint("secrets", name), _body(value, used_in)
-    _set(session, path, body, _rolling(roll=roll), f"{name} for {holder}")
+    path, body = holder.endpoint("secrets", name), {"value": value, **_use(used_in)}
+    _set(session, path, body, _rolling(roll=roll), holder)
 
 
 @variables.command("unset")
@@ -206,8 +209,21 @@ def _rolling(*, roll: bool) -> Query:
     return NO_QUERY if roll else {"roll": "false"}
 
 
-def _body(value: str, used_in: str | None) -> Fields:
-    return {"value": value, **({"used_in": used_in} if used_in is not None else {})}
+def _use(used_in: str | None) -> Fields:
+    return {"used_in": used_in} if used_in is not None else {}
+
+
+def _pairs(given: Sequence[str]) -> dict[str, str]:
+    """Read NAME=VALUE, each name once."""
+    several: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise click.UsageError(f"{each} is no NAME=VALUE, as the first one is.")
+        if name in several:
+            raise click.UsageError(f"{name} is given twice.")
+        several[name] = value
+    return several
 
 
 def _read(name: str, *, is_secret: bool, is_exact: bool) -> str:
@@ -225,17 +241,36 @@ def _read(name: str, *, is_secret: bool, is_exact: bool) -> str:
         raise click.UsageError("A value is text in UTF-8: encode other bytes, as base64.") from None
 
 
-def _set(session: Session, path: str, body: Fields, query: Query, what: str) -> None:
+def _set(session: Session, path: str, body: Fields, query: Query, holder: _Holder) -> None:
     made = as_fields(session.api.put(path, body, query), "value")
 
     def for_people() -> None:
-        given_to = _GIVEN_TO.get(text_at(made, "used_in"), text_at(made, "used_in"))
-        click.echo(printable(f"{what} is set: {given_to}"))
-        if "used_in" not in body and text_at(made, "used_in") == "build":
-            click.echo("what runs does not: set it with --for run, or --for both")
+        _say_set([made], holder, is_told="used_in" in body)
         _say_jobs(made)
 
     session.show(made, for_people)
+
+
+def _set_several(session: Session, path: str, body: Fields, query: Query, holder: _Holder) -> None:
+    made = as_fields(session.api.patch(path, body, query), "values")
+    listed = made.get("variables")
+    several = [as_fields(each, "value") for each in listed] if isinstance(listed, list) else []
+
+    def for_people() -> None:
+        _say_set(several, holder, is_told="used_in" in body)
+        _say_jobs(made)
+
+    session.show(made, for_people)
+
+
+def _say_set(made: Sequence[Fields], holder: _Holder, *, is_told: bool) -> None:
+    """Say who is given what was set, and how else what runs would be."""
+    for each in made:
+        used_in = text_at(each, "used_in")
+        given_to = _GIVEN_TO.get(used_in, used_in)
+        click.echo(printable(f"{text_at(each, 'name')} for {holder} is set: {given_to}"))
+    if not is_told and any(text_at(each, "used_in") == "build" for each in made):
+        click.echo("what runs does not: set it with --for run, or --for both")
 
 
 def _unset(session: Session, path: str, query: Query, what: str) -> None:

@@ -108,6 +108,17 @@ async def test_change_makes_a_release_of_the_same_artifact_with_another_config(r
     assert third.config_version == 2
 
 
+async def test_several_values_at_once_make_one_roll_that_has_them_all(running) -> None:
+    await running.push(b"one")
+    values = {"DB_HOST": "db.example", "DB_PASSWORD": "hunter2"}
+    _, (job,) = await running.world.variables.put_all(
+        running.site, None, values, is_secret=True, used_in=RUN, roll_by=ACTOR
+    )
+    rolled = await running.served()
+    assert (rolled.job_id, rolled.config_version, running.given(rolled)) == (job.id, 1, values)
+    assert deployments.unfinished(running.reader, running.production.id) == []
+
+
 async def test_release_statement_names_the_config_and_tells_nothing_of_it(running) -> None:
     await running.set("TOKEN", "canary-77aa10", is_secret=True)
     await running.push(b"one")

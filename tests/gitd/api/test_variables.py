@@ -49,6 +49,46 @@ async def test_variable_comes_back_byte_for_byte(keeper, acme) -> None:
     assert (again.status, again.code) == (404, "variable.not_found")
 
 
+@pytest.mark.parametrize("kind", ["variables", "secrets"])
+async def test_several_are_set_in_one_change(keeper, acme, kind) -> None:
+    values = {"B": VALUE, "A": f"{VALUE}, too"}
+    for where in (acme.path, acme.production):
+        made = await keeper.call(
+            "PATCH", f"{where}/{kind}?roll=false", {"values": values, "used_in": "both"}
+        )
+        assert made.status == 200, made.raw
+        assert made.data["jobs"] == []
+        listed = (await keeper.get(f"{where}/{kind}")).data
+        assert [each["name"] for each in made.data[kind]] == ["B", "A"]
+        assert sorted(made.data[kind], key=lambda each: each["name"]) == listed
+        shown = {each["name"]: each.get("value") for each in listed}
+        assert shown == (values if kind == "variables" else {"A": None, "B": None})
+        assert {each["used_in"] for each in listed} == {"both"}
+    lines = await keeper.every("/v1/audit-log", secret=keeper.key("sites:admin"))
+    assert [each["target"] for each in lines if each["action"].endswith(".set")] == [*"ABAB"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"values": {"A": VALUE, "PATH": VALUE}}, 400, "values"),
+        ({"values": {"A": VALUE, "B": "canary\0"}}, 400, "values"),
+        ({"values": {"A": VALUE, "B": 1}}, 400, "values[...]"),
+        ({"values": {"A": VALUE, "B": None}}, 400, "values[...]"),
+        ({"values": {"A": VALUE, "OTHER": VALUE}}, 409, None),
+        ({"values": {f"A{number}": "x" * 9 for number in range(101)}}, 409, None),
+        ({"values": {}}, 400, "values"),
+        ({}, 400, "values"),
+    ],
+)
+async def test_of_several_either_all_are_set_or_none(keeper, acme, body, status, param) -> None:
+    await keeper.call("PUT", f"{acme.path}/secrets/OTHER", {"value": VALUE})
+    heard = await keeper.call("PATCH", f"{acme.path}/variables", body)
+    assert (heard.status, heard.body["error"].get("param")) == (status, param)
+    assert "canary" not in json.dumps(heard.body["error"]["message"])
+    assert (await keeper.get(f"{acme.path}/variables")).data == []
+
+
 async def test_environment_lists_what_holds_there(keeper, acme) -> None:
     await keeper.call("PUT", f"{acme.path}/variables/A", {"value": "of the site"})
     await keeper.call("PUT", f"{acme.path}/variables/B", {"value": "of the site"})

@@ -13,7 +13,9 @@ VALUE = {"name": "TOKEN", "used_in": "run", "jobs": []}
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("variables", "set", "TOKEN=x"), "mf variables set TOKEN VALUE"),
+        (("variables", "set", "TOKEN", "x", "y"), "NAME=VALUE NAME=VALUE"),
+        (("variables", "set", "TOKEN=x", "y"), "y is no NAME=VALUE"),
+        (("variables", "set", "TOKEN=x", "TOKEN=y"), "TOKEN is given twice"),
         (("secrets", "set", "TOKEN", "hunter2"), "give it on standard input"),
         (("secrets", "set", "TOKEN=hunter2"), "give it on standard input"),
     ],
@@ -36,6 +38,23 @@ def test_no_roll_reaches_the_server(mf, peer, kind, options, query) -> None:
         ran = mf(kind, *arguments, "--site", "acme-store", *options)
         assert ran.code == 0, ran.err
     assert [(seen.method, seen.query) for seen in peer.seen] == [("PUT", query), ("DELETE", query)]
+
+
+@pytest.mark.parametrize("given", [("A=1",), ("A=1", "B=x=y z", "C=")])
+def test_pairs_are_one_change(mf, peer, given) -> None:
+    values = dict(each.split("=", 1) for each in given)
+    made = [{"name": name, "used_in": "build", "jobs": ["job_1"]} for name in values]
+    peer.on("PATCH", f"{HERE}/variables", peer.one({"variables": made, "jobs": ["job_1"]}))
+    ran = mf("variables", "set", *given, "--site", "acme-store", "--no-roll")
+    assert ran.code == 0, ran.err
+    (seen,) = peer.seen
+    assert (seen.body, seen.query) == ({"values": values}, {"roll": "false"})
+    assert [line.partition(" ")[0] for line in ran.out.splitlines()] == [*values, "what", "rolling"]
+    assert ran.out.count("mf jobs wait job_1") == 1
+    assert (
+        mf("variables", "set", *given, "--site", "acme-store", "--for", "run", "--json").code == 0
+    )
+    assert peer.seen[-1].body == {"values": values, "used_in": "run"}
 
 
 @pytest.mark.parametrize("given", ["", "\n"])
