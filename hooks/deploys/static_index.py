@@ -110,7 +110,11 @@ class StaticIndex:
         return found
 
     def _resolve(self, path: str) -> str | None:
-        """Follow the links in a path, within the manifest: one that leaves it leads nowhere."""
+        """Follow the links in a path, within the manifest: one that leaves it leads nowhere.
+
+        It ends at the first name that is no folder, for a visitor's path has as many names as he
+        likes.
+        """
         done: list[str] = []
         rest = path.split("/")[::-1]
         hops = 0
@@ -126,6 +130,8 @@ class StaticIndex:
             here = "/".join([*done, name])
             target = self._links.get(here)
             if target is None:
+                if rest and here not in self._directories:
+                    return None
                 done.append(name)
                 continue
             hops += 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from hooks.deploys.static_index import Redirect, StaticFile, StaticIndex, content_type
@@ -115,6 +117,15 @@ def test_a_folder_with_an_index_is_redirected_to_its_slash(index, url_path, loca
 )
 def test_a_path_that_names_nothing_finds_nothing(index, url_path):
     assert index.find(url_path) is None
+
+
+@pytest.mark.parametrize("prefix", ["", "docs/", "latest/", "latest/up/", "about.html/"])
+def test_a_path_of_names_without_end_holds_up_nobody(index, prefix):
+    """From each name on it was put together anew, where a release had a link."""
+    path = f"/{prefix}{'x/' * 60_000}x"
+    began = time.process_time()
+    assert index.find(path) is None
+    assert time.process_time() - began < 5  # about 0.02 s; it took a minute
 
 
 def test_a_redirect_never_leaves_the_site():
