@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from hooks.builds import seccomp
@@ -41,11 +41,15 @@ _HIDDEN_IN_PROC = ("cmdline", "keys", "key-users")  # the machine's and other us
 # Files"; of yarn 1 `user-home-dir.js` (root has its home in /usr/local/share) and `rc.js`; pip's
 # "Configuration"; Cargo's "Configuration" (images of Rust have CARGO_HOME there).
 _HIDDEN_IN_USR = (
-    *("etc/npmrc", "etc/yarnrc", "pip.conf", "cargo/credentials", "cargo/credentials.toml"),
+    *("pip.conf", "cargo/credentials", "cargo/credentials.toml"),
     *("share/.npmrc", "share/.yarnrc", "share/.yarnrc.yml", "share/.yarn/config"),
     *("share/.config/yarn", "share/.config/yarn/config", "share/.config/pip/pip.conf"),
     *("lib/node_modules/*/npmrc", "lib/node_modules/*/pnpmrc", "share/nodejs/*/npmrc"),
 )
+# Settings of programs that were not installed by the system: npmrc, gitconfig, wgetrc, whatever has
+# passwords. Hidden as folders, for a file that is hidden comes to light when it is replaced, as npm
+# does it, and new ones would be there at once.
+_ETC_IN_USR = (Path("/usr/local/etc"), Path("/usr/etc"))
 _TOP_LEVEL = tuple(map(Path, ("/bin", "/sbin", "/lib", "/lib32", "/lib64")))
 _ETC_OF_THE_MACHINE = (
     "ssl/certs",  # not the keys beside them
@@ -59,6 +63,10 @@ _ETC_OF_THE_MACHINE = (
     "mime.types",
     "php.d",  # which of its extensions PHP loads: without them composer does not start
     "php.ini",
+)
+_SHOWN_OF_ETC_IN_USR = (
+    *("php/php.ini", "php/conf.d"),  # of a PHP that was made there
+    *("fonts", "ImageMagick-6", "ImageMagick-7"),
 )
 _ETC_FOR_NETWORK = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
 
@@ -81,7 +89,7 @@ def fixed_arguments(spec: SandboxSpec) -> list[str]:
     args += ["--die-with-parent", "--new-session", "--hostname", spec.hostname, "--clearenv"]
     for name, value in environ.items():
         args += ["--setenv", name, value]
-    args += ["--ro-bind", "/usr", "/usr", *_top_level_folders()]
+    args += ["--ro-bind", "/usr", "/usr", *_etc_in_usr(etc), *_top_level_folders()]
     for name in etc:
         args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     for path in _settings_of_php():
@@ -147,12 +155,33 @@ def _top_level_folders() -> Iterator[str]:
             yield from ("--ro-bind", str(path), str(path))
 
 
+def _etc_in_usr(names: Collection[str]) -> Iterator[str]:
+    """Show of each such folder what is shown of /etc, and no more."""
+    for folder in _folders_of_etc_in_usr():
+        yield from ("--perms", "0755", "--tmpfs", str(folder))
+        for name in (*names, *_SHOWN_OF_ETC_IN_USR):
+            if (folder / name).exists():
+                yield from ("--ro-bind", str(folder / name), str(folder / name))
+        yield from ("--remount-ro", str(folder))
+
+
+def _folders_of_etc_in_usr() -> list[Path]:
+    """Those that are there, as they really lie: one may be a link to the other, or out of /usr."""
+    real = {folder.resolve() for folder in _ETC_IN_USR if folder.is_dir()}
+    return sorted(folder for folder in real if folder.is_relative_to("/usr"))
+
+
 def _hidden_in_usr() -> list[str]:
     """The files of `_HIDDEN_IN_USR` that are there; a link leads on to what has to be hidden."""
     prefixes = (Path("/usr"), Path("/usr/local"))
     found = (path for prefix in prefixes for name in _HIDDEN_IN_USR for path in prefix.glob(name))
+    gone = _folders_of_etc_in_usr()
     real = {path.resolve() for path in found}
-    return sorted(str(path) for path in real if path.is_relative_to("/usr") and path.is_file())
+    return sorted(
+        str(path)
+        for path in real
+        if path.is_relative_to("/usr") and path.is_file() and not {*path.parents} & {*gone}
+    )
 
 
 def _settings_of_php() -> Iterator[str]:

@@ -71,23 +71,29 @@ mount -t overlay none -o "lowerdir=/usr,upperdir=$upper/upper,workdir=$upper/wor
 for each in $settings; do
   mkdir -p "${each%/*}"; rm -f "$each"; echo password > "$each"
 done
-echo password > /usr/share/linked; rm -f /usr/local/etc/yarnrc
-ln -s /usr/share/linked /usr/local/etc/yarnrc
+echo password > /usr/share/linked; rm -f /usr/local/share/.yarnrc.yml
+ln -s /usr/share/linked /usr/local/share/.yarnrc.yml
+mkdir -p /usr/local/etc/php/conf.d; echo fit > /usr/local/etc/php/conf.d/gd.ini
 exec "$@"
 """
 SETTINGS = (
-    *("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/pip.conf", "/usr/local/pip.conf"),
-    *("/usr/etc/yarnrc", "/usr/local/share/.yarnrc", "/usr/local/share/.npmrc"),
+    *("/usr/pip.conf", "/usr/local/pip.conf"),
+    *("/usr/local/share/.yarnrc", "/usr/local/share/.npmrc"),
     *("/usr/local/share/.config/yarn/config", "/usr/local/share/.yarn/config"),
     *("/usr/lib/node_modules/npm/npmrc", "/usr/local/lib/node_modules/pnpm/pnpmrc"),
     *("/usr/share/nodejs/npm/npmrc", "/usr/local/cargo/credentials.toml"),
+)
+IN_ETC = (
+    *("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/etc/yarnrc"),
+    *("/usr/etc/gitconfig", "/usr/local/etc/gitconfig", "/usr/local/etc/php-fpm.d/www.conf"),
 )
 
 
 @pytest.fixture
 def starter_with_settings(start_starter, tmp_path):
     """On a machine whose clients have settings among its programs, as far as it can see."""
-    through = ("unshare", "--mount", "sh", "-c", WITH_SETTINGS, "sh", tmp_path, " ".join(SETTINGS))
+    settings = " ".join((*SETTINGS, *IN_ETC))
+    through = ("unshare", "--mount", "sh", "-c", WITH_SETTINGS, "sh", tmp_path, settings)
     if subprocess.run([*through, "true"], check=False).returncode:
         pytest.skip("needs root, and overlays, to put files there")
     return start_starter(through=through)
@@ -98,7 +104,7 @@ def test_settings_of_the_machines_package_clients_are_hidden(
     in_sandbox, starter_with_settings, network
 ):
     """They may hold passwords, and lie among the programs that builds and sites are to see."""
-    shown = f"cat {' '.join(SETTINGS)} /usr/local/etc/yarnrc /usr/share/linked; echo end"
+    shown = f"cat {' '.join(SETTINGS)} /usr/local/share/.yarnrc.yml /usr/share/linked; echo end"
     ran = in_sandbox(shown, starter=starter_with_settings, network=network)
     assert (ran.status, ran.output) == (0, "end\n")
     ran = in_sandbox(
@@ -106,6 +112,16 @@ def test_settings_of_the_machines_package_clients_are_hidden(
         starter=starter_with_settings,
     )
     assert ran.output == ""
+
+
+def test_etc_below_usr_is_hidden_as_etc_is(in_sandbox, starter_with_settings):
+    """As folders: what an operator puts there later is not seen by what runs already."""
+    ran = in_sandbox(
+        "find /usr/etc /usr/local/etc -type f; cat /usr/local/etc/php/conf.d/gd.ini\n"
+        "grep -c -e ' /usr/etc ro,' -e ' /usr/local/etc ro,' /proc/self/mountinfo",
+        starter=starter_with_settings,
+    )
+    assert ran.output.split() == ["/usr/local/etc/php/conf.d/gd.ini", "fit", "2"]
 
 
 def test_other_folders_of_the_same_uid_are_not_there(in_sandbox, open_dir, own_dir):
