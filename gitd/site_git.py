@@ -141,7 +141,7 @@ class SiteAccess:
         if site is None or not actor.sees_site(site.id):
             raise NotFoundError(_no_site(name, actor))
         if not actor.may(_SCOPES[service]):
-            raise NotAllowedError(_lacks(_SCOPES[service]))
+            raise NotAllowedError(self._lacks(actor, site, _SCOPES[service]))
         if service is Service.UPLOAD_PACK and actor.env_id is not None:
             raise NotAllowedError(
                 "This key is bound to an environment, and a fetch reaches the whole repository: "
@@ -169,6 +169,17 @@ class SiteAccess:
         """What a key is not bound to does not exist for it: no branch of another environment."""
         reach = Reach.of(self._records, site, env_id)
         return lambda name: reach.has(os.fsdecode(name))
+
+    def _lacks(self, actor: Actor, site: Site, scope: str) -> str:
+        """Advise a key that may do this here and nothing else."""
+        where = f"--site {site.name}"
+        if actor.env_id is not None and scope == _SCOPES[Service.RECEIVE_PACK]:
+            bound_to = environments.get(self._records.reader(), actor.env_id)
+            where += f" --env {bound_to.slug if bound_to is not None else actor.env_id}"
+        return (
+            f"This key lacks the scope {scope}: use one that has it. Made on the server with:\n"
+            f"gitd key create --label NAME {where} --scope {scope}\n"
+        )
 
     def _asker(self, request: web.Request, actor: Actor) -> Asker:
         return Asker(actor.ref, self._proxies.client_of(request), request.get(REQUEST_ID))
@@ -373,14 +384,6 @@ def _no_site(name: str, actor: Actor) -> str:
             makes = f"mf sites create {name}"
         lines.append(f"Make this one with:                {makes}")
     return "".join(f"{line}\n" for line in lines)
-
-
-def _lacks(scope: str) -> str:
-    what = "--preset deploy-bot" if scope == _SCOPES[Service.RECEIVE_PACK] else f"--scope {scope}"
-    return (
-        f"This key lacks the scope {scope}: use one that has it. Made on the server with:\n"
-        f"gitd key create --label NAME {what}\n"
-    )
 
 
 def _moves(outcomes: Sequence[RefOutcome]) -> list[RefMove]:

@@ -18,9 +18,10 @@ from hooks import branches
 from hooks.environments import map_branches
 from hooks.errors import RefusedError
 from hooks.job_changes import JobChanges
+from hooks.key_reach import KeyReach
 from storage.errors import StorageError
 from storage.model import Action, ActorRef, BranchRoute, RefMove, RouteTarget, Site
-from storage.records import api_keys, environments, sites
+from storage.records import environments, sites
 from storage.records.db import Records
 from storage.repos import Repositories
 
@@ -60,11 +61,10 @@ def _may_go_live(db: sqlite3.Connection, site: Site, branch: str, actor: ActorRe
     """Whether the first push may take its branch from preview to production.
 
     Who made a preview for it has chosen. A key that is bound to an environment chooses for no
-    other; it goes with its environment, so one that is gone may have been bound.
+    other.
     """
-    key = api_keys.get(db, actor.id)
-    is_unbound = key is not None and key.env_id is None
-    return is_unbound and environments.preview_of(db, site.id, branch) is None
+    is_chosen = environments.preview_of(db, site.id, branch) is not None
+    return KeyReach.of(db, actor).is_everywhere and not is_chosen
 
 
 def change(changes: JobChanges, site: Site, branch: str) -> Site:
@@ -98,6 +98,11 @@ def moved_routes(routes: Sequence[BranchRoute], old: str, new: str) -> tuple[Bra
     if any(route.pattern == new for route in routes):
         return tuple(routes)
     return tuple(replace(r, pattern=new) if r.pattern == old else r for r in routes)
+
+
+def goes_live_as_default(routes: Sequence[BranchRoute], old: str, new: str) -> bool:
+    """Whether pushes to `new` would go live, were it the default branch and not `old`."""
+    return branches.target_of(moved_routes(routes, old, new), new) is RouteTarget.LIVE
 
 
 class Heads:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from hooks import default_branch
 from hooks.advice import after_failure
 from hooks.deploys.wire import Running
 from hooks.hostnames import PlatformNames, served_names
 from hooks.jobs import Jobs, QueuePlace
+from hooks.key_reach import KeyReach
 from hooks.push import Building, Deleted, Effect, Failed, MadeDefault, NotDeployed, TornDown
 from storage.joblog import Entry, LogLine
 from storage.model import (
@@ -213,15 +215,32 @@ class PushNarrator:
     def _what_production_waits_for(self, effect: Building) -> list[str]:
         """Words for whoever pushes beside a production to which nobody has pushed yet."""
         reader, site_id = self._jobs.records.reader(), effect.environment.site_id
+        reach = KeyReach.of(reader, effect.build.actor)
         for production in environments.of_kind(reader, site_id, EnvironmentKind.PRODUCTION):
             is_begun = (
                 releases.current(reader, production.id) is not None
                 or builds.newest_deployed_ref(reader, production.id) is not None
             )
-            if production.branch is not None and not is_begun:
+            if production.branch is not None and not is_begun and reach.has(production):
                 refs = shlex.quote(f"{_short(effect.ref)}:{production.branch}")
-                return [f"  production waits for {production.branch}: git push managed {refs}"]
+                waits = f"  production waits for {production.branch}: git push managed {refs}"
+                return [waits, *self._how_it_goes_live_itself(effect)]
         return []
+
+    def _how_it_goes_live_itself(self, effect: Building) -> list[str]:
+        """Words for whoever calls the default branch otherwise, where its route may move."""
+        reader, branch = self._jobs.records.reader(), _short(effect.ref)
+        site = sites.find(reader, effect.environment.site_id)
+        if site is None or not default_branch.goes_live_as_default(
+            sites.routes(reader, site.id), site.default_branch, branch
+        ):
+            return []
+        name = shlex.quote(branch)
+        build = f"mf build --site {site.name} --env production --ref {name} --deploy --wait"
+        return [
+            f"  or let {branch} go live itself: mf sites set {site.name} --default-branch {name}",
+            f"  and then, as it is pushed already: {build}",
+        ]
 
     async def _tell_failed_build(self, effect: Building, job: Job, listener: Listener) -> None:
         await self._tell_end(

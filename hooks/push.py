@@ -20,6 +20,7 @@ from hooks.environments import add_preview, remove_environment
 from hooks.errors import PipelineError
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
+from hooks.key_reach import KeyReach
 from hooks.previews import PreviewLimits
 from hooks.queueing import BuildOrder, queue_build
 from storage.errors import RecordConflictError, StorageError
@@ -43,6 +44,7 @@ log = structlog.get_logger(__name__)
 
 CLEAN: Final = frozenset({"clean", "rebuild"})
 """Push options, of one meaning: use and keep nothing of earlier builds."""
+BEYOND_KEY: Final = "it goes to another environment by now than the one this key is bound to"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,13 @@ class PushRules:
     previews: PreviewLimits = field(default_factory=PreviewLimits)
 
 
+@dataclass(frozen=True, slots=True)
+class _Landing:
+    push: PushRecord
+    rules: PushRules
+    reach: KeyReach
+
+
 class PushHooks:
     """What happens around a push to a site's repository."""
 
@@ -147,6 +156,8 @@ class PushHooks:
     def land(self, push: PushRecord, moved: Iterable[RefMove]) -> Awaitable[list[Effect]]:
         """End the push: queue what the refs that did move ask for. A second call does nothing.
 
+        Routes may have changed since the push was let in: one by a key that is bound to an
+        environment acts on no other for that.
         It has its place in the order of all changes when this returns; durable when awaited.
 
         Raises:
@@ -158,12 +169,13 @@ class PushHooks:
             before = sites.find(changes.db, push.site_id)
             if before is None or not pushes.land(changes.db, push.id, changes.now):
                 return []
+            landing = _Landing(push, self._rules, KeyReach.of(changes.db, push.actor))
             site = default_branch.settle(changes, before, landed, push.actor)
             effects: list[Effect] = []
             if site.default_branch != before.default_branch:
                 effects = [MadeDefault(f"{branches.HEADS}{site.default_branch}")]
             for move in landed:
-                effects += _effects_apart(changes, site, push, move, self._rules)
+                effects += _effects_apart(changes, site, landing, move)
             return effects
 
         return self._with_head(push.site_id, self._jobs.submit(change))
@@ -199,12 +211,12 @@ def _has_moved(move: RefMove, tips: dict[str, str]) -> bool:
 
 
 def _effects_apart(
-    changes: JobChanges, site: Site, push: PushRecord, move: RefMove, rules: PushRules
+    changes: JobChanges, site: Site, landing: _Landing, move: RefMove
 ) -> list[Effect]:
     """Act on one ref by itself: when that fails, the push's other refs do not suffer."""
     try:
         with changes.apart():
-            return _effects(changes, site, push, move, rules)
+            return _effects(changes, site, landing, move)
     except Exception as error:  # the ring of a ref
         if isinstance(error, StorageError) and not isinstance(error, RecordConflictError):
             raise  # no fault of the ref's: a full disk, for instance, which a repeat may not meet
@@ -212,9 +224,7 @@ def _effects_apart(
         return [Failed(move.ref)]
 
 
-def _effects(
-    changes: JobChanges, site: Site, push: PushRecord, move: RefMove, rules: PushRules
-) -> list[Effect]:
+def _effects(changes: JobChanges, site: Site, landing: _Landing, move: RefMove) -> list[Effect]:
     branch = branches.branch_of(move.ref)
     if branch is None:
         what = Deleted(move.ref) if move.is_delete else None
@@ -222,27 +232,37 @@ def _effects(
     routes = sites.routes(changes.db, site.id)
     target = branches.target_of(routes, branch)
     preview = environments.preview_of(changes.db, site.id, branch)
+    permanent = _permanent(changes, site, target)
     gone: list[Effect] = []
-    if preview is not None and (move.is_delete or target is not RouteTarget.PREVIEW):
+    if (
+        preview is not None
+        and (move.is_delete or target is not RouteTarget.PREVIEW)
+        and landing.reach.has(preview)
+    ):
         remove_environment(changes, preview)
         gone = [TornDown(move.ref, preview, move.is_delete)]
     if move.is_delete:
-        return gone or [Deleted(move.ref, _permanent(changes, site, target))]
+        return gone or [Deleted(move.ref, permanent if landing.reach.has(permanent) else None)]
     if move.old == move.new:
         return [*gone, NotDeployed(move.ref, "nothing changed")]
     if target is RouteTarget.IGNORE:
-        return [*gone, NotDeployed(move.ref, branches.reason_to_ignore(routes, branch))]
-    environment, is_new = _permanent(changes, site, target) or preview, False
+        why = f"{branches.reason_to_ignore(routes, branch)}: mf routes show --site {site.name}"
+        return [*gone, NotDeployed(move.ref, why)]
+    environment, is_new = permanent or preview, False
+    if not landing.reach.has(environment):
+        return [*gone, NotDeployed(move.ref, BEYOND_KEY)]
     if environment is None:
-        crowd = rules.previews.crowd(previews.count_of(changes.db, site.id))
+        crowd = landing.rules.previews.crowd(previews.count_of(changes.db, site.id))
         if crowd is not None:
             return [*gone, NotDeployed(move.ref, crowd)]
         environment, is_new = add_preview(changes, site, branch), True
-    clean = not CLEAN.isdisjoint(push.options)
+    clean = not CLEAN.isdisjoint(landing.push.options)
     order = BuildOrder(
-        environment, move.ref, move.new, push.actor, clean=clean, deploys=True, pushed=True
+        environment, move.ref, move.new, landing.push.actor, clean=clean, deploys=True, pushed=True
     )
-    policy = environment.when_pushed_again or site.when_pushed_again or rules.when_pushed_again
+    policy = (
+        environment.when_pushed_again or site.when_pushed_again or landing.rules.when_pushed_again
+    )
     queued = queue_build(changes, order, policy)
     return [*gone, Building(move.ref, environment, queued.build, is_new, queued.is_new)]
 

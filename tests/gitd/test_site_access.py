@@ -200,7 +200,8 @@ async def test_9_a_key_that_may_read_may_not_push_and_is_told_so(door: Door) -> 
     assert answer.status == 403
     assert answer.content_type == "text/plain"
     assert "lacks the scope deployments:write" in await answer.text()
-    assert "gitd key create --label NAME --preset deploy-bot" in await answer.text()
+    advised = "gitd key create --label NAME --site acme --scope deployments:write\n"
+    assert advised in await answer.text()
     assert (await door.post(PUSH, {"Authorization": reader})).status == 403
 
 

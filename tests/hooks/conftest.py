@@ -7,11 +7,12 @@ import contextlib
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from gitd.api_keys import mint
 from hooks.builds.build_cache import BuildCaches
 from hooks.builds.leases import BuildLimits
 from hooks.builds.packing import Packer
@@ -37,7 +38,7 @@ from storage.collect import Collector
 from storage.custody import Custody
 from storage.joblog import JobLogs
 from storage.model import ActorRef, Environment, Site
-from storage.records import environments
+from storage.records import api_keys, environments
 from storage.records.db import Records
 from storage.repair import Repairer
 from storage.repos import Repositories
@@ -47,6 +48,7 @@ from storage.sealing import Vault
 from tests.new_records import open_records
 
 ACTOR = ActorRef("api_key", "key_00000000000000000000000001", "tests")
+PUSHER = ActorRef("api_key", "key_1", "tests")  # whose key is there, and bound to nothing
 
 
 @dataclass
@@ -83,6 +85,9 @@ class World:
         server does, what cannot be rolled for damage is looked at.
         """
         records = open_records(root / "gitd.db")
+        if api_keys.get(records.reader(), PUSHER.id) is None:
+            _, key = mint(PUSHER.label, ("deployments:write",))
+            records.write(lambda db: api_keys.add(db, replace(key, id=PUSHER.id)))
         jobs = Jobs(records, JobLogs(root / "joblogs"))
         repositories = Repositories(root / "repos")
         (root / "repos").mkdir(exist_ok=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gitd.api_keys import mint
-from hooks.default_branch import moved_routes, said_by
+from hooks.default_branch import goes_live_as_default, moved_routes, said_by
 from hooks.errors import RefusedError
-from hooks.push import Building, MadeDefault
+from hooks.push import Building, MadeDefault, NotDeployed
 from storage.errors import StorageIoError
 from storage.model import (
     ActorRef,
@@ -64,6 +64,17 @@ def test_nothing_is_said_where_it_was_chosen_or_by_a_deletion() -> None:
 )
 def test_route_of_the_old_one_goes_along_unless_the_new_one_has_its_own(before, after) -> None:
     assert moved_routes(routes(before), "main", "trunk") == routes(after)
+
+
+@pytest.mark.parametrize(
+    ("branch", "goes_live"), [("trunk", True), ("v1", True), ("main", True), ("staging", False)]
+)
+def test_branch_goes_live_as_the_default_one_unless_its_own_route_leads_elsewhere(
+    branch, goes_live
+) -> None:
+    there = routes("main=live staging=staging v?=preview *=preview")
+    assert goes_live_as_default(there, "main", branch) is goes_live
+    assert not goes_live_as_default(there[1:], "main", branch)
 
 
 def routes(text: str) -> tuple[BranchRoute, ...]:
@@ -157,8 +168,7 @@ async def test_key_of_one_environment_chooses_nothing(world: World, bound_to: st
     record = await world.push_hooks.begin(site.id, by, (move,), ())
     await world.sites.delete_environment(preview)
     (effect,) = await world.push_hooks.land(record, (move,))
-    assert isinstance(effect, Building)
-    assert effect.environment.kind is EnvironmentKind.PREVIEW
+    assert isinstance(effect, NotDeployed)
     assert now(world, site).default_branch == "main"
 
 

@@ -309,7 +309,10 @@ async def test_push_beside_a_production_that_waits_says_what_it_waits_for(
         await narrator.tell_how_to_follow(effect, ear, was_asked=True)
         return ear.lines
 
-    assert waits in await said("master")
+    itself = "or let master go live itself: mf sites set acme-store --default-branch master"
+    build = "mf build --site acme-store --env production --ref master --deploy --wait"
+    lines = await said("master")
+    assert lines[-3:] == [waits, itself, f"and then, as it is pushed already: {build}"]
     ear = Ear()
     effect = await push(site, branch="master")
     following = asyncio.create_task(narrator.follow(effect, ear))
@@ -318,12 +321,14 @@ async def test_push_beside_a_production_that_waits_says_what_it_waits_for(
     desired = await told(world, effect.environment.id)
     await world.rolls.report(Report(desired.env_id, desired.deployment_id, "serving"))
     await following
-    assert ear.lines[-2:] == [waits, ""]
+    assert waits in ear.lines
     routes = (BranchRoute("v?", RouteTarget.LIVE), BranchRoute("*", RouteTarget.PREVIEW))
     await world.sites.replace_routes(site, routes)
     assert not any("waits for" in line for line in await said("master")), "no one branch"
     await world.sites.replace_routes(site, (BranchRoute("trunk", RouteTarget.LIVE), *routes))
-    assert any("git push managed master:trunk" in line for line in await said("master"))
+    lines = await said("master")
+    assert any("git push managed master:trunk" in line for line in lines)
+    assert not any("go live itself" in line for line in lines), "no route would be its"
     assert not any("waits for" in line for line in await said("trunk"))
     assert not any("waits for" in line for line in await said("master")), "it is on its way"
 

@@ -70,7 +70,7 @@ async def test_ignored_branch_queues_no_job(world, commit) -> None:
     await world.sites.replace_routes(site, [BranchRoute("*", RouteTarget.IGNORE)])
     (effect,) = await push(world, site, branch("main", tip))
     assert isinstance(effect, NotDeployed)
-    assert "ignore" in effect.why
+    assert effect.why == "its branch route says ignore: mf routes show --site acme-store"
     assert world.records.reader().execute("SELECT COUNT(*) FROM job").fetchone()[0] == 0
 
 

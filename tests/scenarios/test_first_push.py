@@ -54,6 +54,26 @@ def test_default_branch_of_a_site_is_changed_and_goes_live(server) -> None:
     assert (bad.status, bad.json["error"]["param"]) == (400, "default_branch")
 
 
+def test_push_says_how_a_branch_of_another_name_goes_live(
+    server,
+) -> None:
+    work = server.work()
+    work.git("checkout", "--quiet", "-b", "trunk")
+    work.commit({"index.html": PAGE.format("one")})
+    said = work.push("trunk")
+    assert "production waits for main: git push managed trunk:main" in said
+    first = "mf sites set acme-store --default-branch trunk"
+    then = "mf build --site acme-store --env production --ref trunk --deploy --wait"
+    assert f"or let trunk go live itself: {first} " in said
+    assert f"and then, as it is pushed already: {then} " in said
+    for command in (first, then):
+        server.run(*command.split())
+    assert server.serves("one")
+    work.commit({"index.html": PAGE.format("two")})
+    assert "trunk -> production" in work.push("trunk")
+    assert server.serves("two")
+
+
 def test_key_of_one_preview_pushes_nothing_live(server) -> None:
     """Not by the first push of `master` either, which would go live by any other key."""
     body = {"kind": "preview", "branch": "master"}
