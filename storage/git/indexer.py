@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.git.closure import Closure
-from storage.git.errors import PackInvalidError, PackTooLargeError
+from storage.git.errors import PackInvalidError, PackOutgrownError, PackTooLargeError
 from storage.git.fsck import FsckRules, SpecialFile
 from storage.git.object_checks import ObjectChecks
 from storage.git.object_formats import OID_BYTES
 from storage.git.objects import ObjectStore
 from storage.git.pack import entry_head
 from storage.git.pack_deltas import DeltaTrees
+from storage.git.pack_doubles import DOUBLED, drop_doubles
 from storage.git.pack_halves import scan_by_two
 from storage.git.pack_index import (
     PACK_MODE,
@@ -99,6 +100,7 @@ def index_pack(
 ) -> IndexedPack:
     """Check a pack, complete it if it is thin, and write its index beside it.
 
+    One that has an object twice is written anew, with each of its objects once.
     The file becomes `pack-<checksum>.pack` in its own directory. Nothing is synced.
 
     Args:
@@ -111,14 +113,23 @@ def index_pack(
 
     Raises:
         PackInvalidError: it is no whole, well-formed pack, an object is refused by the rules, or
-            differs from a stored one of the same id.
+            differs from a stored one of the same id; or see `drop_doubles`.
         PackTooLargeError: it exceeds a bound.
-        PackOutgrownError: it exceeds `memory_bytes_max`; the file is as it was.
+        PackOutgrownError: it exceeds `memory_bytes_max`, or has an object twice where that is
+            bounded; the file is as it was.
     """
     mapped = _mapped(path, limits) if unwritten is None else unwritten.content
     _require_header(mapped[:HEADER_BYTES], len(mapped), limits)
     checks = ObjectChecks(bases, rules)
     scan, trees = _read(mapped, limits, checks, may_fork=may_fork)
+    rows = sorted(scan.all_rows)
+    oids = row_oids(rows)
+    if any(map(operator.eq, oids, oids[1:])):
+        if limits.memory_bytes_max is not None or not isinstance(mapped, mmap.mmap):
+            raise PackOutgrownError(DOUBLED)
+        outside = {oid for oid, _, _ in trees.completed}
+        drop_doubles(path, mapped, rows, bases=bases, outside=outside)
+        return index_pack(path, bases=bases, limits=limits, rules=rules, may_fork=may_fork)
     completed = frozenset(oid for oid, _, _ in trees.completed)
     closure = scan.closure()  # before those are among its rows: who vouches for what they reach?
     end, trailer = scan.streams.end, mapped[scan.streams.end :]
@@ -130,10 +141,9 @@ def index_pack(
             trailer = content[-OID_BYTES:]
     elif trees.completed:
         trailer = _complete(path, end, scan, trees.completed)
-    rows = sorted(scan.all_rows)
-    oids = row_oids(rows)
-    if any(map(operator.eq, oids, oids[1:])):
-        raise PackInvalidError("the same object appears twice in the pack")
+    if completed:
+        rows = sorted(scan.all_rows)
+        oids = row_oids(rows)
     name = trailer.hex()
     if unwritten is not None and content is not None:
         index_path = unwritten.index_path

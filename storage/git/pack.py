@@ -86,7 +86,10 @@ class Pack:
         return None if rank is None else self.offset_at(rank)
 
     def rank(self, oid: bytes) -> int | None:
-        """Return the place of an id among all of this pack, ascending, or None."""
+        """Return the place of an id among all of this pack, ascending, or None.
+
+        Of several, as a pack of others may have them, the first.
+        """
         first = oid[0]
         low, high = self._fanout[first - 1] if first else 0, self._fanout[first]
         if high - low > _SCAN_COUNT_MAX:
@@ -103,10 +106,10 @@ class Pack:
     def _narrow(self, oid: bytes, low: int, high: int) -> tuple[int, int]:
         while high - low > 16:
             middle = (low + high) // 2
-            if self.oid_at(middle) <= oid:
+            if self.oid_at(middle) < oid:
                 low = middle
             else:
-                high = middle
+                high = middle + 1
         return low, high
 
     def oid_at(self, rank: int) -> bytes:

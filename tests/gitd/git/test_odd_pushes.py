@@ -124,6 +124,25 @@ def test_8_28_a_border_that_is_no_commit_here_is_none(
     assert not (wire.bare / "shallow").exists()
 
 
+# packs
+
+
+@pytest.mark.parametrize("checks", [False, True])
+@pytest.mark.parametrize("copies", [2, 5000])
+def test_8_20_an_object_may_come_twice(
+    wire: Any, raw: Any, git: Git, tmp_path: Path, *, copies: int, checks: bool
+) -> None:
+    """It is kept once: the pack is cloned as it lies by who checks that."""
+    git("config", "receive.fsckObjects", str(checks).lower(), cwd=wire.bare)
+    blob = b"it comes more than once\n"
+    pack = raw.make_pack(*[("blob", blob)] * copies)
+    got = wire.push((NONE, raw.oid_of("blob", blob), "refs/tags/x"), pack=pack)
+    assert (got.unpack, got.refs) == ("ok", {"refs/tags/x": "ok"})
+    git("fsck", "--full", "--strict", cwd=wire.bare)
+    url = wire.server.url_of(wire.bare)
+    git("-c", "fetch.fsckObjects", "clone", "-q", "--mirror", url, "c", cwd=tmp_path)
+
+
 # histories that lack something
 
 

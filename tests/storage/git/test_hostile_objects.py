@@ -36,7 +36,6 @@ from storage.git.object_formats import (
 from storage.git.objects import ObjectStore
 from storage.git.pack import PACK_HEADER_BYTES, Pack, entry_head, read_entry_head
 from storage.git.pack_scan import PackLimits
-from tests.gitd.git.conftest import run_git
 
 MANY = 1_000_000
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -322,19 +321,6 @@ def test_a_loose_object_ends_where_its_head_says(
         store.get(oid)
     with pytest.raises(RepositoryCorruptError, match=says):
         b"".join(store.stream(oid))
-
-
-def test_a_pack_with_an_object_twice_is_refused_as_by_git_where_it_checks(tmp_path: Path) -> None:
-    """t5308; git takes it where it does not check objects."""
-    twice = entry(BLOB, b"12345") * 2
-    with pytest.raises(PackInvalidError, match="the same object appears twice in the pack"):
-        indexed(tmp_path, 2, twice)
-    run_git("init", "-q", "--bare", "r.git", cwd=tmp_path)
-    for more, status in (((), 0), (("--strict",), 128)):
-        command = ("index-pack", "--stdin", *more)
-        pack = (tmp_path / "pack").read_bytes()
-        done = run_git(*command, cwd=tmp_path / "r.git", check=False, stdin=pack)
-        assert done.status == status
 
 
 def test_a_literal_cannot_run_into_what_is_put_behind_a_delta(tmp_path: Path) -> None:
