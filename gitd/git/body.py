@@ -68,7 +68,9 @@ class BodyReader:
                     piece = self._inflate(piece)
             self._total_bytes += len(piece)
             if self._bytes_max is not None and self._total_bytes > self._bytes_max:
-                raise BodyTooLargeError(f"the request is larger than {self._bytes_max} bytes")
+                raise BodyTooLargeError(
+                    f"the request is larger than {self._bytes_max} bytes (git.request_bytes_max)"
+                )
             if piece:
                 return piece
         return b""
@@ -78,7 +80,9 @@ class BodyReader:
             async with asyncio.timeout(self._idle_s):
                 return await self._content.readany()
         except TimeoutError as error:
-            raise BodyStalledError("the client sent nothing for too long") from error
+            raise BodyStalledError(
+                f"the client sent nothing for too long ({self._idle_s:g} s, git.idle_s)"
+            ) from error
         except web.RequestPayloadError as error:
             raise BodyInvalidError("the request's body is damaged") from error
         except (ConnectionError, ClientConnectionError) as error:

@@ -104,6 +104,14 @@ class DepthWish:
         return Depth(self._commits, self._is_relative, self._since, tuple(self._without))
 
 
+def too_many(what: str, count_max: int) -> FetchRefusedError:
+    """Say so of `wants` or `haves`, of which a request may have so many."""
+    return FetchRefusedError(
+        f"upload-pack: too many {what}: {count_max} at most (git.{what}_max); "
+        "fetch fewer refs at once"
+    )
+
+
 def _positive(text: str, message: str) -> int:
     if not _NUMBER.fullmatch(text):
         raise FetchRefusedError(f"upload-pack: {message}")

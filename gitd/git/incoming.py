@@ -42,6 +42,7 @@ from storage.git.ingest import (
 from storage.git.object_formats import BLOB
 from storage.git.pack_keeps import PackKeeps
 from storage.git.repository import Repository
+from storage.room import size_in_words
 
 SPOOL_BUFFER_BYTES = 1 << 20
 _FATAL_FINDINGS = ("nulinheader", "unterminatedheader")  # what follows cannot be read then
@@ -99,8 +100,10 @@ class Incoming:
             return Ingested(error=str(error), unpack_status=_ABNORMAL_EXIT)
 
     async def _receive(self, body: BodyReader, on_arrival: Callable[[], None]) -> Ingested:
-        configured = self._repository.config.number("receive.maxinputsize", default=0) or None
-        bytes_max = min(configured or self._limits.pack_bytes_max, self._limits.pack_bytes_max)
+        bytes_max, setting = self._limits.pack_bytes_max, "git.pack_bytes_max"
+        configured = self._repository.config.number("receive.maxinputsize", default=0) or 0
+        if 0 < configured < bytes_max:
+            bytes_max, setting = configured, "receive.maxInputSize"
         total_bytes = 0
         waiting: list[bytes] = []
         waiting_bytes = 0
@@ -109,7 +112,10 @@ class Incoming:
             async for piece in body.rest():
                 total_bytes += len(piece)
                 if total_bytes > bytes_max:
-                    raise BodyTooLargeError("pack exceeds maximum allowed size")
+                    raise BodyTooLargeError(
+                        f"pack exceeds maximum allowed size ({size_in_words(bytes_max)}, "
+                        f"{setting}): push older commits first"
+                    )
                 waiting.append(piece)
                 waiting_bytes += len(piece)
                 if total_bytes > self._limits.thread_bytes_max and file is None:

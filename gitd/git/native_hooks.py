@@ -132,7 +132,9 @@ class HookRunner:
                 await asyncio.gather(_feed(process, stdin), self._relay(process))
                 return await process.wait() == 0
         except TimeoutError:
-            await self._say(f"error: {name} took longer than {self._timeout_s:g} s\n".encode())
+            await self._say(
+                f"error: {name} took longer than {self._timeout_s:g} s (git.hook_s)\n".encode()
+            )
             return False
         finally:
             if process.returncode is None:

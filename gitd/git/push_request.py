@@ -137,12 +137,15 @@ async def read_wish(body: BodyReader, limits: GitLimits, *, offered: Collection[
         if len(wish.capabilities) > CAPABILITIES_MAX:
             raise BodyInvalidError(f"a push may name {CAPABILITIES_MAX} capabilities at most")
         if total_bytes > limits.request_bytes_max:
-            wish.refusal = f"the commands of a push have more than {limits.request_bytes_max} bytes"
+            wish.refusal = (
+                f"the commands of a push have {limits.request_bytes_max} bytes at most "
+                "(git.request_bytes_max): push fewer refs at once"
+            )
             if not wish.commands:
                 raise BodyTooLargeError(wish.refusal)
             return wish
         if len(wish.commands) > limits.commands_max:
-            wish.refusal = f"a push may update {limits.commands_max} refs at most"
+            wish.refusal = _too_many_commands(limits)
             return wish
         if len(wish.shallow) > limits.wants_max:
             raise BodyInvalidError("too many shallow lines")
@@ -169,7 +172,10 @@ async def _read_certificate(body: BodyReader, limits: GitLimits) -> bytes:
             raise BodyInvalidError("protocol error: the push certificate has no end")
         total_bytes += len(line)
         if total_bytes > limits.request_bytes_max:
-            raise BodyTooLargeError("the push certificate is too large")
+            raise BodyTooLargeError(
+                f"a push certificate has {limits.request_bytes_max} bytes at most "
+                "(git.request_bytes_max)"
+            )
         lines.append(line)
     return b"".join(lines)
 
@@ -184,7 +190,14 @@ def _take_certified(wish: Wish, content: bytes, limits: GitLimits) -> None:
     lines = wish.certificate.commands
     wish.commands = [_command(line) for line in lines[: limits.commands_max]]
     if len(lines) > limits.commands_max:
-        wish.refusal = f"a push may update {limits.commands_max} refs at most"
+        wish.refusal = _too_many_commands(limits)
+
+
+def _too_many_commands(limits: GitLimits) -> str:
+    return (
+        f"a push may update {limits.commands_max} refs at most (git.commands_max): "
+        "push fewer at once"
+    )
 
 
 async def _read_options(body: BodyReader, wish: Wish, limits: GitLimits) -> None:
@@ -197,7 +210,8 @@ async def _read_options(body: BodyReader, wish: Wish, limits: GitLimits) -> None
         if is_long or len(options) > limits.push_options_max:
             wish.refusal = (
                 f"a push may have {limits.push_options_max} options of "
-                f"{limits.push_options_bytes_max} bytes at most"
+                f"{limits.push_options_bytes_max} bytes at most (git.push_options_max, "
+                "git.push_options_bytes_max)"
             )
             return
     wish.options = options

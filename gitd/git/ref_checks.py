@@ -79,7 +79,8 @@ class RefChecks:
         if current is None:
             self._ref_count += 1
             if self._ref_count > self._refs_max:
-                return "", f"a repository may have {self._refs_max} refs at most"
+                bound = f"a repository may have {self._refs_max} refs at most (git.refs_max)"
+                return "", f"{bound}: delete others first"
         try:
             return self._judge_update(command, shown, current)
         except RepositoryCorruptError as error:

@@ -22,6 +22,7 @@ from gitd.git.fetch import (
     require_reachable,
     shallow_lines,
     take_filter,
+    too_many,
 )
 from gitd.git.limits import GitLimits
 from gitd.git.pack_sender import PackSender
@@ -91,7 +92,7 @@ class UploadV0:
                     text = text[:45]
                 fetch.wants.append(parse_oid(text[5:45], "want"))
                 if len(fetch.wants) > self._limits.wants_max:
-                    raise FetchRefusedError("upload-pack: too many wants")
+                    raise too_many("wants", self._limits.wants_max)
             elif text.startswith(b"shallow "):
                 fetch.shallow.append(parse_oid(text[8:], "shallow"))
             elif text.startswith(b"filter ") and b"filter" in self._capabilities:
@@ -158,7 +159,7 @@ class UploadV0:
                     raise FetchRefusedError(f"upload-pack: expected SHA1 list, got '{shown}'")
                 haves.append(parse_oid(text[5:], "have"))
                 if len(talk.common) + len(haves) > self._limits.haves_max:
-                    raise FetchRefusedError("upload-pack: too many haves")
+                    raise too_many("haves", self._limits.haves_max)
                 continue
             await answer.write(reply)
             if is_over:

@@ -24,6 +24,7 @@ from gitd.git.fetch import (
     require_wants,
     shallow_lines,
     take_filter,
+    too_many,
 )
 from gitd.git.limits import GitLimits
 from gitd.git.pack_sender import PackSender
@@ -247,9 +248,10 @@ class UploadV2:
                 fetch.shallow.append(parse_oid(line[8:], "shallow"))
             elif not (self._take_flag(line, fetch) or depth.take(line, view)):
                 self._take_optional(line, fetch)
-        want_count = len(fetch.wants) + len(fetch.want_refs)
-        if want_count > self._limits.wants_max or len(fetch.haves) > self._limits.haves_max:
-            raise FetchRefusedError("upload-pack: too many wants or haves")
+        if len(fetch.wants) + len(fetch.want_refs) > self._limits.wants_max:
+            raise too_many("wants", self._limits.wants_max)
+        if len(fetch.haves) > self._limits.haves_max:
+            raise too_many("haves", self._limits.haves_max)
         fetch.depth = depth.depth()
         if fetch.uri_protocols and fetch.all_on_bands:
             fetch.elsewhere = _elsewhere(self._repository, fetch.uri_protocols)

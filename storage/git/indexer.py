@@ -213,7 +213,10 @@ def _require_header(head: bytes, size: int, limits: PackLimits) -> None:
             unpack_status="protocol error (pack version unsupported)",
         )
     if count > limits.objects_max:
-        raise PackTooLargeError(f"pack has {count} objects; at most {limits.objects_max} are taken")
+        raise PackTooLargeError(
+            f"pack has {count} objects; at most {limits.objects_max} are taken (git.objects_max): "
+            "push older commits first"
+        )
     if size < 12 + OID_BYTES or count > (size - 12 - OID_BYTES) // ENTRY_BYTES_MIN:
         raise PackInvalidError("early EOF")
 

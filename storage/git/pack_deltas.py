@@ -99,7 +99,10 @@ class DeltaTrees:
                 stack.append((result, depth + 1, grandchildren))
                 pending_bytes += len(result)
                 if pending_bytes > self._pending_bytes_max:
-                    raise PackTooLargeError("the pack's deltas need too much memory")
+                    raise PackTooLargeError(
+                        "the pack's deltas need too much memory: git repack -a -d -F --window=0, "
+                        "and push again"
+                    )
 
     def _patched(self, base: bytes, child: Delta) -> bytes:
         scan = self._scan
@@ -110,7 +113,10 @@ class DeltaTrees:
             head = delta_head(delta)
             size = head[2]
             if size > min(scan.limits.object_bytes_max, self._pending_bytes_max):
-                raise PackTooLargeError(f"a delta makes an object of {size} bytes")
+                bound = min(scan.limits.object_bytes_max, self._pending_bytes_max)
+                raise PackTooLargeError(
+                    f"a delta makes an object of {size} bytes; at most {bound} are made"
+                )
             scan.count_inflated(size)
             if head[0] != len(base):
                 raise PackInvalidError("delta does not fit its base")

