@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -44,6 +45,7 @@ needs_strace = pytest.mark.skipif(
 )
 
 Point = tuple[str, int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class Child:
         return Attempt(is_reached, is_done=done.returncode == 0)
 
 
-def share(points: Sequence[Point]) -> list[Point]:
+def share(points: Sequence[T]) -> list[T]:
     """The points of a sweep that this run goes through: all of them.
 
     With CRASH_SHARE=2/5 only the second of five equal parts, for a machine that has no hour in one
@@ -209,7 +211,7 @@ def share(points: Sequence[Point]) -> list[Point]:
     return list(points)[int(part) - 1 :: int(parts)]
 
 
-def some(points: Sequence[Point], count: int) -> list[Point]:
+def some(points: Sequence[T], count: int) -> list[T]:
     """A few of the points, by CRASH_SEED; the sweeps of `make soak` have them all."""
     seed = int(os.environ.get("CRASH_SEED", "0"))
     return random.Random(seed).sample(points, min(count, len(points)))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.power import KINDS, disk_of, needs_disks
+from tests.recorded import record
 from tests.thin_disk import thin_disk
 
 OF_MAKING = {"lost+found"}
@@ -41,6 +42,49 @@ def test_first_state_is_put_back_though_somebody_has_the_disk_mounted_still(kind
             assert names(disk.begin()) == {"first"}
             assert names(disk.cut()) == {"first"}
             disk.end()
+
+
+DATA = b"it" * 2048
+# Over what is there, past the kernel's memory, and with nobody asking the disk to keep it.
+WRITES_DIRECTLY = """
+import mmap, os, sys
+data = mmap.mmap(-1, 4096)
+data.write(b"it" * 2048)
+os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_DIRECT), data)
+"""
+WRITES = """
+import os, sys
+for name in ("synced", "not"):
+    with open(f"{sys.argv[1]}/{name}", "wb", buffering=0) as file:
+        file.write(b"it" * 2048)
+        if name == "synced":
+            os.fsync(file.fileno())
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_run_has_what_it_synced_and_nothing_else(kind: str) -> None:
+    with disk_of(kind, lambda where: (where / "first").touch()) as disk:
+        recording = record(disk, lambda where: ["-c", WRITES, where])
+        assert recording.status == 0
+        found = [
+            ({path.name for path in kept.glob("*") if path.is_file() and path.read_bytes()}, done)
+            for kept, done in recording.cuts(recording.moments)
+        ]
+    assert [whole for whole, is_done in found if is_done] == [{"synced"}] * 5
+    assert [whole for whole, is_done in found if not is_done and not whole]
+
+
+def test_recorded_disk_may_lose_what_it_was_not_told_to_flush() -> None:
+    with disk_of("ext4", lambda where: (where / "first").write_bytes(bytes(4096))) as disk:
+        recording = record(disk, lambda where: ["-c", WRITES_DIRECTLY, where / "first"])
+        done = [moment for moment in recording.moments if moment.is_done]
+        kept = {
+            moment.loss: (where / "first").read_bytes()
+            for moment in done
+            for where, _ in recording.cuts([moment])
+        }
+    assert (kept[0.0], kept[1.0]) == (DATA, bytes(4096))
 
 
 @pytest.mark.parametrize("kind", KINDS)

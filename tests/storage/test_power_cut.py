@@ -1,16 +1,13 @@
 """Power cuts: what was acknowledged is on the medium, on each filesystem that can be made here.
 
-Samples first, then the long proofs. The power is cut right after a process ended, or at a
-system call of it.
+Samples first, then the long proofs. The power is cut right after a process ended, at a system call
+of it, or at any moment at which something differs on the disk.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +21,9 @@ from storage.errors import StorageError
 from storage.retention import Retention
 from storage.trust import Keyring, load_keyring
 from storage.unpacked import verify_tree
+from tests.crashing import share, some
 from tests.power import KINDS, KINDS_IN_TURN, Disk, disk_of, killed_at, needs_disks, run
+from tests.recorded import record
 from tests.spoiling import flip
 from tests.storage.trees import FEW, INGEST_CHILD, LARGE, MANY, Tree
 
@@ -34,10 +33,7 @@ ROTATE_CHILD = FOLDER / "rotate_child.py"
 UNPACK_CHILD = FOLDER / "unpack_child.py"
 REPAIR_CHILD = FOLDER / "repair_child.py"
 SYNCS = "fsync,fdatasync,syncfs"
-CALLS = (
-    *("write", "pwrite64", "rename", "renameat", "link", "unlink", "unlinkat"),
-    *("fsync", "fdatasync", "syncfs"),
-)
+RESTLESS = pytest.mark.parametrize("is_restless", [False, True], ids=["quiet", "restless"])
 TREES = pytest.mark.parametrize("tree", [FEW, MANY, LARGE], ids=str)
 
 pytestmark = [
@@ -66,7 +62,11 @@ def sample(request: pytest.FixtureRequest, shop_at) -> Iterator[Disk]:
 
 
 def ingest(where: Path, tree: Tree, *strace: str) -> int:
-    return run(where, [INGEST_CHILD, *tree.words(where / "shop")], strace)
+    return run(where, ingesting_of(tree)(where), strace)
+
+
+def ingesting_of(tree: Tree) -> Callable[[Path], list[str | Path]]:
+    return lambda where: [INGEST_CHILD, *tree.words(where / "shop")]
 
 
 def artifacts(shop) -> int:
@@ -75,6 +75,17 @@ def artifacts(shop) -> int:
     report = check_store(shop.folder / "store", shop.records)
     assert (report.problems, report.leftovers) == ((), ())
     return report.envelopes
+
+
+def expect_whole_artifacts(shop_at, kept: Path, *, is_done: bool) -> None:
+    """What was acknowledged is there; nothing half; and it can be done again."""
+    shop = shop_at(kept / "shop")
+    shop.builds = iter([2000])
+    found = artifacts(shop)
+    assert found == 2 if is_done else found in (1, 2)
+    shop.ingest({"a/page.html": b"two" * 50, "more/1": b"1"})
+    assert artifacts(shop) == found + 1
+    shop.records.close()
 
 
 # -- a sample --------------------------------------------------------------------------------------
@@ -92,26 +103,62 @@ def test_power_cut_takes_no_artifact_that_was_acknowledged_and_leaves_no_half_on
         sample.end()
 
 
-def test_power_cut_after_a_repair_leaves_what_was_mended(sample: Disk, shop_at) -> None:
-    where = sample.begin()
+def test_power_cut_at_some_moments_leaves_whole_artifacts_only(sample: Disk, shop_at) -> None:
+    for is_restless in (False, True):
+        ingesting = record(sample, ingesting_of(FEW), is_restless=is_restless)
+        assert ingesting.status == 0
+        *before, last = ingesting.moments
+        assert last.is_done
+        assert len(before) > 20
+        for kept, is_done in ingesting.cuts([*some(before, 4), last]):
+            expect_whole_artifacts(shop_at, kept, is_done=is_done)
+
+
+def damage(disk: Disk, shop_at) -> None:
+    """Damage what is on the disk, with a copy of it beside, as the first state `damaged`."""
+    where = disk.begin()
     shop = shop_at(where / "shop")
     (shop.folder / "copy").mkdir()
     (shop.folder / "copy" / "any-name").write_bytes(b"before")
     flip(shop.blob(b"before"))
     shop.records.close()
-    sample.keep("damaged")
+    disk.keep("damaged")
+
+
+def repairing(where: Path) -> list[str | Path]:
+    return [REPAIR_CHILD, where / "shop"]
+
+
+def expect_mended(shop_at, kept: Path) -> None:
+    shop = shop_at(kept / "shop")
+    assert artifacts(shop) == 1
+    assert shop.blob(b"before").read_bytes() == b"before"
+    (damaged,) = shop.store.layout.quarantine.iterdir()
+    assert damaged.read_bytes() != b"before"
+    shop.records.close()
+
+
+def test_power_cut_after_a_repair_leaves_what_was_mended(sample: Disk, shop_at) -> None:
+    damage(sample, shop_at)
     where = sample.begin("damaged")
-    assert run(where, [REPAIR_CHILD, where / "shop"]) == 0
-    kept = shop_at(sample.cut() / "shop")
-    assert artifacts(kept) == 1
-    assert kept.blob(b"before").read_bytes() == b"before"
-    assert len(list(kept.store.layout.quarantine.iterdir())) == 1
-    kept.records.close()
+    assert run(where, repairing(where)) == 0
+    expect_mended(shop_at, sample.cut())
+
+
+@RESTLESS
+@pytest.mark.soak
+def test_power_cut_at_any_moment_of_a_repair_leaves_what_can_be_mended(
+    disk: Disk, shop_at, *, is_restless: bool
+) -> None:
+    damage(disk, shop_at)
+    recording = record(disk, repairing, base="damaged", is_restless=is_restless)
+    assert recording.status == 0
+    for kept, is_done in recording.cuts(share(recording.moments)):
+        assert is_done or run(kept, repairing(kept)) == 0
+        expect_mended(shop_at, kept)
 
 
 # -- changing keys -----------------------------------------------------------------------------
-
-KEYS_CALLS = ("write", "rename", "link", "unlink", "fsync", "flock")
 
 
 def establish(where: Path) -> None:
@@ -120,8 +167,8 @@ def establish(where: Path) -> None:
     Custody(where / "keys").open(where / "trust")
 
 
-def change_keys(where: Path, *strace: str) -> int:
-    return run(where, [ROTATE_CHILD, where / "keys", where / "trust"], strace)
+def changing_keys(where: Path) -> list[str | Path]:
+    return [ROTATE_CHILD, where / "keys", where / "trust"]
 
 
 def open_keys(where: Path) -> tuple[Custody, Keyring]:
@@ -143,36 +190,29 @@ def test_power_cut_after_a_change_of_keys_leaves_the_new_ones(kind: str) -> None
     with disk_of(kind, establish) as disk:
         where = disk.begin()
         old = Custody(where / "keys").signing_key().key_id
-        assert change_keys(where) == 0
+        assert run(where, changing_keys(where)) == 0
         custody, ring = open_keys(disk.cut())
         assert custody.signing_key().key_id != old
         assert ring.keys[old].revoked
 
 
+@RESTLESS
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS)
-def test_power_cut_at_any_moment_of_a_change_of_keys_leaves_keys_that_hold(kind: str) -> None:
+def test_power_cut_at_any_moment_of_a_change_of_keys_leaves_keys_that_hold(
+    kind: str, *, is_restless: bool
+) -> None:
     with disk_of(kind, establish) as disk:
-        reached = 0
-        for call in KEYS_CALLS:
-            for number in itertools.count(1):
-                is_done = change_keys(disk.begin(), *killed_at(call, number)) == 0
-                kept = disk.cut()
-                custody, _ = open_keys(kept)
-                new = custody.rotate(kept / "trust").key_id
-                ring = expect_held(custody, kept / "trust")
-                assert [name for name, key in ring.keys.items() if key.is_active] == [new]
-                disk.end()
-                if is_done:
-                    break
-                reached += 1
-        print(f"{kind}: {reached} cuts while keys change")
-        assert reached > 15
+        changing = record(disk, changing_keys, is_restless=is_restless)
+        assert changing.status == 0
+        for kept, _ in changing.cuts(share(changing.moments)):
+            custody, _ = open_keys(kept)
+            new = custody.rotate(kept / "trust").key_id
+            ring = expect_held(custody, kept / "trust")
+            assert [name for name, key in ring.keys.items() if key.is_active] == [new]
 
 
 # -- unpacking ---------------------------------------------------------------------------------
-
-UNPACK_CALLS = ("write", "mkdir", "utimensat", "rename", *SYNCS.split(","))
 
 
 class Unpacking:
@@ -184,44 +224,39 @@ class Unpacking:
         ingested = shop.ingest({f"d/f{n}": b"%d" % n * 100 for n in range(count)})
         self._manifest = shop.verify(ingested).manifest
         self._words = (str(ingested.digest), ingested.envelope_sha256)
-        self._disk = disk
         shop.records.close()
         disk.keep("filled")
 
-    def cut(self, *strace: str) -> tuple[bool, Path]:
-        """Unpack, and cut the power; return whether it was done, and where it is then if it is."""
-        where = self._disk.begin("filled")
-        child = [UNPACK_CHILD, where / "shop/store", *self._words, where / "release"]
-        is_done = run(where, child, strace) == 0
-        release = self._disk.cut() / "release"
+    def child(self, where: Path) -> list[str | Path]:
+        return [UNPACK_CHILD, where / "shop/store", *self._words, where / "release"]
+
+    def expect_whole_or_none(self, kept: Path, *, is_done: bool) -> None:
+        release = kept / "release"
+        assert release.exists() or not is_done
         if release.exists():
             verify_tree(release, self._manifest)
-        return is_done, release
 
 
 def test_power_cut_after_an_unpacking_leaves_the_folder_whole(sample: Disk, shop_at) -> None:
     for count in (3, 60):
-        is_done, release = Unpacking(sample, shop_at, count).cut()
-        assert is_done
-        assert release.exists()
+        unpacking = Unpacking(sample, shop_at, count)
+        where = sample.begin("filled")
+        assert run(where, unpacking.child(where)) == 0
+        unpacking.expect_whole_or_none(sample.cut(), is_done=True)
         sample.end()
 
 
+@RESTLESS
 @pytest.mark.soak
 @pytest.mark.parametrize("count", [3, 60])
 def test_power_cut_while_unpacking_leaves_a_whole_folder_or_none(
-    disk: Disk, shop_at, count: int
+    disk: Disk, shop_at, *, count: int, is_restless: bool
 ) -> None:
     unpacking = Unpacking(disk, shop_at, count)
-    points = [(call, number) for call in UNPACK_CALLS for number in (1, 2, 3, count)]
-    reached = 0
-    for call, number in points:
-        is_done, release = unpacking.cut(*killed_at(call, number))
-        assert release.exists() or not is_done
-        reached += not is_done
-        disk.end()
-    print(f"{disk.kind}: {reached} cuts while unpacking")
-    assert reached > 8
+    recording = record(disk, unpacking.child, base="filled", is_restless=is_restless)
+    assert recording.status == 0
+    for kept, is_done in recording.cuts(share(recording.moments)):
+        unpacking.expect_whole_or_none(kept, is_done=is_done)
 
 
 # -- acknowledged ----------------------------------------------------------------------------------
@@ -251,32 +286,19 @@ def test_power_cut_here_does_lose_what_was_not_synced(disk: Disk, shop_at) -> No
 
 
 @TREES
+@RESTLESS
 @pytest.mark.soak
 def test_power_cut_at_any_moment_leaves_whole_artifacts_only(
-    disk: Disk, shop_at, tree: Tree
+    disk: Disk, shop_at, *, tree: Tree, is_restless: bool
 ) -> None:
-    pick = random.Random(int(os.environ.get("CRASH_SEED", "0")))
-    reached = 0
-    # Half of them while a large tree's early sync goes on, or behind it.
-    numbers = range(1, 2 * LARGE.count if tree == LARGE else 13)
-    for call in CALLS:
-        for number in sorted(pick.sample(numbers, 4)):
-            code = ingest(disk.begin(), tree, *killed_at(call, number))
-            reached += code != 0
-            kept = shop_at(disk.cut() / "shop")
-            kept.builds = iter([2000])
-            assert artifacts(kept) == (2 if code == 0 else artifacts(kept))
-            kept.ingest({"a/page.html": b"two" * 50, "more/1": b"1"})
-            assert artifacts(kept) >= 2
-            kept.records.close()
-            disk.end()
-    print(f"{disk.kind}: {reached} cuts")
-    assert reached > 8
+    ingesting = record(disk, ingesting_of(tree), is_restless=is_restless)
+    assert ingesting.status == 0
+    for kept, is_done in ingesting.cuts(share(ingesting.moments)):
+        expect_whole_artifacts(shop_at, kept, is_done=is_done)
 
 
 # -- collecting --------------------------------------------------------------------------------
 
-COLLECT_CALLS = ("unlink", "pwrite64", "fdatasync", "flock")
 KEPT = {"a/shared": b"one" * 50, "kept": b"kept"}
 
 
@@ -315,20 +337,20 @@ def expect_kept_alone(shop, digest: Digest) -> None:
     assert (report.problems, report.leftovers, report.blobs) == ((), (), len(KEPT))
 
 
+@RESTLESS
 @pytest.mark.soak
-def test_power_cut_while_collecting_takes_nothing_that_is_kept(disk: Disk, shop_at) -> None:
+def test_power_cut_while_collecting_takes_nothing_that_is_kept(
+    disk: Disk, shop_at, *, is_restless: bool
+) -> None:
     digest = fill(disk, shop_at)
-    seed = int(os.environ.get("CRASH_SEED", "0"))
-    pick = random.Random(seed)
-    points = [(call, n) for call in COLLECT_CALLS for n in sorted(pick.sample(range(1, 25), 4))]
-    reached = 0
-    for call, number in [*points, ("none", 0)]:
-        where = disk.begin("filled")
-        how = killed_at(call, number) if number else ()
-        reached += run(where, [COLLECT_CHILD, where / "shop"], how) != 0
-        kept = shop_at(disk.cut() / "shop")
-        expect_kept_alone(kept, digest)
-        kept.records.close()
-        disk.end()
-    print(f"{disk.kind}: {reached} cuts while collecting")
-    assert reached > 8
+    collecting = record(
+        disk,
+        lambda where: [COLLECT_CHILD, where / "shop"],
+        base="filled",
+        is_restless=is_restless,
+    )
+    assert collecting.status == 0
+    for kept, _ in collecting.cuts(share(collecting.moments)):
+        shop = shop_at(kept / "shop")
+        expect_kept_alone(shop, digest)
+        shop.records.close()

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState
-from tests.crashing import needs_strace
+from tests.crashing import share
 from tests.hooks.deploys.test_state import SWITCH_CHILD, Switch, expect_whole
-from tests.power import KINDS, KINDS_IN_TURN, disk_of, killed_at, needs_disks, run
+from tests.power import KINDS, KINDS_IN_TURN, disk_of, needs_disks
+from tests.recorded import record
 
 ENVIRONMENT = "first/environments/env_1"
-SWITCH_CALLS = ("write", "fsync", "rename", "symlink")
 
 pytestmark = needs_disks
 
 
-@needs_strace
 @pytest.mark.soak
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("is_restless", [False, True], ids=["quiet", "restless"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_power_cut_at_any_moment_of_a_switch_leaves_the_old_release_or_the_new(kind):
+def test_power_cut_at_any_moment_of_a_switch_leaves_the_old_release_or_the_new(kind, is_restless):
     state = EnvironmentState("env_1", "acme-store", "production", "production", ("a.localhost",))
     made = []
     served = []
     with disk_of(kind, lambda where: made.append(Switch(where, state))) as disk:
         (old, new) = made[0].names
-        for call in SWITCH_CALLS:
-            for number in itertools.count(1):
-                where = disk.begin()
-                child = [SWITCH_CHILD, where / ENVIRONMENT, new]
-                is_done = run(where, child, killed_at(call, number)) == 0
-                kept = EnvironmentFolder(disk.cut() / ENVIRONMENT)
-                served.append(expect_whole(kept, (old, new)))
-                disk.end()
-                if is_done:
-                    assert served[-1] == new
-                    break
-    print(f"{kind}: {len(served)} cuts at a switch, {served.count(new)} after it")
+        switching = record(
+            disk,
+            lambda where: [SWITCH_CHILD, where / ENVIRONMENT, new],
+            is_restless=is_restless,
+        )
+        assert switching.status == 0
+        for kept, is_done in switching.cuts(share(switching.moments)):
+            served.append(expect_whole(EnvironmentFolder(kept / ENVIRONMENT), (old, new)))
+            assert served[-1] == new or not is_done
     assert {old, new} == set(served)
 
 

@@ -4,22 +4,16 @@ what was broken off, and it can be done again.
 
 from __future__ import annotations
 
-import os
-import random
 from pathlib import Path
 
 import pytest
 
 from storage.backup.destination import Destination
 from storage.backup.verify import verify
-from tests.crashing import needs_strace
-from tests.power import KINDS, KINDS_IN_TURN, disk_of, killed_at, needs_disks, run
+from tests.crashing import share
+from tests.power import KINDS, KINDS_IN_TURN, disk_of, needs_disks, run
+from tests.recorded import record
 from tests.storage.backup.test_crash import CHILD, EXPECT, expect_whole, make_before
-
-CALLS = {
-    "take": ("write", "pwrite64", "rename", "mkdir", "unlinkat", "fsync", "fdatasync"),
-    "restore": ("write", "rename", "mkdir", "chmod", "utimensat", "fsync", "syncfs", "unlink"),
-}
 
 pytestmark = [*needs_disks, pytest.mark.timeout(1800)]
 
@@ -37,25 +31,21 @@ def test_acknowledged_backup_and_restore_survive_a_power_cut(make_small, kind: s
         expect_whole(disk.cut() / "small" / "new")
 
 
-def back_up(small: Path, what: str = "take", *strace: str) -> int:
-    return run(small.parent, [CHILD, small, what], strace)
+def back_up(small: Path, what: str = "take") -> int:
+    return run(small.parent, [CHILD, small, what])
 
 
-@needs_strace
 @pytest.mark.soak
-@pytest.mark.parametrize("what", CALLS)
+@pytest.mark.parametrize("is_restless", [False, True], ids=["quiet", "restless"])
+@pytest.mark.parametrize("what", EXPECT)
 @pytest.mark.parametrize("kind", KINDS)
 def test_power_cut_at_any_moment_leaves_backups_that_are_whole_and_no_half_restore(
-    make_small, kind: str, what: str
+    make_small, *, kind: str, what: str, is_restless: bool
 ) -> None:
-    pick = random.Random(int(os.environ.get("CRASH_SEED", "0")))
-    reached = 0
     with disk_of(kind, lambda where: make_before(make_small, where / "small")) as disk:
-        for call in CALLS[what]:
-            for number in sorted(pick.sample(range(1, 21), 5)):
-                is_done = back_up(disk.begin() / "small", what, *killed_at(call, number)) == 0
-                EXPECT[what](disk.cut() / "small", is_done=is_done)
-                reached += not is_done
-                disk.end()
-    print(f"{kind}: {reached} cuts, {what}")
-    assert reached > 12
+        recording = record(
+            disk, lambda where: [CHILD, where / "small", what], is_restless=is_restless
+        )
+        assert recording.status == 0
+        for kept, is_done in recording.cuts(share(recording.moments)):
+            EXPECT[what](kept / "small", is_done=is_done)
