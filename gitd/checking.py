@@ -219,7 +219,8 @@ def _look_at_the_rest(
     folder: DataFolder, records: Records, found: _Found, *, is_deep: bool
 ) -> None:
     _look_at_repositories(folder, records, found, is_deep=is_deep)
-    store = check_store(folder.store, records, is_deep=is_deep)
+    # Who asks for every byte asks whether the disk has it, not whether memory has.
+    store = check_store(folder.store, records, is_deep=is_deep, from_medium=is_deep)
     found.findings += store.findings
     found.quarantined = store.quarantined
     found.counts |= {

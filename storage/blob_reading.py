@@ -24,10 +24,12 @@ _MODES = {
 }
 
 
-def suspects(layout: Layout, blobs: Iterable[tuple[bytes, int]], *, reads: bool) -> Iterator[bytes]:
+def suspects(
+    layout: Layout, blobs: Iterable[tuple[bytes, int]], *, reads: bool, from_medium: bool = False
+) -> Iterator[bytes]:
     """Yield the keys of those blobs that are not as they must be; `reads` as for an inspector.
 
-    `blobs`: keys and sizes.
+    `blobs`: keys and sizes. `from_medium`: what the system remembers of them is not asked.
     """
     uid = layout.root.stat().st_uid
     for shard, group in groupby(sorted(blobs), key=lambda blob: blob[0][0]):
@@ -42,7 +44,9 @@ def suspects(layout: Layout, blobs: Iterable[tuple[bytes, int]], *, reads: bool)
                 name = blob_name(key)
                 facts = facts_of(key[DIGEST_BYTES:] == b"x", uid, size_bytes, key)
                 if reads:
-                    is_right = has_bytes(folder, name, facts, key[:DIGEST_BYTES])
+                    is_right = has_bytes(
+                        folder, name, facts, key[:DIGEST_BYTES], from_medium=from_medium
+                    )
                 else:
                     is_right = _lies_there(folder, name, facts)
                 if not is_right:
@@ -64,7 +68,9 @@ def _lies_there(folder: int, name: str, facts: Facts) -> bool:
     return (status.st_mode, status.st_uid, status.st_size, int(status[stat.ST_MTIME])) == facts
 
 
-def has_bytes(folder: int, name: str | bytes, facts: Facts, digest: bytes) -> bool:
+def has_bytes(
+    folder: int, name: str | bytes, facts: Facts, digest: bytes, *, from_medium: bool = False
+) -> bool:
     """Read a file below an open folder, and say whether it is what it must be. Never waits, and
     follows no link at the end of its name.
     """
@@ -76,6 +82,8 @@ def has_bytes(folder: int, name: str | bytes, facts: Facts, digest: bytes) -> bo
             found = (status.st_mode, status.st_uid, status.st_size, int(status[stat.ST_MTIME]))
             if found != facts:
                 return False
+            if from_medium:
+                forget_cached(fd)
             if size_bytes < _PIECE_BYTES:
                 data = os.read(fd, size_bytes + 1)
                 return len(data) == size_bytes and blake3(data).digest() == digest
@@ -84,6 +92,17 @@ def has_bytes(folder: int, name: str | bytes, facts: Facts, digest: bytes) -> bo
             os.close(fd)
     except OSError:
         return False
+
+
+def forget_cached(fd: int) -> None:
+    """Have the next read of a file ask its medium, not what the system remembers of it.
+
+    After a write that failed in the background, memory has what no medium has. What waits to be
+    written stays in memory: sync before, where that may be.
+
+    Source: posix_fadvise(2), POSIX_FADV_DONTNEED.
+    """
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _digest_of(fd: int) -> bytes:

@@ -1,6 +1,7 @@
-"""The second reader's side of `storage.second_reader`: `python -m storage.blob_worker STORE`.
+"""The second reader's side of `storage.second_reader`.
 
-It imports little, since it is started for half a second of work.
+Usage: `python -m storage.blob_worker STORE [medium]`. It imports little, since it is
+started for half a second of work.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from storage.digest import KEY_BYTES, split
 from storage.layout import Layout
 
 SIZE_BYTES = 8
+FROM_MEDIUM = "medium"
 END = b"read"
 """Ends the answer, with the count of blobs that were read: without it none counts as read."""
 
 
 def main() -> None:
     """Read the blobs that standard input names, until that ends; say which somebody should see."""
+    from_medium = sys.argv[2:] == [FROM_MEDIUM]
     records = split(sys.stdin.buffer.read(), KEY_BYTES + SIZE_BYTES)
     blobs = ((one[:KEY_BYTES], int.from_bytes(one[KEY_BYTES:], "big")) for one in records)
-    found = b"".join(suspects(Layout(Path(sys.argv[1])), blobs, reads=True))
+    layout = Layout(Path(sys.argv[1]))
+    found = b"".join(suspects(layout, blobs, reads=True, from_medium=from_medium))
     try:
         sys.stdout.buffer.write(found + end_of(len(records)))
         sys.stdout.flush()

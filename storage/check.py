@@ -17,7 +17,7 @@ from storage.digest import Digest
 from storage.errors import ArtifactError, SignatureInvalidError
 from storage.files import mapped_errors, read_bounded
 from storage.gate import Gate
-from storage.inspector import Inspector
+from storage.inspector import Inspector, Pace
 from storage.layout import FORMAT_LINE, SHARDED, SHARDS, Layout
 from storage.manifest import TreeFacts, read_facts
 from storage.parts import Part, PartKind
@@ -85,25 +85,32 @@ class Report:
         return not self.findings
 
 
-def check_store(root: Path, records: Records, *, is_deep: bool = True) -> Report:
+def check_store(
+    root: Path, records: Records, *, is_deep: bool = True, from_medium: bool = False
+) -> Report:
     """Look at every blob, manifest and envelope, and hold them against the records.
 
     `is_deep`: read the contents of blobs too, and not only that they are there, with the size, mode
-    and time that they must have. Safe while the store is in use; changes nothing.
+    and time that they must have. `from_medium`: what is read is read from there, and not from what
+    the system remembers of it, which may be what the medium lost.
+
+    Safe while the store is in use; changes nothing.
 
     Raises:
         StorageIoError: The system refused.
         RecordsError: The database refused.
     """
     with mapped_errors(f"check the store {root}"), mapped_record_errors():
-        return _Check(root, records).run(is_deep=is_deep)
+        return _Check(root, records, from_medium=from_medium).run(is_deep=is_deep)
 
 
 class _Check:
     """One check under way."""
 
-    def __init__(self, root: Path, records: Records) -> None:
+    def __init__(self, root: Path, records: Records, *, from_medium: bool) -> None:
         self._layout = Layout(root)
+        self._from_medium = from_medium
+        self._pace: Pace | None = _at_once if from_medium else None
         self._records = records
         self._reader = StoreReader(root)
         self._inspector = Inspector(self._layout)
@@ -122,7 +129,9 @@ class _Check:
         self._provenance = _grouped((about, sha256) for sha256, about in attestations if about)
         current = release_statements.each_current(db)
         self._current = _grouped((statement.digest, statement) for statement in current)
-        with reading_halves(self._layout, live, reads=is_deep) as blobs:
+        with reading_halves(
+            self._layout, live, reads=is_deep, from_medium=self._from_medium
+        ) as blobs:
             self._check_blobs(blobs.ours(reads=is_deep), reads=is_deep)
             for digest in trees:
                 self._check_tree(digest)
@@ -182,7 +191,7 @@ class _Check:
                 size_bytes = rows.size_of_live(self._records.reader(), key)
                 if size_bytes is None:
                     continue
-                fault = self._inspector.blob_fault(key, size_bytes, reads=reads)
+                fault = self._inspector.blob_fault(key, size_bytes, reads=reads, pace=self._pace)
             if fault is not None:
                 self._add(Part.of_blob(key), fault.text)
 
@@ -191,7 +200,7 @@ class _Check:
     def _check_tree(self, digest: Digest) -> None:
         part = Part.of_tree(digest)
         db = self._records.reader()
-        fault = self._inspector.fault(part, None)
+        fault = self._inspector.fault(part, None, pace=self._pace)
         if fault is not None:
             if rows.has_tree(db, digest):  # it was not collected meanwhile
                 self._add(part, fault.text)
@@ -232,7 +241,7 @@ class _Check:
             self._found.append((str(part), text, None))
 
     def _check_part(self, part: Part) -> None:
-        fault = self._inspector.fault(part, None)
+        fault = self._inspector.fault(part, None, pace=self._pace)
         # Its row is there still: it was not collected meanwhile.
         if fault is not None and rows.is_attested(self._records.reader(), part.name):
             self._add(part, fault.text)
@@ -323,6 +332,10 @@ def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
     return groups
+
+
+def _at_once(_size_bytes: int) -> None:
+    """The pace of somebody who waits for it."""
 
 
 def _now_ms() -> int:

@@ -65,17 +65,6 @@ def open_regular(path: str | Path, *, dir_fd: int | None = None) -> int:
     return fd
 
 
-def forget_cached(fd: int) -> None:
-    """Have the next read of a file ask its medium, not what the system remembers of it.
-
-    After a write that failed in the background, memory has what no medium has. What waits to be
-    written stays in memory: sync before, where that may be.
-
-    Source: posix_fadvise(2), POSIX_FADV_DONTNEED.
-    """
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def read_bounded(path: str | Path, *, size_bytes_max: int) -> bytes:
     """Read a small regular file whole.
 

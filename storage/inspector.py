@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
+from storage.blob_reading import forget_cached
 from storage.blobs import is_executable
 from storage.digest import DIGEST_BYTES, Digest
-from storage.files import forget_cached, read_up_to
+from storage.files import read_up_to
 from storage.layout import STATEMENT_MODE, Layout, blob_mode, blob_mtime
 from storage.parts import Part, PartKind
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from storage.blob_reading import suspects
-from storage.blob_worker import SIZE_BYTES, end_of
+from storage.blob_worker import FROM_MEDIUM, SIZE_BYTES, end_of
 from storage.digest import KEY_BYTES, split
 from storage.layout import Layout
 
@@ -30,11 +30,12 @@ _FILE_COST_BYTES = 64 << 10  # what opening a file takes, as if so much were rea
 class SecondReader:
     """A process that waits for what it is to read. End it with `stop`."""
 
-    def __init__(self, layout: Layout) -> None:
-        """Raises OSError where none can be started."""
+    def __init__(self, layout: Layout, *, from_medium: bool = False) -> None:
+        """Raises OSError where none can be started. `from_medium`: as for `suspects`."""
         root = Path(__file__).parents[1]
+        said = [FROM_MEDIUM] if from_medium else []
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "storage.blob_worker", layout.root.absolute()],
+            [sys.executable, "-P", "-m", "storage.blob_worker", layout.root.absolute(), *said],
             env={"PATH": os.defpath, "PYTHONPATH": os.fspath(root), "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -72,12 +73,15 @@ class SecondReader:
 
 
 @contextlib.contextmanager
-def second_reader(layout: Layout, *, files: int, size_bytes: int) -> Iterator[SecondReader | None]:
+def second_reader(
+    layout: Layout, *, files: int, size_bytes: int, from_medium: bool = False
+) -> Iterator[SecondReader | None]:
     """Give a second reader where there is so much to read that it pays, and a core for it."""
     second = None
     if files >= FILES_COUNT_MIN or size_bytes >= SIZE_BYTES_MIN:
         with contextlib.suppress(OSError):
-            second = SecondReader(layout) if len(os.sched_getaffinity(0)) > 1 else None
+            if len(os.sched_getaffinity(0)) > 1:
+                second = SecondReader(layout, from_medium=from_medium)
     try:
         yield second
     finally:
@@ -91,9 +95,15 @@ class Halves:
     """
 
     def __init__(
-        self, layout: Layout, blobs: Iterable[tuple[bytes, int]], second: SecondReader | None
+        self,
+        layout: Layout,
+        blobs: Iterable[tuple[bytes, int]],
+        second: SecondReader | None,
+        *,
+        from_medium: bool = False,
     ) -> None:
         self._layout = layout
+        self._from_medium = from_medium
         self._second = second
         ordered = sorted(blobs)
         count = len(ordered) if second is None else _middle(ordered)
@@ -103,23 +113,35 @@ class Halves:
 
     def ours(self, *, reads: bool = True) -> Iterator[bytes]:
         """Yield the keys of those of the caller's half that somebody should look at."""
-        return suspects(self._layout, self._ours, reads=reads)
+        return self._suspects(self._ours, reads=reads)
 
     def theirs(self) -> Iterable[bytes]:
         """As `ours`, of the other half, when it was read."""
         found = self._second.result() if self._second is not None else None
-        return suspects(self._layout, self._theirs, reads=True) if found is None else found
+        return self._suspects(self._theirs, reads=True) if found is None else found
+
+    def _suspects(self, blobs: Iterable[tuple[bytes, int]], *, reads: bool) -> Iterator[bytes]:
+        return suspects(self._layout, blobs, reads=reads, from_medium=self._from_medium)
 
 
 @contextlib.contextmanager
 def reading_halves(
-    layout: Layout, blobs: Sequence[tuple[bytes, int]], *, reads: bool = True
+    layout: Layout,
+    blobs: Sequence[tuple[bytes, int]],
+    *,
+    reads: bool = True,
+    from_medium: bool = False,
 ) -> Iterator[Halves]:
-    """Begin to read blobs, which are keys and sizes. Without `reads` all are the caller's half."""
+    """Begin to read blobs, which are keys and sizes. Without `reads` all are the caller's half.
+
+    `from_medium`: as for `suspects`.
+    """
     count = len(blobs) if reads else 0
     size_bytes = sum(size for _, size in blobs) if reads else 0
-    with second_reader(layout, files=count, size_bytes=size_bytes) as second:
-        yield Halves(layout, blobs, second)
+    with second_reader(
+        layout, files=count, size_bytes=size_bytes, from_medium=from_medium
+    ) as second:
+        yield Halves(layout, blobs, second, from_medium=from_medium)
 
 
 def _middle(blobs: Sequence[tuple[bytes, int]]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
@@ -12,15 +13,18 @@ import pytest
 from storage import second_reader
 from storage.blobs import blob_sizes
 from storage.check import check_store
+from storage.digest import Digest
 from storage.errors import ArtifactCorruptError, ArtifactMissingError
 from storage.records import blobs as records_of_blobs
 from storage.second_reader import SecondReader, reading_halves
 from storage.stored_blobs import reading_blobs
 from storage.unpacked import verify_tree
+from tests.power import disk_of, needs_disks
 
 TREE = {"page": b"page", "run*": b"#!", "empty": b"", "d/large": b"x" * (5 << 20)}
 
 needs_two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+is_root, has_disks = needs_disks
 
 
 @pytest.fixture
@@ -130,6 +134,51 @@ def test_check_finds_damage_in_either_half(
     assert sorted(str(finding.part) for finding in report.findings) == [
         f"blob blake3:{path.parent.name}{path.name}" for path in (blobs[0], blobs[-1])
     ]
+
+
+@needs_two
+@is_root
+@has_disks
+@pytest.mark.parametrize("program", [sys.executable, "/bin/false"])
+def test_check_tells_what_the_medium_lost_and_memory_has(
+    shop_at, always, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    contents = [b"%d" % number * 2048 for number in range(1000, 1032)]
+    tree = {f"f{number}": data for number, data in enumerate(contents)}
+    made: list[str] = []
+
+    def fill(where: Path) -> None:
+        shop = shop_at(where / "shop")
+        made.append(shop.ingest(tree).envelope_sha256)
+        shop.records.close()
+
+    with disk_of("ext4", fill) as disk:
+        shop = shop_at(disk.begin() / "shop")
+        layout = shop.store.layout
+        assert check_store(layout.root, shop.records).is_sound
+        ordered = sorted(contents, key=Digest.of)
+        manifest = next(layout.root.glob("trees/*/*")).read_bytes()
+        statement = Path(layout.envelope(made[0])).read_bytes()
+        for data in (ordered[0], ordered[-1], manifest, statement):
+            spoil(disk.image, data)
+        monkeypatch.setattr(sys, "executable", program)
+        assert check_store(layout.root, shop.records).is_sound
+        report = check_store(layout.root, shop.records, from_medium=True)
+        shop.records.close()
+    assert [str(finding.part) for finding in report.findings] == [
+        f"blob {Digest.of(ordered[0])}",
+        f"blob {Digest.of(ordered[-1])}",
+        f"envelope {made[0]}",
+        f"manifest {Digest.of(manifest)}",
+    ]
+
+
+def spoil(image: Path, data: bytes) -> None:
+    """Change what lies on a disk, behind the back of whoever has it mounted."""
+    with image.open("r+b") as file, mmap.mmap(file.fileno(), 0) as disk:
+        place = disk.find(data)
+        assert place > 0
+        disk[place] ^= 1
 
 
 @needs_two
