@@ -38,6 +38,7 @@ from hooks.deploys.rollout_tools import (
 )
 from hooks.deploys.router import Router
 from hooks.deploys.runtime import WEB_LIMITS
+from hooks.deploys.selector import SparingSelector, warn_of_few_watches
 from hooks.deploys.serving import Serving
 from hooks.deploys.state import HostFolder
 from hooks.deploys.traffic import make_server
@@ -108,7 +109,13 @@ def main(config: HostConfig) -> None:
         drop_privileges(config.uid, config.gid if config.gid is not None else config.uid)
     if config.parent_pid is not None:
         die_with_parent(config.parent_pid)
-    asyncio.run(run_host(config, listener=listener))
+    warn_of_few_watches(config.web_limits.memory_bytes)
+    with asyncio.Runner(loop_factory=_sparing_loop) as runner:
+        runner.run(run_host(config, listener=listener))
+
+
+def _sparing_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.SelectorEventLoop(SparingSelector())
 
 
 async def run_host(config: HostConfig, *, listener: socket.socket | None = None) -> None:
