@@ -119,6 +119,7 @@ def builder(
 @click.option("--store", type=click.Path(path_type=Path, readable=False), required=True)
 @click.option("--listen", metavar="HOST:PORT", help="Instead of the file's.")
 @click.option("--listen-fd", type=int, help="A listening socket that this process inherited.")
+@click.option("--guards", metavar="HOST:PORT", help="Keep sites from control's address.")
 @click.option("--root-key", multiple=True, help="Trust begins with this key id alone.")
 @click.option(
     "--trusted-proxy",
@@ -137,6 +138,7 @@ def host(  # noqa: PLR0913 - one parameter per option
     store: Path,
     listen: str | None,
     listen_fd: int | None,
+    guards: str | None,
     root_key: tuple[str, ...],
     trusted_proxy: tuple[str, ...],
     uid: int | None,
@@ -165,6 +167,7 @@ def host(  # noqa: PLR0913 - one parameter per option
             store,
             listen=parse_address(listen or settings.sites.listen, "--listen"),
             listen_fd=inherited.detach() if inherited is not None else listen_fd,
+            guards=parse_address(guards, "--guards") if guards is not None else None,
             uid=uid,
             gid=gid,
             trusted_proxies=trusted_proxy or settings.server.trusted_proxies,

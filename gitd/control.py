@@ -31,6 +31,7 @@ from gitd.config import (
 from gitd.git.limits import GitLimits
 from gitd.git.service import GitService
 from gitd.layout import DataFolder
+from gitd.listening import may_guard
 from gitd.log import Handler, logged
 from gitd.metrics.environments import EnvironmentsPart
 from gitd.metrics.exporter import Exporter
@@ -302,6 +303,8 @@ class Control:
             arguments += ["--trusted-proxy", proxy]
         if is_root:
             arguments += ["--uid", str(self.uids.host), "--gid", str(self.uids.host)]
+        if may_guard() and not is_given_sockets():
+            arguments += ["--guards", self.config.server.listen]
         specs.append(ChildSpec("host", tuple(arguments), survives=True))
         return Children(specs, run_folder=self.folder.run)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 
 import structlog
@@ -13,6 +14,8 @@ from gitd.errors import StartError
 from gitd.systemd import inherited_sockets, is_given_sockets
 
 log = structlog.get_logger(__name__)
+
+ASK_S = 1.0
 
 
 def try_addresses(config: Config, *, with_sites: bool) -> None:
@@ -63,11 +66,20 @@ def _own_front_socket(config: Config) -> socket.socket:
             f"git and sites cannot both listen on {config.sites.listen}: "
             "choose another port for one of them, with --listen or --sites."
         )
-    return bound_socket(config.server.listen, "server.listen", "--listen")
+    return bound_socket(config.server.listen, "server.listen", "--listen", is_guarded=may_guard())
 
 
-def bound_socket(address: str, setting: str, option: str) -> socket.socket:
+def may_guard() -> bool:
+    """Whether a site host may keep an address for this process alone: it has another user."""
+    return os.geteuid() == 0
+
+
+def bound_socket(
+    address: str, setting: str, option: str, *, is_guarded: bool = False
+) -> socket.socket:
     """A socket that is bound to the address that `setting` gave, or `option` in its place.
+
+    `is_guarded`: beside a socket of this process's user that keeps the address and does not listen.
 
     Raises:
         StartError: It cannot be; the message says what to do.
@@ -77,6 +89,9 @@ def bound_socket(address: str, setting: str, option: str) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        if is_guarded:
+            _refuse_listener(family, (host, port))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((host, port))
     except OSError as error:
         bound.close()
@@ -84,6 +99,14 @@ def bound_socket(address: str, setting: str, option: str) -> socket.socket:
             f"cannot listen on {address}: {error.strerror}. {advice(error, option)}"
         ) from error
     return bound
+
+
+def _refuse_listener(family: socket.AddressFamily, address: tuple[str, int]) -> None:
+    """Raises OSError where somebody listens: with SO_REUSEPORT two gitd would share visitors."""
+    with socket.socket(family) as asking:
+        asking.settimeout(ASK_S)
+        if address[1] and asking.connect_ex(address) in (0, errno.EAGAIN):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def advice(error: OSError, option: str) -> str:

@@ -64,6 +64,7 @@ class HostConfig:
         store: The artifact store, read only.
         listen: Address and port for visitors. Not used with `listen_fd`.
         listen_fd: A listening socket that was inherited.
+        guards: Control's address, which sites do not get while control is away. With a `uid`.
         uid: Become this user once everything is imported and bound; with `gid`.
         parent_pid: End with this parent process.
         trusted_proxies: Networks whose `X-Forwarded-*` is believed.
@@ -78,6 +79,7 @@ class HostConfig:
     store: Path
     listen: tuple[str, int] = ("127.0.0.1", 8081)
     listen_fd: int | None = None
+    guards: tuple[str, int] | None = None
     uid: int | None = None
     gid: int | None = None
     parent_pid: int | None = None
@@ -103,6 +105,7 @@ def main(config: HostConfig) -> None:
         raise SystemExit(
             f"cannot listen on {config.listen[0]}:{config.listen[1]}: {error}"
         ) from error
+    guard = _guard(config.guards) if config.guards is not None else None
     _prepare_folder(config)
     _prepare_groups(config)
     if config.uid is not None:
@@ -112,6 +115,8 @@ def main(config: HostConfig) -> None:
     warn_of_few_watches(config.web_limits.memory_bytes)
     with asyncio.Runner(loop_factory=_sparing_loop) as runner:
         runner.run(run_host(config, listener=listener))
+    if guard is not None:
+        guard.close()
 
 
 def _sparing_loop() -> asyncio.AbstractEventLoop:
@@ -221,6 +226,23 @@ def _listener(config: HostConfig) -> socket.socket:
     host, port = config.listen
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def _guard(address: tuple[str, int]) -> socket.socket | None:
+    """Bind control's address, as its user, beside it: no other user can have it from then on.
+
+    A host lives on when control is killed. A site that listened there then would be sent the keys
+    of everybody who pushes. Source: socket(7), SO_REUSEPORT.
+    """
+    guard = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    try:
+        guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        guard.bind(address)
+    except OSError as error:
+        guard.close()
+        _log.warning("address_not_guarded", address=address, reason=str(error))
+        return None
+    return guard
 
 
 def _prepare_groups(config: HostConfig) -> None:

@@ -44,6 +44,16 @@ def test_taken_address_is_another_programs(taken) -> None:
         bound_socket(address(taken), "server.listen", "-x")
 
 
+def test_address_that_is_guarded_is_had_beside_its_guard_and_by_one_alone() -> None:
+    with socket.socket() as guard:
+        guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        guard.bind(("127.0.0.1", 0))
+        with bound_socket(address(guard), "server.listen", "-x", is_guarded=True) as first:
+            first.listen()
+            with pytest.raises(StartError, match="Stop what has that address"):
+                bound_socket(address(guard), "server.listen", "-x", is_guarded=True)
+
+
 def test_address_of_another_machine_is_no_other_programs() -> None:
     with pytest.raises(StartError, match="Choose an address of this machine with -x"):
         bound_socket("192.0.2.1:8080", "server.listen", "-x")  # Source: RFC 5737

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,46 @@ def test_lost_database_is_not_made_anew_and_no_site_loses_its_data(server) -> No
         path.write_bytes(content)
     server.start()
     assert server.serves("kept")
+
+
+LISTENS = """
+import socket, sys
+for options in ((), (socket.SO_REUSEADDR,), (socket.SO_REUSEADDR, socket.SO_REUSEPORT)):
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with socket.socket() as taking:
+            for option in options:
+                taking.setsockopt(socket.SOL_SOCKET, option, 1)
+            try:
+                taking.bind((host, int(sys.argv[1])))
+                print("taken")
+            except OSError as error:
+                print(error.strerror)
+"""
+
+
+@pytest.mark.own_server
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs users of their own")
+def test_site_gets_no_port_of_a_killed_control(server) -> None:
+    """Sites live on with their host, and would be sent the keys of whoever pushes."""
+    host = json.loads((server.data / "run" / "host.json").read_text())["pid"]
+    uid = Path(f"/proc/{host}").stat().st_uid
+    assert uid != 0
+    server.kill()
+    tried = subprocess.run(
+        ["/usr/bin/python3", "-I", "-c", LISTENS, str(server.port)],
+        user=uid,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(tried.stdout.splitlines()) == {"Address already in use"}, tried
+    server.start()
+    assert "child_taken_over" in server.log()
+    work = server.work()
+    work.commit({"index.html": "fine"})
+    assert "is live" in work.push()
 
 
 def test_children_import_nothing_from_the_folder_that_control_is_started_in(
