@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ LOOK_AFTER_S: Final = 0.5
 FIRST_ANSWER_TIMEOUT_S: Final = 1.0
 GIVES_UP_AFTER: Final = 3
 """Within this part of its time: programs may open another port first, and their own later."""
+_STATUS: Final = re.compile(rb"[0-9]{3}")  # Source: RFC 9112, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,6 @@ def _judge(status_line: bytes, path: str) -> str:
 
 def _status_of(status_line: bytes) -> int | None:
     parts = status_line.split(None, 2)
-    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
+    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1."):
         return None
-    return int(parts[1])
+    return int(parts[1]) if _STATUS.fullmatch(parts[1]) else None
