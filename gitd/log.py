@@ -23,6 +23,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from gitd.words import written_out
 from storage.ids import IdSequence
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -142,6 +143,7 @@ def _processors(*, as_json: bool) -> list[Processor]:
         *shared,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False, key="at"),
+        write_out_controls,
         console,
         _to_bytes,
     ]
@@ -168,6 +170,14 @@ def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     for name, value in event.items():
         if type(value) in _CONTAINERS:
             event[name] = _without_secrets(value)
+    return event
+
+
+def write_out_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A processor: let no text of others, such as a request's path, give orders to a terminal."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = "\n".join(map(written_out, value.split("\n")))
     return event
 
 

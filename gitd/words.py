@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("", _ESCAPES.sub("", _last_overprint(text)))
 
 
+def written_out(text: str) -> str:
+    """The text with whatever else a terminal would obey written out, as Python does."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def colourful(text: str) -> str:
     """As `printable`, but colours stay."""
     return _CONTROLS_BUT_COLOURS.sub("", _ESCAPES_BUT_COLOURS.sub("", _last_overprint(text)))

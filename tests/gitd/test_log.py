@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -52,6 +53,31 @@ def test_secrets_are_hidden_by_name_and_by_look_at_any_depth(lines) -> None:
     assert "eA==" not in text
     assert line["note"] == "the key *** was sent"
     assert line["kept"] == "mfk_live"
+
+
+def test_nobody_else_gives_orders_to_the_terminal_that_shows_the_log() -> None:
+    out = io.BytesIO()
+    handlers = logging.root.handlers[:]
+    configure(stream=out, as_json=False)
+    logger = structlog.get_logger()
+    try:
+        logger.info("request", path="/\x1b]0;mine\x07\x9b2J", site="a\u202eb c\x1b[2J")
+        fails("\x1b[2J")
+    except ValueError:
+        logger.exception("failed", left="two\nlines")
+    finally:
+        structlog.get_config()["logger_factory"].__self__.flush()
+        logging.root.handlers[:] = handlers
+        structlog.reset_defaults()
+    text = out.getvalue().decode()
+    assert "/\\x1b]0;mine\\x07\\x9b2J" in text
+    assert "ValueError: \\x1b[2J\n" in text
+    own = re.sub(r"\x1b\[[0-9]*m", "", text)  # the colours of the log
+    assert all(each.isprintable() or each == "\n" for each in own)
+
+
+def fails(text: str) -> None:
+    raise ValueError(text)
 
 
 def test_traceback_tells_where_and_not_which_values(lines) -> None:
