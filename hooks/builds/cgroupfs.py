@@ -63,6 +63,20 @@ def processes(folder: Path) -> list[int]:
     return []
 
 
+def threads(folder: Path) -> list[int]:
+    for name in ("cgroup.threads", "tasks"):  # of version 2, of version 1
+        with contextlib.suppress(OSError):
+            return [int(line) for line in (folder / name).read_text().split()]
+    return []
+
+
+def is_runnable(tid: int) -> bool:
+    """Say whether a thread runs or waits for a processor; False when it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].startswith(" R")
+    return False
+
+
 def words(path: Path) -> list[str]:
     with contextlib.suppress(OSError):
         return path.read_text().split()

@@ -28,6 +28,7 @@ from hooks.builds import cgroupfs
 from hooks.builds.cgroupfs import V2
 from hooks.builds.errors import GroupsUnavailableError
 from hooks.builds.limits import Limits
+from hooks.builds.processor_share import ProcessorShare, weigh
 
 PREFIX = "gitd-"
 TIDY_EVERY_S = 30.0
@@ -36,8 +37,6 @@ _NEEDED = ("memory", "pids")
 _WELCOME_V2 = ("cpu", "io")
 _WELCOME_V1 = ("cpu", "cpuacct", "freezer")
 _NEARLY_FULL = 0.95  # memory is taken in pieces: the last one may have been too large
-_SHARES_PER_WEIGHT = 1024 / 100  # of version 1
-_SHARES_MIN = 2
 _TRIES = 10
 
 
@@ -59,9 +58,13 @@ class GroupUse:
 class Group:
     """The control group of one sandbox. Made by `Groups.make`; `remove` it when all have ended."""
 
-    def __init__(self, folders: Mapping[str, Path], *, version: int) -> None:
+    def __init__(
+        self, folders: Mapping[str, Path], *, version: int, share: ProcessorShare | None = None
+    ) -> None:
+        """`share`: of all sandboxes together and who makes them, where it can be changed."""
         self._folders = folders
         self._version = version
+        self.share = share
 
     def set_limits(self, limits: Limits) -> None:
         """Bound memory, swap included, and the count of processes; give way to everyone else."""
@@ -81,7 +84,7 @@ class Group:
     def come_last(self) -> None:
         """Let it have little of the processor while who made it wants some too."""
         if "cpu" in self._folders:
-            _weigh(self._folders["cpu"], _BOX_WEIGHT, version=self._version)
+            weigh(self._folders["cpu"], _BOX_WEIGHT, version=self._version)
 
     def join(self, pid: int) -> None:
         """Move a process here; what it starts from now on is here too. Blocking, some 10 ms."""
@@ -104,6 +107,10 @@ class Group:
         events = cgroupfs.values(memory / "memory.events")
         cpu_s = cgroupfs.values(memory / "cpu.stat").get("usage_usec", 0) / 1e6
         return GroupUse(cpu_s, events.get("oom", 0) > 0, events.get("oom_kill", 0), forks)
+
+    def wants_processor(self) -> bool:
+        """Say whether a thread in it runs or could. Reads /proc."""
+        return any(map(cgroupfs.is_runnable, cgroupfs.threads(self._folders["memory"])))
 
     def _cpu_s(self) -> float | None:
         """In version 1 a controller of its own, which may be missing."""
@@ -152,6 +159,7 @@ class Groups:
         self._locks = tuple(locks)  # open as long as this process lives
         self._numbers = itertools.count(1)
         self._ended: list[Group] = []
+        self._share: ProcessorShare | None = None
 
     @classmethod
     def prepare(
@@ -192,7 +200,9 @@ class Groups:
         self._ended = [group for group in self._ended if not group.remove()]
         name = f"box-{next(self._numbers)}"
         group = Group(
-            {key: path / name for key, path in self._folders.items()}, version=self.version
+            {key: path / name for key, path in self._folders.items()},
+            version=self.version,
+            share=self._share if is_background else None,
         )
         for folder in set(self._folders.values()):
             (folder / name).mkdir()
@@ -211,8 +221,10 @@ class Groups:
             self._ended.append(group)
 
     def _set_weight(self, weight: int) -> None:
-        with contextlib.suppress(OSError, KeyError):
-            _weigh(self._folders["cpu"], weight, version=self.version)
+        if "cpu" in self._folders:
+            with contextlib.suppress(OSError):
+                weigh(self._folders["cpu"], weight, version=self.version)
+            self._share = ProcessorShare.open(self._folders["cpu"], weight, version=self.version)
         with contextlib.suppress(OSError, KeyError):
             cgroupfs.write(self._folders["io"] / "io.weight", f"default {weight}")
 
@@ -344,13 +356,6 @@ def _divide_below(parent: Path, own: Path, label: str) -> tuple[dict[str, Path],
 
 def _has_controllers(folder: Path) -> bool:
     return set(_NEEDED) <= set(cgroupfs.words(folder / "cgroup.controllers"))
-
-
-def _weigh(folder: Path, weight: int, *, version: int) -> None:
-    if version == 1:
-        cgroupfs.write(folder / "cpu.shares", max(_SHARES_MIN, round(weight * _SHARES_PER_WEIGHT)))
-    else:
-        cgroupfs.write(folder / "cpu.weight", weight)
 
 
 def _enable(folder: Path, controller: str) -> None:

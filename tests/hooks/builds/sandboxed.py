@@ -1,7 +1,7 @@
 """Run sandboxes as a user that is not root, and tell how they went. Started by the tests.
 
-The arguments: the uid to become, or nothing; `groups` or `watching`, the way limits are kept;
-maybe the folder that sandboxes are named after.
+The arguments: the uid to become, or nothing; `groups` or `watching`, the way limits are kept, or
+`weighed`, in groups of little weight; maybe the folder that sandboxes are named after.
 Each line of input is a JSON object: spec, and kill_after_s, terminate_after_s and cancel_after_s
 (the start), which may be null. Each is answered by a JSON object in a line:
 status or error, exceeded, output, seconds, started_s, survivors.
@@ -28,9 +28,10 @@ from hooks.process import drop_privileges
 def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     uid = int(sys.argv[1]) if sys.argv[1] else None
-    if sys.argv[2] == "groups":
+    if sys.argv[2] != "watching":
         owner = (uid, uid) if uid is not None else None
-        keep_in_groups("test", owner=owner)
+        weight = 10 if sys.argv[2] == "weighed" else None
+        keep_in_groups("test", owner=owner, weight=weight)
     if uid is not None:
         drop_privileges(uid, uid)
     if len(sys.argv) > 3:

@@ -1,0 +1,113 @@
+"""What builds get of the processors: what others leave, and their weight where that is nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from hooks.builds.cgroupfs import find_folders
+from hooks.builds.processor_share import Starvation
+from tests.hooks.builds.conftest import order_for
+
+WEIGHTS = {"cpu.shares": "102", "cpu.weight": "10"}
+SPIN = "while :; do :; done"
+
+
+def looks(*found):
+    """Let a sandbox be looked at every half second; returns when it was seen to starve, or None.
+
+    `found`: what it has used by then, and whether it wants a processor.
+    """
+    starvation = Starvation(0.0)
+    for number, (cpu_s, wants) in enumerate(found, 1):
+        if starvation.is_seen(number / 2, cpu_s, lambda wants=wants: wants):
+            return number / 2
+    return None
+
+
+def test_sandbox_that_waits_for_a_processor_and_gets_none_starves():
+    assert looks(*[(0.0, True)] * 10) == 2.0
+    assert looks(*[(number / 500, True) for number in range(10)]) == 2.0
+
+
+def test_sandbox_that_rests_does_not_starve():
+    assert looks(*[(0.0, False)] * 10) is None
+
+
+def test_sandbox_that_gets_some_of_a_processor_does_not_starve():
+    assert looks(*[(number / 20, True) for number in range(1, 10)]) is None
+
+
+def test_time_begins_anew_with_each_rest_and_with_what_it_gets():
+    assert looks(*[(0.0, True)] * 3, (0.0, False), *[(0.0, True)] * 5) == 4.0
+    assert looks(*[(0.0, True)] * 3, *[(1.0, True)] * 5) == 4.0
+
+
+def test_looks_close_behind_one_another_are_one():
+    starvation = Starvation(0.0)
+    assert not starvation.is_seen(0.1, 0.0, lambda: pytest.fail("it was asked"))
+
+
+@pytest.fixture
+def weighed(start_starter):
+    """A process that starts sandboxes, and its part of the groups, where groups can be idle."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make control groups")
+    starter = start_starter(way="weighed")
+    starter.stdin.write(order_for("true"))  # it has gone to its group by then
+    starter.stdin.flush()
+    starter.stdout.readline()
+    text = Path(f"/proc/{starter.pid}/cgroup").read_text()
+    found = find_folders(text, Path("/proc/self/mountinfo").read_text())
+    group = found.get("cpu", found.get("", Path())).parent
+    if not (group / "cpu.idle").exists():
+        pytest.skip("the kernel knows no idle groups")
+    return starter, group
+
+
+def until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_idle(group):
+    return (group / "cpu.idle").read_text() == "1\n"
+
+
+def weight(group):
+    return {
+        name: (group / name).read_text().strip() for name in WEIGHTS if (group / name).exists()
+    }.items()
+
+
+def test_sandbox_gives_way_while_it_runs_and_its_starter_has_its_weight_again_then(weighed):
+    starter, group = weighed
+    starter.stdin.write(order_for("sleep 1", is_background=True))
+    starter.stdin.flush()
+    until(lambda: is_idle(group))
+    assert starter.stdout.readline()
+    assert not is_idle(group)
+    assert weight(group) <= WEIGHTS.items()
+
+
+def test_sandbox_that_nobody_leaves_a_processor_has_its_weight(weighed):
+    starter, group = weighed
+    burners = [
+        subprocess.Popen(["taskset", "-c", str(number), "sh", "-c", SPIN], start_new_session=True)
+        for number in os.sched_getaffinity(0)
+    ]
+    try:
+        starter.stdin.write(order_for(SPIN, is_background=True))
+        starter.stdin.flush()
+        until(lambda: is_idle(group))
+        until(lambda: not is_idle(group) and weight(group) <= WEIGHTS.items())
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
