@@ -81,7 +81,9 @@ class Pipeline:
         """
         if claim and (earlier := replay(self._records.reader(), claim, self._jobs.clock(), _job)):
             return earlier
-        wanted = ref or environment.branch
+        wanted = ref
+        if wanted is None and environment.branch is not None:
+            wanted = f"refs/heads/{environment.branch}"  # and not a tag or a commit of that name
         if wanted is None:
             wanted = builds.newest_deployed_ref(self._records.reader(), environment.id)
         if wanted is None:

@@ -357,3 +357,21 @@ async def test_build_without_a_ref_takes_what_was_pushed_last_where_a_pattern_ma
     job = (await world.pipeline.start_build(staging, ACTOR)).value
     build = builds.get(world.records.reader(), job.resource_id)
     assert (build.ref, build.commit) == ("refs/heads/release/2", newer)
+
+
+@pytest.mark.parametrize("branch", ["refs/heads/main", "HEAD", "v1", "{tip}"])
+async def test_build_without_a_ref_is_of_the_branch_and_of_nothing_else_that_has_its_name(
+    world, commit, branch
+) -> None:
+    site = await world.site()
+    path = world.repositories.path(site.id)
+    tip = commit(path, {"index.html": b"of main"})
+    (path / "refs" / "tags" / "v1").write_text(f"{tip}\n")
+    branch = branch.format(tip=tip)
+    made = await world.sites.create_environment(site, "preview", branch, ephemeral=True)
+    with pytest.raises(NotFoundError):
+        await world.pipeline.start_build(made.value, ACTOR)
+    own = commit(path, {"index.html": b"its own"}, branch=branch)
+    job = (await world.pipeline.start_build(made.value, ACTOR)).value
+    build = builds.get(world.records.reader(), job.resource_id)
+    assert (build.ref, build.commit) == (f"refs/heads/{branch}", own)
