@@ -41,7 +41,7 @@ from hooks.housekeeping import Housekeeping
 from hooks.push import CLEAN, Building, Effect, PushHooks
 from storage.errors import StorageError, StorageFullError
 from storage.git.ref_refusals import STALE
-from storage.model import BranchRoute, Environment, PushRecord, RefMove, RouteTarget, Site
+from storage.model import BranchRoute, Environment, PushRecord, RefMove, Site
 from storage.records import environments, sites
 from storage.records.db import Records
 from storage.repos import Repositories
@@ -78,15 +78,8 @@ class Reach:
         return cls(environments.get(reader, env_id), sites.routes(reader, site.id))
 
     def has(self, ref: str) -> bool:
-        branch, bound = branches.branch_of(ref), self.environment
-        if branch is None or bound is None:
-            return False
-        target = branches.target_of(self.routes, branch)
-        return (
-            (target is RouteTarget.LIVE and bound.slug == "production")
-            or (target is RouteTarget.STAGING and bound.slug == "staging")
-            or (target is RouteTarget.PREVIEW and bound.branch == branch)
-        )
+        bound = self.environment
+        return bound is not None and branches.reaches(self.routes, ref, bound)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from itertools import count
 
 from blake3 import blake3
 
-from storage.model import BranchRoute, RouteTarget
+from storage.model import BranchRoute, Environment, RouteTarget
 
 HEADS = "refs/heads/"
 LABEL_CHARS_MAX = 63  # Source: RFC 1035 §2.3.4
@@ -52,6 +52,19 @@ def _route_of(routes: Sequence[BranchRoute], branch: str) -> BranchRoute | None:
 def branch_of(ref: str) -> str | None:
     """The branch that `ref` is, or None for a tag, a note, or anything else."""
     return ref.removeprefix(HEADS) if ref.startswith(HEADS) else None
+
+
+def reaches(routes: Sequence[BranchRoute], ref: str, environment: Environment) -> bool:
+    """Whether `ref` is a branch whose pushes deploy to the environment, as the routes are now."""
+    branch = branch_of(ref)
+    if branch is None:
+        return False
+    target = target_of(routes, branch)
+    return (
+        (target is RouteTarget.LIVE and environment.slug == "production")
+        or (target is RouteTarget.STAGING and environment.slug == "staging")
+        or (target is RouteTarget.PREVIEW and environment.branch == branch)
+    )
 
 
 def site_name_fault(name: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
-from hooks import named
+from hooks import branches, named
 from hooks.configs import config_gone
 from hooks.errors import (
     InvalidRequestError,
@@ -43,10 +43,11 @@ from storage.records import (
     environment_configs,
     releases,
     retention,
+    sites,
 )
 from storage.records import jobs as job_rows
 from storage.records.idempotency import Claim
-from storage.repos import Repositories
+from storage.repos import Repositories, ResolvedRef
 
 
 class Pipeline:
@@ -67,6 +68,7 @@ class Pipeline:
         ref: str | None = None,
         clean: bool = False,
         deploy: bool = False,
+        only_env: str | None = None,
         claim: Claim | None = None,
     ) -> Made[Job]:
         """Queue a build of `ref`: a branch, tag, full name or commit.
@@ -75,8 +77,12 @@ class Pipeline:
         one that was pushed or built for it last. While the same build is queued or running, the
         answer is that one's job.
 
+        `only_env`: the one environment that the caller may know of, if it is bound to one: it may
+        name a branch that deploys there, or the whole id of a commit.
+
         Raises:
-            NotFoundError: No such ref in the site's repository, or the environment is gone.
+            NotFoundError: No such ref in the site's repository that the caller may know of, or the
+                environment is gone.
             InvalidRequestError: No ref is named, and none can be meant.
         """
         if claim and (earlier := replay(self._records.reader(), claim, self._jobs.clock(), _job)):
@@ -98,6 +104,8 @@ class Pipeline:
             )
         except RefNotFoundError as error:
             raise NotFoundError("ref", wanted) from error
+        if ref is not None and only_env is not None and not self._may_name(environment, resolved):
+            raise NotFoundError("ref", wanted)
         order = BuildOrder(
             environment, resolved.ref, resolved.commit, actor, clean=clean, deploys=deploy
         )
@@ -107,6 +115,14 @@ class Pipeline:
             return queue_build(changes, order).job
 
         return await once(self._jobs, claim, "job", 202, change, _job)
+
+    def _may_name(self, environment: Environment, named: ResolvedRef) -> bool:
+        """Whether whoever may know of one environment alone may know of this, to build it there."""
+        if named.ref is None:
+            return named.is_whole_id
+        routes = sites.routes(self._records.reader(), environment.site_id)
+        is_its_own = branches.branch_of(named.ref) == environment.branch
+        return is_its_own or branches.reaches(routes, named.ref, environment)
 
     async def start_deployment(
         self,

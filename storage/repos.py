@@ -72,10 +72,16 @@ _NO_GRAFTS: Grafts = {}
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRef:
-    """What a name came to: `ref` is the full name (`refs/heads/main`), None for a commit id."""
+    """What a name came to.
+
+    Attributes:
+        ref: The full name (`refs/heads/main`); None for an id, and for a `HEAD` of no branch.
+        is_whole_id: Whoever named it knew all 40 digits.
+    """
 
     ref: str | None
     commit: str
+    is_whole_id: bool = False
 
 
 class Repositories:
@@ -177,7 +183,7 @@ class Repositories:
         if _HEX.fullmatch(name) and len(name) == 40:
             found = self._commit_of(repository, bytes.fromhex(name))
             if found is not None:
-                return ResolvedRef(None, found)
+                return ResolvedRef(None, found, is_whole_id=True)
         for full in _full_names(name):
             at, oid = repository.refs.resolve_symbolic(full)
             if oid is not None:

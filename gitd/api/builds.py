@@ -62,6 +62,7 @@ class Builds:
             ref=body.ref,
             clean=body.clean,
             deploy=body.deploy,
+            only_env=call.actor.env_id,
             claim=call.claim,
         )
         return accepted(made, self._jobs.place(made.value.id))

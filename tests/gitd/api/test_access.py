@@ -263,6 +263,23 @@ async def test_key_of_an_environment_sees_nothing_of_another(service, acme) -> N
         assert (heard.status, heard.code) == (403, "permission.key_bound")
 
 
+async def test_key_of_an_environment_builds_no_branch_of_another(service, acme) -> None:
+    """Its files and the id of its commit would be in what the key may read."""
+    tip = acme.commit
+    service.commit(acme.id, {"index.html": b"of staging"}, "staging")
+    (service.repositories.path(acme.id) / "refs" / "tags" / "v1").write_text(f"{tip}\n")
+    bound = service.key("*", site_id=acme.id, env_id=await acme.env_id("staging"))
+    for ref in ("main", "refs/heads/main", "HEAD", "v1", tip[:12]):
+        heard = await service.post(f"{acme.staging}/builds", {"ref": ref}, secret=bound)
+        assert (heard.status, heard.code) == (404, "ref.not_found"), ref
+        assert tip not in heard.raw.decode()
+        assert (await service.post(f"{acme.staging}/builds", {"ref": ref})).status == 202
+    for ref in ("staging", "refs/heads/staging", tip):
+        heard = await service.post(f"{acme.staging}/builds", {"ref": ref}, secret=bound)
+        assert heard.status == 202, ref
+    assert (await service.post(f"{acme.staging}/builds", secret=bound)).status == 202
+
+
 async def test_deployments_key_reads_the_jobs_that_it_made_and_no_others(service, acme) -> None:
     mine = service.key("deployments:write")
     own = (await service.post(f"{acme.production}/builds", secret=mine)).data
