@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 
 from hooks.errors import AmbiguousEnvironmentError, NotFoundError, RefusedError
-from storage.model import Environment, EnvironmentKind, Release, SiteArtifact
-from storage.records import artifacts, deployments, environments, releases
+from storage.model import Environment, EnvironmentKind, Release, Site, SiteArtifact
+from storage.records import artifacts, deployments, environments, releases, sites
 
 
 def expect(db: sqlite3.Connection, environment: Environment) -> None:
@@ -16,6 +16,14 @@ def expect(db: sqlite3.Connection, environment: Environment) -> None:
     """
     if environments.get(db, environment.id) is None:
         raise NotFoundError("environment", environment.slug)
+
+
+def expect_site(db: sqlite3.Connection, site: Site) -> Site:
+    """Look again for a site, as it is now: it may be gone since it was found."""
+    there = sites.find(db, site.id)
+    if there is None:
+        raise NotFoundError("site", site.name)
+    return there
 
 
 def artifact(

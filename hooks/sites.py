@@ -21,7 +21,7 @@ from hooks.environments import (
     resume_environment,
     suspend_environment,
 )
-from hooks.errors import InvalidRequestError, NotFoundError, RefusedError
+from hooks.errors import InvalidRequestError, RefusedError
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
 from hooks.once import Made, once
@@ -103,7 +103,11 @@ class Sites:
         return made
 
     async def delete(self, site: Site) -> None:
-        """Remove the site, its environments and its repository. What runs on them stops."""
+        """Remove the site, its environments and its repository. What runs on them stops.
+
+        Raises:
+            NotFoundError: It is gone already.
+        """
         await self._jobs.commit(lambda changes: _delete_site(changes, site))
         await asyncio.to_thread(self._repositories.remove, site.id)
 
@@ -116,6 +120,7 @@ class Sites:
             InvalidRequestError: The branch cannot be one, or the kind is not `preview`.
             RefusedError: `environment.exists`, `environment.routed_elsewhere`,
                 `environment.too_many`.
+            NotFoundError: The site is gone.
         """
         if kind != EnvironmentKind.PREVIEW:
             raise InvalidRequestError(
@@ -127,6 +132,7 @@ class Sites:
             raise InvalidRequestError(f"{fault}.", param="branch")
 
         def change(changes: JobChanges) -> Environment:
+            named.expect_site(changes.db, site)
             target = branches.target_of(sites.routes(changes.db, site.id), branch)
             if target is not RouteTarget.PREVIEW:
                 raise RefusedError(
@@ -150,13 +156,19 @@ class Sites:
 
         Raises:
             RefusedError: `environment.permanent`, for production and staging.
+            NotFoundError: It is gone already.
         """
         if environment.kind is not EnvironmentKind.PREVIEW:
             raise RefusedError(
                 "environment.permanent",
                 f"{environment.slug} lives as long as its site: only previews can be deleted.",
             )
-        await self._jobs.commit(lambda changes: remove_environment(changes, environment))
+
+        def change(changes: JobChanges) -> None:
+            named.expect(changes.db, environment)
+            remove_environment(changes, environment)
+
+        await self._jobs.commit(change)
 
     async def renew_environment(self, environment: Environment) -> Environment:
         """Begin the time anew after which a preview that nobody uses is removed.
@@ -218,9 +230,7 @@ class Sites:
                 )
 
         def change(changes: JobChanges) -> None:
-            there = sites.find(changes.db, site.id)
-            if there is None:
-                raise NotFoundError("site", site.name)
+            there = named.expect_site(changes.db, site)
             # Who says what becomes of each branch leaves that to no push.
             sites.set_default_branch(changes.db, site.id, there.default_branch)
             sites.replace_routes(changes.db, site.id, wanted)
@@ -241,10 +251,7 @@ class Sites:
             raise InvalidRequestError(f"{fault}.", param="default_branch")
 
         def change(changes: JobChanges) -> None:
-            there = sites.find(changes.db, site.id)
-            if there is None:
-                raise NotFoundError("site", site.name)
-            default_branch.change(changes, there, branch)
+            default_branch.change(changes, named.expect_site(changes.db, site), branch)
 
         await self._jobs.commit(change)
         await self._heads.follow(site.id)
@@ -255,6 +262,7 @@ class Sites:
 
         def change(changes: JobChanges) -> None:
             if isinstance(where, Site):
+                named.expect_site(changes.db, where)
                 update(changes.db, "site", where.id, columns)
                 changes.note(Action.SITE_CHANGED, where.id, site_id=where.id)
             else:
@@ -274,6 +282,7 @@ def _environment(db: sqlite3.Connection, env_id: str) -> Environment | None:
 
 
 def _delete_site(changes: JobChanges, site: Site) -> None:
+    named.expect_site(changes.db, site)
     free_domains(changes, site)
     for environment in environments.of_site(changes.db, site.id):
         remove_environment(changes, environment)

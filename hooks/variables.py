@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from hooks import config_rolls
+from hooks import config_rolls, named
 from hooks.errors import InvalidRequestError, NotFoundError, RefusedError
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
@@ -91,6 +91,7 @@ class Variables:
         Raises:
             InvalidRequestError: The name or the value cannot be one.
             RefusedError: `variable.other_kind`, `variable.too_many`.
+            NotFoundError: The site or the environment is gone.
         """
         env_id = environment.id if environment is not None else None
 
@@ -100,7 +101,7 @@ class Variables:
             _check_room(variables.of_place(changes.db, site.id, env_id))
             return made
 
-        return await self._change(put, site, env_id, roll_by)
+        return await self._change(put, site, environment, roll_by)
 
     async def put_all(
         self,
@@ -131,7 +132,7 @@ class Variables:
             _check_room(variables.of_place(changes.db, site.id, env_id))
             return made
 
-        return await self._change(put, site, env_id, roll_by)
+        return await self._change(put, site, environment, roll_by)
 
     def _put(self, changes: JobChanges, site: Site, env_id: str | None, draft: _Draft) -> Variable:
         """Set one value, in the caller's transaction."""
@@ -167,7 +168,7 @@ class Variables:
         """Forget a value. `roll_by` and the answer: as for `put`.
 
         Raises:
-            NotFoundError: There is none of that name and kind at that very place.
+            NotFoundError: There is none of that name and kind at that very place, or that is gone.
         """
         env_id = environment.id if environment is not None else None
 
@@ -179,18 +180,22 @@ class Variables:
             action = Action.SECRET_DELETED if is_secret else Action.VARIABLE_DELETED
             changes.note(action, name, site_id=site.id, env_id=env_id)
 
-        return (await self._change(delete, site, env_id, roll_by))[1]
+        return (await self._change(delete, site, environment, roll_by))[1]
 
     async def _change(
         self,
         change: Callable[[JobChanges], T],
         site: Site,
-        env_id: str | None,
+        environment: Environment | None,
         roll_by: ActorRef | None,
     ) -> tuple[T, list[Job]]:
         """Commit a change, together with the rolls that it asks for."""
+        env_id = environment.id if environment is not None else None
 
         def commit(changes: JobChanges) -> tuple[T, list[Job]]:
+            named.expect_site(changes.db, site)
+            if environment is not None:
+                named.expect(changes.db, environment)
             if roll_by is None:
                 return change(changes), []
 

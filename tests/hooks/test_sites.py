@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hooks.branches import default_routes
-from hooks.errors import RefusedError
-from storage.model import ActorRef, RefMove
+from hooks.errors import NotFoundError, RefusedError
+from storage.model import ActorRef, PushPolicy, RefMove
+from storage.records import audit_log
 from storage.records.idempotency import Claim
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
@@ -45,3 +46,32 @@ async def test_preview_of_a_branch_that_goes_elsewhere_is_refused(world, branch:
     with pytest.raises(RefusedError) as caught:
         await world.sites.create_environment(site, "preview", branch, ephemeral=True)
     assert caught.value.code == "environment.routed_elsewhere"
+
+
+async def test_what_is_gone_when_its_turn_comes_is_not_changed_and_not_noted(world) -> None:
+    """Of requests at the same moment each has found it, and one was the first."""
+    site = await world.site()
+    production, staging = (world.environment(site, slug) for slug in ("production", "staging"))
+    made = await world.sites.create_environment(site, "preview", "topic", ephemeral=True)
+    await world.sites.delete_environment(made.value)
+    with pytest.raises(NotFoundError):
+        await world.sites.delete_environment(made.value)
+    await world.sites.delete(site)
+    value = {"name": "A", "value": "1", "is_secret": False}
+    for change in (
+        world.sites.delete(site),
+        world.sites.set_push_policy(site, PushPolicy.WAIT),
+        world.sites.set_push_policy(production, PushPolicy.WAIT),
+        world.sites.create_environment(site, "preview", "other", ephemeral=True),
+        world.variables.put(site, None, **value),
+        world.variables.put(site, staging, **value, roll_by=ACTOR),
+    ):
+        with pytest.raises(NotFoundError):
+            await change
+    page = audit_log.page(
+        world.records.reader(), site_id=None, env_id=None, before=None, limit_count=100
+    )
+    told = [entry.action for entry in page.items]
+    assert told[0] == "site.deleted"
+    assert told.count("site.deleted") == 1
+    assert told.count("environment.deleted") == 3
