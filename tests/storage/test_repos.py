@@ -189,7 +189,8 @@ def test_names_resolve_as_git_resolves_them(
         tag: None,
     }
     for name, ref in expected.items():
-        assert repositories.resolve("site_1", name) == ResolvedRef(ref, commit), name
+        wanted = ResolvedRef(ref, commit, is_whole_id=len(name) == 40)
+        assert repositories.resolve("site_1", name) == wanted, name
     assert repositories.branches("site_1") == {"feature/checkout": commit, "main": commit}
 
 
