@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import sqlite3
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from storage.backup.manifest import FileEntry, Where
 from storage.backup.places import Places
-from storage.backup.pool import Kept, Pool
+from storage.backup.pool import Kept, Pool, reading
 from storage.backup.salvage import Salvage
 from storage.blobs import blob_sizes
 from storage.custody import (
@@ -34,7 +33,7 @@ from storage.custody import (
 )
 from storage.digest import Digest
 from storage.errors import BackupDamagedError, BackupError
-from storage.files import read_bounded
+from storage.files import open_regular, read_bounded, read_up_to
 from storage.gate import locked
 from storage.holding import hold_trees
 from storage.layout import STATEMENT_MODE, Layout
@@ -183,11 +182,11 @@ def moment_of(
                     copier.add_kept(salvage.path(part), STATEMENT_MODE, kept)
             found_damaged: dict[Part, str] = {}
             for name in sorted(statements):
+                part = Part.of_envelope(name)
                 try:
-                    copier.add_statement(Path(layout.envelope(name)), name)
+                    copier.add_statement(Path(layout.envelope(name)), part)
                 except BackupDamagedError as error:
                     # Unlike blobs, which are asked of the pool first: is it in an earlier backup?
-                    part = Part.of_envelope(name)
                     found = Damage(part, None, str(error), made_at)
                     if earlier := salvage.of(records.reader(), [found]).get(part):
                         copier.add_kept(salvage.path(part), STATEMENT_MODE, earlier)
@@ -197,7 +196,7 @@ def moment_of(
             for name in sorted(issued):
                 # Control lays these copies of its records into the store, when it comes to it.
                 with contextlib.suppress(BackupError):
-                    copier.add_statement(Path(layout.envelope(name)), name)
+                    copier.add_statement(Path(layout.envelope(name)), Part.of_envelope(name))
             copier.add_keys(places.keys, moment.keys)
         yield replace(moment, files=tuple(copier.files), found=found_damaged)
 
@@ -242,22 +241,34 @@ class _Copier:
                 f"{path} is gone, and the records know of it: run gitd check. Nothing was taken"
                 " from earlier backups"
             ) from None
+        self._add(path, mode, mtime_ns, kept)
+
+    def _add(self, path: Path, mode: int, mtime_ns: int, kept: Kept) -> None:
         name = os.path.relpath(path, self._places.root)
         self.files.append(FileEntry(name, mode, mtime_ns, kept.size_bytes, kept.digest))
 
     def add_kept(self, name: str, mode: int, kept: Kept) -> None:
         self.files.append(FileEntry(name, mode, 0, kept.size_bytes, kept.digest))
 
-    def add_statement(self, path: Path, sha256: str) -> None:
+    def add_statement(self, path: Path, part: Part) -> None:
+        """Read it once: what is held against its name is what is kept.
+
+        Raises:
+            BackupDamagedError: It is not what it must be.
+        """
         try:
-            self.add(path, STATEMENT_MODE)
-        except BackupDamagedError:
-            raise
-        except BackupError as error:
-            raise BackupDamagedError("is gone") from error
-        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            self.files.pop()
+            with reading(path):
+                fd = open_regular(path)
+                try:
+                    mtime_ns = os.fstat(fd).st_mtime_ns
+                    data = read_up_to(fd, part.size_bytes_max + 1)
+                finally:
+                    os.close(fd)
+        except FileNotFoundError:
+            raise BackupDamagedError("is gone") from None
+        if not part.names(data):
             raise BackupDamagedError("has other bytes than its name says")
+        self._add(path, STATEMENT_MODE, mtime_ns, self._pool.add_bytes(data))
 
     def add_folder(self, folder: Path, pattern: str, mode: int) -> None:
         for path in sorted(folder.glob(pattern)):

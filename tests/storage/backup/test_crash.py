@@ -262,6 +262,18 @@ def test_file_that_its_disk_does_not_give_stops_no_backup_of_the_rest(
     assert (first.facts.damaged, last.facts.damaged) == (0, 1)
 
 
+def test_statement_is_read_once_so_that_what_is_checked_is_what_is_kept(
+    before: Path, scratch: Path
+) -> None:
+    small, trace = scratch / "small", scratch / "trace"
+    copy(before, small, "take")
+    statements = [str(path) for path in (small / "data/store/attest").glob("*/*")]
+    assert len(statements) == 2
+    assert child(small, "take").run(trace, "-e", "trace=openat").returncode == 0
+    text = trace.read_text()
+    assert [text.count(f'"{path}"') for path in statements] == [1, 1]
+
+
 @pytest.mark.parametrize("call", ["openat", "read", "getdents64"])
 def test_job_log_that_its_disk_does_not_give_stops_no_backup_of_the_rest(
     before: Path, scratch: Path, call: str
