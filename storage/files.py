@@ -23,6 +23,7 @@ from storage.errors import StorageFullError, StorageIoError
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 PROBE_BYTES = 64 << 10
+_MORE_BYTES = 1 << 20  # asked for at once where a file goes on behind its size
 # Up to so many files (or directories) each is synced alone, which leaves other people's dirty
 # pages alone; beyond it one sync of the filesystem is much cheaper.
 SYNC_EACH_COUNT_MAX = 16
@@ -82,13 +83,16 @@ def read_bounded(path: str | Path, *, size_bytes_max: int) -> bytes:
 
 
 def read_up_to(fd: int, count: int) -> bytes:
-    """Read until `count` bytes or the end of the file."""
-    data = os.read(fd, count)
+    """Read until `count` bytes or the end of the file.
+
+    A bound may be far more than what there is, and Python makes room for all that is asked for.
+    """
+    data = os.read(fd, min(count, os.fstat(fd).st_size + 1))
     if len(data) == count or not data:
         return data
     parts = [data]
     missing = count - len(data)
-    while missing and (data := os.read(fd, missing)):
+    while missing and (data := os.read(fd, min(missing, _MORE_BYTES))):
         parts.append(data)
         missing -= len(data)
     return b"".join(parts)

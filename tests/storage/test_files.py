@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tracemalloc
 from pathlib import Path
 
-from storage.files import remove_drafts, write_atomic
+import pytest
+
+from storage.files import read_bounded, remove_drafts, write_atomic
 
 DRAFT = ".key.0123456789ab"
 
@@ -33,6 +36,21 @@ def test_draft_that_was_put_in_place_without_replacing_is_removed_alone(tmp_path
     os.link(tmp_path / DRAFT, tmp_path / "key")
     assert remove_drafts(tmp_path) == 1
     assert (tmp_path / "key").read_bytes() == b"x"
+
+
+def test_bound_takes_no_memory_where_a_file_is_small(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for size_bytes in (0, 1, 100_000):
+        path.write_bytes(b"x" * size_bytes)
+        tracemalloc.start()
+        try:
+            assert read_bounded(path, size_bytes_max=64 << 20) == b"x" * size_bytes
+            assert tracemalloc.get_traced_memory()[1] < 2 << 20
+        finally:
+            tracemalloc.stop()
+    assert read_bounded(path, size_bytes_max=100_000) == b"x" * 100_000
+    with pytest.raises(OSError, match="longer than it may be"):
+        read_bounded(path, size_bytes_max=99_999)
 
 
 def test_writing_leaves_nothing_beside(tmp_path: Path) -> None:
