@@ -15,6 +15,7 @@ from storage.digest import Digest
 from storage.errors import CollectionRefusedError, StorageError
 from storage.ids import artifact_id
 from storage.layout import Layout
+from storage.leftovers import FUSE_COUNT_MIN, FUSE_SHARE
 from storage.manifest import blob_keys
 from storage.parts import Part
 from storage.reader import read_manifest_bytes
@@ -127,6 +128,28 @@ class Audit:
         return (
             f"nothing was deleted: a build gave {min(lost)}, which lies in the store, and the "
             "records have lost it. Run gitd check --rebuild-index; gitd gc --force removes it."
+        )
+
+    def check_loose(self, blob_ids: Collection[int]) -> None:
+        """See that blobs without a reference look like ordinary garbage.
+
+        Raises:
+            CollectionRefusedError: They are more than half of all, and not few.
+        """
+        if doubt := self.doubt_of_loose(blob_ids):
+            raise CollectionRefusedError(doubt)
+
+    def doubt_of_loose(self, blob_ids: Collection[int]) -> str | None:
+        """What `check_loose` would say; None when nothing speaks against it."""
+        if len(blob_ids) <= FUSE_COUNT_MIN:
+            return None
+        count = garbage.usage(self._records.reader()).blobs
+        if len(blob_ids) <= FUSE_SHARE * count:
+            return None
+        return (
+            f"{len(blob_ids)} of {count} blobs have no reference, which is more than half and may "
+            "be a mistake: they were not deleted. Run gitd check, and gitd gc --dry-run; gitd gc "
+            "--force deletes them."
         )
 
     def _named(self, digest: Digest) -> set[bytes] | None:

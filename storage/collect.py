@@ -25,11 +25,11 @@ from storage.audit import Audit
 from storage.blobs import blob_path
 from storage.decisions import Decided, apply, decide
 from storage.digest import Digest
-from storage.errors import CollectionRefusedError, CollectorBusyError, RecordsError
+from storage.errors import CollectorBusyError, RecordsError
 from storage.files import Remover, mapped_errors
 from storage.gate import Gate
 from storage.holding import held_trees
-from storage.leftovers import FUSE_COUNT_MIN, FUSE_SHARE, check_leftovers, remove_leftovers
+from storage.leftovers import check_leftovers, doubt_of_leftovers, remove_leftovers
 from storage.model import BuildCache
 from storage.records import blobs as rows
 from storage.records import garbage
@@ -82,7 +82,7 @@ class Collected:
         leftovers: How many files went that no row knew; `leftover_bytes` is their size.
         is_whole: False when it was stopped before its end.
         stuck: Files that could not be removed, and why; the next cycle tries again.
-        doubt: Why no tree, no blob and no leftover went, and what to do; None when they did.
+        doubt: Why no tree, no blob or no leftover went, and what to do; None when they did.
     """
 
     verdicts: tuple[Verdict, ...] = ()
@@ -189,12 +189,20 @@ class Collector:
             trees = {*decided.going, *unkept, *garbage.condemned_trees(db)}
             freed = garbage.freed_blobs(db, trees)
             loose = garbage.unreferred_blobs(db)
+            doubt = None if is_forced else self._audit.doubt_of_loose(loose)
+            if doubt is not None:
+                trees, loose = set(), []
+            else:
+                doubt = doubt_of_leftovers(
+                    self._layout, self._records, self._gate, is_forced=is_forced
+                )
             return Collected(
                 verdicts=decided.verdicts,
                 caches=decided.caches,
                 trees=len(trees),
                 blobs=freed.blobs + len(loose),
                 size_bytes=freed.size_bytes + garbage.size_of(db, loose),
+                doubt=doubt,
             )
 
     def run(self, order: Order = Order()) -> Collected:
@@ -361,16 +369,9 @@ class Collector:
 
     def _sweep_loose(self, cycle: _Cycle) -> None:
         """Remove the blobs that nothing refers to, whatever the reason."""
-        db = self._records.reader()
-        loose = garbage.unreferred_blobs(db)
-        if not cycle.order.is_forced and len(loose) > FUSE_COUNT_MIN:
-            count = garbage.usage(db).blobs
-            if len(loose) > FUSE_SHARE * count:
-                raise CollectionRefusedError(
-                    f"{len(loose)} of {count} blobs have no reference, which is more than half and "
-                    "may be a mistake: they were not deleted. Run gitd check, and gitd gc "
-                    "--dry-run; gitd gc --force deletes them."
-                )
+        loose = garbage.unreferred_blobs(self._records.reader())
+        if not cycle.order.is_forced:
+            self._audit.check_loose(loose)
         self._sweep(cycle, loose)
 
     def _sweep(self, cycle: _Cycle, blob_ids: Sequence[int]) -> None:

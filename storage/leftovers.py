@@ -97,6 +97,14 @@ def check_leftovers(layout: Layout, records: Records, gate: Gate, *, is_forced: 
             the records never knew, or statements of builds that they know.
         StorageError: The system or the database refused.
     """
+    if doubt := doubt_of_leftovers(layout, records, gate, is_forced=is_forced):
+        raise CollectionRefusedError(doubt)
+
+
+def doubt_of_leftovers(
+    layout: Layout, records: Records, gate: Gate, *, is_forced: bool
+) -> str | None:
+    """What `check_leftovers` would say; None when nothing speaks against it."""
     with mapped_errors("look for leftovers"), mapped_record_errors():
         proofs = list(_proofs(layout, records))
         doubt = _doubt(layout, records, proofs, is_forced=is_forced)
@@ -107,8 +115,7 @@ def check_leftovers(layout: Layout, records: Records, gate: Gate, *, is_forced: 
                 db = records.reader()
                 proofs = [one for one in proofs if one.is_strange(db, layout)]
                 doubt = _doubt(layout, records, proofs, is_forced=is_forced)
-    if doubt is not None:
-        raise CollectionRefusedError(doubt)
+    return doubt
 
 
 @dataclass(frozen=True, slots=True)

@@ -318,6 +318,9 @@ def test_signed_artifacts_that_no_row_ever_knew_go_by_force(world) -> None:
         world.write(lambda db, table=table: db.execute(f"DELETE FROM {table}"))
     for table in ("artifact_pin", "attestation", "artifact"):
         world.write(lambda db, table=table: db.execute(f"DELETE FROM {table}"))
+    planned = world.collector().plan()
+    assert "2 signed artifacts" in (planned.doubt or "")
+    assert world.collector().plan(is_forced=True).doubt is None
     with pytest.raises(CollectionRefusedError, match=r"2 signed artifacts .* --force"):
         world.collect()
     assert len(files_of(shop)) == 3 + 2 + 2

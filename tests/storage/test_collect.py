@@ -667,6 +667,9 @@ def test_sweep_of_most_blobs_without_a_reason_needs_force(world, shop) -> None:
             [(Digest.of(b"loose %d" % n) + b"f",) for n in range(1001)],
         )
     )
+    planned = world.collector().plan()
+    assert (planned.blobs, "1001 of 1901 blobs" in (planned.doubt or "")) == (0, True)
+    assert world.collector().plan(is_forced=True).blobs == 1001
     with pytest.raises(CollectionRefusedError, match=r"1001 of 1901 .* --force"):
         world.collect()
     assert world.collect(replace(AT_ONCE, is_forced=True)).blobs == 1001
