@@ -375,10 +375,11 @@ def _report(
 
 
 def _scrub_report(records: Records, config: Config) -> ScrubReport:
-    before = now_ms() - int(config.store.scrub_every_s * 1000)
+    now = now_ms()
+    before = now - int(config.store.scrub_every_s * 1000)
     try:
         with mapped_errors():
-            scrub = scrub_rows.progress(records.reader(), before)
+            scrub = scrub_rows.progress(records.reader(), before, now)
     except RecordsError:  # a database that cannot be read, which is among the findings
         return ScrubReport(0, 0, 0, None, None, 0, 0)
     return ScrubReport(

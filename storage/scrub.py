@@ -128,7 +128,7 @@ class Scrubber:
     def progress(self) -> rows.Progress:
         """Say how far it is."""
         with mapped_record_errors():
-            return rows.progress(self._records.reader(), self._due_before())
+            return rows.progress(self._records.reader(), *self._due_between())
 
     def examine(self, digest: Digest, envelope_sha256: str) -> tuple[list[Damage], Mending]:
         """Look at everything of one artifact now; condemn and mend. For who stumbled over it.
@@ -192,13 +192,15 @@ class Scrubber:
         since = time.monotonic() - MEND_EVERY_S
         self._stuck = {part: at for part, at in self._stuck.items() if at > since}
         count = TURN_COUNT + len(self._stuck)
-        due = rows.due(self._records.reader(), self._due_before(), limit_count=count)
+        due = rows.due(self._records.reader(), *self._due_between(), limit_count=count)
         released = self._round.due(self._clock(), limit_count=count)
         waiting = [*(rows.Due(part, None) for part in released), *due]
         return [one for one in waiting if one.part not in self._stuck]
 
-    def _due_before(self) -> int:
-        return self._clock() - self.limits.every_ms
+    def _due_between(self) -> tuple[int, int]:
+        """What was read between these times need not be read now."""
+        now = self._clock()
+        return now - self.limits.every_ms, now
 
     def _is_time_to_mend(self) -> bool:
         """What could not be mended is tried again now and then: there may be a copy by then."""

@@ -39,7 +39,9 @@ class Round:
         """The release statements that it is time to read, as parts of the store."""
         names = release_statements.each_name(self._records.reader())
         self._next = {name: self._next.get(name, now + SETTLE_MS) for name in names}
-        found = [Part.of_envelope(name) for name, at in self._next.items() if at <= now]
+        # Later than any that was set by this clock: it was ahead, and is not any more.
+        last = now + max(self._every_ms, SETTLE_MS)
+        found = [Part.of_envelope(n) for n, at in self._next.items() if at <= now or at > last]
         return found[:limit_count]
 
     def note_read(self, parts: Iterable[Part], now: int) -> None:
@@ -50,7 +52,7 @@ class Round:
 
     def trust_fault(self, now: int) -> str | None:
         """Say what is wrong with the generations of trust, as of the last time they were read."""
-        if self._trust_next is None or self._trust_next <= now:
+        if self._trust_next is None or not now < self._trust_next <= now + TRUST_EVERY_MS:
             self._trust_next = now + TRUST_EVERY_MS
             self._trust_fault = self._look_at_trust()
             # A generation that is being added looks as if one were missing.

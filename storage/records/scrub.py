@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from storage.parts import Part, PartKind
 from storage.records.blobs import LIVE
 
+_AHEAD_MS = 60_000  # less is no wrong clock: something was taken in meanwhile
 _TABLES = {
     PartKind.TREE: ("tree", "digest", f"state = {LIVE}"),
     PartKind.ENVELOPE: ("attestation", "envelope_sha256", "1 = 1"),
@@ -32,7 +33,7 @@ class Progress:
 
     Attributes:
         parts: How many parts there are to be read, time and again.
-        due: How many of them were not read since the time asked about.
+        due: How many of them should be read again.
         due_bytes: How large their blobs are together.
         oldest: When the one was read that was read longest ago; None when one was never read.
         read_at: When the scrub last read anything; None before it ever did.
@@ -48,8 +49,9 @@ class Progress:
     mended: int
 
 
-def due(db: sqlite3.Connection, before: int, *, limit_count: int) -> list[Due]:
-    """The parts that were not read since `before`: never read ones first, then by time.
+def due(db: sqlite3.Connection, before: int, now: int, *, limit_count: int) -> list[Due]:
+    """The parts that were not read since `before`: never read ones first, then by time. Then those
+    that were read after `now`, by a clock that was wrong: nobody knows when that was.
 
     Statements come before blobs: they are few and small, and say what the blobs are for.
     """
@@ -57,7 +59,11 @@ def due(db: sqlite3.Connection, before: int, *, limit_count: int) -> list[Due]:
     for kind, (table, column, condition) in _TABLES.items():
         size = "size_bytes" if kind is PartKind.BLOB else "NULL"
         # Apart, so that each is a range of the index.
-        for when, values in (("verified_at IS NULL", ()), ("verified_at < ?", (before,))):
+        for when, values in (
+            ("verified_at IS NULL", ()),
+            ("verified_at < ?", (before,)),
+            ("verified_at > ?", (now + _AHEAD_MS,)),
+        ):
             rows = db.execute(
                 f"SELECT {column} AS name, {size} AS size_bytes FROM {table} WHERE {condition}"
                 f" AND {when} ORDER BY verified_at LIMIT ?",
@@ -90,8 +96,8 @@ def note_work(
     )
 
 
-def progress(db: sqlite3.Connection, before: int) -> Progress:
-    """How far the scrub is: `before` as for `due`."""
+def progress(db: sqlite3.Connection, before: int, now: int) -> Progress:
+    """How far the scrub is: `before` and `now` as for `due`."""
     parts = due_count = due_bytes = 0
     oldest: list[int | None] = []
     for kind, (table, _, condition) in _TABLES.items():
@@ -100,8 +106,9 @@ def progress(db: sqlite3.Connection, before: int) -> Progress:
             "SELECT COUNT(*) AS parts, MIN(COALESCE(verified_at, -1)) AS oldest,"
             " COALESCE(SUM(is_due), 0) AS due, COALESCE(SUM(is_due * size), 0) AS due_bytes"
             f" FROM (SELECT verified_at, {size} AS size, CASE WHEN verified_at IS NULL"
-            f" OR verified_at < ? THEN 1 ELSE 0 END AS is_due FROM {table} WHERE {condition}) AS p",
-            (before,),
+            " OR verified_at < ? OR verified_at > ? THEN 1 ELSE 0 END AS is_due"
+            f" FROM {table} WHERE {condition}) AS p",
+            (before, now + _AHEAD_MS),
         ).fetchone()
         parts += row["parts"]
         due_count += row["due"]

@@ -125,11 +125,34 @@ def test_everything_is_read_once_in_its_time_and_not_again_before(world) -> None
     assert scrubber.progress() == rows.Progress(4, 0, 0, world.clock.now, world.clock.now, 0, 0)
 
 
+def test_what_was_read_by_a_clock_that_was_ahead_is_read_again(world) -> None:
+    """A machine that starts in the wrong year reads all, and would read nothing until then."""
+    now = time.time_ns() // 1_000_000
+    shop = world.shop
+    released = issue(world, shop.ingest({"a": b"a", "b*": b"b"}))
+    released.write_bytes(seal(b'{"a":"statement"}', shop.signing_key).data)
+    released.chmod(0o444)
+    scrubber = scrubber_of(world)
+    world.clock.now = now + 3650 * DAY
+    assert scrubber.turn().parts == 4
+    world.clock.now += SETTLE_MS
+    assert scrubber.turn().parts == 1
+    world.clock.now = now
+    flip(shop.blob(b"a"))
+    (shop.store.layout.trust / "root.1.json").rename(shop.folder / "away")
+    assert scrubber.progress().due == 4
+    turn = scrubber.turn()
+    assert (turn.parts, len(turn.found), turn.trust_fault is None) == (5, 1, False)
+    assert scrubber.turn().is_idle
+    assert scrubber.progress().due == 0
+
+
 def test_restart_goes_on_with_what_was_not_read_for_longest(world) -> None:
     world.shop.ingest({f"f{n}": b"%d" % n for n in range(20)})
     world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
     scrubber = scrubber_of(world)
-    due = rows.due(world.shop.records.reader(), world.clock.now - 30 * DAY, limit_count=12)
+    now = world.clock.now
+    due = rows.due(world.shop.records.reader(), now - 30 * DAY, now, limit_count=12)
     world.write(lambda db: rows.note_read(db, [one.part for one in due], world.clock.now - DAY))
     world.restart()
     scrubber = scrubber_of(world)
