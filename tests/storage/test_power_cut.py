@@ -38,7 +38,7 @@ TREES = pytest.mark.parametrize("tree", [FEW, MANY, LARGE], ids=str)
 
 pytestmark = [
     *needs_disks,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(not shutil.which("strace"), reason="strace is not here"),
 ]
 

@@ -16,7 +16,7 @@ pytestmark = needs_disks
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("is_restless", [False, True], ids=["quiet", "restless"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_power_cut_at_any_moment_of_a_switch_leaves_the_old_release_or_the_new(kind, is_restless):

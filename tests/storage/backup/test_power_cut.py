@@ -15,7 +15,7 @@ from tests.power import KINDS, KINDS_IN_TURN, disk_of, needs_disks, run
 from tests.recorded import record
 from tests.storage.backup.test_crash import CHILD, EXPECT, expect_whole, make_before
 
-pytestmark = [*needs_disks, pytest.mark.timeout(1800)]
+pytestmark = [*needs_disks, pytest.mark.timeout(3600)]
 
 
 @pytest.mark.parametrize("kind", KINDS_IN_TURN)
