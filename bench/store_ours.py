@@ -47,6 +47,7 @@ from storage.unpacked import verify_tree
 SITE = "acme-store"
 TIME = "2026-01-01T00:00:00.000Z"
 SEALS = 200
+SWITCHES = 200
 
 
 class Bench:
@@ -168,6 +169,20 @@ class Bench:
         digest, sha256 = verified.digest, verified.manifest_sha256
         return seal(build_release(said, digest=digest, manifest_sha256=sha256), self.key).data
 
+    def switch(self) -> None:
+        """Switch from one release to another and back, durably, as a roll does at its end."""
+        pins = [
+            ArtifactPin(artifact_id(one), str(one), "0" * 64)
+            for one in map(Digest.of, (b"one", b"two"))
+        ]
+        names = ["000001-one", "000002-two"]
+        state = EnvironmentState("env_1", SITE, "production", "production", ())
+        self.environment.prepare(state)
+        for number in range(SWITCHES):
+            served = ServedState("dep_1", pins[number % 2], names[number % 2], 0)
+            state = state.serving(served, number)
+            self.environment.write(state)
+
     # -- proof -----------------------------------------------------------------------------------
 
     def scrub(self) -> None:
@@ -209,6 +224,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "tar": _from_tar,
     "unpack": Bench.unpack,
     "roll": Bench.roll,
+    "switch": Bench.switch,
     "check": Bench.check,
     "scrub": Bench.scrub,
     "hold": Bench.hold_folder,
