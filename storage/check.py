@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from storage import inspector
 from storage.consequences import Consequence, Consequences
 from storage.digest import Digest
 from storage.errors import ArtifactError, SignatureInvalidError
@@ -110,7 +111,7 @@ class _Check:
     def __init__(self, root: Path, records: Records, *, from_medium: bool) -> None:
         self._layout = Layout(root)
         self._from_medium = from_medium
-        self._pace: Pace | None = _at_once if from_medium else None
+        self._pace: Pace | None = inspector.from_medium if from_medium else None
         self._records = records
         self._reader = StoreReader(root)
         self._inspector = Inspector(self._layout)
@@ -332,10 +333,6 @@ def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
     return groups
-
-
-def _at_once(_size_bytes: int) -> None:
-    """The pace of somebody who waits for it."""
 
 
 def _now_ms() -> int:

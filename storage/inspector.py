@@ -183,6 +183,10 @@ class Inspector:
             return fault.stamp is None
 
 
+def from_medium(_: int) -> None:
+    """A pace that is none: the medium is asked, as fast as it answers."""
+
+
 def _read(fd: int, size_bytes_max: int, pace: Pace | None) -> bytes:
     """Read a small file: a byte more than the bound when it is longer."""
     if pace is not None:

@@ -26,7 +26,7 @@ from storage.errors import ArtifactError
 from storage.files import mapped_errors, sync_filesystem
 from storage.gate import Gate
 from storage.ids import artifact_id
-from storage.inspector import Inspector
+from storage.inspector import Inspector, from_medium
 from storage.layout import SHARDS
 from storage.manifest import Manifest
 from storage.model import Artifact, Attestation
@@ -125,11 +125,11 @@ class _Rebuild:
             return self._records.write(lambda db: index.put_tree(db, row, sizes, whole, at))
 
     def _manifest(self, digest: Digest) -> Manifest:
-        self._inspector.fault(Part.of_tree(digest), None, pace=_from_medium)
+        self._inspector.fault(Part.of_tree(digest), None, pace=from_medium)
         return self._reader.manifest(digest)  # as it was just read
 
     def _is_whole(self, key: BlobKey, size_bytes: int, *, reads: bool) -> bool:
-        fault = self._inspector.blob_fault(key, size_bytes, reads=reads, pace=_from_medium)
+        fault = self._inspector.blob_fault(key, size_bytes, reads=reads, pace=from_medium)
         return fault is None or not fault.is_of_bytes
 
     def _is_there(self, db: sqlite3.Connection, key: BlobKey, size_bytes: int) -> bool:
@@ -157,7 +157,7 @@ class _Rebuild:
         Raises:
             ArtifactError: It is none, does not hold, or its manifest does not.
         """
-        self._inspector.fault(Part.of_envelope(sha256), None, pace=_from_medium)
+        self._inspector.fault(Part.of_envelope(sha256), None, pace=from_medium)
         data = self._reader.envelope(sha256)  # as it was just read
         manifest = self._manifest(subject_digest(data))
         verified = self._reader.vouched(manifest, sha256)
@@ -190,10 +190,6 @@ class _Rebuild:
             for name in sorted(os.listdir(f"{self._layout.root}/attest/{shard}")):
                 if match := _ENVELOPE.fullmatch(name):
                     yield match[1]
-
-
-def _from_medium(_: int) -> None:
-    """A pace that is none: the medium is asked, as fast as it answers."""
 
 
 def _milliseconds(text: str) -> int:
