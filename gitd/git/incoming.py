@@ -202,7 +202,7 @@ class Incoming:
             object_bytes_max=self._limits.object_bytes_max,
         )
 
-    def take_in(self, new_borders: list[bytes]) -> set[Path]:
+    def take_in(self) -> set[Path]:
         """Make the objects part of the store; return directories to sync. Blocking.
 
         The packs may be kept from then on: call `let_go` when refs name them.
@@ -221,8 +221,6 @@ class Incoming:
             self.quarantine = None
         else:
             return set()
-        if new_borders:
-            self._repository.extend_shallow(new_borders)
         for index in migrated.indexes:
             self._repository.objects.note_pack(index)
         return migrated.directories

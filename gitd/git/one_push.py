@@ -67,7 +67,6 @@ class OnePush:
         self._shows = opened.shows
         self._commands = wish.commands
         self._answer = answer
-        self._new_borders: list[bytes] = []
         self._asking: asyncio.Task[Mapping[str, str]] | None = None
         self._unpack_status = "ok"
         self._has_failed = False
@@ -179,7 +178,8 @@ class OnePush:
         if not ingested.shallow_tips:
             return
         if self._repository.config.flag("receive.shallowupdate"):
-            self._new_borders = ingested.new_borders
+            self._wish.new_borders = ingested.new_borders
+            self._wish.shallow_tips = ingested.shallow_tips
             return
         for command in self._commands:
             if command.new in ingested.shallow_tips:
@@ -258,7 +258,7 @@ class OnePush:
         if self._scripts.has_update:
             # Hooks may take long, and push here themselves: others go on meanwhile, and what they
             # change is noticed when the refs are locked.
-            judged = await asyncio.to_thread(self._moves.take_in_and_judge, self._new_borders)
+            judged = await asyncio.to_thread(self._moves.take_in_and_judge)
             await self._say(judged.words)
             await self._scripts.run_update()
             async with self._lock:
@@ -266,7 +266,7 @@ class OnePush:
                 self._tell_moved()
         else:
             async with self._lock:
-                words = await asyncio.to_thread(self._moves.do_all, self._new_borders)
+                words = await asyncio.to_thread(self._moves.do_all)
                 self._tell_moved()
         await self._say(words)
 

@@ -64,6 +64,8 @@ class Wish:
 
     Attributes:
         shallow: raw oids of commits that the pusher has no parents of.
+        new_borders: of these, where the history is to end here too.
+        shallow_tips: what is to be pushed that ends at such a border.
         options: None when the capability was not used.
         certificate: of a signed push; its commands are those of the certificate.
         refusal: why all of it is refused: it exceeds a bound, and was not read further.
@@ -71,6 +73,8 @@ class Wish:
 
     commands: list[Command] = field(default_factory=list)
     shallow: list[bytes] = field(default_factory=list)
+    new_borders: list[bytes] = field(default_factory=list)
+    shallow_tips: list[bytes] = field(default_factory=list)
     capabilities: set[bytes] = field(default_factory=set)
     options: list[str] | None = None
     certificate: Certificate | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Collection
 
 from gitd.git.push import CURRENT_REFUSED
 from gitd.git.push_request import Command
@@ -23,9 +24,17 @@ class RefChecks:
     Args:
         snapshot: all refs as they are now.
         refs_max: how many refs the repository may have.
+        new_borders: commits at which the history may end too.
     """
 
-    def __init__(self, repository: Repository, snapshot: RefSnapshot, *, refs_max: int) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        snapshot: RefSnapshot,
+        *,
+        refs_max: int,
+        new_borders: Collection[bytes] = (),
+    ) -> None:
         self._repository = repository
         self._refs_max = refs_max
         self._config = repository.config
@@ -33,6 +42,7 @@ class RefChecks:
         self._snapshot = snapshot
         self._checked_out = _checked_out(repository, self._snapshot.head_target)
         self._ref_count = len(self._snapshot.values)
+        self._new_borders = new_borders
 
     def judge_all(self, commands: list[Command]) -> list[str]:
         """Set the error of each command that is refused; return words for the user. Blocking."""
@@ -44,6 +54,9 @@ class RefChecks:
                 if message:
                     words.append(message)
         return words
+
+    def _borders(self) -> set[bytes]:
+        return {*self._repository.shallow(), *self._new_borders}
 
     def _find_twins(self, commands: list[Command]) -> None:
         """Find names that are wished for twice, directly or behind symbolic refs."""
@@ -144,7 +157,7 @@ class RefChecks:
             return refused
         is_rewind = (
             command.old != NULL_OID
-            and not is_ancestor(objects, command.old, command.new, cut=self._repository.shallow())
+            and not is_ancestor(objects, command.old, command.new, cut=self._borders())
             if self._config.flag("receive.denynonfastforwards")
             else False
         )

@@ -21,6 +21,7 @@ from storage.git.object_formats import NULL_OID
 from storage.git.reflog import ReflogEntry
 from storage.git.refs import RefSnapshot
 from storage.git.repository import Repository
+from storage.git.shallow import borders_behind
 from storage.git.transaction import RefChange, change_refs
 
 
@@ -58,21 +59,22 @@ class RefMoves:
         self._refs_max = refs_max
         self._has_begun = False
 
-    def do_all(self, new_borders: list[bytes]) -> list[str]:
+    def do_all(self) -> list[str]:
         """Keep the objects, judge the refs and move them, in one go; return words for the user."""
-        judged = self.take_in_and_judge(new_borders)
+        judged = self.take_in_and_judge()
         return judged.words + self.apply(judged.to_sync, judged.snapshot)
 
-    def take_in_and_judge(self, new_borders: list[bytes]) -> Judged:
+    def take_in_and_judge(self) -> Judged:
         """Make the objects part of the store, and let the repository's own rules have their say."""
         try:
-            to_sync = self._incoming.take_in(new_borders)
+            to_sync = self._incoming.take_in()
         except OSError as error:
             self._wish.refuse_all(NOT_KEPT)
             return Judged([f"error: cannot keep the objects: {error.strerror}"], set())
         words = refuse_reserved(self._repository, self._wish)
         snapshot = self._repository.refs.snapshot()
-        checks = RefChecks(self._repository, snapshot, refs_max=self._refs_max)
+        borders = self._wish.new_borders
+        checks = RefChecks(self._repository, snapshot, refs_max=self._refs_max, new_borders=borders)
         return Judged(words + checks.judge_all(self._wish.commands), to_sync, snapshot)
 
     def apply(self, to_sync: set[Path], snapshot: RefSnapshot | None = None) -> list[str]:
@@ -82,6 +84,9 @@ class RefMoves:
         """
         is_atomic = self._wish.can(b"atomic")
         if is_atomic and any(command.error for command in self._wish.commands):
+            self._wish.refuse_all("atomic push failure")
+        words = self._extend_shallow()
+        if is_atomic and words:
             self._wish.refuse_all("atomic push failure")
         going = [command for command in self._wish.commands if command.is_going]
         self._has_begun = True
@@ -95,7 +100,28 @@ class RefMoves:
             snapshot=snapshot,
         )
         self._incoming.let_go()
-        return _noted(going, errors)
+        return words + _noted(going, errors)
+
+    def _extend_shallow(self) -> list[str]:
+        """Let the history end where that of a ref does which is about to move, and nowhere else:
+        what comes whole later would end there too. Return words for the user.
+        """
+        wish, repository = self._wish, self._repository
+        tips = {command.new for command in wish.commands if command.is_going}
+        tips.intersection_update(wish.shallow_tips)
+        if not tips:
+            return []
+        try:
+            borders = borders_behind(
+                repository.objects, tips, wish.new_borders, server=repository.shallow()
+            )
+            repository.extend_shallow(borders)
+        except OSError as error:
+            for command in wish.commands:
+                if command.is_going and command.new in tips:
+                    command.error = "shallow error"  # git's words
+            return [f"error: cannot note where the history ends: {error.strerror}"]
+        return []
 
     def refuse_unmoved(self, reason: str, *, of_moved: str | None = None) -> None:
         """After a failure: refuse each ref that is not where it was to go.

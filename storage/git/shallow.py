@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from storage.git.errors import RepositoryCorruptError
 from storage.git.object_formats import COMMIT
 from storage.git.objects import ObjectStore
+from storage.git.walk import reachable_among
 
 INFINITE_DEPTH = 0x7FFFFFFF
 
@@ -109,6 +110,23 @@ def _commits(objects: ObjectStore, oids: Iterable[bytes]) -> list[bytes]:
         if kind == COMMIT:
             found.append(target)
     return found
+
+
+def borders_behind(
+    objects: ObjectStore,
+    tips: Iterable[bytes],
+    borders: Collection[bytes],
+    *,
+    server: Collection[bytes],
+) -> set[bytes]:
+    """Return those of some new borders at which the histories of `tips` end.
+
+    `server`: the borders that the repository has already.
+
+    Raises:
+        RepositoryCorruptError: a commit on the way is missing or none.
+    """
+    return reachable_among(borders, _commits(objects, tips), objects, cut={*borders, *server})
 
 
 def _by_depth(

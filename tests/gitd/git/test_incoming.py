@@ -21,9 +21,9 @@ def test_nothing_is_taken_in_when_the_push_was_broken_off(tmp_path: Path) -> Non
     repository = Repository(tmp_path / "r.git")
     workers = PackWorkers(1)
     incoming = Incoming(repository, Wish(), GitLimits(), workers, is_looked_at=False, is_kept=True)
-    assert incoming.take_in([]) == set()
+    assert incoming.take_in() == set()
     incoming.add_blob(b"x")
     asyncio.run(incoming.tidy())
     with pytest.raises(OSError, match="broken off"):
-        incoming.take_in([])
+        incoming.take_in()
     assert not list((repository.path / "objects").glob("tmp_*"))

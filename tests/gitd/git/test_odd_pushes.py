@@ -112,6 +112,69 @@ def test_8_28_only_refs_that_need_a_border_are_refused_for_it(
     git("fsck", "--full", "--strict", cwd=bare)
 
 
+@pytest.fixture
+def two_borders(wire: Any, elsewhere: Path, raw: Any, git: Git, head: Git, commit: Git) -> Any:
+    """A push of two refs, each with a border of its own: the body, and the borders."""
+    git("config", "receive.shallowUpdate", "true", cwd=wire.bare)
+    git("config", "receive.hideRefs", "refs/heads/hidden", cwd=wire.bare)
+    git("fetch", "-q", "--depth", "1", f"file://{elsewhere}", "main:one", cwd=wire.work)
+    git("reset", "-q", "--hard", "HEAD~2", cwd=elsewhere)
+    for message in ("v1", "v2"):
+        commit(elsewhere, message)
+    git("fetch", "-q", "--depth", "1", f"file://{elsewhere}", "main:other", cwd=wire.work)
+    git("tag", "-a", "-m", "t", "t", "other", cwd=wire.work)
+    tips = [head(wire.work, "one"), head(wire.work, "t")]
+
+    def made(one: str, caps: str = "") -> tuple[bytes, list[str]]:
+        borders = [head(wire.work, "one"), head(wire.work, "other")]
+        lines = [f"shallow {oid}" for oid in borders]
+        lines.append(f"{NONE} {tips[0]} refs/heads/{one}\0{CAPS}{caps}")
+        lines.append(f"{NONE} {tips[1]} refs/tags/t")
+        return b"".join(map(raw.pkt, lines)) + b"0000" + wire.pack(*tips), borders
+
+    return made
+
+
+@pytest.mark.parametrize("declined", ["refs/heads/one", "*", "hidden"])
+def test_8_28_a_border_of_a_refused_ref_is_none(
+    wire: Any, beside: Callable[[bytes], tuple[Any, Any]], two_borders: Any, declined: str
+) -> None:
+    """What comes whole later would end there."""
+    if declined != "hidden":
+        hook(wire.bare, "update", f'case "$1" in {declined}) exit 1;; esac')
+    got, wanted = beside(two_borders("hidden" if declined == "hidden" else "one")[0])
+    assert got.refs == wanted.refs
+
+
+@pytest.mark.parametrize("caps", ["", " atomic"])
+def test_8_28_two_refs_have_borders_of_their_own(
+    wire: Any, raw: Any, two_borders: Any, caps: str
+) -> None:
+    """git's own server takes one such ref in a push."""
+    body, borders = two_borders("one", caps)
+    got = raw.parse_push_answer(wire.server.post(wire.bare, "git-receive-pack", body))
+    assert got.refs == {"refs/heads/one": "ok", "refs/tags/t": "ok"}
+    assert (wire.bare / "shallow").read_text().split() == sorted(borders)
+
+
+@pytest.mark.parametrize("caps", ["", " atomic"])
+def test_8_28_a_history_that_ends_is_no_fast_forward(
+    wire: Any, raw: Any, two_borders: Any, tip: str, git: Git, caps: str
+) -> None:
+    """Its border is known when that is asked, though it is not noted yet; nor is it later."""
+    git("config", "receive.denyNonFastForwards", "true", cwd=wire.bare)
+    body, borders = two_borders("main", caps)
+    body = body.replace(f"{NONE} {borders[0]}".encode(), f"{tip} {borders[0]}".encode())
+    got = raw.parse_push_answer(wire.server.post(wire.bare, "git-receive-pack", body))
+    assert got.refs["refs/heads/main"] == "non-fast-forward"
+    if caps:
+        assert got.refs["refs/tags/t"] == "atomic push failure"
+        assert not (wire.bare / "shallow").exists()
+    else:
+        assert got.refs["refs/tags/t"] == "ok"
+        assert (wire.bare / "shallow").read_text().split() == [borders[1]]
+
+
 @pytest.mark.parametrize("border", ["12" * 20, "HEAD^{tree}"])
 def test_8_28_a_border_that_is_no_commit_here_is_none(
     wire: Any, tip: str, head: Git, border: str
