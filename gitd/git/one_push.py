@@ -121,7 +121,7 @@ class OnePush:
     async def take_objects(self, body: BodyReader) -> None:
         """Read the pack and check it; nothing outside of the quarantine changes."""
         self._refuse_unshown()
-        ingested = await self._incoming.receive(body, self._start_asking)
+        ingested = await self._incoming.receive(body, self._has_arrived)
         self._answer.keep_alive()
         await self._tell(ingested)
         if ingested.error is None:
@@ -142,8 +142,12 @@ class OnePush:
                 if not self._asking.cancelled() and self._asking.exception() is None:
                     await self._receiver.broken_off(self._push)
 
-    def _start_asking(self) -> None:
-        """Ask the receiver while the pack is being checked: what it records costs no time then."""
+    def _has_arrived(self) -> None:
+        """Ask the receiver while the pack is being checked: what it records costs no time then.
+
+        That of a large one takes longer than a proxy in between may wait for a word.
+        """
+        self._answer.keep_alive()
         self._asking = asyncio.create_task(self._ask())
 
     async def _ask(self) -> Mapping[str, str]:

@@ -5,9 +5,13 @@ Where git's own server has an answer, ours is held against it.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
 import random
 import shutil
+import socket
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -204,6 +208,37 @@ def test_8_20_an_object_may_come_twice(
     git("fsck", "--full", "--strict", cwd=wire.bare)
     url = wire.server.url_of(wire.bare)
     git("-c", "fetch.fsckObjects", "clone", "-q", "--mirror", url, "c", cwd=tmp_path)
+
+
+def test_8_43_silence_while_a_pack_is_checked_is_bridged(wire: Any, raw: Any, git: Git) -> None:
+    """It waits for the base of its delta here, until somebody opens that for writing."""
+    git("config", "receive.keepAlive", "1", cwd=wire.bare)
+    base = wire.bare / "objects/ab" / ("cd" * 19)
+    base.parent.mkdir()
+    os.mkfifo(base)
+    delta = b"\5\3\3xyz"
+    entry = raw.pack_entry(7, len(delta)) + b"\xab" + b"\xcd" * 19 + zlib.compress(delta)
+    pack = b"PACK\0\0\0\2\0\0\0\1" + entry
+    body = raw.pkt(f"{NONE} {'1' * 40} refs/tags/x\0{CAPS}") + b"0000" + pack
+    body += hashlib.sha1(pack).digest()
+    host, _, port = wire.server.url.removeprefix("http://").partition(":")
+    head = (
+        f"POST /{wire.bare.name}/git-receive-pack HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"Content-Type: application/x-git-receive-pack-request\r\nContent-Length: {len(body)}\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(head.encode() + b"\r\n" + body)
+        try:
+            heard = b""
+            while b"0005\2" not in heard:
+                piece = client.recv(4096)
+                assert piece, "it ended in silence"
+                heard += piece
+        finally:
+            base.open("wb").close()
+        while piece := client.recv(4096):
+            heard += piece
+    assert b"ng refs/tags/x unpacker error" in heard
 
 
 # histories that lack something
