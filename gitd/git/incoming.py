@@ -76,6 +76,7 @@ class Incoming:
         self._keeps = PackKeeps() if is_kept else None
         self.quarantine: Path | None = None
         self._staged: StagedPack | None = None
+        self._has_pack = False
         self._is_over = False
 
     async def receive(self, body: BodyReader, on_arrival: Callable[[], None]) -> Ingested:
@@ -88,7 +89,9 @@ class Incoming:
             on_arrival()
             return Ingested()
         try:
-            return await self._receive(body, on_arrival)
+            ingested = await self._receive(body, on_arrival)
+            self._has_pack = ingested.object_count > 0
+            return ingested
         except GitRequestError as error:
             await drain(body, self._limits.drain_bytes_max, error)
             return Ingested(error=error.message, unpack_status=error.message)
@@ -208,6 +211,7 @@ class Incoming:
         The packs may be kept from then on: call `let_go` when refs name them.
 
         Raises:
+            FileNotFoundError: somebody has removed them.
             OSError: the disk is full, or something like it; or the push was broken off, and the
                 objects are gone.
         """
@@ -217,7 +221,9 @@ class Incoming:
             migrated = self._staged.take_in(self._repository.sharing, self._keeps)
             self._staged = None
         elif self.quarantine is not None:
-            migrated = migrate_quarantine(self.quarantine, self._repository.sharing, self._keeps)
+            migrated = migrate_quarantine(
+                self.quarantine, self._repository.sharing, self._keeps, has_pack=self._has_pack
+            )
             self.quarantine = None
         else:
             return set()

@@ -70,7 +70,9 @@ class RefMoves:
             to_sync = self._incoming.take_in()
         except OSError as error:
             self._wish.refuse_all(NOT_KEPT)
-            return Judged([f"error: cannot keep the objects: {error.strerror}"], set())
+            is_gone = isinstance(error, FileNotFoundError)
+            why = "somebody tidied up meanwhile: push again" if is_gone else error.strerror
+            return Judged([f"error: cannot keep the objects: {why}"], set())
         words = refuse_reserved(self._repository, self._wish)
         snapshot = self._repository.refs.snapshot()
         borders = self._wish.new_borders

@@ -6,6 +6,7 @@ Source: git's tmp-objdir.c; builtin/receive-pack.c, "unpack" and "check connecte
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -179,13 +180,14 @@ class Migrated(NamedTuple):
 
 
 def migrate_quarantine(
-    quarantine: Path, sharing: Sharing, keeps: PackKeeps | None = None
+    quarantine: Path, sharing: Sharing, keeps: PackKeeps | None = None, *, has_pack: bool
 ) -> Migrated:
     """Make incoming objects part of the store, with the bits of `sharing`; the quarantine goes.
 
-    `keeps` gets the `.keep` files of its packs.
+    `keeps` gets the `.keep` files of its packs. `has_pack`: one was indexed there.
 
     Raises:
+        FileNotFoundError: what was there is gone, as `git prune --expire=now` removes it.
         OSError: the disk is full, or something like it.
     """
     objects = quarantine.parent
@@ -197,6 +199,8 @@ def migrate_quarantine(
         for name in names
         if not name.startswith("tmp_")
     ]
+    if has_pack and not any(f"{name[:-4]}.pack" in files for name in files if name[-4:] == ".idx"):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(quarantine))
     # An index makes its pack visible, so it moves last; loose objects have no such order.
     for path in map(Path, sorted(files, key=lambda path: path.endswith(".idx"))):
         if path.suffix == QUARANTINED_SUFFIX:  # a cache: nobody waits for it to be durable

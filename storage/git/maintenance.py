@@ -159,7 +159,8 @@ def _join(repository: Repository, packs: list[Pack]) -> str:
         write_links(quarantine, indexed.path.stem, closure.all_roots(), closure.all_outside())
         sync_file(indexed.path)
         sync_file(indexed.path.with_suffix(".idx"))
-        for directory in migrate_quarantine(quarantine, repository.sharing).directories:
+        migrated = migrate_quarantine(quarantine, repository.sharing, has_pack=True)
+        for directory in migrated.directories:
             sync_directory(directory)
         return indexed.path.name
     except PackInvalidError as error:

@@ -241,6 +241,28 @@ def test_8_43_silence_while_a_pack_is_checked_is_bridged(wire: Any, raw: Any, gi
     assert b"ng refs/tags/x unpacker error" in heard
 
 
+TIDIED = "somebody tidied up meanwhile: push again"
+
+
+@pytest.mark.parametrize("left", ["nothing", "folders", "index", "pack"])
+def test_8_45_objects_that_git_prune_took_away_move_no_ref(
+    wire: Any, tip: str, commit: Git, git: Git, head: Git, left: str
+) -> None:
+    """`git prune --expire=now` removes quarantines too, file by file."""
+    keep = {"nothing": "", "folders": "-type f", "index": "-name *.pack", "pack": "-name *.idx"}
+    hook(wire.bare, "pre-receive", f"set -f; find $GIT_QUARANTINE_PATH {keep[left]} -delete")
+    new = commit(wire.work, "two")
+    commands = (tip, new, "refs/heads/main"), (NONE, new, "refs/tags/x")
+    got = wire.push(*commands, pack=wire.pack(new, f"^{tip}"))
+    assert {*got.refs.values()} == {"unable to migrate objects to permanent storage"}
+    assert TIDIED in got.words
+    assert head(wire.bare, "main") == tip
+    (wire.bare / "hooks/pre-receive").unlink()
+    git("fsck", "--full", "--strict", cwd=wire.bare)
+    got = wire.push(*commands, pack=wire.pack(new, f"^{tip}"))
+    assert {*got.refs.values()} == {"ok"}
+
+
 # histories that lack something
 
 
