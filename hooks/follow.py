@@ -236,9 +236,10 @@ class PushNarrator:
         ):
             return []
         name = shlex.quote(branch)
+        made = f"mf sites set {site.name} --default-branch {name}"
         build = f"mf build --site {site.name} --env production --ref {name} --deploy --wait"
         return [
-            f"  or let {branch} go live itself: mf sites set {site.name} --default-branch {name}",
+            f"  or, with sites:write, let {branch} go live itself: {made}",
             f"  and then, as it is pushed already: {build}",
         ]
 

@@ -309,7 +309,8 @@ async def test_push_beside_a_production_that_waits_says_what_it_waits_for(
         await narrator.tell_how_to_follow(effect, ear, was_asked=True)
         return ear.lines
 
-    itself = "or let master go live itself: mf sites set acme-store --default-branch master"
+    made = "mf sites set acme-store --default-branch master"
+    itself = f"or, with sites:write, let master go live itself: {made}"
     build = "mf build --site acme-store --env production --ref master --deploy --wait"
     lines = await said("master")
     assert lines[-3:] == [waits, itself, f"and then, as it is pushed already: {build}"]

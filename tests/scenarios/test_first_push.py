@@ -64,7 +64,7 @@ def test_push_says_how_a_branch_of_another_name_goes_live(
     assert "production waits for main: git push managed trunk:main" in said
     first = "mf sites set acme-store --default-branch trunk"
     then = "mf build --site acme-store --env production --ref trunk --deploy --wait"
-    assert f"or let trunk go live itself: {first} " in said
+    assert f"or, with sites:write, let trunk go live itself: {first} " in said
     assert f"and then, as it is pushed already: {then} " in said
     for command in (first, then):
         server.run(*command.split())
