@@ -81,6 +81,8 @@ class StaticSite:
         if isinstance(found, Redirect):
             return self._redirect(found.location + mark + query)
         if found is None:
+            found = self._index.fallback(path)
+        if found is None:
             return await self._not_found(request)
         return await self._file(request, found)
 

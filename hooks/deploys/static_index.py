@@ -99,6 +99,17 @@ class StaticIndex:
             return Redirect("/" + "/".join(quote(segment, safe="") for segment in segments) + "/")
         return found
 
+    def fallback(self, url_path: str) -> StaticFile | None:
+        """Return the page that answers, as its own, where there is no file: `200.html`.
+
+        None for a path whose last name has a dot: it asks for a file, and a script that a newer
+        release has not any more must not be answered with a page.
+        """
+        segments = _decoded_segments(url_path)
+        if segments is None or (segments and "." in segments[-1]):
+            return None
+        return self._file("200.html")
+
     def not_found_page(self) -> StaticFile | None:
         return self._file("404.html")
 

@@ -173,3 +173,31 @@ def test_equal_content_has_an_equal_etag_and_other_content_another(index):
 )
 def test_the_name_gives_the_media_type(name, media_type):
     assert content_type(name) == media_type
+
+
+@pytest.mark.parametrize(
+    ("url_path", "is_page"),
+    [
+        ("/", True),
+        ("/users/7", True),
+        ("/users/7/", True),
+        ("/v1.2/notes", True),
+        ("/%C3%BC", True),
+        ("/assets/app-1a2b.js", False),
+        ("/assets/app%2Ejs", False),
+        ("/favicon.ico", False),
+        ("/.git", False),
+        ("/../etc", False),
+        ("//", False),
+        ("/%ff", False),
+        ("x", False),
+    ],
+)
+def test_page_of_its_own_answers_for_paths_that_name_no_file(url_path, is_page):
+    page = FileEntry(b"200.html", False, 3, Digest.of(b"page"))
+    found = StaticIndex(Manifest.of([page])).fallback(url_path)
+    assert (found.path if found else None) == ("200.html" if is_page else None)
+
+
+def test_site_without_such_a_page_has_no_fallback(index):
+    assert index.fallback("/users/7") is None
