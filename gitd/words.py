@@ -30,6 +30,11 @@ def written_out(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def printable_lines(text: str) -> list[str]:
+    """Each line of the text as `printable` has it."""
+    return [printable(line) for line in text.split("\n")] if text else []
+
+
 def colourful(text: str) -> str:
     """As `printable`, but colours stay."""
     return _CONTROLS_BUT_COLOURS.sub("", _ESCAPES_BUT_COLOURS.sub("", _last_overprint(text)))

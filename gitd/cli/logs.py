@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 
 import click
 
@@ -25,7 +25,7 @@ from gitd.cli.stream import (
     Outage,
     ProgramLogStream,
 )
-from gitd.cli.waiting import environment_endpoint, failure_of, next_job
+from gitd.cli.waiting import LINES_REMEMBERED, environment_endpoint, failure_of, next_job
 from gitd.words import colourful, printable
 
 RUNS_ON = "production"
@@ -94,7 +94,7 @@ def logs(
         if follow:
             return _follow_job(session, job, stages=stages)
         if job.is_over:
-            _print_job(session, job, follow=False, stages=stages)
+            _print_job(session, job, deque(maxlen=0), follow=False, stages=stages)
         else:
             _print_so_far(session, job, stages=stages)
     except KeyboardInterrupt:
@@ -104,19 +104,26 @@ def logs(
 
 def _follow_job(session: Session, job: Job, *, stages: bool) -> ExitCode:
     """Print a job to its end, and the deployment that a build goes on to. The last decides."""
-    ended = _print_job(session, job, follow=True, stages=stages)
+    said: deque[str] = deque(maxlen=LINES_REMEMBERED)
+    ended = _print_job(session, job, said, follow=True, stages=stages)
     rolls = next_job(session.api, ended)
     if rolls is not None:
-        ended = _print_job(session, rolls, follow=True, stages=stages)
+        ended = _print_job(session, rolls, said, follow=True, stages=stages)
     if ended.has_succeeded:
         return ExitCode.OK
-    _tell_hint(failure_of(ended))
+    _tell_hint(*failure_of(ended, said))
     return ExitCode.FAILED
 
 
-def _print_job(session: Session, job: Job, *, follow: bool, stages: bool) -> Job:
+def _print_job(session: Session, job: Job, said: deque[str], *, follow: bool, stages: bool) -> Job:
+    """Print a job's log. `said` remembers its lines."""
+
+    def text(line: LogLine) -> str:
+        said.append(printable(line.line))
+        return _text(line, stages=stages)
+
     stream = JobStream(session.api, job, patience_s=PATIENCE_S)
-    _print_stream(session, stream, follow=follow, text=partial(_text, stages=stages))
+    _print_stream(session, stream, follow=follow, text=text)
     return stream.job
 
 
@@ -183,8 +190,8 @@ def _tell(item: Item) -> None:
         _tell_hint(f"(connection lost: {item.message}; trying again)")
 
 
-def _tell_hint(hint: str) -> None:
-    click.echo(printable(hint), err=True)
+def _tell_hint(*lines: str) -> None:
+    click.echo("\n".join(map(printable, lines)), err=True)
 
 
 def _print_so_far(session: Session, job: Job, *, stages: bool) -> None:

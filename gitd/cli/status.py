@@ -10,6 +10,7 @@ from gitd.cli.options import Place, list_options, site_option
 from gitd.cli.releases import current_release
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_page
+from gitd.words import printable, printable_lines
 
 COLUMNS = (
     Column("ENV", "environment.slug", Kind.ID),
@@ -43,10 +44,10 @@ def status(session: Session, site: str, limit: int | None) -> None:
         return
     for row in rows:
         if why := text_at(row, "failed.error.message"):
-            click.echo(
-                f"{text_at(row, 'environment.slug')}: {text_at(row, 'failed.id')} failed: {why}",
-                err=True,
-            )
+            head = f"{text_at(row, 'environment.slug')}: {text_at(row, 'failed.id')} failed: "
+            click.echo("\n".join(printable_lines(head + why)), err=True)
+            if job_id := text_at(row, "failed.job_id"):
+                click.echo(printable(f"Its log: mf logs {job_id}"), err=True)
 
 
 def _row(api: Api, site: str, environment: Fields) -> Fields:

@@ -17,7 +17,7 @@ import click
 
 from gitd.cli.answers import Fields, Page, at
 from gitd.cli.screen import is_live, shows_colours
-from gitd.words import printable
+from gitd.words import printable, printable_lines
 
 STATUS_COLOURS = {
     "succeeded": "green",
@@ -80,11 +80,16 @@ def print_page(page: Page, columns: Sequence[Column], *, what: str) -> None:
 
 
 def print_fields(fields: Fields) -> None:
-    """Print an object, a field a line; those of inner objects with dotted names."""
+    """Print an object, a field a line; those of inner objects with dotted names.
+
+    Further lines of a value stand below its first one.
+    """
     flat = _flat(fields)
     width = max((len(name) for name, _ in flat), default=0)
     for name, value in flat:
-        click.echo(f"{printable(name):<{width}}  {printable(value)}")
+        titles = [printable(name)]
+        for line in printable_lines(value):
+            click.echo(f"{titles.pop() if titles else '':<{width}}{GAP}{line}".rstrip())
 
 
 def _flat(fields: Fields, prefix: str = "") -> list[tuple[str, str]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Collection
+
 import click
 
-from gitd.cli.answers import Fields, Job, as_fields, at, text_at
+from gitd.cli.answers import Fields, Job, LogLine, as_fields, at, text_at
 from gitd.cli.client import Api, endpoint
 from gitd.cli.exits import CliError, ExitCode
 from gitd.cli.options import Following, Place
@@ -13,7 +16,9 @@ from gitd.cli.releases import current_release
 from gitd.cli.session import Session
 from gitd.cli.stream import JobStream
 from gitd.cli.tables import COMMIT_CHARS
-from gitd.words import printable
+from gitd.words import printable, printable_lines
+
+LINES_REMEMBERED = 50  # of the log: what the end of a command need not say again
 
 
 def started(session: Session, job: Job, *, wait: bool, following: Following) -> ExitCode:
@@ -27,24 +32,26 @@ def started(session: Session, job: Job, *, wait: bool, following: Following) -> 
 def follow(session: Session, job: Job, following: Following) -> ExitCode:
     """Follow a job, and the deployment that a build goes on to. The last of them decides."""
     newest = job
+    said: deque[str] = deque(maxlen=0 if following.is_quiet else LINES_REMEMBERED)
     try:
         with display(quiet=following.is_quiet) as shown:
-            newest = _to_its_end(session.api, newest, shown, following)
+            newest = _to_its_end(session.api, newest, shown, said, following)
             rolls = next_job(session.api, newest)
             if rolls is not None:
                 newest = rolls
-                newest = _to_its_end(session.api, newest, shown, following)
+                newest = _to_its_end(session.api, newest, shown, said, following)
     except KeyboardInterrupt:
         _say_detached(newest)
         return ExitCode.INTERRUPTED
-    session.show(newest.fields, lambda: _say_outcome(session.api, newest))
+    session.show(newest.fields, lambda: _say_outcome(session.api, newest, said))
     return ExitCode.OK if newest.has_succeeded else ExitCode.FAILED
 
 
-def _to_its_end(api: Api, job: Job, shown: Display, following: Following) -> Job:
+def _to_its_end(api: Api, job: Job, shown: Display, said: deque[str], following: Following) -> Job:
     stream = JobStream(api, job, patience_s=following.patience_s)
     for batch in stream.batches():
         shown.show(batch)
+        said.extend(printable(item.line) for item in batch if isinstance(item, LogLine))
     return stream.job
 
 
@@ -83,18 +90,26 @@ def _say_detached(job: Job) -> None:
     )
 
 
-def _say_outcome(api: Api, job: Job) -> None:
+def _say_outcome(api: Api, job: Job, said: Collection[str]) -> None:
     if job.has_succeeded:
         click.echo(printable(_success(api, job)))
         return
-    click.echo(printable(failure_of(job)))
+    click.echo("\n".join(failure_of(job, said)))
     for line in _after_failure(api, job):
         click.echo(printable(line), err=True)
 
 
-def failure_of(job: Job) -> str:
-    """How a job that did not succeed ended, in a line."""
-    return f"{job.resource('id') or job.id} {job.status}{_why(job)}"
+def failure_of(job: Job, said: Collection[str] = ()) -> list[str]:
+    """How a job that did not succeed ended, line by line, the first by itself.
+
+    `said`: lines that its log has shown, and that are not said again.
+    """
+    first, *more = printable_lines(_why(job)) or [""]
+    rest = [line for line in more if line not in said]
+    if rest and rest[-1].endswith(":"):
+        rest.pop()  # what it announces was said
+    head = f"{job.resource('id') or job.id} {job.status}"
+    return [printable(f"{head}: {first}" if first else head), *rest]
 
 
 def _success(api: Api, job: Job) -> str:
@@ -120,9 +135,11 @@ def _why(job: Job) -> str:
     message = text_at(job.fields, "error.message")
     code = text_at(job.fields, "error.code")
     exit_status = at(job.fields, "error.exit_status")
-    left = f" (exit status {exit_status})" if isinstance(exit_status, int) else ""
-    said = ": ".join(part for part in (code, message) if part)
-    return f": {said}{left}" if said else ""
+    first, line_end, rest = message.partition("\n")
+    if isinstance(exit_status, int) and f"status {exit_status}" not in first:
+        first = f"{first} (exit status {exit_status})".lstrip()
+    said = ": ".join(part for part in (code, first) if part)
+    return f"{said}{line_end}{rest}"
 
 
 def _after_failure(api: Api, job: Job) -> list[str]:

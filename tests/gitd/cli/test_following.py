@@ -117,6 +117,26 @@ def test_failed_job_is_code_1_and_says_why(mf, peer, stream_of) -> None:
     assert "mf logs job_01" in ran.err
 
 
+LOCK = "package-lock.json does not fit package.json"
+LONG = {
+    "code": "build.command_failed",
+    "message": f"The command ended with exit status 2.\n{LOCK}\nIts last lines:\n\x1b[2Jnpm\nend",
+    "exit_status": 2,
+}
+LONG_BAD = [state("running"), log("npm"), log("end"), state("failed", error=LONG), END]
+
+
+def test_reason_of_many_lines_is_said_line_by_line_and_once(mf, peer, stream_of) -> None:
+    build_of(peer, stream_of(LONG_BAD))
+    head = "build_01 failed: build.command_failed: The command ended with exit status 2."
+    ran = mf("jobs", "wait", "job_01")
+    assert ran.out.splitlines() == [head, LOCK]
+    ran = mf("jobs", "wait", "job_01", "--quiet")
+    assert ran.out.splitlines() == [head, LOCK, "Its last lines:", "npm", "end"]
+    ran = mf("logs", "job_01", "--follow")
+    assert ran.err.splitlines() == [head, LOCK]
+
+
 def test_canceled_job_is_code_1(mf, peer, stream_of) -> None:
     build_of(peer, stream_of([state("canceled"), END]))
     assert mf("build", *PLACE, "--wait").code == 1

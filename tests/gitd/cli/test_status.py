@@ -73,3 +73,17 @@ def test_status_shows_what_runs_where_and_what_failed_since(mf, peer) -> None:
         "rel_aaaa",
         "rel_bbbb",
     ]
+
+
+def test_reason_of_a_failure_cannot_command_the_terminal(mf, peer) -> None:
+    error = {"code": "build.command_failed", "message": "status 1\nIts last lines:\n\x1b[2Jlast"}
+    build = {"id": "build_1", "job_id": "job_1", "status": "failed", "error": error}
+    row = place(peer, "topic", builds=[{**build, "created_at": "2026-06-01T00:00:00.000Z"}])
+    peer.on("GET", ENVIRONMENTS, peer.many([row]))
+    said = mf("status", "--site", "acme-store").err.splitlines()
+    assert said == [
+        "topic: build_1 failed: status 1",
+        "Its last lines:",
+        "last",
+        "Its log: mf logs job_1",
+    ]

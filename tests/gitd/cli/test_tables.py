@@ -79,6 +79,17 @@ def test_object_shows_its_inner_fields_by_dotted_names(capsys: pytest.CaptureFix
     ]
 
 
+def test_lines_of_a_value_stand_below_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields({"id": "x", "error": {"message": "one\n\x1b[2Jtwo\n\nthree"}})
+    assert capsys.readouterr().out.splitlines() == [
+        "id             x",
+        "error.message  one",
+        "               two",
+        "",
+        "               three",
+    ]
+
+
 def test_cells_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     print_page(Page([{"name": "\x1b[2Jx\n"}], has_more=False), COLUMNS, what="things")
     print_fields({"\x1bc": "\x1b]0;title\x07y"})
