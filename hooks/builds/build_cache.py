@@ -18,7 +18,7 @@ import msgspec
 from blake3 import blake3
 
 from hooks.builds.dependencies import UNLOCKED
-from hooks.builds.tree import tar_chunks
+from hooks.builds.tree import TreeSize, tar_chunks
 from hooks.builds.wire import CacheAnswer, CacheRequest
 from hooks.jobs import Jobs
 from storage.artifacts import ArtifactStore, KeptTree
@@ -180,4 +180,4 @@ def _read_blob(path: str, entry: FileEntry) -> Iterator[bytes]:
 
 
 def _size(tree: BuildCache | KeptTree) -> str:
-    return f"{tree.files:,} files, {tree.size_bytes / 1e6:.1f} MB"
+    return str(TreeSize(tree.files, tree.size_bytes))

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from hooks.builds.masking import Masker
 from hooks.builds.reasons import Found
+from hooks.builds.usage import UsageFilter
 from hooks.builds.wire import BatchLine, LogBatch
 from hooks.clock import now_ms, rfc3339
 from hooks.stages import begin_text, end_text
@@ -137,6 +138,7 @@ class OutputLines:
         self._partial = ""
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._left_out = 0
+        self._usage = UsageFilter()
         self.reason = Found()
 
     @property
@@ -175,6 +177,7 @@ class OutputLines:
                 self._log.line(self._stage, line)
 
     def _keep(self, lines: list[str]) -> None:
+        lines = self._usage.rest(lines)
         self._tail.extend(lines)
         self.reason.look(lines)
         taken = 0 if self._left_out else self._log.take(self._stage, lines)

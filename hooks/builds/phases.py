@@ -340,9 +340,9 @@ def _command_failed(
         message += f" Its network: {', '.join(problems[:PROBLEMS_SHOWN_MAX])}."
     if reason := lines.reason.text:
         message += f"\n{reason}"
-    return BuildFailedError(
-        lines.reason.code, _with_tail(message, lines.tail), exit_status=exit_status
-    )
+    if not lines.reason.is_all:
+        message = _with_tail(message, lines.tail)
+    return BuildFailedError(lines.reason.code, message, exit_status=exit_status)
 
 
 def _with_tail(message: str, tail: list[str]) -> str:

@@ -20,11 +20,13 @@ class Reason:
     """What a line with `mark` in it means.
 
     `is_said`: the line names what is wrong, and so is repeated before the advice.
+    `is_all`: what the program says behind it is of no more use than the advice.
     """
 
     mark: str
     advice: str
     is_said: bool = False
+    is_all: bool = False
     code: str = COMMAND_FAILED
 
 
@@ -33,26 +35,32 @@ REASONS = (
     Reason(
         "can only install packages when your package.json and package-lock.json",
         "package-lock.json does not fit package.json: run `npm install` and commit it",
+        is_all=True,
     ),
     Reason(
         "ERR_PNPM_OUTDATED_LOCKFILE",
         "pnpm-lock.yaml does not fit package.json: run `pnpm install` and commit it",
+        is_all=True,
     ),
     Reason(
         "Your lockfile needs to be updated, but yarn was run with",
         "yarn.lock does not fit package.json: run `yarn install` and commit it",
+        is_all=True,
     ),
     Reason(
         "The lockfile would have been modified by this install",
         "yarn.lock does not fit package.json: run `yarn install` and commit it",
+        is_all=True,
     ),
     Reason(
         "needs to be updated, but `--locked` was provided",
         "uv.lock does not fit pyproject.toml: run `uv lock` and commit it",
+        is_all=True,
     ),
     Reason(
         "is not present in the lock file",
         "composer.lock does not fit composer.json: run `composer update` and commit it",
+        is_all=True,
     ),
     Reason("No matching version found for", _NO_SUCH, is_said=True),  # npm, pnpm
     Reason("No matching distribution found for", _NO_SUCH, is_said=True),  # pip
@@ -90,6 +98,11 @@ class Found:
     @property
     def code(self) -> str:
         return self.reason.code if self.reason is not None else COMMAND_FAILED
+
+    @property
+    def is_all(self) -> bool:
+        """Whether no more need be said than `text`."""
+        return self.reason is not None and self.reason.is_all
 
     @property
     def text(self) -> str | None:

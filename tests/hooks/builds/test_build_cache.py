@@ -205,14 +205,14 @@ async def kept(world, commit, tmp_path):
 async def test_cache_is_found_by_its_key_or_as_the_newest(kept, packed, unpacked, tmp_path) -> None:
     build = await kept.build()
     assert kept.find(build).said == "miss: first build"
-    assert kept.keep(build, b"one", packed).said.startswith("kept: 1 files")
+    assert kept.keep(build, b"one", packed).said == "kept: 1 file, 3 bytes"
     found = kept.find(build)
     assert found.is_hit
     with (tmp_path / "out").open("wb") as out:
         kept.caches.write_tar(build, found.digest, out)
     assert unpacked((tmp_path / "out").read_bytes())["home/.cache/a"] == b"one"
     missed = kept.find(build, {**LOCKED, "node": "20.2.0"})
-    assert missed.said.startswith("miss: node 20.1.0 -> 20.2.0; begins with 1 files")
+    assert missed.said.startswith("miss: node 20.1.0 -> 20.2.0; begins with 1 file, ")
     assert (missed.digest, missed.is_hit) == (found.digest, False)
 
 

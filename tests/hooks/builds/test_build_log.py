@@ -44,6 +44,21 @@ async def logged(*chunks, end=True):
     return [line.line for line in received.lines], output
 
 
+@pytest.mark.parametrize("prefix", ["npm error", "npm ERR!"])
+@pytest.mark.parametrize("size", [7, 10_000])
+async def test_list_of_npms_options_is_left_out(prefix, size):
+    said = [f"{prefix} Missing: a@1 from lock file", prefix, f"{prefix} Clean install a project"]
+    usage = [f"{prefix} npm ci", prefix, f"{prefix} Options:", *[f"{prefix}   --omit"] * 90]
+    ends = [f'{prefix} Run "npm help ci" for more info']
+    more = [f"{prefix} A complete log of this run", "done", f"{prefix} code 1"]
+    text = "\n".join([*said, f"{prefix} Usage:", *usage, *ends, *more]).encode()
+    lines, output = await logged(*(text[at : at + size] for at in range(0, len(text), size)))
+    told = f"{prefix} Usage: (npm's list of its options is left out)"
+    assert lines == output.tail == [*said, told, *more]
+    lines, _ = await logged(f"{prefix} Usage:\n{prefix} npm ci\nother\n{prefix} x\n".encode())
+    assert lines == [told, "other", f"{prefix} x"], "what is no npm's ends it too"
+
+
 @pytest.mark.parametrize(
     ("chunks", "lines"),
     [

@@ -190,11 +190,18 @@ async def test_reason_far_above_the_end_stands_in_the_first_lines(control, slot)
     says += "package-lock.json or npm-shrinkwrap.json are in sync."
     command = "cat said; for i in $(seq 60); do echo npm error Missing: a$i from lock file; done"
     job = await control.build({**site(f"{command}; exit 1"), "said": f"{says}\n".encode()})
-    lines = job.outcome["error"]["message"].splitlines()
-    assert lines[0] == "The build command ended with exit status 1."
     fix = "run `npm install` and commit it"
-    assert lines[1] == f"package-lock.json does not fit package.json: {fix}"
-    assert lines[2] == "Its last lines:"
+    assert job.outcome["error"]["message"].splitlines() == [
+        "The build command ended with exit status 1.",
+        f"package-lock.json does not fit package.json: {fix}",
+    ]
+
+
+async def test_reason_that_may_not_be_all_comes_with_the_last_lines(control, slot):
+    job = await control.build(site("echo No matching version found for a@9.; echo more; exit 1"))
+    lines = job.outcome["error"]["message"].splitlines()
+    assert lines[1].startswith("No matching version found for a@9: ")
+    assert lines[2:] == ["Its last lines:", "No matching version found for a@9.", "more"]
 
 
 async def test_commit_that_nothing_detects_fails_with_what_was_looked_for(control, slot):
