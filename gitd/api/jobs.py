@@ -16,12 +16,13 @@ from gitd.api.envelope import answer_headers, written
 from gitd.api.paging import LIMIT_DEFAULT, Cursor, Limit, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.api.stream import JobStreams, OpenEnds
+from gitd.errors import RequestError
 from hooks.errors import NotFoundError
 from hooks.jobs import Jobs as AllJobs
 from hooks.jobs import QueuePlace
 from hooks.pipeline import Pipeline
 from storage.model import Job, JobStatus
-from storage.records import builds, deployments
+from storage.records import builds, deployments, environments, sites
 from storage.records import jobs as job_rows
 from storage.records.recall import Recall
 
@@ -32,12 +33,18 @@ Wait = Annotated[
     float,
     msgspec.Meta(ge=0, le=WAIT_S_MAX, description="Seconds to wait for a change of the job."),
 ]
+NamedSite = Annotated[str, msgspec.Meta(description="Only those of the site: its id or name.")]
+NamedEnvironment = Annotated[
+    str, msgspec.Meta(description="Only those of that environment of `site`: its id or slug.")
+]
 Position = Annotated[str, msgspec.Meta(description="As the header Last-Event-ID.")]
 
 
 class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status: JobStatus | None = None
     resource_type: Literal["build", "deployment"] | None = None
+    site: NamedSite | None = None
+    env: NamedEnvironment | None = None
     limit: Limit = LIMIT_DEFAULT
     cursor: Cursor | None = None
 
@@ -70,18 +77,37 @@ class _Page:
 
 
 def _page(db: sqlite3.Connection, query: JobsQuery, actor: Actor) -> _Page:
-    name = list_name("jobs", query.status, query.resource_type, actor.site_id, actor.env_id)
+    site_id, env_id = _place(db, query, actor)
+    name = list_name("jobs", query.status, query.resource_type, site_id, env_id)
     (before,) = read_cursor(query.cursor, name)
     page = job_rows.page(
         db,
         status=query.status,
         resource_type=query.resource_type,
-        site_id=actor.site_id,
-        env_id=actor.env_id,
+        site_id=site_id,
+        env_id=env_id,
         before=before,
         limit_count=query.limit,
     )
     return _Page(page.items, next_cursor(name, page))
+
+
+def _place(db: sqlite3.Connection, query: JobsQuery, actor: Actor) -> tuple[str | None, str | None]:
+    """The ids of the site and the environment whose jobs are asked for; None for all there are."""
+    if query.site is None:
+        if query.env is not None:
+            message = "Name the site of the environment too."
+            raise RequestError("request.invalid", message, param="env")
+        return actor.site_id, actor.env_id
+    site = sites.find(db, query.site)
+    if site is None or not actor.sees_site(site.id):
+        raise NotFoundError("site", query.site)
+    if query.env is None:
+        return site.id, actor.env_id
+    environment = environments.find(db, site.id, query.env)
+    if environment is None or not actor.sees_environment(environment):
+        raise NotFoundError("environment", query.env)
+    return site.id, environment.id
 
 
 class Jobs:

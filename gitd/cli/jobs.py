@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
-from gitd.cli.answers import Job
+from gitd.cli.answers import Job, Page
 from gitd.cli.client import endpoint
 from gitd.cli.exits import ExitCode
 from gitd.cli.job_names import RESOURCE_TYPES, find_job, job_place_options, newest_job
+from gitd.cli.job_places import with_places
 from gitd.cli.options import (
     Following,
     ListGroup,
@@ -15,6 +16,7 @@ from gitd.cli.options import (
     following_options,
     json_option,
     list_options,
+    site_or_checkouts,
 )
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
@@ -23,12 +25,14 @@ from gitd.words import printable
 
 COLUMNS = (
     Column("JOB", "id", Kind.ID),
-    Column("TYPE", "type"),
+    Column("SITE", "place.site", Kind.ID, rank=1),
+    Column("ENV", "place.env", Kind.ID, rank=2),
+    Column("TYPE", "type", rank=4),
     Column("STATUS", "status", Kind.STATUS),
-    Column("DONE", "progress", Kind.PERCENT, rank=2),
-    Column("QUEUE", "queue_position", rank=3),
-    Column("FOR", "resource.id", Kind.ID, rank=4),
-    Column("CREATED", "created_at", Kind.TIME, rank=1),
+    Column("DONE", "progress", Kind.PERCENT, rank=5),
+    Column("QUEUE", "queue_position", rank=6),
+    Column("FOR", "resource.id", Kind.ID, rank=7),
+    Column("CREATED", "created_at", Kind.TIME, rank=3),
 )
 
 
@@ -40,16 +44,36 @@ def jobs() -> None:
 @jobs.command("list")
 @click.option("--status", metavar="STATUS", help="Only those queued, running, succeeded, ...")
 @click.option("--resource-type", metavar="TYPE", help="Only those of a `build` or a `deployment`.")
+@click.option("--env", metavar="ENV", help="Only those of this environment.")
+@click.option(
+    "--site",
+    metavar="SITE",
+    envvar="FORGE_SITE",
+    show_envvar=True,
+    help="Only those of this site. With --env alone, the one that the checkout is pushed to.",
+)
 @list_options
 @click.pass_obj
 def list_jobs(
-    session: Session, status: str | None, resource_type: str | None, limit: int | None
+    session: Session,
+    status: str | None,
+    resource_type: str | None,
+    site: str | None,
+    env: str | None,
+    limit: int | None,
 ) -> None:
-    """List jobs, newest first."""
-    asked = (("status", status), ("resource_type", resource_type))
-    query = {name: value for name, value in asked if value}
+    """List jobs, newest first: all that the key may see, or those of a site."""
+    if env and (site := site_or_checkouts(session, site)) is None:
+        raise click.UsageError("Name the --site of the --env too.")
+    asked = {"status": status, "resource_type": resource_type, "site": site, "env": env}
+    query = {name: value for name, value in asked.items() if value}
     page = session.api.some(endpoint("jobs"), limit, query)
-    session.show(page.items, lambda: print_page(page, COLUMNS, what="jobs"))
+    session.show(page.items, lambda: _print_jobs(session, page))
+
+
+def _print_jobs(session: Session, page: Page) -> None:
+    placed = Page(with_places(session.api, page.items), page.has_more)
+    print_page(placed, COLUMNS, what="jobs")
 
 
 @jobs.command("show")

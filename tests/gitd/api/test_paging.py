@@ -154,3 +154,31 @@ async def test_filters_of_jobs_hold_across_pages(service, acme) -> None:
     assert [job["status"] for job in done] == ["succeeded"] * 2
     assert len(await service.every("/v1/jobs?resource_type=build", limit=2)) == 5
     assert await service.every("/v1/jobs?resource_type=deployment", limit=2) == []
+
+
+async def test_jobs_of_a_site_or_an_environment_are_listed_by_its_name(service, acme) -> None:
+    other = (await service.post("/v1/sites", {"name": "other"})).data
+    for _ in range(3):
+        await service.post(f"{acme.production}/builds", CLEAN)
+    await service.post(f"{acme.staging}/builds", {**CLEAN, "ref": "main"})
+    for site in ("acme-store", acme.id):
+        assert len(await service.every(f"/v1/jobs?site={site}", limit=2)) == 4
+    production = await acme.env_id("production")
+    for env in ("production", production):
+        jobs = await service.every(f"/v1/jobs?site=acme-store&env={env}", limit=2)
+        assert [job["resource"]["env_id"] for job in jobs] == [production] * 3
+    assert (await service.get(f"/v1/jobs?site={other['name']}")).data == []
+    heard = await service.get("/v1/jobs?env=production")
+    assert (heard.status, heard.body["error"]["param"]) == (400, "env")
+    for query, code in (("nope", "site"), ("acme-store&env=nope", "environment")):
+        heard = await service.get(f"/v1/jobs?site={query}")
+        assert (heard.status, heard.code) == (404, f"{code}.not_found")
+
+
+async def test_key_sees_jobs_by_name_of_what_it_is_bound_to_alone(service, acme) -> None:
+    await service.post(f"{acme.production}/builds", CLEAN)
+    await service.post("/v1/sites", {"name": "other"})
+    bound = service.key("jobs:read", site_id=acme.id, env_id=await acme.env_id("staging"))
+    assert (await service.get("/v1/jobs?site=acme-store", secret=bound)).data == []
+    for query in ("site=other", "site=acme-store&env=production"):
+        assert (await service.get(f"/v1/jobs?{query}", secret=bound)).status == 404

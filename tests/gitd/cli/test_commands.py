@@ -62,6 +62,11 @@ LISTS = [
         "/v1/jobs",
         {"status": "failed", "resource_type": "build"},
     ),
+    (
+        ("jobs", "--site", "acme-store", "--env", "production"),
+        "/v1/jobs",
+        {"site": "acme-store", "env": "production"},
+    ),
 ]
 
 
@@ -348,6 +353,28 @@ def test_signed_bytes_are_printed_as_they_are(mf, peer, name) -> None:
     assert mf("artifacts", name, "art_01", *PLACE).out == said
     assert mf("artifacts", name, "art_01", *PLACE, "--json").out == said
     assert mf("artifacts", name, "art_02", *PLACE).code == 3
+
+
+def test_jobs_are_listed_with_the_names_of_where_they_are(mf, peer) -> None:
+    gone = {**JOB, "id": "job_02", "resource": {**JOB["resource"], "site_id": "site_02"}}
+    peer.on("GET", "/v1/jobs", peer.many([JOB, gone]))
+    peer.on("GET", "/v1/sites/site_01", peer.one({"id": "site_01", "name": "acme-store"}))
+    slug = {"id": "env_01", "slug": "feature-x"}
+    peer.on("GET", "/v1/sites/site_01/environments", peer.many([slug]))
+    head, *rows = [line.split() for line in mf("jobs").out.splitlines()]
+    assert head[:3] == ["JOB", "SITE", "ENV"]
+    assert [row[:3] for row in rows] == [
+        ["job_01", "acme-store", "feature-x"],
+        ["job_02", "site_02", "feature-x"],
+    ]
+    seen = len(peer.seen)
+    assert mf("jobs", "--json").json == [JOB, gone]
+    assert len(peer.seen) == seen + 1, "a program gets what the API says, and nothing is asked for"
+
+
+def test_environment_of_no_site_is_wrong_usage(mf) -> None:
+    ran = mf("jobs", "--env", "production")
+    assert (ran.code, "--site" in ran.err) == (2, True)
 
 
 def test_job_is_canceled(mf, peer) -> None:

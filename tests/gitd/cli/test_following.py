@@ -621,13 +621,17 @@ def test_terminal_is_asked_before_a_site_is_deleted(mf, peer, answer, code) -> N
 
 @pytest.mark.parametrize("columns", ["20", "55", "100", "200"])
 def test_table_on_a_terminal_keeps_ids_whole(mf, peer, columns) -> None:
-    job_id = "job_01J9ZZZZZZZZZZZZZZZZZZZZZZ"
-    job = {"id": job_id, "status": "failed", "type": "[red]x", "created_at": "2020-01-01T00:00:00Z"}
+    job_id = "job_01J9ZZZZZZZ[red]xZZZZZZZZZ"
+    job = {
+        "id": job_id,
+        "status": "failed",
+        "type": "build.run",
+        "created_at": "2020-01-01T00:00:00Z",
+    }
     peer.on("GET", "/v1/jobs", peer.many([job]))
     terminal = Terminal(mf, "jobs", COLUMNS=columns)
     assert terminal.end() == 0
     assert job_id in terminal.shown
-    assert "[red]x" in terminal.shown
     assert (" d ago" in terminal.shown) == (int(columns) > 60)
     assert "\x1b[31mfailed" in terminal.shown
 
