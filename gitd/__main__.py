@@ -28,6 +28,7 @@ from gitd.beside import (
     print_json,
 )
 from gitd.check_command import check
+from gitd.command_groups import Group
 from gitd.errors import GitdError
 from gitd.key_command import key
 from gitd.signing_keys import signing_key
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from gitd.config import Config
 
 
-@click.group()
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="gitd")
 def cli() -> None:
     """A git-push receiving server: push, build, sign, roll, promote, roll back."""
@@ -221,7 +222,7 @@ def egress(data: Path, config: Path | None, *, as_json: bool) -> None:
 # -- beside a running server ----------------------------------------------------------------------
 
 
-@cli.group()
+@cli.group(cls=Group)
 def site() -> None:
     """Sites, without the API."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gitd.beside import beside, data_option, fail, json_option, note, open_records, print_json
+from gitd.command_groups import Group
 from gitd.durations import seconds_of
 from gitd.families import FAMILIES, Family
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from storage.records.db import Records
 
 
-@click.group()
+@click.group(cls=Group)
 def key() -> None:
     """API keys, without the API."""
 

@@ -20,6 +20,7 @@ from gitd.beside import (
     open_records,
     print_json,
 )
+from gitd.command_groups import Group
 
 if TYPE_CHECKING:
     import sqlite3
@@ -46,7 +47,7 @@ def root_key_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-@click.group("signing-key")
+@click.group("signing-key", cls=Group)
 def signing_key() -> None:
     """Keys that sign artifacts and releases, and which of them are trusted."""
 

@@ -12,7 +12,8 @@ from pathlib import Path
 # By Python, asyncio, aiohttp and structlog, under names of theirs.
 CALLED_BY_OTHERS = {
     *("__all__", "__call__", "__post_init__"),
-    *("aclose", "emit", "feed_eof", "format_commands", "http_open", "https_open"),
+    *("aclose", "emit", "feed_eof", "format_commands", "get_missing_message"),
+    *("http_open", "https_open"),
 }
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gitd", "hooks", "storage")
@@ -21,13 +22,13 @@ MAY_IMPORT = {
     "hooks": {"hooks", "storage"},
     "storage": {"storage"},
 }
-# The command line speaks HTTP alone, reads durations and families of keys as the server's own
-# commands do, and verifies by the store's own rules, which exist once (decision 0026); the git room
-# knows nothing of sites, and its own command reads settings. Both write other people's words to
-# terminals.
+# The command line speaks HTTP alone, reads durations and families of keys and lists its commands as
+# the server's own commands do, and verifies by the store's own rules, which exist once (decision
+# 0026); the git room knows nothing of sites, and its own command reads settings. Both write other
+# people's words to terminals.
 CLOSED = {
     "gitd.cli": {
-        *("gitd.cli", "gitd.words", "gitd.durations", "gitd.families"),
+        *("gitd.cli", "gitd.command_groups", "gitd.words", "gitd.durations", "gitd.families"),
         *("storage.proof", "storage.errors", "storage.audit_chain"),
     },
     "gitd.git": {

@@ -16,12 +16,12 @@ from gitd.cli.audit import audit
 from gitd.cli.builds import build, builds
 from gitd.cli.deployments import deploy, deployments, promote, rollback
 from gitd.cli.domains import domains
+from gitd.cli.elsewhere import MfGroup
 from gitd.cli.environments import env, url
 from gitd.cli.exits import ExitCode
 from gitd.cli.jobs import jobs
 from gitd.cli.keys import keys
 from gitd.cli.logs import logs
-from gitd.cli.options import Group
 from gitd.cli.releases import releases
 from gitd.cli.routes import routes
 from gitd.cli.session import DEFAULT_URL, Session
@@ -33,7 +33,7 @@ from gitd.cli.webhooks import webhooks
 
 
 @click.group(
-    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=MfGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.option(
     "--url",

@@ -13,12 +13,12 @@ import click
 from gitd.cli.client import endpoint
 from gitd.cli.session import Session
 from gitd.cli.stream import PATIENCE_S
+from gitd.command_groups import Group
 
 F = TypeVar("F", bound=Callable[..., object])
 R = TypeVar("R")
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 LIST_ITEMS = 20
-SENTENCE_CHARS_MAX = 200
 PUSH_POLICIES = ("override", "wait", "all")
 INHERITED = "default"
 
@@ -43,8 +43,19 @@ site_option = click.option(
     callback=_given_site,
     help="The site's name or id. Without it, the one that the checkout is pushed to.",
 )
+
+
+class _EnvironmentName(click.types.StringParamType):
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:  # noqa: ARG002 - click's signature
+        return "Say which, as `--env production`; `mf env --site SITE` lists them."
+
+
 env_option = click.option(
-    "--env", required=True, metavar="ENV", help="The environment's slug or id, as `production`."
+    "--env",
+    required=True,
+    metavar="ENV",
+    type=_EnvironmentName(),
+    help="The environment's slug or id, as `production`.",
 )
 
 
@@ -191,21 +202,6 @@ def place_options(command: Callable[..., R]) -> Callable[..., R]:
         return command(*args, place=Place(site, env), **kwargs)
 
     return site_option(env_option(run))
-
-
-class Group(click.Group):
-    """A group whose list of commands has their sentences whole."""
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [
-            (name, command.get_short_help_str(SENTENCE_CHARS_MAX))
-            for name, command in found
-            if command is not None and not command.hidden
-        ]
-        if rows:
-            with formatter.section("Commands"):
-                formatter.write_dl(rows)
 
 
 class ListGroup(Group):
