@@ -204,3 +204,27 @@ def test_git_in_each_version(
         speak("push", "-q", "origin", "HEAD:main", cwd=place)
         assert head(bare, "main") == mine
         git("fsck", "--full", cwd=place)
+
+
+# -- all of them -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["libgit2", "dulwich"])
+def test_8_43_other_clients_take_the_packets_that_break_a_silence(
+    url: str, bare: Path, tmp_path: Path, git: Git, commit: Git, head: Git, who: str
+) -> None:
+    git("config", "receive.keepAlive", "1", cwd=bare)
+    hook = bare / "hooks/pre-receive"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nsleep 2.2\necho said\n")
+    hook.chmod(0o755)
+    git("clone", "-q", url, "clone", cwd=tmp_path)
+    mine = new_commit(git, tmp_path / "clone", commit)
+    words = io.BytesIO()
+    if who == "libgit2":
+        pygit2.Repository(str(tmp_path / "clone")).remotes["origin"].push(["refs/heads/main"])
+    else:
+        with closing(Repo(str(tmp_path / "clone"))) as repo:
+            porcelain.push(repo, url, "refs/heads/main", outstream=words, errstream=words)
+        assert b"said" in words.getvalue()
+    assert head(bare, "main") == mine
