@@ -17,6 +17,7 @@ from gitd.git.pusher import Pusher
 from gitd.git.ref_checks import RefChecks
 from gitd.git.reserved_refs import refuse_reserved
 from storage.git.errors import RefNotDurableError, RefUpdateError
+from storage.git.ingest import TIDIED_UP
 from storage.git.object_formats import NULL_OID
 from storage.git.reflog import ReflogEntry
 from storage.git.refs import RefSnapshot
@@ -71,7 +72,7 @@ class RefMoves:
         except OSError as error:
             self._wish.refuse_all(NOT_KEPT)
             is_gone = isinstance(error, FileNotFoundError)
-            why = "somebody tidied up meanwhile: push again" if is_gone else error.strerror
+            why = TIDIED_UP if is_gone else error.strerror
             return Judged([f"error: cannot keep the objects: {why}"], set())
         words = refuse_reserved(self._repository, self._wish)
         snapshot = self._repository.refs.snapshot()

@@ -41,6 +41,7 @@ from storage.git.repository import Repository
 from storage.git.sharing import Sharing
 
 SPOOL_NAME = "tmp_pack_incoming"
+TIDIED_UP = "somebody tidied up meanwhile: push again"  # by `git prune --expire=now`, for instance
 
 
 class StagedPack:
@@ -263,6 +264,8 @@ def ingest(
         return Ingested(error=str(error), unpack_status=error.unpack_status)
     except RepositoryError as error:
         return Ingested(error=str(error), unpack_status="index-pack abnormal exit")
+    except FileNotFoundError:
+        return Ingested(error=f"cannot store the pack: {TIDIED_UP}", unpack_status=TIDIED_UP)
     except OSError as error:
         reason = error.strerror or "input/output error"
         return Ingested(error=f"cannot store the pack: {reason}", unpack_status=reason)

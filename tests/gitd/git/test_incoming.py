@@ -1,4 +1,4 @@
-"""The objects of a push that is broken off."""
+"""The objects of a push that is broken off, or tidied away by somebody else."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from gitd.git.incoming import Incoming
 from gitd.git.limits import GitLimits
 from gitd.git.push_request import Wish
 from gitd.git.workers import PackWorkers
+from storage.git.ingest import (
+    SPOOL_NAME,
+    TIDIED_UP,
+    IngestTask,
+    discard_quarantine,
+    ingest,
+    make_quarantine,
+    migrate_quarantine,
+)
 from storage.git.repository import Repository
 from tests.gitd.git.conftest import run_git
 
@@ -27,3 +36,23 @@ def test_nothing_is_taken_in_when_the_push_was_broken_off(tmp_path: Path) -> Non
     with pytest.raises(OSError, match="broken off"):
         incoming.take_in()
     assert not list((repository.path / "objects").glob("tmp_*"))
+
+
+@pytest.mark.parametrize("has_spool", [False, True])
+def test_quarantine_that_git_prune_took_away_is_told_as_that(
+    tmp_path: Path, *, has_spool: bool
+) -> None:
+    run_git("init", "-q", "--bare", "r.git", cwd=tmp_path)
+    repository = Repository(tmp_path / "r.git")
+    quarantine = make_quarantine(repository.path)
+    if has_spool:
+        (quarantine / "pack" / SPOOL_NAME).write_bytes(b"PACK")
+    else:
+        discard_quarantine(quarantine)
+    task = IngestTask(repository=str(repository.path), quarantine=str(quarantine), tips=[])
+    error = ingest(task).error
+    assert error is not None
+    assert (TIDIED_UP in error) is not has_spool
+    with pytest.raises(FileNotFoundError):
+        migrate_quarantine(quarantine, repository.sharing, has_pack=True)
+    assert migrate_quarantine(quarantine, repository.sharing, has_pack=False).indexes == []
