@@ -55,6 +55,13 @@ check: install ## Lint, format and types
 test: install ## All tests, scenarios with the real git and real kills too
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not soak'
 
+.PHONY: oldest
+oldest: ## The quick tests with the oldest libraries that pyproject.toml allows
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=.venv-oldest .venv-oldest/bin/uv pip install --quiet --resolution lowest-direct -e '.[dev]'
+	.venv-oldest/bin/pytest -n $(WORKERS) -m 'not soak' tests/gitd --ignore tests/gitd/git
+
 .PHONY: scenarios
 scenarios: install ## Only the scenarios
 	$(BIN)/pytest tests/scenarios -m 'not soak'
@@ -89,4 +96,4 @@ install-service: ## Install under PREFIX with its systemd units (as root)
 
 .PHONY: clean
 clean: ## Remove what was built here
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -334,18 +334,18 @@ def _read(body: bytes, version: int) -> Keyring:
 
 
 def _read_key(name: str, item: dict[str, Any]) -> TrustedKey:
-    key = TrustedKey(
+    retired, revoked = item["retired"], item["revoked"]
+    if not isinstance(retired, bool) or not isinstance(revoked, bool):
+        raise TypeError("a flag is no flag")
+    return TrustedKey(
         public=_public(name, item["public"]),
         roles=tuple(item["roles"]),
         builders=tuple(item["builders"]),
         sites=tuple(item["sites"]),
-        retired=item["retired"],
-        revoked=item["revoked"],
+        retired=retired,
+        revoked=revoked,
         reason=item["reason"],
     )
-    if not isinstance(key.retired, bool) or not isinstance(key.revoked, bool):
-        raise TypeError("a flag is no flag")
-    return key
 
 
 def _public(name: str, text: str) -> bytes:
