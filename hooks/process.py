@@ -47,15 +47,15 @@ def set_no_new_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def die_with_parent(parent_pid: int, *, number: int = signal.SIGKILL) -> None:
-    """Let the kernel signal this process when the thread that started it ends.
+def die_with_parent(parent_pid: int) -> None:
+    """Let the kernel kill this process when the thread that started it ends.
 
-    `parent_pid`: who the parent was when this process began; should it be gone already, the signal
-    is sent at once.
+    `parent_pid`: who the parent was when this process began; should it be gone already, this
+    process ends at once.
     """
-    _prctl(_PR_SET_PDEATHSIG, int(number))
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def adopt_orphans() -> None:

@@ -229,11 +229,11 @@ def _supersede_rolls(changes: JobChanges, order: DeploymentOrder, newer_id: str)
                 deployments.end(changes.db, older.id, JobStatus.CANCELED, error, changes.now)
 
 
-def cancel_work(changes: JobChanges, job: Job, error: Failure | None = None) -> Job | None:
+def cancel_work(changes: JobChanges, job: Job) -> Job | None:
     """Cancel a job and what it stands for. None when it was over already."""
-    canceled = changes.cancel(job.id, error)
+    canceled = changes.cancel(job.id)
     if canceled is None:
         return None
     end = builds.end if job.type is JobType.BUILD_RUN else deployments.end
-    end(changes.db, job.resource_id, JobStatus.CANCELED, error, changes.now)
+    end(changes.db, job.resource_id, JobStatus.CANCELED, None, changes.now)
     return canceled

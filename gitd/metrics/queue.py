@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from gitd.metrics.families import gauge
 from hooks.builds.leases import Leases
 from hooks.builds.line import Line
-from hooks.clock import Clock, now_ms
+from hooks.clock import now_ms
 from storage.model import JobStatus, JobType
 from storage.records import census
 from storage.records.census import Unfinished
@@ -22,14 +22,11 @@ _NONE = Unfinished(0, 0)
 class QueuePart:
     """The queue. `slots`: how many builder slots there are to be."""
 
-    def __init__(
-        self, records: Records, leases: Leases, line: Line, *, slots: int, clock: Clock = now_ms
-    ) -> None:
+    def __init__(self, records: Records, leases: Leases, line: Line, *, slots: int) -> None:
         self._records = records
         self._leases = leases
         self._line = line
         self._slots = slots
-        self._clock = clock
 
     def families(self) -> Iterable[Metric]:
         yield from self._jobs()
@@ -51,7 +48,7 @@ class QueuePart:
             "For how long the oldest of these has been there; 0 without one.",
             labels=["type", "status"],
         )
-        now = self._clock()
+        now = now_ms()
         for job_type in JobType:
             for status in (JobStatus.QUEUED, JobStatus.RUNNING):
                 one = found.get((job_type, status), _NONE)

@@ -13,7 +13,7 @@ from gitd.git.tally import FetchOutcome, GitTally, PushOutcome
 from gitd.layout import DataFolder
 from gitd.metrics.families import counter, counters, gauge
 from gitd.rate_limits import Kind, RateLimits
-from hooks.clock import Clock, now_ms
+from hooks.clock import now_ms
 from hooks.webhooks import Messenger
 from storage.model import DeliveryStatus
 from storage.records import census
@@ -79,10 +79,9 @@ class GitPart:
 class WebhooksPart:
     """Deliveries to webhooks, and what waits."""
 
-    def __init__(self, records: Records, messenger: Messenger, clock: Clock = now_ms) -> None:
+    def __init__(self, records: Records, messenger: Messenger) -> None:
         self._records = records
         self._messenger = messenger
-        self._clock = clock
 
     def families(self) -> Iterable[Metric]:
         yield counters(
@@ -102,7 +101,7 @@ class WebhooksPart:
             "Events that no deliveries were made of yet.",
             outbox.events,
         )
-        now = self._clock()
+        now = now_ms()
         yield gauge(
             "gitd_webhook_outbox_oldest_age_seconds",
             "For how long the oldest delivery has waited; 0 without one.",

@@ -39,8 +39,7 @@ class KnownFolder(NamedTuple):
 class KnownFolders:
     """Of all sites, each by itself. From any thread; forgotten at the end of the process."""
 
-    def __init__(self, files_count_max: int = FILES_COUNT_MAX) -> None:
-        self._files_count_max = files_count_max
+    def __init__(self) -> None:
         self._files_count = 0
         self._folders: OrderedDict[FolderKey, KnownFolder] = OrderedDict()
         self._lock = threading.Lock()
@@ -59,7 +58,7 @@ class KnownFolders:
                 self._drop(key)
                 self._folders[key] = folder
                 self._files_count += _weight(folder)
-            while self._folders and self._files_count > self._files_count_max:
+            while self._folders and self._files_count > FILES_COUNT_MAX:
                 self._drop(next(iter(self._folders)))
 
     def _drop(self, key: FolderKey) -> None:

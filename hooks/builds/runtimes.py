@@ -48,9 +48,9 @@ BUILD_ENVIRON = {
 """
 
 
-def available(*, path: str = MACHINE_PATH) -> frozenset[str]:
+def available() -> frozenset[str]:
     """Return those of `PROGRAMS` that builds find. Blocking, some stats."""
-    return frozenset(name for name in PROGRAMS if shutil.which(name, path=path))
+    return frozenset(name for name in PROGRAMS if shutil.which(name, path=MACHINE_PATH))
 
 
 def require(needs: Iterable[Need], *, path: str = MACHINE_PATH) -> None:

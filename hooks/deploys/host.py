@@ -43,7 +43,7 @@ from hooks.deploys.serving import Serving
 from hooks.deploys.state import HostFolder
 from hooks.deploys.traffic import make_server
 from hooks.deploys.wire import DesiredMessage, LogWanted
-from hooks.process import die_with_parent, drop_privileges
+from hooks.process import drop_privileges
 from storage.reader import StoreReader
 from storage.sealing import Vault
 from storage.trust_memory import TrustMemory
@@ -66,7 +66,6 @@ class HostConfig:
         listen_fd: A listening socket that was inherited.
         guards: Control's address, which sites do not get while control is away. With a `uid`.
         uid: Become this user once everything is imported and bound; with `gid`.
-        parent_pid: End with this parent process.
         trusted_proxies: Networks whose `X-Forwarded-*` is believed.
         root_key_ids: The root keys that trust begins with; None believes the store's own.
         credentials: Where the service manager put this process's credentials, if it did.
@@ -82,7 +81,6 @@ class HostConfig:
     guards: tuple[str, int] | None = None
     uid: int | None = None
     gid: int | None = None
-    parent_pid: int | None = None
     trusted_proxies: tuple[str, ...] = ()
     root_key_ids: frozenset[str] | None = None
     credentials: Path | None = None
@@ -110,8 +108,6 @@ def main(config: HostConfig) -> None:
     _prepare_groups(config)
     if config.uid is not None:
         drop_privileges(config.uid, config.gid if config.gid is not None else config.uid)
-    if config.parent_pid is not None:
-        die_with_parent(config.parent_pid)
     warn_of_few_watches(config.web_limits.memory_bytes)
     with asyncio.Runner(loop_factory=_sparing_loop) as runner:
         runner.run(run_host(config, listener=listener))

@@ -24,12 +24,9 @@ class Restarts:
     `on_change` is called whenever it stands otherwise.
     """
 
-    def __init__(
-        self, on_change: Callable[[], None], seconds: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, on_change: Callable[[], None]) -> None:
         self.first_answer: int | None = None
         self._on_change = on_change
-        self._seconds = seconds
         self._is_healthy = False
         self._count = 0
         self._last_exit: LastExit | None = None
@@ -51,7 +48,7 @@ class Restarts:
     @property
     def left_s(self) -> int:
         """Whole seconds until it is started again, at least one."""
-        return max(1, math.ceil(self._due_at - self._seconds()))
+        return max(1, math.ceil(self._due_at - time.monotonic()))
 
     def note_healthy(self) -> None:
         self._is_healthy = True
@@ -71,7 +68,7 @@ class Restarts:
     def next_pause_s(self) -> float:
         """How long to wait before it is started again: longer from time to time."""
         pause_s = self._pause_s
-        self._due_at = self._seconds() + pause_s
+        self._due_at = time.monotonic() + pause_s
         self._pause_s = min(pause_s * 2, BACK_OFF_MAX_S)
         self._on_change()
         return pause_s

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 CACHED_OBJECT_BYTES_MAX = 1 << 20  # larger objects are read again
+GENERATION_BYTES_MAX = 32 << 20
 
 
 class ContentCache:
     """Recently used delta bases, shared by all stores of a process.
 
     Two generations: what is used survives the turn of the generation, the rest goes. Its size
-    stays below `bytes_max`.
+    stays below that of two.
     """
 
-    def __init__(self, bytes_max: int = 64 << 20) -> None:
-        self._half_bytes_max = bytes_max // 2
+    def __init__(self) -> None:
         self._young: dict[tuple[int, int], tuple[int, bytes]] = {}
         self._old: dict[tuple[int, int], tuple[int, bytes]] = {}
         self._young_bytes = 0
@@ -32,7 +32,7 @@ class ContentCache:
         size = len(value[1])
         if size > CACHED_OBJECT_BYTES_MAX:
             return
-        if self._young_bytes > self._half_bytes_max:
+        if self._young_bytes > GENERATION_BYTES_MAX:
             self._old, self._young, self._young_bytes = self._young, {}, 0
         self._young[key] = value
         self._young_bytes += size
