@@ -11,7 +11,7 @@ from pathlib import Path
 
 from storage import repository_folders, trees
 from storage.errors import TreeTooLargeError
-from storage.files import mapped_errors, write_atomic
+from storage.files import mapped_errors, sync_directory, write_atomic
 from storage.git.errors import (
     ObjectMissingError,
     RefNotFoundError,
@@ -131,7 +131,7 @@ class Repositories:
                 except OSError:
                     if not is_repository(path):  # else another call was first
                         raise
-            _sync_directory(self.root)
+            sync_directory(self.root)
         return path
 
     def _make(self, fresh: Path, head: str) -> None:
@@ -140,7 +140,7 @@ class Repositories:
         _write_synced(fresh / "config", CONFIG.encode())
         _write_synced(fresh / "HEAD", f"ref: {head}\n".encode())
         for directory in (fresh / "objects", fresh / "refs", fresh):
-            _sync_directory(directory)
+            sync_directory(directory)
 
     def remove(self, site_id: str) -> None:
         """Delete a repository; one that is not there is fine."""
@@ -380,11 +380,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
