@@ -100,15 +100,6 @@ class Authenticator:
         self._clock = clock
         self._noted: dict[str, int] = {}
 
-    def authenticate(self, secret: str, remote_ip: str | None) -> Actor:
-        """Return whose secret this is. `remote_ip` is the client's address, if it has one.
-
-        Raises:
-            AuthenticationError: The secret is unknown, revoked or expired.
-            AddressRefusedError: The key may not be used from there.
-        """
-        return self.confirm(self.grant(secret), remote_ip)
-
     def grant(self, secret: str) -> Grant:
         """Return whose secret this is, whenever and from wherever it may be used.
 
@@ -122,7 +113,7 @@ class Authenticator:
         return grant
 
     def confirm(self, grant: Grant, remote_ip: str | None) -> Actor:
-        """Return the actor of a key that is used now, from there.
+        """Return the actor of a key that is used now, from the client's address, if it has one.
 
         Raises:
             AuthenticationError: It is expired.

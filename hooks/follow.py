@@ -155,7 +155,7 @@ class PushNarrator:
             await self._tell_failed_roll(effect, deployment, _unsaid(job, said), listener)
 
     async def _follow_job(self, job_id: str, listener: Listener, said: deque[str]) -> Job | None:
-        async for item in self._jobs.follow_with_places(job_id, heartbeat_s=SILENCE_S):
+        async for item in self._jobs.follow(job_id, heartbeat_s=SILENCE_S):
             if listener.is_gone:
                 return None
             if isinstance(item, QueuePlace):

@@ -184,32 +184,18 @@ class Jobs:
 
     async def follow(
         self, job_id: str, *, after: int = 0, heartbeat_s: float
-    ) -> AsyncGenerator[Positioned | None]:
-        """Yield the log's entries behind `after`, past and to come, up to the final state.
+    ) -> AsyncGenerator[list[Positioned] | QueuePlace | None]:
+        """Yield the log's entries behind `after`, past and to come, up to the final state; and the
+        job's place in the queue whenever it changes.
 
-        None stands for `heartbeat_s` without an entry. Any number may follow, from anywhere. It
-        ends before the final state when this server stops. A final state that the log lost comes
-        all the same, with the id of the entry before.
+        Entries that are there together come together. None stands for `heartbeat_s` without an
+        entry; a place does not put it off: a caller may have no use for places, and then nothing
+        was said. Any number may follow, from anywhere. It ends before the final state when this
+        server stops. A final state that the log lost comes all the same, with the id of the entry
+        before.
 
         Raises:
             JobLogPositionError: `after` is no id of an entry.
-        """
-        everything = self.follow_with_places(job_id, after=after, heartbeat_s=heartbeat_s)
-        async with contextlib.aclosing(everything):
-            async for item in everything:
-                if item is None:
-                    yield None
-                elif not isinstance(item, QueuePlace):
-                    for entry in item:
-                        yield entry
-
-    async def follow_with_places(
-        self, job_id: str, *, after: int = 0, heartbeat_s: float
-    ) -> AsyncGenerator[list[Positioned] | QueuePlace | None]:
-        """As `follow`, and yield the job's place in the queue too, whenever it is another one.
-
-        Entries that are there together come together. A place does not put the next None off: a
-        caller may have no use for it, and then nothing was said.
         """
         loop = asyncio.get_running_loop()
         told: QueuePlace | None = None
@@ -220,7 +206,7 @@ class Jobs:
                 entries = _up_to_final(self.read_log(job_id, after))
                 if entries:
                     yield entries
-                    if _is_final(entries[-1]):
+                    if entries[-1].is_final:
                         return
                     after = entries[-1].id
                     silent_at = loop.time() + heartbeat_s
@@ -300,12 +286,8 @@ def _tell(react: Callable[[T], None], what: T) -> None:
         log.exception("change_not_taken_in")
 
 
-def _is_final(item: Positioned) -> bool:
-    return isinstance(item.entry, StateChange) and item.entry.status.is_final
-
-
 def _up_to_final(entries: list[Positioned]) -> list[Positioned]:
-    end = next((n for n, item in enumerate(entries, 1) if _is_final(item)), len(entries))
+    end = next((n for n, item in enumerate(entries, 1) if item.is_final), len(entries))
     return entries[:end]
 
 

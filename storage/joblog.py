@@ -70,6 +70,11 @@ class Positioned:
     id: int
     entry: Entry
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the job is over with it."""
+        return isinstance(self.entry, StateChange) and self.entry.status.is_final
+
 
 @dataclass(frozen=True, slots=True)
 class LogFile:

@@ -58,7 +58,7 @@ def materialise(
 
     Files are 0444 or 0555 and bear `blob_mtime`; folders are 0755. Until it is complete the
     folder is named `.<name>.partial-<hex>` beside `dest` and only its owner can enter; a crash
-    leaves such a folder, for `remove_partials`.
+    leaves such a folder.
 
     Raises:
         ArtifactMissingError: A blob is not in the store.
@@ -108,14 +108,6 @@ def unpack_entries(
                 os.unlink(entry.path, dir_fd=root)
                 _copy(layout, entry, root)
             blobs.verify()
-
-
-def remove_partials(folder: Path) -> int:
-    """Remove what unpackings that were cut short left in `folder`; return how many."""
-    partials = [path for path in folder.iterdir() if PARTIAL_MARK in path.name]
-    for path in partials:
-        shutil.rmtree(path, ignore_errors=True)
-    return len(partials)
 
 
 # -- unpacking -----------------------------------------------------------------------------------

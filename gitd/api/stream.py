@@ -198,7 +198,7 @@ class JobStreams:
     async def _backlog(self, job_id: str, after: int) -> AsyncIterator[list[Positioned]]:
         """Yield what the log has behind `after`, up to the final state."""
         while entries := self._jobs.read_log(job_id, after):
-            end = next((n for n, item in enumerate(entries) if _is_final(item)), None)
+            end = next((n for n, item in enumerate(entries) if item.is_final), None)
             if end is not None:
                 yield entries[: end + 1]
                 return
@@ -217,14 +217,12 @@ class JobStreams:
         async for batch in self._backlog(job.id, after):
             yield batch
             after = batch[-1].id
-            if _is_final(batch[-1]):
+            if batch[-1].is_final:
                 return
         # A client that saw the final state and not the end finds nothing more, and no change will
         # come either.
         heartbeat_s = OVER_S if self._is_over(job.id) else self._heartbeat_s
-        async for item in self._jobs.follow_with_places(
-            job.id, after=after, heartbeat_s=heartbeat_s
-        ):
+        async for item in self._jobs.follow(job.id, after=after, heartbeat_s=heartbeat_s):
             if item is not None:
                 yield item
             elif self._is_over(job.id):
@@ -279,7 +277,7 @@ class LogText:
                 if end + size <= offset:
                     after, skipped = entry_id, offset - end - size
                 end += size
-                if _is_final(item):
+                if item.is_final:
                     return cls(_within(offset, end), after, skipped, end, is_complete=True)
         is_over = jobs.lost_end(job_id) is not None
         return cls(_within(offset, end), after, skipped, end, is_complete=is_over)
@@ -314,10 +312,6 @@ def _within(offset: int, end: int) -> int:
             "log.offset_invalid", f"The log has {end} bytes: read it from its beginning."
         )
     return offset
-
-
-def _is_final(item: Positioned) -> bool:
-    return isinstance(item.entry, StateChange) and item.entry.status.is_final
 
 
 def _event(job: Job, item: Positioned, place: QueuePlace | None = None) -> bytes:

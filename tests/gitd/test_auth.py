@@ -48,10 +48,14 @@ def keep(records, key) -> None:
     records.write(lambda db: api_keys.add(db, key))
 
 
+def authenticated(authenticator, secret: str, address: str | None):
+    return authenticator.confirm(authenticator.grant(secret), address)
+
+
 def test_actor_is_known_by_its_secret(records, clock) -> None:
     secret, key = mint("the bot", ["deployments:write"], family=Family.SERVICE, now=NOW)
     keep(records, key)
-    actor = Authenticator(records, clock).authenticate(secret.reveal(), "127.0.0.1")
+    actor = authenticated(Authenticator(records, clock), secret.reveal(), "127.0.0.1")
     assert (actor.ref.type, actor.ref.id, actor.ref.label) == ("service_key", key.id, "the bot")
     actor.require("deployments:read")
     with pytest.raises(ScopeInsufficientError) as refused:
@@ -63,13 +67,13 @@ def test_unknown_revoked_and_malformed_secrets_read_the_same(records, clock) -> 
     authenticator = Authenticator(records, clock)
     revoked, key = mint("ci", ["*"], now=NOW)
     keep(records, key)
-    authenticator.authenticate(revoked.reveal(), None)
+    authenticated(authenticator, revoked.reveal(), None)
     records.write(lambda db: api_keys.revoke(db, key.id, NOW))
     unknown = mint("ci", ["*"], now=NOW)[0]
     said = set()
     for secret in (revoked.reveal(), unknown.reveal(), "", "mfk_live_x", "é" * 45, "\ud800"):
         with pytest.raises(AuthenticationError) as refused:
-            authenticator.authenticate(secret, None)
+            authenticated(authenticator, secret, None)
         said.add((refused.value.code, str(refused.value)))
     assert len(said) == 1
 
@@ -79,10 +83,10 @@ def test_key_stops_at_the_moment_that_it_expires(records, clock) -> None:
     keep(records, key)
     authenticator = Authenticator(records, clock)
     clock.times[0] = NOW + 999
-    authenticator.authenticate(secret.reveal(), None)
+    authenticated(authenticator, secret.reveal(), None)
     clock.times[0] = NOW + 1000
     with pytest.raises(AuthenticationError, match="expired") as refused:
-        authenticator.authenticate(secret.reveal(), None)
+        authenticated(authenticator, secret.reveal(), None)
     assert refused.value.code == "authentication.invalid_key"
 
 
@@ -120,10 +124,10 @@ def test_key_with_networks_works_only_from_them(records, clock, address, may) ->
     keep(records, key)
     authenticator = Authenticator(records, clock)
     if may:
-        authenticator.authenticate(secret.reveal(), address)
+        authenticated(authenticator, secret.reveal(), address)
     else:
         with pytest.raises(AddressRefusedError):
-            authenticator.authenticate(secret.reveal(), address)
+            authenticated(authenticator, secret.reveal(), address)
 
 
 def test_last_use_is_recorded_at_most_once_a_minute(records, clock) -> None:
@@ -133,7 +137,7 @@ def test_last_use_is_recorded_at_most_once_a_minute(records, clock) -> None:
     seen = []
     for offset in (0, 1, 59_999, 60_000, 60_001):
         clock.times[0] = NOW + offset
-        authenticator.authenticate(secret.reveal(), None)
+        authenticated(authenticator, secret.reveal(), None)
         records.write(lambda db: None)  # behind what was submitted
         seen.append(api_keys.get(records.reader(), key.id).last_used_at - NOW)
     assert seen == [0, 0, 0, 60_000, 60_000]
@@ -144,10 +148,10 @@ def test_authentication_is_quick_enough_for_every_request(records, clock) -> Non
     keep(records, key)
     authenticator = Authenticator(records, clock)
     text = secret.reveal()
-    authenticator.authenticate(text, "127.0.0.1")
+    authenticated(authenticator, text, "127.0.0.1")
     began = time.process_time()
     for _ in range(200):
-        authenticator.authenticate(text, "127.0.0.1")
+        authenticated(authenticator, text, "127.0.0.1")
     assert (time.process_time() - began) / 200 < 0.002
 
 
@@ -169,8 +173,8 @@ def test_bound_actor_reaches_no_further_than_it_is_bound(records, clock) -> None
     env_secret, env_key = mint("ci", ["*"], site_id="site_1", env_id="env_1", now=NOW)
     keep(records, site_key)
     keep(records, env_key)
-    of_site = authenticator.authenticate(site_secret.reveal(), None)
-    of_env = authenticator.authenticate(env_secret.reveal(), None)
+    of_site = authenticated(authenticator, site_secret.reveal(), None)
+    of_env = authenticated(authenticator, env_secret.reveal(), None)
     of_site.require_whole_site()
     for actor in (of_site, of_env):
         assert actor.sees_site("site_1")

@@ -219,7 +219,8 @@ def test_key_is_of_its_family_and_the_list_shows_what_it_may_and_when_it_was_use
     assert (made["family"], made["last_used_at"]) == (family, None)
     assert "never used" in gitd(data, "key", "list").stdout
     with Records.open(data / "gitd.db") as records:
-        actor = Authenticator(records).authenticate(made["secret"], "10.1.2.3")
+        authenticator = Authenticator(records)
+        actor = authenticator.confirm(authenticator.grant(made["secret"]), "10.1.2.3")
     assert actor.ref.type == actor_type
     (row,) = json.loads(gitd(data, "key", "list", "--json").stdout)
     assert row == {**{n: made[n] for n in KEY}, "last_used_at": row["last_used_at"]}

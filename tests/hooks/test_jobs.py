@@ -11,6 +11,7 @@ from hooks.jobs import LOST_MS, Jobs
 from storage.errors import JobLogPositionError
 from storage.joblog import LogLine, StateChange
 from storage.model import Failure, Job, JobStatus, JobType
+from tests.following import entries
 
 ENDED = Failure("build.command_failed", "no", 2)
 
@@ -30,7 +31,7 @@ async def add(jobs: Jobs) -> Job:
 async def seen(jobs: Jobs, job_id: str, after: int = 0) -> list[str]:
     found = []
     async with asyncio.timeout(20):
-        async for item in jobs.follow(job_id, after=after, heartbeat_s=10):
+        async for item in entries(jobs, job_id, after=after, heartbeat_s=10):
             assert item is not None
             entry = item.entry
             found.append(entry.status.value if isinstance(entry, StateChange) else entry.line)
@@ -54,9 +55,9 @@ async def test_follower_resumes_exactly_where_it_was(world) -> None:
     job = await add(jobs)
     jobs.log.add(job.id, [f"line {n}\r with \u2028 breaks" for n in range(50)], stage="build")
     await jobs.commit(lambda c: c.fail(job.id, ENDED))
-    whole = [item async for item in jobs.follow(job.id, heartbeat_s=1)]
+    whole = [item async for item in entries(jobs, job.id, heartbeat_s=1)]
     for at, item in enumerate(whole[:-1]):
-        rest = [i async for i in jobs.follow(job.id, after=item.id, heartbeat_s=1)]
+        rest = [i async for i in entries(jobs, job.id, after=item.id, heartbeat_s=1)]
         assert rest == whole[at + 1 :]
 
 
@@ -121,7 +122,7 @@ async def test_final_state_that_the_log_lost_is_told_all_the_same(world) -> None
     path.write_bytes(path.read_bytes()[:begun] + b"\0\n")
     at = jobs.get(job.id).finished_at
     jobs.clock = lambda: at + LOST_MS - 1  # it may be on its way there
-    following = jobs.follow(job.id, heartbeat_s=0.05)
+    following = entries(jobs, job.id, heartbeat_s=0.05)
     said = [await anext(following) for _ in range(3)]
     assert [item and type(item.entry) for item in said] == [StateChange, LogLine, None]
     jobs.clock = lambda: at + LOST_MS
@@ -165,7 +166,7 @@ async def test_long_poll_returns_on_a_change_and_on_time(world) -> None:
 
 async def test_silence_gives_heartbeats(world) -> None:
     job = await add(world.jobs)
-    items = world.jobs.follow(job.id, heartbeat_s=0.02)
+    items = entries(world.jobs, job.id, heartbeat_s=0.02)
     first = await anext(items)
     assert first is not None
     assert await anext(items) is None

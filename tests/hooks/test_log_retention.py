@@ -12,6 +12,7 @@ from hooks.jobs import REMOVED
 from hooks.log_retention import FRESH_MS, SWEEP_EVERY_S, LogLimits, LogRetention, logs_to_remove
 from storage.joblog import LogFile, LogLine, StateChange
 from storage.model import JobStatus, JobType
+from tests.following import entries
 
 NOW = 1_000 * FRESH_MS
 BOUNDLESS = {"age_s_max": 0, "count_max": 0, "bytes_max": 0}
@@ -76,10 +77,10 @@ async def test_newest_of_each_environment_and_what_is_not_over_stay(world) -> No
     assert left == {waiting, *newest}
     assert retention.sweep() == 0
 
-    entries = [i.entry async for i in world.jobs.follow(old[0], heartbeat_s=10)]
-    assert [type(entry) for entry in entries] == [LogLine, StateChange]
-    assert entries[0].line == REMOVED
-    assert entries[1].status is JobStatus.FAILED
+    found = [i.entry async for i in entries(world.jobs, old[0], heartbeat_s=10)]
+    assert [type(entry) for entry in found] == [LogLine, StateChange]
+    assert found[0].line == REMOVED
+    assert found[1].status is JobStatus.FAILED
 
 
 async def test_strangers_and_logs_that_cannot_be_removed_keep_no_other_from_it(world) -> None:

@@ -28,7 +28,6 @@ from storage.errors import (
 )
 from storage.layout import blob_mtime
 from storage.manifest import HEADER, FileEntry, Manifest
-from storage.materialise import remove_partials
 from storage.provenance import SANDBOX_BUILDER, RunCommands, build_provenance
 from storage.reader import StoreReader
 from storage.signing import SigningKey
@@ -133,13 +132,6 @@ def test_taken_destination_is_left_alone(shop, site, tmp_path: Path) -> None:
     with pytest.raises(StorageIoError):
         shop.reader.materialise(shop.verify(site), tmp_path / "release")
     assert [p.name for p in (tmp_path / "release").iterdir()] == ["mine"]
-
-
-def test_what_an_interrupted_unpacking_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".r1.partial-0a1b2c3d" / "a").mkdir(parents=True)
-    (tmp_path / "r0").mkdir()
-    assert remove_partials(tmp_path) == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["r0"]
 
 
 # -- tampering with the store ------------------------------------------------------------------
