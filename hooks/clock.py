@@ -12,10 +12,6 @@ from storage import timestamps
 Clock = Callable[[], int]  # milliseconds since 1970, UTC
 
 
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class BelievedClock:
     """The time of day for whoever removes by age: a leap ahead counts once it has lasted.
 
@@ -54,4 +50,5 @@ class BelievedClock:
         return min(said for _, said in self._said)
 
 
+now_ms: Final = timestamps.now_ms
 rfc3339: Final = timestamps.rfc3339

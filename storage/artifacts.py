@@ -12,7 +12,6 @@ import os
 import secrets
 import sqlite3
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,6 +56,7 @@ from storage.records.db import mapped_errors as mapped_record_errors
 from storage.recovery import Recovered, Recovery
 from storage.room import Room, RoomLimits
 from storage.source import Limits, SourceEntry
+from storage.timestamps import now_ms
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -332,7 +332,7 @@ class ArtifactStore:
         def commit(db: sqlite3.Connection) -> R:
             nonlocal is_written
             is_written = False
-            rows.publish(db, tree, list(ingest.files), placed, _now_ms())
+            rows.publish(db, tree, list(ingest.files), placed, now_ms())
             answer = record(db, described)
             is_written = True
             return answer
@@ -349,10 +349,6 @@ class ArtifactStore:
                 # is written before the file that its processes share has to grow.
                 self._is_doubtful = True
             raise
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _make(layout: Layout) -> None:

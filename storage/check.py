@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 from storage.records.release_statements import CurrentStatement
 from storage.second_reader import reading_halves
+from storage.timestamps import now_ms
 
 T = TypeVar("T")
 
@@ -231,7 +231,7 @@ class _Check:
                 data = self._reader.envelope(statement.envelope_sha256)
                 vouched = self._reader.vouch(tree, statement.provenance_sha256)
                 self._reader.verify_release(
-                    data, vouched, env_id=statement.env_id, above=None, now_ms=_now_ms()
+                    data, vouched, env_id=statement.env_id, above=None, now_ms=now_ms()
                 )
             except ArtifactError as error:
                 self._add(f"release of {statement.environment}", str(error))
@@ -333,7 +333,3 @@ def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
     return groups
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -40,6 +40,7 @@ from storage.records.db import mapped_errors as mapped_record_errors
 from storage.recovery import Recovered
 from storage.repair import Repairer
 from storage.retention import Fate, Pressure, Retention, Verdict
+from storage.timestamps import now_ms
 
 # Blobs that go while the gate is held: as many as take some `HELD_S`, which differs a lot by disk.
 BATCH_COUNT_MAX = 250
@@ -124,10 +125,6 @@ class _Tally:
     leftover_bytes: int = 0
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 @dataclass(slots=True)
 class _Cycle:
     """What one run knows of itself."""
@@ -148,7 +145,7 @@ class Collector:
         records: Records,
         retention: Retention,
         *,
-        clock: Callable[[], int] = _now_ms,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self.retention = retention
         self._store = store

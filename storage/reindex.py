@@ -13,7 +13,6 @@ import contextlib
 import os
 import re
 import sqlite3
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,6 +36,7 @@ from storage.records import index
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 from storage.repair import Repairer
+from storage.timestamps import now_ms
 
 _ENVELOPE = re.compile(r"([0-9a-f]{64})\.dsse\.json")
 
@@ -121,7 +121,7 @@ class _Rebuild:
             whole = {bytes(key) for key, size in sizes.items() if self._is_there(db, key, size)}
             self._suspects += [Part.of_blob(key) for key in sizes if key not in whole]
             row = index.row_of(manifest)
-            at = _now_ms()
+            at = now_ms()
             return self._records.write(lambda db: index.put_tree(db, row, sizes, whole, at))
 
     def _manifest(self, digest: Digest) -> Manifest:
@@ -194,7 +194,3 @@ class _Rebuild:
 
 def _milliseconds(text: str) -> int:
     return round(datetime.fromisoformat(text).timestamp() * 1000)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

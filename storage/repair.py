@@ -12,7 +12,6 @@ import contextlib
 import functools
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +31,7 @@ from storage.records import damage, index, unsecured
 from storage.records.damage import Damage
 from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
+from storage.timestamps import now_ms
 
 # Says in the records, at a time, that a part is there again.
 _Heal = Callable[[sqlite3.Connection, int], None]
@@ -49,15 +49,11 @@ class Mended:
     source: str
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Repairer:
     """Repairs one store. Any thread and any process may, also several at once."""
 
     def __init__(
-        self, store: ArtifactStore, records: Records, *, clock: Callable[[], int] = _now_ms
+        self, store: ArtifactStore, records: Records, *, clock: Callable[[], int] = now_ms
     ) -> None:
         self._store = store
         self._layout = store.layout

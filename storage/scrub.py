@@ -28,6 +28,7 @@ from storage.records.db import Records
 from storage.records.db import mapped_errors as mapped_record_errors
 from storage.repair import Mended, Repairer
 from storage.scrub_round import Round
+from storage.timestamps import now_ms
 
 FILE_COST_BYTES = 64 << 10  # what opening a file takes of a disk, as if so much were read
 TURN_S = 5.0  # of reading; then what was read is written down
@@ -82,10 +83,6 @@ class Mending:
     trouble: str | None = None
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Scrubber:
     """The scrub of one store. One turn at a time; from any thread.
 
@@ -100,7 +97,7 @@ class Scrubber:
         trust_folder: Path,
         *,
         limits: ScrubLimits,
-        clock: Callable[[], int] = _now_ms,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self.limits = limits
         self._repairer = repairer

@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +55,7 @@ from storage.records.damage import Damage
 from storage.records.db import Records
 from storage.sealing import VARIABLES_KEY
 from storage.signing import KEY_FILE_MODE
+from storage.timestamps import now_ms
 from storage.trust import load_keyring
 
 LATE_MS = 60_000  # how much earlier than its row a push may say that it began
@@ -138,7 +138,7 @@ def moment_of(
     salvage.of(records.reader(), damage.every(records.reader()))
     with contextlib.ExitStack() as stack:
         with locked(layout.collector, fcntl.LOCK_EX), custody.locked():
-            made_at = time.time_ns() // 1_000_000
+            made_at = now_ms()
             records.copy_into(copy)
             with copies.editing(copy) as db:
                 damaged, salvaged = _heal(db, salvage, pool, made_at)

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from storage.layout import Layout, blob_mode, blob_mtime
 from storage.model import SYSTEM, Action, AuditEntry, Failure, Webhook
 from storage.records import audit_log, copies, migrations, noted_keys, webhooks
 from storage.room import size_in_words
+from storage.timestamps import now_ms
 from storage.trust import load_keyring
 
 _HARMLESS = {RESTORING, "lost+found"}
@@ -270,7 +270,7 @@ class _Restore:
                 db,
                 of_build=_BUILD_INTERRUPTED,
                 of_roll=_ROLL_INTERRUPTED,
-                at=time.time_ns() // 1_000_000,
+                at=now_ms(),
             )
             forgotten = copies.forget_sealed(db) if forgets else 0
             were_on = webhooks.silence(db, _SILENCED)
@@ -293,7 +293,7 @@ class _Restore:
         for action, target, site_id in changes:
             entry = AuditEntry(
                 id=new_id("evt"),
-                created_at=time.time_ns() // 1_000_000,
+                created_at=now_ms(),
                 actor=SYSTEM,
                 action=action,
                 target=target,
