@@ -81,7 +81,7 @@ from storage.digest import Digest
 from storage.export import exporting
 from storage.git.repository import RepositoryCache
 from storage.joblog import JobLogs
-from storage.model import Action, ActorRef, Environment, PushPolicy
+from storage.model import Action, ActorRef, Environment
 from storage.reader import StoreReader
 from storage.records import attestations
 from storage.records.db import Records
@@ -144,7 +144,7 @@ class Control:
             size_bytes_max=config.builders.output_bytes_max,
             site_bytes_max=config.store.site_bytes_max,
             variables=self.variables,
-            push_policy=PushPolicy(config.builders.when_pushed_again),
+            push_policy=config.builders.when_pushed_again,
         )
         self.housekeeping = Housekeeping(
             Collector(self.store, self.records, retention_of(config)),
@@ -214,7 +214,7 @@ class Control:
         self.push_hooks = PushHooks(
             self.jobs,
             self.repositories,
-            PushRules(PushPolicy(config.builders.when_pushed_again), previews),
+            PushRules(config.builders.when_pushed_again, previews),
         )
         self.messenger = Messenger(
             self.jobs, vault, render, may_be_private=may_lead_to_private_addresses(config)

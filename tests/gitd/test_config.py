@@ -62,7 +62,16 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
             "[builders]\negress_connections_max = 401",
             "builders.egress_connections_max: 401 is not from 1 to 400",
         ),
-        ("[sites]\npublic_scheme = 'gopher'", "none of http, https"),
+        (
+            "[sites]\npublic_scheme = 'gopher'",
+            "public_scheme: 'gopher' is none of http, https",
+        ),
+        ("[log]\nlevel = 'loud'", "log.level: 'loud' is none of .*debug"),
+        ("[log]\nformat = 1", "log.format: must be text"),
+        (
+            "[builders]\nwhen_pushed_again = 'never'",
+            "builders.when_pushed_again: 'never' is none of override, wait, all",
+        ),
         ("[sites]\nlisten = '127.0.0.1:0'", "sites.listen: '127.0.0.1:0' has no port"),
         ("[sites]\ndomain = 'Example.com '", "sites.domain: 'Example.com ' is no domain"),
         ("[sites]\npublic_addresses = ['example.com']", "sites.public_addresses: 'example.com'"),
