@@ -108,7 +108,14 @@ def builder(
     watchdog = (every_s, lambda: notify("WATCHDOG=1")) if every_s is not None else None
     main(
         BuilderConfig(
-            *(socket_path, scratch, slot, uid, gid, die_with_parent, cpu_weight, watchdog),
+            socket_path,
+            scratch,
+            slot,
+            uid=uid,
+            gid=gid,
+            die_with_parent=die_with_parent,
+            cpu_weight=cpu_weight,
+            watchdog=watchdog,
             ready=lambda: notify("READY=1"),
         )
     )

@@ -89,17 +89,19 @@ async def serve(
         await stack.enter_async_context(_front(control, listener))
         stack.callback(control.rolls.close)
         stack.push_async_callback(control.builds.close, ends_slots=with_children)
-        loops = (control.builds.reap(), control.rolls.reap(), control.housekeeping.keep())
-        more_loops = (
+        loops = [
+            control.builds.reap(),
+            control.rolls.reap(),
+            control.housekeeping.keep(),
             control.log_retention.run(),
             control.scrubbing.keep(),
             control.previews.keep(),
             control.messenger.run(),
             control.metrics.loop_lag.keep(),
-        )
-        await stack.enter_async_context(lifetime.running(*loops, *more_loops))
+        ]
         if with_children:
-            await stack.enter_async_context(lifetime.running(cgroups.keep_tidy()))
+            loops.append(cgroups.keep_tidy())
+        await stack.enter_async_context(lifetime.running(*loops))
         if with_children:
             await _wait_for_host(control)
         _say_ready(config)
