@@ -122,6 +122,13 @@ def test_links_between_pages_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_files_that_pages_name_are_there() -> None:
+    named = re.compile(r"`((?:gitd|hooks|storage|tests|bench|examples|systemd)/[\w./-]+)`")
+    for page in PAGES:
+        missing = [path for path in named.findall(page.read_text()) if not (ROOT / path).exists()]
+        assert missing == [], page.name
+
+
 def test_decisions_are_numbered_once_and_listed() -> None:
     files = sorted(p.name for p in (DOCS / "decisions").glob("[0-9]*.md"))
     numbers = [name[:4] for name in files]
