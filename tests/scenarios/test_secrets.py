@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 PRODUCTION = "/sites/acme-store/environments/production"
-CANARY = "canary/8f3a+61c $x'\"\u00e9"
+CANARY = "ca?>nary/8f3a+61c $x'\"\u00e9"  # its two spellings in base 64 differ
 SPELLINGS = [
     CANARY,
     base64.b64encode(CANARY.encode()).decode(),

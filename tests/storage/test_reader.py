@@ -152,6 +152,7 @@ def test_flipped_bit_in_a_blob_stops_the_unpacking(shop, site, tmp_path: Path) -
 @pytest.mark.parametrize(
     "change",
     [lambda data: data[:-1], lambda data: data + b"x", lambda data: b"", lambda data: data * 2],
+    ids=["shorter", "longer", "empty", "twice"],
 )
 @pytest.mark.parametrize("contents", [b"hello", LARGE])
 def test_blob_of_another_length_stops_the_unpacking(

@@ -17,12 +17,14 @@ from gitd.cli.session import Session
 PAGE = (Path(__file__).parents[3] / "docs" / "mf.md").read_text()
 SECTIONS = dict(re.findall(r"^### (mf [^\n]+)\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
 EVERYWHERE = PAGE.partition("## What holds for every command")[2].partition("\n## ")[0]
-EXAMPLES = [
-    line
-    for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("mf ")
-]
+EXAMPLES = sorted(
+    {
+        line
+        for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("mf ")
+    }
+)
 
 
 def commands(group: click.Group = mf, path: str = "mf") -> Iterator[tuple[str, click.Command]]:

@@ -198,6 +198,7 @@ def test_links_inside_the_output_are_kept_and_those_that_leave_it_refused(tmp_pa
         (lambda tree: (tree / "dist").touch(), "build.output_invalid"),
         (lambda tree: os.mkfifo(tree / "dist"), "build.output_invalid"),
     ],
+    ids=["nothing", "empty", "folders alone", "link", "file", "pipe"],
 )
 def test_output_that_is_no_folder_with_files_is_refused(tmp_path, make, code):
     make(tmp_path)
