@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 
 from gitd.api.envelope import JSON, VERSION, VERSION_HEADER
 from gitd.errors import RequestError
-from gitd.wording import place_and_fault
+from gitd.validation_messages import place_and_fault
 
 BODY_BYTES_MAX = 64 * 1024
 BODY_TIMEOUT_S = 30.0  # for all of a body

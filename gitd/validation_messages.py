@@ -1,4 +1,7 @@
-"""What is wrong with a value, in words for people: msgspec's own name Python's kinds."""
+"""Messages of validation: what msgspec says is wrong with a value, in words for people.
+
+Its own words are for programmers: they name Python's types.
+"""
 
 from __future__ import annotations
 
