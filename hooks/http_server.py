@@ -226,7 +226,7 @@ class Runner(web.AppRunner):
             shutdown_timeout=limits.drain_s,
             keepalive_timeout=limits.keepalive_s,
             access_log=None,
-            auto_decompress=False,  # whoever reads a body inflates it, within his own bounds
+            auto_decompress=False,  # whoever reads a body inflates it, within their own bounds
             **kwargs,
         )
         self._limits = limits

@@ -1,4 +1,4 @@
-"""API keys, over the API: nobody gives away more than he has. Source: contract §2, §5."""
+"""API keys, over the API: nobody gives away more than they have. Source: contract §2, §5."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class ApiKeys:
         shown: list[Secret] = []
 
         def make(changes: JobChanges) -> ApiKey:
-            # Whoever rolls his own key and does not hear of it repeats that with the old secret.
+            # Whoever rolls their own key and does not hear of it repeats that with the old secret.
             actor.require_newest_secret()
             secret, key = roll(
                 _within(changes.db, call),
@@ -211,7 +211,7 @@ def _found(db: sqlite3.Connection, call: Call[Any, Any]) -> ApiKey:
 
 
 def _within(db: sqlite3.Connection, call: Call[Any, Any]) -> ApiKey:
-    """The same, if it may do nothing that the caller may not: its secret would be his."""
+    """The same, if it may do nothing that the caller may not, who will have its secret."""
     key = _found(db, call)
     call.actor.require_all(granted_by(key.scopes))
     return key
@@ -226,7 +226,7 @@ def _ttl_ms(maker: Actor, ttl_s: int | None, now: int) -> int:
 
 
 def _expect_few(db: sqlite3.Connection, maker: Actor, now: int) -> None:
-    """Raises RefusedError when whoever is behind this key has as many keys as he may, and
+    """Raises RefusedError when whoever is behind this key has as many keys as they may, and
     AuthenticationError when the key was revoked since it was asked for.
     """
     key = api_keys.get(db, maker.ref.id)

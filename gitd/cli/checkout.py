@@ -1,8 +1,8 @@
 """The checkout that `mf` is run in: which server and site it is pushed to, and git's key for them.
 
-Whose remote is named `managed` has chosen that server for his pushes, and so for `mf`. What another
-remote is named is nobody's choice of a server to send a key to: such a one only names the site, on
-the server that is used anyway.
+Who names a remote `managed` has chosen that server for pushes, and so for `mf`. What another remote
+is named is nobody's choice of a server to send a key to: such a one only names the site, on the
+server that is used anyway.
 
 What a clone brought is its author's, and git takes tracked files that look like a bare repository
 for one: it is no checkout here. And the helpers that have a key are those of the user and the

@@ -27,7 +27,7 @@ class Opened:
         path: the repository's path in the URL, as hooks and logs show it.
         shows: which refs a push may know of; None for all. The others are not listed to it, and
             refused by name, whatever objects are here. The objects themselves are shared: who
-            knows the id of a commit can have a ref of his own point there.
+            knows the id of a commit can have a ref of their own point there.
         is_ours: no other program writes this repository: leftovers of a crash may be removed.
     """
 

@@ -37,7 +37,7 @@ def make_server(router: Router[Serving]) -> Server:
         traffic.handle,
         access_log=None,
         logger=_silent,
-        handler_cancellation=True,  # whoever leaves takes his request with him
+        handler_cancellation=True,  # who leaves takes the request along
         auto_decompress=False,  # bodies pass as they are
         keepalive_timeout=KEEP_ALIVE_S,
         max_line_size=HEAD_BYTES_MAX,

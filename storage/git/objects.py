@@ -262,7 +262,7 @@ class ObjectStore:
         return found
 
     def read_unchecked(self, oid: bytes, bytes_max: int | None = None) -> tuple[int, bytes]:
-        """Return the first copy of an object that can be read, for who compares it himself.
+        """Return the first copy of an object that can be read, for a caller that compares it.
 
         Raises as `get` does.
         """

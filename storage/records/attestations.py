@@ -1,7 +1,7 @@
 """Signed statements of provenance, in the order that they were taken in, and by whose key.
 
-The order is the store's own count, not a clock's: a thief who has a key cannot date back what he
-signs with it.
+The order is the store's own count, not a clock's: whoever steals a key cannot date back
+what is signed with it.
 """
 
 from __future__ import annotations
