@@ -21,7 +21,8 @@ from hooks.builds.ending import note_output, note_success
 from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.memo import Memo
 from hooks.builds.reproducibility import compared
-from hooks.builds.sources import SourceFiles, Sources
+from hooks.builds.source_files import SourceFiles
+from hooks.builds.sources import Sources
 from hooks.builds.toolchain import toolchain_digest
 from hooks.builds.tree import OUTPUT_TOO_LARGE
 from hooks.builds.wire import Finish

@@ -22,7 +22,8 @@ from hooks.builds.line import Line
 from hooks.builds.packing import Packer
 from hooks.builds.plain import CONTROL
 from hooks.builds.slotless import Slotless
-from hooks.builds.sources import SOURCE_UNREADABLE, Sources, failure_of
+from hooks.builds.source_files import SOURCE_UNREADABLE, failure_of
+from hooks.builds.sources import Sources
 from hooks.builds.supplies import Supplies
 from hooks.builds.wire import Finish, Lease, LogBatch
 from hooks.housekeeping import Housekeeping

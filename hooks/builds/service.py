@@ -20,7 +20,7 @@ from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.leases import LeaseLostError
 from hooks.builds.registries import EgressRules
 from hooks.builds.runner import BuildRunner
-from hooks.builds.sources import failure_of
+from hooks.builds.source_files import failure_of
 from hooks.builds.wire import (
     BASES_COUNT_MAX,
     LEASE_HEADER,
