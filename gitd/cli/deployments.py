@@ -1,4 +1,4 @@
-"""mf deploy, mf promote, mf rollback, mf deployments: artifacts onto environments."""
+"""mf deploy, promote, rollback, restart and deployments: artifacts onto environments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 from gitd.cli.answers import Fields, Job, as_fields, text_at
 from gitd.cli.client import Api
-from gitd.cli.exits import CliError, ExitCode
+from gitd.cli.exits import CliError, ExitCode, RefusedError
 from gitd.cli.options import (
     Following,
     ListGroup,
@@ -113,6 +113,23 @@ def rollback(
     return code
 
 
+@click.command("restart")
+@place_options
+@starting_options
+@click.pass_obj
+def restart(
+    session: Session, place: Place, following: Following, idempotency_key: str, *, wait: bool
+) -> ExitCode:
+    """Roll what runs on an environment once more, so that its program begins anew, with no gap."""
+    release = current_release(session.api, place)
+    if release is None:
+        raise _nothing_runs(session.api, place)
+    body = {"artifact_id": text_at(release, "artifact_id")}
+    path = place.endpoint("deployments")
+    job = Job.of(session.api.post(path, body, idempotency_key=idempotency_key))
+    return started(session, job, wait=wait, following=following)
+
+
 def _running(session: Session, place: Place, *, is_needed: bool) -> Fields | None:
     """The release that runs now, if any. Where it only adds to what is said, it may be missing."""
     if session.as_json and not is_needed:
@@ -148,7 +165,7 @@ def _what_comes_back(api: Api, place: Place, job: Job, before: Fields | None) ->
 def _deployment_of(api: Api, place: Place, release: Fields | None) -> str:
     """The deployment that made the current release."""
     if release is None:
-        raise api.refusal(409, "environment.nothing_running", f"Nothing runs on {place.env} yet.")
+        raise _nothing_runs(api, place)
     named = text_at(release, "deployment_id")
     if named:
         return named
@@ -160,6 +177,10 @@ def _deployment_of(api: Api, place: Place, release: Fields | None) -> str:
     raise api.refusal(
         409, "release.no_previous", f"No deployment of {text_at(release, 'id')} is to be seen."
     )
+
+
+def _nothing_runs(api: Api, place: Place) -> RefusedError:
+    return api.refusal(409, "environment.nothing_running", f"Nothing runs on {place.env} yet.")
 
 
 @click.group(cls=ListGroup)

@@ -20,10 +20,6 @@ _VALUES = "Values are set by `mf variables set`, secret ones by `mf secrets set`
 _FRONT = (
     "Certificates are the front's, before the server; `mf domains` leads a name to an environment."
 )
-_RESTART = (
-    "`mf deploy ARTIFACT` rolls what runs once more, with no gap; `mf releases` has its id. A "
-    "changed variable or secret does so by itself."
-)
 ELSEWHERE = {
     **dict.fromkeys(
         ("apps", "create", "destroy", "init", "link", "list", "ls", "projects"), _SITES
@@ -34,11 +30,11 @@ ELSEWHERE = {
     **dict.fromkeys(("dyno", "ps", "scale"), _PROCESS),
     **dict.fromkeys(("config", "secret", "set", "unset", "variable", "vars"), _VALUES),
     **dict.fromkeys(("certs", "ssl", "tls"), _FRONT),
-    **dict.fromkeys(("reload", "restart"), _RESTART),
     "alias": "`mf domains` leads names to environments; `mf promote` rolls one onto another.",
     "help": "`mf --help` lists the commands, and each of them has --help.",
     "open": "`mf url --browser` opens an environment's address.",
     "previews": "Each branch that is pushed has a preview: `mf env` lists them.",
+    "reload": "`mf restart` rolls what runs once more.",
     "tail": "`mf logs --follow` goes on with what is printed.",
 }
 """By a word that people type who come from Heroku, Vercel, Dokku or Kamal: what does that here."""

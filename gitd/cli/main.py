@@ -14,7 +14,7 @@ import click
 from gitd.cli.artifacts import artifacts
 from gitd.cli.audit import audit
 from gitd.cli.builds import build, builds
-from gitd.cli.deployments import deploy, deployments, promote, rollback
+from gitd.cli.deployments import deploy, deployments, promote, restart, rollback
 from gitd.cli.domains import domains
 from gitd.cli.elsewhere import MfGroup
 from gitd.cli.environments import env, url
@@ -71,6 +71,7 @@ for command in (
     deploy,
     promote,
     rollback,
+    restart,
     deployments,
     releases,
     status,

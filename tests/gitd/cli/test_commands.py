@@ -289,6 +289,22 @@ def test_odd_idempotency_key_is_wrong_usage(mf, peer, key) -> None:
     assert peer.seen == []
 
 
+def test_restart_rolls_what_runs_now_once_more(mf, peer) -> None:
+    old, now = {"id": "rel_02", "artifact_id": "art_02"}, {"id": "rel_01", "artifact_id": "art_01"}
+    releases = [{**old, "current": False}, {**now, "current": True}]
+    peer.on("GET", f"{HERE}/releases", peer.many(releases))
+    peer.on("POST", f"{HERE}/deployments", peer.one(JOB, 202))
+    ran = mf("restart", *PLACE)
+    assert (ran.code, ran.out) == (0, "build_01 queued as job_01\n")
+    assert peer.seen[-1].body == {"artifact_id": "art_01"}
+
+
+def test_restart_of_nothing_is_refused(mf, peer) -> None:
+    peer.on("GET", f"{HERE}/releases", peer.many([]))
+    ran = mf("restart", *PLACE, "--json")
+    assert (ran.code, json.loads(ran.err)["error"]["code"]) == (3, "environment.nothing_running")
+
+
 def test_rollback_without_an_id_takes_back_what_runs_now(mf, peer) -> None:
     releases = [
         {"id": "rel_03", "current": True, "artifact_id": "art_03"},

@@ -31,7 +31,7 @@ def test_sentence_of_a_command_is_whole(name: str) -> None:
         assert sentence.split(". ")[0].rstrip(".") in said
 
 
-@pytest.mark.parametrize("word", ["restart", "run", "config:set", "login"])
+@pytest.mark.parametrize("word", ["reload", "run", "config:set", "login"])
 def test_word_of_another_platform_is_answered_with_what_does_that_here(word: str) -> None:
     with pytest.raises(click.UsageError) as caught:
         mf.main([word, "x", "--y"], standalone_mode=False)
