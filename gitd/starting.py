@@ -1,4 +1,4 @@
-"""What makes the start of a process cheap: imported before what it concerns.
+"""Cheap starts of processes. Import this before structlog and aiohttp.
 
 Every gitd process loads some 800 modules. Three things there cost a good part of its start and give
 nothing: structlog loads rich where it is installed, for tracebacks in colour that our log never

@@ -1,4 +1,7 @@
-"""Once: a request with an idempotency key makes what it makes one time. Contract §2 Idempotency."""
+"""Idempotency: a request that is repeated with its key does its work once.
+
+Source: contract §2 Idempotency.
+"""
 
 from __future__ import annotations
 

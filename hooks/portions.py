@@ -1,4 +1,4 @@
-"""Portions: how much of a connection is read at once, before the loop turns to the others.
+"""Portions: how many bytes of a connection are read before the event loop turns to the others.
 
 What comes is parsed in one go. A portion of an ordinary body takes less than 0.1 ms; of chunks of
 one byte each, one of asyncio's 256 KiB takes 0.1 s, and there may be many such connections.

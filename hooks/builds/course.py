@@ -1,4 +1,4 @@
-"""The course of a build: it begins, and ends, or waits again.
+"""The course of a build, as the records have it: it begins, and ends, or is queued again.
 
 A slot that falls silent loses the job, which is queued again, once.
 """

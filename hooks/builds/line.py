@@ -1,4 +1,4 @@
-"""The line: builds that wait, as the jobs have them, and whom it wakes when it moves."""
+"""The line: hands queued builds to the slots that ask, and wakes who waits when it moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foresight: what control says is coming is unpacked before it is wanted.
+"""Foresight, a prefetch: what control says is coming is unpacked before it is wanted.
 
 While control still packs, signs and writes down, the host has nothing to do. So it unpacks what it
 serves into a draft beside, verified byte by byte, and amends that once it hears which tree is

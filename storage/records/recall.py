@@ -1,4 +1,4 @@
-"""What was read since the last commit: the same read again costs next to nothing."""
+"""A cache of reads that every commit empties: the same read again costs next to nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar, cast
 
 from storage.records.db import Records, mapped_errors
+from storage.records.statements import data_version
 
 T = TypeVar("T")
 ENTRIES_MAX = 10_000
@@ -20,8 +21,6 @@ class Freshness:
     What this process committed is seen at once: every look after a `write` that returned sees it.
     What another process committed, such as a local command, is seen within `LOOK_EVERY_S`: sqlite
     counts the commits of others, and that is how often the count is looked at.
-
-    Source: sqlite.org "PRAGMA data_version".
     """
 
     def __init__(self, records: Records) -> None:
@@ -35,8 +34,8 @@ class Freshness:
         commits, now = self.records.commits, time.monotonic()
         if commits != self._commits or now - self._looked_at >= LOOK_EVERY_S:
             with mapped_errors():
-                row = self.records.reader().execute("PRAGMA data_version").fetchone()
-            self._commits, self._version, self._looked_at = commits, row[0], now
+                version = data_version(self.records.reader())
+            self._commits, self._version, self._looked_at = commits, version, now
         return self._version
 
 
