@@ -23,6 +23,7 @@ COMMON_ERRORS = (
     *("authentication.required", "authentication.invalid_key"),
     *("rate_limit.exceeded", "api.internal"),
 )
+MALFORMED = ("request.invalid", "request.version_invalid")
 REF = "#/components/schemas/{name}"
 
 
@@ -151,9 +152,9 @@ def _refusals(endpoint: Endpoint) -> Json:
 def _codes_of(endpoint: Endpoint) -> Iterable[str]:
     """Every code that the endpoint can answer with: what follows from its row, and its own."""
     if endpoint.is_public:
-        return ("api.internal", *endpoint.errors)
+        return ("api.internal", *MALFORMED, *endpoint.errors)
     codes = [*COMMON_ERRORS, "permission.address_refused", "scope.insufficient"]
-    codes += ["request.invalid", "request.version_invalid"]
+    codes += MALFORMED
     names = {"site": "site", "env": "environment", "job": "job", "build": "build"}
     names |= {"artifact": "artifact", "deployment": "deployment", "domain": "domain"}
     names |= {"variable": "variable", "secret": "secret", "key": "api_key"}
@@ -163,6 +164,9 @@ def _codes_of(endpoint: Endpoint) -> Iterable[str]:
         codes.append("permission.key_bound")
     if endpoint.method in ("POST", "PUT", "PATCH"):
         codes += ["request.json_invalid", "request.media_type_unsupported", "request.too_large"]
+        codes.append("request.timed_out")
+    if endpoint.method != "GET":
+        codes.append("request.conflict")
     if endpoint.is_creating:
         codes += ["idempotency.key_invalid", "idempotency.key_reused"]
     if endpoint.form is Form.LIST:

@@ -287,6 +287,19 @@ async def test_openapi_document_has_no_loose_references_and_unique_operations(se
     assert len(ids) == len(set(ids))
 
 
+async def test_openapi_document_has_the_refusals_that_any_client_may_hear(service) -> None:
+    document = json.loads((await service.get("/v1/openapi.json")).raw)
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            expected = (
+                {"400", "500"} if path == "/v1/openapi.json" else {"400", "401", "429", "500"}
+            )
+            expected |= {"409"} if method != "get" else set()
+            expected |= {"408", "413", "415"} if method in ("post", "put", "patch") else set()
+            assert expected <= set(operation["responses"]), (method, path)
+    assert (await service.get("/v1/openapi.json?all=1", secret="")).status == 400
+
+
 async def test_answers_have_every_field_that_the_document_promises(service, acme) -> None:
     await acme.release(b"one")
     described = json.loads((await service.get("/v1/openapi.json")).raw)
