@@ -120,6 +120,7 @@ class KeptSources:
         self._unpacking_ended = asyncio.Event()  # that of `_unpacks`
         self._stopped = threading.Event()
         self._removing: set[asyncio.Task[None]] = set()
+        self._aside: list[_Kept] = []  # nobody's any more, and there until the slot rests
 
     # -- for a build ----------------------------------------------------------------------------
 
@@ -189,15 +190,20 @@ class KeptSources:
         self._kept.append(_Kept(key, archive, tree, limits, tree_bytes, tree_names, now))
 
     def forget(self, key: SourceKey) -> None:
-        """Let go of what is kept of a key."""
-        for each in list(self._kept):
-            if each.key == key:
+        """Let go of what is kept of a key; what was unpacked goes when the slot rests."""
+        self._remove_aside()  # those of a build before: it has had no rest since
+        for each in [each for each in self._kept if each.key == key]:
+            if each.unpacked is None:
                 self._drop(each)
+            else:
+                self._kept.remove(each)
+                self._aside.append(each)
 
     async def give_way(self, limits: Limits) -> None:
         """Leave a build the processor, and all of the disk that it may need."""
         self.stop()
         if not await asyncio.to_thread(self._has_room, limits):
+            self._remove_aside()
             for each in list(self._kept):
                 self._drop(each)
 
@@ -205,7 +211,7 @@ class KeptSources:
 
     def rest(self) -> None:
         """Call it when the slot has nothing to do: a moment later trees are unpacked."""
-        if not self._kept or not (self._tending is None or self._stopped.is_set()):
+        if not (self._kept or self._aside) or not (self._tending is None or self._stopped.is_set()):
             return
         self._stopped = threading.Event()
         self._tending = asyncio.create_task(self._tend(self._tending, self._stopped))
@@ -231,12 +237,15 @@ class KeptSources:
         await asyncio.sleep(self._idle_s)
         try:
             self._let_go()
+            if self._removing:  # they make room
+                await asyncio.wait(self._removing)
             await self._unpack_all(stopped)
         finally:
             stopped.set()  # there is nothing to stop any more
 
     def _let_go(self) -> None:
         """Let go of what was not used for long, and of what is too much."""
+        self._remove_aside()
         now, size_bytes = time.monotonic(), 0
         for kept in reversed(list(self._kept)):
             is_too_much = size_bytes + kept.size_bytes > self._kept_bytes_max
@@ -307,6 +316,11 @@ class KeptSources:
         if kept in self._kept:
             self._kept.remove(kept)
             self._remove(kept)
+
+    def _remove_aside(self) -> None:
+        for each in self._aside:
+            self._remove(each)
+        self._aside.clear()
 
     def _remove(self, kept: _Kept) -> None:
         """Remove what is kept of a source, in the background."""

@@ -380,6 +380,9 @@ async def test_clean_build_replaces_what_was_kept(control, slot):
     kept = await ready(slot)
     (kept / "7" / "7").write_bytes(b"damaged\n")
     job = await control.build({**files, "new": b""}, clean=True)
+    async with asyncio.timeout(20):
+        while kept.exists():
+            await asyncio.sleep(0.01)
     await ready(slot)
     after = await control.build(files)
     assert after.bases == [[list(control.given_out)[1]]]
@@ -550,6 +553,43 @@ async def test_build_waits_for_its_own_tree_and_for_no_other(keep, tmp_path):
     await begun(kept, tmp_path)
     assert await moved(kept, tmp_path) is not None
     await given_up(tmp_path)
+
+
+async def forgotten(kept, tmp_path, key=KEY):
+    """Let it unpack a source and then forget it, as a clean build does."""
+    given(kept, tmp_path, key)
+    async with asyncio.timeout(5):
+        while not (await kept.offer(key, ROOM)).trees:
+            kept.rest()
+            await asyncio.sleep(0.01)
+    kept.forget(key)
+    assert await kept.offer(key, ROOM) == Offer()
+
+
+async def test_what_a_clean_build_lets_go_of_is_removed_when_the_slot_rests(keep, tmp_path):
+    kept = keep()
+    await forgotten(kept, tmp_path)
+    await asyncio.sleep(0.1)
+    assert trees_below(tmp_path), "it was removed beside a build"
+    await all_gone(kept, tmp_path)
+
+
+async def test_what_was_let_go_of_goes_at_once_where_builds_need_the_disk(keep, tmp_path):
+    kept = keep()
+    await forgotten(kept, tmp_path)
+    await kept.give_way(dataclasses.replace(ROOM, disk_bytes=1 << 60))
+    async with asyncio.timeout(5):
+        while (tmp_path / "sources").exists():
+            await asyncio.sleep(0.01)
+
+
+async def test_no_more_than_one_build_lets_go_of_waits_for_a_rest(keep, tmp_path):
+    kept = keep()
+    await forgotten(kept, tmp_path)
+    kept.forget(KEY._replace(site="other"))
+    async with asyncio.timeout(5):
+        while (tmp_path / "sources").exists():
+            await asyncio.sleep(0.01)
 
 
 async def test_what_leaves_builds_too_little_of_the_disk_goes(keep, tmp_path):
