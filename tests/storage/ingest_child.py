@@ -1,11 +1,12 @@
 """A process that takes one tree in, to be killed or failed at any system call of it.
 
 Usage: ingest_child.py SHOP [COUNT [BYTES]]. Exits 0 when the tree is in, 3 when the store said why
-not.
+not. It closes nothing: whatever is durable was so when the store said that it is in.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -35,7 +36,6 @@ def main() -> int:
             SourceFile(name.encode(), len(data), name == "b/run", lambda data=data: data)
             for name, data in {**TREE, **more}.items()
         )
-        shop.records.close()
     except StorageError as error:
         print(f"{type(error).__name__}: {error}")
         return 3
@@ -43,4 +43,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)

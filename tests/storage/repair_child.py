@@ -1,11 +1,13 @@
 """A process that repairs a store, to be killed or failed at any system call of it.
 
 Usage: repair_child.py SHOP [index]. Takes copies from the folder `copy` in it; with `index` it
-makes the index again instead. Exits 0 when it is through, 3 when the store said why not.
+makes the index again instead. Exits 0 when it is through, 3 when the store said why not. It closes
+nothing, as `ingest_child.py`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -38,7 +40,6 @@ def main() -> int:
             rebuild_index(shop.store, shop.records)
         else:
             repair(shop)
-        shop.records.close()
     except StorageError as error:
         print(f"{type(error).__name__}: {error}")
         return 3
@@ -46,4 +47,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)
