@@ -121,7 +121,8 @@ class Pipeline:
         if named.ref is None:
             return named.is_whole_id
         routes = sites.routes(self._records.reader(), environment.site_id)
-        is_its_own = branches.branch_of(named.ref) == environment.branch
+        branch = branches.branch_of(named.ref)
+        is_its_own = branch is not None and branch == environment.branch
         return is_its_own or branches.reaches(routes, named.ref, environment)
 
     async def start_deployment(

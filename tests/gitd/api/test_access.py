@@ -280,6 +280,21 @@ async def test_key_of_an_environment_builds_no_branch_of_another(service, acme) 
     assert (await service.post(f"{acme.staging}/builds", secret=bound)).status == 202
 
 
+async def test_key_of_an_environment_of_many_branches_builds_no_tag(service, acme) -> None:
+    """Where a pattern leads there, no branch is its own."""
+    (service.repositories.path(acme.id) / "refs" / "tags" / "v1").write_text(f"{acme.commit}\n")
+    routes = [{"pattern": "main", "target": "live"}, {"pattern": "release/*", "target": "staging"}]
+    await service.call("PUT", f"{acme.path}/branch-routes", {"routes": routes})
+    assert (await service.get(acme.staging)).data["branch"] is None
+    service.commit(acme.id, {"index.html": b"of staging"}, "release/1")
+    bound = service.key("*", site_id=acme.id, env_id=await acme.env_id("staging"))
+    for ref in ("v1", "refs/tags/v1", "main"):
+        heard = await service.post(f"{acme.staging}/builds", {"ref": ref}, secret=bound)
+        assert (heard.status, heard.code) == (404, "ref.not_found"), ref
+    heard = await service.post(f"{acme.staging}/builds", {"ref": "release/1"}, secret=bound)
+    assert heard.status == 202
+
+
 async def test_deployments_key_reads_the_jobs_that_it_made_and_no_others(service, acme) -> None:
     mine = service.key("deployments:write")
     own = (await service.post(f"{acme.production}/builds", secret=mine)).data
