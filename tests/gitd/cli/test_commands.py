@@ -293,13 +293,29 @@ def test_restart_rolls_what_runs_now_once_more(mf, peer) -> None:
     old, now = {"id": "rel_02", "artifact_id": "art_02"}, {"id": "rel_01", "artifact_id": "art_01"}
     releases = [{**old, "current": False}, {**now, "current": True}]
     peer.on("GET", f"{HERE}/releases", peer.many(releases))
+    over = [{"id": "dep_01", "job_id": "job_00", "status": "succeeded"}]
+    peer.on("GET", f"{HERE}/deployments", peer.many(over))
     peer.on("POST", f"{HERE}/deployments", peer.one(JOB, 202))
     ran = mf("restart", *PLACE)
     assert (ran.code, ran.out) == (0, "build_01 queued as job_01\n")
     assert peer.seen[-1].body == {"artifact_id": "art_01"}
 
 
+@pytest.mark.parametrize("status", ["queued", "running"])
+def test_restart_takes_nothing_newer_away(mf, peer, status) -> None:
+    """What runs by now would be rolled behind it, or in its place."""
+    newest = {"id": "dep_02", "job_id": "job_02", "status": "canceled"}
+    rolling = {"id": "dep_01", "job_id": "job_01", "status": status}
+    peer.on("GET", f"{HERE}/deployments", peer.many([newest, rolling]))
+    ran = mf("restart", *PLACE)
+    assert ran.code == 3
+    assert "dep_01 is on its way" in ran.err
+    assert "mf jobs wait job_01" in ran.err
+    assert {seen.method for seen in peer.seen} == {"GET"}
+
+
 def test_restart_of_nothing_is_refused(mf, peer) -> None:
+    peer.on("GET", f"{HERE}/deployments", peer.many([]))
     peer.on("GET", f"{HERE}/releases", peer.many([]))
     ran = mf("restart", *PLACE, "--json")
     assert (ran.code, json.loads(ran.err)["error"]["code"]) == (3, "environment.nothing_running")
