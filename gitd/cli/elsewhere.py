@@ -47,6 +47,7 @@ class MfGroup(Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         word = args[0].partition(":")[0]
-        if self.get_command(ctx, args[0]) is None and word in ELSEWHERE:
+        is_asked = not ctx.resilient_parsing  # and not looked at, for a shell that completes it
+        if is_asked and self.get_command(ctx, args[0]) is None and word in ELSEWHERE:
             ctx.fail(f"No such command '{args[0]}'. {ELSEWHERE[word]}")
         return super().resolve_command(ctx, args)

@@ -106,7 +106,7 @@ def failure_of(job: Job, said: Collection[str] = ()) -> list[str]:
     """
     first, *more = printable_lines(_why(job)) or [""]
     rest = [line for line in more if line not in said]
-    if rest and rest[-1].endswith(":"):
+    if len(rest) < len(more) and rest and rest[-1].endswith(":"):
         rest.pop()  # what it announces was said
     head = f"{job.resource('id') or job.id} {job.status}"
     return [printable(f"{head}: {first}" if first else head), *rest]

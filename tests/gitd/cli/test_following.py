@@ -137,6 +137,18 @@ def test_reason_of_many_lines_is_said_line_by_line_and_once(mf, peer, stream_of)
     assert ran.err.splitlines() == [head, LOCK]
 
 
+def test_last_line_of_a_reason_is_kept_where_the_log_has_said_nothing_of_it(
+    mf, peer, stream_of
+) -> None:
+    error = {"code": "build.command_failed", "message": "make failed\nNot found:"}
+    build_of(peer, stream_of([log("other"), state("failed", error=error), END]))
+    ran = mf("jobs", "wait", "job_01")
+    assert ran.out.splitlines() == [
+        "build_01 failed: build.command_failed: make failed",
+        "Not found:",
+    ]
+
+
 def test_canceled_job_is_code_1(mf, peer, stream_of) -> None:
     build_of(peer, stream_of([state("canceled"), END]))
     assert mf("build", *PLACE, "--wait").code == 1

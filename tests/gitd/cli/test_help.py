@@ -6,6 +6,7 @@ import re
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from gitd.__main__ import cli
 from gitd.cli.elsewhere import ELSEWHERE
@@ -37,6 +38,14 @@ def test_word_of_another_platform_is_answered_with_what_does_that_here(word: str
         mf.main([word, "x", "--y"], standalone_mode=False)
     assert f"'{word}'" in caught.value.message
     assert "`" in caught.value.message or "FORGE_TOKEN" in caught.value.message
+
+
+def test_word_of_another_platform_is_completed_in_silence() -> None:
+    """What a shell asks at each key is no place for advice."""
+    completing = ShellComplete(mf, {}, "mf", "_MF_COMPLETE")
+    for word in ("reload", "config:set", "nonsense"):
+        found = completing.get_completions([word], "s")
+        assert "sites" in {each.value for each in found}
 
 
 def test_what_is_named_there_is_here_and_no_word_hides_a_command() -> None:
