@@ -90,9 +90,10 @@ def bound_socket(
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         if is_guarded:
-            _refuse_listener(family, (host, port))
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((host, port))
+        if is_guarded:  # only now: an address of another machine may answer, or never
+            _refuse_listener(family, (host, port))
     except OSError as error:
         bound.close()
         raise StartError(

@@ -160,7 +160,7 @@ def _etc_in_usr(names: Collection[str]) -> Iterator[str]:
     for folder in _folders_of_etc_in_usr():
         yield from ("--perms", "0755", "--tmpfs", str(folder))
         for name in (*names, *_SHOWN_OF_ETC_IN_USR):
-            if (folder / name).exists():
+            if os.access(folder / name, os.R_OK):  # without errors, where a folder is root's alone
                 yield from ("--ro-bind", str(folder / name), str(folder / name))
         yield from ("--remount-ro", str(folder))
 

@@ -10,7 +10,9 @@ Source: epoll(7), "/proc interfaces"; epoll_ctl(2), ENOSPC.
 from __future__ import annotations
 
 import errno
+import math
 import selectors
+import time
 from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ import structlog
 WATCHES_MAX: Final = Path("/proc/sys/fs/epoll/max_user_watches")
 WATCH_BYTES: Final = 200
 """What a watch takes of the kernel's memory: some 209 on x86_64, which control groups count."""
+SAID_EVERY_S: Final = 60.0
 
 _log = structlog.get_logger()
 
@@ -32,6 +35,7 @@ class SparingSelector(selectors.EpollSelector):
         super().__init__()
         self._spare = selectors.PollSelector()
         self._spare.register(self.fileno(), selectors.EVENT_READ)
+        self._said_at = -math.inf
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         try:
@@ -39,11 +43,7 @@ class SparingSelector(selectors.EpollSelector):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-        if not self._is_sparing():
-            _log.error(
-                "epoll_watches_used_up",
-                advice="raise fs.epoll.max_user_watches: docs/hosting.md",
-            )
+        self._say()
         return self._spare.register(fileobj, events, data)
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
@@ -74,6 +74,15 @@ class SparingSelector(selectors.EpollSelector):
         self._spare.close()
         super().close()
 
+    def _say(self) -> None:
+        """Now and then, for each connection that comes is refused its watch."""
+        if time.monotonic() - self._said_at >= SAID_EVERY_S:
+            self._said_at = time.monotonic()
+            _log.error(
+                "epoll_watches_used_up",
+                advice="raise fs.epoll.max_user_watches: docs/hosting.md",
+            )
+
     def _is_sparing(self) -> bool:
         return len(self._spare.get_map()) > 1
 
@@ -82,8 +91,14 @@ class SparingSelector(selectors.EpollSelector):
 
 
 def warn_of_few_watches(memory_bytes: int) -> None:
-    """Say at a start that one site can have them all: before it exceeds its memory."""
-    watches = int(WATCHES_MAX.read_text())
+    """Say at a start that one site can have them all: before it exceeds its memory.
+
+    Nothing where the bound is not shown, as by a unit with `ProcSubset=pid`.
+    """
+    try:
+        watches = int(WATCHES_MAX.read_text())
+    except OSError:
+        return
     if watches * WATCH_BYTES < memory_bytes:
         _log.warning(
             "epoll_watches_few",

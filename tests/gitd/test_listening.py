@@ -54,9 +54,11 @@ def test_address_that_is_guarded_is_had_beside_its_guard_and_by_one_alone() -> N
                 bound_socket(address(guard), "server.listen", "-x", is_guarded=True)
 
 
-def test_address_of_another_machine_is_no_other_programs() -> None:
+@pytest.mark.parametrize("is_guarded", [False, True])
+def test_address_of_another_machine_is_no_other_programs(*, is_guarded: bool) -> None:
+    """Whether anybody answers there or not. Source of the address: RFC 5737."""
     with pytest.raises(StartError, match="Choose an address of this machine with -x"):
-        bound_socket("192.0.2.1:8080", "server.listen", "-x")  # Source: RFC 5737
+        bound_socket("198.51.100.1:8080", "server.listen", "-x", is_guarded=is_guarded)
 
 
 @pytest.mark.parametrize(

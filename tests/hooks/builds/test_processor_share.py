@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -88,9 +90,13 @@ def weight(group):
 
 def test_sandbox_gives_way_while_it_runs_and_its_starter_has_its_weight_again_then(weighed):
     starter, group = weighed
-    starter.stdin.write(order_for("sleep 1", is_background=True))
+    starter.stdin.write(order_for("sleep 600", is_background=True))
     starter.stdin.flush()
     until(lambda: is_idle(group))
+    for processes in group.glob("box-*/cgroup.procs"):
+        for pid in processes.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
     assert starter.stdout.readline()
     assert not is_idle(group)
     assert weight(group) <= WEIGHTS.items()

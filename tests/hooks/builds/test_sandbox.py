@@ -74,6 +74,7 @@ done
 echo password > /usr/share/linked; rm -f /usr/local/share/.yarnrc.yml
 ln -s /usr/share/linked /usr/local/share/.yarnrc.yml
 mkdir -p /usr/local/etc/php/conf.d; echo fit > /usr/local/etc/php/conf.d/gd.ini
+chmod 700 /usr/etc
 exec "$@"
 """
 SETTINGS = (
