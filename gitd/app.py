@@ -21,7 +21,7 @@ from gitd.control import Control, builder_child
 from gitd.errors import StartError
 from gitd.layout import DataFolder
 from gitd.lifetime import Lifetime
-from gitd.listening import front_socket, sites_socket, try_addresses
+from gitd.listening import expect_alone, front_socket, sites_socket, try_addresses
 from gitd.stores import note_settings
 from gitd.systemd import notify
 from hooks.builds import cgroups
@@ -87,6 +87,7 @@ async def serve(
         await control.recover(slots_are_gone=with_children)
         await stack.enter_async_context(_sockets(control))
         await stack.enter_async_context(_front(control, listener))
+        expect_alone(listener, config)
         stack.callback(control.rolls.close)
         stack.push_async_callback(control.builds.close, ends_slots=with_children)
         loops = [

@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import socket
+from pathlib import Path
 
 import structlog
 
@@ -16,6 +17,7 @@ from gitd.systemd import inherited_sockets, is_given_sockets
 log = structlog.get_logger(__name__)
 
 ASK_S = 1.0
+_LISTENS = "0A"  # TCP_LISTEN
 
 
 def try_addresses(config: Config, *, with_sites: bool) -> None:
@@ -69,6 +71,28 @@ def _own_front_socket(config: Config) -> socket.socket:
     return bound_socket(config.server.listen, "server.listen", "--listen", is_guarded=may_guard())
 
 
+def expect_alone(listener: socket.socket, config: Config) -> None:
+    """See that no other process listens where `listener` does by now, which is git's and the API's.
+
+    Where a host guards that address, the kernel lets two of this user listen that came to it at the
+    same moment. At least one of them is refused here. Source: proc(5), /proc/net/tcp.
+
+    Raises:
+        StartError: Another one does; the message says what to do.
+    """
+    table = "tcp6" if listener.family == socket.AF_INET6 else "tcp"
+    try:
+        lines = Path("/proc/net", table).read_text().splitlines()[1:]
+    except OSError:  # a kernel that does not tell
+        return
+    rows = [fields for line in lines if (fields := line.split())[3] == _LISTENS]
+    own = str(os.fstat(listener.fileno()).st_ino)
+    here = {fields[1] for fields in rows if fields[9] == own}
+    if any(fields[1] in here and fields[9] != own for fields in rows):
+        taken = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        raise _refusal(config.server.listen, taken, "--listen")
+
+
 def may_guard() -> bool:
     """Whether a site host may keep an address for this process alone: it has another user."""
     return os.geteuid() == 0
@@ -96,10 +120,12 @@ def bound_socket(
             _refuse_listener(family, (host, port))
     except OSError as error:
         bound.close()
-        raise StartError(
-            f"cannot listen on {address}: {error.strerror}. {advice(error, option)}"
-        ) from error
+        raise _refusal(address, error, option) from error
     return bound
+
+
+def _refusal(address: str, error: OSError, option: str) -> StartError:
+    return StartError(f"cannot listen on {address}: {error.strerror}. {advice(error, option)}")
 
 
 def _refuse_listener(family: socket.AddressFamily, address: tuple[str, int]) -> None:

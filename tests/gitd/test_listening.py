@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from gitd.config import Config, ServerConfig, SitesConfig
 from gitd.errors import StartError
-from gitd.listening import advice, bound_socket, front_socket
+from gitd.listening import advice, bound_socket, expect_alone, front_socket
 
 # What the service manager hands over is descriptor 3.
 INHERITS = """
@@ -52,6 +52,21 @@ def test_address_that_is_guarded_is_had_beside_its_guard_and_by_one_alone() -> N
             first.listen()
             with pytest.raises(StartError, match="Stop what has that address"):
                 bound_socket(address(guard), "server.listen", "-x", is_guarded=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_of_two_that_begin_at_the_same_moment_the_later_one_is_refused(host: str) -> None:
+    """Each has asked whether anybody listens before the other did."""
+    with bound_socket(f"{host}:0", "server.listen", "-x", is_guarded=True) as first:
+        where = f"{host}:{first.getsockname()[1]}"
+        config = Config(server=ServerConfig(listen=where))
+        with bound_socket(where, "server.listen", "-x", is_guarded=True) as second:
+            first.listen()
+            expect_alone(first, config)
+            second.listen()
+            with pytest.raises(StartError, match=r"Stop what .* with --listen"):
+                expect_alone(second, config)
+        expect_alone(first, config)
 
 
 @pytest.mark.parametrize("is_guarded", [False, True])
