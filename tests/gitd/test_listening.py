@@ -54,7 +54,19 @@ def test_address_that_is_guarded_is_had_beside_its_guard_and_by_one_alone() -> N
                 bound_socket(address(guard), "server.listen", "-x", is_guarded=True)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as asking:
+            asking.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+IPV6 = pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=IPV6)])
 def test_of_two_that_begin_at_the_same_moment_the_later_one_is_refused(host: str) -> None:
     """Each has asked whether anybody listens before the other did."""
     with bound_socket(f"{host}:0", "server.listen", "-x", is_guarded=True) as first:
