@@ -70,6 +70,13 @@ def threads(folder: Path) -> list[int]:
     return []
 
 
+def below(folder: Path) -> list[Path]:
+    """Return the groups right below a group; none when it has gone."""
+    with contextlib.suppress(OSError):
+        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
+    return []
+
+
 def is_runnable(tid: int) -> bool:
     """Say whether a thread runs or waits for a processor; False when it has ended."""
     with contextlib.suppress(OSError):

@@ -108,10 +108,6 @@ class Group:
         cpu_s = cgroupfs.values(memory / "cpu.stat").get("usage_usec", 0) / 1e6
         return GroupUse(cpu_s, events.get("oom", 0) > 0, events.get("oom_kill", 0), forks)
 
-    def wants_processor(self) -> bool:
-        """Say whether a thread in it runs or could. Reads /proc."""
-        return any(map(cgroupfs.is_runnable, cgroupfs.threads(self._folders["memory"])))
-
     def _cpu_s(self) -> float | None:
         """In version 1 a controller of its own, which may be missing."""
         folder = self._folders.get("cpuacct")
@@ -186,7 +182,7 @@ class Groups:
             raise GroupsUnavailableError(f"{error.filename}: {error.strerror}") from error
         groups = cls(folders, locks, version=2 if V2 in folders else 1)
         if weight is not None:
-            groups._set_weight(weight)
+            groups._set_weight(weight, own, owner)
         if owner is not None:
             groups._give_to(*owner)
         return groups
@@ -220,11 +216,25 @@ class Groups:
         if not group.remove():
             self._ended.append(group)
 
-    def _set_weight(self, weight: int) -> None:
+    def _set_weight(
+        self, weight: int, before: Mapping[str, Path], owner: tuple[int, int] | None
+    ) -> None:
+        """`before`: where this process was before it went below its own folder."""
         if "cpu" in self._folders:
+            folder = self._folders["cpu"]
+            outside = before["cpu" if self.version == 1 else V2]
             with contextlib.suppress(OSError):
-                weigh(self._folders["cpu"], weight, version=self.version)
-            self._share = ProcessorShare.open(self._folders["cpu"], weight, version=self.version)
+                weigh(folder, weight, version=self.version)
+            if self.version == 1 or outside != folder.parent:
+                # Else it is alone there, in a unit of its own: idle beside nobody.
+                self._share = ProcessorShare.open(
+                    folder,
+                    weight,
+                    version=self.version,
+                    counting=self._folders.get("cpuacct", folder),
+                    outside=outside,
+                    owner=owner,
+                )
         with contextlib.suppress(OSError, KeyError):
             cgroupfs.write(self._folders["io"] / "io.weight", f"default {weight}")
 

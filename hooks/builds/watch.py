@@ -22,7 +22,6 @@ from hooks.builds.disk import DiskUse, disk_use, shortage
 from hooks.builds.inside import Inside, ProcessUse
 from hooks.builds.limits import Limit, Limits
 from hooks.builds.namespace import Init
-from hooks.builds.processor_share import Starvation
 
 BACKGROUND_EVERY_S = 0.1
 EVERY_S = 1.0
@@ -55,7 +54,6 @@ class Watch:
         self.cpu_s = 0.0
         """The processor time that was seen to be used."""
         self._sessions: set[int] = set()
-        self._starvation: Starvation | None = None
         self._is_ended = False
         self._is_woken = asyncio.Event()  # it has ended, or was refused a process
         self._stopped = threading.Event()
@@ -71,7 +69,6 @@ class Watch:
         share = self._group.share if self._group is not None else None
         if share is not None:
             share.give_way()
-            self._starvation = Starvation(time.monotonic())
         try:
             return await self._watch(init)
         finally:
@@ -131,7 +128,6 @@ class Watch:
         exceeded = None
         if self._group is not None:
             exceeded = self._in_group()
-            self._see_to_share(self._group)
         elif self._inside is not None:
             exceeded = self._among_processes(self._inside)
         if exceeded is None and self._has_full_folder():
@@ -157,14 +153,6 @@ class Watch:
         if use.fork_failed_count and self._limits.is_strict:
             return Limit.PROCESSES
         return Limit.CPU if self._is_too_long() else None
-
-    def _see_to_share(self, group: Group) -> None:
-        """Let it have its weight for the rest of its time, once it was seen to starve."""
-        if group.share is None or self._starvation is None:
-            return
-        if self._starvation.is_seen(time.monotonic(), self.cpu_s, group.wants_processor):
-            self._starvation = None
-            group.share.insist()
 
     def _among_processes(self, inside: Inside) -> Limit | None:
         processes = inside.processes()

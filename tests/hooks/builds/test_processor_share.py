@@ -13,7 +13,7 @@ import pytest
 
 from hooks.builds.cgroupfs import find_folders
 from hooks.builds.processor_share import Starvation
-from tests.hooks.builds.conftest import order_for
+from tests.hooks.builds.conftest import UID, order_for
 
 WEIGHTS = {"cpu.shares": "102", "cpu.weight": "10"}
 SPIN = "while :; do :; done"
@@ -24,7 +24,7 @@ def looks(*found):
 
     `found`: what it has used by then, and whether it wants a processor.
     """
-    starvation = Starvation(0.0)
+    starvation = Starvation(0.0, 0.0)
     for number, (cpu_s, wants) in enumerate(found, 1):
         if starvation.is_seen(number / 2, cpu_s, lambda wants=wants: wants):
             return number / 2
@@ -49,9 +49,27 @@ def test_time_begins_anew_with_each_rest_and_with_what_it_gets():
     assert looks(*[(0.0, True)] * 3, *[(1.0, True)] * 5) == 4.0
 
 
-def test_looks_close_behind_one_another_are_one():
-    starvation = Starvation(0.0)
-    assert not starvation.is_seen(0.1, 0.0, lambda: pytest.fail("it was asked"))
+@contextlib.contextmanager
+def nobody_left_a_processor():
+    """Keep all processors busy in this process's own group."""
+    burners = [
+        subprocess.Popen(["taskset", "-c", str(number), "sh", "-c", SPIN], start_new_session=True)
+        for number in os.sched_getaffinity(0)
+    ]
+    try:
+        yield
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+
+
+def keeper_of(starter):
+    """Return who watches the starter's group: the copy of the starter."""
+    children = Path(f"/proc/{starter.pid}/task/{starter.pid}/children").read_text().split()
+    own = Path(f"/proc/{starter.pid}/cmdline").read_bytes()
+    (keeper,) = [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == own]
+    return int(keeper)
 
 
 @pytest.fixture
@@ -104,16 +122,46 @@ def test_sandbox_gives_way_while_it_runs_and_its_starter_has_its_weight_again_th
 
 def test_sandbox_that_nobody_leaves_a_processor_has_its_weight(weighed):
     starter, group = weighed
-    burners = [
-        subprocess.Popen(["taskset", "-c", str(number), "sh", "-c", SPIN], start_new_session=True)
-        for number in os.sched_getaffinity(0)
-    ]
-    try:
+    with nobody_left_a_processor():
         starter.stdin.write(order_for(SPIN, is_background=True))
         starter.stdin.flush()
         until(lambda: is_idle(group))
         until(lambda: not is_idle(group) and weight(group) <= WEIGHTS.items())
+
+
+def test_starter_that_gets_no_processor_itself_has_its_weight(weighed):
+    starter, group = weighed
+    starter.stdin.write(order_for(SPIN, is_background=True))
+    starter.stdin.flush()
+    until(lambda: is_idle(group))
+    os.kill(starter.pid, signal.SIGSTOP)  # as somebody whose turn does not come
+    try:
+        with nobody_left_a_processor():
+            until(lambda: not is_idle(group) and weight(group) <= WEIGHTS.items())
     finally:
-        for burner in burners:
-            burner.kill()
-            burner.wait()
+        os.kill(starter.pid, signal.SIGCONT)
+
+
+def test_keeper_is_outside_of_the_group_with_no_rights_and_nothing_open(weighed):
+    starter, group = weighed
+    pid = keeper_of(starter)
+    inside = {
+        int(each) for path in group.rglob("cgroup.procs") for each in path.read_text().split()
+    }
+    assert starter.pid in inside
+    assert pid not in inside
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert f"Uid:\t{UID}\t{UID}\t{UID}\t{UID}\n" in status
+    assert "CapEff:\t0000000000000000\n" in status
+    files = [each.readlink() for each in Path(f"/proc/{pid}/fd").iterdir()]
+    others = [file.name for file in files if file.name != "null" and "pipe:" not in file.name]
+    assert sorted(others) == ["cpu.idle", *sorted(dict(weight(group)))]
+
+
+def test_keeper_ends_with_its_starter(weighed):
+    starter, _ = weighed
+    pid = keeper_of(starter)
+    starter.kill()
+    starter.wait()
+    with contextlib.suppress(FileNotFoundError):
+        until(lambda: not Path(f"/proc/{pid}/cmdline").read_bytes())  # nobody may reap it
