@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,12 +14,16 @@ import pytest
 
 from gitd.children import Children, ChildSpec
 
+UID = 61690
+
 
 @pytest.fixture
 def spec(tmp_path: Path) -> ChildSpec:
     (tmp_path / "scratch").mkdir()
     socket, scratch = str(tmp_path / "no.sock"), str(tmp_path / "scratch")
-    return ChildSpec("host", ("builder", "--socket", socket, "--scratch", scratch), survives=True)
+    user = ("--uid", str(UID), "--gid", str(UID)) if os.geteuid() == 0 else ()
+    arguments = ("builder", "--socket", socket, "--scratch", scratch, *user)
+    return ChildSpec("host", arguments, survives=True)
 
 
 @contextlib.asynccontextmanager
@@ -45,8 +51,11 @@ async def test_child_that_cannot_be_noted_is_noted_as_soon_as_it_can(spec, tmp_p
         assert not keeping.done()
         in_the_way.rmdir()
         pid = await noted_pid(tmp_path / "host.json")
-        assert b"no.sock" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        assert Children([spec], run_folder=tmp_path).has_survivor()
+        try:
+            assert b"no.sock" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert Children([spec], run_folder=tmp_path).has_survivor()
+        finally:
+            os.kill(pid, signal.SIGKILL)
     assert not Children([spec], run_folder=tmp_path).has_survivor()
 
 

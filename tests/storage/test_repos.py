@@ -280,9 +280,10 @@ def test_the_tar_unpacks_to_the_work_tree(
     write_tar(files, out, time=repositories.commit_time("site_1", commit))
     out.seek(0)
     target = tmp_path / "unpacked"
+    target.mkdir()
+    subprocess.run(["tar", "-x", "-C", target], input=out.getvalue(), check=True)
     with tarfile.open(fileobj=out) as tar:
         members = {member.name: member for member in tar}
-        tar.extractall(target, filter="tar")
     assert (target / "link").readlink() == Path("index.html")
     assert (target / "bin" / "run").stat().st_mode & 0o777 == 0o755
     assert (target / "deep" / "er" / "b.txt").read_bytes() == b"b" * 300_000
