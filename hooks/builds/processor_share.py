@@ -33,6 +33,8 @@ _SHARES_PER_WEIGHT: Final = 1024 / 100  # of version 1
 _SHARES_MIN: Final = 2
 _FDS_MAX: Final = 1 << 16
 _WATCH, _REST = b"w", b"r"  # what the keeper is told
+KEEPER_NAME: Final = "gitd-keeper"
+"""What `ps -o comm` shows of a keeper; its command is that of whom it is a copy of."""
 STARVED_S: Final = 2.0  # less than half of the time that a lease lasts without a heartbeat
 LOOK_EVERY_S: Final = 0.25
 ENOUGH: Final = 0.02  # of one processor: an idle group has less beside one that never rests
@@ -128,6 +130,7 @@ class ProcessorShare:
         if child_pid != 0:
             return
         try:
+            Path("/proc/self/comm").write_text(KEEPER_NAME)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # it ends after its parent
             cgroupfs.write(outside / "cgroup.procs", 0)

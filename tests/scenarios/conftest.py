@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from hooks.builds.processor_share import KEEPER_NAME
 from tests import memory
 from tests.ports import free_port
 from tests.warm import run_warm, warm
@@ -179,8 +180,8 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
 
     def children(self, kind: str) -> list[int]:
-        """Pids of this server's `gitd builder` or `gitd host` processes."""
-        found = []
+        """Pids of this server's `gitd builder` or `gitd host` processes, but for their keepers."""
+        parents = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -188,8 +189,11 @@ class Server:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 mine = any(str(self.data).encode() in word for word in words)
                 if mine and b"gitd" in words and kind.encode() in words:
-                    found.append(int(entry.name))
-        return sorted(found)
+                    name, _, rest = (entry / "stat").read_text().rpartition(")")
+                    if not name.endswith(f"({KEEPER_NAME}"):
+                        parents[int(entry.name)] = int(rest.split()[1])
+        # A keeper has its name a moment after it was made.
+        return sorted(pid for pid, parent in parents.items() if parent not in parents)
 
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hooks.builds.cgroupfs import find_folders
-from hooks.builds.processor_share import Starvation
+from hooks.builds.processor_share import KEEPER_NAME, Starvation
 from tests.hooks.builds.conftest import UID, order_for
 
 WEIGHTS = {"cpu.shares": "102", "cpu.weight": "10"}
@@ -67,8 +67,9 @@ def nobody_left_a_processor():
 def keeper_of(starter):
     """Return who watches the starter's group: the copy of the starter."""
     children = Path(f"/proc/{starter.pid}/task/{starter.pid}/children").read_text().split()
-    own = Path(f"/proc/{starter.pid}/cmdline").read_bytes()
-    (keeper,) = [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == own]
+    (keeper,) = [
+        pid for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == KEEPER_NAME
+    ]
     return int(keeper)
 
 
