@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
@@ -15,6 +16,7 @@ from gitd.cli.options import ListGroup, json_option, list_options, site_option
 from gitd.cli.screen import may_ask
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_page
+from gitd.cli.value_files import read_values
 from gitd.words import printable
 
 VALUE_BYTES_MAX = 32 * 1024
@@ -61,6 +63,13 @@ _exact_option = click.option(
 _empty_option = click.option(
     "--allow-empty", is_flag=True, help="Take an empty standard input for an empty value."
 )
+_file_option = click.option(
+    "--from-file",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Set what this file has, lines of NAME=value, in one change; `-` is standard input.",
+)
 
 
 _for_option = click.option(
@@ -74,7 +83,29 @@ _roll_option = click.option(
     default=True,
     help="Roll what runs again, so that it is given this; else with its next deployment.",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """How values are set: `use` as in the request's body."""
+
+    query: Query
+    use: Fields
+
+
+def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`setting`, from --for and --roll."""
+
+    @functools.wraps(command)
+    def run(*args: object, used_in: str | None, roll: bool, **kwargs: object) -> None:
+        use: Fields = {"used_in": used_in} if used_in is not None else {}
+        command(*args, setting=_Setting(_rolling(roll=roll), use), **kwargs)
+
+    return _for_option(_roll_option(run))
+
+
 _NOTHING = "There is no value on standard input"
+_WHICH = "Say what is to be set"
 _GIVEN_TO = {
     "build": "builds that declare it get it",
     "run": "what runs gets it",
@@ -113,28 +144,34 @@ def list_secrets(session: Session, holder: _Holder, limit: int | None) -> None:
 
 
 @variables.command("set")
-@click.argument("given", nargs=-1, required=True, metavar="NAME [VALUE] | NAME=VALUE...")
+@click.argument("given", nargs=-1, metavar="NAME [VALUE] | NAME=VALUE...")
 @_holder_options
-@_for_option
-@_roll_option
+@_setting_options
 @_exact_option
+@_file_option
 @json_option
 @click.pass_obj
 def set_variable(
     session: Session,
     holder: _Holder,
     given: Sequence[str],
-    used_in: str | None,
+    setting: _Setting,
     *,
-    roll: bool,
     exact: bool,
+    file: Path | None,
 ) -> None:
     """Set a variable, to VALUE or to what is on standard input; or some in one change."""
+    if file is not None:
+        _expect_file_alone(is_more=bool(given) or exact)
+        body = {"values": read_values(file), **setting.use}
+        _set_several(session, "variables", body, setting.query, holder)
+        return
+    if not given:
+        raise click.UsageError(f"{_WHICH}, as NAME=VALUE, or a --from-file.")
     name, *values = given
-    query = _rolling(roll=roll)
     if "=" in name:
-        body = {"values": _pairs(given), **_use(used_in)}
-        _set_several(session, holder.endpoint("variables"), body, query, holder)
+        body = {"values": _pairs(given), **setting.use}
+        _set_several(session, "variables", body, setting.query, holder)
         return
     if len(values) > 1:
         raise click.UsageError(
@@ -143,42 +180,58 @@ def set_variable(
     value = values[0] if values else _read(name, is_secret=False, is_exact=exact)
     if not values and not value:
         raise click.UsageError(f"{_NOTHING}; if it should be empty, give '' as the VALUE.")
-    path, body = holder.endpoint("variables", name), {"value": value, **_use(used_in)}
-    _set(session, path, body, query, holder)
+    path, body = holder.endpoint("variables", name), {"value": value, **setting.use}
+    _set(session, path, body, setting.query, holder)
 
 
 @secrets.command("set", options_metavar="[OPTIONS]")
-@click.argument("name")
+@click.argument("name", required=False)
 @click.argument("values", nargs=-1, metavar="")
 @_holder_options
-@_for_option
-@_roll_option
+@_setting_options
 @_exact_option
 @_empty_option
+@_file_option
 @json_option
 @click.pass_obj
 def set_secret(
     session: Session,
     holder: _Holder,
-    name: str,
+    name: str | None,
     values: Sequence[str],
-    used_in: str | None,
+    setting: _Setting,
     *,
-    roll: bool,
     exact: bool,
     allow_empty: bool,
+    file: Path | None,
 ) -> None:
-    """Set a secret, to what is typed or on standard input: arguments are seen by others."""
+    """Set a secret, to what is typed or on standard input: arguments are seen by others. Or some in
+    one change, from a file.
+    """
+    if file is not None:
+        _expect_file_alone(is_more=name is not None or exact)
+        several = read_values(file)
+        empty = [each for each, value in several.items() if not value]
+        if empty and not allow_empty:
+            raise click.UsageError(
+                f"{', '.join(empty)}: there is no value; if it should be empty, say --allow-empty."
+            )
+        body = {"values": several, **setting.use}
+        _set_several(session, "secrets", body, setting.query, holder)
+        return
+    if name is None:
+        raise click.UsageError(f"{_WHICH}, by its NAME, or a --from-file.")
     if values or "=" in name:
         raise click.UsageError(
             "A secret's value is no argument, which other users of this machine can see, and the "
-            "shell keeps: leave it out to be asked for it, or give it on standard input."
+            "shell keeps: leave it out to be asked for it, or give it on standard input. Several "
+            "are set --from-file."
         )
     value = _read(name, is_secret=True, is_exact=exact)
     if not value and not allow_empty:
         raise click.UsageError(f"{_NOTHING}; if it should be empty, say --allow-empty.")
-    path, body = holder.endpoint("secrets", name), {"value": value, **_use(used_in)}
-    _set(session, path, body, _rolling(roll=roll), holder)
+    path, body = holder.endpoint("secrets", name), {"value": value, **setting.use}
+    _set(session, path, body, setting.query, holder)
 
 
 @variables.command("unset")
@@ -207,10 +260,6 @@ def unset_secret(session: Session, holder: _Holder, name: str, *, roll: bool) ->
 
 def _rolling(*, roll: bool) -> Query:
     return NO_QUERY if roll else {"roll": "false"}
-
-
-def _use(used_in: str | None) -> Fields:
-    return {"used_in": used_in} if used_in is not None else {}
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:
@@ -251,9 +300,14 @@ def _set(session: Session, path: str, body: Fields, query: Query, holder: _Holde
     session.show(made, for_people)
 
 
-def _set_several(session: Session, path: str, body: Fields, query: Query, holder: _Holder) -> None:
-    made = as_fields(session.api.patch(path, body, query), "values")
-    listed = made.get("variables")
+def _expect_file_alone(*, is_more: bool) -> None:
+    if is_more:
+        raise click.UsageError("With --from-file all is in the file: no NAME, and no --exact.")
+
+
+def _set_several(session: Session, kind: str, body: Fields, query: Query, holder: _Holder) -> None:
+    made = as_fields(session.api.patch(holder.endpoint(kind), body, query), "values")
+    listed = made.get(kind)
     several = [as_fields(each, "value") for each in listed] if isinstance(listed, list) else []
 
     def for_people() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 
+import click
 import pytest
+
+from gitd.cli.value_files import read_values
 
 HERE = "/v1/sites/acme-store"
 VALUE = {"name": "TOKEN", "used_in": "run", "jobs": []}
@@ -96,3 +99,104 @@ def test_who_sets_a_value_for_builds_alone_hears_how_programs_get_it(
     ran = mf("variables", "set", "TOKEN", "x", "--site", "acme-store", *options)
     assert ran.code == 0
     assert ("--for run" in ran.out) is is_said
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("A=1\nB=two words\n", {"A": "1", "B": "two words"}),
+        ("\ufeff# of the shop\r\n\r\n  export A=1\r\nB=2", {"A": "1", "B": "2"}),
+        ("A=\nB=''\nC=\"\"", {"A": "", "B": "", "C": ""}),
+        ('A=p$w=={"x": 1}', {"A": 'p$w=={"x": 1}'}),
+        ("A=' $x # \\n\n' # a comment\nB=1", {"A": " $x # \\n\n", "B": "1"}),
+        (
+            'A="-----BEGIN\\nMII\nMII\\\\ \\"\\$\\t"  \nB=1',
+            {"A": '-----BEGIN\nMII\nMII\\ "$\t', "B": "1"},
+        ),
+        ("A=O'Neill", {"A": "O'Neill"}),
+    ],
+)
+def test_file_of_values_is_read(tmp_path, text, values) -> None:
+    (tmp_path / ".env").write_bytes(text.encode())
+    assert read_values(tmp_path / ".env") == values
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"A=1\nhunter2", "line 2: this is no NAME=value"),
+        (b"A = hunter2", "line 1: this"),
+        (b"A= hunter2", "line 1: this"),
+        (b"A=hunter2 ", "line 1: this"),
+        (b"A=hunter2 # the first", "line 1: this"),
+        (b"A=hunter2#3", "line 1: this"),
+        (b"A=`hunter2`", "line 1: this"),
+        (b"\n\nA='hunter2\nB=1", "line 3: this"),
+        (b"A='hunter2' hunter2", "line 1: this"),
+        (b'A="C:\\hunter2"', "line 1: this"),
+        (b"hunter-2=1", "line 1: this"),
+        (b"A='hunter2\n'\nA=hunter2", "line 3: A is there twice"),
+        (b"# hunter2\n\n", "has no values"),
+        (b"A=hunter2\xff", "no text in UTF-8"),
+        (b"A=hunter2" * 8192, "more than 64 KiB"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_what_tools_would_read_differently_is_refused_without_its_words(
+    tmp_path, text, said
+) -> None:
+    if text is not None:
+        (tmp_path / ".env").write_bytes(text)
+    with pytest.raises(click.UsageError, match=said) as raised:
+        read_values(tmp_path / ".env")
+    assert "hunter" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["variables", "secrets"])
+@pytest.mark.parametrize("is_piped", [True, False])
+def test_values_of_a_file_are_one_change(mf, peer, tmp_path, kind, is_piped) -> None:
+    made = [{"name": name, "used_in": "run", "jobs": ["job_1"]} for name in ("A", "B")]
+    peer.on("PATCH", f"{HERE}/{kind}", peer.one({kind: made, "jobs": ["job_1"]}))
+    (tmp_path / ".env").write_text("A=hunter2\nB='hunter 3'\n")
+    file = "-" if is_piped else str(tmp_path / ".env")
+    with (tmp_path / ".env").open() as given:
+        ran = subprocess.run(
+            [mf.program, kind, "set", "--from-file", file, "--site", "acme-store", "--for", "run"],
+            env=mf.environ,
+            stdin=given,
+            capture_output=True,
+            text=True,
+        )
+    assert ran.returncode == 0, ran.stderr
+    (seen,) = peer.seen
+    assert seen.body == {"values": {"A": "hunter2", "B": "hunter 3"}, "used_in": "run"}
+    assert [line.partition(" ")[0] for line in ran.stdout.splitlines()] == ["A", "B", "rolling"]
+    assert ran.stdout.count("mf jobs wait job_1") == 1
+    assert "hunter" not in ran.stdout + ran.stderr
+
+
+def test_file_with_an_empty_secret_asks_whether_that_is_meant(mf, peer, tmp_path) -> None:
+    peer.on("PATCH", f"{HERE}/secrets", peer.one({"secrets": [], "jobs": []}))
+    (tmp_path / ".env").write_text("A=hunter2\nB=\n")
+    arguments = ("secrets", "set", "--from-file", str(tmp_path / ".env"), "--site", "acme-store")
+    ran = mf(*arguments)
+    assert ran.code == 2
+    assert "B: there is no value" in ran.err
+    assert peer.seen == []
+    assert mf(*arguments, "--allow-empty").code == 0
+    assert peer.seen[0].body == {"values": {"A": "hunter2", "B": ""}}
+
+
+@pytest.mark.parametrize("kind", ["variables", "secrets"])
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("TOKEN", "--from-file", ".env"), "no NAME"),
+        (("--exact", "--from-file", ".env"), "no --exact"),
+        ((), "--from-file"),
+    ],
+)
+def test_name_or_file_is_given_and_not_both(mf, kind, more, said) -> None:
+    ran = mf(kind, "set", "--site", "acme-store", *more)
+    assert ran.code == 2
+    assert said in " ".join(ran.err.split())
