@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -593,6 +594,22 @@ def test_large_file_of_a_stream_is_kept_though_it_was_known(shop) -> None:
     )
     shop.store.ingest([entry], limits=Limits(), attest=attest, record=lambda db, i: None)
     assert shop.blob(data).read_bytes() == data
+
+
+def test_blob_that_goes_in_spite_of_the_gate_fails_the_commit(shop) -> None:
+    """The rows are a guard of their own: a tree counts only with all of its blobs live."""
+
+    class Late(ArtifactStore):
+        def _commit(self, *said: Any) -> Any:
+            shop.records.write(lambda db: db.execute("UPDATE blob SET state = 2"))
+            return super()._commit(*said)
+
+    shop.ingest({"a": b"a"})
+    shop.store = Late.open(shop.folder / "store", shop.records, group=None)
+    with pytest.raises(StoreChangedError):
+        shop.ingest({"a": b"a", "b": b"b"})
+    assert not shop.blob(b"b").exists()
+    assert shop.records.reader().execute("SELECT COUNT(*) FROM artifact").fetchone()[0] == 1
 
 
 def is_clean_but_statements(shop) -> bool:

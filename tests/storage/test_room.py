@@ -21,8 +21,9 @@ from storage.collect import Collector, Order
 from storage.errors import StorageFullError
 from storage.gate import Gate
 from storage.layout import Layout
+from storage.records import garbage
 from storage.records.db import Records
-from storage.retention import Retention
+from storage.retention import DAY_MS, Fate, Retention
 from storage.room import RELIEF_BYTES, Room, RoomLimits, size_in_words
 from storage.source import SourceFile
 
@@ -127,6 +128,21 @@ def test_promise_ends_with_an_error(tmp_path: Path) -> None:
 )
 def test_sizes_are_written_for_people(size: int, words: str) -> None:
     assert size_in_words(size) == words
+
+
+def test_site_is_charged_for_each_content_once_and_for_nothing_that_expired(world, shop) -> None:
+    kept = shop.ingest({"a": b"123", "twice": b"123", "b": b"12345"})
+    loose = shop.ingest({"a": b"123", "c": b"1234567"})
+    world.release(kept)
+
+    def charged() -> int:
+        return garbage.site_bytes(shop.records.reader(), "site_1")
+
+    assert charged() == 3 + 5 + 7
+    assert garbage.site_bytes(shop.records.reader(), "site_2") == 0
+    world.retention = replace(world.retention, grace_ms=DAY_MS)
+    assert [v.artifact.id for v in world.collect().of(Fate.EXPIRES)] == [loose.artifact_id]
+    assert charged() == 3 + 5
 
 
 # -- the reserve -------------------------------------------------------------------------------
