@@ -11,9 +11,9 @@ import subprocess
 import sys
 
 from bench.measure import in_turn, quantiles, report
-from hooks.builds.limits import Limits
-from hooks.builds.sandbox import Sandbox, keep_in_groups
-from hooks.builds.sandbox_spec import SandboxSpec
+from hooks.builds.sandbox.limits import Limits
+from hooks.builds.sandbox.sandbox import Sandbox, keep_in_groups
+from hooks.builds.sandbox.spec import SandboxSpec
 from hooks.process import Process, drop_privileges
 
 UID = 60689

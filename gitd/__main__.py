@@ -100,7 +100,7 @@ def builder(
     from gitd import log
     from gitd.open_folders import require_outside
     from gitd.systemd import notify, watchdog_every_s
-    from hooks.builds.builder import BuilderConfig, main
+    from hooks.builds.slot.builder import BuilderConfig, main
 
     require_outside(scratch, "the scratch folder")
     log.configure()

@@ -24,8 +24,8 @@ from gitd.lifetime import Lifetime
 from gitd.listening import expect_alone, front_socket, sites_socket, try_addresses
 from gitd.stores import note_settings
 from gitd.systemd import notify
-from hooks.builds import cgroups
-from hooks.builds import service as builder_service
+from hooks.builds.control import service as builder_service
+from hooks.builds.sandbox import cgroups
 from hooks.deploys import service as host_service
 from hooks.http_server import HttpLimits, Runner
 

@@ -24,7 +24,7 @@ from gitd.config_bounds import fault_of
 from gitd.errors import ConfigError
 from gitd.sizes import is_size, parse_size
 from gitd.validation_messages import place_and_fault
-from hooks.builds import allowlist
+from hooks.builds.egress import allowlist
 from hooks.hostnames import HostnameError, PlatformNames, normal
 from storage.model import PushPolicy
 

@@ -46,14 +46,14 @@ from gitd.stores import retention_of, room_of, scrub_limits_of
 from gitd.systemd import is_given_sockets
 from gitd.uids import Uids
 from hooks.background import Background
-from hooks.builds import allowlist
-from hooks.builds.build_cache import BuildCaches
-from hooks.builds.leases import BuildLimits
-from hooks.builds.packing import Packer
-from hooks.builds.registries import EgressRules
-from hooks.builds.runner import BuildRunner
-from hooks.builds.sources import Sources
-from hooks.builds.submodules import Submodules
+from hooks.builds.caches.build_cache import BuildCaches
+from hooks.builds.control.leases import BuildLimits
+from hooks.builds.control.packing import Packer
+from hooks.builds.control.runner import BuildRunner
+from hooks.builds.egress import allowlist
+from hooks.builds.egress.registries import EgressRules
+from hooks.builds.sources.sources import Sources
+from hooks.builds.sources.submodules import Submodules
 from hooks.builds.wire import Egress
 from hooks.configs import Configs, has_sealed
 from hooks.default_branch import Heads

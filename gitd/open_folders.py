@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gitd.errors import StartError
-from hooks.builds import bwrap
+from hooks.builds.sandbox import bwrap
 
 
 def require_outside(path: Path, what: str) -> None:

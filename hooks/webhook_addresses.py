@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from hooks.builds.addresses import AddressInfo, LookUp, is_own, look_up
-from hooks.builds.allowlist import Nature, nature_of
+from hooks.builds.egress.addresses import AddressInfo, LookUp, is_own, look_up
+from hooks.builds.egress.allowlist import Nature, nature_of
 
 URL_CHARS_MAX: Final = 2048
 LOOK_UPS_COUNT_MAX: Final = 100

@@ -15,7 +15,7 @@ from gitd.api.errors import CODES
 from gitd.cli.exits import ADVICE
 from gitd.cli.session import NO_KEY
 from gitd.layout import DataFolder
-from hooks.builds import managed_toml
+from hooks.builds.profiles import managed_toml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

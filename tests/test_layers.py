@@ -34,6 +34,19 @@ CLOSED = {
         *("hooks.http_server", "storage"),
     },
 }
+# The rooms of `hooks.builds`, and those that each imports from: see docs/architecture.md. What is
+# in no room (errors, the words of the wire) imports from none.
+BUILDS = "hooks.builds"
+ROOMS: dict[str, set[str]] = {
+    "sandbox": set(),
+    "egress": set(),
+    "profiles": {"sandbox"},
+    "logs": {"profiles"},
+    "sources": {"sandbox", "profiles"},
+    "caches": {"sandbox", "profiles", "sources"},
+    "control": {"egress", "profiles", "sources", "caches"},
+    "slot": {"sandbox", "egress", "profiles", "logs", "sources", "caches"},
+}
 # What verifies without a server stands on nothing that has one: no records, no repositories.
 PROOF = {
     "storage.digest",
@@ -152,6 +165,21 @@ def test_closed_rooms_import_nothing_else_of_ours() -> None:
                 if target.split(".")[0] in PACKAGES and target != "gitd" and not inside:
                     wrong.append(f"{name} imports {target}")
     assert wrong == []
+
+
+def test_rooms_of_builds_import_those_before_them_only() -> None:
+    def room(module: str) -> str:
+        return module.removeprefix(f"{BUILDS}.").partition(".")[0] if module in trees else ""
+
+    trees = modules()
+    packages = {name for name in trees if (ROOT / name.replace(".", "/")).is_dir()}
+    assert {room(name) for name in packages if name.startswith(f"{BUILDS}.")} == set(ROOMS)
+    found: dict[str, set[str]] = {each: set() for each in ("", *ROOMS)}
+    for name, tree in trees.items():
+        if name.startswith(BUILDS):
+            mine = room(name) if room(name) in ROOMS else ""
+            found[mine] |= {room(target) for target in imports(tree)} & set(ROOMS) - {mine}
+    assert found == {"": set(), **ROOMS}
 
 
 def test_proofs_stand_on_nothing_that_needs_a_server() -> None:

@@ -7,7 +7,7 @@ from gitd.api.endpoint import Call, Reply
 from gitd.api.jobs import WAIT_S_MAX
 from gitd.api.paging import LIMIT_MAX
 from gitd.api.reading import BODY_BYTES_MAX, NoBody, NoQuery
-from hooks.builds.managed_toml import Profile
+from hooks.builds.profiles.managed_toml import Profile
 from hooks.domains import DOMAINS_COUNT_MAX
 from hooks.sites import Sites
 from storage.model import EnvironmentKind, RouteTarget

@@ -8,8 +8,8 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from gitd.metrics.families import gauge
-from hooks.builds.leases import Leases
-from hooks.builds.line import Line
+from hooks.builds.control.leases import Leases
+from hooks.builds.control.line import Line
 from hooks.clock import now_ms
 from storage.model import JobStatus, JobType
 from storage.records import census

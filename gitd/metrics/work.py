@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from hooks.builds.packing import PACK
+from hooks.builds.control.packing import PACK
 from hooks.builds.phase import Phase
 from storage.model import Job, JobStatus, JobType, Trigger
 from storage.records import builds, deployments

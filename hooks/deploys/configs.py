@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from hooks.builds.masking import Masker
+from hooks.builds.logs.masking import Masker
 from hooks.deploys.control import (
     BACK_OFF_FIRST_S,
     BACK_OFF_MAX_S,

@@ -20,8 +20,8 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from hooks.builds.limits import Limits
-from hooks.builds.sandbox import end_leftovers, keep_in_groups
+from hooks.builds.sandbox.limits import Limits
+from hooks.builds.sandbox.sandbox import end_leftovers, keep_in_groups
 from hooks.deploys import configs
 from hooks.deploys.control import ControlLine
 from hooks.deploys.forwarding import TrustedProxies

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, ParamSpec, TypeVar
 
-from hooks.builds.limits import Limits
+from hooks.builds.sandbox.limits import Limits
 from hooks.deploys.foresight import Served
 from hooks.deploys.forwarding import TrustedProxies
 from hooks.deploys.health import TIMEOUT_S as HEALTH_TIMEOUT_S

@@ -18,10 +18,10 @@ import structlog
 from aiohttp import web
 
 from hooks.builds.errors import SandboxUnavailableError
-from hooks.builds.limits import Limits, explain
-from hooks.builds.runtimes import SITE_PATH
-from hooks.builds.sandbox import Sandbox
-from hooks.builds.sandbox_spec import APP_DIR, Bind, SandboxSpec
+from hooks.builds.profiles.runtimes import SITE_PATH
+from hooks.builds.sandbox.limits import Limits, explain
+from hooks.builds.sandbox.sandbox import Sandbox
+from hooks.builds.sandbox.spec import APP_DIR, Bind, SandboxSpec
 from hooks.deploys import pages
 from hooks.deploys.configs import RunValues
 from hooks.deploys.errors import RollFailedError

@@ -27,7 +27,7 @@ from typing import Annotated, Final
 import msgspec
 import structlog
 
-from hooks.builds.tree import remove_tree
+from hooks.builds.sources.tree import remove_tree
 from hooks.deploys.wire import ArtifactPin, Desired
 from storage.digest import Digest
 from storage.errors import DigestInvalidError, StorageError

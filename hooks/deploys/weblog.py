@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from hooks.builds.masking import Masker
+from hooks.builds.logs.masking import Masker
 from hooks.clock import now_ms, rfc3339
 
 LINE_BYTES_MAX: Final = 8 * 1024

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from hooks.builds import seccomp
+from hooks.builds.sandbox import seccomp
 from tests.ports import free_port
 
 UNITS = Path(__file__).parents[2] / "systemd"

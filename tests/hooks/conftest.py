@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from gitd.api_keys import mint
-from hooks.builds.build_cache import BuildCaches
-from hooks.builds.leases import BuildLimits
-from hooks.builds.packing import Packer
-from hooks.builds.runner import BuildRunner
-from hooks.builds.sources import Sources
-from hooks.builds.submodules import Submodules
+from hooks.builds.caches.build_cache import BuildCaches
+from hooks.builds.control.leases import BuildLimits
+from hooks.builds.control.packing import Packer
+from hooks.builds.control.runner import BuildRunner
+from hooks.builds.sources.sources import Sources
+from hooks.builds.sources.submodules import Submodules
 from hooks.configs import Configs
 from hooks.default_branch import Heads
 from hooks.deploys.issuing import ReleaseIssuer

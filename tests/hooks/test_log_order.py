@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from aiohttp import ClientSession, UnixConnector, web
 
-from hooks.builds import service as builder_service
+from hooks.builds.control import service as builder_service
 from hooks.builds.wire import LEASE_HEADER, BatchLine, LogBatch
 from storage.joblog import StateChange
 from storage.model import ActorRef

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hooks.builds.control.given import given_to_build
 from hooks.builds.errors import BuildFailedError
-from hooks.builds.given import given_to_build
 from hooks.errors import InvalidRequestError, NotFoundError, RefusedError
 from hooks.variable_rules import VALUE_BYTES_MAX, name_fault, value_fault
 from hooks.variables import PLACE_COUNT_MAX, Variables

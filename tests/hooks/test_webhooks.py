@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from hooks.builds.addresses import AddressInfo, look_up
+from hooks.builds.egress.addresses import AddressInfo, look_up
 from hooks.webhook_addresses import PrivateAddressError, Resolver, is_public
 from hooks.webhooks import PAUSES_S, after, signature
 from storage.model import Delivery, DeliveryStatus

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from hooks.builds.processor_share import KEEPER_NAME
+from hooks.builds.sandbox.processor_share import KEEPER_NAME
 from tests import memory
 from tests.ports import free_port
 from tests.warm import run_warm, warm

@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from hooks.builds.runtimes import MACHINE_PATH
+from hooks.builds.profiles.runtimes import MACHINE_PATH
 from tests.registry import in_the_way
 
 PACKAGES = {

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hooks.builds.toolchain import toolchain_digest
+from hooks.builds.profiles.toolchain import toolchain_digest
 from storage.digest import Digest
 from storage.envelope import encode_json
 from storage.errors import SignatureInvalidError

@@ -24,11 +24,11 @@ from gitd.auth import Authenticator
 from gitd.metrics.exporter import Exporter
 from gitd.rate_limits import RateLimits
 from gitd.scopes import expand_scopes
-from hooks.builds.leases import BuildLimits
-from hooks.builds.packing import Packer
-from hooks.builds.runner import BuildRunner
-from hooks.builds.sources import Sources
-from hooks.builds.submodules import Submodules
+from hooks.builds.control.leases import BuildLimits
+from hooks.builds.control.packing import Packer
+from hooks.builds.control.runner import BuildRunner
+from hooks.builds.sources.sources import Sources
+from hooks.builds.sources.submodules import Submodules
 from hooks.builds.wire import BatchLine, BuildError, Finish, LogBatch
 from hooks.configs import Configs
 from hooks.deploys.issuing import ReleaseIssuer

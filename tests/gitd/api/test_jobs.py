@@ -9,7 +9,7 @@ import time
 import pytest
 from aiohttp import ClientPayloadError, ClientSession
 
-from hooks.builds.leases import PROGRESS_EVERY_S
+from hooks.builds.control.leases import PROGRESS_EVERY_S
 from hooks.builds.wire import BatchLine, Finish, Heartbeat, LogBatch
 from hooks.jobs import REMOVED, QueuePlace
 from storage.records import api_keys

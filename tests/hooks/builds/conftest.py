@@ -505,7 +505,7 @@ from pathlib import Path
 from gitd import starting  # first, as `gitd builder` does
 starting.load_aiohttp()
 import structlog
-from hooks.builds.builder import BuilderConfig, main
+from hooks.builds.slot.builder import BuilderConfig, main
 """
 SLOT = """
 def on_event(event, args):  # what is loaded too late cannot be loaded at all without privileges

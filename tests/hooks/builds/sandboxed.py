@@ -19,9 +19,9 @@ from pathlib import Path
 import structlog
 
 from hooks.builds.errors import SandboxUnavailableError
-from hooks.builds.limits import Limits
-from hooks.builds.sandbox import Sandbox, end_leftovers, keep_in_groups
-from hooks.builds.sandbox_spec import Bind, SandboxSpec
+from hooks.builds.sandbox.limits import Limits
+from hooks.builds.sandbox.sandbox import Sandbox, end_leftovers, keep_in_groups
+from hooks.builds.sandbox.spec import Bind, SandboxSpec
 from hooks.process import drop_privileges
 
 

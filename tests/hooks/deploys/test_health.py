@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from hooks.builds.namespace import Init
+from hooks.builds.sandbox.namespace import Init
 from hooks.deploys import listeners as kernel
 from hooks.deploys.elsewhere import addresses
 from hooks.deploys.health import HealthCheck, wait_until_healthy

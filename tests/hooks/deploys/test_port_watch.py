@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from hooks.builds.namespace import Init
+from hooks.builds.sandbox.namespace import Init
 from hooks.deploys import listeners as kernel
 from hooks.deploys import port_watch
 from hooks.deploys.port_watch import PortWatch, Watched

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from hooks.builds.masking import Masker
+from hooks.builds.logs.masking import Masker
 from hooks.deploys.weblog import (
     BURST_LINES,
     FILE_BYTES_MAX,

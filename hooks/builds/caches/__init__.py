@@ -1,0 +1,1 @@
+"""What builds keep of their dependencies for the next one."""

@@ -1,0 +1,1 @@
+"""Control's side of builds: it hands them out, and keeps what they give."""

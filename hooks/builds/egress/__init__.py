@@ -1,0 +1,1 @@
+"""The way out of a build, and where it may lead."""

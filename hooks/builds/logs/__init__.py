@@ -1,0 +1,1 @@
+"""What a build says, without the secrets that it was given."""

@@ -1,0 +1,1 @@
+"""What a commit is, and so how it is built and run."""

@@ -1,0 +1,386 @@
+"""Profiles: what a commit is, told from the names in its site's folder and the text of a few files.
+
+Pure: nothing is run to find out. What the tree says is a recipe of its profile; `managed.toml`
+overrides each part of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from functools import cached_property
+
+from hooks.builds.errors import BuildFailedError
+from hooks.builds.profiles import node, php, python
+from hooks.builds.profiles.managed_toml import CONFIG_INVALID, ManagedToml, Profile
+from hooks.builds.profiles.node import Package
+from hooks.builds.profiles.plan import Listing, Plan, Recipe, Step, StepName
+from hooks.builds.wire import RunCommands
+
+MANAGED_TOML, PROCFILE, INDEX = "managed.toml", "Procfile", "index.html"
+UNDETECTED = "build.undetected"
+OUTPUT_MISSING = "build.output_missing"
+OUTPUT_INVALID = "build.output_invalid"
+OUTPUT_FOLDERS = ("dist", "build", "out", "_site", ".output/public", "public")
+"""Where the usual tools put what they build."""
+PUBLISHED_DOT_FOLDER = ".well-known"  # Source: RFC 8615
+_PROCFILE_LINE = re.compile(r"([A-Za-z0-9_-]+)\s*:\s*(.*\S)\s*")
+_PROCFILE_KNOWN = ("web", "release")
+_BEFORE_PROGRAM = re.compile(r"[A-Za-z_]\w*=\S*|exec|env")
+_PROGRAMS = {
+    Profile.NODE: ("node", "npm", "npx", "pnpm", "yarn", "next", "nuxt", "tsx", "ts-node"),
+    Profile.PYTHON: (
+        *("python", "python3", "gunicorn", "uvicorn", "hypercorn", "daphne", "granian"),
+        *("waitress-serve", "flask", "fastapi", "uwsgi", "streamlit", "uv"),
+    ),
+    Profile.PHP: ("php", "php-fpm", "frankenphp", "rr"),
+}
+
+
+def _built_by(command: str, web: str, language: str) -> str:
+    return (
+        f"there is no profile for {language}, but where the server has it {MANAGED_TOML} can say"
+        f' [build] command = "{command}" and [run] web = "{web}"'
+    )
+
+
+_SERVERS = {
+    Profile.NODE: "node server.js",
+    Profile.PYTHON: "gunicorn app:app --bind 127.0.0.1:$PORT",
+    Profile.PHP: 'php -S "127.0.0.1:$PORT" -t FOLDER',
+}
+_LACKS = {
+    Profile.NODE: ": package.json has neither a build script nor one that starts a server",
+    Profile.PHP: ": there is no index.php, and no folder public or web beside composer.json",
+}
+# What there is no profile for, and what to add for it.
+_NO_PROFILE = {
+    "Dockerfile": f"images are not built here; add a {PROCFILE} with what its CMD runs",
+    "Containerfile": f"images are not built here; add a {PROCFILE} with what its CMD runs",
+    "go.mod": _built_by("go build -o server .", "./server", "Go"),
+    "Cargo.toml": _built_by("cargo build --release", "./target/release/NAME", "Rust"),
+    "Gemfile": _built_by(
+        "bundle config set path vendor/bundle && bundle install",
+        "bundle exec puma -b tcp://127.0.0.1:$PORT",
+        "Ruby",
+    ),
+}
+
+
+def detect(listing: Listing, config: ManagedToml, programs: Collection[str]) -> Plan:
+    """Decide how a commit is built. `programs`: those of the machine, of `runtimes.PROGRAMS`.
+
+    Raises:
+        BuildFailedError: `build.config_invalid`, `build.undetected`, or `build.output_missing`
+            when the output is a folder that the commit does not have.
+    """
+    return _Detection(listing, config, programs).plan()
+
+
+def is_published(path: str) -> bool:
+    """Say whether a static site shows `path`, which is relative to the folder that it serves.
+
+    Not shown: `managed.toml`, and what begins with a dot (`.git*`, `.env`, ...) at any depth,
+    except below `.well-known` in the root.
+    """
+    first, *rest = path.split("/")
+    if first == MANAGED_TOML and not rest:
+        return False
+    hidden = [part for part in rest if part.startswith(".")]
+    return not hidden and (not first.startswith(".") or first == PUBLISHED_DOT_FOLDER)
+
+
+class _Detection:
+    """What is known of the commit, and what follows from it."""
+
+    def __init__(self, listing: Listing, config: ManagedToml, programs: Collection[str]) -> None:
+        self._listing = listing
+        self._programs = programs
+        self._config = config
+        self._procfile = _procfile(listing)
+        self._web = config.web or self._procfile.get("web")
+
+    @cached_property
+    def _package(self) -> Package | None:
+        """Read where it matters: a static site's may be as it likes."""
+        return Package.read(self._listing)
+
+    def plan(self) -> Plan:
+        config = self._config
+        profile = config.profile or self._guess()
+        web = None if profile is Profile.STATIC else self._web
+        if profile is Profile.PROCFILE and web is None:
+            raise _without_web(self._listing)
+        recipe = self._recipe(profile)
+        if web is None and config.output is None:
+            web = recipe.web
+        steps = self._steps(recipe)
+        notes = [*self._notes(recipe), *self._ignored(web)]
+        run = RunCommands()
+        if web is not None:
+            release = config.release or self._procfile.get("release")
+            run = RunCommands(web=web, release=release, health=config.health)
+        folder, output_folders = self._output(profile, web, steps)
+        return Plan(
+            profile,
+            run,
+            by=self._by(profile, recipe),
+            root=self._listing.where,
+            tree=self._listing.tree,
+            steps=steps,
+            folder=folder,
+            output_folders=output_folders,
+            needs=recipe.needs + (recipe.client_needs if config.install is None else ()),
+            is_public=web is None or (recipe.is_public and web == recipe.web),
+            facts=config.facts or (),
+            cache=config.cache or (),
+            ignores_submodules=bool(config.ignores_submodules),
+            ignores_lfs=bool(config.ignores_lfs),
+            variables=config.variables or (),
+            notes=tuple(notes),
+        )
+
+    # -- which profile --------------------------------------------------------------------------
+
+    def _guess(self) -> Profile:
+        if self._web is not None:
+            return self._guess_by_web(self._web)
+        config, listing = self._config, self._listing
+        if listing.has_file(PROCFILE) and not self._has_server():
+            raise _without_web(listing)
+        if config.output is None and php.document_root(listing) is not None:
+            return Profile.PHP
+        if self._package is not None and self._node_makes_it(self._package):
+            return Profile.NODE
+        python_file = python.dependency_file(listing)
+        if config.command and python_file:
+            return Profile.PYTHON
+        if config.output is not None or config.command or listing.has_file(INDEX):
+            return Profile.STATIC
+        if python_file:
+            raise _serves_nothing(listing, Profile.PYTHON)
+        raise _undetected(listing)
+
+    def _guess_by_web(self, web: str) -> Profile:
+        """Several languages in one tree: the one of the program that serves."""
+        languages = {
+            Profile.NODE: node.PACKAGE_JSON if self._package is not None else None,
+            Profile.PYTHON: python.dependency_file(self._listing),
+            Profile.PHP: self._listing.first_file(php.COMPOSER_JSON),
+        }
+        found = {profile: name for profile, name in languages.items() if name}
+        if len(found) <= 1:
+            return next(iter(found), Profile.PROCFILE)
+        words = (word for word in web.split() if not _BEFORE_PROGRAM.fullmatch(word))
+        program = next(words, "").rpartition("/")[2]
+        for profile in found:
+            if program in _PROGRAMS[profile]:
+                return profile
+        raise BuildFailedError(
+            CONFIG_INVALID,
+            f"{' and '.join(self._listing.path(name) for name in found.values())} are both there,"
+            f" and {program!r} does not tell which of them it needs: set build.profile in"
+            f" managed.toml to {' or '.join(found)}",
+        )
+
+    def _node_makes_it(self, package: Package) -> bool:
+        """Say whether the package is more than the tools of those who write the site."""
+        config = self._config
+        if config.command or "build" in package.scripts:
+            return True
+        return config.output is None and package.server(self._listing) is not None
+
+    def _has_server(self) -> bool:
+        """Say whether the project itself names what serves it, so that a Procfile need not."""
+        if self._config.output is not None:
+            return False
+        has_start = self._package is not None and self._package.server(self._listing) is not None
+        return has_start or php.document_root(self._listing) is not None
+
+    # -- what to do -----------------------------------------------------------------------------
+
+    def _recipe(self, profile: Profile) -> Recipe:
+        listing, programs = self._listing, self._programs
+        match profile:
+            case Profile.NODE:
+                return self._node_recipe()
+            case Profile.PROCFILE:
+                return Recipe(notes=python.unread(listing))
+            case Profile.PYTHON:
+                if self._config.install is None:
+                    python.refuse_package_mode(listing)
+                return self._with_assets(
+                    python.recipe(listing, programs, runs=self._web is not None)
+                )
+            case Profile.PHP:
+                return self._with_assets(php.recipe(listing))
+            case _:
+                return Recipe()
+
+    def _node_recipe(self) -> Recipe:
+        listing, package = self._listing, self._package
+        if package is None:
+            raise BuildFailedError(
+                UNDETECTED, f"A node site has a package.json, and {_where(listing)} has none."
+            )
+        starts = self._config.output is None and package.server(listing) is not None
+        runs = self._web is not None or starts
+        return node.recipe(listing, package, self._programs, runs=runs)
+
+    def _with_assets(self, recipe: Recipe) -> Recipe:
+        """Let a `package.json` beside another language build what visitors' browsers get."""
+        package = self._package
+        if package is None or "build" not in package.scripts:
+            return recipe
+        assets = node.recipe(self._listing, package, self._programs, runs=False)
+        return replace(
+            recipe,
+            by=(*recipe.by, *assets.by),
+            install=(*recipe.install, *assets.install),
+            build=assets.build,
+            prune=("rm -rf node_modules", *recipe.prune),
+            client_needs=(*recipe.client_needs, *assets.needs, *assets.client_needs),
+            notes=(*recipe.notes, *assets.notes),
+        )
+
+    def _steps(self, recipe: Recipe) -> tuple[Step, ...]:
+        config = self._config
+        install, finish = recipe.install, (*recipe.prune, *recipe.finish)
+        if config.install is not None:
+            install = (*recipe.prepare, config.install) if config.install else ()
+            finish = recipe.finish
+        build = recipe.build
+        if config.command is not None:
+            build = (config.command,) if config.command else ()
+        if not install and not build:
+            finish = ()
+        if config.finish is not None:
+            finish = (config.finish,) if config.finish else ()
+        steps = ((StepName.INSTALL, install), (StepName.BUILD, build), (StepName.FINISH, finish))
+        return tuple(Step(name, command) for name, commands in steps for command in commands)
+
+    def _output(
+        self, profile: Profile, web: str | None, steps: tuple[Step, ...]
+    ) -> tuple[str, tuple[str, ...]]:
+        """Return the folder that becomes the artifact, or those that the build may fill."""
+        folder = self._config.output
+        if folder is None and web is None:
+            is_whole = profile is Profile.STATIC and self._listing.has_file(INDEX)
+            if not is_whole and any(step.name is StepName.BUILD for step in steps):
+                return ".", OUTPUT_FOLDERS
+            if profile is not Profile.STATIC:
+                raise _serves_nothing(self._listing, profile)
+        folder = folder or "."
+        if not steps:
+            _require_folder(folder, self._listing)
+        return folder, ()
+
+    # -- what to say ----------------------------------------------------------------------------
+
+    def _by(self, profile: Profile, recipe: Recipe) -> tuple[str, ...]:
+        config, path = self._config, self._listing.path
+        if config.profile is not None:
+            return ("managed.toml",)
+        by = [path(name) for name in recipe.by]
+        if profile is Profile.PROCFILE:
+            by = ["managed.toml" if config.web else path(PROCFILE)]
+        elif profile is Profile.STATIC:
+            by = ["managed.toml" if config.output or config.command else path(INDEX)]
+        return tuple(by)
+
+    def _notes(self, recipe: Recipe) -> list[str]:
+        notes = [
+            f"Procfile: {name} is not run, only web and release are"
+            for name in self._procfile
+            if name not in _PROCFILE_KNOWN
+        ]
+        return [*notes, *recipe.notes]
+
+    def _ignored(self, web: str | None) -> list[str]:
+        if web is not None:
+            return []
+        config = self._config
+        keys = {"run.web": config.web, "run.release": config.release, "run.health": config.health}
+        return [
+            f"{key} is ignored: files alone are served, and nothing runs"
+            for key, value in keys.items()
+            if value is not None
+        ]
+
+
+def _procfile(listing: Listing) -> dict[str, str]:
+    """Return the Procfile's commands by process type."""
+    commands: dict[str, str] = {}
+    name = listing.path(PROCFILE)
+    for number, line in enumerate((listing.text(PROCFILE) or "").splitlines(), start=1):
+        if not line.strip("\ufeff \t") or line.lstrip("\ufeff \t").startswith("#"):
+            continue
+        match = _PROCFILE_LINE.fullmatch(line.strip("\ufeff \t"))
+        if match is None or "\0" in line:
+            raise BuildFailedError(
+                CONFIG_INVALID, f"{name}: line {number} is not `type: command`: {line[:80]!r}"
+            )
+        kind, command = match.groups()
+        if kind in commands:
+            raise BuildFailedError(CONFIG_INVALID, f"{name}: line {number}: a second {kind!r}")
+        commands[kind] = command
+    return commands
+
+
+def _require_folder(folder: str, listing: Listing) -> None:
+    first = folder.partition("/")[0]
+    if first == "." or listing.has_folder(first):
+        return
+    if first in listing.kinds:
+        raise BuildFailedError(OUTPUT_INVALID, f"The output {folder!r} is no folder.")
+    raise BuildFailedError(
+        OUTPUT_MISSING,
+        f"The commit has no folder {listing.path(folder)!r}, and no build.command in managed.toml"
+        " makes it.",
+    )
+
+
+def _where(listing: Listing) -> str:
+    return "the root of the commit" if listing.where == "." else f"the folder {listing.where!r}"
+
+
+def _without_web(listing: Listing) -> BuildFailedError:
+    where = "The Procfile has no" if listing.has_file(PROCFILE) else "There is no Procfile with a"
+    return BuildFailedError(
+        UNDETECTED,
+        f"{where} `web:` line: add one with the command that serves HTTP on $PORT, such as"
+        " `web: python3 app.py`, or set run.web in managed.toml.",
+    )
+
+
+def _serves_nothing(listing: Listing, profile: Profile) -> BuildFailedError:
+    where = _where(listing)
+    server = _SERVERS.get(profile, "./server")
+    lacks = _LACKS.get(profile, "")
+    return BuildFailedError(
+        UNDETECTED,
+        f"Nothing in {where} says what a {profile} site serves{lacks}. Add a {PROCFILE} with the"
+        f" command that serves HTTP on $PORT, such as `web: {server}`; or, where a command writes"
+        f" files, [build] command and output to {MANAGED_TOML}.",
+    )
+
+
+def _undetected(listing: Listing) -> BuildFailedError:
+    looked = (
+        f"Looked in {_where(listing)} for {PROCFILE} (a web process), {node.PACKAGE_JSON} (with a"
+        f" build or start script), {python.REQUIREMENTS}, {python.PYPROJECT} and {python.UV_LOCK},"
+        f" {php.COMPOSER_JSON} and {php.INDEX}, {INDEX} (a static site), and {MANAGED_TOML}."
+    )
+    found = "Found none of them."
+    if MANAGED_TOML in listing.kinds:
+        found = f"Found {MANAGED_TOML}, which sets neither build.command, build.output nor run.web."
+    if node.PACKAGE_JSON in listing.kinds:
+        found = f"Found {node.PACKAGE_JSON}, without a build script or a server to start."
+    if (other := listing.first_file(*_NO_PROFILE)) is not None:
+        found = f"There is a {other}: {_NO_PROFILE[other]}."
+    advice = (
+        f"Add an {INDEX}, or a {PROCFILE} with a line `web: COMMAND`, or a {MANAGED_TOML} with"
+        " [build] output or [run] web. For a site in a sub-folder: [build] root."
+    )
+    return BuildFailedError(UNDETECTED, f"{looked} {found} {advice}")

@@ -1,0 +1,1 @@
+"""What shuts a program in, and what it may use there."""

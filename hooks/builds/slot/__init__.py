@@ -1,0 +1,1 @@
+"""A builder slot's side of builds: it runs them."""

@@ -1,0 +1,262 @@
+"""Dependency caches: what a build leaves, and what the next one finds of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from hooks.builds.caches import dependencies
+from hooks.builds.caches.build_cache import BuildCaches, changes
+from hooks.builds.profiles.managed_toml import Profile
+from hooks.builds.profiles.plan import Plan, Step, StepName
+from hooks.builds.wire import CacheRequest, RunCommands
+from storage.errors import ArtifactMissingError, TreeTooLargeError
+from storage.model import ActorRef
+from storage.records import build_caches, builds
+
+ACTOR = ActorRef("api_key", "key_1", "tests")
+PLAN = Plan(Profile.NODE, RunCommands(), cache=("node_modules", "web/.next/cache"))
+LOCKED = {"package-lock.json": "sha256:1", "node": "20.1.0"}
+
+
+def build_of(command, **lines):
+    text = "\n".join(["[build]", f"command = '{command}'", 'output = "out"', *lines.values()])
+    return {"managed.toml": text.encode(), "package-lock.json": b"{}"}
+
+
+async def test_build_finds_what_an_earlier_one_left_and_leaves_its_own(
+    control, slot, packed, unpacked
+):
+    control.cache = packed({"home/.cache/pip/old": b"of before", "home/.bashrc": b"evil"})
+    command = "mkdir -p out && cat ~/.cache/pip/old > out/found && ls -A ~ > out/home && "
+    command += "echo new > ~/.cache/pip/new"
+    job = await control.build(build_of(command))
+    assert job.outcome["status"] == "succeeded", job.text
+    output = unpacked(job.output)
+    assert output["found"] == b"of before"
+    assert b".bashrc" not in output["home"]
+    kept = {name for name, content in unpacked(job.cache_kept).items() if content is not None}
+    assert kept == {"home/.cache/pip/old", "home/.cache/pip/new"}
+    assert job.outcome["cache_inputs"] == {"dependencies": "blake3:" + "0" * 64}
+    assert job.cache_asked["profile"] == "static"
+    assert job.cache_asked["key"]["package-lock.json"].startswith("sha256:")
+    assert job.stage("cache") == ["hit", "kept"]
+
+
+async def test_build_that_found_its_very_cache_leaves_no_other(control, slot, packed):
+    control.cache, control.is_cache_hit = packed({"home/.cache/pip/old": b"of before"}), True
+    command = "mkdir out && echo > out/x && echo > ~/.cache/new"
+    job = await control.build(build_of(command))
+    assert job.outcome["status"] == "succeeded", job.text
+    assert job.cache_kept is None
+    control.is_cache_borrowed = True  # that stays the others', whatever the site's folders hold
+    job = await control.build(build_of(command, cache='cache = ["out"]'))
+    assert job.outcome["status"] == "succeeded", job.text
+    assert job.cache_kept is None
+
+
+async def test_clean_build_leaves_nothing(control, slot):
+    command = "mkdir -p out ~/.cache && echo > out/x && echo > ~/.cache/new"
+    job = await control.build(build_of(command), clean=True)
+    assert job.outcome["status"] == "succeeded", job.text
+    assert job.cache_kept is None
+    assert job.outcome["cache_inputs"] == {}
+
+
+async def test_folders_of_the_site_come_back_unless_the_commit_has_them(
+    control, slot, packed, unpacked
+):
+    control.cache = packed({"app/kept/a": b"before", "app/mine/a": b"before"})
+    files = build_of("mkdir out && cat kept/a mine/a > out/found", cache='cache = ["kept", "mine"]')
+    job = await control.build({**files, "mine/a": b" and mine"})
+    assert job.outcome["status"] == "succeeded", job.text
+    assert unpacked(job.output)["found"] == b"before and mine"
+
+
+async def test_cache_that_is_no_archive_stops_no_build(control, slot):
+    control.cache = b"nonsense" * 1000
+    job = await control.build(build_of("mkdir out && echo > out/x"))
+    assert job.outcome["status"] == "succeeded", job.text
+    assert "it is not used" in job.stage("cache")[0]
+
+
+def key(tree, install="pip install -r requirements/production.txt"):
+    plan = replace(PLAN, steps=(Step(StepName.INSTALL, install),))
+    return dependencies.key_of(tree, plan, {"python3": "3.11.2", "go": "1.22"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("uv.lock", "requirements.txt", "requirements-dev.txt", "constraints.txt"),
+        *("requirements/production.txt", "requirements/more/base.in"),
+    ],
+)
+def test_other_requirements_are_another_key(tmp_path, name) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("django==4\n")
+    before = key(tmp_path)
+    assert key(tmp_path) == before
+    path.write_text("django==5\n")
+    assert changes(before, key(tmp_path)) == f"{name} changed"
+
+
+def test_other_command_to_install_is_another_key_and_other_sources_are_none(tmp_path) -> None:
+    (tmp_path / "package.json").write_text("{}")
+    before = key(tmp_path)
+    assert changes(before, key(tmp_path, "pip install flask")) == "install command changed"
+    (tmp_path / "app.py").write_text("import flask")
+    (tmp_path / "requirements").symlink_to("/etc")
+    assert key(tmp_path) == before
+    (tmp_path / "requirements.txt").write_text("flask")  # which is read instead
+    assert changes(before, key(tmp_path)) == "requirements.txt is new"
+
+
+def test_odd_things_are_left_out_and_told(tmp_path) -> None:
+    home, tree = tmp_path / "home", tmp_path / "tree"
+    cache = home / ".cache"
+    cache.mkdir(parents=True)
+    (tree / "web/.next").mkdir(parents=True)
+    (cache / "good").write_bytes(b"1")
+    (cache / "inside").symlink_to("good")
+    (cache / "outside").symlink_to("/etc/passwd")
+    (cache / "up").symlink_to("../../../x")
+    os.mkfifo(cache / "pipe")
+    (cache / "setuid").write_bytes(b"1")
+    (cache / "setuid").chmod(0o4755)
+    (tree / "node_modules").symlink_to("/etc")
+    gathered = _gather(home, tree)
+    assert [entry.path for entry in gathered.entries] == [
+        b"home/.cache/good",
+        b"home/.cache/inside",
+    ]
+    said = "\n".join(gathered.left_out)
+    for name in ("outside", "up", "pipe", "setuid", "node_modules"):
+        assert name in said
+    assert "and 2 more" in gathered.said
+
+
+def _gather(home, tree, size_bytes_max=1 << 20):
+    return dependencies.gather(
+        home, tree, PLAN, size_bytes_max=size_bytes_max, is_stopped=lambda: False
+    )
+
+
+def test_more_than_may_be_kept_is_refused(tmp_path) -> None:
+    (tmp_path / "home/.cache").mkdir(parents=True)
+    (tmp_path / "home/.cache/large").write_bytes(bytes(1000))
+    with pytest.raises(TreeTooLargeError):
+        _gather(tmp_path / "home", tmp_path, size_bytes_max=999)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({**LOCKED, "package-lock.json": "sha256:2"}, "package-lock.json changed"),
+        ({**LOCKED, "node": "20.2.0"}, "node 20.1.0 -> 20.2.0"),
+        ({"node": "20.1.0"}, "package-lock.json is gone"),
+        ({**LOCKED, "npm": "10.0.0"}, "npm is new"),
+        ({"package.json": "sha256:3", "node": "20.1.0"}, "package-lock.json is gone"),
+    ],
+)
+def test_miss_says_what_changed(now, said) -> None:
+    assert changes(LOCKED, now) == said
+
+
+def test_what_counts_without_a_lock_file_is_not_said_to_come_or_go_with_it() -> None:
+    assert changes({"package.json": "sha256:3"}, {"package-lock.json": "sha256:1"}) == (
+        "package-lock.json is new"
+    )
+    assert changes({}, {"package.json": "sha256:3"}) == "package.json is new"
+
+
+class Caches:
+    """The caches of one server, as its builds meet them."""
+
+    def __init__(self, world, site, tmp_path) -> None:
+        self.world = world
+        self.site = site
+        self.caches = BuildCaches(world.jobs, world.store, size_bytes_max=1 << 20)
+        self.tar = tmp_path / "cache.tar"
+
+    async def build(self, slug="production", *, site=None, **options):
+        environment = self.world.environment(site or self.site, slug)
+        made = await self.world.pipeline.start_build(environment, ACTOR, ref="main", **options)
+        return builds.get(self.world.records.reader(), made.value.resource_id)
+
+    def keep(self, build, content, packed, key=LOCKED):
+        self.tar.write_bytes(packed({"home/.cache/a": content}))
+        return self.caches.keep(build, CacheRequest("node", key), self.tar)
+
+    def find(self, build, key=LOCKED):
+        return self.caches.find(build, CacheRequest("node", key))
+
+
+@pytest.fixture
+async def kept(world, commit, tmp_path):
+    site = await world.site()
+    commit(world.repositories.path(site.id), {"index.html": b"one"})
+    return Caches(world, site, tmp_path)
+
+
+async def test_cache_is_found_by_its_key_or_as_the_newest(kept, packed, unpacked, tmp_path) -> None:
+    build = await kept.build()
+    assert kept.find(build).said == "miss: first build"
+    assert kept.keep(build, b"one", packed).said == "kept: 1 file, 3 bytes"
+    found = kept.find(build)
+    assert found.is_hit
+    with (tmp_path / "out").open("wb") as out:
+        kept.caches.write_tar(build, found.digest, out)
+    assert unpacked((tmp_path / "out").read_bytes())["home/.cache/a"] == b"one"
+    missed = kept.find(build, {**LOCKED, "node": "20.2.0"})
+    assert missed.said.startswith("miss: node 20.1.0 -> 20.2.0; begins with 1 file, ")
+    assert (missed.digest, missed.is_hit) == (found.digest, False)
+
+
+async def test_clean_build_finds_and_keeps_nothing(kept, packed) -> None:
+    kept.keep(await kept.build(), b"one", packed)
+    clean = await kept.build(clean=True)
+    assert kept.find(clean).digest is None
+    assert kept.keep(clean, b"two", packed).digest is None
+    assert len(build_caches.of_site(kept.world.records.reader(), kept.site.id)) == 1
+
+
+async def test_cache_of_a_site_reaches_no_other(kept, commit, packed, tmp_path) -> None:
+    mine = kept.keep(await kept.build(), b"one", packed)
+    other = await kept.world.site("other")
+    commit(kept.world.repositories.path(other.id), {"index.html": b"one"})
+    build = await kept.build(site=other)
+    assert kept.find(build).digest is None
+    with (tmp_path / "out").open("wb") as out, pytest.raises(ArtifactMissingError):
+        kept.caches.write_tar(build, mine.digest, out)
+
+
+async def test_preview_reads_the_sites_cache_and_production_none_of_a_preview(
+    kept, packed, tmp_path
+) -> None:
+    production = await kept.build()
+    gone = replace(production, env_id="env_of_a_preview_that_went")  # counts as one
+    theirs = kept.keep(gone, b"evil", packed)
+    assert kept.find(production).digest is None
+    with (tmp_path / "out").open("wb") as out, pytest.raises(ArtifactMissingError):
+        kept.caches.write_tar(production, theirs.digest, out)
+    ours = kept.keep(production, b"good", packed, {**LOCKED, "node": "20.2.0"})
+    assert kept.find(gone).digest == theirs.digest
+    found = kept.find(gone, {**LOCKED, "node": "20.2.0"})
+    assert (found.digest, found.is_hit, found.is_borrowed) == (ours.digest, True, True)
+    assert kept.find(gone, {**LOCKED, "node": "20.3.0"}).digest == ours.digest  # it goes first
+    assert not kept.find(gone).is_borrowed
+    assert kept.caches.is_of_previews(gone, theirs.digest)
+    kept.keep(production, b"evil", packed, {"node": "the same content"})
+    assert not kept.caches.is_of_previews(gone, theirs.digest)
+
+
+async def test_cache_that_cannot_be_kept_is_told_and_no_error(kept, packed) -> None:
+    build = await kept.build()
+    assert "not kept" in kept.keep(build, bytes((1 << 20) + 1), packed).said
+    kept.tar.write_bytes(b"nonsense" * 1000)
+    said = kept.caches.keep(build, CacheRequest("node", LOCKED), kept.tar).said
+    assert said.startswith("not kept: ")

@@ -1,0 +1,229 @@
+"""Masking: no spelling of a secret gets through, however it is cut into pieces."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import shutil
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hooks.builds.logs.leaks import refuse_secrets
+from hooks.builds.logs.masking import HELD_BYTES_MAX, MASK, MaskedStream, Masker
+from storage.source import SourceFile
+
+TOKEN = "npm_Zq8/w+3k=Lr5'x$\"T\\y"
+KEY = (
+    "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49\nAwEHBG0wawIBAQQg7Vbf\n"
+    "ab\n-----END PRIVATE KEY-----\n"
+)
+SPELLINGS = {
+    "raw": TOKEN,
+    "base64": base64.b64encode(TOKEN.encode()).decode(),
+    "base64 of a line": base64.b64encode(f"{TOKEN}\n".encode()).decode(),
+    "base64 for URLs": base64.urlsafe_b64encode(TOKEN.encode()).decode(),
+    "hexadecimal": TOKEN.encode().hex(),
+    "HEXADECIMAL": TOKEN.encode().hex().upper(),
+    "hexadecimal as od has it": TOKEN.encode().hex(" "),
+    "URL": quote(TOKEN, safe=""),
+    "base64 in a URL": quote(base64.b64encode(TOKEN.encode()).decode(), safe=""),
+    "each byte escaped": "".join(f"%{byte:02x}" for byte in TOKEN.encode()),
+    "HTML": html.escape(TOKEN),
+    "JSON": json.dumps(TOKEN)[1:-1],
+    "repr": repr(TOKEN)[1:-1],
+    "wrapped": "\n".join(textwrap.wrap(base64.b64encode(TOKEN.encode()).decode(), 7)),
+    "shell": TOKEN.replace("'", "'\\''"),
+}
+
+
+def masked_in_pieces(masker: Masker, data: bytes, size: int) -> bytes:
+    stream = masker.stream()
+    pieces = [stream.feed(data[at : at + size]) for at in range(0, len(data), size)]
+    return b"".join([*pieces, stream.end()])
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_every_spelling_is_masked_in_whole_texts_and_in_pieces(name: str, size: int) -> None:
+    masker = Masker({"NPM_TOKEN": TOKEN})
+    text = f"before:{SPELLINGS[name]}\nafter"
+    shown = masked_in_pieces(masker, text.encode(), size).decode()
+    assert SPELLINGS[name] not in shown
+    assert shown.startswith("before:***")
+    assert shown.endswith("\nafter")
+    assert masker.masked(text) == shown
+
+
+SECRETS = [
+    "canary/8f3a+61c $x'\"\u00e9",
+    "correct!horse/battery",
+    "Tr0ub4dor&3/xyz+Q",
+    "~%(a)[b]^|`{c}~",
+]
+NODE = """
+const s = process.argv[1], u = new URL("https://h/");
+u.password = s; u.pathname = "/" + s; u.search = "?" + s;
+console.log(JSON.stringify([
+  encodeURIComponent(s), encodeURI(s), u.password, u.pathname, u.search, u.href,
+  new URLSearchParams({s}).toString(), JSON.stringify(s), Buffer.from(s).toString("base64url"),
+]));
+"""
+PHP = (
+    "$s = $argv[1]; echo json_encode([rawurlencode($s), urlencode($s), htmlspecialchars($s),"
+    " base64_encode($s), http_build_query(['s' => $s]), json_encode($s),"
+    " json_encode($s, JSON_HEX_TAG | JSON_UNESCAPED_UNICODE)]);"
+)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("encoder", [("node", "-e", NODE, "--"), ("php", "-r", PHP, "--")])
+def test_what_languages_make_of_a_secret_is_masked_and_told(encoder, secret: str) -> None:
+    """By the languages themselves: `Buffer`, `URL`, `urlencode`, ..."""
+    if shutil.which(encoder[0]) is None:
+        pytest.skip(f"needs {encoder[0]}")
+    ran = subprocess.run([*encoder, secret], capture_output=True, check=True, timeout=60)
+    for spelled in json.loads(ran.stdout):
+        masker = Masker({"S": secret})
+        assert "***" in masker.masked(spelled), spelled
+        assert masker.found_in([spelled.encode()]) is not None, spelled
+
+
+def test_what_go_makes_of_a_secret_in_json_is_masked() -> None:
+    """It escapes what HTML would read. Source: encoding/json, `HTMLEscape`."""
+    masker = Masker({"S": "Tr0ub4dor&3/<xyz>"})
+    assert masker.masked('{"a":"Tr0ub4dor\\u00263/\\u003cxyz\\u003e"}') == '{"a":"***"}'
+
+
+@pytest.mark.parametrize("before", ["", "u", "u:"])
+@pytest.mark.parametrize("after", ["", "z", "zz"])
+def test_base64_of_more_than_the_secret_is_masked_but_for_its_ends(before: str, after: str) -> None:
+    encoded = base64.b64encode(f"{before}{TOKEN}{after}".encode()).decode()
+    first, _, last = Masker({"NPM_TOKEN": TOKEN}).masked(encoded).partition("***")
+    assert len(first) <= 3
+    assert len(last) <= 6
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    secret=st.text(
+        st.characters(exclude_categories=["Cs", "Cc", "Z"], exclude_characters="*"), min_size=8
+    ),
+    around=st.tuples(st.text(max_size=9), st.text(max_size=9)),
+    size=st.integers(1, 9),
+)
+def test_no_cut_lets_a_secret_through(secret: str, around: tuple[str, str], size: int) -> None:
+    masker = Masker({"S": secret})
+    before, after = (part.encode(errors="replace") for part in around)
+    data = before + secret.encode() + after
+    shown = masked_in_pieces(masker, data, size)
+    assert b"***" in shown
+    assert secret.encode() not in shown
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.binary(max_size=200), st.integers(1, 9))
+def test_what_is_no_secret_stays_as_it_is(data: bytes, size: int) -> None:
+    masker = Masker({"S": "correct horse battery staple"})
+    assert masked_in_pieces(masker, data, size) == data
+    assert masked_in_pieces(Masker(), data, size) == data
+
+
+def test_white_space_without_end_is_not_held_and_lets_no_part_of_a_secret_through() -> None:
+    """A line for each of its characters, and more of nothing between them than anybody keeps."""
+    stream = Masker({"NPM_TOKEN": TOKEN}).stream()
+    space = b"\n" * (HELD_BYTES_MAX // 2)
+    shown = []
+    for byte in TOKEN.encode():
+        shown += [stream.feed(bytes([byte])), *(stream.feed(space) for _ in range(3))]
+        assert MASK in b"".join(shown), "it is not held until the end"
+    shown += [stream.feed(b"after"), stream.end()]
+    assert b"".join(shown).replace(MASK, b"").strip() == b"after"
+
+
+def test_what_was_masked_as_the_beginning_of_a_secret_and_is_none_is_followed_by_the_rest() -> None:
+    stream = Masker({"NPM_TOKEN": TOKEN}).stream()
+    shown = [stream.feed(b"one np"), stream.feed(b"\n" * 2 * HELD_BYTES_MAX), stream.feed(b"npx!")]
+    assert b"".join([*shown, stream.end()]) == b"one ***npx!"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    secret=st.text("abcd/+", min_size=8, max_size=20),
+    parts=st.lists(st.text("WXYZ \n", max_size=6), min_size=2, max_size=4),
+    gaps=st.lists(st.integers(0, 12), min_size=20, max_size=20),
+    size=st.integers(1, 9),
+)
+def test_letting_go_shows_nothing_of_a_secret_and_all_of_the_rest(
+    secret: str, parts: list[str], gaps: list[int], size: int
+) -> None:
+    stretched = "".join(
+        char + " " * gap for char, gap in zip(secret, gaps[: len(secret)], strict=True)
+    )
+    data = stretched.join(parts).encode()
+    stream = MaskedStream(Masker({"S": secret}), held_bytes_max=8)
+    pieces = [stream.feed(data[at : at + size]) for at in range(0, len(data), size)]
+    shown = b"".join([*pieces, stream.end()])
+    assert shown.count(MASK) >= 1
+    rest = "".join(parts).encode().translate(None, b" \n")
+    assert shown.replace(MASK, b"").translate(None, b" \n") == rest
+
+
+def test_looking_for_secrets_stops_within_a_file() -> None:
+    read = []
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(1000):
+            read.append(number)
+            yield bytes(100)
+
+    file = SourceFile(b"big", 100_000, executable=False, read=pieces)
+    masker = Masker({"NPM_TOKEN": TOKEN})
+    refuse_secrets([file], masker, is_stopped=lambda: len(read) >= 5)
+    assert len(read) == 5
+    refuse_secrets([file], masker, is_stopped=lambda: False)
+    assert len(read) == 1005
+
+
+def test_lines_of_a_key_are_masked_one_by_one_and_its_armour_is_not() -> None:
+    masker = Masker({"KEY": KEY})
+    assert masker.masked(KEY) == "***\n"
+    assert masker.masked("MIGHAgEAMBMGByqGSM49AgEGCCqGSM49") == "***"
+    assert masker.masked("-----BEGIN PRIVATE KEY-----") == "-----BEGIN PRIVATE KEY-----"
+    assert masked_in_pieces(masker, f"a\n{KEY}z".encode(), 6) == b"a\n***\nz"
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_file_that_holds_a_secret_is_told_whatever_its_pieces(name: str) -> None:
+    masker = Masker({"OTHER": "another secret", "NPM_TOKEN": TOKEN})
+    data = f"{'x' * 50}{SPELLINGS[name]}{'y' * 50}".encode()
+    for size in (1, 13, 1000):
+        form = masker.found_in(data[at : at + size] for at in range(0, len(data), size))
+        assert form is not None
+        assert form.name == "NPM_TOKEN"
+    assert masker.found_in([b"nothing", b"of it"]) is None
+
+
+def test_armour_and_single_lines_do_not_make_a_file_a_leak() -> None:
+    masker = Masker({"KEY": KEY})
+    assert (
+        masker.found_in([b"-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49"]) is None
+    )
+    assert masker.found_in([b"const key = `" + KEY.encode()]) is not None
+
+
+def test_secret_that_is_a_line_of_another_is_told_too() -> None:
+    masker = Masker({"KEY": KEY, "LINE": "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49"})
+    found = masker.found_in([b"x MIGHAgEAMBMGByqGSM49AgEGCCqGSM49 x"])
+    assert found is not None
+    assert found.name == "LINE"
+
+
+def test_secrets_show_in_no_repr() -> None:
+    assert TOKEN not in repr(Masker({"NPM_TOKEN": TOKEN}))

@@ -1,0 +1,86 @@
+"""Why a step failed, by what package clients print. The lines are theirs."""
+
+from __future__ import annotations
+
+import pytest
+
+from hooks.builds.logs.reasons import Found
+
+NPM_CI = "can only install packages when your package.json and package-lock.json or npm-shrinkwrap"
+NO_SUCH = "mend its name or version, or add the registry that has it"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            f"npm error `npm ci` {NPM_CI}.json are in sync. Please update your lock file",
+            "package-lock.json does not fit package.json: run `npm install` and commit it",
+        ),
+        (
+            ' ERR_PNPM_OUTDATED_LOCKFILE  Cannot install with "frozen-lockfile" because',
+            "pnpm-lock.yaml does not fit package.json: run `pnpm install` and commit it",
+        ),
+        (
+            "error Your lockfile needs to be updated, but yarn was run with `--frozen-lockfile`.",
+            "yarn.lock does not fit package.json: run `yarn install` and commit it",
+        ),
+        (
+            "\u27a4 YN0028: \u2502 The lockfile would have been modified by this install, which",
+            "yarn.lock does not fit package.json: run `yarn install` and commit it",
+        ),
+        (
+            "error: The lockfile at `uv.lock` needs to be updated, but `--locked` was provided.",
+            "uv.lock does not fit pyproject.toml: run `uv lock` and commit it",
+        ),
+        (
+            '- Required package "a/b" is not present in the lock file.',
+            "composer.lock does not fit composer.json: run `composer update` and commit it",
+        ),
+        (
+            "npm error notarget No matching version found for left-pad@99.",
+            f"No matching version found for left-pad@99: {NO_SUCH}",
+        ),
+        (
+            "ERROR: No matching distribution found for nosuch==9",
+            f"No matching distribution found for nosuch==9: {NO_SUCH}",
+        ),
+        (
+            "  cause: Because nosuch was not found in the package registry and you require it",
+            f"Because nosuch was not found in the package registry and you require it: {NO_SUCH}",
+        ),
+        (
+            "  \u2570\u2500\u25b6 Because there is no version of flask==99 and you require it.",
+            f"Because there is no version of flask==99 and you require it: {NO_SUCH}",
+        ),
+    ],
+)
+def test_reason_of_a_client_comes_with_what_to_do(line: str, reason: str) -> None:
+    found = Found()
+    found.look(["before", line, *["after"] * 100])
+    assert (found.text, found.code) == (reason, "build.command_failed")
+
+
+def test_reason_that_says_more_wins_whichever_came_first() -> None:
+    found = Found()
+    said = "cause: Because nosuch was not found in the package registry"
+    found.look(["error: No solution found when resolving dependencies"])
+    assert found.text == "what is asked for does not fit together"
+    found.look([said])
+    found.look(["No solution found when resolving dependencies"])
+    assert found.text is not None
+    assert found.text.startswith("Because nosuch")
+
+
+def test_python_that_the_server_lacks_is_no_fault_of_the_command() -> None:
+    found = Found()
+    found.look(["error: No interpreter found for Python 3.19 in search path"])
+    assert found.code == "build.runtime_missing"
+    assert found.text is not None
+    assert found.text.startswith("No interpreter found for Python 3.19 in search path: ask for")
+
+
+def test_what_says_no_reason_has_none() -> None:
+    found = Found()
+    found.look(["npm error code ELIFECYCLE", "Error: Cannot find module"])
+    assert (found.text, found.code) == (None, "build.command_failed")
