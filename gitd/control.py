@@ -236,7 +236,7 @@ class Control:
         self.metrics.add_parts(
             server=ServerPart(self.records, folder),
             queue=QueuePart(
-                self.records, self.builds.leases, self.builds.line, slots=len(self.uids.slots)
+                self.records, self.builds.leases, self.builds.dispatcher, slots=len(self.uids.slots)
             ),
             environments=EnvironmentsPart(self.records, self.rolls),
             store=StorePart(

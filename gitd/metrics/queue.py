@@ -8,8 +8,8 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from gitd.metrics.families import gauge
+from hooks.builds.control.dispatcher import Dispatcher
 from hooks.builds.control.leases import Leases
-from hooks.builds.control.line import Line
 from hooks.clock import now_ms
 from storage.model import JobStatus, JobType
 from storage.records import census
@@ -22,10 +22,12 @@ _NONE = Unfinished(0, 0)
 class QueuePart:
     """The queue. `slots`: how many builder slots there are to be."""
 
-    def __init__(self, records: Records, leases: Leases, line: Line, *, slots: int) -> None:
+    def __init__(
+        self, records: Records, leases: Leases, dispatcher: Dispatcher, *, slots: int
+    ) -> None:
         self._records = records
         self._leases = leases
-        self._line = line
+        self._dispatcher = dispatcher
         self._slots = slots
 
     def families(self) -> Iterable[Metric]:
@@ -35,7 +37,7 @@ class QueuePart:
         yield gauge(
             "gitd_build_slots_idle",
             "Builder slots that wait for a build; those that are neither are away.",
-            self._line.free_slots,
+            self._dispatcher.free_slots,
         )
 
     def _jobs(self) -> Iterable[Metric]:

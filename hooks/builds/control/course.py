@@ -12,8 +12,8 @@ from typing import TypeVar
 import structlog
 
 from hooks.background import Background
+from hooks.builds.control.dispatcher import NO_SPACE, QUOTA_EXCEEDED, QUOTA_REMEDY, Dispatcher
 from hooks.builds.control.leases import Leases, Running
-from hooks.builds.control.line import NO_SPACE, QUOTA_EXCEEDED, QUOTA_REMEDY, Line
 from hooks.builds.control.packing import Packer
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.profiles.plain import CONTROL
@@ -35,11 +35,16 @@ class Course:
     """How the builds that are held begin and end. Belongs to one event loop."""
 
     def __init__(
-        self, jobs: Jobs, leases: Leases, line: Line, packer: Packer, background: Background
+        self,
+        jobs: Jobs,
+        leases: Leases,
+        dispatcher: Dispatcher,
+        packer: Packer,
+        background: Background,
     ) -> None:
         self._jobs = jobs
         self._leases = leases
-        self._line = line
+        self._dispatcher = dispatcher
         self._packer = packer
         self._background = background
 
@@ -112,7 +117,7 @@ class Course:
             await self.fail_here(job_id, failure, timings)
         finally:
             if running.slot != CONTROL:
-                self._line.note_slot()
+                self._dispatcher.note_slot()
             self.forget(job_id)
             self._packer.discard(job_id)
 
@@ -149,8 +154,8 @@ class Course:
         running = self._leases.drop(job_id)
         if running is not None and running.finishing is None:
             self._packer.discard(job_id)
-        self._line.queue.leave(job_id)
-        self._line.stir()
+        self._dispatcher.queue.leave(job_id)
+        self._dispatcher.stir()
 
     # -- or another beginning -------------------------------------------------------------------
 
@@ -187,8 +192,8 @@ class Course:
             said = "was stopped" if loss is None else f"was lost ({loss})"
             self._jobs.log.add(job_id, [f"the builder {said}"], stage="gitd")
         if await self.write_down(change):
-            self._line.add(running.job)
-            self._line.stir()
+            self._dispatcher.add(running.job)
+            self._dispatcher.stir()
 
     async def write_down(self, change: Callable[[JobChanges], T]) -> T:
         """Commit that a job is over or waits again, however often the disk has no room for it.

@@ -17,8 +17,8 @@ import structlog
 from hooks.background import Background, for_ever
 from hooks.builds.caches.build_cache import BuildCaches
 from hooks.builds.control.course import Course
+from hooks.builds.control.dispatcher import Dispatcher
 from hooks.builds.control.leases import BuildLimits, LeaseLostError, Leases, Running
-from hooks.builds.control.line import Line
 from hooks.builds.control.packing import Packer
 from hooks.builds.control.slotless import Slotless
 from hooks.builds.control.supplies import Supplies
@@ -60,7 +60,7 @@ class BuildRunner:
         self._packer = packer
         self._background = Background()
         self.leases = Leases(jobs, limits, self._background)
-        self.line = Line(
+        self.dispatcher = Dispatcher(
             jobs,
             self.leases,
             packer.memo,
@@ -69,17 +69,17 @@ class BuildRunner:
             packs_plain=packs_plain,
         )
         self.supplies = Supplies(
-            jobs, self.leases, self.line, sources, variables=variables, caches=caches
+            jobs, self.leases, self.dispatcher, sources, variables=variables, caches=caches
         )
-        self.course = Course(jobs, self.leases, self.line, packer, self._background)
+        self.course = Course(jobs, self.leases, self.dispatcher, packer, self._background)
         self._slotless = Slotless(
-            jobs, self.leases, self.line, self.course, packer, self._background
+            jobs, self.leases, self.dispatcher, self.course, packer, self._background
         )
         self._on_silence: Callable[[str], None] = lambda _: None
         jobs.watch(self._on_job)
-        jobs.place_by(self.line.place)
+        jobs.place_by(self.dispatcher.place)
         if housekeeping is not None:
-            housekeeping.watch(self.line.stir)
+            housekeeping.watch(self.dispatcher.stir)
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -92,9 +92,9 @@ class BuildRunner:
         self._packer.tidy()
         for job in job_rows.unfinished(self._jobs.records.reader(), JobType.BUILD_RUN):
             if job.status is JobStatus.QUEUED:
-                self.line.add(job)
+                self.dispatcher.add(job)
                 continue
-            self.line.resume(job)
+            self.dispatcher.resume(job)
             running = self.leases.resume(job, speak_up_s=speak_up_s)
             is_ours = job.owner == CONTROL
             waits = "" if slots_are_gone or is_ours else "; waiting for the builder"
@@ -144,20 +144,20 @@ class BuildRunner:
             if ends_slots and running.finishing is None:
                 await self.course.take_back(running)
             running.released.set()
-        self.line.stir()
+        self.dispatcher.stir()
 
     def _on_job(self, job: Job) -> None:
         if job.type is not JobType.BUILD_RUN:
             return
         if job.status is JobStatus.QUEUED:
-            self.line.add(job)
+            self.dispatcher.add(job)
         elif job.status.is_final:
-            self.line.queue.leave(job.id)
+            self.dispatcher.queue.leave(job.id)
             self._slotless.forget(job.id)
             running = self.leases.find(job.id)
             if running is not None and running.finishing is None:
                 self.course.forget(job.id)
-        self.line.stir()
+        self.dispatcher.stir()
 
     # -- what slots ask -------------------------------------------------------------------------
 
@@ -182,12 +182,12 @@ class BuildRunner:
         self._slotless.note_toolchain(toolchain or {})
         for held in [r for r in self.leases if r.slot == slot and r.finishing is None]:
             await self.course.take_back(held, "started anew")
-        build = await self.line.next(slot, wait_s, is_gone=is_gone)
+        build = await self.dispatcher.next(slot, wait_s, is_gone=is_gone)
         if build is None:
             return None
         running = self.course.begin(build.job_id, slot)
         # What cannot be built ends here, and the slot asks again at once.
-        if refused := await self.line.refused_for_room(build):
+        if refused := await self.dispatcher.refused_for_room(build):
             await self.course.fail_here(build.job_id, refused)
             return None
         if not self.leases.holds(running):  # canceled meanwhile
@@ -264,7 +264,7 @@ class BuildRunner:
         else:
             # One that asked twice may have been given other values meanwhile.
             given = next(iter(running.given)) if len(running.given) == 1 else None
-            build, previews_only = self.line.build_of(running.job), running.previews_only
+            build, previews_only = self.dispatcher.build_of(running.job), running.previews_only
             await self._packer.keep(build, outcome, given=given, previews_only=previews_only)
 
     def _take_last_lines(self, running: Running, batch: LogBatch | None) -> None:

@@ -216,7 +216,7 @@ class _BuilderService:
                     received += len(chunk)
                     if received > size_max:
                         raise web.HTTPRequestEntityTooLarge(max_size=size_max, actual_size=received)
-                    if not self._runner.line.has_room():
+                    if not self._runner.dispatcher.has_room():
                         raise web.HTTPInsufficientStorage
                     await asyncio.to_thread(out.write, chunk)
             yield partial

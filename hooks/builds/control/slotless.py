@@ -9,8 +9,8 @@ import structlog
 
 from hooks.background import Background
 from hooks.builds.control.course import Course
+from hooks.builds.control.dispatcher import Dispatcher
 from hooks.builds.control.leases import Leases, Running
-from hooks.builds.control.line import Line
 from hooks.builds.control.packing import Packer
 from hooks.builds.control.queue import Waiting
 from hooks.builds.profiles.plain import CONTROL, DETECT, finished
@@ -31,14 +31,14 @@ class Slotless:
         self,
         jobs: Jobs,
         leases: Leases,
-        line: Line,
+        dispatcher: Dispatcher,
         course: Course,
         packer: Packer,
         background: Background,
     ) -> None:
         self._jobs = jobs
         self._leases = leases
-        self._line = line
+        self._dispatcher = dispatcher
         self._course = course
         self._packer = packer
         self._background = background
@@ -47,7 +47,7 @@ class Slotless:
         self._programs: dict[str, str] = {}  # that, in words
         self._looked_up: set[str] = set()  # jobs whose inputs gave nothing before
         self._on_plain: Callable[[str], None] = lambda _: None
-        line.go_first(self._do_without_slots)
+        dispatcher.go_first(self._do_without_slots)
 
     def watch_plain(self, react: Callable[[str], None]) -> None:
         """Call `react` with the environment that a plain commit is to be deployed onto, when it
@@ -75,7 +75,7 @@ class Slotless:
     # -- what the same inputs gave before -------------------------------------------------------
 
     def _answer_known(self, toolchain: str) -> None:
-        for build in self._line.queue.startable():
+        for build in self._dispatcher.queue.startable():
             if build.inputs is None or build.job_id in self._looked_up:
                 continue
             self._looked_up.add(build.job_id)
@@ -86,21 +86,21 @@ class Slotless:
                 toolchain,
                 for_preview=build.for_preview,
             ):
-                self._line.queue.start(build)
+                self._dispatcher.queue.start(build)
                 self._background.spawn(self._answer(build, toolchain))
 
     async def _answer(self, waiting: Waiting, toolchain: str) -> None:
         """End a build with what its inputs gave before, or let it wait for a slot after all."""
         job_id = waiting.job_id
         try:
-            if await self._packer.reuse(self._line.find_build(waiting.build_id), toolchain):
+            if await self._packer.reuse(self._dispatcher.find_build(waiting.build_id), toolchain):
                 return
         except Exception:  # whatever it is, a slot can build it
             log.exception("memo_failed", job_id=job_id)
         job = self._jobs.get(job_id)
         if job is not None and job.status is JobStatus.QUEUED:
-            self._line.queue.add(waiting)
-        self._line.stir()
+            self._dispatcher.queue.add(waiting)
+        self._dispatcher.stir()
 
     # -- plain commits --------------------------------------------------------------------------
 
@@ -108,19 +108,19 @@ class Slotless:
         """Begin to pack those whose turn it is, once slots have said what they would build with:
         the statement tells it.
         """
-        plain = [build for build in self._line.queue.startable() if build.plan is not None]
-        if not plain or not self._line.has_room_or_no_hope():
+        plain = [build for build in self._dispatcher.queue.startable() if build.plan is not None]
+        if not plain or not self._dispatcher.has_room_or_no_hope():
             return
         for build in plain[: PACKS_COUNT_MAX - self._packing]:
             if build.plan is None:
                 continue
-            self._line.queue.start(build)
+            self._dispatcher.queue.start(build)
             try:
                 running = self._course.begin(build.job_id, CONTROL)
             except Exception:  # whatever it is, the build waits for the next turn, or for a slot
                 log.exception("packing_not_begun", job_id=build.job_id)
                 self._leases.drop(build.job_id)
-                self._line.queue.add(build)
+                self._dispatcher.queue.add(build)
                 continue
             self._packing += 1
             ending = self._course.end(running, self._keep_plain(running, build, build.plan))
@@ -130,10 +130,10 @@ class Slotless:
 
     def _packed(self, _: object) -> None:
         self._packing -= 1
-        self._line.stir()
+        self._dispatcher.stir()
 
     async def _keep_plain(self, running: Running, waiting: Waiting, plan: Plan) -> None:
-        if refused := await self._line.refused_for_room(waiting):
+        if refused := await self._dispatcher.refused_for_room(waiting):
             await self._course.fail_here(waiting.job_id, refused)
             return
 
@@ -143,5 +143,5 @@ class Slotless:
 
         outcome = finished(plan, self._programs)
         # The records may not say yet that it started.
-        build = replace(self._line.build_of(running.job), started_at=running.began_at)
+        build = replace(self._dispatcher.build_of(running.job), started_at=running.began_at)
         await self._packer.keep(build, outcome, begin_log=begin_log)

@@ -13,9 +13,9 @@ import msgspec
 import structlog
 
 from hooks.builds.caches.build_cache import BuildCaches
+from hooks.builds.control.dispatcher import Dispatcher
 from hooks.builds.control.given import given_to_build
 from hooks.builds.control.leases import Leases, Running
-from hooks.builds.control.line import Line
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.sources.sources import Sources
 from hooks.builds.wire import CacheAnswer, CacheRequest, Folder, Given, Lease, SourceHead
@@ -49,7 +49,7 @@ class Supplies:
         self,
         jobs: Jobs,
         leases: Leases,
-        line: Line,
+        dispatcher: Dispatcher,
         sources: Sources,
         *,
         variables: Variables | None,
@@ -57,7 +57,7 @@ class Supplies:
     ) -> None:
         self._records = jobs.records
         self._leases = leases
-        self._line = line
+        self._dispatcher = dispatcher
         self._sources = sources
         self._variables = variables
         self._caches = caches
@@ -69,7 +69,7 @@ class Supplies:
             StorageError, RepositoryError: The commit cannot be read.
         """
         limits = self._leases.limits
-        build = self._line.build_of(running.job)
+        build = self._dispatcher.build_of(running.job)
         reader = self._records.reader()
         site = sites.find(reader, build.site_id)
         environment = environments.get(reader, build.env_id)
@@ -98,7 +98,7 @@ class Supplies:
 
     async def folder(self, job_id: str, path: str) -> Folder | None:
         """Return what is in a folder of the job's commit, None where it has no such folder."""
-        build = self._line.build_of(self._leases.held(job_id).job)
+        build = self._dispatcher.build_of(self._leases.held(job_id).job)
         return await asyncio.to_thread(self._sources.folder, build, path)
 
     async def source(
@@ -111,7 +111,7 @@ class Supplies:
             BuildFailedError: `build.submodule_unavailable`; `build.limit_exceeded`, when it is
                 larger than the disk that its build may take.
         """
-        build = self._line.build_of(self._leases.held(job_id).job)
+        build = self._dispatcher.build_of(self._leases.held(job_id).job)
         return await asyncio.to_thread(
             self._source, build, folder, bases, ignores_submodules=ignores_submodules
         )
@@ -164,7 +164,7 @@ class Supplies:
             BuildFailedError: `build.variable_missing`, `build.variables_unreadable`.
         """
         running = self._leases.held(job_id)
-        build = self._line.build_of(running.job)
+        build = self._dispatcher.build_of(running.job)
         if self._variables is None:
             return given_to_build(BuildValues(missing=tuple(declared)))
         try:
@@ -182,7 +182,7 @@ class Supplies:
 
     async def find_cache(self, job_id: str, wanted: CacheRequest) -> CacheAnswer:
         """Say which cache the build begins with."""
-        build = self._line.build_of(self._leases.held(job_id).job)
+        build = self._dispatcher.build_of(self._leases.held(job_id).job)
         if self._caches is None:
             return CacheAnswer("none is kept here")
         try:
@@ -193,7 +193,7 @@ class Supplies:
     def cache(self, job_id: str, digest: str) -> Callable[[BinaryIO], None]:
         """Return what writes the tar of a cache. Blocking: for a thread."""
         running = self._leases.held(job_id)
-        build = self._line.build_of(running.job)
+        build = self._dispatcher.build_of(running.job)
         assert self._caches is not None, "no cache was found without them"
         if self._caches.is_of_previews(build, digest):
             running.previews_only = True
@@ -201,7 +201,7 @@ class Supplies:
 
     async def keep_cache(self, job_id: str, kept: CacheRequest, tar: Path) -> CacheAnswer:
         """Keep what the build leaves for the next one."""
-        build = self._line.build_of(self._leases.held(job_id).job)
+        build = self._dispatcher.build_of(self._leases.held(job_id).job)
         if self._caches is None:
             return CacheAnswer("not kept: none is kept here")
         return await asyncio.to_thread(self._caches.keep, build, kept, tar)

@@ -345,13 +345,13 @@ async def test_slot_that_built_a_site_last_builds_it_again_where_it_waits_too(po
 
 
 async def test_build_that_was_left_to_a_slot_which_goes_is_taken_by_another(world, pool) -> None:
-    line, answers = world.builds.line, []
+    dispatcher, answers = world.builds.dispatcher, []
     await pool.ask_for_build(clean=True)
-    assert await line.next("slot-1", 0)
-    other = asyncio.create_task(line.next("slot-0", SOON_S))
+    assert await dispatcher.next("slot-1", 0)
+    other = asyncio.create_task(dispatcher.next("slot-0", SOON_S))
     await asyncio.sleep(0)  # it is asked first
     last = asyncio.create_task(
-        line.next("slot-1", SOON_S, is_gone=lambda: bool(answers and answers.pop(0)))
+        dispatcher.next("slot-1", SOON_S, is_gone=lambda: bool(answers and answers.pop(0)))
     )
     await asyncio.sleep(0)
     answers += [False, True, True]  # the other leaves it the build, and then it is gone

@@ -1,4 +1,4 @@
-"""The line: hands queued builds to the slots that ask, and wakes who waits when it moves."""
+"""The dispatcher: hands queued builds to slots that ask, and wakes who waits when a place moves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Asking:
     is_gone: Callable[[], bool]
 
 
-class Line:
+class Dispatcher:
     """The builds that wait, and the slots that wait for them. Belongs to one event loop."""
 
     def __init__(
@@ -139,7 +139,7 @@ class Line:
         self._absent_at = _now() + ABSENT_S
 
     def go_first(self, act: Callable[[], None]) -> None:
-        """Call `act` before slots are, whenever the line moves: some builds need none."""
+        """Call `act` before slots are, whenever places move: some builds need none."""
         self._go_first = act
 
     def stir(self) -> None:
