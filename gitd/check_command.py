@@ -36,7 +36,7 @@ def check(
     from gitd.checking import check_data, in_words, rebuild_data, repair_data
     from gitd.config import Config
     from gitd.stores import noted_settings
-    from gitd.words import printable
+    from gitd.terminal import printable
 
     if brought and not repair:
         raise click.UsageError("--from goes with --repair")

@@ -23,7 +23,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from gitd.words import written_out
+from gitd.terminal import written_out
 from storage.ids import IdSequence
 
 REQUEST_ID = web.RequestKey("request_id", str)

@@ -15,9 +15,9 @@ import structlog
 from hooks import named
 from hooks.errors import InvalidRequestError, NotFoundError, RefusedError
 from hooks.hostnames import HostnameError, PlatformNames, normal
+from hooks.idempotency import Made, once
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
-from hooks.once import Made, once
 from storage.ids import is_id, new_id
 from storage.model import Action, ActorRef, Domain, Environment, EnvironmentKind, Site
 from storage.records import domains, environments

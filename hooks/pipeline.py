@@ -16,9 +16,9 @@ from hooks.errors import (
     NotFoundError,
     RefusedError,
 )
+from hooks.idempotency import Made, once, replay
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
-from hooks.once import Made, once, replay
 from hooks.orders import again, refuse_previews_word, refuse_revoked
 from hooks.queueing import (
     BuildOrder,

@@ -22,9 +22,9 @@ from hooks.environments import (
     suspend_environment,
 )
 from hooks.errors import InvalidRequestError, RefusedError
+from hooks.idempotency import Made, once
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
-from hooks.once import Made, once
 from hooks.previews import PreviewLimits
 from storage.ids import new_id
 from storage.model import (

@@ -26,11 +26,11 @@ MAY_IMPORT = {
 # people's words to terminals.
 CLOSED = {
     "gitd.cli": {
-        *("gitd.cli", "gitd.command_groups", "gitd.words", "gitd.durations", "gitd.families"),
+        *("gitd.cli", "gitd.command_groups", "gitd.terminal", "gitd.durations", "gitd.families"),
         *("storage.proof", "storage.errors", "storage.audit_chain"),
     },
     "gitd.git": {
-        *("gitd.git", "gitd.words", "gitd.config", "gitd.errors"),
+        *("gitd.git", "gitd.terminal", "gitd.config", "gitd.errors"),
         *("hooks.http_server", "storage"),
     },
 }

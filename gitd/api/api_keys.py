@@ -19,9 +19,9 @@ from gitd.errors import AuthenticationError
 from gitd.families import Family
 from gitd.scopes import expand_scopes, granted_by
 from hooks.errors import NotFoundError, RefusedError
+from hooks.idempotency import Made, once
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
-from hooks.once import Made, once
 from storage.model import Action, ApiKey
 from storage.records import api_keys, environments, sites
 

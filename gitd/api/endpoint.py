@@ -19,8 +19,8 @@ from gitd.actors import Actor
 from gitd.api import answers
 from gitd.api.idempotency import REPLAYED
 from gitd.api.reading import NoBody, NoQuery
+from hooks.idempotency import Made
 from hooks.jobs import QueuePlace
-from hooks.once import Made
 from storage.model import Environment, Job, Site
 from storage.records.idempotency import Claim
 

@@ -15,9 +15,9 @@ from gitd.api.paging import PageQuery, list_name, next_cursor, read_cursor
 from gitd.api.reading import NoBody, NoQuery
 from gitd.errors import RequestError
 from hooks.errors import NotFoundError, RefusedError
+from hooks.idempotency import once
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
-from hooks.once import once
 from hooks.webhook_addresses import URL_CHARS_MAX, url_fault
 from hooks.webhooks import Messenger, Told, delivery_of, new_secret, seal
 from storage.ids import new_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gitd.cli.screen import may_ask
-from gitd.words import printable
+from gitd.terminal import printable
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 

@@ -21,7 +21,7 @@ from gitd.cli.releases import current_release
 from gitd.cli.session import Session
 from gitd.cli.tables import COMMIT_CHARS, Column, Kind, print_fields, print_page
 from gitd.cli.waiting import started
-from gitd.words import printable
+from gitd.terminal import printable
 
 COLUMNS = (
     Column("DEPLOYMENT", "id", Kind.ID),

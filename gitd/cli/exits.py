@@ -16,7 +16,7 @@ from enum import IntEnum
 
 import click
 
-from gitd.words import printable
+from gitd.terminal import printable
 
 
 class ExitCode(IntEnum):

@@ -13,7 +13,7 @@ from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
 from gitd.durations import seconds_of
 from gitd.families import FAMILIES
-from gitd.words import printable
+from gitd.terminal import printable
 
 COLUMNS = (
     Column("ID", "id", Kind.ID),

@@ -26,7 +26,7 @@ from gitd.cli.stream import (
     ProgramLogStream,
 )
 from gitd.cli.waiting import LINES_REMEMBERED, environment_endpoint, failure_of, next_job
-from gitd.words import colourful, printable
+from gitd.terminal import colourful, printable
 
 RUNS_ON = "production"
 LINES = 100

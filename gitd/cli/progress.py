@@ -11,7 +11,7 @@ import click
 from gitd.cli.answers import Job, LogLine
 from gitd.cli.screen import is_live
 from gitd.cli.stream import Item, Outage
-from gitd.words import colourful, printable
+from gitd.terminal import colourful, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -12,7 +12,7 @@ import click
 from gitd.cli import checkout
 from gitd.cli.client import Api, is_loopback, server_url
 from gitd.cli.exits import CliError, report
-from gitd.words import printable
+from gitd.terminal import printable
 
 DEFAULT_URL = "http://127.0.0.1:8080"  # where an embedded `gitd serve` listens
 NO_KEY = (

@@ -17,7 +17,7 @@ from gitd.cli.options import (
 )
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
-from gitd.words import printable
+from gitd.terminal import printable
 
 COLUMNS = (
     Column("NAME", "name"),

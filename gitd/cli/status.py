@@ -10,7 +10,7 @@ from gitd.cli.options import Place, list_options, site_option
 from gitd.cli.releases import current_release
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_page
-from gitd.words import printable, printable_lines
+from gitd.terminal import printable, printable_lines
 
 COLUMNS = (
     Column("ENV", "environment.slug", Kind.ID),

@@ -17,7 +17,7 @@ import click
 
 from gitd.cli.answers import Fields, Page, at
 from gitd.cli.screen import is_live, shows_colours
-from gitd.words import printable, printable_lines
+from gitd.terminal import printable, printable_lines
 
 STATUS_COLOURS = {
     "succeeded": "green",

@@ -17,7 +17,7 @@ from gitd.cli.screen import may_ask
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_page
 from gitd.cli.value_files import read_values
-from gitd.words import printable
+from gitd.terminal import printable
 
 VALUE_BYTES_MAX = 32 * 1024
 SECRET_COLUMNS = (

@@ -16,7 +16,7 @@ from gitd.cli.releases import current_release
 from gitd.cli.session import Session
 from gitd.cli.stream import JobStream
 from gitd.cli.tables import COMMIT_CHARS
-from gitd.words import printable, printable_lines
+from gitd.terminal import printable, printable_lines
 
 LINES_REMEMBERED = 50  # of the log: what the end of a command need not say again
 

@@ -11,7 +11,7 @@ from gitd.cli.exits import CliError
 from gitd.cli.options import ListGroup, idempotency_option, json_option, list_options
 from gitd.cli.session import Session
 from gitd.cli.tables import Column, Kind, print_fields, print_page
-from gitd.words import printable
+from gitd.terminal import printable
 
 EVENTS = (
     "site.deployed",

@@ -14,7 +14,7 @@ from typing import Self
 from aiohttp import ClientConnectionError, web
 
 from gitd.git.pkt_line import FLUSH, side_band
-from gitd.words import coloured
+from gitd.terminal import coloured
 
 DATA, PROGRESS, FATAL = 1, 2, 3
 WRITE_BYTES = 256 << 10  # what waits in this process for a slow reader, at most

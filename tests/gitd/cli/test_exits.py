@@ -253,7 +253,7 @@ def test_imports_nothing_else_of_ours(mf) -> None:
         "print([m for m in sys.modules if m.split('.')[0] in ('hooks', 'storage')\n"
         "       or m.startswith('gitd.') and not m.startswith('gitd.cli')\n"
         "       and m not in ('gitd.command_groups', 'gitd.durations', 'gitd.families',\n"
-        "                     'gitd.words')])"
+        "                     'gitd.terminal')])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

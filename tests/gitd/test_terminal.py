@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gitd.words import coloured, colourful, printable
+from gitd.terminal import coloured, colourful, printable
 
 RED = "\x1b[31mred\x1b[0m"
 
