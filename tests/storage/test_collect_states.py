@@ -142,7 +142,7 @@ class Shopping(RuleBasedStateMachine):
     @rule(ingested=built)
     def roll(self, ingested):
         """Whatever can be deployed can be unpacked, beside what was unpacked last."""
-        if not self.is_available(ingested.artifact_id):
+        if not self.is_available(ingested):
             return
         shop = self.world.shop
         verified = shop.verify(ingested)
@@ -157,13 +157,13 @@ class Shopping(RuleBasedStateMachine):
 
     @rule(ingested=built)
     def release(self, ingested):
-        if self.is_available(ingested.artifact_id):
+        if self.is_available(ingested):
             self.world.release(ingested)
             self.current = ingested.artifact_id
 
     @rule(target=under_way, ingested=built)
     def deploy(self, ingested):
-        if not self.is_available(ingested.artifact_id):
+        if not self.is_available(ingested):
             return multiple()
         self.deploying.append(ingested.artifact_id)
         return self.world.deployment(ingested)
@@ -225,8 +225,12 @@ class Shopping(RuleBasedStateMachine):
     def records(self):
         return self.world.shop.records
 
-    def is_available(self, artifact_id: str) -> bool:
-        return artifacts.get(self.records.reader(), artifact_id).is_available
+    def is_available(self, ingested) -> bool:
+        """It, and what this build signed: a later build of the same signs for itself."""
+        artifact = artifacts.get(self.records.reader(), ingested.artifact_id)
+        vouches = "SELECT 1 FROM attestation WHERE envelope_sha256 = ?"
+        row = self.records.reader().execute(vouches, (ingested.envelope_sha256,)).fetchone()
+        return artifact.is_available and row is not None
 
     def teardown(self):
         """In the end everything goes, and takes every file with it."""

@@ -64,7 +64,7 @@ class Rotting(Shopping):
 
     @rule(ingested=built)
     def roll(self, ingested):
-        if not self.is_available(ingested.artifact_id):
+        if not self.is_available(ingested):
             return
         if self.is_whole(ingested):
             super().roll(ingested)
@@ -85,7 +85,7 @@ class Rotting(Shopping):
     @rule(ingested=built)
     def stumble(self, ingested):
         """A host could not roll it: control looks at this one at once."""
-        if not self.is_available(ingested.artifact_id) or self.is_whole(ingested):
+        if not self.is_available(ingested) or self.is_whole(ingested):
             return
         bad = {data for data in self.contents[ingested.artifact_id] if not self.is_good(data)}
         known = {damage.part.digest for damage in self.repairer.damage()}
