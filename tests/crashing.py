@@ -91,7 +91,8 @@ class Forker:
         output = trace.with_name(f"{trace.name}.output")
         with self._in_step():
             pid = self._ask(json.dumps({"arguments": list(arguments), "output": str(output)}))
-        command = ["strace", *(["-f"] if follows else []), "-o", trace, "-p", pid, *strace]
+        options = ["-f", *strace] if follows else strace
+        command: list[str | Path] = ["strace", "-o", trace, "-p", pid, *options]
         with (
             subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer,
             self._in_step(),

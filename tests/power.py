@@ -91,7 +91,7 @@ def copy_image(source: Path, target: Path) -> None:
     """With its holes, and as a new file: where somebody has the old one mounted still, as a sandbox
     that started meanwhile does, what is mounted of it next is what the kernel remembers of it.
     """
-    command = ["cp", "--sparse=always", "--remove-destination", source, target]
+    command: list[str | Path] = ["cp", "--sparse=always", "--remove-destination", source, target]
     subprocess.run(command, check=True)
 
 
@@ -116,7 +116,7 @@ def disk_of(
         with (folder / "base").open("wb") as file:
             file.truncate(size_bytes)
         quiet = ["mkfs.ext4", "-q"] if kind == "ext4" else [f"mkfs.{kind}", "-q"]
-        command = [*quiet, *KINDS[kind], *options, folder / "base"]
+        command: list[str | Path] = [*quiet, *KINDS[kind], *options, folder / "base"]
         subprocess.run(command, check=True, capture_output=True)
         try:
             where = made.mount(folder / "base")

@@ -155,9 +155,9 @@ def _recorder(disk: Disk, log: Path) -> Iterator[Path]:
     fuse = os.open("/dev/fuse", os.O_RDWR)
     try:
         options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
-        command = ["mount", "-i", "-t", "fuse", "-o", options, "recorder", folder]
+        command: list[str | Path] = ["mount", "-i", "-t", "fuse", "-o", options, "recorder", folder]
         subprocess.run(command, check=True, pass_fds=[fuse])
-        words = [sys.executable, recorder.__file__, str(fuse), disk.image, log]
+        words: list[str | Path] = [sys.executable, recorder.__file__, str(fuse), disk.image, log]
         process = subprocess.Popen(words, stdin=subprocess.PIPE, pass_fds=[fuse])
     finally:
         os.close(fuse)

@@ -17,10 +17,12 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 STARTER = Path(__file__).with_name("warm_starter.py")
 ROOM = "-" * 8192  # bytes of a command line
@@ -57,12 +59,25 @@ class Starter:
 _starter = cache(Starter)
 
 
-class WarmPopen(subprocess.Popen):
+class WarmPopen(subprocess.Popen[Any]):
     """Popen of a Python program, with `preload` (Python code) done before: see `warm`."""
 
     preload: str
 
-    def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
+    _close_pipe_fds: Callable[..., None]
+    _waitpid_lock: threading.Lock
+
+    def _execute_child(
+        self,
+        args: Sequence[str | Path],
+        executable: None,
+        preexec_fn: None,
+        _close_fds: object,
+        pass_fds: Sequence[int],
+        cwd: str | Path | None,
+        env: Mapping[str, str] | None,
+        *rest: Any,
+    ) -> None:
         assert executable is preexec_fn is None
         _, _, shell, *_, gid, gids, uid, umask, in_new_session, process_group = rest
         options = (shell, gid, gids, uid, umask, in_new_session, process_group)
@@ -70,7 +85,7 @@ class WarmPopen(subprocess.Popen):
         pipes = rest[3:9]  # ours and theirs of standard input, output and error
         theirs = (pipes[0], pipes[3], pipes[5])
         command = [os.fspath(word) for word in args]
-        order = {
+        order: dict[str, object] = {
             "command": command if command[0] == sys.executable else [sys.executable, *command],
             "environ": dict(os.environ if env is None else env),
             "cwd": os.fspath(Path.cwd() if cwd is None else cwd),
@@ -101,13 +116,13 @@ class WarmPopen(subprocess.Popen):
                     self._told.close()
             return self.returncode
 
-    def _internal_poll(self, _deadstate=None, **_):
+    def _internal_poll(self, _deadstate: object = None, **_: object) -> int | None:
         return self._look(0)
 
-    def _wait(self, timeout):
-        end = None if timeout is None else time.monotonic() + timeout
+    def _wait(self, timeout: float | None) -> int | None:
+        began = time.monotonic()
         while self._look(LOOK_MS) is None:
-            if end is not None and time.monotonic() > end:
+            if timeout is not None and time.monotonic() > began + timeout:
                 raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
 

@@ -23,13 +23,14 @@ import threading
 import types
 import warnings
 from pathlib import Path
+from typing import Any
 
 ABOVE = 900  # descriptors wait there for their places
 MESSAGE_BYTES_MAX = 1 << 18
 DESCRIPTORS_MAX = 32
 
 
-def serve(orders: socket.socket) -> dict:
+def serve(orders: socket.socket) -> dict[str, Any]:
     """Fork for each order. Returns in a fork alone, its order."""
     running: dict[int, tuple[int, int]] = {}  # pidfd: process id, whom to tell
     ended: dict[int, int] = {}  # who was told: process id
@@ -48,7 +49,7 @@ def serve(orders: socket.socket) -> dict:
                 message, fds, _, _ = socket.recv_fds(orders, MESSAGE_BYTES_MAX, DESCRIPTORS_MAX)
                 if not message:
                     sys.exit()
-                order = json.loads(message)
+                order: dict[str, Any] = json.loads(message)
                 pid = os.fork()
                 if not pid:
                     orders.close()
@@ -87,20 +88,21 @@ def take_places(fds: list[int], inherited: list[int]) -> None:
         os.close(fd)
 
 
-def become(order: dict) -> None:
+def become(order: dict[str, Any]) -> None:
     """Take on what a new process is given: environment, folder, standard streams, command line."""
     os.environ.clear()
     os.environ.update(order["environ"])
     os.chdir(order["cwd"])
     at_once = bool(os.environ.get("PYTHONUNBUFFERED"))
-    sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)
-    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stdout.reconfigure(write_through=at_once)
-    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", errors="backslashreplace", closefd=False)
+    sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)
     sys.stderr.reconfigure(line_buffering=True, write_through=at_once)
+    vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
     for option in filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")):
         sys.warnoptions.append(option)
-        warnings._setoption(option)
+        warnings._setoption(option)  # type: ignore[attr-defined]
     show(order["command"])
 
 
@@ -134,7 +136,7 @@ def run(command: list[str]) -> None:
 
 def leave(status: int) -> None:
     """End without taking every module apart, which copies all memory that is shared till then."""
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError, ValueError):  # which are said below
         sys.stdout.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,7 +34,7 @@ def main() -> int:
     try:
         shop.builds = iter([1000])
         shop.ingest(
-            SourceFile(name.encode(), len(data), name == "b/run", lambda data=data: data)
+            SourceFile(name.encode(), len(data), name == "b/run", partial(bytes, data))
             for name, data in {**TREE, **more}.items()
         )
     except StorageError as error:

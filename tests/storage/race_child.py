@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,6 +28,7 @@ from storage.copies import twins
 from storage.errors import ArtifactMissingError
 from storage.export import Export, exporting
 from storage.gate import Gate
+from storage.manifest import Manifest
 from storage.materialise import materialise
 from storage.model import Deployment, JobStatus
 from storage.proof import Beliefs, verify_archive
@@ -72,7 +73,7 @@ def queued(db: sqlite3.Connection, ingested: Ingested) -> Deployment | None:
     if found is None or not found.artifact.is_available:
         return None
     envelope = found.attestation.envelope_sha256
-    deployment = deployment_of(ingested.artifact_id, envelope, "env_1")
+    deployment: Deployment = deployment_of(ingested.artifact_id, envelope, "env_1")
     deployments.add(db, deployment)
     return deployment
 
@@ -119,7 +120,7 @@ def exported_whole(exported: Export) -> bytes:
         raise AssertionError("an artifact went while it was exported") from error
 
 
-def materialise_whole(shop: Shop, manifest: object, unpacked: Path) -> None:
+def materialise_whole(shop: Shop, manifest: Manifest, unpacked: Path) -> None:
     try:
         materialise(shop.store.layout, manifest, unpacked, durable=False)
     except ArtifactMissingError as error:
@@ -177,7 +178,7 @@ def scrub(shop: Shop, pick: random.Random) -> Iterator[str]:
         yield str(len(turn.found))
 
 
-ROLES = {
+ROLES: dict[str, Callable[[Shop, random.Random], Iterator[str]]] = {
     "publish": publish,
     "roll": roll,
     "read": read,

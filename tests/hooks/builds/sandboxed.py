@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -40,7 +42,7 @@ def main() -> None:
         print(json.dumps(asyncio.run(run(json.loads(line)))), flush=True)
 
 
-async def run(order):
+async def run(order: dict[str, Any]) -> dict[str, object]:
     raw = order["spec"]
     spec = SandboxSpec(
         argv=tuple(raw.pop("argv")),
@@ -83,7 +85,7 @@ async def run(order):
     }
 
 
-async def greet(listener):
+async def greet(listener: socket.socket) -> None:
     """Say a word to who connects from inside."""
     with listener:
         listener.setblocking(False)
@@ -92,7 +94,7 @@ async def greet(listener):
             connection.sendall(b"from outside\n")
 
 
-def survivors():
+def survivors() -> list[str]:
     """What still runs below this process: nothing may."""
     found = []
     for entry in os.scandir("/proc"):

@@ -46,12 +46,14 @@ def refuse_watches() -> None:
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     names = ("socket", "directory", "store", "credentials")
-    paths = {name: Path(given.pop(name)) for name in names if name in given}
+    given |= {name: Path(given[name]) for name in names if name in given}
     level = given.pop("log_level", 20)
     if given.pop("no_watches", False):
         refuse_watches()
-    foresight.FRESH_S = given.pop("fresh_s", foresight.FRESH_S)
-    runtime.PORTS = range(*given.pop("ports", (runtime.PORTS.start, runtime.PORTS.stop)))
+    if "fresh_s" in given:
+        vars(foresight)["FRESH_S"] = given.pop("fresh_s")
+    if "ports" in given:
+        vars(runtime)["PORTS"] = range(*given.pop("ports"))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -61,4 +63,4 @@ if __name__ == "__main__":
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    main(HostConfig(**paths, **given))
+    main(HostConfig(**given))

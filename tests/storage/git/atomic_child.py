@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from storage.git.object_formats import NULL_OID
 from storage.git.repository import Repository
@@ -28,10 +29,10 @@ def main() -> int:
     repository = Repository(Path(sys.argv[1]))
     left = int(sys.argv[4])
 
-    def count(event: str, arguments: tuple[object, ...]) -> None:
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
         changes_names = event in STEPS or (event == "open" and arguments[1] in ("wb", "ab"))
-        if changes_names or (event == "open" and int(arguments[2]) & os.O_CREAT):
+        if changes_names or (event == "open" and arguments[2] & os.O_CREAT):
             left -= 1
             if left == 0:
                 os._exit(9)
