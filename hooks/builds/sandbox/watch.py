@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -225,7 +226,7 @@ class _DiskWatch:
         self._limits = limits
         self._names = list(folders)
         self._folders = list(folders.values())
-        self.device = self._folders[0].stat().st_dev
+        self.device = _device_of_files(self._folders[0])
         self._free_at_start = self._free_bytes()
         self._free_at_walk = self._free_at_start
         self._known_bytes = 0
@@ -322,3 +323,12 @@ class _DiskWatch:
     def _free_bytes(self) -> int:
         state = os.statvfs(self._folders[0])
         return state.f_bavail * state.f_frsize
+
+
+def _device_of_files(folder: Path) -> int:
+    """Return the device that files in a folder are on: in an overlay it may not be the folder's."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_dev
+    except OSError:  # no room, say
+        return folder.stat().st_dev

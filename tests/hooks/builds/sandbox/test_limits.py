@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -245,6 +246,61 @@ def hiding(how):
 def test_disk_filler_is_ended(limited, fill):
     ran = limited(f"{fill}; sync -f .; sleep 20", disk_bytes=8 * MiB)
     assert ran.exceeded == Limit.DISK
+
+
+@pytest.fixture
+def overlay(own_dir):
+    """Let `own_dir` be an overlay whose layers are on two disks: files are on one, folders not."""
+    below = own_dir.parent / "layers"
+    layers = [below / "lower", below / "upper"]
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            layer.mkdir(parents=True)
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", layer], check=True)
+            stack.callback(subprocess.run, ["umount", "-l", layer], check=True)
+        upper, work = layers[1] / "upper", layers[1] / "work"
+        upper.mkdir()
+        work.mkdir()
+        shutil.copystat(own_dir, upper)
+        os.chown(upper, own_dir.stat().st_uid, own_dir.stat().st_gid)
+        options = f"lowerdir={layers[0]},upperdir={upper},workdir={work}"
+        if subprocess.run(["mount", "-t", "overlay", "-o", options, "none", own_dir]).returncode:
+            pytest.skip("this kernel has no overlays")
+        stack.callback(subprocess.run, ["umount", "-l", own_dir], check=True)
+        yield
+
+
+def unnamed_file(count):
+    """Have a file of so many MiB open for a while."""
+    return python(
+        "import tempfile, time\n"
+        "with tempfile.TemporaryFile(dir='.', buffering=0) as file:\n"
+        f"    for _ in range({count}): file.write(bytes(1 << 20))\n"
+        "    time.sleep(5)\n"
+        "print('fine')"
+    )
+
+
+@pytest.mark.root
+def test_file_without_a_name_counts_as_disk_in_an_overlay_too(limited, overlay):
+    assert limited(unnamed_file(12), disk_bytes=8 * MiB).exceeded == Limit.DISK
+
+
+@pytest.mark.root
+def test_file_without_a_name_in_an_overlay_is_no_memory(
+    in_sandbox, watching_runner, own_dir, overlay
+):
+    """Where groups keep limits, the kernel counts for itself; here the overlay is in memory."""
+    ran = in_sandbox(
+        unnamed_file(70),
+        starter=watching_runner,
+        binds=[[str(own_dir), APP_DIR, True]],
+        cwd=APP_DIR,
+        limits={"memory_bytes": 50 * MiB, "disk_bytes": 1 << 30},
+        is_background=True,
+        kill_after_s=100,
+    )
+    assert (ran.output, ran.exceeded) == ("fine\n", None)
 
 
 def test_program_that_the_machine_replaces_while_it_runs_hides_nothing(limited, own_dir, open_dir):
