@@ -225,7 +225,7 @@ class Groups:
             outside = before["cpu" if self.version == 1 else V2]
             with contextlib.suppress(OSError):
                 weigh(folder, weight, version=self.version)
-            if self.version == 1 or outside != folder.parent:
+            if outside != folder.parent or _is_top(outside):
                 # Else it is alone there, in a unit of its own: idle beside nobody.
                 self._share = ProcessorShare.open(
                     folder,
@@ -253,11 +253,7 @@ def vacate() -> None:
     not possible: for a service manager's unit it wants `Delegate=yes`.
     """
     own = cgroupfs.own_folders().get(V2)
-    if (
-        own is None
-        or not (own / "cgroup.type").exists()
-        or cgroupfs.processes(own) != [os.getpid()]
-    ):
+    if own is None or _is_top(own) or cgroupfs.processes(own) != [os.getpid()]:
         return
     with contextlib.suppress(OSError):
         leaf = own / "control"
@@ -326,8 +322,7 @@ def _divide_v2(own: Path, label: str) -> tuple[dict[str, Path], list[int]]:
     """Take the nearest group that has no process but this one, and may pass on controllers."""
     refusal: OSError | None = None
     for parent in cgroupfs.upward(own):
-        is_top = not (parent / "cgroup.type").exists()  # where the rule about processes is lifted
-        is_shared = not is_top and set(cgroupfs.processes(parent)) - {os.getpid()}
+        is_shared = not _is_top(parent) and set(cgroupfs.processes(parent)) - {os.getpid()}
         if is_shared or not _has_controllers(parent):
             continue
         _sweep({V2: parent})
@@ -362,6 +357,14 @@ def _divide_below(parent: Path, own: Path, label: str) -> tuple[dict[str, Path],
         os.close(lock)
         raise
     return folders, [lock]
+
+
+def _is_top(folder: Path) -> bool:
+    """Say whether it may have others in it beside groups with limits.
+
+    In version 2 that is the group of the whole machine alone, in version 1 any.
+    """
+    return not (folder / "cgroup.type").exists()
 
 
 def _has_controllers(folder: Path) -> bool:

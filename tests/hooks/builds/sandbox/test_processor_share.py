@@ -64,13 +64,12 @@ def nobody_left_a_processor():
             burner.wait()
 
 
-def keeper_of(starter):
-    """Return who watches the starter's group: the copy of the starter."""
+def keepers_of(starter):
+    """Return who watches the starter's group: one copy of the starter, or none."""
     children = Path(f"/proc/{starter.pid}/task/{starter.pid}/children").read_text().split()
-    (keeper,) = [
-        pid for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == KEEPER_NAME
+    return [
+        int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == KEEPER_NAME
     ]
-    return int(keeper)
 
 
 @pytest.fixture
@@ -145,7 +144,7 @@ def test_starter_that_gets_no_processor_itself_has_its_weight(weighed):
 
 def test_keeper_is_outside_of_the_group_with_no_rights_and_nothing_open(weighed):
     starter, group = weighed
-    pid = keeper_of(starter)
+    (pid,) = keepers_of(starter)
     inside = {
         int(each) for path in group.rglob("cgroup.procs") for each in path.read_text().split()
     }
@@ -161,7 +160,7 @@ def test_keeper_is_outside_of_the_group_with_no_rights_and_nothing_open(weighed)
 
 def test_keeper_ends_with_its_starter(weighed):
     starter, _ = weighed
-    pid = keeper_of(starter)
+    (pid,) = keepers_of(starter)
     starter.kill()
     starter.wait()
     with contextlib.suppress(FileNotFoundError):
