@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import threading
 from ipaddress import ip_address
@@ -20,6 +21,10 @@ from hooks.builds.egress.addresses import AddressInfo, LookUp, is_own, look_up
 from hooks.builds.egress.allowlist import Nature, nature_of
 
 URL_CHARS_MAX: Final = 2048
+HOST_CHARS_MAX: Final = 253
+_EXAMPLE: Final = "such as https://example.com/hook"
+_LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")  # networks of containers have "_"
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")  # of an address, wherever it stands last
 LOOK_UPS_COUNT_MAX: Final = 100
 
 
@@ -33,15 +38,31 @@ def url_fault(url: str) -> str | None:
         parts = urlsplit(url)
         port_is_good = parts.port is None or parts.port > 0
     except ValueError:
-        return "A webhook's url is an address such as https://example.com/hook"
-    is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and port_is_good
-    if not is_whole or not url.isascii() or not url.isprintable() or " " in url:
-        return "A webhook's url is an address such as https://example.com/hook"
+        return f"A webhook's url is an address {_EXAMPLE}"
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return (
+            "A webhook's url is in ASCII and has no spaces: other letters of a host are given as "
+            "xn--..., and all else as %20"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_good:
+        return f"A webhook's url is an address {_EXAMPLE}"
+    if not _is_host(parts.hostname):
+        return f"{parts.hostname} is no host: a webhook's url has a name or an address, {_EXAMPLE}"
     if parts.username is not None or parts.password is not None:
         return "A webhook's url holds no user and no password: its receiver checks the signature"
     if len(url) > URL_CHARS_MAX:
         return f"A webhook's url has at most {URL_CHARS_MAX} characters"
     return None
+
+
+def _is_host(text: str) -> bool:
+    """Say whether this can be a name or an address. `text`: in lower case, without brackets."""
+    with contextlib.suppress(ValueError):
+        ip_address(text)
+        return True
+    labels = text.removesuffix(".").split(".")
+    is_name = all(_LABEL.fullmatch(label) for label in labels) and len(text) <= HOST_CHARS_MAX
+    return is_name and not _NUMBER.fullmatch(labels[-1])
 
 
 def is_public(text: str) -> bool:

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from hooks.builds.egress.addresses import AddressInfo, look_up
-from hooks.webhook_addresses import PrivateAddressError, Resolver, is_public
+from hooks.webhook_addresses import PrivateAddressError, Resolver, is_public, url_fault
 from hooks.webhooks import PAUSES_S, after, signature
 from storage.model import Delivery, DeliveryStatus
 
@@ -32,6 +32,49 @@ def delivery() -> Delivery:
         created_at=0,
         attempted_at=None,
     )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com",
+        "HTTPS://Example.COM.:8443/hook?a=%20",
+        "http://ci_runner:9000/",
+        "http://xn--bcher-kva.example/",
+        "http://127.0.0.1:1/",
+        "http://[::1]:65535/",
+        "http://7.example/",
+    ],
+)
+def test_url_whose_host_can_be_there_is_taken(url: str) -> None:
+    assert url_fault(url) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://", "such as https://example.com/hook"),
+        ("https:///hook", "such as https://example.com/hook"),
+        ("https://example.com:0/", "such as https://example.com/hook"),
+        ("https://example.com:65536/", "such as https://example.com/hook"),
+        ("https://[::1", "such as https://example.com/hook"),
+        ("https://%", "% is no host"),
+        ("https://exam%70le.com/", "exam%70le.com is no host"),
+        ("https://a..example.com/", "a..example.com is no host"),
+        ("https://.example.com/", ".example.com is no host"),
+        ("https://./", ". is no host"),
+        ("https://-a.example.com/", "-a.example.com is no host"),
+        (f"https://{'a' * 64}.example.com/", "is no host"),
+        (f"https://{'a.' * 126}aa/", "is no host"),
+        ("https://300.1.1.1/", "300.1.1.1 is no host"),
+        ("https://127.1/", "127.1 is no host"),
+        ("https://0x7f000001/", "0x7f000001 is no host"),
+        ("https://b\u00fccher.example/", "xn--"),
+        ("https://example.com/a b", "%20"),
+    ],
+)
+def test_url_whose_host_cannot_be_is_told_what_can(url: str, said: str) -> None:
+    assert said in str(url_fault(url))
 
 
 def test_signature_is_the_hmac_of_time_dot_body() -> None:

@@ -417,6 +417,7 @@ async def test_private_addresses_are_refused_unless_they_are_allowed(
         ({"url": "ftp://example.com/"}, "url"),
         ({"url": "example.com"}, "url"),
         ({"url": "https://"}, "url"),
+        ({"url": "https://%"}, "url"),
         ({"url": "https://me:secret@example.com/"}, "url"),
         ({"url": "https://example.com:x/"}, "url"),
         ({"url": "https://example.com/ x"}, "url"),
