@@ -253,16 +253,17 @@ def site_create(name: str, data: Path, default_branch: str | None, *, as_json: b
     from storage.repos import Repositories
 
     folder = beside(data)
+    settings = noted_settings(folder) or Config()
     with open_records(folder) as records:
         jobs = Jobs(records, JobLogs(folder.joblogs))
-        sites = Sites(jobs, Repositories(folder.repositories))
+        repositories = Repositories(folder.repositories)
+        sites = Sites(jobs, repositories, platform=settings.platform_names)
         made = asyncio.run(sites.create(name, default_branch)).value
     if as_json:
         print_json({"id": made.id, "name": made.name, "default_branch": made.default_branch})
     else:
         click.echo(f"{made.name} is there ({made.id}). Push to it:")
-        server = (noted_settings(folder) or Config()).server.url
-        click.echo(f"  git remote add managed {server}/{made.name}.git")
+        click.echo(f"  git remote add managed {settings.server.url}/{made.name}.git")
         click.echo(f"  git push managed {made.default_branch}")
 
 

@@ -208,7 +208,7 @@ class Control:
         )
         previews = PreviewLimits(config.previews.idle_s_max, config.previews.count_max)
         self.previews = PreviewKeeper(self.jobs, self.repositories, previews)
-        self.sites = Sites(self.jobs, self.repositories, previews)
+        self.sites = Sites(self.jobs, self.repositories, previews, config.platform_names)
         self.pipeline = Pipeline(self.jobs, self.repositories)
         self.heads = Heads(self.records, self.repositories)
         self.push_hooks = PushHooks(
@@ -271,6 +271,7 @@ class Control:
         self.builds.recover(slots_are_gone=slots_are_gone)
         self.rolls.recover()
         self.domains.recover()
+        self.sites.recover()
 
     async def _tidy(self) -> None:
         """Remove what crashes left of repositories. Nobody waits for it: it may take a while."""

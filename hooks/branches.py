@@ -20,6 +20,7 @@ HASH_CHARS = 7
 LONG_HASH_CHARS = 16  # for a name that somebody has already
 SITE_NAME_CHARS_MAX = 40
 SLUG_CHARS_MAX = 40
+_GLOB = re.compile(r"\*|\?|\[!?\]?[^\]]*\]")  # as fnmatch has them
 _SITE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 RESERVED_SLUGS = frozenset({"production", "staging", "preview"})
 
@@ -82,7 +83,12 @@ def site_name_fault(name: str) -> str | None:
 
 
 def branch_fault(branch: str) -> str | None:
-    """Why `branch` cannot be a branch name, or None. Source: git-check-ref-format(1)."""
+    """Why `branch` cannot be a branch name, or None. Source: git-check-ref-format(1).
+
+    git lets a branch be called refs/heads/x; who writes that means the branch x.
+    """
+    if fault := _whole_name_fault(branch):
+        return fault
     parts = branch.split("/")
     bad = (
         not branch
@@ -95,6 +101,26 @@ def branch_fault(branch: str) -> str | None:
         or re.search(r"[\x00-\x20\x7f~^:?*\[\\]", branch) is not None
     )
     return f"{branch!r} is not a valid branch name" if bad else None
+
+
+def pattern_fault(pattern: str) -> str | None:
+    """Why no branch can match `pattern`, or None when one can."""
+    if fault := _whole_name_fault(pattern):
+        return fault
+    if branch_fault(_GLOB.sub("x", pattern)):
+        return (
+            f"No branch can be called {pattern!r}: a pattern is a branch's name, or a glob such "
+            "as 'release/*'"
+        )
+    return None
+
+
+def _whole_name_fault(name: str) -> str | None:
+    if name.startswith(HEADS):
+        return f"{name!r} is the name of a ref: its branch is {name.removeprefix(HEADS)!r}"
+    if name.startswith("refs/"):
+        return f"{name!r} is the name of a ref, and of no branch"
+    return None
 
 
 def short_hash(site_id: str, branch: str, chars: int = HASH_CHARS) -> str:

@@ -64,6 +64,10 @@ class PlatformNames:
         """The whole name of the environment that is called so below the sites' domain."""
         return f"{label}.{self.sites}"
 
+    def is_server(self, label: str) -> bool:
+        """Say whether the environment that is called so would have the server's own name."""
+        return self.of(label) == self.server
+
     def include(self, hostname: str) -> bool:
         own = [name for name in (self.sites, self.server) if name]
         return any(f".{hostname}".endswith(f".{name}") for name in own)

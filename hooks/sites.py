@@ -10,6 +10,8 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 
+import structlog
+
 from hooks import branches, default_branch, named
 from hooks.domains import free_domains
 from hooks.environments import (
@@ -22,6 +24,7 @@ from hooks.environments import (
     suspend_environment,
 )
 from hooks.errors import InvalidRequestError, RefusedError
+from hooks.hostnames import PlatformNames
 from hooks.idempotency import Made, once
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
@@ -43,6 +46,8 @@ from storage.records.idempotency import Claim
 from storage.records.statements import Value, update
 from storage.repos import Repositories
 
+log = structlog.get_logger(__name__)
+
 ROUTES_COUNT_MAX = 100
 PATTERN_CHARS_MAX = 255
 
@@ -51,12 +56,28 @@ class Sites:
     """All sites of one server, in its records and its repositories."""
 
     def __init__(
-        self, jobs: Jobs, repositories: Repositories, limits: PreviewLimits | None = None
+        self,
+        jobs: Jobs,
+        repositories: Repositories,
+        limits: PreviewLimits | None = None,
+        platform: PlatformNames | None = None,
     ) -> None:
         self.preview_limits = limits or PreviewLimits()
+        self._platform = platform or PlatformNames()
         self._jobs = jobs
         self._repositories = repositories
         self._heads = default_branch.Heads(jobs.records, repositories)
+
+    def recover(self) -> None:
+        """After a start: say which sites have the server's name, since the settings have it now."""
+        for site in sites.every(self._jobs.records.reader()):
+            if self._platform_name(site.name) is not None:
+                log.warning(
+                    "site_reserved",
+                    site_id=site.id,
+                    site=site.name,
+                    advice="it has the name of server.public_url: visitors reach one of the two",
+                )
 
     async def create(
         self, name: str, chosen: str | None = None, *, claim: Claim | None = None
@@ -67,7 +88,7 @@ class Sites:
 
         Raises:
             InvalidRequestError: The name or the branch cannot be one.
-            RefusedError: `site.name_taken`.
+            RefusedError: `site.name_taken`, by another site, a preview or the server itself.
         """
         if fault := branches.site_name_fault(name):
             raise InvalidRequestError(f"{fault}, such as acme-store.", param="name")
@@ -79,6 +100,10 @@ class Sites:
         def change(changes: JobChanges) -> Site:
             if sites.find(changes.db, name) is not None:
                 raise RefusedError("site.name_taken", f"There is a site {name!r} already.")
+            if (own := self._platform_name(name)) is not None:
+                raise RefusedError(
+                    "site.name_taken", f"It would be at {own}, which is this server's own name."
+                )
             if not environments.hostname_is_free(changes.db, branches.production_hostname(name)):
                 raise RefusedError("site.name_taken", f"A preview has the address {name!r}.")
             site = Site(site_id, name, branch, changes.now, is_default_open=chosen is None)
@@ -219,15 +244,22 @@ class Sites:
         return await self._jobs.commit(change)
 
     async def replace_routes(self, site: Site, wanted: Sequence[BranchRoute]) -> None:
-        """Replace the site's branch routes. The first match wins, top to bottom."""
+        """Replace the site's branch routes. The first match wins, top to bottom.
+
+        Raises:
+            InvalidRequestError: There are too many, or one has a pattern that no branch can match.
+            NotFoundError: The site is gone.
+        """
         if len(wanted) > ROUTES_COUNT_MAX:
             raise InvalidRequestError(f"At most {ROUTES_COUNT_MAX} routes.", param="routes")
         for number, route in enumerate(wanted):
-            if not 0 < len(route.pattern) <= PATTERN_CHARS_MAX:
-                raise InvalidRequestError(
-                    f"A pattern has 1 to {PATTERN_CHARS_MAX} characters.",
-                    param=f"routes[{number}].pattern",
-                )
+            fault = (
+                branches.pattern_fault(route.pattern)
+                if 0 < len(route.pattern) <= PATTERN_CHARS_MAX
+                else f"A pattern has 1 to {PATTERN_CHARS_MAX} characters"
+            )
+            if fault is not None:
+                raise InvalidRequestError(f"{fault}.", param=f"routes[{number}].pattern")
 
         def change(changes: JobChanges) -> None:
             there = named.expect_site(changes.db, site)
@@ -271,6 +303,12 @@ class Sites:
                 note_environment(changes, Action.ENVIRONMENT_CHANGED, where)
 
         await self._jobs.commit(change)
+
+    def _platform_name(self, site_name: str) -> str | None:
+        """The name of the server, where an environment that a site begins with would have it."""
+        labels = branches.production_hostname(site_name), branches.staging_hostname(site_name)
+        is_servers = any(self._platform.is_server(label) for label in labels)
+        return self._platform.server if is_servers else None
 
 
 def _site(db: sqlite3.Connection, site_id: str) -> Site | None:

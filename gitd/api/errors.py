@@ -258,7 +258,12 @@ ROWS = (
         "As many API keys come from the first maker of the asking key as may.",
         "Revoke those that nobody uses.",
     ),
-    ErrorCode(CONFLICT, "site.name_taken", "Another site has this name.", "Choose another name."),
+    ErrorCode(
+        CONFLICT,
+        "site.name_taken",
+        "Another site has this name, or a preview or the server itself its address.",
+        "Choose another name.",
+    ),
     ErrorCode(
         CONFLICT,
         "site.branch_routed_elsewhere",

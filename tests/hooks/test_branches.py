@@ -69,10 +69,46 @@ def test_good_branch_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "@", "-x", "a..b", "a.lock", "a/.b", "a//b", "/a", "a/", "a b", "a~1", "a^", "a:b", "a@{"],
+    [
+        *("", "@", "-x", "a..b", "a.lock", "a/.b", "a//b", "/a", "a/", "a b", "a~1", "a^", "a:b"),
+        *("a@{", "refs/heads/a", "refs/tags/a"),
+    ],
 )
 def test_bad_branch_names(name: str) -> None:
     assert branches.branch_fault(name)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*", "?", "main", "release/*", "*/x", "v[0-9]*", "[!]a]", "*.lock?", "*.x", "a.*", "refs-*"],
+)
+def test_pattern_that_some_branch_matches(pattern: str) -> None:
+    assert branches.pattern_fault(pattern) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("refs/heads/main", "its branch is 'main'"),
+        ("refs/heads/*", "its branch is '*'"),
+        ("refs/tags/*", "of no branch"),
+        *((each, "No branch") for each in ("a..b", "*.lock", "a.lock/*", "a b", " main", "main ")),
+        *((each, "No branch") for each in ("/*", "*/", "a//*", ".*", "*/.*", "*.", "x^", "v[0-9")),
+    ],
+)
+def test_pattern_that_no_branch_matches_is_told_what_one_is(pattern: str, said: str) -> None:
+    assert said in str(branches.pattern_fault(pattern))
+
+
+@given(st.text(alphabet="ab./*?[]!@{- lock", max_size=12))
+def test_pattern_with_a_fault_matches_no_branch(pattern: str) -> None:
+    shapes = [pattern.replace("*", more).replace("?", "b") for more in ("", "b", "b/b")]
+    branch = next((each for each in shapes if not branches.branch_fault(each)), None)
+    if (
+        branch is not None
+        and branches.target_of([BranchRoute(pattern, RouteTarget.LIVE)], branch) is RouteTarget.LIVE
+    ):
+        assert branches.pattern_fault(pattern) is None
 
 
 @given(st.text(min_size=1, max_size=300))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 
@@ -61,6 +62,28 @@ def test_push_beyond_the_rate_that_is_set_is_refused_in_words(stopped) -> None:
     assert work.git("ls-remote", "managed").returncode == 0
     assert stopped.serves("one")
     assert len([job for job in stopped.jobs() if job["type"] == "build.run"]) == 1
+
+
+def test_site_that_would_have_the_servers_own_name_is_refused_and_one_there_is_told_of(
+    stopped,
+) -> None:
+    stopped.start()
+    stopped.new_site("git")
+    stopped.stop()
+    stopped.config = (
+        '[server]\npublic_url = "https://GIT.example.com"\n[sites]\ndomain = "example.com"\n'
+    )
+    stopped.start()
+    (warned,) = [json.loads(line) for line in stopped.log().splitlines() if "site_reserved" in line]
+    assert (warned["level"], warned["site"]) == ("warning", "git")
+    assert stopped.api("DELETE", "/sites/git").status == 200
+    refused = stopped.api("POST", "/sites", {"name": "git"})
+    assert (refused.status, refused.json["error"]["code"]) == (409, "site.name_taken")
+    assert "git.example.com, which is this server's own name" in refused.json["error"]["message"]
+    by_hand = stopped.run("gitd", "site", "create", "git", "--data", str(stopped.data), check=False)
+    assert by_hand.returncode != 0
+    assert "git.example.com" in by_hand.stderr
+    assert stopped.api("POST", "/sites", {"name": "forge"}).status == 201
 
 
 def test_without_settings_builds_have_a_cache_and_requests_no_limit(server) -> None:

@@ -132,8 +132,11 @@ async def test_branch_routes_are_replaced_as_a_whole_in_order(service, acme) -> 
     heard = await service.call("PUT", routes, {"routes": wanted})
     assert (heard.status, heard.data) == (200, {"routes": wanted})
     assert (await service.get(routes)).data == {"routes": wanted}
-    nameless = {"pattern": "", "target": "live"}
-    for wrong, param in (([*wanted, nameless], "routes[3].pattern"), (wanted * 40, "routes")):
+    refused = [
+        *(([*wanted, {"pattern": p, "target": "live"}], "routes[3].pattern") for p in ("", "a..b")),
+        (wanted * 40, "routes"),
+    ]
+    for wrong, param in refused:
         heard = await service.call("PUT", routes, {"routes": wrong})
         assert (heard.status, heard.code) == (400, "request.invalid")
         assert heard.body["error"]["param"] == param
