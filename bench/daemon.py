@@ -22,6 +22,33 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Api:
+    """The API of a daemon, on a kept connection: one for each thread."""
+
+    def __init__(self, port: int, token: str) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=90)
+        self._token = token
+
+    def __call__(self, method: str, path: str, body: object = None) -> Any:
+        """Call it; returns `data`."""
+        headers = {"Authorization": f"Bearer {self._token}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        payload = None if body is None else json.dumps(body).encode()
+        try:
+            self._connection.request(method, f"/v1{path}", body=payload, headers=headers)
+        except (BrokenPipeError, ConnectionResetError):  # it lay idle for too long
+            self._connection.close()
+            self._connection.request(method, f"/v1{path}", body=payload, headers=headers)
+        answer = self._connection.getresponse()
+        data = answer.read()
+        assert answer.status < 300, data
+        return json.loads(data)["data"]
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 class Daemon:
     """`gitd serve` on free ports, with a key for everything."""
 
@@ -59,13 +86,13 @@ class Daemon:
         made = self.gitd("key", "create", "--label", "bench", "--scope", "*", "--json")
         self.token = json.loads(made)["secret"]
         self.environ["FORGE_TOKEN"] = self.token
-        self._api = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        self.api = self.new_api()
         self._sites = http.client.HTTPConnection("127.0.0.1", self.sites_port, timeout=60)
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._process
-        self._api.close()
+        self.api.close()
         self._sites.close()
         self._process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -86,21 +113,8 @@ class Daemon:
         self.gitd("site", "create", name)
         return f"http://127.0.0.1:{self.port}/{name}.git"
 
-    def api(self, method: str, path: str, body: object = None) -> Any:
-        """Call the API on a kept connection; returns `data`."""
-        headers = {"Authorization": f"Bearer {self.token}"}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        payload = None if body is None else json.dumps(body).encode()
-        try:
-            self._api.request(method, f"/v1{path}", body=payload, headers=headers)
-        except (BrokenPipeError, ConnectionResetError):  # it lay idle for too long
-            self._api.close()
-            self._api.request(method, f"/v1{path}", body=payload, headers=headers)
-        answer = self._api.getresponse()
-        data = answer.read()
-        assert answer.status < 300, data
-        return json.loads(data)["data"]
+    def new_api(self) -> Api:
+        return Api(self.port, self.token)
 
     def look(self, name: str, path: str = "/") -> bytes:
         """What a visitor of the environment gets."""

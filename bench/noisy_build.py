@@ -6,6 +6,12 @@ both. What the machine itself does to visitors while processors are busy is meas
 processes that compute outside of any build, on those processors that builds run on, of the
 kernel's idle class, which gives way to all others at once. Needs root: builds and site host are
 users of their own, with control groups.
+
+One visit of a hundred is three a second, so that whatever happens as often is what is measured. So
+the bench itself does nothing meanwhile but visit: whoever starts the hogs waits for each one's end
+at an answer that control holds, and a window begins when they run, since begun they are once in a
+quarter of an hour. The visitor stands for somebody elsewhere: no processor is waited for by it, in
+windows of both kinds, but by the site host and the site.
 """
 
 from __future__ import annotations
@@ -20,17 +26,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from bench.daemon import Daemon
+from bench.daemon import Api, Daemon
+from hooks.builds.phase import PROGRESS, Phase
 
 SLOTS = 2  # as the settings have it
 PROCESSORS_FREE = 1  # likewise
 ROUNDS = 8
 WINDOW_S = 3.0
 PAUSE_S = 0.002  # between two visits: some 300 a second
-ASK_EVERY_S = 0.2  # how the builds stand: control is not to be what is measured
+ASK_EVERY_S = 0.05  # whether the builds begin, before a window
+SETTLE_S = 0.5  # what begins them is over by then
 TARGET = 1.2
 FLOOR = "no build, an idle class"
 HOGS = {
@@ -105,41 +114,55 @@ def wait_until_live(daemon: Daemon) -> None:
 
 
 class Hogs:
-    """Builds of some sites, started again and again. Their thread alone asks the API meanwhile."""
+    """Builds of some sites, started again and again. Nothing is asked while they run."""
 
     def __init__(self, daemon: Daemon, sites: list[str]) -> None:
         self._daemon = daemon
         self._sites = sites
         self._stopped = threading.Event()
-        self._begun = threading.Event()
+        self._begun = threading.Semaphore(0)
         self.ended_count = 0
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._run)
-        thread.start()
-        assert self._begun.wait(30), "the builds do not begin"
+        threads = [threading.Thread(target=self._run, args=(site,)) for site in self._sites]
+        for thread in threads:
+            thread.start()
         try:
+            for _ in threads:
+                assert self._begun.acquire(timeout=30), "the builds do not begin"
+            time.sleep(SETTLE_S)
             yield
         finally:
             self._stopped.set()
-            thread.join()
+            for thread in threads:
+                while thread.is_alive():  # it may begin one more
+                    end_builds(self._daemon)
+                    thread.join(0.1)
 
-    def _run(self) -> None:
-        api = self._daemon.api
-        jobs: dict[str, str] = {}
-        while not self._stopped.wait(ASK_EVERY_S):
-            states = {
-                site: api("GET", f"/jobs/{job_id}")["status"] for site, job_id in jobs.items()
-            }
-            if len(states) == len(self._sites) and set(states.values()) == {"running"}:
-                self._begun.set()
-            for site in self._sites:
-                if states.get(site) not in ("queued", "running"):
-                    self.ended_count += site in states
-                    job = api("POST", f"/sites/{site}/environments/production/builds")
-                    jobs[site] = job["id"]
-        end_builds(self._daemon)
+    def _run(self, site: str) -> None:
+        with closing(self._daemon.new_api()) as api:
+            job = self._begin(api, site)
+            while not has_begun(api("GET", f"/jobs/{job}")):
+                time.sleep(ASK_EVERY_S)
+            self._begun.release()
+            while True:
+                while api("GET", f"/jobs/{job}?wait=60")["status"] in ("queued", "running"):
+                    pass
+                if self._stopped.is_set():
+                    return
+                self.ended_count += 1
+                job = self._begin(api, site)
+
+    def _begin(self, api: Api, site: str) -> str:
+        job = api("POST", f"/sites/{site}/environments/production/builds")
+        return str(job["id"])
+
+
+def has_begun(job: dict[str, Any]) -> bool:
+    """Say whether its command runs, or did."""
+    progress = job["progress"] or 0
+    return progress >= PROGRESS[Phase.BUILD] or job["status"] not in ("queued", "running")
 
 
 def end_builds(daemon: Daemon) -> None:
@@ -166,8 +189,18 @@ def idle_class() -> Iterator[None]:
         yield
 
 
+def be_elsewhere() -> None:
+    """Let this process wait for no processor: a visitor has one of their own, on another machine.
+
+    It goes before all others, in all windows alike, on a processor that builds do not run on.
+    """
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+
+
 def visit(sites_port: int) -> dict[str, list[float]]:
     """Visit the sites in turn for a while; returns seconds by site. For a process of its own."""
+    be_elsewhere()
     took_s: dict[str, list[float]] = {site: [] for site in SITES}
     connection = http.client.HTTPConnection("127.0.0.1", sites_port, timeout=60)
     end = time.perf_counter() + WINDOW_S
