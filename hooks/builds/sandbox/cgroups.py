@@ -155,7 +155,7 @@ class Groups:
         self._locks = tuple(locks)  # open as long as this process lives
         self._numbers = itertools.count(1)
         self._ended: list[Group] = []
-        self._share: ProcessorShare | None = None
+        self.share: ProcessorShare | None = None
 
     @classmethod
     def prepare(
@@ -198,7 +198,7 @@ class Groups:
         group = Group(
             {key: path / name for key, path in self._folders.items()},
             version=self.version,
-            share=self._share if is_background else None,
+            share=self.share if is_background else None,
         )
         for folder in set(self._folders.values()):
             (folder / name).mkdir()
@@ -227,7 +227,7 @@ class Groups:
                 weigh(folder, weight, version=self.version)
             if outside != folder.parent or _is_top(outside):
                 # Else it is alone there, in a unit of its own: idle beside nobody.
-                self._share = ProcessorShare.open(
+                self.share = ProcessorShare.open(
                     folder,
                     weight,
                     version=self.version,

@@ -66,6 +66,8 @@ class ProcessorShare:
         self._weighing = weighing
         self._weight = weight
         self._orders = orders
+        self.keeper_pid = 0
+        """Known once it was started."""
         os.set_blocking(orders, False)
 
     @classmethod
@@ -128,6 +130,7 @@ class ProcessorShare:
         finally:
             gc.unfreeze()
         if child_pid != 0:
+            self.keeper_pid = child_pid
             return
         try:
             Path("/proc/self/comm").write_text(KEEPER_NAME)

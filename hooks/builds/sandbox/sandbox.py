@@ -27,6 +27,7 @@ from hooks.builds.sandbox.cgroups import Group, Groups
 from hooks.builds.sandbox.limits import Limit
 from hooks.builds.sandbox.listener import listen_inside
 from hooks.builds.sandbox.namespace import Init, Status, end_named
+from hooks.builds.sandbox.processors import Processors
 from hooks.builds.sandbox.spec import HOME_DIR, IN_MEMORY, SandboxSpec
 from hooks.builds.sandbox.watch import Watch
 from hooks.process import Process, adopt_orphans
@@ -41,6 +42,7 @@ BACKGROUND_OOM_SCORE = 500  # of 1000: when the machine's memory runs out, it is
 log = structlog.get_logger(__name__)
 
 _named = [BWRAP.name]  # what sandboxes of this process are called in its list of processes
+_processors = Processors()
 _groups: list[Groups] = []  # where they get control groups: at most one place, or none
 
 
@@ -58,6 +60,15 @@ def keep_in_groups(
         log.warning("control_groups_unavailable", reason=str(error), instead="watching")
     else:
         log.info("control_groups_prepared", version=_groups[0].version)
+
+
+def leave_processors(count: int) -> None:
+    """Leave so many processors to others, as a sandbox does: this process, and its keeper.
+
+    One is left to it. With 0 it has all again. Call it in the main thread.
+    """
+    share = _groups[0].share if _groups else None
+    _processors.leave(count, also=() if share is None else (share.keeper_pid,))
 
 
 def end_leftovers(folder: Path) -> int:
@@ -340,7 +351,7 @@ def _limit(pid: int, spec: SandboxSpec, *, has_group: bool) -> None:
         wanted[resource.RLIMIT_NPROC] = 2 * limits.process_count
         wanted[resource.RLIMIT_DATA] = limits.memory_bytes
     if limits.processors_free:
-        _leave_processors(pid, limits.processors_free)
+        os.sched_setaffinity(pid, _processors.but(limits.processors_free))
     for kind, value in wanted.items():
         if value is not None:
             hard = resource.getrlimit(kind)[1]
@@ -349,12 +360,6 @@ def _limit(pid: int, spec: SandboxSpec, *, has_group: bool) -> None:
     if spec.is_background:
         os.setpriority(os.PRIO_PROCESS, pid, max(BACKGROUND_NICE, os.nice(0)))
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(BACKGROUND_OOM_SCORE))
-
-
-def _leave_processors(pid: int, count: int) -> None:
-    """Keep a process off so many of those that this one may run on; one is left to it."""
-    processors = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(pid, processors[min(count, len(processors) - 1) :])
 
 
 async def _begun(outer: Process, status: Status) -> int | None:

@@ -162,6 +162,7 @@ async def _build_for_ever(config: BuilderConfig) -> None:
             pause_s = RETRY_FIRST_S
             if lease is not None:
                 build = _Build(control.job(lease), config, versions, kept)
+                sandbox.leave_processors(build.limits.processors_free)
                 await _run_build(build, sweeper)
 
 

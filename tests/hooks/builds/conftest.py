@@ -515,9 +515,10 @@ IS_ROOT = os.geteuid() == 0
 sys.addaudithook(on_event)
 to_text = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 structlog.configure(processors=to_text)
-socket, scratch, uid = sys.argv[1:]
+socket, scratch, uid, weight = sys.argv[1:]
 ids = int(uid) if uid else None
-main(BuilderConfig(Path(socket), Path(scratch), uid=ids, gid=ids))
+weight = int(weight) if weight else None
+main(BuilderConfig(Path(socket), Path(scratch), uid=ids, gid=ids, cpu_weight=weight))
 """
 
 
@@ -535,7 +536,7 @@ asyncio.BaseEventLoop.time = lambda _: stopped_at[0] if stopped_at else time.mon
 class Slot:
     """A builder slot: the real process. One that `has_clock` can be told to let no timer go off."""
 
-    def __init__(self, control, scratch, through=(), *, has_clock=False):
+    def __init__(self, control, scratch, through=(), *, has_clock=False, cpu_weight=""):
         self.scratch = scratch
         uid = "" if UID is None else str(UID)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
@@ -549,6 +550,7 @@ class Slot:
                 str(control.socket),
                 str(scratch),
                 uid,
+                str(cpu_weight),
             ],
             cwd="/",
             env={**os.environ, "PYTHONPATH": IMPORTS, "SECRET_OF_CONTROL": "leakme"},

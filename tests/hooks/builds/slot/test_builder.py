@@ -11,10 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from hooks.builds.profiles.runtimes import MACHINE_PATH
+from hooks.builds.sandbox.processor_share import KEEPER_NAME
 
 SLOT = """
 import sys
@@ -482,6 +484,21 @@ async def test_commands_leave_a_processor_to_others_unless_they_need_not(
 ):
     job = await control.build(site("mkdir dist; nproc > dist/a; cat dist/a"), limits=limits)
     assert job.stage("build")[1:] == [str(max(1, len(os.sched_getaffinity(0)) - left))]
+
+
+@pytest.mark.root
+async def test_slot_and_its_keeper_leave_a_processor_to_others_as_commands_do(control, start_slot):
+    slot = start_slot(cpu_weight=10)
+    everything = sorted(os.sched_getaffinity(0))
+    for count, left in ((1, everything[1:] or everything), (0, everything)):
+        job = await control.build(site("true"), limits={"processors_free_min": count})
+        assert job.outcome["error"]["code"] == "build.output_missing"
+        tasks = Path(f"/proc/{slot.process.pid}/task")
+        children = (tasks / str(slot.process.pid) / "children").read_text().split()
+        names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in children]
+        keeper = int(children[names.index(KEEPER_NAME)])
+        for thread in (keeper, *(int(task.name) for task in tasks.iterdir())):
+            assert sorted(os.sched_getaffinity(thread)) == left
 
 
 @pytest.mark.parametrize(
