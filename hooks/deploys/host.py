@@ -43,7 +43,7 @@ from hooks.deploys.serving import Serving
 from hooks.deploys.state import HostFolder
 from hooks.deploys.traffic import make_server
 from hooks.deploys.wire import DesiredMessage, LogWanted
-from hooks.process import drop_privileges
+from hooks.process import drop_privileges, take_short_turns
 from storage.reader import StoreReader
 from storage.sealing import Vault
 from storage.trust_memory import TrustMemory
@@ -108,6 +108,7 @@ def main(config: HostConfig) -> None:
     _prepare_groups(config)
     if config.uid is not None:
         drop_privileges(config.uid, config.gid if config.gid is not None else config.uid)
+    take_short_turns()
     warn_of_few_watches(config.web_limits.memory_bytes)
     with asyncio.Runner(loop_factory=_sparing_loop) as runner:
         runner.run(run_host(config, listener=listener))

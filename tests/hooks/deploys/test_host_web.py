@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import itertools
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,33 @@ async def test_a_web_release_is_started_and_served(shelf, control, host, visitor
         "switch",
     ]
     print(report.timings)
+
+
+def turn_ns(pid):
+    """How long a turn on the processor a process has; 0 where the kernel does not tell."""
+    attributes = ctypes.create_string_buffer(56)
+    number = {"x86_64": 315, "aarch64": 275}[os.uname().machine]
+    assert ctypes.CDLL(None).syscall(number, pid, attributes, len(attributes), 0) == 0
+    return int.from_bytes(attributes[24:32], sys.byteorder)
+
+
+def below(pid):
+    """The processes that a process has started, and those that they have."""
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            yield int(child)
+            yield from below(child)
+
+
+async def test_host_and_web_processes_take_short_turns(shelf, control, host, wanted):
+    usual_ns = turn_ns(os.getpid())
+    if not usual_ns:
+        pytest.skip("the kernel grants no turns (before Linux 6.12)")
+    await control.roll(wanted(pin=shelf.put_web(app("one"))))
+    pids = [host.process.pid, *below(host.process.pid)]
+    assert len(pids) >= 3, "bubblewrap, and what it runs"
+    assert {turn_ns(pid) for pid in pids} == {100_000}
+    assert usual_ns > 100_000
 
 
 async def test_a_web_process_sees_its_release_its_data_and_nothing_else(
