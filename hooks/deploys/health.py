@@ -49,7 +49,8 @@ async def wait_until_healthy(
     those_held: ThoseHeld = frozenset,
     gives_up: bool = False,
 ) -> str | None:
-    """Ask again and again. None once it is healthy; otherwise, after `timeout_s`, why not.
+    """Ask again and again. None once it is healthy; otherwise, after `timeout_s`, why not: what was
+    wrong the last time, and with the last answer where there is none any more.
 
     `is_own` says whether listening sockets, by their inodes, are those of the process that was
     started: every site can listen on every port of the machine. Where nobody can be seen to listen,
@@ -61,16 +62,22 @@ async def wait_until_healthy(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     pauses = iter(FIRST_PAUSES_S + NEXT_PAUSES_S)
-    trouble = "it was never asked"
+    trouble, answered = "", ""
     elsewhere = _Elsewhere(port, those_held, patience_s=timeout_s / GIVES_UP_AFTER)
     while (left_s := deadline - loop.time()) > 0:
+        one = _Try(port, check)
         try:
             async with asyncio.timeout(min(TRY_TIMEOUT_S, left_s)):
-                trouble = await _ask(port, check)
+                trouble = await one.ask()
                 if not trouble:
                     trouble = await asyncio.to_thread(_strangers, port, is_own)
+            if trouble != _not_listening(port):
+                answered = trouble
         except TimeoutError:
-            trouble = "it did not answer in time"
+            is_cut_short = left_s < TRY_TIMEOUT_S  # by the deadline: that is no silence
+            listens_by_now = one.is_connected and not answered
+            if not is_cut_short or listens_by_now or not trouble:
+                trouble = _silence(check, answered)
         if not trouble:
             return None
         if trouble == _not_listening(port) and math.isfinite(timeout_s):  # nobody hears of it else
@@ -78,7 +85,9 @@ async def wait_until_healthy(
             if gives_up and elsewhere.is_certain:
                 break
         await asyncio.sleep(next(pauses, PAUSE_S))
-    return elsewhere.said if trouble == _not_listening(port) and elsewhere.said else trouble
+    if trouble == _not_listening(port) and elsewhere.said:
+        return elsewhere.said
+    return trouble or "it was never asked"
 
 
 class _Elsewhere:
@@ -112,6 +121,13 @@ def _not_listening(port: int) -> str:
     return f"nothing listens on port {port} ($PORT)"
 
 
+def _silence(check: HealthCheck, answered: str) -> str:
+    """Say that it listens and does not answer, and what was wrong when it last did."""
+    asked = f" GET {check.path}" if check.path is not None else ""
+    before = f"; before that, {answered}" if answered else ""
+    return f"it did not answer{asked} in time{before}"
+
+
 def _strangers(port: int, is_own: Callable[[Collection[int]], bool]) -> str:
     """Say what is wrong with who listens on `port`, or nothing. Blocking."""
     try:
@@ -136,20 +152,30 @@ async def first_answer(port: int, check: HealthCheck) -> int | None:
     return None
 
 
-async def _ask(port: int, check: HealthCheck) -> str:
-    """Ask once; return what is wrong, or nothing."""
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return _not_listening(port)
-    if check.path is None:
-        await _close(writer)
-        return ""
-    try:
-        status_line = await _get(check.path, check.host, reader, writer)
-    except (OSError, ValueError):
-        return f"it broke off the answer to GET {check.path}"
-    return _judge(status_line, check.path)
+@dataclass(slots=True)
+class _Try:
+    """One question, and whether it reached anybody."""
+
+    port: int
+    check: HealthCheck
+    is_connected: bool = False
+
+    async def ask(self) -> str:
+        """Ask once; return what is wrong, or nothing."""
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            return _not_listening(self.port)
+        self.is_connected = True
+        path = self.check.path
+        if path is None:
+            await _close(writer)
+            return ""
+        try:
+            status_line = await _get(path, self.check.host, reader, writer)
+        except (OSError, ValueError):
+            return f"it broke off the answer to GET {path}"
+        return _judge(status_line, path)
 
 
 async def _get(

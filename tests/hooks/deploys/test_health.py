@@ -11,6 +11,7 @@ import time
 import pytest
 
 from hooks.builds.sandbox.namespace import Init
+from hooks.deploys import health
 from hooks.deploys import listeners as kernel
 from hooks.deploys.elsewhere import addresses
 from hooks.deploys.health import HealthCheck, wait_until_healthy
@@ -149,6 +150,52 @@ async def test_a_number_of_thousands_of_digits_is_no_status():
         check = HealthCheck("/up", host="a.localhost")
         assert await wait_until_healthy(port, check, timeout_s=60, is_own=lambda _: True) is None
     assert next(statuses, None) is None, "the first was taken for one"
+
+
+@pytest.mark.parametrize(
+    ("try_timeout_s", "said"),
+    [
+        (health.TRY_TIMEOUT_S, "it answered GET /up with status 503"),
+        (
+            0.2,
+            "it did not answer GET /up in time; before that, it answered GET /up with status 503",
+        ),
+    ],
+)
+async def test_what_it_answered_last_is_said_where_it_answers_no_more(
+    monkeypatch, try_timeout_s, said
+):
+    """The last try is cut short by the end of the time: that is no silence."""
+    monkeypatch.setattr(health, "TRY_TIMEOUT_S", try_timeout_s)
+    statuses = iter([b"500", b"503"])
+    is_over = asyncio.Event()
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        if status := next(statuses, None):
+            writer.write(b"HTTP/1.1 %b No\r\n\r\n" % status)
+        else:
+            await is_over.wait()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        check = HealthCheck("/up", host="a.localhost")
+        trouble = await wait_until_healthy(port, check, timeout_s=1.5, is_own=lambda _: True)
+        is_over.set()
+    assert trouble == said
+
+
+async def test_who_listens_and_never_answers_is_not_said_to_listen_nowhere(listen):
+    port = free_port()
+    check = HealthCheck("/up", host="a.localhost")
+    waiting = asyncio.ensure_future(
+        wait_until_healthy(port, check, timeout_s=2, is_own=lambda _: True)
+    )
+    await asyncio.sleep(0.1)
+    listen("127.0.0.1", port)
+    assert await waiting == "it did not answer GET /up in time"
 
 
 async def test_a_process_holds_its_own_sockets_and_never_none(listen):
