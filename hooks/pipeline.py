@@ -34,6 +34,8 @@ from storage.model import (
     Artifact,
     Environment,
     Job,
+    JobType,
+    Release,
     SiteArtifact,
     Trigger,
 )
@@ -192,13 +194,34 @@ class Pipeline:
                 raise InvalidRequestError(
                     f"{source.slug} cannot be promoted onto itself.", param="to_env"
                 )
-            running = releases.current(changes.db, source.id)
-            if running is None:
-                raise RefusedError(
-                    "environment.nothing_running",
-                    f"Nothing runs on {source.slug} yet: push to it or deploy an artifact first.",
-                )
+            running = _running(changes.db, source)
             order = again(changes.db, running, target, Trigger.PROMOTE, actor)
+            return queue_deployment(changes, order)[1]
+
+        return await once(self._jobs, claim, "job", 202, change, _job)
+
+    async def start_restart(
+        self, environment: Environment, actor: ActorRef, *, claim: Claim | None = None
+    ) -> Made[Job]:
+        """Queue a roll of what runs once more: its programs begin anew, with what is set now.
+
+        Raises:
+            NotFoundError: The environment is gone.
+            RefusedError: `environment.nothing_running`, `artifact.revoked`, and
+                `deployment.under_way`: behind something newer it would take that away again.
+        """
+
+        def change(changes: JobChanges) -> Job:
+            named.expect(changes.db, environment)
+            for job in job_rows.unfinished_of(changes.db, environment.id):
+                if job.type is JobType.DEPLOYMENT_ROLL:
+                    raise RefusedError(
+                        "deployment.under_way",
+                        f"{job.resource_id} is on its way to {environment.slug}: its program "
+                        f"begins anew by that. Its job is {job.id}.",
+                    )
+            running = _running(changes.db, environment)
+            order = again(changes.db, running, environment, Trigger.DEPLOY, actor)
             return queue_deployment(changes, order)[1]
 
         return await once(self._jobs, claim, "job", 202, change, _job)
@@ -303,6 +326,16 @@ class Pipeline:
             return cancel_work(changes, job) or job
 
         return await self._jobs.commit(change)
+
+
+def _running(db: sqlite3.Connection, environment: Environment) -> Release:
+    running = releases.current(db, environment.id)
+    if running is None:
+        raise RefusedError(
+            "environment.nothing_running",
+            f"Nothing runs on {environment.slug} yet: push to it or deploy an artifact first.",
+        )
+    return running
 
 
 def _expired(artifact: Artifact) -> RefusedError:

@@ -63,6 +63,11 @@ class Deployments:
             )
         )
 
+    async def restart(self, call: Call[NoQuery, NoBody]) -> Reply:
+        return accepted(
+            await self._pipeline.start_restart(call.environment, call.actor.ref, claim=call.claim)
+        )
+
     async def promote(self, call: Call[NoQuery, PromotionBody]) -> Reply:
         return accepted(
             await self._pipeline.start_promotion(

@@ -713,6 +713,17 @@ def deployments_table(deployments: Deployments) -> tuple[Endpoint, ...]:
         ),
         Endpoint(
             "POST",
+            ENVIRONMENT + "/restart",
+            deployments.restart,
+            "Roll what runs here once more",
+            scope="deployments:write",
+            answer=answers.Job,
+            status=202,
+            is_creating=True,
+            errors=("environment.nothing_running", "deployment.under_way", "artifact.revoked"),
+        ),
+        Endpoint(
+            "POST",
             ENVIRONMENT + "/promote",
             deployments.promote,
             "Roll what runs here onto another environment",

@@ -390,6 +390,12 @@ ROWS = (
     ),
     ErrorCode(
         CONFLICT,
+        "deployment.under_way",
+        "A deployment is on its way to the environment: its program begins anew by that.",
+        "Wait for its job, which the message names; restart it then if that is still wanted.",
+    ),
+    ErrorCode(
+        CONFLICT,
         "artifact.expired",
         "The artifact is not kept any more: nothing runs it, and it is neither recent nor pinned.",
         "Pin it to bring it back, as long as that is possible; else build its commit again.",

@@ -8,7 +8,6 @@ from gitd.cli.answers import Fields, Job, as_fields, text_at
 from gitd.cli.client import Api
 from gitd.cli.exits import CliError, ExitCode, RefusedError
 from gitd.cli.options import (
-    LIST_ITEMS,
     Following,
     ListGroup,
     Place,
@@ -122,23 +121,9 @@ def restart(
     session: Session, place: Place, following: Following, idempotency_key: str, *, wait: bool
 ) -> ExitCode:
     """Roll what runs on an environment once more, so that its program begins anew, with no gap."""
-    path = place.endpoint("deployments")
-    _expect_no_roll(session.api, place)
-    release = current_release(session.api, place)
-    if release is None:
-        raise _nothing_runs(session.api, place)
-    body = {"artifact_id": text_at(release, "artifact_id")}
-    job = Job.of(session.api.post(path, body, idempotency_key=idempotency_key))
+    path = place.endpoint("restart")
+    job = Job.of(session.api.post(path, idempotency_key=idempotency_key))
     return started(session, job, wait=wait, following=following)
-
-
-def _expect_no_roll(api: Api, place: Place) -> None:
-    """Refuse to roll what runs behind something newer, which it would take away again."""
-    for deployment in api.some(place.endpoint("deployments"), LIST_ITEMS).items:
-        if text_at(deployment, "status") in ("queued", "running"):
-            follow = f"mf jobs wait {text_at(deployment, 'job_id')}"
-            message = f"{text_at(deployment, 'id')} is on its way to {place.env}: its program"
-            raise api.refusal(409, "request.conflict", f"{message} begins anew by that. {follow}")
 
 
 def _running(session: Session, place: Place, *, is_needed: bool) -> Fields | None:

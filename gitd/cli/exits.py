@@ -50,6 +50,7 @@ ADVICE = {
     "environment.not_found": "`mf env list --site SITE` shows the environments of a site.",
     "environment.ambiguous": "Name one of them by its slug.",
     "environment.nothing_running": "Push to it, or `mf deploy` an artifact onto it, first.",
+    "deployment.under_way": "`mf jobs wait JOB` follows that; restart then, if still needed.",
     "ref.not_found": "Push it first; `git ls-remote` shows the branches and tags that are there.",
     "artifact.not_found": "`mf artifacts --site SITE --env ENV` shows what can be deployed.",
     "release.no_previous": "`mf releases --site SITE --env ENV` shows what there is to go back to.",

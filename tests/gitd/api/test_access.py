@@ -146,6 +146,7 @@ async def test_client_cannot_speak_for_the_proxy_in_front(service, acme) -> None
         ("GET", "{env}/deployments", "deployments:read", "jobs:read"),
         ("GET", "{env}/deployments/x", "deployments:read", "jobs:read"),
         ("POST", "{env}/deployments/x/rollback", "deployments:write", "deployments:read"),
+        ("POST", "{env}/restart", "deployments:write", "deployments:read"),
         ("POST", "{env}/promote", "deployments:write", "deployments:read"),
         ("GET", "{env}/releases", "deployments:read", "jobs:read"),
         ("GET", "/v1/jobs", "jobs:read", "deployments:admin"),

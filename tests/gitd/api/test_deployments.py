@@ -254,6 +254,44 @@ async def test_promotion_refusals_have_their_codes(service, acme) -> None:
     assert (heard.status, heard.code) == (400, "request.invalid")
 
 
+async def test_restart_rolls_what_runs_once_more_and_a_retry_is_that_same_restart(
+    service, acme
+) -> None:
+    """Contract §2 "Idempotency": also while it rolls, and after something newer has."""
+    await acme.release(b"one")
+    second = await acme.release(b"two")
+    with_key = {"headers": {"Idempotency-Key": "k1"}}
+    first = await service.post(f"{acme.production}/restart", **with_key)
+    assert (first.status, first.data["type"]) == (202, "deployment.roll")
+    retried = await service.post(f"{acme.production}/restart", **with_key)
+    assert (retried.status, retried.data["id"]) == (202, first.data["id"])
+    await service.serve(await acme.env_id("production"))
+    release = (await service.get(f"{acme.production}/releases")).data[0]
+    assert (release["artifact_id"], release["trigger"]) == (second["artifact_id"], "deploy")
+    assert release["id"] != second["id"]
+    await acme.release(b"three")
+    retried = await service.post(f"{acme.production}/restart", **with_key)
+    assert (retried.status, retried.data["id"]) == (202, first.data["id"])
+    assert retried.data["status"] == "succeeded"
+    assert len((await service.get(f"{acme.production}/deployments")).data) == 4
+
+
+async def test_restart_takes_nothing_newer_away(service, acme) -> None:
+    """What runs by now would be rolled behind it, or in its place."""
+    heard = await service.post(f"{acme.production}/restart")
+    assert (heard.status, heard.code) == (409, "environment.nothing_running")
+    release = await acme.release(b"one")
+    body = {"artifact_id": release["artifact_id"]}
+    rolling = (await service.post(f"{acme.production}/deployments", body)).data
+    heard = await service.post(f"{acme.production}/restart")
+    assert (heard.status, heard.code) == (409, "deployment.under_way")
+    assert rolling["id"] in heard.body["error"]["message"]
+    await service.serve(await acme.env_id("production"))
+    service.commit(acme.id, {"index.html": b"two"})
+    await service.post(f"{acme.production}/builds", {"deploy": True})  # not on its way there yet
+    assert (await service.post(f"{acme.production}/restart")).status == 202
+
+
 async def test_failed_roll_leaves_the_prior_release_current(service, acme) -> None:
     first = await acme.release(b"one")
     service.commit(acme.id, {"index.html": b"two"})
@@ -368,6 +406,7 @@ async def test_artifact_says_nothing_of_another_site_that_made_the_same(
         ("builds", {"ref": "main"}),
         ("deployments", {"artifact_id": "art_00000000000000000000000000"}),
         ("promote", {"to_env": "production"}),
+        ("restart", {}),
         ("deployments/dep_0/rollback", {}),
     ],
 )

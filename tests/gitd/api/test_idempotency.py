@@ -145,6 +145,7 @@ async def test_every_creating_post_takes_a_key(service, acme) -> None:
         (f"{acme.production}/builds", None),
         (f"{acme.production}/deployments", {"artifact_id": release["artifact_id"]}),
         (f"{acme.production}/deployments/{second['deployment_id']}/rollback", None),
+        (f"{acme.staging}/restart", None),
         (f"{acme.staging}/promote", {"to_env": "production"}),
     )
     for number, (path, body) in enumerate(posts):
