@@ -119,6 +119,15 @@ class StrangeAnswerError(UnreachableError):
         return "client.strange_answer"
 
 
+def fields_of(error: click.ClickException) -> dict[str, object]:
+    """What `--json` prints of an error: wrong usage too, where nobody was asked."""
+    if isinstance(error, CliError):
+        return error.fields()
+    code = "client.usage" if isinstance(error, click.UsageError) else "client.failed"
+    message = printable(" ".join(error.format_message().split()))
+    return {"error": {"type": "client", "code": code, "message": message}}
+
+
 def _advice(envelope: Mapping[str, object], error: Mapping[str, object]) -> list[str]:
     named = _SCOPE.search(str(error.get("message") or ""))
     scope = named[0] if named else "SCOPE"

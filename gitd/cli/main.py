@@ -6,6 +6,7 @@ imported where it is needed.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 
@@ -95,9 +96,14 @@ def main() -> None:
 
 
 def run(session: Session) -> int:
+    arguments = sys.argv[1:]
     try:
-        return int(mf.main(prog_name="mf", obj=session, standalone_mode=False) or ExitCode.OK)
+        ended = mf.main(arguments, prog_name="mf", obj=session, standalone_mode=False)
+        return int(ended or ExitCode.OK)
     except click.ClickException as error:
+        # What cannot be parsed ends the command before it knows its own options.
+        options = itertools.takewhile(lambda each: each != "--", arguments)
+        session.as_json = session.as_json or "--json" in options
         session.report(error)
         return error.exit_code
     except click.Abort:

@@ -11,7 +11,7 @@ import click
 
 from gitd.cli import checkout
 from gitd.cli.client import Api, is_loopback, server_url
-from gitd.cli.exits import CliError, report
+from gitd.cli.exits import fields_of, report
 from gitd.terminal import printable
 
 DEFAULT_URL = "http://127.0.0.1:8080"  # where an embedded `gitd serve` listens
@@ -127,8 +127,8 @@ class Session:
 
     def report(self, error: click.ClickException) -> None:
         """Say why the command ends, in the form that was asked for."""
-        if self.as_json and isinstance(error, CliError):
-            click.echo(json.dumps(error.fields()), err=True)
+        if self.as_json:
+            click.echo(json.dumps(fields_of(error)), err=True)
         else:
             report(error)
 

@@ -59,6 +59,32 @@ def test_refusal_with_json_leaves_the_output_empty(mf, peer) -> None:
     assert said["request_id"].startswith("req_")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("jobs", "show", "--json"), "Missing argument 'JOB"),
+        (("jobs", "show", "job_1", "--jsn", "--json"), "--jsn"),
+        (("sites", "--limit", "x", "--json"), "'x' is not a valid integer"),
+        (("moon", "--json"), "No such command 'moon'."),
+        (("variables", "set", "A=1", "b", "--json", *PLACE), "b is no NAME=VALUE"),
+        (("audit", "verify", "/nowhere", "--json"), "No such file or directory"),
+    ],
+)
+def test_wrong_usage_with_json_is_json_too(mf, peer, arguments, said) -> None:
+    ran = mf(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    error = json.loads(ran.err)["error"]
+    assert (error["type"], error["code"]) == ("client", "client.usage")
+    assert said in error["message"]
+    assert peer.seen == []
+
+
+def test_words_behind_the_options_ask_for_no_json(mf) -> None:
+    ran = mf("jobs", "show", "job_1", "--jsn", "--", "--json")
+    assert ran.code == 2
+    assert ran.err.startswith("Usage: ")
+
+
 def test_wrong_key_says_where_keys_come_from(mf, peer) -> None:
     peer.on("GET", "/v1/sites", peer.refusal(401, "authentication.invalid_key", "No."))
     ran = mf("sites")
