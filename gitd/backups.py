@@ -181,7 +181,7 @@ def _say_taken(taken: Taken, root: Path, took_s: float) -> None:
 
     facts = taken.facts
     click.echo(f"backup {facts.name} of {root}")
-    click.echo(f"{facts.sites:>8} sites, {facts.artifacts} artifacts, {facts.files} files")
+    click.echo(_what_is_in(facts))
     new, whole = size_in_words(facts.new_bytes), size_in_words(facts.size_bytes)
     click.echo(f"{new:>8} new of {whole}, in {took_s:.1f} s")
     for name in taken.pruned:
@@ -193,6 +193,13 @@ def _say_taken(taken: Taken, root: Path, took_s: float) -> None:
     if facts.audit_head is not None:
         click.echo(f"the audit log's head is {facts.audit_head}")
     click.echo(f"digest {taken.digest}")
+
+
+def _what_is_in(facts: Facts) -> str:
+    from storage.counted import counted
+
+    sites, artifacts = counted(facts.sites, "site", width=8), counted(facts.artifacts, "artifact")
+    return f"{sites}, {artifacts}, {counted(facts.files, 'file')}"
 
 
 def _taken_as_json(taken: Taken) -> dict[str, object]:
@@ -227,8 +234,8 @@ def _left_out(facts: Facts) -> list[str]:
         found.append("the root key is not in it: it is kept elsewhere. Know where.")
     if facts.variables_key in ("left_out", "elsewhere"):
         found.append(
-            f"variables.key is not in it: without it {facts.sealed} sealed values of variables and"
-            " secrets cannot be opened again, and have to be set anew."
+            "variables.key is not in it: without it sealed values of variables and secrets"
+            f" ({facts.sealed}) cannot be opened again, and have to be set anew."
         )
     found.append("what web processes keep in /data is not in it: see docs/backup.md.")
     return found
@@ -249,6 +256,7 @@ def _facts_as_json(facts: Facts, digest: str | None) -> dict[str, object]:
 def _list(destination: Destination, *, as_json: bool) -> None:
     from hooks.clock import rfc3339
     from storage.backup.verify import listed
+    from storage.counted import counted
     from storage.room import size_in_words
 
     found = listed(destination)
@@ -259,9 +267,9 @@ def _list(destination: Destination, *, as_json: bool) -> None:
         keys = "with keys" if facts.signing_key == "included" else "without keys"
         new, whole = size_in_words(facts.new_bytes), size_in_words(facts.size_bytes)
         click.echo(
-            f"{facts.name}  {rfc3339(facts.made_at)}  {facts.sites} sites, "
-            f"{facts.artifacts} artifacts, {whole} ({new} new), {keys}"
-            + (f", {facts.damaged} damaged parts left out" if facts.damaged else "")
+            f"{facts.name}  {rfc3339(facts.made_at)}  {counted(facts.sites, 'site')}, "
+            f"{counted(facts.artifacts, 'artifact')}, {whole} ({new} new), {keys}"
+            + (f", {counted(facts.damaged, 'damaged part')} left out" if facts.damaged else "")
         )
     if not found:
         click.echo("There is no backup.")
@@ -290,10 +298,12 @@ def _verified_as_json(item: Verified) -> dict[str, object]:
 
 
 def _say_verified(item: Verified) -> None:
+    from storage.counted import counted
+
     for fault in item.faults:
         click.echo(f"WRONG: backup {item.name}: {fault}")
     if item.facts is not None and not item.faults:
-        click.echo(f"{item.name} is whole: {item.facts.files} files, {item.digest}")
+        click.echo(f"{item.name} is whole: {counted(item.facts.files, 'file')}, {item.digest}")
 
 
 # -- restoring ------------------------------------------------------------------------------------
@@ -311,18 +321,21 @@ def _restored_as_json(restored: Restored) -> dict[str, object]:
 
 
 def _say_restored(restored: Restored, root: Path) -> None:
+    from storage.counted import counted
+
     facts = restored.facts
     click.echo(f"{root} is as the backup {facts.name} was, every byte checked:")
-    click.echo(f"{facts.sites:>8} sites, {facts.artifacts} artifacts, {facts.files} files")
+    click.echo(_what_is_in(facts))
     if restored.interrupted:
-        click.echo(f"{restored.interrupted:>8} jobs ran at that moment, and count as failed")
+        one, many = "job ran at that moment, and counts", "jobs ran at that moment, and count"
+        click.echo(f"{counted(restored.interrupted, one, many, width=8)} as failed")
     if restored.forgotten_variables:
-        click.echo(
-            f"{restored.forgotten_variables:>8} values of variables and secrets are gone: set them"
-        )
+        one, many = "value of a variable or secret is", "values of variables and secrets are"
+        click.echo(f"{counted(restored.forgotten_variables, one, many, width=8)} gone: set again")
     if restored.webhooks_off:
+        one, many = "webhook is off, and tells", "webhooks are off, and tell"
         click.echo(
-            f"{restored.webhooks_off:>8} webhooks are off, and tell nothing of before; where this"
+            f"{counted(restored.webhooks_off, one, many, width=8)} nothing of before; where this"
             " is no copy: mf webhooks set ID --enabled"
         )
     if restored.signing_key_id:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from hooks.deploys.state import ReleaseFolder, release_folders
 from storage import copies
 from storage.check import Finding, check_store
 from storage.consequences import Consequence
+from storage.counted import counted
 from storage.digest import Digest
 from storage.errors import JobLogPositionError, RecordsError, StorageError
 from storage.git.check_processes import check_repositories
@@ -141,8 +143,8 @@ def rebuild_data(folder: DataFolder, records: Records, config: Config) -> str:
     """
     done = rebuild_index(open_beside(folder, records, room_of(folder, config)), records)
     return (
-        f"the index is made anew: of {done.trees} trees {done.changed} were known otherwise, "
-        f"{done.statements} statements are known again, {done.damaged} parts were found damaged"
+        f"the index is made anew: trees {done.trees}, of them known otherwise {done.changed}; "
+        f"statements known again {done.statements}; parts found damaged {done.damaged}"
     )
 
 
@@ -166,8 +168,8 @@ def copies_of(folder: DataFolder, records: Records) -> tuple[copies.Source, ...]
 def in_words(report: CheckReport) -> Iterator[str]:
     """The report, line by line, for people."""
     for name, count in report.counts.items():
-        yield f"{count:>8} {name}"
-    yield f"{len(report.quarantine):>8} files in quarantine"
+        yield counted(count, _one(name), name, width=8)
+    yield f"{counted(len(report.quarantine), 'file', width=8)} in quarantine"
     yield _scrub_in_words(report.scrub)
     if report.audit_head is not None:
         yield f"  audit: the head is {report.audit_head}"
@@ -183,8 +185,12 @@ def in_words(report: CheckReport) -> Iterator[str]:
             yield f"       to do: {finding.advice}"
     if len(report.findings) > SHOWN_COUNT_MAX:
         yield f"and {len(report.findings) - SHOWN_COUNT_MAX} more; --json has all"
-    count = len(report.findings)
-    yield "all well" if report.ok else f"{count} fault{'' if count == 1 else 's'}"
+    yield "all well" if report.ok else counted(len(report.findings), "fault")
+
+
+def _one(names: str) -> str:
+    """One of what a count's name says: `repository without a site`."""
+    return re.sub(r"(ie)?s\b", lambda found: "y" if found[1] else "", names, count=1)
 
 
 def _scrub_in_words(scrub: ScrubReport) -> str:
@@ -334,7 +340,7 @@ def _look_at_audit_log(records: Records, found: _Found) -> None:
     for fault in chain.faults:
         found.add("audit log", fault, consequence)
     if more := chain.fault_count - len(chain.faults):
-        found.add("audit log", f"and {more} more faults", consequence)
+        found.add("audit log", f"and {counted(more, 'more fault')}", consequence)
     found.counts["lines of the audit log"] = chain.count
     found.audit_head = chain.noted_head
     held = audit_log.ahead(records.reader(), now_ms())

@@ -12,6 +12,7 @@ from gitd.layout import DataFolder
 from gitd.stores import open_beside, retention_of, room_of
 from hooks.clock import rfc3339
 from storage.collect import Collected, Collector, Order
+from storage.counted import counted
 from storage.records import retention, sites
 from storage.records.damage import Damage
 from storage.records.db import Records
@@ -102,10 +103,10 @@ def in_words(report: CollectionReport) -> Iterator[str]:
         size = size_in_words(cache.size)
         yield f"evicted   cache {cache.profile} {cache.key}  {size}  {cache.site}: {cache.why}"
     for why, count in sorted(report.kept.items()):
-        yield f"{count:>8} artifacts kept: {why}"
-    yield f"{report.trees:>8} trees and {report.blobs} blobs"
+        yield f"{counted(count, 'artifact', width=8)} kept: {why}"
+    yield f"{counted(report.trees, 'tree', width=8)} and {counted(report.blobs, 'blob')}"
     if report.leftovers:
-        yield f"{report.leftovers:>8} leftover files"
+        yield counted(report.leftovers, "leftover file", width=8)
     verb = "would be freed" if report.dry_run else "freed"
     logical = size_in_words(report.logical)
     for line in report.stuck[:SHOWN_COUNT_MAX]:

@@ -296,7 +296,8 @@ def _tell_lost(lost: Sequence[Attestation]) -> None:
     if not lost:
         click.echo("No artifact rests on it.")
         return
-    click.echo(f"{len(lost)} of its statements prove nothing any more:")
+    does = "proves" if len(lost) == 1 else "prove"
+    click.echo(f"{len(lost)} of its statements {does} nothing any more:")
     for made_by in lost[:SHOWN_COUNT_MAX]:
         click.echo(f"  #{made_by.sequence}  {made_by.artifact_id}  of {made_by.build_id}")
     if len(lost) > SHOWN_COUNT_MAX:
@@ -318,6 +319,9 @@ def _tell_affected(name: str, affected: Sequence[Affected]) -> None:
 
 
 def _tell_resigned(done: Resigned) -> None:
-    click.echo(f"{done.count} statements were signed again, by the key that signs now.")
+    from storage.counted import counted
+
+    were = counted(done.count, "statement was", "statements were")
+    click.echo(f"{were} signed again, by the key that signs now.")
     for failure in done.failures:
         click.echo(f"NOT SIGNED: {failure}")

@@ -15,6 +15,7 @@ from hooks.hostnames import PlatformNames, served_names
 from hooks.jobs import Jobs, QueuePlace
 from hooks.key_reach import KeyReach
 from hooks.push import Building, Deleted, Effect, Failed, MadeDefault, NotDeployed, TornDown
+from storage.counted import counted
 from storage.joblog import Entry, LogLine
 from storage.model import (
     Build,
@@ -180,7 +181,7 @@ class PushNarrator:
         artifact = artifacts.get(self._jobs.records.reader(), artifact_id)
         if artifact is not None:
             size = size_in_words(artifact.size_bytes)
-            files = f"{artifact.files} file{'' if artifact.files == 1 else 's'}"
+            files = counted(artifact.files, "file")
             await listener.say(f"  artifact {artifact_id}: {files}, {size}, signed")
 
     async def _tell_live(self, effect: Building, job: Job, listener: Listener) -> None:
@@ -337,9 +338,8 @@ def shown(entry: Entry) -> str | None:
 
 def place_in_words(place: QueuePlace) -> str:
     """Where a build stands in the queue, and what it waits for."""
-    builds_before = "1 build" if place.before == 1 else f"{place.before} builds"
     if place.before:
-        words = f"{builds_before} before this one"
+        words = f"{counted(place.before, 'build')} before this one"
         return f"{words}; {place.behind} must end too" if place.behind else words
     if place.behind:
         return f"next, when {place.behind} has ended: it deploys there too, or builds the same"

@@ -23,6 +23,7 @@ from hooks.clock import rfc3339
 from hooks.environments import remove_environment
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs
+from storage.counted import counted
 from storage.git.errors import RepositoryError
 from storage.model import Environment
 from storage.records import previews, pushes
@@ -63,8 +64,8 @@ class PreviewLimits:
         if not self.count_max or count < self.count_max:
             return None
         return (
-            f"the site has {count} previews, as many as it may: delete branches or previews that "
-            "are done"
+            f"the site has {counted(count, 'preview')}, as many as it may: delete branches or "
+            "previews that are done"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from storage.counted import counted
 from storage.digest import Digest
 from storage.parts import Part, PartKind
 from storage.records import damage
@@ -65,7 +66,7 @@ def _line(hurt: Hurt) -> str:
     if hurt.running:
         said += f"; runs on {', '.join(hurt.running)}"
     if hurt.releases:
-        said += f"; {hurt.releases} release{'s' if hurt.releases > 1 else ''}"
+        said += f"; {counted(hurt.releases, 'release')}"
     return said
 
 

@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from storage.counted import counted
 from storage.envelope import subject_digest
 from storage.errors import CollectionRefusedError, StorageError
 from storage.files import Remover, is_draft, mapped_errors, remove_draft
@@ -175,7 +176,7 @@ def _doubt(
     db = records.reader()
     if lost := sum(one.is_lost(db) for one in proofs):
         return (
-            f"the records have lost {lost} statements that lie in the store, of builds that they "
+            f"the records have lost {counted(lost, 'statement')} in the store, of builds that they "
             "know. No file without a row was removed. Run gitd check --rebuild-index."
         )
     if is_forced:
@@ -184,7 +185,9 @@ def _doubt(
     if strangers_count > FUSE_COUNT_MIN and strangers_count > FUSE_SHARE * count:
         found_wrong = f"no row knows {strangers_count} of {count} files in the store"
     elif unknown := sum(one.is_unknown(db) for one in proofs):
-        found_wrong = f"the store has {unknown} signed artifacts that the records never knew"
+        found_wrong = (
+            f"the store has {counted(unknown, 'signed artifact')} that the records never knew"
+        )
     else:
         return None
     return (

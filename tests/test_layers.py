@@ -27,7 +27,7 @@ MAY_IMPORT = {
 CLOSED = {
     "gitd.cli": {
         *("gitd.cli", "gitd.command_groups", "gitd.terminal", "gitd.durations", "gitd.families"),
-        *("storage.proof", "storage.errors", "storage.audit_chain"),
+        *("storage.proof", "storage.errors", "storage.audit_chain", "storage.counted"),
     },
     "gitd.git": {
         *("gitd.git", "gitd.terminal", "gitd.config", "gitd.errors"),

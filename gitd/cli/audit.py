@@ -71,6 +71,7 @@ def verify_log(session: Session, *, file: Path, heads: tuple[str, ...], partial:
     cut off is found by that alone. Of a head from before the first line nobody can tell.
     """
     from storage.audit_chain import check_lines, in_order
+    from storage.counted import counted
     from storage.errors import AuditLogInvalidError
 
     try:
@@ -92,9 +93,11 @@ def verify_log(session: Session, *, file: Path, heads: tuple[str, ...], partial:
     }
 
     def tell() -> None:
-        click.echo(f"{file}: {found.count} lines are as they were written.")
+        are = counted(found.count, "line is as it was", "lines are as they were")
+        click.echo(f"{file}: {are} written.")
         if found.missing:
-            click.echo(f"{found.missing} lines between them are not in it.")
+            are = counted(found.missing, "line between them is", "lines between them are")
+            click.echo(f"{are} not in it.")
         for note in found.notes:
             click.echo(f"note: {note}")
         click.echo(f"The head is {found.noted_head}.")

@@ -26,6 +26,7 @@ from hooks.deploys.serving import Absence, Responder, ServedRelease, Serving
 from hooks.deploys.state import EnvironmentFolder, EnvironmentState, ServedState
 from hooks.deploys.verifying import Verifier, as_roll_failures
 from hooks.deploys.wire import ArtifactPin, Desired
+from storage.counted import counted
 from storage.digest import Digest
 from storage.reader import VerifiedArtifact
 from storage.release_statement import ReleaseStatement
@@ -344,4 +345,4 @@ def _sha256(statement: str) -> str:
 
 def _verified_line(verified: VerifiedArtifact) -> str:
     files = verified.manifest.files
-    return f"verified {files} file{'' if files == 1 else 's'}, key {verified.key_id[:16]}…"
+    return f"verified {counted(files, 'file')}, key {verified.key_id[:16]}…"

@@ -12,6 +12,7 @@ from typing import Final
 
 from hooks.builds.logs.masking import Masker
 from hooks.clock import now_ms, rfc3339
+from storage.counted import counted
 
 LINE_BYTES_MAX: Final = 8 * 1024
 FILE_BYTES_MAX: Final = 1024 * 1024
@@ -91,7 +92,7 @@ class Lines:
         *last, self._rest = self._tail.split(b"\n")
         shown = last[-TAIL_LINES:]
         hidden = self._left_out - len(self._rest) - sum(len(line) + 1 for line in shown)
-        self._on_line(f"{OURS} {hidden:,} bytes left out: too much at once")
+        self._on_line(f"{OURS} {counted(hidden, 'byte')} left out: too much at once")
         self._allowed -= 1 + sum(self._pass_on(line) for line in shown)
         self._left_out, self._tail = 0, b""
         self._cut_rest()

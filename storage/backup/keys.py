@@ -52,9 +52,9 @@ class KeyPlan:
         lacks_key = facts.variables_key == "left_out" and VARIABLES_KEY not in self.files
         if facts.sealed and lacks_key and not self.without_variables:
             raise BackupError(
-                f"the backup {facts.name} has {facts.sealed} sealed values of variables and"
-                f" secrets, and not their key. Give {VARIABLES_KEY} with --keys DIR; or, if it is"
-                " lost, restore with --without-variables and set the values again"
+                f"the backup {facts.name} has sealed values of variables and secrets"
+                f" ({facts.sealed}), and not their key. Give {VARIABLES_KEY} with --keys DIR; or,"
+                " if it is lost, restore with --without-variables and set the values again"
             )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
+from storage.counted import counted
 from storage.digest import Digest
 from storage.files import read_bounded
 from storage.manifest import MANIFEST_BYTES_MAX, blob_keys
@@ -31,5 +32,6 @@ def reference_fault(named: AbstractSet[bytes], there: AbstractSet[bytes]) -> str
     `named`: the keys that it names. `there`: those of all blobs that are in the backup, or that the
     records say are damaged.
     """
-    lost = named - there
-    return f"names {len(lost)} blobs that the records do not count on for it" if lost else None
+    if lost := named - there:
+        return f"names {counted(len(lost), 'blob')} that the records do not count on for it"
+    return None

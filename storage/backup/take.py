@@ -33,6 +33,7 @@ from storage.backup.references import named_blobs, reference_fault
 from storage.backup.repositories import Picture, check_view, picture_of
 from storage.backup.salvage import Salvage
 from storage.blobs import blob_path, is_executable
+from storage.counted import counted
 from storage.custody import ROOT_KEY, SIGNING_KEY
 from storage.digest import DIGEST_BYTES, Digest
 from storage.errors import BackupDamagedError, BackupError, StorageFullError
@@ -190,22 +191,22 @@ class _Backup:
     def _say_damage(self, moment: Moment) -> None:
         if moment.salvaged:
             self.warnings.append(
-                f"{len(moment.salvaged)} parts of the store that were found damaged are in it, from"
-                " earlier backups. To mend the server with them too: gitd check --repair --from"
+                f"{_damaged_parts(len(moment.salvaged))} in it, from earlier backups. To mend the"
+                " server with them too: gitd check --repair --from"
                 f" {self._destination.root}"
             )
         if moment.damaged:
             self.warnings.append(
-                f"{moment.damaged} parts of the store that were found damaged are not in it:"
-                " gitd check names them"
+                f"{_damaged_parts(moment.damaged)} not in it: gitd check names them"
             )
 
     def _say_renewed(self) -> None:
         if self._renewed:
             root = self._destination.root
+            were, are = ("was", "is") if self._renewed == 1 else ("were", "are")
             self.warnings.append(
-                f"{self._renewed} files of {root}/pool were damaged, and are written anew from the"
-                f" server's. Look for others: gitd backup {root} --verify"
+                f"{counted(self._renewed, 'file')} of {root}/pool {were} damaged, and {are} written"
+                f" anew from the server's. Look for others: gitd backup {root} --verify"
             )
 
     def _facts(self, moment: Moment, pool: Pool, writer: ManifestWriter, late: int) -> Facts:
@@ -410,3 +411,8 @@ def _in_words(damage: list[str]) -> str:
         f"what is to be backed up is damaged: {shown}{more}. No backup was made, and the earlier"
         " ones are as they were; gitd check says more"
     )
+
+
+def _damaged_parts(count: int) -> str:
+    part = "{} of the store that {} found damaged {}"
+    return counted(count, part.format("part", "was", "is"), part.format("parts", "were", "are"))

@@ -19,6 +19,7 @@ from storage.backup.progress import Progress, Tell, silently
 from storage.backup.references import named_blobs, reference_fault
 from storage.backup.repositories import check_view
 from storage.blobs import blob_key
+from storage.counted import counted
 from storage.digest import Digest
 from storage.errors import BackupDamagedError, RecordsError
 from storage.files import mapped_errors
@@ -156,7 +157,7 @@ def _database_faults(
         return
     missing = len(live - keys)
     if missing:
-        yield f"{missing} blobs that the records count on are not in it"
+        yield f"{counted(missing, 'blob')} that the records count on: not in it"
     there = keys | damaged
     for digest in trees:
         if digest not in manifests:

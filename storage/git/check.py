@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from storage.counted import counted
 from storage.git.connectivity import Connectivity
 from storage.git.errors import (
     PackInvalidError,
@@ -130,8 +131,8 @@ class _Check:
 
     def report(self) -> RepositoryReport:
         faults = list(self._faults)
-        if self._fault_count > len(faults):
-            faults.append(f"and {self._fault_count - len(faults)} more faults like these")
+        if more := self._fault_count - len(faults):
+            faults.append(f"and {counted(more, 'more fault')} like these")
         return RepositoryReport(self.ref_count, self.object_count, tuple(faults), self.is_whole)
 
     def run(self, repository: Repository) -> None:
@@ -203,8 +204,8 @@ class _Check:
             self.fault(f"{name} is of version {version}, which nobody reads")
         if pack.said_count != pack.count:
             self.fault(
-                f"{name} says that it has {pack.said_count} objects, its index has {pack.count}: "
-                "if none is damaged, the care behind the next push writes it anew"
+                f"{name} says that it has {counted(pack.said_count, 'object')}, its index "
+                f"{pack.count}: if none is damaged, the care behind the next push writes it anew"
             )
         offsets = pack.offsets()
         if offsets and not 12 <= min(offsets) <= max(offsets) < pack.end:

@@ -169,7 +169,7 @@ def test_backup_without_what_is_damaged_is_made_and_has_failed(
     said = "NOT COMPLETE: this is damaged and not in it: manifest "
     assert said in str(done.exception)
     assert last_backup_at(DataFolder(data)) is None
-    assert "1 damaged parts left out" in well("backup", backups, "--list")
+    assert "1 damaged part left out" in well("backup", backups, "--list")
     assert "WRONG" not in well("backup", backups, "--verify", "--deep")
     done = gitd("backup", backups, "--data", data, "--json")
     assert done.exit_code == 1

@@ -66,8 +66,8 @@ def test_gc_says_what_goes_and_why_and_what_is_listed_stays_deployable(keeper) -
     said = keeper.gitd("gc", "--dry-run")
     assert said.count("expires") == 2
     assert "acme-store: nothing keeps it; can be pinned until" in said
-    assert "1 artifacts kept: runs on an environment" in said
-    assert "1 artifacts kept: among the last releases of an environment" in said
+    assert "1 artifact kept: runs on an environment" in said
+    assert "1 artifact kept: among the last releases of an environment" in said
     assert [r["available"] for r in releases(keeper)] == [True] * 4
     keeper.gitd("gc")
     assert stored(keeper) == before  # they can be brought back for a day

@@ -27,6 +27,7 @@ import structlog
 from hooks.builds.egress.addresses import AddressInfo, LookUp, is_own, look_up
 from hooks.builds.egress.allowlist import SETTING, Allowlist, split_port
 from hooks.builds.wire import Egress
+from storage.counted import counted
 from storage.room import size_in_words
 
 log = structlog.get_logger(__name__)
@@ -138,7 +139,7 @@ class EgressProxy:
     def summary(self) -> list[str]:
         """Return lines for the build's log: each host with its bytes, each problem that repeats."""
         lines = [
-            f"egress: {target}: {_times(passed.connections, 'connection')},"
+            f"egress: {target}: {counted(passed.connections, 'connection')},"
             f" {size_in_words(passed.up_bytes)} up, {size_in_words(passed.down_bytes)} down"
             for target, passed in sorted(self._passed.items())
         ]
@@ -430,7 +431,3 @@ def _refusal(error: RefusedError) -> bytes:
     body = f"gitd: {error}\n".encode()
     head = f"HTTP/1.1 {error.status} {error}\r\nContent-Type: text/plain; charset=utf-8\r\n"
     return head.encode() + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
-
-
-def _times(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

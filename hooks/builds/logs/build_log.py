@@ -14,6 +14,7 @@ from hooks.builds.logs.reasons import Found
 from hooks.builds.wire import BatchLine, LogBatch
 from hooks.clock import now_ms, rfc3339
 from hooks.stages import begin_text, end_text
+from storage.counted import counted
 
 LINE_CHARS_MAX = 4096  # what is longer is cut into lines of this length
 LOG_CHARS_MAX = 4 << 20  # unless the settings say otherwise
@@ -172,7 +173,7 @@ class OutputLines:
         if self._left_out:
             shown = self.tail[-self._left_out :]
             hidden = self._left_out - len(shown)
-            self._log.line(self._stage, f"... {hidden:,} lines left out; the last ones:")
+            self._log.line(self._stage, f"... {counted(hidden, 'line')} left out; the last ones:")
             for line in shown:
                 self._log.line(self._stage, line)
 

@@ -21,6 +21,7 @@ from hooks.builds.sandbox.limits import in_units
 from hooks.builds.sources.lfs import is_pointer, pointers_found
 from hooks.builds.sources.originals import Originals
 from storage import tar
+from storage.counted import counted
 from storage.errors import TreeError, TreeTooLargeError
 from storage.files import write_all
 from storage.links import escaping_link
@@ -45,7 +46,7 @@ class TreeSize:
     size_bytes: int
 
     def __str__(self) -> str:
-        files = f"{self.files:,} file" if self.files == 1 else f"{self.files:,} files"
+        files = counted(self.files, "file")
         for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
             if self.size_bytes >= size:
                 return f"{files}, {self.size_bytes / size:.1f} {unit}"

@@ -704,7 +704,7 @@ def test_damage_to_what_an_earlier_backup_has_is_no_loss(
     for _ in range(2):  # the first of them takes it from one that goes by the rule
         taken = small.back_up(with_keys=True, keep_count=1)
         assert (taken.found, taken.facts.damaged) == ((), 0)
-        said = "1 parts of the store that were found damaged are in it"
+        said = "1 part of the store that was found damaged is in it"
         is_said = [warning.split(",")[0] == said for warning in taken.warnings]
         # What is named by its BLAKE3 is asked of the pool alone.
         assert is_said == ([True] if kind is PartKind.ENVELOPE else [])
@@ -830,7 +830,7 @@ def test_copy_that_is_damaged_too_is_not_taken_over(small) -> None:
     content.chmod(0o600)
     content.write_bytes(b"BAD")
     taken = small.back_up(with_keys=True, keep_count=1)
-    assert [warning[:8] for warning in taken.warnings] == ["2 parts ", "1 parts "]
+    assert [warning[:8] for warning in taken.warnings] == ["2 parts ", "1 part o"]
     assert [item.faults for item in verify(small.destination)] == [()]
     assert not content.exists()
 
@@ -851,7 +851,7 @@ def test_manifest_that_rotted_in_the_pool_is_written_anew(small, spoil) -> None:
     spoil(content)
     taken = small.back_up(keep_count=1)
     (warning,) = taken.warnings
-    assert warning.startswith(f"1 files of {small.destination.root}/pool were damaged")
+    assert warning.startswith(f"1 file of {small.destination.root}/pool was damaged, and")
     assert Digest.of(content.read_bytes()) == ingested.digest
     assert [item.faults for item in verify(small.destination)] == [()]
     assert small.back_up().warnings == ()
@@ -867,7 +867,7 @@ def test_manifest_that_rotted_in_the_pool_and_the_store_is_told_with_what_to_do(
             small.back_up()
     content.unlink()
     Repairer(small.store, small.records).condemn([Part.of_tree(ingested.digest)])
-    assert [warning[:8] for warning in small.back_up(keep_count=1).warnings] == ["1 parts "]
+    assert [warning[:8] for warning in small.back_up(keep_count=1).warnings] == ["1 part o"]
     assert [item.faults for item in verify(small.destination)] == [()]
 
 
@@ -878,7 +878,7 @@ def test_pack_that_rotted_in_the_pool_is_written_anew(small) -> None:
     (pack,) = small.repositories.path("site_1").glob("objects/pack/*.pack")
     content = spoil(small.destination.content(Digest.of(pack.read_bytes())))
     small.push("two")
-    assert [warning[:8] for warning in small.back_up(keep_count=1).warnings] == ["1 files "]
+    assert [warning[:8] for warning in small.back_up(keep_count=1).warnings] == ["1 file o"]
     assert content.read_bytes() == pack.read_bytes()
     assert [item.faults for item in verify(small.destination)] == [()]
 
@@ -905,7 +905,7 @@ def test_records_that_lost_a_reference_are_not_backed_up(small, restored_at, tmp
     small.ingest({"lone": b"lone"}, "build_2")
     key = bytes(Digest.of(b"lone")) + b"f"
     small.records.write(lambda db: db.execute(LOSE_A_REFERENCE, (key,)))
-    with pytest.raises(BackupDamagedError, match=r"names 1 blobs .* gitd check --rebuild-index"):
+    with pytest.raises(BackupDamagedError, match=r"names 1 blob .* gitd check --rebuild-index"):
         small.back_up(with_keys=True)
     assert small.destination.names() == []
     rebuild_index(small.store, small.records)
@@ -939,7 +939,7 @@ def test_backup_of_records_that_lost_a_reference_is_not_whole(small, tmp_path: P
         writer.finish(taken.facts)
     (found,) = verify(small.destination)
     assert [fault.split(": ")[1] for fault in found.faults] == [
-        "names 1 blobs that the records do not count on for it"
+        "names 1 blob that the records do not count on for it"
     ]
 
 

@@ -278,7 +278,7 @@ def test_the_files_of_a_pack_belong_together(bare: Path, tmp_path: Path) -> None
     pack.write_bytes(kept[: len(kept) // 2])
     assert_named(quick(bare), pack.with_suffix(".idx").name)
     pack.write_bytes(kept[:11] + b"\1" + kept[12:])
-    assert_named(quick(bare), pack.name, "has 1 objects", "next push")
+    assert_named(quick(bare), pack.name, "has 1 object,", "next push")
     pack.write_bytes(kept)
     assert_sound(bare)
     change_file(pack.with_suffix(".idx"), lambda data: data.__setitem__(1100, data[1100] ^ 1))
@@ -297,7 +297,7 @@ def test_thousands_of_faults_are_told_briefly(bare: Path) -> None:
     (bare / "refs/heads/loose").unlink()
     faults = quick(bare).faults
     assert len(faults) == FAULTS_MAX + 1
-    assert faults[-1] == f"and {2000 - FAULTS_MAX} more faults like these"
+    assert faults[-1] == f"and {2000 - FAULTS_MAX:,} more faults like these"
 
 
 def test_large_packs_are_checked_in_two_processes_with_the_same_result(tmp_path: Path) -> None:
