@@ -41,7 +41,6 @@ class RefChecks:
         self._inconsistent: set[bytes] = set()
         self._snapshot = snapshot
         self._checked_out = _checked_out(repository, self._snapshot.head_target)
-        self._ref_count = len(self._snapshot.values)
         self._new_borders = new_borders
 
     def judge_all(self, commands: list[Command]) -> list[str]:
@@ -53,6 +52,7 @@ class RefChecks:
                 message, command.error = self._judge(command)
                 if message:
                     words.append(message)
+        refuse_beyond(self._refs_max, commands, self._snapshot)
         return words
 
     def _borders(self) -> set[bytes]:
@@ -89,11 +89,6 @@ class RefChecks:
         current = self._snapshot.values.get(name)
         if command.is_delete:
             return self._judge_delete(command, shown, current)
-        if current is None:
-            self._ref_count += 1
-            if self._ref_count > self._refs_max:
-                bound = f"a repository may have {self._refs_max} refs at most (git.refs_max)"
-                return "", f"{bound}: delete others first"
         try:
             return self._judge_update(command, shown, current)
         except RepositoryCorruptError as error:
@@ -181,6 +176,24 @@ class RefChecks:
                     f"error: refusing to update checked out branch: {shown}",
                     "branch is currently checked out",
                 )
+
+
+def refuse_beyond(refs_max: int, commands: list[Command], snapshot: RefSnapshot) -> None:
+    """Refuse new refs from where a push would leave more than `refs_max`; what it deletes makes
+    room for them. Where a deletion was refused since, this may be asked again.
+    """
+    taken = [command for command in commands if command.error is None]
+    there = snapshot.values
+    # Of one that has another value by now the deletion fails, and makes no room.
+    gone = sum(c.is_delete and c.name in there and there[c.name] == c.old for c in taken)
+    room = refs_max - len(there) + gone
+    for command in taken:
+        if command.is_delete or command.name in there:
+            continue
+        room -= 1
+        if room < 0:
+            bound = f"a repository may have {refs_max} refs at most (git.refs_max)"
+            command.error = f"{bound}: delete others first"
 
 
 def _checked_out(repository: Repository, head_target: bytes | None) -> set[bytes]:

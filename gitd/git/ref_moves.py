@@ -14,7 +14,7 @@ from gitd.git.incoming import Incoming
 from gitd.git.push_request import Command, Wish
 from gitd.git.push_scripts import NOT_KEPT
 from gitd.git.pusher import Pusher
-from gitd.git.ref_checks import RefChecks
+from gitd.git.ref_checks import RefChecks, refuse_beyond
 from gitd.git.reserved_refs import refuse_reserved
 from storage.git.errors import RefNotDurableError, RefUpdateError
 from storage.git.ingest import TIDIED_UP
@@ -59,6 +59,7 @@ class RefMoves:
         self._pusher = pusher
         self._refs_max = refs_max
         self._has_begun = False
+        self._judged_by = RefSnapshot({})
 
     def do_all(self) -> list[str]:
         """Keep the objects, judge the refs and move them, in one go; return words for the user."""
@@ -75,7 +76,7 @@ class RefMoves:
             why = TIDIED_UP if is_gone else error.strerror
             return Judged([f"error: cannot keep the objects: {why}"], set())
         words = refuse_reserved(self._repository, self._wish)
-        snapshot = self._repository.refs.snapshot()
+        snapshot = self._judged_by = self._repository.refs.snapshot()
         borders = self._wish.new_borders
         checks = RefChecks(self._repository, snapshot, refs_max=self._refs_max, new_borders=borders)
         return Judged(words + checks.judge_all(self._wish.commands), to_sync, snapshot)
@@ -85,6 +86,7 @@ class RefMoves:
 
         `snapshot`: of the refs, for who has held the lock since it was made.
         """
+        refuse_beyond(self._refs_max, self._wish.commands, self._judged_by)
         is_atomic = self._wish.can(b"atomic")
         if is_atomic and any(command.error for command in self._wish.commands):
             self._wish.refuse_all("atomic push failure")

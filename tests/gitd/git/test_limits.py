@@ -73,6 +73,42 @@ def test_refs_of_a_repository(work: Path, bare: Path, git: Git) -> None:
     git("push", "-q", "origin", "main:refs/heads/b3", cwd=work)
 
 
+def test_refs_that_a_push_deletes_make_room_for_those_that_it_makes(
+    work: Path, bare: Path, git: Git
+) -> None:
+    git("push", "-q", "origin", "main:refs/heads/b1", "main:refs/heads/b2", cwd=work)
+    git("push", "-q", "--atomic", "origin", "main:refs/heads/a1", ":b1", ":b2", cwd=work)
+    git("push", "-q", "origin", "main:refs/heads/a2", cwd=work)
+    done = git("push", "origin", "main:refs/heads/a3", "main:refs/heads/a4", ":a1", cwd=work,
+               check=False)  # fmt: skip
+    assert "[new branch]      main -> a3" in done.err
+    assert "[remote rejected] main -> a4 (a repository may have 3 refs at most" in done.err
+    assert len(git("for-each-ref", cwd=bare).out.splitlines()) == 3
+
+
+@pytest.mark.parametrize("way", ["hook", "stale"])
+def test_a_ref_that_is_not_deleted_after_all_makes_no_room(
+    work: Path, bare: Path, git: Git, wire: Any, way: str
+) -> None:
+    git("push", "-q", "origin", "main:refs/heads/b1", "main:refs/heads/b2", cwd=work)
+    old = tip = git("rev-parse", "HEAD", cwd=work).out.strip()
+    if way == "hook":
+        hook = bare / "hooks" / "update"
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text('#!/bin/sh\ncase "$1" in refs/heads/b1) exit 1;; esac\n')
+        hook.chmod(0o755)
+    else:
+        old = git("rev-parse", "HEAD^{tree}", cwd=work).out.strip()
+    got = wire.push(
+        (old, NONE, "refs/heads/b1"),
+        (NONE, tip, "refs/heads/b3"),
+        pack=wire.pack(tip, f"^{tip}"),
+    )
+    assert "git.refs_max" in got.refs["refs/heads/b3"]
+    assert got.refs["refs/heads/b1"] != "ok"
+    assert len(git("for-each-ref", cwd=bare).out.splitlines()) == 3
+
+
 @pytest.mark.parametrize("options", [["a", "b", "c"], ["a" * 21]])
 def test_push_options(work: Path, bare: Path, git: Git, options: list[str]) -> None:
     git("config", "receive.advertisePushOptions", "true", cwd=bare)
