@@ -7,6 +7,7 @@ find the refs as it has read them, as far as this process is concerned.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,9 +91,6 @@ class RefMoves:
         is_atomic = self._wish.can(b"atomic")
         if is_atomic and any(command.error for command in self._wish.commands):
             self._wish.refuse_all("atomic push failure")
-        words = self._extend_shallow()
-        if is_atomic and words:
-            self._wish.refuse_all("atomic push failure")
         going = [command for command in self._wish.commands if command.is_going]
         self._has_begun = True
         name, email = self._pusher.committer
@@ -102,31 +100,33 @@ class RefMoves:
             is_atomic=is_atomic,
             log=ReflogEntry(os.fsencode(f"{name} <{email}>"), b"push"),
             sync_first=to_sync,
+            prepare=self._extend_shallow if self._wish.shallow_tips else None,
             snapshot=snapshot,
         )
         self._incoming.let_go()
-        return words + _noted(going, errors)
+        return _noted(going, errors)
 
-    def _extend_shallow(self) -> list[str]:
+    def _extend_shallow(self, changes: Sequence[RefChange]) -> dict[bytes, RefUpdateError]:
         """Let the history end where that of a ref does which is about to move, and nowhere else:
-        what comes whole later would end there too. Return words for the user.
+        what comes whole later would end there too. Return what is wrong with which ref.
         """
-        wish, repository = self._wish, self._repository
-        tips = {command.new for command in wish.commands if command.is_going}
-        tips.intersection_update(wish.shallow_tips)
+        tips = {change.new for change in changes}.intersection(self._wish.shallow_tips)
         if not tips:
-            return []
+            return {}
+        repository, new_borders = self._repository, self._wish.new_borders
         try:
             borders = borders_behind(
-                repository.objects, tips, wish.new_borders, server=repository.shallow()
+                repository.objects, tips, new_borders, server=repository.shallow()
             )
             repository.extend_shallow(borders)
         except OSError as error:
-            for command in wish.commands:
-                if command.is_going and command.new in tips:
-                    command.error = "shallow error"  # git's words
-            return [f"error: cannot note where the history ends: {error.strerror}"]
-        return []
+            names = [change.name for change in changes if change.new in tips]
+            words = [f"cannot note where the history ends: {error.strerror}", *("" for _ in names)]
+            return {
+                name: RefUpdateError(text, reason="shallow error")  # git's words
+                for name, text in zip(names, words, strict=False)
+            }
+        return {}
 
     def refuse_unmoved(self, reason: str, *, of_moved: str | None = None) -> None:
         """After a failure: refuse each ref that is not where it was to go.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,12 @@ class RefChange:
     new: bytes
 
 
+Prepare = Callable[[Sequence[RefChange]], Mapping[bytes, RefUpdateError]]
+"""Does what must be done before refs change, when they are locked and are what they must be.
+Returns the errors, by name, of those that may not change after all.
+"""
+
+
 @dataclass(slots=True)
 class _Held:
     change: RefChange
@@ -67,6 +73,7 @@ def change_refs(
     is_atomic: bool = False,
     log: ReflogEntry | None = None,
     sync_first: Iterable[Path] = (),
+    prepare: Prepare | None = None,
     snapshot: RefSnapshot | None = None,
 ) -> list[RefUpdateError | None]:
     """Apply changes, each by itself or all or none. Those without an error are durable then.
@@ -77,6 +84,7 @@ def change_refs(
     another's way then, not even one that is deleted. Source: as git does both.
 
     `sync_first`: directories that must be durable before any ref points at what is in them.
+    `prepare`: is asked for deletions and for the rest apart, but where all or none are made.
     `snapshot`: all refs, for who has read them just now under the same lock; what a ref is when it
     changes is read again in any case.
 
@@ -88,7 +96,7 @@ def change_refs(
         OSError, RepositoryError: In the midst of it. What has moved by then is durable.
         RefNotDurableError: The same, and what has moved may be undone by a power cut.
     """
-    transaction = _Transaction(repository, log, sync_first, snapshot)
+    transaction = _Transaction(repository, log, sync_first, prepare, snapshot)
     return transaction.run_atomic(changes) if is_atomic else transaction.run(changes)
 
 
@@ -98,9 +106,11 @@ class _Transaction:
         repository: Repository,
         log: ReflogEntry | None,
         sync_first: Iterable[Path],
+        prepare: Prepare | None,
         snapshot: RefSnapshot | None,
     ) -> None:
         self._sync_first = tuple(sync_first)
+        self._prepare_for = prepare
         self._repository = repository
         self._refs = repository.refs
         self._root = os.fsencode(repository.path) + b"/"
@@ -217,6 +227,7 @@ class _Transaction:
 
     def _commit(self, held: list[_Held], *, is_packed: bool) -> None:
         """Commit changes of one kind: all of them deletions, or none."""
+        held = self._prepared(held)
         packed, loose = (held, []) if is_packed else ([], held)
         for one in loose:
             self._write_lock(one)
@@ -228,6 +239,15 @@ class _Transaction:
                 self._log(one)  # under the lock, which the rename gives away; so does git
                 self._commit_loose(one)
         self._finish(packed)
+
+    def _prepared(self, held: list[_Held]) -> list[_Held]:
+        """Return those that may change, with all done that is to be done before."""
+        if self._prepare_for is None or not held:
+            return held
+        refused = self._prepare_for([one.change for one in held])
+        for one in held:
+            one.error = refused.get(one.change.name)
+        return [one for one in held if one.error is None]
 
     def _sync_locks(self, loose: list[_Held]) -> None:
         """Make locks durable, and what they name.
@@ -245,6 +265,7 @@ class _Transaction:
         if len(held) <= 1:
             self._commit(held, is_packed=any(one.is_delete for one in held))
             return
+        self._prepared(held)
         self._sync_what_they_name()
         self._commit_packed(held, is_atomic=True)
         self._finish(held)

@@ -179,6 +179,36 @@ def test_8_28_a_history_that_ends_is_no_fast_forward(
         assert (wire.bare / "shallow").read_text().split() == [borders[1]]
 
 
+@pytest.mark.parametrize("caps", ["", " atomic"])
+def test_8_28_a_border_of_a_ref_that_somebody_else_moved_is_none(
+    wire: Any, raw: Any, two_borders: Any, git: Git, caps: str
+) -> None:
+    """Who is too late learns that when the refs are locked: nothing may be noted before."""
+    body, borders = two_borders("one", caps)
+    git("push", "-q", "origin", "main:one", cwd=wire.work)
+    got = raw.parse_push_answer(wire.server.post(wire.bare, "git-receive-pack", body))
+    assert got.refs["refs/heads/one"] != "ok"
+    if caps:
+        assert got.refs["refs/tags/t"] != "ok"
+        assert not (wire.bare / "shallow").exists()
+    else:
+        assert got.refs["refs/tags/t"] == "ok"
+        assert (wire.bare / "shallow").read_text().split() == [borders[1]]
+
+
+@pytest.mark.parametrize("caps", ["", " atomic"])
+def test_8_28_a_border_that_cannot_be_noted_refuses_the_refs_that_need_it(
+    wire: Any, raw: Any, two_borders: Any, git: Git, caps: str
+) -> None:
+    body, _ = two_borders("one", caps)
+    (wire.bare / "shallow.lock").touch()  # as while a git process changes them
+    got = raw.parse_push_answer(wire.server.post(wire.bare, "git-receive-pack", body))
+    reason = "atomic transaction failed" if caps else "shallow error"
+    assert got.refs == {"refs/heads/one": reason, "refs/tags/t": reason}
+    assert not (wire.bare / "shallow").exists()
+    assert "refs/tags/t" not in git("for-each-ref", cwd=wire.bare).out
+
+
 @pytest.mark.parametrize("border", ["12" * 20, "HEAD^{tree}"])
 def test_8_28_a_border_that_is_no_commit_here_is_none(
     wire: Any, tip: str, head: Git, border: str
