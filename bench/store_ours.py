@@ -212,7 +212,7 @@ class Bench:
 
 def _from_tar(bench: Bench, path: str) -> None:
     with Path(path).open("rb") as stream:
-        bench.ingest(scan_tar(stream))
+        bench.ingest(scan_tar(stream, is_file=True))
 
 
 def _from_folder(bench: Bench, path: str) -> None:

@@ -278,9 +278,8 @@ class ArtifactStore:
     @contextlib.contextmanager
     def _taking_in(self, tree: Iterable[SourceEntry], limits: Limits) -> Iterator[Ingest]:
         with mapped_errors("take in a tree"), mapped_record_errors(), self._lease() as lease:
-            ingest = Ingest(
-                self._records, Staging(self.layout, lease, self._syncing), self.room, limits
-            )
+            staging = Staging(self.layout, lease, self._syncing)
+            ingest = Ingest(self._records, staging, self.room, limits, self._syncing)
             ingest.stage(tree)
             yield ingest
 
@@ -298,7 +297,7 @@ class ArtifactStore:
         for _ in range(TRIES_MAX):
             ingest.staging.sync()
             with self._gate.publishing():
-                live = ingest.live_keys()
+                live = ingest.live_keys(manifest.digest)
                 missing = ingest.missing_keys(live)
                 if not missing:
                     return self._commit(ingest, manifest, live, describe, record)

@@ -1,6 +1,6 @@
 """The second reader's side of `storage.second_reader`.
 
-Usage: `python -m storage.blob_worker STORE [medium]`. It imports little, since it is
+Usage: `blob_worker.py STORE [medium]`. It imports little, since it is
 started for half a second of work.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from storage.blobs import BlobKey, Staging, blob_key
 from storage.digest import Digest
@@ -11,7 +12,12 @@ from storage.records import blobs as rows
 from storage.records.db import Records
 from storage.room import Room
 from storage.source import Draft, Limits, SourceEntry, SourceFile
+from storage.source_helper import SourceHelper, source_helper
 
+# So many files in a row were known, but for a few: the rest is likely to be, and a second process
+# pays that only reads.
+HELPED_COUNT_MIN = 1024
+_FEW = 8  # less than one of so many
 _CHUNK_COUNT = 512  # files looked up at once
 _CHUNK_BYTES = 32 << 20  # contents kept in memory at once
 
@@ -23,14 +29,26 @@ class Ingest:
         files: The distinct blobs of the tree, each with one file that it can be read from again.
     """
 
-    def __init__(self, records: Records, staging: Staging, room: Room, limits: Limits) -> None:
+    def __init__(
+        self,
+        records: Records,
+        staging: Staging,
+        room: Room,
+        limits: Limits,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        """`threads`: one of them waits for the end of a process."""
         self.staging = staging
         self.draft = Draft(limits)
         self.files: dict[BlobKey, SourceFile] = {}
         self._records = records
         self._room = room
-        self._pending: dict[BlobKey, bytes] = {}
+        self._threads = threads
+        self._pending: dict[BlobKey, bytes | SourceFile] = {}  # or what has them still
         self._pending_bytes = 0
+        self._known_count = 0  # files in a row
+        self._is_asking = False  # for a helper
+        self._helper: SourceHelper | None = None
 
     def stage(self, tree: Iterable[SourceEntry]) -> None:
         """Read the tree; write those of its contents that the store does not have.
@@ -38,19 +56,30 @@ class Ingest:
         Files of a known digest are not looked up here: `missing_keys` names those to stage, which
         has to be asked behind the gate anyway.
         """
-        for entry in tree:
-            self.draft.admit(entry)
-            if not isinstance(entry, SourceFile):
-                continue
-            if entry.digest is None:
-                self.draft.add_file(entry, self._read(entry))
-            else:
-                self.files.setdefault(blob_key(entry.digest, executable=entry.executable), entry)
-                self.draft.add_file(entry, entry.digest)
+        try:
+            for entry in tree:
+                self.draft.admit(entry)
+                if not isinstance(entry, SourceFile):
+                    continue
+                if entry.digest is not None:
+                    key = blob_key(entry.digest, executable=entry.executable)
+                    self.files.setdefault(key, entry)
+                    self.draft.add_file(entry, entry.digest)
+                elif not self._is_given(entry):
+                    self.draft.add_file(entry, self._read(entry))
+            if self._helper is not None:
+                self._take(self._helper.rest())
+        finally:
+            if self._helper is not None:
+                self._helper.stop(self._threads)
         self._stage_pending()
 
-    def live_keys(self) -> set[BlobKey]:
-        return rows.live(self._records.reader(), self.files)
+    def live_keys(self, digest: Digest) -> set[BlobKey]:
+        """Return those of its blobs that are live; `digest` is that of its manifest."""
+        reader = self._records.reader()
+        if rows.is_whole(reader, digest, len(self.files)):
+            return set(self.files)
+        return rows.live(reader, self.files)
 
     def missing_keys(self, live: set[BlobKey]) -> list[BlobKey]:
         """Return what is neither in the store any more nor staged."""
@@ -65,6 +94,34 @@ class Ingest:
                 raise TreeInvalidError(entry.path, "changed while it was read")
         self._stage_pending()
 
+    def _is_given(self, entry: SourceFile) -> bool:
+        """Whether the helper reads this one. A core for it is looked for once with each chunk."""
+        if self._known_count < HELPED_COUNT_MIN or entry.place is None:
+            return False
+        if self._helper is None and not self._is_asking:
+            return False
+        if self._helper is not None and self._helper.is_busy:
+            self._take(self._helper.answers())
+            if self._helper.is_busy:
+                return False
+        place = entry.place()
+        if place is None:
+            return False
+        if self._helper is None:
+            self._is_asking = False
+            self._helper = source_helper(place)
+        return self._helper is not None and self._helper.give(entry, place)
+
+    def _take(self, answers: Iterable[tuple[SourceFile, Digest | None]]) -> None:
+        """Go on with what the helper answered; what it did not read is read here."""
+        for entry, answer in answers:
+            digest = answer
+            if digest is None:
+                digest = self._read(entry)
+            else:
+                self._await(blob_key(digest, executable=entry.executable), entry, entry)
+            self.draft.add_file(entry, digest)
+
     def _read(self, entry: SourceFile) -> Digest:
         contents = entry.read()
         if not isinstance(contents, bytes):
@@ -72,14 +129,19 @@ class Ingest:
         if len(contents) != entry.size_bytes:
             raise TreeInvalidError(entry.path, "changed while it was read")
         digest = Digest.of(contents)
-        key = blob_key(digest, executable=entry.executable)
-        self.files.setdefault(key, entry)
-        if key not in self.staging.blobs and key not in self._pending:
-            self._pending[key] = contents
-            self._pending_bytes += len(contents)
-            if len(self._pending) >= _CHUNK_COUNT or self._pending_bytes >= _CHUNK_BYTES:
-                self._stage_pending()
+        self._await(blob_key(digest, executable=entry.executable), entry, contents)
         return digest
+
+    def _await(self, key: BlobKey, entry: SourceFile, held: bytes | SourceFile) -> None:
+        """Look a blob up with the next chunk, and stage it then if need be."""
+        self.files.setdefault(key, entry)
+        if key in self.staging.blobs or key in self._pending:
+            return
+        self._pending[key] = held
+        if isinstance(held, bytes):
+            self._pending_bytes += len(held)
+        if len(self._pending) >= _CHUNK_COUNT or self._pending_bytes >= _CHUNK_BYTES:
+            self._stage_pending()
 
     def _stage_pieces(self, entry: SourceFile, pieces: Iterator[bytes]) -> Digest:
         """Write a large file while it is read; what it is comes out at its end.
@@ -103,9 +165,28 @@ class Ingest:
 
     def _stage_pending(self) -> None:
         live = rows.live(self._records.reader(), self._pending)
-        missing = {key: data for key, data in self._pending.items() if key not in live}
-        with self._room.claimed(sum(map(len, missing.values())), len(missing)):
-            for key, contents in missing.items():
+        missing = [key for key in self._pending if key not in live]
+        few = len(missing) * _FEW < len(self._pending)
+        self._known_count = self._known_count + len(self._pending) if few else 0
+        self._is_asking = True
+        size_bytes = sum(self.files[key].size_bytes for key in missing)
+        with self._room.claimed(size_bytes, len(missing)):
+            for key in missing:
+                held = self._pending[key]
+                contents = held if isinstance(held, bytes) else _read_again(held, key)
                 self.staging.add(key, contents)
         self._pending.clear()
         self._pending_bytes = 0
+
+
+def _read_again(entry: SourceFile, key: BlobKey) -> bytes:
+    """Read a small file, of which only the digest is here.
+
+    Raises:
+        TreeInvalidError: It has other contents by now.
+    """
+    contents = entry.read()
+    assert isinstance(contents, bytes), "none is given that is not read at once"
+    if blob_key(Digest.of(contents), executable=entry.executable) != key:
+        raise TreeInvalidError(entry.path, "changed while it was read")
+    return contents

@@ -6,15 +6,16 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from storage.beneath import DIRECTORY, FILE, descend, facts_of, identity
 from storage.errors import TreeInvalidError
 from storage.files import read_sized
 from storage.manifest import DEPTH_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX
 from storage.source import (
     WHOLE_BYTES_MAX,
+    Place,
     SourceDirectory,
     SourceEntry,
     SourceFile,
@@ -22,24 +23,20 @@ from storage.source import (
     check_path,
 )
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CAPABILITY = "security.capability"
 _ODD = re.compile(rb"[\x00-\x1f\x7f]")
 _SET_ID = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
-# What tells a file, and whether it was written to since.
-_identity = attrgetter("st_dev", "st_ino", "st_mode", "st_size", "st_mtime_ns", "st_ctime_ns")
-_MODE, _SIZE = 2, 3  # where they stand in it
-
+_MODE, _SIZE = 2, 3  # where they stand in an identity
 
 OnFile = Callable[[bytes, os.stat_result], None]
 
 
 class _Scan(NamedTuple):
-    """What `scan_directory` was asked for."""
+    """What `scan_directory` was asked for; `top` is the root, open."""
 
     root: Path
+    top: _Folder
     owner_uid: int | None
     on_refused: Callable[[TreeInvalidError], None] | None
     on_file: OnFile | None
@@ -78,11 +75,11 @@ def scan_directory(
             cannot be read, or changed while it was read.
     """
     try:
-        top = _Folder(os.open(root, _DIRECTORY & ~os.O_NOFOLLOW))
+        top = _Folder(os.open(root, DIRECTORY & ~os.O_NOFOLLOW))
     except PermissionError as error:
         raise TreeInvalidError(b".", f"cannot be read: {error.strerror}") from error
     try:
-        yield from _scan(_Scan(root, owner_uid, on_refused, on_file), top, b"")
+        yield from _scan(_Scan(root, top, owner_uid, on_refused, on_file), top, b"")
     finally:
         top.close()
 
@@ -139,10 +136,13 @@ def _look(
                 raise TreeInvalidError(path, "has a set-uid, set-gid or sticky bit")
             if scan.on_file is not None:
                 scan.on_file(path, status)
-            read = _Scanned(scan.root, folder, path, status).read
-            return SourceFile(path, status.st_size, bool(mode & _EXECUTABLE), read), None
+            found = _Scanned(scan, folder, path, status)
+            file = SourceFile(
+                path, status.st_size, bool(mode & _EXECUTABLE), found, place=found.place
+            )
+            return file, None
         if stat.S_ISDIR(mode):
-            return SourceDirectory(path), _Folder(os.open(name, _DIRECTORY, dir_fd=folder.fd))
+            return SourceDirectory(path), _Folder(os.open(name, DIRECTORY, dir_fd=folder.fd))
         if stat.S_ISLNK(mode):
             return SourceLink(path, os.fsencode(os.readlink(name, dir_fd=folder.fd))), None
     except OSError as error:
@@ -151,17 +151,25 @@ def _look(
 
 
 class _Scanned:
-    """A file as it was found: read later, and only as long as it is that very file, unchanged."""
+    """A file as it was found: a call reads it later, and only as long as it is that very file,
+    unchanged.
+    """
 
-    __slots__ = ("_folder", "_found", "_path", "_root")
+    __slots__ = ("_folder", "_found", "_path", "_scan")
 
-    def __init__(self, root: Path, folder: _Folder, path: bytes, status: os.stat_result) -> None:
-        self._root = root
+    def __init__(self, scan: _Scan, folder: _Folder, path: bytes, status: os.stat_result) -> None:
+        self._scan = scan
         self._folder = folder
         self._path = path
-        self._found = _identity(status)
+        self._found = identity(status)
 
-    def read(self) -> bytes | Iterator[bytes]:
+    def place(self) -> Place | None:
+        if self._found[_MODE] & _EXECUTABLE:
+            return None  # its attributes are to be seen, too
+        top = self._scan.top
+        return Place(top, top.fd, self._path, 0, facts_of(self._found))
+
+    def __call__(self) -> bytes | Iterator[bytes]:
         size_bytes = self._found[_SIZE]
         if size_bytes > WHOLE_BYTES_MAX:
             return self._pieces()
@@ -192,13 +200,13 @@ class _Scanned:
         path = self._path
         try:
             if self._folder.fd >= 0:
-                return os.open(path[path.rfind(b"/") + 1 :], _FILE, dir_fd=self._folder.fd)
-            return _open_beneath(self._root, path)  # asked for later
+                return os.open(path[path.rfind(b"/") + 1 :], FILE, dir_fd=self._folder.fd)
+            return _open_beneath(self._scan.root, path)  # asked for later
         except OSError as error:
             raise TreeInvalidError(path, f"cannot be read: {error.strerror}") from error
 
     def _expect_same(self, fd: int) -> None:
-        if _identity(os.fstat(fd)) != self._found:
+        if identity(os.fstat(fd)) != self._found:
             raise TreeInvalidError(self._path, "changed while it was read")
 
     def _expect_plain(self, fd: int) -> None:
@@ -209,13 +217,9 @@ class _Scanned:
 
 def _open_beneath(root: Path, path: bytes) -> int:
     """Open a file without following a link anywhere below the root."""
-    *parents, name = path.split(b"/")
-    folder = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)
+    parent, _, name = path.rpartition(b"/")
+    folder = descend(os.open(root, DIRECTORY & ~os.O_NOFOLLOW), parent)
     try:
-        for parent in parents:
-            child = os.open(parent, _DIRECTORY, dir_fd=folder)
-            os.close(folder)
-            folder = child
-        return os.open(name, _FILE, dir_fd=folder)
+        return os.open(name, FILE, dir_fd=folder)
     finally:
         os.close(folder)

@@ -8,16 +8,13 @@ where there is no second core, or it ends early for whatever reason, nobody has 
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from storage.blob_reading import suspects
 from storage.blob_worker import FROM_MEDIUM, SIZE_BYTES, end_of
 from storage.digest import KEY_BYTES, split
 from storage.layout import Layout
+from storage.worker_process import has_core, start_worker, stop_worker
 
 # Less is read sooner than a process starts.
 FILES_COUNT_MIN = 4000
@@ -32,15 +29,9 @@ class SecondReader:
 
     def __init__(self, layout: Layout, *, from_medium: bool = False) -> None:
         """Raises OSError where none can be started. `from_medium`: as for `suspects`."""
-        root = Path(__file__).parents[1]
         said = [FROM_MEDIUM] if from_medium else []
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "storage.blob_worker", layout.root.absolute(), *said],
-            env={"PATH": os.defpath, "PYTHONPATH": os.fspath(root), "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pipesize=_PIPE_BYTES,
+        self._process = start_worker(
+            "blob_worker", layout.root.absolute(), *said, pipe_bytes=_PIPE_BYTES
         )
         self._count = 0
 
@@ -65,11 +56,7 @@ class SecondReader:
 
     def stop(self) -> None:
         """Break it off, unless it has ended."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        stop_worker(self._process)
 
 
 @contextlib.contextmanager
@@ -80,7 +67,7 @@ def second_reader(
     second = None
     if files >= FILES_COUNT_MIN or size_bytes >= SIZE_BYTES_MIN:
         with contextlib.suppress(OSError):
-            if len(os.sched_getaffinity(0)) > 1:
+            if has_core():
                 second = SecondReader(layout, from_medium=from_medium)
     try:
         yield second

@@ -36,6 +36,24 @@ class SourceDirectory(NamedTuple):
     path: bytes
 
 
+class Place(NamedTuple):
+    """Where another process finds the contents of a file.
+
+    Attributes:
+        whole: What is open as `fd`; the same object for all that lies in it.
+        fd: A folder, or a file that has the contents in it.
+        path: Below that folder; empty for that file.
+        offset: Where they begin.
+        facts: As `storage.beneath.facts_of`; empty where nobody writes to it any more.
+    """
+
+    whole: object
+    fd: int
+    path: bytes
+    offset: int
+    facts: bytes
+
+
 class SourceFile(NamedTuple):
     """A file.
 
@@ -47,6 +65,8 @@ class SourceFile(NamedTuple):
             entry is asked for.
         is_repeatable: Whether `read` may be called again, later, for the same contents.
         digest: Of the contents, where it is known: they are read only if the store lacks them.
+        place: Says where they lie, for another process to read them; None where it must not. Only
+            what is repeatable has one. Called before the next entry is asked for.
     """
 
     path: bytes
@@ -55,6 +75,7 @@ class SourceFile(NamedTuple):
     read: Callable[[], bytes | Iterator[bytes]]
     is_repeatable: bool = True
     digest: Digest | None = None
+    place: Callable[[], Place | None] | None = None
 
 
 class SourceLink(NamedTuple):

@@ -16,7 +16,14 @@ from typing import BinaryIO
 from zlib import adler32
 
 from storage.errors import TreeInvalidError
-from storage.source import WHOLE_BYTES_MAX, SourceDirectory, SourceEntry, SourceFile, SourceLink
+from storage.source import (
+    WHOLE_BYTES_MAX,
+    Place,
+    SourceDirectory,
+    SourceEntry,
+    SourceFile,
+    SourceLink,
+)
 
 BLOCK_BYTES = 512
 CHUNK_BYTES = 1 << 20
@@ -40,11 +47,12 @@ _IGNORED_KEYS = (b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname
 _CHARSETS = (b"BINARY", b"ISO-IR 10646 2000 UTF-8")
 
 
-def scan_tar(stream: BinaryIO) -> Iterator[SourceEntry]:
+def scan_tar(stream: BinaryIO, *, is_file: bool = False) -> Iterator[SourceEntry]:
     """Give what is in an uncompressed tar stream, in its order; reads to the archive's end.
 
-    A file's contents can be read once, before the next entry is asked for. Names may begin with
-    `./`; `./` itself is left out.
+    A file's contents can be read once, before the next entry is asked for; where the stream
+    `is_file`, a plain one that nobody writes to, as often as wanted while it is open. Names may
+    begin with `./`; `./` itself is left out.
 
     Raises:
         TreeInvalidError: While iterating or reading: the archive is malformed or cut short, or
@@ -54,13 +62,14 @@ def scan_tar(stream: BinaryIO) -> Iterator[SourceEntry]:
         if header.name == b"":
             continue
         if header.kind == b"0":
-            contents = _Contents(stream, header)
+            contents = _InFile(stream, header) if is_file else _Contents(stream, header)
             yield SourceFile(
                 header.name,
                 header.size_bytes,
                 bool(header.mode & 0o111),
                 contents.read,
-                is_repeatable=False,
+                is_repeatable=is_file,
+                place=contents.place,
             )
             contents.skip()
         elif header.kind == b"5":
@@ -130,11 +139,16 @@ _NOTHING = _Extended()
 class _Contents:
     """The bytes of the entry that the stream stands at."""
 
+    __slots__ = ("_left", "_padding", "_path", "_stream")
+
     def __init__(self, stream: BinaryIO, header: _Header) -> None:
         self._stream = stream
         self._path = header.name
         self._left = header.size_bytes
         self._padding = -header.size_bytes % BLOCK_BYTES
+
+    def place(self) -> Place | None:
+        return None  # a stream is read by one
 
     def read(self) -> bytes | Iterator[bytes]:
         if self._left <= WHOLE_BYTES_MAX:
@@ -154,6 +168,49 @@ class _Contents:
             data = _read_exactly(self._stream, min(self._left, WHOLE_BYTES_MAX), self._path)
             self._left -= len(data)
             yield data
+
+
+class _InFile(_Contents):
+    """As `_Contents`, of a file: what was read, or passed over, is read again from its place."""
+
+    __slots__ = ("_fd", "_is_taken", "_offset", "_size_bytes")
+
+    def __init__(self, stream: BinaryIO, header: _Header) -> None:
+        super().__init__(stream, header)
+        self._fd = stream.fileno()
+        self._offset = stream.tell()
+        self._size_bytes = header.size_bytes
+        self._is_taken = False
+
+    def place(self) -> Place:
+        return Place(self._stream, self._fd, b"", self._offset, b"")
+
+    def read(self) -> bytes | Iterator[bytes]:
+        if not self._is_taken:
+            self._is_taken = True
+            return super().read()
+        if self._size_bytes > WHOLE_BYTES_MAX:
+            return self._pieces_again()
+        return self._read_at(self._offset, self._size_bytes)
+
+    def skip(self) -> None:
+        if self._is_taken:
+            super().skip()
+            return
+        self._is_taken = True
+        # Beyond the end of what is cut short there is no next header.
+        self._stream.seek(self._offset + self._size_bytes + self._padding)
+
+    def _pieces_again(self) -> Iterator[bytes]:
+        end = self._offset + self._size_bytes
+        for at in range(self._offset, end, WHOLE_BYTES_MAX):
+            yield self._read_at(at, min(WHOLE_BYTES_MAX, end - at))
+
+    def _read_at(self, offset: int, count: int) -> bytes:
+        data = os.pread(self._fd, count, offset)
+        if len(data) != count:
+            raise TreeInvalidError(self._path, "the archive is cut short")
+        return data
 
 
 def _next_header(stream: BinaryIO) -> _Header | None:

@@ -69,11 +69,14 @@ def publish(
         " verified_at = excluded.verified_at WHERE blob.state <> 0",
         [(key, size_bytes, at) for key, size_bytes in sorted(placed.items())],
     )
-    known = db.execute(
-        "SELECT id FROM tree WHERE digest = ? AND state = 0", (tree.digest,)
-    ).fetchone()
-    if known is None or _live_refs(db, known[0]) != len(keys):
+    if not is_whole(db, tree.digest, len(keys)):
         _refer(db, tree, keys, at)
+
+
+def is_whole(db: sqlite3.Connection, digest: bytes, blobs: int) -> bool:
+    """Whether a tree is live, and all of its blobs, of which it has so many different ones."""
+    row = db.execute("SELECT id FROM tree WHERE digest = ? AND state = 0", (digest,)).fetchone()
+    return row is not None and _live_refs(db, row[0]) == blobs
 
 
 def _refer(db: sqlite3.Connection, tree: TreeRow, keys: Sequence[bytes], at: int) -> None:

@@ -304,3 +304,35 @@ def test_header_with_one_bit_that_flipped_is_refused(place: int) -> None:
     block[place] ^= 1
     with pytest.raises(TreeInvalidError):
         list(scan_tar(io.BytesIO(bytes(block) + bytes(2 * 512))))
+
+
+def test_archive_in_a_file_is_read_as_often_as_wanted(tmp_path: Path) -> None:
+    large = os.urandom(5 << 19)
+    path = tmp_path / "tar"
+    path.write_bytes(
+        archive(
+            (member("a", size=3), b"one"),
+            (member("passed over", size=600), b"x" * 600),
+            (member("large", size=len(large)), large),
+            (member("empty"), b""),
+            (member("z", size=1), b"z"),
+        )
+    )
+
+    def read_all(entry: SourceFile) -> bytes:
+        contents = entry.read()
+        return contents if isinstance(contents, bytes) else b"".join(contents)
+
+    with path.open("rb") as stream:
+        entries = []
+        for entry in scan_tar(stream, is_file=True):
+            assert isinstance(entry, SourceFile)
+            assert entry.is_repeatable
+            entries.append((entry, b"" if entry.path == b"passed over" else read_all(entry)))
+        wanted = [b"one", b"x" * 600, large, b"", b"z"]
+        assert [data for _, data in entries] == [wanted[0], b"", *wanted[2:]]
+        for _ in range(2):
+            assert [read_all(entry) for entry, _ in entries] == wanted
+        os.truncate(path, 700)
+        with pytest.raises(TreeInvalidError, match="cut short"):
+            read_all(entries[2][0])

@@ -114,7 +114,8 @@ class BuildCaches:
         limits = Limits(size_bytes_max=self.size_bytes_max)
         try:
             with tar.open("rb") as stream:
-                kept, _ = self._store.keep_tree(scan_tar(stream), limits=limits, record=record)
+                entries = scan_tar(stream, is_file=True)
+                kept, _ = self._store.keep_tree(entries, limits=limits, record=record)
         except StorageError as error:
             return CacheAnswer(f"not kept: {error}")
         return CacheAnswer(f"kept: {_size(kept)}", str(kept.digest))

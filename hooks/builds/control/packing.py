@@ -205,7 +205,7 @@ class Packer:
         if outcome.output == "tar":
             with self.tar_of(build.job_id).open("rb") as tar:
                 files = self._sources.unchanged(build, outcome, grafts)
-                entries = chain(scan_tar(tar), files)
+                entries = chain(scan_tar(tar, is_file=True), files)
                 return self._take_in(entries, files, limits, attest, record)
         files = self._sources.files(build, outcome, grafts)
         return self._take_in(files, files, limits, attest, record)
