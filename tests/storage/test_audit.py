@@ -268,7 +268,7 @@ def test_older_records_make_no_leftovers_of_what_came_after_them(world) -> None:
     shutil.copy(database, shop.folder / "newer.db")
     shutil.copy(shop.folder / "older.db", database)
     world.restart()
-    with pytest.raises(CollectionRefusedError, match=r"1 signed artifacts .* older ones\?"):
+    with pytest.raises(CollectionRefusedError, match=r"1 signed artifact .* older ones\?"):
         world.collect()
     world.shop.records.close()
     shutil.copy(shop.folder / "newer.db", database)
