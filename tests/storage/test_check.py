@@ -11,7 +11,12 @@ import pytest
 
 from storage.check import check_store
 from storage.digest import Digest
+from storage.envelope import seal
 from storage.layout import blob_mtime
+from storage.records import release_statements
+from storage.records.release_statements import IssuedStatement
+from storage.release_statement import ReleaseStatement, build_release
+from storage.trust import revoke
 from tests.spoiling import rewrite
 
 SITE = {"index.html": b"hello", "run*": b"#!/bin/sh\n"}
@@ -78,6 +83,58 @@ def test_records_that_disagree_with_a_manifest_are_named(shop) -> None:
     )
     (problem,) = check(shop).problems
     assert "otherwise than its manifest" in problem
+
+
+def test_statement_by_a_key_that_is_revoked_is_named(shop) -> None:
+    ingested = shop.ingest(SITE)
+    key_id = shop.signing_key.key_id
+    revoke(shop.store.layout.trust, root=shop.root_key, key_id=key_id, reason="stolen")
+    (problem,) = check(shop).problems
+    assert problem.startswith(f"envelope {ingested.envelope_sha256}: ")
+    assert "no trusted key signed" in problem
+
+
+@pytest.mark.parametrize("env_id", ["env_1", "env_2"])
+def test_release_statement_of_another_environment_is_named(world, env_id: str) -> None:
+    """Statements are held against what they are kept for."""
+    shop = world.shop
+    ingested = shop.ingest(SITE)
+    world.release(ingested)
+    (deployment,) = shop.records.reader().execute("SELECT id FROM deployment").fetchone()
+    statement = ReleaseStatement(
+        site="acme-store",
+        env_id=env_id,
+        environment="main",
+        sequence=1,
+        deployment_id=deployment,
+        provenance_sha256=ingested.envelope_sha256,
+        previous=None,
+        rollback=False,
+        issued_at="2026-01-01T00:00:00Z",
+    )
+    body = build_release(
+        statement, digest=ingested.digest, manifest_sha256=ingested.manifest_sha256
+    )
+    envelope = seal(body, shop.signing_key)
+    Path(shop.store.layout.envelope(envelope.sha256)).write_bytes(envelope.data)
+    Path(shop.store.layout.envelope(envelope.sha256)).chmod(0o444)
+    issued = IssuedStatement(
+        envelope.sha256,
+        "env_1",
+        1,
+        deployment,
+        envelope.key_id,
+        ingested.envelope_sha256,
+        envelope.data.decode(),
+        0,
+    )
+    world.write(lambda db: release_statements.add(db, issued))
+    problems = check(shop).problems
+    if env_id == "env_1":
+        assert problems == ()
+    else:
+        (problem,) = problems
+        assert problem.startswith("release of acme-store/main: the release statement is for main")
 
 
 def test_files_without_rows_are_leftovers_and_no_problem(shop) -> None:

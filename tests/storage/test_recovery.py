@@ -16,9 +16,11 @@ from storage.check import check_store
 from storage.collect import Collector, Order
 from storage.digest import Digest
 from storage.errors import RecordsError, StorageIoError
-from storage.files import Remover
+from storage.files import Lease, Remover
 from storage.gate import Gate
 from storage.leftovers import remove_leftovers
+from storage.manifest import FileEntry, Manifest
+from storage.recovery import Recovered, Recovery
 from storage.source import Limits
 from tests.crashing import Child, needs_strace
 from tests.storage.conftest import KEEP_NOTHING, files, make_shop, record
@@ -201,3 +203,63 @@ def test_tree_that_a_commit_in_doubt_took_in_again_is_forgotten_for_good(
         opened.records.close()
         shutil.rmtree(folder)
     assert any(removed)
+
+
+@needs_strace
+@pytest.mark.timeout(300)
+def test_blob_that_a_commit_in_doubt_took_in_again_is_forgotten_for_good(
+    shop_at, scratch: Path
+) -> None:
+    """While a start is about to finish its deletion, and then loses its power."""
+    made = make_shop(scratch / "before")
+    made.ingest({"b/run*" if name == "b/run" else name: data for name, data in TREE.items()})
+    for change in (
+        "UPDATE artifact SET expired_at = 1, dropped_at = 1",
+        "DELETE FROM ref",
+        "DELETE FROM tree",
+        "UPDATE blob SET state = 2",
+    ):
+        made.records.write(lambda db, change=change: db.execute(change))
+    made.records.close()
+    problems: list[object] = []
+
+    class Cut(Remover):
+        def remove(self, path: str) -> bool:
+            is_gone = super().remove(path)
+            problems.extend(problems_after_a_cut(shop_at, folder, scratch))
+            return is_gone
+
+    class Doubted(Recovery):
+        number = 0
+
+        def _finish_deletions(self, remover: Remover) -> int:
+            ingest_in_doubt(folder, scratch, self.number)
+            return super()._finish_deletions(Cut())
+
+    finished = 0
+    for number in range(1, 5):
+        folder = scratch / "shop"
+        shutil.copytree(scratch / "before", folder)
+        opened = shop_at(folder)
+        layout = opened.store.layout
+        Doubted.number = number
+        finished += Doubted(layout, opened.records, Gate(layout)).recover().deletions
+        assert problems == []
+        opened.records.close()
+        shutil.rmtree(folder)
+    assert finished
+
+
+def test_dead_ingest_that_cannot_be_read_is_left_to_the_next_start(world, shop) -> None:
+    """What it was about to publish may be in its place, and is known by nothing else."""
+    manifest = Manifest.of([FileEntry(b"a", False, 1, Digest.of(b"a"))])
+    lease = Lease.take(shop.store.layout.tmp)
+    os.close(lease.fd)
+    Path(lease.path, "manifest").mkdir()  # as a disk that cannot read it, the system refuses
+    shop.blob(b"a").write_bytes(b"a")
+    recovered = shop.store.recover()
+    assert (recovered.files, [line.split(": ")[0] for line in recovered.stuck]) == (0, [lease.path])
+    Path(lease.path, "manifest").rmdir()
+    Path(lease.path, "manifest").write_bytes(manifest.data)
+    assert shop.store.recover() == Recovered(leases=1, files=1, deletions=0)
+    world.expect_whole()

@@ -131,3 +131,20 @@ def test_envelope_of_a_build_that_never_counted_stays_a_leftover(world) -> None:
     world.write(lambda db: db.execute("DELETE FROM attestation"))
     assert rebuild_index(shop.store, shop.records).statements == 0
     assert len(check_store(shop.store.layout.root, shop.records).leftovers) == 1
+
+
+OTHERWISE = {
+    "another commit": "commit_id = 'a commit'",
+    "what an earlier build gave": "cached = 1",
+    "another artifact": "artifact_id = 'art_other'",
+}
+
+
+@pytest.mark.parametrize("said", OTHERWISE.values(), ids=OTHERWISE)
+def test_envelope_that_says_otherwise_than_its_build_stays_a_leftover(world, said: str) -> None:
+    shop = world.shop
+    know_build(world, shop.ingest(SITE), 0)
+    world.write(lambda db: db.execute("DELETE FROM attestation"))
+    world.write(lambda db: db.execute(f"UPDATE build SET {said}"))
+    assert rebuild_index(shop.store, shop.records).statements == 0
+    assert len(check_store(shop.store.layout.root, shop.records).leftovers) == 1
