@@ -125,6 +125,22 @@ async def test_room_that_cannot_be_made_is_said_with_the_numbers(world) -> None:
     assert house.keeping.lack() is None
 
 
+async def test_room_for_few_more_files_is_short_too(world) -> None:
+    house = House.over(world, replace(KEEP, cache_bytes_max=0))
+    site = await world.site()
+    blob = house.cache("k", b"x", site.id)
+    assert house.keeping.is_ready()
+    room = world.store.room
+    free_inodes = room.space().free_inodes
+    if free_inodes is None:
+        pytest.skip("this filesystem has no number of files")
+    room.limits = replace(room.limits, free_inodes_min=free_inodes * 3 // 4)
+    assert house.keeping.lack() is None
+    assert not house.keeping.is_ready()
+    await house.keeping.made_room()
+    assert not blob.exists()
+
+
 async def test_no_more_is_given_up_than_is_needed(world) -> None:
     # Two gigabytes of caches are allowed, and the store is too large by what nobody asks for.
     house = House.over(world, KEEP)

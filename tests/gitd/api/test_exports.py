@@ -65,6 +65,40 @@ async def test_revoked_artifact_is_not_exported(acme) -> None:
     assert (heard.status, heard.code) == (409, "artifact.revoked")
 
 
+async def build_again(acme, where: str) -> None:
+    """The same content once more: another statement about the same artifact."""
+    acme.service.commit(acme.id, {"index.html": b"hello"})
+    heard = await acme.service.post(f"{where}/builds", {"ref": "main", "clean": True})
+    assert heard.status == 202
+    await acme.service.build()
+
+
+async def test_what_a_revoked_key_signed_is_not_in_it(acme) -> None:
+    """Nor the releases that go by it."""
+    service = acme.service
+    path = await export_of(acme)
+    (old,) = service.reader.keyring().keys
+    new = service.custody.rotate(service.reader.layout.trust).key_id
+    await build_again(acme, acme.production)
+    service.records.write(lambda db: attestations.revoke(db, {old}))
+    proven = verify_archive(io.BytesIO((await service.get(path)).raw), Beliefs())
+    assert [one.key_id for one in proven.provenance] == [new]
+    assert proven.releases == ()
+
+
+async def test_what_only_a_preview_said_is_not_in_it(acme) -> None:
+    service = acme.service
+    path = await export_of(acme)
+    made = {"kind": "preview", "branch": "topic"}
+    preview = (await service.post(f"{acme.path}/environments", made)).data["slug"]
+    await build_again(acme, f"{acme.path}/environments/{preview}")
+    count = "SELECT COUNT(*) FROM attestation"
+    assert service.records.reader().execute(count).fetchone()[0] == 2
+    proven = verify_archive(io.BytesIO((await service.get(path)).raw), Beliefs())
+    assert [one.provenance.environment for one in proven.provenance] == ["production"]
+    assert len(proven.releases) == 1
+
+
 async def test_file_that_is_gone_from_the_store_is_said(acme) -> None:
     path = await export_of(acme)
     reader = acme.service.records.reader()

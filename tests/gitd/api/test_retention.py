@@ -83,7 +83,7 @@ async def test_dropped_artifact_stays_known_and_cannot_be_pinned(
     collect(service)
     path = f"{acme.production}/artifacts/{history[0]['artifact_id']}"
     assert (await service.get(path)).data["status"] == "expired"
-    for method, what in (("PUT", "/pin"), ("GET", "/manifest")):
+    for method, what in (("PUT", "/pin"), ("GET", "/manifest"), ("GET", "/export")):
         heard = await service.call(method, path + what)
         assert (heard.status, heard.code) == (409, "artifact.expired")
     statement = await service.get(f"{path}/provenance")
