@@ -601,7 +601,9 @@ def test_folders_that_are_something_else_are_refused(small, tmp_path: Path) -> N
     with pytest.raises(BackupError, match="is not empty"):
         small.back_up()
     (small.destination.root / "letter").unlink()
+    small.destination.root.chmod(0o755)
     small.back_up(with_keys=True)
+    assert stat.S_IMODE(small.destination.root.stat().st_mode) == 0o700
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "gitd.db").write_text("somebody's")
     with pytest.raises(BackupError, match="is not empty"):
@@ -753,6 +755,7 @@ def test_damage_that_is_known_is_left_out_and_said(small, tmp_path: Path) -> Non
         small.records.write(lambda db, part=part: damage.note(db, part, "is gone", 0))
     taken = small.back_up(with_keys=True)
     assert [warning[:8] for warning in taken.warnings] == ["2 parts "]
+    assert (taken.found, taken.facts.damaged) == ((), 2)
     assert verify(small.destination)[0].faults == ()
     small.restore(tmp_path / "new/data")
     with Records.open(tmp_path / "new/data/gitd.db") as records:
@@ -824,15 +827,19 @@ def test_manifest_that_is_taken_over_brings_back_the_references_that_are_lost(
 
 def test_copy_that_is_damaged_too_is_not_taken_over(small) -> None:
     ingested = small.ingest({"bad": b"bad"}, "build_2")
+    path = Path(small.store.layout.envelope(ingested.envelope_sha256))
+    statement = Digest.of(path.read_bytes())
     small.back_up(with_keys=True)
     condemned(small, ingested, b"bad")
     content = Path(small.destination.content(Digest.of(b"bad")))
     content.chmod(0o600)
     content.write_bytes(b"BAD")
+    envelope = spoil(small.destination.content(statement))
     taken = small.back_up(with_keys=True, keep_count=1)
-    assert [warning[:8] for warning in taken.warnings] == ["2 parts ", "1 part o"]
+    assert [warning[:8] for warning in taken.warnings] == ["1 part o", "2 parts "]
     assert [item.faults for item in verify(small.destination)] == [()]
     assert not content.exists()
+    assert not envelope.exists()
 
 
 def spoil(path: str | Path) -> Path:
@@ -881,6 +888,38 @@ def test_pack_that_rotted_in_the_pool_is_written_anew(small) -> None:
     assert [warning[:8] for warning in small.back_up(keep_count=1).warnings] == ["1 file o"]
     assert content.read_bytes() == pack.read_bytes()
     assert [item.faults for item in verify(small.destination)] == [()]
+
+
+def test_content_that_was_removed_from_the_pool_is_copied_again(small) -> None:
+    small.back_up()
+    for path in every_file(small.destination.pool):
+        path.unlink()
+    small.back_up(keep_count=1)
+    assert [item.faults for item in verify(small.destination, is_deep=True)] == [()]
+
+
+def test_file_that_was_written_to_is_copied_again_though_its_size_is_the_same(
+    small, restored_at, tmp_path: Path
+) -> None:
+    description = small.repositories.path("site_1") / "description"
+    description.write_text("one")
+    small.back_up(with_keys=True)
+    description.write_text("two")
+    small.back_up(with_keys=True)
+    small.restore(tmp_path / "new/data")
+    again = restored_at(tmp_path / "new").repositories.path("site_1")
+    assert (again / "description").read_text() == "two"
+
+
+def test_repository_that_is_damaged_ends_the_backup(small) -> None:
+    small.back_up()
+    tip = small.push("two")
+    objects = small.repositories.path("site_1") / "objects"
+    lost = objects / tip[:2] / tip[2:]
+    lost.unlink()
+    with pytest.raises(BackupDamagedError, match=r"site acme-store: .*No backup was made"):
+        small.back_up()
+    assert len(small.destination.names()) == 1
 
 
 def test_backup_is_a_source_of_copies(small) -> None:
