@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from storage.digest import Digest
 from storage.errors import StorageFullError
 from storage.inspector import Inspector
 from storage.parts import Part
-from storage.records import damage
+from storage.records import build_memos, damage
 from storage.repair import Repairer
 from storage.room import Room
 from tests.spoiling import flip
@@ -95,6 +96,23 @@ def test_copies_are_not_written_where_there_is_no_room_for_them(shop) -> None:
     with pytest.raises(StorageFullError):
         repairer.mend([lambda _: iter((offer,))])
     assert not shop.blob(b"hello").exists()
+
+
+def test_what_was_built_before_is_built_again_where_its_statement_is_damaged(world, shop) -> None:
+    found = shop.ingest({"a": b"hello"})
+    envelope = found.envelope_sha256
+    shop.records.write(
+        lambda db: build_memos.put(db, "site_1", "i", "t", envelope, previews_only=False)
+    )
+
+    def is_remembered() -> bool:
+        db = shop.records.reader()
+        return build_memos.find(db, "site_1", "i", "t", for_preview=False) is not None
+
+    assert is_remembered()
+    flip(Path(shop.store.layout.envelope(envelope)))
+    Repairer(shop.store, shop.records).condemn([Part.of_envelope(envelope)])
+    assert not is_remembered()
 
 
 @contextlib.contextmanager
