@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +13,11 @@ from hooks.builds.caches import dependencies
 from hooks.builds.caches.build_cache import BuildCaches, changes
 from hooks.builds.profiles.managed_toml import Profile
 from hooks.builds.profiles.plan import Plan, Step, StepName
+from hooks.builds.sandbox.disk_allowance import DiskAllowance
+from hooks.builds.sandbox.limits import Limits
 from hooks.builds.wire import CacheRequest, RunCommands
-from storage.errors import ArtifactMissingError, TreeTooLargeError
+from storage.digest import Digest
+from storage.errors import ArtifactCorruptError, ArtifactMissingError, TreeTooLargeError
 from storage.model import ActorRef
 from storage.records import build_caches, builds
 
@@ -82,9 +87,12 @@ async def test_cache_that_is_no_archive_stops_no_build(control, slot):
     assert "it is not used" in job.stage("cache")[0]
 
 
-def key(tree, install="pip install -r requirements/production.txt"):
-    plan = replace(PLAN, steps=(Step(StepName.INSTALL, install),))
-    return dependencies.key_of(tree, plan, {"python3": "3.11.2", "go": "1.22"})
+TOOLS = {"python3": "3.11.2", "go": "1.22"}
+
+
+def key(tree, install="pip install -r requirements/production.txt", *, tools=TOOLS, cache=("a",)):
+    plan = replace(PLAN, steps=(Step(StepName.INSTALL, install),), cache=cache)
+    return dependencies.key_of(tree, plan, tools)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +121,55 @@ def test_other_command_to_install_is_another_key_and_other_sources_are_none(tmp_
     assert key(tmp_path) == before
     (tmp_path / "requirements.txt").write_text("flask")  # which is read instead
     assert changes(before, key(tmp_path)) == "requirements.txt is new"
+
+
+def test_other_version_of_a_client_is_another_key_and_of_another_program_is_none(tmp_path) -> None:
+    before = key(tmp_path)
+    newer = key(tmp_path, tools={**TOOLS, "python3": "3.12.1"})
+    assert changes(before, newer) == "python3 3.11.2 -> 3.12.1"
+    assert key(tmp_path, tools={**TOOLS, "go": "1.23"}) == before
+
+
+def test_other_folders_to_keep_are_another_key(tmp_path) -> None:
+    before = key(tmp_path)
+    assert changes(before, key(tmp_path, cache=("a", "b"))) == "cache folders changed"
+
+
+@pytest.mark.parametrize("link", ["web", "web/.next", "web/.next/cache"])
+def test_cache_comes_back_into_no_folder_that_is_a_link_of_the_commit(
+    tmp_path, packed, link
+) -> None:
+    """The slot itself puts it back: a link leads it to wherever the slot may write."""
+    outside, home, tree = (tmp_path / name for name in ("outside", "home", "tree"))
+    for folder in (outside, home, tree, (tree / link).parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    (tree / link).symlink_to(outside)
+    tar = packed({"app/web/.next/cache/a": b"kept"})
+    _put_back(tar, tmp_path / "scratch", home, tree)
+    assert list(outside.iterdir()) == []
+    assert (tree / link).is_symlink()
+
+
+def test_what_is_no_folder_in_a_cache_does_not_come_back(tmp_path, packed) -> None:
+    home, tree = tmp_path / "home", tmp_path / "tree"
+    home.mkdir()
+    tree.mkdir()
+    tar = packed({"app/node_modules": "../../outside", "app/web/.next/cache": b"a file"})
+    _put_back(tar, tmp_path / "scratch", home, tree)
+    assert not os.path.lexists(tree / "node_modules")
+    assert not os.path.lexists(tree / "web/.next/cache")
+
+
+def _put_back(tar, scratch, home, tree):
+    dependencies.put_back(
+        io.BytesIO(tar),
+        scratch,
+        home,
+        tree,
+        PLAN,
+        allowance=DiskAllowance(tree, Limits()),
+        is_stopped=lambda: False,
+    )
 
 
 def test_odd_things_are_left_out_and_told(tmp_path) -> None:
@@ -214,6 +271,16 @@ async def test_cache_is_found_by_its_key_or_as_the_newest(kept, packed, unpacked
     missed = kept.find(build, {**LOCKED, "node": "20.2.0"})
     assert missed.said.startswith("miss: node 20.1.0 -> 20.2.0; begins with 1 file, ")
     assert (missed.digest, missed.is_hit) == (found.digest, False)
+
+
+async def test_cache_that_is_not_what_it_was_is_not_sent_whole(kept, packed, tmp_path) -> None:
+    build = await kept.build()
+    kept.keep(build, b"as it was", packed)
+    path = Path(kept.world.store.layout.blob(Digest.of(b"as it was"), executable=False))
+    path.chmod(0o600)
+    path.write_bytes(b"as it is!")
+    with (tmp_path / "out").open("wb") as out, pytest.raises(ArtifactCorruptError):
+        kept.caches.write_tar(build, kept.find(build).digest, out)
 
 
 async def test_clean_build_finds_and_keeps_nothing(kept, packed) -> None:

@@ -136,6 +136,30 @@ async def test_only_the_folder_of_the_site_is_its_input(made, commit) -> None:
     assert await made.is_for_a_slot(await made.ask())
 
 
+async def test_same_files_in_another_folder_are_built_for_themselves(made, commit) -> None:
+    """Their statement names the folder."""
+    path = made.world.repositories.path(made.site.id)
+    commit(path, {"managed.toml": b'[build]\nroot = "a"', "a/index.html": b"x"})
+    await made.make(outcome=done("a"))
+    commit(path, {"managed.toml": b'[build]\nroot = "b"', "b/index.html": b"x"})
+    assert await made.is_for_a_slot(await made.ask())
+
+
+async def test_settings_in_the_folder_of_the_site_count_as_those_above_it_do(made, commit) -> None:
+    settings = b'[build]\nfacts = ["environment"]'
+    path = made.world.repositories.path(made.site.id)
+    files = {"managed.toml": b'[build]\nroot = "web"', "web/index.html": b"one"}
+    commit(path, {**files, "web/managed.toml": settings})
+    await made.make(outcome=done("web"))
+    assert await made.is_for_a_slot(await made.ask("staging"))
+
+
+async def test_other_gitd_builds_again(made) -> None:
+    await made.make()
+    made.world.builds._packer.memo._version = "0.0.1"
+    assert await made.is_for_a_slot(await made.ask("staging"))
+
+
 async def test_what_a_build_asked_to_know_is_an_input(made, commit) -> None:
     path = made.world.repositories.path(made.site.id)
     commit(path, {**PAGE, "managed.toml": b'[build]\nfacts = ["environment"]'})
@@ -291,6 +315,20 @@ async def test_submodule_that_the_actor_may_not_read_is_no_inheritance(made, com
     assert await made.is_for_a_slot(await made.ask("staging"))
 
 
+async def test_addresses_of_submodules_are_an_input(made, commit) -> None:
+    """They stand above the folder of a site; without one the build fails, and says so."""
+    theme = await made.world.site("theme")
+    made.world.readable.add(theme.id)
+    pinned = commit(made.world.repositories.path(theme.id), {"a.css": b"body{}"})
+    modules = b'[submodule "t"]\n\tpath = web/theme\n\turl = ../theme.git\n'
+    path = made.world.repositories.path(made.site.id)
+    files = {"managed.toml": b'[build]\nroot = "web"', "web/index.html": b"one"}
+    commit(path, {**files, ".gitmodules": modules}, submodules={"web/theme": pinned})
+    assert (await made.make(outcome=done("web"))).status is JobStatus.SUCCEEDED
+    commit(path, files, submodules={"web/theme": pinned})
+    assert await made.is_for_a_slot(await made.ask("staging"))
+
+
 WANTED = CacheRequest("static", {"package-lock.json": "sha256:1"})
 LEFT = "home/.cache/a"
 
@@ -440,6 +478,20 @@ async def test_value_that_changed_during_a_build_is_not_taken_for_its_input(made
     await made.world.builds.finish((await made.ask("staging")), FAILED)
     await given.set("one long secret")
     assert (await made.answered(await made.ask("staging"))).status is JobStatus.SUCCEEDED
+
+
+async def test_build_that_was_given_two_values_is_not_remembered_for_either(made, given) -> None:
+    """A slot asks again when it did not hear the answer."""
+    values = ("one long secret", "another secret")
+    job_id = await made.ask()
+    assert await made.is_for_a_slot(job_id)
+    for value in values:
+        await given.set(value)
+        made.world.builds.supplies.variables(job_id, ["TOKEN"])
+    await made.world.builds.finish(job_id, done())
+    for value in values:
+        await given.set(value)
+        assert not made.build(await given.make("staging", asks=())).cached
 
 
 async def test_value_that_changed_while_a_build_waited_is_what_counts(made, given) -> None:

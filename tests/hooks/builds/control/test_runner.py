@@ -14,13 +14,14 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 
+import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
 
 from hooks.builds.control.service import make_app
 from hooks.builds.egress.registries import EgressRules
-from hooks.builds.errors import BuildFailedError, LeaseLostError
+from hooks.builds.errors import BuildFailedError, ControlUnreachableError, LeaseLostError
 from hooks.builds.sandbox.disk_allowance import DiskAllowance
 from hooks.builds.sandbox.limits import Limits
 from hooks.builds.slot.control import Control
@@ -45,12 +46,14 @@ SOON_S = 30.0
 class Pool:
     """Slots of one control: their clients, and what they hold."""
 
-    def __init__(self, world, site) -> None:
+    def __init__(self, world, site, uid: int) -> None:
+        """`uid`: as which its slots run; there is one that runs as another."""
         self.world = world
         self.site = site
         self._clients = []
         rules = EgressRules(Egress(), with_registries=False, environ={})
-        app = make_app(world.builds, rules, slots=dict.fromkeys(SLOTS, os.geteuid()))
+        slots = {**dict.fromkeys(SLOTS, uid), "slot-of-another": os.geteuid() + 1}
+        app = make_app(world.builds, rules, slots=slots)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
 
     async def start(self) -> None:
@@ -85,11 +88,15 @@ class Pool:
 
     async def lease(self, slot="slot-0"):
         """What the slot gets: a leased job."""
-        client = Control(self._socket, slot)
-        self._clients.append(client)
+        client = self.client(slot)
         lease = await client.lease(SOON_S, {})
         assert lease is not None
         return client.job(lease)
+
+    def client(self, slot):
+        client = Control(self._socket, slot)
+        self._clients.append(client)
+        return client
 
     def job(self, job_id):
         return self.world.jobs.get(job_id)
@@ -108,7 +115,7 @@ class Pool:
 async def pool(world, commit) -> AsyncIterator[Pool]:
     site = await world.site()
     commit(world.repositories.path(site.id), {"index.html": b"one"})
-    opened = Pool(world, site)
+    opened = Pool(world, site, os.geteuid())
     await opened.start()
     yield opened
     await opened.stop()
@@ -233,6 +240,66 @@ async def test_slot_that_lost_its_lease_is_not_heard_any_more(pool) -> None:
         "the builder was lost (fell silent)",
         "of the second",
     ]
+
+
+async def test_process_speaks_for_the_slots_of_its_own_uid_alone(pool) -> None:
+    """One that broke out of its sandbox gets no build of a neighbour, and changes none."""
+    job_id = await pool.ask_for_build()
+    theirs = await pool.world.builds.lease("slot-of-another", SOON_S)
+    assert theirs is not None
+    with pytest.raises(ControlUnreachableError, match="403"):
+        await pool.lease("slot-of-another")
+    job = pool.client("slot-of-another").job(theirs)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"of a neighbour"
+
+    for call in (
+        job.heartbeat("build", 50),
+        job.variables(["TOKEN"]),
+        job.folder("."),
+        job.log(0, log_lines("of a neighbour")),
+        job.send_output(chunks),
+        job.finish(done("slot-of-another")),
+    ):
+        with pytest.raises(LeaseLostError, match="403"):
+            await call
+    await job.give_back()
+    assert pool.world.builds.leases.check(job_id, theirs.lease_id) == "slot-of-another"
+    assert "of a neighbour" not in pool.lines(job_id)
+
+
+async def test_process_of_no_slot_is_not_heard_at_all(world) -> None:
+    others = Pool(world, await world.site(), uid=os.geteuid() + 1)
+    await others.start()
+    connector = aiohttp.UnixConnector(str(world.root / "b.sock"))
+    async with aiohttp.ClientSession("http://control", connector=connector) as session:
+        for method, path in (
+            ("POST", "/v1/lease"),
+            ("GET", "/v1/jobs/job_held_by_nobody/egress"),
+            ("GET", "/v1/nothing"),
+        ):
+            async with session.request(method, path) as response:
+                assert response.status == 403, path
+    await others.stop()
+
+
+async def test_output_that_is_larger_than_it_may_be_is_refused_as_it_comes(pool) -> None:
+    await pool.ask_for_build()
+    held = await pool.lease()
+    pool.set_limits(output_bytes_max=500_000, cache_bytes_max=500_000)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield bytes(1_000_001)
+
+    with pytest.raises(BuildFailedError, match=r"builders\.output_bytes_max") as caught:
+        await held.send_output(chunks)
+    assert caught.value.code == "build.output_too_large"
+    said = await held.send_cache(CacheRequest("static", {}), chunks)
+    assert said.startswith("not kept: ")
+    async with asyncio.timeout(SOON_S):
+        while list((pool.world.root / "tmp").iterdir()):
+            await asyncio.sleep(0.01)
 
 
 async def test_output_that_the_disk_has_no_room_for_is_refused_as_it_comes(pool) -> None:

@@ -51,6 +51,16 @@ def test_program_is_a_user_without_rights(in_sandbox):
     ]
 
 
+def test_host_name_is_the_sandboxes_own(in_sandbox):
+    assert in_sandbox("uname -n").output == "build\n"
+    assert in_sandbox("uname -n", hostname="acme-store").output == "acme-store\n"
+
+
+def test_it_leads_a_session_of_its_own(in_sandbox):
+    """One from outside has no number inside, and may have a terminal."""
+    assert in_sandbox(python("import os; print(os.getsid(0) > 0)")).output == "True\n"
+
+
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_root_may_not_start_a_sandbox(in_sandbox, start_starter):
@@ -123,6 +133,12 @@ def test_etc_below_usr_is_hidden_as_etc_is(in_sandbox, starter_with_settings):
         starter=starter_with_settings,
     )
     assert ran.output.split() == ["/usr/local/etc/php/conf.d/gd.ini", "fit", "2"]
+
+
+def test_names_and_servers_of_the_machines_network_are_not_told(in_sandbox):
+    ran = in_sandbox("cat /etc/hosts; ls /etc/resolv.conf /etc/gai.conf /etc/services")
+    assert ran.output.splitlines()[:2] == ["127.0.0.1 localhost", "::1 localhost"]
+    assert ran.output.count("No such file") == 3
 
 
 def test_other_folders_of_the_same_uid_are_not_there(in_sandbox, open_dir, own_dir):
@@ -364,6 +380,20 @@ def test_endless_output_is_read_until_the_kill(in_sandbox):
 )
 def test_call_is_refused(in_sandbox, what, command):
     assert in_sandbox(command).status != 0, what
+
+
+def test_user_namespaces_are_off_where_no_filter_refuses_them(sandbox_uid):
+    """What a call that the filter does not know would lead to is not there either."""
+    spec = SandboxSpec(argv=("true",), cwd="/")
+    command = "unshare -U true && echo got; unshare -m true && echo got"
+    ran = subprocess.run(
+        ["bwrap", *fixed_arguments(spec), "/bin/sh", "-c", command],
+        user=sandbox_uid,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr.count("unshare failed")) == ("", 2)
 
 
 CALLS = """

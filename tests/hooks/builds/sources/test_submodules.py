@@ -283,6 +283,36 @@ async def test_too_many_submodules_are_not_looked_for(world, theme, started):
         await source_of(world, build)
 
 
+async def test_submodules_inside_submodules_are_counted_together(world, theme, started, commit):
+    outer = await world.site("outer")
+    world.readable.add(outer.id)
+    many = {f"m{n}": theme for n in range(60)}
+    files = {".gitmodules": gitmodules(**dict.fromkeys(many, "../theme.git"))}
+    pinned = commit(world.repositories.path(outer.id), files, submodules=many)
+    files = {**PAGE, ".gitmodules": gitmodules(a="../outer.git", b="../outer.git")}
+    build = await started(files, {"a": pinned, "b": pinned})
+    with pytest.raises(BuildFailedError, match="more than 100 submodules"):
+        await source_of(world, build)
+
+
+async def test_submodules_lie_no_deeper_in_one_another_than_they_may(world, started, commit):
+    nested = await world.site("nested")
+    world.readable.add(nested.id)
+    path = world.repositories.path(nested.id)
+    pinned = commit(path, {"a": b"a"})
+    inside = {".gitmodules": gitmodules(x="../nested.git")}
+    tips = [
+        pinned := commit(path, inside, submodules={"x": pinned}, branch=f"b{n}") for n in range(10)
+    ]
+    files = {**PAGE, ".gitmodules": gitmodules(x="../nested.git")}
+    build = await started(files, {"x": tips[-2]})
+    await source_of(world, build)
+    await world.builds.finish(build.job_id, Finish("slot-0", "succeeded", output="source"))
+    build = await started(files, {"x": tips[-1]})
+    with pytest.raises(BuildFailedError, match="more than 10 inside one another"):
+        await source_of(world, build)
+
+
 async def test_submodules_that_are_ignored_are_empty_folders(world, started, unpacked):
     build = await started({**PAGE, ".gitmodules": gitmodules(x="../hidden.git")}, {"x": ABSENT})
     files = unpacked(await source_of(world, build, ignores_submodules=True))
