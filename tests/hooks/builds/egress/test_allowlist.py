@@ -95,6 +95,7 @@ def test_port_is_told_from_an_ipv6_address():
         ("240.0.0.1", Nature.FORBIDDEN),
         ("100.100.100.200", Nature.FORBIDDEN),
         ("168.63.129.16", Nature.FORBIDDEN),
+        ("192.0.0.192", Nature.FORBIDDEN),
         ("fd00:ec2::254", Nature.FORBIDDEN),
         # an address within an address is what the inner one is
         ("::ffff:10.0.0.1", Nature.PRIVATE),

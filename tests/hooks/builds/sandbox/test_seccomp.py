@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -110,6 +112,33 @@ def judge(architecture, number, args=(), audit=None, **filtered):
 def test_call_is_judged(architecture, call, numbers, args, answer):
     number = numbers[list(ARCHITECTURES).index(architecture)]
     assert judge(architecture, number, args) == answer, call
+
+
+# The kernel's own numbers, where a machine has its headers.
+HEADERS = {
+    "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+    "aarch64": Path("/usr/include/asm-generic/unistd.h"),
+}
+REFUSED = """
+_sysctl acct add_key bpf clock_adjtime clock_settime create_module delete_module fanotify_init
+finit_module fsconfig fsmount fsopen fspick get_kernel_syms init_module io_uring_enter
+io_uring_register io_uring_setup ioperm ioprio_set iopl kcmp kexec_file_load kexec_load keyctl
+lookup_dcookie mbind memfd_secret migrate_pages modify_ldt mount mount_setattr move_mount move_pages
+name_to_handle_at nfsservctl open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root
+process_madvise process_vm_readv process_vm_writev ptrace query_module quotactl quotactl_fd reboot
+request_key set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday
+swapoff swapon syslog umount2 unshare uselib userfaultfd ustat vhangup
+"""
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_refused_is_so_by_the_numbers_of_the_kernel(architecture):
+    if not HEADERS[architecture].exists():
+        pytest.skip("needs the kernel's headers")
+    defined = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", HEADERS[architecture].read_text())
+    numbers = {name: int(number) for name, number in defined if name in REFUSED.split()}
+    assert len(numbers) > 45
+    assert [name for name in numbers if judge(architecture, numbers[name]) != "EPERM"] == []
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -287,6 +288,16 @@ async def test_what_a_build_leaves_running_is_dead_before_its_output_is_read(
     )
     assert unpacked(job.output) == {"a": b"1\n"}
     gone("4712", timeout_s=0)
+
+
+async def test_what_is_built_is_closed_to_other_users(control, slot, gone):
+    """Those of other slots, and of sites, are on the same machine."""
+    job = control.queue(site("echo begun; sleep 4730"))
+    await job.said("begun")
+    for folder in (slot.scratch, *slot.scratch.iterdir()):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    job.canceled.set()
+    await asyncio.to_thread(gone, "4730")
 
 
 async def test_output_that_the_build_closed_to_everybody_is_the_commits_fault(control, slot):
@@ -756,6 +767,25 @@ async def test_output_that_holds_a_secret_is_refused_by_name(control, slot, comm
     assert error["message"].startswith(f"{names.removeprefix('dist/')} holds the secret TOKEN")
     assert CANARY not in json.dumps(job.outcome) + "".join(job.text)
     assert job.output is None
+
+
+async def test_secret_that_names_the_folder_of_the_output_is_refused_too(control, slot) -> None:
+    """The statement of the artifact has that name."""
+    control.given = {"secrets": {"TOKEN": "canary-7d1f"}}
+    command = 'mkdir -p "dist/$TOKEN"; echo > "dist/$TOKEN/index.html"'
+    text = f"[build]\ncommand = '''{command}'''\nvariables = ['TOKEN']\n"
+    job = await control.build({"managed.toml": text.encode()})
+    assert job.outcome["error"]["code"] == "build.secret_in_output"
+    assert "canary" not in json.dumps(job.outcome) + "".join(job.text)
+
+
+async def test_build_that_was_given_a_secret_leaves_no_cache(control, slot) -> None:
+    control.given = {"secrets": {"TOKEN": CANARY}}
+    command = 'mkdir -p dist ~/.cache; echo > dist/x; echo "$TOKEN" > ~/.cache/token'
+    text = f"[build]\ncommand = '''{command}'''\noutput = 'dist'\nvariables = ['TOKEN']\n"
+    job = await control.build({"managed.toml": text.encode()})
+    assert job.outcome["status"] == "succeeded", job.outcome
+    assert job.cache_kept is None
 
 
 async def test_last_words_of_a_failed_command_show_no_secret(control, slot) -> None:
