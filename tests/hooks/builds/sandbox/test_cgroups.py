@@ -81,6 +81,8 @@ def values(label, *names):
 def test_group_has_the_limits_and_belongs_to_who_makes_sandboxes(start_maker, label):
     start_maker()
     assert values(label, "memory.max", "memory.limit_in_bytes") == str(64 << 20)
+    swap = values(label, "memory.swap.max", "memory.memsw.limit_in_bytes")
+    assert swap in ("0", str(64 << 20), None), "None: the kernel does not count it"
     assert values(label, "pids.max") == "10"  # one more: bubblewrap's own
     weights = [
         (folder / name).read_text().strip()

@@ -513,6 +513,31 @@ async def test_slot_and_its_keeper_leave_a_processor_to_others_as_commands_do(co
 
 
 @pytest.mark.parametrize(
+    ("command", "limits", "said"),
+    [
+        (
+            "for i in $(seq 40); do sleep 4731 & done; wait",
+            {"process_count_max": 20},
+            "processes: the build started more than 20 processes and threads ({})",
+        ),
+        (
+            "head -c 3000000 /dev/zero > /tmp/x; sleep 4731",
+            {"tmp_bytes_max": 1 << 20},
+            "temporary files: the build filled /tmp or /dev/shm, which hold 1 MiB each ({})",
+        ),
+    ],
+)
+async def test_settings_of_the_server_bound_the_processes_and_memory_folders_of_a_build(
+    control, slot, command, limits, said
+):
+    job = await control.build(site(command), limits=limits)
+    assert job.outcome["error"]["code"] == "build.limit_exceeded", job.outcome
+    [setting] = limits
+    first = job.outcome["error"]["message"].splitlines()[0]
+    assert first == f"{said.format(f'builders.{setting}')}."
+
+
+@pytest.mark.parametrize(
     ("limits", "said"),
     [
         ({"disk_bytes_max": 2 << 20}, "took more than 2 MiB (builders.disk_bytes_max)."),
