@@ -20,7 +20,7 @@ HASH_CHARS = 7
 LONG_HASH_CHARS = 16  # for a name that somebody has already
 SITE_NAME_CHARS_MAX = 40
 SLUG_CHARS_MAX = 40
-_GLOB = re.compile(r"\*|\?|\[!?\]?[^\]]*\]")  # as fnmatch has them
+_GLOB = re.compile(r"\*|\?|\[!?+\]?+[^\]]*\]")  # as fnmatch has them
 _SITE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 RESERVED_SLUGS = frozenset({"production", "staging", "preview"})
 

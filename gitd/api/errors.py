@@ -334,7 +334,7 @@ ROWS = (
     ErrorCode(
         CONFLICT,
         "environment.nothing_running",
-        "Nothing runs on the environment that was to be promoted.",
+        "Nothing runs on the environment that was to be promoted or restarted.",
         "Push to it or deploy an artifact onto it first.",
     ),
     ErrorCode(

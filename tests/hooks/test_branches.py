@@ -94,6 +94,7 @@ def test_pattern_that_some_branch_matches(pattern: str) -> None:
         ("refs/tags/*", "of no branch"),
         *((each, "No branch") for each in ("a..b", "*.lock", "a.lock/*", "a b", " main", "main ")),
         *((each, "No branch") for each in ("/*", "*/", "a//*", ".*", "*/.*", "*.", "x^", "v[0-9")),
+        *((each, "No branch") for each in ("[]", "v[!]", "[!")),  # no sets: they are never closed
     ],
 )
 def test_pattern_that_no_branch_matches_is_told_what_one_is(pattern: str, said: str) -> None:

@@ -1,7 +1,7 @@
 """Control's side of builds: which job goes to which slot, and how it ends.
 
-Its parts: `leases` (who holds what), `line` (who waits), `course` (how a build begins and ends),
-`slotless` (what needs no slot), `supplies` (what a slot is given).
+Its parts: `leases` (who holds what), `dispatcher` (who waits, and for what), `course` (how
+a build begins and ends), `slotless` (what needs no slot), `supplies` (what a slot is given).
 
 After a restart of control, jobs that a slot was running wait for it to speak up.
 """
