@@ -65,7 +65,9 @@ class Ingest:
                     key = blob_key(entry.digest, executable=entry.executable)
                     self.files.setdefault(key, entry)
                     self.draft.add_file(entry, entry.digest)
-                elif not self._is_given(entry):
+                elif self._is_given(entry):
+                    self.draft.hold_name(entry)
+                else:
                     self.draft.add_file(entry, self._read(entry))
             if self._helper is not None:
                 self._take(self._helper.rest())

@@ -25,6 +25,7 @@ from storage.manifest import (
 )
 
 WHOLE_BYTES_MAX = 1 << 20  # larger files ought to be given in pieces
+_UNREAD = FileEntry(b"", executable=False, size_bytes=0, digest=Digest.of(b""))
 
 
 # Tuples: a tree may have two hundred thousand, and a frozen dataclass takes longer to make.
@@ -142,6 +143,10 @@ class Draft:
             self._add(DirectoryEntry(path))
         else:
             self._add(LinkEntry(path, entry.target))
+
+    def hold_name(self, entry: SourceFile) -> None:
+        """Let nothing else have the name of an admitted file that is added later."""
+        self._entries[entry.path] = _UNREAD
 
     def add_file(self, entry: SourceFile, digest: Digest) -> None:
         """Add an admitted file whose contents were read."""

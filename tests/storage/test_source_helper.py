@@ -367,3 +367,31 @@ def test_it_answers_with_digests_in_the_order_of_the_questions(tree: Path) -> No
         assert [file for file, _ in answers] == files
         assert [digest for _, digest in answers] == [Digest.of(file.read()) for file in files]
         helper.stop(threads)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reason"),
+    [
+        ("2/in/050", tarfile.REGTYPE, "stands twice"),
+        ("2/in/050", tarfile.DIRTYPE, "stands twice"),
+        ("2/in/050", tarfile.SYMTYPE, "stands twice"),
+        ("2/in/050/below", tarfile.REGTYPE, "lies below what is no directory"),
+    ],
+)
+def test_name_whose_contents_are_still_read_is_taken(
+    shop, helped, tree: Path, name: str, kind: bytes, reason: str
+) -> None:
+    """Source: docs/store.md, "What is taken in"."""
+    shop.ingest(scanned(tree))
+    with packed(tree) as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "0" * (kind == tarfile.SYMTYPE)
+        with tarfile.open(tar.name, "a") as archive:
+            archive.addfile(member)
+        watched = Watched(scan_tar(tar, is_file=True))
+        with pytest.raises(TreeInvalidError, match=reason) as caught:
+            shop.ingest(watched)
+    assert caught.value.path == name
+    assert watched.helpers
+    assert b"2/in/050" not in watched.read
+    expect_sound(shop)
