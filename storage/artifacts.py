@@ -279,7 +279,7 @@ class ArtifactStore:
     def _taking_in(self, tree: Iterable[SourceEntry], limits: Limits) -> Iterator[Ingest]:
         with mapped_errors("take in a tree"), mapped_record_errors(), self._lease() as lease:
             staging = Staging(self.layout, lease, self._syncing)
-            ingest = Ingest(self._records, staging, self.room, limits, self._syncing)
+            ingest = Ingest(self._records, staging, self.room, limits)
             ingest.stage(tree)
             yield ingest
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from storage.blobs import BlobKey, Staging, blob_key
 from storage.digest import Digest
@@ -29,21 +28,12 @@ class Ingest:
         files: The distinct blobs of the tree, each with one file that it can be read from again.
     """
 
-    def __init__(
-        self,
-        records: Records,
-        staging: Staging,
-        room: Room,
-        limits: Limits,
-        threads: ThreadPoolExecutor,
-    ) -> None:
-        """`threads`: one of them waits for the end of a process."""
+    def __init__(self, records: Records, staging: Staging, room: Room, limits: Limits) -> None:
         self.staging = staging
         self.draft = Draft(limits)
         self.files: dict[BlobKey, SourceFile] = {}
         self._records = records
         self._room = room
-        self._threads = threads
         self._pending: dict[BlobKey, bytes | SourceFile] = {}  # or what has them still
         self._pending_bytes = 0
         self._known_count = 0  # files in a row
@@ -73,7 +63,7 @@ class Ingest:
                 self._take(self._helper.rest())
         finally:
             if self._helper is not None:
-                self._helper.stop(self._threads)
+                self._helper.stop()
         self._stage_pending()
 
     def live_keys(self, digest: Digest) -> set[BlobKey]:

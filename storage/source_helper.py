@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from storage.digest import Digest
@@ -103,15 +103,18 @@ class SourceHelper:
             if self._given:
                 yield self._given.pop(), None
 
-    def stop(self, threads: ThreadPoolExecutor) -> None:
-        """Break it off. A thread waits for its end: it may be long before it has a processor."""
+    def stop(self) -> None:
+        """Break it off. A thread of its own waits for its end: it may be long before it has a
+        processor.
+        """
         self._process.kill()
-        threads.submit(stop_worker, self._process)
+        with contextlib.suppress(RuntimeError):  # without one, the next start of a program does
+            threading.Thread(target=stop_worker, args=(self._process,), daemon=True).start()
 
 
 def source_helper(place: Place) -> SourceHelper | None:
     """Start one where a core is idle, and it can be started."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError, IndexError):
         if has_core() and _running_count() + IDLE_COUNT_MIN <= (os.cpu_count() or 1):
             return SourceHelper(place)
     return None

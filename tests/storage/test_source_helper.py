@@ -9,7 +9,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -337,7 +336,7 @@ def test_archive_that_is_cut_short_is_refused(shop, helped, tree: Path, cut: str
 
 
 def test_one_that_does_not_answer_is_asked_only_so_much(tree: Path) -> None:
-    with ThreadPoolExecutor(1) as threads, packed(tree) as tar:
+    with packed(tree) as tar:
         one, place = files_in(tar)[0]
         helper = SourceHelper(place)
         os.kill(helper._process.pid, signal.SIGSTOP)
@@ -346,11 +345,11 @@ def test_one_that_does_not_answer_is_asked_only_so_much(tree: Path) -> None:
         assert helper.is_busy
         assert helper.answers() == []
         assert list(helper.rest()) == [(one, None)] * GIVEN_COUNT_MAX
-        helper.stop(threads)
+        helper.stop()
 
 
 def test_it_answers_with_digests_in_the_order_of_the_questions(tree: Path) -> None:
-    with ThreadPoolExecutor(1) as threads, packed(tree) as tar:
+    with packed(tree) as tar:
         asked = files_in(tar)[:GIVEN_COUNT_MAX]
         files = [one for one, _ in asked]
         helper = SourceHelper(asked[0][1])
@@ -366,7 +365,7 @@ def test_it_answers_with_digests_in_the_order_of_the_questions(tree: Path) -> No
         wait_until(are_all_here)
         assert [file for file, _ in answers] == files
         assert [digest for _, digest in answers] == [Digest.of(file.read()) for file in files]
-        helper.stop(threads)
+        helper.stop()
 
 
 @pytest.mark.parametrize(
