@@ -359,7 +359,7 @@ async def test_build_without_a_ref_takes_what_was_pushed_last_where_a_pattern_ma
     assert (build.ref, build.commit) == ("refs/heads/release/2", newer)
 
 
-@pytest.mark.parametrize("branch", ["refs/heads/main", "HEAD", "v1", "{tip}"])
+@pytest.mark.parametrize("branch", ["heads/main", "HEAD", "v1", "{tip}"])
 async def test_build_without_a_ref_is_of_the_branch_and_of_nothing_else_that_has_its_name(
     world, commit, branch
 ) -> None:
