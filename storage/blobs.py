@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -104,11 +104,10 @@ class Staging:
         path: bytes,
         size_bytes: int,
         executable: bool,
-        is_known: Callable[[BlobKey], bool] | None = None,
     ) -> Digest:
         """Write a blob whose digest comes out on the way. `path` and `size_bytes` are its source's.
 
-        What turns out to be known already, here or to `is_known`, is removed again, unsynced.
+        What turns out to be here already is removed again, unsynced.
 
         Raises:
             TreeInvalidError: The pieces are not `size_bytes` long together.
@@ -129,7 +128,7 @@ class Staging:
             digest = Digest(hasher.digest())
             key = blob_key(digest, executable=executable)
             _finish(fd, key)
-            if key in self.blobs or (is_known is not None and is_known(key)):
+            if key in self.blobs:
                 os.unlink(name, dir_fd=self._lease.fd)
             else:
                 closing.pop_all()

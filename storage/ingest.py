@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from blake3 import blake3
+
 from storage.blobs import BlobKey, Staging, blob_key
 from storage.digest import Digest
 from storage.errors import StoreChangedError, TreeInvalidError
@@ -138,22 +140,27 @@ class Ingest:
     def _stage_pieces(self, entry: SourceFile, pieces: Iterator[bytes]) -> Digest:
         """Write a large file while it is read; what it is comes out at its end.
 
-        What cannot be read again stays here, known or not: what is known may be collected yet.
+        One that can be read again is read to its end first, and not written where it is known.
+        What cannot stays here, known or not: what is known may be collected yet.
         """
-        is_known = self._is_live if entry.is_repeatable else None
+        if entry.is_repeatable:
+            digest = _digest_of(entry, pieces)
+            key = blob_key(digest, executable=entry.executable)
+            if self._is_here(key):
+                self.files.setdefault(key, entry)
+                return digest
+            again = entry.read()
+            assert not isinstance(again, bytes), "it is as large as it was"
+            pieces = again
         with self._room.claimed(entry.size_bytes, 1):
             digest = self.staging.add_pieces(
-                pieces,
-                path=entry.path,
-                size_bytes=entry.size_bytes,
-                executable=entry.executable,
-                is_known=is_known,
+                pieces, path=entry.path, size_bytes=entry.size_bytes, executable=entry.executable
             )
         self.files.setdefault(blob_key(digest, executable=entry.executable), entry)
         return digest
 
-    def _is_live(self, key: BlobKey) -> bool:
-        return bool(rows.live(self._records.reader(), [key]))
+    def _is_here(self, key: BlobKey) -> bool:
+        return key in self.staging.blobs or bool(rows.live(self._records.reader(), [key]))
 
     def _stage_pending(self) -> None:
         live = rows.live(self._records.reader(), self._pending)
@@ -169,6 +176,24 @@ class Ingest:
                 self.staging.add(key, contents)
         self._pending.clear()
         self._pending_bytes = 0
+
+
+def _digest_of(entry: SourceFile, pieces: Iterator[bytes]) -> Digest:
+    """Read a large file to its end.
+
+    Raises:
+        TreeInvalidError: It is not as long as it was.
+    """
+    hasher = blake3()
+    count = 0
+    for piece in pieces:
+        count += len(piece)
+        if count > entry.size_bytes:
+            break
+        hasher.update(piece)
+    if count != entry.size_bytes:
+        raise TreeInvalidError(entry.path, "changed while it was read")
+    return Digest(hasher.digest())
 
 
 def _read_again(entry: SourceFile, key: BlobKey) -> bytes:

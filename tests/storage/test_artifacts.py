@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -237,6 +238,32 @@ def test_large_file_comes_in_in_pieces_and_once(shop, tmp_path: Path) -> None:
     first = shop.ingest(scan_directory(folder, owner_uid=None))
     second = shop.ingest(scan_directory(folder, owner_uid=None))
     assert (first.files, first.new_blobs, second.new_blobs) == (2, 1, 0)
+    assert is_clean(shop)
+
+
+def test_large_file_that_is_known_is_not_written(shop) -> None:
+    def large(letter: bytes) -> SourceFile:
+        data = [letter * (1 << 20)] * 5
+        return SourceFile(b"large", 5 << 20, executable=False, read=lambda: iter(data))
+
+    first = shop.ingest([large(b"x")])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, before[1]))
+    try:
+        assert shop.ingest([large(b"x")]).digest == first.digest
+        with pytest.raises(StorageError):
+            shop.ingest([large(b"y")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_clean(shop)
+
+
+@pytest.mark.parametrize("pieces", [4, 6])
+def test_large_file_that_is_not_as_long_as_it_was_is_refused(shop, pieces: int) -> None:
+    data = [b"x" * (1 << 20)] * pieces
+    entry = SourceFile(b"large", 5 << 20, executable=False, read=lambda: iter(data))
+    with pytest.raises(TreeInvalidError, match="changed while it was read"):
+        shop.ingest([entry])
     assert is_clean(shop)
 
 
