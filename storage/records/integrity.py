@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 
+from storage.counted import counted
 from storage.digest import Digest
 from storage.errors import DigestInvalidError, RecordsError
 from storage.ids import artifact_id
@@ -70,11 +71,6 @@ _CHECKS: dict[str, str] = {
     "artifact {}: the store knows no tree {}": """
         SELECT artifact.id, artifact.digest FROM artifact WHERE dropped_at IS NULL
         AND digest NOT IN (SELECT 'blake3:' || lower(hex(tree.digest)) FROM tree)""",
-    "artifact {}: its row, {} files and {} bytes, says otherwise than its tree's": """
-        SELECT artifact.id, artifact.files, artifact.size_bytes FROM tree JOIN artifact
-        ON artifact.digest = 'blake3:' || lower(hex(tree.digest))
-        WHERE artifact.files <> tree.files OR artifact.size_bytes <> tree.size_bytes
-        OR artifact.manifest_sha256 <> lower(hex(tree.sha256))""",
 }
 
 
@@ -114,7 +110,7 @@ def _broken_rows(db: sqlite3.Connection) -> list[str]:
     said = _bounded(broken)
     for sentence, query in _CHECKS.items():
         said += _bounded([sentence.format(*row) for row in db.execute(query)])
-    return said + _bounded(_foreign_ids(db))
+    return said + _bounded(_other_facts(db)) + _bounded(_foreign_ids(db))
 
 
 def _strange_kinds(db: sqlite3.Connection) -> list[str]:
@@ -162,6 +158,21 @@ def _columns(db: sqlite3.Connection) -> list[tuple[str, list[tuple[str, str]]]]:
     tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     query = "SELECT name, type FROM pragma_table_info(?)"
     return [(table, db.execute(query, (table,)).fetchall()) for (table,) in tables]
+
+
+def _other_facts(db: sqlite3.Connection) -> list[str]:
+    """Artifacts that are said to hold something else than their trees."""
+    rows = db.execute(
+        "SELECT artifact.id, artifact.files, artifact.size_bytes FROM tree JOIN artifact"
+        " ON artifact.digest = 'blake3:' || lower(hex(tree.digest))"
+        " WHERE artifact.files <> tree.files OR artifact.size_bytes <> tree.size_bytes"
+        " OR artifact.manifest_sha256 <> lower(hex(tree.sha256))"
+    )
+    return [
+        f"artifact {row['id']}: its row, {counted(row['files'], 'file')} and"
+        f" {counted(row['size_bytes'], 'byte')}, says otherwise than its tree's"
+        for row in rows
+    ]
 
 
 def _foreign_ids(db: sqlite3.Connection) -> list[str]:

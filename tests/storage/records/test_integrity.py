@@ -66,7 +66,7 @@ WRONG = {
     ),
     f"artifact {ART}0: is kept, and no statement says who built it": ("DELETE FROM attestation"),
     f"artifact {ART}0: the store knows no tree {DIGEST}": "DELETE FROM tree",
-    f"artifact {ART}0: its row, 7 files and 1 bytes, says otherwise than its tree's": (
+    f"artifact {ART}0: its row, 7 files and 1 byte, says otherwise than its tree's": (
         "UPDATE artifact SET files = 7"
     ),
     "database: a row of attestation refers to a row of artifact that is not there": (
