@@ -6,7 +6,6 @@ import fcntl
 import os
 import stat
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,7 @@ from storage.digest import Digest
 from storage.gate import locked
 from storage.layout import Layout
 from storage.records.db import Records
-
-WAIT_S = 20
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -71,10 +69,7 @@ def test_command_waits_for_a_collector_that_is_at_work(folder: DataFolder) -> No
     )
     with locked(lock, fcntl.LOCK_EX):
         command.start()
-        until = time.monotonic() + WAIT_S
-        while command.is_alive() and opened(lock) < 2:
-            assert time.monotonic() < until
-            time.sleep(0.005)
+        wait_for(lambda: not command.is_alive() or opened(lock) >= 2)
         assert command.is_alive()
         assert reports == []
     command.join()

@@ -13,33 +13,30 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import KEEP_NOTHING, make_shop
+from conftest import KEEP_NOTHING, Shop
 
 from storage.collect import Collector, Order
 from storage.errors import StorageError
+from tests.storage.shop_child import work_on
 
 
-def main() -> int:
-    try:
-        shop = make_shop(Path(sys.argv[1]))
-    except (StorageError, OSError) as error:
-        print(f"not opened: {error}")
-        return 3
-    takes_in = sys.argv[2:] == ["ingest"]
-    try:
-        if takes_in:
-            shop.builds = iter([1000])
-            with contextlib.suppress(StorageError):
-                shop.ingest({"a/new": b"new", "a/shared": b"one" * 50})
-        collector = Collector(shop.store, shop.records, KEEP_NOTHING)
-        collector.run(Order(is_hurried=True, is_thorough=True))
-        if not takes_in:
-            shop.records.close()
-    except StorageError as error:
-        print(f"{type(error).__name__}: {error}")
-        return 3
-    return 0
+def collect(shop: Shop) -> None:
+    collector = Collector(shop.store, shop.records, KEEP_NOTHING)
+    collector.run(Order(is_hurried=True, is_thorough=True))
+
+
+def collect_and_close(shop: Shop) -> None:
+    collect(shop)
+    shop.records.close()
+
+
+def ingest_and_collect(shop: Shop) -> None:
+    shop.builds = iter([1000])
+    with contextlib.suppress(StorageError):
+        shop.ingest({"a/new": b"new", "a/shared": b"one" * 50})
+    collect(shop)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    folder, *what = sys.argv[1:]
+    sys.exit(work_on(folder, ingest_and_collect if what == ["ingest"] else collect_and_close))

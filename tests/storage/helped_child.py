@@ -7,37 +7,24 @@ why not. It closes nothing, as `ingest_child.py`.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import make_shop
+from conftest import Shop
 
 from storage import ingest, source_helper
-from storage.errors import StorageError
 from storage.scan import scan_directory
+from tests.storage.shop_child import leave, work_on
 
 
-def main() -> int:
-    ingest.HELPED_COUNT_MIN = ingest._CHUNK_COUNT = 4
-    source_helper.IDLE_COUNT_MIN = -(1 << 20)
-    try:
-        shop = make_shop(Path(sys.argv[1]))
-    except (StorageError, OSError) as error:
-        print(f"not opened: {error}")
-        return 3
-    try:
-        shop.builds = iter([1000])
-        shop.ingest(scan_directory(shop.folder / "tree", owner_uid=None))
-    except StorageError as error:
-        print(f"{type(error).__name__}: {error}")
-        return 3
-    return 0
+def ingest_helped(shop: Shop) -> None:
+    shop.builds = iter([1000])
+    shop.ingest(scan_directory(shop.folder / "tree", owner_uid=None))
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    os._exit(status)
+    ingest.HELPED_COUNT_MIN = ingest._CHUNK_COUNT = 4
+    source_helper.IDLE_COUNT_MIN = -(1 << 20)
+    leave(work_on(sys.argv[1], ingest_helped))

@@ -7,19 +7,18 @@ nothing, as `ingest_child.py`.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import Shop, make_shop
+from conftest import Shop
 
 from storage.check import check_store
 from storage.copies import anything_at, twins
-from storage.errors import StorageError
 from storage.reindex import rebuild_index
 from storage.repair import Repairer
+from tests.storage.shop_child import leave, work_on
 
 
 def repair(shop: Shop) -> None:
@@ -29,24 +28,10 @@ def repair(shop: Shop) -> None:
     repairer.mend([twins(shop.store.layout), anything_at(shop.folder / "copy")])
 
 
-def main() -> int:
-    try:
-        shop = make_shop(Path(sys.argv[1]))
-    except (StorageError, OSError) as error:
-        print(f"not opened: {error}")
-        return 3
-    try:
-        if sys.argv[2:] == ["index"]:
-            rebuild_index(shop.store, shop.records)
-        else:
-            repair(shop)
-    except StorageError as error:
-        print(f"{type(error).__name__}: {error}")
-        return 3
-    return 0
+def make_index(shop: Shop) -> None:
+    rebuild_index(shop.store, shop.records)
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    os._exit(status)
+    folder, *what = sys.argv[1:]
+    leave(work_on(folder, make_index if what == ["index"] else repair))

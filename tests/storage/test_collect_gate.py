@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -17,6 +15,7 @@ from storage.gate import Gate
 from storage.holding import hold_trees
 from storage.records import blobs, build_caches
 from tests.storage.conftest import AT_ONCE, Shop
+from tests.waiting import wait_for
 
 
 def is_waited_for(shop: Shop) -> bool:
@@ -37,11 +36,6 @@ def is_alone(shop: Shop) -> bool:
         except BlockingIOError:
             return True
         return False
-
-
-def wait_for(event: Callable[[], object]) -> None:
-    while not event():
-        os.sched_yield()
 
 
 def forget_caches(db) -> None:

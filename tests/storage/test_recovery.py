@@ -7,7 +7,8 @@ import os
 import shutil
 import sqlite3
 import threading
-import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,26 +24,12 @@ from storage.manifest import FileEntry, Manifest
 from storage.recovery import Recovered, Recovery
 from storage.source import Limits
 from tests.crashing import Child, needs_strace
-from tests.storage.conftest import KEEP_NOTHING, files, make_shop, record
+from tests.storage.conftest import KEEP_NOTHING, Shop, files, make_shop, record
 from tests.storage.ingest_child import TREE
+from tests.waiting import WAIT_S, wait_for, waiters_of
 
 SHARED = {"x": b"shared"}
 OWN = {"x": b"shared", "y": b"its own"}
-WAIT_S = 20
-
-
-def wait_for(is_so) -> None:
-    until = time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
-def waiters_of(path: Path) -> int:
-    """How many wait for a lock on a file."""
-    name = f":{path.stat().st_ino} "
-    lines = Path("/proc/locks").read_text().splitlines()
-    return sum("->" in line and name in line for line in lines)
 
 
 def digest_of(folder: Path, tree: dict[str, bytes]) -> Digest:
@@ -117,6 +104,27 @@ def problems_after_a_cut(shop_at, folder: Path, scratch: Path) -> tuple[object, 
     return problems
 
 
+class Cut(Remover):
+    """Removes files, and notes the problems that a power cut would leave after each."""
+
+    def __init__(self, look: Callable[[], Iterable[object]], problems: list[object]) -> None:
+        super().__init__()
+        self._look = look
+        self._problems = problems
+
+    def remove(self, path: str) -> bool:
+        is_gone = super().remove(path)
+        self._problems += self._look()
+        return is_gone
+
+
+def fill_with_the_tree(folder: Path) -> Shop:
+    """A shop that has the artifact of `TREE`, which the other process takes in again."""
+    made = make_shop(folder)
+    made.ingest({"b/run*" if name == "b/run" else name: data for name, data in TREE.items()})
+    return made
+
+
 @needs_strace
 @pytest.mark.timeout(300)
 def test_start_beside_an_open_database_takes_nothing_that_comes_back(
@@ -172,29 +180,22 @@ def test_tree_that_a_commit_in_doubt_took_in_again_is_forgotten_for_good(
     shop_at, scratch: Path
 ) -> None:
     """While a collector is about to remove its manifest, and then loses its power."""
-    made = make_shop(scratch / "before")
-    made.ingest({"b/run*" if name == "b/run" else name: data for name, data in TREE.items()})
-    made.records.close()
+    fill_with_the_tree(scratch / "before").records.close()
     problems: list[object] = []
-
-    class Cut(Remover):
-        def remove(self, path: str) -> bool:
-            is_gone = super().remove(path)
-            problems.extend(problems_after_a_cut(shop_at, folder, scratch))
-            return is_gone
 
     class Doubted(Collector):
         number = 0
 
         def _unlink_trees(self, cycle, digests) -> None:
             ingest_in_doubt(folder, scratch, self.number)
-            self._remover = Cut()
+            self._remover = Cut(look, problems)
             super()._unlink_trees(cycle, digests)
             removed.append(self._remover.count)
 
     removed: list[int] = []
+    folder = scratch / "shop"
+    look = partial(problems_after_a_cut, shop_at, folder, scratch)
     for number in range(1, 5):
-        folder = scratch / "shop"
         shutil.copytree(scratch / "before", folder)
         opened = shop_at(folder)
         Doubted.number = number
@@ -211,8 +212,7 @@ def test_blob_that_a_commit_in_doubt_took_in_again_is_forgotten_for_good(
     shop_at, scratch: Path
 ) -> None:
     """While a start is about to finish its deletion, and then loses its power."""
-    made = make_shop(scratch / "before")
-    made.ingest({"b/run*" if name == "b/run" else name: data for name, data in TREE.items()})
+    made = fill_with_the_tree(scratch / "before")
     for change in (
         "UPDATE artifact SET expired_at = 1, dropped_at = 1",
         "DELETE FROM ref",
@@ -223,22 +223,17 @@ def test_blob_that_a_commit_in_doubt_took_in_again_is_forgotten_for_good(
     made.records.close()
     problems: list[object] = []
 
-    class Cut(Remover):
-        def remove(self, path: str) -> bool:
-            is_gone = super().remove(path)
-            problems.extend(problems_after_a_cut(shop_at, folder, scratch))
-            return is_gone
-
     class Doubted(Recovery):
         number = 0
 
         def _finish_deletions(self, remover: Remover) -> int:
             ingest_in_doubt(folder, scratch, self.number)
-            return super()._finish_deletions(Cut())
+            return super()._finish_deletions(Cut(look, problems))
 
     finished = 0
+    folder = scratch / "shop"
+    look = partial(problems_after_a_cut, shop_at, folder, scratch)
     for number in range(1, 5):
-        folder = scratch / "shop"
         shutil.copytree(scratch / "before", folder)
         opened = shop_at(folder)
         layout = opened.store.layout

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,22 +18,7 @@ from storage.gate import locked
 from storage.ids import new_id
 from storage.model import SYSTEM, PushRecord, RefMove, Site
 from storage.records import pushes, sites
-
-WAIT_S = 20
-
-
-def wait_for(is_so: Callable[[], object]) -> None:
-    until = time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
-def has_waiters(path: Path) -> bool:
-    """Whether somebody waits for a lock on a file."""
-    name = f":{path.stat().st_ino} "
-    lines = Path("/proc/locks").read_text().splitlines()
-    return any("->" in line and name in line for line in lines)
+from tests.waiting import wait_for, waiters_of
 
 
 def collecting(small) -> tuple[Path, contextlib.AbstractContextManager[None]]:
@@ -54,7 +38,7 @@ def test_moment_is_none_of_a_collection_or_a_change_of_keys(small, busy) -> None
     backup = threading.Thread(target=lambda: taken.append(small.back_up(with_keys=True)))
     with lock:
         backup.start()
-        wait_for(lambda: taken or has_waiters(path))
+        wait_for(lambda: taken or waiters_of(path))
         assert not taken
     backup.join()
     assert [item.faults for item in verify(small.destination)] == [()]
