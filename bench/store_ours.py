@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gitd import starting
-from hooks.deploys.state import EnvironmentFolder, EnvironmentState, ServedState
+from hooks.deploys.host.state import EnvironmentFolder, EnvironmentState, ServedState
 from hooks.deploys.wire import ArtifactPin
 from storage.artifacts import ArtifactStore, Ingested
 from storage.check import check_store

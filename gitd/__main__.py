@@ -161,8 +161,8 @@ def host(  # noqa: PLR0913 - one parameter per option
     from gitd.config import credentials_folder, load, parse_address
     from gitd.open_folders import require_outside
     from gitd.systemd import inherited_sockets, notify
-    from hooks.deploys.host import HostConfig, main
-    from hooks.deploys.runtime import WEB_LIMITS
+    from hooks.deploys.host.host import HostConfig, main
+    from hooks.deploys.processes.web_process import WEB_LIMITS
 
     log.configure()
     require_outside(directory, "the site host's folder")

@@ -26,7 +26,7 @@ from gitd.stores import note_settings
 from gitd.systemd import notify
 from hooks.builds.control import service as builder_service
 from hooks.builds.sandbox import cgroups
-from hooks.deploys import service as host_service
+from hooks.deploys.control import service as host_service
 from hooks.http_server import HttpLimits, Runner
 
 log = structlog.get_logger(__name__)

@@ -13,7 +13,7 @@ from gitd.config import Config
 from gitd.layout import DataFolder
 from gitd.stores import open_beside, room_of
 from hooks.clock import now_ms, rfc3339
-from hooks.deploys.state import ReleaseFolder, release_folders
+from hooks.deploys.host.state import ReleaseFolder, release_folders
 from storage import copies
 from storage.check import Finding, check_store
 from storage.consequences import Consequence

@@ -57,10 +57,10 @@ from hooks.builds.sources.submodules import Submodules
 from hooks.builds.wire import Egress
 from hooks.configs import Configs, has_sealed
 from hooks.default_branch import Heads
-from hooks.deploys.issuing import ReleaseIssuer
-from hooks.deploys.program_logs import ProgramLogs
-from hooks.deploys.rolling import RollLimits
-from hooks.deploys.runner import RollRunner
+from hooks.deploys.control.issuing import ReleaseIssuer
+from hooks.deploys.control.program_logs import ProgramLogs
+from hooks.deploys.control.rolling import RollLimits
+from hooks.deploys.control.runner import RollRunner
 from hooks.domains import Domains
 from hooks.follow import Addresses, PushNarrator
 from hooks.housekeeping import Housekeeping, HousekeepingLimits

@@ -51,7 +51,7 @@ from gitd.auth import Authenticator
 from gitd.log import Note, logged
 from gitd.metrics.exporter import Exporter
 from gitd.rate_limits import RateLimits, add_rate_headers
-from hooks.deploys.program_logs import ProgramLogs as ProgramLogReaders
+from hooks.deploys.control.program_logs import ProgramLogs as ProgramLogReaders
 from hooks.deploys.wire import Running
 from hooks.domains import Domains
 from hooks.follow import Addresses

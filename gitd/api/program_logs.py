@@ -19,9 +19,9 @@ from gitd.api.envelope import ENCODER, answer_headers
 from gitd.api.reading import NoBody
 from gitd.api.stream import EVENT_STREAM, HEARTBEAT_S, PLAIN_TEXT, CutShortError, OpenEnds
 from gitd.errors import AddressRefusedError, AuthenticationError, RequestError
-from hooks.deploys.log_reader import is_position, position
-from hooks.deploys.program_logs import LogBrokenError, Reader, Reading
-from hooks.deploys.program_logs import ProgramLogs as ProgramLogReaders
+from hooks.deploys.control.program_logs import LogBrokenError, Reader, Reading
+from hooks.deploys.control.program_logs import ProgramLogs as ProgramLogReaders
+from hooks.deploys.log_position import is_position, position
 from hooks.deploys.wire import LogPiece
 
 LINES_DEFAULT = 100

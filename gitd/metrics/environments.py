@@ -8,7 +8,7 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from gitd.metrics.families import gauge, gauges
-from hooks.deploys.runner import RollRunner
+from hooks.deploys.control.runner import RollRunner
 from storage.model import EnvironmentKind, EnvironmentStatus
 from storage.records import census
 from storage.records.db import Records

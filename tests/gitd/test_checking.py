@@ -15,7 +15,7 @@ from gitd.config import Config
 from gitd.control import Control
 from gitd.layout import DataFolder
 from gitd.stores import note_settings, noted_settings
-from hooks.deploys.state import EnvironmentState, HostFolder, ServedState
+from hooks.deploys.host.state import EnvironmentState, HostFolder, ServedState
 from hooks.deploys.wire import ArtifactPin
 from storage.digest import Digest
 

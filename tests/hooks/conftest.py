@@ -21,9 +21,9 @@ from hooks.builds.sources.sources import Sources
 from hooks.builds.sources.submodules import Submodules
 from hooks.configs import Configs
 from hooks.default_branch import Heads
-from hooks.deploys.issuing import ReleaseIssuer
-from hooks.deploys.rolling import RollLimits
-from hooks.deploys.runner import RollRunner
+from hooks.deploys.control.issuing import ReleaseIssuer
+from hooks.deploys.control.rolling import RollLimits
+from hooks.deploys.control.runner import RollRunner
 from hooks.deploys.wire import Changed, Desired, Snapshot
 from hooks.hostnames import PlatformNames
 from hooks.housekeeping import Housekeeping, HousekeepingLimits

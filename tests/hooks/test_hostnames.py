@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks.deploys.router import host_name
+from hooks.deploys.web.router import host_name
 from hooks.hostnames import HostnameError, PlatformNames, normal
 
 

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from hooks.builds.wire import Finish
-from hooks.deploys.issuing import LEAD_MAX
-from hooks.deploys.reissuing import REISSUE_COUNT_MAX
+from hooks.deploys.control.issuing import LEAD_MAX
+from hooks.deploys.control.reissuing import REISSUE_COUNT_MAX
 from hooks.deploys.wire import Changed, Desired, Report, RollFailure, Snapshot
 from storage.check import check_store
 from storage.digest import Digest
@@ -235,7 +235,7 @@ async def test_roll_under_way_keeps_its_statement_over_a_restart(site) -> None:
 
 
 async def test_only_so_many_statements_are_kept(site, monkeypatch) -> None:
-    monkeypatch.setattr("hooks.deploys.issuing.KEEP_COUNT", 2)
+    monkeypatch.setattr("hooks.deploys.control.issuing.KEEP_COUNT", 2)
     for content in (b"one", b"two", b"three", b"four"):
         await site.roll(content)
     assert [row["sequence"] for row in site.statements()] == [3, 4]

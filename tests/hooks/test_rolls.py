@@ -8,8 +8,8 @@ import sqlite3
 import threading
 from collections.abc import Callable
 
-from hooks.deploys.announcing import MESSAGES_COUNT_MAX
-from hooks.deploys.runner import RollRunner
+from hooks.deploys.control.announcing import MESSAGES_COUNT_MAX
+from hooks.deploys.control.runner import RollRunner
 from hooks.deploys.wire import Changed, Report, RollFailure, RollLog, RollLogLine, Snapshot
 from hooks.job_changes import JobChanges
 from hooks.jobs import Jobs

@@ -31,10 +31,10 @@ from hooks.builds.sources.sources import Sources
 from hooks.builds.sources.submodules import Submodules
 from hooks.builds.wire import BatchLine, BuildError, Finish, LogBatch
 from hooks.configs import Configs
-from hooks.deploys.issuing import ReleaseIssuer
-from hooks.deploys.program_logs import ProgramLogs
-from hooks.deploys.rolling import RollLimits
-from hooks.deploys.runner import RollRunner
+from hooks.deploys.control.issuing import ReleaseIssuer
+from hooks.deploys.control.program_logs import ProgramLogs
+from hooks.deploys.control.rolling import RollLimits
+from hooks.deploys.control.runner import RollRunner
 from hooks.deploys.wire import Report, RollFailure
 from hooks.domains import Domains
 from hooks.follow import Addresses

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from hooks.deploys import service as host_service
+from hooks.deploys.control import service as host_service
 
 
 async def test_host_whose_connection_has_closed_is_away_at_once(

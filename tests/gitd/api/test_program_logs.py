@@ -13,17 +13,17 @@ import pytest
 from aiohttp import ClientError, web
 
 from gitd.api.stream import HEARTBEAT_S
-from hooks.deploys import service as host_service
-from hooks.deploys.control import ControlLine
-from hooks.deploys.log_sender import LogSender
-from hooks.deploys.program_logs import (
+from hooks.deploys.control import service as host_service
+from hooks.deploys.control.program_logs import (
     BEGIN_TIMEOUT_S,
     READERS_MAX,
     READERS_OF_KEY_MAX,
     READERS_OF_SITE_MAX,
 )
-from hooks.deploys.state import HostFolder
-from hooks.deploys.weblog import WebLog
+from hooks.deploys.host.control import ControlLine
+from hooks.deploys.host.log_sender import LogSender
+from hooks.deploys.host.state import HostFolder
+from hooks.deploys.processes.weblog import WebLog
 from hooks.deploys.wire import DesiredMessage, LastExit, LogWanted, Report, Running
 from storage.records import api_keys
 

@@ -25,8 +25,8 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from hooks.deploys.forwarding import TrustedProxies
-from hooks.deploys.rollout_tools import RolloutTools
+from hooks.deploys.host.rollout_tools import RolloutTools
+from hooks.deploys.web.forwarding import TrustedProxies
 from hooks.deploys.wire import (
     ArtifactPin,
     Changed,

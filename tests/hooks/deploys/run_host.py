@@ -18,8 +18,9 @@ from pathlib import Path
 
 import structlog
 
-from hooks.deploys import foresight, runtime
-from hooks.deploys.host import HostConfig, main
+from hooks.deploys.host import foresight
+from hooks.deploys.processes import web_process
+from hooks.deploys.host.host import HostConfig, main
 
 NO_NEW_PRIVS, SECCOMP, FILTER = 38, 22, 2  # of prctl(2)
 
@@ -53,7 +54,7 @@ if __name__ == "__main__":
     if "fresh_s" in given:
         vars(foresight)["FRESH_S"] = given.pop("fresh_s")
     if "ports" in given:
-        vars(runtime)["PORTS"] = range(*given.pop("ports"))
+        vars(web_process)["PORTS"] = range(*given.pop("ports"))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -1,0 +1,1 @@
+"""The site host's side of rolls: it puts releases in place, and serves them."""

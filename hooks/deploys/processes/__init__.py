@@ -1,0 +1,1 @@
+"""The programs of releases: run, checked, watched, and what they say."""

@@ -1,0 +1,1 @@
+"""What visitors get, from the socket to the answer."""
