@@ -185,7 +185,7 @@ def parse_provenance(body: bytes, manifest: TreeName) -> Provenance:
     statement = decode_json(body)
     try:
         return _read(statement, manifest)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SignatureInvalidError(f"the statement lacks what it needs: {error}") from error
 
 

@@ -145,7 +145,7 @@ def _read(statement: dict[str, object], digest: Digest, manifest_sha256: str) ->
         sequence=sequence,
         deployment_id=text(predicate["deployment"]),
         provenance_sha256=text(predicate["provenance"]["sha256"]),
-        previous=None if previous is None else Digest.parse(f"blake3:{text(previous['blake3'])}"),
+        previous=None if previous is None else _read_digest(previous),
         rollback=rollback,
         issued_at=text(predicate["issuedAt"]),
         expires_at=expires_at,
@@ -159,11 +159,15 @@ def _config_fields(config: ConfigPin) -> dict[str, object]:
 
 def _read_config(found: dict[str, Any]) -> ConfigPin:
     expect(sorted(found), ["digest", "version"])
-    expect(sorted(found["digest"]), ["blake3"])
     version = found["version"]
     if type(version) is not int or not 1 <= version <= SEQUENCE_MAX:
         raise ValueError("the config's version is no number that it can be")
-    return ConfigPin(version, Digest.parse(f"blake3:{text(found['digest']['blake3'])}"))
+    return ConfigPin(version, _read_digest(found["digest"]))
+
+
+def _read_digest(found: dict[str, Any]) -> Digest:
+    expect(sorted(found), ["blake3"])
+    return Digest.parse(f"blake3:{text(found['blake3'])}")
 
 
 def _milliseconds(time: str) -> int:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from storage.errors import KeyFileError, SignatureInvalidError
 from storage.sealing import Vault
 from storage.signing import SigningKey
 from storage.trust import TRUST_TYPE, Keyring, load_keyring
+from tests.crashing import needs_strace
+from tests.waiting import wait_for, waiters_of
 
 
 class Keys:
@@ -222,6 +225,55 @@ def test_rotation_that_was_cut_short_after_the_key_had_its_place(keys: Keys) -> 
     assert keys.active == [following.key_id]
 
 
+def changes_of(keys: Keys) -> dict[str, Callable[[], object]]:
+    """Whatever changes keys or trust, by others than the server that runs."""
+    retired = keys.server().signing_key().key_id
+    custody = Custody(keys.folder)
+    custody.rotate(keys.trust)
+    return {
+        "open": lambda: custody.open(keys.trust),
+        "rotate": lambda: custody.rotate(keys.trust),
+        "revoke": lambda: custody.revoke(keys.trust, retired, reason="stolen"),
+    }
+
+
+@pytest.mark.parametrize("name", ["open", "rotate", "revoke"])
+def test_who_changes_keys_waits_for_others_who_do(keys: Keys, name: str) -> None:
+    changing = threading.Thread(target=changes_of(keys)[name])
+    with Custody(keys.folder).locked():
+        before = keys.keyring.version
+        changing.start()
+        wait_for(lambda: waiters_of(keys.folder / "lock") or not changing.is_alive())
+        assert changing.is_alive()
+        assert keys.keyring.version == before
+    changing.join()
+
+
+@pytest.mark.parametrize("name", ["open", "rotate"])
+def test_what_a_crash_left_half_written_is_removed(keys: Keys, name: str) -> None:
+    """There may be a private key in it."""
+    change = changes_of(keys)[name]
+    drafts = [
+        keys.folder / ".signing.key.0123456789ab",
+        keys.trust / ".root.9.json.0123456789ab",
+    ]
+    for path in drafts:
+        path.write_bytes(b"half of it")
+    change()
+    assert not any(path.exists() for path in drafts)
+
+
+def test_key_that_looks_like_the_one_before_it_is_another(keys: Keys) -> None:
+    """As long, and as old: what was put back from a copy may be."""
+    server = keys.server()
+    path, other = keys.folder / "signing.key", keys.folder / "other.key"
+    before, status = server.signing_key().key_id, path.stat()
+    SigningKey.load_or_create(other)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.rename(path)
+    assert server.signing_key().key_id == SigningKey.load(path).key_id != before
+
+
 # -- revocation --------------------------------------------------------------------------------
 
 
@@ -251,6 +303,16 @@ def test_server_runs_without_the_root_key(keys: Keys, tmp_path: Path) -> None:
     root = SigningKey.load(tmp_path / "root.key")
     rotated = Custody(keys.folder).rotate(keys.trust, root=root)
     assert server.signing_key().key_id == rotated.key_id
+
+
+def test_trust_of_another_root_key_keeps_the_server_from_starting(keys: Keys) -> None:
+    """It has generations of its own, in which the signing key is trusted."""
+    signing = keys.server().signing_key()
+    (keys.folder / "root.key").unlink()
+    (keys.trust / "root.1.json").unlink()
+    trust.establish(keys.trust, root=SigningKey.generate(), signing=signing)
+    with pytest.raises(SignatureInvalidError, match="other root keys"):
+        keys.server()
 
 
 def test_another_root_key_changes_nothing(keys: Keys) -> None:
@@ -287,10 +349,18 @@ def test_credential_takes_the_place_of_the_file(keys: Keys) -> None:
 
 
 def test_root_key_may_be_a_credential_too(keys: Keys) -> None:
-    SigningKey.load_or_create(keys.credentials / "root.key")
+    made = SigningKey.load_or_create(keys.credentials / "root.key")
+    (keys.credentials / "root.key").chmod(0o440)
     keys.hand_over()
     assert not (keys.folder / "root.key").exists()
-    assert keys.keyring.roots.keys() == {SigningKey.load(keys.credentials / "root.key").key_id}
+    assert keys.keyring.roots.keys() == {made.key_id}
+
+
+def test_credential_that_cannot_be_read_is_not_passed_over(keys: Keys) -> None:
+    keys.server()
+    (keys.credentials / "signing.key").symlink_to("nowhere")
+    with pytest.raises(KeyFileError, match="cannot read the key"):
+        Custody(keys.folder, credentials=keys.credentials).open(keys.trust)
 
 
 def test_credential_that_all_may_read_is_refused(keys: Keys) -> None:
@@ -353,6 +423,40 @@ def test_file_takes_the_place_of_the_credential(keys: Keys) -> None:
     Custody(keys.folder).rotate(keys.trust)
 
 
+def traced(calls: str, program: str, keys: Keys) -> str:
+    """The named system calls of a program that is told where the keys and their trust are."""
+    trace = keys.folder.parent / "trace"
+    strace = ("strace", "-y", "-qq", "-e", f"trace={calls}", "-o", trace)
+    subprocess.run([*strace, sys.executable, "-c", program, keys.folder, keys.trust], check=True)
+    return trace.read_text()
+
+
+ROTATE = """
+import sys
+from pathlib import Path
+from storage.custody import Custody
+folder, trust = map(Path, sys.argv[1:])
+Custody(folder).rotate(trust)
+"""
+
+
+@needs_strace
+def test_new_key_is_trusted_before_it_signs_and_in_its_place_for_good_before_the_old_one_is_retired(
+    keys: Keys,
+) -> None:
+    """Or hosts refused what is signed meanwhile, and no start after a power cut had a key."""
+    keys.server()
+    happened = traced("fsync,?rename,?renameat,?renameat2,?link,?linkat", ROTATE, keys)
+    steps = {
+        "trusted": rf'link.*"{keys.trust}/root\.2\.json"',
+        "in place": rf'rename.*"{keys.folder}/signing\.key"',
+        "retired": rf'link.*"{keys.trust}/root\.3\.json"',
+    }
+    at = {step: next(re.finditer(call, happened)).start() for step, call in steps.items()}
+    assert sorted(at, key=lambda step: at[step]) == list(steps)
+    assert f"<{keys.folder}>) = 0" in happened[at["in place"] : at["retired"]]
+
+
 START = """
 import sys
 from pathlib import Path
@@ -364,20 +468,11 @@ Vault.open(folder, may_create=False)
 """
 
 
-@pytest.mark.skipif(
-    not shutil.which("strace")
-    or subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True).returncode,
-    reason="strace cannot trace here",
-)
-def test_start_makes_durable_what_one_before_it_was_killed_before_syncing(
-    keys: Keys, tmp_path: Path
-) -> None:
+@needs_strace
+def test_start_makes_durable_what_one_before_it_was_killed_before_syncing(keys: Keys) -> None:
     """A key whose name a power cut takes away is lost, with all that it signed or sealed since."""
     keys.server()
     Vault.open(keys.folder, may_create=True)
-    traced = ("strace", "-y", "-qq", "-e", "trace=fsync", "-o", tmp_path / "trace")
-    started = (sys.executable, "-c", START, keys.folder, keys.trust)
-    subprocess.run([*traced, *started], check=True)
-    synced = re.findall(r"fsync\(\d+<(.*)>\) += 0", (tmp_path / "trace").read_text())
+    synced = re.findall(r"fsync\(\d+<(.*)>\) += 0", traced("fsync", START, keys))
     assert {str(keys.folder), str(keys.trust)} <= {*synced}
     assert synced[-1] == str(keys.folder), "the one that opens what is sealed does so, too"

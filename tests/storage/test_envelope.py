@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.envelope import IN_TOTO_TYPE, encode_json, seal, unseal
+from storage.envelope import (
+    BODY_BYTES_MAX,
+    IN_TOTO_TYPE,
+    encode_json,
+    seal,
+    signature_by,
+    subject_digest,
+    unseal,
+)
 from storage.errors import SignatureInvalidError
 from storage.signing import SigningKey
 
@@ -73,6 +81,35 @@ def test_same_statement_and_key_give_the_same_envelope() -> None:
     assert seal(b"{}", KEY) == seal(b"{}", KEY)
 
 
+def test_statement_that_no_envelope_may_hold_is_not_sealed() -> None:
+    assert open_with(seal(bytes(BODY_BYTES_MAX), KEY).data, KEY) == bytes(BODY_BYTES_MAX)
+    with pytest.raises(ValueError, match="longer than an envelope may hold"):
+        seal(bytes(BODY_BYTES_MAX + 1), KEY)
+
+
+def test_signature_that_is_asked_for_is_that_of_the_key() -> None:
+    one, other = (json.loads(seal(b"{}", key).data)["signatures"][0] for key in (KEY, OTHER))
+    both = encode_json({**json.loads(seal(b"{}", KEY).data), "signatures": [other, one]})
+    assert signature_by(both, KEY.key_id) == one["sig"]
+    assert signature_by(both, OTHER.key_id) == other["sig"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        {},
+        {"subject": None},
+        {"subject": []},
+        {"subject": [{"digest": {"sha256": TREE_SHA256}}]},
+        {"subject": [{"digest": {"blake3": TREE[1:]}}]},
+    ],
+)
+def test_statement_about_no_tree_is_said_to_be_none(statement: dict[str, object]) -> None:
+    assert subject_digest(seal(encode_json(STATEMENT), KEY).data).hex() == TREE
+    with pytest.raises(SignatureInvalidError, match="about no tree"):
+        subject_digest(seal(encode_json(statement), KEY).data)
+
+
 def test_url_safe_alphabet_is_read_too() -> None:
     """Case 29: it must be accepted."""
     envelope = seal(b"\xff\xfe\xfb" * 5, KEY)
@@ -121,10 +158,10 @@ FORGED = {
     "trailing bytes": seal(b'{"a":1}', KEY).data + b"{}",
     "list": b"[]",
     "deep": b"[" * 100_000,
-    "not utf-8": b'{"a":"\xff"}',
-    "not a number": b'{"a":NaN}',
+    "not utf-8": seal(b'{"a":1}', KEY).data[:-1] + b',"x":"\xff"}',
+    "not a number": seal(b'{"a":1}', KEY).data[:-1] + b',"x":NaN}',
     "nothing": b"",
-    "too long": b'{"a":"' + b"x" * (2 << 20) + b'"}',
+    "too long": seal(b'{"a":1}', KEY).data + b" " * (2 << 20),
 }
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from storage import proof
 from storage.artifacts import Ingested
 from storage.digest import Digest
 from storage.envelope import encode_json, seal
@@ -746,6 +747,16 @@ def test_flipped_bit_is_refused_or_means_the_same(exported) -> None:
 def test_what_is_no_proof_is_refused(data: bytes) -> None:
     with pytest.raises(ArtifactError):
         verify_archive(io.BytesIO(data), Beliefs())
+
+
+def test_statements_that_are_too_long_together_are_refused(
+    exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them is not."""
+    monkeypatch.setattr(proof, "MANIFEST_BYTES_MAX", 2000)
+    monkeypatch.setattr(proof, "STATEMENTS_BYTES_MAX", 0)
+    with pytest.raises(ArtifactCorruptError, match="too many statements"):
+        verify_archive(io.BytesIO(exported.data()), Beliefs())
 
 
 def test_name_that_stands_twice_is_refused(exported) -> None:

@@ -33,6 +33,7 @@ from storage.reader import StoreReader
 from storage.signing import SigningKey
 from storage.source import SourceDirectory, SourceLink
 from storage.trust import establish, revoke
+from storage.trust_memory import TrustMemory
 from storage.unpacked import verify_tree
 from tests.power import disk_of
 from tests.spoiling import flip, rewrite
@@ -199,6 +200,12 @@ def test_manifest_of_another_artifact_is_refused(shop, site) -> None:
         shop.verify(site)
 
 
+def test_manifest_that_was_read_for_another_artifact_is_not_gone_by(shop, site) -> None:
+    other = shop.reader.manifest(shop.ingest({"a": b"other"}).digest)
+    found = shop.reader.verify(site.digest, site.envelope_sha256, manifest=other)
+    assert found == shop.verify(site)
+
+
 def test_missing_manifest_or_envelope_is_said(shop, site) -> None:
     with pytest.raises(ArtifactMissingError):
         shop.reader.verify(site.digest, "0" * 64)
@@ -214,7 +221,9 @@ def test_flipped_bit_in_the_envelope_is_refused(shop, site, at: int) -> None:
         shop.verify(site)
 
 
-@pytest.mark.parametrize("name", ["", "..", "0" * 63, "G" * 64, "../" * 21 + "x"])
+@pytest.mark.parametrize(
+    "name", ["", "..", "0" * 63, "0" * 65, "G" * 64, "../" * 21 + "x", "0" * 64 + "/../x"]
+)
 def test_name_that_is_no_envelope_is_refused(shop, site, name: str) -> None:
     with pytest.raises(SignatureInvalidError):
         shop.reader.verify(site.digest, name)
@@ -273,6 +282,9 @@ UNSOUND = {
     "build type": edit(*DEFINITION, "buildType", value="urn:other"),
     "unknown parameter": edit(*DEFINITION, "externalParameters", "more", value=1),
     "unknown command": edit(*DEFINITION, "externalParameters", "run", "worker", value="x"),
+    "command left out": lambda statement: statement["predicate"]["buildDefinition"][
+        "externalParameters"
+    ]["run"].pop("health"),
     "command is no text": edit(*DEFINITION, "externalParameters", "run", "web", value=["x"]),
     "source of another site": edit(*DEFINITION, "externalParameters", "source", value="git+x"),
     "unknown profile": edit(*DEFINITION, "externalParameters", "profile", value="docker"),
@@ -290,6 +302,9 @@ UNSOUND = {
     "no commit": edit(*DEFINITION, "resolvedDependencies", value=[]),
     "commit is none": edit(
         *DEFINITION, "resolvedDependencies", 0, "digest", "gitCommit", value="main"
+    ),
+    "commit and more": edit(
+        *DEFINITION, "resolvedDependencies", 0, "digest", "gitCommit", value="0" * 41
     ),
     "unknown builder": edit("predicate", "runDetails", "builder", "id", value="urn:other"),
     "no builder": edit("predicate", "runDetails", "builder", value={}),
@@ -356,6 +371,19 @@ def test_revocation_that_is_taken_back_by_deleting_it_is_seen(shop, site) -> Non
     (shop.store.layout.trust / "root.2.json").unlink()
     with pytest.raises(SignatureInvalidError, match="taken away"):
         shop.verify(site)
+
+
+def test_generations_that_its_memory_refuses_are_refused_as_often_as_it_is_asked(
+    shop, site, tmp_path: Path
+) -> None:
+    memory = TrustMemory(tmp_path / "seen")
+    establish(shop.store.layout.trust, root=shop.root_key, signing=SigningKey.generate())
+    assert StoreReader(shop.store.layout.root, memory=memory).keyring().version == 2
+    (shop.store.layout.trust / "root.2.json").unlink()
+    reader = StoreReader(shop.store.layout.root, memory=memory)
+    for _ in range(2):
+        with pytest.raises(SignatureInvalidError, match="generation 2 was seen before"):
+            reader.verify(site.digest, site.envelope_sha256)
 
 
 def test_rotation_keeps_old_artifacts_and_takes_new_ones(shop, site) -> None:

@@ -21,6 +21,7 @@ from storage.errors import (
 )
 from storage.release_statement import (
     SEQUENCE_MAX,
+    ConfigPin,
     ReleaseStatement,
     build_release,
     parse_release,
@@ -206,6 +207,8 @@ UNSOUND = {
     "sequence as text": edit("predicate", "sequence", value="7"),
     "sequence as a flag": edit("predicate", "sequence", value=True),
     "rollback as a number": edit("predicate", "rollback", value=0),
+    "unknown field of the provenance": edit("predicate", "provenance", "sha512", value="x"),
+    "unknown field of what was before": edit("predicate", "previous", "sha256", value="x"),
     "environment as text": edit("predicate", "environment", value=ENV),
     "previous is no digest": edit("predicate", "previous", "blake3", value="00"),
     "expiry is no time": edit("predicate", "expiresAt", value="never"),
@@ -213,6 +216,7 @@ UNSOUND = {
     "expiry in a leap second": edit("predicate", "expiresAt", value="2016-12-31T23:59:60Z"),
     "expiry as a number": edit("predicate", "expiresAt", value=1 << 40),
     "no predicate": edit("predicate", value=[]),
+    "predicate as text": edit("predicate", value="config"),
 }
 
 
@@ -225,7 +229,34 @@ def test_unsound_statement_is_refused_even_when_it_is_signed(
     change(statement)
     sealed: Envelope = seal(encode_json(statement), shop.signing_key)
     with pytest.raises(ReleaseInvalidError):
-        release.check(sealed.data)
+        release.check(sealed.data, above=None)
+
+
+CONFIG = ("predicate", "config")
+UNSOUND_CONFIG = {
+    "as text": edit(*CONFIG, value="x"),
+    "as nothing": edit(*CONFIG, value=None),
+    "unknown field": edit(*CONFIG, "salt", value="x"),
+    "unknown field of the digest": edit(*CONFIG, "digest", "sha256", value="x"),
+    "digest is none": edit(*CONFIG, "digest", "blake3", value="00"),
+    "version 0": edit(*CONFIG, "version", value=0),
+    "version beyond all bounds": edit(*CONFIG, "version", value=1 << 53),
+    "version as a flag": edit(*CONFIG, "version", value=True),
+    "version as text": edit(*CONFIG, "version", value="1"),
+}
+
+
+@pytest.mark.parametrize("change", UNSOUND_CONFIG.values(), ids=UNSOUND_CONFIG)
+def test_unsound_config_is_refused_even_when_it_is_signed(
+    release, shop, change: Callable[[dict], None]
+) -> None:
+    """Programs are given what it names, and nothing else."""
+    config = ConfigPin(3, Digest.of(b"values"))
+    assert release.check(release.sealed(config=config)).config == config
+    statement = json.loads(release.body(config=config))
+    change(statement)
+    with pytest.raises(ReleaseInvalidError):
+        release.check(seal(encode_json(statement), shop.signing_key).data)
 
 
 def test_key_that_stands_twice_is_refused(release, shop) -> None:

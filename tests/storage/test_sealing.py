@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -67,9 +68,29 @@ def test_key_of_the_service_manager_takes_the_place_of_the_file(tmp_path: Path) 
         folder.mkdir()
     (credentials / VARIABLES_KEY).write_text("07" * KEY_BYTES)
     (credentials / VARIABLES_KEY).chmod(0o440)  # as systemd's access lists show
-    vault = Vault.open(keys, credentials=credentials, may_create=True)
-    assert vault.digest(b"x") == Vault(b"\x07" * KEY_BYTES).digest(b"x")
-    assert not list(keys.iterdir())
+    for files in ([], [VARIABLES_KEY]):
+        vault = Vault.open(keys, credentials=credentials, may_create=True)
+        assert vault.digest(b"x") == Vault(b"\x07" * KEY_BYTES).digest(b"x")
+        assert [path.name for path in keys.iterdir()] == files
+        Vault.open(keys, may_create=True)
+
+
+def test_key_that_appears_while_one_is_made_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another_came_first(count: int) -> bytes:
+        monkeypatch.undo()
+        others.append(Vault.open(tmp_path, may_create=True).digest(b"x"))
+        return bytes(count)
+
+    others: list[str] = []
+    monkeypatch.setattr(os, "urandom", another_came_first)
+    assert [Vault.open(tmp_path, may_create=True).digest(b"x")] == others
+
+
+def test_vector_of_the_digest() -> None:
+    """It stands in release statements, and is by a key of its own."""
+    assert VAULT.digest(b"x") == "11ce3a3c6cf87db511a437e57b99d21d805b09b9cee18d632b296d5b634e8e83"
 
 
 def test_digest_depends_on_the_key() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import KeyFileError
-from storage.signing import SigningKey, is_signed
+from storage.signing import SigningKey, is_signed, read_public_pem
 
 SEED = bytes(range(32))
 PUBLIC = "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8"
@@ -77,7 +79,46 @@ def test_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
         SigningKey.load_or_create(path)
 
 
-@pytest.mark.parametrize("contents", [b"", b"nonsense", b"-----BEGIN PRIVATE KEY-----\nAAAA\n"])
+def test_key_that_appears_while_one_is_made_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "key"
+
+    def another_came_first(count: int) -> bytes:
+        monkeypatch.undo()
+        others.append(SigningKey.load_or_create(path).key_id)
+        return bytes(count)
+
+    others: list[str] = []
+    monkeypatch.setattr(os, "urandom", another_came_first)
+    assert [SigningKey.load_or_create(path).key_id] == others
+
+
+def pem(der: bytes, what: str = "PRIVATE") -> bytes:
+    body = base64.b64encode(der).decode()
+    return f"-----BEGIN {what} KEY-----\n{body}\n-----END {what} KEY-----\n".encode()
+
+
+PKCS8 = bytes.fromhex("302e020100300506032b657004220420")
+OF_X25519 = bytes.fromhex("302e020100300506032b656e04220420")
+SPKI = bytes.fromhex("302a300506032b6570032100")
+SPKI_OF_X25519 = bytes.fromhex("302a300506032b656e032100")
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"",
+        b"nonsense",
+        b"-----BEGIN PRIVATE KEY-----\nAAAA\n",
+        pem(PKCS8 + SEED).replace(b"MC", b"M!"),
+        pem(PKCS8 + SEED, "EC PRIVATE"),
+        pem(PKCS8 + SEED).replace(b"END", b"end"),
+        pem(PKCS8 + SEED[:-1]),
+        pem(PKCS8 + SEED + b"\0"),
+        pem(OF_X25519 + SEED),
+    ],
+)
 def test_file_that_is_no_key_is_refused_and_kept(tmp_path: Path, contents: bytes) -> None:
     path = tmp_path / "key"
     path.write_bytes(contents)
@@ -85,6 +126,32 @@ def test_file_that_is_no_key_is_refused_and_kept(tmp_path: Path, contents: bytes
     with pytest.raises(KeyFileError):
         SigningKey.load_or_create(path)
     assert path.read_bytes() == contents
+
+
+def test_public_key_that_is_none_is_refused() -> None:
+    public = bytes.fromhex(PUBLIC)
+    assert read_public_pem(pem(SPKI + public, "PUBLIC")) == public
+    for data in (
+        pem(SPKI + public),
+        pem(SPKI + public[:-1], "PUBLIC"),
+        pem(SPKI + public + b"\0", "PUBLIC"),
+        pem(SPKI_OF_X25519 + public, "PUBLIC"),
+        pem(SPKI + public, "PUBLIC")[:-5],
+        pem(SPKI + public, "PUBLIC").replace(b"A", b"!"),
+    ):
+        with pytest.raises(KeyFileError):
+            read_public_pem(data)
+
+
+@pytest.mark.parametrize("mode", [0o460, 0o420, 0o444, 0o442])
+def test_credential_that_others_may_read_or_write_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "key"
+    SigningKey.load_or_create(path)
+    path.chmod(0o440)
+    assert SigningKey.load(path, is_credential=True)
+    path.chmod(mode)
+    with pytest.raises(KeyFileError, match=f"{mode:04o}"):
+        SigningKey.load(path, is_credential=True)
 
 
 def test_link_in_place_of_a_key_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,35 @@ from storage.errors import (
     ReleaseInvalidError,
     ReleaseKeyRetiredError,
     SignatureInvalidError,
+    StorageError,
 )
 from storage.provenance import SANDBOX_BUILDER, SOURCE_BUILDER
 from storage.signing import SigningKey
-from storage.trust import TRUST_TYPE, Keyring, TrustedKey, establish, load_keyring, revoke
+from storage.trust import (
+    TRUST_TYPE,
+    Keyring,
+    TrustedKey,
+    begin_anew,
+    establish,
+    introduce,
+    load_keyring,
+    revoke,
+)
 from storage.trust_memory import TrustMemory
 from tests.spoiling import flip
 
 ROOT, KEY, NEXT, THIEF = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3, 4))
 PIN = frozenset({ROOT.key_id})
+TRUSTED = {
+    "public": base64.b64encode(KEY.public).decode(),
+    "roles": ["provenance", "release"],
+    "builders": [SOURCE_BUILDER],
+    "sites": ["*"],
+    "retired": False,
+    "revoked": False,
+    "reason": None,
+}
+"""What a generation says of `KEY`."""
 
 
 def resign(folder: Path, version: int, key: SigningKey, /, **fields: object) -> None:
@@ -63,8 +84,9 @@ def test_rotation_keeps_what_the_old_key_signed(tmp_path: Path) -> None:
 def test_retired_key_is_not_taken_into_use_again(tmp_path: Path) -> None:
     establish(tmp_path, root=ROOT, signing=KEY)
     establish(tmp_path, root=ROOT, signing=NEXT)
-    with pytest.raises(SignatureInvalidError, match="retired"):
-        establish(tmp_path, root=ROOT, signing=KEY)
+    for use in (establish, introduce):
+        with pytest.raises(SignatureInvalidError, match="retired"):
+            use(tmp_path, root=ROOT, signing=KEY)
 
 
 def test_revoked_key_vouches_for_nothing(tmp_path: Path) -> None:
@@ -75,6 +97,17 @@ def test_revoked_key_vouches_for_nothing(tmp_path: Path) -> None:
     assert keyring.keys[KEY.key_id].reason == "was on a lost disk"
     with pytest.raises(SignatureInvalidError, match="no key"):
         revoke(tmp_path, root=ROOT, key_id=THIEF.key_id, reason="")
+
+
+def test_revoked_key_is_not_taken_into_use_again_and_asks_for_no_generation(tmp_path: Path) -> None:
+    """Also one that nothing had retired before."""
+    establish(tmp_path, root=ROOT, signing=KEY)
+    introduce(tmp_path, root=ROOT, signing=NEXT)
+    keyring = revoke(tmp_path, root=ROOT, key_id=KEY.key_id, reason="stolen")
+    for use in (establish, introduce):
+        with pytest.raises(SignatureInvalidError, match="retired or revoked"):
+            use(tmp_path, root=ROOT, signing=KEY)
+    assert establish(tmp_path, root=None, signing=NEXT) == keyring
 
 
 def test_only_a_root_key_writes_a_generation(tmp_path: Path) -> None:
@@ -146,6 +179,48 @@ def test_thief_cannot_begin_anew_with_a_root_of_his_own(tmp_path: Path) -> None:
         load_keyring(tmp_path, root_key_ids=PIN)
 
 
+def test_thief_cannot_have_a_key_used_by_generations_of_his_own(tmp_path: Path) -> None:
+    """They trust the key that is to be used already, so that nothing has to be written."""
+    establish(tmp_path, root=THIEF, signing=KEY)
+    for use in (establish, introduce):
+        with pytest.raises(SignatureInvalidError, match="other root keys"):
+            use(tmp_path, root=ROOT, signing=KEY)
+    with pytest.raises(SignatureInvalidError, match="other root keys"):
+        load_keyring(tmp_path, root_key_ids=frozenset({THIEF.key_id, ROOT.key_id}))
+
+
+def test_trust_that_begins_anew_forgets_no_key_and_no_revocation(tmp_path: Path) -> None:
+    """Where the root key is lost: nothing of before could add a generation any more."""
+    establish(tmp_path, root=ROOT, signing=KEY)
+    establish(tmp_path, root=ROOT, signing=NEXT)
+    before = revoke(tmp_path, root=ROOT, key_id=KEY.key_id, reason="stolen")
+    other, new = (SigningKey(bytes([n]) * 32) for n in (5, 6))
+    keyring = begin_anew(tmp_path, root=other, signing=new, before=before)
+    assert [path.name for path in tmp_path.iterdir()] == ["root.1.json"]
+    assert keyring == load_keyring(tmp_path, root_key_ids=frozenset({other.key_id}))
+    assert {name: key.state for name, key in keyring.keys.items()} == {
+        KEY.key_id: "revoked",
+        NEXT.key_id: "retired",
+        new.key_id: "active",
+    }
+
+
+@pytest.mark.parametrize("payload", [b"null", b"5", b'"\xc3\xa9"', b'"e"', b'"e30="'])
+def test_generation_without_a_statement_is_refused(tmp_path: Path, payload: bytes) -> None:
+    (tmp_path / "root.1.json").write_bytes(b'{"payload":%s}' % payload)
+    with pytest.raises(SignatureInvalidError):
+        load_keyring(tmp_path, root_key_ids=PIN)
+
+
+def test_thief_cannot_put_a_root_key_beside_the_one_that_is_known(tmp_path: Path) -> None:
+    """Each of a generation's root keys may sign it."""
+    establish(tmp_path, root=ROOT, signing=KEY)
+    roots = {key.key_id: b64(key.public) for key in (ROOT, THIEF)}
+    resign(tmp_path, 1, THIEF, rootKeys=roots)
+    with pytest.raises(SignatureInvalidError, match="other root keys"):
+        load_keyring(tmp_path, root_key_ids=PIN)
+
+
 def test_thief_cannot_append_a_generation_with_a_root_of_his_own(tmp_path: Path) -> None:
     establish(tmp_path, root=ROOT, signing=KEY)
     roots = {THIEF.key_id: base64.b64encode(THIEF.public).decode()}
@@ -164,6 +239,11 @@ def test_thief_cannot_append_a_generation_with_a_root_of_his_own(tmp_path: Path)
         {"keys": {KEY.key_id: {}}},
         {"rootKeys": None},
         {"rootKeys": {KEY.key_id: base64.b64encode(ROOT.public).decode()}},
+        {"rootKeys": []},
+        {"keys": {KEY.key_id: {**TRUSTED, "public": base64.b64encode(NEXT.public).decode()}}},
+        {"keys": {KEY.key_id: {**TRUSTED, "retired": "no"}}},
+        {"keys": {KEY.key_id: {**TRUSTED, "revoked": 0}}},
+        {"keys": {KEY.key_id: {**TRUSTED, "revoked": None}}},
     ],
 )
 def test_malformed_generation_is_refused(tmp_path: Path, fields: dict[str, object]) -> None:
@@ -200,8 +280,9 @@ def test_generations_that_were_taken_away_are_missed(tmp_path: Path) -> None:
     TrustMemory(tmp_path / "seen").take(load_keyring(trust, root_key_ids=PIN))
     (trust / "root.3.json").unlink()
     older = load_keyring(trust, root_key_ids=PIN)
-    with pytest.raises(SignatureInvalidError, match="generation 3 was seen before"):
-        TrustMemory(tmp_path / "seen").take(older)
+    for _ in range(2):  # and remembered still when it is tried again
+        with pytest.raises(SignatureInvalidError, match="generation 3 was seen before"):
+            TrustMemory(tmp_path / "seen").take(older)
 
 
 def test_another_generation_of_the_same_number_is_noticed(tmp_path: Path) -> None:
@@ -261,6 +342,35 @@ def test_memory_that_cannot_be_read_trusts_nobody(tmp_path: Path, data: bytes) -
     keyring = establish(tmp_path / "trust", root=ROOT, signing=KEY)
     with pytest.raises(SignatureInvalidError, match="cannot read"):
         TrustMemory(tmp_path / "seen").take(keyring)
+
+
+def test_memory_that_cannot_be_written_remembers_what_it_did(tmp_path: Path) -> None:
+    trust = tmp_path / "trust"
+    trust.mkdir()
+    memory = TrustMemory(tmp_path / "seen")
+    memory.take(establish(trust, root=ROOT, signing=KEY))
+    newer = establish(trust, root=ROOT, signing=NEXT)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(StorageError):
+            memory.take(newer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert b'"version":1' in (tmp_path / "seen").read_bytes()
+    memory.take(newer)
+
+
+def test_memory_that_is_no_file_trusts_nobody(tmp_path: Path) -> None:
+    """It is not as if nothing had been seen."""
+    trust = tmp_path / "trust"
+    trust.mkdir()
+    keyring = establish(trust, root=ROOT, signing=KEY)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("folder", "link"):
+        with pytest.raises(SignatureInvalidError, match="cannot read"):
+            TrustMemory(tmp_path / name).take(keyring)
 
 
 # -- a root key that follows on another ----------------------------------------------------------
