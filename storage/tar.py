@@ -317,8 +317,8 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         digits, space, _ = data[:20].partition(b" ")
         length = int(digits) if digits.isdigit() and space else 0
         record = data[len(digits) + 1 : length]
-        key, equals, value = record.partition(b"=")
-        if not length or length > len(data) or not equals or not value.endswith(b"\n"):
+        key, _, value = record.partition(b"=")  # neither without a length, no value without `=`
+        if length > len(data) or not value.endswith(b"\n"):
             raise TreeInvalidError(b"", "the archive has a malformed header")
         yield key, value[:-1]
         data = data[length:]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from storage.errors import TreeInvalidError
@@ -139,6 +139,7 @@ REFUSED = {
     "block device": archive(member("bad", type=tarfile.BLKTYPE)),
     "set-uid": archive((member("bad", mode=0o4755), b"x")),
     "set-gid": archive((member("bad", mode=0o2755), b"x")),
+    "sticky": archive((member("bad", mode=0o1755), b"x")),
     "sparse": archive(member("bad", type=tarfile.GNUTYPE_SPARSE), kind=tarfile.GNU_FORMAT),
     "sparse by pax": archive(member("bad", pax_headers={"GNU.sparse.major": "1"})),
     "capabilities": archive(member("bad", pax_headers={"SCHILY.xattr.security.capability": "x"})),
@@ -167,6 +168,19 @@ def block(name: bytes = b"f", *, size: bytes = b"00000000001\0", kind: bytes = b
     return bytes(head)
 
 
+def plain(name: bytes = b"f", *, size: bytes = b"00000000001\0", total: bytes = b"") -> bytes:
+    """As nearly all headers are. `total`: instead of the check sum."""
+    head = bytearray(encode_header(name, FILE, 0o644))
+    head[124:136] = size
+    head[148:156] = b" " * 8
+    head[148:156] = total or b"%06o\0 " % sum(head)
+    return bytes(head)
+
+
+def total_of(header: bytes) -> bytes:
+    return header[148:154]
+
+
 MALFORMED = {
     "nothing": b"",
     "half a block": bytes(100),
@@ -176,6 +190,10 @@ MALFORMED = {
     "rubbish": b"rubbish!" * 64,
     "size with letters": block(size=b"0000000zz01\0"),
     "negative size": block(size=b"-0000000001\0"),
+    "size with a sign": plain(size=b"+0000000001\0") + bytes(1536),
+    "size with an 8": plain(size=b"00000000008\0") + bytes(1536),
+    "sum with a sign": plain(total=b"+" + total_of(plain())[1:] + b"\0 ") + bytes(1536),
+    "sum and more digits": plain(total=total_of(plain()) + b"77") + bytes(1536),
     "gigantic header": block(kind=b"x", size=b"77777777777\0"),
     "gigantic long name": block(kind=b"L", size=b"77777777777\0"),
     "gigantic file": block(size=b"77777777777\0"),
@@ -191,18 +209,74 @@ def test_malformed_archive_is_refused_quickly(data: bytes) -> None:
     assert time.monotonic() - started < 10
 
 
-def pax(records: bytes) -> bytes:
-    head = block(b"x", kind=b"x", size=b"%011o\0" % len(records))
+@pytest.mark.parametrize(
+    ("header", "path", "size_bytes"),
+    [
+        (plain(b"./f"), b"f", 1),
+        (plain(b"f\0g"), b"f", 1),
+        (plain(size=b"000000000010"), b"f", 8),  # all twelve are digits
+        (block(kind=b"7"), b"f", 1),
+        (block(size=b"\x80" + bytes(10) + b"\1"), b"f", 1),
+    ],
+)
+def test_header_that_is_nearly_plain_is_read_as_tarfile_reads_it(
+    header: bytes, path: bytes, size_bytes: int
+) -> None:
+    theirs = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    assert theirs.name.removeprefix("./").encode() == path
+    assert (theirs.size, theirs.isreg()) == (size_bytes, True)
+    data = header + b"x" * size_bytes + bytes(512 - size_bytes) + bytes(1024)
+    assert read(data) == {path: ("f", b"x" * size_bytes)}
+
+
+def test_name_that_ends_as_a_folders_does_is_one() -> None:
+    none = b"0" * 11 + b"\0"
+    for header in (plain(b"d/", size=none), block(b"d/", size=none, kind=b"\0")):
+        assert read(header + bytes(1024)) == {b"d": "d"}
+    with pytest.raises(TreeInvalidError, match="is no name"):
+        read(plain(b".", size=none) + bytes(1024))
+
+
+def test_prefix_is_one_of_posix_alone() -> None:
+    """GNU's has times there."""
+    head = bytearray(block())
+    head[257:265] = b"ustar  \0"
+    head[345:356] = b"01234567012"
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    assert read(bytes(head) + b"x" + bytes(511 + 1024)) == {b"f": ("f", b"x")}
+
+
+def pax(records: bytes, kind: bytes = b"x") -> bytes:
+    head = block(b"x", kind=kind, size=b"%011o\0" % len(records))
     return head + records.ljust(-(-len(records) // 512) * 512, b"\0") + block() + bytes(1024)
 
 
 @pytest.mark.parametrize(
     "records",
-    [b"x", b"5 a\n", b"9999 path=a\n", b"0 path=a\n", b"-9 path=a\n", b"8 path=a", b"9 size=x\n"],
+    [
+        b"x",
+        b"4 a\n",
+        b"5 a\n",
+        b"9999 path=a\n",
+        b"0 path=a\n",
+        b"-9 path=a\n",
+        b"9 path=ab",
+        b"9 size=x\n",
+        b"11 size=-1\n",
+        b"28 size=0000000000000000001\n",
+    ],
 )
 def test_malformed_pax_header_is_refused(records: bytes) -> None:
+    assert [*read(pax(b"9 path=a\n"))] == [b"a"]
     with pytest.raises(TreeInvalidError):
         read(pax(records))
+
+
+def test_header_for_all_entries_names_none() -> None:
+    assert [*read(pax(b"11 uname=a\n", b"g"))] == [b"f"]
+    with pytest.raises(TreeInvalidError, match="has the header path"):
+        read(pax(b"9 path=a\n", b"g"))
 
 
 def test_stream_is_read_to_its_end() -> None:
@@ -235,6 +309,12 @@ NAMES = st.binary(min_size=1, max_size=130).map(lambda name: name.replace(b"\0",
     target=NAMES | st.just(b""),
     at=st.integers(-5, 8**12),
 )
+@example(path=b"n" * 100, kind=FILE, mode=0o644, size_bytes=8**11 - 1, target=b"", at=8**11 - 1)
+@example(path=b"n" * 101, kind=FILE, mode=0o644, size_bytes=0, target=b"", at=0)
+@example(path=b"n" * 100, kind=DIRECTORY, mode=0o755, size_bytes=0, target=b"", at=0)
+@example(path=b"n", kind=FILE, mode=0o644, size_bytes=8**11, target=b"", at=0)
+@example(path=b"n", kind=FILE, mode=0o644, size_bytes=0, target=b"", at=8**11)
+@example(path=b"n", kind=LINK, mode=0o777, size_bytes=0, target=b"t" * 101, at=0)
 def test_headers_are_those_of_the_library(
     path: bytes, kind: bytes, mode: int, size_bytes: int, target: bytes, at: int
 ) -> None:
@@ -254,6 +334,7 @@ def test_what_is_written_in_pieces_is_an_archive_for_others() -> None:
         encode_header(b"d/link", LINK, 0o777, target=b"large"),
     ]
     data = b"".join(chunks(pieces))
+    assert data.endswith(bytes(1024))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert archive.getnames() == ["d", "d/large", "d/link"]
         found = archive.extractfile("d/large")
