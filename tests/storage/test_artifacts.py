@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from storage import ingest
 from storage.artifacts import ArtifactStore, Ingested
 from storage.check import check_store
 from storage.digest import Digest
@@ -272,6 +273,22 @@ def test_many_files_come_in_in_several_chunks(shop) -> None:
     ingested = shop.ingest(tree)
     assert (ingested.files, ingested.new_blobs) == (1300, 1300)
     assert shop.verify(ingested).manifest.files == 1300
+
+
+def test_contents_that_wait_to_be_written_are_bounded(
+    shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def tree() -> Iterator[SourceFile]:
+        for number in range(4):
+            data = b"%06d" % number
+            yield SourceFile(data, 6, executable=False, read=lambda data=data: data)
+            written.append(len(list(shop.store.layout.tmp.glob("*/[0-9]*"))))
+
+    monkeypatch.setattr(ingest, "_CHUNK_BYTES", 10)
+    shop.ingest(tree())
+    assert written == [0, 2, 2, 4]
 
 
 def test_contents_that_are_known_are_read_only_where_the_store_lacks_them(shop) -> None:

@@ -13,6 +13,7 @@ from storage.digest import Digest
 from storage.errors import ManifestInvalidError
 from storage.manifest import (
     HEADER,
+    MANIFEST_BYTES_MAX,
     DirectoryEntry,
     Entry,
     FileEntry,
@@ -132,6 +133,23 @@ def test_limits_are_exact() -> None:
     assert Manifest.parse(many(100_000)).files == 100_000
     with pytest.raises(ManifestInvalidError, match="too many files"):
         Manifest.parse(many(100_001))
+    folders = [DirectoryEntry(b"%06d" % n) for n in range(200_001)]
+    assert len(Manifest.of(folders[:-1]).entries) == 200_000
+    with pytest.raises(ManifestInvalidError, match="too many entries"):
+        Manifest.of(folders)
+    with pytest.raises(ManifestInvalidError, match="too long"):
+        Manifest.parse(bytes(MANIFEST_BYTES_MAX + 1))
+    long = [DirectoryEntry(b"/".join([b"n" * 255] * n)) for n in range(1, 17)]
+    assert len(long[-1].path) == 4095
+    assert Manifest.of(long).entries
+    with pytest.raises(ManifestInvalidError, match="its path too long"):
+        Manifest.of(
+            [
+                *long[:-1],
+                DirectoryEntry(long[-2].path + b"/o"),
+                LinkEntry(long[-2].path + b"/o/" + b"p" * 254, b"t"),
+            ]
+        )
     deep = [DirectoryEntry(b"/".join([b"d"] * n)) for n in range(1, 65)]
     assert len(Manifest.of(deep).entries) == 64
     assert Manifest.of([DirectoryEntry(b"n" * 255)]).entries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,40 @@ def test_room_is_refused_below_what_stays_free_and_the_message_has_the_numbers(
     room_at(tmp_path).check()
 
 
+@needs_root
+def test_bounds_are_exact_and_promises_count(disk) -> None:
+    folder = disk(64 * MB, kind="tmpfs", options="nr_inodes=100")
+    space = room_at(folder).space()
+    assert space.free_inodes is not None
+    exact = room_at(folder, free_bytes_min=space.free_bytes, free_inodes_min=space.free_inodes)
+    exact.check()
+    for more in ((1, 0), (0, 1)):
+        with pytest.raises(StorageFullError):
+            exact.check(*more)
+    room = room_at(folder, free_bytes_min=0, free_inodes_min=0)
+    for _ in range(2):  # what was promised is given back
+        with room.claimed(space.free_bytes, space.free_inodes):
+            room.check()
+            for more in ((1, 0), (0, 1)):
+                with pytest.raises(StorageFullError):
+                    room.check(*more)
+
+
+@needs_root
+def test_filesystem_without_a_bound_on_files_has_room_for_them(disk) -> None:
+    room = room_at(disk(64 * MB, kind="tmpfs", options="nr_inodes=0"))
+    assert room.space().free_inodes is None
+    room.check(files=1 << 40)
+
+
+@needs_root
+def test_what_only_root_may_take_is_not_free(disk) -> None:
+    folder = disk(64 * MB, options="-m 30")
+    found = os.statvfs(folder)
+    assert found.f_bfree > found.f_bavail
+    assert room_at(folder).space().free_bytes == found.f_bavail * found.f_frsize
+
+
 def test_room_is_promised_once(tmp_path: Path) -> None:
     room = room_at(tmp_path)
     most = room.space().free_bytes * 2 // 3
@@ -178,6 +213,34 @@ def test_reserve_of_another_size_is_made_anew(tmp_path: Path) -> None:
     assert room_at(tmp_path).set_aside()
     assert room_at(tmp_path, reserve_bytes=MB).set_aside()
     assert (tmp_path / "reserve").stat().st_size == MB
+
+
+def test_reserve_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    bounds = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MB, bounds[1]))
+    try:
+        assert not room_at(tmp_path).set_aside()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, bounds)
+    assert list(tmp_path.iterdir()) == []
+    assert room_at(tmp_path).set_aside()
+
+
+def test_what_lies_where_the_reserve_belongs_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / "reserve").symlink_to("other")
+    room_at(tmp_path).set_aside()
+    assert (tmp_path / "other").read_bytes() == b"other"
+    (tmp_path / "reserve").unlink(missing_ok=True)
+    (tmp_path / "reserve").mkdir()
+    room = room_at(tmp_path)
+    assert (room.set_aside(), room.relieve()) == (False, False)
+
+
+def test_reserve_of_a_store_that_is_gone_is_none_and_nothing_fails(tmp_path: Path) -> None:
+    room = room_at(tmp_path / "gone")
+    assert (room.set_aside(), room.relieve()) == (False, False)
+    room.relieve_if_full()
 
 
 class Blind(Room):

@@ -18,6 +18,7 @@ from tests.crashing import Child, needs_strace
 from tests.storage.conftest import make_shop
 
 STAGED = re.compile(r"/store/tmp/[0-9a-f]{16}/\w+")
+PLACED = re.compile(r'rename.*[<"](?P<folder>/[^<">]*/store/(?:blobs|trees|attest)/\w\w)[>/]')
 UNPACKED = re.compile(r"/\.release\.partial-\w{8}/[\w/]+(?=>)")
 
 
@@ -50,6 +51,47 @@ def test_file_that_is_synced_by_itself_is_open_since_it_was_written(scratch: Pat
     synced = {path: calls for path, calls in happened.items() if "fsync" in calls}
     assert len(synced) == 4 + 2
     assert set(map(tuple, synced.values())) == {("openat", "fsync", "close")}
+
+
+@needs_strace
+def test_every_name_is_synced_before_the_records_count_on_it(scratch: Path) -> None:
+    make_shop(scratch / "shop").records.close()
+    child = Child(Path(__file__).with_name("ingest_child.py"), (str(scratch / "shop"),))
+    trace = scratch / "trace"
+    calls = "fsync,fdatasync,?rename,?renameat,?renameat2"
+    done = child.run(trace, "-y", "-e", f"trace={calls}")
+    assert done.returncode == 0, done.stdout
+    happened = trace.read_text()
+    placed = {match["folder"]: match.end() for match in PLACED.finditer(happened)}
+    assert {Path(folder).parent.name for folder in placed} == {"blobs", "trees", "attest"}
+    assert len(placed) > 3
+    for folder, at in placed.items():
+        committed = happened.index("gitd.db-wal>", at)
+        assert f"<{folder}>" in happened[at:committed], folder
+
+
+@needs_strace
+@pytest.mark.parametrize("count", [3, 30])
+def test_unpacked_folder_is_synced_whole_before_it_has_its_name_and_that_after(
+    scratch: Path, count: int
+) -> None:
+    shop = make_shop(scratch / "shop")
+    ingested = shop.ingest({f"d{n}/f": b"%d" % n for n in range(count)})
+    shop.records.close()
+    words = (str(ingested.digest), ingested.envelope_sha256, str(scratch / "release"))
+    child = Child(
+        Path(__file__).with_name("unpack_child.py"), (str(shop.store.layout.root), *words)
+    )
+    trace = scratch / "trace"
+    done = child.run(trace, "-y", "-e", "trace=fsync,syncfs,?rename,?renameat,?renameat2")
+    assert done.returncode == 0, done.stdout
+    before, _, after = trace.read_text().partition(f'"{scratch}/release")')
+    assert re.search(rf"fsync\(\d+<{scratch}>\) += 0", after)
+    synced = set(re.findall(r"fsync\(\d+<.*?/\.release\.partial-\w{8}(.*?)>\) += 0", before))
+    if count == 3:
+        assert synced == {"", *(f"/d{n}{f}" for n in range(3) for f in ("", "/f"))}
+    else:
+        assert re.search(r"syncfs\(\d+<.*/\.release\.partial-\w{8}>\) += 0", before)
 
 
 @needs_strace
