@@ -12,6 +12,7 @@ from itertools import count
 
 from blake3 import blake3
 
+from storage.git.refs import is_valid_name
 from storage.model import BranchRoute, Environment, RouteTarget
 
 HEADS = "refs/heads/"
@@ -83,36 +84,36 @@ def site_name_fault(name: str) -> str | None:
 
 
 def branch_fault(branch: str) -> str | None:
-    """Why `branch` cannot be a branch name, or None. Source: git-check-ref-format(1).
+    """Why `branch` cannot be made a branch by its name, or None. Source: git-check-ref-format(1).
 
-    git lets a branch be called refs/heads/x; who writes that means the branch x.
+    git lets a branch be called refs/heads/x; who writes that means the branch x. Nor is `-x` or `@`
+    one to choose: git's commands take these for something else.
     """
     if fault := _whole_name_fault(branch):
         return fault
-    parts = branch.split("/")
-    bad = (
-        not branch
-        or branch == "@"
-        or branch.startswith("-")
-        or branch.endswith(".")
-        or ".." in branch
-        or "@{" in branch
-        or any(not p or p.startswith(".") or p.endswith(".lock") for p in parts)
-        or re.search(r"[\x00-\x20\x7f~^:?*\[\\]", branch) is not None
-    )
-    return f"{branch!r} is not a valid branch name" if bad else None
+    if branch == "@" or branch.startswith("-") or not _may_be_pushed(branch):
+        return f"{branch!r} is not a valid branch name"
+    return None
 
 
 def pattern_fault(pattern: str) -> str | None:
-    """Why no branch can match `pattern`, or None when one can."""
+    """Why no branch can match `pattern`, or None when one can.
+
+    Pushes bring also branches that nobody could choose (`-x`, by its full name): a route may say
+    what becomes of them.
+    """
     if fault := _whole_name_fault(pattern):
         return fault
-    if branch_fault(_GLOB.sub("x", pattern)):
+    if not _may_be_pushed(_GLOB.sub("x", pattern)):
         return (
             f"No branch can be called {pattern!r}: a pattern is a branch's name, or a glob such "
             "as 'release/*'"
         )
     return None
+
+
+def _may_be_pushed(branch: str) -> bool:
+    return is_valid_name(f"{HEADS}{branch}".encode("utf-8", "surrogateescape"))
 
 
 def _whole_name_fault(name: str) -> str | None:
