@@ -24,6 +24,7 @@ URL_CHARS_MAX: Final = 2048
 HOST_CHARS_MAX: Final = 253
 _EXAMPLE: Final = "such as https://example.com/hook"
 _LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")  # networks of containers have "_"
+_BRACKETED: Final = re.compile(r"\[([^\[\]]*)\](?::[0-9]*)?")
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")  # of an address, wherever it stands last
 LOOK_UPS_COUNT_MAX: Final = 100
 
@@ -46,6 +47,9 @@ def url_fault(url: str) -> str | None:
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_good:
         return f"A webhook's url is an address {_EXAMPLE}"
+    bracketed = _bracketed(parts.netloc.rpartition("@")[2])
+    if bracketed is not None and not _is_ipv6(bracketed):
+        return f"{bracketed} in brackets is no IPv6 address: a name stands without, {_EXAMPLE}"
     if not _is_host(parts.hostname):
         return f"{parts.hostname} is no host: a webhook's url has a name or an address, {_EXAMPLE}"
     if parts.username is not None or parts.password is not None:
@@ -53,6 +57,25 @@ def url_fault(url: str) -> str | None:
     if len(url) > URL_CHARS_MAX:
         return f"A webhook's url has at most {URL_CHARS_MAX} characters"
     return None
+
+
+def _bracketed(place: str) -> str | None:
+    """What stands in brackets in a host and a port; None where there are none.
+
+    How much of it `urlsplit` refuses differs between releases of Python, and some let a name stand
+    before the brackets, which others would connect to.
+    """
+    if "[" not in place and "]" not in place:
+        return None
+    found = _BRACKETED.fullmatch(place)
+    return place if found is None else found[1]
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ip_address(text).version == 6
+    except ValueError:
+        return False
 
 
 def _is_host(text: str) -> bool:

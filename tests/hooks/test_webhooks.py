@@ -58,6 +58,12 @@ def test_url_whose_host_can_be_there_is_taken(url: str) -> None:
         ("https://example.com:0/", "such as https://example.com/hook"),
         ("https://example.com:65536/", "such as https://example.com/hook"),
         ("https://[::1", "such as https://example.com/hook"),
+        ("https://[abc]/", "such as https://example.com/hook"),  # by some releases of Python
+        ("https://[1.2.3.4]/", "such as https://example.com/hook"),
+        ("https://[v1.a]/", "v1.a in brackets is no IPv6 address"),
+        ("https://example.com[::1]/", "such as https://example.com/hook"),
+        ("https://[::1]example.com/", "such as https://example.com/hook"),
+        ("https://u@example.com[::1]:80/", "such as https://example.com/hook"),
         ("https://%", "% is no host"),
         ("https://exam%70le.com/", "exam%70le.com is no host"),
         ("https://a..example.com/", "a..example.com is no host"),
