@@ -290,18 +290,22 @@ class _Detection:
         return tuple(by)
 
     def _notes(self, recipe: Recipe) -> list[str]:
-        notes = [
-            f"Procfile: {name} is not run, only web and release are"
-            for name in self._procfile
-            if name not in _PROCFILE_KNOWN
-        ]
-        return [*notes, *recipe.notes]
+        unrun = [name for name in self._procfile if name not in _PROCFILE_KNOWN]
+        if not unrun:
+            return list(recipe.notes)
+        are, them = ("is", "it") if len(unrun) == 1 else ("are", "them")
+        note = (
+            f"Procfile: {' and '.join(unrun)} {are} not run, only web and release are:"
+            f" let the web command start {them}, or run {them} elsewhere"
+        )
+        return [note, *recipe.notes]
 
     def _ignored(self, web: str | None) -> list[str]:
         if web is not None:
             return []
         config = self._config
         keys = {"run.web": config.web, "run.release": config.release, "run.health": config.health}
+        keys |= {f"Procfile: {name}": self._procfile.get(name) for name in _PROCFILE_KNOWN}
         return [
             f"{key} is ignored: files alone are served, and nothing runs"
             for key, value in keys.items()

@@ -517,7 +517,22 @@ def test_one_line_tells_what_decided_and_what_follows(found, line):
 @pytest.mark.parametrize(
     ("found", "note"),
     [
-        (plan(Procfile="web: a\nworker: b"), "Procfile: worker is not run, only web and release"),
+        (
+            plan(Procfile="web: a\nworker: b"),
+            "Procfile: worker is not run, only web and release are: let the web command start it,",
+        ),
+        (
+            plan(Procfile="clock: c\nweb: a\nworker: b"),
+            "Procfile: clock and worker are not run, only web and release are: let the web command",
+        ),
+        (
+            plan(toml='[build]\nprofile = "static"', Procfile="release: b"),
+            "Procfile: release is ignored: files alone are served, and nothing runs",
+        ),
+        (
+            plan(toml='[build]\nprofile = "static"', Procfile="web: a"),
+            "Procfile: web is ignored: files alone are served, and nothing runs",
+        ),
         (plan("index.html", toml='[run]\nhealth = "/up"'), "run.health is ignored"),
         (plan(package={"dependencies": {"a": "1"}, **scripts(start="b")}), "there is no package-l"),
         (plan("bun.lock", package=scripts(start="b")), "bun.lock is not read"),
