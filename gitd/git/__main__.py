@@ -94,8 +94,11 @@ async def _serve(service: GitService, limits: HttpLimits, host: str, port: int) 
     loop.set_default_executor(ThreadPoolExecutor(THREAD_COUNT_MAX, thread_name_prefix="git"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    site = web.TCPSite(runner, host, port)
-    await site.start()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        sys.exit(f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --listen.")
     for address in runner.addresses:
         print(f"serving git on http://{address[0]}:{address[1]}/", flush=True)  # noqa: T201
     await service.warm()

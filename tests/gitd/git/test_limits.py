@@ -49,6 +49,18 @@ def test_a_wrong_setting_is_told_by_name(tmp_path: Path) -> None:
         assert says in done.stderr
 
 
+def test_an_address_that_is_taken_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "gitd.git", "--root", str(tmp_path), "--listen", address],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"cannot listen on {address}: ")
+    assert done.stderr.endswith("address already in use. Choose another with --listen.\n")
+
+
 def test_refs_of_one_push(work: Path, git: Git) -> None:
     refs = [f"main:refs/heads/b{number}" for number in range(4)]
     done = git("push", "origin", *refs, cwd=work, check=False)
