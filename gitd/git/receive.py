@@ -32,6 +32,7 @@ from storage.git.errors import RepositoryError
 from storage.git.locks import forget_locks
 from storage.git.maintenance import may_need_care, needs_care
 from storage.git.repository import Repository
+from storage.git.shallow import forget_unreached_borders
 
 LAST_WORDS_S = 2.0  # for what is broken off to tidy up
 
@@ -113,7 +114,7 @@ class ReceivePack:
             return
         async with self.ref_lock(repository):
             if opened.repository not in self._tidied:
-                await asyncio.to_thread(forget_locks, repository.path)
+                await asyncio.to_thread(_tidy, repository)
                 self._tidied.add(opened.repository)
 
     def ref_lock(self, repository: Repository) -> asyncio.Lock:
@@ -148,6 +149,13 @@ class ReceivePack:
         if late:
             _log.warning("pushes_broken_off", count=len(late))
             await asyncio.wait(late, timeout=LAST_WORDS_S)
+
+
+def _tidy(repository: Repository) -> None:
+    """`repository`: nobody else writes it, and nothing is being pushed to it."""
+    forget_locks(repository.path)
+    if gone := forget_unreached_borders(repository):
+        _log.warning("shallow_borders_forgotten", repository=repository.path.name, count=gone)
 
 
 def _wants_care(repository: Repository) -> bool:

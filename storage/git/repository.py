@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from storage.files import sync_directory
@@ -119,16 +119,32 @@ class Repository:
         Raises:
             OSError: another process is changing the borders, or the disk is full.
         """
+        more = set(oids)
+        self._change_shallow(lambda before: before | more)
+
+    def keep_shallow(self, oids: Collection[bytes]) -> None:
+        """Let the history end at these commits alone, as far as it did. Durable when it returns.
+
+        Raises:
+            OSError: As for `extend_shallow`.
+        """
+        self._change_shallow(lambda before: before.intersection(oids))
+
+    def _change_shallow(self, change: Callable[[frozenset[bytes]], frozenset[bytes]]) -> None:
         path = self.path / "shallow"
         lock = self.path / "shallow.lock"
         with lock.open("xb") as file:
             try:
-                lines = sorted(oid.hex() for oid in self.shallow() | set(oids))
+                lines = sorted(oid.hex() for oid in change(self.shallow()))
                 file.write("".join(f"{line}\n" for line in lines).encode())
                 file.flush()
                 os.fsync(file.fileno())
                 self.sharing.apply(lock)
-                lock.rename(path)
+                if lines:
+                    lock.rename(path)
+                else:  # git takes a repository with an empty one for shallow
+                    path.unlink(missing_ok=True)
+                    lock.unlink()
             except OSError:
                 lock.unlink(missing_ok=True)
                 raise

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from storage.git.errors import RepositoryCorruptError
 from storage.git.object_formats import COMMIT
 from storage.git.objects import ObjectStore
+from storage.git.repository import Repository
 from storage.git.walk import reachable_among
 
 INFINITE_DEPTH = 0x7FFFFFFF
@@ -127,6 +128,31 @@ def borders_behind(
         RepositoryCorruptError: a commit on the way is missing or none.
     """
     return reachable_among(borders, _commits(objects, tips), objects, cut={*borders, *server})
+
+
+def forget_unreached_borders(repository: Repository) -> int:
+    """Drop the borders that no ref reaches, and return how many: a push noted them, and the power
+    failed before its refs moved. What comes whole later would end there. Source: git's `prune`.
+
+    Only for repositories that nobody else writes, while nothing is being pushed to them. Does
+    nothing where that cannot be told for damage.
+
+    Raises:
+        OSError: As for `Repository.extend_shallow`.
+    """
+    borders = repository.shallow()
+    if not borders or any(repository.refs.broken()) or not repository.refs.is_packed_whole():
+        return 0
+    objects, refs = repository.objects, repository.refs.snapshot()
+    there = {oid for oid in borders if objects.contains(oid)}
+    try:
+        tips = _commits(objects, {*refs.values.values(), *filter(None, [refs.head])})
+        reached = reachable_among(there, tips, objects, cut=borders)
+    except RepositoryCorruptError:
+        return 0
+    if reached != borders:
+        repository.keep_shallow(reached)
+    return len(borders) - len(reached)
 
 
 def _by_depth(

@@ -177,6 +177,23 @@ async def test_git_says_quiet_without_a_terminal_too(room: Room) -> None:
     assert [push.is_quiet for push in room.receiver.pushes] == [True, True, False]
 
 
+@pytest.mark.parametrize("has_commit", [False, True])
+async def test_a_border_that_a_power_cut_left_ends_no_history(
+    room: Room, tmp_path: Path, git: Git, commit: Git, head: Git, *, has_commit: bool
+) -> None:
+    """It was noted for a push whose refs never moved."""
+    for message in ("two", "three", "four"):
+        commit(room.work, message)
+    if has_commit:
+        git("push", "-q", room.bare, "main~2:refs/heads/x", cwd=room.work)
+        git("update-ref", "-d", "refs/heads/x", cwd=room.bare)
+    (room.bare / "shallow").write_text(f"{head(room.work, 'main~2')}\n")
+    await room.push("main")
+    git("clone", "-q", room.bare, "c", cwd=tmp_path)
+    assert git("rev-list", "--count", "HEAD", cwd=tmp_path / "c").out == "4"
+    assert not (room.bare / "shallow").exists()
+
+
 async def test_words_reach_the_user_line_by_line(room: Room) -> None:
     room.receiver.words = ["building", "live at http://acme.localhost"]
     done = await room.push("main")
