@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from hooks.builds.sandbox import cgroupfs, cgroups
-from hooks.builds.sandbox.limits import Limits
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make control groups")
 
@@ -27,6 +26,23 @@ if len(sys.argv) > 2:
     group.join(int(sys.argv[2]))
 print("made", flush=True)
 time.sleep(600)
+"""
+
+MAKES_ONE_AFTER_ANOTHER = """
+import subprocess, sys, time
+from hooks.builds.sandbox.cgroups import Groups
+from hooks.builds.sandbox.limits import Limits
+groups = Groups.prepare(sys.argv[1])
+inside = subprocess.Popen(["sleep", "600"])
+group = groups.make(Limits(), is_background=False)
+group.join(inside.pid)
+groups.end(group)
+group.kill()
+inside.wait()
+print("made", flush=True)
+while True:
+    groups.end(groups.make(Limits(), is_background=False))
+    time.sleep(0.01)
 """
 
 
@@ -49,9 +65,9 @@ def label(request):
 def start_maker(label):
     makers = []
 
-    def start(*more):
+    def start(*more, program=MAKES_A_GROUP):
         maker = subprocess.Popen(
-            [sys.executable, "-c", MAKES_A_GROUP, label, *map(str, more)],
+            [sys.executable, "-c", program, label, *map(str, more)],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
             stdout=subprocess.PIPE,
             text=True,
@@ -187,19 +203,12 @@ def test_groups_of_a_living_process_whose_memory_is_counted_elsewhere_are_left_a
 
 
 @needs_root
-def test_group_that_still_has_a_process_goes_when_the_next_one_is_made():
-    groups = cgroups.Groups.prepare(f"next{os.getpid()}")
-    inside = subprocess.Popen(["sleep", "600"])
-    group = groups.make(Limits(), is_background=False)
-    group.join(inside.pid)
-    groups.end(group)
-    group.kill()
-    inside.wait()
-    groups.end(groups.make(Limits(), is_background=False))
+def test_group_that_still_has_a_process_goes_when_the_next_one_is_made(start_maker, label):
+    start_maker(program=MAKES_ONE_AFTER_ANOTHER)
     deadline = time.monotonic() + 20
-    while any(list(folder.glob("box-*")) for folder in folders(f"next{os.getpid()}")):
+    while any((folder / "box-1").exists() for folder in folders(label)):
         assert time.monotonic() < deadline
-        groups.end(groups.make(Limits(), is_background=False))
+        time.sleep(0.01)
 
 
 # -- where this process is ------------------------------------------------------------------------
