@@ -12,7 +12,7 @@ import sys
 
 from bench.measure import in_turn, quantiles, report
 from hooks.builds.sandbox.limits import Limits
-from hooks.builds.sandbox.sandbox import Sandbox, keep_in_groups
+from hooks.builds.sandbox.sandbox import Sandboxes
 from hooks.builds.sandbox.spec import SandboxSpec
 from hooks.process import Process, drop_privileges
 
@@ -34,19 +34,20 @@ async def bare(_: int) -> None:
     assert await process.wait() == 0
 
 
-async def sandboxed(_: int) -> None:
-    sandbox = await Sandbox.start(SPEC, on_output=unheard)
+async def sandboxed(sandboxes: Sandboxes) -> None:
+    sandbox = await sandboxes.start(SPEC, on_output=unheard)
     assert await sandbox.wait() == 0
 
 
 def measure(way: str) -> None:
+    sandboxes = Sandboxes()
     if way == "groups":
-        keep_in_groups("bench", owner=(UID, UID), weight=10)
+        sandboxes.keep_in_groups("bench", owner=(UID, UID), weight=10)
     drop_privileges(UID, UID)
     with asyncio.Runner() as runner:
         pair = in_turn(
             f"limits by {way}",
-            lambda number: runner.run(sandboxed(number)),
+            lambda _: runner.run(sandboxed(sandboxes)),
             lambda number: runner.run(bare(number)),
             rounds=ROUNDS,
         )

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from hooks.builds.errors import SandboxUnavailableError
-from hooks.builds.sandbox.sandbox import Sandbox
+from hooks.builds.sandbox.sandbox import Sandboxes
 from hooks.builds.sandbox.spec import SandboxSpec
 
 PROBE_TIMEOUT_S = 60.0
@@ -60,7 +60,8 @@ log = structlog.get_logger(__name__)
 class Toolchain:
     """What a slot's builds find. Belongs to one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, sandboxes: Sandboxes) -> None:
+        self._sandboxes = sandboxes
         self._seen: object = None
         self._versions: dict[str, str] = {}
         self._problem = ""
@@ -76,7 +77,7 @@ class Toolchain:
         seen = [_changed_at(folder) for folder in _FOLDERS]
         if seen != self._seen:
             try:
-                self._versions = await _all_versions()
+                self._versions = await _all_versions(self._sandboxes)
                 self._seen, self._problem = seen, ""
             except SandboxUnavailableError as error:
                 self._versions, self._seen = {}, None
@@ -87,17 +88,17 @@ class Toolchain:
         return self._versions
 
 
-async def _all_versions() -> dict[str, str]:
+async def _all_versions(sandboxes: Sandboxes) -> dict[str, str]:
     versions: dict[str, str] = {}
     for answer_s in ANSWER_TIMEOUTS_S:
-        versions, is_whole = await probe(answer_s)
+        versions, is_whole = await probe(sandboxes, answer_s)
         log.info("toolchain_probed", is_whole=is_whole, **versions)
         if is_whole:
             break
     return versions
 
 
-async def probe(answer_s: int) -> tuple[dict[str, str], bool]:
+async def probe(sandboxes: Sandboxes, answer_s: int) -> tuple[dict[str, str], bool]:
     """Ask the programs themselves, and say whether all answered within `answer_s` each.
 
     One that hangs or is not there is left out.
@@ -108,7 +109,7 @@ async def probe(answer_s: int) -> tuple[dict[str, str], bool]:
     said = bytearray()
     is_whole = True
     spec = SandboxSpec(argv=("/bin/sh", "-c", _SCRIPT, "sh", str(answer_s)), cwd="/")
-    sandbox = await Sandbox.start(spec, on_output=said.extend)
+    sandbox = await sandboxes.start(spec, on_output=said.extend)
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             await sandbox.wait()

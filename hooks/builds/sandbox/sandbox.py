@@ -41,73 +41,50 @@ BACKGROUND_OOM_SCORE = 500  # of 1000: when the machine's memory runs out, it is
 
 log = structlog.get_logger(__name__)
 
-_named = [BWRAP.name]  # what sandboxes of this process are called in its list of processes
-_processors = Processors()
-_groups: list[Groups] = []  # where they get control groups: at most one place, or none
 
+class Sandboxes:
+    """What the sandboxes of one process have in common, and how one is started."""
 
-def keep_in_groups(
-    label: str, *, owner: tuple[int, int] | None = None, weight: int | None = None
-) -> None:
-    """From here on each sandbox of this process gets a control group of its own, where possible.
+    def __init__(self) -> None:
+        self._name = BWRAP.name  # of each in the list of processes
+        self._groups: Groups | None = None
+        self._processors = Processors()
 
-    Where it is not, the log says why, and limits are kept without: see `Groups.prepare`, which has
-    the arguments.
-    """
-    try:
-        _groups[:] = [Groups.prepare(label, owner=owner, weight=weight)]
-    except GroupsUnavailableError as error:
-        log.warning("control_groups_unavailable", reason=str(error), instead="watching")
-    else:
-        log.info("control_groups_prepared", version=_groups[0].version)
-
-
-def leave_processors(count: int) -> None:
-    """Leave so many processors to others, as a sandbox does: this process, and its keeper.
-
-    One is left to it. With 0 it has all again. Call it in the main thread.
-    """
-    share = _groups[0].share if _groups else None
-    _processors.leave(count, also=() if share is None else (share.keeper_pid,))
-
-
-def end_leftovers(folder: Path) -> int:
-    """Kill the sandboxes that an earlier process with the same `folder` left, and return how many.
-
-    bubblewrap asks to die with its parent only when all is set up: whoever is killed while it
-    starts a sandbox leaves it running. From here on sandboxes bear a name made of `folder`, by
-    which the next process knows them.
-    """
-    name = f"{BWRAP.name}-{blake3(os.fsencode(folder.resolve())).hexdigest()[:16]}"
-    _named[0] = name
-    return end_named(name)
-
-
-class Sandbox:
-    """A running sandbox. Made by `start`; always `wait` for its end.
-
-    It ends with this process, and it never outlives `wait`.
-    """
-
-    listener: socket.socket | None = None
-    """Listens inside, before the program begins, when `listen_port` asks for it. The caller's."""
-
-    def __init__(
-        self, outer: Process, init: Init, status: Status, *, watch: Watch, group: Group | None
+    def keep_in_groups(
+        self, label: str, *, owner: tuple[int, int] | None = None, weight: int | None = None
     ) -> None:
-        self._outer = outer
-        self._init = init
-        self._status = status
-        self._watch = watch
-        self._group = group
-        self._watching: asyncio.Task[None] | None = None
-        self._looking_back: asyncio.Task[None] | None = None
-        self._was_killed = False
-        self.exceeded: Limit | None = None
-        """The limit that it was ended for, or that it ran into. Known once `wait` has returned."""
+        """From here on each gets a control group of its own, where possible.
 
-    @classmethod
-    async def start(cls, spec: SandboxSpec, *, on_output: Callable[[bytes], None]) -> Sandbox:
+        Where it is not, the log says why, and limits are kept without: see `Groups.prepare`, which
+        has the arguments.
+        """
+        try:
+            self._groups = Groups.prepare(label, owner=owner, weight=weight)
+        except GroupsUnavailableError as error:
+            log.warning("control_groups_unavailable", reason=str(error), instead="watching")
+        else:
+            log.info("control_groups_prepared", version=self._groups.version)
+
+    def leave_processors(self, count: int) -> None:
+        """Leave so many processors to others, as a sandbox does: this process, and its keeper.
+
+        One is left to it. With 0 it has all again. Call it in the main thread.
+        """
+        share = self._groups.share if self._groups is not None else None
+        self._processors.leave(count, also=() if share is None else (share.keeper_pid,))
+
+    def end_leftovers(self, folder: Path) -> int:
+        """Kill those that an earlier process with the same `folder` left, and return how many.
+
+        bubblewrap asks to die with its parent only when all is set up: whoever is killed while it
+        starts a sandbox leaves it running. From here on sandboxes bear a name made of `folder`, by
+        which the next process knows them.
+        """
+        digest = blake3(os.fsencode(folder.resolve())).hexdigest()[:16]
+        self._name = f"{BWRAP.name}-{digest}"
+        return end_named(self._name)
+
+    async def start(self, spec: SandboxSpec, *, on_output: Callable[[bytes], None]) -> Sandbox:
         """Start `spec` and return once it runs, under its limits. Call it in the main thread.
 
         `on_output` gets what is written to output and error, as it comes, in the loop.
@@ -125,17 +102,16 @@ class Sandbox:
         go, wait_for_go = _gate()
         with os.fdopen(go, "wb", buffering=0) as gate:
             try:
-                group = _make_group(spec)
+                group = self._make_group(spec)
                 try:
-                    outer = _spawn(spec, status, wait_for_go)
+                    outer = self._spawn(spec, status, wait_for_go)
                 except SandboxUnavailableError:
                     status.close()
-                    if group is not None:
-                        _groups[0].end(group)
+                    self.end_group(group)
                     raise
             finally:
                 os.close(wait_for_go)
-            starting = asyncio.ensure_future(cls._started(outer, status, group, spec))
+            starting = asyncio.ensure_future(self._started(outer, status, group, spec))
             try:
                 sandbox = await asyncio.shield(starting)
             except asyncio.CancelledError:
@@ -150,20 +126,22 @@ class Sandbox:
                 gate.write(b"1")
         return sandbox
 
-    @classmethod
     async def _started(
-        cls, outer: Process, status: Status, group: Group | None, spec: SandboxSpec
+        self, outer: Process, status: Status, group: Group | None, spec: SandboxSpec
     ) -> Sandbox:
         """Put limits on the first process, which waits for the gate to open, and listen inside."""
         init = Init.open(await _begun(outer, status), parent_pid=outer.pid)
         watch = _watch_for(spec, group)
-        sandbox = cls(outer, init, status, watch=watch, group=group)
+        sandbox = Sandbox(self, outer, init, status, watch=watch, group=group)
         what = "keep the sandbox to its limits"
         try:
             if init.is_there():
                 if group is not None:
                     await asyncio.to_thread(group.join, init.pid)
                 _limit(init.pid, spec, has_group=group is not None)
+                if spec.limits.processors_free:
+                    kept_to = self._processors.but(spec.limits.processors_free)
+                    os.sched_setaffinity(init.pid, kept_to)
                 what = "listen inside the sandbox"
                 if spec.listen_port is not None:
                     sandbox.listener = listen_inside(init.pid, spec.listen_port)
@@ -172,8 +150,79 @@ class Sandbox:
         except OSError as error:
             await sandbox.close()
             raise SandboxUnavailableError(f"cannot {what}: {error.strerror}") from error
-        sandbox._watching = asyncio.ensure_future(sandbox._end_when_exceeded())
+        sandbox.watch()
         return sandbox
+
+    def _make_group(self, spec: SandboxSpec) -> Group | None:
+        if self._groups is None:
+            return None
+        try:
+            return self._groups.make(spec.limits, is_background=spec.is_background)
+        except OSError as error:
+            raise SandboxUnavailableError(f"no control group can be made: {error}") from error
+
+    def end_group(self, group: Group | None) -> None:
+        """Take back the group of one that has ended."""
+        if self._groups is not None and group is not None:
+            self._groups.end(group)
+
+    def _spawn(self, spec: SandboxSpec, status: Status, wait_for_go: int) -> Process:
+        with contextlib.ExitStack() as files:
+            try:
+                args, pass_fds = bwrap.arguments(spec, files)
+                pass_fds += [status.open(files), wait_for_go]
+                args += ["--json-status-fd", str(pass_fds[-2]), "--block-fd", str(wait_for_go)]
+                args_fd = bwrap.memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
+                # bwrap's own environment is empty: the sandbox can read it in /proc/1/environ
+                return Process.start(
+                    [self._name, "--args", str(args_fd), "--", *_found(spec.argv)],
+                    program=str(BWRAP),
+                    environ={},
+                    on_output=status.on_output,
+                    pass_fds=[args_fd, *pass_fds],
+                )
+            except FileNotFoundError as error:
+                raise SandboxUnavailableError(
+                    f"{BWRAP} is not there: install bubblewrap"
+                ) from error
+            except OSError as error:
+                raise SandboxUnavailableError(f"cannot run {BWRAP}: {error.strerror}") from error
+
+
+class Sandbox:
+    """A running sandbox. Made by `Sandboxes.start`; always `wait` for its end.
+
+    It ends with this process, and it never outlives `wait`.
+    """
+
+    listener: socket.socket | None = None
+    """Listens inside, before the program begins, when `listen_port` asks for it. The caller's."""
+
+    def __init__(
+        self,
+        those: Sandboxes,
+        outer: Process,
+        init: Init,
+        status: Status,
+        *,
+        watch: Watch,
+        group: Group | None,
+    ) -> None:
+        self._those = those
+        self._outer = outer
+        self._init = init
+        self._status = status
+        self._watch = watch
+        self._group = group
+        self._watching: asyncio.Task[None] | None = None
+        self._looking_back: asyncio.Task[None] | None = None
+        self._was_killed = False
+        self.exceeded: Limit | None = None
+        """The limit that it was ended for, or that it ran into. Known once `wait` has returned."""
+
+    def watch(self) -> None:
+        """From here on end it when it exceeds a limit. Who started it calls this, once."""
+        self._watching = asyncio.ensure_future(self._end_when_exceeded())
 
     async def wait(self) -> int:
         """Return the exit status (128 + n after signal n) once every process inside is dead.
@@ -260,8 +309,7 @@ class Sandbox:
         """Take the watch's last word, and give the group back."""
         last = await asyncio.to_thread(self._watch.last_look, exit_status)
         self.exceeded = self.exceeded or last
-        if self._group is not None:
-            _groups[0].end(self._group)
+        self._those.end_group(self._group)
 
 
 def _watch_for(spec: SandboxSpec, group: Group | None) -> Watch:
@@ -278,36 +326,6 @@ def _watch_for(spec: SandboxSpec, group: Group | None) -> Watch:
         on_disk=on_disk,
         is_background=spec.is_background,
     )
-
-
-def _make_group(spec: SandboxSpec) -> Group | None:
-    if not _groups:
-        return None
-    try:
-        return _groups[0].make(spec.limits, is_background=spec.is_background)
-    except OSError as error:
-        raise SandboxUnavailableError(f"no control group can be made: {error}") from error
-
-
-def _spawn(spec: SandboxSpec, status: Status, wait_for_go: int) -> Process:
-    with contextlib.ExitStack() as files:
-        try:
-            args, pass_fds = bwrap.arguments(spec, files)
-            pass_fds += [status.open(files), wait_for_go]
-            args += ["--json-status-fd", str(pass_fds[-2]), "--block-fd", str(wait_for_go)]
-            args_fd = bwrap.memory_file(files, b"".join(f"{arg}\0".encode() for arg in args))
-            # bwrap's own environment is empty: the sandbox can read it in /proc/1/environ
-            return Process.start(
-                [_named[0], "--args", str(args_fd), "--", *_found(spec.argv)],
-                program=str(BWRAP),
-                environ={},
-                on_output=status.on_output,
-                pass_fds=[args_fd, *pass_fds],
-            )
-        except FileNotFoundError as error:
-            raise SandboxUnavailableError(f"{BWRAP} is not there: install bubblewrap") from error
-        except OSError as error:
-            raise SandboxUnavailableError(f"cannot run {BWRAP}: {error.strerror}") from error
 
 
 def _found(argv: Sequence[str]) -> Sequence[str]:
@@ -350,8 +368,6 @@ def _limit(pid: int, spec: SandboxSpec, *, has_group: bool) -> None:
     if not has_group:  # twice as many processes, for the watch to see that they are too many
         wanted[resource.RLIMIT_NPROC] = 2 * limits.process_count
         wanted[resource.RLIMIT_DATA] = limits.memory_bytes
-    if limits.processors_free:
-        os.sched_setaffinity(pid, _processors.but(limits.processors_free))
     for kind, value in wanted.items():
         if value is not None:
             hard = resource.getrlimit(kind)[1]

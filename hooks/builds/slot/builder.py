@@ -31,8 +31,8 @@ from hooks.builds.logs.build_log import BuildLog
 from hooks.builds.phase import PROGRESS, Phase
 from hooks.builds.profiles.plan import Plan
 from hooks.builds.profiles.toolchain import Toolchain
-from hooks.builds.sandbox import sandbox
 from hooks.builds.sandbox.disk_allowance import DiskAllowance
+from hooks.builds.sandbox.sandbox import BACKGROUND_OOM_SCORE, Sandboxes
 from hooks.builds.slot import fetching, phases
 from hooks.builds.slot.control import Control, LeasedJob
 from hooks.builds.slot.network import BuildNetwork
@@ -91,24 +91,25 @@ def main(config: BuilderConfig) -> None:
     parent_pid = os.getppid()
     os.umask(0o022)
     config.scratch.mkdir(mode=SCRATCH_MODE, parents=True, exist_ok=True)
+    sandboxes = Sandboxes()
     if os.geteuid() == 0:
         if not config.uid or not config.gid:
             raise SystemExit("gitd builder: builds never run as root: give --uid and --gid")
         os.chown(config.scratch, config.uid, config.gid)
         config.scratch.chmod(SCRATCH_MODE)
         # As root: what the kernel noted from root, no build takes back.
-        Path("/proc/self/oom_score_adj").write_text(str(sandbox.BACKGROUND_OOM_SCORE))
+        Path("/proc/self/oom_score_adj").write_text(str(BACKGROUND_OOM_SCORE))
         owner = (config.uid, config.gid)
-        sandbox.keep_in_groups(config.slot, owner=owner, weight=config.cpu_weight)
+        sandboxes.keep_in_groups(config.slot, owner=owner, weight=config.cpu_weight)
         drop_privileges(config.uid, config.gid)
     else:
-        sandbox.keep_in_groups(config.slot, weight=config.cpu_weight)
+        sandboxes.keep_in_groups(config.slot, weight=config.cpu_weight)
     if config.die_with_parent:
         die_with_parent(parent_pid)
-    asyncio.run(run_builder(config))
+    asyncio.run(run_builder(config, sandboxes))
 
 
-async def run_builder(config: BuilderConfig) -> None:
+async def run_builder(config: BuilderConfig, sandboxes: Sandboxes) -> None:
     """Build until SIGTERM or SIGINT; a build that runs then is killed and left to others."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
@@ -116,7 +117,7 @@ async def run_builder(config: BuilderConfig) -> None:
         loop.add_signal_handler(number, stopped.set)
     if config.ready is not None:
         config.ready()
-    building = asyncio.create_task(_build_for_ever(config))
+    building = asyncio.create_task(_build_for_ever(config, sandboxes))
     stopping = asyncio.create_task(stopped.wait())
     beating = asyncio.create_task(_beat(*config.watchdog)) if config.watchdog else None
     await asyncio.wait([building, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -136,10 +137,10 @@ async def _beat(every_s: float, say_alive: Callable[[], None]) -> None:
         await asyncio.sleep(every_s)
 
 
-async def _build_for_ever(config: BuilderConfig) -> None:
-    await asyncio.to_thread(sandbox.end_leftovers, config.scratch)
+async def _build_for_ever(config: BuilderConfig, sandboxes: Sandboxes) -> None:
+    await asyncio.to_thread(sandboxes.end_leftovers, config.scratch)
     await asyncio.to_thread(_empty, config.scratch)
-    toolchain = Toolchain()
+    toolchain = Toolchain(sandboxes)
     pause_s = RETRY_FIRST_S
     sweeper, kept = Sweeper(config.scratch), KeptSources(config.scratch)
     async with (
@@ -161,8 +162,8 @@ async def _build_for_ever(config: BuilderConfig) -> None:
                 continue
             pause_s = RETRY_FIRST_S
             if lease is not None:
-                build = _Build(control.job(lease), config, versions, kept)
-                sandbox.leave_processors(build.limits.processors_free)
+                build = _Build(control.job(lease), config, versions, kept, sandboxes=sandboxes)
+                sandboxes.leave_processors(build.limits.processors_free)
                 await _run_build(build, sweeper)
 
 
@@ -204,6 +205,8 @@ class _Build:
         config: BuilderConfig,
         toolchain: Mapping[str, str],
         kept: KeptSources,
+        *,
+        sandboxes: Sandboxes,
     ) -> None:
         self.job = job
         self.slot = config.slot
@@ -212,6 +215,7 @@ class _Build:
         self.limits = phases.limits_of(job.lease)
         self._toolchain = toolchain
         self._kept = kept
+        self._sandboxes = sandboxes
         allowance = DiskAllowance(self.folder, self.limits)
         self._workspace = Workspace(self.folder, allowance)
         self._log = BuildLog(chars_max=job.lease.limits.log_chars_max)
@@ -337,7 +341,9 @@ class _Build:
                     spec = phases.build_spec(
                         step.command, plan.facts, lease, self._workspace, given
                     )
-                    used_s += await phases.run_step(step, spec, network, self._log, used_s=used_s)
+                    used_s += await phases.run_step(
+                        step, spec, network, self._log, sandboxes=self._sandboxes, used_s=used_s
+                    )
             self._kept.hold()
         finally:
             await network.close()

@@ -31,7 +31,7 @@ from hooks.builds.profiles.plan import Listing, Plan, Step, told
 from hooks.builds.profiles.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox.disk_allowance import DiskAllowance, exceeded
 from hooks.builds.sandbox.limits import LIMIT_EXCEEDED, Limit, Limits, explain
-from hooks.builds.sandbox.sandbox import Sandbox
+from hooks.builds.sandbox.sandbox import Sandboxes
 from hooks.builds.sandbox.spec import APP_DIR, HOME_DIR, Bind, SandboxSpec
 from hooks.builds.slot.control import LeasedJob
 from hooks.builds.slot.network import BuildNetwork
@@ -203,6 +203,7 @@ async def run_step(
     network: BuildNetwork,
     log: BuildLog,
     *,
+    sandboxes: Sandboxes,
     used_s: float = 0,
 ) -> float:
     """Run a step as `spec`, of `build_spec`; every process of it is dead when this returns.
@@ -221,7 +222,7 @@ async def run_step(
         spec.limits,
         network.given_to(_with_what_is_left(spec, used_s)),
     )
-    sandbox = await Sandbox.start(spec, on_output=lines.feed)
+    sandbox = await sandboxes.start(spec, on_output=lines.feed)
     try:
         await network.serve(sandbox)
         exit_status = await sandbox.wait()

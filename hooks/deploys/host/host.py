@@ -21,7 +21,7 @@ import structlog
 from aiohttp import web
 
 from hooks.builds.sandbox.limits import Limits
-from hooks.builds.sandbox.sandbox import end_leftovers, keep_in_groups
+from hooks.builds.sandbox.sandbox import Sandboxes
 from hooks.deploys.host import configs
 from hooks.deploys.host.control import ControlLine
 from hooks.deploys.host.log_sender import LogSender
@@ -105,13 +105,13 @@ def main(config: HostConfig) -> None:
         ) from error
     guard = _guard(config.guards) if config.guards is not None else None
     _prepare_folder(config)
-    _prepare_groups(config)
+    sandboxes = _sandboxes(config)
     if config.uid is not None:
         drop_privileges(config.uid, config.gid if config.gid is not None else config.uid)
     take_short_turns()
     warn_of_few_watches(config.web_limits.memory_bytes)
     with asyncio.Runner(loop_factory=_sparing_loop) as runner:
-        runner.run(run_host(config, listener=listener))
+        runner.run(run_host(config, sandboxes, listener=listener))
     if guard is not None:
         guard.close()
 
@@ -120,13 +120,15 @@ def _sparing_loop() -> asyncio.AbstractEventLoop:
     return asyncio.SelectorEventLoop(SparingSelector())
 
 
-async def run_host(config: HostConfig, *, listener: socket.socket | None = None) -> None:
+async def run_host(
+    config: HostConfig, sandboxes: Sandboxes, *, listener: socket.socket | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT: then stop accepting, let requests finish for at most
     `drain_s`, and stop the web processes.
     """
     stop = _stop_signal()
     await _store_opened(config.store, stop)
-    if left := end_leftovers(config.directory):
+    if left := sandboxes.end_leftovers(config.directory):
         _log.warning("left_sandboxes_ended", count=left)
     router: Router[Serving] = Router()
     line = ControlLine(config.socket)
@@ -140,6 +142,7 @@ async def run_host(config: HostConfig, *, listener: socket.socket | None = None)
                 memory=TrustMemory(config.directory / "trust.json"),
             ),
             threads=threads,
+            sandboxes=sandboxes,
             unpacking=asyncio.Semaphore(UNPACK_COUNT_MAX),
             starting=asyncio.Semaphore(START_COUNT_MAX),
             trusted=TrustedProxies(config.trusted_proxies),
@@ -242,10 +245,12 @@ def _guard(address: tuple[str, int]) -> socket.socket | None:
     return guard
 
 
-def _prepare_groups(config: HostConfig) -> None:
+def _sandboxes(config: HostConfig) -> Sandboxes:
     gid = config.gid if config.gid is not None else config.uid
     owner = (config.uid, gid) if config.uid is not None and gid is not None else None
-    keep_in_groups("host", owner=owner)
+    sandboxes = Sandboxes()
+    sandboxes.keep_in_groups("host", owner=owner)
+    return sandboxes
 
 
 def _prepare_folder(config: HostConfig) -> None:

@@ -86,6 +86,7 @@ class Programs:
         journal.say(f"$ {command}", stage="release")
         await run_release_command(
             self._program(command, placed, state),
+            sandboxes=self._tools.sandboxes,
             timeout_s=self._tools.release_command_timeout_s,
             on_line=lambda line: journal.say_output(line, stage="release"),
         )
@@ -144,6 +145,7 @@ class Programs:
         return WebProcess(
             program,
             check,
+            sandboxes=self._tools.sandboxes,
             web_log=self._folder.web_log,
             starting=self._tools.starting,
             ports=self._tools.ports,

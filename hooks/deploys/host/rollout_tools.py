@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, ParamSpec, TypeVar
 
 from hooks.builds.sandbox.limits import Limits
+from hooks.builds.sandbox.sandbox import Sandboxes
 from hooks.deploys.host.foresight import Served
 from hooks.deploys.processes.health import TIMEOUT_S as HEALTH_TIMEOUT_S
 from hooks.deploys.processes.port_watch import PortWatch
@@ -43,6 +44,7 @@ class RolloutTools:
     vault: Vault
     config_of: Callable[[str], Awaitable[Config | None]]
     threads: ThreadPoolExecutor
+    sandboxes: Sandboxes
     unpacking: asyncio.Semaphore
     starting: asyncio.Semaphore
     trusted: TrustedProxies

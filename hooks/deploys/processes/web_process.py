@@ -20,7 +20,7 @@ from aiohttp import web
 from hooks.builds.errors import SandboxUnavailableError
 from hooks.builds.profiles.runtimes import SITE_PATH
 from hooks.builds.sandbox.limits import Limits, explain
-from hooks.builds.sandbox.sandbox import Sandbox
+from hooks.builds.sandbox.sandbox import Sandbox, Sandboxes
 from hooks.builds.sandbox.spec import APP_DIR, Bind, SandboxSpec
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.processes.health import HealthCheck, first_answer, wait_until_healthy
@@ -106,6 +106,7 @@ class WebProcess:
         program: Program,
         check: HealthCheck,
         *,
+        sandboxes: Sandboxes,
         web_log: Path,
         starting: asyncio.Semaphore,
         ports: PortWatch,
@@ -116,6 +117,7 @@ class WebProcess:
         """A new one at each start: who waits for an old one to be free gets nothing."""
         self._program = program
         self._check = check
+        self._sandboxes = sandboxes
         self._log = WebLog(web_log, program.given.masker)
         self._starting = starting
         self._ports = ports
@@ -186,7 +188,7 @@ class WebProcess:
         self._log.note(f"starting {self._program.title}", is_said=True)
         try:
             spec = self._program.sandbox(PORT=str(port))
-            self._sandbox = await _start(spec, self._log.write)
+            self._sandbox = await _start(self._sandboxes, spec, self._log.write)
         except BaseException:
             self._ports.let_go(port)
             raise
@@ -358,7 +360,9 @@ class WebSite:
         await self._process.stop(grace_s=grace_s)
 
 
-async def run_release_command(program: Program, *, timeout_s: float, on_line: LineSink) -> None:
+async def run_release_command(
+    program: Program, *, sandboxes: Sandboxes, timeout_s: float, on_line: LineSink
+) -> None:
     """Run a release's `release` command once, to its end.
 
     Raises:
@@ -366,7 +370,7 @@ async def run_release_command(program: Program, *, timeout_s: float, on_line: Li
     """
     lines = Lines(on_line, masker=program.given.masker)
     try:
-        sandbox = await _start(program.sandbox(), lines.write)
+        sandbox = await _start(sandboxes, program.sandbox(), lines.write)
     except SandboxUnavailableError as error:
         raise RollFailedError("deployment.start_failed", str(error)) from error
     try:
@@ -397,9 +401,11 @@ def _how_it_ended(what: str, sandbox: Sandbox, status: int, limits: Limits) -> s
     return f"{said}; {explain(sandbox.exceeded, limits, who=f'the {what}', section='host')}"
 
 
-async def _start(spec: SandboxSpec, on_output: Callable[[bytes], None]) -> Sandbox:
+async def _start(
+    sandboxes: Sandboxes, spec: SandboxSpec, on_output: Callable[[bytes], None]
+) -> Sandbox:
     """Start a sandbox; when canceled meanwhile, leave none behind."""
-    starting = asyncio.get_running_loop().create_task(Sandbox.start(spec, on_output=on_output))
+    starting = asyncio.get_running_loop().create_task(sandboxes.start(spec, on_output=on_output))
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:

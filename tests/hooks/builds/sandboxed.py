@@ -22,7 +22,7 @@ import structlog
 
 from hooks.builds.errors import SandboxUnavailableError
 from hooks.builds.sandbox.limits import Limits
-from hooks.builds.sandbox.sandbox import Sandbox, end_leftovers, keep_in_groups
+from hooks.builds.sandbox.sandbox import Sandboxes
 from hooks.builds.sandbox.spec import Bind, SandboxSpec
 from hooks.process import drop_privileges
 
@@ -30,19 +30,20 @@ from hooks.process import drop_privileges
 def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     uid = int(sys.argv[1]) if sys.argv[1] else None
+    sandboxes = Sandboxes()
     if sys.argv[2] != "watching":
         owner = (uid, uid) if uid is not None else None
         weight = 10 if sys.argv[2] == "weighed" else None
-        keep_in_groups("test", owner=owner, weight=weight)
+        sandboxes.keep_in_groups("test", owner=owner, weight=weight)
     if uid is not None:
         drop_privileges(uid, uid)
     if len(sys.argv) > 3:
-        end_leftovers(Path(sys.argv[3]))
+        sandboxes.end_leftovers(Path(sys.argv[3]))
     for line in sys.stdin:
-        print(json.dumps(asyncio.run(run(json.loads(line)))), flush=True)
+        print(json.dumps(asyncio.run(run(sandboxes, json.loads(line)))), flush=True)
 
 
-async def run(order: dict[str, Any]) -> dict[str, object]:
+async def run(sandboxes: Sandboxes, order: dict[str, Any]) -> dict[str, object]:
     raw = order["spec"]
     spec = SandboxSpec(
         argv=tuple(raw.pop("argv")),
@@ -54,7 +55,7 @@ async def run(order: dict[str, Any]) -> dict[str, object]:
     output = bytearray()
     began = time.perf_counter()
     loop = asyncio.get_running_loop()
-    starting = asyncio.ensure_future(Sandbox.start(spec, on_output=output.extend))
+    starting = asyncio.ensure_future(sandboxes.start(spec, on_output=output.extend))
     if (after_s := order.get("cancel_after_s")) is not None:
         await asyncio.wait({starting}, timeout=after_s)
         starting.cancel()

@@ -25,6 +25,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from hooks.builds.sandbox.sandbox import Sandboxes
 from hooks.deploys.host.rollout_tools import RolloutTools
 from hooks.deploys.web.forwarding import TrustedProxies
 from hooks.deploys.wire import (
@@ -406,6 +407,7 @@ def tools(shelf, tmp_path):
             Vault.open(tmp_path, may_create=True),
             no_config,
             threads,
+            Sandboxes(),
             unpacking=asyncio.Semaphore(1),
             starting=asyncio.Semaphore(1),
             trusted=TrustedProxies(()),

@@ -87,12 +87,13 @@ ASK_TWICE = """
 import asyncio, json, os, resource, sys
 import structlog
 from hooks.builds.profiles.toolchain import Toolchain
+from hooks.builds.sandbox.sandbox import Sandboxes
 from hooks.process import drop_privileges
 
 if sys.argv[1]:
     drop_privileges(int(sys.argv[1]), int(sys.argv[1]))
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-toolchain = Toolchain()
+toolchain = Toolchain(Sandboxes())
 
 async def ask(files_max):
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -10,6 +10,7 @@ import socket
 import pytest
 
 from hooks.builds.errors import SandboxUnavailableError
+from hooks.builds.sandbox.sandbox import Sandboxes
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.processes import web_process
 from hooks.deploys.processes.health import HealthCheck
@@ -24,6 +25,7 @@ def process(tmp_path):
     return WebProcess(
         program,
         HealthCheck(None, host="a.localhost"),
+        sandboxes=Sandboxes(),
         web_log=tmp_path / "web.log",
         starting=asyncio.Semaphore(1),
         ports=PortWatch(),
