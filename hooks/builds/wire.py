@@ -38,6 +38,9 @@ CONFIG_FILES = ("managed.toml", "Procfile", "package.json", "pyproject.toml")
 """The files of a folder whose text travels with its names, when they are there."""
 VERSION_FILES = (".nvmrc", ".node-version", ".python-version", "runtime.txt")
 """So does the text of these, which change nothing: what they ask for is compared."""
+NEXT_CONFIGS = ("next.config.js", "next.config.mjs", "next.config.ts")
+HINT_FILES = ("requirements.txt", "manage.py", *NEXT_CONFIGS)
+"""And of these, where nothing else says what serves. Beside a page they are as other files."""
 CONFIG_FILE_BYTES_MAX = 256 * 1024
 LEASE_HEADER = "Gitd-Lease"
 SOURCE_HEADER = "Gitd-Source"

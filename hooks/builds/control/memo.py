@@ -17,9 +17,8 @@ import msgspec
 
 from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.profiles import managed_toml
-from hooks.builds.profiles.detection import MANAGED_TOML
 from hooks.builds.profiles.managed_toml import ManagedToml
-from hooks.builds.profiles.plan import Listing, told
+from hooks.builds.profiles.plan import MANAGED_TOML, Listing, told
 from hooks.builds.sources.sources import Sources
 from hooks.variables import Variables
 from storage.errors import StorageError

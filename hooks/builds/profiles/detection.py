@@ -12,14 +12,21 @@ from dataclasses import replace
 from functools import cached_property
 
 from hooks.builds.errors import BuildFailedError
-from hooks.builds.profiles import node, php, python
+from hooks.builds.profiles import advice, node, node_server, php, python, python_server
 from hooks.builds.profiles.managed_toml import CONFIG_INVALID, ManagedToml, Profile
-from hooks.builds.profiles.node import Package
-from hooks.builds.profiles.plan import Listing, Plan, Recipe, Step, StepName
+from hooks.builds.profiles.package_json import PACKAGE_JSON, Package
+from hooks.builds.profiles.plan import (
+    INDEX,
+    MANAGED_TOML,
+    PROCFILE,
+    Listing,
+    Plan,
+    Recipe,
+    Step,
+    StepName,
+)
 from hooks.builds.wire import RunCommands
 
-MANAGED_TOML, PROCFILE, INDEX = "managed.toml", "Procfile", "index.html"
-UNDETECTED = "build.undetected"
 OUTPUT_MISSING = "build.output_missing"
 OUTPUT_INVALID = "build.output_invalid"
 OUTPUT_FOLDERS = ("dist", "build", "out", "_site", ".output/public", "public")
@@ -35,36 +42,6 @@ _PROGRAMS = {
         *("waitress-serve", "flask", "fastapi", "uwsgi", "streamlit", "uv"),
     ),
     Profile.PHP: ("php", "php-fpm", "frankenphp", "rr"),
-}
-
-
-def _built_by(command: str, web: str, language: str) -> str:
-    return (
-        f"there is no profile for {language}, but where the server has it {MANAGED_TOML} can say"
-        f' [build] command = "{command}" and [run] web = "{web}"'
-    )
-
-
-_SERVERS = {
-    Profile.NODE: "node server.js",
-    Profile.PYTHON: "gunicorn app:app --bind 127.0.0.1:$PORT",
-    Profile.PHP: 'php -S "127.0.0.1:$PORT" -t FOLDER',
-}
-_LACKS = {
-    Profile.NODE: ": package.json has neither a build script nor one that starts a server",
-    Profile.PHP: ": there is no index.php, and no folder public or web beside composer.json",
-}
-# What there is no profile for, and what to add for it.
-_NO_PROFILE = {
-    "Dockerfile": f"images are not built here; add a {PROCFILE} with what its CMD runs",
-    "Containerfile": f"images are not built here; add a {PROCFILE} with what its CMD runs",
-    "go.mod": _built_by("go build -o server .", "./server", "Go"),
-    "Cargo.toml": _built_by("cargo build --release", "./target/release/NAME", "Rust"),
-    "Gemfile": _built_by(
-        "bundle config set path vendor/bundle && bundle install",
-        "bundle exec puma -b tcp://127.0.0.1:$PORT",
-        "Ruby",
-    ),
 }
 
 
@@ -111,7 +88,7 @@ class _Detection:
         profile = config.profile or self._guess()
         web = None if profile is Profile.STATIC else self._web
         if profile is Profile.PROCFILE and web is None:
-            raise _without_web(self._listing)
+            raise advice.without_web(self._listing)
         recipe = self._recipe(profile)
         if web is None and config.output is None:
             web = recipe.web
@@ -148,9 +125,11 @@ class _Detection:
             return self._guess_by_web(self._web)
         config, listing = self._config, self._listing
         if listing.has_file(PROCFILE) and not self._has_server():
-            raise _without_web(listing)
+            raise advice.without_web(listing)
         if config.output is None and php.document_root(listing) is not None:
             return Profile.PHP
+        if not listing.has_file(INDEX) and self._python_serves():
+            return Profile.PYTHON
         if self._package is not None and self._node_makes_it(self._package):
             return Profile.NODE
         python_file = python.dependency_file(listing)
@@ -159,13 +138,13 @@ class _Detection:
         if config.output is not None or config.command or listing.has_file(INDEX):
             return Profile.STATIC
         if python_file:
-            raise _serves_nothing(listing, Profile.PYTHON)
-        raise _undetected(listing)
+            raise advice.serves_nothing(listing, Profile.PYTHON)
+        raise advice.undetected(listing)
 
     def _guess_by_web(self, web: str) -> Profile:
         """Several languages in one tree: the one of the program that serves."""
         languages = {
-            Profile.NODE: node.PACKAGE_JSON if self._package is not None else None,
+            Profile.NODE: PACKAGE_JSON if self._package is not None else None,
             Profile.PYTHON: python.dependency_file(self._listing),
             Profile.PHP: self._listing.first_file(php.COMPOSER_JSON),
         }
@@ -189,19 +168,29 @@ class _Detection:
         config = self._config
         if config.command or "build" in package.scripts:
             return True
-        return config.output is None and package.server(self._listing) is not None
+        return config.output is None and node_server.server(self._listing, package) is not None
 
     def _has_server(self) -> bool:
         """Say whether the project itself names what serves it, so that a Procfile need not."""
         if self._config.output is not None:
             return False
-        has_start = self._package is not None and self._package.server(self._listing) is not None
-        return has_start or php.document_root(self._listing) is not None
+        is_php = php.document_root(self._listing) is not None
+        return self._node_serves() or is_php or self._python_serves()
+
+    def _node_serves(self) -> bool:
+        package = self._package
+        return package is not None and node_server.server(self._listing, package) is not None
+
+    def _python_serves(self) -> bool:
+        """Say whether a Python project is served by its own program, and by no other."""
+        if self._config.output is not None or python.dependency_file(self._listing) is None:
+            return False
+        return python_server.server(self._listing) is not None and not self._node_serves()
 
     # -- what to do -----------------------------------------------------------------------------
 
     def _recipe(self, profile: Profile) -> Recipe:
-        listing, programs = self._listing, self._programs
+        listing = self._listing
         match profile:
             case Profile.NODE:
                 return self._node_recipe()
@@ -210,9 +199,7 @@ class _Detection:
             case Profile.PYTHON:
                 if self._config.install is None:
                     python.refuse_package_mode(listing)
-                return self._with_assets(
-                    python.recipe(listing, programs, runs=self._web is not None)
-                )
+                return self._with_assets(self._python_recipe())
             case Profile.PHP:
                 return self._with_assets(php.recipe(listing))
             case _:
@@ -221,24 +208,34 @@ class _Detection:
     def _node_recipe(self) -> Recipe:
         listing, package = self._listing, self._package
         if package is None:
-            raise BuildFailedError(
-                UNDETECTED, f"A node site has a package.json, and {_where(listing)} has none."
-            )
-        starts = self._config.output is None and package.server(listing) is not None
-        runs = self._web is not None or starts
-        return node.recipe(listing, package, self._programs, runs=runs)
+            raise advice.without_package(listing)
+        web = self._web
+        if web is None and self._config.output is None:
+            web = node_server.server(listing, package)
+            if web is None and self._config.command is None:
+                node_server.refuse_adapter_auto(listing, package)
+        return node.recipe(listing, package, self._programs, web=web)
+
+    def _python_recipe(self) -> Recipe:
+        listing = self._listing
+        web = self._web
+        if web is None and self._config.output is None:
+            web = python_server.server(listing)
+        recipe = python.recipe(listing, self._programs, runs=web is not None)
+        build = python_server.COLLECT_STATIC if python_server.collects_static(listing) else None
+        return replace(recipe, build=(build,) if build else (), web=web)
 
     def _with_assets(self, recipe: Recipe) -> Recipe:
         """Let a `package.json` beside another language build what visitors' browsers get."""
         package = self._package
         if package is None or "build" not in package.scripts:
             return recipe
-        assets = node.recipe(self._listing, package, self._programs, runs=False)
+        assets = node.recipe(self._listing, package, self._programs, web=None)
         return replace(
             recipe,
             by=(*recipe.by, *assets.by),
             install=(*recipe.install, *assets.install),
-            build=assets.build,
+            build=(*assets.build, *recipe.build),
             prune=("rm -rf node_modules", *recipe.prune),
             client_needs=(*recipe.client_needs, *assets.needs, *assets.client_needs),
             notes=(*recipe.notes, *assets.notes),
@@ -270,7 +267,7 @@ class _Detection:
             if not is_whole and any(step.name is StepName.BUILD for step in steps):
                 return ".", OUTPUT_FOLDERS
             if profile is not Profile.STATIC:
-                raise _serves_nothing(self._listing, profile)
+                raise advice.serves_nothing(self._listing, profile)
         folder = folder or "."
         if not steps:
             _require_folder(folder, self._listing)
@@ -343,48 +340,3 @@ def _require_folder(folder: str, listing: Listing) -> None:
         f"The commit has no folder {listing.path(folder)!r}, and no build.command in managed.toml"
         " makes it.",
     )
-
-
-def _where(listing: Listing) -> str:
-    return "the root of the commit" if listing.where == "." else f"the folder {listing.where!r}"
-
-
-def _without_web(listing: Listing) -> BuildFailedError:
-    where = "The Procfile has no" if listing.has_file(PROCFILE) else "There is no Procfile with a"
-    return BuildFailedError(
-        UNDETECTED,
-        f"{where} `web:` line: add one with the command that serves HTTP on $PORT, such as"
-        " `web: python3 app.py`, or set run.web in managed.toml.",
-    )
-
-
-def _serves_nothing(listing: Listing, profile: Profile) -> BuildFailedError:
-    where = _where(listing)
-    server = _SERVERS.get(profile, "./server")
-    lacks = _LACKS.get(profile, "")
-    return BuildFailedError(
-        UNDETECTED,
-        f"Nothing in {where} says what a {profile} site serves{lacks}. Add a {PROCFILE} with the"
-        f" command that serves HTTP on $PORT, such as `web: {server}`; or, where a command writes"
-        f" files, [build] command and output to {MANAGED_TOML}.",
-    )
-
-
-def _undetected(listing: Listing) -> BuildFailedError:
-    looked = (
-        f"Looked in {_where(listing)} for {PROCFILE} (a web process), {node.PACKAGE_JSON} (with a"
-        f" build or start script), {python.REQUIREMENTS}, {python.PYPROJECT} and {python.UV_LOCK},"
-        f" {php.COMPOSER_JSON} and {php.INDEX}, {INDEX} (a static site), and {MANAGED_TOML}."
-    )
-    found = "Found none of them."
-    if MANAGED_TOML in listing.kinds:
-        found = f"Found {MANAGED_TOML}, which sets neither build.command, build.output nor run.web."
-    if node.PACKAGE_JSON in listing.kinds:
-        found = f"Found {node.PACKAGE_JSON}, without a build script or a server to start."
-    if (other := listing.first_file(*_NO_PROFILE)) is not None:
-        found = f"There is a {other}: {_NO_PROFILE[other]}."
-    advice = (
-        f"Add an {INDEX}, or a {PROCFILE} with a line `web: COMMAND`, or a {MANAGED_TOML} with"
-        " [build] output or [run] web. For a site in a sub-folder: [build] root."
-    )
-    return BuildFailedError(UNDETECTED, f"{looked} {found} {advice}")

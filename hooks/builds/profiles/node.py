@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
 
 from hooks.builds.errors import BuildFailedError
+from hooks.builds.profiles import node_server
 from hooks.builds.profiles.managed_toml import CONFIG_INVALID
-from hooks.builds.profiles.plan import Listing, Need, Recipe, checked_command
+from hooks.builds.profiles.package_json import PACKAGE_JSON, Package
+from hooks.builds.profiles.plan import Listing, Need, Recipe
 
-PACKAGE_JSON = "package.json"
 NODE = Need(("node",), "nodejs")
-
-# Source: npm-scripts(7), "npm start": without the script, `node server.js` where there is one.
-_DEFAULT_SERVER = "server.js"
 COREPACK = "corepack"
 # It fetches the client that package.json names, when that is first called.
 _ENABLE = 'corepack enable --install-directory "$HOME/bin" {}'
 _WITHOUT_CACHES = "rm -rf node_modules/.cache .next/cache"
 _UNREAD_LOCKS = ("bun.lock", "bun.lockb")
-_DEVELOPMENT_SERVER = re.compile(
-    r"\b(?:"
-    r"(?:react-scripts|craco|react-app-rewired|docusaurus) start"
-    r"|(?:astro|gatsby) (?:dev|develop|start)|ng serve|gatsby develop|ember serve"
-    r"|(?:next|nuxt|nuxi|vitepress|vuepress|remix|rsbuild|umi|max|quasar|snowpack) dev"
-    r"|vue-cli-service serve|webpack(?:-cli)? serve|webpack-dev-server|live-server"
-    r"|eleventy\b.*--serve|parcel(?! build)|vite(?! (?:build|preview))"
-    r")(?![\w.:/-])"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,67 +71,13 @@ _YARN_BERRY = _Client(
 _YARN_4 = replace(_YARN_BERRY, prune="yarn workspaces focus --all --production")
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
-    """What is read of a `package.json`."""
-
-    scripts: dict[str, str]
-    has_dependencies: bool
-    has_dev_dependencies: bool
-    manager: str
-    """`packageManager`, such as `pnpm@9.1.0`; empty where it is not said."""
-
-    @classmethod
-    def read(cls, listing: Listing) -> Package | None:
-        """Return the `package.json` of a folder, None where it has none.
-
-        Raises:
-            BuildFailedError: `build.config_invalid`.
-        """
-        text = listing.text(PACKAGE_JSON)
-        if text is None:
-            return None
-        where = listing.path(PACKAGE_JSON)
-        try:
-            document = json.loads(text.removeprefix("\ufeff"))
-        except (ValueError, RecursionError) as error:
-            raise BuildFailedError(CONFIG_INVALID, f"{where} is not JSON: {error}") from error
-        if not isinstance(document, dict):
-            raise BuildFailedError(CONFIG_INVALID, f"{where} must be an object")
-        manager = document.get("packageManager")
-        return cls(
-            scripts=_scripts(document, where),
-            has_dependencies=any(
-                document.get(key)
-                for key in (
-                    "dependencies",
-                    "devDependencies",
-                    "optionalDependencies",
-                    "peerDependencies",
-                    "workspaces",
-                )
-            ),
-            has_dev_dependencies=bool(document.get("devDependencies")),
-            manager=manager if isinstance(manager, str) else "",
-        )
-
-    def server(self, listing: Listing) -> str | None:
-        """Return the command of `npm start`, unless it is a development server."""
-        start = self.scripts.get("start")
-        if start is None:
-            return f"node {_DEFAULT_SERVER}" if listing.has_file(_DEFAULT_SERVER) else None
-        if _DEVELOPMENT_SERVER.search(start):
-            return None
-        before = self.scripts.get("prestart")
-        command = f"({before}) && {start}" if before else start
-        return checked_command(command, f"{listing.path(PACKAGE_JSON)}: scripts.start")
-
-
-def recipe(listing: Listing, package: Package, programs: Collection[str], *, runs: bool) -> Recipe:
+def recipe(
+    listing: Listing, package: Package, programs: Collection[str], *, web: str | None
+) -> Recipe:
     """Return what a Node project does by itself.
 
-    `programs`: those that the machine has. `runs`: a program serves the project, so that
-    development dependencies go once it is built.
+    `programs`: those that the machine has. `web`: the command that serves the project, if one does:
+    then development dependencies go once it is built, unless it names one.
 
     Raises:
         BuildFailedError: `build.config_invalid`, when two lock files contradict each other.
@@ -158,25 +91,21 @@ def recipe(listing: Listing, package: Package, programs: Collection[str], *, run
     brings = COREPACK in programs and any(COREPACK in need.programs for need in client.needs)
     if needs_client and brings and client.name not in programs:
         install = (_ENABLE.format(client.name), *install)
-    prune = client.prune if runs and is_installed and package.has_dev_dependencies else None
+    tools = node_server.needed_tools(package, web) if web is not None else []
+    if tools:
+        notes.append(f"development dependencies stay, for what runs needs {' and '.join(tools)}")
+    prunes = web is not None and package.dev_dependencies and not tools
     return Recipe(
         by=(PACKAGE_JSON, *([lock] if lock else [])),
         install=install,
         build=(f"{client.name} run build",) if builds else (),
-        prune=(prune,) if prune else (),
-        finish=(_WITHOUT_CACHES,) if runs and builds else (),
-        web=package.server(listing),
+        prune=(client.prune,) if prunes and client.prune else (),
+        finish=(_WITHOUT_CACHES,) if web is not None and builds else (),
+        web=node_server.server(listing, package),
         needs=(NODE,),
         client_needs=client.needs if needs_client else (),
-        notes=notes,
+        notes=tuple(notes),
     )
-
-
-def _scripts(document: dict[str, Any], where: str) -> dict[str, str]:
-    scripts = document.get("scripts") or {}
-    if not isinstance(scripts, dict):
-        raise BuildFailedError(CONFIG_INVALID, f"{where}: scripts must be an object")
-    return {name: script for name, script in scripts.items() if isinstance(script, str) and script}
 
 
 def _client(listing: Listing, package: Package) -> tuple[_Client, str | None]:
@@ -204,9 +133,7 @@ def _yarn(version: str, listing: Listing) -> _Client:
     return _YARN_BERRY if major >= 2 or listing.has_file(".yarnrc.yml") else _YARN_CLASSIC
 
 
-def _notes(
-    listing: Listing, package: Package, client: _Client, lock: str | None
-) -> tuple[str, ...]:
+def _notes(listing: Listing, package: Package, client: _Client, lock: str | None) -> list[str]:
     notes = [
         f"{name} is not read: npm, pnpm and yarn are"
         for name in _UNREAD_LOCKS
@@ -218,6 +145,6 @@ def _notes(
             " to build"
         )
     start = package.scripts.get("start", "")
-    if _DEVELOPMENT_SERVER.search(start):
+    if node_server.is_development(start):
         notes.append(f"scripts.start is a development server, and is not run: {start[:200]!r}")
-    return tuple(notes)
+    return notes

@@ -17,6 +17,8 @@ from hooks.builds.profiles.managed_toml import (
 )
 from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, Folder, RunCommands
 
+MANAGED_TOML, PROCFILE, INDEX = "managed.toml", "Procfile", "index.html"
+
 
 class StepName(StrEnum):
     """What a command is there for. Each names a phase too."""

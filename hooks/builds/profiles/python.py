@@ -11,6 +11,7 @@ from hooks.builds.profiles.plan import Listing, Need, Recipe
 from hooks.builds.profiles.toml_text import read_toml
 
 PYPROJECT, REQUIREMENTS, UV_LOCK = "pyproject.toml", "requirements.txt", "uv.lock"
+POETRY_LOCK = "poetry.lock"
 VENV = ".venv"
 
 _VENV = f"python3 -m venv {VENV}"
@@ -31,6 +32,16 @@ _COMPILE = (
     "PYTHONHASHSEED=0 python3 -m compileall -q -q -f --invalidation-mode unchecked-hash . || true"
 )
 _POETRY_EXPORT = "poetry export -o requirements.txt"
+# Nobody else reads its lock. It stands outside of the project's environment, which it makes.
+_POETRY_BY_UV = 'UV_TOOL_BIN_DIR="$HOME/bin" uv tool install --quiet poetry'
+_POETRY_BY_PIP = (
+    'python3 -m venv "$HOME/poetry" && "$HOME/poetry/bin/pip" install --quiet poetry'
+    ' && ln -s ../poetry/bin/poetry "$HOME/bin/poetry"'
+)
+_POETRY_INSTALL = (
+    "POETRY_VIRTUALENVS_IN_PROJECT=true POETRY_VIRTUALENVS_OPTIONS_NO_PIP=true"
+    " poetry install --only main --no-interaction --no-ansi"
+)
 _PIPENV_EXPORT = "pipenv requirements > requirements.txt"
 _EXPORTS = {
     "poetry.lock": _POETRY_EXPORT,
@@ -49,9 +60,11 @@ def dependency_file(listing: Listing) -> str | None:
         BuildFailedError: `build.config_invalid`, when `pyproject.toml` is not TOML.
     """
     found = listing.first_file(UV_LOCK, REQUIREMENTS)
-    if found is None and _is_project(_pyproject(listing)):
-        return PYPROJECT
-    return found
+    if found is not None or not listing.has_file(PYPROJECT):
+        return found
+    if listing.has_file(POETRY_LOCK):
+        return POETRY_LOCK
+    return PYPROJECT if _is_project(read_pyproject(listing)) else None
 
 
 def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe:
@@ -68,10 +81,14 @@ def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe
     install: tuple[str, ...] = ()
     prune: tuple[str, ...] = ()
     client_needs = (_UV,)
-    if runs and decided and (has_uv or decided == UV_LOCK) and _is_package(listing):
+    by_uv = decided == UV_LOCK or (has_uv and decided not in (None, POETRY_LOCK))
+    if runs and by_uv and _is_package(listing):
         prune = (_WITHOUT_TIMES,)
     if decided == UV_LOCK:
         install = ("uv sync --locked --no-dev",)
+    elif decided == POETRY_LOCK:
+        install = (_POETRY_BY_UV if has_uv else _POETRY_BY_PIP, _POETRY_INSTALL)
+        client_needs = (_UV,) if has_uv else (_ENSUREPIP,)
     elif decided is not None and has_uv:
         install = ("uv venv", f"uv pip install {_wanted(listing, decided)}")
     elif decided is not None:
@@ -81,7 +98,7 @@ def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe
     notes = [
         f"{name} is not read: `{_EXPORTS[name]}` pins its versions"
         for name in ("poetry.lock", "Pipfile.lock")
-        if listing.has_file(name) and decided != UV_LOCK
+        if listing.has_file(name) and decided not in (UV_LOCK, name)
     ]
     return Recipe(
         by=(decided,) if decided else (),
@@ -116,13 +133,14 @@ def refuse_package_mode(listing: Listing) -> None:
     """
     if dependency_file(listing) != PYPROJECT or not _is_package(listing):
         return
-    tool = _pyproject(listing).get("tool")
+    tool = read_pyproject(listing).get("tool")
     poetry = tool.get("poetry") if isinstance(tool, dict) else None
     if isinstance(poetry, dict) and poetry.get("package-mode") is False:
         raise BuildFailedError(
             CONFIG_INVALID,
             f"{listing.path(PYPROJECT)} says package-mode = false, which Poetry alone can install:"
-            f" commit what `{_POETRY_EXPORT}` writes, or set build.install in managed.toml",
+            f" commit {POETRY_LOCK}, which `poetry lock` writes, or set build.install in"
+            " managed.toml",
         )
 
 
@@ -137,7 +155,12 @@ def _with_pip(listing: Listing, decided: str) -> str:
     return _DEPENDENCIES if wanted == f"-r {PYPROJECT}" else f"pip install {wanted}"
 
 
-def _pyproject(listing: Listing) -> dict[str, Any]:
+def read_pyproject(listing: Listing) -> dict[str, Any]:
+    """Return what `pyproject.toml` says, nothing where there is none.
+
+    Raises:
+        BuildFailedError: `build.config_invalid`, when it is not TOML.
+    """
     text = listing.text(PYPROJECT)
     if text is None:
         return {}
@@ -150,7 +173,7 @@ def _pyproject(listing: Listing) -> dict[str, Any]:
 
 
 def _is_package(listing: Listing) -> bool:
-    return "build-system" in _pyproject(listing)
+    return "build-system" in read_pyproject(listing)
 
 
 def _is_project(pyproject: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 from packaging.version import Version as PythonVersion
 
-from hooks.builds.profiles.node import PACKAGE_JSON
+from hooks.builds.profiles.package_json import PACKAGE_JSON
 from hooks.builds.profiles.plan import Listing, Plan
 from hooks.builds.profiles.python import PYPROJECT
 from hooks.builds.profiles.toml_text import read_toml

@@ -25,9 +25,8 @@ from hooks.builds.logs.leaks import refuse_secrets
 from hooks.builds.logs.masking import Masker
 from hooks.builds.phase import Phase
 from hooks.builds.profiles import detection, managed_toml, runtimes, versions
-from hooks.builds.profiles.detection import MANAGED_TOML
 from hooks.builds.profiles.managed_toml import CONFIG_INVALID, Fact, ManagedToml
-from hooks.builds.profiles.plan import Listing, Plan, Step, told
+from hooks.builds.profiles.plan import MANAGED_TOML, Listing, Plan, Step, told
 from hooks.builds.profiles.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox.disk_allowance import DiskAllowance, exceeded
 from hooks.builds.sandbox.limits import LIMIT_EXCEEDED, Limit, Limits, explain

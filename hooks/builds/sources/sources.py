@@ -26,6 +26,7 @@ from hooks.builds.sources.submodules import GITMODULES, GITMODULES_BYTES_MAX, Su
 from hooks.builds.wire import (
     CONFIG_FILE_BYTES_MAX,
     CONFIG_FILES,
+    HINT_FILES,
     VERSION_FILES,
     Finish,
     Folder,
@@ -93,7 +94,7 @@ class Sources:
             return None
         files = {}
         names = {entry.name for entry in found.entries}
-        for name in names.intersection((*CONFIG_FILES, *VERSION_FILES)):
+        for name in names.intersection((*CONFIG_FILES, *VERSION_FILES, *HINT_FILES)):
             content = self._repositories.read_file(
                 site_id, commit, f"{path}/{name}", CONFIG_FILE_BYTES_MAX
             )

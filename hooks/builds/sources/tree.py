@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hooks.builds.errors import BuildFailedError
-from hooks.builds.profiles.detection import INDEX, OUTPUT_INVALID, OUTPUT_MISSING
+from hooks.builds.profiles.detection import OUTPUT_INVALID, OUTPUT_MISSING
+from hooks.builds.profiles.plan import INDEX
 from hooks.builds.sandbox.disk_allowance import DiskAllowance
 from hooks.builds.sandbox.limits import in_units
 from hooks.builds.sources.lfs import is_pointer, pointers_found

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from hooks.builds.wire import CONFIG_FILES, LEASE_HEADER, SOURCE_HEADER, VERSION_FILES
+from hooks.builds.wire import CONFIG_FILES, HINT_FILES, LEASE_HEADER, SOURCE_HEADER, VERSION_FILES
 from tests.warm import warm
 
 HERE = Path(__file__).parent
@@ -229,7 +229,7 @@ def folder_of(files, folder):
         "entries": [{"name": name, "kind": kind} for name, kind in kinds.items()],
         "files": {
             name: inside[name].decode(errors="replace")
-            for name in (*CONFIG_FILES, *VERSION_FILES)
+            for name in (*CONFIG_FILES, *VERSION_FILES, *HINT_FILES)
             if isinstance(inside.get(name), bytes)
         },
     }

@@ -31,15 +31,22 @@ COMPOSER = (
 )
 PHP = 'PHP_CLI_SERVER_WORKERS=4 php -S "127.0.0.1:$PORT" -t'
 POETRY_APP = '[build-system]\nrequires = ["x"]\n[tool.poetry]\npackage-mode = false'
+ADAPTER_AUTO = "@sveltejs/adapter-auto"
 CACHES = "rm -rf node_modules/.cache .next/cache"
 
 
 def tree(*names, where=".", **texts):
     """A folder: `name` is a file, `name/` a folder, `name@` a link, `name!` a submodule.
 
-    In the keywords `_toml`, `_json` and `_pyproject` stand for the files with those endings.
+    In the keywords a name stands for the file of that name, whatever its ending.
     """
-    spelled = {"managed_toml": "managed.toml", "pyproject": "pyproject.toml"}
+    spelled = {
+        "managed_toml": "managed.toml",
+        "pyproject": "pyproject.toml",
+        "requirements": "requirements.txt",
+        "manage": "manage.py",
+        "next_config": "next.config.ts",
+    }
     files = {spelled.get(name, name): text for name, text in texts.items()}
     if "package" in files:
         files["package.json"] = json.dumps(files.pop("package"))
@@ -233,6 +240,20 @@ def test_node_sites_without_a_server_serve_what_their_build_writes(found, folder
 
 
 @pytest.mark.parametrize(
+    ("toml", "more"),
+    [
+        ('[build]\noutput = "out"', {}),
+        (BUILD, {}),
+        ('[run]\nweb = "node x"', {}),
+        ("", {"svelte-adapter-bun": "1"}),
+    ],
+)
+def test_sveltekit_project_that_says_where_it_goes_is_built(toml, more):
+    package = {"devDependencies": {ADAPTER_AUTO: "7", **more}, **scripts(build="vite build")}
+    assert plan(package=package, toml=toml).profile == "node"
+
+
+@pytest.mark.parametrize(
     ("start", "is_development"),
     [
         ("react-scripts start", True),
@@ -240,6 +261,7 @@ def test_node_sites_without_a_server_serve_what_their_build_writes(found, folder
         ("astro dev --host", True),
         ("astro start", True),
         ("ng serve", True),
+        ("nest start", True),
         ("gatsby develop", True),
         ("docusaurus start", True),
         ("vite", True),
@@ -289,6 +311,122 @@ def test_development_servers_are_not_what_a_site_runs(start, is_development):
 def test_development_dependencies_go_before_a_server_runs(lock, package, last):
     found = plan(lock, package={"devDependencies": {"a": "1"}, **package, **scripts(start="b")})
     assert steps(found)[-1][1] == last
+
+
+@pytest.mark.parametrize(
+    ("web", "tool"),
+    [
+        ("tsx src/index.ts", "tsx"),
+        ("node --import tsx src/index.ts", "tsx"),
+        ("node --import=tsx src/index.ts", "tsx"),
+        ("node -r ts-node/register a.ts", "ts-node"),
+        ("node -r @swc-node/register/esm a.ts", "@swc-node/register"),
+        ("node_modules/.bin/serve dist", "serve"),
+        ("node tsx.js", None),
+        ("node src/tsx", None),
+        ("node server.js", None),
+    ],
+)
+@pytest.mark.parametrize("named_by", ["package.json", "Procfile"])
+def test_development_dependencies_stay_where_what_runs_names_one(web, tool, named_by):
+    tools = {"tsx": "4", "ts-node": "10", "@swc-node/register": "1", "serve": "14"}
+    by_script = named_by == "package.json"
+    found = plan(
+        "package-lock.json",
+        package={"devDependencies": tools, **(scripts(start=web) if by_script else {})},
+        **({} if by_script else {"Procfile": f"web: {web}"}),
+    )
+    assert found.run.web == web
+    assert (("finish", "npm prune --omit=dev") in steps(found)) == (tool is None)
+    said = [note for note in found.notes if note.startswith("development dependencies stay")]
+    assert [note.rpartition(" ")[2] for note in said] == ([tool] if tool else [])
+
+
+@pytest.mark.parametrize(
+    ("found", "web"),
+    [
+        (plan("index.js", package={"main": "index.js"}), "node ./index.js"),
+        (plan("a b.js", package={"main": "./a b.js"}), "node './a b.js'"),
+        (plan("index.js", package={"main": "index.js", **scripts(test="x")}), "node ./index.js"),
+        (plan("server.js", "index.js", package={"main": "index.js"}), "node server.js"),
+        (
+            plan(package=scripts(**{"start": "nest start", "start:prod": "node dist/main"})),
+            "node dist/main",
+        ),
+        (plan(package=scripts(**{"start": "node a", "start:prod": "node b"})), "node a"),
+        (
+            plan(package={"dependencies": {"nuxt": "4"}, **scripts(build="nuxt build")}),
+            "node .output/server/index.mjs",
+        ),
+        (plan(package={"dependencies": {"nuxt": "4"}, **scripts(build="nuxt generate")}), None),
+        (
+            plan(
+                package={
+                    "devDependencies": {"@sveltejs/adapter-node": "5"},
+                    **scripts(build="vite build"),
+                }
+            ),
+            "PROTOCOL_HEADER=x-forwarded-proto node build",
+        ),
+        (
+            plan(
+                package={
+                    "dependencies": {"@astrojs/node": "9"},
+                    **scripts(build="astro build", start="astro dev"),
+                }
+            ),
+            "node dist/server/entry.mjs",
+        ),
+        (
+            plan(
+                package={
+                    "dependencies": {"@astrojs/node": "9"},
+                    **scripts(build="astro build", start="node ./server.mjs"),
+                }
+            ),
+            "node ./server.mjs",
+        ),
+    ],
+)
+def test_what_stands_in_for_a_start_script(found, web):
+    assert found.profile == "node"
+    assert found.run.web == web
+
+
+@pytest.mark.parametrize(
+    ("config", "web"),
+    [
+        ('const config = {\n  output: "export",\n};', None),
+        ("module.exports = { output: 'export' }", None),
+        ('const config = {\n  // output: "export",\n};', "next start"),
+        ('const config = {\n  output: "standalone",\n};', "next start"),
+        ("", "next start"),
+    ],
+)
+def test_next_that_exports_files_has_them_served(config, web):
+    package = scripts(build="next build", start="next start")
+    found = plan(package=package, next_config=config)
+    assert found.run.web == web
+    assert found.output_folders == (() if web else OUTPUT_FOLDERS)
+    start = scripts(build="next build", start="node server.js")
+    assert plan(package=start, next_config=config).run.web == "node server.js"
+
+
+@pytest.mark.parametrize(
+    ("names", "package"),
+    [
+        ((), {"main": "index.js"}),
+        (("index.js",), {}),
+        (("index.js",), {"main": "index.js", **scripts(start="vite")}),
+    ],
+)
+def test_main_that_is_not_there_or_not_alone_is_no_server(names, package):
+    with pytest.raises(BuildFailedError, match="without a build script or a server to start"):
+        plan(*names, package=package)
+
+
+def test_main_beside_a_page_is_a_script_of_that():
+    assert plan("index.html", "index.js", package={"main": "index.js"}).profile == "static"
 
 
 @pytest.mark.parametrize("client", ["pnpm", "yarn"])
@@ -363,6 +501,21 @@ def test_poetry_project_that_is_no_package_may_say_how_it_is_installed():
     assert ("install", "x") in steps(found)
     locked = plan("requirements.txt", pyproject=POETRY_APP, Procfile="web: a")
     assert PIP in steps(locked)
+
+
+@pytest.mark.parametrize(
+    ("programs", "brings"), [(["uv"], "uv tool install"), ([], 'python3 -m venv "$HOME/poetry"')]
+)
+def test_poetry_installs_what_it_locked(programs, brings):
+    found = plan("poetry.lock", pyproject=POETRY_APP, Procfile="web: a", programs=programs)
+    assert found.by == ("poetry.lock",)
+    assert found.notes == ()
+    (_, bringing), (_, install), *rest = steps(found)
+    assert brings in bringing
+    assert "poetry install --only main" in install
+    assert ("finish", COMPILE) in rest
+    both = plan("poetry.lock", "requirements.txt", pyproject=POETRY_APP, Procfile="web: a")
+    assert PIP in steps(both)
 
 
 def test_install_command_of_ones_own_finds_an_environment():
@@ -600,6 +753,12 @@ def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
             "build.undetected",
             ("without a build script or a server",),
         ),
+        (
+            (),
+            {"package": {"devDependencies": {ADAPTER_AUTO: "7"}, **scripts(build="vite build")}},
+            "build.undetected",
+            ("package.json has @sveltejs/adapter-auto", "npm install -D @sveltejs/adapter-node"),
+        ),
         (("requirements.txt",), {}, "build.undetected", ("gunicorn app:app", "$PORT")),
         ((), {"pyproject": "[project]"}, "build.undetected", ("gunicorn app:app",)),
         (("composer.json",), {}, "build.undetected", ("index.php",)),
@@ -661,7 +820,7 @@ def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
             (),
             {"pyproject": POETRY_APP, "Procfile": "web: a"},
             "build.config_invalid",
-            ("pyproject.toml says package-mode = false", "poetry export -o requirements.txt"),
+            ("pyproject.toml says package-mode = false", "commit poetry.lock"),
         ),
         (
             ("Dockerfile",),

@@ -1,0 +1,119 @@
+"""What serves a Node project: its start script, or what stands in for one. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from hooks.builds.errors import BuildFailedError
+from hooks.builds.profiles.package_json import PACKAGE_JSON, Package
+from hooks.builds.profiles.plan import INDEX, Listing, checked_command
+from hooks.builds.wire import NEXT_CONFIGS
+
+UNDETECTED = "build.undetected"
+# Source: npm-scripts(7), "npm start": without the script, `node server.js` where there is one.
+_DEFAULT_SERVER = "server.js"
+# Those of a generator that has a development server at `npm start`: Nest's.
+_STARTS = ("start", "start:prod")
+# What some frameworks build is a program, and which is told by what the package depends on. Behind
+# a proxy SvelteKit has to be told where the visitor's scheme stands.
+# Source: @sveltejs/adapter-node, "Environment variables"; @astrojs/node, "standalone"; nitro.
+_BUILT_SERVERS = {
+    "@sveltejs/adapter-node": "PROTOCOL_HEADER=x-forwarded-proto node build",
+    "@astrojs/node": "node dist/server/entry.mjs",
+    "nuxt": "node .output/server/index.mjs",
+}
+_ADAPTER_AUTO = "@sveltejs/adapter-auto"
+_WRITES_FILES = re.compile(r"\b(?:nuxt|nuxi) generate\b")
+_DEVELOPMENT_SERVER = re.compile(
+    r"\b(?:"
+    r"(?:react-scripts|craco|react-app-rewired|docusaurus) start"
+    r"|(?:astro|gatsby) (?:dev|develop|start)|ng serve|gatsby develop|ember serve|nest start"
+    r"|(?:next|nuxt|nuxi|vitepress|vuepress|remix|rsbuild|umi|max|quasar|snowpack) dev"
+    r"|vue-cli-service serve|webpack(?:-cli)? serve|webpack-dev-server|live-server"
+    r"|eleventy\b.*--serve|parcel(?! build)|vite(?! (?:build|preview))"
+    r")(?![\w.:/-])"
+)
+# Source: Next.js, "Static exports": `next start` ends with an error then.
+_NEXT_START = re.compile(r"\bnext start\b")
+_NEXT_EXPORT = re.compile(r"""^(?!\s*[/*]).*\boutput\s*:\s*["'`]export["'`]""", re.MULTILINE)
+_WORD = re.compile(r"[\w@./:-]+")
+
+
+def server(listing: Listing, package: Package) -> str | None:
+    """Return the command that serves: `npm start`, or what stands in for it; None without one.
+
+    A development server is none.
+    """
+    for name in _STARTS:
+        start = package.scripts.get(name)
+        if start is not None and not _serves_nothing(start, listing):
+            before = package.scripts.get(f"pre{name}")
+            command = f"({before}) && {start}" if before else start
+            return checked_command(command, f"{listing.path(PACKAGE_JSON)}: scripts.{name}")
+    if "start" not in package.scripts and listing.has_file(_DEFAULT_SERVER):
+        return f"node {_DEFAULT_SERVER}"
+    return _built_server(package) or _main(listing, package)
+
+
+def is_development(command: str) -> bool:
+    """Say whether a command starts a development server."""
+    return _DEVELOPMENT_SERVER.search(command) is not None
+
+
+def needed_tools(package: Package, web: str) -> list[str]:
+    """Return the development dependencies that a command names, as `tsx` in `tsx server.ts`."""
+    words = {word for part in _WORD.findall(web) for word in _parts(part)}
+    return sorted(package.dev_dependencies & words)
+
+
+def refuse_adapter_auto(listing: Listing, package: Package) -> None:
+    """Refuse a SvelteKit project as its generator leaves it: its build would write no site.
+
+    Raises:
+        BuildFailedError: `build.undetected`, with what to do.
+    """
+    names = package.dependencies | package.dev_dependencies
+    if [name for name in names if "adapter" in name] == [_ADAPTER_AUTO]:
+        raise BuildFailedError(
+            UNDETECTED,
+            f"{listing.path(PACKAGE_JSON)} has {_ADAPTER_AUTO}, which knows the clouds of a few"
+            " companies and writes nothing elsewhere: `npm install -D @sveltejs/adapter-node`, or"
+            " @sveltejs/adapter-static for a site of files alone, and import that one where"
+            " vite.config or svelte.config imports it.",
+        )
+
+
+def _serves_nothing(start: str, listing: Listing) -> bool:
+    """Say whether a command is a development server, or one that refuses to serve the project."""
+    if is_development(start):
+        return True
+    configs = [listing.files.get(name, "") for name in NEXT_CONFIGS]
+    return bool(_NEXT_START.search(start)) and any(map(_NEXT_EXPORT.search, configs))
+
+
+def _built_server(package: Package) -> str | None:
+    build = package.scripts.get("build")
+    if build is None or _WRITES_FILES.search(build):
+        return None
+    depends_on = package.dependencies | package.dev_dependencies
+    return next((_BUILT_SERVERS[name] for name in _BUILT_SERVERS if name in depends_on), None)
+
+
+def _main(listing: Listing, package: Package) -> str | None:
+    """Return how to run a package that is one file, as `npm init` has it.
+
+    Where something is built, the file is not what the developer wrote; and beside a page it is
+    a script of that.
+    """
+    name = package.main.removeprefix("./")
+    is_one = listing.has_file(name) and not package.scripts.keys() & {"start", "build"}
+    if not is_one or listing.has_file(INDEX):
+        return None
+    return checked_command(f"node {shlex.quote(f'./{name}')}", listing.path(PACKAGE_JSON))
+
+
+def _parts(word: str) -> tuple[str, ...]:
+    """Return the packages that a word of a command may name: `a`, `a/b` of `a`, `x/.bin/a`."""
+    first, _, rest = word.partition("/")
+    return word, first, "/".join([first, rest.partition("/")[0]]), word.partition("/.bin/")[2]

@@ -1,0 +1,104 @@
+"""What serves a Python project that does not say it, by what it depends on and usual names. Pure.
+
+A server is taken only where the project depends on one: what else runs, or under another name, is
+for a Procfile to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from hooks.builds.profiles.plan import Listing
+from hooks.builds.profiles.python import REQUIREMENTS, read_pyproject
+
+MANAGE = "manage.py"
+COLLECT_STATIC = "python manage.py collectstatic --no-input"
+_MODULES = ("app", "main", "wsgi", "asgi")
+"""Where Flask, FastAPI and their like have `app`. Source: Flask and FastAPI, "Deployment"."""
+_GUNICORN, _UVICORN = "gunicorn {} --bind 127.0.0.1:$PORT", "uvicorn {} --port $PORT"
+_FASTAPI = "fastapi run --host 127.0.0.1 --port $PORT"  # it finds the application itself
+_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][\w.-]*)\s*(?:\[([^\]]*)\])?")
+_SETTINGS = re.compile(r"""DJANGO_SETTINGS_MODULE["']\s*,\s*["']([A-Za-z_][\w.]*?)\.settings\b""")
+
+
+def server(listing: Listing) -> str | None:
+    """Return the command that serves the project, None where that is not to be seen.
+
+    Raises:
+        BuildFailedError: `build.config_invalid`, when `pyproject.toml` is not TOML.
+    """
+    names = requirements(listing)
+    if (project := _django_project(listing)) is not None:
+        if "gunicorn" in names:
+            return _GUNICORN.format(f"{project}.wsgi")
+        return _UVICORN.format(f"{project}.asgi:application") if "uvicorn" in names else None
+    if "fastapi[standard]" in names or "fastapi[all]" in names:
+        return _FASTAPI
+    module = _module(listing)
+    if module is None:
+        return None
+    if "uvicorn" in names and "flask" not in names:
+        return _UVICORN.format(f"{module}:app")
+    return _GUNICORN.format(f"{module}:app") if "gunicorn" in names else None
+
+
+def lack(listing: Listing) -> str:
+    """Say what a project without `server` would need for one.
+
+    Raises:
+        BuildFailedError: `build.config_invalid`, when `pyproject.toml` is not TOML.
+    """
+    module = _module(listing)
+    found = MANAGE if listing.has_file(MANAGE) else f"{module}.py" if module else None
+    if found is not None:
+        return f"it has {found}, and neither gunicorn nor uvicorn among what it depends on"
+    usual = ", ".join(f"{name}.py" for name in _MODULES)
+    return f"there is neither {MANAGE} nor one of {usual}"
+
+
+def collects_static(listing: Listing) -> bool:
+    """Say whether the project serves what Django collects, which WhiteNoise does."""
+    return listing.has_file(MANAGE) and "whitenoise" in requirements(listing)
+
+
+def requirements(listing: Listing) -> frozenset[str]:
+    """Return the names that a project depends on, as `fastapi` and `fastapi[standard]`.
+
+    Raises:
+        BuildFailedError: `build.config_invalid`, when `pyproject.toml` is not TOML.
+    """
+    found = set()
+    for line in _lines(listing):
+        if (match := _REQUIREMENT.match(line)) is not None:
+            name = re.sub(r"[-_.]+", "-", match[1]).lower()
+            extras = [extra.strip().lower() for extra in (match[2] or "").split(",")]
+            found.update([name, *(f"{name}[{extra}]" for extra in extras if extra)])
+    return frozenset(found)
+
+
+def _lines(listing: Listing) -> Iterator[str]:
+    yield from listing.files.get(REQUIREMENTS, "").splitlines()
+    pyproject = read_pyproject(listing)
+    wanted = _table(pyproject, "project").get("dependencies")
+    if isinstance(wanted, list):
+        yield from (each for each in wanted if isinstance(each, str))
+    yield from _table(pyproject, "tool", "poetry", "dependencies")
+
+
+def _table(document: dict[str, Any], *keys: str) -> dict[str, Any]:
+    for key in keys:
+        inner = document.get(key)
+        document = inner if isinstance(inner, dict) else {}
+    return document
+
+
+def _module(listing: Listing) -> str | None:
+    return next((name for name in _MODULES if listing.has_file(f"{name}.py")), None)
+
+
+def _django_project(listing: Listing) -> str | None:
+    """Return the package with the settings, as the script of `startproject` names it."""
+    found = _SETTINGS.search(listing.files.get(MANAGE, ""))
+    return found[1] if found is not None else None

@@ -1,0 +1,118 @@
+"""What serves a Python project that has no Procfile: tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from hooks.builds.errors import BuildFailedError
+from tests.hooks.builds.profiles.test_detection import plan, scripts, steps
+
+MANAGE = 'os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")'
+GUNICORN = "gunicorn {} --bind 127.0.0.1:$PORT"
+COLLECT = ("build", "python manage.py collectstatic --no-input")
+
+
+def project(*dependencies):
+    return f"[project]\ndependencies = {list(dependencies)}"
+
+
+@pytest.mark.parametrize(
+    ("found", "web"),
+    [
+        (plan("app.py", requirements="flask\ngunicorn==23.0.0\n"), GUNICORN.format("app:app")),
+        (plan("main.py", requirements="Flask\nGunicorn>=20"), GUNICORN.format("main:app")),
+        (plan("wsgi.py", "uv.lock", pyproject=project("gunicorn")), GUNICORN.format("wsgi:app")),
+        (
+            plan("app.py", pyproject='[build-system]\n[tool.poetry.dependencies]\ngunicorn = "*"'),
+            GUNICORN.format("app:app"),
+        ),
+        (plan("main.py", requirements="fastapi\nuvicorn"), "uvicorn main:app --port $PORT"),
+        (
+            plan("main.py", requirements="fastapi\nuvicorn[standard] ~= 0.3\ngunicorn"),
+            "uvicorn main:app --port $PORT",
+        ),
+        (
+            plan(requirements="fastapi [ all, standard ] >= 0.115"),
+            "fastapi run --host 127.0.0.1 --port $PORT",
+        ),
+        (
+            plan("main.py", "uv.lock", pyproject=project("fastapi[standard]>=0.115")),
+            "fastapi run --host 127.0.0.1 --port $PORT",
+        ),
+        (
+            plan(requirements="django\ngunicorn", manage=MANAGE),
+            GUNICORN.format("mysite.wsgi"),
+        ),
+        (
+            plan(requirements="gunicorn", manage=MANAGE.replace("site", ".conf")),
+            GUNICORN.format("my.conf.wsgi"),
+        ),
+        (
+            plan(requirements="gunicorn", manage=MANAGE.replace('ings"', 'ings.production"')),
+            GUNICORN.format("mysite.wsgi"),
+        ),
+        (
+            plan(requirements="django\nuvicorn", manage=MANAGE),
+            "uvicorn mysite.asgi:application --port $PORT",
+        ),
+        (
+            plan("app.py", requirements="gunicorn", Procfile="release: ./migrate"),
+            GUNICORN.format("app:app"),
+        ),
+        (
+            plan("app.py", requirements="gunicorn", package=scripts(build="vite build")),
+            GUNICORN.format("app:app"),
+        ),
+        (
+            plan("app.py", requirements="gunicorn", Procfile="web: gunicorn a:b"),
+            "gunicorn a:b",
+        ),
+    ],
+)
+def test_server_that_a_project_depends_on_serves_what_has_the_usual_name(found, web):
+    assert (found.profile, found.run.web) == ("python", web)
+    assert found.explanation.endswith(f"runs {web}")
+    assert steps(found)[-1][1].startswith("PYTHONHASHSEED=0")
+
+
+@pytest.mark.parametrize(
+    ("found", "profile"),
+    [
+        (plan("index.html", "app.py", requirements="gunicorn"), "static"),
+        (
+            plan("site/", "app.py", requirements="gunicorn", toml='[build]\noutput = "site"'),
+            "static",
+        ),
+        (plan("app.py", requirements="gunicorn", package=scripts(start="node a")), "node"),
+    ],
+)
+def test_what_else_is_said_comes_first(found, profile):
+    assert found.profile == profile
+
+
+@pytest.mark.parametrize(
+    ("names", "texts", "words"),
+    [
+        (("app.py",), {"requirements": "flask"}, "it has app.py, and neither gunicorn nor uvicorn"),
+        (("app.py",), {"requirements": "# gunicorn"}, "it has app.py, and neither gunicorn"),
+        ((), {"requirements": "django", "manage": MANAGE}, "it has manage.py, and neither"),
+        ((), {"requirements": "gunicorn"}, "there is neither manage.py nor one of app.py, main.py"),
+    ],
+)
+def test_project_that_nothing_serves_is_told_what_is_missing(names, texts, words):
+    with pytest.raises(BuildFailedError, match=words):
+        plan(*names, **texts)
+
+
+def test_static_files_are_collected_where_django_serves_them():
+    texts = {"manage": MANAGE, "package": scripts(build="vite build")}
+    found = plan(requirements="gunicorn\nwhitenoise", **texts)
+    assert [step for step in steps(found) if step[0] == "build"] == [
+        ("build", "npm run build"),
+        COLLECT,
+    ]
+    assert COLLECT in steps(plan(requirements="whitenoise", Procfile="web: a", manage=MANAGE))
+    assert COLLECT not in steps(plan(requirements="gunicorn", manage=MANAGE))
+    assert COLLECT not in steps(plan("app.py", requirements="gunicorn\nwhitenoise"))
+    found = plan(requirements="gunicorn\nwhitenoise", toml="[build]\ncommand = false", **texts)
+    assert "build" not in [name for name, _ in steps(found)]
