@@ -188,8 +188,12 @@ class Running(msgspec.Struct, frozen=True):
 
     @property
     def is_broken(self) -> bool:
-        """Whether who deployed it is to be told of that answer."""
-        return self.first_answer is not None and self.first_answer >= 500
+        """Whether who deployed it is to be told of that answer.
+
+        400 is what frameworks say to a `Host` that is not among those that they are set to.
+        """
+        status = self.first_answer
+        return status is not None and (status == 400 or status >= 500)
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -241,7 +241,9 @@ async def test_suspended_environment_is_not_said_to_serve(world, narrator, push)
     assert not any("still serves" in line for line in ear.lines)
 
 
-@pytest.mark.parametrize(("status", "is_told"), [(500, True), (404, False), (None, False)])
+@pytest.mark.parametrize(
+    ("status", "is_told"), [(500, True), (400, True), (404, False), (None, False)]
+)
 async def test_push_says_that_the_front_page_is_broken(world, push, status, is_told) -> None:
     addresses = Addresses(of_environment=lambda _: "http://acme", server="http://here")
     narrator = PushNarrator(world.jobs, addresses, world.rolls.running)
@@ -259,7 +261,7 @@ async def test_push_says_that_the_front_page_is_broken(world, push, status, is_t
         await world.rolls.report(report)
         await following
     (live,) = [line for line in ear.lines if "is live after" in line]
-    broken = " (GET / answers 500: mf logs --site acme-store --env production)"
+    broken = f" (GET / answers {status}: mf logs --site acme-store --env production)"
     assert live.endswith(f"http://acme{broken}" if is_told else "http://acme")
 
 
