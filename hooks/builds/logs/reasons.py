@@ -1,4 +1,4 @@
-"""Reasons: lines of package clients that say why a step failed, and what whoever pushed can do.
+"""Reasons: lines of programs that say why a step failed, and what whoever pushed can do.
 
 Such a line is often far above the end: what is missing is listed below it, one line each. Pure.
 """
@@ -67,6 +67,17 @@ REASONS = (
     Reason("was not found in the ", _NO_SUCH, is_said=True),  # uv
     Reason("there is no version of", _NO_SUCH, is_said=True),  # uv
     Reason("No solution found when resolving", "what is asked for does not fit together"),  # uv
+    Reason(
+        "from Google Fonts.",  # Next.js
+        "keep the font in the repository (next/font/local), or let the server's operator allow"
+        " fonts.googleapis.com and fonts.gstatic.com (builders.egress_allow)",
+        is_said=True,
+    ),
+    Reason(
+        "without having set the STATIC_ROOT setting",  # Django
+        'set STATIC_ROOT, as in STATIC_ROOT = BASE_DIR / "staticfiles", or build.command in'
+        " managed.toml to what is to be done instead, or to false",
+    ),
     Reason(
         "No interpreter found for",  # uv
         "ask for a version that this server has, or let its operator install that one",

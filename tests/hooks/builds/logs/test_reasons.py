@@ -53,6 +53,24 @@ NO_SUCH = "mend its name or version, or add the registry that has it"
             "  \u2570\u2500\u25b6 Because there is no version of flask==99 and you require it.",
             f"Because there is no version of flask==99 and you require it: {NO_SUCH}",
         ),
+        (
+            "Failed to fetch Geist Mono from Google Fonts.",
+            (
+                "Failed to fetch Geist Mono from Google Fonts: keep the font in the repository"
+                " (next/font/local), or let the server's operator allow fonts.googleapis.com and"
+                " fonts.gstatic.com (builders.egress_allow)"
+            ),
+        ),
+        (
+            (
+                "django.core.exceptions.ImproperlyConfigured: You're using the staticfiles app"
+                " without having set the STATIC_ROOT setting to a filesystem path."
+            ),
+            (
+                'set STATIC_ROOT, as in STATIC_ROOT = BASE_DIR / "staticfiles", or build.command in'
+                " managed.toml to what is to be done instead, or to false"
+            ),
+        ),
     ],
 )
 def test_reason_of_a_client_comes_with_what_to_do(line: str, reason: str) -> None:
