@@ -15,7 +15,7 @@ from storage.gate import Gate
 from storage.holding import hold_trees
 from storage.records import blobs, build_caches
 from tests.storage.conftest import AT_ONCE, Shop
-from tests.waiting import wait_for
+from tests.waiting import wait_for, waiters_of
 
 
 def is_waited_for(shop: Shop) -> bool:
@@ -94,6 +94,22 @@ def test_reader_that_comes_after_the_collector_has_looked_finds_no_tree(world, s
     reader.join()
     assert found == ["gone"]
     world.expect_whole()
+
+
+def test_those_who_publish_pass_the_gate_together(shop) -> None:
+    layout = shop.store.layout
+
+    def publish() -> None:
+        with Gate(layout).publishing():
+            pass
+
+    other = threading.Thread(target=publish)
+    with Gate(layout).publishing():
+        other.start()
+        waited_for = (layout.gate, layout.turnstile)
+        wait_for(lambda: any(map(waiters_of, waited_for)) or not other.is_alive())
+        assert not other.is_alive()
+    other.join()
 
 
 def test_tree_that_is_built_again_before_it_is_condemned_stays(world, shop) -> None:

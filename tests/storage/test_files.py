@@ -186,6 +186,20 @@ def test_lease_that_is_removed_before_it_is_locked_is_made_anew(
     lease.release()
 
 
+def test_lease_of_a_dead_owner_alone_is_seized(tmp_path: Path) -> None:
+    lease = Lease.take(tmp_path)
+    (tmp_path / "link").symlink_to(lease.path)
+    (tmp_path / "file").write_bytes(b"x")
+    assert [Lease.seize(Path(lease.path)), Lease.seize(tmp_path / "gone")] == [None, None]
+    lease.is_abandoned = True
+    lease.release()
+    assert [Lease.seize(tmp_path / "link"), Lease.seize(tmp_path / "file")] == [None, None]
+    seized = Lease.seize(Path(lease.path))
+    assert seized is not None
+    seized.release()
+    assert not Path(lease.path).exists()
+
+
 def test_draft_is_locked_while_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -342,7 +342,10 @@ def test_signed_manifest_with_an_escaping_link_is_refused(shop) -> None:
         shop.reader.verify(manifest.digest, envelope.sha256)
 
 
-def test_trusted_keys_that_were_tampered_with_are_refused(shop, site) -> None:
+@pytest.mark.parametrize("is_known", [False, True])
+def test_trusted_keys_that_were_tampered_with_are_refused(shop, site, *, is_known: bool) -> None:
+    if is_known:
+        assert shop.verify(site)
     flip(shop.store.layout.trust / "root.1.json", 200)
     with pytest.raises(SignatureInvalidError):
         shop.verify(site)

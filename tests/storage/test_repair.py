@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -15,11 +16,12 @@ from storage.check import Report, check_store
 from storage.collect import Collector, Order
 from storage.copies import Source, anything_at, issued_statements, release_folders, twins
 from storage.digest import Digest
-from storage.errors import ArtifactError
+from storage.errors import ArtifactError, StorageFullError
 from storage.export import exporting
 from storage.layout import blob_mtime
 from storage.parts import Part
 from storage.proof_archive import PROOF_SUFFIX, write_proof
+from storage.quarantine import Quarantine
 from storage.records import blobs, damage
 from storage.reindex import rebuild_index
 from storage.repair import Mended, Repairer
@@ -426,6 +428,78 @@ def test_condemning_again_changes_nothing_and_crashes_in_between_are_taken_up(sh
     path.write_bytes(b"jello")  # another damage of the same content is another file
     assert len(repairer.condemn([part])) == 1
     assert len(repairer.quarantine.kept()) == 2
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES])
+def test_damaged_file_that_takes_no_second_name_is_moved(
+    shop, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    shop.ingest(SITE)
+    path = shop.blob(b"hello")
+    flip(path)
+    damaged = path.read_bytes()
+
+    def link(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    repairer = condemn_all(shop)
+    (kept,) = repairer.quarantine.kept()
+    assert (shop.store.layout.quarantine / kept.name).read_bytes() == damaged
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_damaged_file_that_quarantine_cannot_take_stays_where_it_is(
+    shop, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    shop.ingest(SITE)
+    path = shop.blob(b"hello")
+    flip(path)
+
+    def link(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    part = Part.of_blob(Digest.of(b"hello") + b"f")
+    if code == errno.ENOSPC:
+        with pytest.raises(StorageFullError):
+            repairer_of(shop).condemn([part])
+    else:
+        (found,) = repairer_of(shop).condemn([part])
+        assert found.found_at is None
+    assert path.exists()
+    assert repairer_of(shop).quarantine.kept() == []
+
+
+def test_file_that_is_gone_already_or_lies_there_as_a_link_is_put_away(shop) -> None:
+    shop.ingest(SITE)
+    path, part = shop.blob(b"hello"), Part.of_blob(Digest.of(b"hello") + b"f")
+    path.unlink()
+    path.symlink_to("nowhere")
+    quarantine = Quarantine(shop.store.layout)
+    name = quarantine.secure(part, 1)
+    assert name is not None
+    assert (shop.store.layout.quarantine / name).is_symlink()
+    path.unlink()  # killed here, and done again
+    quarantine.take(part, name)
+    assert [kept.name for kept in quarantine.kept()] == [name]
+
+
+def test_folders_in_the_place_of_files_are_put_away_and_forgotten(shop) -> None:
+    shop.ingest(SITE)
+    path, part = shop.blob(b"hello"), Part.of_blob(Digest.of(b"hello") + b"f")
+    path.unlink()
+    (path / "in it").mkdir(parents=True)
+    quarantine = condemn_all(shop).quarantine
+    assert [kept.part for kept in quarantine.kept()] == [part]
+    assert len(quarantine.forget(1 << 60, but=())) == 1
+    assert list(shop.store.layout.quarantine.iterdir()) == []
+    path.parent.rmdir()
+    path.parent.write_bytes(b"a file in the place of a folder")
+    assert quarantine.secure(part, 1) is None
+    shop.store.layout.quarantine.rmdir()
+    assert quarantine.kept() == []
 
 
 def test_quarantine_is_kept_while_damaged_and_for_a_time_after(world) -> None:

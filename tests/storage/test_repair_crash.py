@@ -7,6 +7,7 @@ and doing it again makes everything whole.
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -116,6 +117,38 @@ def crash(shop_at, damaged: Path, folder: Path, where: Point, *, how: str) -> bo
 
 def _read(shop: Path, name: str) -> bytes:
     return (shop / "store/quarantine" / name).read_bytes()
+
+
+@pytest.mark.parametrize("is_linked", [True, False], ids=["linked", "moved"])
+def test_what_is_damaged_is_in_quarantine_for_good_before_another_takes_its_place(
+    damaged: Path, scratch: Path, *, is_linked: bool
+) -> None:
+    """And is known to be damaged by then. Where it takes no second name, it is moved."""
+    shop = scratch / "shop"
+    shutil.copytree(damaged, shop, symlinks=True)
+    trace = scratch / "trace"
+    calls = "?link,?linkat,?unlink,?rename,?renameat,?renameat2,fsync,fdatasync"
+    fault = () if is_linked else ("-e", "inject=?link,?linkat:error=EPERM:when=1..4")
+    done = repairing(shop).run(trace, "-y", "-e", f"trace={calls}", *fault)
+    assert done.returncode == 0, done.stdout
+    happened = trace.read_text()
+    store = shop / "store"
+    digest = Digest.of(TREE["other"]).hex()
+    blob = f"{store}/blobs/{digest[:2]}/{digest[2:]}"
+    synced = rf"fsync\(\d+<{store}/quarantine>"
+    known = rf"fdatasync\(\d+<{shop}/gitd.db-wal>"
+    kept = rf'"{blob}", .*"{store}/quarantine/blob-{digest}'
+    linked = (rf"link(at)?\(.*{kept}", synced, known, rf'unlink\("{blob}"')
+    moved = (known, rf"rename.*{kept}", synced)
+    steps = (*(linked if is_linked else moved), rf"fsync\(\d+<{store}/blobs/{digest[:2]}>")
+    replaced = re.search(rf"rename.*<{store}/blobs/{digest[:2]}>", happened)
+    assert replaced is not None
+    happened = happened[: replaced.start()]
+    at = 0
+    for step in steps:
+        found = re.compile(step).search(happened, at)
+        assert found is not None, step
+        at = found.end()
 
 
 @pytest.mark.timeout(300)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from storage import scrub
 from storage.check import check_store
 from storage.copies import Lacking, Offer, issued_statements, twins
 from storage.digest import Digest
@@ -22,8 +23,8 @@ from storage.records import scrub as rows
 from storage.records.build_caches import every as every_cache
 from storage.records.release_statements import IssuedStatement
 from storage.repair import Repairer
-from storage.scrub import Scrubber, ScrubLimits, Turn
-from storage.scrub_round import SETTLE_MS, TRUST_EVERY_MS
+from storage.scrub import FILE_COST_BYTES, Scrubber, ScrubLimits, Turn
+from storage.scrub_round import SETTLE_MS, TRUST_EVERY_MS, Round
 from storage.signing import SigningKey
 from storage.trust import introduce
 from tests.spoiling import closed_quarantine, flip
@@ -123,6 +124,8 @@ def test_everything_is_read_once_in_its_time_and_not_again_before(world) -> None
     assert (turn.parts, turn.size_bytes, turn.found) == (4, 2, ())
     assert scrubber.turn().is_idle
     assert scrubber.progress() == rows.Progress(4, 0, 0, world.clock.now, world.clock.now, 0, 0)
+    world.write(lambda db: db.execute("UPDATE blob SET verified_at = NULL WHERE size_bytes = 1"))
+    assert (scrubber.progress().oldest, scrubber.progress().due_bytes) == (None, 2)
 
 
 def test_what_was_read_by_a_clock_that_was_ahead_is_read_again(world) -> None:
@@ -206,6 +209,29 @@ def test_reading_keeps_to_its_pace_and_stops_in_the_middle_of_a_file(world) -> N
     assert scrubber_of(world).progress().due == 4 - turn.parts
 
 
+def test_small_files_are_read_slowly_too_and_a_turn_ends_in_time(
+    world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening each takes a disk as long as reading some."""
+    world.shop.ingest({f"f{n}": b"%d" % n for n in range(30)})
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    monkeypatch.setattr(scrub, "TURN_S", 0.3)
+    scrubber = scrubber_of(world, bytes_per_s=10 * FILE_COST_BYTES)
+    assert 0 < scrubber.turn().parts < 10
+    assert stopped_turn(scrubber_of(world, bytes_per_s=FILE_COST_BYTES)).parts < 3
+
+
+def test_damage_that_was_found_before_the_stop_is_put_away(world) -> None:
+    shop = world.shop
+    shop.ingest({"large": bytes(8 << 20), "small": b"small"})
+    flip(shop.blob(b"small"))
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    world.write(lambda db: rows.note_read(db, [part_of(b"small")], 1))
+    turn = stopped_turn(scrubber_of(world, bytes_per_s=2 << 20))  # some 4 s for the large one
+    assert [one.part for one in turn.found] == [part_of(b"small")]
+    assert not shop.blob(b"small").exists()
+
+
 def test_mending_keeps_to_the_pace_and_stops_in_the_middle_of_a_file(world) -> None:
     shop = world.shop
     shop.pin(shop.ingest({"large": bytes(8 << 20), "a": b"hello", "a.sh*": b"hello"}))
@@ -258,16 +284,60 @@ def part_of(data: bytes) -> Part:
     return Part.of_blob(Digest.of(data) + b"f")
 
 
-@pytest.mark.parametrize("what", ["tree", "envelope"])
-def test_damaged_statements_are_found(world, what: str) -> None:
+@pytest.mark.parametrize("what", ["blob", "tree", "envelope"])
+def test_damaged_parts_are_found_and_what_counts_as_absent_is_not_read(world, what: str) -> None:
     shop = world.shop
     ingested = shop.ingest({"a": b"a"})
     layout = shop.store.layout
-    path = layout.tree(ingested.digest) if what == "tree" else None
-    flip(Path(path or layout.envelope(ingested.envelope_sha256)))
+    path = {
+        "blob": shop.blob(b"a"),
+        "tree": Path(layout.tree(ingested.digest)),
+        "envelope": Path(layout.envelope(ingested.envelope_sha256)),
+    }[what]
+    flip(path)
     world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
-    (found,) = scrubber_of(world).turn().found
-    assert found.part.kind == what
+    scrubber = scrubber_of(world)
+    turn = scrubber.turn()
+    assert [found.part.kind for found in turn.found] == [what]
+    assert scrubber.turn().is_idle, "it is known now"
+    world.clock.now += 40 * DAY
+    due = rows.due(shop.records.reader(), world.clock.now, world.clock.now, limit_count=9)
+    assert len(due) == (3 if what == "envelope" else 2)
+
+
+@pytest.mark.parametrize("what", ["blob", "tree", "envelope"])
+def test_who_stumbles_over_an_artifact_has_all_of_it_looked_at(world, what: str) -> None:
+    shop = world.shop
+    ingested = shop.ingest({"a": b"a"})
+    layout = shop.store.layout
+    part = {
+        "blob": part_of(b"a"),
+        "tree": Part.of_tree(ingested.digest),
+        "envelope": Part.of_envelope(ingested.envelope_sha256),
+    }[what]
+    flip(Path(part.path(layout)))
+    scrubber = scrubber_of(world)
+    with closed_quarantine(layout):
+        (found,), _ = scrubber.examine(ingested.digest, ingested.envelope_sha256)
+        assert (found.part, found.found_at) == (part, None)
+        assert scrubber.progress().found == 0, "it is found again"
+    (found,), _ = scrubber.examine(ingested.digest, ingested.envelope_sha256)
+    assert (found.part, found.found_at) == (part, world.clock.now)
+    assert scrubber.progress().found == 1
+
+
+def test_quarantine_is_tidied_after_its_time(world) -> None:
+    shop = world.shop
+    shop.ingest({"a": b"a"})
+    flip(shop.blob(b"a"))
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    scrubber = scrubber_of(world)
+    assert len(scrubber.turn().found) == 1
+    shop.ingest({"b": b"a"})  # whole again
+    world.clock.now += scrubber.limits.quarantine_ms
+    assert scrubber.tidy() == 0
+    world.clock.now += 1
+    assert scrubber.tidy() == 1
 
 
 def issue(world, ingested) -> Path:
@@ -305,6 +375,20 @@ def test_release_statement_is_read_a_while_after_it_was_issued_and_mended(world)
     assert [found.part.name for found in scrubber.turn().found] == [path.name[:64]]
 
 
+def test_release_statement_is_let_be_at_first_however_often_all_is_read(world) -> None:
+    ingested = world.shop.ingest({"a": b"a"})
+    issue(world, ingested)
+    trust = world.shop.store.layout.trust
+    turning = Round(trust, world.shop.records, every_ms=1000)
+    now = world.clock.now
+    assert turning.due(now, limit_count=9) == []
+    (part,) = turning.due(now + SETTLE_MS, limit_count=9)
+    turning.note_read([part], now + SETTLE_MS)
+    assert turning.due(now + SETTLE_MS + 999, limit_count=9) == []
+    assert turning.due(now + SETTLE_MS + 1000, limit_count=0) == []
+    assert turning.due(now + SETTLE_MS + 1000, limit_count=1) == [part]
+
+
 def test_generations_of_trust_are_read(world) -> None:
     path = world.shop.store.layout.trust / "root.1.json"
     scrubber = scrubber_of(world)
@@ -332,12 +416,51 @@ def test_generation_that_was_taken_away_is_missed(world) -> None:
     assert "newer ones were taken away" in fault
 
 
+def test_generation_that_came_after_the_first_look_is_missed_too(world) -> None:
+    shop = world.shop
+    scrubber = scrubber_of(world)
+    assert scrubber.turn().trust_fault is None
+    other = SigningKey.load_or_create(shop.folder / "other.key")
+    introduce(shop.store.layout.trust, root=shop.root_key, signing=other)
+    world.clock.now += TRUST_EVERY_MS
+    assert scrubber.turn().trust_fault is None
+    (shop.store.layout.trust / "root.2.json").unlink()
+    world.clock.now += TRUST_EVERY_MS
+    assert "newer ones were taken away" in str(scrubber.turn().trust_fault)
+
+
+def test_generation_that_is_being_added_is_not_taken_for_one_that_is_missing(
+    world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between the reading of them and the look at how many there are."""
+    shop, glob = world.shop, Path.glob
+    other = SigningKey.load_or_create(shop.folder / "other.key")
+
+    def late(folder: Path, pattern: str) -> Iterator[Path]:
+        monkeypatch.undo()
+        introduce(folder, root=shop.root_key, signing=other)
+        return glob(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", late)
+    assert scrubber_of(world).turn().trust_fault is None
+    assert (shop.store.layout.trust / "root.2.json").exists()
+
+
 def test_scrub_that_is_turned_off_reads_nothing(world) -> None:
     world.shop.ingest({"a": b"a"})
     flip(world.shop.blob(b"a"))
     world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    flip(world.shop.store.layout.trust / "root.1.json")
     turn = scrubber_of(world, bytes_per_s=0).turn()
-    assert (turn.is_idle, turn.parts, turn.found) == (True, 0, ())
+    assert (turn.is_idle, turn.parts, turn.found, turn.trust_fault) == (True, 0, (), None)
+
+
+def test_scrub_that_was_told_to_stop_reads_nothing_more(world) -> None:
+    world.shop.ingest({"a": b"a"})
+    scrubber = scrubber_of(world)
+    scrubber.stop()
+    turn = scrubber.turn()
+    assert (turn.is_idle, turn.parts) == (False, 0)
 
 
 def test_copies_are_asked_for_when_damage_is_found_and_not_each_time_after(world) -> None:
@@ -365,6 +488,74 @@ def test_copies_are_asked_for_when_damage_is_found_and_not_each_time_after(world
     assert asked == [2]
     assert scrubber.turn().is_idle
     assert asked == [2]
+
+
+def test_copies_are_asked_for_again_after_a_while(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be one by then."""
+    shop = world.shop
+    shop.pin(shop.ingest({"a": b"a"}))
+    flip(shop.blob(b"a"))
+    repairer = Repairer(shop.store, shop.records)
+    repairer.condemn([part_of(b"a")])
+    offers: list[Offer] = []
+    scrubber = Scrubber(
+        repairer,
+        shop.records,
+        [lambda _: iter(offers)],
+        shop.store.layout.trust,
+        limits=ScrubLimits(bytes_per_s=FAST),
+    )
+    assert scrubber.turn().mended == ()
+    offers.append(Offer.of_bytes(part_of(b"a"), "elsewhere", b"a"))
+    assert scrubber.turn().mended == (), "it was tried a moment ago"
+    monkeypatch.setattr(scrub, "MEND_EVERY_S", 0.0)
+    assert [one.part for one in scrubber.turn().mended] == [part_of(b"a")]
+
+
+def test_what_could_not_be_put_away_keeps_nothing_waiting_and_is_tried_again(
+    world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the first in the list of what is due, as long as that is."""
+    shop = world.shop
+    shop.ingest({"a": b"a", "b": b"b"})
+    flip(shop.blob(b"a"))
+    world.clock.now = time.time_ns() // 1_000_000 + 40 * DAY
+    monkeypatch.setattr(scrub, "TURN_COUNT", 1)
+    world.write(lambda db: rows.note_read(db, [part_of(b"a")], 1))
+    scrubber = scrubber_of(world)
+    with closed_quarantine(shop.store.layout):
+        turns = [scrubber.turn() for _ in range(5)]
+        assert [turn.parts for turn in turns] == [1, 1, 1, 1, 0]
+        assert [turn.is_idle for turn in turns] == [False, False, False, False, True]
+        assert [one.part for turn in turns for one in turn.found] == [part_of(b"a")]
+        assert scrubber.progress().due == 1
+    monkeypatch.setattr(scrub, "MEND_EVERY_S", 0.0)
+    assert [one.part for one in scrubber.turn().found] == [part_of(b"a")]
+
+
+def test_what_was_not_read_for_longest_comes_first(world) -> None:
+    world.shop.ingest({name: name.encode() for name in "abc"})
+    now = world.clock.now = time.time_ns() // 1_000_000 + 100 * DAY
+    for name, at in (("b", now - 50 * DAY), ("c", now - 40 * DAY), ("a", now - 60 * DAY)):
+        parts = [part_of(name.encode())]
+        world.write(lambda db, parts=parts, at=at: rows.note_read(db, parts, at))
+    world.write(lambda db: db.execute("UPDATE tree SET verified_at = ?", (now,)))
+    world.write(lambda db: db.execute("UPDATE attestation SET verified_at = ?", (now,)))
+    for count in (1, 2, 3):
+        due = rows.due(world.shop.records.reader(), now - 30 * DAY, now, limit_count=count)
+        assert [one.part for one in due] == [part_of(name) for name in (b"a", b"b", b"c")][:count]
+
+
+def test_what_came_in_meanwhile_was_not_read_by_a_wrong_clock(world) -> None:
+    world.shop.ingest({"a": b"a"})
+    now = world.clock.now = time.time_ns() // 1_000_000
+    scrubber = scrubber_of(world)
+    scrubber.turn()
+    parts = [part_of(b"a")]
+    world.write(lambda db: rows.note_read(db, parts, now + 30_000))
+    assert (scrubber.progress().due, scrubber.turn().parts) == (0, 0)
+    world.write(lambda db: rows.note_read(db, parts, now + 90_000))
+    assert (scrubber.progress().due, scrubber.turn().parts) == (1, 1)
 
 
 def world_digest(world) -> str:
