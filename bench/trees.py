@@ -1,6 +1,6 @@
 """Trees to measure with: the same bytes on every machine, in sizes as builds have them."""
 # Plain strings: there are a hundred thousand files.
-# ruff: noqa: PTH103, PTH108, PTH116, PTH211
+# ruff: noqa: PTH103, PTH108, PTH116, PTH123, PTH211
 
 from __future__ import annotations
 
@@ -66,12 +66,27 @@ def change(shape: Shape, root: Path, *, share: float) -> None:
         _write(path, _contents(pick, words, size), executable=number % 50 == 0)
 
 
+def read(path: Path) -> None:
+    """Read a file, or all that is in a folder: it is in memory then."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _read_file(f"{folder}/{name}")
+    if path.is_file():
+        _read_file(os.fspath(path))
+
+
 def make_large(path: Path, size_bytes: int) -> None:
     """Write one file of that length."""
     pick = random.Random(1)
     with path.open("wb") as file:
         for _ in range(size_bytes >> 20):
             file.write(pick.randbytes(1 << 20))
+
+
+def _read_file(path: str) -> None:
+    with open(path, "rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
 
 
 def _folder(number: int) -> str:
