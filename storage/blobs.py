@@ -25,6 +25,7 @@ from storage.files import (
     write_all,
 )
 from storage.layout import Layout, blob_mode, blob_mtime, blob_name
+from storage.long_write import LongWrite
 from storage.manifest import FileEntry, Manifest
 
 # A blob's key in the records: its digest, then `x` or `f`. Whether it may be executed is a
@@ -115,6 +116,7 @@ class Staging:
         hasher = blake3()
         count = 0
         name, fd = self._new_file()
+        contents = LongWrite(fd, size_bytes)
         with contextlib.ExitStack() as closing:
             closing.callback(os.close, fd)
             for piece in pieces:
@@ -122,7 +124,7 @@ class Staging:
                 if count > size_bytes:
                     break
                 hasher.update(piece)
-                write_all(fd, piece)
+                contents.write(piece)
             if count != size_bytes:
                 raise TreeInvalidError(path, "changed while it was read")
             digest = Digest(hasher.digest())

@@ -29,7 +29,7 @@ _MORE_BYTES = 1 << 20  # asked for at once where a file goes on behind its size
 SYNC_EACH_COUNT_MAX = 16
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYNC_FILE_RANGE_WRITE = 2
-_WHOLE = ctypes.c_int64(0)  # from the beginning; to the end
+_SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
 
 T = TypeVar("T")
 
@@ -237,20 +237,46 @@ def sync_in_order(paths: Iterable[str | Path], meanwhile: Callable[[], T]) -> T:
 
     Raises:
         OSError: One of them was refused; the others may be durable or not.
-
-    Source: sync_file_range(2). What it does is no more than a beginning: fsync is called as ever.
     """
     with contextlib.ExitStack() as stack:
         descriptors = []
         for path in paths:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             stack.callback(os.close, fd)
-            _LIBC.sync_file_range(fd, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)
+            begin_writing(fd)
             descriptors.append(fd)
         done = meanwhile()
         for fd in descriptors:
             os.fsync(fd)
     return done
+
+
+def begin_writing(fd: int, offset: int = 0, size_bytes: int = 0) -> None:
+    """Have the disk begin with a part of a file; without a size, with all behind the offset.
+
+    It is no more than a beginning, and nothing is said of what failed: fsync is called as ever.
+
+    Source: sync_file_range(2).
+    """
+    _sync_range(fd, offset, size_bytes, _SYNC_FILE_RANGE_WRITE)
+
+
+def finish_writing(fd: int, offset: int, size_bytes: int) -> None:
+    """Wait until the disk has taken a part of a file, which is not durable for all that.
+
+    Raises:
+        OSError: It could not write something of the file. It says so once: a later fsync does not.
+
+    Source: sync_file_range(2).
+    """
+    if _sync_range(fd, offset, size_bytes, _SYNC_FILE_RANGE_WRITE_AND_WAIT) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), "sync_file_range")
+
+
+def _sync_range(fd: int, offset: int, size_bytes: int, flags: int) -> int:
+    part = ctypes.c_int64(offset), ctypes.c_int64(size_bytes)
+    return int(_LIBC.sync_file_range(fd, *part, flags))
 
 
 def sync_filesystem(fd: int) -> None:

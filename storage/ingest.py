@@ -9,6 +9,7 @@ from blake3 import blake3
 from storage.blobs import BlobKey, Staging, blob_key
 from storage.digest import Digest
 from storage.errors import StoreChangedError, TreeInvalidError
+from storage.long_write import LONG_BYTES_MIN
 from storage.records import blobs as rows
 from storage.records.db import Records
 from storage.room import Room
@@ -140,10 +141,10 @@ class Ingest:
     def _stage_pieces(self, entry: SourceFile, pieces: Iterator[bytes]) -> Digest:
         """Write a large file while it is read; what it is comes out at its end.
 
-        One that can be read again is read to its end first, and not written where it is known.
-        What cannot stays here, known or not: what is known may be collected yet.
+        One that can be read again and may be known is read to its end first, and not written where
+        it is. What cannot stays here, known or not: what is known may be collected yet.
         """
-        if entry.is_repeatable:
+        if entry.is_repeatable and self._may_be_here(entry.size_bytes):
             digest = _digest_of(entry, pieces)
             key = blob_key(digest, executable=entry.executable)
             if self._is_here(key):
@@ -158,6 +159,16 @@ class Ingest:
             )
         self.files.setdefault(blob_key(digest, executable=entry.executable), entry)
         return digest
+
+    def _may_be_here(self, size_bytes: int) -> bool:
+        """Whether some content of this length is here, as far as it takes less to know than to read
+        the file.
+        """
+        if size_bytes < LONG_BYTES_MIN:
+            return True
+        if any(blob.size_bytes == size_bytes for blob in self.staging.blobs.values()):
+            return True
+        return rows.has_size(self._records.reader(), size_bytes)
 
     def _is_here(self, key: BlobKey) -> bool:
         return key in self.staging.blobs or bool(rows.live(self._records.reader(), [key]))

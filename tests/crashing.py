@@ -28,7 +28,7 @@ CALLS = (
     *("chmod", "fchmod", "fchmodat", "chown", "fchown"),
     *("mkdir", "mkdirat", "rename", "renameat", "link", "linkat", "symlink", "symlinkat"),
     *("unlink", "unlinkat", "rmdir"),
-    *("fsync", "fdatasync", "syncfs", "flock", "statfs"),
+    *("fsync", "fdatasync", "syncfs", "sync_file_range", "flock", "statfs"),
 )
 FORKER = Path(__file__).with_name("forker.py")
 CREATES = "openat"  # only where it makes a file

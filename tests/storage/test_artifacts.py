@@ -36,6 +36,7 @@ from storage.errors import (
 from storage.files import Lease
 from storage.gate import Gate
 from storage.layout import blob_mtime
+from storage.long_write import LONG_BYTES_MIN
 from storage.materialise import materialise
 from storage.records.db import Records
 from storage.scan import scan_directory
@@ -256,6 +257,32 @@ def test_large_file_that_is_known_is_not_written(shop) -> None:
             shop.ingest([large(b"y")])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_clean(shop)
+
+
+def test_long_file_is_read_once_unless_what_is_here_is_as_long(shop) -> None:
+    readings: list[bytes] = []
+
+    def long(letter: bytes, *, times: int = 9) -> SourceFile:
+        """`times`: how often it can be read."""
+
+        def read() -> Iterator[bytes]:
+            readings.append(letter)
+            count = LONG_BYTES_MIN >> 20 if readings.count(letter) <= times else 0
+            return iter([letter * (1 << 20)] * count)
+
+        return SourceFile(letter, LONG_BYTES_MIN, executable=False, read=read)
+
+    assert shop.ingest([long(b"a")]).new_blobs == 1
+    assert readings == [b"a"]
+    with pytest.raises(TreeInvalidError, match="changed while it was read"):
+        shop.ingest([long(b"b", times=1)])
+    assert readings[1:] == [b"b", b"b"]
+    shop.records.write(lambda db: db.execute("UPDATE blob SET state = 3"))
+    with pytest.raises(TreeInvalidError, match="changed while it was read"):
+        shop.ingest([long(b"a"), long(b"c", times=1)])
+    assert readings[3:] == [b"a", b"c", b"c"], "what is damaged is not here, what is staged is"
+    assert shop.ingest([long(b"a")]).new_blobs == 1
     assert is_clean(shop)
 
 

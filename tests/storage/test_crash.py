@@ -25,11 +25,12 @@ from storage.custody import Custody
 from storage.digest import Digest
 from storage.envelope import IN_TOTO_TYPE, unseal
 from storage.layout import blob_mtime
+from storage.long_write import AHEAD_BYTES, WINDOW_BYTES
 from storage.materialise import PARTIAL_MARK
 from storage.trust import load_keyring
 from storage.unpacked import verify_tree
 from tests.crashing import HOWS, Attempt, Child, Point, needs_strace, scratch_folder, share, some
-from tests.storage.trees import FEW, INGEST_CHILD, LARGE, MANY, Tree
+from tests.storage.trees import FEW, INGEST_CHILD, LARGE, LONG, MANY, Tree
 
 FOLDER = Path(__file__).parent
 BEFORE = {"f": b"before", "a/shared": b"one" * 50}
@@ -72,7 +73,8 @@ def points(before: Path, scratch: Path, tree: Tree) -> list[Point]:
     finally:
         shutil.rmtree(scratch / "count")
     # Early, of the bytes, of the names.
-    assert (scratch / "trace").read_text().count("syncfs(") == {FEW: 0, MANY: 2, LARGE: 3}[tree]
+    syncs = {FEW: 0, MANY: 2, LARGE: 3, LONG: 0}
+    assert (scratch / "trace").read_text().count("syncfs(") == syncs[tree]
     return found
 
 
@@ -143,6 +145,17 @@ def test_ingest_that_syncs_early_is_whole_or_nothing_at_some_system_calls(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", HOWS)
+def test_ingest_of_a_long_file_is_whole_or_nothing_at_some_system_calls(
+    shop_at, before: Path, scratch: Path, how: str
+) -> None:
+    every = points(before, scratch, LONG)
+    last_part = max(where for where in every if where[0] == "sync_file_range")
+    for where in [last_part, *some(every, 2)]:
+        crash(shop_at, before, scratch, where, how=how, tree=LONG)
+
+
+@pytest.mark.timeout(300)
 def test_commit_that_failed_is_left_to_the_next_start(shop_at, before: Path, scratch: Path) -> None:
     # The database says "disk I/O error", and finds the commit in its log when it is opened again.
     syncs = [where for where in points(before, scratch, FEW) if where[0] == "fdatasync"]
@@ -200,6 +213,22 @@ def test_sync_of_one_file_that_failed_is_not_tried_again(
     assert failed
     assert [path for path, result in synced if path in failed and result != "-1"] == []
     assert len({path for path, _ in synced}) == len(synced)
+    expect_whole(shop_at, shop, recovers=False)
+    assert not (shop / "release1").exists()
+
+
+@pytest.mark.timeout(300)
+def test_part_of_a_long_file_that_could_not_be_written_fails_the_ingest(
+    shop_at, before: Path, scratch: Path
+) -> None:
+    # The kernel says so once: what syncs the file in the end would not be told.
+    shop, trace = scratch / "shop", scratch / "trace"
+    shutil.copytree(before, shop, symlinks=True)
+    waits = AHEAD_BYTES // WINDOW_BYTES + 2  # the first of the calls that waits for the disk
+    fault = f"inject=sync_file_range:error=EIO:when={waits}"
+    done = ingesting(shop, LONG).run(trace, "-e", "trace=sync_file_range,fsync", "-e", fault)
+    assert (done.returncode, done.stdout.split(":")[0]) == (3, "StorageIoError")
+    assert "fsync" not in trace.read_text(), "nothing is synced after it"
     expect_whole(shop_at, shop, recovers=False)
     assert not (shop / "release1").exists()
 
@@ -520,7 +549,7 @@ def test_keys_are_the_old_or_the_new_ones_at_every_system_call(scratch: Path, ho
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("tree", [FEW, MANY, LARGE], ids=str)
+@pytest.mark.parametrize("tree", [FEW, MANY, LARGE, LONG], ids=str)
 @pytest.mark.parametrize("how", HOWS)
 def test_ingest_is_whole_or_nothing_at_every_system_call(
     shop_at, before: Path, scratch: Path, how: str, tree: Tree

@@ -25,7 +25,7 @@ from tests.crashing import share, some
 from tests.power import KINDS, KINDS_IN_TURN, Disk, disk_of, killed_at, needs_disks, run
 from tests.recorded import record
 from tests.spoiling import flip
-from tests.storage.trees import FEW, INGEST_CHILD, LARGE, MANY, Tree
+from tests.storage.trees import FEW, INGEST_CHILD, LARGE, LONG, MANY, Tree
 
 FOLDER = Path(__file__).parent
 COLLECT_CHILD = FOLDER / "collect_child.py"
@@ -94,7 +94,7 @@ def expect_whole_artifacts(shop_at, kept: Path, *, is_done: bool) -> None:
 def test_power_cut_takes_no_artifact_that_was_acknowledged_and_leaves_no_half_one(
     sample: Disk, shop_at
 ) -> None:
-    for tree, how in ((FEW, ()), (LARGE, ()), (FEW, killed_at("renameat", 3))):
+    for tree, how in ((FEW, ()), (LARGE, ()), (LONG, ()), (FEW, killed_at("renameat", 3))):
         is_done = ingest(sample.begin(), tree, *how) == 0
         assert is_done == (how == ())
         kept = shop_at(sample.cut() / "shop")

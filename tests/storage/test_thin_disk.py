@@ -10,7 +10,7 @@ import pytest
 
 from storage.check import check_store
 from tests.power import KINDS, needs_disks
-from tests.storage.trees import INGEST_CHILD, LARGE, Tree
+from tests.storage.trees import INGEST_CHILD, LARGE, LONG, Tree
 from tests.thin_disk import thin_disk
 
 SPARE_BYTES = 20 << 20
@@ -32,7 +32,7 @@ def envelopes(shop) -> int:
     return report.envelopes
 
 
-@pytest.mark.parametrize("tree", [LARGE, LAST], ids=str)
+@pytest.mark.parametrize("tree", [LARGE, LAST, LONG], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_tree_that_the_disk_refuses_when_it_is_synced_is_never_acknowledged(
     shop_at, kind: str, tree: Tree
