@@ -74,7 +74,7 @@ class Vault:
         """
         try:
             return self._box.decrypt(sealed, place.encode())
-        except nacl.exceptions.CryptoError as error:
+        except (nacl.exceptions.CryptoError, ValueError) as error:  # the latter where it is short
             raise SealBrokenError(
                 f"the value of {place} does not open: the database and {VARIABLES_KEY} do not"
                 " belong together, or one of them was changed"
