@@ -154,8 +154,14 @@ class ReceivePack:
 def _tidy(repository: Repository) -> None:
     """`repository`: nobody else writes it, and nothing is being pushed to it."""
     forget_locks(repository.path)
-    if gone := forget_unreached_borders(repository):
-        _log.warning("shallow_borders_forgotten", repository=repository.path.name, count=gone)
+    name = repository.path.name
+    try:
+        gone = forget_unreached_borders(repository)
+    except (OSError, RepositoryError) as error:  # no reason to refuse a push
+        _log.warning("shallow_borders_not_forgotten", repository=name, reason=str(error))
+        return
+    if gone:
+        _log.warning("shallow_borders_forgotten", repository=name, count=gone)
 
 
 def _wants_care(repository: Repository) -> bool:

@@ -135,13 +135,17 @@ def forget_unreached_borders(repository: Repository) -> int:
     failed before its refs moved. What comes whole later would end there. Source: git's `prune`.
 
     Only for repositories that nobody else writes, while nothing is being pushed to them. Does
-    nothing where that cannot be told for damage.
+    nothing where that cannot be told for damage, nor where there are reflogs: git follows what they
+    name as it follows refs, and its `gc` fails at a commit without parents.
 
     Raises:
         OSError: As for `Repository.extend_shallow`.
+        RefUpdateError: A ref cannot be read.
     """
     borders = repository.shallow()
     if not borders or any(repository.refs.broken()) or not repository.refs.is_packed_whole():
+        return 0
+    if (repository.path / "logs").exists():
         return 0
     objects, refs = repository.objects, repository.refs.snapshot()
     there = {oid for oid in borders if objects.contains(oid)}

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from gitd.git import (
     GitLimits,
@@ -192,6 +193,14 @@ async def test_a_border_that_a_power_cut_left_ends_no_history(
     git("clone", "-q", room.bare, "c", cwd=tmp_path)
     assert git("rev-list", "--count", "HEAD", cwd=tmp_path / "c").out == "4"
     assert not (room.bare / "shallow").exists()
+
+
+async def test_borders_that_cannot_be_forgotten_refuse_no_push(room: Room) -> None:
+    (room.bare / "shallow").write_text(f"{'1' * 40}\n")
+    (room.bare / "shallow.lock").mkdir()  # so that none can be made
+    with capture_logs() as said:
+        await room.push("main")
+    assert [line["event"] for line in said] == ["shallow_borders_not_forgotten"]
 
 
 async def test_words_reach_the_user_line_by_line(room: Room) -> None:

@@ -64,8 +64,8 @@ def test_borders_that_no_ref_reaches_are_forgotten(bordered: tuple[MadeRepositor
     assert forget_unreached_borders(made.repository) == 0
 
 
-@pytest.mark.parametrize("damage", ["ref", "packed-refs", "commit"])
-def test_no_border_is_forgotten_where_not_all_refs_can_be_followed(
+@pytest.mark.parametrize("damage", ["ref", "packed-refs", "commit", "reflog"])
+def test_no_border_is_forgotten_where_not_all_that_reaches_one_can_be_followed(
     bordered: tuple[MadeRepository, bytes], damage: str
 ) -> None:
     made, _ = bordered
@@ -73,6 +73,8 @@ def test_no_border_is_forgotten_where_not_all_refs_can_be_followed(
         (made.path / "refs/heads/x").write_text("\0\0\0")
     elif damage == "packed-refs":
         (made.path / "packed-refs").write_text(f"{TWO.hex()} refs/hea")
+    elif damage == "reflog":  # not followed here; git's `gc` does, and fails where a commit lacks
+        (made.path / "logs").mkdir()
     else:
         made.point("x", TWO)
     before = made.repository.shallow()
