@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from gitd.config import Config, load, machine_environ
+from gitd.config import Config, load, machine_environ, parse_address
 from gitd.errors import ConfigError
 from gitd.git.limits import GitLimits
 from gitd.git.plain import PlainAccess
@@ -49,9 +49,12 @@ def main() -> None:
         help="bounds, in the sections [git] and [server] of a TOML file",
     )
     arguments = parser.parse_args()
-    host, _, port = arguments.listen.rpartition(":")
-    if not arguments.root.is_dir() or not host or not port.isdigit():
-        parser.error("--root must be a directory and --listen ADDR:PORT")
+    if not arguments.root.is_dir():
+        parser.error("--root must be a directory")
+    try:
+        host, port = parse_address(arguments.listen, "--listen")
+    except ConfigError as error:
+        parser.error(str(error))
     access = PlainAccess(arguments.root, arguments.remote_user_header)
     config = _config(parser, arguments.config)
     service = GitService(
@@ -68,7 +71,7 @@ def main() -> None:
     )
     server = config.server
     limits = HttpLimits(server.connections_max, server.keepalive_s, server.drain_s)
-    asyncio.run(_serve(service, limits, host.strip("[]"), int(port)))
+    asyncio.run(_serve(service, limits, host, port))
 
 
 def _config(parser: argparse.ArgumentParser, path: Path | None) -> Config:
@@ -98,7 +101,8 @@ async def _serve(service: GitService, limits: HttpLimits, host: str, port: int) 
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
-        sys.exit(f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --listen.")
+        reason = error.strerror or error
+        sys.exit(f"cannot listen on {host}:{port}: {reason}. Choose another with --listen.")
     for address in runner.addresses:
         print(f"serving git on http://{address[0]}:{address[1]}/", flush=True)  # noqa: T201
     await service.warm()

@@ -61,6 +61,15 @@ def test_an_address_that_is_taken_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert done.stderr.endswith("address already in use. Choose another with --listen.\n")
 
 
+def test_a_port_that_is_none_is_told_in_a_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gitd.git", "--root", str(tmp_path), "--listen", "127.0.0.1:65536"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--listen: '127.0.0.1:65536' is no address" in done.stderr
+
+
 def test_refs_of_one_push(work: Path, git: Git) -> None:
     refs = [f"main:refs/heads/b{number}" for number in range(4)]
     done = git("push", "origin", *refs, cwd=work, check=False)
