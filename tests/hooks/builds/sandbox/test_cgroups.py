@@ -205,6 +205,7 @@ def test_groups_of_a_living_process_whose_memory_is_counted_elsewhere_are_left_a
 @needs_root
 def test_group_that_still_has_a_process_goes_when_the_next_one_is_made(start_maker, label):
     start_maker(program=MAKES_ONE_AFTER_ANOTHER)
+    assert folders(label)
     deadline = time.monotonic() + 20
     while any((folder / "box-1").exists() for folder in folders(label)):
         assert time.monotonic() < deadline
