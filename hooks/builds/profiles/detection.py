@@ -183,9 +183,16 @@ class _Detection:
 
     def _python_serves(self) -> bool:
         """Say whether a Python project is served by its own program, and by no other."""
-        if self._config.output is not None or python.dependency_file(self._listing) is None:
+        if self._config.output is not None:
             return False
-        return python_server.server(self._listing) is not None and not self._node_serves()
+        try:
+            if python.dependency_file(self._listing) is None:
+                return False
+            return python_server.server(self._listing) is not None and not self._node_serves()
+        except BuildFailedError:  # its pyproject.toml is no TOML, which nothing of Node's reads
+            if self._package is None:
+                raise
+            return False
 
     # -- what to do -----------------------------------------------------------------------------
 

@@ -591,6 +591,12 @@ def test_program_that_serves_decides_between_two_languages(web, profile):
     assert found.profile == profile
 
 
+@pytest.mark.parametrize("start", [{"start": "node a"}, {}])
+def test_node_project_may_have_a_pyproject_that_is_no_toml(start):
+    found = plan("app.py", pyproject="{{ name }}", package=scripts(build="b", **start))
+    assert (found.profile, found.run.web) == ("node", start.get("start"))
+
+
 def test_assets_of_a_python_site_are_built_and_their_packages_left_out():
     found = plan(
         *("requirements.txt", "package-lock.json"),
