@@ -51,9 +51,14 @@ def lack(listing: Listing) -> str:
         BuildFailedError: `build.config_invalid`, when `pyproject.toml` is not TOML.
     """
     module = _module(listing)
-    found = MANAGE if listing.has_file(MANAGE) else f"{module}.py" if module else None
+    found = MANAGE if _django_project(listing) is not None else f"{module}.py" if module else None
     if found is not None:
-        return f"it has {found}, and neither gunicorn nor uvicorn among what it depends on"
+        return (
+            f"it has {found}, and no server for it among what it depends on, which is gunicorn,"
+            " or uvicorn for ASGI"
+        )
+    if listing.has_file(MANAGE):
+        return f"{MANAGE} does not name the settings as `django-admin startproject` does"
     usual = ", ".join(f"{name}.py" for name in _MODULES)
     return f"there is neither {MANAGE} nor one of {usual}"
 

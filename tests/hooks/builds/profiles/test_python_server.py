@@ -93,9 +93,11 @@ def test_what_else_is_said_comes_first(found, profile):
 @pytest.mark.parametrize(
     ("names", "texts", "words"),
     [
-        (("app.py",), {"requirements": "flask"}, "it has app.py, and neither gunicorn nor uvicorn"),
-        (("app.py",), {"requirements": "# gunicorn"}, "it has app.py, and neither gunicorn"),
-        ((), {"requirements": "django", "manage": MANAGE}, "it has manage.py, and neither"),
+        (("app.py",), {"requirements": "flask"}, "it has app.py, and no server for it among"),
+        (("app.py",), {"requirements": "flask\nuvicorn"}, "it has app.py, and no server for it"),
+        (("app.py",), {"requirements": "# gunicorn"}, "it has app.py, and no server for it"),
+        ((), {"requirements": "django", "manage": MANAGE}, "it has manage.py, and no server for"),
+        ((), {"requirements": "gunicorn", "manage": "a"}, "manage.py does not name the settings"),
         ((), {"requirements": "gunicorn"}, "there is neither manage.py nor one of app.py, main.py"),
     ],
 )
