@@ -93,7 +93,7 @@ class _Detection:
         if web is None and config.output is None:
             web = recipe.web
         steps = self._steps(recipe)
-        notes = [*self._notes(recipe), *self._ignored(web)]
+        notes = [*self._unrun(web), *recipe.notes, *self._ignored(web)]
         run = RunCommands()
         if web is not None:
             release = config.release or self._procfile.get("release")
@@ -293,23 +293,23 @@ class _Detection:
             by = ["managed.toml" if config.output or config.command else path(INDEX)]
         return tuple(by)
 
-    def _notes(self, recipe: Recipe) -> list[str]:
+    def _unrun(self, web: str | None) -> list[str]:
         unrun = [name for name in self._procfile if name not in _PROCFILE_KNOWN]
-        if not unrun:
-            return list(recipe.notes)
+        if web is None or not unrun:
+            return []
         are, them = ("is", "it") if len(unrun) == 1 else ("are", "them")
         note = (
             f"Procfile: {' and '.join(unrun)} {are} not run, only web and release are:"
             f" let the web command start {them}, or run {them} elsewhere"
         )
-        return [note, *recipe.notes]
+        return [note]
 
     def _ignored(self, web: str | None) -> list[str]:
         if web is not None:
             return []
         config = self._config
         keys = {"run.web": config.web, "run.release": config.release, "run.health": config.health}
-        keys |= {f"Procfile: {name}": self._procfile.get(name) for name in _PROCFILE_KNOWN}
+        keys |= {f"Procfile: {name}": command for name, command in self._procfile.items()}
         return [
             f"{key} is ignored: files alone are served, and nothing runs"
             for key, value in keys.items()

@@ -692,6 +692,10 @@ def test_one_line_tells_what_decided_and_what_follows(found, line):
             plan(toml='[build]\nprofile = "static"', Procfile="web: a"),
             "Procfile: web is ignored: files alone are served, and nothing runs",
         ),
+        (
+            plan(toml='[build]\nprofile = "static"', Procfile="worker: a"),
+            "Procfile: worker is ignored: files alone are served, and nothing runs",
+        ),
         (plan("index.html", toml='[run]\nhealth = "/up"'), "run.health is ignored"),
         (plan(package={"dependencies": {"a": "1"}, **scripts(start="b")}), "there is no package-l"),
         (plan("bun.lock", package=scripts(start="b")), "bun.lock is not read"),
