@@ -2,9 +2,10 @@
 
 A value is looked for as it is, in base64 at each of the three places that it can begin at, in
 hexadecimal, and as URLs, JSON, HTML, shells and Python's `repr` spell it, by what the libraries of
-the usual languages do; and so is each longer line of it. White space does not count: programs wrap
-what they print. What a build encodes in a way of its own is not found: it holds the value, and can
-do with it as it likes.
+the usual languages do; and so is each longer line of it. What may stand in the name of a host is
+looked for in lower case too: such names are made so on the way. White space does not count:
+programs wrap what they print. What a build encodes in a way of its own is not found: it holds the
+value, and can do with it as it likes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import base64
 import bisect
 import html
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
@@ -21,6 +23,7 @@ MASK = b"***"
 FORM_BYTES_MIN = 8  # a form that is shorter, without white space, is not looked for
 HELD_BYTES_MAX = 64 << 10  # white space among them; a form may be longer without any
 _SPACE = b" \t\r\n"
+_IN_HOSTS = re.compile(rb"[A-Za-z0-9._-]+")
 _ARMOUR = b"-----"  # around every key in PEM: no secret
 # What encoders of URLs leave as it is, besides letters, digits and "-._~".
 # Source: RFC 3986 2.3; ECMA-262 "URI Handling Functions"; URL Standard 1.3; Go's net/url.
@@ -192,6 +195,8 @@ def _forms(name: str, value: str) -> list[Form]:
     add("as in Python", [repr(value)[1:-1].encode()])
     lines = (line for line in data.splitlines() if not line.startswith(_ARMOUR))
     add("in part", lines, is_whole=False)
+    lowered = [each.squeezed.lower() for each in forms if _IN_HOSTS.fullmatch(each.squeezed)]
+    add("in lower case", dict.fromkeys(lowered), is_whole=False)
     return forms
 
 

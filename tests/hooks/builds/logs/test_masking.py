@@ -191,6 +191,15 @@ def test_looking_for_secrets_stops_within_a_file() -> None:
     assert len(read) == 1005
 
 
+def test_what_a_host_may_be_named_is_masked_in_lower_case_too_and_makes_no_file_a_leak() -> None:
+    masker = Masker({"S": "Canary_7D1f-Zq9"})
+    encoded = base64.b64encode(b"Canary_7D1f-Zq9").decode()
+    for spelled in ("canary_7d1f-zq9", encoded.lower()):
+        assert "***" in masker.masked(f"https://{spelled}.example/"), spelled
+        assert masker.found_in([spelled.encode()]) is None, spelled
+    assert Masker({"S": TOKEN}).masked(TOKEN.lower()) == TOKEN.lower()  # in no host's name
+
+
 def test_lines_of_a_key_are_masked_one_by_one_and_its_armour_is_not() -> None:
     masker = Masker({"KEY": KEY})
     assert masker.masked(KEY) == "***\n"

