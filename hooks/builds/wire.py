@@ -45,11 +45,13 @@ CONFIG_FILE_BYTES_MAX = 256 * 1024
 LEASE_HEADER = "Gitd-Lease"
 SOURCE_HEADER = "Gitd-Source"
 BASES_COUNT_MAX = 4  # more are not looked at
+FACTS_COUNT_MAX = 64
+FACT_NAME_CHARS_MAX = 64
 
 
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=FACT_NAME_CHARS_MAX)]
 _Value = Annotated[str, msgspec.Meta(max_length=256)]
-Facts = Annotated[dict[_Name, _Value], msgspec.Meta(max_length=64)]
+Facts = Annotated[dict[_Name, _Value], msgspec.Meta(max_length=FACTS_COUNT_MAX)]
 """Facts by name that end up in the signed provenance."""
 Settings = Annotated[
     dict[_Name, Annotated[str, msgspec.Meta(max_length=16384)]], msgspec.Meta(max_length=16)

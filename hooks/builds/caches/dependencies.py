@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +17,7 @@ from hooks.builds.errors import BuildFailedError
 from hooks.builds.profiles.plan import Plan, StepName
 from hooks.builds.sandbox.disk_allowance import DiskAllowance
 from hooks.builds.sources.tree import StoppedError, TreeSize, real_folder, tar_chunks, unpack
+from hooks.builds.wire import FACT_NAME_CHARS_MAX
 from storage.errors import TreeError
 from storage.links import escaping_link, is_host_target
 from storage.manifest import LinkEntry
@@ -44,6 +45,8 @@ _LOCKS = (
 _REQUIREMENTS = ("requirements*.txt", "constraints*.txt")  # at the top, and any in that folder:
 _REQUIREMENTS_FOLDER = "requirements"
 _REQUIREMENTS_MAX = 200  # files; a folder with more has other things than requirements
+_NAMED_MAX = 32  # of them; the others, and those of long names, count together
+_OTHERS = "other requirements"
 UNLOCKED = ("package.json", "pyproject.toml", "composer.json")
 """They count where there is no lock file."""
 _TOOLS = ("node", "npm", "pnpm", "yarn", "python3", "uv", "php", "composer")
@@ -57,10 +60,9 @@ def key_of(tree: Path, plan: Plan, toolchain: Mapping[str, str]) -> dict[str, st
 
     Without a lock file it is what stands for one.
     """
-    names = (*_LOCKS, *_requirements(tree))
-    key = {name: digest for name in names if (digest := _digest_of_file(tree / name))}
+    key = _digests(tree, _LOCKS) | _few(_digests(tree, _requirements(tree)))
     if not key:
-        key = {name: digest for name in UNLOCKED if (digest := _digest_of_file(tree / name))}
+        key = _digests(tree, UNLOCKED)
     key |= {name: toolchain[name] for name in _TOOLS if name in toolchain}
     installing = [step.command for step in plan.steps if step.name is StepName.INSTALL]
     if installing:
@@ -205,9 +207,21 @@ def _leave_out_escapes(gathered: Gathered, is_stopped: Callable[[], bool]) -> No
     gathered.left_out.append("all links: too many of them lead elsewhere")
 
 
+def _digests(tree: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: digest for name in names if (digest := _digest_of_file(tree / name))}
+
+
+def _few(digests: Mapping[str, str]) -> dict[str, str]:
+    """Name as many as a key has room for. A digest stands for the others."""
+    named = [name for name in digests if len(name) <= FACT_NAME_CHARS_MAX][:_NAMED_MAX]
+    few = {name: digests[name] for name in named}
+    others = "\n".join(f"{name} {digests[name]}" for name in digests if name not in few)
+    return {**few, _OTHERS: _digest(others.encode())} if others else few
+
+
 def _requirements(tree: Path) -> list[str]:
     """Return the files that pip and uv may be asked to install by, from the tree's root."""
-    found = [path for pattern in _REQUIREMENTS for path in tree.glob(pattern)]
+    found = [path for pattern in _REQUIREMENTS for path in sorted(tree.glob(pattern))]
     top = tree / _REQUIREMENTS_FOLDER
     for folder, folders, files in () if top.is_symlink() else os.walk(top):
         folders.sort()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.profiles.toml_text import read_toml
 from hooks.variable_rules import name_fault
+from storage.manifest import PATH_BYTES_MAX
 
 CONFIG_INVALID = "build.config_invalid"
 COMMAND_CHARS_MAX = 8192
@@ -189,6 +190,8 @@ def _folder(table: dict[str, Any], name: str) -> str | None:
     folder = _text(table, name)
     if folder is None:
         return None
+    if len(folder.encode()) > PATH_BYTES_MAX:
+        raise _Invalid(f"`{name}` is longer than {PATH_BYTES_MAX} bytes")
     try:
         return clean_folder(folder)
     except ValueError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hooks.builds.caches import dependencies
@@ -98,7 +100,9 @@ def key(tree, install="pip install -r requirements/production.txt", *, tools=TOO
 @pytest.mark.parametrize(
     "name",
     [
-        *("uv.lock", "requirements.txt", "requirements-dev.txt", "constraints.txt"),
+        *("package-lock.json", "npm-shrinkwrap.json", "pnpm-lock.yaml", "yarn.lock", "uv.lock"),
+        *("poetry.lock", "Pipfile.lock", "composer.lock"),
+        *("requirements.txt", "requirements-dev.txt", "constraints.txt"),
         *("requirements/production.txt", "requirements/more/base.in"),
     ],
 )
@@ -110,6 +114,27 @@ def test_other_requirements_are_another_key(tmp_path, name) -> None:
     assert key(tmp_path) == before
     path.write_text("django==5\n")
     assert changes(before, key(tmp_path)) == f"{name} changed"
+
+
+def test_many_requirements_and_those_of_long_names_count_in_a_key_that_control_takes(
+    tmp_path,
+) -> None:
+    """Control ended a build of such a site as it ends one that it does not understand."""
+    names = [f"requirements/{number:03}.txt" for number in range(50)]
+    names += [f"requirements-{'0' * 80}.txt", *(f"requirements-{n:03}.txt" for n in range(40))]
+    (tmp_path / "requirements").mkdir()
+    for name in (*names, "uv.lock"):
+        (tmp_path / name).write_text("django==4\n")
+    tools = dict.fromkeys(("node", "npm", "pnpm", "yarn", "uv", "php", "composer"), "1")
+    keys = [key(tmp_path, tools=tools)]
+    for name in names:
+        (tmp_path / name).write_text("django==5\n")
+        keys.append(key(tmp_path, tools=tools))
+        sent = CacheRequest("python", keys[-1])
+        assert msgspec.json.decode(msgspec.json.encode(sent), type=CacheRequest) == sent
+    assert all(one != other for one, other in itertools.pairwise(keys))
+    assert changes(keys[0], keys[1]) == "other requirements changed"
+    assert changes(keys[-2], keys[-1]) == "other requirements changed"
 
 
 def test_other_command_to_install_is_another_key_and_other_sources_are_none(tmp_path) -> None:
@@ -127,6 +152,8 @@ def test_other_version_of_a_client_is_another_key_and_of_another_program_is_none
     before = key(tmp_path)
     newer = key(tmp_path, tools={**TOOLS, "python3": "3.12.1"})
     assert changes(before, newer) == "python3 3.11.2 -> 3.12.1"
+    for client in ("node", "npm", "pnpm", "yarn", "uv", "php", "composer"):
+        assert changes(before, key(tmp_path, tools={**TOOLS, client: "1.0"})) == f"{client} is new"
     assert key(tmp_path, tools={**TOOLS, "go": "1.23"}) == before
 
 

@@ -899,6 +899,7 @@ def test_names_in_a_sub_folder_are_told_by_their_path():
         ('[build]\nprofile = "docker"', ("known: static, node, python, php, procfile",)),
         ('[build]\noutput = "/etc"', ("`build.output` must be a folder inside", "'/etc'")),
         ('[build]\noutput = "a/../../b"', ("`build.output`",)),
+        (f'[build]\noutput = "{"a/" * 2048}"', ("`build.output` is longer than 4095 bytes",)),
         ('[build]\nroot = "../x"', ("`build.root` must be a folder inside",)),
         ('[build]\nlfs = "fetch"', ('`build.lfs` can only be "ignore"', "'fetch'")),
         ("[build]\nsubmodules = false", ("`build.submodules` must be text",)),
