@@ -8,11 +8,13 @@ Source: gitsubmodules(7); gitmodules(5); git-submodule(1), "add", for relative a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from hooks.builds.errors import BuildFailedError
+from storage.errors import printable
 from storage.git.config import GitConfig
 from storage.git.errors import RepositoryCorruptError, RepositoryError
 from storage.model import ActorRef, Site
@@ -92,7 +94,7 @@ class Submodules:
             for each in self._look(place, actor, visits):
                 path = place.path + each.path
                 if each.site is None:
-                    faults.append(f"{path}: {each.fault}")
+                    faults.append(f"{printable(os.fsencode(path))}: {each.fault}")
                     if len(faults) == FAULTS_COUNT_MAX:
                         raise _unavailable(faults)
                     continue
@@ -166,7 +168,7 @@ class Submodules:
                 f"{GITMODULES} says no address for it: `git submodule add` does, and `git rm"
                 " --cached` removes what is there by mistake"
             )
-        shown = without_password(url)
+        shown = printable(os.fsencode(without_password(url)))
         name = site_of(url, site.name, self._server_url)
         if name is None:
             return each.but(
@@ -209,7 +211,8 @@ def site_of(url: str, of_site: str, server_url: str) -> str | None:
     above = _parts(server.path)
     if len(parts) != len(above) + 1 or parts[:-1] != above:
         return None
-    return parts[-1].removesuffix(".git") or None
+    name = parts[-1].removesuffix(".git")
+    return name if name and name.isascii() else None  # as all names of sites are
 
 
 def without_password(url: str) -> str:

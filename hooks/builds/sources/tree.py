@@ -28,7 +28,15 @@ from storage.files import write_all
 from storage.links import escaping_link
 from storage.manifest import LinkEntry
 from storage.scan import OnFile, scan_directory
-from storage.source import Draft, Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
+from storage.source import (
+    Draft,
+    Limits,
+    SourceDirectory,
+    SourceEntry,
+    SourceFile,
+    SourceLink,
+    check_path,
+)
 
 OUTPUT_TOO_LARGE = "build.output_too_large"
 UNCHANGED_BYTES_MAX = 4 << 20  # of the names of unchanged files; those beyond are sent whole
@@ -269,13 +277,16 @@ def filled_folder(tree: Path, folders: Sequence[str]) -> str:
     Some tools put their files one or two folders deeper, each alone in its parent. Blocking.
 
     Raises:
-        BuildFailedError: `build.output_missing`: none has.
+        BuildFailedError: `build.output_missing`: none has; `build.output_invalid`: the path of it
+            is no text, or too long.
     """
     for folder in folders:
         path = folder
         for _ in range(_DEEPER_MAX):
             names = _names(tree / path)
             if INDEX in names:
+                with _mapped_errors():
+                    check_path(os.fsencode(path))
                 return path
             inner = [name for name, is_folder in names.items() if is_folder]
             if len(inner) != 1:

@@ -617,6 +617,16 @@ async def test_output_that_cannot_be_an_artifact_is_refused_by_name(control, slo
         assert name in job.outcome["error"]["message"], command
 
 
+async def test_found_output_whose_name_is_no_text_is_refused_and_the_slot_goes_on(control, slot):
+    """Nothing that is said of it could be sent: that ended the slot."""
+    script = rb"""d="dist/$(printf '\377')"; mkdir -p "$d"; echo > "$d/index.html" """
+    files = {"managed.toml": b'[build]\ncommand = "sh make.sh"\n', "make.sh": script}
+    job = await control.build(files)
+    assert job.outcome["error"]["code"] == "build.output_invalid", job.outcome
+    assert "is not UTF-8" in job.outcome["error"]["message"]
+    assert (await control.build(STATIC)).outcome["status"] == "succeeded"
+
+
 async def test_leftovers_of_a_killed_slot_are_removed_at_the_next_start(control, start_slot, gone):
     first = start_slot()
     deep = "for i in $(seq 2000); do mkdir d && cd d; done"

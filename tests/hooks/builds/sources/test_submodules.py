@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 
@@ -246,6 +247,32 @@ async def test_submodule_that_cannot_be_had_fails_the_build_by_its_path_and_addr
     job = await finished(world, build)
     assert (job.status, job.error.code) == (JobStatus.FAILED, "build.submodule_unavailable")
     assert str(caught.value) == job.error.message
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "shown"),
+    [
+        ({}, b"th\xe8me", "th\\xe8me: .gitmodules says no address"),
+        (
+            {".gitmodules": gitmodules(theme="https://a.example/X").replace(b"X", b"th\xe8me")},
+            b"theme",
+            "theme: https://a.example/th\\xe8me is not on this server",
+        ),
+        (
+            {".gitmodules": gitmodules(theme="../X.git").replace(b"X", b"th\xe8me")},
+            b"theme",
+            "theme: ../th\\xe8me.git is not on this server",
+        ),
+    ],
+)
+async def test_submodule_whose_path_or_address_is_no_text_fails_the_build_all_the_same(
+    world, started, files, path, shown
+):
+    """Its job went on for ever: what was said of it could not be written down."""
+    build = await started({**PAGE, **files}, {os.fsdecode(path): ABSENT})
+    job = await finished(world, build)
+    assert (job.status, job.error.code) == (JobStatus.FAILED, "build.submodule_unavailable")
+    assert shown in job.error.message
 
 
 async def test_commit_that_no_branch_leads_to_any_more_stays_unread(world, theme, started, commit):
