@@ -180,8 +180,7 @@ class Allowlist:
         is_forbidden = nature_of(inner) is Nature.FORBIDDEN
         return any(
             entry.port == port
-            and inner.version == network.version
-            and inner in network
+            and inner in network  # never one of the other version
             # A whole network is never meant to have the address of the metadata in it.
             and (network.num_addresses == 1 or not is_forbidden)
             for network, entry in self._networks

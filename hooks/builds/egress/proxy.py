@@ -94,10 +94,16 @@ class EgressProxy:
     """
 
     def __init__(
-        self, egress: Egress, say: Callable[[str], None], *, look_up: LookUp = look_up
+        self,
+        egress: Egress,
+        say: Callable[[str], None],
+        *,
+        look_up: LookUp = look_up,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         self._egress = egress
         self._look_up = look_up
+        self._connect_timeout_s = connect_timeout_s
         self._allowlist = Allowlist(egress.allow)
         self._say = say
         self._passed: dict[str, Passed] = {}
@@ -200,7 +206,7 @@ class EgressProxy:
             connection = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
             try:
                 loop = asyncio.get_running_loop()
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                async with asyncio.timeout(self._connect_timeout_s):
                     await loop.sock_connect(connection, address)
                 return await asyncio.open_connection(sock=connection, limit=READ_BYTES)
             except (OSError, TimeoutError) as error:
@@ -242,7 +248,9 @@ class EgressProxy:
                 return await looking
         except socket.gaierror as error:
             raise FailedError(502, f"cannot resolve its name: {error.strerror}") from error
-        except (TimeoutError, UnicodeError) as error:
+        except UnicodeError as error:  # a part of it is empty, or too long
+            raise FailedError(502, "cannot resolve its name: it is none") from error
+        except TimeoutError as error:
             raise FailedError(504, "its name was not resolved in time") from error
 
     # -- what passes ----------------------------------------------------------------------------

@@ -97,6 +97,7 @@ def test_port_is_told_from_an_ipv6_address():
         ("168.63.129.16", Nature.FORBIDDEN),
         ("192.0.0.192", Nature.FORBIDDEN),
         ("fd00:ec2::254", Nature.FORBIDDEN),
+        ("fd00:ec2::254%eth0", Nature.FORBIDDEN),
         # an address within an address is what the inner one is
         ("::ffff:10.0.0.1", Nature.PRIVATE),
         ("::ffff:127.0.0.1", Nature.LOOPBACK),
@@ -126,6 +127,7 @@ def allowlist(*entries):
         ("example.com.evil.example", 443, False),
         ("below.example.net", 8443, True),
         ("far.below.example.net", 8443, True),
+        ("below.example.net", 443, False),
         ("example.net", 8443, False),
         ("notexample.net", 8443, False),
         ("10.1.2.3", 443, True),
@@ -164,6 +166,7 @@ def test_addresses_of_a_name_go_as_far_as_who_listed_it_says(reach, address, may
 def test_public_address_of_this_machine_counts_as_its_loopback(reach, may):
     listed = allowlist(AllowedHost("registry.example", 443, "pip", reach))
     assert listed.may_connect(ip_address("1.1.1.1"), 443, reach, is_own=True) == may
+    assert not listed.may_connect(ip_address("fe80::1"), 443, reach, is_own=True)
 
 
 def test_names_may_resolve_to_a_private_address_that_is_listed_beside_them():

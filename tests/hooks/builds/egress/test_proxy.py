@@ -16,7 +16,10 @@ import pytest
 from hooks.builds.egress.addresses import is_own, look_up
 from hooks.builds.egress.allowlist import SETTING
 from hooks.builds.egress.proxy import (
+    ADDRESSES_MAX,
     HEAD_BYTES_MAX,
+    HEAD_TIMEOUT_S,
+    TOLD_MAX,
     EgressProxy,
     RefusedError,
     parse_request,
@@ -197,6 +200,31 @@ async def test_tunnel_in_which_nothing_moves_is_closed(world):
         await world.gone.wait()
 
 
+@pytest.mark.parametrize("way", ["up", "down"])
+async def test_tunnel_in_which_something_moves_stays_however_long_it_takes(way):
+    heard = []
+
+    async def serve(reader, writer):
+        if way == "down":
+            for _ in range(8):
+                writer.write(b"x")
+                await asyncio.sleep(0.2)
+        heard.append(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with proxied(here(port), limits={"idle_s": 0.8}) as at:
+        reader, writer, _ = await at.tunnel(f"127.0.0.1:{port}")
+        if way == "up":
+            for _ in range(8):
+                writer.write(b"x")
+                await asyncio.sleep(0.2)
+        writer.write_eof()
+        assert len(await reader.read()) + len(heard[0]) == 8
+    server.close()
+
+
 async def test_sides_that_do_not_read_hold_nothing_open_when_the_proxy_closes():
     """Neither the world, with the build's bytes unsent, nor the build."""
     taken = socket.create_server(("127.0.0.1", 0))
@@ -350,6 +378,22 @@ async def test_of_several_addresses_only_those_that_pass_are_tried(world):
         await world.connected.wait()
 
 
+async def test_of_many_addresses_only_the_first_few_are_tried(world):
+    def closed(count):
+        def found(_, port):
+            numbers = [*range(2, 2 + count), 1]
+            return [each for n in numbers for each in look_up(f"127.0.0.{n}", port)]
+
+        return found
+
+    for count, status in ((ADDRESSES_MAX - 1, 200), (ADDRESSES_MAX, 502)):
+        allowed = ("many.example", world.port, "loopback")
+        async with proxied(allowed, look_up=closed(count)) as at:
+            _, _, answer = await at.tunnel(f"many.example:{world.port}")
+            assert answer.startswith(f"HTTP/1.1 {status} ")
+    assert world.connections == 1
+
+
 async def test_name_that_does_not_resolve_is_told(world):
     def nowhere(host, port):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -359,6 +403,13 @@ async def test_name_that_does_not_resolve_is_told(world):
     assert answer == "HTTP/1.1 502 cannot resolve its name: Name or service not known"
 
 
+@pytest.mark.parametrize("host", ["a..example", f"{'a' * 64}.example"])
+async def test_name_that_is_none_is_told(host):
+    async with proxied(("*.example", 443)) as at:
+        _, _, answer = await at.tunnel(f"{host}:443")
+    assert answer == "HTTP/1.1 502 cannot resolve its name: it is none"
+
+
 async def test_host_that_does_not_answer_is_told():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -366,6 +417,20 @@ async def test_host_that_does_not_answer_is_told():
         _, _, answer = await at.tunnel(f"127.0.0.1:{port}")
     assert answer == "HTTP/1.1 502 cannot connect: Connection refused"
     assert at.said == [f"egress: failed 127.0.0.1:{port} (cannot connect: Connection refused)"]
+
+
+async def test_host_that_is_silent_is_told():
+    with socket.socket() as deaf, contextlib.ExitStack() as waiting:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        port = deaf.getsockname()[1]
+        for _ in range(3):  # whoever comes after those that it has room for gets no answer
+            early = waiting.enter_context(socket.socket())
+            early.setblocking(False)
+            early.connect_ex(("127.0.0.1", port))
+        async with proxied(here(port), connect_timeout_s=0.2) as at:
+            _, _, answer = await at.tunnel(f"127.0.0.1:{port}")
+    assert answer == "HTTP/1.1 502 cannot connect: no answer in time"
 
 
 async def test_no_more_connections_than_allowed_are_served_at_once(world):
@@ -390,7 +455,8 @@ async def test_request_that_does_not_come_to_its_end_is_answered_in_time(world):
                 await asyncio.sleep(0.02)
 
         trickling = asyncio.create_task(trickle())
-        answer = await quietly(reader.readline())
+        async with asyncio.timeout(HEAD_TIMEOUT_S / 2):
+            answer = await quietly(reader.readline())
         trickling.cancel()
         assert answer == b"HTTP/1.1 408 the request did not come in time\r\n"
         _, _, answer = await at.tunnel(f"127.0.0.1:{world.port}")
@@ -413,6 +479,18 @@ async def test_build_that_sends_or_gets_too_much_is_cut_off(world, way):
     )
 
 
+@pytest.mark.parametrize("way", ["up", "down"])
+async def test_what_passes_to_all_hosts_counts_together(world, way):
+    hosts = (here(world.port), ("localhost", world.port, "loopback"))
+    async with proxied(*hosts, limits={f"{way}_bytes_max": 1000}) as at:
+        for host, count in (("127.0.0.1", 600), ("localhost", 400), ("localhost", 1)):
+            reader, writer, _ = await at.tunnel(f"{host}:{world.port}")
+            writer.write(b"x" * count)
+            writer.write_eof()
+            assert len(await quietly(reader.read())) == (count if count > 1 else 0), host
+        assert getattr(at.proxy.total, f"{way}_bytes") == 1001
+
+
 async def quietly(reading):
     try:
         return await reading
@@ -429,6 +507,20 @@ async def test_many_refused_hosts_are_told_up_to_a_bound():
     assert at.proxy.summary() == ["egress: refused other hosts, 10 times in all"]
 
 
+async def test_figures_of_many_hosts_are_told_up_to_a_bound(world):
+    hosts = [f"h{number:02}.example" for number in range(TOLD_MAX + 10)]
+    allowed = [(host, world.port, "loopback") for host in hosts]
+    async with proxied(*allowed, look_up=lambda _, port: look_up("127.0.0.1", port)) as at:
+        for host in hosts:
+            _, _, answer = await at.tunnel(f"{host}:{world.port}")
+            assert answer.startswith("HTTP/1.1 200 "), host
+        await at.proxy.close()
+        summary = at.proxy.summary()
+        assert len(summary) == TOLD_MAX + 1
+        assert summary[-1] == "egress: other hosts: 10 connections, 0 B up, 0 B down"
+        assert at.proxy.total.connections == TOLD_MAX + 10
+
+
 # -- requests -------------------------------------------------------------------------------------
 
 
@@ -437,12 +529,14 @@ async def test_request_for_an_http_url_of_an_allowed_host_is_passed_on(world):
         await at.ask(
             f"GET http://u:p@127.0.0.1:{world.port}/simple/?a=b HTTP/1.1\r\n"
             "Host: evil.example\r\nProxy-Authorization: Basic c2VjcmV0\r\n"
-            "Proxy-Connection: keep-alive\r\nConnection: keep-alive\r\nAccept: x\r\n\r\n".encode()
+            "Proxy-Connection: keep-alive\r\nConnection: keep-alive\r\nKeep-Alive: 5\r\n"
+            "TE: trailers\r\nUpgrade: h2c\r\nAccept: x\r\n\r\n".encode()
         )
         assert world.heard == (
             f"GET /simple/?a=b HTTP/1.1\r\nHost: 127.0.0.1:{world.port}\r\nConnection: close\r\n"
             "Accept: x\r\n\r\n".encode()
         )
+        assert at.proxy.total.up_bytes == len(world.heard), "heads count as well"
     assert "secret" not in str(at.said) + str(at.proxy.summary())
 
 
@@ -468,6 +562,7 @@ async def test_body_is_passed_on_and_nothing_that_follows_it(world):
         ("Content-Length: 1\r\nContent-Length: 2", 400),
         ("Content-Length: -1", 400),
         ("Content-Length: x", 400),
+        pytest.param(f"Content-Length: {'9' * 5000}", 400, id="more digits than int takes"),
     ],
 )
 async def test_body_of_unclear_length_is_refused(world, header, status):
@@ -506,6 +601,7 @@ async def test_request_for_an_http_url_of_another_host_is_refused():
         (b"GET http://registry.example:443/ HTTP/1.1\r\nA: b\r\n Content-Length: 1\r\n\r\n", 400),
         (b"\r\n\r\n", 400),
         (b"CONNECT registry.example:443 HTTP/1.1\r\nX: " + b"x" * HEAD_BYTES_MAX, 431),
+        (b"CONNECT registry.example:443 HTTP/1.1\r\nX: " + b"x" * 9 * HEAD_BYTES_MAX, 431),
     ],
 )
 async def test_what_is_no_request_to_a_proxy_is_refused(request_head, status):
@@ -527,7 +623,10 @@ def test_http_url_without_port_and_path_means_80_and_the_root():
     assert request.head == b"GET / HTTP/1.1\r\nHost: registry.example\r\nConnection: close\r\n\r\n"
 
 
-@pytest.mark.parametrize("line", [b"GET http://a.example/ HTTP/1.1 x", b"GET  HTTP/1.1"])
+@pytest.mark.parametrize(
+    "line",
+    [b"GET http://a.example/ HTTP/1.1 x", b"GET  HTTP/1.1", b"G:T http://a.example/ HTTP/1.1"],
+)
 def test_odd_request_line_is_refused(line):
     with pytest.raises(RefusedError):
         parse_request(line + b"\r\n\r\n")
