@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import io
 import secrets
+from pathlib import Path
 
 import pytest
 
 from hooks.builds.profiles.toolchain import toolchain_digest
 from hooks.builds.wire import BuildError, CacheRequest, Finish
+from storage.digest import Digest
 from storage.joblog import LogLine, StateChange
 from storage.model import ActorRef, JobStatus
+from storage.parts import Part, PartKind
 from storage.records import attestations, builds, deployments, retention
+from storage.repair import Repairer
+from tests.spoiling import flip
 
 ACTOR = ActorRef("api_key", "key_1", "tests")
 SOON_S = 10.0
@@ -236,6 +241,17 @@ async def test_artifact_that_expired_or_went_is_built_again(made) -> None:
     assert second.result["artifact_id"] == artifact_id
     made.world.records.write(lambda db: retention.drop(db, artifact_id, 1))
     assert await made.is_for_a_slot(await made.ask())
+
+
+async def test_artifact_that_is_damaged_is_built_again(made) -> None:
+    first = await made.make()
+    part = Part(PartKind.BLOB, Digest.of(PAGE["index.html"]).hex())
+    flip(Path(made.world.store.layout.blob(part.digest, executable=False)))
+    (found,) = Repairer(made.world.store, made.world.records).condemn([part])
+    assert found.part == part
+    again = await made.make()
+    assert again.result["artifact_id"] == first.result["artifact_id"]
+    assert (await made.answered(await made.ask())).status is JobStatus.SUCCEEDED  # it is whole now
 
 
 async def test_artifact_whose_statement_proves_nothing_is_built_again(made) -> None:

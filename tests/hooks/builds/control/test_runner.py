@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import aiohttp
@@ -463,8 +464,12 @@ async def test_build_that_is_given_back_was_not_lost(pool) -> None:
 
 
 async def test_build_whose_slot_does_not_end_it_in_time_fails(pool) -> None:
-    pool.set_limits(timeout_s=0, overtime_s=0.0)
+    pool.set_limits(timeout_s=0, overtime_s=600.0)
     job_id = await pool.ask_for_build()
+    held = await pool.lease()
+    assert not await held.heartbeat("build", 10, 1.2), "its slot has a while to end it"
+    await held.give_back()
+    pool.set_limits(overtime_s=0.0)
     held = await pool.lease()
     with pytest.raises(LeaseLostError):
         await held.heartbeat("build", 10, 300.0)
@@ -498,6 +503,42 @@ async def test_stop_of_the_server_leaves_builds_to_slots_that_go_on(pool) -> Non
     await again.builds.finish(job_id, done())
     assert again.jobs.get(job_id).status is JobStatus.SUCCEEDED
     again.records.close()
+
+
+async def test_start_of_a_job_that_is_over_holds_no_lane_and_no_slot(pool) -> None:
+    """Its end may be written down just before its start is."""
+    first, second = [await pool.ask_for_build(deploy=True, clean=True) for _ in range(2)]
+    records = pool.world.records
+    records.write(lambda db: pool.world.jobs.changes_in(db).cancel(first))  # and nobody is told
+    asking = [asyncio.create_task(pool.lease(slot)) for slot in SLOTS]
+    async with asyncio.timeout(SOON_S / 2):
+        held = {job.lease.job_id: job for job in await asyncio.gather(*asking)}
+    assert set(held) == {first, second}, "who waited for the lane has it"
+    assert pool.world.builds.leases.find(first) is None
+    assert await held[first].heartbeat("build", 10)
+
+
+async def test_lease_that_its_slot_did_not_wait_for_is_anothers_at_once(pool) -> None:
+    """It left while it was looked whether there is room for what it would send."""
+    pool.world.housekeeping.limits = replace(pool.world.housekeeping.limits, site_bytes_max=1 << 40)
+    loop, may_look = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    job_id = await pool.ask_for_build()
+    looking = loop.run_in_executor(None, may_look.wait)
+    gone = pool.client("slot-0")
+    leasing = asyncio.create_task(gone.lease(SOON_S, {}))
+    async with asyncio.timeout(SOON_S / 2):
+        while pool.world.builds.leases.find(job_id) is None:
+            await asyncio.sleep(0.01)
+    leasing.cancel()
+    await gone.__aexit__()
+    await asyncio.sleep(0.1)  # its end of the connection is closed, and is seen here
+    may_look.set()
+    await looking
+    async with asyncio.timeout(SOON_S / 2):
+        held = await pool.lease("slot-1")
+    assert held.lease.job_id == job_id
+    assert (pool.job(job_id).losses, pool.lines(job_id)) == (0, ["the builder was stopped"])
 
 
 async def test_build_whose_start_could_not_be_written_down_waits_again_when_its_slot_goes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 
@@ -15,7 +16,7 @@ from storage.manifest import FileEntry
 from storage.model import ActorRef, JobStatus
 from storage.provenance import Submodule
 from storage.reader import StoreReader
-from storage.records import artifacts, builds, environments
+from storage.records import artifacts, builds, environments, sites
 
 ACTOR = ActorRef("api_key", "key_1", "ci")
 PAGE = {"index.html": b"<p>"}
@@ -77,6 +78,7 @@ def test_address_of_a_server_below_a_path(url, name):
     ("url", "shown"),
     [
         ("https://me:secret@host/x.git", "https://host/x.git"),
+        ("https://me@mail.example:secret@host/x.git", "https://host/x.git"),
         ("https://host/a@b", "https://host/a@b"),
         ("../x.git", "../x.git"),
     ],
@@ -125,10 +127,10 @@ async def finished(world, build, **outcome):
     return world.jobs.get(build.job_id)
 
 
-async def test_submodule_is_in_the_source_of_a_build(world, theme, started, unpacked):
-    build = await started(
-        {**PAGE, ".gitmodules": gitmodules(vendor__theme="../theme.git")}, {"vendor/theme": theme}
-    )
+@pytest.mark.parametrize("slash", [b"", b"/"])
+async def test_submodule_is_in_the_source_of_a_build(world, theme, started, unpacked, slash):
+    modules = gitmodules(vendor__theme="../theme.git").replace(b"/theme\n", b"/theme%b\n" % slash)
+    build = await started({**PAGE, ".gitmodules": modules}, {"vendor/theme": theme})
     files = unpacked(await source_of(world, build))
     assert files["vendor/theme/css/a.css"] == b"body{}"
 
@@ -216,6 +218,16 @@ ABSENT = "ab" * 20
             ("theme: https://elsewhere.example/theme.git is not on this server", "../SITE.git"),
         ),
         (
+            {".gitmodules": gitmodules(theme="https://me:canary-5d@elsewhere.example/theme.git")},
+            None,
+            ("theme: https://elsewhere.example/theme.git is not on this server",),
+        ),
+        (
+            {".gitmodules": gitmodules(theme="https://canary-5d@forge.example/hidden.git")},
+            None,
+            ("no site 'hidden' for https://forge.example/hidden.git, or 'ci', who started",),
+        ),
+        (
             {".gitmodules": gitmodules(theme="../hidden.git")},
             None,
             ("no site 'hidden' for ../hidden.git, or 'ci', who started this build, may not",),
@@ -244,6 +256,7 @@ async def test_submodule_that_cannot_be_had_fails_the_build_by_its_path_and_addr
     assert caught.value.code == "build.submodule_unavailable"
     for word in (*words, 'submodules = "ignore"'):
         assert word in str(caught.value)
+    assert "canary" not in str(caught.value)
     job = await finished(world, build)
     assert (job.status, job.error.code) == (JobStatus.FAILED, "build.submodule_unavailable")
     assert str(caught.value) == job.error.message
@@ -396,13 +409,15 @@ async def test_files_that_a_build_left_as_they_were_are_taken_from_its_commit(
     }
 
 
-@pytest.mark.parametrize("path", ["out/a", "b", "out", "../a", "a/"])
+@pytest.mark.parametrize("path", ["out/a", "b", "out", "../a", "a/", "module"])
 async def test_file_that_the_commit_does_not_have_is_none_that_was_left(
     world, started, finished_with, path
 ):
-    build = await started({"out/a": b"a"}, {})
+    build = await started({"out/a": b"a"}, {"out/module": ABSENT})
     unchanged = Unchanged("out", ("a", path))
-    job = await finished_with(build, {"made": b"made"}, unchanged=unchanged)
+    job = await finished_with(
+        build, {"made": b"made"}, unchanged=unchanged, ignores_submodules=True
+    )
     assert (job.status, job.error.code) == (JobStatus.FAILED, "build.output_invalid")
 
 
@@ -439,3 +454,61 @@ async def test_files_that_were_left_are_known_to_the_next_build(world, started, 
         assert digests == {
             path: Digest.of(content) for path, content in {**files, "made": b"m"}.items()
         }
+
+
+async def test_files_that_were_left_in_a_folder_of_a_known_commit_have_their_paths_from_there(
+    world, started, finished_with
+):
+    for number, left in enumerate((Unchanged(".", ("out/a", "b")), Unchanged("out", ("a",)))):
+        build = await started({"out/a": b"a", "b": b"b", "number": b"%d" % number}, {})
+        job = await finished_with(build, {"made": b"made"}, unchanged=left)
+        assert job.status is JobStatus.SUCCEEDED, job.error
+    assert set(kept(world, build)[0]) == {"a", "made"}
+
+
+@pytest.mark.parametrize("left", [None, Unchanged(".", ("theme/css/a.css",))])
+async def test_what_is_in_a_submodule_is_read_by_each_build(
+    world, theme, started, finished_with, left
+):
+    """It is by ids of another site's repository, which say nothing of this one's."""
+    modules = {".gitmodules": gitmodules(theme="../theme.git")}
+
+    async def end(number):
+        build = await started({**PAGE, **modules, "n": b"%d" % number}, {"theme": theme})
+        if left is None:
+            return await finished(world, build)
+        return await finished_with(build, {"made": b"made"}, unchanged=left)
+
+    assert (await end(1)).status is JobStatus.SUCCEEDED
+    remove_blob(world, sites.find(world.records.reader(), "theme"), b"body{}")
+    assert (await end(2)).error.code == "build.source_unreadable"
+
+
+def remove_blob(world, site, content):
+    """Remove git's own object of a file's content."""
+    name = hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
+    (world.repositories.path(site.id) / "objects" / name[:2] / name[2:]).unlink()
+
+
+async def test_files_of_another_site_are_none_of_ones_own_though_their_ids_are_equal(
+    world, started, commit
+):
+    files = {"d/a": b"theirs", "d/b": b"b"}
+    assert (await finished(world, await started(files, {}))).status is JobStatus.SUCCEEDED
+    other = await world.site("other")
+    commit(world.repositories.path(other.id), {**files, "n": b"1"})
+    remove_blob(world, other, b"theirs")
+    await world.pipeline.start_build(world.environment(other), ACTOR, ref="main")
+    lease = await world.builds.lease("slot-0", 5)
+    job = await finished(world, builds.get(world.records.reader(), lease.build_id))
+    assert (job.status, job.error.code) == (JobStatus.FAILED, "build.source_unreadable")
+
+
+async def test_what_is_shown_to_nobody_is_there_for_programs_though_its_folder_is_known(
+    world, started
+):
+    for number, is_public in enumerate((True, False, True)):
+        build = await started({"d/a": b"a", "d/.b": b"b", "n": b"%d" % number}, {})
+        job = await finished(world, build, is_public=is_public)
+        assert job.status is JobStatus.SUCCEEDED, job.error
+        assert ("d/.b" in kept(world, build)[0]) is not is_public

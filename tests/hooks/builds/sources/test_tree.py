@@ -16,6 +16,7 @@ from hooks.builds.sandbox.limits import Limits
 from hooks.builds.sources.tree import (
     StoppedError,
     TreeSize,
+    filled_folder,
     find_output,
     remove_paths,
     remove_tree,
@@ -212,6 +213,30 @@ def test_output_that_is_no_folder_with_files_is_refused(tmp_path, make, code):
     with pytest.raises(BuildFailedError) as caught:
         output_of(tmp_path, "dist")
     assert caught.value.code == code
+
+
+@pytest.mark.root
+def test_strangers_file_is_no_part_of_an_output(tmp_path):
+    for name in ("mine", "theirs"):
+        (tmp_path / name).write_bytes(b"x")
+    os.chown(tmp_path / "theirs", 60690, 60690)
+    with pytest.raises(BuildFailedError, match=r"^theirs: belongs to another user") as caught:
+        output_of(tmp_path)
+    assert caught.value.code == "build.output_invalid"
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [("out/a/b", "out/a/b"), ("out/a/b/c", None), ("dist/a", "dist/a"), ("out", "out")],
+)
+def test_output_is_found_in_folders_that_are_alone_as_deep_as_tools_put_it(tmp_path, path, found):
+    (tmp_path / path).mkdir(parents=True)
+    (tmp_path / path / "index.html").touch()
+    if found is None:
+        with pytest.raises(BuildFailedError, match=r"^None of dist, out holds an index\.html"):
+            filled_folder(tmp_path, ("dist", "out"))
+    else:
+        assert filled_folder(tmp_path, ("dist", "out")) == found
 
 
 def test_output_too_large_names_the_bound(tmp_path):
