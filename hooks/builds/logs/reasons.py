@@ -67,6 +67,15 @@ REASONS = (
     Reason("was not found in the ", _NO_SUCH, is_said=True),  # uv
     Reason("there is no version of", _NO_SUCH, is_said=True),  # uv
     Reason("No solution found when resolving", "what is asked for does not fit together"),  # uv
+    *(
+        Reason(
+            mark,
+            "the registry lacks what corepack verifies a package manager by: run"
+            " `corepack use pnpm@10`, or yarn with its version, and commit package.json, which has"
+            " its digest then",
+        )
+        for mark in ("No compatible signature found in", "Cannot find matching keyid")
+    ),
     Reason(
         "from Google Fonts.",  # Next.js
         "keep the font in the repository (next/font/local), or let the server's operator allow"

@@ -109,6 +109,7 @@ class _Detection:
             folder=folder,
             output_folders=output_folders,
             needs=recipe.needs + (recipe.client_needs if config.install is None else ()),
+            left_out=recipe.left_out if config.finish is None else (),
             is_public=web is None or (recipe.is_public and web == recipe.web),
             facts=config.facts or (),
             cache=config.cache or (),

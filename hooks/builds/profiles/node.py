@@ -16,7 +16,7 @@ NODE = Need(("node",), "nodejs")
 COREPACK = "corepack"
 # It fetches the client that package.json names, when that is first called.
 _ENABLE = 'corepack enable --install-directory "$HOME/bin" {}'
-_WITHOUT_CACHES = "rm -rf node_modules/.cache .next/cache"
+_CACHES = ("node_modules/.cache", ".next/cache")
 _UNREAD_LOCKS = ("bun.lock", "bun.lockb")
 
 
@@ -100,7 +100,7 @@ def recipe(
         install=install,
         build=(f"{client.name} run build",) if builds else (),
         prune=(client.prune,) if prunes and client.prune else (),
-        finish=(_WITHOUT_CACHES,) if web is not None and builds else (),
+        left_out=_CACHES if web is not None and builds else (),
         web=node_server.server(listing, package),
         needs=(NODE,),
         client_needs=client.needs if needs_client else (),

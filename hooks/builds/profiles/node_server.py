@@ -78,9 +78,8 @@ def refuse_adapter_auto(listing: Listing, package: Package) -> None:
         raise BuildFailedError(
             UNDETECTED,
             f"{listing.path(PACKAGE_JSON)} has {_ADAPTER_AUTO}, which knows the clouds of a few"
-            " companies and writes nothing elsewhere: `npm install -D @sveltejs/adapter-node`, or"
-            " @sveltejs/adapter-static for a site of files alone, and import that one where"
-            " vite.config or svelte.config imports it.",
+            " companies and writes nothing elsewhere: run `npx sv add"
+            " sveltekit-adapter=adapter:node`, or adapter:static for a site of files alone.",
         )
 
 

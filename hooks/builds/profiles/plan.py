@@ -106,6 +106,7 @@ class Recipe:
         web: The command that serves, when the tree says so itself.
         needs: Programs of the language, to build and to run with.
         client_needs: Programs that `install` needs.
+        left_out: Folders that are no part of a release, and may be kept for the next build.
         is_public: The program shows every file of its folder to visitors.
     """
 
@@ -119,6 +120,7 @@ class Recipe:
     needs: tuple[Need, ...] = ()
     client_needs: tuple[Need, ...] = ()
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     is_public: bool = False
 
 
@@ -134,6 +136,7 @@ class Plan:
         steps: What to run; without any the artifact is made of the commit's own files.
         folder: The part of the tree that becomes the artifact, `.` for all of it.
         output_folders: When the build decides: the first of these that it filled is the artifact.
+        left_out: Folders of the site that are no part of the artifact.
         is_public: Visitors are shown every file of the artifact: it holds only what may be
             published.
         facts: What the steps are told of this very build.
@@ -151,6 +154,7 @@ class Plan:
     folder: str = "."
     output_folders: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
+    left_out: tuple[str, ...] = ()
     is_public: bool = False
     facts: tuple[Fact, ...] = ()
     cache: tuple[str, ...] = ()

@@ -34,6 +34,7 @@ BUILD_ENVIRON = {
     "UV_PYTHON_DOWNLOADS": "never",
     "UV_PYTHON_PREFERENCE": "only-system",
     "COMPOSER_NO_INTERACTION": "1",
+    "COREPACK_DEFAULT_TO_LATEST": "0",
     "COREPACK_ENABLE_DOWNLOAD_PROMPT": "0",
     "YARN_NODE_LINKER": "node-modules",
     "YARN_ENABLE_TELEMETRY": "0",
@@ -44,7 +45,9 @@ BUILD_ENVIRON = {
 }
 """What tells the profiles' programs that nobody watches, and that files must not differ by chance.
 
-`YARN_NODE_LINKER`: Plug'n'Play would need Yarn wherever the program runs.
+`COREPACK_DEFAULT_TO_LATEST`: the newest client may want another Node than there is; where nobody
+names one, it is the one that corepack comes with, whose digest it knows. `YARN_NODE_LINKER`:
+Plug'n'Play would need Yarn wherever the program runs.
 """
 
 

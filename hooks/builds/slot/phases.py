@@ -306,7 +306,7 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
             workspace.tree,
             folder,
             size_bytes_max=job.lease.output_bytes_max,
-            is_shown=detection.is_published if plan.is_public else None,
+            is_shown=_part_of(plan, folder),
             is_stopped=is_stopped,
             originals=workspace.originals,
         )
@@ -319,6 +319,19 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
     where = "the tree" if folder == "." else folder
     log.line(Phase.COLLECT, f"{output.size}, from {where}")
     return Unchanged(folder, tuple(map(os.fsdecode, output.unchanged)))
+
+
+def _part_of(plan: Plan, folder: str) -> Callable[[str], bool]:
+    """Return what says of a path in the output folder whether the artifact has it."""
+    left_out = tuple(f"{name}/" for name in plan.left_out)
+    before = "" if folder == "." else f"{folder}/"
+
+    def is_part(path: str) -> bool:
+        if plan.is_public and not detection.is_published(path):
+            return False
+        return not f"{before}{path}/".startswith(left_out)
+
+    return is_part
 
 
 def _refuse_cut_files(entries: Iterable[SourceEntry], limits: Limits) -> None:

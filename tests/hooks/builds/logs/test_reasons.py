@@ -54,6 +54,14 @@ NO_SUCH = "mend its name or version, or add the registry that has it"
             f"Because there is no version of flask==99 and you require it: {NO_SUCH}",
         ),
         (
+            "    [cause]: Error: No compatible signature found in package metadata",
+            (
+                "the registry lacks what corepack verifies a package manager by: run"
+                " `corepack use pnpm@10`, or yarn with its version, and commit package.json, which"
+                " has its digest then"
+            ),
+        ),
+        (
             "Failed to fetch Geist Mono from Google Fonts.",
             (
                 "Failed to fetch Geist Mono from Google Fonts: keep the font in the repository"

@@ -32,7 +32,7 @@ COMPOSER = (
 PHP = 'PHP_CLI_SERVER_WORKERS=4 php -S "127.0.0.1:$PORT" -t'
 POETRY_APP = '[build-system]\nrequires = ["x"]\n[tool.poetry]\npackage-mode = false'
 ADAPTER_AUTO = "@sveltejs/adapter-auto"
-CACHES = "rm -rf node_modules/.cache .next/cache"
+CACHES = ("node_modules/.cache", ".next/cache")
 
 
 def tree(*names, where=".", **texts):
@@ -163,7 +163,7 @@ def test_node_dependencies_are_installed_as_their_lock_file_says(found, install)
         (
             plan("package-lock.json", package=scripts(start="next start", build="next build")),
             "next start",
-            [("install", NPM), ("build", "npm run build"), ("finish", CACHES)],
+            [("install", NPM), ("build", "npm run build")],
         ),
         (
             plan(
@@ -438,6 +438,14 @@ def test_corepack_brings_a_client_that_the_machine_lacks(client):
     assert second[1].startswith(f"{client} install")
     assert third == ("build", f"{client} run build")
     assert len(plan(lock, package=scripts(build="x"), programs=["corepack", client]).steps) == 2
+
+
+def test_caches_of_a_build_are_no_part_of_a_release_whose_program_was_built():
+    both = scripts(start="next start", build="next build")
+    assert plan(package=both).left_out == CACHES
+    assert plan(package=both, toml='[build]\ncache = [".next/cache"]').left_out == CACHES
+    assert plan(package=both, toml="[build]\nfinish = false").left_out == ()
+    assert plan(package=scripts(start="node a")).left_out == ()
 
 
 def test_corepack_brings_no_npm():
@@ -767,7 +775,7 @@ def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
             (),
             {"package": {"devDependencies": {ADAPTER_AUTO: "7"}, **scripts(build="vite build")}},
             "build.undetected",
-            ("package.json has @sveltejs/adapter-auto", "npm install -D @sveltejs/adapter-node"),
+            ("package.json has @sveltejs/adapter-auto", "sv add sveltekit-adapter=adapter:node"),
         ),
         (("requirements.txt",), {}, "build.undetected", ("gunicorn app:app", "$PORT")),
         ((), {"pyproject": "[project]"}, "build.undetected", ("gunicorn app:app",)),

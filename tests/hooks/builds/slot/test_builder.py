@@ -841,3 +841,16 @@ async def test_steps_share_the_processor_time_of_their_build(control, slot):
     said = "processor time: the build used more than 2 s (builders.cpu_s_max)."
     assert job.outcome["error"]["message"].startswith(said)
     assert job.stage("build")[0].startswith("$ python3"), "it was the second one's end"
+
+
+@pytest.mark.skipif(shutil.which("node", path=MACHINE_PATH) is None, reason="no node here")
+async def test_cache_of_a_program_is_kept_and_no_part_of_its_release(control, slot, unpacked):
+    command = "mkdir -p .next/cache .next/server; echo a > .next/cache/a; echo b > .next/server/b"
+    text = f"[build]\ncommand = '''{command}'''\ncache = ['.next/cache']\n"
+    package = b'{"scripts": {"build": "next build", "start": "next start"}}'
+    files = {"managed.toml": text.encode(), "package.json": package}
+    job = await control.build(files)
+    assert job.outcome["status"] == "succeeded", job.outcome
+    released = {".next", ".next/server", ".next/server/b"}
+    assert set(unpacked(job.output)) == {*files, *released}
+    assert unpacked(job.cache_kept)["app/.next/cache/a"] == b"a\n"

@@ -221,10 +221,11 @@ async def test_npm_ci_as_the_node_profile_runs_it(control, slot, registry, unpac
     ("client", "lock"),
     [
         (PNPM, {"pnpm-lock.yaml": PNPM_LOCK}),
+        pytest.param(None, {"pnpm-lock.yaml": PNPM_LOCK}, marks=pytest.mark.soak),
         pytest.param(YARN_1, {"yarn.lock": YARN_1_LOCK}, marks=pytest.mark.soak),
         pytest.param(YARN_4, {"yarn.lock": YARN_4_LOCK}, marks=pytest.mark.soak),
     ],
-    ids=["pnpm", "yarn-1", "yarn-4"],
+    ids=["pnpm", "pnpm-of-corepack", "yarn-1", "yarn-4"],
 )
 async def test_client_that_corepack_brings_installs_by_its_lock_file(
     control, slot, registry, unpacked, client, lock
@@ -232,7 +233,7 @@ async def test_client_that_corepack_brings_installs_by_its_lock_file(
     (host,) = registry("npm")
     package = {
         **PACKAGE,
-        "packageManager": client,
+        **({"packageManager": client} if client else {}),
         "scripts": {"build": "node -e \"console.log(require('is-number')(7))\" > answer"},
     }
     files = {name: text.replace("{registry}", registry_of_npm()) for name, text in lock.items()}
