@@ -145,6 +145,6 @@ def _notes(listing: Listing, package: Package, client: _Client, lock: str | None
             " to build"
         )
     start = package.scripts.get("start", "")
-    if node_server.is_development(start):
+    if node_server.is_development(package, start):
         notes.append(f"scripts.start is a development server, and is not run: {start[:200]!r}")
     return notes

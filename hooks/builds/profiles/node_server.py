@@ -37,6 +37,7 @@ _DEVELOPMENT_SERVER = re.compile(
 # Source: Next.js, "Static exports": `next start` ends with an error then.
 _NEXT_START = re.compile(r"\bnext start\b")
 _NEXT_EXPORT = re.compile(r"""^(?!\s*[/*]).*\boutput\s*:\s*["'`]export["'`]""", re.MULTILINE)
+_RUN = re.compile(r"\b(?:npm|pnpm|yarn) run ([\w:.-]+)")
 _WORD = re.compile(r"[\w@./:-]+")
 
 
@@ -47,7 +48,7 @@ def server(listing: Listing, package: Package) -> str | None:
     """
     for name in _STARTS:
         start = package.scripts.get(name)
-        if start is not None and not _serves_nothing(start, listing):
+        if start is not None and not _serves_nothing(listing, package, start):
             before = package.scripts.get(f"pre{name}")
             command = f"({before}) && {start}" if before else start
             return checked_command(command, f"{listing.path(PACKAGE_JSON)}: scripts.{name}")
@@ -56,14 +57,15 @@ def server(listing: Listing, package: Package) -> str | None:
     return _built_server(package) or _main(listing, package)
 
 
-def is_development(command: str) -> bool:
-    """Say whether a command starts a development server."""
-    return _DEVELOPMENT_SERVER.search(command) is not None
+def is_development(package: Package, command: str) -> bool:
+    """Say whether a command starts a development server, be it by another script."""
+    return any(map(_DEVELOPMENT_SERVER.search, _commands(package, command)))
 
 
 def needed_tools(package: Package, web: str) -> list[str]:
     """Return the development dependencies that a command names, as `tsx` in `tsx server.ts`."""
-    words = {word for part in _WORD.findall(web) for word in _parts(part)}
+    said = " ".join(_commands(package, web))
+    words = {word for part in _WORD.findall(said) for word in _parts(part)}
     return sorted(package.dev_dependencies & words)
 
 
@@ -83,9 +85,9 @@ def refuse_adapter_auto(listing: Listing, package: Package) -> None:
         )
 
 
-def _serves_nothing(start: str, listing: Listing) -> bool:
+def _serves_nothing(listing: Listing, package: Package, start: str) -> bool:
     """Say whether a command is a development server, or one that refuses to serve the project."""
-    if is_development(start):
+    if is_development(package, start):
         return True
     configs = [listing.files.get(name, "") for name in NEXT_CONFIGS]
     return bool(_NEXT_START.search(start)) and any(map(_NEXT_EXPORT.search, configs))
@@ -110,6 +112,11 @@ def _main(listing: Listing, package: Package) -> str | None:
     if not is_one or listing.has_file(INDEX):
         return None
     return checked_command(f"node {shlex.quote(f'./{name}')}", listing.path(PACKAGE_JSON))
+
+
+def _commands(package: Package, command: str) -> list[str]:
+    """Return a command, and the scripts that it has a package manager run."""
+    return [command, *(package.scripts.get(name, "") for name in _RUN.findall(command))]
 
 
 def _parts(word: str) -> tuple[str, ...]:

@@ -321,8 +321,10 @@ async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLo
     return Unchanged(folder, tuple(map(os.fsdecode, output.unchanged)))
 
 
-def _part_of(plan: Plan, folder: str) -> Callable[[str], bool]:
-    """Return what says of a path in the output folder whether the artifact has it."""
+def _part_of(plan: Plan, folder: str) -> Callable[[str], bool] | None:
+    """Return what says of a path in the output folder whether the artifact has it; None for all."""
+    if not plan.is_public and not plan.left_out:
+        return None
     left_out = tuple(f"{name}/" for name in plan.left_out)
     before = "" if folder == "." else f"{folder}/"
 

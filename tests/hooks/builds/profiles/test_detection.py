@@ -282,10 +282,13 @@ def test_sveltekit_project_that_says_where_it_goes_is_built(toml, more):
         ("astro preview", False),
         ("nuxt start", False),
         ("tsx src/index.ts", False),
+        ("npm run dev", True),
+        ("npm run serve", False),
+        ("npm run nothing", False),
     ],
 )
 def test_development_servers_are_not_what_a_site_runs(start, is_development):
-    found = plan(package=scripts(build="b", start=start))
+    found = plan(package=scripts(build="b", start=start, dev="vite", serve="node dev"))
     assert found.run.web == (None if is_development else start)
     assert any("development server" in note for note in found.notes) == is_development
 
@@ -322,6 +325,8 @@ def test_development_dependencies_go_before_a_server_runs(lock, package, last):
         ("node -r ts-node/register a.ts", "ts-node"),
         ("node -r @swc-node/register/esm a.ts", "@swc-node/register"),
         ("node_modules/.bin/serve dist", "serve"),
+        ("npm run tool", "tsx"),
+        ("node tool", None),
         ("node tsx.js", None),
         ("node src/tsx", None),
         ("node server.js", None),
@@ -333,7 +338,10 @@ def test_development_dependencies_stay_where_what_runs_names_one(web, tool, name
     by_script = named_by == "package.json"
     found = plan(
         "package-lock.json",
-        package={"devDependencies": tools, **(scripts(start=web) if by_script else {})},
+        package={
+            "devDependencies": tools,
+            **scripts(tool="tsx a.ts", **({"start": web} if by_script else {})),
+        },
         **({} if by_script else {"Procfile": f"web: {web}"}),
     )
     assert found.run.web == web
