@@ -463,6 +463,30 @@ async def test_build_that_is_given_back_was_not_lost(pool) -> None:
     assert pool.job(job_id).status is JobStatus.SUCCEEDED
 
 
+async def test_slot_that_asks_while_its_output_is_being_kept_takes_nothing_back(pool) -> None:
+    """It did not hear that control has the outcome, or was started anew."""
+    job_id = await pool.ask_for_build()
+    held = await pool.lease()
+    await pool.until(job_id, JobStatus.RUNNING)
+    loop, may_keep = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    keeping = loop.run_in_executor(None, may_keep.wait)
+    finishing = asyncio.create_task(held.finish(done()))
+    async with asyncio.timeout(SOON_S / 2):
+        while pool.world.builds.leases.held(job_id).finishing is None:
+            await asyncio.sleep(0.01)
+    try:
+        assert await pool.world.builds.lease("slot-0", 0) is None
+        await held.give_back()
+    finally:
+        may_keep.set()
+    await keeping
+    await finishing
+    job = pool.job(job_id)
+    assert (job.status, job.attempts, job.losses) == (JobStatus.SUCCEEDED, 1, 0)
+    assert pool.lines(job_id) == []
+
+
 async def test_build_whose_slot_does_not_end_it_in_time_fails(pool) -> None:
     pool.set_limits(timeout_s=0, overtime_s=600.0)
     job_id = await pool.ask_for_build()
