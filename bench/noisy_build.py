@@ -2,10 +2,14 @@
 
 Each kind of hog runs in both slots at once, as large as the limits let it be, and is started again
 whenever it is ended. Windows with and without take turns, so that a drifting machine drifts for
-both. What the machine itself does to visitors while processors are busy is measured first:
-processes that compute outside of any build, on those processors that builds run on, of the
+both. What the machine itself does to visitors while processors or the disk are busy is measured
+beside that: the same commands outside of any build, on those processors that builds run on, of the
 kernel's idle class, which gives way to all others at once. Needs root: builds and site host are
 users of their own, with control groups.
+
+`--apart` measures what docs/service.md has for builds that write much: the site host on the
+processors that builds leave free, and the kernel's own workers on the others. It changes that for
+the whole machine while it runs. Other arguments are words of the rows wanted.
 
 One visit of a hundred is three a second, so that whatever happens as often is what is measured. So
 the bench itself does nothing meanwhile but visit: whoever starts the hogs waits for each one's end
@@ -19,6 +23,7 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +31,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +46,13 @@ PAUSE_S = 0.002  # between two visits: some 300 a second
 ASK_EVERY_S = 0.05  # whether the builds begin, before a window
 SETTLE_S = 0.5  # what begins them is over by then
 TARGET = 1.2
-FLOOR = "no build, an idle class"
-HOGS = {
-    FLOOR: "true",
-    "processor burner": "for i in 1 2 3 4; do (while :; do :; done) & done; wait",
+WORKERS = Path("/sys/devices/virtual/workqueue/cpumask")  # of the kernel, in hexadecimal digits
+BURNER = "for i in 1 2 3 4; do (while :; do :; done) & done; wait"
+FILLER = "while :; do head -c 900M /dev/zero > x; sync x; head -c 900M /dev/zero > y; rm x y; done"
+FLOORS = ("no build, an idle class", "no build, a disk filled")
+HOGS = {  # each below the floor that it is compared with
+    "no build, an idle class": BURNER,
+    "processor burner": BURNER,
     "memory hog, at its limit": (
         "python3 -c 'while True:\n"
         "    x = bytearray(900 << 20)\n"
@@ -60,9 +68,8 @@ HOGS = {
     "fork bomb": (
         "python3 -c 'import os\nwhile True:\n    try: os.fork()\n    except OSError: pass'"
     ),
-    "disk filler, at its limit": (
-        "while :; do head -c 900M /dev/zero > x; sync x; head -c 900M /dev/zero > y; rm x y; done"
-    ),
+    "no build, a disk filled": FILLER,
+    "disk filler, at its limit": FILLER,
     "disk filler, beyond it": "i=0; while :; do i=$((i+1)); head -c 900M /dev/zero > $i; done",
 }
 PAGE = "<h1>Shop</h1>\n" + "<p>All that there is to buy.</p>\n" * 150
@@ -175,18 +182,50 @@ def end_builds(daemon: Daemon) -> None:
         time.sleep(0.05)
 
 
-@contextmanager
-def idle_class() -> Iterator[None]:
-    """Keep the processors of builds busy with what has them only while nobody else wants them."""
+def processors_of_builds() -> set[int]:
     processors = sorted(os.sched_getaffinity(0))
+    return set(processors[min(PROCESSORS_FREE, len(processors) - 1) :])
+
+
+@contextmanager
+def outside(command: str, folder: Path) -> Iterator[None]:
+    """Run a hog for each slot that has the processors of builds while nobody else wants them."""
+    where = ",".join(map(str, processors_of_builds()))
     with ExitStack() as ending:
-        for processor in processors[min(PROCESSORS_FREE, len(processors) - 1) :]:
-            burner = subprocess.Popen(["sh", "-c", "while :; do :; done"])
-            ending.callback(burner.wait)
-            ending.callback(burner.kill)
-            os.sched_setaffinity(burner.pid, {processor})
-            os.sched_setscheduler(burner.pid, os.SCHED_IDLE, os.sched_param(0))
+        for _ in range(SLOTS):
+            scratch = tempfile.mkdtemp(dir=folder)
+            ending.callback(shutil.rmtree, scratch, ignore_errors=True)
+            hog = subprocess.Popen(
+                ["chrt", "--idle", "0", "taskset", "-c", where, "sh", "-c", command],
+                cwd=scratch,
+                start_new_session=True,
+            )
+            ending.callback(hog.wait)
+            ending.callback(os.killpg, hog.pid, signal.SIGKILL)
+        time.sleep(SETTLE_S)
         yield
+
+
+@contextmanager
+def apart(daemon: Daemon) -> Iterator[None]:
+    """Keep the site host off the processors of builds, and the kernel's own workers to them."""
+    builds, before = processors_of_builds(), WORKERS.read_text()
+    for process in host_processes(daemon):
+        for thread in (process / "task").iterdir():
+            os.sched_setaffinity(int(thread.name), os.sched_getaffinity(0) - builds)
+    WORKERS.write_text(f"{sum(1 << processor for processor in builds):x}")
+    try:
+        yield
+    finally:
+        WORKERS.write_text(before)
+
+
+def host_processes(daemon: Daemon) -> Iterator[Path]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if b"host" in command and os.fsencode(daemon.data / "run/hosts.sock") in command:
+                yield process
 
 
 def be_elsewhere() -> None:
@@ -224,13 +263,16 @@ Found = dict[str, float]  # by site, how many times the p99 without anything
 
 
 def compare(daemon: Daemon, visitor: Executor, hog: str, number: int, floor: Found) -> Found:
-    """Measure windows in turn, without the hog and with it; print a line for each site."""
+    """Measure windows in turn, without the hog and with it; print a line for each site.
+
+    `floor` is empty for a hog that is one.
+    """
     idle_s, busy_s = [], []
     ended = 0
     for _ in range(ROUNDS):
         idle_s.append(visitor.submit(visit, daemon.sites_port).result())
         hogs = Hogs(daemon, [f"hog-{number}-{slot}" for slot in range(SLOTS)])
-        with idle_class() if hog == FLOOR else hogs.running():
+        with hogs.running() if floor else outside(HOGS[hog], daemon.data.parent):
             busy_s.append(visitor.submit(visit, daemon.sites_port).result())
         ended += hogs.ended_count
     found: Found = {}
@@ -246,34 +288,51 @@ def compare(daemon: Daemon, visitor: Executor, hog: str, number: int, floor: Fou
     return found
 
 
+def chosen(words: Sequence[str]) -> dict[str, str]:
+    """Return the hogs with one of the words in their names, and their floors; else all."""
+    hogs: dict[str, str] = {}
+    floor = ""
+    for name, command in HOGS.items():
+        if name in FLOORS:
+            floor = name
+        elif not words or any(word in name for word in words):
+            hogs[floor] = HOGS[floor]
+            hogs[name] = command
+    return hogs
+
+
 def main(wanted: Sequence[str] = ()) -> int:
     if os.geteuid() != 0:
         sys.stderr.write("needs: root\n")
         return 1
-    hogs = {
-        name: command
-        for name, command in HOGS.items()
-        if not wanted or name == FLOOR or any(word in name for word in wanted)
-    }
+    is_apart = "--apart" in wanted
+    if is_apart and len(os.sched_getaffinity(0)) < 2:
+        sys.stderr.write("--apart needs: two processors\n")
+        return 1
+    hogs = chosen([word for word in wanted if word != "--apart"])
     root = Path(tempfile.mkdtemp(prefix="gitd-bench-"))
     root.chmod(0o711)
     try:
-        with Daemon(root / "daemon") as daemon, ProcessPoolExecutor(1) as visitor:
+        with (
+            Daemon(root / "daemon") as daemon,
+            ProcessPoolExecutor(1) as visitor,
+            apart(daemon) if is_apart else nullcontext(),
+        ):
             for site, files in SITES.items():
                 push(daemon, root, site, files)
             wait_until_live(daemon)
-            for number, command in enumerate(hogs.values()):
-                for slot in range(SLOTS):
+            for number, (hog, command) in enumerate(hogs.items()):
+                for slot in range(SLOTS if hog not in FLOORS else 0):
                     config = f"[build]\ncommand = '''{command}'''\noutput = \".\"\n"
                     push(daemon, root, f"hog-{number}-{slot}", {"managed.toml": config})
             end_builds(daemon)
             print(
-                f"\np99 of visits (target: x{TARGET:.2f}){'idle':>19}{'hogs':>13}  ratio   of 1st"
+                f"\np99 of visits (target: x{TARGET:.2f}){'idle':>19}{'hogs':>13}  ratio of floor"
             )
             floor: Found = {}
             for number, hog in enumerate(hogs):
-                found = compare(daemon, visitor, hog, number, floor)
-                floor = floor or found
+                found = compare(daemon, visitor, hog, number, {} if hog in FLOORS else floor)
+                floor = found if hog in FLOORS else floor
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return 0
