@@ -335,6 +335,21 @@ def test_file_that_cannot_be_linked_is_copied(shop, scratch: Path, code: int) ->
     assert (unpacking.releases / "r2/d/f1").stat().st_nlink == 1
 
 
+@pytest.mark.timeout(300)
+def test_part_of_a_long_file_that_could_not_be_written_fails_the_unpacking(
+    shop, scratch: Path
+) -> None:
+    ingested = shop.ingest({"long": bytes(AHEAD_BYTES + 2 * WINDOW_BYTES)})
+    release = scratch / "release"
+    words = (shop.folder / "store", ingested.digest, ingested.envelope_sha256, release)
+    waits = AHEAD_BYTES // WINDOW_BYTES + 2
+    fault = f"inject=sync_file_range:error=EIO:when={waits}"
+    child = Child(FOLDER / "unpack_child.py", tuple(map(str, words)))
+    done = child.run(scratch / "trace", "-e", "trace=sync_file_range", "-e", fault)
+    assert (done.returncode, done.stdout.split(":")[0]) == (3, "StorageIoError")
+    assert not release.exists()
+
+
 # Not links to files: where none can be made, the file is.
 NAMES = ("mkdir", "mkdirat", "openat", "symlink", "symlinkat")
 

@@ -7,10 +7,12 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from storage.long_write import AHEAD_BYTES, LONG_BYTES_MIN, WINDOW_BYTES, LongWrite
+from tests.storage.conftest import make_shop
 
 DISK = "/var/tmp"  # temporary folders may be in memory
 PIECE_BYTES = 1 << 20
@@ -34,7 +36,7 @@ def fd() -> Iterator[int]:
 def kept_bytes(fd: int) -> int:
     """How much of a file is in memory. Source: mincore(2)."""
     size = os.fstat(fd).st_size
-    with mmap.mmap(fd, size) as mapped:
+    with mmap.mmap(fd, size, mmap.MAP_PRIVATE) as mapped:
         pages = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
         first = ctypes.c_byte.from_buffer(mapped)
         assert _LIBC.mincore(ctypes.byref(first), ctypes.c_size_t(size), pages) == 0
@@ -54,6 +56,18 @@ def test_of_a_long_file_no_more_stays_in_memory_than_is_being_written(
         contents.write(piece)
     assert kept_bytes(fd) == kept
     assert os.pread(fd, SIZE_BYTES + 1, 0) == b"".join(pieces)
+
+
+def test_of_a_long_file_that_is_unpacked_neither_copy_stays_in_memory(fd: int) -> None:
+    data = bytes(LONG_BYTES_MIN)
+    with tempfile.TemporaryDirectory(dir=DISK) as name:
+        shop = make_shop(Path(name) / "shop")
+        ingested = shop.ingest({"long": data})
+        shop.reader.materialise(shop.verify(ingested), Path(name) / "release")
+        shop.records.close()
+        for path in (shop.blob(data), Path(name) / "release/long"):
+            with path.open("rb") as file:
+                assert kept_bytes(file.fileno()) <= AHEAD_BYTES
 
 
 @pytest.mark.parametrize("piece_bytes", [1, WINDOW_BYTES - 1, AHEAD_BYTES + WINDOW_BYTES + 1])
