@@ -206,6 +206,17 @@ def test_manifest_that_was_read_for_another_artifact_is_not_gone_by(shop, site) 
     assert found == shop.verify(site)
 
 
+def test_envelope_of_another_build_of_the_same_tree_is_refused(shop) -> None:
+    """It holds by itself, and says that something else is run."""
+    one = shop.ingest({"a": b"a"})
+    other = shop.ingest({"a": b"a"}, profile="procfile", run=RunCommands(web="./serve"))
+    assert (one.digest, shop.verify(other).provenance.run.web) == (other.digest, "./serve")
+    envelope = shop.store.layout.envelope
+    rewrite(envelope(one.envelope_sha256), Path(envelope(other.envelope_sha256)).read_bytes())
+    with pytest.raises(SignatureInvalidError, match="is not what"):
+        shop.verify(one)
+
+
 def test_missing_manifest_or_envelope_is_said(shop, site) -> None:
     with pytest.raises(ArtifactMissingError):
         shop.reader.verify(site.digest, "0" * 64)

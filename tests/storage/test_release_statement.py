@@ -27,7 +27,8 @@ from storage.release_statement import (
     parse_release,
 )
 from storage.signing import SigningKey
-from storage.trust import establish, revoke
+from storage.trust import TrustedKey, establish, revoke
+from tests.storage.test_proof import generation
 
 NOW_MS = int(datetime(2026, 6, 1, tzinfo=UTC).timestamp() * 1000)
 ENV = "env_1"
@@ -144,6 +145,20 @@ def test_only_trusted_keys_release(release, shop) -> None:
     for key in (SigningKey.generate(), shop.root_key):
         with pytest.raises(ReleaseInvalidError, match="no trusted key"):
             release.check(release.sealed(key))
+
+
+def test_key_releases_by_its_role_alone(release, shop) -> None:
+    releasing, building = SigningKey.generate(), SigningKey.generate()
+    keys = (
+        TrustedKey(shop.signing_key.public),
+        TrustedKey(releasing.public, roles=("release",)),
+        TrustedKey(building.public, roles=("provenance",)),
+    )
+    path = shop.store.layout.trust / "root.2.json"
+    path.write_bytes(generation(shop, *keys, version=2))
+    assert release.check(release.sealed(releasing)) == release.said()
+    with pytest.raises(ReleaseInvalidError, match="no trusted key"):
+        release.check(release.sealed(building))
 
 
 def test_retired_key_releases_nothing_new(release, shop) -> None:
