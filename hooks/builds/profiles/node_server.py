@@ -116,7 +116,8 @@ def _main(listing: Listing, package: Package) -> str | None:
 
 def _commands(package: Package, command: str) -> list[str]:
     """Return a command, and the scripts that it has a package manager run."""
-    return [command, *(package.scripts.get(name, "") for name in _RUN.findall(command))]
+    names = dict.fromkeys(_RUN.findall(command))  # each once, however often it is run
+    return [command, *(package.scripts.get(name, "") for name in names)]
 
 
 def _parts(word: str) -> tuple[str, ...]:

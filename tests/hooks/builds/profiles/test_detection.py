@@ -607,6 +607,14 @@ def test_program_that_serves_decides_between_two_languages(web, profile):
     assert found.profile == profile
 
 
+@pytest.mark.timeout(20)
+def test_script_that_is_run_again_and_again_is_looked_at_once():
+    again, long = "npm run a;" * 800, "x " * 100_000
+    found = plan(package={"devDependencies": {"x": "1"}, **scripts(start=again, a=long)})
+    assert found.run.web == again
+    assert "development dependencies stay, for what runs needs x" in found.notes
+
+
 @pytest.mark.parametrize("start", [{"start": "node a"}, {}])
 def test_node_project_may_have_a_pyproject_that_is_no_toml(start):
     found = plan("app.py", pyproject="{{ name }}", package=scripts(build="b", **start))
