@@ -31,7 +31,7 @@ _DEVELOPMENT_SERVER = re.compile(
     r"|(?:astro|gatsby) (?:dev|develop|start)|ng serve|gatsby develop|ember serve|nest start"
     r"|(?:next|nuxt|nuxi|vitepress|vuepress|remix|rsbuild|umi|max|quasar|snowpack) dev"
     r"|vue-cli-service serve|webpack(?:-cli)? serve|webpack-dev-server|live-server"
-    r"|eleventy\b.*--serve|parcel(?! build)|vite(?! (?:build|preview))"
+    r"|eleventy\b.{0,200}--serve|parcel(?! build)|vite(?! (?:build|preview))"
     r")(?![\w.:/-])"
 )
 # Source: Next.js, "Static exports": `next start` ends with an error then.

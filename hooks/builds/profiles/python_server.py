@@ -17,6 +17,7 @@ MANAGE = "manage.py"
 COLLECT_STATIC = "python manage.py collectstatic --no-input"
 _MODULES = ("app", "main", "wsgi", "asgi")
 """Where Flask, FastAPI and their like have `app`. Source: Flask and FastAPI, "Deployment"."""
+_ASGI = ("fastapi", "litestar", "quart", "starlette")  # what gunicorn by itself answers 500 for
 _GUNICORN, _UVICORN = "gunicorn {} --bind 127.0.0.1:$PORT", "uvicorn {} --port $PORT"
 _FASTAPI = "fastapi run --host 127.0.0.1 --port $PORT"  # it finds the application itself
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][\w.-]*)\s*(?:\[([^\]]*)\])?")
@@ -41,7 +42,9 @@ def server(listing: Listing) -> str | None:
         return None
     if "uvicorn" in names and "flask" not in names:
         return _UVICORN.format(f"{module}:app")
-    return _GUNICORN.format(f"{module}:app") if "gunicorn" in names else None
+    if "gunicorn" in names and _asgi(names) is None:
+        return _GUNICORN.format(f"{module}:app")
+    return None
 
 
 def lack(listing: Listing) -> str:
@@ -52,6 +55,9 @@ def lack(listing: Listing) -> str:
     """
     module = _module(listing)
     found = MANAGE if _django_project(listing) is not None else f"{module}.py" if module else None
+    framework = _asgi(requirements(listing))
+    if found == f"{module}.py" and framework is not None:
+        return f"it has {found} and {framework}, and lacks uvicorn, which serves ASGI"
     if found is not None:
         return (
             f"it has {found}, and no server for it among what it depends on, which is gunicorn,"
@@ -90,6 +96,11 @@ def _lines(listing: Listing) -> Iterator[str]:
     if isinstance(wanted, list):
         yield from (each for each in wanted if isinstance(each, str))
     yield from _table(pyproject, "tool", "poetry", "dependencies")
+
+
+def _asgi(names: frozenset[str]) -> str | None:
+    """Return the ASGI framework that a project is made with, None where it has Flask, or none."""
+    return next((name for name in _ASGI if name in names and "flask" not in names), None)
 
 
 def _table(document: dict[str, Any], *keys: str) -> dict[str, Any]:

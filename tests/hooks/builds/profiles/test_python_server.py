@@ -26,6 +26,7 @@ def project(*dependencies):
             plan("app.py", pyproject='[build-system]\n[tool.poetry.dependencies]\ngunicorn = "*"'),
             GUNICORN.format("app:app"),
         ),
+        (plan("app.py", requirements="flask\nquart\ngunicorn"), GUNICORN.format("app:app")),
         (plan("main.py", requirements="fastapi\nuvicorn"), "uvicorn main:app --port $PORT"),
         (
             plan("main.py", requirements="fastapi\nuvicorn[standard] ~= 0.3\ngunicorn"),
@@ -95,6 +96,11 @@ def test_what_else_is_said_comes_first(found, profile):
     [
         (("app.py",), {"requirements": "flask"}, "it has app.py, and no server for it among"),
         (("app.py",), {"requirements": "flask\nuvicorn"}, "it has app.py, and no server for it"),
+        (
+            ("main.py",),
+            {"requirements": "fastapi\ngunicorn"},
+            "main.py and fastapi, and lacks uvicorn",
+        ),
         (("app.py",), {"requirements": "# gunicorn"}, "it has app.py, and no server for it"),
         ((), {"requirements": "django", "manage": MANAGE}, "it has manage.py, and no server for"),
         ((), {"requirements": "gunicorn", "manage": "a"}, "manage.py does not name the settings"),
