@@ -205,7 +205,7 @@ def find_output(
     """Look through the output folder of a finished build. Blocking: call it in a thread.
 
     Everything that could write to `tree` must be dead. `is_shown`: which paths are part of it; all
-    without it.
+    without it. What is not may be of any kind, a socket too.
     `originals`: the files of `tree` that need not be sent where they are unchanged.
 
     Raises:
@@ -218,8 +218,15 @@ def find_output(
     kept: list[SourceEntry] = []
     unchanged = _Unchanged(originals, folder)
     files = size_bytes = 0
+
+    def refuse(error: TreeError) -> None:
+        if is_shown is None or is_shown(error.path):
+            raise error
+
     with _mapped_errors():
-        for entry in scan_directory(root, owner_uid=os.geteuid(), on_file=unchanged.look):
+        for entry in scan_directory(
+            root, owner_uid=os.geteuid(), on_refused=refuse, on_file=unchanged.look
+        ):
             _go_on_unless(is_stopped)
             if is_shown is not None and not is_shown(os.fsdecode(entry.path)):
                 continue

@@ -183,6 +183,16 @@ def test_output_counts_only_what_is_shown(tmp_path):
     assert str(output.size) == "1 file, 4 bytes"
 
 
+def test_what_is_no_part_of_the_output_may_be_of_any_kind(tmp_path):
+    (tmp_path / "page").touch()
+    (tmp_path / "cache").mkdir()
+    os.mkfifo(tmp_path / "cache/daemon")
+    output = output_of(tmp_path, is_shown=lambda path: not f"{path}/".startswith("cache/"))
+    assert [entry.path for entry in output.entries] == [b"page"]
+    with pytest.raises(BuildFailedError, match="cache/daemon"):
+        output_of(tmp_path)
+
+
 def test_links_inside_the_output_are_kept_and_those_that_leave_it_refused(tmp_path):
     (tmp_path / "dist/a").mkdir(parents=True)
     (tmp_path / "dist/file").touch()
