@@ -87,6 +87,20 @@ REASONS = (
         'set STATIC_ROOT, as in STATIC_ROOT = BASE_DIR / "staticfiles", or build.command in'
         " managed.toml to what is to be done instead, or to false",
     ),
+    *(
+        Reason(
+            mark,
+            "the settings read it, and a build is given what [build] variables in managed.toml"
+            " names; [build] command = false collects no static files",
+            is_said=True,
+        )
+        for mark in (
+            "KeyError: 'SECRET_KEY'",  # os.environ
+            "The SECRET_KEY setting must not be empty",  # Django
+            "ImproperlyConfigured: Set the ",  # django-environ
+            "not found. Declare it as envvar",  # python-decouple
+        )
+    ),
     Reason(
         "No interpreter found for",  # uv
         "ask for a version that this server has, or let its operator install that one",

@@ -79,6 +79,31 @@ NO_SUCH = "mend its name or version, or add the registry that has it"
                 " managed.toml to what is to be done instead, or to false"
             ),
         ),
+        *(
+            (
+                line,
+                (
+                    f"{line.rstrip('.')}: the settings read it, and a build is given what"
+                    " [build] variables in managed.toml names; [build] command = false collects"
+                    " no static files"
+                ),
+            )
+            for line in (
+                "KeyError: 'SECRET_KEY'",
+                (
+                    "django.core.exceptions.ImproperlyConfigured: The SECRET_KEY setting must not"
+                    " be empty."
+                ),
+                (
+                    "django.core.exceptions.ImproperlyConfigured: Set the SECRET_KEY environment"
+                    " variable"
+                ),
+                (
+                    "decouple.UndefinedValueError: SECRET_KEY not found. Declare it as envvar or"
+                    " define a default value."
+                ),
+            )
+        ),
     ],
 )
 def test_reason_of_a_client_comes_with_what_to_do(line: str, reason: str) -> None:
