@@ -129,7 +129,7 @@ class _Detection:
             raise advice.without_web(listing)
         if config.output is None and php.document_root(listing) is not None:
             return Profile.PHP
-        if not listing.has_file(INDEX) and self._python_serves():
+        if self._python_serves():
             return Profile.PYTHON
         if self._package is not None and self._node_makes_it(self._package):
             return Profile.NODE
@@ -169,7 +169,7 @@ class _Detection:
         config = self._config
         if config.command or "build" in package.scripts:
             return True
-        return config.output is None and node_server.server(self._listing, package) is not None
+        return config.output is None and self._node_server(package) is not None
 
     def _has_server(self) -> bool:
         """Say whether the project itself names what serves it, so that a Procfile need not."""
@@ -180,20 +180,26 @@ class _Detection:
 
     def _node_serves(self) -> bool:
         package = self._package
-        return package is not None and node_server.server(self._listing, package) is not None
+        return package is not None and self._node_server(package) is not None
+
+    def _node_server(self, package: Package) -> str | None:
+        return node_server.server(self._listing, package, self._config.command or None)
 
     def _python_serves(self) -> bool:
-        """Say whether a Python project is served by its own program, and by no other."""
-        if self._config.output is not None:
+        """Say whether a Python project is served by its own program, and by no other.
+
+        Beside a page it is not: what such a commit has was served as files before.
+        """
+        if self._config.output is not None or self._listing.has_file(INDEX):
             return False
         try:
             if python.dependency_file(self._listing) is None:
                 return False
-            return python_server.server(self._listing) is not None and not self._node_serves()
         except BuildFailedError:  # its pyproject.toml is no TOML, which nothing of Node's reads
             if self._package is None:
                 raise
             return False
+        return python_server.server(self._listing) is not None and not self._node_serves()
 
     # -- what to do -----------------------------------------------------------------------------
 
@@ -219,7 +225,7 @@ class _Detection:
             raise advice.without_package(listing)
         web = self._web
         if web is None and self._config.output is None:
-            web = node_server.server(listing, package)
+            web = self._node_server(package)
             if web is None and self._config.command is None:
                 node_server.refuse_adapter_auto(listing, package)
         return node.recipe(listing, package, self._programs, web=web)

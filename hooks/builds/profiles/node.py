@@ -101,7 +101,7 @@ def recipe(
         build=(f"{client.name} run build",) if builds else (),
         prune=(client.prune,) if prunes and client.prune else (),
         left_out=_CACHES if web is not None and builds else (),
-        web=node_server.server(listing, package),
+        web=web,
         needs=(NODE,),
         client_needs=client.needs if needs_client else (),
         notes=tuple(notes),

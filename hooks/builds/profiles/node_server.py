@@ -38,13 +38,15 @@ _DEVELOPMENT_SERVER = re.compile(
 _NEXT_START = re.compile(r"\bnext start\b")
 _NEXT_EXPORT = re.compile(r"""^(?!\s*[/*]).*\boutput\s*:\s*["'`]export["'`]""", re.MULTILINE)
 _RUN = re.compile(r"\b(?:npm|pnpm|yarn) run ([\w:.-]+)")
+# What starts several programs at once: one of them may be the server.
+_BESIDE = re.compile(r"\b(?:concurrently|npm-run-all|run-p)\b|(?<![&>])&(?!&)")
 _WORD = re.compile(r"[\w@./:-]+")
 
 
-def server(listing: Listing, package: Package) -> str | None:
+def server(listing: Listing, package: Package, build: str | None) -> str | None:
     """Return the command that serves: `npm start`, or what stands in for it; None without one.
 
-    A development server is none.
+    A development server is none. `build`: the command that is run instead of the build script.
     """
     for name in _STARTS:
         start = package.scripts.get(name)
@@ -54,12 +56,14 @@ def server(listing: Listing, package: Package) -> str | None:
             return checked_command(command, f"{listing.path(PACKAGE_JSON)}: scripts.{name}")
     if "start" not in package.scripts and listing.has_file(_DEFAULT_SERVER):
         return f"node {_DEFAULT_SERVER}"
-    return _built_server(package) or _main(listing, package)
+    build = build or package.scripts.get("build")
+    return _main(listing, package) if build is None else _built_server(package, build)
 
 
 def is_development(package: Package, command: str) -> bool:
     """Say whether a command starts a development server, be it by another script."""
-    return any(map(_DEVELOPMENT_SERVER.search, _commands(package, command)))
+    commands = [command] if _BESIDE.search(command) else _commands(package, command)
+    return any(map(_DEVELOPMENT_SERVER.search, commands))
 
 
 def needed_tools(package: Package, web: str) -> list[str]:
@@ -93,9 +97,8 @@ def _serves_nothing(listing: Listing, package: Package, start: str) -> bool:
     return bool(_NEXT_START.search(start)) and any(map(_NEXT_EXPORT.search, configs))
 
 
-def _built_server(package: Package) -> str | None:
-    build = package.scripts.get("build")
-    if build is None or _WRITES_FILES.search(build):
+def _built_server(package: Package, build: str) -> str | None:
+    if any(map(_WRITES_FILES.search, _commands(package, build))):
         return None
     depends_on = package.dependencies | package.dev_dependencies
     return next((_BUILT_SERVERS[name] for name in _BUILT_SERVERS if name in depends_on), None)
@@ -104,12 +107,11 @@ def _built_server(package: Package) -> str | None:
 def _main(listing: Listing, package: Package) -> str | None:
     """Return how to run a package that is one file, as `npm init` has it.
 
-    Where something is built, the file is not what the developer wrote; and beside a page it is
-    a script of that.
+    Nothing is built then: the file would not be what the developer wrote. Beside a page it is a
+    script of that.
     """
     name = package.main.removeprefix("./")
-    is_one = listing.has_file(name) and not package.scripts.keys() & {"start", "build"}
-    if not is_one or listing.has_file(INDEX):
+    if not listing.has_file(name) or "start" in package.scripts or listing.has_file(INDEX):
         return None
     return checked_command(f"node {shlex.quote(f'./{name}')}", listing.path(PACKAGE_JSON))
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from hooks.builds.errors import BuildFailedError
 from hooks.builds.profiles.plan import Listing
 from hooks.builds.profiles.python import REQUIREMENTS, read_pyproject
 
@@ -25,11 +26,7 @@ _SETTINGS = re.compile(r"""DJANGO_SETTINGS_MODULE["']\s*,\s*["']([A-Za-z_][\w.]*
 
 
 def server(listing: Listing) -> str | None:
-    """Return the command that serves the project, None where that is not to be seen.
-
-    Raises:
-        BuildFailedError: `build.config_invalid`, when `pyproject.toml` is not TOML.
-    """
+    """Return the command that serves the project, None where that is not to be seen."""
     names = requirements(listing)
     if (project := _django_project(listing)) is not None:
         if "gunicorn" in names:
@@ -48,11 +45,7 @@ def server(listing: Listing) -> str | None:
 
 
 def lack(listing: Listing) -> str:
-    """Say what a project without `server` would need for one.
-
-    Raises:
-        BuildFailedError: `build.config_invalid`, when `pyproject.toml` is not TOML.
-    """
+    """Say what a project without `server` would need for one."""
     module = _module(listing)
     found = MANAGE if _django_project(listing) is not None else f"{module}.py" if module else None
     framework = _asgi(requirements(listing))
@@ -77,8 +70,7 @@ def collects_static(listing: Listing) -> bool:
 def requirements(listing: Listing) -> frozenset[str]:
     """Return the names that a project depends on, as `fastapi` and `fastapi[standard]`.
 
-    Raises:
-        BuildFailedError: `build.config_invalid`, when `pyproject.toml` is not TOML.
+    A `pyproject.toml` that is none names nothing: beside `requirements.txt` nobody else reads it.
     """
     found = set()
     for line in _lines(listing):
@@ -91,7 +83,10 @@ def requirements(listing: Listing) -> frozenset[str]:
 
 def _lines(listing: Listing) -> Iterator[str]:
     yield from listing.files.get(REQUIREMENTS, "").splitlines()
-    pyproject = read_pyproject(listing)
+    try:
+        pyproject = read_pyproject(listing)
+    except BuildFailedError:
+        return
     wanted = _table(pyproject, "project").get("dependencies")
     if isinstance(wanted, list):
         yield from (each for each in wanted if isinstance(each, str))

@@ -31,6 +31,10 @@ COMPOSER = (
 )
 PHP = 'PHP_CLI_SERVER_WORKERS=4 php -S "127.0.0.1:$PORT" -t'
 POETRY_APP = '[build-system]\nrequires = ["x"]\n[tool.poetry]\npackage-mode = false'
+NUXT = {
+    "scripts": {"build": "nuxt build", "generate": "nuxt generate"},
+    "dependencies": {"nuxt": "4"},
+}
 ADAPTER_AUTO = "@sveltejs/adapter-auto"
 CACHES = ("node_modules/.cache", ".next/cache")
 
@@ -285,6 +289,10 @@ def test_sveltekit_project_that_says_where_it_goes_is_built(toml, more):
         ("npm run dev", True),
         ("npm run serve", False),
         ("npm run nothing", False),
+        ("npm run serve && npm run dev", True),
+        ("npm run serve 2>&1 && npm run dev", True),
+        ("npm run serve & npm run dev", False),
+        ('concurrently "npm run serve" "npm run dev"', False),
     ],
 )
 def test_development_servers_are_not_what_a_site_runs(start, is_development):
@@ -431,6 +439,24 @@ def test_next_that_exports_files_has_them_served(config, web):
 def test_main_that_is_not_there_or_not_alone_is_no_server(names, package):
     with pytest.raises(BuildFailedError, match="without a build script or a server to start"):
         plan(*names, package=package)
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        ("node index.js", {"main": "index.js"}),
+        ("npx nuxt generate", NUXT),
+        ("npm run generate", NUXT),
+    ],
+)
+def test_command_that_writes_files_is_not_what_builds_a_program(command, package):
+    found = plan("index.js", package=package, toml=f'[build]\ncommand = "{command}"\n')
+    assert (found.run.web, found.output_folders) == (None, OUTPUT_FOLDERS)
+
+
+def test_other_command_that_builds_a_program_has_it_run():
+    found = plan(package=NUXT, toml='[build]\ncommand = "npm run build && ./more"\n')
+    assert found.run.web == "node .output/server/index.mjs"
 
 
 def test_main_beside_a_page_is_a_script_of_that():
@@ -619,6 +645,21 @@ def test_script_that_is_run_again_and_again_is_looked_at_once():
 def test_node_project_may_have_a_pyproject_that_is_no_toml(start):
     found = plan("app.py", pyproject="{{ name }}", package=scripts(build="b", **start))
     assert (found.profile, found.run.web) == ("node", start.get("start"))
+
+
+@pytest.mark.parametrize(("names", "pyproject"), [((), "{{ name }}"), (["pyproject.toml@"], None)])
+def test_pyproject_that_none_reads_may_be_as_it_likes(names, pyproject):
+    texts = {"requirements": "gunicorn\nwhitenoise\n"}
+    if pyproject is not None:
+        texts["pyproject"] = pyproject
+    assert plan(*names, "mkdocs.yml", toml=BUILD, **texts).output_folders == OUTPUT_FOLDERS
+    assert plan(*names, "app.py", **texts).run.web.startswith("gunicorn app:app")
+    assert plan(*names, manage="", Procfile="web: gunicorn a", **texts).run.web == "gunicorn a"
+
+
+def test_page_beside_a_python_program_and_a_worker_is_not_served_with_its_source():
+    with pytest.raises(BuildFailedError, match="has no `web:` line"):
+        plan("index.html", "app.py", requirements="gunicorn\n", Procfile="worker: python w.py")
 
 
 def test_assets_of_a_python_site_are_built_and_their_packages_left_out():
