@@ -178,12 +178,14 @@ async def _run_build(build: _Build, sweeper: Sweeper) -> None:
     try:
         outcome = await build.run()
         if outcome is not None:
-            await job.finish(outcome)
+            outcome = await _finish(build, outcome)
     except (LeaseLostError, ControlUnreachableError) as error:
         log.warning("build_lost", reason=str(error), **facts)
     except asyncio.CancelledError:
         await job.give_back()
         raise
+    except Exception:  # the ring of a build: the slot has others to run
+        log.exception("build_lost", **facts)
     else:
         log.info(
             "build_finished",
@@ -194,6 +196,18 @@ async def _run_build(build: _Build, sweeper: Sweeper) -> None:
         )
     finally:
         sweeper.sweep(build.folder, build.limits)
+
+
+async def _finish(build: _Build, outcome: Finish) -> Finish:
+    """Report the end of a build, or that it crashed where that cannot be told; what was told."""
+    try:
+        await build.job.finish(outcome)
+    except (LeaseLostError, ControlUnreachableError):
+        raise
+    except Exception as error:  # noqa: BLE001 - `crashed` logs it
+        outcome = build.crashed(error)
+        await build.job.finish(outcome)  # without the last lines: they may be what cannot be sent
+    return outcome
 
 
 class _Build:
@@ -226,8 +240,11 @@ class _Build:
     async def run(self) -> Finish | None:
         """Return the outcome, or None when the job was canceled.
 
+        Nothing of the build runs any more then.
+
         Raises:
             LeaseLostError: The outcome is nobody's business any more.
+            ControlUnreachableError: It cannot be told.
         """
         work = asyncio.create_task(self._work())
         helpers = [
@@ -241,6 +258,10 @@ class _Build:
                 if helper.done():
                     helper.result()
             outcome = work.result() if work.done() else None
+        except (LeaseLostError, ControlUnreachableError):
+            raise
+        except Exception as error:  # noqa: BLE001 - `crashed` logs it
+            outcome = self.crashed(error)
         finally:
             await _end_tasks([work, *helpers])
         # The last lines go along with it: one call less to wait for.
@@ -263,14 +284,8 @@ class _Build:
             outcome = self._failed("build.sandbox_unavailable", f"This builder cannot run: {error}")
         except LeaseLostError:
             raise
-        except Exception:
-            log.exception("build_crashed", job_id=lease.job_id)
-            # What was raised may hold the lease or paths: it is for our own log alone.
-            outcome = self._failed(
-                "build.internal",
-                "The builder failed, through no fault of the commit. The server's log says why, "
-                f"at job {lease.job_id}.",
-            )
+        except Exception as error:  # noqa: BLE001 - `crashed` logs it
+            outcome = self.crashed(error)
         await self._log.flush(but_for_a_batch=True)
         return outcome
 
@@ -358,6 +373,19 @@ class _Build:
                 problems=len(network.problems),
             )
         return network.hosts, cache
+
+    def crashed(self, error: Exception) -> Finish:
+        """Log an error that nobody foresaw, and return what the build ends with by it.
+
+        What was raised may hold the lease or paths: it is for our own log alone.
+        """
+        job_id = self.job.lease.job_id
+        log.error("build_crashed", job_id=job_id, exc_info=error)
+        return self._failed(
+            "build.internal",
+            "The builder failed, through no fault of the commit. The server's log says why, "
+            f"at job {job_id}.",
+        )
 
     def _failed(self, code: str, message: str, exit_status: int | None = None) -> Finish:
         message = self._log.masker.masked(message)

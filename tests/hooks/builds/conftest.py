@@ -301,7 +301,7 @@ class ControlPeer:
         self.cache = None  # the tar that builds begin with
         self.is_cache_hit = False
         self.is_cache_borrowed = False
-        self.refusing = set()  # calls that answer 413
+        self.refusing = {}  # call -> how many times it answers 413
         self.sends_whole = False  # whatever tree a slot has
         self.given_out = {}  # the files of trees that were sent
         self._queue = asyncio.Queue()
@@ -391,7 +391,8 @@ class ControlPeer:
             raise web.HTTPInternalServerError
         job = self.jobs[request.match_info["id"]]
         assert request.headers[LEASE_HEADER] == job.lease["lease_id"]
-        if call in self.refusing:
+        if self.refusing.get(call, 0) > 0:
+            self.refusing[call] -= 1
             raise web.HTTPRequestEntityTooLarge(1, 2)
         if job.is_lost:
             raise web.HTTPGone

@@ -469,10 +469,7 @@ async def test_call_that_never_succeeds_fails_the_build_and_not_the_slot(control
     control.failing = {"source": 1 << 30}
     job = await control.build(site("true"), lease_s=0.3)
     assert job.outcome["error"]["code"] == "build.internal"
-    assert job.outcome["error"]["message"] == (
-        "The builder failed, through no fault of the commit. The server's log says why, "
-        f"at job {job.lease['job_id']}."
-    )
+    assert job.outcome["error"]["message"] == CRASHED.format(job.id)
     control.failing = {"finish": 1 << 30}
     lost = control.queue(STATIC, lease_s=0.3)
     await control.taken(lost)
@@ -483,8 +480,43 @@ async def test_call_that_never_succeeds_fails_the_build_and_not_the_slot(control
     assert lost.outcome is None
 
 
+CRASHED = (
+    "The builder failed, through no fault of the commit. The server's log says why, at job {}."
+)
+
+
+@pytest.mark.parametrize(
+    ("call", "goes_on", "pid"),
+    [("heartbeat", "setsid sleep", "4761"), ("log", "while sleep 0.1; do date; done; :", "4762")],
+)
+async def test_answer_that_nobody_foresaw_ends_that_build_alone_and_all_of_it(
+    control, slot, gone, call, goes_on, pid
+):
+    job = control.queue(site(f"echo begun; {goes_on} {pid}"), lease_s=0.6)
+    await job.said("begun")
+    assert len(slot.leftovers) == 1
+    control.refusing = {call: 1}
+    await asyncio.wait_for(job.finished.wait(), 30)
+    assert job.outcome["error"]["code"] == "build.internal"
+    assert job.outcome["error"]["message"] == job.text[-1] == CRASHED.format(job.id)
+    await asyncio.to_thread(gone, pid)
+    assert (await control.build(STATIC)).outcome["status"] == "succeeded"
+    await slot.cleaned()
+
+
+async def test_end_of_a_build_that_control_does_not_take_is_told_as_a_crash(control, slot):
+    control.refusing = {"finish": 1}
+    job = await control.build(STATIC)
+    assert job.outcome["error"]["code"] == "build.internal"
+    assert job.outcome["error"]["message"] == CRASHED.format(job.id)
+    control.refusing = {"finish": 2}
+    lost = control.queue(STATIC)
+    assert (await control.build(STATIC)).outcome["status"] == "succeeded"
+    assert lost.outcome is None
+
+
 async def test_output_that_control_finds_too_large_fails_the_build(control, slot):
-    control.refusing = {"output"}
+    control.refusing = {"output": 1}
     job = await control.build(site("mkdir dist; touch dist/a"))
     assert job.outcome["error"]["code"] == "build.output_too_large"
 
