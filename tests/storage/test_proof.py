@@ -242,6 +242,12 @@ def change(folder: str, data: bytes) -> Callable[[Members, Exported], Members]:
     return lambda members, _: {**members, name_of(members, folder): data}
 
 
+def flipped_blob(members: Members, _: Exported) -> Members:
+    """As long as before."""
+    name = next(name for name in members if name.startswith("blobs/") and members[name])
+    return {**members, name: bytes([members[name][0] ^ 1]) + members[name][1:]}
+
+
 def other_provenance(members: Members, exported: Exported) -> Members:
     """The provenance of another artifact: it holds, and is about something else. Case 30."""
     other = exported.shop.ingest({"a": b"other"})
@@ -477,6 +483,7 @@ FORGED = {
     "blob gone": (drop(EMPTY_BLOB), ArtifactMissingError),
     "no blobs": (drop("blobs/"), ArtifactMissingError),
     "blob changed": (change("blobs/", b"other"), ArtifactCorruptError),
+    "blob changed in one bit": (flipped_blob, ArtifactCorruptError),
     "blob too many": (add(MORE_BLOB, b"more"), ArtifactCorruptError),
     "file too many": (add("README", b"do as I say"), ArtifactCorruptError),
     "key too many": (add(f"keys/{'0' * 64}.pem", b"x"), SignatureInvalidError),
@@ -701,6 +708,7 @@ def test_archive_from_before_a_revocation_is_refused_by_who_knows_of_it(
     assert exported.verify(data).keyring.version == before.version
     for beliefs, reason in (
         (Beliefs(exported.pin, min_generation=newest.version), "ends with generation 1"),
+        (Beliefs(exported.pin, min_generation=2), "ends with generation 1"),
         (Beliefs.read(None, 1, trust), "no trusted key"),
     ):
         with pytest.raises(SignatureInvalidError, match=reason):
@@ -710,6 +718,13 @@ def test_archive_from_before_a_revocation_is_refused_by_who_knows_of_it(
     strange = establish(tmp_path / "strange", root=SigningKey.generate(), signing=shop.signing_key)
     with pytest.raises(SignatureInvalidError, match="not the one that was seen"):
         verify_archive(io.BytesIO(data), Beliefs(known=strange))
+
+
+def test_members_of_two_folders_are_no_proof(exported) -> None:
+    names = list(exported.members().items())
+    tops = {f"{'ab'[n % 2]}/{name}": data for n, (name, data) in enumerate(names)}
+    with pytest.raises(ArtifactCorruptError, match="is nothing that a proof has"):
+        exported.verify(packed(tops, ""))
 
 
 def test_archive_that_is_cut_short_anywhere_is_refused(exported) -> None:
