@@ -13,8 +13,10 @@ from hooks.builds.wire import NEXT_CONFIGS
 UNDETECTED = "build.undetected"
 # Source: npm-scripts(7), "npm start": without the script, `node server.js` where there is one.
 _DEFAULT_SERVER = "server.js"
-# Those of a generator that has a development server at `npm start`: Nest's.
-_STARTS = ("start", "start:prod")
+# That of a generator that has a development server at `npm start`: Nest's. Others look there at
+# files that were built, on a port of its own, as `vite preview` is: it counts where it is `node`.
+_START_PROD = "start:prod"
+_NODE = re.compile(r"(?<![^\s(;&|])node\s")
 # What some frameworks build is a program, and which is told by what the package depends on. Behind
 # a proxy SvelteKit has to be told where the visitor's scheme stands.
 # Source: @sveltejs/adapter-node, "Environment variables"; @astrojs/node, "standalone"; nitro.
@@ -48,7 +50,9 @@ def server(listing: Listing, package: Package, build: str | None) -> str | None:
 
     A development server is none. `build`: the command that is run instead of the build script.
     """
-    for name in _STARTS:
+    start_prod = package.scripts.get(_START_PROD, "")
+    starts = ["start", _START_PROD] if _NODE.search(start_prod) else ["start"]
+    for name in starts:
         start = package.scripts.get(name)
         if start is not None and not _serves_nothing(listing, package, start):
             before = package.scripts.get(f"pre{name}")

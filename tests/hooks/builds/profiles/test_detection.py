@@ -459,6 +459,21 @@ def test_other_command_that_builds_a_program_has_it_run():
     assert found.run.web == "node .output/server/index.mjs"
 
 
+@pytest.mark.parametrize(
+    ("command", "is_run"),
+    [
+        ("node dist/main", True),
+        ("NODE_ENV=production node dist/main", True),
+        ("vite preview", False),
+        ("npm run build && serve -s dist -l 3000", False),
+        ("./node_modules/.bin/serve dist", False),
+    ],
+)
+def test_look_at_files_is_no_server_where_start_is_one_for_development(command, is_run):
+    found = plan(package=scripts(build="vite build", start="vite", **{"start:prod": command}))
+    assert found.run.web == (command if is_run else None)
+
+
 def test_main_beside_a_page_is_a_script_of_that():
     assert plan("index.html", "index.js", package={"main": "index.js"}).profile == "static"
 
