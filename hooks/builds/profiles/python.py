@@ -87,7 +87,8 @@ def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe
     if decided == UV_LOCK:
         install = ("uv sync --locked --no-dev",)
     elif decided == POETRY_LOCK:
-        install = (_POETRY_BY_UV if has_uv else _POETRY_BY_PIP, _POETRY_INSTALL)
+        alone = "" if _is_package(listing) else " --no-root"
+        install = (_POETRY_BY_UV if has_uv else _POETRY_BY_PIP, _POETRY_INSTALL + alone)
         client_needs = (_UV,) if has_uv else (_ENSUREPIP,)
     elif decided is not None and has_uv:
         install = ("uv venv", f"uv pip install {_wanted(listing, decided)}")

@@ -571,6 +571,9 @@ def test_poetry_installs_what_it_locked(programs, brings):
     assert brings in bringing
     assert "poetry install --only main" in install
     assert ("finish", COMPILE) in rest
+    assert "--no-root" not in install
+    no_package = plan("poetry.lock", pyproject="[project]", Procfile="web: a", programs=programs)
+    assert steps(no_package)[1][1] == f"{install} --no-root", "Poetry would install it as one"
     both = plan("poetry.lock", "requirements.txt", pyproject=POETRY_APP, Procfile="web: a")
     assert PIP in steps(both)
 
