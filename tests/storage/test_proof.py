@@ -32,6 +32,7 @@ from storage.errors import (
     SignatureInvalidError,
 )
 from storage.export import exporting
+from storage.manifest import HEADER, Manifest
 from storage.proof import (
     PROOF_SUFFIX,
     Beliefs,
@@ -49,6 +50,7 @@ from storage.release_statement import ReleaseStatement, build_release
 from storage.signing import SigningKey, public_pem
 from storage.source import SourceDirectory, SourceLink
 from storage.trust import TRUST_TYPE, TrustedKey, establish, revoke
+from tests.spoiling import flip
 
 LARGE = b"0123456789abcdef" * (5 << 14)
 Members = dict[str, bytes]
@@ -178,6 +180,10 @@ def test_release_folder_is_held_against_its_proof(exported, tmp_path: Path) -> N
         assert proven.artifact_id == exported.ingested.artifact_id
     assert proof_beside(folder) == tmp_path / f"000001-abcd{PROOF_SUFFIX}"
     assert not is_unpacked(folder)
+    flip(folder / "a/page.html")
+    with pytest.raises(ArtifactCorruptError, match="its bytes are not"):
+        verify_release_folder(folder, io.BytesIO(exported.data()), Beliefs(exported.pin))
+    flip(folder / "a/page.html")
     (folder / "void" / "more").write_bytes(b"")
     with pytest.raises(ArtifactCorruptError, match="void/more"):
         verify_release_folder(folder, io.BytesIO(exported.data()), Beliefs(exported.pin))
@@ -188,6 +194,9 @@ def test_folder_is_held_against_a_manifest_alone(exported, tmp_path: Path) -> No
     (tmp_path / "manifest").write_bytes(exported.parts.manifest.data)
     found, manifest = verify_bare(tmp_path / "r", tmp_path / "manifest")
     assert (found, manifest) == (exported.ingested.artifact_id, exported.parts.manifest)
+    flip(tmp_path / "r/a/page.html")
+    with pytest.raises(ArtifactCorruptError, match="its bytes are not"):
+        verify_bare(tmp_path / "r", tmp_path / "manifest")
 
 
 def test_own_root_is_believed_when_none_is_named(exported) -> None:
@@ -274,6 +283,12 @@ def renamed_envelope(members: Members, _: Exported) -> Members:
     }
 
 
+def renamed_envelope_alone(members: Members, exported: Exported) -> Members:
+    """Without a release that goes by its name."""
+    left = {k: v for k, v in members.items() if not k.startswith("releases/")}
+    return renamed_envelope(left, exported)
+
+
 def with_release(data: bytes) -> Members:
     return {f"releases/{hashlib.sha256(data).hexdigest()}.dsse.json": data}
 
@@ -316,6 +331,20 @@ def release_without_role(members: Members, exported: Exported, **limits: object)
     key = TrustedKey(exported.shop.signing_key.public)
     limited = replace(key, **(limits or {"roles": ("provenance",)}))
     return {**members, "trust/root.1.json": generation(exported.shop, limited)}
+
+
+def release_by_another_sites_key(members: Members, exported: Exported) -> Members:
+    """The provenance is by a key that may; this one may for other sites."""
+    other = SigningKey.generate()
+    trusted = TrustedKey(exported.shop.signing_key.public)
+    limited = TrustedKey(other.public, sites=("other",))
+    shop = replace(exported.shop, signing_key=other)
+    return {
+        **members,
+        **with_release(release_of(shop, exported.ingested)),
+        "trust/root.1.json": generation(exported.shop, trusted, limited),
+        f"keys/{other.key_id.removeprefix('ed25519:')}.pem": public_pem(other.public),
+    }
 
 
 def generation(shop, *keys: TrustedKey, version: int = 1) -> bytes:
@@ -492,6 +521,7 @@ FORGED = {
     "generation skipped": (add("trust/root.3.json", b"{}"), SignatureInvalidError),
     "envelope of nobody": (add(f"provenance/{'0' * 64}.dsse.json", b"{}"), SignatureInvalidError),
     "envelope renamed": (renamed_envelope, SignatureInvalidError),
+    "envelope renamed, and no release": (renamed_envelope_alone, SignatureInvalidError),
     "envelope changed": (change("provenance/", b"{}"), SignatureInvalidError),
     "release changed": (change("releases/", b"{}"), SignatureInvalidError),
     "provenance of another artifact": (other_provenance, SignatureInvalidError),
@@ -504,6 +534,7 @@ FORGED = {
         partial(release_without_role, sites=("other", "others")),
         SignatureInvalidError,
     ),
+    "release by another site's key": (release_by_another_sites_key, ReleaseInvalidError),
     "provenance by a key of another builder": (
         partial(release_without_role, builders=("urn:gitd:builder:sandbox:v1",)),
         SignatureInvalidError,
@@ -718,6 +749,14 @@ def test_archive_from_before_a_revocation_is_refused_by_who_knows_of_it(
     strange = establish(tmp_path / "strange", root=SigningKey.generate(), signing=shop.signing_key)
     with pytest.raises(SignatureInvalidError, match="not the one that was seen"):
         verify_archive(io.BytesIO(data), Beliefs(known=strange))
+
+
+def test_signed_link_that_leads_out_is_refused(exported, shop) -> None:
+    manifest = Manifest.parse(HEADER + b"l\tl\t11\t/etc/passwd\n")
+    provenance = (shop.attest(manifest, "build_x").data,)
+    exported.parts = replace(exported.parts, manifest=manifest, provenance=provenance, releases=())
+    with pytest.raises(ArtifactCorruptError, match="leads out"):
+        exported.verify(exported.data())
 
 
 def test_members_of_two_folders_are_no_proof(exported) -> None:
