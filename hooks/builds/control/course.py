@@ -99,6 +99,25 @@ class Course:
     ) -> None:
         job_id = running.job.id
         try:
+            await self._keep_or_fail(job_id, keeping, timings)
+        except Exception:  # the ring of a build's end, or its job would run for ever
+            log.exception("build_finish_failed", job_id=job_id)
+            # What was raised may hold what cannot be written down, or is none of the user's.
+            message = (
+                "The server failed to end the build, through no fault of the commit. Its log says "
+                f"why, at job {job_id}."
+            )
+            await self.fail_here(job_id, Failure("build.internal", message), timings)
+        finally:
+            if running.slot != CONTROL:
+                self._dispatcher.note_slot()
+            self.forget(job_id)
+            self._packer.discard(job_id)
+
+    async def _keep_or_fail(
+        self, job_id: str, keeping: Awaitable[None], timings: Mapping[str, float] | None
+    ) -> None:
+        try:
             await keeping
         except BuildFailedError as error:
             await self.fail_here(job_id, Failure(error.code, str(error)), timings)
@@ -111,15 +130,6 @@ class Course:
         except QuotaExceededError as error:
             message = f"Nothing was kept: {error}. {QUOTA_REMEDY}"
             await self.fail_here(job_id, Failure(QUOTA_EXCEEDED, message), timings)
-        except Exception as error:
-            log.exception("build_finish_failed", job_id=job_id)
-            failure = Failure("build.internal", f"gitd could not keep the output: {error}")
-            await self.fail_here(job_id, failure, timings)
-        finally:
-            if running.slot != CONTROL:
-                self._dispatcher.note_slot()
-            self.forget(job_id)
-            self._packer.discard(job_id)
 
     def end_overdue(self, running: Running) -> None:
         """Begin to end a build that its slot did not end in time."""

@@ -587,6 +587,22 @@ async def test_build_whose_start_could_not_be_written_down_waits_again_when_its_
     assert pool.job(job_id).status is JobStatus.SUCCEEDED
 
 
+async def test_failure_that_cannot_be_written_down_is_told_without_its_message(pool) -> None:
+    """Its job ran for ever."""
+    job_id = await pool.ask_for_build()
+    await pool.lease()
+    course, running = pool.world.builds.course, pool.world.builds.leases.held(job_id)
+
+    async def keep() -> None:
+        raise BuildFailedError("build.output_invalid", os.fsdecode(b"th\xe8me is no text"))
+
+    await course.end(running, keep())
+    job = pool.job(job_id)
+    assert (job.status, job.error.code) == (JobStatus.FAILED, "build.internal")
+    assert pool.lines(job_id) == [job.error.message]
+    assert job.error.message.endswith(f"at job {job_id}.")
+
+
 async def test_end_of_a_job_is_written_down_when_the_disk_has_room_again(pool) -> None:
     job_id = await pool.ask_for_build()
     full = [StorageFullError("the database: the disk is full")]
