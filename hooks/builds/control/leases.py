@@ -17,6 +17,7 @@ from storage.ids import new_id
 from storage.model import Job, JobStatus
 
 PROGRESS_EVERY_S = 1.0
+PROGRESS_MAX = 99  # of a build that is not over
 BUILDER = "builder"  # the source of a slot's lines in the job's log, with the attempt's number
 
 
@@ -46,6 +47,7 @@ class Running:
         deadline: when the lease ends; None while the build is being ended, or packed.
         ends_by: when the slot must have ended the build, heartbeats or not.
         has_spoken: the slot did, since this process started.
+        progress: as it was written down last, and `progress_at` when.
         given: digests of the variables and secrets that the slot was given, since then.
         previews_only: if it is of a preview, it may have begun with what one left.
         began_at: when it was leased, or begun here, since this process started. Unix, in ms.
@@ -62,6 +64,7 @@ class Running:
     ends_by: float
     lines_seen: int = 0
     has_spoken: bool = False
+    progress: int = 0
     progress_at: float = 0.0
     began_at: int | None = None
     given: set[str] = field(default_factory=set)
@@ -105,6 +108,7 @@ class Leases:
             deadline=now + self.limits.lease_s,
             ends_by=self._ends_by(now),
             has_spoken=True,
+            progress=job.progress,
             progress_at=now,
             began_at=self._jobs.clock(),
         )
@@ -122,6 +126,7 @@ class Leases:
             deadline=now + speak_up_s,
             ends_by=self._ends_by(now),
             lines_seen=self._jobs.log.lines_seen(job.id, source),
+            progress=job.progress,
             previews_only=True,  # nobody knows what it began with
         )
         running.started.set()
@@ -209,13 +214,15 @@ class Leases:
 
     def _note_progress(self, running: Running, progress: int) -> None:
         now = _now()
-        if progress <= running.job.progress or now - running.progress_at < PROGRESS_EVERY_S:
+        progress = min(progress, PROGRESS_MAX)
+        if progress <= running.progress or now - running.progress_at < PROGRESS_EVERY_S:
             return
         running.progress_at = now
         job_id = running.job.id
 
         async def advance() -> None:
-            await self._jobs.commit(lambda changes: changes.advance(job_id, min(progress, 99)))
+            await self._jobs.commit(lambda changes: changes.advance(job_id, progress))
+            running.progress = progress
 
         self._background.spawn(advance())
 

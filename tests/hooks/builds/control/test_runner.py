@@ -193,6 +193,22 @@ async def test_heartbeat_is_answered_in_time_when_there_is_nothing_to_tell(pool)
     assert not await held.heartbeat("build", 10, 0.05)
 
 
+async def test_heartbeat_that_tells_nothing_new_writes_nothing_down(pool) -> None:
+    job_id = await pool.ask_for_build()
+    held = await pool.lease()
+    await pool.until(job_id, JobStatus.RUNNING)
+    statements = []
+    pool.world.records.write(lambda db: db.set_trace_callback(statements.append))
+    told = []
+    for progress in (10, 10, 5, 60, 60, 150, 150):
+        pool.world.builds.leases.held(job_id).progress_at = float("-inf")
+        await held.heartbeat("build", progress)
+        await pool.world.jobs.commit(lambda _: None)  # behind what it wrote down
+        told.append(pool.job(job_id).progress)
+    assert told == [10, 10, 10, 60, 60, 99, 99]
+    assert len([each for each in statements if each.startswith("UPDATE job SET progress")]) == 3
+
+
 async def test_slot_that_lost_its_lease_is_not_heard_any_more(pool) -> None:
     job_id = await pool.ask_for_build()
     hung = await pool.lease("slot-0")
