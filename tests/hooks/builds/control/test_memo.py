@@ -181,6 +181,18 @@ async def test_other_toolchain_builds_again(made) -> None:
     assert (await made.lease(toolchain=newer)).job_id == job_id
 
 
+async def test_build_that_waits_is_looked_up_anew_when_slots_build_with_something_else(
+    made,
+) -> None:
+    first = await made.make()
+    assert await made.lease(toolchain={**MACHINE, "node": "20.2.0"}, wait_s=0) is None
+    job_id = await made.ask("staging")
+    assert made.world.jobs.place(job_id) is not None, "nothing was built with that"
+    assert await made.lease(wait_s=0) is None
+    again = await made.answered(job_id)
+    assert again.result["artifact_id"] == first.result["artifact_id"]
+
+
 async def test_other_site_builds_for_itself(made, commit) -> None:
     await made.make()
     other = await made.world.site("other")

@@ -581,6 +581,26 @@ async def test_lease_that_its_slot_did_not_wait_for_is_anothers_at_once(pool) ->
     assert (pool.job(job_id).losses, pool.lines(job_id)) == (0, ["the builder was stopped"])
 
 
+async def test_build_that_is_canceled_before_its_lease_is_answered_is_not_leased(pool) -> None:
+    """As above: meanwhile it is over, and there is nothing to lease."""
+    pool.world.housekeeping.limits = replace(pool.world.housekeeping.limits, site_bytes_max=1 << 40)
+    loop, may_look = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    job_id = await pool.ask_for_build()
+    looking = loop.run_in_executor(None, may_look.wait)
+    leasing = asyncio.create_task(pool.world.builds.lease("slot-0", SOON_S))
+    async with asyncio.timeout(SOON_S / 2):
+        while pool.world.builds.leases.find(job_id) is None:
+            await asyncio.sleep(0.01)
+    try:
+        await pool.world.pipeline.cancel_job(job_id)
+    finally:
+        may_look.set()
+    await looking
+    assert await leasing is None
+    assert pool.job(job_id).status is JobStatus.CANCELED
+
+
 async def test_build_whose_start_could_not_be_written_down_waits_again_when_its_slot_goes(
     pool,
 ) -> None:
@@ -702,6 +722,25 @@ async def test_end_of_a_build_brings_its_last_lines_once(pool) -> None:
     await job.finish(msgspec.structs.replace(done(), log=last))
     assert pool.lines(job_id)[:3] == ["one", "two", "three"]
     assert pool.job(job_id).status is JobStatus.SUCCEEDED
+
+
+async def test_last_lines_of_a_build_come_after_its_start(pool) -> None:
+    job_id = await pool.ask_for_build()
+    may_write = threading.Event()
+    pool.world.records.submit(lambda _: may_write.wait(SOON_S))
+    job = await pool.lease()
+    last = LogBatch(0, tuple(log_lines("one")))
+    finishing = asyncio.create_task(job.finish(msgspec.structs.replace(done(), log=last)))
+    async with asyncio.timeout(SOON_S / 2):
+        while pool.world.builds.leases.held(job_id).finishing is None:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    may_write.set()
+    await finishing
+    entries = [item.entry for item in pool.world.jobs.joblogs.read(job_id)]
+    said = [each.line if isinstance(each, LogLine) else each.status for each in entries]
+    states = [JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED]
+    assert [each for each in said if each in ("one", *states)] == [*states[:2], "one", states[2]]
 
 
 async def test_contents_that_a_push_did_not_change_are_not_read_again(pool, commit) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import secrets
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -200,6 +201,31 @@ async def test_many_plain_commits_are_all_packed(plain) -> None:
     ended = [await plain.ended(job_id) for job_id in job_ids]
     assert {job.status for job in ended} == {JobStatus.SUCCEEDED}
     assert len({job.result["artifact_id"] for job in ended}) == 6
+
+
+async def test_two_plain_commits_are_packed_at_once_and_a_slot_helps_with_the_next(
+    tmp_path: Path, commit
+) -> None:
+    world = World.open(tmp_path, packs_plain=True)
+    site = Site(world, await world.site(), commit)
+    job_ids = []
+    for number in range(4):
+        site.commit({"index.html": b"%d" % number})
+        job_ids.append(await site.ask())
+    may_write = threading.Event()
+    world.records.submit(lambda _: may_write.wait(SOON_S))
+    try:
+        lease = await world.builds.lease("slot-0", SOON_S, toolchain=MACHINE)
+        world.builds.dispatcher.stir()
+        held = {running.job.id: running.slot for running in world.builds.leases}
+    finally:
+        may_write.set()
+    assert held == dict(zip(job_ids, (CONTROL, CONTROL, "slot-0"), strict=False))
+    assert lease is not None
+    assert lease.job_id == job_ids[2]
+    ended = [await site.ended(job_ids[number]) for number in (0, 1, 3)]
+    assert {job.status for job in ended} == {JobStatus.SUCCEEDED}
+    world.records.close()
 
 
 async def test_plain_commit_that_cannot_be_packed_fails_with_the_reason(plain) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hooks.builds.sources.originals import Originals, are_mapped_writes_shown
+from hooks.builds.sources.tree import UNCHANGED_BYTES_MAX, find_output
 
 TEXT = b"one and the same"
 
@@ -156,3 +157,27 @@ def test_files_that_were_taken_over_a_moment_ago_are_told_too(disk):
         second.take_over(first)
         second.seal(disk)
         assert second.has(b"file", path.stat())
+
+
+def test_files_of_which_there_are_too_many_to_be_named_are_sent_whole(disk, unpacked):
+    folder = "/".join("d" * 250 for _ in range(7))
+    names = [f"{folder}/{number:0250}" for number in range(UNCHANGED_BYTES_MAX // 2000 + 9)]
+    (disk / "app" / folder).mkdir(parents=True)
+    originals = Originals()
+    for name in names:
+        path = disk / "app" / name
+        path.write_bytes(TEXT)
+        originals.note(name.encode(), path.stat())
+    originals.seal(disk)
+    output = find_output(
+        disk / "app",
+        ".",
+        size_bytes_max=1 << 30,
+        is_shown=None,
+        is_stopped=lambda: False,
+        originals=originals,
+    )
+    named = [name.decode() for name in output.unchanged]
+    assert len(named) == UNCHANGED_BYTES_MAX // len(names[0]) < len(names)
+    sent = unpacked(b"".join(output.chunks()))
+    assert sorted([*named, *(name for name, file in sent.items() if file is not None)]) == names
