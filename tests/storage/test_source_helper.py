@@ -77,7 +77,7 @@ class Watched:
                 yield entry._replace(read=lambda entry=entry: self._noted(entry))
             else:
                 yield entry
-            self.helpers |= {pid for pid in children() if says(pid, "cmdline", PROGRAM)}
+            self.helpers |= helpers()
             if self._waits:
                 for pid in self.helpers:
                     wait_until(lambda pid=pid: is_waiting(pid))
@@ -85,6 +85,10 @@ class Watched:
     def _noted(self, entry: SourceFile) -> bytes | Iterator[bytes]:
         self.read.append(entry.path)
         return entry.read()
+
+
+def helpers() -> set[int]:
+    return {pid for pid in children() if says(pid, "cmdline", PROGRAM)}
 
 
 def children() -> list[int]:
@@ -104,7 +108,7 @@ def is_waiting(pid: int) -> bool:
     return not says(pid, "cmdline", PROGRAM) or says(pid, "syscall", b"0 0x0 ")
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
+def wait_until(is_so: Callable[[], object]) -> None:
     until = time.monotonic() + 120
     while not is_so():
         assert time.monotonic() < until
@@ -239,7 +243,8 @@ def test_killed_or_stopped_amid_a_tree_it_is_not_missed(
 
     def strike(path: bytes) -> None:
         if path == b"1/in/031":
-            hit.extend(pid for pid in children() if says(pid, "cmdline", PROGRAM))
+            wait_until(helpers)  # just begun, it has no command line for a moment: proc(5)
+            hit.extend(helpers())
             for pid in hit:
                 os.kill(pid, how)
 
