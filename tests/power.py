@@ -60,9 +60,20 @@ class Disk:
 
     def cut(self) -> Path:
         """Keep what reached the disk by now, and mount that."""
-        copy_image(self.image, self.folder / "kept")
+        self._copy_as_of_one_moment(self.folder / "kept")
         subprocess.run(["umount", "-l", self.folder / "on-disk"], check=True)
         return self.mount(self.folder / "kept")
+
+    def _copy_as_of_one_moment(self, target: Path) -> None:
+        """A power cut has one moment, and a copy takes a while: what the kernel writes meanwhile
+        might come without what it wrote before, and no filesystem would stand that.
+        """
+        for _ in range(100):
+            before = self.image.stat().st_mtime_ns
+            copy_image(self.image, target)
+            if self.image.stat().st_mtime_ns == before:
+                return
+        raise AssertionError("the disk is written to all the time")
 
     def end(self) -> None:
         for name in ("on-kept", "on-disk"):
