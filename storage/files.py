@@ -262,7 +262,8 @@ def begin_writing(fd: int, offset: int = 0, size_bytes: int = 0) -> None:
 
 
 def finish_writing(fd: int, offset: int, size_bytes: int) -> None:
-    """Wait until the disk has taken a part of a file, which is not durable for all that.
+    """Wait until the disk has taken a part of a file, which is not durable for all that. Does not
+    where the kernel has no such call, or keeps this process from it.
 
     Raises:
         OSError: It could not write something of the file. It says so once: a later fsync does not.
@@ -271,7 +272,8 @@ def finish_writing(fd: int, offset: int, size_bytes: int) -> None:
     """
     if _sync_range(fd, offset, size_bytes, _SYNC_FILE_RANGE_WRITE_AND_WAIT) != 0:
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "sync_file_range")
+        if code not in (errno.ENOSYS, errno.EPERM):
+            raise OSError(code, os.strerror(code), "sync_file_range")
 
 
 def _sync_range(fd: int, offset: int, size_bytes: int, flags: int) -> int:

@@ -234,6 +234,20 @@ def test_part_of_a_long_file_that_could_not_be_written_fails_the_ingest(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("refusal", ["ENOSYS", "EPERM"])
+def test_long_file_is_taken_in_where_no_part_of_it_can_be_waited_for(
+    shop_at, before: Path, scratch: Path, refusal: str
+) -> None:
+    shop = scratch / "shop"
+    shutil.copytree(before, shop, symlinks=True)
+    fault = f"inject=sync_file_range:error={refusal}"
+    done = ingesting(shop, LONG).run(scratch / "trace", "-e", "trace=sync_file_range", "-e", fault)
+    assert done.returncode == 0, done.stdout
+    assert refusal in (scratch / "trace").read_text()
+    expect_whole(shop_at, shop, recovers=False)
+
+
+@pytest.mark.timeout(300)
 def test_quota_of_the_filesystem_is_a_full_disk(shop_at, before: Path, scratch: Path) -> None:
     shop = scratch / "shop"
     shutil.copytree(before, shop, symlinks=True)
