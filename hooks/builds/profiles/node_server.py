@@ -39,7 +39,7 @@ _DEVELOPMENT_SERVER = re.compile(
 # Source: Next.js, "Static exports": `next start` ends with an error then.
 _NEXT_START = re.compile(r"\bnext start\b")
 _NEXT_EXPORT = re.compile(r"""^(?!\s*[/*]).*\boutput\s*:\s*["'`]export["'`]""", re.MULTILINE)
-_RUN = re.compile(r"\b(?:npm|pnpm|yarn) run ([\w:.-]+)")
+_RUN = re.compile(r"\b(?:npm run|(?:pnpm|yarn)(?: run)?) ([\w:.-]+)")
 # What starts several programs at once: one of them may be the server.
 _BESIDE = re.compile(r"\b(?:concurrently|npm-run-all|run-p)\b|(?<![&>])&(?!&)")
 _WORD = re.compile(r"[\w@./:-]+")
