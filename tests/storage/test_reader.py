@@ -438,6 +438,10 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "extra file at the root": (".hidden", lambda d: (d / ".hidden").write_text("x")),
     "extra in an empty folder": ("void/x", lambda d: (d / "void/x").mkdir()),
     "mode": ("a/page.html", lambda d: (d / "a/page.html").chmod(0o644)),
+    "pipe for an empty file": (
+        "empty",
+        lambda d: ((d / "empty").unlink(), os.mkfifo(d / "empty"), (d / "empty").chmod(0o444)),
+    ),
     "executable": ("empty", lambda d: (d / "empty").chmod(0o555)),
     "set-uid": ("a/run", lambda d: (d / "a/run").chmod(0o4555)),
     "folder mode": ("a", lambda d: (d / "a").chmod(0o777)),
@@ -468,6 +472,20 @@ def test_changed_release_folder_is_found_out(
     with pytest.raises(ArtifactCorruptError) as caught:
         verify_tree(dest, shop.verify(site).manifest)
     assert caught.value.path == path
+
+
+def test_folder_that_is_not_read_is_held_by_sizes_and_times(shop, site, tmp_path: Path) -> None:
+    manifest, page = shop.verify(site).manifest, tmp_path / "out/a/page.html"
+    shop.reader.materialise(shop.verify(site), tmp_path / "out")
+    flip(page)
+    verify_tree(tmp_path / "out", manifest, reads=False)
+    rewrite(page, b"hello!")
+    with pytest.raises(ArtifactCorruptError, match="its size"):
+        verify_tree(tmp_path / "out", manifest, reads=False)
+    rewrite(page, b"hello", is_hidden=False)
+    with pytest.raises(ArtifactCorruptError, match="was written to"):
+        verify_tree(tmp_path / "out", manifest, reads=False)
+    verify_tree(tmp_path / "out", manifest)
 
 
 def test_release_folder_that_is_gone_is_missing(shop, site, tmp_path: Path) -> None:
