@@ -137,6 +137,9 @@ REFUSED = {
     "fifo": archive(member("bad", type=tarfile.FIFOTYPE)),
     "character device": archive(member("bad", type=tarfile.CHRTYPE)),
     "block device": archive(member("bad", type=tarfile.BLKTYPE)),
+    "fifo with a target": archive(member("bad", type=tarfile.FIFOTYPE, linkname="a")),
+    "device with a target": archive(member("bad", type=tarfile.CHRTYPE, linkname="a")),
+    "unknown kind with a target": archive(member("bad", type=b"Z", linkname="a")),
     "set-uid": archive((member("bad", mode=0o4755), b"x")),
     "set-gid": archive((member("bad", mode=0o2755), b"x")),
     "sticky": archive((member("bad", mode=0o1755), b"x")),
@@ -271,6 +274,24 @@ def test_malformed_pax_header_is_refused(records: bytes) -> None:
     assert [*read(pax(b"9 path=a\n"))] == [b"a"]
     with pytest.raises(TreeInvalidError):
         read(pax(records))
+
+
+def test_size_in_a_pax_header_counts() -> None:
+    assert read(pax(b"9 size=3\n")[:-1024] + b"abc" + bytes(509 + 1024)) == {b"f": ("f", b"abc")}
+
+
+def test_header_of_a_header_is_bounded() -> None:
+    assert [*read(pax(b"%d comment=%s\n" % (60_000, b"c" * 59_985)))] == [b"f"]
+    with pytest.raises(TreeInvalidError, match="too long a header"):
+        read(pax(b"%d comment=%s\n" % (70_000, b"c" * 69_985)))
+
+
+def test_link_hides_no_entry_in_its_contents() -> None:
+    """Or another reader, which passes over them, would find another tree."""
+    link = member("link", type=tarfile.SYMTYPE, linkname="a")
+    hidden = plain(b"hidden", size=b"0" * 11 + b"\0")
+    with pytest.raises(TreeInvalidError, match="has contents"):
+        read(archive((link, hidden)))
 
 
 def test_header_for_all_entries_names_none() -> None:
