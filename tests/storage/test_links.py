@@ -71,6 +71,21 @@ def test_ordinary_links_are_all_followed() -> None:
     )
 
 
+@pytest.mark.parametrize(("count", "is_followed"), [(38, True), (39, True), (40, False)])
+def test_links_are_followed_through_as_many_as_the_kernel_follows(
+    tmp_path: Path, count: int, *, is_followed: bool
+) -> None:
+    # The last of them leads to the root; none of them leads out, and the way up behind them does.
+    chain = {f"d/{number}": str(number - 1) for number in range(1, count)}
+    links = {"m": f"d/{count - 1}/../outside", "d/0": "..", **chain}
+    (tmp_path / "outside").touch()
+    (tmp_path / "root" / "d").mkdir(parents=True)
+    for path, target in links.items():
+        (tmp_path / "root" / path).symlink_to(target)
+    assert (tmp_path / "root" / "m").exists() == is_followed
+    assert (first(links) is not None) == is_followed
+
+
 PARTS = st.sampled_from(["..", "a", "b", ".", "c"])
 TARGETS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
 
