@@ -70,18 +70,21 @@ def test_every_name_is_synced_before_the_records_count_on_it(scratch: Path) -> N
         assert f"<{folder}>" in happened[at:committed], folder
 
 
+def unpacking(scratch: Path, files: dict[str, bytes]) -> Child:
+    """A program that unpacks them to `release`, durably."""
+    shop = make_shop(scratch / "shop")
+    ingested = shop.ingest(files)
+    shop.records.close()
+    words = (str(ingested.digest), ingested.envelope_sha256, str(scratch / "release"))
+    return Child(Path(__file__).with_name("unpack_child.py"), (str(shop.store.layout.root), *words))
+
+
 @needs_strace
 @pytest.mark.parametrize("count", [3, 30])
 def test_unpacked_folder_is_synced_whole_before_it_has_its_name_and_that_after(
     scratch: Path, count: int
 ) -> None:
-    shop = make_shop(scratch / "shop")
-    ingested = shop.ingest({f"d{n}/f": b"%d" % n for n in range(count)})
-    shop.records.close()
-    words = (str(ingested.digest), ingested.envelope_sha256, str(scratch / "release"))
-    child = Child(
-        Path(__file__).with_name("unpack_child.py"), (str(shop.store.layout.root), *words)
-    )
+    child = unpacking(scratch, {f"d{n}/f": b"%d" % n for n in range(count)})
     trace = scratch / "trace"
     done = child.run(trace, "-y", "-e", "trace=fsync,syncfs,?rename,?renameat,?renameat2")
     assert done.returncode == 0, done.stdout
@@ -96,13 +99,7 @@ def test_unpacked_folder_is_synced_whole_before_it_has_its_name_and_that_after(
 
 @needs_strace
 def test_file_of_a_durable_unpacking_is_open_until_it_is_synced(scratch: Path) -> None:
-    shop = make_shop(scratch / "shop")
-    ingested = shop.ingest({"a": b"a", "d/b": b"b", "d/c*": b"c"})
-    shop.records.close()
-    words = (str(ingested.digest), ingested.envelope_sha256, str(scratch / "release"))
-    child = Child(
-        Path(__file__).with_name("unpack_child.py"), (str(shop.store.layout.root), *words)
-    )
+    child = unpacking(scratch, {"a": b"a", "d/b": b"b", "d/c*": b"c"})
     trace = scratch / "trace"
     done = child.run(trace, "-y", "-e", "trace=openat,close,fsync")
     assert done.returncode == 0, done.stdout
