@@ -292,7 +292,8 @@ def _large(folder: Path) -> list[str]:
     work.mkdir()
     for operation, step in steps:
         if isinstance(step, Ours) or is_here(step.tool):
-            _settle(folder, tree)
+            # The rates are those of programs, and what is long does not stay in memory.
+            _settle(folder, tree, work)
             found[operation, step.name].append(_take(step, work, tree, tree))
     print(f"\none file of {LARGE_BYTES >> 30} GiB: once, load {os.getloadavg()[0]:.1f}")
     _report(found)
