@@ -198,7 +198,7 @@ def outside(command: str, folder: Path) -> Iterator[None]:
             hog = subprocess.Popen(
                 ["chrt", "--idle", "0", "taskset", "-c", where, "sh", "-c", command],
                 cwd=scratch,
-                start_new_session=True,
+                process_group=0,  # and no session: it would have a share of its own (sched(7))
             )
             ending.callback(hog.wait)
             ending.callback(os.killpg, hog.pid, signal.SIGKILL)
