@@ -200,7 +200,7 @@ class Sandbox:
 
     def __init__(
         self,
-        those: Sandboxes,
+        sandboxes: Sandboxes,
         outer: Process,
         init: Init,
         status: Status,
@@ -208,7 +208,7 @@ class Sandbox:
         watch: Watch,
         group: Group | None,
     ) -> None:
-        self._those = those
+        self._sandboxes = sandboxes
         self._outer = outer
         self._init = init
         self._status = status
@@ -309,7 +309,7 @@ class Sandbox:
         """Take the watch's last word, and give the group back."""
         last = await asyncio.to_thread(self._watch.last_look, exit_status)
         self.exceeded = self.exceeded or last
-        self._those.end_group(self._group)
+        self._sandboxes.end_group(self._group)
 
 
 def _watch_for(spec: SandboxSpec, group: Group | None) -> Watch:
