@@ -186,6 +186,13 @@ def test_environment_of_the_parents_is_nowhere(in_sandbox, start_starter):
     assert "MINE=yes" in ran.output
 
 
+def test_environment_that_is_given_wins_over_the_usual_one(in_sandbox):
+    usual = in_sandbox("echo $PATH $LANG $TZ").output
+    assert usual == "/usr/local/bin:/usr/bin:/bin C.UTF-8 UTC\n"
+    given = in_sandbox("echo $PATH $LANG $TZ", environ={"PATH": "/app/bin:/bin", "TZ": "CET"})
+    assert given.output == "/app/bin:/bin C.UTF-8 CET\n"
+
+
 def test_values_of_the_environment_are_not_on_any_command_line(in_sandbox):
     ran = in_sandbox("cat /proc/1/cmdline | tr '\\0' ' '", environ={"TOKEN": "hushhush"})
     assert "bwrap" in ran.output
