@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -181,7 +182,7 @@ def test_limits_of_each_process_are_set_beside_those_of_all(request, limited):
         assert found[4:] == [{"100"}, {f"{300 * MiB}"}]
 
 
-@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
+@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm", "~"])
 def test_files_in_memory_count_as_memory(limited, folder):
     ran = limited(
         f"head -c 150000000 /dev/zero > {folder}/x; sleep 20",
@@ -406,6 +407,42 @@ def test_program_that_the_machine_replaces_while_it_runs_hides_nothing(limited, 
     assert (ran.output, ran.exceeded) == ("fine\n", None)
 
 
+def test_what_it_may_only_read_is_not_what_it_takes_of_the_disk(limited, open_dir):
+    shown = open_dir / "shown"
+    shown.mkdir()
+    (shown / "large").write_bytes(bytes(12 * MiB))
+    ran = limited("exit 3", more_binds=[[str(shown), "/opt/shown", False]], disk_bytes=8 * MiB)
+    assert (ran.status, ran.exceeded) == (3, None)
+
+
+def test_sandbox_that_nobody_can_watch_any_more_does_not_run_on(
+    start_sandboxed, own_dir, alive, gone
+):
+    """Its folder has gone: what it takes of the disk cannot be seen."""
+    command, limits = "sleep 4825", {"disk_bytes": 8 * MiB}
+    binds = [[str(own_dir), APP_DIR, True]]
+    start_sandboxed(command, way="watching", binds=binds, limits=limits, is_background=True)
+    while not alive("4825"):
+        time.sleep(0.01)
+    own_dir.rmdir()
+    gone("4825")
+
+
+def test_sessions_of_a_program_in_the_background_come_last_without_groups(
+    in_sandbox, watching_runner
+):
+    """The kernel shares the processor between sessions: the program may lead many."""
+    if not Path("/proc/self/autogroup").exists():
+        pytest.skip("this kernel knows no sessions")
+    for is_background, nice in ((False, "0"), (True, "19")):
+        ran = in_sandbox(
+            "setsid sh -c 'sleep 2; cat /proc/self/autogroup'",
+            starter=watching_runner,
+            is_background=is_background,
+        )
+        assert ran.output.split()[1:] == ["nice", nice]
+
+
 def test_disk_that_was_too_much_only_at_the_end_is_told_too(limited):
     ran = limited("seq 3000 | xargs touch; exit 3", disk_bytes=8 * MiB)
     assert ran.exceeded == Limit.DISK
@@ -574,7 +611,7 @@ def test_full_tmp_is_named(limited):
     assert ran.exceeded == Limit.TMP
 
 
-@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
+@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm", "~"])
 @pytest.mark.parametrize("rest", ["", "; exit 0"])
 def test_tmp_that_ends_a_program_as_it_gets_full_is_named(limited, folder, rest):
     ran = limited(f"sleep 0.5; head -c 9000000 /dev/zero > {folder}/x{rest}", tmp_bytes=4 * MiB)
