@@ -20,6 +20,7 @@ StorageError
 ├── TreeError                 a tree offered for ingest cannot become an artifact
 │   ├── TreeInvalidError      it holds what no artifact may hold
 │   └── TreeTooLargeError     it is beyond a limit
+│       └── TreeBytesError        that of the bytes of all its files together
 └── ArtifactError             a stored artifact may not be used
     ├── ArtifactMissingError  a part of it is not there
     ├── ArtifactCorruptError  a part of it is not what its digest says
@@ -136,6 +137,10 @@ class TreeInvalidError(TreeError):
 
 class TreeTooLargeError(TreeError):
     """The tree has too many files or bytes."""
+
+
+class TreeBytesError(TreeTooLargeError):
+    """The files of the tree have more bytes together than they may: a bound that callers set."""
 
 
 class ArtifactError(StorageError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from storage.digest import Digest
-from storage.errors import TreeInvalidError, TreeTooLargeError
+from storage.errors import TreeBytesError, TreeInvalidError, TreeTooLargeError
 from storage.links import escaping_link
 from storage.manifest import (
     DEPTH_MAX,
@@ -121,7 +121,8 @@ class Draft:
 
         Raises:
             TreeInvalidError: Its name or target may not be, or the name stands twice.
-            TreeTooLargeError: The tree goes beyond the limits with it.
+            TreeTooLargeError: The tree goes beyond the limits with it; `TreeBytesError` by the
+                bytes of all files.
         """
         path = entry.path
         check_path(path)
@@ -173,7 +174,7 @@ class Draft:
                 entry.path, f"the file is larger than {limits.file_bytes_max} bytes"
             )
         if self._size_bytes > limits.size_bytes_max:
-            raise TreeTooLargeError(
+            raise TreeBytesError(
                 b"", f"the files are larger than {limits.size_bytes_max} bytes together"
             )
         if self._files > self._files_max:

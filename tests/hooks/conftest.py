@@ -79,6 +79,7 @@ class World:
         *,
         site_bytes_max: int = 0,
         packs_plain: bool = False,
+        output_bytes_max: int = 2 << 30,
         scrubs: bool = False,
     ) -> World:
         """`packs_plain`: as the server does; without it each build is for a slot. `scrubs`: as the
@@ -98,7 +99,7 @@ class World:
         variables = Variables(jobs, Vault.open(root / "keys", may_create=True))
         configs = Configs(variables)
         (root / "tmp").mkdir(exist_ok=True)
-        limits = BuildLimits(lease_s=0.8)
+        limits = BuildLimits(lease_s=0.8, output_bytes_max=output_bytes_max)
         readable: set[str] = set()
         submodules = Submodules(
             records,

@@ -135,7 +135,10 @@ class Course:
         """Begin to end a build that its slot did not end in time."""
         log.warning("build_overdue", job_id=running.job.id, slot=running.slot)
         limit_s = self._leases.limits.timeout_s
-        message = f"The build did not end within {limit_s} s, and its builder did not end it."
+        message = (
+            f"time: the build took longer than {limit_s:,} s (builders.timeout_s), and its builder"
+            " did not end it."
+        )
 
         async def fail() -> None:
             raise BuildFailedError("build.timed_out", message)

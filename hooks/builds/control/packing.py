@@ -24,7 +24,7 @@ from hooks.builds.errors import BuildFailedError, BuildOverError
 from hooks.builds.profiles.toolchain import toolchain_digest
 from hooks.builds.sources.files import SourceFiles
 from hooks.builds.sources.sources import Sources
-from hooks.builds.sources.tree import OUTPUT_TOO_LARGE
+from hooks.builds.sources.tree import OUTPUT_TOO_LARGE, output_too_large
 from hooks.builds.wire import Finish
 from hooks.clock import rfc3339
 from hooks.housekeeping import quota_message
@@ -33,7 +33,7 @@ from hooks.jobs import Jobs
 from hooks.variables import Variables
 from storage.artifacts import ArtifactStore, Ingested
 from storage.envelope import Envelope
-from storage.errors import QuotaExceededError, TreeTooLargeError
+from storage.errors import QuotaExceededError, TreeBytesError, TreeTooLargeError
 from storage.manifest import Manifest
 from storage.model import Attestation, Build, PushPolicy
 from storage.provenance import (
@@ -53,6 +53,7 @@ log = structlog.get_logger(__name__)
 
 PACK = "pack"  # the stages that are control's own
 MEMO = "memo"
+NOT_COMPARED = "not compared: no earlier build of the same inputs has an artifact that is kept"
 
 
 class Packer:
@@ -139,6 +140,8 @@ class Packer:
             await self._say_whether_equal(build, kept, before)
         except BuildOverError:
             return
+        except TreeBytesError as error:
+            raise output_too_large(self._size_bytes_max) from error
         except TreeTooLargeError as error:
             raise BuildFailedError(OUTPUT_TOO_LARGE, f"output: {error}.") from error
         finally:
@@ -270,7 +273,10 @@ class Packer:
     async def _say_whether_equal(
         self, build: Build, kept: Ingested, before: Attestation | None
     ) -> None:
+        if not build.clean:
+            return
         if before is None:
+            self._jobs.log.add(build.job_id, [NOT_COMPARED], stage=PACK)
             return
         try:
             said = await asyncio.to_thread(compared, self._store, self._records, kept, before)

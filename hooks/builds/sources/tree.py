@@ -271,11 +271,16 @@ class _Unchanged:
 
 def _check_size(size_bytes: int, size_bytes_max: int) -> None:
     if size_bytes > size_bytes_max:
-        raise BuildFailedError(
-            OUTPUT_TOO_LARGE,
-            f"output: its files are larger than {in_units(size_bytes_max)} together"
-            " (builders.output_bytes_max).",
-        )
+        raise output_too_large(size_bytes_max)
+
+
+def output_too_large(size_bytes_max: int) -> BuildFailedError:
+    """Return what says that an output has more bytes than it may."""
+    return BuildFailedError(
+        OUTPUT_TOO_LARGE,
+        f"output: its files are larger than {in_units(size_bytes_max)} together"
+        " (builders.output_bytes_max).",
+    )
 
 
 def filled_folder(tree: Path, folders: Sequence[str]) -> str:

@@ -209,6 +209,17 @@ async def test_clean_build_is_built_and_found_identical(made) -> None:
     ]
 
 
+async def test_clean_build_of_what_was_not_built_before_says_that_it_compared_nothing(
+    made, commit
+) -> None:
+    said = ["not compared: no earlier build of the same inputs has an artifact that is kept"]
+    assert made.lines(await made.make(clean=True)) == said
+    commit(made.world.repositories.path(made.site.id), {"index.html": b"two"})
+    assert made.lines(await made.make()) == [], "nobody asked"
+    commit(made.world.repositories.path(made.site.id), {"index.html": b"three"})
+    assert made.lines(await made.make(clean=True)) == said
+
+
 async def test_clean_build_that_differs_names_the_files_and_counts_from_then_on(
     made, commit
 ) -> None:

@@ -513,7 +513,9 @@ async def test_build_whose_slot_does_not_end_it_in_time_fails(pool) -> None:
     held = await pool.lease()
     with pytest.raises(LeaseLostError):
         await held.heartbeat("build", 10, 300.0)
-    assert pool.job(job_id).error.code == "build.timed_out"
+    error = pool.job(job_id).error
+    assert error.code == "build.timed_out"
+    assert error.message.startswith("time: the build took longer than 0 s (builders.timeout_s)")
 
 
 async def test_stop_of_the_server_with_its_slots_queues_their_builds_again(pool) -> None:

@@ -152,6 +152,22 @@ async def test_next_commit_is_packed_as_it_is_and_not_as_it_was(plain) -> None:
     assert second.result["artifact_id"] != first.result["artifact_id"]
 
 
+async def test_plain_commit_of_too_many_bytes_is_told_the_bound_and_its_setting(
+    tmp_path: Path, commit
+) -> None:
+    world = World.open(tmp_path, packs_plain=True, output_bytes_max=1 << 20)
+    site = Site(world, await world.site(), commit)
+    assert await world.builds.lease("slot-0", 0, toolchain=MACHINE) is None
+    site.commit({"index.html": bytes(1 << 20)})
+    assert (await site.ended(await site.ask())).status is JobStatus.SUCCEEDED
+    site.commit({"index.html": bytes(1 << 20), "one.txt": b"1"})
+    job = await site.ended(await site.ask())
+    assert job.error.code == "build.output_too_large"
+    said = "output: its files are larger than 1 MiB together (builders.output_bytes_max)."
+    assert job.error.message == said
+    world.records.close()
+
+
 async def test_a_folder_known_by_one_path_is_not_taken_for_another(plain) -> None:
     plain.commit({"index.html": b"one", "a/x.css": b"x"})
     await plain.ended(await plain.ask())
