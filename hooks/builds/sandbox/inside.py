@@ -72,6 +72,10 @@ class Inside:
         for fd in (self._proc, *self._in_memory):
             os.close(fd)
 
+    def count(self) -> int:
+        """Return how many processes there are."""
+        return len(self._pids())
+
     def processes(self) -> list[ProcessUse]:
         found = []
         for pid in self._pids():
@@ -129,23 +133,16 @@ class Inside:
                     return True
         return any(map(self._has_files_waiting, self._sockets()))
 
-    def put_last(self, pid: int) -> bool:
-        """Let the session of a process have the processor after others; False: ask again later.
+    def put_last(self, pid: int) -> None:
+        """Let the session of a process have the processor after others.
 
         Without control groups the kernel shares the processor between sessions, and what `nice`
-        says counts inside one alone. Of all users that are not root it does so ten times a second.
-        Source: sched(7), "The autogroup feature"; proc_sched_autogroup_set_nice in the kernel's
-        kernel/sched/autogroup.c.
+        says counts inside one alone. Source: sched(7), "The autogroup feature".
         """
-        try:
+        with contextlib.suppress(OSError):
             fd = os.open(f"{pid}/autogroup", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._proc)
-            with _closed_after(fd):
-                os.write(fd, _LAST)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # it has ended, or this kernel knows no sessions
-        return True
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                file.write(_LAST)
 
     def _pids(self) -> list[int]:
         with os.scandir(self._proc) as entries:

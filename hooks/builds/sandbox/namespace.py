@@ -54,6 +54,11 @@ class Init:
             return False
         return True
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was seen to have ended, by the loop that runs."""
+        return self._gone.is_set()
+
     async def gone(self) -> None:
         await self._gone.wait()
 

@@ -35,6 +35,7 @@ from hooks.process import Process, adopt_orphans
 BWRAP = Path("/usr/bin/bwrap")
 ENV = "/usr/bin/env"
 SPARE_CPU_S = 2  # what the kernel lets through, for the watch to see that it is too much
+SPARE_MEMORY_BYTES = 1 << 30  # likewise: more than a program takes between two looks
 NO_CORE_BYTES = 1  # not 0: with that the kernel still starts a program that takes core dumps
 BACKGROUND_NICE = 10
 BACKGROUND_OOM_SCORE = 500  # of 1000: when the machine's memory runs out, it is ended first
@@ -145,6 +146,8 @@ class Sandboxes:
                 what = "listen inside the sandbox"
                 if spec.listen_port is not None:
                     sandbox.listener = listen_inside(init.pid, spec.listen_port)
+                what = "look into the sandbox"
+                await watch.look_inside(init)
         except (ProcessLookupError, FileNotFoundError):
             pass  # it has ended meanwhile: `wait` says why
         except OSError as error:
@@ -217,6 +220,10 @@ class Sandbox:
         self._watching: asyncio.Task[None] | None = None
         self._looking_back: asyncio.Task[None] | None = None
         self._was_killed = False
+        self.refuses_memory = group is None
+        """Whether the kernel refuses memory to a program that wants far too much, and so ends none:
+        the program itself may end, by an error that no limit is told by.
+        """
         self.exceeded: Limit | None = None
         """The limit that it was ended for, or that it ran into. Known once `wait` has returned."""
 
@@ -367,7 +374,8 @@ def _limit(pid: int, spec: SandboxSpec, *, has_group: bool) -> None:
     }
     if not has_group:  # twice as many processes, for the watch to see that they are too many
         wanted[resource.RLIMIT_NPROC] = 2 * limits.process_count
-        wanted[resource.RLIMIT_DATA] = limits.memory_bytes
+        spare_bytes = SPARE_MEMORY_BYTES if limits.is_strict else 0
+        wanted[resource.RLIMIT_DATA] = limits.memory_bytes + spare_bytes
     for kind, value in wanted.items():
         if value is not None:
             hard = resource.getrlimit(kind)[1]

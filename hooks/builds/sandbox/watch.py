@@ -27,13 +27,19 @@ from hooks.builds.sandbox.namespace import Init
 BACKGROUND_EVERY_S = 0.1
 EVERY_S = 1.0
 REFUSALS_EVERY_S = 0.02
-REST_PER_LOOK = 9  # it rests so many times as long as a look took
+SET_UP_EVERY_S = 0.001  # how often it looks whether bubblewrap has set all up ...
+SET_UP_S_MAX = 2.0  # ... and for how long a program is kept waiting for that
+REST_PER_LOOK = 9  # it rests so many times as long as a look took of the processor, or of the disk
 WALK_EVERY_S = 2.0  # through the files, even when the disk seems to have lost nothing
 _TOO_LARGE_STATUS = 128 + signal.SIGXFSZ
 
 
 class Watch:
-    """Watches one sandbox. `run` it as a task, and `end` it when the sandbox has ended."""
+    """Watches one sandbox.
+
+    Let it `look_inside` before the program begins, `run` it as a task from then on, and `end` it
+    when the sandbox has ended.
+    """
 
     def __init__(
         self,
@@ -54,10 +60,25 @@ class Watch:
         self._inside: Inside | None = None
         self.cpu_s = 0.0
         """The processor time that was seen to be used."""
+        self._looked_s = 0.0  # of the processor, by the last look; not with the walk through files
         self._sessions: set[int] = set()
         self._is_ended = False
         self._is_woken = asyncio.Event()  # it has ended, or was refused a process
         self._stopped = threading.Event()
+
+    async def look_inside(self, init: Init) -> None:
+        """Return once it sees the folders that are in memory, of a sandbox that is to be strict.
+
+        Who fills one and ends before the first look would not be told why: with the sandbox its
+        folders are gone. bubblewrap does not say when it has made them.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SET_UP_S_MAX
+        while self._limits.is_strict and not init.is_gone and loop.time() < until:
+            self._inside = Inside.open(init, self._in_memory)
+            if self._inside is not None:
+                return
+            await asyncio.sleep(SET_UP_EVERY_S)
 
     async def run(self, init: Init) -> Limit | None:
         """Return the limit that was exceeded, or None once `end` is called.
@@ -79,7 +100,6 @@ class Watch:
                 refusals.close()
 
     async def _watch(self, init: Init) -> Limit | None:
-        loop = asyncio.get_running_loop()
         pause_s = self._every_s
         while True:
             with contextlib.suppress(TimeoutError):
@@ -90,16 +110,10 @@ class Watch:
                 self._is_woken.clear()
                 if exceeded := self._in_group():
                     return exceeded
-            began, walked_s = loop.time(), self._walked_s()
             exceeded = await asyncio.to_thread(self._look, init)
             if exceeded is not None:
                 return exceeded
-            # What the disk has left is looked at on time, however long a walk through it took.
-            took_s = loop.time() - began - (self._walked_s() - walked_s)
-            pause_s = max(self._every_s, REST_PER_LOOK * took_s)
-
-    def _walked_s(self) -> float:
-        return self._disk.walked_s if self._disk is not None else 0.0
+            pause_s = max(self._every_s, REST_PER_LOOK * self._looked_s)
 
     def end(self) -> None:
         """Let `run` return."""
@@ -124,6 +138,16 @@ class Watch:
         return exceeded
 
     def _look(self, init: Init) -> Limit | None:
+        # Of its own time it rests, and not of what a bomb lets it wait: or it would look once in
+        # minutes. What the disk has left is looked at on time, however long a walk through it took.
+        began = time.thread_time()
+        exceeded = self._look_at_use(init)
+        self._looked_s = time.thread_time() - began
+        if exceeded is None and self._disk is not None:
+            exceeded = self._disk.look(self._inside, self._stopped)
+        return exceeded
+
+    def _look_at_use(self, init: Init) -> Limit | None:
         if self._inside is None:
             self._inside = Inside.open(init, self._in_memory)
         exceeded = None
@@ -133,8 +157,6 @@ class Watch:
             exceeded = self._among_processes(self._inside)
         if exceeded is None and self._has_full_folder():
             exceeded = Limit.TMP
-        if exceeded is None and self._disk is not None:
-            exceeded = self._disk.look(self._inside, self._stopped)
         return exceeded
 
     def _has_full_folder(self) -> bool:
@@ -156,19 +178,26 @@ class Watch:
         return Limit.CPU if self._is_too_long() else None
 
     def _among_processes(self, inside: Inside) -> Limit | None:
+        # Counted before they are looked at, of which a bomb makes more than can be looked at soon;
+        # and the closer look at their memory waits for each that is just being forked.
+        if self._are_too_many(inside.count()):
+            return Limit.PROCESSES
         processes = inside.processes()
         self._put_last(inside, processes)
+        if self._are_too_many(sum(each.thread_count for each in processes)):
+            return Limit.PROCESSES
         files = inside.memory_files_bytes() + self._unnamed_in_memory(inside)
         if sum(each.memory_bytes for each in processes) + files > self._limits.memory_bytes:
             # What processes share was counted for each of them: look again, closer.
             private, shared = inside.shared_out_bytes()
             if private + max(shared, files) > self._limits.memory_bytes:
                 return Limit.MEMORY
-        count = sum(each.thread_count for each in processes)
-        if count > self._limits.process_count + 1 and self._limits.is_strict:
-            return Limit.PROCESSES
         self._count_cpu(processes)
         return Limit.CPU if self._is_too_long() else None
+
+    def _are_too_many(self, count: int) -> bool:
+        """Say so of processes or threads, bubblewrap's own one beside them."""
+        return self._limits.is_strict and count > self._limits.process_count + 1
 
     def _count_cpu(self, processes: Sequence[ProcessUse]) -> None:
         self.cpu_s = max(self.cpu_s, sum(each.cpu_s for each in processes))
@@ -184,9 +213,8 @@ class Watch:
         if self._is_background:
             for each in processes:
                 if each.session not in self._sessions:
-                    if not inside.put_last(each.pid):
-                        break
                     self._sessions.add(each.session)
+                    inside.put_last(each.pid)
 
 
 class _Refusals:
@@ -235,8 +263,6 @@ class _DiskWatch:
         self._rest_until = 0.0
         self._free_at = 0.0
         self._is_short = False
-        self.walked_s = 0.0
-        """How long it has walked through files, of which it rests by itself."""
 
     def look(self, inside: Inside | None, stopped: threading.Event) -> Limit | None:
         if short := self._shortage():
@@ -305,7 +331,6 @@ class _DiskWatch:
             if found.size_bytes <= enough < lost and inside.may_hide_files(self._names):
                 found.is_whole = False
         ended = time.monotonic()
-        self.walked_s += ended - began
         self._rest_until = ended + REST_PER_LOOK * (ended - began)
         self._walk_at = self._rest_until + WALK_EVERY_S
         return found

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,8 @@ T = TypeVar("T")
 TAIL_LINE_CHARS = 300
 PROBLEMS_SHOWN_MAX = 5
 NOTHING = Given()
+# What programs say that end because they are refused memory, in the words of their languages.
+_REFUSED_MEMORY = re.compile(r"MemoryError|annot allocate|bad_alloc|ENOMEM")
 _EXIT_HINTS = {
     126: "the shell may not execute the command",
     127: "the shell did not find the command: builds have the programs below /usr",
@@ -228,8 +231,11 @@ async def run_step(
     finally:
         await sandbox.close()
         lines.end()
-    if sandbox.exceeded is not None:
-        message = explain(sandbox.exceeded, build_limits, who="the build", section="builders")
+    limit = sandbox.exceeded
+    if limit is None and exit_status and sandbox.refuses_memory:
+        limit = Limit.MEMORY if any(map(_REFUSED_MEMORY.search, lines.tail)) else None
+    if limit is not None:
+        message = explain(limit, build_limits, who="the build", section="builders")
         raise BuildFailedError(LIMIT_EXCEEDED, _with_tail(f"{message}.", lines.tail))
     if exit_status != 0:
         raise _command_failed(step, exit_status, lines, network.problems)

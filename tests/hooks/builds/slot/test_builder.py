@@ -274,7 +274,10 @@ async def test_build_that_takes_too_long_is_ended_with_all_its_processes(control
     job = await control.build(
         site("echo begun; setsid sleep 4711 & nohup setsid sleep 4711 & sleep 4711"), timeout_s=3
     )
-    assert job.outcome["error"]["code"] == "build.timed_out"
+    error = job.outcome["error"]
+    assert error["code"] == "build.timed_out"
+    assert error["message"] == "time: the build took longer than 3 s (builders.timeout_s)."
+    assert job.text[-1] == error["message"]
     assert "begun" in job.text
     gone("4711", timeout_s=0)
     await slot.cleaned()
@@ -736,6 +739,24 @@ async def test_without_bubblewrap_nothing_is_run_and_the_operator_is_told_what_t
     assert job.output is None
     job = await control.build({"index.html": b"<p>"})
     assert job.outcome["status"] == "succeeded", "that runs nothing"
+
+
+WITHOUT_GROUPS = ("sh", "-c", 'mount -t tmpfs none /sys/fs/cgroup && exec "$0" "$@"')
+
+
+@pytest.mark.root
+async def test_memory_that_a_build_is_refused_without_control_groups_is_told_as_the_limit(
+    control, start_slot
+):
+    start_slot(through=("unshare", "--mount", *WITHOUT_GROUPS))
+    limits = {"memory_bytes_max": 64 << 20}
+    for wanted in ("bytes(4 << 30)", "[b'1' * (1 << 20) for _ in range(1000)]"):
+        job = await control.build(site(f'python3 -c "x = {wanted}"'), limits=limits)
+        said = "memory: the build used more than 64 MiB (builders.memory_bytes_max)."
+        assert job.outcome["error"]["code"] == "build.limit_exceeded", job.outcome
+        assert job.outcome["error"]["message"].splitlines()[0] == said
+    job = await control.build(site("echo MemoryError; mkdir dist; echo > dist/a"), limits=limits)
+    assert job.outcome["status"] == "succeeded", job.outcome
 
 
 async def test_two_slots_share_the_work(control, start_slot):
