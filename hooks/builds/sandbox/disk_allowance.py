@@ -131,13 +131,6 @@ class Spool:
             self._allowance.check(self._size_bytes, len(chunk))
             self._file.write(chunk)
 
-    def clear(self) -> None:
-        """Begin anew."""
-        with self._mapped_errors():
-            self._file.seek(0)
-            self._file.truncate()
-        self._size_bytes = 0
-
     def content(self) -> BinaryIO:
         """Return the file, at its start."""
         with self._mapped_errors():

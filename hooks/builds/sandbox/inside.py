@@ -133,16 +133,23 @@ class Inside:
                     return True
         return any(map(self._has_files_waiting, self._sockets()))
 
-    def put_last(self, pid: int) -> None:
-        """Let the session of a process have the processor after others.
+    def put_last(self, pid: int) -> bool:
+        """Let the session of a process have the processor after others; False: ask again later.
 
         Without control groups the kernel shares the processor between sessions, and what `nice`
-        says counts inside one alone. Source: sched(7), "The autogroup feature".
+        says counts inside one alone. Of all users that are not root it does so ten times a second.
+        Source: sched(7), "The autogroup feature"; proc_sched_autogroup_set_nice in the kernel's
+        kernel/sched/autogroup.c.
         """
-        with contextlib.suppress(OSError):
+        try:
             fd = os.open(f"{pid}/autogroup", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._proc)
-            with os.fdopen(fd, "wb", buffering=0) as file:
-                file.write(_LAST)
+            with _closed_after(fd):
+                os.write(fd, _LAST)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # it has ended, or this kernel knows no sessions
+        return True
 
     def _pids(self) -> list[int]:
         with os.scandir(self._proc) as entries:

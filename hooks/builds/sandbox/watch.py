@@ -213,8 +213,9 @@ class Watch:
         if self._is_background:
             for each in processes:
                 if each.session not in self._sessions:
+                    if not inside.put_last(each.pid):
+                        break
                     self._sessions.add(each.session)
-                    inside.put_last(each.pid)
 
 
 class _Refusals:

@@ -147,8 +147,8 @@ def start_starter():
 def start_sandboxed(start_starter):
     """Start a sandbox and return the process that started it, both still running."""
 
-    def start(command, **rest):
-        process = start_starter()
+    def start(command, *, way="groups", **rest):
+        process = start_starter(way=way)
         process.stdin.write(order_for(command, **rest))
         process.stdin.flush()
         return process

@@ -17,6 +17,7 @@ from hooks.builds.profiles.managed_toml import Profile
 from hooks.builds.profiles.plan import Plan, Step, StepName
 from hooks.builds.sandbox.disk_allowance import DiskAllowance
 from hooks.builds.sandbox.limits import Limits
+from hooks.builds.sources.tree import StoppedError
 from hooks.builds.wire import CacheRequest, RunCommands
 from storage.digest import Digest
 from storage.errors import ArtifactCorruptError, ArtifactMissingError, TreeTooLargeError
@@ -157,6 +158,30 @@ def test_other_version_of_a_client_is_another_key_and_of_another_program_is_none
     assert key(tmp_path, tools={**TOOLS, "go": "1.23"}) == before
 
 
+def test_lock_file_that_is_a_link_counts_as_none(tmp_path) -> None:
+    """It would have the slot read what lies elsewhere on its machine."""
+    (tmp_path / "package.json").write_text("{}")
+    before = key(tmp_path)
+    (tmp_path / "elsewhere").write_text("{}")
+    (tmp_path / "package-lock.json").symlink_to(tmp_path / "elsewhere")
+    assert key(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["package.json", "pyproject.toml", "composer.json"])
+def test_what_a_lock_file_would_stand_for_counts_without_one_and_not_beside_it(
+    tmp_path, name
+) -> None:
+    keys = []
+    for has_lock in (False, True):
+        if has_lock:
+            (tmp_path / "uv.lock").write_text("")
+        for text in ("1", "2"):
+            (tmp_path / name).write_text(text)
+            keys.append(key(tmp_path))
+    assert changes(keys[0], keys[1]) == f"{name} changed"
+    assert keys[2] == keys[3]
+
+
 def test_other_folders_to_keep_are_another_key(tmp_path) -> None:
     before = key(tmp_path)
     assert changes(before, key(tmp_path, cache=("a", "b"))) == "cache folders changed"
@@ -181,10 +206,44 @@ def test_what_is_no_folder_in_a_cache_does_not_come_back(tmp_path, packed) -> No
     home, tree = tmp_path / "home", tmp_path / "tree"
     home.mkdir()
     tree.mkdir()
-    tar = packed({"app/node_modules": "../../outside", "app/web/.next/cache": b"a file"})
-    _put_back(tar, tmp_path / "scratch", home, tree)
-    assert not os.path.lexists(tree / "node_modules")
-    assert not os.path.lexists(tree / "web/.next/cache")
+    for number, link in enumerate(("../../outside", "real")):
+        kept = {"app/real/a": b"1", "app/node_modules": link, "app/web/.next/cache": b"a file"}
+        _put_back(packed(kept), tmp_path / f"scratch-{number}", home, tree)
+        assert not os.path.lexists(tree / "node_modules")
+        assert not os.path.lexists(tree / "web/.next/cache")
+
+
+def test_pointer_of_lfs_in_a_cache_is_a_file_as_any(tmp_path, packed) -> None:
+    """A package may have one among its own files: a cache with it was of no use any more."""
+    home, tree = tmp_path / "home", tmp_path / "tree"
+    home.mkdir()
+    tree.mkdir()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 9\n" % (b"0" * 64)
+    _put_back(packed({"app/node_modules/a": pointer}), tmp_path / "scratch", home, tree)
+    assert (tree / "node_modules/a").read_bytes() == pointer
+
+
+def test_folders_of_all_clients_and_of_the_site_are_kept_each_once(tmp_path) -> None:
+    home, tree = tmp_path / "home", tmp_path / "tree"
+    of_clients = (
+        *(".cache", ".npm/_cacache", ".local/share/pnpm/store", ".yarn/berry/cache"),
+        ".composer/cache",
+    )
+    for folder in of_clients:
+        (home / folder).mkdir(parents=True)
+        (home / folder / "x").write_bytes(b"1")
+    for folder in ("a", "a/b", "ab"):
+        (tree / folder).mkdir(parents=True)
+        (tree / folder / "x").write_bytes(b"1")
+    plan = replace(PLAN, cache=("a/b", "a", "ab"))
+    gathered = dependencies.gather(
+        home, tree, plan, size_bytes_max=1 << 20, is_stopped=lambda: False
+    )
+    paths = [os.fsdecode(entry.path) for entry in gathered.entries]
+    files = {f"home/{folder}/x" for folder in of_clients} | {"app/a/x", "app/a/b/x", "app/ab/x"}
+    assert {path for path in paths if path.endswith("/x")} == files
+    assert len(paths) == len(set(paths))
+    assert (gathered.files, gathered.size_bytes) == (8, 8)
 
 
 def _put_back(tar, scratch, home, tree):
@@ -229,6 +288,37 @@ def _gather(home, tree, size_bytes_max=1 << 20):
     )
 
 
+def test_many_links_that_lead_elsewhere_take_all_links_with_them(tmp_path) -> None:
+    cache = tmp_path / "home/.cache"
+    cache.mkdir(parents=True)
+    (cache / "good").write_bytes(b"1")
+    (cache / "inside").symlink_to("good")
+    for number in range(110):
+        (cache / f"up{number:03}").symlink_to("../../../x")
+    gathered = _gather(tmp_path / "home", tmp_path)
+    assert [entry.path for entry in gathered.entries] == [b"home/.cache/good"]
+    assert gathered.left_out[-1] == "all links: too many of them lead elsewhere"
+
+
+def test_links_to_programs_of_the_machine_are_kept(tmp_path) -> None:
+    """As those of virtual environments are: they lead to the same program in each sandbox."""
+    cache = tmp_path / "home/.cache"
+    cache.mkdir(parents=True)
+    (cache / "python3").symlink_to("/usr/bin/python3")
+    assert [entry.path for entry in _gather(tmp_path / "home", tmp_path).entries] == [
+        b"home/.cache/python3"
+    ]
+
+
+def test_gathering_stops_when_it_is_told_to(tmp_path) -> None:
+    (tmp_path / "home/.cache").mkdir(parents=True)
+    (tmp_path / "home/.cache/a").write_bytes(b"1")
+    with pytest.raises(StoppedError):
+        dependencies.gather(
+            tmp_path / "home", tmp_path, PLAN, size_bytes_max=1 << 20, is_stopped=lambda: True
+        )
+
+
 def test_more_than_may_be_kept_is_refused(tmp_path) -> None:
     (tmp_path / "home/.cache").mkdir(parents=True)
     (tmp_path / "home/.cache/large").write_bytes(bytes(1000))
@@ -244,6 +334,10 @@ def test_more_than_may_be_kept_is_refused(tmp_path) -> None:
         ({"node": "20.1.0"}, "package-lock.json is gone"),
         ({**LOCKED, "npm": "10.0.0"}, "npm is new"),
         ({"package.json": "sha256:3", "node": "20.1.0"}, "package-lock.json is gone"),
+        (
+            {**LOCKED, **{f"requirements/{letter}.txt": "sha256:1" for letter in "abcdefg"}},
+            ", ".join(f"requirements/{letter}.txt is new" for letter in "abcde") + " and 2 more",
+        ),
     ],
 )
 def test_miss_says_what_changed(now, said) -> None:
@@ -295,9 +389,26 @@ async def test_cache_is_found_by_its_key_or_as_the_newest(kept, packed, unpacked
     with (tmp_path / "out").open("wb") as out:
         kept.caches.write_tar(build, found.digest, out)
     assert unpacked((tmp_path / "out").read_bytes())["home/.cache/a"] == b"one"
+    assert kept.find(build, dict(reversed(LOCKED.items()))).is_hit
     missed = kept.find(build, {**LOCKED, "node": "20.2.0"})
     assert missed.said.startswith("miss: node 20.1.0 -> 20.2.0; begins with 1 file, ")
     assert (missed.digest, missed.is_hit) == (found.digest, False)
+
+
+async def test_cache_that_a_build_began_with_is_the_one_that_was_used_last(kept, packed) -> None:
+    """By a hit or as the newest: what nobody uses any more is collected first."""
+    build = await kept.build()
+    times = iter(range(1_000, 2_000))
+    kept.world.jobs.clock = lambda: next(times)
+    keys = [{**LOCKED, "node": f"20.{number}.0"} for number in range(3)]
+    made = [kept.keep(build, b"%d" % number, packed, keys[number]) for number in range(3)]
+    assert kept.find(build, keys[0]).is_hit
+    assert kept.find(build, {"node": "22"}).digest == made[0].digest
+    used = {
+        cache.tree_digest: cache.used_at
+        for cache in build_caches.of_site(kept.world.records.reader(), kept.site.id)
+    }
+    assert used == {made[0].digest: 1_004, made[1].digest: 1_001, made[2].digest: 1_002}
 
 
 async def test_cache_that_is_not_what_it_was_is_not_sent_whole(kept, packed, tmp_path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import textwrap
@@ -39,7 +41,14 @@ SPELLINGS = {
     "JSON": json.dumps(TOKEN)[1:-1],
     "repr": repr(TOKEN)[1:-1],
     "wrapped": "\n".join(textwrap.wrap(base64.b64encode(TOKEN.encode()).decode(), 7)),
+    "wrapped as in a mail": "\r\n".join(
+        textwrap.wrap(base64.b64encode(TOKEN.encode()).decode(), 7)
+    ),
+    "in columns": "\t".join(textwrap.wrap(TOKEN.encode().hex(), 4)),
     "shell": TOKEN.replace("'", "'\\''"),
+    "shell, by Python": shlex.quote(TOKEN)[1:-1],
+    "HTML, by Go": TOKEN.replace("'", "&#39;").replace('"', "&#34;"),
+    "XML": TOKEN.replace("'", "&apos;").replace('"', "&quot;"),
 }
 
 
@@ -93,6 +102,37 @@ def test_what_languages_make_of_a_secret_is_masked_and_told(encoder, secret: str
         masker = Masker({"S": secret})
         assert "***" in masker.masked(spelled), spelled
         assert masker.found_in([spelled.encode()]) is not None, spelled
+
+
+# Source: Go's net/url, `shouldEscape`; URL Standard, "application/x-www-form-urlencoded
+# percent-encode set", which Java's URLEncoder has too.
+@pytest.mark.parametrize(
+    ("spelled", "what"),
+    [
+        ("p$&+=:@%2C%2F%3B%3Fx%20~%2A", "a segment of a path, by Go"),
+        ("p$&+=%3A%40,%2F;%3Fx%20~%2A", "a password, by Go"),
+        ("p%24%26%2B%3D%3A%40%2C%2F%3B%3Fx+~%2A", "a query, by Go and PHP"),
+        ("p%24%26%2B%3D%3A%40%2C%2F%3B%3Fx+%7E*", "a form, by Java and URLSearchParams"),
+        ("p%24%26%2B%3D%3A%40%2C/%3B%3Fx%20~%2A", "a path, by Python"),
+    ],
+)
+def test_what_is_left_as_it_is_in_urls_differs_and_all_of_it_is_masked(spelled, what) -> None:
+    masker = Masker({"S": "p$&+=:@,/;?x ~*"})
+    assert masker.masked(f"a/{spelled}/b") == "a/***/b", what
+    lowered = re.sub("%..", lambda found: found[0].lower(), spelled)
+    assert masker.masked(f"a/{lowered}/b") == "a/***/b", what
+
+
+def test_value_that_ends_in_a_line_end_is_masked_without_it_too() -> None:
+    """As a shell gives it on: `$(cat)` has no last line end."""
+    masker = Masker({"S": "canary-of-tests\n"})
+    encoded = base64.b64encode(b"canary-of-tests").decode()
+    assert masker.masked(f"{encoded} canary-of-tests") == "***"
+
+
+def test_text_that_is_no_unicode_is_masked_as_any() -> None:
+    masker = Masker({"NPM_TOKEN": TOKEN})
+    assert masker.masked(f"\udcff{TOKEN}\udcff") == "\ufffd***\ufffd"
 
 
 def test_what_go_makes_of_a_secret_in_json_is_masked() -> None:
@@ -235,4 +275,8 @@ def test_secret_that_is_a_line_of_another_is_told_too() -> None:
 
 
 def test_secrets_show_in_no_repr() -> None:
-    assert TOKEN not in repr(Masker({"NPM_TOKEN": TOKEN}))
+    masker = Masker({"NPM_TOKEN": TOKEN})
+    stream = masker.stream()
+    assert stream.feed(TOKEN[:-1].encode()) == b""
+    for shown in (repr(masker), repr(stream)):
+        assert TOKEN[:6] not in shown

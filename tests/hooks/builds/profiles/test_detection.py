@@ -150,6 +150,20 @@ def test_static_and_procfile_sites_are_detected(found, profile, folder, command)
         (plan(package={"dependencies": {"a": "1"}, **scripts(build="x")}), LOOSE),
         (plan("bun.lock", package={"dependencies": {"a": "1"}, **scripts(build="x")}), LOOSE),
         (plan(package=scripts(build="x")), None),
+        *(
+            (plan(package={key: value, **scripts(build="x")}), LOOSE)
+            for key, value in {
+                "devDependencies": {"a": "1"},
+                "optionalDependencies": {"a": "1"},
+                "peerDependencies": {"a": "1"},
+                "workspaces": ["packages/*"],
+            }.items()
+        ),
+        (
+            plan("yarn.lock", package={"packageManager": "yarn@10.0.0", **scripts(build="x")}),
+            BERRY,
+        ),
+        (plan("yarn.lock", package={"packageManager": "yarn@2.4.3", **scripts(build="x")}), BERRY),
     ],
 )
 def test_node_dependencies_are_installed_as_their_lock_file_says(found, install):
@@ -993,6 +1007,33 @@ def test_names_in_a_sub_folder_are_told_by_their_path():
         ('[run]\nhealth = "/a b"', ("`run.health` must be a path",)),
         ('[sites]\nacme = "/x"', ("`sites.acme` must be a folder inside",)),
         ("[sites]\nacme = 1", ("`sites.acme` must be text",)),
+        (
+            "[sites]\n" + "\n".join(f'a{number} = "x"' for number in range(1001)),
+            ("[sites] names more than 1000 sites",),
+        ),
+        ('[build]\nfacts = ["commit", "time"]', ("`build.facts` must be a list of some of",)),
+        ('[build]\nfacts = "commit"', ("`build.facts` must be a list",)),
+        ('[build]\ncache = "node_modules"', ("`build.cache` must be a list of at most 20",)),
+        (
+            f"[build]\ncache = {[f'a{number}' for number in range(21)]}",
+            ("`build.cache` must be a list of at most 20 folders",),
+        ),
+        ('[build]\ncache = ["a", "./"]', ("`build.cache` cannot be the whole site",)),
+        ('[build]\ncache = ["a/../../b"]', ("`build.cache` must be a folder inside",)),
+        ('[build]\ncache = ["/etc"]', ("`build.cache` must be a folder inside",)),
+        ("[build]\ncache = [1]", ("`build.cache` must be text",)),
+        ('[build]\nvariables = "TOKEN"', ("`build.variables` must be a list of names",)),
+        ("[build]\nvariables = [1]", ("`build.variables` must be a list of names",)),
+        ('[build]\nvariables = ["A B"]', ("`build.variables`: 'A B': A name has letters",)),
+        (
+            '[build]\nvariables = ["LD_PRELOAD"]',
+            ("`build.variables`: 'LD_PRELOAD': LD_PRELOAD is the platform's own",),
+        ),
+        (
+            f"[build]\nvariables = {[f'A{number}' for number in range(65)]}",
+            ("`build.variables` has more than 64 names",),
+        ),
+        ('[build]\noutput = "a\\u0007b"', ("`build.output` must be a folder inside",)),
         ("[build\n", ("is not TOML", "line 1")),
         (f"[build]\ncommand = {'9' * 10_000}", ("is not TOML",)),
         (f"a = {'[' * 5_000}{']' * 5_000}", ("is not TOML",)),
@@ -1006,6 +1047,18 @@ def test_wrong_managed_toml_is_refused_with_the_key_and_the_nearest_known(text, 
     assert caught.value.code == "build.config_invalid"
     for word in ("managed.toml", *words):
         assert word in str(caught.value)
+
+
+def test_lists_of_managed_toml_have_each_thing_once():
+    found = parse(
+        '[build]\nfacts = ["environment", "commit", "commit"]\n'
+        'cache = ["a//b/", "./c", "a/b"]\nvariables = ["B", "A", "B"]\n'
+    )
+    assert found.facts == ("commit", "environment")
+    assert found.cache == ("a/b", "c")
+    assert found.variables == ("B", "A")
+    most = [f"a{number}" for number in range(20)]
+    assert parse(f"[build]\ncache = {most}\nvariables = {most}").cache == tuple(most)
 
 
 def test_every_key_of_managed_toml_is_read():

@@ -107,6 +107,7 @@ def test_group_has_the_limits_and_belongs_to_who_makes_sandboxes(start_maker, la
         if (folder / name).exists()
     ]
     assert weights in (["10"], ["102"])
+    assert values(label, "cpu.weight", "cpu.shares") in ("10", "102"), "against 100 for its maker"
     for folder in folders(label):
         assert folder.stat().st_uid == 60690
         for limit in ("memory.max", "memory.limit_in_bytes", "cpu.weight", "cpu.shares"):

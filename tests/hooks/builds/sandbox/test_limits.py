@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -142,7 +143,54 @@ async def test_watch_goes_on_after_a_refusal_that_was_none(tmp_path):
     assert await asyncio.wait_for(watching, 20) == Limit.PROCESSES
 
 
-@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
+KILLED_2 = {"memory.events": "oom {}\noom_kill 1\n", "cpu.stat": "usage_usec 0\n"}
+KILLED_1 = {
+    "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
+    "memory.limit_in_bytes": "1000000\n",
+    "memory.max_usage_in_bytes": "{}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "told", "used", "limit"),
+    [
+        (1, KILLED_1, 990_000, Limit.MEMORY),
+        (1, KILLED_1, 500_000, Limit.MACHINE_MEMORY),
+        (2, KILLED_2, 1, Limit.MEMORY),
+        (2, KILLED_2, 0, Limit.MACHINE_MEMORY),
+    ],
+)
+def test_want_of_memory_on_the_machine_is_told_from_that_of_the_sandbox(
+    tmp_path, version, told, used, limit
+):
+    """As the kernel tells both: files of a group in which a process was killed."""
+    for name, text in {"pids.events": "max 0\n", **told}.items():
+        (tmp_path / name).write_text(text.format(used))
+    group = Group({"memory": tmp_path, "pids": tmp_path}, version=version)
+    watch = Watch(Limits(), group=group, in_memory=(), on_disk={}, is_background=False)
+    assert watch.last_look(137) == limit
+
+
+def test_limits_of_each_process_are_set_beside_those_of_all(request, limited):
+    """They hold where nobody has looked yet; those of memory and processes where no group is."""
+    kinds = ("CPU", "NOFILE", "CORE", "FSIZE", "NPROC", "DATA")
+    code = f"import resource\nfor kind in {kinds}:\n"
+    code += "    print(*resource.getrlimit(getattr(resource, f'RLIMIT_{kind}')))"
+    ran = limited(
+        python(code),
+        cpu_s=60,
+        open_file_count=123,
+        file_bytes=1000,
+        process_count=50,
+        memory_bytes=300 * MiB,
+    )
+    found = [set(line.split()) for line in ran.output.splitlines()]
+    assert found[:4] == [{"62"}, {"123"}, {"1"}, {"1001"}]
+    if request.node.callspec.params["limited"] == "watching":
+        assert found[4:] == [{"100"}, {f"{300 * MiB}"}]
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm", "~"])
 def test_files_in_memory_count_as_memory(limited, folder):
     ran = limited(
         f"head -c 150000000 /dev/zero > {folder}/x; sleep 20",
@@ -150,6 +198,21 @@ def test_files_in_memory_count_as_memory(limited, folder):
         tmp_bytes=200 * MiB,
     )
     assert ran.exceeded == Limit.MEMORY
+
+
+def test_empty_files_in_memory_count_as_what_the_kernel_keeps_for_them(limited):
+    """Else they took the machine's memory without a byte in them, and without a process to end."""
+    ran = limited("cd /tmp; seq 200000 | xargs touch; sleep 20", memory_bytes=100 * MiB)
+    assert ran.exceeded == Limit.MEMORY
+
+
+def test_memory_that_is_shared_and_no_file_counts(limited):
+    code = (
+        "import mmap, time; shared = mmap.mmap(-1, 150 << 20)\n"
+        "for _ in range(150): shared.write(b'1' * (1 << 20))\n"
+        "time.sleep(20)"
+    )
+    assert limited(python(code), memory_bytes=100 * MiB).exceeded == Limit.MEMORY
 
 
 def test_files_without_a_name_count_as_memory(limited):
@@ -230,6 +293,15 @@ def test_one_that_is_not_strict_is_refused_processes_and_goes_on(limited):
     assert (ran.output, ran.exceeded) == ("fine\n", None)
 
 
+def test_one_that_is_not_strict_goes_on_where_tmp_is_full(limited):
+    ran = limited(
+        "head -c 9000000 /dev/zero > /tmp/x 2> /dev/null; sleep 1; echo fine",
+        tmp_bytes=4 * MiB,
+        is_strict=False,
+    )
+    assert (ran.output, ran.exceeded) == ("fine\n", None)
+
+
 def test_processor_time_of_all_processes_together_is_bounded(limited):
     burn = "python3 -c 'while True: pass'"
     ran = limited(f"{burn} & {burn} & {burn} & wait", cpu_s=1)
@@ -267,12 +339,14 @@ def hiding(how):
         "mkdir -p a/b; for i in $(seq 40); do head -c 400000 /dev/urandom > a/b/$i; done",
         "mkdir closed; head -c 40000000 /dev/urandom > closed/x; chmod 0 closed",
         "exec 3> x; rm x; head -c 12000000 /dev/urandom >&3",
+        "for i in $(seq 250); do mkdir d; cd d; done; head -c 12000000 /dev/urandom > x",
         "mkdir many; cd many; seq 3000 | xargs touch",
         hiding("keep.append(mmap.mmap(fd, 4096))"),
         hiding("keep.append(pair); socket.send_fds(pair[0], [b'x'], [fd])"),
     ],
     ids=[
-        *("one file", "many files", "a closed folder", "a file without a name", "empty files"),
+        *("one file", "many files", "a closed folder", "a file without a name"),
+        *("a file in a deep folder", "empty files"),
         *("files that are only mapped", "files that wait in a socket"),
     ],
 )
@@ -364,6 +438,42 @@ def test_program_that_the_machine_replaces_while_it_runs_hides_nothing(limited, 
         )
         replaced.result()
     assert (ran.output, ran.exceeded) == ("fine\n", None)
+
+
+def test_what_it_may_only_read_is_not_what_it_takes_of_the_disk(limited, open_dir):
+    shown = open_dir / "shown"
+    shown.mkdir()
+    (shown / "large").write_bytes(bytes(12 * MiB))
+    ran = limited("exit 3", more_binds=[[str(shown), "/opt/shown", False]], disk_bytes=8 * MiB)
+    assert (ran.status, ran.exceeded) == (3, None)
+
+
+def test_sandbox_that_nobody_can_watch_any_more_does_not_run_on(
+    start_sandboxed, own_dir, alive, gone
+):
+    """Its folder has gone: what it takes of the disk cannot be seen."""
+    command, limits = "sleep 4825", {"disk_bytes": 8 * MiB}
+    binds = [[str(own_dir), APP_DIR, True]]
+    start_sandboxed(command, way="watching", binds=binds, limits=limits, is_background=True)
+    while not alive("4825"):
+        time.sleep(0.01)
+    own_dir.rmdir()
+    gone("4825")
+
+
+def test_sessions_of_a_program_in_the_background_come_last_without_groups(
+    in_sandbox, watching_runner
+):
+    """The kernel shares the processor between sessions: the program may lead many."""
+    if not Path("/proc/self/autogroup").exists():
+        pytest.skip("this kernel knows no sessions")
+    for is_background, nice in ((False, "0"), (True, "19")):
+        ran = in_sandbox(
+            "setsid sh -c 'sleep 2; cat /proc/self/autogroup'",
+            starter=watching_runner,
+            is_background=is_background,
+        )
+        assert ran.output.split()[1:] == ["nice", nice]
 
 
 def test_disk_that_was_too_much_only_at_the_end_is_told_too(limited):
@@ -534,7 +644,7 @@ def test_full_tmp_is_named(limited):
     assert ran.exceeded == Limit.TMP
 
 
-@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
+@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm", "~"])
 @pytest.mark.parametrize("rest", ["", "; exit 0"])
 @pytest.mark.parametrize("before", ["", "sleep 0.5; "])
 def test_tmp_that_ends_a_program_as_it_gets_full_is_named(limited, folder, rest, before):

@@ -158,6 +158,18 @@ def test_keeper_is_outside_of_the_group_with_no_rights_and_nothing_open(weighed)
     assert sorted(others) == ["cpu.idle", *sorted(dict(weight(group)))]
 
 
+def test_keeper_does_not_end_before_its_starter(weighed):
+    """A service manager asks all of a unit to end, and the sandbox may have to end first."""
+    starter, group = weighed
+    (pid,) = keepers_of(starter)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(pid, number)
+    starter.stdin.write(order_for("sleep 600", is_background=True))
+    starter.stdin.flush()
+    until(lambda: is_idle(group))
+    assert keepers_of(starter) == [pid]
+
+
 def test_keeper_ends_with_its_starter(weighed):
     starter, _ = weighed
     (pid,) = keepers_of(starter)

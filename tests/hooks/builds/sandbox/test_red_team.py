@@ -199,7 +199,12 @@ def test_first_process_gives_nothing_away(attack, start_starter):
 
 @pytest.mark.parametrize("name", ["cmdline", "keys", "key-users"])
 def test_what_everybody_may_read_of_the_kernel_is_hidden(attack, name):
-    assert attack(f"print(attempt(read, '/proc/{name}'))").output == "got b''\n"
+    """Covered, and not empty because nobody has keys at the moment."""
+    ran = attack(
+        f"print(attempt(read, '/proc/{name}'))\n"
+        f"print(open('/proc/self/mountinfo').read().count(' /proc/{name} ro,'))"
+    )
+    assert ran.output == "got b''\n1\n"
 
 
 @pytest.mark.parametrize("name", ["kcore", "kmsg", "kpagecount", "slabinfo", "vmallocinfo"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -14,6 +16,8 @@ import pytest
 from blake3 import blake3
 
 from hooks.builds.sandbox.bwrap import fixed_arguments
+from hooks.builds.sandbox.namespace import Init
+from hooks.builds.sandbox.sandbox import _gate
 from hooks.builds.sandbox.spec import APP_DIR, HOME_DIR, Bind, SandboxSpec
 
 MiB = 1 << 20
@@ -85,6 +89,12 @@ echo password > /usr/share/linked; rm -f /usr/local/share/.yarnrc.yml
 ln -s /usr/share/linked /usr/local/share/.yarnrc.yml
 mkdir -p /usr/local/etc/php/conf.d; echo fit > /usr/local/etc/php/conf.d/gd.ini
 chmod 700 /usr/etc
+mkdir "$upper/etc" "$upper/etcwork" &&
+mount -t overlay none -o "lowerdir=/etc,upperdir=$upper/etc,workdir=$upper/etcwork" /etc || exit 77
+mkdir -p /etc/php/7.7/cli /etc/php/7.7/fpm/pool.d; echo fit > /etc/php/7.7/cli/php.ini
+for each in php/7.7/fpm/pool.d/www.conf npmrc pip.conf gitconfig; do
+  rm -f "/etc/$each"; echo password > "/etc/$each"
+done
 exec "$@"
 """
 SETTINGS = (
@@ -93,6 +103,8 @@ SETTINGS = (
     *("/usr/local/share/.config/yarn/config", "/usr/local/share/.yarn/config"),
     *("/usr/lib/node_modules/npm/npmrc", "/usr/local/lib/node_modules/pnpm/pnpmrc"),
     *("/usr/share/nodejs/npm/npmrc", "/usr/local/cargo/credentials.toml"),
+    *("/usr/local/cargo/credentials", "/usr/local/share/.config/pip/pip.conf"),
+    "/usr/share/.config/yarn",
 )
 IN_ETC = (
     *("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/etc/yarnrc"),
@@ -135,6 +147,19 @@ def test_etc_below_usr_is_hidden_as_etc_is(in_sandbox, starter_with_settings):
     assert ran.output.split() == ["/usr/local/etc/php/conf.d/gd.ini", "fit", "2"]
 
 
+@pytest.mark.parametrize("network", [False, True])
+def test_of_etc_there_is_what_programs_need_and_no_settings_of_others(
+    in_sandbox, starter_with_settings, network
+):
+    """PHP's are those of its command line: those of its FPM hold the environments of sites."""
+    ran = in_sandbox(
+        "cat /etc/php/7.7/cli/php.ini; grep -rs ^password$ /etc",
+        starter=starter_with_settings,
+        network=network,
+    )
+    assert ran.output == "fit\n"
+
+
 def test_names_and_servers_of_the_machines_network_are_not_told(in_sandbox):
     ran = in_sandbox("cat /etc/hosts; ls /etc/resolv.conf /etc/gai.conf /etc/services")
     assert ran.output.splitlines()[:2] == ["127.0.0.1 localhost", "::1 localhost"]
@@ -159,6 +184,13 @@ def test_environment_of_the_parents_is_nowhere(in_sandbox, start_starter):
     ran = in_sandbox("env; cat /proc/*/environ", starter=starter, environ={"MINE": "yes"})
     assert "leakme" not in ran.output
     assert "MINE=yes" in ran.output
+
+
+def test_environment_that_is_given_wins_over_the_usual_one(in_sandbox):
+    usual = in_sandbox("echo $PATH $LANG $TZ").output
+    assert usual == "/usr/local/bin:/usr/bin:/bin C.UTF-8 UTC\n"
+    given = in_sandbox("echo $PATH $LANG $TZ", environ={"PATH": "/app/bin:/bin", "TZ": "CET"})
+    assert given.output == "/app/bin:/bin C.UTF-8 CET\n"
 
 
 def test_values_of_the_environment_are_not_on_any_command_line(in_sandbox):
@@ -471,6 +503,32 @@ def test_start_canceled_at_any_moment_leaves_nothing_and_ends(in_sandbox, gone, 
     gone("4809", timeout_s=0)
 
 
+def test_gate_stays_shut_when_who_would_open_it_is_killed():
+    """Else a program would begin before it has its limits."""
+    opening, waiting = _gate()
+    os.close(opening)
+    try:
+        assert select.select([waiting], [], [], 0) == ([], [], [])
+    finally:
+        os.close(waiting)
+
+
+async def test_number_that_has_come_to_mean_another_process_leads_to_no_kill(
+    start_sandboxed, alive
+):
+    """bubblewrap may have ended by then, and its number was given away: to a stranger here."""
+    process = start_sandboxed("sleep 4812 & wait")
+    while not alive("sleep\x004812"):
+        await asyncio.sleep(0.01)
+    init = Init.open(alive("sleep\x004812")[0], parent_pid=os.getpid())
+    assert not init.is_there()
+    init.kill()
+    await asyncio.wait_for(init.gone(), 20)
+    assert init.descendants() == []
+    assert process.poll() is None
+    assert alive("sleep\x004812")
+
+
 def test_output_handed_to_a_process_elsewhere_does_not_keep_the_end_waiting(in_sandbox):
     address = f"@gitd-test-{os.getpid():#x}"  # no mark of processes, as decimals may be
     give = python(
@@ -541,7 +599,8 @@ def test_terminate_ends_a_program_that_does_not_listen_to_it(in_sandbox):
 
 
 def test_death_of_the_starter_ends_everything(start_sandboxed, alive, gone):
-    process = start_sandboxed(TREE.format(n=4808) + " sleep 4808")
+    """Without control groups: whoever makes others beside those ends what is in them."""
+    process = start_sandboxed(TREE.format(n=4808) + " sleep 4808", way="watching")
     while len(alive("4808")) < 4:
         time.sleep(0.01)
     process.kill()
