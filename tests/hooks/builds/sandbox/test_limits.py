@@ -171,8 +171,12 @@ def test_want_of_memory_on_the_machine_is_told_from_that_of_the_sandbox(
     assert watch.last_look(137) == limit
 
 
-def test_limits_of_each_process_are_set_beside_those_of_all(request, limited):
-    """They hold where nobody has looked yet; those of memory and processes where no group is."""
+@pytest.mark.parametrize("is_strict", [True, False])
+def test_limits_of_each_process_are_set_beside_those_of_all(request, limited, is_strict):
+    """They hold where nobody has looked yet; those of memory and processes where no group is.
+
+    More than what is allowed, for the watch to see that it is too much, and end who is to end.
+    """
     kinds = ("CPU", "NOFILE", "CORE", "FSIZE", "NPROC", "DATA")
     code = f"import resource\nfor kind in {kinds}:\n"
     code += "    print(*resource.getrlimit(getattr(resource, f'RLIMIT_{kind}')))"
@@ -183,11 +187,12 @@ def test_limits_of_each_process_are_set_beside_those_of_all(request, limited):
         file_bytes=1000,
         process_count=50,
         memory_bytes=300 * MiB,
+        is_strict=is_strict,
     )
     found = [set(line.split()) for line in ran.output.splitlines()]
     assert found[:4] == [{"62"}, {"123"}, {"1"}, {"1001"}]
     if request.node.callspec.params["limited"] == "watching":
-        assert found[4:] == [{"100"}, {f"{300 * MiB}"}]
+        assert found[4:] == [{"100"}, {f"{(1324 if is_strict else 300) * MiB}"}]
 
 
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm", "~"])
