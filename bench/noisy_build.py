@@ -2,10 +2,12 @@
 
 Each kind of hog runs in both slots at once, as large as the limits let it be, and is started again
 whenever it is ended. Windows with and without take turns, so that a drifting machine drifts for
-both. What the machine itself does to visitors while processors or the disk are busy is measured
-beside that: the same commands outside of any build, on those processors that builds run on, of the
-kernel's idle class, which gives way to all others at once. Needs root: builds and site host are
-users of their own, with control groups.
+both; of each kind the median counts, so that neither does what else the machine did in some of
+them. The first row has nothing in either: what it is off 1 is noise. A first turn does not count:
+in it a build writes as fast as it can, for as long as it may. What the machine itself does to
+visitors while processors or the disk are busy is measured beside that: the same commands outside of
+any build, on those processors that builds run on, of the kernel's idle class, which gives way to
+all others at once. Needs root: builds and site host are users of their own, with control groups.
 
 `--apart` measures what docs/service.md has for builds that write much: the site host on the
 processors that builds leave free, and the kernel's own workers on the others. It changes that for
@@ -24,6 +26,7 @@ import http.client
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,17 +43,20 @@ from hooks.builds.phase import PROGRESS, Phase
 
 SLOTS = 2  # as the settings have it
 PROCESSORS_FREE = 1  # likewise
-ROUNDS = 8
+ROUNDS = 12
 WINDOW_S = 3.0
 PAUSE_S = 0.002  # between two visits: some 300 a second
 ASK_EVERY_S = 0.05  # whether the builds begin, before a window
 SETTLE_S = 0.5  # what begins them is over by then
+PUSHED_EVERY_S = 1.0  # where somebody pushes a bomb after the other
 TARGET = 1.2
 WORKERS = Path("/sys/devices/virtual/workqueue/cpumask")  # of the kernel, in hexadecimal digits
 BURNER = "for i in 1 2 3 4; do (while :; do :; done) & done; wait"
 FILLER = "while :; do head -c 900M /dev/zero > x; sync x; head -c 900M /dev/zero > y; rm x y; done"
-FLOORS = ("no build, an idle class", "no build, a disk filled")
+FLOORS = ("no build, nothing", "no build, an idle class", "no build, a disk filled")
+FORK_BOMB = "python3 -c 'import os\nwhile True:\n    try: os.fork()\n    except OSError: pass'"
 HOGS = {  # each below the floor that it is compared with
+    "no build, nothing": "exec sleep 60",
     "no build, an idle class": BURNER,
     "processor burner": BURNER,
     "memory hog, at its limit": (
@@ -65,9 +71,8 @@ HOGS = {  # each below the floor that it is compared with
         "    for _ in range(400): os.fork() or (time.sleep(0.05), os._exit(0))\n"
         "    for _ in range(400): os.wait()'"
     ),
-    "fork bomb": (
-        "python3 -c 'import os\nwhile True:\n    try: os.fork()\n    except OSError: pass'"
-    ),
+    "fork bomb, each second": FORK_BOMB,
+    "fork bomb, at once again": FORK_BOMB,
     "no build, a disk filled": FILLER,
     "disk filler, at its limit": FILLER,
     "disk filler, beyond it": "i=0; while :; do i=$((i+1)); head -c 900M /dev/zero > $i; done",
@@ -123,9 +128,11 @@ def wait_until_live(daemon: Daemon) -> None:
 class Hogs:
     """Builds of some sites, started again and again. Nothing is asked while they run."""
 
-    def __init__(self, daemon: Daemon, sites: list[str]) -> None:
+    def __init__(self, daemon: Daemon, sites: list[str], *, every_s: float) -> None:
+        """`every_s`: each begins so long after the last one of its site, at the soonest."""
         self._daemon = daemon
         self._sites = sites
+        self._every_s = every_s
         self._stopped = threading.Event()
         self._begun = threading.Semaphore(0)
         self.ended_count = 0
@@ -149,7 +156,7 @@ class Hogs:
 
     def _run(self, site: str) -> None:
         with closing(self._daemon.new_api()) as api:
-            job = self._begin(api, site)
+            job, began = self._begin(api, site), time.monotonic()
             while not has_begun(api("GET", f"/jobs/{job}")):
                 time.sleep(ASK_EVERY_S)
             self._begun.release()
@@ -159,7 +166,9 @@ class Hogs:
                 if self._stopped.is_set():
                     return
                 self.ended_count += 1
-                job = self._begin(api, site)
+                if self._stopped.wait(began + self._every_s - time.monotonic()):
+                    return
+                job, began = self._begin(api, site), time.monotonic()
 
     def _begin(self, api: Api, site: str) -> str:
         job = api("POST", f"/sites/{site}/environments/production/builds")
@@ -254,8 +263,8 @@ def visit(sites_port: int) -> dict[str, list[float]]:
     return took_s
 
 
-def p99(windows: list[dict[str, list[float]]], site: str) -> float:
-    ordered = sorted(took_s for window in windows for took_s in window[site])
+def p99(window: dict[str, list[float]], site: str) -> float:
+    ordered = sorted(window[site])
     return ordered[int(len(ordered) * 0.99)]
 
 
@@ -265,19 +274,23 @@ Found = dict[str, float]  # by site, how many times the p99 without anything
 def compare(daemon: Daemon, visitor: Executor, hog: str, number: int, floor: Found) -> Found:
     """Measure windows in turn, without the hog and with it; print a line for each site.
 
-    `floor` is empty for a hog that is one.
+    `floor` is empty for a hog that is one. The figures are medians of the windows'.
     """
     idle_s, busy_s = [], []
     ended = 0
-    for _ in range(ROUNDS):
+    every_s = PUSHED_EVERY_S if hog.endswith("each second") else 0
+    for _ in range(1 + ROUNDS):
         idle_s.append(visitor.submit(visit, daemon.sites_port).result())
-        hogs = Hogs(daemon, [f"hog-{number}-{slot}" for slot in range(SLOTS)])
-        with hogs.running() if floor else outside(HOGS[hog], daemon.data.parent):
+        hogs = Hogs(daemon, [f"hog-{number}-{slot}" for slot in range(SLOTS)], every_s=every_s)
+        with hogs.running() if hog not in FLOORS else outside(HOGS[hog], daemon.data.parent):
             busy_s.append(visitor.submit(visit, daemon.sites_port).result())
         ended += hogs.ended_count
     found: Found = {}
     for site in SITES:
-        idle, busy = p99(idle_s, site), p99(busy_s, site)
+        idle, busy = (
+            statistics.median(p99(window, site) for window in windows[1:])
+            for windows in (idle_s, busy_s)
+        )
         found[site] = busy / idle
         of_floor = f"{found[site] / floor[site]:8.2f}" if floor else " " * 8
         print(

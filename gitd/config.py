@@ -108,6 +108,8 @@ class BuildersConfig:
     log_chars_max: int = 4 * 1024**2
     cpu_weight: int = 10
     processors_free_min: int = 1
+    write_bytes_per_s_max: int = 32 * 1024**2
+    write_burst_bytes_max: int = 1024**3
     cache_bytes_max: int = 10 * 1024**3
     cache_site_bytes_max: int = 2 * 1024**3
     egress_allow: tuple[str, ...] = ()

@@ -42,6 +42,8 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "builders.log_chars_max": _SIZE,
     "builders.cpu_weight": (1, 10_000),  # Source: cgroup-v2.rst, "cpu.weight"
     "builders.processors_free_min": (0, 1024),
+    "builders.write_bytes_per_s_max": _SIZE_OR_NONE,
+    "builders.write_burst_bytes_max": _SIZE_OR_NONE,
     "builders.cache_bytes_max": _SIZE_OR_NONE,
     "builders.cache_site_bytes_max": _SIZE_OR_NONE,
     "builders.egress_up_bytes_max": _SIZE,

@@ -106,6 +106,8 @@ class SandboxLimits(msgspec.Struct, frozen=True):
     disk_free_bytes_min: int = 512 << 20
     file_bytes_max: int = 1 << 30
     processors_free_min: int = 1
+    write_bytes_per_s_max: int = 32 << 20
+    write_burst_bytes_max: int = 1 << 30
     log_chars_max: int = 4 << 20
 
 

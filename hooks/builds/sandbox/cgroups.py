@@ -119,16 +119,33 @@ class Group:
             with contextlib.suppress(OSError):
                 cgroupfs.write(self._folders["memory"] / "cgroup.kill", 1)
             return
-        freezer = self._folders.get("freezer")
-        if freezer is not None:
-            with contextlib.suppress(OSError):
-                cgroupfs.write(freezer / "freezer.state", "FROZEN")
+        self.freeze()
         for pid in cgroupfs.processes(self._folders["memory"]):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if freezer is not None:
-            with contextlib.suppress(OSError):
-                cgroupfs.write(freezer / "freezer.state", "THAWED")
+        self.thaw()
+
+    def freeze(self) -> bool:
+        """Halt every process in it, and say whether that is possible here."""
+        return self._set_frozen(is_frozen=True)
+
+    def thaw(self) -> None:
+        """Let its processes go on."""
+        self._set_frozen(is_frozen=False)
+
+    def _set_frozen(self, *, is_frozen: bool) -> bool:
+        if self._version == 2:
+            place, value = self._folders["memory"] / "cgroup.freeze", str(int(is_frozen))
+        elif "freezer" in self._folders:
+            place = self._folders["freezer"] / "freezer.state"
+            value = "FROZEN" if is_frozen else "THAWED"
+        else:
+            return False
+        try:
+            cgroupfs.write(place, value)
+        except OSError:  # it is gone, or the kernel has none (before Linux 5.2)
+            return False
+        return True
 
     def remove(self) -> bool:
         """Remove it, and say whether that was possible: no process may be in it."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hooks.builds.sandbox.namespace import Init
+from hooks.builds.sandbox.namespace import Init, Written, written_in
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
@@ -87,6 +87,15 @@ class Inside:
                     ProcessUse(pid, int(fields[17]), times / _TICKS_PER_S, memory, int(fields[3]))
                 )
         return found
+
+    def written(self) -> Written:
+        """Return what those that are there have written to disks, with those that they waited for.
+
+        Raises:
+            OSError: The sandbox has ended.
+        """
+        found = [written_in(self._read(pid, "io")) for pid in self._pids()]
+        return Written(sum(each.written for each in found), sum(each.removed for each in found))
 
     def shared_out_bytes(self) -> tuple[int, int]:
         """Return the private and the shared memory of all processes, counting each page once."""

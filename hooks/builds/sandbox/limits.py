@@ -19,6 +19,8 @@ class Limits:
     `disk_free_bytes` is what must stay free on their disk; where that bounds files, as large
     a part of them stays free. `file_bytes` bounds each file, and `open_file_count` each process.
     `processors_free`: so many of the processors it never runs on, but for the last one.
+    `write_bytes_per_s`: how fast it writes to its disk once it is `write_burst_bytes` ahead of
+    that; it is halted then, and not ended, where control groups can halt it.
 
     A sandbox that exceeds one is ended. Unless it `is_strict` it goes on where the kernel refused
     it another process, or another byte in /tmp.
@@ -34,6 +36,8 @@ class Limits:
     file_bytes: int | None = None
     open_file_count: int = 4096
     processors_free: int = 0
+    write_bytes_per_s: int | None = None
+    write_burst_bytes: int = 1 << 30
 
     @property
     def cut_file_bytes(self) -> int | None:

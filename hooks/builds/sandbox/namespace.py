@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -62,6 +63,14 @@ class Init:
     async def gone(self) -> None:
         await self._gone.wait()
 
+    def written(self) -> Written:
+        """Return what it wrote to disks with all that it waited for, before it is reaped.
+
+        Raises:
+            OSError: It cannot be seen.
+        """
+        return written_in(Path(f"/proc/{self.pid}/io").read_text())
+
     def reap(self) -> None:
         """Once it and bubblewrap have ended: take its exit, if bubblewrap ended without."""
         if self._pidfd is not None:
@@ -106,6 +115,15 @@ class Init:
                     with contextlib.suppress(OSError):
                         found.add(str(Path(entry.path).readlink()))
         return found
+
+
+class Written(NamedTuple):
+    """What was written to disks, in bytes; `removed`: of that, or of what others wrote, what was
+    removed before it came there.
+    """
+
+    written: int
+    removed: int
 
 
 class Status:
@@ -177,6 +195,15 @@ class Status:
             self._told.set()
         if "exit-code" in told:
             self.exit_code = told["exit-code"]
+
+
+def written_in(io: str) -> Written:
+    """Return what a process wrote, with its children that it waited for: see `/proc/pid/io`.
+
+    `io` is what that file has; of a process that ended, nothing.
+    """
+    facts = dict(line.split(": ", 1) for line in io.splitlines())
+    return Written(int(facts.get("write_bytes", 0)), int(facts.get("cancelled_write_bytes", 0)))
 
 
 def end_named(name: str) -> int:

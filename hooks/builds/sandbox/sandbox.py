@@ -30,6 +30,7 @@ from hooks.builds.sandbox.namespace import Init, Status, end_named
 from hooks.builds.sandbox.processors import Processors
 from hooks.builds.sandbox.spec import HOME_DIR, IN_MEMORY, SandboxSpec
 from hooks.builds.sandbox.watch import Watch
+from hooks.builds.sandbox.write_pace import WritePace
 from hooks.process import Process, adopt_orphans
 
 BWRAP = Path("/usr/bin/bwrap")
@@ -50,6 +51,7 @@ class Sandboxes:
         self._name = BWRAP.name  # of each in the list of processes
         self._groups: Groups | None = None
         self._processors = Processors()
+        self._pace = WritePace()
 
     def keep_in_groups(
         self, label: str, *, owner: tuple[int, int] | None = None, weight: int | None = None
@@ -85,10 +87,17 @@ class Sandboxes:
         self._name = f"{BWRAP.name}-{digest}"
         return end_named(self._name)
 
-    async def start(self, spec: SandboxSpec, *, on_output: Callable[[bytes], None]) -> Sandbox:
+    async def start(
+        self,
+        spec: SandboxSpec,
+        *,
+        on_output: Callable[[bytes], None],
+        on_halted: Callable[[], None] | None = None,
+    ) -> Sandbox:
         """Start `spec` and return once it runs, under its limits. Call it in the main thread.
 
-        `on_output` gets what is written to output and error, as it comes, in the loop.
+        `on_output` gets what is written to output and error, as it comes, in the loop. `on_halted`
+        is called there when it is halted for the first time, since it writes too fast.
 
         Raises:
             SandboxUnavailableError: bubblewrap is not there, this process is root, or a limit
@@ -112,7 +121,7 @@ class Sandboxes:
                     raise
             finally:
                 os.close(wait_for_go)
-            starting = asyncio.ensure_future(self._started(outer, status, group, spec))
+            starting = asyncio.ensure_future(self._started(outer, status, group, spec, on_halted))
             try:
                 sandbox = await asyncio.shield(starting)
             except asyncio.CancelledError:
@@ -128,11 +137,16 @@ class Sandboxes:
         return sandbox
 
     async def _started(
-        self, outer: Process, status: Status, group: Group | None, spec: SandboxSpec
+        self,
+        outer: Process,
+        status: Status,
+        group: Group | None,
+        spec: SandboxSpec,
+        on_halted: Callable[[], None] | None,
     ) -> Sandbox:
         """Put limits on the first process, which waits for the gate to open, and listen inside."""
         init = Init.open(await _begun(outer, status), parent_pid=outer.pid)
-        watch = _watch_for(spec, group)
+        watch = _watch_for(spec, group, self._pace, on_halted)
         sandbox = Sandbox(self, outer, init, status, watch=watch, group=group)
         what = "keep the sandbox to its limits"
         try:
@@ -240,6 +254,7 @@ class Sandbox:
             SandboxUnavailableError: The sandbox failed before the program began.
         """
         await self._outer.ended()
+        self._watch.halt_no_more()
         self._init.kill()
         await self._init.gone()
         if self._watching is not None:
@@ -278,9 +293,15 @@ class Sandbox:
         """The processor time that all inside used, once `wait` has returned."""
         return max(self._watch.cpu_s, self._outer.cpu_s)
 
+    @property
+    def halted_s(self) -> float:
+        """For how long it was halted, since it wrote too fast. Known once `wait` has returned."""
+        return self._watch.halted_s
+
     def kill(self) -> None:
         """End everything inside at once. Does nothing when it has ended."""
         self._was_killed = True
+        self._watch.halt_no_more()
         self._init.kill()
         if self._group is not None:
             self._group.kill()
@@ -319,7 +340,12 @@ class Sandbox:
         self._sandboxes.end_group(self._group)
 
 
-def _watch_for(spec: SandboxSpec, group: Group | None) -> Watch:
+def _watch_for(
+    spec: SandboxSpec,
+    group: Group | None,
+    pace: WritePace,
+    on_halted: Callable[[], None] | None,
+) -> Watch:
     limits = spec.limits
     on_disk: dict[str, Path] = {}
     if {limits.disk_bytes, limits.disk_free_bytes, limits.file_bytes} != {None}:
@@ -332,6 +358,8 @@ def _watch_for(spec: SandboxSpec, group: Group | None) -> Watch:
         in_memory=in_memory,
         on_disk=on_disk,
         is_background=spec.is_background,
+        pace=pace,
+        on_halted=on_halted,
     )
 
 

@@ -3,7 +3,8 @@
 Memory, processes and processor time are kept by its control group, and the watch tells what
 happened in there, at once when a process was refused; without one it adds up what the processes
 use. The disk has no keeper but the watch: it looks at what the disk has left, which costs nothing,
-and when too much is gone, at the files, for a tenth of its time at most.
+and when too much is gone, at the files, for a tenth of its time at most. It halts what writes
+faster than it may.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hooks.builds.sandbox.disk import DiskUse, disk_use, shortage
 from hooks.builds.sandbox.inside import Inside, ProcessUse
 from hooks.builds.sandbox.limits import Limit, Limits
 from hooks.builds.sandbox.namespace import Init
+from hooks.builds.sandbox.write_pace import PacedWrites, WritePace
 
 BACKGROUND_EVERY_S = 0.1
 EVERY_S = 1.0
@@ -49,14 +51,23 @@ class Watch:
         in_memory: Sequence[str],
         on_disk: Mapping[str, Path],
         is_background: bool,
+        pace: WritePace | None = None,
+        on_halted: Callable[[], None] | None = None,
     ) -> None:
-        """`on_disk`: the folders that it may write to, by the names that it sees them under."""
+        """`on_disk`: the folders that it may write to, by the names that it sees them under.
+
+        `pace`: what it and those before it wrote; `on_halted` is called when that first halts it.
+        """
         self._limits = limits
         self._group = group
         self._in_memory = in_memory
         self._is_background = is_background
         self._every_s = BACKGROUND_EVERY_S if is_background else EVERY_S
         self._disk = _DiskWatch(limits, on_disk) if on_disk else None
+        self._writes: PacedWrites | None = None
+        if pace is not None and group is not None and limits.write_bytes_per_s is not None:
+            self._writes = PacedWrites(pace, limits, group)
+        self._on_halted = on_halted
         self._inside: Inside | None = None
         self.cpu_s = 0.0
         """The processor time that was seen to be used."""
@@ -94,6 +105,7 @@ class Watch:
         try:
             return await self._watch(init)
         finally:
+            self.halt_no_more()
             if share is not None:  # what it ends now is to end soon
                 share.insist()
             if refusals is not None:
@@ -105,6 +117,8 @@ class Watch:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_woken.wait(), pause_s)
             if self._is_ended:
+                if self._writes is not None:
+                    self._writes.count_rest(init.written)
                 return None
             if self._is_woken.is_set():
                 self._is_woken.clear()
@@ -113,7 +127,23 @@ class Watch:
             exceeded = await asyncio.to_thread(self._look, init)
             if exceeded is not None:
                 return exceeded
+            self._tell_of_halts()
             pause_s = max(self._every_s, REST_PER_LOOK * self._looked_s)
+
+    @property
+    def halted_s(self) -> float:
+        """How long it was halted, for the pace of what it writes."""
+        return 0.0 if self._writes is None else self._writes.halted_s
+
+    def halt_no_more(self) -> None:
+        """Let it go on: it is to end. Nothing halted dies, by a signal, in version 1."""
+        if self._writes is not None:
+            self._writes.end()
+
+    def _tell_of_halts(self) -> None:
+        if self._on_halted is not None and self._writes is not None and self._writes.was_halted:
+            self._on_halted()
+            self._on_halted = None
 
     def end(self) -> None:
         """Let `run` return."""
@@ -157,6 +187,8 @@ class Watch:
             exceeded = self._among_processes(self._inside)
         if exceeded is None and self._has_full_folder():
             exceeded = Limit.TMP
+        if exceeded is None and self._writes is not None and self._inside is not None:
+            self._writes.look(self._inside)
         return exceeded
 
     def _has_full_folder(self) -> bool:

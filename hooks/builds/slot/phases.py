@@ -30,7 +30,7 @@ from hooks.builds.profiles.managed_toml import CONFIG_INVALID, Fact, ManagedToml
 from hooks.builds.profiles.plan import MANAGED_TOML, Listing, Plan, Step, told
 from hooks.builds.profiles.runtimes import BUILD_ENVIRON
 from hooks.builds.sandbox.disk_allowance import DiskAllowance, exceeded
-from hooks.builds.sandbox.limits import LIMIT_EXCEEDED, Limit, Limits, explain
+from hooks.builds.sandbox.limits import LIMIT_EXCEEDED, Limit, Limits, explain, in_units
 from hooks.builds.sandbox.sandbox import Sandboxes
 from hooks.builds.sandbox.spec import APP_DIR, HOME_DIR, Bind, SandboxSpec
 from hooks.builds.slot.control import LeasedJob
@@ -224,13 +224,19 @@ async def run_step(
         spec.limits,
         network.given_to(_with_what_is_left(spec, used_s)),
     )
-    sandbox = await sandboxes.start(spec, on_output=lines.feed)
+
+    def tell_of_halts() -> None:
+        log.line(phase, _paced(build_limits))
+
+    sandbox = await sandboxes.start(spec, on_output=lines.feed, on_halted=tell_of_halts)
     try:
         await network.serve(sandbox)
         exit_status = await sandbox.wait()
     finally:
         await sandbox.close()
         lines.end()
+    if sandbox.halted_s:
+        log.line(phase, f"waited {sandbox.halted_s:.1f} s for the disk")
     limit = sandbox.exceeded
     if limit is None and exit_status and sandbox.refuses_memory:
         limit = Limit.MEMORY if any(map(_REFUSED_MEMORY.search, lines.tail)) else None
@@ -240,6 +246,14 @@ async def run_step(
     if exit_status != 0:
         raise _command_failed(step, exit_status, lines, network.problems)
     return sandbox.cpu_s
+
+
+def _paced(limits: Limits) -> str:
+    burst, rate = in_units(limits.write_burst_bytes), in_units(limits.write_bytes_per_s or 0)
+    return (
+        f"waits for the disk: the builds of this slot wrote more than {burst}, and go on at {rate}"
+        " a second (builders.write_burst_bytes_max, builders.write_bytes_per_s_max)"
+    )
 
 
 def _with_what_is_left(spec: SandboxSpec, used_s: float) -> SandboxSpec:
@@ -293,6 +307,8 @@ def limits_of(lease: Lease) -> Limits:
         disk_free_bytes=given.disk_free_bytes_min,
         file_bytes=given.file_bytes_max,
         processors_free=given.processors_free_min,
+        write_bytes_per_s=given.write_bytes_per_s_max or None,
+        write_burst_bytes=given.write_burst_bytes_max,
     )
 
 

@@ -67,6 +67,7 @@ class Ran:
     survivors: list[str] = field(default_factory=list)
     error: str | None = None
     exceeded: str | None = None
+    halted_s: float = 0
 
 
 def own(text):

@@ -4,7 +4,8 @@ The arguments: the uid to become, or nothing; `groups` or `watching`, the way li
 `weighed`, in groups of little weight; maybe the folder that sandboxes are named after.
 Each line of input is a JSON object: spec, and kill_after_s, terminate_after_s and cancel_after_s
 (the start), which may be null. Each is answered by a JSON object in a line:
-status or error, exceeded, output, seconds, started_s, survivors.
+status or error, exceeded, halted_s, output, seconds, started_s, survivors; `(halted)` is in the
+output where it was halted first.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ async def run(sandboxes: Sandboxes, order: dict[str, Any]) -> dict[str, object]:
     output = bytearray()
     began = time.perf_counter()
     loop = asyncio.get_running_loop()
-    starting = asyncio.ensure_future(sandboxes.start(spec, on_output=output.extend))
+    starting = asyncio.ensure_future(
+        sandboxes.start(
+            spec, on_output=output.extend, on_halted=lambda: output.extend(b"(halted)\n")
+        )
+    )
     if (after_s := order.get("cancel_after_s")) is not None:
         await asyncio.wait({starting}, timeout=after_s)
         starting.cancel()
@@ -78,6 +83,7 @@ async def run(sandboxes: Sandboxes, order: dict[str, Any]) -> dict[str, object]:
     return {
         "status": status,
         "exceeded": sandbox.exceeded,
+        "halted_s": sandbox.halted_s,
         "output": output.decode(errors="replace"),
         "output_bytes": len(output),
         "seconds": time.perf_counter() - began,

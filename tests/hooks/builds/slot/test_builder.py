@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -530,6 +531,26 @@ async def test_commands_leave_a_processor_to_others_unless_they_need_not(
 ):
     job = await control.build(site("mkdir dist; nproc > dist/a; cat dist/a"), limits=limits)
     assert job.stage("build")[1:] == [str(max(1, len(os.sched_getaffinity(0)) - left))]
+
+
+@pytest.mark.root
+async def test_build_that_writes_faster_than_it_may_is_told_why_it_waits(control, slot):
+    command = "mkdir dist; head -c 30M /dev/zero > dist/a; sleep 0.3; truncate -s 1 dist/a"
+    limits = {"write_bytes_per_s_max": 16 << 20, "write_burst_bytes_max": 8 << 20}
+    job = await control.build(site(command), limits=limits)
+    assert job.outcome["status"] == "succeeded", job.outcome
+    assert job.stage("build")[1] == (
+        "waits for the disk: the builds of this slot wrote more than 8 MiB, and go on at 16 MiB a"
+        " second (builders.write_burst_bytes_max, builders.write_bytes_per_s_max)"
+    )
+    assert re.fullmatch(r"waited \d+\.\d s for the disk", job.stage("build")[2])
+
+
+async def test_build_with_a_pace_of_none_is_not_halted(control, slot):
+    command = "mkdir dist; head -c 30M /dev/zero > dist/a; sleep 0.3"
+    limits = {"write_bytes_per_s_max": 0, "write_burst_bytes_max": 0}
+    job = await control.build(site(command), limits=limits)
+    assert len(job.stage("build")) == 1
 
 
 @pytest.mark.root
