@@ -79,7 +79,7 @@ async def run(sandboxes: Sandboxes, order: dict[str, Any]) -> dict[str, object]:
     except asyncio.CancelledError:
         return {"seconds": time.perf_counter() - began, "survivors": survivors()}
     except SandboxUnavailableError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "survivors": survivors()}
     return {
         "status": status,
         "exceeded": sandbox.exceeded,

@@ -159,6 +159,19 @@ async def test_settings_in_the_folder_of_the_site_count_as_those_above_it_do(mad
     assert await made.is_for_a_slot(await made.ask("staging"))
 
 
+async def test_output_folder_is_an_input_and_folders_of_other_sites_are_none(made, commit) -> None:
+    path = made.world.repositories.path(made.site.id)
+    settings = b'[build]\nroot = "web"\noutput = "a"\n'
+    files = {"managed.toml": settings, "web/a/index.html": b"one", "web/b/index.html": b"two"}
+    commit(path, files)
+    first = await made.make(outcome=done("web/a"))
+    commit(path, {**files, "managed.toml": settings + b'[sites]\nother = "api"\n'})
+    again = await made.answered(await made.ask())
+    assert again.result["artifact_id"] == first.result["artifact_id"]
+    commit(path, {**files, "managed.toml": settings.replace(b'"a"', b'"b"')})
+    assert await made.is_for_a_slot(await made.ask())
+
+
 async def test_other_gitd_builds_again(made) -> None:
     await made.make()
     made.world.builds._packer.memo._version = "0.0.1"
