@@ -6,6 +6,7 @@ Columns keep to what PostgreSQL also has. Times are integers: milliseconds since
 from __future__ import annotations
 
 import sqlite3
+from functools import cache
 from typing import Any, cast
 
 from sqlite_utils import Database, Migrations
@@ -53,8 +54,9 @@ def unknown(names: list[str]) -> list[str]:
     return [name for name in names if name not in _known()]
 
 
-def _known() -> set[str]:
-    return {step.name for step in MIGRATIONS.pending(Database(memory=True))}
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(step.name for step in MIGRATIONS.pending(Database(memory=True)))
 
 
 def _run(db: Database, script: str) -> None:
