@@ -367,11 +367,18 @@ def make_folders(layout: Layout) -> None:
     """Make the folders of a store, as far as they are not there."""
     layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     layout.tmp.mkdir(mode=0o700, exist_ok=True)
-    folders = [layout.trust, *(layout.root / name for name in SHARDED)]
-    folders += [layout.root / name / shard for name in SHARDED for shard in SHARDS]
-    for folder in folders:
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o755)
+    layout.trust.mkdir(exist_ok=True)
+    layout.trust.chmod(0o755)
+    for kind in SHARDED:
+        folder = str(layout.root / kind)
+        # As text: a path for each of so many takes as long as they take themselves.
+        for path in (folder, *(f"{folder}/{shard}" for shard in SHARDS)):
+            try:
+                os.mkdir(path)  # noqa: PTH102
+            except FileExistsError:
+                if not os.path.isdir(path):  # noqa: PTH112
+                    raise
+            os.chmod(path, 0o755)  # noqa: PTH101, S103 - as the store has them
 
 
 def _share(layout: Layout, group: int | None) -> None:
