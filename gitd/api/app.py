@@ -126,21 +126,30 @@ class Api:
 
 
 class Description:
-    """Serves the OpenAPI document, to anybody."""
+    """Serves the OpenAPI document, to anybody.
+
+    It is made when it is first asked for: a start need not wait for what few want.
+    """
 
     def __init__(self, server_url: str) -> None:
         self._server_url = server_url
+        self._endpoints: tuple[Endpoint, ...] = ()
         self._data = b""
         self._etag = ""
 
     def describe(self, endpoints: tuple[Endpoint, ...]) -> None:
+        self._endpoints = endpoints
+
+    def _make(self) -> None:
         described = openapi.document(
-            endpoints, server_url=self._server_url, version=version("gitd")
+            self._endpoints, server_url=self._server_url, version=version("gitd")
         )
         self._data = ENCODER.encode(described)
         self._etag = f'"{hashlib.sha256(self._data).hexdigest()[:32]}"'
 
     async def show(self, call: Call[NoQuery, NoBody]) -> web.Response:
+        if not self._data:
+            self._make()
         headers = answer_headers(call.request_id, version=call.version)
         headers["Cache-Control"] = "no-cache"
         headers["ETag"] = self._etag

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -66,7 +67,7 @@ def _operation(endpoint: Endpoint) -> Json:
     operation: Json = {
         "operationId": _operation_id(endpoint),
         "summary": endpoint.summary,
-        "parameters": [*_path_parameters(endpoint), *_query_parameters(endpoint)],
+        "parameters": [*_path_parameters(endpoint), *_query_parameters(endpoint.query)],
         "responses": {str(endpoint.status): _success(endpoint), **_refusals(endpoint)},
     }
     operation["parameters"].append(_header(VERSION_HEADER, f"A date, such as {VERSION}."))
@@ -98,8 +99,9 @@ def _path_parameters(endpoint: Endpoint) -> list[Json]:
     ]
 
 
-def _query_parameters(endpoint: Endpoint) -> list[Json]:
-    (schema,), components = msgspec.json.schema_components([endpoint.query], ref_template=REF)
+@cache  # most endpoints have none
+def _query_parameters(query: type[msgspec.Struct]) -> list[Json]:
+    (schema,), components = msgspec.json.schema_components([query], ref_template=REF)
     properties = components[schema["$ref"].rpartition("/")[2]].get("properties", {})
     return [
         {"name": name, "in": "query", "required": False, "schema": _inlined(of, components)}

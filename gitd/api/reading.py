@@ -6,6 +6,7 @@ import asyncio
 import re
 from datetime import date
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -32,16 +33,23 @@ class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The query of a path that has no parameters."""
 
 
+@cache  # most endpoints have no query, many no body: what is found out of a type takes a while
+def _parts_of(
+    shape: type[msgspec.Struct],
+) -> tuple[msgspec.json.Decoder[Any], tuple[str, ...], msgspec.Struct | None]:
+    """Return what reads it, the names of its fields, and what nothing is read as, if it can be."""
+    fields = msgspec.structs.fields(shape)
+    empty = None if any(field.required for field in fields) else shape()
+    return msgspec.json.Decoder(shape), tuple(field.encode_name for field in fields), empty
+
+
 class Reader:
     """Reads one type of struct from bodies and queries. Made once per endpoint."""
 
     def __init__(self, shape: type[msgspec.Struct]) -> None:
         self._shape = shape
-        self._decoder = msgspec.json.Decoder(shape)
-        fields = msgspec.structs.fields(shape)
-        self._names = [field.encode_name for field in fields]
+        self._decoder, self._names, self._empty = _parts_of(shape)
         self._read: dict[str, msgspec.Struct] = {}
-        self._empty = None if any(field.required for field in fields) else shape()
 
     async def body(
         self, request: web.Request, *, timeout_s: float = BODY_TIMEOUT_S
