@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,6 +44,7 @@ from storage.repos import Repositories
 from storage.retention import Retention
 from storage.scrub import Scrubber, ScrubLimits
 from storage.sealing import Vault
+from tests.committing import write_commit
 from tests.new_records import open_records
 
 ACTOR = ActorRef("api_key", "key_00000000000000000000000001", "tests")
@@ -195,44 +195,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-def commit(tmp_path: Path) -> Callable[..., str]:
-    """Write a commit straight into a site's repository with the real git; returns its id."""
+def commit() -> Callable[..., str]:
+    """Write a commit straight into a site's repository with the real git; returns its id.
 
-    def run(repository: Path, *arguments: str, stdin: bytes = b"") -> str:
-        environ = {
-            **os.environ,
-            "GIT_DIR": str(repository),
-            "GIT_INDEX_FILE": str(tmp_path / "index"),
-            "GIT_AUTHOR_NAME": "A",
-            "GIT_AUTHOR_EMAIL": "a@example.com",
-            "GIT_COMMITTER_NAME": "A",
-            "GIT_COMMITTER_EMAIL": "a@example.com",
-            # Equal files make an equal commit, at whatever second each is made.
-            "GIT_AUTHOR_DATE": "1700000000 +0000",
-            "GIT_COMMITTER_DATE": "1700000000 +0000",
-        }
-        done = subprocess.run(
-            ["git", *arguments], env=environ, input=stdin, capture_output=True, check=True
-        )
-        return done.stdout.decode().strip()
-
-    def make(
-        repository: Path,
-        files: Mapping[str, bytes],
-        *,
-        branch: str | None = "main",
-        submodules: Mapping[str, str] | None = None,
-    ) -> str:
-        (tmp_path / "index").unlink(missing_ok=True)
-        for path, content in files.items():
-            blob = run(repository, "hash-object", "-w", "--stdin", stdin=content)
-            run(repository, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
-        for path, pinned in (submodules or {}).items():
-            run(repository, "update-index", "--add", "--cacheinfo", f"160000,{pinned},{path}")
-        tree = run(repository, "write-tree")
-        made = run(repository, "commit-tree", tree, "-m", "a commit")
-        if branch:
-            run(repository, "update-ref", f"refs/heads/{branch}", made)
-        return made
-
-    return make
+    Equal files make an equal commit, at whatever second each is made.
+    """
+    return partial(write_commit, at="1700000000 +0000")

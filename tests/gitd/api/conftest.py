@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +53,7 @@ from storage.records import api_keys, deployments, release_statements
 from storage.records.db import Records
 from storage.repos import Repositories
 from storage.sealing import Vault
+from tests.committing import write_commit
 from tests.new_records import open_records
 
 PLATFORM = PlatformNames("sites.forge.example", "forge.example")
@@ -259,30 +258,7 @@ class Service:
     # -- what builders and the site host would do
 
     def commit(self, site_id: str, files: Mapping[str, bytes], branch: str = "main") -> str:
-        repository, index = self.repositories.path(site_id), self.root / "index"
-        index.unlink(missing_ok=True)
-
-        def git(*arguments: str, stdin: bytes = b"") -> str:
-            environ = {
-                **os.environ,
-                "GIT_DIR": str(repository),
-                "GIT_INDEX_FILE": str(index),
-                "GIT_AUTHOR_NAME": "A",
-                "GIT_AUTHOR_EMAIL": "a@example.com",
-                "GIT_COMMITTER_NAME": "A",
-                "GIT_COMMITTER_EMAIL": "a@example.com",
-            }
-            done = subprocess.run(
-                ["git", *arguments], env=environ, input=stdin, capture_output=True, check=True
-            )
-            return done.stdout.decode().strip()
-
-        for path, content in files.items():
-            blob = git("hash-object", "-w", "--stdin", stdin=content)
-            git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
-        made = git("commit-tree", git("write-tree"), "-m", "a commit")
-        git("update-ref", f"refs/heads/{branch}", made)
-        return made
+        return write_commit(self.repositories.path(site_id), files, branch=branch)
 
     async def build(self, *lines: str, error: BuildError | None = None) -> str:
         """Carry out the oldest queued build; returns its job's id."""
