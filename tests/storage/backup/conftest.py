@@ -29,6 +29,7 @@ from storage.records.db import Records
 from storage.repos import Repositories
 from storage.sealing import Vault
 from storage.source import Limits, SourceFile
+from tests.new_records import open_records
 
 TREE = {"index.html": b"<h1>one</h1>", "big": b"0123456789abcdef" * (90 << 10), "run*": b"#!"}
 IDENTITY = {
@@ -71,7 +72,7 @@ class Small:
         places = Places(root / "data")
         places.root.mkdir(parents=True, exist_ok=True)
         places.keys.mkdir(mode=0o700, exist_ok=True)
-        records = Records.open(places.database)
+        records = open_records(places.database)
         store = ArtifactStore.open(places.store, records, group=None)
         custody = Custody(places.keys)
         custody.open(store.layout.trust)
