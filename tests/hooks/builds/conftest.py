@@ -75,11 +75,19 @@ def own(text):
     return re.sub(r"\b4[78]\d\d\b", rf"\g<0>.{os.getpid()}", text)
 
 
-def order_for(command, *, kill_after_s=None, terminate_after_s=None, cancel_after_s=None, **spec):
+def order_for(
+    command,
+    *,
+    kill_after_s=None,
+    kill_at_bytes=None,
+    terminate_after_s=None,
+    cancel_after_s=None,
+    **spec,
+):
     spec["argv"] = ["/bin/sh", "-c", command] if isinstance(command, str) else command
     spec["argv"] = [own(argument) for argument in spec["argv"]]
     order = {"spec": spec, "kill_after_s": kill_after_s, "terminate_after_s": terminate_after_s}
-    order["cancel_after_s"] = cancel_after_s
+    order |= {"kill_at_bytes": kill_at_bytes, "cancel_after_s": cancel_after_s}
     return json.dumps(order) + "\n"
 
 

@@ -2,8 +2,9 @@
 
 The arguments: the uid to become, or nothing; `groups` or `watching`, the way limits are kept, or
 `weighed`, in groups of little weight; maybe the folder that sandboxes are named after.
-Each line of input is a JSON object: spec, and kill_after_s, terminate_after_s and cancel_after_s
-(the start), which may be null. Each is answered by a JSON object in a line:
+Each line of input is a JSON object: spec, and kill_after_s, kill_at_bytes (of output),
+terminate_after_s and cancel_after_s (the start), which may be null. Each is answered by a JSON
+object in a line:
 status or error, exceeded, halted_s, output, seconds, started_s, survivors; `(halted)` is in the
 output where it was halted first.
 """
@@ -56,10 +57,14 @@ async def run(sandboxes: Sandboxes, order: dict[str, Any]) -> dict[str, object]:
     output = bytearray()
     began = time.perf_counter()
     loop = asyncio.get_running_loop()
+
+    def take(data: bytes) -> None:
+        output.extend(data)
+        if (at_bytes := order.get("kill_at_bytes")) is not None and len(output) >= at_bytes:
+            sandbox.kill()
+
     starting = asyncio.ensure_future(
-        sandboxes.start(
-            spec, on_output=output.extend, on_halted=lambda: output.extend(b"(halted)\n")
-        )
+        sandboxes.start(spec, on_output=take, on_halted=lambda: output.extend(b"(halted)\n"))
     )
     if (after_s := order.get("cancel_after_s")) is not None:
         await asyncio.wait({starting}, timeout=after_s)
