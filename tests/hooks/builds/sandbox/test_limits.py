@@ -233,7 +233,7 @@ def test_files_without_a_name_count_as_memory(limited):
 def test_processes_that_come_and_go_hide_nothing(limited):
     """Many end between two looks at them, and some between a look at their names and at them."""
     churn = "(for i in 1 2 3 4 5 6; do (while :; do /bin/true; done) & done; wait)"
-    hog = "import time; time.sleep(4); x = b'1' * (70 << 20); time.sleep(20)"
+    hog = "import time; time.sleep(2); x = b'1' * (70 << 20); time.sleep(20)"
     hogs = f'python3 -c "{hog}" & python3 -c "{hog}"'
     ran = limited(f"{churn} & {hogs}", memory_bytes=100 * MiB)
     assert ran.exceeded == Limit.MEMORY
@@ -388,7 +388,7 @@ def unnamed_file(count):
         "import tempfile, time\n"
         "with tempfile.TemporaryFile(dir='.', buffering=0) as file:\n"
         f"    for _ in range({count}): file.write(bytes(1 << 20))\n"
-        "    time.sleep(5)\n"
+        "    time.sleep(3)\n"
         "print('fine')"
     )
 
@@ -535,8 +535,8 @@ def on_small_disk(in_sandbox, starter, where, command, **limits):
 def test_build_ends_before_no_file_can_be_made_by_anybody(
     in_sandbox, runner, small_disk, rest, count
 ):
-    """Who makes them rests behind each 2,000: no machine is faster than the watch then."""
-    make = f"seq {count} | xargs -n 2000 sh -c 'touch \"$@\" && sleep 0.3' sh{rest}"
+    """Who makes them rests behind each 4,000: no machine is faster than the watch then."""
+    make = f"seq {count} | xargs -n 4000 sh -c 'touch \"$@\" && sleep 0.3' sh{rest}"
     ran, left = on_small_disk(in_sandbox, runner, small_disk, make)
     assert ran.exceeded == Limit.FILES_FREE
     assert ran.seconds < 20

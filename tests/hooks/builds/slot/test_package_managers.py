@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import zipfile
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -159,6 +160,21 @@ def needs(program):
     )
 
 
+def pip_of_builds():
+    """What runs pip in a build: the machine's, or the file of which venvs get theirs.
+
+    Where there is neither, one in a venv: to make that takes seconds.
+    """
+    if shutil.which("pip3", path=BUILD_PATH):
+        return "pip3"
+    usr = Path("/usr")
+    files = [*usr.glob("share/python-wheels/pip-*.whl")]
+    files += usr.glob("lib/python3*/ensurepip/_bundled/pip-*.whl")
+    if files:
+        return f"python3 {files[0]}/pip"
+    return "python3 -m venv /tmp/venv && /tmp/venv/bin/pip"
+
+
 def reached(job):
     """The hosts that a build had connections to, and how many bytes came from each."""
     found = {}
@@ -289,9 +305,7 @@ async def test_pip_uses_the_machines_mirror_and_never_sees_its_password(control,
     }
     rules = EgressRules(Egress(), with_registries=True, environ=environ, path="/nonexistent")
     control.egress = msgspec.to_builtins(rules.read())
-    has_pip = shutil.which("pip3", path=BUILD_PATH) is not None
-    pip = "pip3" if has_pip else "python3 -m venv /tmp/venv && /tmp/venv/bin/pip"
-    install = f"{pip} install --target /tmp/site acme-hello"
+    install = f"{pip_of_builds()} install --target /tmp/site acme-hello"
     look = "env; cat ~/.config/pip/pip.conf ~/.config/uv/uv.toml"
     use = 'PYTHONPATH=/tmp/site python3 -c "import acme_hello; print(acme_hello.word)" > dist/said'
     job = await built(control, site(f"mkdir dist && {install} && {use} && {look}"))
@@ -300,27 +314,28 @@ async def test_pip_uses_the_machines_mirror_and_never_sees_its_password(control,
     assert "s3cret" not in str(control.egress) + str(job.lines)
 
 
-PIP = "python3 -m venv /tmp/venv && /tmp/venv/bin/pip install -r tools.txt"
-UV = "UV_PROJECT_ENVIRONMENT=/tmp/venv uv sync --no-install-project"
+PIP = f"{pip_of_builds()} install --target /tmp/site -r tools.txt"
+UV = "cd web && UV_PROJECT_ENVIRONMENT=/tmp/venv uv sync --no-install-project && cd .."
 
 
 @pytest.mark.parametrize(
-    ("command", "name", "file"),
+    ("command", "python", "name", "file"),
     [
-        (PIP, "tools.txt", "acme-hello==1.0\n"),
-        pytest.param(UV, "web/pyproject.toml", PYPROJECT.decode(), marks=needs("uv")),
+        (PIP, "PYTHONPATH=/tmp/site python3", "tools.txt", "acme-hello==1.0\n"),
+        pytest.param(
+            *(UV, "/tmp/venv/bin/python", "web/pyproject.toml", PYPROJECT.decode()),
+            marks=needs("uv"),
+        ),
     ],
     ids=["pip", "uv"],
 )
 async def test_package_that_pip_or_uv_fetched_is_not_fetched_again(
-    control, slot, unpacked, command, name, file
+    control, slot, unpacked, command, python, name, file
 ):
     """From an index that says how long its answers last, as the public one does."""
     asked = []
-    if command is UV:
-        command = f"cd web && {command} && cd .."
     file = file.replace("six==1.17.0", "acme-hello==1.0")
-    use = '/tmp/venv/bin/python -c "import acme_hello; print(acme_hello.word)" > dist/said'
+    use = f'{python} -c "import acme_hello; print(acme_hello.word)" > dist/said'
     made = site(f"mkdir dist && {command} && {use}", **{name: file.encode()})
     async with serving(index_of_acme_hello(), asked, lasting=True) as url:
         environ = {
