@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Generator, Iterator, Mapping
@@ -23,6 +24,12 @@ IS_INSTALLED = re.compile(
     "builds have no |is not here|not installed|no curl|registry|registries|this machine has no "
     r"(npm|pip|uv|yarn|composer)|needs (b3sum|nginx|node|php|strace|systemd-analyze|/usr/bin/node)"
 )
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look no more through the tests themselves, which stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
