@@ -320,11 +320,12 @@ def test_processor_time_of_processes_that_ended_counts(limited):
     assert ran.exceeded == Limit.CPU
 
 
-def hiding(how):
-    """Files that are neither named nor open, and whose size cannot be seen from anywhere.
+# Far more than the limit, where it is told by what the disk lost: others give back some meanwhile.
+UNSEEN = "head -c 300M /dev/zero"
 
-    Far more than the limit: other programs give disk back meanwhile.
-    """
+
+def hiding(how):
+    """As much in files that are neither named nor open: their size is seen from nowhere."""
     return (
         "python3 -c 'import mmap, os, socket, time\n"
         "keep, pair = [], socket.socketpair()\n"
@@ -342,9 +343,9 @@ def hiding(how):
     [
         "head -c 12000000 /dev/urandom > x",
         "mkdir -p a/b; for i in $(seq 40); do head -c 400000 /dev/urandom > a/b/$i; done",
-        "mkdir closed; head -c 40000000 /dev/urandom > closed/x; chmod 0 closed",
+        f"mkdir closed; {UNSEEN} > closed/x; chmod 0 closed",
         "exec 3> x; rm x; head -c 12000000 /dev/urandom >&3",
-        "for i in $(seq 250); do mkdir d; cd d; done; head -c 12000000 /dev/urandom > x",
+        "for i in $(seq 250); do mkdir d; cd d; done; " + UNSEEN + " > x",
         "mkdir many; cd many; seq 3000 | xargs touch",
         hiding("keep.append(mmap.mmap(fd, 4096))"),
         hiding("keep.append(pair); socket.send_fds(pair[0], [b'x'], [fd])"),
