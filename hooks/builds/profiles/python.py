@@ -43,11 +43,14 @@ _POETRY_INSTALL = (
     " poetry install --only main --no-interaction --no-ansi"
 )
 _PIPENV_EXPORT = "pipenv requirements > requirements.txt"
+_PDM_EXPORT = "pdm export --prod -o requirements.txt"
 _EXPORTS = {
     "poetry.lock": _POETRY_EXPORT,
     "Pipfile.lock": _PIPENV_EXPORT,
     "Pipfile": _PIPENV_EXPORT,
+    "pdm.lock": _PDM_EXPORT,
 }
+_UNREAD_LOCKS = ("poetry.lock", "Pipfile.lock", "pdm.lock")
 _PYTHON = Need(("python3",), "python3")
 _ENSUREPIP = Need(("python3",), "python3-venv", module="ensurepip")
 _UV = Need(("uv",), "uv")
@@ -98,7 +101,7 @@ def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe
         client_needs = (_ENSUREPIP,)
     notes = [
         f"{name} is not read: `{_EXPORTS[name]}` pins its versions"
-        for name in ("poetry.lock", "Pipfile.lock")
+        for name in _UNREAD_LOCKS
         if listing.has_file(name) and decided not in (UV_LOCK, name)
     ]
     return Recipe(

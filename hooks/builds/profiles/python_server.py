@@ -7,8 +7,11 @@ for a Procfile to say.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.profiles.plan import Listing
@@ -21,7 +24,15 @@ _MODULES = ("app", "main", "wsgi", "asgi")
 _ASGI = ("fastapi", "litestar", "quart", "starlette")  # what gunicorn by itself answers 500 for
 _GUNICORN, _UVICORN = "gunicorn {} --bind 127.0.0.1:$PORT", "uvicorn {} --port $PORT"
 _FASTAPI = "fastapi run --host 127.0.0.1 --port $PORT"  # it finds the application itself
-_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][\w.-]*)\s*(?:\[([^\]]*)\])?")
+# What a line of a file of pip's has behind the requirement: a comment, options, more lines.
+# Source: pip, "Requirements File Format".
+_REST = re.compile(r"\s+(?:#|--).*|\\$")
+_LINE_CHARS_MAX = 2000
+# These two begin with a script, and not with a name in it.
+# Source: Streamlit, "Deploy your app on Community Cloud"; Gradio, "Environment variables".
+_SCRIPTS, _STREAMLIT_APP = ("app", "main"), "streamlit_app"
+_STREAMLIT = "streamlit run {}.py --server.headless true --server.port $PORT"
+_GRADIO = "GRADIO_SERVER_PORT=$PORT python {}.py"
 _SETTINGS = re.compile(r"""DJANGO_SETTINGS_MODULE["']\s*,\s*["']([A-Za-z_][\w.]*?)\.settings\b""")
 
 
@@ -32,6 +43,8 @@ def server(listing: Listing) -> str | None:
         if "gunicorn" in names:
             return _GUNICORN.format(f"{project}.wsgi")
         return _UVICORN.format(f"{project}.asgi:application") if "uvicorn" in names else None
+    if "streamlit" in names and listing.has_file(f"{_STREAMLIT_APP}.py"):
+        return _STREAMLIT.format(_STREAMLIT_APP)
     if "fastapi[standard]" in names or "fastapi[all]" in names:
         return _FASTAPI
     module = _module(listing)
@@ -41,7 +54,10 @@ def server(listing: Listing) -> str | None:
         return _UVICORN.format(f"{module}:app")
     if "gunicorn" in names and _asgi(names) is None:
         return _GUNICORN.format(f"{module}:app")
-    return None
+    script = module in _SCRIPTS
+    if "streamlit" in names and script:
+        return _STREAMLIT.format(module)
+    return _GRADIO.format(module) if "gradio" in names and script else None
 
 
 def lack(listing: Listing) -> str:
@@ -68,29 +84,47 @@ def collects_static(listing: Listing) -> bool:
 
 
 def requirements(listing: Listing) -> frozenset[str]:
-    """Return the names that a project depends on, as `fastapi` and `fastapi[standard]`.
+    """Return the names that a project depends on here, as `fastapi` and `fastapi[standard]`.
 
-    A `pyproject.toml` that is none names nothing: beside `requirements.txt` nobody else reads it.
+    What is for another system or Python is none of them. A `pyproject.toml` that is none names
+    nothing: beside `requirements.txt` nobody else reads it.
     """
-    found = set()
-    for line in _lines(listing):
-        if (match := _REQUIREMENT.match(line)) is not None:
-            name = re.sub(r"[-_.]+", "-", match[1]).lower()
-            extras = [extra.strip().lower() for extra in (match[2] or "").split(",")]
-            found.update([name, *(f"{name}[{extra}]" for extra in extras if extra)])
-    return frozenset(found)
-
-
-def _lines(listing: Listing) -> Iterator[str]:
-    yield from listing.files.get(REQUIREMENTS, "").splitlines()
+    lines = [_REST.sub("", line) for line in listing.files.get(REQUIREMENTS, "").splitlines()]
     try:
         pyproject = read_pyproject(listing)
     except BuildFailedError:
-        return
+        pyproject = {}
     wanted = _table(pyproject, "project").get("dependencies")
     if isinstance(wanted, list):
-        yield from (each for each in wanted if isinstance(each, str))
-    yield from _table(pyproject, "tool", "poetry", "dependencies")
+        lines += (each for each in wanted if isinstance(each, str))
+    found = {name for line in lines for name in _names(line)}
+    found.update(_poetry_names(_table(pyproject, "tool", "poetry", "dependencies")))
+    return frozenset(found)
+
+
+def _names(line: str) -> Iterator[str]:
+    """Yield what a requirement names, nothing where it is none. Source: PEP 508."""
+    if len(line) > _LINE_CHARS_MAX:
+        return
+    try:
+        found = Requirement(line)
+        if found.marker is not None and not found.marker.evaluate():
+            return
+    except (ValueError, RecursionError):  # it is none, or what it asks of the system is nothing
+        return
+    yield from _with_extras(found.name, found.extras)
+
+
+def _poetry_names(table: dict[str, Any]) -> Iterator[str]:
+    for name, wanted in table.items():
+        extras = wanted.get("extras") if isinstance(wanted, dict) else None
+        yield from _with_extras(name, extras if isinstance(extras, list) else ())
+
+
+def _with_extras(name: str, extras: Iterable[object]) -> Iterator[str]:
+    name = canonicalize_name(name)
+    yield name
+    yield from (f"{name}[{extra.lower()}]" for extra in extras if isinstance(extra, str))
 
 
 def _asgi(names: frozenset[str]) -> str | None:

@@ -9,6 +9,7 @@ from tests.hooks.builds.profiles.test_detection import plan, scripts, steps
 
 MANAGE = 'os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")'
 GUNICORN = "gunicorn {} --bind 127.0.0.1:$PORT"
+STREAMLIT = "streamlit run {}.py --server.headless true --server.port $PORT"
 COLLECT = ("build", "python manage.py collectstatic --no-input")
 
 
@@ -68,6 +69,23 @@ def project(*dependencies):
             plan("app.py", requirements="gunicorn", Procfile="web: gunicorn a:b"),
             "gunicorn a:b",
         ),
+        (
+            plan(
+                "main.py",
+                "poetry.lock",
+                pyproject="""[tool.poetry.dependencies]
+                fastapi = {extras = ["standard"], version = "^0.115"}""",
+            ),
+            "fastapi run --host 127.0.0.1 --port $PORT",
+        ),
+        (
+            plan("app.py", "streamlit_app.py", requirements="streamlit\nfastapi\nuvicorn"),
+            STREAMLIT.format("streamlit_app"),
+        ),
+        (plan("main.py", requirements="streamlit>=1.40"), STREAMLIT.format("main")),
+        (plan("app.py", requirements="streamlit\nuvicorn"), "uvicorn app:app --port $PORT"),
+        (plan("app.py", requirements="gradio==5.0"), "GRADIO_SERVER_PORT=$PORT python app.py"),
+        (plan("app.py", requirements="gradio\ngunicorn"), GUNICORN.format("app:app")),
     ],
 )
 def test_server_that_a_project_depends_on_serves_what_has_the_usual_name(found, web):
@@ -124,3 +142,47 @@ def test_static_files_are_collected_where_django_serves_them():
     assert COLLECT not in steps(plan("app.py", requirements="gunicorn\nwhitenoise"))
     found = plan(requirements="gunicorn\nwhitenoise", toml="[build]\ncommand = false", **texts)
     assert "build" not in [name for name, _ in steps(found)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gunicorn==23.0.0  # as locked",
+        "gunicorn==23.0.0 --hash=sha256:00 --hash=sha256:11",
+        "gunicorn==23.0.0 \\\n    --hash=sha256:00",
+        "gunicorn ; sys_platform != 'win32'",
+        "gunicorn>=20,<24 ; python_version >= '3.8' # here",
+        "gunicorn @ https://example.org/gunicorn.whl",
+        "  Gunicorn [gevent] >= 20",
+    ],
+)
+def test_requirement_is_read_as_pip_reads_it(line):
+    """Source: PEP 508; pip, "Requirements File Format"."""
+    assert plan("app.py", requirements=f"flask\n{line}").run.web == GUNICORN.format("app:app")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gunicorn ; sys_platform == 'win32'",
+        "gunicorn ; python_version < '3'",
+        "# gunicorn",
+        "-r gunicorn.txt",
+        "gunicorn-extras",
+        "gunicorn ; " + "(" * 900 + "os_name == 'posix'" + ")" * 900,
+        "gunicorn ; os_name ~= 'x'",
+        "gunicorn" + " " * 4000,
+        "./gunicorn.whl",
+        "git+https://example.org/gunicorn.git#egg=gunicorn",
+    ],
+)
+def test_requirement_that_is_for_others_or_none_does_not_count(line):
+    with pytest.raises(BuildFailedError, match="no server for it among what it depends on"):
+        plan("app.py", requirements=f"flask\n{line}")
+
+
+@pytest.mark.parametrize("wanted", ['{extras = "standard"}', "{extras = [1]}", "[1]", "3"])
+def test_poetry_dependency_of_an_odd_kind_is_its_name(wanted):
+    text = f'[tool.poetry.dependencies]\nfastapi = {wanted}\nuvicorn = "*"'
+    found = plan("main.py", "poetry.lock", pyproject=text)
+    assert found.run.web == "uvicorn main:app --port $PORT"
