@@ -31,6 +31,7 @@ class Reason:
 
 
 _NO_SUCH = "mend its name or version, or add the registry that has it"
+_OTHER_VERSION = "ask for a version that this server has, or let its operator install that one"
 REASONS = (
     Reason(
         "can only install packages when your package.json and package-lock.json",
@@ -61,6 +62,31 @@ REASONS = (
         "is not present in the lock file",
         "composer.lock does not fit composer.json: run `composer update` and commit it",
         is_all=True,
+    ),
+    Reason(
+        "changed significantly since poetry.lock was last generated",
+        "poetry.lock does not fit pyproject.toml: run `poetry lock` and commit it",
+        is_all=True,
+    ),
+    *(
+        Reason(mark, _OTHER_VERSION, is_said=True, code=RUNTIME_MISSING)
+        for mark in (
+            "is incompatible with this module. Expected version",  # yarn
+            "Your Node version is incompatible with",  # pnpm
+            "Not compatible with your version of node/npm",  # npm, with engine-strict
+            "is not supported by Astro!",
+            "For Next.js, Node.js version",
+            "requires a minimum Node.js version of",  # Angular
+            "does not satisfy Python",  # uv
+            "requires a different Python",  # pip
+            "does not satisfy that requirement",  # composer: PHP, or an extension of it
+        )
+    ),
+    Reason(
+        "it is missing from your system. Install or enable PHP's",  # composer
+        "the server's operator installs it, as in `apt-get install php-xml` for ext-dom",
+        is_said=True,
+        code=RUNTIME_MISSING,
     ),
     Reason("No matching version found for", _NO_SUCH, is_said=True),  # npm, pnpm
     Reason("No matching distribution found for", _NO_SUCH, is_said=True),  # pip
@@ -103,7 +129,7 @@ REASONS = (
     ),
     Reason(
         "No interpreter found for",  # uv
-        "ask for a version that this server has, or let its operator install that one",
+        _OTHER_VERSION,
         is_said=True,
         code=RUNTIME_MISSING,
     ),

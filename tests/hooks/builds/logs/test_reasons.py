@@ -38,6 +38,13 @@ NO_SUCH = "mend its name or version, or add the registry that has it"
             "composer.lock does not fit composer.json: run `composer update` and commit it",
         ),
         (
+            (
+                "pyproject.toml changed significantly since poetry.lock was last generated. Run"
+                " `poetry lock` to fix the lock file."
+            ),
+            "poetry.lock does not fit pyproject.toml: run `poetry lock` and commit it",
+        ),
+        (
             "npm error notarget No matching version found for left-pad@99.",
             f"No matching version found for left-pad@99: {NO_SUCH}",
         ),
@@ -123,12 +130,68 @@ def test_reason_that_says_more_wins_whichever_came_first() -> None:
     assert found.text.startswith("Because nosuch")
 
 
-def test_python_that_the_server_lacks_is_no_fault_of_the_command() -> None:
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "error: No interpreter found for Python 3.19 in search path",
+            "No interpreter found for Python 3.19 in search path: ask for a version that",
+        ),
+        (
+            (
+                'error a@1.0.0: The engine "node" is incompatible with this module. Expected'
+                ' version ">=22". Got "20.1.0"'
+            ),
+            'error a@1.0.0: The engine "node" is incompatible with this module. Expected version',
+        ),
+        (
+            "npm error notsup Not compatible with your version of node/npm: a@1.0.0",
+            "Not compatible with your version of node/npm: a@1.0.0: ask for a version that",
+        ),
+        (
+            "Node.js v20.1.0 is not supported by Astro!",
+            "Node.js v20.1.0 is not supported by Astro!: ask for a version that",
+        ),
+        (
+            'You are using Node.js 18.1.0. For Next.js, Node.js version ">=20.9.0" is required.',
+            "You are using Node.js 18.1.0. For Next.js, Node.js version",
+        ),
+        (
+            "      Because the current Python version (3.11.2) does not satisfy Python>=3.12 and",
+            "Because the current Python version (3.11.2) does not satisfy Python>=3.12 and: ask",
+        ),
+        (
+            "ERROR: Package 'a' requires a different Python: 3.11.2 not in '>=3.13'",
+            "Package 'a' requires a different Python: 3.11.2 not in '>=3.13': ask for a version",
+        ),
+        (
+            (
+                "    - Root composer.json requires php >=8.4 but your php version (8.2.36) does not"
+                " satisfy that requirement."
+            ),
+            (
+                "Root composer.json requires php >=8.4 but your php version (8.2.36) does not"
+                " satisfy that requirement: ask for a version"
+            ),
+        ),
+        (
+            (
+                "    - a/b 1.0 requires ext-dom * -> it is missing from your system. Install or"
+                " enable PHP's dom extension."
+            ),
+            (
+                "a/b 1.0 requires ext-dom * -> it is missing from your system. Install or enable"
+                " PHP's dom extension: the server's operator installs it"
+            ),
+        ),
+    ],
+)
+def test_runtime_that_the_server_lacks_is_no_fault_of_the_command(line: str, said: str) -> None:
     found = Found()
-    found.look(["error: No interpreter found for Python 3.19 in search path"])
+    found.look(["before", line, "after"])
     assert found.code == "build.runtime_missing"
     assert found.text is not None
-    assert found.text.startswith("No interpreter found for Python 3.19 in search path: ask for")
+    assert found.text.startswith(said)
 
 
 def test_what_says_no_reason_has_none() -> None:
