@@ -186,12 +186,34 @@ def test_php_application_is_installed_by_composer_and_answers_by_php(shared, pro
             "composer.json": json.dumps({"autoload": {"psr-4": {"App\\": "src/"}}}),
             "src/Hello.php": '<?php namespace App; class Hello { const TEXT = "autoloaded"; }',
             "public/index.php": '<?php require __DIR__."/../vendor/autoload.php";'
-            ' echo App\\Hello::TEXT, $_SERVER["REQUEST_URI"];',
+            ' echo App\\Hello::TEXT, $_SERVER["REQUEST_URI"], $_SERVER["SCRIPT_NAME"],'
+            ' $_ENV["GITD_SITE"];',
+            "public/a.css": "a{}",
+            "public/a.b/c.txt": "c",
         }
     )
     said = pushed(work)
     assert "php, by composer.json: install; runs" in said
-    assert shared.visit("php-app", "/some/path?x=1").body == b"autoloaded/some/path?x=1"
+    for path in ("/some/path?x=1", "/feed.xml", "/john@example.org/a.b?y", "/a.b/d", "/.x", "/"):
+        route = f"autoloaded{path}/index.phpphp-app"
+        assert shared.visit("php-app", path).body == route.encode(), path
+    assert shared.visit("php-app", "/a.css").body == b"a{}"
+    assert shared.visit("php-app", "/a.b/c.txt").body == b"c"
+    assert b"root:" not in shared.visit("php-app", "/../../../../etc/passwd").body
+
+
+@requires("php")
+def test_procfile_for_a_server_of_php_that_is_elsewhere_serves_its_folder(shared, project) -> None:
+    work = project("php-moved")
+    work.commit(
+        {
+            "Procfile": "web: heroku-php-apache2 www/\n",
+            "www/index.php": '<?php echo "moved", $_SERVER["REQUEST_URI"];',
+        }
+    )
+    said = pushed(work)
+    assert "heroku-php-apache2 is none of this server's: PHP's own server runs" in said
+    assert shared.visit("php-moved", "/some/path").body == b"moved/some/path"
 
 
 @requires("php")

@@ -55,6 +55,13 @@ def detect(listing: Listing, config: ManagedToml, programs: Collection[str]) -> 
     return _Detection(listing, config, programs).plan()
 
 
+def of_pages(plan: Plan) -> Plan:
+    """Return the plan of a site whose build made no `web_file`: its pages are what is served."""
+    return replace(
+        plan, run=RunCommands(), web_file=None, output_folders=OUTPUT_FOLDERS, is_public=True
+    )
+
+
 def is_published(path: str) -> bool:
     """Say whether a static site shows `path`, which is relative to the folder that it serves.
 
@@ -77,6 +84,10 @@ class _Detection:
         self._config = config
         self._procfile = _procfile(listing)
         self._web = config.web or self._procfile.get("web")
+        self._php_root = php.document_root(listing)
+        self._elsewhere: str | None = None
+        if self._web is not None and (root := php.served_folder(self._web)) is not None:
+            self._elsewhere, self._web, self._php_root = self._web, None, root
 
     @cached_property
     def _package(self) -> Package | None:
@@ -93,12 +104,13 @@ class _Detection:
         if web is None and config.output is None:
             web = recipe.web
         steps = self._steps(recipe)
-        notes = [*self._unrun(web), *recipe.notes, *self._ignored(web)]
+        notes = [*self._not_here(), *self._unrun(web), *recipe.notes, *self._ignored(web)]
         run = RunCommands()
         if web is not None:
             release = config.release or self._procfile.get("release")
             run = RunCommands(web=web, release=release, health=config.health)
-        folder, output_folders = self._output(profile, web, steps)
+        folder, output_folders = self._output(profile, recipe, web, steps)
+        is_by_itself = run == RunCommands(web=recipe.web)
         return Plan(
             profile,
             run,
@@ -108,6 +120,7 @@ class _Detection:
             steps=steps,
             folder=folder,
             output_folders=output_folders,
+            web_file=recipe.web_file if is_by_itself else None,
             needs=recipe.needs + (recipe.client_needs if config.install is None else ()),
             left_out=recipe.left_out if config.finish is None else (),
             is_public=web is None or (recipe.is_public and web == recipe.web),
@@ -125,9 +138,11 @@ class _Detection:
         if self._web is not None:
             return self._guess_by_web(self._web)
         config, listing = self._config, self._listing
+        if self._elsewhere is not None:
+            return Profile.PHP
         if listing.has_file(PROCFILE) and not self._has_server():
             raise advice.without_web(listing)
-        if config.output is None and php.document_root(listing) is not None:
+        if config.output is None and self._php_root is not None:
             return Profile.PHP
         if self._python_serves():
             return Profile.PYTHON
@@ -169,13 +184,17 @@ class _Detection:
         config = self._config
         if config.command or "build" in package.scripts:
             return True
-        return config.output is None and self._node_server(package) is not None
+        if config.output is None and self._node_server(package) is not None:
+            return True
+        pages = node_server.pages_folder(package)  # those of the whole site, or of what it is about
+        is_asked_for = config.output in (None, pages) and not self._listing.has_file(INDEX)
+        return pages is not None and is_asked_for
 
     def _has_server(self) -> bool:
         """Say whether the project itself names what serves it, so that a Procfile need not."""
         if self._config.output is not None:
             return False
-        is_php = php.document_root(self._listing) is not None
+        is_php = self._php_root is not None
         return self._node_serves() or is_php or self._python_serves()
 
     def _node_serves(self) -> bool:
@@ -215,7 +234,7 @@ class _Detection:
                     python.refuse_package_mode(listing)
                 return self._with_assets(self._python_recipe())
             case Profile.PHP:
-                return self._with_assets(php.recipe(listing))
+                return self._with_assets(php.recipe(listing, self._php_root))
             case _:
                 return Recipe()
 
@@ -228,7 +247,11 @@ class _Detection:
             web = self._node_server(package)
             if web is None and self._config.command is None:
                 node_server.refuse_adapter_auto(listing, package)
-        return node.recipe(listing, package, self._programs, web=web)
+        recipe = node.recipe(listing, package, self._programs, web=web)
+        build = self._config.command or package.scripts.get("build", "")
+        built = node_server.built_server(package, build)
+        is_built = self._web is None and built is not None and web == built.command
+        return replace(recipe, web_file=built.file if built is not None and is_built else None)
 
     def _python_recipe(self) -> Recipe:
         listing = self._listing
@@ -272,14 +295,15 @@ class _Detection:
         return tuple(Step(name, command) for name, commands in steps for command in commands)
 
     def _output(
-        self, profile: Profile, web: str | None, steps: tuple[Step, ...]
+        self, profile: Profile, recipe: Recipe, web: str | None, steps: tuple[Step, ...]
     ) -> tuple[str, tuple[str, ...]]:
         """Return the folder that becomes the artifact, or those that the build may fill."""
         folder = self._config.output
         if folder is None and web is None:
             is_whole = profile is Profile.STATIC and self._listing.has_file(INDEX)
             if not is_whole and any(step.name is StepName.BUILD for step in steps):
-                return ".", OUTPUT_FOLDERS
+                first = (recipe.output_folder,) if recipe.output_folder else ()
+                return ".", (*first, *OUTPUT_FOLDERS)
             if profile is not Profile.STATIC:
                 raise advice.serves_nothing(self._listing, profile)
         folder = folder or "."
@@ -299,6 +323,11 @@ class _Detection:
         elif profile is Profile.STATIC:
             by = ["managed.toml" if config.output or config.command else path(INDEX)]
         return tuple(by)
+
+    def _not_here(self) -> list[str]:
+        if self._elsewhere is None:
+            return []
+        return [f"{self._elsewhere.split()[0]} is none of this server's: PHP's own server runs"]
 
     def _unrun(self, web: str | None) -> list[str]:
         unrun = [name for name in self._procfile if name not in _PROCFILE_KNOWN]

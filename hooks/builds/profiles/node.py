@@ -85,7 +85,8 @@ def recipe(
     client, lock = _client(listing, package)
     notes = _notes(listing, package, client, lock)
     is_installed = lock is not None or package.has_dependencies
-    builds = "build" in package.scripts
+    script = package.build_script
+    builds = script == "build" or (script is not None and web is None)
     needs_client = is_installed or builds
     install = (client.install if lock else client.loose,) if is_installed else ()
     brings = COREPACK in programs and any(COREPACK in need.programs for need in client.needs)
@@ -98,10 +99,11 @@ def recipe(
     return Recipe(
         by=(PACKAGE_JSON, *([lock] if lock else [])),
         install=install,
-        build=(f"{client.name} run build",) if builds else (),
+        build=(f"{client.name} run {script}",) if builds else (),
         prune=(client.prune,) if prunes and client.prune else (),
         left_out=_CACHES if web is not None and builds else (),
         web=web,
+        output_folder=node_server.pages_folder(package),
         needs=(NODE,),
         client_needs=client.needs if needs_client else (),
         notes=tuple(notes),

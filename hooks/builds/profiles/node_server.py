@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import dataclass
 
 from hooks.builds.errors import BuildFailedError
 from hooks.builds.profiles.package_json import PACKAGE_JSON, Package
@@ -17,13 +18,25 @@ _DEFAULT_SERVER = "server.js"
 # files that were built, on a port of its own, as `vite preview` is: it counts where it is `node`.
 _START_PROD = "start:prod"
 _NODE = re.compile(r"(?<![^\s(;&|])node\s")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltServer:
+    """A program that a framework builds: the command that runs it, and the file that it is."""
+
+    command: str
+    file: str
+
+
 # What some frameworks build is a program, and which is told by what the package depends on. Behind
 # a proxy SvelteKit has to be told where the visitor's scheme stands.
 # Source: @sveltejs/adapter-node, "Environment variables"; @astrojs/node, "standalone"; nitro.
 _BUILT_SERVERS = {
-    "@sveltejs/adapter-node": "PROTOCOL_HEADER=x-forwarded-proto node build",
-    "@astrojs/node": "node dist/server/entry.mjs",
-    "nuxt": "node .output/server/index.mjs",
+    "@sveltejs/adapter-node": BuiltServer(
+        "PROTOCOL_HEADER=x-forwarded-proto node build", "build/index.js"
+    ),
+    "@astrojs/node": BuiltServer("node dist/server/entry.mjs", "dist/server/entry.mjs"),
+    "nuxt": BuiltServer("node .output/server/index.mjs", ".output/server/index.mjs"),
 }
 _ADAPTER_AUTO = "@sveltejs/adapter-auto"
 _WRITES_FILES = re.compile(r"\b(?:nuxt|nuxi) generate\b")
@@ -36,6 +49,9 @@ _DEVELOPMENT_SERVER = re.compile(
     r"|eleventy\b.{0,200}--serve|parcel(?! build)|vite(?! (?:build|preview))"
     r")(?![\w.:/-])"
 )
+# Where pages go, below the folder that they are read from.
+# Source: VitePress, "Deploy Your VitePress Site"; VuePress, "dest".
+_PAGES = re.compile(r"\b(vitepress|vuepress) build(?: ([\w./][\w./-]{0,200}))?")
 # Source: Next.js, "Static exports": `next start` ends with an error then.
 _NEXT_START = re.compile(r"\bnext start\b")
 _NEXT_EXPORT = re.compile(r"""^(?!\s*[/*]).*\boutput\s*:\s*["'`]export["'`]""", re.MULTILINE)
@@ -61,7 +77,31 @@ def server(listing: Listing, package: Package, build: str | None) -> str | None:
     if "start" not in package.scripts and listing.has_file(_DEFAULT_SERVER):
         return f"node {_DEFAULT_SERVER}"
     build = build or package.scripts.get("build")
-    return _main(listing, package) if build is None else _built_server(package, build)
+    if build is None:
+        return _main(listing, package)
+    built = built_server(package, build)
+    return built.command if built is not None else None
+
+
+def built_server(package: Package, build: str) -> BuiltServer | None:
+    """Return the program that `build` makes of what the package depends on, None for files alone.
+
+    Whether it does is seen when it has run: the adapter of a server may be there and not in use.
+    """
+    if any(map(_WRITES_FILES.search, _commands(package, build))):
+        return None
+    depends_on = package.dependencies | package.dev_dependencies
+    return next((_BUILT_SERVERS[name] for name in _BUILT_SERVERS if name in depends_on), None)
+
+
+def pages_folder(package: Package) -> str | None:
+    """Return the folder that VitePress or VuePress writes to when the package is built by it."""
+    script = package.scripts.get(package.build_script or "", "")
+    found = next(filter(None, map(_PAGES.search, _commands(package, script))), None)
+    if found is None:
+        return None
+    source = (found[2] or "").strip("./")
+    return "/".join(filter(None, (source, f".{found[1]}", "dist")))
 
 
 def is_development(package: Package, command: str) -> bool:
@@ -99,13 +139,6 @@ def _serves_nothing(listing: Listing, package: Package, start: str) -> bool:
         return True
     configs = [listing.files.get(name, "") for name in NEXT_CONFIGS]
     return bool(_NEXT_START.search(start)) and any(map(_NEXT_EXPORT.search, configs))
-
-
-def _built_server(package: Package, build: str) -> str | None:
-    if any(map(_WRITES_FILES.search, _commands(package, build))):
-        return None
-    depends_on = package.dependencies | package.dev_dependencies
-    return next((_BUILT_SERVERS[name] for name in _BUILT_SERVERS if name in depends_on), None)
 
 
 def _main(listing: Listing, package: Package) -> str | None:

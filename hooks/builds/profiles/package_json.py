@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from hooks.builds.profiles.managed_toml import CONFIG_INVALID
 from hooks.builds.profiles.plan import Listing
 
 PACKAGE_JSON = "package.json"
+_DOCS_BUILD = "docs:build"
+_PAGES = re.compile(r"\b(?:vitepress|vuepress) build\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,16 @@ class Package:
     """The file that is the package, as `index.js`; empty where it is not said."""
     manager: str
     """`packageManager`, such as `pnpm@9.1.0`; empty where it is not said."""
+
+    @property
+    def build_script(self) -> str | None:
+        """The name of the script that builds: `build`, or what makes nothing but pages.
+
+        Source: VitePress, "Getting Started", whose setup names it `docs:build`.
+        """
+        if "build" in self.scripts:
+            return "build"
+        return _DOCS_BUILD if _PAGES.search(self.scripts.get(_DOCS_BUILD, "")) else None
 
     @classmethod
     def read(cls, listing: Listing) -> Package | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
+import shlex
+
 from hooks.builds.profiles.plan import Listing, Need, Recipe
 
 COMPOSER_JSON, COMPOSER_LOCK, INDEX = "composer.json", "composer.lock", "index.php"
@@ -12,7 +16,42 @@ _INSTALL = (
 )
 _PHP = Need(("php",), "php-cli")
 _COMPOSER = Need(("composer",), "composer and unzip")
+# CakePHP has an index.php at the top too, for servers that cannot be told of another folder.
+_WEBROOT = "webroot"
 _DOCUMENT_ROOTS = ("public", "web")
+# Many settings of PHP leave the environment out of $_ENV, where Symfony and Laravel look.
+_SERVER = (
+    f"PHP_CLI_SERVER_WORKERS={WORKERS_COUNT} php -d variables_order=EGPCS"
+    ' -S "127.0.0.1:$PORT" -t {}'
+)
+# PHP's own server answers 404 to a path with a dot that is no file, be it a route of the program.
+_ROUTER = "/tmp/router.php"  # noqa: S108 - the process's own
+_WRITE_ROUTER = (
+    'echo \'<?php $top = $_SERVER["DOCUMENT_ROOT"]; $index = "$top/index.php";'
+    ' if (file_exists($top . $_SERVER["SCRIPT_NAME"]) || !is_file($index)) { return false; }'
+    ' $_SERVER["SCRIPT_NAME"] = $_SERVER["PHP_SELF"] = "/index.php"; chdir($top);'
+    f' require $_SERVER["SCRIPT_FILENAME"] = $index;\' > {_ROUTER}'
+)
+# A release is read-only, and Laravel writes into its own folder. Compiled templates are those of
+# one release. Source: Laravel, `Application::storagePath`, config/view.php, config/logging.php.
+_LARAVEL = (
+    (
+        "export LARAVEL_STORAGE_PATH=/data/storage VIEW_COMPILED_PATH=/tmp/views"
+        ' LOG_CHANNEL="${LOG_CHANNEL:-stderr}"'
+    ),
+    (
+        "mkdir -p /data/storage/app/public /data/storage/logs"
+        " /data/storage/framework/cache/data /data/storage/framework/sessions"
+    ),
+)
+# Without development dependencies its own `dev` does not even begin.
+# Source: Symfony, "How to Deploy a Symfony Application".
+_SYMFONY = 'export APP_ENV="${APP_ENV:-prod}" APP_DEBUG="${APP_DEBUG:-0}"'
+_ARTISAN, _SYMFONY_LOCK = "artisan", "symfony.lock"
+# What a Procfile names elsewhere, and which of its options have a word of their own.
+# Source: Heroku, "Customizing Web Server and Runtime Settings for PHP".
+_ELSEWHERE = re.compile(r"(?:vendor/bin/)?heroku-(?:php|hhvm)-(?:apache2|nginx)")
+_WITH_VALUE = frozenset(("-C", "-c", "-F", "-f", "-i", "-l", "-p", "-w"))
 
 
 def document_root(listing: Listing) -> str | None:
@@ -20,33 +59,62 @@ def document_root(listing: Listing) -> str | None:
 
     None when nothing looks like a site.
     """
+    has_composer = listing.has_file(COMPOSER_JSON)
+    if has_composer and listing.has_folder(_WEBROOT):
+        return _WEBROOT
     if listing.has_file(INDEX):
         return "."
-    if not listing.has_file(COMPOSER_JSON):
+    if not has_composer:
         return None
     return next((name for name in _DOCUMENT_ROOTS if listing.has_folder(name)), None)
 
 
-def recipe(listing: Listing) -> Recipe:
-    """Return what a PHP site does by itself: PHP's own server, with a few processes."""
+def served_folder(web: str) -> str | None:
+    """Return the folder that a command has Heroku's servers of PHP serve, None for others."""
+    program, *words = web.split() or [""]
+    if not _ELSEWHERE.fullmatch(program):
+        return None
+    pairs = zip(["", *words], words, strict=False)
+    folders = [word for before, word in pairs if word[0] != "-" and before not in _WITH_VALUE]
+    return posixpath.normpath(folders[0]) if folders else "."
+
+
+def recipe(listing: Listing, root: str | None) -> Recipe:
+    """Return what a PHP site does by itself: PHP's own server, with a few processes.
+
+    `root`: the folder that it serves, None without one.
+    """
     has_composer = listing.has_file(COMPOSER_JSON)
-    root = document_root(listing)
-    web = None
-    if root is not None:
-        web = f'PHP_CLI_SERVER_WORKERS={WORKERS_COUNT} php -S "127.0.0.1:$PORT" -t {root}'
     notes = []
     if has_composer and not listing.has_file(COMPOSER_LOCK):
         notes.append(
             f"there is no {COMPOSER_LOCK}: the versions that are installed may differ from build to"
             " build"
         )
+    if has_composer and listing.has_file(_ARTISAN):
+        notes.append("Laravel's storage is in /data/storage, and its log where `mf logs` looks")
     by = [name for name in (COMPOSER_JSON, COMPOSER_LOCK) if listing.has_file(name)]
+    install = _INSTALL
+    if listing.has_file(_SYMFONY_LOCK):
+        install = f"{_SYMFONY} && {_INSTALL}"
     return Recipe(
         by=tuple(by) or ((INDEX,) if listing.has_file(INDEX) else ()),
-        install=(_INSTALL,) if has_composer else (),
-        web=web,
+        install=(install,) if has_composer else (),
+        web=_web(listing, root) if root is not None else None,
         needs=(_PHP,),
         client_needs=(_COMPOSER,) if has_composer else (),
         notes=tuple(notes),
         is_public=root == ".",
     )
+
+
+def _web(listing: Listing, root: str) -> str:
+    server = _SERVER.format(shlex.quote(root))
+    if root == "." or not listing.has_file(COMPOSER_JSON):
+        return server
+    before: tuple[str, ...] = ()
+    if listing.has_file(_ARTISAN):
+        before = _LARAVEL
+    elif listing.has_file(_SYMFONY_LOCK):
+        before = (_SYMFONY,)
+    return "\n".join((*before, _WRITE_ROUTER, f"{server} {_ROUTER}"))

@@ -16,6 +16,7 @@ from hooks.builds.profiles.managed_toml import (
     clean_folder,
 )
 from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, Folder, RunCommands
+from hooks.stages import shown_command
 
 MANAGED_TOML, PROCFILE, INDEX = "managed.toml", "Procfile", "index.html"
 
@@ -104,6 +105,8 @@ class Recipe:
             `build.install`, knows what has to stay, and nothing is pruned.
         prepare: What such an install of one's own begins with.
         web: The command that serves, when the tree says so itself.
+        web_file: The file that it runs, where the build makes that; without it pages are served.
+        output_folder: Where the build writes, when the tree says so.
         needs: Programs of the language, to build and to run with.
         client_needs: Programs that `install` needs.
         left_out: Folders that are no part of a release, and may be kept for the next build.
@@ -117,6 +120,8 @@ class Recipe:
     prune: tuple[str, ...] = ()
     finish: tuple[str, ...] = ()
     web: str | None = None
+    web_file: str | None = None
+    output_folder: str | None = None
     needs: tuple[Need, ...] = ()
     client_needs: tuple[Need, ...] = ()
     notes: tuple[str, ...] = ()
@@ -136,6 +141,7 @@ class Plan:
         steps: What to run; without any the artifact is made of the commit's own files.
         folder: The part of the tree that becomes the artifact, `.` for all of it.
         output_folders: When the build decides: the first of these that it filled is the artifact.
+        web_file: What `run` begins, when the build makes it. A build that did not has pages alone.
         left_out: Folders of the site that are no part of the artifact.
         is_public: Visitors are shown every file of the artifact: it holds only what may be
             published.
@@ -143,6 +149,7 @@ class Plan:
         variables: The names of variables and secrets that its commands get.
         cache: Folders that the next build of the site finds as this one left them.
         notes: Lines for the log.
+        unmet: Lines on the versions that the commit asks for and the server has not.
     """
 
     profile: Profile
@@ -153,6 +160,7 @@ class Plan:
     steps: tuple[Step, ...] = ()
     folder: str = "."
     output_folders: tuple[str, ...] = ()
+    web_file: str | None = None
     needs: tuple[Need, ...] = ()
     left_out: tuple[str, ...] = ()
     is_public: bool = False
@@ -162,6 +170,7 @@ class Plan:
     ignores_lfs: bool = False
     variables: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unmet: tuple[str, ...] = ()
 
     @property
     def is_source(self) -> bool:
@@ -196,9 +205,8 @@ class Plan:
     @property
     def _served(self) -> str:
         if self.run.web is not None:
-            first, *rest = self.run.web.strip().splitlines()
             part = "" if self.folder == "." else f", from {self.folder}"
-            return f"runs {first}{' ...' if rest else ''}{part}"
+            return f"runs {shown_command(self.run.web)}{part}"
         if self.output_folders:
             return "serves what the build writes"
         whole = "the whole tree" if self.root == "." else f"the whole of {self.root}"

@@ -305,6 +305,7 @@ class _Build:
             if cache.digest is not None:
                 cache_inputs["dependencies"] = cache.digest
             with self._entered(Phase.COLLECT):
+                plan = await phases.settle(plan, self._workspace, self._log)
                 unchanged = await phases.collect(plan, self.job, self._workspace, self._log)
                 settings["output"] = unchanged.folder
             is_new = not cache.is_hit or (plan.cache and not cache.is_borrowed)
@@ -357,7 +358,13 @@ class _Build:
                         step.command, plan.facts, lease, self._workspace, given
                     )
                     used_s += await phases.run_step(
-                        step, spec, network, self._log, sandboxes=self._sandboxes, used_s=used_s
+                        step,
+                        spec,
+                        network,
+                        self._log,
+                        sandboxes=self._sandboxes,
+                        used_s=used_s,
+                        unmet=plan.unmet,
                     )
             self._kept.hold()
         finally:

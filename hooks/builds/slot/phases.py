@@ -14,7 +14,7 @@ import asyncio
 import os
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -94,7 +94,7 @@ async def detect(job: LeasedJob, log: BuildLog, toolchain: Mapping[str, str]) ->
     for note in (*plan.notes, *unmet):
         log.line(Phase.DETECT, note)
     await asyncio.to_thread(runtimes.require, plan.needs)
-    return plan
+    return replace(plan, unmet=tuple(unmet))
 
 
 async def _managed_toml(listing: Listing) -> ManagedToml:
@@ -207,10 +207,12 @@ async def run_step(
     *,
     sandboxes: Sandboxes,
     used_s: float = 0,
+    unmet: Sequence[str] = (),
 ) -> float:
     """Run a step as `spec`, of `build_spec`; every process of it is dead when this returns.
 
     `used_s`: the processor time that the steps before it used of the build's. Returns its own.
+    `unmet`: which other versions the commit asks for, lines of `versions.unmet`.
 
     Raises:
         BuildFailedError: `build.limit_exceeded`, naming the setting; or `build.command_failed`,
@@ -244,7 +246,7 @@ async def run_step(
         message = explain(limit, build_limits, who="the build", section="builders")
         raise BuildFailedError(LIMIT_EXCEEDED, _with_tail(f"{message}.", lines.tail))
     if exit_status != 0:
-        raise _command_failed(step, exit_status, lines, network.problems)
+        raise _command_failed(step, exit_status, lines, network.problems, unmet)
     return sandbox.cpu_s
 
 
@@ -312,6 +314,22 @@ def limits_of(lease: Lease) -> Limits:
     )
 
 
+async def settle(plan: Plan, workspace: Workspace, log: BuildLog) -> Plan:
+    """Return the plan as it is once the build has run: a program that it did not make is not run.
+
+    The adapter of a server may be installed and not in use, and the framework makes pages then.
+    """
+    if plan.web_file is None:
+        return plan
+    path = workspace.tree / plan.web_file
+    if await asyncio.to_thread(os.path.lexists, path):
+        return plan
+    log.line(
+        Phase.COLLECT, f"the build made no {plan.web_file}: the pages that it wrote are served"
+    )
+    return detection.of_pages(plan)
+
+
 async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLog) -> Unchanged:
     """Send the output folder to control, and return which it is, and what of it was not sent.
 
@@ -370,7 +388,7 @@ def _refuse_cut_files(entries: Iterable[SourceEntry], limits: Limits) -> None:
 
 
 def _command_failed(
-    step: Step, exit_status: int, lines: OutputLines, problems: list[str]
+    step: Step, exit_status: int, lines: OutputLines, problems: list[str], unmet: Sequence[str]
 ) -> BuildFailedError:
     hint = f" ({_EXIT_HINTS[exit_status]})" if exit_status in _EXIT_HINTS else ""
     message = f"The {step.name} command ended with exit status {exit_status}{hint}."
@@ -378,6 +396,8 @@ def _command_failed(
         message += f" Its network: {', '.join(problems[:PROBLEMS_SHOWN_MAX])}."
     if reason := lines.reason.text:
         message += f"\n{reason}"
+    elif unmet:  # programs seldom say that it is this
+        message += f"\n{'; '.join(unmet)}"
     if not lines.reason.is_all:
         message = _with_tail(message, lines.tail)
     return BuildFailedError(lines.reason.code, message, exit_status=exit_status)

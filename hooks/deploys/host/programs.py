@@ -18,6 +18,7 @@ from hooks.deploys.processes.web_process import Program, WebProcess, WebSite, ru
 from hooks.deploys.web.serving import Responder
 from hooks.deploys.web.static import StaticSite
 from hooks.deploys.web.static_index import StaticIndex
+from hooks.stages import shown_command
 from storage.reader import VerifiedArtifact
 from storage.release_statement import ReleaseStatement
 
@@ -83,7 +84,7 @@ class Programs:
         """
         command = placed.verified.provenance.run.release
         assert command is not None, "asked for only when there is one"
-        journal.say(f"$ {command}", stage="release")
+        journal.say(f"$ {shown_command(command)}", stage="release")
         await run_release_command(
             self._program(command, placed, state),
             sandboxes=self._tools.sandboxes,
@@ -108,7 +109,8 @@ class Programs:
         if _serves_files(placed.verified):
             return await self._static_site(placed, modified_s, index)
         process = self._web_process(placed, state)
-        journal.say(f"$ {placed.verified.provenance.run.web}", stage="start", progress=70)
+        web = placed.verified.provenance.run.web or ""
+        journal.say(f"$ {shown_command(web)}", stage="start", progress=70)
         try:
             await process.start(timeout_s=self._tools.health_timeout_s)
         except RollFailedError as error:

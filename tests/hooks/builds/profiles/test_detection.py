@@ -29,12 +29,14 @@ COMPILE = (
 COMPOSER = (
     "composer install --no-dev --no-interaction --no-progress --prefer-dist --optimize-autoloader"
 )
-PHP = 'PHP_CLI_SERVER_WORKERS=4 php -S "127.0.0.1:$PORT" -t'
+PHP = 'PHP_CLI_SERVER_WORKERS=4 php -d variables_order=EGPCS -S "127.0.0.1:$PORT" -t'
 POETRY_APP = '[build-system]\nrequires = ["x"]\n[tool.poetry]\npackage-mode = false'
 NUXT = {
     "scripts": {"build": "nuxt build", "generate": "nuxt generate"},
     "dependencies": {"nuxt": "4"},
 }
+DOCS = {"scripts": {"docs:build": "vitepress build docs"}}
+GUNICORN = "gunicorn app:app --bind 127.0.0.1:$PORT"
 ADAPTER_AUTO = "@sveltejs/adapter-auto"
 CACHES = ("node_modules/.cache", ".next/cache")
 
@@ -427,6 +429,69 @@ def test_what_stands_in_for_a_start_script(found, web):
 
 
 @pytest.mark.parametrize(
+    ("package", "file"),
+    [
+        ({"dependencies": {"@astrojs/node": "9"}}, "dist/server/entry.mjs"),
+        ({"devDependencies": {"@sveltejs/adapter-node": "5"}}, "build/index.js"),
+        ({"dependencies": {"nuxt": "4"}}, ".output/server/index.mjs"),
+    ],
+)
+def test_program_that_a_build_is_to_make_is_looked_for_then(package, file):
+    package = {**package, **scripts(build="x build")}
+    found = plan(package=package)
+    assert found.web_file == file
+    pages = detection.of_pages(found)
+    assert (pages.run.web, pages.web_file, pages.is_public) == (None, None, True)
+    assert pages.output_folders == OUTPUT_FOLDERS
+    for texts in ({"Procfile": f"web: {found.run.web}"}, {"toml": '[run]\nhealth = "/up"'}):
+        said = plan(package=package, **texts)
+        assert (said.run.web, said.web_file) == (found.run.web, None), "somebody says that it runs"
+
+
+@pytest.mark.parametrize(
+    ("named", "command", "folder"),
+    [
+        ({"docs:build": "vitepress build docs"}, "docs:build", "docs/.vitepress/dist"),
+        ({"docs:build": "vitepress build"}, "docs:build", ".vitepress/dist"),
+        ({"docs:build": "vuepress build ./docs/"}, "docs:build", "docs/.vuepress/dist"),
+        ({"build": "vitepress build src"}, "build", "src/.vitepress/dist"),
+        (
+            {"build": "npm run docs:build", "docs:build": "vitepress build docs"},
+            "build",
+            "docs/.vitepress/dist",
+        ),
+        ({"build": "vite build", "docs:build": "vitepress build docs"}, "build", None),
+    ],
+)
+def test_pages_of_vitepress_are_built_and_found(named, command, folder):
+    found = plan("docs/", package=scripts(**named))
+    assert found.profile == "node"
+    assert steps(found) == [("build", f"npm run {command}")]
+    assert found.output_folders == ((folder,) if folder else ()) + OUTPUT_FOLDERS
+
+
+@pytest.mark.parametrize(
+    ("found", "profile", "web"),
+    [
+        (plan("index.html", package=DOCS), "static", None),
+        (plan("a.js", package={"main": "a.js", **DOCS}), "node", "node ./a.js"),
+        (plan("web/", package=DOCS, toml='[build]\noutput = "web"'), "static", None),
+        (plan("app.py", requirements="gunicorn", package=DOCS), "python", GUNICORN),
+    ],
+)
+def test_pages_about_a_project_are_not_built_where_it_is_served_itself(found, profile, web):
+    assert (found.profile, found.run.web) == (profile, web)
+    assert not any("docs:build" in command for _, command in steps(found))
+
+
+def test_pages_are_built_where_their_folder_is_asked_for():
+    toml = '[build]\noutput = "docs/.vitepress/dist"'
+    found = plan("docs/", package=DOCS, toml=toml)
+    assert (found.profile, found.folder) == ("node", "docs/.vitepress/dist")
+    assert steps(found) == [("build", "npm run docs:build")]
+
+
+@pytest.mark.parametrize(
     ("config", "web"),
     [
         ('const config = {\n  output: "export",\n};', None),
@@ -617,8 +682,25 @@ def test_python_tool_that_writes_files_needs_no_web_process():
     [
         (plan("index.php"), f"{PHP} .", [], True),
         (plan("index.php", "index.html"), f"{PHP} .", [], True),
-        (plan("composer.json", "public/"), f"{PHP} public", [("install", COMPOSER)], False),
-        (plan("composer.json", "web/", "x/"), f"{PHP} web", [("install", COMPOSER)], False),
+        (
+            plan("composer.json", "public/"),
+            f"{PHP} public /tmp/router.php",
+            [("install", COMPOSER)],
+            False,
+        ),
+        (
+            plan("composer.json", "web/", "x/"),
+            f"{PHP} web /tmp/router.php",
+            [("install", COMPOSER)],
+            False,
+        ),
+        (
+            plan("composer.json", "index.php", "webroot/"),
+            f"{PHP} webroot /tmp/router.php",
+            [("install", COMPOSER)],
+            False,
+        ),
+        (plan("index.php", "webroot/"), f"{PHP} .", [], True),
         (
             plan("composer.json", "index.php", "public/"),
             f"{PHP} .",
@@ -635,7 +717,7 @@ def test_python_tool_that_writes_files_needs_no_web_process():
             plan(
                 "composer.json", "public/", "package-lock.json", package=scripts(build="vite build")
             ),
-            f"{PHP} public",
+            f"{PHP} public /tmp/router.php",
             [
                 ("install", COMPOSER),
                 ("install", NPM),
@@ -647,8 +729,51 @@ def test_python_tool_that_writes_files_needs_no_web_process():
     ],
 )
 def test_php_sites_run_php_and_install_what_composer_says(found, web, expected, is_public):
-    assert (found.profile, found.run.web, found.is_public) == ("php", web, is_public)
+    assert (found.profile, found.is_public) == ("php", is_public)
+    assert found.run.web.splitlines()[-1] == web
     assert steps(found) == expected
+
+
+def test_php_frameworks_write_where_they_may_and_know_that_they_are_deployed():
+    laravel = plan("composer.json", "composer.lock", "artisan", "public/")
+    first, second, _, last = laravel.run.web.splitlines()
+    assert "LARAVEL_STORAGE_PATH=/data/storage VIEW_COMPILED_PATH=/tmp/views" in first
+    assert 'LOG_CHANNEL="${LOG_CHANNEL:-stderr}"' in first
+    assert "/data/storage/framework/sessions" in second
+    assert laravel.explanation.endswith(f"install; runs ... {last}")
+    assert laravel.notes == (
+        "Laravel's storage is in /data/storage, and its log where `mf logs` looks",
+    )
+    symfony = plan("composer.json", "symfony.lock", "public/")
+    production = 'export APP_ENV="${APP_ENV:-prod}" APP_DEBUG="${APP_DEBUG:-0}"'
+    assert symfony.run.web.splitlines()[0] == production
+    assert steps(symfony) == [("install", f"{production} && {COMPOSER}")]
+
+
+@pytest.mark.parametrize(
+    ("web", "folder"),
+    [
+        ("heroku-php-apache2 web/", "web"),
+        ("vendor/bin/heroku-php-nginx -C nginx.conf ./public", "public"),
+        ("vendor/bin/heroku-php-apache2 -i php.ini -v pub/www/", "pub/www"),
+        ("heroku-php-apache2", "."),
+        ("heroku-php-apache2 'a b'", "''\"'\"'a'"),
+    ],
+)
+def test_server_of_php_that_is_elsewhere_is_stood_in_for(web, folder):
+    found = plan("composer.json", "composer.lock", "x/", Procfile=f"release: ./go\nweb: {web}")
+    router = "" if folder == "." else " /tmp/router.php"
+    assert found.profile == "php"
+    assert found.run.web.splitlines()[-1] == f"{PHP} {folder}{router}"
+    assert found.run.release == "./go"
+    assert found.notes == (f"{web.split()[0]} is none of this server's: PHP's own server runs",)
+
+
+@pytest.mark.parametrize(
+    "web", ["php -S x -t web", "./heroku-php-apache2.sh web", "frankenphp run"]
+)
+def test_server_of_ones_own_runs_as_it_stands(web):
+    assert plan("composer.json", "index.php", Procfile=f"web: {web}").run.web == web
 
 
 @pytest.mark.parametrize(
@@ -749,7 +874,7 @@ def test_run_commands_come_from_the_procfile_and_managed_toml_wins(found, run):
         (plan(Procfile="web: ./run"), "procfile, by Procfile: runs ./run"),
         (
             plan(toml='[run]\nweb = """\ncd x\n./run"""'),
-            "procfile, by managed.toml: runs cd x ...",
+            "procfile, by managed.toml: runs ... ./run",
         ),
         (
             plan("yarn.lock", package=scripts(build="b")),
@@ -805,6 +930,10 @@ def test_one_line_tells_what_decided_and_what_follows(found, line):
         ),
         (plan("composer.json", "public/"), "there is no composer.lock"),
         (plan("requirements.txt", "poetry.lock", Procfile="web: a"), "poetry.lock is not read"),
+        (
+            plan("pdm.lock", pyproject="[project]", Procfile="web: a"),
+            "pdm.lock is not read: `pdm export --prod -o requirements.txt` pins its versions",
+        ),
         (plan("Pipfile.lock", Procfile="web: a"), "Pipfile.lock is not read, and nothing is inst"),
         (plan("Pipfile", Procfile="web: a"), "Pipfile is not read, and nothing is installed: co"),
         (plan("poetry.lock", Procfile="web: a"), "poetry.lock is not read, and nothing is inst"),

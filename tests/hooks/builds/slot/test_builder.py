@@ -192,6 +192,14 @@ async def test_version_that_the_server_has_not_is_told_before_anything_runs(cont
     await slot.cleaned()
 
 
+async def test_step_that_fails_tells_which_version_the_server_has_not(control, slot):
+    files = {".python-version": b"3.99\n", "requirements.txt": b"", "Procfile": b"web: python3 a"}
+    job = await control.build({**files, "managed.toml": b'[build]\ninstall = "exit 3"'})
+    lines = job.outcome["error"]["message"].splitlines()
+    assert lines[0] == "The install command ended with exit status 3."
+    assert lines[1].startswith(".python-version asks for python 3.99; this server has ")
+
+
 async def test_reason_far_above_the_end_stands_in_the_first_lines(control, slot):
     says = "npm error `npm ci` can only install packages when your package.json and "
     says += "package-lock.json or npm-shrinkwrap.json are in sync."
@@ -918,6 +926,46 @@ async def test_steps_share_the_processor_time_of_their_build(control, slot):
     said = "processor time: the build used more than 2 s (builders.cpu_s_max)."
     assert job.outcome["error"]["message"].startswith(said)
     assert job.stage("build")[0].startswith("$ python3"), "it was the second one's end"
+
+
+@pytest.mark.parametrize(
+    ("made", "web", "released"),
+    [
+        ("server pages", "node dist/server/entry.mjs", None),
+        ("pages", None, {"index.html", "a", "a/index.html"}),
+    ],
+)
+@pytest.mark.skipif(shutil.which("node", path=MACHINE_PATH) is None, reason="no node here")
+async def test_program_that_a_build_did_not_make_is_not_run(
+    control, slot, unpacked, made, web, released
+):
+    """As Astro makes pages alone where the adapter of a server is installed and not in use."""
+    pages = "mkdir -p dist/a; echo a > dist/index.html; echo b > dist/a/index.html"
+    server = "mkdir -p dist/server; echo c > dist/server/entry.mjs"
+    parts = {"pages": pages, "server": server}
+    build = "; ".join(parts[part] for part in made.split())
+    package = {"scripts": {"build": "astro build"}, "dependencies": {"@astrojs/node": "9"}}
+    files = {
+        "package.json": json.dumps(package).encode(),
+        "managed.toml": f"[build]\ninstall = false\ncommand = '{build}'\n".encode(),
+    }
+    job = await control.build(files)
+    assert job.outcome["status"] == "succeeded", job.outcome
+    assert job.outcome["run"].get("web") == web
+    said = "the build made no dist/server/entry.mjs: the pages that it wrote are served"
+    assert (said in job.text) == (web is None)
+    if released is not None:
+        assert set(unpacked(job.output)) == released
+        assert job.outcome["is_public"]
+
+
+@pytest.mark.skipif(shutil.which("node", path=MACHINE_PATH) is None, reason="no node here")
+async def test_build_that_made_neither_a_program_nor_pages_fails_at_once(control, slot):
+    package = b'{"scripts": {"build": "nuxt build"}, "dependencies": {"nuxt": "4"}}'
+    settings = b"[build]\ninstall = false\ncommand = 'true'\n"
+    job = await control.build({"package.json": package, "managed.toml": settings})
+    assert job.outcome["error"]["code"] == "build.output_missing"
+    assert any(line.startswith("the build made no .output/server/index.mjs") for line in job.text)
 
 
 @pytest.mark.skipif(shutil.which("node", path=MACHINE_PATH) is None, reason="no node here")
