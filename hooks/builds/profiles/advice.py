@@ -24,7 +24,7 @@ _SERVERS = {
 }
 _LACKS = {
     Profile.NODE: ": package.json has neither a build script nor one that starts a server",
-    Profile.PHP: ": there is no index.php, and no folder public or web beside composer.json",
+    Profile.PHP: ": there is no index.php, and no folder public, web or webroot beside it",
 }
 # What there is no profile for, and what to add for it.
 _NO_PROFILE = {
@@ -80,6 +80,10 @@ def undetected(listing: Listing) -> BuildFailedError:
             f"Found {PACKAGE_JSON}, without a build script or a server to start: where a"
             ' command makes the site, scripts has it as "build", and what serves it as "start".'
         )
+    if php.COMPOSER_JSON in listing.kinds:
+        found = f"Found {php.COMPOSER_JSON}{_LACKS[Profile.PHP]}."
+    if unread := python.unread(listing):
+        found = f"{unread[0][0].upper()}{unread[0][1:]}."
     if (other := listing.first_file(*_NO_PROFILE)) is not None:
         found = f"There is a {other}: {_NO_PROFILE[other]}."
     advice = (

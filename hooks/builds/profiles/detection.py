@@ -248,10 +248,10 @@ class _Detection:
             if web is None and self._config.command is None:
                 node_server.refuse_adapter_auto(listing, package)
         recipe = node.recipe(listing, package, self._programs, web=web)
+        if web is None or self._web is not None:
+            return recipe
         build = self._config.command or package.scripts.get("build", "")
-        built = node_server.built_server(package, build)
-        is_built = self._web is None and built is not None and web == built.command
-        return replace(recipe, web_file=built.file if built is not None and is_built else None)
+        return replace(recipe, web_file=node_server.made_file(package, build, web))
 
     def _python_recipe(self) -> Recipe:
         listing = self._listing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ class BuiltServer:
     file: str
 
 
+# Their setup leaves these in `start` where the configuration says that there is no server (`ssr`).
+# Source: React Router, "Single Page App (SPA)".
+_SERVED = re.compile(r"\b(?:react-router|remix)-serve ([\w.][\w./-]*)")
 # What some frameworks build is a program, and which is told by what the package depends on. Behind
 # a proxy SvelteKit has to be told where the visitor's scheme stands.
 # Source: @sveltejs/adapter-node, "Environment variables"; @astrojs/node, "standalone"; nitro.
@@ -43,7 +47,8 @@ _WRITES_FILES = re.compile(r"\b(?:nuxt|nuxi) generate\b")
 _DEVELOPMENT_SERVER = re.compile(
     r"\b(?:"
     r"(?:react-scripts|craco|react-app-rewired|docusaurus) start"
-    r"|(?:astro|gatsby) (?:dev|develop|start)|ng serve|gatsby develop|ember serve|nest start"
+    r"|(?:astro|gatsby) (?:dev|develop|start)|ng serve|gatsby develop|ember serve"
+    r"|(?:expo|nest) start"
     r"|(?:next|nuxt|nuxi|vitepress|vuepress|remix|rsbuild|umi|max|quasar|snowpack) dev"
     r"|vue-cli-service serve|webpack(?:-cli)? serve|webpack-dev-server|live-server"
     r"|eleventy\b.{0,200}--serve|parcel(?! build)|vite(?! (?:build|preview))"
@@ -81,6 +86,14 @@ def server(listing: Listing, package: Package, build: str | None) -> str | None:
         return _main(listing, package)
     built = built_server(package, build)
     return built.command if built is not None else None
+
+
+def made_file(package: Package, build: str, web: str) -> str | None:
+    """Return the file that `web` runs where `build` is to make it, None where that is not known."""
+    if found := _SERVED.search(web):
+        return posixpath.normpath(found[1])
+    built = built_server(package, build)
+    return built.file if built is not None and built.command == web else None
 
 
 def built_server(package: Package, build: str) -> BuiltServer | None:

@@ -283,6 +283,7 @@ def test_sveltekit_project_that_says_where_it_goes_is_built(toml, more):
         ("ng serve", True),
         ("nest start", True),
         ("gatsby develop", True),
+        ("expo start --web", True),
         ("docusaurus start", True),
         ("vite", True),
         ("vite --host", True),
@@ -434,10 +435,15 @@ def test_what_stands_in_for_a_start_script(found, web):
         ({"dependencies": {"@astrojs/node": "9"}}, "dist/server/entry.mjs"),
         ({"devDependencies": {"@sveltejs/adapter-node": "5"}}, "build/index.js"),
         ({"dependencies": {"nuxt": "4"}}, ".output/server/index.mjs"),
+        (scripts(start="react-router-serve ./build/server/index.js"), "build/server/index.js"),
+        (
+            scripts(start="NODE_ENV=production remix-serve build/server/index.js"),
+            "build/server/index.js",
+        ),
     ],
 )
 def test_program_that_a_build_is_to_make_is_looked_for_then(package, file):
-    package = {**package, **scripts(build="x build")}
+    package = {**package, **scripts(build="x build", **package.get("scripts", {}))}
     found = plan(package=package)
     assert found.web_file == file
     pages = detection.of_pages(found)
@@ -1000,7 +1006,13 @@ def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
         ),
         (("requirements.txt",), {}, "build.undetected", ("gunicorn app:app", "$PORT")),
         ((), {"pyproject": "[project]"}, "build.undetected", ("gunicorn app:app",)),
-        (("composer.json",), {}, "build.undetected", ("index.php",)),
+        (
+            ("composer.json",),
+            {},
+            "build.undetected",
+            ("Found composer.json: there is no index.php, and no folder public, web or webroot",),
+        ),
+        (("Pipfile",), {}, "build.undetected", ("Pipfile is not read", "pipenv requirements >")),
         (
             ("composer.json",),
             {"toml": '[build]\nprofile = "php"'},
