@@ -36,12 +36,13 @@ _WRITE_ROUTER = (
 # one release. Source: Laravel, `Application::storagePath`, config/view.php, config/logging.php.
 _LARAVEL = (
     (
-        "export LARAVEL_STORAGE_PATH=/data/storage VIEW_COMPILED_PATH=/tmp/views"
+        'export LARAVEL_STORAGE_PATH="${LARAVEL_STORAGE_PATH:-/data/storage}"'
+        ' VIEW_COMPILED_PATH="${VIEW_COMPILED_PATH:-/tmp/views}"'
         ' LOG_CHANNEL="${LOG_CHANNEL:-stderr}"'
     ),
     (
-        "mkdir -p /data/storage/app/public /data/storage/logs"
-        " /data/storage/framework/cache/data /data/storage/framework/sessions"
+        "for name in app/public logs framework/cache/data framework/sessions;"
+        ' do mkdir -p "$LARAVEL_STORAGE_PATH/$name"; done'
     ),
 )
 # Without development dependencies its own `dev` does not even begin.
@@ -117,4 +118,5 @@ def _web(listing: Listing, root: str) -> str:
         before = _LARAVEL
     elif listing.has_file(_SYMFONY_LOCK):
         before = (_SYMFONY,)
-    return "\n".join((*before, _WRITE_ROUTER, f"{server} {_ROUTER}"))
+    # No shell waits beside the server: signals reach it.
+    return "\n".join((*before, _WRITE_ROUTER, f"exec env {server} {_ROUTER}"))

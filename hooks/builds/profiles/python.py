@@ -117,8 +117,8 @@ def recipe(listing: Listing, programs: Collection[str], *, runs: bool) -> Recipe
 
 
 def unread(listing: Listing) -> tuple[str, ...]:
-    """Return what is to be said of a tree that is no Python project here, and of Pipenv or Poetry
-    would be one: nothing is installed.
+    """Return what is to be said of a tree that is no Python project here, and would be one of
+    Pipenv, PDM or Poetry: nothing is installed.
     """
     name = listing.first_file(*_EXPORTS)
     if name is None and "[tool.poetry" in listing.files.get(PYPROJECT, ""):

@@ -690,19 +690,19 @@ def test_python_tool_that_writes_files_needs_no_web_process():
         (plan("index.php", "index.html"), f"{PHP} .", [], True),
         (
             plan("composer.json", "public/"),
-            f"{PHP} public /tmp/router.php",
+            f"exec env {PHP} public /tmp/router.php",
             [("install", COMPOSER)],
             False,
         ),
         (
             plan("composer.json", "web/", "x/"),
-            f"{PHP} web /tmp/router.php",
+            f"exec env {PHP} web /tmp/router.php",
             [("install", COMPOSER)],
             False,
         ),
         (
             plan("composer.json", "index.php", "webroot/"),
-            f"{PHP} webroot /tmp/router.php",
+            f"exec env {PHP} webroot /tmp/router.php",
             [("install", COMPOSER)],
             False,
         ),
@@ -723,7 +723,7 @@ def test_python_tool_that_writes_files_needs_no_web_process():
             plan(
                 "composer.json", "public/", "package-lock.json", package=scripts(build="vite build")
             ),
-            f"{PHP} public /tmp/router.php",
+            f"exec env {PHP} public /tmp/router.php",
             [
                 ("install", COMPOSER),
                 ("install", NPM),
@@ -743,9 +743,10 @@ def test_php_sites_run_php_and_install_what_composer_says(found, web, expected, 
 def test_php_frameworks_write_where_they_may_and_know_that_they_are_deployed():
     laravel = plan("composer.json", "composer.lock", "artisan", "public/")
     first, second, _, last = laravel.run.web.splitlines()
-    assert "LARAVEL_STORAGE_PATH=/data/storage VIEW_COMPILED_PATH=/tmp/views" in first
+    assert 'LARAVEL_STORAGE_PATH="${LARAVEL_STORAGE_PATH:-/data/storage}"' in first
+    assert 'VIEW_COMPILED_PATH="${VIEW_COMPILED_PATH:-/tmp/views}"' in first
     assert 'LOG_CHANNEL="${LOG_CHANNEL:-stderr}"' in first
-    assert "/data/storage/framework/sessions" in second
+    assert "framework/sessions" in second
     assert laravel.explanation.endswith(f"install; runs ... {last}")
     assert laravel.notes == (
         "Laravel's storage is in /data/storage, and its log where `mf logs` looks",
@@ -768,9 +769,9 @@ def test_php_frameworks_write_where_they_may_and_know_that_they_are_deployed():
 )
 def test_server_of_php_that_is_elsewhere_is_stood_in_for(web, folder):
     found = plan("composer.json", "composer.lock", "x/", Procfile=f"release: ./go\nweb: {web}")
-    router = "" if folder == "." else " /tmp/router.php"
+    expected = f"{PHP} ." if folder == "." else f"exec env {PHP} {folder} /tmp/router.php"
     assert found.profile == "php"
-    assert found.run.web.splitlines()[-1] == f"{PHP} {folder}{router}"
+    assert found.run.web.splitlines()[-1] == expected
     assert found.run.release == "./go"
     assert found.notes == (f"{web.split()[0]} is none of this server's: PHP's own server runs",)
 
