@@ -397,7 +397,7 @@ def _command_failed(
     if reason := lines.reason.text:
         message += f"\n{reason}"
     elif unmet:  # programs seldom say that it is this
-        message += f"\n{'; '.join(unmet)}"
+        message += f"\nIt may be this: {'; '.join(unmet)}"
     if not lines.reason.is_all:
         message = _with_tail(message, lines.tail)
     return BuildFailedError(lines.reason.code, message, exit_status=exit_status)
