@@ -17,12 +17,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import loading, run_warm
+
 MEMORY = Path("/dev/shm")
 KINDS = {"ext4": ["-F"], "xfs": ["-f"], "btrfs": ["-f"]}
 # For a test that is not long: on one of them always, on the others in `make soak`.
 KINDS_IN_TURN = [
     pytest.param(kind, marks=[] if kind == "ext4" else [pytest.mark.soak]) for kind in KINDS
 ]
+# What the programs load that work on a store, or on a copy of it.
+_STORAGE = Path(__file__).with_name("storage")
+OF_THE_STORE = loading(_STORAGE / "ingest_child.py", _STORAGE / "backup" / "backup_child.py")
 SIZE_BYTES = 600 << 20  # with less, a store refuses for want of room; holes cost nothing
 
 needs_disks = [
@@ -83,8 +88,9 @@ class Disk:
 def run(where: Path, child: Sequence[str | Path], strace: Sequence[str] = ()) -> int:
     """Run a Python program and return its status; `where`, a disk, has no trace of it in it."""
     command: list[str | Path] = [sys.executable, *child]
-    if strace:
-        command = ["strace", "-f", "-qq", "-o", where.parent / "trace", *strace, *command]
+    if not strace:
+        return run_warm(OF_THE_STORE, command, env=os.environ).returncode
+    command = ["strace", "-f", "-qq", "-o", where.parent / "trace", *strace, *command]
     return subprocess.run(command, capture_output=True).returncode
 
 

@@ -136,6 +136,11 @@ def warm(preload: str) -> type[WarmPopen]:
     return type("Warm", (WarmPopen,), {"preload": preload})
 
 
+def loading(*programs: Path) -> str:
+    """Python code that loads what these programs import, and runs none of them."""
+    return f"import runpy\nfor path in {[str(path) for path in programs]}: runpy.run_path(path)"
+
+
 def run_warm(
     preload: str,
     command: Sequence[str | Path],

@@ -15,6 +15,7 @@ import pytest
 from storage.check import check_store
 from storage.model import Environment, EnvironmentKind, EnvironmentStatus, Site
 from storage.records import environments, sites
+from tests.warm import loading, warm
 
 CHILD = Path(__file__).with_name("race_child.py")
 OTHERS = ("publish", "publish", "roll", "read", "export")
@@ -27,7 +28,7 @@ class Racer:
         self.role = role
         self.lines: list[str] = []
         self.grew = threading.Event()
-        self.process = subprocess.Popen(
+        self.process = warm(loading(CHILD))(
             [sys.executable, CHILD, role, folder, str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

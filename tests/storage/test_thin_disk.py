@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from storage.check import check_store
-from tests.power import KINDS, needs_disks
+from tests.power import KINDS, OF_THE_STORE, needs_disks
 from tests.storage.trees import INGEST_CHILD, LARGE, LONG, Tree
 from tests.thin_disk import thin_disk
+from tests.warm import run_warm
 
 SPARE_BYTES = 20 << 20
 LAST = Tree("last", 30, 1 << 20)  # all of it is synced at its end; of a large one most is before
@@ -21,7 +23,7 @@ pytestmark = [*needs_disks, pytest.mark.timeout(300)]
 
 def ingest(shop: Path, tree: Tree) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, INGEST_CHILD, *tree.words(shop)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_warm(OF_THE_STORE, command, env=os.environ)
 
 
 def envelopes(shop) -> int:

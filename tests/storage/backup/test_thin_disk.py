@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from storage.backup.destination import Destination
 from storage.backup.verify import verify
-from tests.power import KINDS, needs_disks
+from tests.power import KINDS, OF_THE_STORE, needs_disks
 from tests.storage.backup.test_crash import CHILD, expect_whole
 from tests.thin_disk import ThinDisk, thin_disk
+from tests.warm import run_warm
 
 SPARE_BYTES = 20 << 20
 
@@ -20,7 +22,7 @@ pytestmark = [*needs_disks, pytest.mark.timeout(300)]
 
 
 def run(folder: Path, what: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, CHILD, folder, what], capture_output=True, text=True)
+    return run_warm(OF_THE_STORE, [sys.executable, CHILD, folder, what], env=os.environ)
 
 
 def expect_refused(done: subprocess.CompletedProcess[str]) -> None:
