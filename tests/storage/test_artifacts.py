@@ -42,7 +42,8 @@ from storage.records.db import Records
 from storage.scan import scan_directory
 from storage.source import Limits, SourceDirectory, SourceEntry, SourceFile, SourceLink
 from storage.tar import scan_tar
-from tests.power import KINDS, disk_of
+from tests.power import KINDS, OF_THE_STORE, disk_of
+from tests.warm import warm
 
 SITE = {"index.html": b"<h1>hello</h1>", "bin/run*": b"#!/bin/sh\n", "empty": b""}
 VECTOR = {
@@ -543,7 +544,7 @@ def test_processes_that_take_in_the_same_trees_get_the_same_artifacts(
     shop.builds = iter(range(50, 10**9, 100))
     command = [sys.executable, "-c", WRITER, Path(__file__).parent, shop.folder]
     writers = [
-        subprocess.Popen(
+        warm(OF_THE_STORE)(
             [*command, str(n), str(turns)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         for n in range(1, count + 1)
@@ -575,7 +576,7 @@ def test_processes_that_take_in_the_same_trees_get_the_same_artifacts(
     assert is_clean(shop)
 
 
-def line_of(writer: subprocess.Popen[str]) -> str:
+def line_of(writer: subprocess.Popen[Any]) -> str:
     assert writer.stdout
     return writer.stdout.readline()
 

@@ -45,8 +45,10 @@ from storage.records import artifacts, build_caches, damage, environments, sites
 from storage.records import retention as retention_rows
 from storage.reindex import rebuild_index
 from storage.retention import DAY_MS, Fate, Pressure, Retention
+from tests.power import OF_THE_STORE
 from tests.spoiling import closed_quarantine, flip
 from tests.storage.conftest import PREVIEW
+from tests.warm import warm
 
 NOW = 100 * DAY_MS  # where the clock of a world begins
 AT_ONCE = Order(is_hurried=True, is_thorough=True)
@@ -300,7 +302,7 @@ with shop.store.reading(Digest.parse(sys.argv[3])):
 
 
 def reader_of(shop, digest: Digest) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
+    process = warm(OF_THE_STORE)(
         [sys.executable, "-c", READER, Path(__file__).parent, shop.folder, str(digest)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
