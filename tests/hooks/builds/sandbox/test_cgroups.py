@@ -217,6 +217,19 @@ def test_group_that_still_has_a_process_goes_when_the_next_one_is_made(start_mak
         time.sleep(0.01)
 
 
+@needs_root
+def test_group_of_a_sandbox_goes_with_it(start_starter, in_sandbox):
+    """The last one at the latest with the next: a slot makes one for each step of its builds."""
+    starter = start_starter()
+    for _ in range(3):
+        assert in_sandbox("true", starter=starter).status == 0
+    text = Path(f"/proc/{starter.pid}/cgroup").read_text()
+    found = cgroupfs.find_folders(text, Path("/proc/self/mountinfo").read_text())
+    made = found.get("cpu", found.get("", Path())).parent
+    assert made.name.startswith("gitd-test-")
+    assert len(list(made.glob("box-*"))) <= 1
+
+
 # -- where this process is ------------------------------------------------------------------------
 
 MOUNTED_V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
