@@ -88,6 +88,20 @@ def test_memory_that_processes_share_counts_once(limited):
     assert (ran.output, ran.exceeded) == ("fine\n", None)
 
 
+def test_file_in_memory_that_is_mapped_counts_once(limited):
+    code = (
+        "import mmap, time\n"
+        "with open('/tmp/x', 'w+b', buffering=0) as file:\n"
+        "    for _ in range(70): file.write(bytes(1 << 20))\n"
+        "    mapped = mmap.mmap(file.fileno(), 0)\n"
+        "    sum(mapped[at] for at in range(0, len(mapped), 4096))\n"
+        "    time.sleep(1.5)\n"
+        "print('fine')"
+    )
+    ran = limited(python(code), memory_bytes=120 * MiB, tmp_bytes=200 * MiB)
+    assert (ran.output, ran.exceeded) == ("fine\n", None)
+
+
 @pytest.mark.parametrize(
     ("left", "kept"), [(0, slice(None)), (1, slice(1, None)), (999, slice(-1, None))]
 )
