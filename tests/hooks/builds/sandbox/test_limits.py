@@ -660,8 +660,9 @@ def test_file_of_the_size_that_it_may_have_is_none_that_is_too_large(
 
 
 def test_full_tmp_is_named(limited):
-    ran = limited("head -c 9000000 /dev/zero > /tmp/x; sleep 20", tmp_bytes=4 * MiB)
+    ran = limited("head -c 9000000 /dev/zero > /tmp/x; sleep 60", tmp_bytes=4 * MiB)
     assert ran.exceeded == Limit.TMP
+    assert ran.seconds < 50, "it was ended, and not looked at when it had"
 
 
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm", "~"])
