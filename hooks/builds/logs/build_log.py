@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from hooks.builds.logs.masking import Masker
+from hooks.builds.logs.npm_engines import EngineFilter
 from hooks.builds.logs.npm_usage import UsageFilter
 from hooks.builds.logs.reasons import Found
 from hooks.builds.wire import BatchLine, LogBatch
@@ -32,11 +33,13 @@ class BuildLog:
     for the last ones, which `rest` gives.
 
     What `masker` knows is in none of them. It is set before anything runs that knows a secret.
+    `engine`: which package was the first to ask for another Node, None where none did.
     """
 
     def __init__(self, *, chars_max: int = LOG_CHARS_MAX) -> None:
         self.chars_max = chars_max
         self.masker = Masker()
+        self.engine: str | None = None
         self._waiting: deque[BatchLine] = deque()
         self._sent_count = 0
         self._lines = 0
@@ -140,6 +143,7 @@ class OutputLines:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._left_out = 0
         self._usage = UsageFilter()
+        self._engines = EngineFilter()
         self.reason = Found()
 
     @property
@@ -170,6 +174,7 @@ class OutputLines:
         if rest:
             self._partial = ""
             self._keep(list(_pieces(_shown(rest))))
+        self._add(self._engines.end())
         if self._left_out:
             shown = self.tail[-self._left_out :]
             hidden = self._left_out - len(shown)
@@ -178,7 +183,10 @@ class OutputLines:
                 self._log.line(self._stage, line)
 
     def _keep(self, lines: list[str]) -> None:
-        lines = self._usage.rest(lines)
+        self._add(self._engines.rest(self._usage.rest(lines)))
+        self._log.engine = self._log.engine or self._engines.first
+
+    def _add(self, lines: list[str]) -> None:
         self._tail.extend(lines)
         self.reason.look(lines)
         taken = 0 if self._left_out else self._log.take(self._stage, lines)

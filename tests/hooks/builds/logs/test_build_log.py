@@ -59,6 +59,44 @@ async def test_list_of_npms_options_is_left_out(prefix, size):
     assert lines == [told, "other", f"{prefix} x"], "what is no npm's ends it too"
 
 
+@pytest.mark.parametrize("size", [7, 10_000])
+async def test_warning_of_an_engine_is_one_line_and_the_first_is_kept(size):
+    warn = "npm warn EBADENGINE"
+    current = [f"{warn}   current: {{ node: 'v20.20.2', npm: '11.0.0' }}", f"{warn} }}"]
+    first = [
+        f"{warn} Unsupported engine {{",
+        f"{warn}   package: 'nuxt@4.5.2',",
+        f"{warn}   required: {{ node: '^22.19.0 || >=26.0.0' }},",
+    ]
+    second = [
+        f"{warn} Unsupported engine {{",
+        f"{warn}   package: '@a/b@1.0.0',",
+        f"{warn}   required: {{",
+        f"{warn}     npm: '>=10',",
+        f"{warn}     node: '>=22'",
+        f"{warn}   }},",
+    ]
+    odd = [f"{warn} Unsupported engine {{", f"{warn}   package: 'c@1'", "other"]
+    open_end = [f"{warn} Unsupported engine {{", *[f"{warn} x"] * 30]
+    text = "\n".join([*first, *current, "said", *second, *current, *odd, *open_end]).encode()
+    log, received = BuildLog(), Received()
+    output = log.output("install")
+    for at in range(0, len(text), size):
+        output.feed(text[at : at + size])
+    output.end()
+    sending = asyncio.create_task(log.run(received.send))
+    await log.flush()
+    sending.cancel()
+    assert [line.line for line in received.lines] == [
+        f"{warn} nuxt@4.5.2 asks for node ^22.19.0 || >=26.0.0",
+        "said",
+        f"{warn} @a/b@1.0.0 asks for node >=22",
+        *odd,
+        *open_end,
+    ]
+    assert log.engine == "nuxt@4.5.2 asks for node ^22.19.0 || >=26.0.0; this server has 20.20.2"
+
+
 @pytest.mark.parametrize(
     ("chunks", "lines"),
     [

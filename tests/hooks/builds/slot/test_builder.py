@@ -201,6 +201,21 @@ async def test_step_that_fails_tells_which_version_the_server_has_not(control, s
     assert lines[1].startswith(said)
 
 
+async def test_later_step_that_fails_tells_which_package_wants_another_node(control, slot):
+    warning = (
+        "npm warn EBADENGINE Unsupported engine {\nnpm warn EBADENGINE   package: 'a@1.0.0',\n"
+        "npm warn EBADENGINE   required: { node: '>=99' },\n"
+        "npm warn EBADENGINE   current: { node: 'v20.1.0', npm: '11.0.0' }\n"
+        "npm warn EBADENGINE }\n"
+    )
+    settings = b'[build]\ninstall = "cat said"\ncommand = "exit 3"\n'
+    job = await control.build({"managed.toml": settings, "said": warning.encode()})
+    assert job.outcome["error"]["message"].splitlines() == [
+        "The build command ended with exit status 3.",
+        "It may be this: a@1.0.0 asks for node >=99; this server has 20.1.0",
+    ]
+
+
 async def test_reason_far_above_the_end_stands_in_the_first_lines(control, slot):
     says = "npm error `npm ci` can only install packages when your package.json and "
     says += "package-lock.json or npm-shrinkwrap.json are in sync."
