@@ -32,6 +32,10 @@ _NO_PROFILE = {
     "Containerfile": f"images are not built here; add a {PROCFILE} with what its CMD runs",
     "go.mod": _built_by("go build -o server .", "./server", "Go"),
     "Cargo.toml": _built_by("cargo build --release", "./target/release/NAME", "Rust"),
+    "hugo.toml": (
+        "where the server has Hugo, managed.toml can say"
+        ' [build] command = "hugo" and output = "public"'
+    ),
     "Gemfile": _built_by(
         "bundle config set path vendor/bundle && bundle install",
         "bundle exec puma -b tcp://127.0.0.1:$PORT",

@@ -40,7 +40,10 @@ _BUILT_SERVERS = {
         "PROTOCOL_HEADER=x-forwarded-proto node build", "build/index.js"
     ),
     "@astrojs/node": BuiltServer("node dist/server/entry.mjs", "dist/server/entry.mjs"),
-    "nuxt": BuiltServer("node .output/server/index.mjs", ".output/server/index.mjs"),
+    **dict.fromkeys(
+        ("nuxt", "nitro", "nitropack"),
+        BuiltServer("node .output/server/index.mjs", ".output/server/index.mjs"),
+    ),
 }
 _ADAPTER_AUTO = "@sveltejs/adapter-auto"
 _WRITES_FILES = re.compile(r"\b(?:nuxt|nuxi) generate\b")
@@ -48,7 +51,7 @@ _DEVELOPMENT_SERVER = re.compile(
     r"\b(?:"
     r"(?:react-scripts|craco|react-app-rewired|docusaurus) start"
     r"|(?:astro|gatsby) (?:dev|develop|start)|ng serve|gatsby develop|ember serve"
-    r"|(?:expo|nest) start"
+    r"|(?:expo|nest) start|brunch watch|sapper dev|stencil build\b.{0,200}--serve"
     r"|(?:next|nuxt|nuxi|vitepress|vuepress|remix|rsbuild|umi|max|quasar|snowpack) dev"
     r"|vue-cli-service serve|webpack(?:-cli)? serve|webpack-dev-server|live-server"
     r"|eleventy\b.{0,200}--serve|parcel(?! build)|vite(?! (?:build|preview))"

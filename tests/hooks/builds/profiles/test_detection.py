@@ -284,6 +284,9 @@ def test_sveltekit_project_that_says_where_it_goes_is_built(toml, more):
         ("nest start", True),
         ("gatsby develop", True),
         ("expo start --web", True),
+        ("brunch watch --server", True),
+        ("stencil build --dev --watch --serve", True),
+        ("stencil build --prod", False),
         ("docusaurus start", True),
         ("vite", True),
         ("vite --host", True),
@@ -435,6 +438,7 @@ def test_what_stands_in_for_a_start_script(found, web):
         ({"dependencies": {"@astrojs/node": "9"}}, "dist/server/entry.mjs"),
         ({"devDependencies": {"@sveltejs/adapter-node": "5"}}, "build/index.js"),
         ({"dependencies": {"nuxt": "4"}}, ".output/server/index.mjs"),
+        ({"devDependencies": {"nitro": "3"}}, ".output/server/index.mjs"),
         (scripts(start="react-router-serve ./build/server/index.js"), "build/server/index.js"),
         (
             scripts(start="NODE_ENV=production remix-serve build/server/index.js"),
@@ -1013,6 +1017,7 @@ def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
             "build.undetected",
             ("Found composer.json: there is no index.php, and no folder public, web or webroot",),
         ),
+        (("hugo.toml",), {}, "build.undetected", ("There is a hugo.toml:", '= "hugo"')),
         (("Pipfile",), {}, "build.undetected", ("Pipfile is not read", "pipenv requirements >")),
         (
             ("composer.json",),
