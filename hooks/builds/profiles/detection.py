@@ -86,7 +86,8 @@ class _Detection:
         self._web = config.web or self._procfile.get("web")
         self._php_root = php.document_root(listing)
         self._elsewhere: str | None = None
-        if self._web is not None and (root := php.served_folder(self._web)) is not None:
+        may_be_php = config.profile in (None, Profile.PHP)
+        if may_be_php and self._web is not None and (root := php.served_folder(self._web)):
             self._elsewhere, self._web, self._php_root = self._web, None, root
 
     @cached_property
@@ -101,7 +102,8 @@ class _Detection:
         if profile is Profile.PROCFILE and web is None:
             raise advice.without_web(self._listing)
         recipe = self._recipe(profile)
-        if web is None and config.output is None:
+        # What a Procfile has run is never shown as it stands.
+        if web is None and (config.output is None or self._elsewhere is not None):
             web = recipe.web
         steps = self._steps(recipe)
         notes = [*self._not_here(), *self._unrun(web), *recipe.notes, *self._ignored(web)]
