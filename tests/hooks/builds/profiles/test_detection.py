@@ -780,6 +780,14 @@ def test_server_of_php_that_is_elsewhere_is_stood_in_for(web, folder):
     assert found.notes == (f"{web.split()[0]} is none of this server's: PHP's own server runs",)
 
 
+def test_what_stands_in_for_a_server_of_php_runs_whatever_else_is_said():
+    web = "web: heroku-php-apache2 web/"
+    output = plan("index.php", "web/", Procfile=web, toml='[build]\noutput = "web"')
+    assert (output.folder, output.run.web, output.is_public) == ("web", f"{PHP} web", False)
+    other = plan("index.php", Procfile=web, toml='[build]\nprofile = "procfile"')
+    assert (other.run.web, other.notes) == ("heroku-php-apache2 web/", ())
+
+
 @pytest.mark.parametrize(
     "web", ["php -S x -t web", "./heroku-php-apache2.sh web", "frankenphp run"]
 )
