@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import memory
 
+gc.disable()  # until all tests are known: what is made till then is no garbage
 memory.use()
 # A machine that does other things besides is slow, which says nothing of what is tested.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,7 +28,8 @@ IS_INSTALLED = re.compile(
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector look no more through the tests themselves, which stay."""
+    """Let the garbage collector look but once through the tests themselves, which stay."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
