@@ -15,11 +15,21 @@ FILES = 600
 # It tells what it found, and leaves nothing as it was.
 BUILD = """
 set -e
-find . -mindepth 1 | LC_ALL=C sort | while IFS= read -r path; do
-  if [ -L "$path" ]; then echo "$path -> $(readlink "$path")"
-  elif [ -d "$path" ]; then echo "$path/ $(stat -c %a "$path") $(ls -A "$path" | wc -l)"
-  else echo "$path $(stat -c '%a %h' "$path") $(sha256sum < "$path" | cut -d' ' -f1)"; fi
-done > /tmp/found
+python3 - > /tmp/found <<'END'
+import hashlib, os, stat
+def told(path):
+    found = os.lstat(path)
+    mode = format(stat.S_IMODE(found.st_mode), "o")
+    if stat.S_ISLNK(found.st_mode):
+        return f"{path} -> {os.readlink(path)}"
+    if stat.S_ISDIR(found.st_mode):
+        return f"{path}/ {mode} {len(os.listdir(path))}"
+    with open(path, "rb") as file:
+        return f"{path} {mode} {found.st_nlink} {hashlib.sha256(file.read()).hexdigest()}"
+paths = [f"{top}/{name}" for top, folders, files in os.walk(".") for name in folders + files]
+for path in sorted(paths):
+    print(told(path))
+END
 echo poison >> 1/1
 echo poison > 1/added
 rm 2/2
