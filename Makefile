@@ -10,8 +10,8 @@ PACKAGES := git bubblewrap
 PREFIX ?= /opt/gitd
 DESTDIR ?=
 PLACE = $(abspath $(DESTDIR)$(PREFIX))
-# Tests at a time: one a processor, since some of them are about what takes its time.
-WORKERS ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n < 8 ? n : 8)))
+# Tests at a time: one more than processors, since many of them wait.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 # Tests start hundreds of processes, each of which would compile the whole program again.
 unexport PYTHONDONTWRITEBYTECODE
 
