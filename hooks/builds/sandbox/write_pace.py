@@ -30,6 +30,7 @@ HALT_S_MAX: Final = 1.0
 """So long at most one is halted before it is looked at again: what it removed may pay for it."""
 _LITTLE_BYTES: Final = 256 << 10  # between two looks: not worth asking each process
 _VMSTAT: Final = Path("/proc/vmstat")
+_UNITS: Final = {"nr_dirtied": mmap.PAGESIZE, "pgpgout": 1 << 10}
 
 
 class WritePace:
@@ -66,7 +67,7 @@ class PacedWrites:
         self._limits = limits
         self._group = group
         self._seen = Written(0, 0)
-        self._dirtied_bytes = _dirtied_bytes()
+        self._by_all_bytes = _written_by_all() or 0
         self._halted_since: float | None = None
         self._halted_until = 0.0
         self._lock = threading.Lock()
@@ -98,15 +99,22 @@ class PacedWrites:
 
     def _may_have_written(self) -> bool:
         """Say whether anybody on the machine has: one look, however many processes it has."""
-        before, self._dirtied_bytes = self._dirtied_bytes, _dirtied_bytes()
-        return self._dirtied_bytes - before >= _LITTLE_BYTES
+        by_all = _written_by_all()
+        if by_all is not None and by_all - self._by_all_bytes < _LITTLE_BYTES:
+            return False
+        self._by_all_bytes = by_all or 0
+        return True
 
     def _count(self, look: Callable[[], Written] | None, now: float) -> float:
         new = 0
         if look is not None:
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 before, self._seen = self._seen, look()
-                # There may be less than before: of processes whose end nobody waited for.
+                if self._seen.written < before.written or self._seen.removed < before.removed:
+                    # Who ended during the look may have been passed over, after who waited for it.
+                    # It must not count as new at the next one: so look again.
+                    self._seen = look()
+                # There may still be less: of processes whose end nobody waited for.
                 new = max(0, self._seen.written - before.written)
                 new -= max(0, self._seen.removed - before.removed)
         return self._pace.wrote(new, self._limits, now)
@@ -129,10 +137,15 @@ class PacedWrites:
                 self._halted_until = 0.0
 
 
-def _dirtied_bytes() -> int:
-    """Return what all programs of the machine have written to files since it was started."""
-    for line in _VMSTAT.read_text().splitlines():
-        name, _, value = line.partition(" ")
-        if name == "nr_dirtied":
-            return int(value) * mmap.PAGESIZE
-    return 0
+def _written_by_all() -> int | None:
+    """Return what all programs of the machine have written since it was started, or more.
+
+    To files, and past the page cache to disks (`O_DIRECT`); what comes from the one to the others
+    counts twice. None where the kernel does not tell.
+    """
+    try:
+        lines = _VMSTAT.read_text().splitlines()
+    except OSError:
+        return None
+    counts = [int(count) * _UNITS[name] for name, count in map(str.split, lines) if name in _UNITS]
+    return sum(counts) if len(counts) == len(_UNITS) else None

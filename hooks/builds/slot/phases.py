@@ -237,8 +237,8 @@ async def run_step(
     finally:
         await sandbox.close()
         lines.end()
-    if sandbox.halted_s:
-        log.line(phase, f"waited {sandbox.halted_s:.1f} s for the disk")
+        if sandbox.halted_s:  # also where it took too long by that
+            log.line(phase, f"waited {sandbox.halted_s:.1f} s for the disk")
     limit = sandbox.exceeded
     if limit is None and exit_status and sandbox.refuses_memory:
         limit = Limit.MEMORY if any(map(_REFUSED_MEMORY.search, lines.tail)) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from hooks.builds.sandbox import cgroupfs
+from hooks.builds.sandbox import cgroupfs, write_pace
 from hooks.builds.sandbox.cgroups import Group
+from hooks.builds.sandbox.inside import Inside
 from hooks.builds.sandbox.limits import Limit, Limits
-from hooks.builds.sandbox.namespace import written_in
+from hooks.builds.sandbox.namespace import Written, written_in
 from hooks.builds.sandbox.spec import APP_DIR
-from hooks.builds.sandbox.write_pace import WritePace
+from hooks.builds.sandbox.write_pace import PacedWrites, WritePace
 
 MiB = 1 << 20
 PACED = {"write_bytes_per_s": 16 * MiB, "write_burst_bytes": 8 * MiB}
@@ -88,6 +90,41 @@ def test_what_was_written_is_what_the_kernel_says():
     assert written_in("") == (0, 0)
 
 
+def counted(*looks):
+    """Return what is ahead of a pace of nearly nothing after these looks at what was written."""
+    pace, limits = WritePace(), Limits(write_bytes_per_s=1, write_burst_bytes=0)
+    writes = PacedWrites(pace, limits, Group({}, version=1))
+    found = iter(looks)
+    with contextlib.suppress(StopIteration):
+        while True:
+            writes.count_rest(lambda: Written(*next(found)))
+    return pace.wrote(0, limits, time.monotonic())
+
+
+def test_what_one_look_passed_over_is_not_counted_twice():
+    """Who ends while it is looked at counts with who waited for it, who was looked at before."""
+    assert counted((100, 30), (0, 0), (100, 30), (100, 30)) == pytest.approx(70, abs=1)
+
+
+def test_what_follows_writes_that_are_counted_no_more_is_counted():
+    assert counted((100, 0), (20, 0), (20, 0), (50, 0)) == pytest.approx(130, abs=1)
+
+
+def test_kernel_that_does_not_tell_what_all_write_has_each_process_asked(tmp_path, monkeypatch):
+    """A service that sees nothing of `/proc` but processes, say."""
+    monkeypatch.setattr(write_pace, "_VMSTAT", tmp_path / "none")
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "io").write_text("write_bytes: 4096\n")
+    (tmp_path / "freezer.state").write_text("")
+    limits = Limits(write_bytes_per_s=1, write_burst_bytes=0)
+    inside = Inside(os.open(tmp_path, os.O_RDONLY), [])
+    writes = PacedWrites(WritePace(), limits, Group({"freezer": tmp_path}, version=1))
+    with contextlib.closing(inside):
+        writes.look(inside)
+    assert writes.was_halted
+    assert (tmp_path / "freezer.state").read_text() == "FROZEN"
+
+
 @pytest.mark.root
 @pytest.mark.parametrize(
     "command",
@@ -96,8 +133,9 @@ def test_what_was_written_is_what_the_kernel_says():
         "for i in 1 2 3 4; do head -c 10M /dev/zero > x$i; done; sleep 0.3",
         "for i in 1 2 3 4; do head -c 10M /dev/zero > x; sync x; done; sleep 0.3",
         "(for i in 1 2; do head -c 20M /dev/zero > x$i & done; wait) & wait; sleep 0.3",
+        "dd if=/dev/zero of=x bs=1M count=40 oflag=direct status=none; sleep 0.3",
     ],
-    ids=["at once", "in many files", "over and over", "side by side"],
+    ids=["at once", "in many files", "over and over", "side by side", "past the page cache"],
 )
 def test_what_writes_faster_than_it_may_is_halted_and_ends_well(paced, command):
     ran = paced(command, **PACED)

@@ -573,6 +573,17 @@ async def test_build_that_writes_faster_than_it_may_is_told_why_it_waits(control
     assert re.fullmatch(r"waited \d+\.\d s for the disk", job.stage("build")[2])
 
 
+@pytest.mark.root
+async def test_log_of_a_build_that_is_halted_for_too_long_says_for_how_long_it_was(control, slot):
+    command = "mkdir dist; head -c 40M /dev/zero > dist/a; sleep 4731"
+    limits = {"write_bytes_per_s_max": 1 << 20, "write_burst_bytes_max": 0}
+    job = await control.build(site(command), limits=limits, timeout_s=4)
+    assert job.outcome["error"]["code"] == "build.timed_out"
+    waits, waited = job.stage("build")[1:3]
+    assert waits.startswith("waits for the disk: ")
+    assert 1 < float(waited.removeprefix("waited ").removesuffix(" s for the disk")) < 4
+
+
 async def test_build_with_a_pace_of_none_is_not_halted(control, slot):
     command = "mkdir dist; head -c 30M /dev/zero > dist/a; sleep 0.3"
     limits = {"write_bytes_per_s_max": 0, "write_burst_bytes_max": 0}
