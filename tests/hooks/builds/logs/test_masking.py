@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from hooks.builds.logs.leaks import refuse_secrets
 from hooks.builds.logs.masking import HELD_BYTES_MAX, MASK, MaskedStream, Masker
+from hooks.variable_rules import value_fault
+from storage.model import VariableUse
 from storage.source import SourceFile
 
 TOKEN = "npm_Zq8/w+3k=Lr5'x$\"T\\y"
@@ -49,6 +51,7 @@ SPELLINGS = {
     "shell, by Python": shlex.quote(TOKEN)[1:-1],
     "HTML, by Go": TOKEN.replace("'", "&#39;").replace('"', "&#34;"),
     "XML": TOKEN.replace("'", "&apos;").replace('"', "&quot;"),
+    "HTML with its apostrophes": TOKEN.replace('"', "&quot;"),
 }
 
 
@@ -75,6 +78,7 @@ SECRETS = [
     "correct!horse/battery",
     "Tr0ub4dor&3/xyz+Q",
     "~%(a)[b]^|`{c}~",
+    "p?q#r s^t",
 ]
 NODE = """
 const s = process.argv[1], u = new URL("https://h/");
@@ -121,6 +125,28 @@ def test_what_is_left_as_it_is_in_urls_differs_and_all_of_it_is_masked(spelled, 
     assert masker.masked(f"a/{spelled}/b") == "a/***/b", what
     lowered = re.sub("%..", lambda found: found[0].lower(), spelled)
     assert masker.masked(f"a/{lowered}/b") == "a/***/b", what
+
+
+def test_what_newer_and_older_rules_leave_in_paths_is_masked() -> None:
+    """Source: URL Standard, "path percent-encode set": "^" is not in its older versions."""
+    masker = Masker({"S": "a[b]|c^d e(f)"})
+    assert masker.masked("/a[b]|c%5Ed%20e(f)/") == masker.masked("/a[b]|c^d%20e(f)/") == "/***/"
+
+
+def test_base64_with_characters_that_urls_escape_is_masked() -> None:
+    secret = "xx>>>???~~~"
+    encoded = base64.b64encode(secret.encode()).decode()
+    assert {"+", "/", "="} <= set(encoded)
+    masker = Masker({"S": secret})
+    assert masker.masked(quote(encoded, safe="")) == masker.masked(encoded) == "***"
+
+
+@pytest.mark.parametrize("secret", ["abcd1234", "abcd 1234"])
+def test_shortest_secret_that_builds_get_is_masked_and_told(secret: str) -> None:
+    assert value_fault(secret, is_secret=True, used_in=VariableUse.BUILD) is None
+    masker = Masker({"S": secret})
+    assert masker.masked(f"<{secret}>") == "<***>"
+    assert masker.found_in([secret.encode()]) is not None
 
 
 def test_value_that_ends_in_a_line_end_is_masked_without_it_too() -> None:
@@ -257,6 +283,9 @@ def test_file_that_holds_a_secret_is_told_whatever_its_pieces(name: str) -> None
         assert form is not None
         assert form.name == "NPM_TOKEN"
     assert masker.found_in([b"nothing", b"of it"]) is None
+    other = masker.found_in([b"x another secret x"])
+    assert other is not None
+    assert other.name == "OTHER"
 
 
 def test_armour_and_single_lines_do_not_make_a_file_a_leak() -> None:
