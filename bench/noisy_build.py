@@ -7,7 +7,8 @@ them. The first row has nothing in either: what it is off 1 is noise. A first tu
 in it a build writes as fast as it can, for as long as it may. What the machine itself does to
 visitors while processors or the disk are busy is measured beside that: the same commands outside of
 any build, on those processors that builds run on, of the kernel's idle class, which gives way to
-all others at once. Needs root: builds and site host are users of their own, with control groups.
+all others at once. And what builds cost that do nothing, begun as often as bombs are. Needs root:
+builds and site host are users of their own, with control groups.
 
 `--apart` measures what docs/service.md has for builds that write much: the site host on the
 processors that builds leave free, and the kernel's own workers on the others. It changes that for
@@ -43,7 +44,7 @@ from hooks.builds.phase import PROGRESS, Phase
 
 SLOTS = 2  # as the settings have it
 PROCESSORS_FREE = 1  # likewise
-ROUNDS = 12
+ROUNDS = 16
 WINDOW_S = 3.0
 PAUSE_S = 0.002  # between two visits: some 300 a second
 ASK_EVERY_S = 0.05  # whether the builds begin, before a window
@@ -53,7 +54,8 @@ TARGET = 1.2
 WORKERS = Path("/sys/devices/virtual/workqueue/cpumask")  # of the kernel, in hexadecimal digits
 BURNER = "for i in 1 2 3 4; do (while :; do :; done) & done; wait"
 FILLER = "while :; do head -c 900M /dev/zero > x; sync x; head -c 900M /dev/zero > y; rm x y; done"
-FLOORS = ("no build, nothing", "no build, an idle class", "no build, a disk filled")
+OUTSIDE = ("no build, nothing", "no build, an idle class", "no build, a disk filled")
+FLOORS = (*OUTSIDE, "harmless, each second")
 FORK_BOMB = "python3 -c 'import os\nwhile True:\n    try: os.fork()\n    except OSError: pass'"
 HOGS = {  # each below the floor that it is compared with
     "no build, nothing": "exec sleep 60",
@@ -71,6 +73,7 @@ HOGS = {  # each below the floor that it is compared with
         "    for _ in range(400): os.fork() or (time.sleep(0.05), os._exit(0))\n"
         "    for _ in range(400): os.wait()'"
     ),
+    "harmless, each second": "true",
     "fork bomb, each second": FORK_BOMB,
     "fork bomb, at once again": FORK_BOMB,
     "no build, a disk filled": FILLER,
@@ -282,7 +285,7 @@ def compare(daemon: Daemon, visitor: Executor, hog: str, number: int, floor: Fou
     for _ in range(1 + ROUNDS):
         idle_s.append(visitor.submit(visit, daemon.sites_port).result())
         hogs = Hogs(daemon, [f"hog-{number}-{slot}" for slot in range(SLOTS)], every_s=every_s)
-        with hogs.running() if hog not in FLOORS else outside(HOGS[hog], daemon.data.parent):
+        with hogs.running() if hog not in OUTSIDE else outside(HOGS[hog], daemon.data.parent):
             busy_s.append(visitor.submit(visit, daemon.sites_port).result())
         ended += hogs.ended_count
     found: Found = {}
@@ -308,6 +311,8 @@ def chosen(words: Sequence[str]) -> dict[str, str]:
     for name, command in HOGS.items():
         if name in FLOORS:
             floor = name
+            if not words or any(word in name for word in words):
+                hogs[name] = command
         elif not words or any(word in name for word in words):
             hogs[floor] = HOGS[floor]
             hogs[name] = command
@@ -335,7 +340,7 @@ def main(wanted: Sequence[str] = ()) -> int:
                 push(daemon, root, site, files)
             wait_until_live(daemon)
             for number, (hog, command) in enumerate(hogs.items()):
-                for slot in range(SLOTS if hog not in FLOORS else 0):
+                for slot in range(SLOTS if hog not in OUTSIDE else 0):
                     config = f"[build]\ncommand = '''{command}'''\noutput = \".\"\n"
                     push(daemon, root, f"hog-{number}-{slot}", {"managed.toml": config})
             end_builds(daemon)
