@@ -90,6 +90,7 @@ def scripts(**named):
         (plan("index.html", Procfile="web: ./run"), "procfile", ".", None),
         (plan("public/", toml='[build]\noutput = "public"'), "static", "public", None),
         (plan("a/", toml='[build]\noutput = "./a//b/"'), "static", "a/b", None),
+        (plan("index.php", "a/", toml='[build]\noutput = "a"'), "static", "a", None),
         (plan(toml='[build]\noutput = "."'), "static", ".", None),
         (plan(toml=BUILD + 'output = "dist"'), "static", "dist", "make"),
         (plan("index.html", toml=BUILD), "static", ".", "make"),
@@ -841,6 +842,17 @@ def test_page_beside_a_python_program_and_a_worker_is_not_served_with_its_source
         plan("index.html", "app.py", requirements="gunicorn\n", Procfile="worker: python w.py")
 
 
+def test_php_site_whose_output_is_named_serves_files_and_runs_nothing():
+    found = plan("index.php", "a/", toml='[build]\nprofile = "php"\noutput = "a"')
+    assert (found.profile, found.folder, found.run) == ("php", "a", RunCommands())
+
+
+def test_package_that_builds_nothing_for_a_python_site_is_not_installed():
+    package = {"dependencies": {"a": "1"}, **scripts(lint="x")}
+    found = plan("requirements.txt", "package-lock.json", package=package, Procfile="web: uwsgi a")
+    assert steps(found) == [VENV, PIP, WITHOUT_PIP, ("finish", COMPILE)]
+
+
 def test_assets_of_a_python_site_are_built_and_their_packages_left_out():
     found = plan(
         *("requirements.txt", "package-lock.json"),
@@ -1038,6 +1050,16 @@ def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
         (
             (),
             {"Procfile": "release: x", "package": scripts(build="y")},
+            "build.undetected",
+            ("The Procfile has no `web:`",),
+        ),
+        (
+            ("a/",),
+            {
+                "Procfile": "release: x",
+                "package": scripts(start="y"),
+                "toml": '[build]\noutput="a"',
+            },
             "build.undetected",
             ("The Procfile has no `web:`",),
         ),
