@@ -842,6 +842,23 @@ def test_page_beside_a_python_program_and_a_worker_is_not_served_with_its_source
         plan("index.html", "app.py", requirements="gunicorn\n", Procfile="worker: python w.py")
 
 
+def test_small_print_of_a_package_json_is_read():
+    locked = plan("package-lock.json", package={"dependencies": {"a": "1"}, **scripts(start="b")})
+    assert locked.notes == ()
+    assert plan("server.js", package=scripts(start="vite", build="b")).run.web is None
+    text = json.dumps(scripts(start="node a", build=""))
+    assert steps(plan(**{"package.json": f"\ufeff{text}"})) == []
+
+
+def test_folder_named_public_makes_no_php_site_without_composer():
+    assert plan("public/", package=scripts(build="b")).profile == "node"
+
+
+def test_python_program_that_depends_on_nothing_needs_no_client():
+    found = plan("app.py", toml='[build]\nprofile = "python"', Procfile="web: python3 app.py")
+    assert [need.programs for need in found.needs] == [("python3",)]
+
+
 def test_php_site_whose_output_is_named_serves_files_and_runs_nothing():
     found = plan("index.php", "a/", toml='[build]\nprofile = "php"\noutput = "a"')
     assert (found.profile, found.folder, found.run) == ("php", "a", RunCommands())
@@ -1096,6 +1113,12 @@ def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
             {"package": scripts(start="\ud800")},
             "build.config_invalid",
             ("scripts.start is not Unicode",),
+        ),
+        (
+            (),
+            {"package": scripts(start="a\0b")},
+            "build.config_invalid",
+            ("scripts.start is longer", "holds a NUL"),
         ),
         (
             (),

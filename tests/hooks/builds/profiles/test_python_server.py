@@ -33,6 +33,7 @@ def project(*dependencies):
             plan("main.py", requirements="fastapi\nuvicorn[standard] ~= 0.3\ngunicorn"),
             "uvicorn main:app --port $PORT",
         ),
+        (plan(requirements="fastapi[all]"), "fastapi run --host 127.0.0.1 --port $PORT"),
         (
             plan(requirements="fastapi [ all, standard ] >= 0.115"),
             "fastapi run --host 127.0.0.1 --port $PORT",
