@@ -17,11 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hooks.builds.errors import BuildFailedError
 from hooks.builds.logs.leaks import refuse_secrets
 from hooks.builds.logs.masking import HELD_BYTES_MAX, MASK, MaskedStream, Masker
 from hooks.variable_rules import value_fault
 from storage.model import VariableUse
-from storage.source import SourceFile
+from storage.source import SourceDirectory, SourceEntry, SourceFile, SourceLink
 
 TOKEN = "npm_Zq8/w+3k=Lr5'x$\"T\\y"
 KEY = (
@@ -239,6 +240,24 @@ def test_letting_go_shows_nothing_of_a_secret_and_all_of_the_rest(
     assert shown.count(MASK) >= 1
     rest = "".join(parts).encode().translate(None, b" \n")
     assert shown.replace(MASK, b"").translate(None, b" \n") == rest
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        SourceLink(b"x", TOKEN.encode()),
+        SourceLink(TOKEN.encode(), b"x"),
+        SourceDirectory(TOKEN.encode()),
+        SourceFile(TOKEN.encode(), 0, executable=False, read=lambda: b""),
+        SourceFile(b"x", 23, executable=False, read=TOKEN.encode),
+    ],
+)
+def test_secret_in_a_name_a_target_or_contents_is_refused_and_not_told(entry: SourceEntry) -> None:
+    masker = Masker({"NPM_TOKEN": TOKEN})
+    with pytest.raises(BuildFailedError, match="holds the secret NPM_TOKEN, as it is") as caught:
+        refuse_secrets([SourceLink(b"a", b"b"), entry], masker, is_stopped=lambda: False)
+    assert caught.value.code == "build.secret_in_output"
+    assert TOKEN not in str(caught.value)
 
 
 def test_looking_for_secrets_stops_within_a_file() -> None:
