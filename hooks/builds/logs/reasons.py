@@ -77,7 +77,7 @@ REASONS = (
             "is not supported by Astro!",
             "For Next.js, Node.js version",
             "requires a minimum Node.js version of",  # Angular
-            "does not satisfy Python",  # uv
+            "the current Python version (",  # uv; one that was requested is the project's own
             "requires a different Python",  # pip
             "does not satisfy that requirement",  # composer: PHP, or an extension of it
         )

@@ -194,6 +194,18 @@ def test_runtime_that_the_server_lacks_is_no_fault_of_the_command(line: str, sai
     assert found.text.startswith(said)
 
 
+def test_python_that_the_project_itself_asks_for_is_no_lack_of_the_server() -> None:
+    found = Found()
+    found.look(
+        [
+            "  x No solution found when resolving dependencies for split",
+            "  ╰─▶ Because the requested Python version (>=3.8) does not satisfy Python>=3.9 and",
+        ]
+    )
+    assert found.text == "what is asked for does not fit together"
+    assert found.code == "build.command_failed"
+
+
 def test_what_says_no_reason_has_none() -> None:
     found = Found()
     found.look(["npm error code ELIFECYCLE", "Error: Cannot find module"])
