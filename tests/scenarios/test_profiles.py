@@ -185,7 +185,11 @@ def test_php_application_is_installed_by_composer_and_answers_by_php(shared, pro
         {
             "composer.json": json.dumps({"autoload": {"psr-4": {"App\\": "src/"}}}),
             "src/Hello.php": '<?php namespace App; class Hello { const TEXT = "autoloaded"; }',
+            "symfony.lock": "{}",
+            "Procfile": 'release: test "$APP_ENV" = prod\n',
+            # Of all that it can write nothing takes the place of what gitd puts before it.
             "public/index.php": '<?php require __DIR__."/../vendor/autoload.php";'
+            ' file_put_contents("/tmp/router.php", "taken");'
             ' echo App\\Hello::TEXT, $_SERVER["REQUEST_URI"], $_SERVER["SCRIPT_NAME"],'
             ' $_ENV["GITD_SITE"];',
             "public/a.css": "a{}",

@@ -24,7 +24,7 @@ _SERVERS = {
 }
 _LACKS = {
     Profile.NODE: ": package.json has neither a build script nor one that starts a server",
-    Profile.PHP: ": there is no index.php, and no folder public, web or webroot beside it",
+    Profile.PHP: ": there is no index.php, and no folder public or web beside composer.json",
 }
 # What there is no profile for, and what to add for it.
 _NO_PROFILE = {

@@ -106,10 +106,15 @@ class _Detection:
         if web is None and (config.output is None or self._elsewhere is not None):
             web = recipe.web
         steps = self._steps(recipe)
-        notes = [*self._not_here(), *self._unrun(web), *recipe.notes, *self._ignored(web)]
+        is_own = web is not None and web == recipe.web
+        web_notes = recipe.web_notes if is_own else ()
+        ignored = self._ignored(web)
+        notes = [*self._not_here(), *self._unrun(web), *recipe.notes, *web_notes, *ignored]
         run = RunCommands()
         if web is not None:
             release = config.release or self._procfile.get("release")
+            if release is not None and is_own:
+                release = "\n".join((*recipe.environment, release))
             run = RunCommands(web=web, release=release, health=config.health)
         folder, output_folders = self._output(profile, recipe, web, steps)
         is_by_itself = run == RunCommands(web=recipe.web)
@@ -125,7 +130,7 @@ class _Detection:
             web_file=recipe.web_file if is_by_itself else None,
             needs=recipe.needs + (recipe.client_needs if config.install is None else ()),
             left_out=recipe.left_out if config.finish is None else (),
-            is_public=web is None or (recipe.is_public and web == recipe.web),
+            is_public=web is None or (recipe.is_public and is_own),
             facts=config.facts or (),
             cache=config.cache or (),
             ignores_submodules=bool(config.ignores_submodules),
@@ -209,8 +214,7 @@ class _Detection:
     def _python_serves(self) -> bool:
         """Say whether a Python project is served by its own program, and by no other.
 
-        Beside a page it is not: what such a commit has was served as files before. Nor is a script
-        that serves itself beside what Node builds: it may be there for something else.
+        Beside a page it is not: what such a commit has was served as files before.
         """
         if self._config.output is not None or self._listing.has_file(INDEX):
             return False
@@ -221,10 +225,7 @@ class _Detection:
             if self._package is None:
                 raise
             return False
-        package, listing = self._package, self._listing
-        if package is not None and python_server.application_server(listing) is None:
-            return python_server.server(listing) is not None and not self._node_makes_it(package)
-        return python_server.server(listing) is not None and not self._node_serves()
+        return python_server.server(self._listing) is not None and not self._node_serves()
 
     # -- what to do -----------------------------------------------------------------------------
 
@@ -326,6 +327,8 @@ class _Detection:
         by = [path(name) for name in recipe.by]
         if profile is Profile.PROCFILE:
             by = ["managed.toml" if config.web else path(PROCFILE)]
+        elif self._elsewhere is not None:
+            by.insert(0, "managed.toml" if config.web else path(PROCFILE))
         elif profile is Profile.STATIC:
             by = ["managed.toml" if config.output or config.command else path(INDEX)]
         return tuple(by)

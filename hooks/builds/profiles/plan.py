@@ -105,6 +105,9 @@ class Recipe:
             `build.install`, knows what has to stay, and nothing is pruned.
         prepare: What such an install of one's own begins with.
         web: The command that serves, when the tree says so itself.
+        environment: Lines of shell by which a framework knows where it runs: `web` begins with
+            them, and so does a release command beside it.
+        web_notes: Lines for the log, where `web` is what runs.
         web_file: The file that it runs, where the build makes that; without it pages are served.
         output_folder: Where the build writes, when the tree says so.
         needs: Programs of the language, to build and to run with.
@@ -120,6 +123,8 @@ class Recipe:
     prune: tuple[str, ...] = ()
     finish: tuple[str, ...] = ()
     web: str | None = None
+    environment: tuple[str, ...] = ()
+    web_notes: tuple[str, ...] = ()
     web_file: str | None = None
     output_folder: str | None = None
     needs: tuple[Need, ...] = ()

@@ -695,23 +695,29 @@ def test_python_tool_that_writes_files_needs_no_web_process():
         (plan("index.php", "index.html"), f"{PHP} .", [], True),
         (
             plan("composer.json", "public/"),
-            f"exec env {PHP} public /tmp/router.php",
+            f'exec env {PHP} public "$router"',
             [("install", COMPOSER)],
             False,
         ),
         (
             plan("composer.json", "web/", "x/"),
-            f"exec env {PHP} web /tmp/router.php",
+            f'exec env {PHP} web "$router"',
             [("install", COMPOSER)],
             False,
         ),
         (
-            plan("composer.json", "index.php", "webroot/"),
-            f"exec env {PHP} webroot /tmp/router.php",
+            plan("composer.json", "index.php", "webroot/", "config/", "src/"),
+            f'exec env {PHP} webroot "$router"',
             [("install", COMPOSER)],
             False,
         ),
         (plan("index.php", "webroot/"), f"{PHP} .", [], True),
+        (
+            plan("composer.json", "index.php", "webroot/", "src/"),
+            f"{PHP} .",
+            [("install", COMPOSER)],
+            True,
+        ),
         (
             plan("composer.json", "index.php", "public/"),
             f"{PHP} .",
@@ -728,7 +734,7 @@ def test_python_tool_that_writes_files_needs_no_web_process():
             plan(
                 "composer.json", "public/", "package-lock.json", package=scripts(build="vite build")
             ),
-            f"exec env {PHP} public /tmp/router.php",
+            f'exec env {PHP} public "$router"',
             [
                 ("install", COMPOSER),
                 ("install", NPM),
@@ -753,13 +759,44 @@ def test_php_frameworks_write_where_they_may_and_know_that_they_are_deployed():
     assert 'LOG_CHANNEL="${LOG_CHANNEL:-stderr}"' in first
     assert "framework/sessions" in second
     assert laravel.explanation.endswith(f"install; runs ... {last}")
-    assert laravel.notes == (
-        "Laravel's storage is in /data/storage, and its log where `mf logs` looks",
-    )
+    said = "Laravel's storage is in /data/storage, from Laravel 10 on, and its log where `mf logs`"
+    assert laravel.notes == (f"{said} looks",)
     symfony = plan("composer.json", "symfony.lock", "public/")
     production = 'export APP_ENV="${APP_ENV:-prod}" APP_DEBUG="${APP_DEBUG:-0}"'
     assert symfony.run.web.splitlines()[0] == production
     assert steps(symfony) == [("install", f"{production} && {COMPOSER}")]
+
+
+@pytest.mark.parametrize("framework", ["artisan", "symfony.lock"])
+def test_release_command_of_a_php_framework_knows_where_it_runs_as_the_server_does(framework):
+    names, release = ("composer.json", "composer.lock", framework), "release: php x migrate"
+    found = plan(*names, "public/", Procfile=release)
+    *before, last = found.run.release.splitlines()
+    assert before
+    assert found.run.web.splitlines()[: len(before)] == before
+    assert last == "php x migrate"
+    moved = plan(*names, "web/", Procfile=f"web: heroku-php-apache2 web/\n{release}")
+    assert moved.run.release == found.run.release
+    own = plan(*names, "public/", Procfile=f"web: frankenphp run\n{release}")
+    assert own.run.release == "php x migrate"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"Procfile": "web: frankenphp run"},
+        {"Procfile": "web: heroku-php-apache2"},
+        {"toml": '[build]\nprofile = "php"\noutput = "public"'},
+    ],
+)
+def test_where_laravel_writes_is_not_said_of_a_server_that_is_not_told(texts):
+    found = plan("composer.json", "composer.lock", "artisan", "public/", **texts)
+    assert not any("Laravel" in note for note in found.notes)
+
+
+def test_folder_named_webroot_makes_no_php_site_of_a_node_server():
+    found = plan("composer.json", "webroot/", "src/", package=scripts(start="node server.js"))
+    assert found.profile == "node"
 
 
 @pytest.mark.parametrize(
@@ -769,16 +806,28 @@ def test_php_frameworks_write_where_they_may_and_know_that_they_are_deployed():
         ("vendor/bin/heroku-php-nginx -C nginx.conf ./public", "public"),
         ("vendor/bin/heroku-php-apache2 -i php.ini -v pub/www/", "pub/www"),
         ("heroku-php-apache2", "."),
-        ("heroku-php-apache2 'a b'", "''\"'\"'a'"),
+        ("heroku-php-apache2 'a b'", "'a b'"),
+        ("heroku-php-nginx -C 'my conf/nginx.conf' web/", "web"),
+        ("heroku-php-apache2 '' public", "."),
+        ('heroku-php-apache2 "$DOCROOT"', '"$DOCROOT"'),
+        ("heroku-php-apache2 ${BASE}/public/", '"${BASE}/public"'),
+        ("heroku-php-apache2 '$(id)'", "'$(id)'"),
     ],
 )
 def test_server_of_php_that_is_elsewhere_is_stood_in_for(web, folder):
     found = plan("composer.json", "composer.lock", "x/", Procfile=f"release: ./go\nweb: {web}")
-    expected = f"{PHP} ." if folder == "." else f"exec env {PHP} {folder} /tmp/router.php"
+    expected = f"{PHP} ." if folder == "." else f'exec env {PHP} {folder} "$router"'
     assert found.profile == "php"
     assert found.run.web.splitlines()[-1] == expected
     assert found.run.release == "./go"
     assert found.notes == (f"{web.split()[0]} is none of this server's: PHP's own server runs",)
+    assert found.by == ("Procfile", "composer.json", "composer.lock")
+
+
+def test_server_of_php_that_is_elsewhere_decides_by_itself():
+    web = "heroku-php-apache2 www/"
+    assert plan("www/", Procfile=f"web: {web}").by == ("Procfile",)
+    assert plan("www/", toml=f'[run]\nweb = "{web}"').by == ("managed.toml",)
 
 
 def test_what_stands_in_for_a_server_of_php_runs_whatever_else_is_said():
@@ -790,7 +839,8 @@ def test_what_stands_in_for_a_server_of_php_runs_whatever_else_is_said():
 
 
 @pytest.mark.parametrize(
-    "web", ["php -S x -t web", "./heroku-php-apache2.sh web", "frankenphp run"]
+    "web",
+    ["php -S x -t web", "./heroku-php-apache2.sh web", "frankenphp run", "heroku-php-nginx 'a"],
 )
 def test_server_of_ones_own_runs_as_it_stands(web):
     assert plan("composer.json", "index.php", Procfile=f"web: {web}").run.web == web
@@ -1052,7 +1102,7 @@ def test_plan_names_the_programs_that_the_machine_must_have(found, programs):
             ("composer.json",),
             {},
             "build.undetected",
-            ("Found composer.json: there is no index.php, and no folder public, web or webroot",),
+            ("no index.php, and no folder public or web beside composer.json",),
         ),
         (("hugo.toml",), {}, "build.undetected", ("There is a hugo.toml:", '= "hugo"')),
         (("Pipfile",), {}, "build.undetected", ("Pipfile is not read", "pipenv requirements >")),
