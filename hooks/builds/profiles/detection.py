@@ -214,7 +214,8 @@ class _Detection:
     def _python_serves(self) -> bool:
         """Say whether a Python project is served by its own program, and by no other.
 
-        Beside a page it is not: what such a commit has was served as files before.
+        Beside a page it is not: what such a commit has was served as files before. Nor is a script
+        that serves itself beside what Node builds: it may be there for something else.
         """
         if self._config.output is not None or self._listing.has_file(INDEX):
             return False
@@ -225,7 +226,10 @@ class _Detection:
             if self._package is None:
                 raise
             return False
-        return python_server.server(self._listing) is not None and not self._node_serves()
+        package, listing = self._package, self._listing
+        if package is not None and python_server.application_server(listing) is None:
+            return python_server.server(listing) is not None and not self._node_makes_it(package)
+        return python_server.server(listing) is not None and not self._node_serves()
 
     # -- what to do -----------------------------------------------------------------------------
 

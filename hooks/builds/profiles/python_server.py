@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -28,23 +29,32 @@ _FASTAPI = "fastapi run --host 127.0.0.1 --port $PORT"  # it finds the applicati
 # Source: pip, "Requirements File Format".
 _REST = re.compile(r"\s+(?:#|--).*|\\$")
 _LINE_CHARS_MAX = 2000
-# These two begin with a script, and not with a name in it.
-# Source: Streamlit, "Deploy your app on Community Cloud"; Gradio, "Environment variables".
+# What clients take though it is no requirement any more: `a>=20.0.*`. Source: PEP 440, `==` alone.
+_LOOSE = re.compile(r"\s*([A-Za-z0-9][\w.-]*\s*(?:\[[^\]]*\])?)\s*[=<>!~][^;]*")
+# These two begin with a script, and not with a name in it. Visitors are to come by gitd alone:
+# Streamlit by itself listens on every address of the machine.
+# Source: Streamlit, "Deploy your app on Community Cloud" and "config.toml", `server.address`;
+# Gradio, "Environment variables".
 _SCRIPTS, _STREAMLIT_APP = ("app", "main"), "streamlit_app"
-_STREAMLIT = "streamlit run {}.py --server.headless true --server.port $PORT"
-_GRADIO = "GRADIO_SERVER_PORT=$PORT python {}.py"
+_STREAMLIT = (
+    "streamlit run {}.py --server.headless true --server.address 127.0.0.1 --server.port $PORT"
+)
+_GRADIO = "GRADIO_SERVER_NAME=127.0.0.1 GRADIO_SERVER_PORT=$PORT python {}.py"
 _SETTINGS = re.compile(r"""DJANGO_SETTINGS_MODULE["']\s*,\s*["']([A-Za-z_][\w.]*?)\.settings\b""")
 
 
 def server(listing: Listing) -> str | None:
     """Return the command that serves the project, None where that is not to be seen."""
+    return application_server(listing) or _script_server(listing)
+
+
+def application_server(listing: Listing) -> str | None:
+    """Return the command of a server that the project depends on, None where it has none."""
     names = requirements(listing)
     if (project := _django_project(listing)) is not None:
         if "gunicorn" in names:
             return _GUNICORN.format(f"{project}.wsgi")
         return _UVICORN.format(f"{project}.asgi:application") if "uvicorn" in names else None
-    if "streamlit" in names and listing.has_file(f"{_STREAMLIT_APP}.py"):
-        return _STREAMLIT.format(_STREAMLIT_APP)
     if "fastapi[standard]" in names or "fastapi[all]" in names:
         return _FASTAPI
     module = _module(listing)
@@ -54,10 +64,19 @@ def server(listing: Listing) -> str | None:
         return _UVICORN.format(f"{module}:app")
     if "gunicorn" in names and _asgi(names) is None:
         return _GUNICORN.format(f"{module}:app")
-    script = module in _SCRIPTS
-    if "streamlit" in names and script:
-        return _STREAMLIT.format(module)
-    return _GRADIO.format(module) if "gradio" in names and script else None
+    return None
+
+
+def _script_server(listing: Listing) -> str | None:
+    """Return the command of a script that serves itself, None where there is none."""
+    if _django_project(listing) is not None:
+        return None
+    names = requirements(listing)
+    scripts = [name for name in (_STREAMLIT_APP, *_SCRIPTS) if listing.has_file(f"{name}.py")]
+    if "streamlit" in names and scripts:
+        return _STREAMLIT.format(scripts[0])
+    scripts = [name for name in scripts if name in _SCRIPTS]
+    return _GRADIO.format(scripts[0]) if "gradio" in names and scripts else None
 
 
 def lack(listing: Listing) -> str:
@@ -89,17 +108,22 @@ def requirements(listing: Listing) -> frozenset[str]:
     What is for another system or Python is none of them. A `pyproject.toml` that is none names
     nothing: beside `requirements.txt` nobody else reads it.
     """
-    lines = [_REST.sub("", line) for line in listing.files.get(REQUIREMENTS, "").splitlines()]
     try:
         pyproject = read_pyproject(listing)
     except BuildFailedError:
         pyproject = {}
     wanted = _table(pyproject, "project").get("dependencies")
-    if isinstance(wanted, list):
-        lines += (each for each in wanted if isinstance(each, str))
+    lines = [each for each in wanted if isinstance(each, str)] if isinstance(wanted, list) else []
     found = {name for line in lines for name in _names(line)}
     found.update(_poetry_names(_table(pyproject, "tool", "poetry", "dependencies")))
-    return frozenset(found)
+    return _file_names(listing.files.get(REQUIREMENTS, "")) | found
+
+
+@lru_cache(maxsize=4)  # a detection asks several times
+def _file_names(text: str) -> frozenset[str]:
+    """Return what a file of pip's names."""
+    lines = (_REST.sub("", line) for line in text.splitlines())
+    return frozenset(name for line in lines for name in _names(line))
 
 
 def _names(line: str) -> Iterator[str]:
@@ -107,12 +131,27 @@ def _names(line: str) -> Iterator[str]:
     if len(line) > _LINE_CHARS_MAX:
         return
     try:
-        found = Requirement(line)
+        found = _requirement(line)
         if found.marker is not None and not found.marker.evaluate():
             return
     except (ValueError, RecursionError):  # it is none, or what it asks of the system is nothing
         return
     yield from _with_extras(found.name, found.extras)
+
+
+def _requirement(line: str) -> Requirement:
+    """Return the requirement that a line is, without its versions where they are none.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return Requirement(line)
+    except ValueError:
+        loose = _LOOSE.fullmatch(line)
+        if loose is None:
+            raise
+        return Requirement(loose[1])
 
 
 def _poetry_names(table: dict[str, Any]) -> Iterator[str]:

@@ -38,9 +38,14 @@ class ProcessUse:
 class Inside:
     """A look into one sandbox. `close` it. Its methods read /proc: call them in a thread."""
 
-    def __init__(self, proc: int, in_memory: list[int]) -> None:
+    def __init__(self, proc: int, in_memory: list[int], first_io: int | None = None) -> None:
+        """The open folders; `first_io`: what its first process wrote, of which it is the file.
+
+        Held open from before that process ends: a zombie's file is root's to open.
+        """
         self._proc = proc
         self._in_memory = in_memory
+        self._first_io = first_io
 
     @classmethod
     def open(cls, init: Init, in_memory: Iterable[str]) -> Inside | None:
@@ -66,11 +71,16 @@ class Inside:
                 return None
             opened.pop_all()
             os.close(root)
-            return cls(proc, folders)
+            first_io = None
+            with contextlib.suppress(OSError):
+                first_io = os.open("1/io", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            return cls(proc, folders, first_io)
 
     def close(self) -> None:
         for fd in (self._proc, *self._in_memory):
             os.close(fd)
+        if self._first_io is not None:
+            os.close(self._first_io)
 
     def count(self) -> int:
         """Return how many processes there are."""
@@ -96,6 +106,16 @@ class Inside:
         """
         found = [written_in(self._read(pid, "io")) for pid in self._pids()]
         return Written(sum(each.written for each in found), sum(each.removed for each in found))
+
+    def written_by_first(self) -> Written:
+        """Return what its first process wrote, all that it waited for included: all, at its end.
+
+        Raises:
+            OSError: It is reaped, or cannot be seen.
+        """
+        if self._first_io is None:
+            raise ProcessLookupError
+        return written_in(os.pread(self._first_io, 4096, 0).decode())
 
     def shared_out_bytes(self) -> tuple[int, int]:
         """Return the private and the shared memory of all processes, counting each page once."""

@@ -63,14 +63,6 @@ class Init:
     async def gone(self) -> None:
         await self._gone.wait()
 
-    def written(self) -> Written:
-        """Return what it wrote to disks with all that it waited for, before it is reaped.
-
-        Raises:
-            OSError: It cannot be seen.
-        """
-        return written_in(Path(f"/proc/{self.pid}/io").read_text())
-
     def reap(self) -> None:
         """Once it and bubblewrap have ended: take its exit, if bubblewrap ended without."""
         if self._pidfd is not None:

