@@ -313,8 +313,9 @@ class _Detection:
         if folder is None and web is None:
             is_whole = profile is Profile.STATIC and self._listing.has_file(INDEX)
             if not is_whole and any(step.name is StepName.BUILD for step in steps):
-                first = (recipe.output_folder,) if recipe.output_folder else ()
-                return ".", (*first, *OUTPUT_FOLDERS)
+                said = (recipe.output_folder,) if recipe.output_folder else ()
+                usual_first = recipe.builds_more
+                return ".", (*OUTPUT_FOLDERS, *said) if usual_first else (*said, *OUTPUT_FOLDERS)
             if profile is not Profile.STATIC:
                 raise advice.serves_nothing(self._listing, profile)
         folder = folder or "."

@@ -104,6 +104,7 @@ def recipe(
         left_out=_CACHES if web is not None and builds else (),
         web=web,
         output_folder=node_server.pages_folder(package),
+        builds_more=not node_server.builds_pages_alone(package),
         needs=(NODE,),
         client_needs=client.needs if needs_client else (),
         notes=tuple(notes),

@@ -30,8 +30,11 @@ class BuiltServer:
 
 
 # Their setup leaves these in `start` where the configuration says that there is no server (`ssr`).
-# Source: React Router, "Single Page App (SPA)".
-_SERVED = re.compile(r"\b(?:react-router|remix)-serve ([\w.][\w./-]*)")
+# Source: React Router, "Single Page App (SPA)". In a longer command, as one that begins with `cd`,
+# the file may be anywhere.
+_SERVED = re.compile(
+    r"(?:(?:cross-env|\w+=[^\s;&|]+) )*(?:react-router|remix)-serve ([\w.][\w./-]*)"
+)
 # What some frameworks build is a program, and which is told by what the package depends on. Behind
 # a proxy SvelteKit has to be told where the visitor's scheme stands.
 # Source: @sveltejs/adapter-node, "Environment variables"; @astrojs/node, "standalone"; nitro.
@@ -60,6 +63,7 @@ _DEVELOPMENT_SERVER = re.compile(
 # Where pages go, below the folder that they are read from.
 # Source: VitePress, "Deploy Your VitePress Site"; VuePress, "dest".
 _PAGES = re.compile(r"\b(vitepress|vuepress) build(?: ([\w./][\w./-]{0,200}))?")
+_PAGES_ALONE = re.compile(r"(?:npx |pnpm (?:exec )?|yarn )?(?:vitepress|vuepress) build\b[^;&|]*")
 # Source: Next.js, "Static exports": `next start` ends with an error then.
 _NEXT_START = re.compile(r"\bnext start\b")
 _NEXT_EXPORT = re.compile(r"""^(?!\s*[/*]).*\boutput\s*:\s*["'`]export["'`]""", re.MULTILINE)
@@ -92,9 +96,13 @@ def server(listing: Listing, package: Package, build: str | None) -> str | None:
 
 
 def made_file(package: Package, build: str, web: str) -> str | None:
-    """Return the file that `web` runs where `build` is to make it, None where that is not known."""
-    if found := _SERVED.search(web):
-        return posixpath.normpath(found[1])
+    """Return the file that `web` runs where `build` is to make it, None where that is not known.
+
+    The path leads to nothing above the package.
+    """
+    if found := _SERVED.fullmatch(web.strip()):
+        path = posixpath.normpath(found[1])
+        return None if path.partition("/")[0] == ".." else path
     built = built_server(package, build)
     return built.file if built is not None and built.command == web else None
 
@@ -118,6 +126,14 @@ def pages_folder(package: Package) -> str | None:
         return None
     source = (found[2] or "").strip("./")
     return "/".join(filter(None, (source, f".{found[1]}", "dist")))
+
+
+def builds_pages_alone(package: Package) -> bool:
+    """Say whether what `pages_folder` finds is all that is built, or made for pages alone."""
+    if package.build_script != "build":
+        return True
+    said = filter(None, _commands(package, package.scripts["build"]))
+    return all(_RUN.fullmatch(each) or _PAGES_ALONE.fullmatch(each) for each in said)
 
 
 def is_development(package: Package, command: str) -> bool:

@@ -110,6 +110,7 @@ class Recipe:
         web_notes: Lines for the log, where `web` is what runs.
         web_file: The file that it runs, where the build makes that; without it pages are served.
         output_folder: Where the build writes, when the tree says so.
+        builds_more: It builds something else too, which is what is served where it is a site.
         needs: Programs of the language, to build and to run with.
         client_needs: Programs that `install` needs.
         left_out: Folders that are no part of a release, and may be kept for the next build.
@@ -127,6 +128,7 @@ class Recipe:
     web_notes: tuple[str, ...] = ()
     web_file: str | None = None
     output_folder: str | None = None
+    builds_more: bool = False
     needs: tuple[Need, ...] = ()
     client_needs: tuple[Need, ...] = ()
     notes: tuple[str, ...] = ()

@@ -322,13 +322,23 @@ async def settle(plan: Plan, workspace: Workspace, log: BuildLog) -> Plan:
     """
     if plan.web_file is None:
         return plan
-    path = workspace.tree / plan.web_file
-    if await asyncio.to_thread(os.path.lexists, path):
+    if await asyncio.to_thread(_may_be_there, workspace.tree, plan.web_file):
         return plan
     log.line(
         Phase.COLLECT, f"the build made no {plan.web_file}: the pages that it wrote are served"
     )
     return detection.of_pages(plan)
+
+
+def _may_be_there(tree: Path, path: str) -> bool:
+    """Say whether the build may have made `path`. A link in it may lead there: none is followed."""
+    for name in path.split("/"):
+        tree /= name
+        if tree.is_symlink():
+            return True
+        if not os.path.lexists(tree):
+            return False
+    return True
 
 
 async def collect(plan: Plan, job: LeasedJob, workspace: Workspace, log: BuildLog) -> Unchanged:

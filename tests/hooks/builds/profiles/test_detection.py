@@ -442,6 +442,10 @@ def test_what_stands_in_for_a_start_script(found, web):
         ({"devDependencies": {"nitro": "3"}}, ".output/server/index.mjs"),
         (scripts(start="react-router-serve ./build/server/index.js"), "build/server/index.js"),
         (
+            scripts(start="cross-env NODE_ENV=production react-router-serve build/./a.js"),
+            "build/a.js",
+        ),
+        (
             scripts(start="NODE_ENV=production remix-serve build/server/index.js"),
             "build/server/index.js",
         ),
@@ -460,6 +464,22 @@ def test_program_that_a_build_is_to_make_is_looked_for_then(package, file):
 
 
 @pytest.mark.parametrize(
+    "start",
+    [
+        "cd apps/web && react-router-serve ./build/server/index.js",
+        "react-router-serve ./build/server/index.js & ./worker",
+        "react-router-serve ../../x",
+        "react-router-serve a/../../x",
+        "react-router-serve /x",
+        "remix-serve $SERVER",
+    ],
+)
+def test_program_whose_place_is_not_known_is_not_looked_for(start):
+    found = plan(package=scripts(build="x build", start=start))
+    assert (found.run.web, found.web_file) == (start, None)
+
+
+@pytest.mark.parametrize(
     ("named", "command", "folder"),
     [
         ({"docs:build": "vitepress build docs"}, "docs:build", "docs/.vitepress/dist"),
@@ -471,6 +491,12 @@ def test_program_that_a_build_is_to_make_is_looked_for_then(package, file):
             "build",
             "docs/.vitepress/dist",
         ),
+        ({"build": "yarn vitepress build docs --base /a/"}, "build", "docs/.vitepress/dist"),
+        (
+            {"docs:build": "npm run lib && vitepress build", "lib": "vite build"},
+            "docs:build",
+            ".vitepress/dist",
+        ),
         ({"build": "vite build", "docs:build": "vitepress build docs"}, "build", None),
     ],
 )
@@ -479,6 +505,19 @@ def test_pages_of_vitepress_are_built_and_found(named, command, folder):
     assert found.profile == "node"
     assert steps(found) == [("build", f"npm run {command}")]
     assert found.output_folders == ((folder,) if folder else ()) + OUTPUT_FOLDERS
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"build": "vite build && npm run docs:build", "docs:build": "vitepress build docs"},
+        {"build": "npm run site", "site": "vite build && vitepress build docs"},
+        {"build": "concurrently 'vite build' 'vitepress build docs'"},
+    ],
+)
+def test_pages_about_what_is_built_beside_them_come_last(named):
+    found = plan("docs/", package=scripts(**named))
+    assert found.output_folders == (*OUTPUT_FOLDERS, "docs/.vitepress/dist")
 
 
 @pytest.mark.parametrize(

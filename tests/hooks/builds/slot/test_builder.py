@@ -988,6 +988,24 @@ async def test_program_that_a_build_did_not_make_is_not_run(
 
 
 @pytest.mark.skipif(shutil.which("node", path=MACHINE_PATH) is None, reason="no node here")
+@pytest.mark.parametrize(
+    ("target", "error"), [("dist", None), ("nowhere", None), ("..", "build.output_invalid")]
+)
+async def test_links_of_a_build_are_not_followed_to_see_what_it_made(control, slot, target, error):
+    """What becomes of it would tell which files the machine has."""
+    scripts = {"build": "react-router build", "start": "react-router-serve build/a.js"}
+    command = f"mkdir dist; echo a > dist/index.html; ln -s {target} build"
+    files = {
+        "package.json": json.dumps({"scripts": scripts}).encode(),
+        "managed.toml": f"[build]\ninstall = false\ncommand = '{command}'\n".encode(),
+    }
+    job = await control.build(files)
+    assert (job.outcome["error"] or {}).get("code") == error, job.outcome
+    assert job.outcome["run"].get("web") == (None if error else scripts["start"])
+    assert not any(line.startswith("the build made no") for line in job.text)
+
+
+@pytest.mark.skipif(shutil.which("node", path=MACHINE_PATH) is None, reason="no node here")
 async def test_build_that_made_neither_a_program_nor_pages_fails_at_once(control, slot):
     package = b'{"scripts": {"build": "nuxt build"}, "dependencies": {"nuxt": "4"}}'
     settings = b"[build]\ninstall = false\ncommand = 'true'\n"
