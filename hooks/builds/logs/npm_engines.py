@@ -1,6 +1,7 @@
 """Engines: npm's warnings of packages that ask for another Node, five lines each. Pure.
 
-Where such a package fails later it seldom says that it is this, and often in another step.
+Where such a package fails later it seldom says that it is this, and often in another step. Which
+of Node and npm is too old the warning does not say: where a package asks for both, both are told.
 Source: npm 11, `lib/utils/display.js` (`npm warn EBADENGINE`), and npm-install-checks.
 """
 
@@ -14,6 +15,7 @@ _BEGINS, _ENDS = "Unsupported engine {", "}"
 _LINES_MAX = 20
 _PACKAGE = re.compile(r"\bpackage: '([^']{1,200})'")
 _NODE = re.compile(r"\bnode: 'v?([^']{1,200})'")
+_NPM = re.compile(r"\bnpm: '([^']{1,200})'")
 
 
 class EngineFilter:
@@ -49,6 +51,11 @@ class EngineFilter:
         package, wanted, has = _PACKAGE.search(asked), _NODE.search(asked), _NODE.search(current)
         if package is None or wanted is None or has is None:
             return held
-        said = f"{package[1]} asks for node {wanted[1]}"
-        self.first = self.first or f"{said}; this server has {has[1]}"
+        said, here = f"{package[1]} asks for node {wanted[1]}", has[1]
+        if wanted_npm := _NPM.search(asked):
+            has_npm = _NPM.search(current)
+            if has_npm is None:
+                return held
+            said, here = f"{said} and npm {wanted_npm[1]}", f"{here} and {has_npm[1]}"
+        self.first = self.first or f"{said}; this server has {here}"
         return [f"npm warn EBADENGINE {said}"]

@@ -16,6 +16,7 @@ from hooks.builds.logs.build_log import (
     LOG_LINES_MAX,
     BuildLog,
 )
+from hooks.builds.logs.npm_engines import EngineFilter
 
 
 class Received:
@@ -90,11 +91,35 @@ async def test_warning_of_an_engine_is_one_line_and_the_first_is_kept(size):
     assert [line.line for line in received.lines] == [
         f"{warn} nuxt@4.5.2 asks for node ^22.19.0 || >=26.0.0",
         "said",
-        f"{warn} @a/b@1.0.0 asks for node >=22",
+        f"{warn} @a/b@1.0.0 asks for node >=22 and npm >=10",
         *odd,
         *open_end,
     ]
     assert log.engine == "nuxt@4.5.2 asks for node ^22.19.0 || >=26.0.0; this server has 20.20.2"
+
+
+@pytest.mark.parametrize(
+    ("current", "said"),
+    [
+        (
+            "node: 'v20.1.0', npm: '9.2.0'",
+            "a@1 asks for node >=18 and npm >=10; this server has 20.1.0 and 9.2.0",
+        ),
+        ("node: 'v20.1.0'", None),
+    ],
+)
+def test_warning_of_an_engine_blames_node_alone_only_where_it_is(current, said):
+    warn = "npm warn EBADENGINE"
+    lines = [
+        f"{warn} Unsupported engine {{",
+        f"{warn}   package: 'a@1',",
+        f"{warn}   required: {{ node: '>=18', npm: '>=10' }},",
+        f"{warn}   current: {{ {current} }}",
+        f"{warn} }}",
+    ]
+    engines = EngineFilter()
+    kept = engines.rest(lines)
+    assert (engines.first, kept) == (said, lines if said is None else kept)
 
 
 @pytest.mark.parametrize(
