@@ -16,7 +16,7 @@ from hooks.builds.profiles.managed_toml import (
     clean_folder,
 )
 from hooks.builds.wire import CONFIG_FILE_BYTES_MAX, Folder, RunCommands
-from hooks.stages import shown_command
+from hooks.commands import shown_command
 
 MANAGED_TOML, PROCFILE, INDEX = "managed.toml", "Procfile", "index.html"
 

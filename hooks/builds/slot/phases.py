@@ -246,8 +246,8 @@ async def run_step(
         message = explain(limit, build_limits, who="the build", section="builders")
         raise BuildFailedError(LIMIT_EXCEEDED, _with_tail(f"{message}.", lines.tail))
     if exit_status != 0:
-        maybe = "; ".join(unmet) or log.engine
-        raise _command_failed(step, exit_status, lines, network.problems, maybe)
+        suspect = "; ".join(unmet) or log.engine
+        raise _command_failed(step, exit_status, lines, network.problems, suspect)
     return sandbox.cpu_s
 
 
@@ -399,7 +399,7 @@ def _refuse_cut_files(entries: Iterable[SourceEntry], limits: Limits) -> None:
 
 
 def _command_failed(
-    step: Step, exit_status: int, lines: OutputLines, problems: list[str], maybe: str | None
+    step: Step, exit_status: int, lines: OutputLines, problems: list[str], suspect: str | None
 ) -> BuildFailedError:
     hint = f" ({_EXIT_HINTS[exit_status]})" if exit_status in _EXIT_HINTS else ""
     message = f"The {step.name} command ended with exit status {exit_status}{hint}."
@@ -407,8 +407,8 @@ def _command_failed(
         message += f" Its network: {', '.join(problems[:PROBLEMS_SHOWN_MAX])}."
     if reason := lines.reason.text:
         message += f"\n{reason}"
-    elif maybe:  # programs seldom say that it is their version
-        message += f"\nIt may be this: {maybe}"
+    elif suspect:  # programs seldom say that it is their version
+        message += f"\nIt may be this: {suspect}"
     if not lines.reason.is_all:
         message = _with_tail(message, lines.tail)
     return BuildFailedError(lines.reason.code, message, exit_status=exit_status)

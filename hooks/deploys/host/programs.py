@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from hooks.commands import shown_command
 from hooks.deploys.errors import RollFailedError
 from hooks.deploys.host import configs
 from hooks.deploys.host.configs import ConfigFiles
@@ -18,7 +19,6 @@ from hooks.deploys.processes.web_process import Program, WebProcess, WebSite, ru
 from hooks.deploys.web.serving import Responder
 from hooks.deploys.web.static import StaticSite
 from hooks.deploys.web.static_index import StaticIndex
-from hooks.stages import shown_command
 from storage.reader import VerifiedArtifact
 from storage.release_statement import ReleaseStatement
 
