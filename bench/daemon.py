@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,12 +23,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+KEPT_S = 30.0  # less than the server keeps a connection that nothing comes on
+
+
 class Api:
     """The API of a daemon, on a kept connection: one for each thread."""
 
     def __init__(self, port: int, token: str) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=90)
         self._token = token
+        self._used_at = time.monotonic()
 
     def __call__(self, method: str, path: str, body: object = None) -> Any:
         """Call it; returns `data`."""
@@ -35,13 +40,12 @@ class Api:
         if body is not None:
             headers["Content-Type"] = "application/json"
         payload = None if body is None else json.dumps(body).encode()
-        try:
-            self._connection.request(method, f"/v1{path}", body=payload, headers=headers)
-        except (BrokenPipeError, ConnectionResetError):  # it lay idle for too long
-            self._connection.close()
-            self._connection.request(method, f"/v1{path}", body=payload, headers=headers)
+        if time.monotonic() - self._used_at > KEPT_S:
+            self._connection.close()  # it is opened again
+        self._connection.request(method, f"/v1{path}", body=payload, headers=headers)
         answer = self._connection.getresponse()
         data = answer.read()
+        self._used_at = time.monotonic()
         assert answer.status < 300, data
         return json.loads(data)["data"]
 

@@ -44,7 +44,7 @@ from hooks.builds.phase import PROGRESS, Phase
 
 SLOTS = 2  # as the settings have it
 PROCESSORS_FREE = 1  # likewise
-ROUNDS = 16
+ROUNDS = 8
 WINDOW_S = 3.0
 PAUSE_S = 0.002  # between two visits: some 300 a second
 ASK_EVERY_S = 0.05  # whether the builds begin, before a window
