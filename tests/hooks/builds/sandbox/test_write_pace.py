@@ -21,16 +21,6 @@ from hooks.builds.sandbox.write_pace import PacedWrites, WritePace
 MiB = 1 << 20
 PACED = {"write_bytes_per_s": 8 * MiB, "write_burst_bytes": 8 * MiB}
 STOPPED = {"write_bytes_per_s": MiB, "write_burst_bytes": 0}  # after the first look, for minutes
-UNAWAITED = """python3 -c '
-import os, signal, time
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-for number in range(2):
-    if not os.fork():
-        with open(f"x{number}", "wb") as file: file.write(bytes(20 << 20))
-        time.sleep(1)
-        os._exit(0)
-    time.sleep(2)
-'"""
 
 
 @pytest.fixture
@@ -141,13 +131,6 @@ def test_what_writes_faster_than_it_may_is_halted_and_ends_well(paced, command):
     ran = paced(command, **PACED)
     assert (ran.status, ran.exceeded, ran.output) == (0, None, "(halted)\n")
     assert 0 < ran.halted_s < ran.seconds
-
-
-@pytest.mark.root
-def test_what_processes_wrote_that_nobody_waits_for_stays_counted(paced):
-    """Neither of them writes as much as the burst."""
-    limits = {"write_bytes_per_s": MiB, "write_burst_bytes": 30 * MiB}
-    assert paced(UNAWAITED, kill_after_s=6, **limits).halted_s > 0
 
 
 @pytest.mark.root
