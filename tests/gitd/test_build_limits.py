@@ -42,3 +42,10 @@ def test_default_is_the_share_of_this_machine_and_what_is_set_is_taken_as_it_is(
     named = replace(BuildersConfig(), users=("a", "b", "c"), slots=64)
     assert of_builds(named).memory_bytes_max == share(here, 3)
     assert of_builds(BuildersConfig(memory_bytes_max=3 * GiB)).memory_bytes_max == 3 * GiB
+
+
+def test_pace_of_writes_is_as_the_settings_have_it() -> None:
+    limits = of_builds(BuildersConfig(write_bytes_per_s_max=5, write_burst_bytes_max=7))
+    assert (limits.write_bytes_per_s_max, limits.write_burst_bytes_max) == (5, 7)
+    usual = of_builds(BuildersConfig())
+    assert (usual.write_bytes_per_s_max, usual.write_burst_bytes_max) == (32 * MiB, GiB)

@@ -30,7 +30,7 @@ _FASTAPI = "fastapi run --host 127.0.0.1 --port $PORT"  # it finds the applicati
 _REST = re.compile(r"\s+(?:#|--).*|\\$")
 _LINE_CHARS_MAX = 2000
 # What clients take though it is no requirement any more: `a>=20.0.*`. Source: PEP 440, `==` alone.
-_LOOSE = re.compile(r"\s*([A-Za-z0-9][\w.-]*\s*(?:\[[^\]]*\])?)\s*[=<>!~][^;]*")
+_LOOSE = re.compile(r"\s*([A-Za-z0-9][\w.-]*\s*+(?:\[[^\]]*\])?)\s*+[=<>!~][^;]*")
 # These two begin with a script, and not with a name in it. Visitors are to come by gitd alone:
 # Streamlit by itself listens on every address of the machine.
 # Source: Streamlit, "Deploy your app on Community Cloud" and "config.toml", `server.address`;

@@ -260,6 +260,7 @@ class Sandbox:
         if self._watching is not None:
             self._watch.end()
             await asyncio.wait({self._watching})
+        self._watch.count_rest()
         self._init.reap()
         await self._outer.wait()  # not for whoever was handed the output and lives elsewhere
         self._status.close()

@@ -117,8 +117,6 @@ class Watch:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_woken.wait(), pause_s)
             if self._is_ended:
-                if self._writes is not None and self._inside is not None:
-                    self._writes.count_rest(self._inside.written_by_first)
                 return None
             if self._is_woken.is_set():
                 self._is_woken.clear()
@@ -139,6 +137,11 @@ class Watch:
         """Let it go on: it is to end. Nothing halted dies, by a signal, in version 1."""
         if self._writes is not None:
             self._writes.end()
+
+    def count_rest(self) -> None:
+        """Count what it wrote since the last look, once all inside has ended and none is reaped."""
+        if self._writes is not None and self._inside is not None:
+            self._writes.count_rest(self._inside.written_by_first)
 
     def _tell_of_halts(self) -> None:
         if self._on_halted is not None and self._writes is not None and self._writes.was_halted:

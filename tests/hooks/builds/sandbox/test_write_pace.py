@@ -143,6 +143,15 @@ def test_what_ends_before_anybody_looks_is_counted(paced):
 
 
 @pytest.mark.root
+def test_what_is_ended_by_a_limit_before_anybody_looks_is_counted(paced):
+    limits = {"write_bytes_per_s": 3 * MiB, "write_burst_bytes": 30 * MiB, "process_count": 10}
+    bomb = "for i in $(seq 30); do sleep 4896 & done; wait"
+    ran = paced(f"head -c 40M /dev/zero > x; {bomb}", **limits)
+    assert ran.exceeded == Limit.PROCESSES
+    assert paced("sleep 1", **limits).halted_s > 0
+
+
+@pytest.mark.root
 def test_next_sandbox_goes_on_at_the_pace_of_the_one_before(paced):
     """Else who is halted would begin anew, and have the burst again."""
     limits = {"write_bytes_per_s": 2 * MiB, "write_burst_bytes": 32 * MiB}
